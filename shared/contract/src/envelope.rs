@@ -1,0 +1,175 @@
+//! The reference's JSON envelope, nested (`{ts, origin, topic, payload, sig?, kid?}`) and flat
+//! (the payload itself with `sig?` and `kid?` beside its fields). Both are read; nested is written.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::point::{FieldError, RoastEvent, TelemetryPoint};
+use crate::{EpochMs, Origin};
+
+/// The largest envelope accepted, in bytes.
+pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
+
+/// What an envelope carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Payload {
+    Telemetry(TelemetryPoint),
+    Event(RoastEvent),
+}
+
+/// What ingestion found out about a signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Verification {
+    pub verified: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The nested form, as it is written and streamed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Envelope {
+    pub ts: EpochMs,
+    pub origin: Origin,
+    /// `telemetry` or `event`.
+    pub topic: &'static str,
+    pub payload: Payload,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sig: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+    #[serde(rename = "_verification", skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Verification>,
+}
+
+/// Which of the two a topic promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Telemetry,
+    Event,
+}
+
+/// An envelope as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    pub payload: Payload,
+    /// The payload's JSON as it came: what a signature was made over.
+    pub raw_payload: Value,
+    pub sig: Option<String>,
+    pub kid: Option<String>,
+    pub nested: bool,
+}
+
+/// Why an envelope is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("larger than {ENVELOPE_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("not JSON: {0}")]
+    NotJson(String),
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error("origin says {claimed}, the topic says {actual}")]
+    Origin { claimed: String, actual: String },
+}
+
+/// Reads either form and checks that it speaks of the machine its topic names.
+///
+/// # Errors
+/// Names the field that is missing, of the wrong type or out of bounds.
+pub fn read(bytes: &[u8], expect: Expect, origin: &Origin) -> Result<Received, EnvelopeError> {
+    if bytes.len() > ENVELOPE_BYTES_MAX {
+        return Err(EnvelopeError::TooLarge);
+    }
+    let body: Value =
+        serde_json::from_slice(bytes).map_err(|error| EnvelopeError::NotJson(error.to_string()))?;
+    let Value::Object(mut fields) = body else {
+        return Err(field("message", "not a JSON object"));
+    };
+    let nested =
+        fields.get("payload").is_some_and(Value::is_object) && fields.contains_key("origin");
+    let mut text = |name: &str| match fields.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(field(name, "not a text")),
+    };
+    let (sig, kid) = (text("sig")?, text("kid")?);
+    let raw_payload = if nested {
+        check_origin(&fields["origin"], origin)?;
+        let topic = fields.get("topic").and_then(Value::as_str).unwrap_or_default();
+        if topic != expect.word() {
+            return Err(field("topic", format!("{topic:.20?} on a topic for {:?}", expect.word())));
+        }
+        fields.remove("payload").unwrap_or_default()
+    } else {
+        Value::Object(fields)
+    };
+    let payload = match expect {
+        Expect::Telemetry => {
+            let point: TelemetryPoint = typed(&raw_payload)?;
+            point.check()?;
+            Payload::Telemetry(point)
+        }
+        Expect::Event => {
+            let event: RoastEvent = typed(&raw_payload)?;
+            if !event.ts.is_plausible() {
+                return Err(field("ts", "not between 1970 and 9999"));
+            }
+            if event.number("elapsedSeconds").is_some_and(|s| !(0.0..=1e7).contains(&s)) {
+                return Err(field("payload.elapsedSeconds", "not between 0 and 10000000"));
+            }
+            Payload::Event(event)
+        }
+    };
+    let machine = match &payload {
+        Payload::Telemetry(point) => &point.machine_id,
+        Payload::Event(event) => &event.machine_id,
+    };
+    if *machine != origin.machine {
+        let (claimed, actual) = (machine.to_string(), origin.machine.to_string());
+        return Err(EnvelopeError::Origin { claimed, actual });
+    }
+    Ok(Received { payload, raw_payload, sig, kid, nested })
+}
+
+impl Expect {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Telemetry => "telemetry",
+            Self::Event => "event",
+        }
+    }
+}
+
+fn check_origin(claimed: &Value, actual: &Origin) -> Result<(), EnvelopeError> {
+    let claimed: Origin = serde_path_to_error::deserialize(claimed).map_err(|error| {
+        let path = error.path().to_string();
+        let name = if path == "." { "origin".to_owned() } else { format!("origin.{path}") };
+        field(&name, error.into_inner().to_string())
+    })?;
+    if claimed == *actual {
+        return Ok(());
+    }
+    Err(EnvelopeError::Origin { claimed: claimed.to_string(), actual: actual.to_string() })
+}
+
+fn typed<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, EnvelopeError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let problem = error.into_inner().to_string();
+        // A missing field is an error of the object that lacks it: its name is in the text.
+        let name = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        let name = name.map_or(path, str::to_owned);
+        field(&name, problem)
+    })
+}
+
+fn field(name: &str, problem: impl Into<String>) -> EnvelopeError {
+    FieldError { field: name.to_owned(), problem: problem.into() }.into()
+}

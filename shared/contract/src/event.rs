@@ -1,0 +1,181 @@
+//! What happened to a roast, when, and who says so.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cbor::{DecodeError, Reader, sure};
+use crate::{EpochMs, SessionId};
+
+type Encoder<'w> = minicbor::Encoder<&'w mut Vec<u8>>;
+
+/// The longest note, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1024;
+
+/// The marks of a roast. `DEVELOPMENT_START` is the reference's second name for first crack's end
+/// of guessing; it is kept as its own kind because its publishers send it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum EventKind {
+    Charge,
+    Tp,
+    DryEnd,
+    Fc,
+    FcEnd,
+    Sc,
+    ScEnd,
+    DevelopmentStart,
+    Drop,
+    CoolEnd,
+    Note,
+}
+
+impl EventKind {
+    pub const ALL: [Self; 11] = [
+        Self::Charge,
+        Self::Tp,
+        Self::DryEnd,
+        Self::Fc,
+        Self::FcEnd,
+        Self::Sc,
+        Self::ScEnd,
+        Self::DevelopmentStart,
+        Self::Drop,
+        Self::CoolEnd,
+        Self::Note,
+    ];
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Charge => "CHARGE",
+            Self::Tp => "TP",
+            Self::DryEnd => "DRY_END",
+            Self::Fc => "FC",
+            Self::FcEnd => "FC_END",
+            Self::Sc => "SC",
+            Self::ScEnd => "SC_END",
+            Self::DevelopmentStart => "DEVELOPMENT_START",
+            Self::Drop => "DROP",
+            Self::CoolEnd => "COOL_END",
+            Self::Note => "NOTE",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// True for the kinds the reference's clients know; the others would fail their validation.
+    #[must_use]
+    pub const fn in_reference(self) -> bool {
+        matches!(
+            self,
+            Self::Charge | Self::Tp | Self::Fc | Self::DevelopmentStart | Self::Drop | Self::Note
+        )
+    }
+}
+
+impl std::fmt::Display for EventKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who says so. A person's mark outranks the machine's word, which outranks an inference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum EventSource {
+    Inferred,
+    Recording,
+    Machine,
+    Person,
+}
+
+impl EventSource {
+    pub const ALL: [Self; 4] = [Self::Inferred, Self::Recording, Self::Machine, Self::Person];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inferred => "inferred",
+            Self::Recording => "recording",
+            Self::Machine => "machine",
+            Self::Person => "person",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.as_str() == text)
+    }
+}
+
+/// One event of one roast, in event time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachineEvent {
+    pub kind: EventKind,
+    /// The sample at which it happened.
+    pub seq: u64,
+    pub at: EpochMs,
+    /// Seconds since CHARGE.
+    pub elapsed_s: f64,
+    pub session: SessionId,
+    pub source: EventSource,
+    /// Bean temperature then, °C.
+    pub bt_c: Option<f64>,
+    pub note: Option<String>,
+}
+
+const FIELDS: usize = 8;
+
+impl MachineEvent {
+    pub(crate) fn encode(&self, e: &mut Encoder<'_>) {
+        sure(e.array(FIELDS as u64));
+        sure(e.str(self.kind.as_str()));
+        sure(e.u64(self.seq));
+        sure(e.i64(self.at.0));
+        sure(e.f64(self.elapsed_s));
+        sure(e.str(self.session.as_str()));
+        sure(e.str(self.source.as_str()));
+        match self.bt_c {
+            Some(bt) => sure(e.f64(bt)),
+            None => sure(e.null()),
+        };
+        match &self.note {
+            Some(note) => sure(e.str(note)),
+            None => sure(e.null()),
+        };
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.tuple("events[]", FIELDS)?;
+        let kind = r.text("events[].type")?;
+        let kind = EventKind::parse(kind)
+            .ok_or_else(|| r.malformed("events[].type", format!("unknown type {kind:.32?}")))?;
+        let seq = r.u64("events[].seq")?;
+        let at = EpochMs(r.i64("events[].at")?);
+        if !at.is_plausible() {
+            return Err(r.malformed("events[].at", "not a time between 1970 and 9999"));
+        }
+        let elapsed_s = r.f64("events[].elapsed")?;
+        let session = r.id("events[].session")?;
+        let source = r.text("events[].source")?;
+        let source = EventSource::parse(source).ok_or_else(|| {
+            r.malformed("events[].source", format!("unknown source {source:.32?}"))
+        })?;
+        let bt_c = if r.null("events[].bt")? { None } else { Some(r.f64("events[].bt")?) };
+        let note = if r.null("events[].note")? {
+            None
+        } else {
+            let note = r.text("events[].note")?;
+            if note.len() > NOTE_BYTES_MAX {
+                return Err(r.malformed("events[].note", "longer than 1024 bytes"));
+            }
+            Some(note.to_owned())
+        };
+        Ok(Self { kind, seq, at, elapsed_s, session, source, bt_c, note })
+    }
+}

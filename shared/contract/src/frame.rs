@@ -1,0 +1,541 @@
+//! A frame: a run of samples and events of one machine, columnar, signed once, chained to the
+//! frame before it. `docs/reference/protocol.md` shows its bytes.
+
+use crate::cbor::{DecodeError, Reader, sure};
+use crate::{ChainId, Digest, EpochMs, MachineEvent, Origin};
+
+/// At the bound the encoder's caller cuts the frame; the decoder refuses.
+pub const SAMPLES_MAX: usize = 4096;
+pub const COLUMNS_MAX: usize = 32;
+pub const EVENTS_MAX: usize = 64;
+/// The largest signed frame, in bytes.
+pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// The largest scale a column may use: six decimals.
+const DECIMALS_MAX: u8 = 6;
+const VERSION: u64 = 1;
+
+/// How far the wall clock can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClockQuality {
+    /// Nobody said.
+    #[default]
+    Unknown,
+    /// Running on its own since start: durations hold, dates may not.
+    FreeRunning,
+    /// Disciplined by NTP or better.
+    Synchronised,
+}
+
+impl ClockQuality {
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::FreeRunning => 1,
+            Self::Synchronised => 2,
+        }
+    }
+
+    #[must_use]
+    pub const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0 => Some(Self::Unknown),
+            1 => Some(Self::FreeRunning),
+            2 => Some(Self::Synchronised),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with one value. A value without a remark is good; a missing one is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quality {
+    /// Outside what the channel can be.
+    Range,
+    /// Further from its neighbours than the bean mass allows.
+    Spike,
+    /// The machine repeats an old value.
+    Stale,
+    /// °F where °C was promised, or the other way round.
+    UnitSuspect,
+}
+
+impl Quality {
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Range => 1,
+            Self::Spike => 2,
+            Self::Stale => 3,
+            Self::UnitSuspect => 4,
+        }
+    }
+
+    #[must_use]
+    pub const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            1 => Some(Self::Range),
+            2 => Some(Self::Spike),
+            3 => Some(Self::Stale),
+            4 => Some(Self::UnitSuspect),
+            _ => None,
+        }
+    }
+}
+
+/// What a column holds. The unit is part of the name, as in the reference's JSON.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Channel {
+    /// Bean temperature, °C.
+    Bt,
+    /// Environment (exhaust) temperature, °C.
+    Et,
+    /// Rate of rise of BT, °C/min. Derived at the edge by the same estimator the cloud has.
+    Ror,
+    /// Burner, %.
+    Gas,
+    /// Air, %.
+    Fan,
+    /// Drum speed, 1/min.
+    Drum,
+    /// Room temperature, °C.
+    Ambient,
+    /// Anything else a machine offers, by its own name.
+    Extra(Box<str>),
+}
+
+impl Channel {
+    pub const STANDARD: [Self; 7] =
+        [Self::Bt, Self::Et, Self::Ror, Self::Gas, Self::Fan, Self::Drum, Self::Ambient];
+
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Bt => "btC",
+            Self::Et => "etC",
+            Self::Ror => "rorCPerMin",
+            Self::Gas => "gasPct",
+            Self::Fan => "fanPct",
+            Self::Drum => "drumRpm",
+            Self::Ambient => "ambientC",
+            Self::Extra(name) => name,
+        }
+    }
+
+    /// Reads a name; `None` when it is not one of ours and not `A–Z a–z 0–9 _` of 1–32 letters.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        if let Some(standard) = Self::STANDARD.into_iter().find(|c| c.as_str() == name) {
+            return Some(standard);
+        }
+        let fits = (1..=32).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        fits.then(|| Self::Extra(name.into()))
+    }
+}
+
+/// One channel's values over the frame's samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    pub channel: Channel,
+    /// One a sample; `None` is missing, never zero.
+    pub values: Vec<Option<f64>>,
+    /// Remarks by sample index, ascending; what has none is good.
+    pub quality: Vec<(u16, Quality)>,
+}
+
+/// A run of samples of one machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frame {
+    pub origin: Origin,
+    pub chain: ChainId,
+    /// Position in the chain, from 1, without holes.
+    pub number: u64,
+    /// SHA-256 of the CBOR text of the frame before; `None` for the first. Of the text and not of
+    /// the signature, since an ES256 signature can be rewritten into another valid one.
+    pub previous: Option<Digest>,
+    /// Changes with every start of the gateway.
+    pub boot: u64,
+    /// The first sample's number; the others follow without holes. Runs on over boots.
+    pub first_seq: u64,
+    /// The first sample on the gateway's monotonic clock, ms.
+    pub mono: u64,
+    /// The first sample on the wall clock.
+    pub wall: EpochMs,
+    pub clock: ClockQuality,
+    /// Monotonic milliseconds from the first sample to each; the first is 0.
+    pub offsets_ms: Vec<u32>,
+    pub columns: Vec<Column>,
+    pub events: Vec<MachineEvent>,
+}
+
+/// Map keys. A new field takes a new number; a number is never used again.
+mod key {
+    pub const VERSION: u64 = 0;
+    pub const ORG: u64 = 1;
+    pub const SITE: u64 = 2;
+    pub const MACHINE: u64 = 3;
+    pub const CHAIN: u64 = 4;
+    pub const NUMBER: u64 = 5;
+    pub const PREVIOUS: u64 = 6;
+    pub const BOOT: u64 = 7;
+    pub const FIRST_SEQ: u64 = 8;
+    pub const MONO: u64 = 9;
+    pub const WALL: u64 = 10;
+    pub const CLOCK: u64 = 11;
+    pub const STEPS: u64 = 12;
+    pub const COLUMNS: u64 = 13;
+    pub const EVENTS: u64 = 14;
+}
+
+impl Frame {
+    #[must_use]
+    pub fn sample_count(&self) -> usize {
+        self.offsets_ms.len()
+    }
+
+    /// The last sample's number; `None` for a frame of events alone.
+    #[must_use]
+    pub fn last_seq(&self) -> Option<u64> {
+        let count = self.sample_count() as u64;
+        (count > 0).then(|| self.first_seq + count - 1)
+    }
+
+    /// The wall time of sample `index`: the first sample's, moved by the monotonic clock, so a
+    /// clock that jumps inside a frame cannot bend the curve.
+    #[must_use]
+    pub fn wall_at(&self, index: usize) -> EpochMs {
+        self.wall.plus(i64::from(self.offsets_ms.get(index).copied().unwrap_or(0)))
+    }
+
+    #[must_use]
+    pub fn column(&self, channel: &Channel) -> Option<&Column> {
+        self.columns.iter().find(|column| column.channel == *channel)
+    }
+
+    /// The value of `channel` at sample `index`.
+    #[must_use]
+    pub fn value(&self, channel: &Channel, index: usize) -> Option<f64> {
+        self.column(channel).and_then(|column| column.values.get(index).copied().flatten())
+    }
+
+    /// The CBOR text that is signed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(256 + self.sample_count() * 12);
+        let mut e = minicbor::Encoder::new(&mut bytes);
+        let pairs = 14 + u64::from(self.previous.is_some());
+        sure(e.map(pairs));
+        sure(sure(e.u64(key::VERSION)).u64(VERSION));
+        sure(sure(e.u64(key::ORG)).str(self.origin.org.as_str()));
+        sure(sure(e.u64(key::SITE)).str(self.origin.site.as_str()));
+        sure(sure(e.u64(key::MACHINE)).str(self.origin.machine.as_str()));
+        sure(sure(e.u64(key::CHAIN)).bytes(&self.chain.0));
+        sure(sure(e.u64(key::NUMBER)).u64(self.number));
+        if let Some(previous) = &self.previous {
+            sure(sure(e.u64(key::PREVIOUS)).bytes(&previous.0));
+        }
+        sure(sure(e.u64(key::BOOT)).u64(self.boot));
+        sure(sure(e.u64(key::FIRST_SEQ)).u64(self.first_seq));
+        sure(sure(e.u64(key::MONO)).u64(self.mono));
+        sure(sure(e.u64(key::WALL)).i64(self.wall.0));
+        sure(sure(e.u64(key::CLOCK)).u8(self.clock.code()));
+        sure(sure(e.u64(key::STEPS)).array(self.offsets_ms.len() as u64));
+        let mut before = 0;
+        for offset in &self.offsets_ms {
+            sure(e.u32(offset.saturating_sub(before)));
+            before = *offset;
+        }
+        sure(sure(e.u64(key::COLUMNS)).array(self.columns.len() as u64));
+        for column in &self.columns {
+            column.encode(&mut e);
+        }
+        sure(sure(e.u64(key::EVENTS)).array(self.events.len() as u64));
+        for event in &self.events {
+            event.encode(&mut e);
+        }
+        bytes
+    }
+
+    /// Reads what [`Frame::encode`] wrote.
+    ///
+    /// # Errors
+    /// Names the field that is malformed, missing or beyond its bound. Unknown keys are skipped.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let mut raw = Raw::default();
+        for _ in 0..r.map("frame", 64)? {
+            raw.read_pair(&mut r)?;
+        }
+        r.end()?;
+        raw.finish()
+    }
+}
+
+/// A frame whose fields have not all been seen yet.
+#[derive(Default)]
+struct Raw {
+    version: Option<u64>,
+    org: Option<crate::OrgId>,
+    site: Option<crate::SiteId>,
+    machine: Option<crate::MachineId>,
+    chain: Option<ChainId>,
+    number: Option<u64>,
+    previous: Option<Digest>,
+    boot: Option<u64>,
+    first_seq: Option<u64>,
+    mono: Option<u64>,
+    wall: Option<EpochMs>,
+    clock: ClockQuality,
+    offsets_ms: Vec<u32>,
+    columns: Vec<Column>,
+    events: Vec<MachineEvent>,
+}
+
+/// Numbers stay below 2^53, so that JSON, SQL and JavaScript all keep them exactly.
+const NUMBER_MAX: u64 = (1 << 53) - 1;
+const NUMBER_EXPECTED: &str = "at most 2^53-1";
+
+impl Raw {
+    fn read_pair(&mut self, r: &mut Reader<'_>) -> Result<(), DecodeError> {
+        match r.u64("frame key")? {
+            key::VERSION => self.version = Some(r.u64("version")?),
+            key::ORG => self.org = Some(r.id("orgId")?),
+            key::SITE => self.site = Some(r.id("siteId")?),
+            key::MACHINE => self.machine = Some(r.id("machineId")?),
+            key::CHAIN => self.chain = Some(ChainId(r.bytes("chain")?)),
+            key::NUMBER => self.number = Some(r.up_to("number", NUMBER_MAX, NUMBER_EXPECTED)?),
+            key::PREVIOUS => self.previous = Some(Digest(r.bytes("previous")?)),
+            key::BOOT => self.boot = Some(r.u64("boot")?),
+            key::FIRST_SEQ => {
+                self.first_seq = Some(r.up_to("firstSeq", NUMBER_MAX, NUMBER_EXPECTED)?);
+            }
+            key::MONO => self.mono = Some(r.up_to("mono", NUMBER_MAX, NUMBER_EXPECTED)?),
+            key::WALL => self.wall = Some(EpochMs(r.i64("wall")?)),
+            key::CLOCK => {
+                let code = r.u64("clock")?;
+                self.clock = ClockQuality::from_code(code)
+                    .ok_or_else(|| r.malformed("clock", format!("unknown quality {code}")))?;
+            }
+            key::STEPS => self.offsets_ms = read_steps(r)?,
+            key::COLUMNS => {
+                for _ in 0..r.array("columns", COLUMNS_MAX as u64)? {
+                    self.columns.push(Column::decode(r)?);
+                }
+            }
+            key::EVENTS => {
+                for _ in 0..r.array("events", EVENTS_MAX as u64)? {
+                    self.events.push(MachineEvent::decode(r)?);
+                }
+            }
+            _ => r.skip("unknown field")?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Frame, DecodeError> {
+        let missing = |field| DecodeError::Missing { field };
+        let version = self.version.ok_or(missing("version"))?;
+        if version != VERSION {
+            let value = i64::try_from(version).unwrap_or(i64::MAX);
+            return Err(DecodeError::OutOfRange {
+                field: "version",
+                value,
+                expected: "this cloud reads 1",
+            });
+        }
+        let wall = self.wall.ok_or(missing("wall"))?;
+        if !wall.is_plausible() {
+            return Err(DecodeError::OutOfRange {
+                field: "wall",
+                value: wall.0,
+                expected: "a time between 1970 and 9999",
+            });
+        }
+        let number = self.number.ok_or(missing("number"))?;
+        if number == 0 {
+            return Err(DecodeError::OutOfRange { field: "number", value: 0, expected: "from 1" });
+        }
+        let mut seen: Vec<&Channel> = Vec::with_capacity(self.columns.len());
+        for column in &self.columns {
+            if column.values.len() != self.offsets_ms.len() {
+                return Err(DecodeError::OutOfRange {
+                    field: "columns[].values",
+                    value: i64::try_from(column.values.len()).unwrap_or(i64::MAX),
+                    expected: "one value for each step",
+                });
+            }
+            if column
+                .quality
+                .last()
+                .is_some_and(|(index, _)| usize::from(*index) >= column.values.len())
+            {
+                return Err(DecodeError::OutOfRange {
+                    field: "columns[].quality",
+                    value: column.quality.last().map_or(0, |(index, _)| i64::from(*index)),
+                    expected: "an index of a value",
+                });
+            }
+            if seen.contains(&&column.channel) {
+                return Err(DecodeError::Malformed {
+                    field: "columns[].name",
+                    at: 0,
+                    problem: format!("{} comes twice", column.channel.as_str()),
+                });
+            }
+            seen.push(&column.channel);
+        }
+        Ok(Frame {
+            origin: Origin {
+                org: self.org.ok_or(missing("orgId"))?,
+                site: self.site.ok_or(missing("siteId"))?,
+                machine: self.machine.ok_or(missing("machineId"))?,
+            },
+            chain: self.chain.ok_or(missing("chain"))?,
+            number,
+            previous: self.previous,
+            boot: self.boot.ok_or(missing("boot"))?,
+            first_seq: self.first_seq.ok_or(missing("firstSeq"))?,
+            mono: self.mono.ok_or(missing("mono"))?,
+            wall,
+            clock: self.clock,
+            offsets_ms: self.offsets_ms,
+            columns: self.columns,
+            events: self.events,
+        })
+    }
+}
+
+/// Steps between samples, summed up; a frame may span at most a day.
+fn read_steps(r: &mut Reader<'_>) -> Result<Vec<u32>, DecodeError> {
+    const SPAN_MS_MAX: u64 = 86_400_000;
+    let count = r.array("steps", SAMPLES_MAX as u64)?;
+    let mut offsets = Vec::with_capacity(count);
+    let mut sum = 0_u64;
+    for index in 0..count {
+        sum += r.up_to("steps", SPAN_MS_MAX, "at most a day")?;
+        match u32::try_from(sum) {
+            Ok(offset) if sum <= SPAN_MS_MAX && (index > 0 || offset == 0) => offsets.push(offset),
+            _ => return Err(r.malformed("steps", "they begin at 0 and span at most a day")),
+        }
+    }
+    Ok(offsets)
+}
+
+/// The smallest number of decimals that keeps every value exactly, if there is one.
+fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
+    const WHOLE_MAX: f64 = 1e12;
+    let mut decimals = 0_u8;
+    for value in values.iter().flatten() {
+        while {
+            let scaled = value * power(decimals);
+            scaled.abs() > WHOLE_MAX || scaled.round() / power(decimals) != *value
+        } {
+            decimals += 1;
+            if decimals > DECIMALS_MAX {
+                return None;
+            }
+        }
+    }
+    // A later value may have needed more decimals than an earlier one was checked with.
+    let exact = |v: &f64| {
+        let scaled = v * power(decimals);
+        scaled.abs() <= WHOLE_MAX && scaled.round() / power(decimals) == *v
+    };
+    values.iter().flatten().all(exact).then_some(decimals)
+}
+
+fn power(decimals: u8) -> f64 {
+    10_f64.powi(i32::from(decimals))
+}
+
+impl Column {
+    /// `[name, decimals|null, values, quality]`: with decimals, values are integers, each the
+    /// difference to the one before it; without, they are doubles. Either may hold nulls.
+    fn encode(&self, e: &mut minicbor::Encoder<&mut Vec<u8>>) {
+        sure(e.array(4));
+        sure(e.str(self.channel.as_str()));
+        if let Some(decimals) = decimals_of(&self.values) {
+            sure(e.u8(decimals));
+            sure(e.array(self.values.len() as u64));
+            let mut before = 0_i64;
+            for value in &self.values {
+                match value {
+                    Some(value) => {
+                        // |scaled| ≤ 1e12, checked by `decimals_of`.
+                        #[allow(clippy::cast_possible_truncation)]
+                        let scaled = (value * power(decimals)).round() as i64;
+                        sure(e.i64(scaled - before));
+                        before = scaled;
+                    }
+                    None => {
+                        sure(e.null());
+                    }
+                }
+            }
+        } else {
+            sure(e.null());
+            sure(e.array(self.values.len() as u64));
+            for value in &self.values {
+                match value {
+                    Some(value) => sure(e.f64(*value)),
+                    None => sure(e.null()),
+                };
+            }
+        }
+        sure(e.array(2 * self.quality.len() as u64));
+        for (index, quality) in &self.quality {
+            sure(sure(e.u16(*index)).u8(quality.code()));
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.tuple("columns[]", 4)?;
+        let name = r.text("columns[].name")?;
+        let channel = Channel::parse(name).ok_or_else(|| {
+            r.malformed("columns[].name", format!("{name:.40?} is not 1–32 letters, digits or _"))
+        })?;
+        let decimals = if r.null("columns[].decimals")? {
+            None
+        } else {
+            Some(r.up_to("columns[].decimals", u64::from(DECIMALS_MAX), "at most 6")?)
+        };
+        let count = r.array("columns[].values", SAMPLES_MAX as u64)?;
+        let mut values = Vec::with_capacity(count);
+        let mut sum = 0_i64;
+        for _ in 0..count {
+            values.push(if r.null("columns[].values")? {
+                None
+            } else if let Some(decimals) = decimals {
+                sum = sum
+                    .checked_add(r.i64("columns[].values")?)
+                    .filter(|sum| sum.unsigned_abs() <= NUMBER_MAX)
+                    .ok_or_else(|| r.malformed("columns[].values", "larger than 2^53"))?;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+                let value = sum as f64 / power(decimals as u8);
+                Some(value)
+            } else {
+                Some(r.f64("columns[].values")?)
+            });
+        }
+        let length = r.array("columns[].quality", 2 * SAMPLES_MAX as u64)?;
+        if length % 2 != 0 {
+            return Err(r.malformed("columns[].quality", "pairs of index and code"));
+        }
+        let mut quality: Vec<(u16, Quality)> = Vec::with_capacity(length / 2);
+        for _ in 0..length / 2 {
+            let index = r.up_to("columns[].quality", SAMPLES_MAX as u64, "an index of a value")?;
+            let code = r.u64("columns[].quality")?;
+            let remark = Quality::from_code(code)
+                .ok_or_else(|| r.malformed("columns[].quality", format!("unknown code {code}")))?;
+            #[allow(clippy::cast_possible_truncation)] // at most SAMPLES_MAX = 4096
+            let index = index as u16;
+            if quality.last().is_some_and(|(before, _)| *before >= index) {
+                return Err(r.malformed("columns[].quality", "indexes that do not ascend"));
+            }
+            quality.push((index, remark));
+        }
+        Ok(Self { channel, values, quality })
+    }
+}

@@ -1,0 +1,28 @@
+//! The words both halves of Sim-Corp speak: identities, samples, frames, events, sessions,
+//! acknowledgements, receipts and topics, with their two encodings — CBOR frames for our own
+//! agents and the reference's JSON envelope for everybody else.
+//!
+//! Nothing in here does I/O, reads a clock or draws a random number. Every decoder takes
+//! untrusted bytes, answers with a typed error that names the field, and never panics.
+
+pub mod ack;
+mod cbor;
+pub mod envelope;
+pub mod event;
+pub mod frame;
+pub mod id;
+pub mod point;
+pub mod receipt;
+pub mod session;
+pub mod time;
+pub mod topic;
+
+pub use ack::{Ack, FrameRange, ReceiptVerdict, Refusal, Refused};
+pub use cbor::DecodeError;
+pub use event::{EventKind, EventSource, MachineEvent};
+pub use frame::{Channel, ClockQuality, Column, Frame, Quality};
+pub use id::{
+    ChainId, DeviceId, Digest, IdError, KeyId, MachineId, OrgId, Origin, SessionId, SiteId,
+};
+pub use receipt::Receipt;
+pub use time::EpochMs;

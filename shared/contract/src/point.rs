@@ -1,0 +1,116 @@
+//! The reference's JSON words for a sample and an event, with its exact field names.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EpochMs, EventKind, MachineId};
+
+/// A value of [`TelemetryPoint::extras`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ExtraValue {
+    Number(f64),
+    Text(String),
+}
+
+/// One sample as the reference's clients read and write it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TelemetryPoint {
+    pub ts: EpochMs,
+    pub machine_id: MachineId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_id: Option<String>,
+    /// Seconds since the session began, ≥ 0.
+    pub elapsed_seconds: f64,
+    /// Bean temperature, °C.
+    #[serde(default, rename = "btC", skip_serializing_if = "Option::is_none")]
+    pub bt_c: Option<f64>,
+    /// Environment temperature, °C.
+    #[serde(default, rename = "etC", skip_serializing_if = "Option::is_none")]
+    pub et_c: Option<f64>,
+    /// Rate of rise of BT, °C/min.
+    #[serde(default, rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
+    pub ror_c_per_min: Option<f64>,
+    /// Burner, 0..100 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gas_pct: Option<f64>,
+    /// Air, 0..100 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fan_pct: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drum_rpm: Option<f64>,
+    #[serde(default, rename = "ambientC", skip_serializing_if = "Option::is_none")]
+    pub ambient_c: Option<f64>,
+    #[serde(default)]
+    pub extras: BTreeMap<String, ExtraValue>,
+}
+
+/// One event as the reference's clients read and write it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RoastEvent {
+    pub ts: EpochMs,
+    pub machine_id: MachineId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_id: Option<String>,
+    #[serde(rename = "type")]
+    pub kind: EventKind,
+    /// By convention `elapsedSeconds` and `btC`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub payload: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl RoastEvent {
+    /// `payload.elapsedSeconds`, when it is a number ≥ 0.
+    #[must_use]
+    pub fn elapsed_seconds(&self) -> Option<f64> {
+        self.number("elapsedSeconds").filter(|s| *s >= 0.0)
+    }
+
+    /// A number of the payload.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.payload.as_ref()?.get(name)?.as_f64()
+    }
+}
+
+/// A field outside its bounds.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct FieldError {
+    pub field: String,
+    pub problem: String,
+}
+
+impl TelemetryPoint {
+    /// The bounds that the types cannot carry.
+    ///
+    /// # Errors
+    /// Names the first field outside its bounds.
+    pub fn check(&self) -> Result<(), FieldError> {
+        let out = |field: &str, problem: &str| {
+            Err(FieldError { field: field.to_owned(), problem: problem.to_owned() })
+        };
+        if !self.ts.is_plausible() {
+            return out("ts", "not between 1970 and 9999");
+        }
+        if !(self.elapsed_seconds >= 0.0 && self.elapsed_seconds <= 1e7) {
+            return out("elapsedSeconds", "not between 0 and 10000000");
+        }
+        for (field, value) in [("gasPct", self.gas_pct), ("fanPct", self.fan_pct)] {
+            if value.is_some_and(|v| !(0.0..=100.0).contains(&v)) {
+                return out(field, "not between 0 and 100");
+            }
+        }
+        if self.extras.len() > crate::frame::COLUMNS_MAX {
+            return out("extras", "more than 32 entries");
+        }
+        Ok(())
+    }
+}

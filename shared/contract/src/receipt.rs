@@ -1,0 +1,99 @@
+//! A receipt: the edge's signed word on what one roast consists of, so that the cloud can say
+//! "complete", or name exactly what is missing.
+
+use crate::cbor::{DecodeError, Reader, sure};
+use crate::{ChainId, Digest, EpochMs, Origin, SessionId};
+
+/// What one closed roast consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub origin: Origin,
+    pub session: SessionId,
+    pub chain: ChainId,
+    /// The frames that hold the roast, first to last, both included.
+    pub first_frame: u64,
+    pub last_frame: u64,
+    /// The roast's samples, first to last, both included.
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub started: EpochMs,
+    pub ended: EpochMs,
+    /// SHA-256 over the digests of the frames, in order.
+    pub digest: Digest,
+}
+
+const VERSION: u64 = 1;
+const FIELDS: usize = 13;
+
+impl Receipt {
+    /// How many samples the roast has.
+    #[must_use]
+    pub const fn sample_count(&self) -> u64 {
+        self.last_seq - self.first_seq + 1
+    }
+
+    /// The CBOR text that is signed: an array of thirteen.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(256);
+        let mut e = minicbor::Encoder::new(&mut bytes);
+        sure(e.array(FIELDS as u64));
+        sure(e.u64(VERSION));
+        sure(e.str(self.origin.org.as_str()));
+        sure(e.str(self.origin.site.as_str()));
+        sure(e.str(self.origin.machine.as_str()));
+        sure(e.str(self.session.as_str()));
+        sure(e.bytes(&self.chain.0));
+        sure(e.u64(self.first_frame));
+        sure(e.u64(self.last_frame));
+        sure(e.u64(self.first_seq));
+        sure(e.u64(self.last_seq));
+        sure(e.i64(self.started.0));
+        sure(e.i64(self.ended.0));
+        sure(e.bytes(&self.digest.0));
+        bytes
+    }
+
+    /// Reads what [`Receipt::encode`] wrote.
+    ///
+    /// # Errors
+    /// Names the field that is malformed, or whose range ends before it begins.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const MAX: u64 = (1 << 53) - 1;
+        let mut r = Reader::new(bytes);
+        r.tuple("receipt", FIELDS)?;
+        let version = r.u64("version")?;
+        if version != VERSION {
+            return Err(r.malformed("version", format!("{version}; this cloud reads 1")));
+        }
+        let receipt = Self {
+            origin: Origin {
+                org: r.id("orgId")?,
+                site: r.id("siteId")?,
+                machine: r.id("machineId")?,
+            },
+            session: r.id("sessionId")?,
+            chain: ChainId(r.bytes("chain")?),
+            first_frame: r.up_to("firstFrame", MAX, "at most 2^53-1")?,
+            last_frame: r.up_to("lastFrame", MAX, "at most 2^53-1")?,
+            first_seq: r.up_to("firstSeq", MAX, "at most 2^53-1")?,
+            last_seq: r.up_to("lastSeq", MAX, "at most 2^53-1")?,
+            started: EpochMs(r.i64("started")?),
+            ended: EpochMs(r.i64("ended")?),
+            digest: Digest(r.bytes("digest")?),
+        };
+        r.end()?;
+        for (field, first, last) in [
+            ("lastFrame", receipt.first_frame, receipt.last_frame),
+            ("lastSeq", receipt.first_seq, receipt.last_seq),
+        ] {
+            if last < first {
+                return Err(r.malformed(field, "before the first"));
+            }
+        }
+        if !receipt.started.is_plausible() || !receipt.ended.is_plausible() {
+            return Err(r.malformed("started", "not a time between 1970 and 9999"));
+        }
+        Ok(receipt)
+    }
+}

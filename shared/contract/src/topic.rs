@@ -1,0 +1,112 @@
+//! MQTT topics. All of a machine's lie under `roaster/{org}/{site}/{machine}/`, so one ACL line
+//! binds a device to its machines. Five levels are the reference's; the sixth is ours.
+
+use crate::{IdError, MachineId, OrgId, Origin, SiteId};
+
+/// What a message on a machine's topic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The reference's JSON, one point a message.
+    Telemetry,
+    /// The reference's JSON, one event a message.
+    Events,
+    /// A signed frame as it was made.
+    LiveFrame,
+    /// A signed frame from before an outage: it waits behind live ones.
+    BacklogFrame,
+    /// A signed receipt of a closed roast.
+    Receipt,
+    /// The cloud's answer.
+    Ack,
+}
+
+impl Kind {
+    pub const ALL: [Self; 6] = [
+        Self::Telemetry,
+        Self::Events,
+        Self::LiveFrame,
+        Self::BacklogFrame,
+        Self::Receipt,
+        Self::Ack,
+    ];
+
+    /// Everything after the machine.
+    #[must_use]
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Telemetry => "telemetry",
+            Self::Events => "events",
+            Self::LiveFrame => "frames/live",
+            Self::BacklogFrame => "frames/backlog",
+            Self::Receipt => "receipts",
+            Self::Ack => "acks",
+        }
+    }
+
+    /// The topic of this kind for a machine.
+    #[must_use]
+    pub fn topic(self, origin: &Origin) -> String {
+        format!("roaster/{origin}/{}", self.suffix())
+    }
+
+    /// A filter for all machines, shared by the members of `group` so that each message goes to
+    /// one of them.
+    #[must_use]
+    pub fn shared_filter(self, group: &str) -> String {
+        format!("$share/{group}/roaster/+/+/+/{}", self.suffix())
+    }
+}
+
+/// Why a topic is not one of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    #[error("not roaster/{{org}}/{{site}}/{{machine}}/…")]
+    Form,
+    #[error("unknown kind of message")]
+    Kind,
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+/// Reads a topic back.
+///
+/// # Errors
+/// When it is not a machine's topic, its kind is unknown, or a level is not an identity.
+pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
+    let mut levels = topic.splitn(5, '/');
+    let mut next = || levels.next().ok_or(TopicError::Form);
+    if next()? != "roaster" {
+        return Err(TopicError::Form);
+    }
+    let (org, site, machine, suffix) = (next()?, next()?, next()?, next()?);
+    let kind =
+        Kind::ALL.into_iter().find(|kind| kind.suffix() == suffix).ok_or(TopicError::Kind)?;
+    let origin = Origin {
+        org: OrgId::new(org)?,
+        site: SiteId::new(site)?,
+        machine: MachineId::new(machine)?,
+    };
+    Ok((origin, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_reads_back() {
+        let origin = Origin {
+            org: OrgId::new("acme").unwrap(),
+            site: SiteId::new("leipzig").unwrap(),
+            machine: MachineId::new("r-1").unwrap(),
+        };
+        for kind in Kind::ALL {
+            assert_eq!(parse(&kind.topic(&origin)), Ok((origin.clone(), kind)));
+        }
+        for bad in
+            ["", "roaster/a/b/c", "roaster/a/b/c/d", "ops/a/b/c/telemetry", "roaster//b/c/acks"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

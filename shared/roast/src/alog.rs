@@ -1,0 +1,335 @@
+//! Artisan's `.alog` recordings: one Python literal (newer ones: JSON), read without ever
+//! evaluating it, with limits on size and depth.
+
+use contract::EventKind;
+use serde_json::{Map, Number, Value};
+
+/// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
+pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
+const DEPTH_MAX: usize = 32;
+
+/// Why a text is not a recording.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AlogError {
+    #[error("larger than {FILE_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("not a Python or JSON literal: {problem} at byte {at}")]
+    Literal { at: usize, problem: &'static str },
+    #[error("{field} is missing or of the wrong kind")]
+    Field { field: &'static str },
+}
+
+/// One sample of a recording, °C.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// Seconds since the recording began.
+    pub t_s: f64,
+    pub bt_c: Option<f64>,
+    pub et_c: Option<f64>,
+    /// Burner, air and drum, %, once the recording has set them.
+    pub gas_pct: Option<f64>,
+    pub fan_pct: Option<f64>,
+    pub drum_pct: Option<f64>,
+}
+
+/// A recorded roast.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Recording {
+    pub title: String,
+    pub samples: Vec<Sample>,
+    /// The file's marks and the sample each lies on, in order of the samples.
+    pub marks: Vec<(EventKind, usize)>,
+}
+
+/// Reads a recording. Times that do not ascend and marks beyond the samples are dropped, as
+/// templates and importers write both.
+///
+/// # Errors
+/// When the text is not a literal, or has no `timex`, `temp1` and `temp2` of equal length.
+pub fn read(text: &str) -> Result<Recording, AlogError> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(AlogError::TooLarge);
+    }
+    let file = parse_literal(text)?;
+    let numbers = |field: &'static str| -> Result<Vec<Option<f64>>, AlogError> {
+        let list = file.get(field).and_then(Value::as_array).ok_or(AlogError::Field { field })?;
+        Ok(list.iter().map(Value::as_f64).collect())
+    };
+    let (times, et, bt) = (numbers("timex")?, numbers("temp1")?, numbers("temp2")?);
+    if et.len() != times.len() || bt.len() != times.len() {
+        return Err(AlogError::Field { field: "temp1 and temp2 as long as timex" });
+    }
+    let fahrenheit = file.get("mode").and_then(Value::as_str) == Some("F");
+    // Artisan writes -1 for a reading it did not get.
+    let celsius = |v: Option<f64>| {
+        let v = v.filter(|v| *v != -1.0)?;
+        Some(if fahrenheit { (v - 32.0) / 1.8 } else { v })
+    };
+    let controls = Controls::read(&file);
+    let mut recording = Recording {
+        title: file.get("title").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        ..Recording::default()
+    };
+    let mut kept = Vec::with_capacity(times.len());
+    for (i, time) in times.iter().enumerate() {
+        let before = recording.samples.last().map_or(f64::NEG_INFINITY, |s: &Sample| s.t_s);
+        let Some(t_s) = time.filter(|t| *t > before && t.is_finite()) else {
+            kept.push(None);
+            continue;
+        };
+        kept.push(Some(recording.samples.len()));
+        recording.samples.push(Sample {
+            t_s,
+            bt_c: celsius(bt[i]),
+            et_c: celsius(et[i]),
+            fan_pct: controls.at(0, i),
+            drum_pct: controls.at(1, i),
+            gas_pct: controls.at(3, i),
+        });
+    }
+    recording.marks = marks(&file, &kept);
+    Ok(recording)
+}
+
+/// `timeindex` = [CHARGE (−1 unset), DRY, FCs, FCe, SCs, SCe, DROP, COOL] (0 unset).
+fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, usize)> {
+    const KINDS: [EventKind; 8] = [
+        EventKind::Charge,
+        EventKind::DryEnd,
+        EventKind::Fc,
+        EventKind::FcEnd,
+        EventKind::Sc,
+        EventKind::ScEnd,
+        EventKind::Drop,
+        EventKind::CoolEnd,
+    ];
+    let indexes = file.get("timeindex").and_then(Value::as_array);
+    let mut marks: Vec<(EventKind, usize)> = KINDS
+        .into_iter()
+        .zip(indexes.into_iter().flatten())
+        .filter_map(|(kind, index)| {
+            let index = usize::try_from(index.as_i64()?).ok()?;
+            let set = index > 0 || kind == EventKind::Charge;
+            let sample = kept.get(index).copied().flatten()?;
+            set.then_some((kind, sample))
+        })
+        .collect();
+    marks.sort_by_key(|(_, sample)| *sample);
+    marks
+}
+
+/// Special events: (sample, type, value); value v means (v−1)·10 percent.
+struct Controls(Vec<(usize, i64, f64)>);
+
+impl Controls {
+    fn read(file: &Map<String, Value>) -> Self {
+        let list = |name| file.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let all = list("specialevents").iter().zip(list("specialeventstype"));
+        let all = all.zip(list("specialeventsvalue")).filter_map(|((at, kind), value)| {
+            let percent = ((value.as_f64()? - 1.0) * 10.0).clamp(0.0, 100.0);
+            Some((usize::try_from(at.as_i64()?).ok()?, kind.as_i64()?, percent))
+        });
+        Self(all.collect())
+    }
+
+    fn at(&self, kind: i64, sample: usize) -> Option<f64> {
+        let before = self.0.iter().filter(|(at, of, _)| *of == kind && *at <= sample);
+        before.max_by_key(|(at, _, _)| *at).map(|(_, _, percent)| *percent)
+    }
+}
+
+/// Parses a dict literal of Python or an object of JSON.
+fn parse_literal(text: &str) -> Result<Map<String, Value>, AlogError> {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut parser = Parser { text, at: 0 };
+    let value = parser.value(0)?;
+    parser.space();
+    if parser.at != text.len() {
+        return Err(parser.error("text after the end"));
+    }
+    match value {
+        Value::Object(map) => Ok(map),
+        _ => Err(AlogError::Literal { at: 0, problem: "not a dict" }),
+    }
+}
+
+struct Parser<'t> {
+    text: &'t str,
+    at: usize,
+}
+
+impl Parser<'_> {
+    const fn error(&self, problem: &'static str) -> AlogError {
+        AlogError::Literal { at: self.at, problem }
+    }
+
+    fn rest(&self) -> &str {
+        &self.text[self.at..]
+    }
+
+    fn space(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+    }
+
+    fn peek(&mut self) -> Option<char> {
+        self.space();
+        self.rest().chars().next()
+    }
+
+    fn eat(&mut self, wanted: char) -> bool {
+        let found = self.peek() == Some(wanted);
+        if found {
+            self.at += wanted.len_utf8();
+        }
+        found
+    }
+
+    fn value(&mut self, depth: usize) -> Result<Value, AlogError> {
+        if depth > DEPTH_MAX {
+            return Err(self.error("nested too deeply"));
+        }
+        match self.peek() {
+            Some('{') => self.dict(depth),
+            Some('[') => self.list(depth, '[', ']'),
+            Some('(') => self.list(depth, '(', ')'),
+            Some('\'' | '"') => self.string().map(Value::String),
+            Some(_) => self.atom(),
+            None => Err(self.error("an early end")),
+        }
+    }
+
+    fn dict(&mut self, depth: usize) -> Result<Value, AlogError> {
+        self.eat('{');
+        let mut map = Map::new();
+        loop {
+            if self.eat('}') {
+                return Ok(Value::Object(map));
+            }
+            let key = match self.value(depth + 1)? {
+                Value::String(key) => key,
+                other => other.to_string(),
+            };
+            if !self.eat(':') {
+                return Err(self.error("no ':' after a key"));
+            }
+            let value = self.value(depth + 1)?;
+            map.insert(key, value);
+            if !self.eat(',') && self.peek() != Some('}') {
+                return Err(self.error("no ',' between entries"));
+            }
+        }
+    }
+
+    fn list(&mut self, depth: usize, open: char, close: char) -> Result<Value, AlogError> {
+        self.eat(open);
+        let mut items = Vec::new();
+        loop {
+            if self.eat(close) {
+                return Ok(Value::Array(items));
+            }
+            items.push(self.value(depth + 1)?);
+            if !self.eat(',') && self.peek() != Some(close) {
+                return Err(self.error("no ',' between items"));
+            }
+        }
+    }
+
+    fn string(&mut self) -> Result<String, AlogError> {
+        let quote = self.peek().unwrap_or('"');
+        self.at += 1;
+        let mut text = String::new();
+        loop {
+            let Some(c) = self.rest().chars().next() else {
+                return Err(self.error("a text without an end"));
+            };
+            self.at += c.len_utf8();
+            match c {
+                c if c == quote => return Ok(text),
+                '\\' => {
+                    let Some(escaped) = self.rest().chars().next() else {
+                        return Err(self.error("a text without an end"));
+                    };
+                    self.at += escaped.len_utf8();
+                    match escaped {
+                        'n' => text.push('\n'),
+                        't' => text.push('\t'),
+                        'r' => text.push('\r'),
+                        'x' => text.push(self.code_point(2)?),
+                        'u' => text.push(self.code_point(4)?),
+                        'U' => text.push(self.code_point(8)?),
+                        other => text.push(other),
+                    }
+                }
+                c => text.push(c),
+            }
+        }
+    }
+
+    /// A lone surrogate (JSON writes emoji as two) becomes the replacement character.
+    fn code_point(&mut self, digits: usize) -> Result<char, AlogError> {
+        let hex = self.rest().get(..digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        let code = hex.ok_or_else(|| self.error("a bad escape"))?;
+        self.at += digits;
+        Ok(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+
+    fn atom(&mut self) -> Result<Value, AlogError> {
+        let length = self
+            .rest()
+            .find(|c: char| !(c.is_ascii_alphanumeric() || "+-._".contains(c)))
+            .unwrap_or(self.rest().len());
+        let word = &self.rest()[..length];
+        let value = match word {
+            "True" | "true" => Value::Bool(true),
+            "False" | "false" => Value::Bool(false),
+            "None" | "null" | "nan" | "NaN" | "inf" | "-inf" | "Infinity" | "-Infinity" => {
+                Value::Null
+            }
+            number => match (number.parse::<i64>(), number.parse::<f64>()) {
+                (Ok(whole), _) => Value::Number(whole.into()),
+                (_, Ok(real)) => Number::from_f64(real).map_or(Value::Null, Value::Number),
+                _ => return Err(self.error("an unknown word")),
+            },
+        };
+        self.at += length;
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "{'mode': 'C', 'title': 'Caf\\xe9 \\'n\\'', 'timeindex': [0, 0, 2, 0, 0, 0, 3, 99],\n\
+        'timex': [0.0, 1.5, 3.0, 4.5, 4.5], 'temp1': [200, -1, 190.5, 191.0, 0], 'temp2': [180.0, 170.25, -1, 171.0, 0],\n\
+        'specialevents': [1], 'specialeventstype': [3], 'specialeventsvalue': [7.5], 'x': (None, True, nan,)}";
+
+    #[test]
+    fn a_recording_is_read_as_artisan_means_it() {
+        let r = read(FILE).unwrap();
+        assert_eq!(r.title, "Café 'n'");
+        assert_eq!(r.samples.len(), 4, "time that stands still is dropped");
+        assert_eq!((r.samples[1].et_c, r.samples[2].bt_c), (None, None), "-1 is missing");
+        assert_eq!((r.samples[0].gas_pct, r.samples[3].gas_pct), (None, Some(65.0)));
+        assert_eq!(r.marks, [(EventKind::Charge, 0), (EventKind::Fc, 2), (EventKind::Drop, 3)]);
+        let json = r#"{"mode":"F","timex":[0],"temp1":[212],"temp2":[392.0]}"#;
+        assert_eq!(read(json).unwrap().samples[0].bt_c, Some(200.0));
+    }
+
+    #[test]
+    fn what_is_no_recording_says_why() {
+        for (text, expected) in [
+            ("", "an early end"),
+            ("{'a': 1", "no ',' between entries"),
+            ("__import__('os')", "an unknown word"),
+            ("{'a': open('x')}", "an unknown word"),
+            ("{}", "timex is missing"),
+            ("{'a': 'b", "without an end"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(read(&deep).unwrap_err().to_string().contains("too deeply"));
+    }
+}

@@ -1,0 +1,10 @@
+//! What a roast is: rate of rise, the marks of a roast found in event time, its phases, recorded
+//! roasts, and a simulated roaster. Pure functions of their inputs — no clock, no randomness but a
+//! seeded one, no I/O — so the same code runs at the edge, in the cloud and in tests, and a
+//! recorded roast replays to the same answer bit for bit.
+
+pub mod alog;
+pub mod mark;
+pub mod phase;
+pub mod ror;
+pub mod twin;

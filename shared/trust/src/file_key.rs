@@ -1,0 +1,152 @@
+//! A private key in a file, for development: it can be copied, which is what a token prevents.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+};
+use contract::KeyId;
+
+use crate::key::{Algorithm, PublicKey, SignError, Signer, pem_body, to_pem};
+
+/// A private key file is a few hundred bytes; more is not one.
+const KEY_BYTES_MAX: u64 = 16 * 1024;
+
+/// Why a key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileKeyError {
+    #[error("cannot open the key {path}; check the path and its owner", path = path.display())]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error(
+        "the key {path} may be read by others (mode {mode:04o}); run: chmod 600 {path}",
+        path = path.display()
+    )]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("the key {path} belongs to another user (uid {owner})", path = path.display())]
+    Owner { path: PathBuf, owner: u32 },
+    #[error(
+        "{path} is not an Ed25519 or P-256 private key (PKCS#8 PEM)",
+        path = path.display()
+    )]
+    Format { path: PathBuf },
+    #[error("the system gave no random numbers for a new key")]
+    Random,
+}
+
+enum Pair {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+/// A key pair read from a file of mode 0600.
+pub struct FileKey {
+    key_id: KeyId,
+    pair: Pair,
+    public: PublicKey,
+}
+
+impl FileKey {
+    /// Reads a PKCS#8 PEM.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not a key, or anyone but its owner may read it.
+    pub fn open(path: &Path, key_id: KeyId) -> Result<Self, FileKeyError> {
+        let open = |source| FileKeyError::Open { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(open)?;
+        // Of the opened file, not of the path: nobody can swap it in between.
+        let metadata = file.metadata().map_err(open)?;
+        if metadata.mode() & 0o077 != 0 {
+            return Err(FileKeyError::Exposed {
+                path: path.to_owned(),
+                mode: metadata.mode() & 0o7777,
+            });
+        }
+        let user = rustix::process::geteuid();
+        if metadata.uid() != user.as_raw() && !user.is_root() {
+            return Err(FileKeyError::Owner { path: path.to_owned(), owner: metadata.uid() });
+        }
+        let mut text = String::new();
+        let format = || FileKeyError::Format { path: path.to_owned() };
+        file.take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(|_| format())?;
+        let der = pem_body(&text, "PRIVATE KEY").ok_or_else(format)?;
+        Self::from_pkcs8(&der, key_id).ok_or_else(format)
+    }
+
+    /// Makes a new key and writes it with mode 0600; never over an existing file.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be written.
+    pub fn create(path: &Path, key_id: KeyId, algorithm: Algorithm) -> Result<Self, FileKeyError> {
+        let key = Self::generate(key_id, algorithm)?;
+        let der = match &key.pair {
+            Pair::Ed25519(pair) => pair.to_pkcs8().map(|d| d.as_ref().to_vec()),
+            Pair::P256(pair) => pair.to_pkcs8v1().map(|d| d.as_ref().to_vec()),
+        };
+        let der = der.map_err(|_| FileKeyError::Random)?;
+        let write = || -> std::io::Result<()> {
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(to_pem("PRIVATE KEY", &der).as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|source| FileKeyError::Open { path: path.to_owned(), source })?;
+        Ok(key)
+    }
+
+    /// A key that lives in memory alone: for load generators and tests.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn generate(key_id: KeyId, algorithm: Algorithm) -> Result<Self, FileKeyError> {
+        let pair = match algorithm {
+            Algorithm::EdDsa => Ed25519KeyPair::generate().map(Pair::Ed25519),
+            Algorithm::Es256 => {
+                EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map(Pair::P256)
+            }
+        };
+        pair.ok().and_then(|pair| Self::with(pair, key_id)).ok_or(FileKeyError::Random)
+    }
+
+    fn from_pkcs8(der: &[u8], key_id: KeyId) -> Option<Self> {
+        let pair = Ed25519KeyPair::from_pkcs8(der).map(Pair::Ed25519).or_else(|_| {
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der).map(Pair::P256)
+        });
+        Self::with(pair.ok()?, key_id)
+    }
+
+    fn with(pair: Pair, key_id: KeyId) -> Option<Self> {
+        let spki: PublicKeyX509Der<'_> = match &pair {
+            Pair::Ed25519(pair) => pair.public_key().as_der().ok()?,
+            Pair::P256(pair) => pair.public_key().as_der().ok()?,
+        };
+        let public = PublicKey::from_spki(spki.as_ref()).ok()?;
+        Some(Self { key_id, pair, public })
+    }
+}
+
+impl Signer for FileKey {
+    fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    fn public_key(&self) -> &PublicKey {
+        &self.public
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        match &self.pair {
+            Pair::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
+            Pair::P256(pair) => pair
+                .sign(&SystemRandom::new(), message)
+                .map(|signature| signature.as_ref().to_vec())
+                .map_err(|_| SignError {
+                    key_id: self.key_id.clone(),
+                    problem: "no random numbers for ES256".to_owned(),
+                }),
+        }
+    }
+}

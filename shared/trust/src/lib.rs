@@ -1,0 +1,16 @@
+//! Signing and verifying, with keys that name themselves.
+//!
+//! What a gateway says is a `COSE_Sign1` message (RFC 9052) by `EdDSA` (Ed25519) or `ES256`
+//! (P-256), since a TPM has no Ed25519. The content type is signed too, so a receipt can never be
+//! taken for a frame. The reference's compact JWS is read, never written.
+//!
+//! This crate must never log, print or return a private key.
+
+mod cose;
+mod file_key;
+pub mod jws;
+mod key;
+
+pub use cose::{CONTENT_FRAME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many};
+pub use file_key::{FileKey, FileKeyError};
+pub use key::{Algorithm, KeyError, PublicKey, SignError, Signer};

@@ -1,1 +1,14 @@
+//! What every program needs to be operable: one way to configure, JSON logs, health, readiness,
+//! metrics, an HTTP shell with limits, and a shutdown that drains.
+//!
+//! Nothing in here knows what a roast is.
 
+pub mod backoff;
+pub mod config;
+pub mod error;
+pub mod health;
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod secret;
+pub mod shutdown;

@@ -1,0 +1,50 @@
+//! How long to wait before trying again: doubling, bounded, spread so that a fleet does not come
+//! back in one wave.
+
+use std::time::Duration;
+
+/// A row of waits.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    max: Duration,
+    tries: u32,
+}
+
+impl Backoff {
+    #[must_use]
+    pub const fn new(first: Duration, max: Duration) -> Self {
+        Self { first, max, tries: 0 }
+    }
+
+    /// The next wait: between half and all of `first · 2ⁿ`, at most `max`. `random` is any number;
+    /// only its low bits are used.
+    pub fn next(&mut self, random: u64) -> Duration {
+        let full = self.first.saturating_mul(1 << self.tries.min(16)).min(self.max);
+        self.tries = self.tries.saturating_add(1);
+        let half = full / 2;
+        let spread = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        half + Duration::from_millis(random % spread)
+    }
+
+    /// It worked: the next failure waits shortly again.
+    pub const fn reset(&mut self) {
+        self.tries = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound_and_start_again() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let waits: Vec<_> = (0..40).map(|i| backoff.next(i * 7_919)).collect();
+        assert!(waits[0] >= Duration::from_millis(50) && waits[0] <= Duration::from_millis(100));
+        assert!(waits.iter().all(|w| *w <= Duration::from_secs(5)));
+        assert!(waits[39] >= Duration::from_millis(2_500));
+        backoff.reset();
+        assert!(backoff.next(0) <= Duration::from_millis(100));
+    }
+}

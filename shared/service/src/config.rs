@@ -1,0 +1,350 @@
+//! One way to configure: a TOML file, then `SIMCORP_*` variables, then `--set` flags.
+//!
+//! `SIMCORP_DATABASE__URL=…` and `--set database.url=…` both set `url` of `[database]`. Every field
+//! has a default, unknown fields are refused, and all mistakes are reported together, each with its
+//! field and — for the file — its line.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+const ENV_PREFIX: &str = "SIMCORP_";
+/// No configuration has more to say; it also ends the search for further mistakes.
+const MISTAKES_MAX: usize = 50;
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A program's configuration.
+pub trait Config: DeserializeOwned + Serialize + Default {
+    /// What the types cannot check: called once everything has been read.
+    fn check(&self, mistakes: &mut Mistakes);
+}
+
+/// One mistake: which field, where, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub field: String,
+    /// `edge.toml:12`, `SIMCORP_X`, `--set`, or empty for a default.
+    pub place: String,
+    pub problem: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+/// All mistakes of a configuration.
+#[derive(Debug, Default)]
+pub struct Mistakes {
+    found: Vec<Mistake>,
+    places: BTreeMap<String, String>,
+}
+
+impl Mistakes {
+    pub fn add(&mut self, field: &str, problem: impl Into<String>) {
+        let place = self.place_of(field);
+        self.found.push(Mistake { field: field.to_owned(), place, problem: problem.into() });
+    }
+
+    /// Adds a mistake unless `holds`.
+    pub fn require(&mut self, holds: bool, field: &str, problem: &str) {
+        if !holds {
+            self.add(field, problem);
+        }
+    }
+
+    #[must_use]
+    pub fn into_vec(self) -> Vec<Mistake> {
+        self.found
+    }
+
+    /// Where a field was set, or else the nearest thing around it.
+    fn place_of(&self, field: &str) -> String {
+        let mut path = field;
+        loop {
+            if let Some(place) = self.places.get(path) {
+                return place.clone();
+            }
+            match path.rfind(['.', '[']) {
+                Some(cut) => path = &path[..cut],
+                None => return String::new(),
+            }
+        }
+    }
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Sources {
+    /// Configuration file (TOML)
+    #[arg(long, short = 'c', value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Set one field, over file and environment: --set database.url=…
+    #[arg(long, value_name = "FIELD=VALUE", global = true)]
+    pub set: Vec<String>,
+    /// Print the configuration that results, secrets masked, and stop
+    #[arg(long, global = true)]
+    pub print_config: bool,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError(pub Vec<Mistake>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let many = if self.0.len() == 1 { "mistake" } else { "mistakes" };
+        write!(f, "the configuration has {} {many}:", self.0.len())?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+/// Reads a program's configuration.
+///
+/// # Errors
+/// Every mistake found, each with field and place.
+pub fn load<C: Config>(
+    sources: &Sources,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<C, ConfigError> {
+    let mut mistakes = Mistakes::default();
+    let mut table = Table::new();
+    if let Some(path) = &sources.config {
+        match read_file(path) {
+            Ok(text) => table = parse_file(path, &text, &mut mistakes),
+            Err(problem) => mistakes.add(&path.display().to_string(), problem),
+        }
+    }
+    for (name, value) in environment {
+        let Some(field) = name.strip_prefix(ENV_PREFIX) else { continue };
+        let field = field.to_ascii_lowercase().replace("__", ".");
+        overlay(&mut table, &field, &value, name, &mut mistakes);
+    }
+    for setting in &sources.set {
+        let place = format!("--set {setting}");
+        match setting.split_once('=') {
+            Some((field, value)) => overlay(&mut table, field, value, place, &mut mistakes),
+            None => mistakes.found.push(Mistake {
+                field: String::new(),
+                place,
+                problem: "is not FIELD=VALUE".to_owned(),
+            }),
+        }
+    }
+    let config: C = typed(table, &mut mistakes);
+    if mistakes.found.is_empty() {
+        config.check(&mut mistakes);
+    }
+    if mistakes.found.is_empty() { Ok(config) } else { Err(ConfigError(mistakes.found)) }
+}
+
+/// The configuration as TOML, secrets masked.
+///
+/// # Errors
+/// When a value cannot be written as TOML, which no configuration of ours has.
+pub fn print<C: Config>(config: &C) -> Result<String, toml::ser::Error> {
+    toml::to_string_pretty(config)
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let problem = |error: std::io::Error| format!("cannot be read: {error}");
+    if std::fs::metadata(path).map_err(problem)?.len() > FILE_BYTES_MAX {
+        return Err("larger than 1 MB".to_owned());
+    }
+    std::fs::read_to_string(path).map_err(problem)
+}
+
+fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
+    let name = path.file_name().map_or_else(|| "config".into(), |n| n.to_string_lossy());
+    let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let (parsed, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let at = error.span().map_or(1, |span| line(span.start));
+        let problem = error.message().to_owned();
+        mistakes.found.push(Mistake { field: String::new(), place: format!("{name}:{at}"), problem });
+    }
+    let mut place = |path: &str, at: usize| {
+        mistakes.places.insert(path.to_owned(), format!("{name}:{}", line(at)));
+    };
+    note_places(parsed.get_ref(), "", &mut place);
+    if mistakes.found.is_empty() { text.parse().unwrap_or_default() } else { Table::new() }
+}
+
+fn note_places(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, usize)) {
+    for (key, value) in table {
+        let path =
+            if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
+        place(&path, key.span().start);
+        note_value(value.get_ref(), &path, place);
+    }
+}
+
+fn note_value(value: &DeValue<'_>, path: &str, place: &mut impl FnMut(&str, usize)) {
+    match value {
+        DeValue::Table(table) => note_places(table, path, place),
+        DeValue::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                let path = format!("{path}[{i}]");
+                place(&path, item.span().start);
+                note_value(item.get_ref(), &path, place);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Sets one field from text: a TOML value where it is one, else the text itself.
+fn overlay(table: &mut Table, field: &str, text: &str, place: String, mistakes: &mut Mistakes) {
+    let value = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .filter(|parsed| parsed.len() == 1)
+        .and_then(|mut parsed| parsed.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    mistakes.places.insert(field.to_owned(), place);
+    let mut at = table;
+    let mut levels: Vec<&str> = field.split('.').collect();
+    let last = levels.pop().unwrap_or_default();
+    for level in levels {
+        let next = at.entry(level).or_insert_with(|| Value::Table(Table::new()));
+        match next {
+            Value::Table(inner) => at = inner,
+            _ => return mistakes.add(field, format!("{level} is not a table")),
+        }
+    }
+    at.insert(last.to_owned(), value);
+}
+
+/// Reads the types, removing each wrong value until the rest is right, so that one look finds all.
+fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
+    while mistakes.found.len() < MISTAKES_MAX {
+        let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
+            Ok(config) => return config,
+            Err(error) => error,
+        };
+        let mut path = error.path().to_string();
+        let problem = error.into_inner().message().trim().to_owned();
+        if path == "." {
+            path.clear();
+        }
+        // An unknown field is an error of the table around it; its name is in the text.
+        if let Some(name) = problem.strip_prefix("unknown field `").and_then(|p| p.split('`').next())
+            && !path.ends_with(name)
+        {
+            path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        }
+        mistakes.add(&path, problem);
+        if !remove(&mut table, &path) {
+            break;
+        }
+    }
+    C::default()
+}
+
+fn remove(table: &mut Table, path: &str) -> bool {
+    let mut steps = path.split(['.', '[']).map(|step| step.trim_end_matches(']'));
+    let Some(first) = steps.next() else { return false };
+    let mut rest: Vec<&str> = steps.collect();
+    let Some(last) = rest.pop() else { return table.remove(first).is_some() };
+    let mut at = table.get_mut(first);
+    for step in rest {
+        at = match (at, step.parse::<usize>()) {
+            (Some(Value::Table(inner)), _) => inner.get_mut(step),
+            (Some(Value::Array(items)), Ok(i)) => items.get_mut(i),
+            _ => None,
+        };
+    }
+    match (at, last.parse::<usize>()) {
+        (Some(Value::Table(inner)), _) => inner.remove(last).is_some(),
+        (Some(Value::Array(items)), Ok(i)) if i < items.len() => {
+            items.remove(i);
+            true
+        }
+        _ => table.remove(first).is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use serde::Deserialize;
+
+    #[derive(Debug, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Sample {
+        port: u16,
+        name: String,
+        database: Database,
+        drivers: Vec<Driver>,
+    }
+    #[derive(Debug, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Database {
+        url: Secret,
+        pool: u32,
+    }
+    #[derive(Debug, Default, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Driver {
+        host: String,
+    }
+    impl Config for Sample {
+        fn check(&self, mistakes: &mut Mistakes) {
+            mistakes.require(self.database.pool <= 100, "database.pool", "more than 100 connections");
+        }
+    }
+
+    fn load_text(text: &str, env: &[(&str, &str)], set: &[&str]) -> Result<Sample, String> {
+        let folder = std::env::temp_dir().join(format!("simcorp-config-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("sample.toml");
+        std::fs::write(&path, text).unwrap();
+        let set = set.iter().map(|s| (*s).to_owned()).collect();
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        load(&Sources { config: Some(path), set, print_config: false }, env).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn flags_overrule_environment_overrules_file() {
+        let text = "port = 1\nname = 'file'\n[database]\npool = 5\nurl = 'postgres://u:hunter2@h/d'\n";
+        let env = [("SIMCORP_PORT", "2"), ("SIMCORP_DATABASE__POOL", "6"), ("OTHER", "x")];
+        let config = load_text(text, &env, &["port=3"]).unwrap();
+        assert_eq!((config.port, config.database.pool, config.name.as_str()), (3, 6, "file"));
+        let printed = print(&config).unwrap();
+        assert!(printed.contains("url = \"***\"") && !printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn all_mistakes_come_together_with_their_lines() {
+        let text = "port = 'x'\ncolour = 1\n[database]\npool = -4\n[[drivers]]\nhost = 1\n[[drivers]]\nhots = 'a'\n";
+        let error = load_text(text, &[("SIMCORP_NAME", "[1]")], &["x"]).unwrap_err();
+        for expected in [
+            "sample.toml:1: port: invalid type",
+            "sample.toml:2: colour: unknown field",
+            "sample.toml:4: database.pool: invalid value",
+            "sample.toml:6: drivers[0].host: invalid type",
+            "hots: unknown field",
+            "SIMCORP_NAME: name: invalid type",
+            "--set x: is not FIELD=VALUE",
+        ] {
+            assert!(error.contains(expected), "no {expected:?} in:\n{error}");
+        }
+        let error = load_text("port = \n", &[], &[]).unwrap_err();
+        assert!(error.contains("sample.toml:1: "), "{error}");
+        let error = load_text("[database]\npool = 101\n", &[], &[]).unwrap_err();
+        assert!(error.contains("sample.toml:2: database.pool: more than 100"), "{error}");
+    }
+}

@@ -1,0 +1,126 @@
+//! `/health` (the process lives) and `/ready` (it can do its work: each dependency asked, in time).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::StatusCode;
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// A dependency that has not answered by then is unhealthy.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
+
+type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+type Check = Arc<dyn Fn() -> Answer + Send + Sync>;
+
+/// A service's health: its name, its start, and the dependencies to ask.
+#[derive(Clone)]
+pub struct Health {
+    service: &'static str,
+    started: Instant,
+    checks: Vec<(&'static str, Check)>,
+}
+
+#[derive(Serialize)]
+struct Checked {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    /// ms
+    latency: f64,
+}
+
+impl Health {
+    #[must_use]
+    pub fn new(service: &'static str) -> Self {
+        Self { service, started: Instant::now(), checks: Vec::new() }
+    }
+
+    #[must_use]
+    pub const fn service(&self) -> &'static str {
+        self.service
+    }
+
+    /// Adds a dependency without which the service cannot work.
+    #[must_use]
+    pub fn check<F, A>(mut self, name: &'static str, ask: F) -> Self
+    where
+        F: Fn() -> A + Send + Sync + 'static,
+        A: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.checks.push((name, Arc::new(move || Box::pin(ask()))));
+        self
+    }
+
+    pub(crate) fn health(&self) -> Json<serde_json::Value> {
+        Json(serde_json::json!({
+            "status": "healthy",
+            "service": self.service,
+            "timestamp": timestamp(),
+            "uptime": self.started.elapsed().as_secs_f64(),
+        }))
+    }
+
+    pub(crate) async fn ready(&self) -> (StatusCode, Json<serde_json::Value>) {
+        let asked = self.checks.iter().map(|(name, check)| {
+            let answer = check();
+            async move {
+                let start = Instant::now();
+                let result = match tokio::time::timeout(CHECK_TIME_MAX, answer).await {
+                    Ok(result) => result,
+                    Err(_) => Err(format!("no answer within {} s", CHECK_TIME_MAX.as_secs())),
+                };
+                let latency = start.elapsed().as_secs_f64() * 1000.0;
+                let status = if result.is_ok() { "healthy" } else { "unhealthy" };
+                (*name, Checked { status, message: result.err(), latency })
+            }
+        });
+        // One after the other would let two slow dependencies outlast the prober's patience.
+        let mut running: Vec<_> = asked.map(|a| Box::pin(a)).collect();
+        let mut checks = serde_json::Map::new();
+        let mut ready = true;
+        for (name, checked) in join_all(&mut running).await {
+            ready &= checked.status == "healthy";
+            checks.insert(name.to_owned(), serde_json::to_value(checked).unwrap_or_default());
+        }
+        let (code, status) = if ready {
+            (StatusCode::OK, "healthy")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "unhealthy")
+        };
+        let body = serde_json::json!({
+            "status": status,
+            "timestamp": timestamp(),
+            "uptime": self.started.elapsed().as_secs_f64(),
+            "checks": checks,
+        });
+        (code, Json(body))
+    }
+}
+
+async fn join_all<F: Future + Unpin>(futures: &mut [F]) -> Vec<F::Output> {
+    let mut answers: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, answer) in futures.iter_mut().zip(&mut answers) {
+            if answer.is_none()
+                && let std::task::Poll::Ready(value) = Pin::new(future).poll(context)
+            {
+                *answer = Some(value);
+            }
+        }
+        if answers.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    answers.into_iter().flatten().collect()
+}
+
+fn timestamp() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}

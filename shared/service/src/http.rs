@@ -1,0 +1,118 @@
+//! The HTTP shell of every service: limits, metrics, health, OpenAPI, and a graceful end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+
+/// The reference's bound on bodies.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Until a handler begins to answer; a stream may go on.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// Requests still running then are cut.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// A port that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error("{address} is in use by another program; stop it, or set {field} to a free port")]
+    Busy { address: SocketAddr, field: &'static str },
+    #[error("cannot listen on {address} ({field}): {source}")]
+    Other { address: SocketAddr, field: &'static str, source: std::io::Error },
+}
+
+/// Takes a port before anything else is started, so that a busy one is a clear sentence.
+///
+/// # Errors
+/// Names the address and the field of the configuration that holds it.
+pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => ListenError::Busy { address, field },
+        _ => ListenError::Other { address, field, source },
+    })
+}
+
+/// Puts the shell around a service's routes.
+pub fn shell(
+    routes: Router,
+    openapi: Option<utoipa::openapi::OpenApi>,
+    health: Health,
+    metrics: Metrics,
+) -> Router {
+    let service = health.service();
+    let (alive, ready) = (health.clone(), health);
+    let mut routes = routes
+        .route("/health", get(async move || alive.health()))
+        .route("/ready", get(async move || ready.ready().await))
+        .route("/metrics", get(async move || prometheus(&metrics)));
+    if let Some(openapi) = openapi {
+        routes = routes.route("/openapi.json", get(async move || Json(openapi)));
+    }
+    routes
+        .fallback(not_found)
+        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, ANSWER_TIME_MAX))
+        .layer(CatchPanicLayer::new())
+        .layer(middleware::from_fn(move |request: Request, next: Next| measure(service, request, next)))
+}
+
+fn prometheus(metrics: &Metrics) -> Response {
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
+}
+
+async fn not_found(request: Request) -> Response {
+    let message = format!("Route {}:{} not found", request.method(), request.uri().path());
+    let body = serde_json::json!({"message": message, "error": "Not Found", "statusCode": 404});
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+async fn measure(service: &'static str, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let method = request.method().as_str().to_owned();
+    // The pattern, not the path: a label for each session would drown the scraper.
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |p| p.as_str());
+    let route = route.to_owned();
+    let response = next.run(request).await;
+    let labels = [
+        ("service", service.to_owned()),
+        ("method", method),
+        ("route", route),
+        ("status_code", response.status().as_u16().to_string()),
+    ];
+    metrics::counter!("simcorp_http_requests_total", &labels).increment(1);
+    metrics::histogram!("simcorp_http_request_duration_seconds", &labels)
+        .record(start.elapsed().as_secs_f64());
+    response
+}
+
+/// Serves until `stop`, then lets running requests finish for a bounded time.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) -> std::io::Result<()> {
+    let asked = stop.clone();
+    let serving = axum::serve(listener, app)
+        .with_graceful_shutdown(async move { asked.cancelled().await });
+    tokio::select! {
+        done = async { serving.await } => done,
+        () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_TIME_MAX).await } => {
+            tracing::warn!(drain_s = DRAIN_TIME_MAX.as_secs(), "cut requests that did not end");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Logs: one JSON object a line on standard error, or plain text for a person at a terminal.
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    #[default]
+    Json,
+    Text,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, or a filter such as `info,ingestion=debug`.
+    pub level: String,
+    pub format: Format,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: Format::Json }
+    }
+}
+
+impl LogConfig {
+    pub fn check(&self, mistakes: &mut crate::config::Mistakes) {
+        if let Err(error) = EnvFilter::try_new(&self.level) {
+            mistakes.add("log.level", format!("{error}; say error, warn, info or debug"));
+        }
+    }
+
+    /// Starts logging for this process. A second call changes nothing.
+    pub fn start(&self) {
+        let filter = EnvFilter::try_new(&self.level).unwrap_or_else(|_| EnvFilter::new("info"));
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // Fails only when logging runs already.
+        let _ = match self.format {
+            Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+            Format::Text => builder.compact().try_init(),
+        };
+    }
+}

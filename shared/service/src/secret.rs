@@ -1,0 +1,69 @@
+//! Secrets in configuration: references that are resolved once, at start, and masked everywhere.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// A secret as it stands in a configuration: `file:/run/secrets/x`, `env:NAME`, or — for
+/// development — the secret itself.
+#[derive(Clone, Default, Deserialize)]
+#[serde(from = "String")]
+pub struct Secret(Option<SecretString>);
+
+/// Why a reference has nothing behind it.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the file {path} cannot be read: {source}")]
+    File { path: String, source: std::io::Error },
+    #[error("the environment variable {0} is not set")]
+    Env(String),
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self((!text.is_empty()).then(|| text.into()))
+    }
+}
+
+impl Secret {
+    #[must_use]
+    pub const fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The secret itself; `None` when nothing is configured.
+    ///
+    /// # Errors
+    /// When a file or variable that is referred to is not there.
+    pub fn resolve(&self) -> Result<Option<SecretString>, SecretError> {
+        let Some(configured) = &self.0 else { return Ok(None) };
+        let text = configured.expose_secret();
+        if let Some(path) = text.strip_prefix("file:") {
+            let read = std::fs::read_to_string(path);
+            let content = read.map_err(|source| SecretError::File { path: path.to_owned(), source })?;
+            return Ok(Some(content.trim_end().to_owned().into()));
+        }
+        if let Some(name) = text.strip_prefix("env:") {
+            let value = std::env::var(name).map_err(|_| SecretError::Env(name.to_owned()))?;
+            return Ok(Some(value.into()));
+        }
+        Ok(Some(configured.clone()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_set() { "Secret(***)" } else { "Secret(none)" })
+    }
+}
+
+impl Serialize for Secret {
+    /// A reference is shown, since it helps; a secret is not.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = self.0.as_ref().map_or("", ExposeSecret::expose_secret);
+        let reference = text.starts_with("file:") || text.starts_with("env:") || text.is_empty();
+        serializer.serialize_str(if reference { text } else { "***" })
+    }
+}
+

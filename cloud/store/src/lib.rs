@@ -1,1 +1,152 @@
+//! One store over two databases: PostgreSQL in production, SQLite when nothing is configured.
+//!
+//! Every statement is written once, in the SQL both speak, and run through [`on!`]; the few that
+//! must differ (bulk insert, row locks, partitions) stand side by side in their service. A service
+//! brings its own SQL; here is only what all share: opening, migrating, errors.
 
+mod config;
+mod migrate;
+mod partitions;
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::SqliteSynchronous;
+
+pub use config::DatabaseConfig;
+pub use migrate::{MigrationStatus, SchemaError};
+pub use sqlx;
+
+/// Runs the same body on whichever database it is: `on!(store, pool => query(SQL).execute(pool))`.
+#[macro_export]
+macro_rules! on {
+    ($store:expr, $pool:ident => $body:expr) => {
+        match $store.pool() {
+            $crate::Pool::Sqlite($pool) => $body,
+            $crate::Pool::Postgres($pool) => $body,
+        }
+    };
+}
+
+/// Why the database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot open the database {url}: {source}")]
+    Open { url: String, source: sqlx::Error },
+    #[error("the database address is wrong: {0}")]
+    Address(String),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("while {doing}: {source}")]
+    Query { doing: &'static str, source: sqlx::Error },
+    #[error("while {doing}: the row is damaged: {problem}")]
+    Row { doing: &'static str, problem: String },
+}
+
+impl StoreError {
+    /// For `map_err`: says what was being done.
+    pub fn query(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Query { doing, source }
+    }
+
+    pub fn row(doing: &'static str, problem: impl ToString) -> Self {
+        Self::Row { doing, problem: problem.to_string() }
+    }
+}
+
+/// The pool behind a [`Store`].
+#[derive(Clone, Debug)]
+pub enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+/// A handle on the database; clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: Pool,
+}
+
+/// How long a statement may wait for a connection: past it the caller hears "unavailable".
+const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens the database of a configuration. Creates an SQLite file, never a PostgreSQL database.
+    ///
+    /// # Errors
+    /// When the address is wrong, or nothing answers there in time.
+    pub async fn open(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        let url = config.resolve_url().map_err(|error| StoreError::Address(error.to_string()))?;
+        let url = url.expose_secret();
+        let open = |source| StoreError::Open { url: without_password(url), source };
+        let pool = if let Some(path) = url.strip_prefix("sqlite:") {
+            // WAL and FULL: a commit that was acknowledged survives a power cut.
+            let options = SqliteConnectOptions::new()
+                .filename(path.trim_start_matches("//"))
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(ACQUIRE_TIME_MAX)
+                .foreign_keys(true);
+            let pool = SqlitePoolOptions::new().max_connections(config.pool_max.clamp(2, 8));
+            Pool::Sqlite(pool.acquire_timeout(ACQUIRE_TIME_MAX).connect_with(options).await.map_err(open)?)
+        } else {
+            let options: PgConnectOptions =
+                url.parse().map_err(|error: sqlx::Error| StoreError::Address(error.to_string()))?;
+            let options = options.application_name("simcorp");
+            let pool = PgPoolOptions::new()
+                .max_connections(config.pool_max)
+                .acquire_timeout(ACQUIRE_TIME_MAX);
+            Pool::Postgres(pool.connect_with(options).await.map_err(open)?)
+        };
+        Ok(Self { pool })
+    }
+
+    #[must_use]
+    pub const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    #[must_use]
+    pub const fn is_postgres(&self) -> bool {
+        matches!(self.pool, Pool::Postgres(_))
+    }
+
+    /// For `/ready`.
+    ///
+    /// # Errors
+    /// When the database does not answer a trivial query.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        on!(self, pool => sqlx::query("SELECT 1").execute(pool).await.map(drop))
+            .map_err(StoreError::query("asking the database whether it lives"))
+    }
+
+    pub async fn close(&self) {
+        on!(self, pool => pool.close().await);
+    }
+}
+
+/// The address without what must not be in a log.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    match rest.split_once('@') {
+        Some((user, host)) => {
+            let name = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{name}:***@{host}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_never_reaches_a_message() {
+        assert_eq!(without_password("postgres://u:p@h:5432/d"), "postgres://u:***@h:5432/d");
+        assert_eq!(without_password("sqlite:x.db"), "sqlite:x.db");
+    }
+}

@@ -273,6 +273,20 @@ impl Frame {
     }
 }
 
+/// The length of the first CBOR item of `bytes`: where one message ends and the next begins.
+///
+/// # Errors
+/// When there is no whole item.
+pub fn item_length(bytes: &[u8]) -> Result<usize, DecodeError> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    decoder.skip().map_err(|error| DecodeError::Malformed {
+        field: "message",
+        at: decoder.position(),
+        problem: error.to_string(),
+    })?;
+    Ok(decoder.position())
+}
+
 /// A frame whose fields have not all been seen yet.
 #[derive(Default)]
 struct Raw {

@@ -1,0 +1,387 @@
+//! Ingestion's HTTP surface: `docs/reference/api.md`, and the reference's routes by its names.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State as Extract};
+
+use axum::response::{IntoResponse as _, Response};
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::session::{
+    Completeness, MachineStatus, RoastSession, RoastSessionSummary, SessionStatus,
+};
+use contract::{Ack, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use service::error::ApiError;
+use service::shutdown::CancellationToken;
+use tokio::sync::oneshot;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use ::store::StoreError;
+
+use crate::pipeline::{Lane, Message, Pipeline, Reply};
+use crate::store::{IngestStore, SessionFilter, SessionRow};
+use crate::tail::{self, Tail};
+use crate::{Clock, sse};
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct State {
+    pub store: IngestStore,
+    pub pipeline: Pipeline,
+    pub tail: Tail,
+    /// Development auth: everybody belongs to this organisation.
+    pub org: OrgId,
+    pub clock: Clock,
+    pub stop: CancellationToken,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp ingestion", description = "Frames in, sessions and streams out."))]
+struct Doc;
+
+pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
+    use utoipa::OpenApi as _;
+    OpenApiRouter::with_openapi(Doc::openapi())
+        .routes(routes!(post_frames))
+        .routes(routes!(sessions))
+        .routes(routes!(session))
+        .routes(routes!(session_telemetry))
+        .routes(routes!(session_events))
+        .routes(routes!(machines))
+        .routes(routes!(recent_telemetry))
+        .routes(routes!(recent_events))
+        .routes(routes!(sse::telemetry))
+        .routes(routes!(sse::events))
+        .routes(routes!(sse::envelopes_telemetry))
+        .routes(routes!(sse::envelopes_events))
+        .with_state(state)
+        .split_for_parts()
+}
+
+/// A database that does not answer is 503, everything else of it is ours.
+pub fn inside(error: StoreError) -> ApiError {
+    match &error {
+        StoreError::Query { source, .. } if is_away(source) => {
+            tracing::warn!(%error, "the database is away");
+            ApiError::Unavailable("the database does not answer; try again".to_owned())
+        }
+        _ => ApiError::internal(error),
+    }
+}
+
+const fn is_away(error: &::store::sqlx::Error) -> bool {
+    use ::store::sqlx::Error;
+    matches!(error, Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::Tls(_))
+}
+
+/// Query numbers come as text; empty and absent are the same.
+fn number(text: Option<&String>, name: &str, default: i64, max: i64) -> Result<i64, ApiError> {
+    match text.map(String::as_str) {
+        None | Some("") => Ok(default),
+        Some(text) => match text.parse::<i64>() {
+            Ok(value) if value >= 0 => Ok(value.min(max)),
+            _ => Err(ApiError::Invalid(format!("{name}: not a number from 0"))),
+        },
+    }
+}
+
+fn seconds(text: Option<&String>, name: &str) -> Result<Option<f64>, ApiError> {
+    text.filter(|text| !text.is_empty())
+        .map(|text| text.parse::<f64>().ok().filter(|value| value.is_finite()))
+        .map(|value| value.ok_or_else(|| ApiError::Invalid(format!("{name}: not a number"))))
+        .transpose()
+}
+
+/// Signed frames by HTTP: one `COSE_Sign1` message, or several one after the other.
+#[utoipa::path(post, path = "/v1/frames", tag = "frames",
+    request_body(content = Vec<u8>, content_type = "application/cose"),
+    responses((status = 200, description = "What became of each frame (Ack)", body = Object),
+              (status = 400, description = "Not a sequence of signed frames")))]
+async fn post_frames(Extract(state): Extract<State>, body: Bytes) -> Result<Response, ApiError> {
+    const FRAMES_MAX: usize = 64;
+    let mut messages = Vec::new();
+    let mut rest = &body[..];
+    while !rest.is_empty() {
+        let length = contract::frame::item_length(rest)
+            .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
+        let (message, after) = rest.split_at(length);
+        let claim = trust::Signed::parse(message)
+            .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
+        let frame = contract::Frame::decode(claim.payload())
+            .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
+        if frame.origin.org != state.org {
+            return Err(ApiError::Forbidden("the frame is of another organisation".to_owned()));
+        }
+        messages.push((frame.origin, message.to_vec()));
+        if messages.len() > FRAMES_MAX {
+            return Err(ApiError::TooLarge(format!("more than {FRAMES_MAX} frames")));
+        }
+        rest = after;
+    }
+    let mut waiting = Vec::with_capacity(messages.len());
+    for (origin, message) in messages {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Frame(message);
+        if !state.pipeline.send(Lane::Live, origin, message, Reply::Request(reply)).await {
+            return Err(ApiError::Unavailable("stopping".to_owned()));
+        }
+        waiting.push(answer);
+    }
+    let mut acks: Vec<Ack> = Vec::new();
+    for answer in waiting {
+        // No answer: the frame waits for others of its chain, and the edge sends it again.
+        let Ok(ack) = answer.await else { continue };
+        acks.push(ack);
+    }
+    Ok(Json(acks).into_response())
+}
+
+type Params = Query<BTreeMap<String, String>>;
+
+/// Sessions, newest first.
+#[utoipa::path(get, path = "/sessions", tag = "sessions",
+    params(("orgId" = Option<String>, Query), ("siteId" = Option<String>, Query),
+           ("machineId" = Option<String>, Query), ("status" = Option<String>, Query),
+           ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<RoastSessionSummary>), (status = 400)))]
+async fn sessions(
+    Extract(state): Extract<State>,
+    Query(params): Params,
+) -> Result<Json<Vec<RoastSessionSummary>>, ApiError> {
+    let get = |name: &str| params.get(name).filter(|text| !text.is_empty());
+    if get("orgId").is_some_and(|org| org != state.org.as_str()) {
+        return Ok(Json(Vec::new()));
+    }
+    let status = match get("status").map(String::as_str) {
+        None => None,
+        Some(text) => match SessionStatus::parse(text) {
+            Some(status) => Some(status.as_str()),
+            None => return Err(ApiError::Invalid("status: not ACTIVE or CLOSED".to_owned())),
+        },
+    };
+    let filter = SessionFilter {
+        site: get("siteId").cloned(),
+        machine: get("machineId").cloned(),
+        status,
+        limit: number(get("limit"), "limit", 50, 500)?,
+        offset: number(get("offset"), "offset", 0, 1_000_000)?,
+    };
+    let rows = state.store.sessions(&state.org, &filter).await.map_err(inside)?;
+    let mut summaries = Vec::with_capacity(rows.len());
+    for row in rows {
+        summaries.push(summary(&state, row).await?);
+    }
+    Ok(Json(summaries))
+}
+
+async fn summary(state: &State, row: SessionRow) -> Result<RoastSessionSummary, ApiError> {
+    let damaged = |problem: &str| ApiError::internal(StoreError::row("reading a session", problem));
+    let (points, verified, unsigned, max_bt_c) = match row.points {
+        Some(points) => {
+            (points, row.verified_points.unwrap_or(0), row.unsigned_points.unwrap_or(0), row.max_bt_c)
+        }
+        None => {
+            let totals = state.store.totals(&state.org, &row).await.map_err(inside)?;
+            (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
+        }
+    };
+    #[allow(clippy::cast_precision_loss)] // durations of roasts in ms
+    let duration_seconds = row.ended_ms.map(|ended| (ended - row.started_ms) as f64 / 1000.0);
+    let count = |n: i64| u64::try_from(n).unwrap_or(0);
+    Ok(RoastSessionSummary {
+        origin: Origin {
+            org: state.org.clone(),
+            site: SiteId::new(row.site_id).map_err(|_| damaged("site"))?,
+            machine: MachineId::new(row.machine_id).map_err(|_| damaged("machine"))?,
+        },
+        session_id: SessionId::new(row.session_id).map_err(|_| damaged("session"))?,
+        started_at: EpochMs(row.started_ms),
+        ended_at: row.ended_ms.map(EpochMs),
+        status: SessionStatus::parse(&row.status).ok_or_else(|| damaged("status"))?,
+        duration_seconds,
+        fc_seconds: row.fc_s,
+        drop_seconds: row.drop_s,
+        max_bt_c,
+        telemetry_points: count(points),
+        verified_points: count(verified),
+        unsigned_points: count(unsigned),
+        failed_points: count(row.failed_points.unwrap_or(0)),
+        device_ids: if row.kid.is_empty() { Vec::new() } else { vec![row.kid] },
+        completeness: Completeness::parse(&row.completeness).unwrap_or(Completeness::Open),
+    })
+}
+
+async fn find(state: &State, id: &str) -> Result<SessionRow, ApiError> {
+    let found = state.store.session(&state.org, id).await.map_err(inside)?;
+    found.ok_or(ApiError::NotFound("session"))
+}
+
+/// One session.
+#[utoipa::path(get, path = "/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
+    responses((status = 200, body = RoastSession), (status = 404)))]
+async fn session(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+) -> Result<Json<RoastSession>, ApiError> {
+    let row = find(&state, &id).await?;
+    let summary = summary(&state, row).await?;
+    Ok(Json(RoastSession { summary, meta: serde_json::Map::new() }))
+}
+
+/// A session's points, by elapsed time.
+#[utoipa::path(get, path = "/sessions/{id}/telemetry", tag = "sessions",
+    params(("id" = String, Path), ("limit" = Option<i64>, Query),
+           ("fromElapsedSeconds" = Option<f64>, Query), ("toElapsedSeconds" = Option<f64>, Query)),
+    responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
+async fn session_telemetry(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+    Query(params): Params,
+) -> Result<Json<Vec<TelemetryPoint>>, ApiError> {
+    let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
+    let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
+    let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
+    let Some(row) = state.store.session(&state.org, &id).await.map_err(inside)? else {
+        return Ok(Json(Vec::new()));
+    };
+    let machine = MachineId::new(row.machine_id.clone()).map_err(ApiError::internal)?;
+    let (mut first, last) = row.range();
+    let mut points = Vec::new();
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    // Page by page, so that a window late in a long roast does not load all of it at once.
+    const PAGE: i64 = 2_000;
+    loop {
+        let frames = state.store.frames_of_range(&state.org, row.chain_no, first, last, PAGE).await;
+        let frames = frames.map_err(inside)?;
+        let Some(end) = frames.last().map(|f| f.seq_at(f.offsets_ms.len())) else { break };
+        for frame in &frames {
+            for (_, point) in tail::points_of(frame, &machine, Some(&row), first, last) {
+                let t = point.elapsed_seconds;
+                if from.is_none_or(|from| t >= from) && to.is_none_or(|to| t <= to) {
+                    points.push(point);
+                }
+            }
+        }
+        if points.len() >= limit || end <= first || frames.len() < 2_000 {
+            break;
+        }
+        first = end;
+    }
+    points.truncate(limit);
+    Ok(Json(points))
+}
+
+/// A session's events, by time.
+#[utoipa::path(get, path = "/sessions/{id}/events", tag = "sessions", params(("id" = String, Path)),
+    responses((status = 200, body = Vec<RoastEvent>)))]
+async fn session_events(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<RoastEvent>>, ApiError> {
+    let rows = state.store.events_of(&state.org, &id).await.map_err(inside)?;
+    let events = rows.iter().filter_map(|row| {
+        tail::event_of(row, &MachineId::new(row.machine_id.clone()).ok()?)
+    });
+    Ok(Json(events.collect()))
+}
+
+/// The machines of the organisation, each with what it last said.
+#[utoipa::path(get, path = "/machines", tag = "machines",
+    responses((status = 200, body = Vec<MachineStatus>)))]
+async fn machines(Extract(state): Extract<State>) -> Result<Json<Vec<MachineStatus>>, ApiError> {
+    let rows = state.store.machines(&state.org).await.map_err(inside)?;
+    let running = tail::running(&state.store).await.map_err(inside)?;
+    let mut statuses = Vec::with_capacity(rows.len());
+    for row in rows {
+        let frame = state.store.newest_frame(&state.org, row.chain_no).await.map_err(inside)?;
+        let event = state.store.newest_event(&state.org, row.machine_no).await.map_err(inside)?;
+        let last = frame.as_ref().and_then(|f| f.offsets_ms.len().checked_sub(1));
+        let value = |column| frame.as_ref().zip(last).and_then(|(f, i)| f.value(column, i));
+        let session = running.get(&row.machine_no);
+        let gaps: Vec<(u64, u64)> = serde_json::from_str(&row.gaps).unwrap_or_default();
+        let (Ok(site), Ok(machine)) = (SiteId::new(row.site_id), MachineId::new(row.machine_id)) else {
+            continue;
+        };
+        statuses.push(MachineStatus {
+            origin: Origin { org: state.org.clone(), site, machine },
+            last_sample_at: frame.as_ref().zip(last).map(|(f, i)| f.sample_at(i)),
+            last_seen_at: EpochMs(row.seen_ms),
+            bt_c: value(0),
+            et_c: value(1),
+            ror_c_per_min: value(2),
+            session_id: session.and_then(|s| SessionId::new(s.session_id.clone()).ok()),
+            session_started_at: session.map(|s| EpochMs(s.started_ms)),
+            last_event: event.as_ref().and_then(|e| contract::EventKind::parse(&e.kind)),
+            last_event_at: event.as_ref().map(|e| EpochMs(e.at_ms)),
+            missing_frames: gaps.iter().map(|(first, last)| last - first + 1).sum(),
+        });
+    }
+    Ok(Json(statuses))
+}
+
+/// The newest points of the organisation, newest first.
+#[utoipa::path(get, path = "/telemetry", tag = "machines",
+    params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
+           ("limit" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
+async fn recent_telemetry(
+    Extract(state): Extract<State>,
+    Query(params): Params,
+) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
+    let limit = usize::try_from(number(params.get("limit"), "limit", 100, 1_000)?).unwrap_or(0);
+    let wanted = |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
+    if !wanted("orgId", state.org.as_str()) {
+        return Ok(Json(Vec::new()));
+    }
+    let running = tail::running(&state.store).await.map_err(inside)?;
+    let mut points: Vec<(EpochMs, serde_json::Value)> = Vec::new();
+    for row in state.store.machines(&state.org).await.map_err(inside)? {
+        if !wanted("siteId", &row.site_id) || !wanted("machineId", &row.machine_id) {
+            continue;
+        }
+        let Ok(machine) = MachineId::new(row.machine_id.clone()) else { continue };
+        let frames = state.store.newest_frames(&state.org, row.chain_no, limit).await.map_err(inside)?;
+        let session = running.get(&row.machine_no);
+        for frame in &frames {
+            for (_, point) in tail::points_of(frame, &machine, session, i64::MIN, i64::MAX) {
+                let ts = point.ts;
+                let mut body = serde_json::to_value(point).map_err(ApiError::internal)?;
+                body["orgId"] = state.org.as_str().into();
+                body["siteId"] = row.site_id.clone().into();
+                points.push((ts, body));
+            }
+        }
+    }
+    points.sort_by_key(|(ts, _)| std::cmp::Reverse(*ts));
+    points.truncate(limit);
+    Ok(Json(points.into_iter().map(|(_, body)| body).collect()))
+}
+
+/// The newest events of the organisation, newest first.
+#[utoipa::path(get, path = "/events", tag = "machines",
+    params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
+           ("limit" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<RoastEvent>), (status = 400)))]
+async fn recent_events(
+    Extract(state): Extract<State>,
+    Query(params): Params,
+) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
+    let limit = number(params.get("limit"), "limit", 100, 1_000)?;
+    let wanted = |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
+    if !wanted("orgId", state.org.as_str()) {
+        return Ok(Json(Vec::new()));
+    }
+    let rows = state.store.newest_events(&state.org, limit).await.map_err(inside)?;
+    let mut events = Vec::with_capacity(rows.len());
+    for row in rows.iter().filter(|r| wanted("siteId", &r.site_id) && wanted("machineId", &r.machine_id)) {
+        let Ok(machine) = MachineId::new(row.machine_id.clone()) else { continue };
+        let Some(event) = tail::event_of(row, &machine) else { continue };
+        let mut body = serde_json::to_value(event).map_err(ApiError::internal)?;
+        body["orgId"] = state.org.as_str().into();
+        body["siteId"] = row.site_id.clone().into();
+        events.push(body);
+    }
+    Ok(Json(events))
+}

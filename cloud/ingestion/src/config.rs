@@ -1,0 +1,92 @@
+//! `[ingestion]`, `[mqtt]`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use service::config::Mistakes;
+use service::secret::Secret;
+
+/// `[mqtt]`: the broker, as the services and the load generator see it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Empty: no broker; frames come by HTTP alone.
+    pub host: String,
+    pub port: u16,
+    /// Verify the broker with these certificates (PEM); empty: no TLS.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate and key (PEM), where the broker asks for one.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub username: String,
+    pub password: Secret,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 1883,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            username: String::new(),
+            password: Secret::default(),
+        }
+    }
+}
+
+/// `[ingestion]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IngestionConfig {
+    pub listen: SocketAddr,
+    /// Names this instance towards the broker; two instances need two names.
+    pub instance: String,
+    /// Accept the reference's messages that nobody signed.
+    pub accept_unsigned: bool,
+    /// Chains are spread over this many writers, each with its own transaction.
+    pub writers: usize,
+    /// Messages waiting at most; past it the broker is read no further.
+    pub queue: usize,
+}
+
+impl Default for IngestionConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4001)),
+            instance: "1".to_owned(),
+            accept_unsigned: false,
+            writers: 2,
+            queue: 8192,
+        }
+    }
+}
+
+impl IngestionConfig {
+    pub fn check(&self, mistakes: &mut Mistakes) {
+        mistakes.require((1..=16).contains(&self.writers), "ingestion.writers", "not between 1 and 16");
+        mistakes.require(
+            (64..=1_000_000).contains(&self.queue),
+            "ingestion.queue",
+            "not between 64 and 1000000",
+        );
+        mistakes.require(
+            contract::DeviceId::new(self.instance.clone()).is_ok(),
+            "ingestion.instance",
+            "not a name of letters, digits and . _ -",
+        );
+    }
+}
+
+impl MqttConfig {
+    pub fn check(&self, mistakes: &mut Mistakes) {
+        mistakes.require(self.port > 0, "mqtt.port", "is 0");
+        mistakes.require(
+            self.cert_file.is_some() == self.key_file.is_some(),
+            "mqtt.cert_file",
+            "cert_file and key_file go together",
+        );
+    }
+}

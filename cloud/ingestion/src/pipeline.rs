@@ -1,0 +1,493 @@
+//! From arrival to commit. Chains are spread over writers; each takes whatever waits, verifies it,
+//! commits it in one transaction and answers. While one batch is being written the next gathers:
+//! batches grow with the load and no timer adds to the latency.
+//!
+//! Live frames are taken before backlog. A queue that is full makes the sender wait.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::store::StoreError;
+use contract::envelope::Expect;
+use contract::{Ack, ChainId, EpochMs, Origin, Refusal, Refused};
+use futures_util::future::BoxFuture;
+use service::backoff::Backoff;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::store::{ChainNo, Committed, IngestStore, Outcome};
+use crate::verify::{Claim, KeyCache, TrustedKey, VerifiedFrame};
+use crate::{Clock, IngestionConfig, metric, reference};
+
+/// Frames a transaction.
+const BATCH_MAX: usize = 512;
+/// Bytes a transaction: large frames make small batches.
+const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What arrived.
+#[derive(Debug)]
+pub enum Message {
+    Frame(Vec<u8>),
+    Receipt(Vec<u8>),
+    /// The reference's JSON.
+    Reference(Expect, Vec<u8>),
+}
+
+impl Message {
+    const fn len(&self) -> usize {
+        match self {
+            Self::Frame(bytes) | Self::Receipt(bytes) | Self::Reference(_, bytes) => bytes.len(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    Live,
+    Backlog,
+}
+
+/// Where the answer goes.
+#[derive(Debug)]
+pub enum Reply {
+    /// Published to the device.
+    Bus,
+    /// To the request that waits.
+    Request(oneshot::Sender<Ack>),
+}
+
+#[derive(Debug)]
+struct Arrived {
+    origin: Origin,
+    message: Message,
+    reply: Reply,
+}
+
+/// Where answers for devices go; the bus takes them from there.
+pub type Answers = mpsc::Receiver<(Origin, Ack)>;
+
+/// The way in. Clones share the queues.
+#[derive(Clone)]
+pub struct Pipeline {
+    writers: Arc<Vec<Lanes>>,
+    answers: Arc<std::sync::Mutex<Option<Answers>>>,
+    receipts: Arc<Notify>,
+}
+
+struct Lanes {
+    live: mpsc::Sender<Arrived>,
+    backlog: mpsc::Sender<Arrived>,
+}
+
+impl Pipeline {
+    /// Starts the writers. They end when the last way in is dropped and everything has been
+    /// written.
+    pub fn start(
+        config: &IngestionConfig,
+        store: IngestStore,
+        clock: Clock,
+        wake: Arc<Notify>,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let (answer, answers) = mpsc::channel(config.queue);
+        let receipts = Arc::new(Notify::new());
+        let keys = Arc::new(KeyCache::default());
+        let mut writers = Vec::with_capacity(config.writers);
+        for _ in 0..config.writers {
+            let (live, live_in) = mpsc::channel(config.queue / config.writers);
+            let (backlog, backlog_in) = mpsc::channel(config.queue / config.writers);
+            let writer = Writer {
+                store: store.clone(),
+                keys: keys.clone(),
+                clock: clock.clone(),
+                answer: answer.clone(),
+                wake: wake.clone(),
+                receipts: receipts.clone(),
+                accept_unsigned: config.accept_unsigned,
+                logged: LogOnce::default(),
+            };
+            tracker.spawn(writer.run(live_in, backlog_in));
+            writers.push(Lanes { live, backlog });
+        }
+        let answers = Arc::new(std::sync::Mutex::new(Some(answers)));
+        Self { writers: Arc::new(writers), answers, receipts }
+    }
+
+    /// The answers for devices; the first caller gets them.
+    pub(crate) fn take_answers(&self) -> Option<Answers> {
+        self.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    /// Told when a receipt was kept.
+    pub(crate) fn receipts_waiting(&self) -> Arc<Notify> {
+        self.receipts.clone()
+    }
+
+    /// Hands a message over, waiting while the queue is full. `false` when ingestion is stopping.
+    pub async fn send(&self, lane: Lane, origin: Origin, message: Message, reply: Reply) -> bool {
+        // One machine, one writer: its frames keep their order.
+        let mut hasher = DefaultHasher::new();
+        origin.hash(&mut hasher);
+        let count = self.writers.len() as u64;
+        let index = usize::try_from(hasher.finish() % count).unwrap_or(0);
+        let lanes = &self.writers[index];
+        let queue = match lane {
+            Lane::Live => &lanes.live,
+            Lane::Backlog => &lanes.backlog,
+        };
+        queue.send(Arrived { origin, message, reply }).await.is_ok()
+    }
+}
+
+/// A refusal is logged once a machine and reason, then counted: a broken device must not fill the
+/// log.
+#[derive(Default)]
+struct LogOnce(std::collections::HashSet<(Origin, Refusal)>);
+
+impl LogOnce {
+    const KEPT_MAX: usize = 10_000;
+
+    fn refused(&mut self, origin: &Origin, refusal: Refusal, frame: Option<u64>) {
+        metric::refused(refusal);
+        if self.0.len() >= Self::KEPT_MAX {
+            self.0.clear();
+        }
+        if self.0.insert((origin.clone(), refusal)) {
+            tracing::warn!(
+                %origin, frame, reason = refusal.as_str(),
+                "refused a frame: {refusal}; further ones of this kind are only counted"
+            );
+        }
+    }
+}
+
+struct Writer {
+    store: IngestStore,
+    keys: Arc<KeyCache>,
+    clock: Clock,
+    answer: mpsc::Sender<(Origin, Ack)>,
+    wake: Arc<Notify>,
+    receipts: Arc<Notify>,
+    accept_unsigned: bool,
+    logged: LogOnce,
+}
+
+/// What one message adds to an answer.
+struct Answering {
+    origin: Origin,
+    ack: Option<Ack>,
+    reply: Reply,
+}
+
+impl Writer {
+    async fn run(mut self, mut live: mpsc::Receiver<Arrived>, mut backlog: mpsc::Receiver<Arrived>) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                Some(message) = live.recv() => message,
+                Some(message) = backlog.recv() => message,
+                else => break,
+            };
+            let mut bytes = first.message.len();
+            let mut batch = vec![first];
+            while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+                let Ok(next) = live.try_recv().or_else(|_| backlog.try_recv()) else { break };
+                bytes += next.message.len();
+                batch.push(next);
+            }
+            metric::queued("live", live.len());
+            metric::queued("backlog", backlog.len());
+            self.process(batch).await;
+        }
+    }
+
+    /// Verifies, commits and answers one batch; tries again until the database takes it.
+    async fn process(&mut self, batch: Vec<Arrived>) {
+        let mut answering: Vec<Answering> = Vec::with_capacity(batch.len());
+        let mut claims: Vec<(usize, Claim, bool)> = Vec::with_capacity(batch.len());
+        let mut frames: Vec<(usize, VerifiedFrame)> = Vec::with_capacity(batch.len());
+        for (i, Arrived { origin, message, reply }) in batch.into_iter().enumerate() {
+            match message {
+                Message::Frame(bytes) | Message::Receipt(bytes) if bytes.is_empty() => {
+                    self.logged.refused(&origin, Refusal::Malformed, None);
+                }
+                Message::Frame(bytes) => match Claim::parse(origin.clone(), bytes) {
+                    Ok(claim) => claims.push((i, claim, false)),
+                    Err(refusal) => self.logged.refused(&origin, refusal, None),
+                },
+                Message::Receipt(bytes) => match Claim::parse(origin.clone(), bytes) {
+                    Ok(claim) => claims.push((i, claim, true)),
+                    Err(refusal) => self.logged.refused(&origin, refusal, None),
+                },
+                Message::Reference(expect, bytes) => {
+                    // One by one: each must see the roast that the one before it opened.
+                    if let Some(frame) = self.read_reference(&origin, expect, &bytes).await {
+                        let mut one = [Answering { origin, ack: None, reply }];
+                        self.commit(vec![(0, frame)], &mut one).await;
+                        answering.extend(one);
+                        continue;
+                    }
+                }
+            }
+            answering.push(Answering { origin, ack: None, reply });
+        }
+        let receipts = self.believe(claims, &mut frames, &mut answering).await;
+        self.commit(frames, &mut answering).await;
+        for (i, receipt, signed) in receipts {
+            self.keep_receipt(&answering[i].origin, &receipt, &signed).await;
+        }
+        self.reply(answering).await;
+    }
+
+    async fn read_reference(
+        &mut self,
+        origin: &Origin,
+        expect: Expect,
+        bytes: &[u8],
+    ) -> Option<VerifiedFrame> {
+        let now = (self.clock)();
+        let read = reference::read(&self.store, &self.keys, origin, expect, bytes, self.accept_unsigned, now);
+        match read.await {
+            Ok(frame) => Some(frame),
+            Err(reference::ReferenceError::Refused(refusal)) => {
+                self.logged.refused(origin, refusal, None);
+                None
+            }
+            Err(error) => {
+                metric::invalid("envelope");
+                tracing::debug!(%origin, %error, "dropped a message");
+                None
+            }
+        }
+    }
+
+    /// Looks up the keys and checks all signatures of the batch together.
+    async fn believe(
+        &mut self,
+        claims: Vec<(usize, Claim, bool)>,
+        frames: &mut Vec<(usize, VerifiedFrame)>,
+        answering: &mut [Answering],
+    ) -> Vec<(usize, contract::Receipt, Vec<u8>)> {
+        let received = (self.clock)();
+        let mut keys: Vec<Option<Arc<TrustedKey>>> = Vec::with_capacity(claims.len());
+        for (_, claim, _) in &claims {
+            keys.push(self.find_key(claim).await);
+        }
+        let questions: Vec<_> = claims
+            .iter()
+            .zip(&keys)
+            .filter_map(|((_, claim, _), key)| Some((&claim.signed, &key.as_ref()?.public)))
+            .collect();
+        // One core a writer: the writers are the parallelism.
+        let mut verdicts = trust::verify_many(&questions, 1).into_iter();
+        let mut receipts = Vec::new();
+        for ((i, claim, is_receipt), key) in claims.into_iter().zip(keys) {
+            let verdict = match key {
+                Some(_) => verdicts.next().unwrap_or(Err(trust::CoseError::Signature)),
+                None => Err(trust::CoseError::Signature),
+            };
+            let origin = answering[i].origin.clone();
+            if is_receipt {
+                match claim.into_receipt(key.as_deref(), verdict) {
+                    Ok((receipt, signed)) => receipts.push((i, receipt, signed)),
+                    Err(refusal) => self.logged.refused(&origin, refusal, None),
+                }
+                continue;
+            }
+            match claim.into_frame(key.as_deref(), verdict, received) {
+                Ok(frame) => frames.push((i, frame)),
+                Err((claim, refusal)) => {
+                    let claimed = claim.claimed_frame();
+                    self.logged.refused(&origin, refusal, claimed.as_ref().map(|f| f.number));
+                    // Told to whoever claims to be the device: it says nothing that the sender of
+                    // the message did not know, and an honest agent needs to hear it.
+                    if let Some(frame) = claimed {
+                        answering[i].ack = Some(refusal_of(frame.chain, frame.number, refusal));
+                    }
+                }
+            }
+        }
+        receipts
+    }
+
+    async fn find_key(&self, claim: &Claim) -> Option<Arc<TrustedKey>> {
+        let mut wait = backoff();
+        loop {
+            match self.keys.find(&self.store, &claim.origin.org, claim.signed.key_id()).await {
+                Ok(key) => return key,
+                Err(error) => pause(&mut wait, &error).await,
+            }
+        }
+    }
+
+    async fn commit(&self, frames: Vec<(usize, VerifiedFrame)>, answering: &mut [Answering]) {
+        if frames.is_empty() {
+            return;
+        }
+        let (places, frames): (Vec<usize>, Vec<VerifiedFrame>) = frames.into_iter().unzip();
+        let mut wait = backoff();
+        let (named, committed) = loop {
+            let start = Instant::now();
+            match self.try_commit(&frames).await {
+                Ok((named, committed)) => {
+                    count(&frames, &committed, start.elapsed());
+                    break (named, committed);
+                }
+                Err(error) => {
+                    metric::retried();
+                    self.store.forget_numbers();
+                    pause(&mut wait, &error).await;
+                }
+            }
+        };
+        self.wake.notify_one();
+        for (((place, no), verified), outcome) in
+            places.into_iter().zip(&named).zip(&frames).zip(&committed.outcomes)
+        {
+            let frame = &verified.frame;
+            tracing::debug!(
+                origin = %frame.origin, chain = %frame.chain, frame = frame.number, ?outcome,
+                "committed"
+            );
+            let ack = match outcome {
+                Outcome::Stored | Outcome::Duplicate => {
+                    let mut ack = Ack::new(frame.chain);
+                    ack.push_acked(frame.number);
+                    ack.need = committed.gaps.get(&no.chain).cloned().unwrap_or_default();
+                    ack.need.truncate(16);
+                    ack
+                }
+                Outcome::Refused(refusal) => {
+                    metric::refused(*refusal);
+                    tracing::warn!(
+                        origin = %frame.origin, chain = %frame.chain, frame = frame.number,
+                        reason = refusal.as_str(), "refused a frame: {refusal}"
+                    );
+                    refusal_of(frame.chain, frame.number, *refusal)
+                }
+                Outcome::NotYet => continue,
+            };
+            answering[place].ack = Some(ack);
+        }
+    }
+
+    fn try_commit<'a>(
+        &'a self,
+        frames: &'a [VerifiedFrame],
+    ) -> BoxFuture<'a, Result<(Vec<ChainNo>, Committed), StoreError>> {
+        Box::pin(async move {
+            let now = (self.clock)();
+            let mut named = Vec::with_capacity(frames.len());
+            for verified in frames {
+                let frame = &verified.frame;
+                let no = self.store.chain_no(&frame.origin, frame.chain, &verified.kid, now).await?;
+                named.push(no);
+            }
+            let committed = self.store.commit(&named, frames, now).await?;
+            Ok((named, committed))
+        })
+    }
+
+    async fn keep_receipt(&self, origin: &Origin, receipt: &contract::Receipt, signed: &[u8]) {
+        let mut wait = backoff();
+        let now = (self.clock)();
+        loop {
+            match self.try_keep_receipt(receipt, signed, now).await {
+                Ok(()) => break,
+                Err(error) => pause(&mut wait, &error).await,
+            }
+        }
+        tracing::info!(%origin, session = %receipt.session, samples = receipt.sample_count(), "kept a receipt");
+        self.receipts.notify_one();
+    }
+
+    /// Boxed, as the compiler cannot see that a borrowed query may move between threads.
+    fn try_keep_receipt<'a>(
+        &'a self,
+        receipt: &'a contract::Receipt,
+        signed: &'a [u8],
+        now: EpochMs,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let no = self.store.chain_no(&receipt.origin, receipt.chain, "", now).await?;
+            self.store.keep_receipt(no, receipt, signed).await
+        })
+    }
+
+    /// Sends the answers: one message a chain and batch to the bus, each request its own.
+    async fn reply(&self, answering: Vec<Answering>) {
+        let mut for_bus: Vec<(Origin, Ack)> = Vec::new();
+        for Answering { origin, ack, reply } in answering {
+            let Some(ack) = ack else { continue };
+            match reply {
+                Reply::Request(waiting) => {
+                    // A client that has gone away needs no answer.
+                    let _ = waiting.send(ack);
+                }
+                Reply::Bus if ack.chain == reference::CHAIN => {}
+                Reply::Bus => {
+                    let same = for_bus.iter_mut().find(|(o, a)| *o == origin && a.chain == ack.chain);
+                    match same {
+                        Some((_, joined)) => join(joined, ack),
+                        None => for_bus.push((origin, ack)),
+                    }
+                }
+            }
+        }
+        for answer in for_bus {
+            // Without a bus nobody takes answers; the edge asks again in its own time.
+            if self.answer.try_send(answer).is_err() {
+                metrics::counter!("simcorp_ingest_acks_dropped_total").increment(1);
+            }
+        }
+    }
+}
+
+fn join(joined: &mut Ack, ack: Ack) {
+    for range in ack.acked {
+        (range.first..=range.last).for_each(|frame| joined.push_acked(frame));
+    }
+    joined.refused.extend(ack.refused);
+    if !ack.need.is_empty() {
+        joined.need = ack.need;
+    }
+}
+
+fn refusal_of(chain: ChainId, frame: u64, reason: Refusal) -> Ack {
+    let mut ack = Ack::new(chain);
+    ack.refused.push(Refused { frame, reason });
+    ack
+}
+
+fn count(frames: &[VerifiedFrame], committed: &Committed, took: Duration) {
+    let (mut verified, mut unsigned, mut duplicates, mut stored) = (0, 0, 0, 0);
+    for (frame, outcome) in frames.iter().zip(&committed.outcomes) {
+        match (outcome, frame.kid.is_empty()) {
+            (Outcome::Stored, false) => {
+                stored += 1;
+                verified += frame.frame.sample_count() as u64;
+            }
+            (Outcome::Stored, true) => unsigned += frame.frame.sample_count() as u64,
+            (Outcome::Duplicate, _) => duplicates += 1,
+            _ => {}
+        }
+    }
+    metric::committed(verified, stored, took.as_secs_f64());
+    metric::unsigned(unsigned);
+    metric::duplicates(duplicates);
+}
+
+const fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(5))
+}
+
+/// The database is away: what was received waits in memory, bounded by the queue, and nothing is
+/// acknowledged.
+async fn pause(wait: &mut Backoff, error: &StoreError) {
+    let spread = Instant::now().elapsed().subsec_nanos();
+    let pause = wait.next(u64::from(spread));
+    tracing::error!(%error, retry_ms = pause.as_millis(), "the database did not take a batch");
+    tokio::time::sleep(pause).await;
+}

@@ -1,0 +1,96 @@
+//! The reconciler that counts closed roasts: for each receipt, are all frames there, and does the
+//! digest fit? "Complete" is said once and kept; what is missing is asked for again, every pass.
+//!
+//! Woken by a new receipt and by a timer; takes no input; a failed pass is repeated by the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::session::Completeness;
+use contract::{Ack, FrameRange, OrgId, Receipt, ReceiptVerdict};
+use service::shutdown::CancellationToken;
+use store::StoreError;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+use trust::Signed;
+
+use crate::mqtt::Bus;
+use crate::store::{IngestStore, OpenReceipt};
+
+const PASS_EVERY: Duration = Duration::from_secs(5);
+const RECEIPTS_A_PASS: i64 = 200;
+
+pub fn start(
+    store: IngestStore,
+    bus: Option<Bus>,
+    wake: Arc<Notify>,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) {
+    tracker.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = wake.notified() => {}
+                () = tokio::time::sleep(PASS_EVERY) => {}
+            }
+            if let Err(error) = pass(&store, bus.as_ref()).await {
+                tracing::warn!(%error, "could not count receipts; the next pass tries again");
+            }
+        }
+    });
+}
+
+async fn pass(store: &IngestStore, bus: Option<&Bus>) -> Result<(), StoreError> {
+    for open in store.open_receipts(RECEIPTS_A_PASS).await? {
+        count(store, bus, open).await?;
+    }
+    Ok(())
+}
+
+async fn count(store: &IngestStore, bus: Option<&Bus>, open: OpenReceipt) -> Result<(), StoreError> {
+    const DOING: &str = "counting a receipt";
+    let signed = Signed::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
+    let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
+    let chain = crate::store::chain_state(&open);
+    let mut ack = Ack::new(receipt.chain);
+    let mut digest_differs = false;
+    let complete = if chain.covers(receipt.first_frame, receipt.last_frame) {
+        let digests =
+            store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
+        digest_differs = trust::digest(&digests.concat()) != receipt.digest;
+        !digest_differs
+    } else {
+        ack.need = missing(&chain.gaps, chain.next, &receipt);
+        false
+    };
+    let found = if complete { Completeness::Complete } else { Completeness::Incomplete };
+    if open.completeness != found.as_str() {
+        let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
+        let totals = match store.session(&org, &open.session_id).await? {
+            Some(session) if complete => Some(store.totals(&org, &session).await?),
+            _ => None,
+        };
+        store.note_completeness(&open.org_id, &open.session_id, found, totals).await?;
+        tracing::info!(
+            session = open.session_id, samples = receipt.sample_count(), found = found.as_str(),
+            digest_differs, "counted a roast"
+        );
+    }
+    ack.receipts.push(ReceiptVerdict { session_id: receipt.session.clone(), complete, digest_differs });
+    if let Some(bus) = bus {
+        bus.answer(&receipt.origin, &ack).await;
+    }
+    Ok(())
+}
+
+/// The frames of a receipt that are not here, at most 64 ranges.
+fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange> {
+    let beyond = FrameRange { first: next.max(1), last: u64::MAX };
+    let wanted = gaps.iter().copied().chain([beyond]).filter_map(|gap| {
+        let first = gap.first.max(receipt.first_frame);
+        let last = gap.last.min(receipt.last_frame);
+        (first <= last).then_some(FrameRange { first, last })
+    });
+    wanted.take(64).collect()
+}

@@ -1,0 +1,47 @@
+//! `[database]`
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use service::config::Mistakes;
+use service::secret::{Secret, SecretError};
+
+/// Where the data is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// `postgres://user@host/name`, or `sqlite:path`. Nothing: `sqlite:simcorp.db` in the data
+    /// folder.
+    pub url: Secret,
+    /// Connections at most.
+    pub pool_max: u32,
+    /// Bring the schema up to date at start. Off for PostgreSQL unless asked: several instances
+    /// may start at once, and a person should choose the moment (`simcorp migrate up`).
+    pub migrate: Option<bool>,
+    /// Folder of the SQLite file when no address is given.
+    pub data: std::path::PathBuf,
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        Self { url: Secret::default(), pool_max: 10, migrate: None, data: "var".into() }
+    }
+}
+
+impl DatabaseConfig {
+    pub fn check(&self, mistakes: &mut Mistakes) {
+        mistakes.require(
+            (1..=200).contains(&self.pool_max),
+            "database.pool_max",
+            "not between 1 and 200 connections",
+        );
+    }
+
+    /// The address, its reference resolved.
+    ///
+    /// # Errors
+    /// When a file or variable it refers to is not there.
+    pub fn resolve_url(&self) -> Result<SecretString, SecretError> {
+        let default = || format!("sqlite:{}", self.data.join("simcorp.db").display()).into();
+        Ok(self.url.resolve()?.unwrap_or_else(default))
+    }
+}

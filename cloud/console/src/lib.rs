@@ -1,1 +1,68 @@
+//! The console: what people see, and the one door for browsers. It renders pages, passes reads and
+//! streams through to ingestion, and holds no data of its own.
+//!
+//! It must never show a value without its age, or take an unknown one for zero.
 
+mod assets;
+mod config;
+mod pages;
+mod proxy;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::EpochMs;
+use service::health::Health;
+use service::shutdown::CancellationToken;
+
+pub use config::ConsoleConfig;
+
+/// How long ingestion may take to begin an answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The wall clock, passed in.
+pub type Clock = Arc<dyn Fn() -> EpochMs + Send + Sync>;
+
+/// A console ready to be served.
+pub struct Console {
+    pub router: axum::Router,
+    pub health: Health,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+struct State {
+    http: reqwest::Client,
+    ingestion: String,
+    clock: Clock,
+    stop: CancellationToken,
+}
+
+/// Builds the console.
+///
+/// # Errors
+/// When the HTTP client cannot be made.
+#[allow(clippy::disallowed_methods)] // the one client, with its limits
+pub fn start(
+    config: &ConsoleConfig,
+    clock: Clock,
+    stop: CancellationToken,
+) -> Result<Console, reqwest::Error> {
+    let http = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .read_timeout(Duration::from_secs(60))
+        .build()?;
+    let ingestion = config.ingestion_url.trim_end_matches('/').to_owned();
+    let state = State { http, ingestion, clock, stop };
+    let asked = state.clone();
+    let health = Health::new("console").check("ingestion", move || {
+        let (http, url) = (asked.http.clone(), format!("{}/health", asked.ingestion));
+        async move {
+            let answer = http.get(url).timeout(ANSWER_TIME_MAX).send().await;
+            answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(|e| e.to_string())
+        }
+    });
+    let router = pages::routes().merge(proxy::routes()).with_state(state).merge(assets::routes());
+    Ok(Console { router, health })
+}

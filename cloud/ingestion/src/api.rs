@@ -23,7 +23,7 @@ use ::store::StoreError;
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
 use crate::store::{IngestStore, SessionFilter, SessionRow};
 use crate::tail::{self, Tail};
-use crate::{Clock, sse};
+use crate::sse;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -33,7 +33,6 @@ pub struct State {
     pub tail: Tail,
     /// Development auth: everybody belongs to this organisation.
     pub org: OrgId,
-    pub clock: Clock,
     pub stop: CancellationToken,
 }
 

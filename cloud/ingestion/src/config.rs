@@ -11,7 +11,7 @@ use service::secret::Secret;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MqttConfig {
-    /// Empty: no broker; frames come by HTTP alone.
+    /// Empty: the embedded broker, or none where that is off; frames still come by HTTP.
     pub host: String,
     pub port: u16,
     /// Verify the broker with these certificates (PEM); empty: no TLS.
@@ -26,7 +26,7 @@ pub struct MqttConfig {
 impl Default for MqttConfig {
     fn default() -> Self {
         Self {
-            host: "127.0.0.1".to_owned(),
+            host: String::new(),
             port: 1883,
             ca_file: None,
             cert_file: None,

@@ -81,7 +81,7 @@ pub fn start(
             async move { if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
         });
     }
-    let state = api::State { store, pipeline, tail, org, clock, stop: stop.clone() };
+    let state = api::State { store, pipeline, tail, org, stop: stop.clone() };
     let (router, openapi) = api::routes(state);
     Ok(Ingestion { router, openapi, health })
 }

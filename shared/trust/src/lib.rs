@@ -14,3 +14,13 @@ mod key;
 pub use cose::{CONTENT_FRAME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many};
 pub use file_key::{FileKey, FileKeyError};
 pub use key::{Algorithm, KeyError, PublicKey, SignError, Signer};
+
+/// Random bytes from the system.
+///
+/// # Errors
+/// When it has none, which a Linux that has booted never says.
+pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no random numbers"))?;
+    Ok(bytes)
+}

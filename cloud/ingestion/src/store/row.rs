@@ -9,9 +9,6 @@ use contract::{Channel, EpochMs, Frame};
 /// bytes beside it hold exactly what the edge said.
 pub type Values = Option<Vec<Option<f32>>>;
 
-/// The columns of [`Channel::STANDARD`], in its order.
-pub const COLUMNS: &str = "bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c";
-
 /// What is read back of a frame.
 #[derive(Debug, Clone)]
 pub struct FrameRow {
@@ -34,6 +31,7 @@ pub const SELECT: &str = "chain_no, number, machine_no, arrival, mono_ms, first_
      offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, trust, \
      received_ms";
 
+/// The columns of [`Channel::STANDARD`], in its order.
 const NAMES: [&str; 7] =
     ["bt_c", "et_c", "ror_c_per_min", "gas_pct", "fan_pct", "drum_rpm", "ambient_c"];
 

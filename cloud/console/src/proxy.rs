@@ -1,0 +1,81 @@
+//! Reads and streams that browsers may make, passed through to ingestion. Nothing else is.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State as Extract};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use futures_util::StreamExt as _;
+use service::error::ApiError;
+
+use crate::State;
+
+pub fn routes() -> Router<State> {
+    Router::new()
+        .route("/api/sessions/{id}/telemetry", get(telemetry))
+        .route("/api/sessions/{id}/events", get(events))
+        .route("/stream/envelopes/{what}", get(stream))
+}
+
+async fn telemetry(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    pass(&state, &format!("/sessions/{}/telemetry", session(&id)?), query, &HeaderMap::new()).await
+}
+
+async fn events(
+    Extract(state): Extract<State>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    pass(&state, &format!("/sessions/{}/events", session(&id)?), None, &HeaderMap::new()).await
+}
+
+async fn stream(
+    Extract(state): Extract<State>,
+    Path(what): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    if what != "telemetry" && what != "events" {
+        return Err(ApiError::NotFound("stream"));
+    }
+    pass(&state, &format!("/stream/envelopes/{what}"), query, &headers).await
+}
+
+/// A session id has only characters that a path may have; anything else would be another path.
+fn session(id: &str) -> Result<contract::SessionId, ApiError> {
+    id.parse().map_err(|error: contract::IdError| ApiError::Invalid(error.to_string()))
+}
+
+async fn pass(
+    state: &State,
+    path: &str,
+    query: Option<String>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let away = |error: reqwest::Error| {
+        tracing::warn!(%error, path, "ingestion does not answer");
+        ApiError::Unavailable("ingestion does not answer; what machines send is kept by them".to_owned())
+    };
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    let mut request = state.http.get(format!("{}{path}{query}", state.ingestion));
+    let last = HeaderName::from_static("last-event-id");
+    if let Some(id) = headers.get(&last) {
+        request = request.header(last, id);
+    }
+    let answer = request.send().await.map_err(away)?;
+    let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let kind = answer.headers().get(header::CONTENT_TYPE).cloned();
+    let stop = state.stop.clone();
+    // A stream ends when the console does, not when the browser feels like it.
+    let body = answer.bytes_stream().take_until(async move { stop.cancelled().await });
+    let mut response = (status, Body::from_stream(body)).into_response();
+    if let Some(kind) = kind {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    Ok(response)
+}

@@ -1,0 +1,109 @@
+//! The control plane's configuration. Nothing set: everything on loopback, SQLite, an embedded
+//! broker, development auth.
+
+use std::net::SocketAddr;
+
+use contract::OrgId;
+use serde::{Deserialize, Serialize};
+use service::config::{Config, Mistakes};
+use service::log::LogConfig;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CloudConfig {
+    pub auth: AuthConfig,
+    pub database: store::DatabaseConfig,
+    pub broker: BrokerConfig,
+    pub mqtt: ingestion::MqttConfig,
+    pub ingestion: ingestion::IngestionConfig,
+    pub console: console::ConsoleConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    /// Everybody is one person of one organisation: loopback only.
+    #[default]
+    Dev,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthConfig {
+    pub mode: AuthMode,
+    /// The organisation of development auth.
+    pub dev_org: String,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        Self { mode: AuthMode::Dev, dev_org: "org".to_owned() }
+    }
+}
+
+/// `[broker]`: the embedded MQTT broker, for one machine. It keeps nothing over a restart and has
+/// neither TLS nor passwords; the agents' journals and our own acknowledgements are what makes
+/// delivery sure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// Used while `mqtt.host` is empty.
+    pub embedded: bool,
+    /// MQTT 5: agents and services.
+    pub listen: SocketAddr,
+    /// MQTT 3.1.1: the reference's publishers and subscribers.
+    pub listen_v4: SocketAddr,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        Self {
+            embedded: true,
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            listen_v4: SocketAddr::from(([127, 0, 0, 1], 1884)),
+        }
+    }
+}
+
+impl CloudConfig {
+    /// The organisation of development auth; `None` until [`Config::check`] has found no mistake.
+    #[must_use]
+    pub fn org(&self) -> Option<OrgId> {
+        OrgId::new(self.auth.dev_org.clone()).ok()
+    }
+
+    /// True when this process runs the broker.
+    #[must_use]
+    pub const fn embeds_broker(&self) -> bool {
+        self.mqtt.host.is_empty() && self.broker.embedded
+    }
+}
+
+impl Config for CloudConfig {
+    fn check(&self, mistakes: &mut Mistakes) {
+        if let Err(error) = OrgId::new(self.auth.dev_org.clone()) {
+            mistakes.add("auth.dev_org", error.to_string());
+        }
+        // Development auth asks nobody who they are: it must not be reachable.
+        let listens = [
+            ("ingestion.listen", self.ingestion.listen),
+            ("console.listen", self.console.listen),
+            ("broker.listen", self.broker.listen),
+            ("broker.listen_v4", self.broker.listen_v4),
+        ];
+        for (field, address) in listens {
+            mistakes.require(
+                address.ip().is_loopback(),
+                field,
+                "not a loopback address, and auth.mode = \"dev\" serves nothing else",
+            );
+        }
+        self.database.check(mistakes);
+        self.mqtt.check(mistakes);
+        self.ingestion.check(mistakes);
+        self.console.check(mistakes);
+        self.log.check(mistakes);
+    }
+}

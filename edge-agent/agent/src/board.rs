@@ -1,0 +1,111 @@
+//! What the agent shows of itself: the newest samples and the state of machine, disk and cloud.
+//! Everything is bounded; writers never wait for readers.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use contract::{Channel, EventKind};
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::journal::Totals;
+
+/// Twenty minutes at 10 Hz.
+const POINTS_MAX: usize = 12_000;
+
+/// One sample as the local page draws it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Point {
+    /// Unix time, ms.
+    pub t: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bt: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub et: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ror: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<EventKind>,
+}
+
+/// The state of everything, for `/status`, `/metrics` and the page.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub machine: String,
+    pub driver_error: Option<String>,
+    pub journal_error: Option<String>,
+    pub uplink_connected: bool,
+    pub uplink_error: Option<String>,
+    pub session: Option<String>,
+    pub session_started_ms: Option<i64>,
+    pub last_sample_ms: Option<i64>,
+    pub samples: u64,
+    pub samples_dropped: u64,
+    pub frames_lost: u64,
+    pub journal: Totals,
+}
+
+#[derive(Clone)]
+pub struct Board {
+    state: Arc<Mutex<State>>,
+    points: Arc<Mutex<VecDeque<Point>>>,
+    live: broadcast::Sender<Point>,
+}
+
+impl Board {
+    #[must_use]
+    pub fn new(machine: String) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State { machine, ..State::default() })),
+            points: Arc::default(),
+            live: broadcast::channel(256).0,
+        }
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a frame's samples to the picture.
+    pub fn add(&self, frame: &contract::Frame) {
+        let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
+        #[allow(clippy::cast_possible_truncation)] // for a picture
+        let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
+        for i in 0..frame.sample_count() {
+            let seq = frame.first_seq + i as u64;
+            let point = Point {
+                t: frame.wall_at(i).0,
+                bt: value(&Channel::Bt, i),
+                et: value(&Channel::Et, i),
+                ror: value(&Channel::Ror, i),
+                mark: frame.events.iter().find(|e| e.seq == seq).map(|e| e.kind),
+            };
+            if points.len() >= POINTS_MAX {
+                points.pop_front();
+            }
+            points.push_back(point);
+            // Nobody watching is fine.
+            let _ = self.live.send(point);
+        }
+    }
+
+    #[must_use]
+    pub fn points(&self) -> Vec<Point> {
+        self.points.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Point> {
+        self.live.subscribe()
+    }
+}

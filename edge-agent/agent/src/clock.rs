@@ -1,0 +1,43 @@
+//! The agent's two clocks: one that only runs forward, one that says the date.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use contract::{ClockQuality, EpochMs};
+
+/// Written by systemd-timesyncd once the clock has been set from the network.
+const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+
+/// Reads the system's clocks. The one place that does.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+}
+
+#[allow(clippy::disallowed_methods)] // this is where time enters
+impl Clock {
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Milliseconds since the agent started.
+    #[must_use]
+    pub fn mono_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    #[must_use]
+    pub fn wall(&self) -> EpochMs {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        EpochMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    #[must_use]
+    pub fn quality(&self) -> ClockQuality {
+        if std::path::Path::new(SYNCHRONISED).exists() {
+            ClockQuality::Synchronised
+        } else {
+            ClockQuality::FreeRunning
+        }
+    }
+}

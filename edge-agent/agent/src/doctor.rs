@@ -1,0 +1,108 @@
+//! `simcorp-edge doctor`: tries everything the agent needs, one after the other, and says of each
+//! what was found and what to do.
+
+use std::time::Duration;
+
+use contract::ClockQuality;
+use rumqttc::{AsyncClient, Event, Incoming};
+use trust::FileKey;
+
+use crate::clock::Clock;
+use crate::config::EdgeConfig;
+use crate::journal::{Journal, JournalError};
+use crate::{driver, run, uplink};
+
+/// Below this the journal's quota cannot be kept for long.
+const FREE_MB_MIN: u64 = 64;
+const LINK_TIME_MAX: Duration = Duration::from_secs(5);
+
+struct Report {
+    failed: usize,
+}
+
+impl Report {
+    fn say(&mut self, what: &str, result: Result<String, String>) {
+        match result {
+            Ok(found) => println!("ok    {what}: {found}"),
+            Err(problem) => {
+                self.failed += 1;
+                println!("WRONG {what}: {problem}");
+            }
+        }
+    }
+}
+
+/// Examines; an error when something is wrong, so that scripts can tell.
+pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let mut report = Report { failed: 0 };
+    let key = FileKey::open(&config.identity.key_file, run::key_id(config)?);
+    report.say("key", key.map(|_| run::key_id(config).map_or_else(|e| e.to_string(), |id| id.to_string())).map_err(|e| e.to_string()));
+    report.say("journal", journal(config, clock));
+    report.say("disk", disk(config));
+    report.say("clock", match clock.quality() {
+        ClockQuality::Synchronised => Ok("set from the network".to_owned()),
+        _ => Ok("not known to be set from the network: durations hold, dates may not".to_owned()),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    report.say("machine", runtime.block_on(machine(config)));
+    report.say("cloud", runtime.block_on(link(config)));
+    anyhow::ensure!(report.failed == 0, "{} of 6 are wrong", report.failed);
+    Ok(())
+}
+
+fn journal(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+    match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
+        Ok(journal) => {
+            let totals = journal.totals().map_err(|e| e.to_string())?;
+            Ok(format!("{} frames, {} to be sent", totals.frames, totals.unsent_frames))
+        }
+        Err(JournalError::Locked { .. }) => Ok("in use by the running agent".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn disk(config: &EdgeConfig) -> Result<String, String> {
+    let folder = &config.journal.folder;
+    let fs = rustix::fs::statvfs(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let free_mb = fs.f_bavail * fs.f_frsize / (1024 * 1024);
+    if free_mb < FREE_MB_MIN {
+        return Err(format!("{free_mb} MB free in {}; make room", folder.display()));
+    }
+    Ok(format!("{free_mb} MB free"))
+}
+
+async fn machine(config: &EdgeConfig) -> Result<String, String> {
+    let mut driver = driver::open(config).map_err(|e| e.to_string())?;
+    let reading = driver.read(1_000).await.map_err(|e| e.to_string())?;
+    let shown = reading.values.iter().map(|(channel, value)| match value {
+        Some(value) => format!("{} {value:.1}", channel.as_str()),
+        None => format!("{} —", channel.as_str()),
+    });
+    Ok(shown.collect::<Vec<_>>().join(", "))
+}
+
+async fn link(config: &EdgeConfig) -> Result<String, String> {
+    if config.uplink.host.is_empty() {
+        return Ok("not configured".to_owned());
+    }
+    let options = uplink::options(&config.uplink, "simcorp-edge-doctor").map_err(|e| e.to_string())?;
+    let (client, mut events) = AsyncClient::builder(options).capacity(4).build();
+    let target = format!("{}:{}", config.uplink.host, config.uplink.port);
+    let connect = async {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(format!("{target}: {error}")),
+            }
+        }
+    };
+    let answered = tokio::time::timeout(LINK_TIME_MAX, connect).await;
+    let _ = client.try_disconnect();
+    match answered {
+        Ok(Ok(())) => Ok(format!("{target} answers")),
+        Ok(Err(problem)) => Err(problem),
+        Err(_) => Err(format!("{target} does not answer within {} s", LINK_TIME_MAX.as_secs())),
+    }
+}

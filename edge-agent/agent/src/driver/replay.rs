@@ -1,0 +1,65 @@
+//! A recorded roast, played at any speed.
+
+use contract::Channel;
+use roast::alog::{self, FILE_BYTES_MAX, Recording};
+
+use super::{Answer, Driver, DriverError, Reading};
+use crate::config;
+
+pub struct Replay {
+    recording: Recording,
+    speed: f64,
+    /// The next sample to play.
+    next: usize,
+}
+
+impl Replay {
+    pub fn open(config: &config::Replay) -> Result<Self, DriverError> {
+        let name = config.file.display().to_string();
+        let unreadable = |problem: String| DriverError::Recording(name.clone(), problem);
+        let size = std::fs::metadata(&config.file).map_err(|e| unreadable(e.to_string()))?.len();
+        if size > FILE_BYTES_MAX as u64 {
+            return Err(unreadable("larger than 32 MB".to_owned()));
+        }
+        let text = std::fs::read_to_string(&config.file).map_err(|e| unreadable(e.to_string()))?;
+        let recording = alog::read(&text).map_err(|e| unreadable(e.to_string()))?;
+        if recording.samples.is_empty() {
+            return Err(unreadable("it has no samples".to_owned()));
+        }
+        Ok(Self { recording, speed: config.speed, next: 0 })
+    }
+}
+
+impl Driver for Replay {
+    /// The newest sample that is due. At high speed samples between two reads are skipped, as they
+    /// would be with a real machine; their marks are not.
+    fn read(&mut self, mono_ms: u64) -> Answer<'_> {
+        #[allow(clippy::cast_precision_loss)] // milliseconds of a recording
+        let due_s = mono_ms as f64 / 1000.0 * self.speed;
+        let start_s = self.recording.samples.first().map_or(0.0, |s| s.t_s);
+        let samples = &self.recording.samples;
+        let from = self.next;
+        while self.next < samples.len() && samples[self.next].t_s - start_s <= due_s {
+            self.next += 1;
+        }
+        let answer = match self.next.checked_sub(1) {
+            Some(_) if from == samples.len() => Err(DriverError::Ended),
+            Some(i) => {
+                let sample = samples[i];
+                let played = from..self.next;
+                let marks = self.recording.marks.iter().filter(|(_, at)| played.contains(at));
+                Ok(Reading {
+                    values: vec![
+                        (Channel::Bt, sample.bt_c),
+                        (Channel::Et, sample.et_c),
+                        (Channel::Gas, sample.gas_pct),
+                        (Channel::Fan, sample.fan_pct),
+                    ],
+                    marks: marks.map(|(kind, _)| *kind).collect(),
+                })
+            }
+            None => Ok(Reading::default()),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}

@@ -1,0 +1,39 @@
+//! The simulated roaster: `roast::twin`, moved by the sampler's clock.
+
+use contract::{Channel, EventKind};
+use roast::twin::{PRESETS, Preset, Twin};
+
+use super::{Answer, Driver, Reading};
+use crate::config;
+
+pub struct Simulated {
+    twin: Twin,
+    speed: u64,
+    at_ms: u64,
+}
+
+impl Simulated {
+    pub fn new(config: &config::Simulated) -> Self {
+        let preset = Preset::named(&config.preset).unwrap_or(PRESETS[0]);
+        let ready_ms = config.charge_after_s * 1000;
+        Self { twin: Twin::new(preset, config.seed, ready_ms), speed: config.speed, at_ms: 0 }
+    }
+}
+
+impl Driver for Simulated {
+    fn read(&mut self, mono_ms: u64) -> Answer<'_> {
+        let passed = mono_ms.saturating_sub(self.at_ms) / 100 * 100;
+        self.at_ms += passed;
+        let marks: Vec<EventKind> = self.twin.advance(passed * self.speed);
+        let r = self.twin.reading();
+        let values = vec![
+            (Channel::Bt, Some(r.bt_c)),
+            (Channel::Et, Some(r.et_c)),
+            (Channel::Gas, Some(r.gas_pct)),
+            (Channel::Fan, Some(r.fan_pct)),
+            (Channel::Drum, Some(r.drum_rpm)),
+            (Channel::Ambient, Some(r.ambient_c)),
+        ];
+        Box::pin(std::future::ready(Ok(Reading { values, marks })))
+    }
+}

@@ -1,0 +1,573 @@
+//! The edge's truth: what is on this disk exists. SQLite, WAL, `synchronous=FULL`.
+//!
+//! A frame is written once, signed, in the transaction that also notes the roast it belongs to;
+//! after a power cut the journal is either before or after a frame, never inside. Frames leave only
+//! for the quota, in this order: acknowledged ones, oldest first; then, with a warning each, frames
+//! of past roasts that the cloud does not have; the running roast stays.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use contract::{ChainId, Digest, EpochMs, EventKind, FrameRange, Origin, Receipt, SessionId};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use crate::recorder::{Closed, Position, Roast};
+
+const FILE: &str = "journal.db";
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE frames (
+    id      INTEGER PRIMARY KEY,
+    chain   BLOB NOT NULL,
+    number  INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    made_ms INTEGER NOT NULL,
+    state   INTEGER NOT NULL, -- 0 to be sent, 1 acknowledged, 2 refused by the cloud
+    digest  BLOB NOT NULL,
+    signed  BLOB NOT NULL,
+    UNIQUE (chain, number)
+) STRICT;
+CREATE INDEX frames_unsent ON frames (id) WHERE state = 0;
+CREATE TABLE roasts (
+    session     TEXT PRIMARY KEY,
+    chain       BLOB NOT NULL,
+    started_ms  INTEGER NOT NULL,
+    first_seq   INTEGER NOT NULL,
+    first_frame INTEGER NOT NULL,
+    marked      TEXT NOT NULL,
+    last_frame  INTEGER,
+    state       INTEGER NOT NULL, -- 0 running, 1 closed, 2 complete in the cloud
+    receipt     BLOB
+) STRICT;
+";
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("cannot make the journal's folder {path}: {source}", path = path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("the journal {path} was written by a newer agent (schema {found}); install that one", path = path.display())]
+    TooNew { path: PathBuf, found: i64 },
+    #[error("another agent uses the journal {path}; stop it first", path = path.display())]
+    Locked { path: PathBuf },
+    #[error("the disk is full while {doing}; free space, or lower journal.quota_mb")]
+    Full { doing: &'static str },
+    #[error("the journal is damaged while {doing}: {source}")]
+    Damaged { doing: &'static str, source: rusqlite::Error },
+    #[error("while {doing}: {source}")]
+    Sql { doing: &'static str, source: rusqlite::Error },
+}
+
+impl JournalError {
+    fn sql(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        move |source| match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full { doing },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged { doing, source }
+            }
+            _ => Self::Sql { doing, source },
+        }
+    }
+}
+
+/// A frame on its way to the cloud.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub id: i64,
+    pub chain: ChainId,
+    pub number: u64,
+    pub samples: u64,
+    pub signed: Vec<u8>,
+}
+
+/// What the journal holds.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    pub frames: i64,
+    pub unsent_frames: i64,
+    pub refused_frames: i64,
+    pub unsent_samples: i64,
+    pub bytes: i64,
+    pub open_receipts: i64,
+}
+
+pub struct Journal {
+    db: Connection,
+    quota_bytes: i64,
+    /// Frames dropped unsent for the quota since start.
+    pub lost_frames: u64,
+}
+
+impl Journal {
+    /// Opens or makes the journal in `folder`. A damaged one is set aside, never deleted, and a
+    /// new one begun: sampling must go on.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, another agent has it, or a newer one wrote it.
+    pub fn open(folder: &Path, quota_mb: u64, now: EpochMs) -> Result<Self, JournalError> {
+        let make = |source| JournalError::Folder { path: folder.to_owned(), source };
+        std::fs::create_dir_all(folder).map_err(make)?;
+        let path = folder.join(FILE);
+        match Self::open_file(&path, quota_mb) {
+            Err(JournalError::Damaged { source, .. }) => {
+                let aside = folder.join(format!("journal-damaged-{}.db", now.compact()));
+                tracing::error!(
+                    error = %source, aside = %aside.display(),
+                    "the journal is damaged: it was set aside and a new one begun"
+                );
+                std::fs::rename(&path, &aside).map_err(make)?;
+                for suffix in ["-wal", "-shm"] {
+                    let _ = std::fs::rename(
+                        folder.join(format!("{FILE}{suffix}")),
+                        folder.join(format!("{}{suffix}", aside.file_name().unwrap_or_default().to_string_lossy())),
+                    );
+                }
+                Self::open_file(&path, quota_mb)
+            }
+            other => other,
+        }
+    }
+
+    fn open_file(path: &Path, quota_mb: u64) -> Result<Self, JournalError> {
+        const DOING: &str = "opening the journal";
+        let db = Connection::open(path).map_err(JournalError::sql(DOING))?;
+        db.busy_timeout(Duration::from_millis(500)).map_err(JournalError::sql(DOING))?;
+        let locked = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                JournalError::Locked { path: path.to_owned() }
+            }
+            _ => JournalError::sql(DOING)(error),
+        };
+        // Exclusive: two agents on one journal would number frames twice.
+        db.execute_batch(
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; \
+             PRAGMA synchronous = FULL; PRAGMA cache_size = -512; PRAGMA mmap_size = 0; \
+             PRAGMA journal_size_limit = 4194304; PRAGMA wal_autocheckpoint = 256; \
+             BEGIN EXCLUSIVE; COMMIT;",
+        )
+        .map_err(locked)?;
+        let version: i64 = db
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .map_err(JournalError::sql(DOING))?;
+        match version {
+            0 => db
+                .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
+                .map_err(JournalError::sql(DOING))?,
+            SCHEMA_VERSION => {}
+            found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
+        }
+        let check: String = db
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(JournalError::sql(DOING))?;
+        if check != "ok" {
+            let source = rusqlite::Error::InvalidParameterName(check);
+            return Err(JournalError::Damaged { doing: DOING, source });
+        }
+        let quota_bytes = i64::try_from(quota_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
+        Ok(Self { db, quota_bytes, lost_frames: 0 })
+    }
+
+    /// Where the journal stands; `fresh` names the chain of a new one.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn position(&self, fresh: ChainId) -> Result<Position, JournalError> {
+        const DOING: &str = "finding where the journal stands";
+        let chain = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
+        let Some(chain) = chain else {
+            self.set_meta("chain", &fresh.0)?;
+            return Ok(Position { chain: fresh, next_number: 1, next_seq: 0, previous: None });
+        };
+        let last = self
+            .db
+            .query_row(
+                "SELECT number, digest FROM frames WHERE chain = ?1 ORDER BY number DESC LIMIT 1",
+                [chain],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)),
+            )
+            .optional()
+            .map_err(JournalError::sql(DOING))?;
+        let number = |name| -> Result<u64, JournalError> {
+            let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
+            Ok(bytes.map_or(0, u64::from_be_bytes))
+        };
+        // The quota may have taken the last frame's row, but never its number.
+        let next_number = number("next_number")?.max(1);
+        let previous = match last {
+            Some((_, digest)) => Some(Digest(digest)),
+            None => self.meta("last_digest")?.and_then(|v| v.try_into().ok()).map(Digest),
+        };
+        Ok(Position { chain: ChainId(chain), next_number, next_seq: number("next_seq")?, previous })
+    }
+
+    /// Begins another chain, for good.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn start_chain(&self, chain: ChainId) -> Result<(), JournalError> {
+        self.set_meta("chain", &chain.0)?;
+        self.set_meta("next_number", &1_u64.to_be_bytes())
+    }
+
+    /// The roast that was running when the agent stopped.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn running_roast(&self) -> Result<Option<Roast>, JournalError> {
+        let row = self.db.query_row(
+            "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
+             WHERE state = 0 ORDER BY started_ms DESC LIMIT 1",
+            [],
+            |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                    row.get::<_, i64>(3)?,
+                    row.get::<_, String>(4)?,
+                ))
+            },
+        );
+        let row = row.optional().map_err(JournalError::sql("looking for a running roast"))?;
+        Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked)| {
+            Some(Roast {
+                session: SessionId::new(session).ok()?,
+                started: EpochMs(started_ms),
+                first_seq: u64::try_from(first_seq).ok()?,
+                first_frame: u64::try_from(first_frame).ok()?,
+                marked: marked.split(' ').filter_map(EventKind::parse).collect(),
+            })
+        }))
+    }
+
+    /// When the newest frame was made.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn newest_ms(&self) -> Result<Option<i64>, JournalError> {
+        self.db
+            .query_row("SELECT made_ms FROM frames ORDER BY id DESC LIMIT 1", [], |row| row.get(0))
+            .optional()
+            .map_err(JournalError::sql("finding the newest frame"))
+    }
+
+    /// Keeps a signed frame and what it changes of a roast, all or nothing.
+    ///
+    /// # Errors
+    /// When the disk does not take it: nothing is kept, and the caller tries again.
+    pub fn append(
+        &mut self,
+        frame: &contract::Frame,
+        digest: Digest,
+        signed: &[u8],
+        closed: Option<&Closed>,
+        running: Option<&Roast>,
+    ) -> Result<Outgoing, JournalError> {
+        const DOING: &str = "keeping a frame";
+        let samples = frame.sample_count() as u64;
+        let number = i64::try_from(frame.number).unwrap_or(i64::MAX);
+        let next_seq = frame.first_seq + samples;
+        let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
+        let put = || -> rusqlite::Result<i64> {
+            tx.prepare_cached(
+                "INSERT INTO frames (chain, number, samples, made_ms, state, digest, signed) \
+                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
+            )?
+            .execute(params![
+                frame.chain.0,
+                number,
+                i64::try_from(samples).unwrap_or(i64::MAX),
+                frame.wall.0,
+                digest.0,
+                signed
+            ])?;
+            let id = tx.last_insert_rowid();
+            let mut meta =
+                tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?;
+            meta.execute(params!["next_number", (frame.number + 1).to_be_bytes()])?;
+            meta.execute(params!["next_seq", next_seq.to_be_bytes()])?;
+            meta.execute(params!["last_digest", digest.0])?;
+            if let Some(closed) = closed {
+                put_roast(&tx, frame.chain, &closed.roast, Some(closed.last_frame))?;
+            }
+            if let Some(roast) = running {
+                put_roast(&tx, frame.chain, roast, None)?;
+            }
+            Ok(id)
+        };
+        let id = put().map_err(JournalError::sql(DOING))?;
+        tx.commit().map_err(JournalError::sql(DOING))?;
+        Ok(Outgoing { id, chain: frame.chain, number: frame.number, samples, signed: signed.to_vec() })
+    }
+
+    /// The digest of a roast: over its frames' digests, in order. `None` when one is gone.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn digests(&self, chain: ChainId, first: u64, last: u64) -> Result<Option<Vec<u8>>, JournalError> {
+        const DOING: &str = "reading a roast's digests";
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut rows = self
+            .db
+            .prepare_cached(
+                "SELECT digest FROM frames WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        let digests: Vec<[u8; 32]> = rows
+            .query_map(params![chain.0, number(first), number(last)], |row| row.get(0))
+            .and_then(Iterator::collect)
+            .map_err(JournalError::sql(DOING))?;
+        let whole = digests.len() as u64 == last - first + 1;
+        Ok(whole.then(|| digests.concat()))
+    }
+
+    /// Keeps the signed receipt of a closed roast.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn keep_receipt(&self, receipt: &Receipt, signed: &[u8]) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "UPDATE roasts SET receipt = ?2 WHERE session = ?1",
+                params![receipt.session.as_str(), signed],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("keeping a receipt"))
+    }
+
+    /// Frames to be sent with ids in a range, oldest first.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn unsent(&self, after: i64, before: i64, limit: usize) -> Result<Vec<Outgoing>, JournalError> {
+        const DOING: &str = "reading what is to be sent";
+        let mut rows = self
+            .db
+            .prepare_cached(
+                "SELECT id, chain, number, samples, signed FROM frames \
+                 WHERE state = 0 AND id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        rows.query_map(params![after, before, limit], |row| {
+            Ok(Outgoing {
+                id: row.get(0)?,
+                chain: ChainId(row.get(1)?),
+                number: row.get::<_, i64>(2)?.unsigned_abs(),
+                samples: row.get::<_, i64>(3)?.unsigned_abs(),
+                signed: row.get(4)?,
+            })
+        })
+        .and_then(Iterator::collect)
+        .map_err(JournalError::sql(DOING))
+    }
+
+    /// The id of the first frame of the running roast.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn running_from(&self) -> Result<Option<i64>, JournalError> {
+        self.db
+            .query_row(
+                "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
+                 WHERE r.state = 0 ORDER BY r.started_ms DESC LIMIT 1",
+                [],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(JournalError::sql("finding the running roast"))
+    }
+
+    /// Receipts of closed roasts that the cloud has not called complete, newest first.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn open_receipts(&self, limit: usize) -> Result<Vec<Vec<u8>>, JournalError> {
+        const DOING: &str = "reading open receipts";
+        let mut rows = self
+            .db
+            .prepare_cached(
+                "SELECT receipt FROM roasts WHERE state = 1 AND receipt IS NOT NULL \
+                 ORDER BY started_ms DESC LIMIT ?1",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))
+            .and_then(Iterator::collect)
+            .map_err(JournalError::sql(DOING))
+    }
+
+    /// Applies what the cloud said: acknowledged, needed again, refused, complete.
+    ///
+    /// # Errors
+    /// When the disk does not take it; the cloud will say it again.
+    pub fn apply(&mut self, ack: &contract::Ack) -> Result<(), JournalError> {
+        const DOING: &str = "noting what the cloud has";
+        let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
+        let ends = |range: &FrameRange| {
+            let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            (number(range.first), number(range.last))
+        };
+        let put = || -> rusqlite::Result<()> {
+            let mut state = tx.prepare_cached(
+                "UPDATE frames SET state = ?4 \
+                 WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 AND state <> ?4",
+            )?;
+            for range in &ack.acked {
+                let (first, last) = ends(range);
+                state.execute(params![ack.chain.0, first, last, 1])?;
+            }
+            for range in &ack.need {
+                let (first, last) = ends(range);
+                tx.prepare_cached(
+                    "UPDATE frames SET state = 0 \
+                     WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1",
+                )?
+                .execute(params![ack.chain.0, first, last])?;
+            }
+            for refused in &ack.refused {
+                let number = i64::try_from(refused.frame).unwrap_or(i64::MAX);
+                tx.prepare_cached(
+                    "UPDATE frames SET state = 2 WHERE chain = ?1 AND number = ?2 AND state = 0",
+                )?
+                .execute(params![ack.chain.0, number])?;
+            }
+            for verdict in ack.receipts.iter().filter(|verdict| verdict.complete) {
+                tx.prepare_cached("UPDATE roasts SET state = 2 WHERE session = ?1 AND state = 1")?
+                    .execute([verdict.session_id.as_str()])?;
+            }
+            Ok(())
+        };
+        put().map_err(JournalError::sql(DOING))?;
+        tx.commit().map_err(JournalError::sql(DOING))
+    }
+
+    /// Frees what the quota asks for. Answers how many unsent frames were given up.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn keep_quota(&mut self) -> Result<u64, JournalError> {
+        const DOING: &str = "keeping the quota";
+        const AT_ONCE: i64 = 200;
+        let mut lost = 0;
+        let protected = self.running_from()?.unwrap_or(i64::MAX);
+        while self.used_bytes()? > self.quota_bytes {
+            let acked = self.db.execute(
+                "DELETE FROM frames WHERE id IN \
+                 (SELECT id FROM frames WHERE state = 1 AND id < ?1 ORDER BY id LIMIT ?2)",
+                params![protected, AT_ONCE],
+            );
+            if acked.map_err(JournalError::sql(DOING))? > 0 {
+                continue;
+            }
+            let unsent = self.db.execute(
+                "DELETE FROM frames WHERE id IN (SELECT id FROM frames WHERE id < ?1 ORDER BY id LIMIT ?2)",
+                params![protected, AT_ONCE],
+            );
+            let unsent = unsent.map_err(JournalError::sql(DOING))?;
+            if unsent == 0 {
+                break;
+            }
+            lost += unsent as u64;
+        }
+        self.lost_frames += lost;
+        Ok(lost)
+    }
+
+    /// Bytes in use: pages that hold something.
+    fn used_bytes(&self) -> Result<i64, JournalError> {
+        let pragma = |name: &str| -> Result<i64, JournalError> {
+            self.db
+                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+                .map_err(JournalError::sql("measuring the journal"))
+        };
+        Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
+    }
+
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn totals(&self) -> Result<Totals, JournalError> {
+        let bytes = self.used_bytes()?;
+        self.db
+            .query_row(
+                "SELECT (SELECT COUNT(*) FROM frames), \
+                 (SELECT COUNT(*) FROM frames WHERE state = 0), \
+                 (SELECT COUNT(*) FROM frames WHERE state = 2), \
+                 (SELECT COALESCE(SUM(samples), 0) FROM frames WHERE state = 0), \
+                 (SELECT COUNT(*) FROM roasts WHERE state = 1)",
+                [],
+                |row| {
+                    Ok(Totals {
+                        frames: row.get(0)?,
+                        unsent_frames: row.get(1)?,
+                        refused_frames: row.get(2)?,
+                        unsent_samples: row.get(3)?,
+                        open_receipts: row.get(4)?,
+                        bytes,
+                    })
+                },
+            )
+            .map_err(JournalError::sql("counting the journal"))
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
+        self.db
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(JournalError::sql("reading the journal's state"))
+    }
+
+    fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), JournalError> {
+        self.db
+            .execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", params![key, value])
+            .map(drop)
+            .map_err(JournalError::sql("writing the journal's state"))
+    }
+}
+
+fn put_roast(
+    tx: &rusqlite::Transaction<'_>,
+    chain: ChainId,
+    roast: &Roast,
+    last_frame: Option<u64>,
+) -> rusqlite::Result<()> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let marked: Vec<&str> = roast.marked.iter().map(|kind| kind.as_str()).collect();
+    tx.prepare_cached(
+        "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, state) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+         ON CONFLICT (session) DO UPDATE SET marked = excluded.marked, \
+         last_frame = excluded.last_frame, state = excluded.state \
+         WHERE marked <> excluded.marked OR state <> excluded.state",
+    )?
+    .execute(params![
+        roast.session.as_str(),
+        chain.0,
+        roast.started.0,
+        number(roast.first_seq),
+        number(roast.first_frame),
+        marked.join(" "),
+        last_frame.map(number),
+        i64::from(last_frame.is_some())
+    ])
+    .map(drop)
+}
+
+/// The receipt of a closed roast.
+#[must_use]
+pub fn receipt_of(origin: &Origin, chain: ChainId, closed: &Closed, digest: Digest) -> Receipt {
+    Receipt {
+        origin: origin.clone(),
+        session: closed.roast.session.clone(),
+        chain,
+        first_frame: closed.roast.first_frame,
+        last_frame: closed.last_frame,
+        first_seq: closed.roast.first_seq,
+        last_seq: closed.last_seq,
+        started: closed.roast.started,
+        ended: closed.ended,
+        digest,
+    }
+}

@@ -1,0 +1,287 @@
+//! The keeper: the one thread that owns recorder, key and journal. It makes frames of samples,
+//! signs and keeps them, and answers the uplink's questions about what is kept.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use contract::{Ack, ChainId, EventKind, Refusal};
+use tokio::sync::{mpsc, oneshot};
+use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
+
+use crate::board::Board;
+use crate::clock::Clock;
+use crate::journal::{Journal, JournalError, Outgoing, receipt_of};
+use crate::recorder::{Closed, Cut, Recorder, Sample};
+
+/// Frames held in memory while the disk does not take them: about ten minutes. Past it the newest
+/// is given up and counted, so that what was measured first is kept first.
+const UNKEPT_MAX: usize = 600;
+/// Every so many frames the quota is looked after.
+const QUOTA_EVERY: u64 = 16;
+/// A restart sooner than this goes on with the roast that was running.
+const RESUME_WITHIN_MS: i64 = 30 * 60 * 1000;
+
+/// What the keeper is asked to do.
+pub enum Job {
+    Sample(Sample),
+    Mark { kind: EventKind, note: Option<String>, done: oneshot::Sender<bool> },
+    Ack(Ack),
+    Unsent { after: i64, before: i64, limit: usize, answer: oneshot::Sender<Vec<Outgoing>> },
+    RunningFrom { answer: oneshot::Sender<Option<i64>> },
+    Receipts { limit: usize, answer: oneshot::Sender<Vec<Vec<u8>>> },
+    /// Keep what waits, and end.
+    Stop,
+}
+
+pub struct Keeper {
+    pub recorder: Recorder,
+    pub journal: Journal,
+    pub signer: Arc<dyn Signer>,
+    pub board: Board,
+    pub clock: Clock,
+    /// Frames as they are kept, for the live lane; a full lane is no loss, the backlog has them.
+    pub live: mpsc::Sender<Outgoing>,
+    pub frame_ms: u64,
+    unkept: VecDeque<Cut>,
+    frames: u64,
+}
+
+impl Keeper {
+    pub fn new(
+        recorder: Recorder,
+        journal: Journal,
+        signer: Arc<dyn Signer>,
+        board: Board,
+        clock: Clock,
+        live: mpsc::Sender<Outgoing>,
+        frame_ms: u64,
+    ) -> Self {
+        let unkept = VecDeque::new();
+        Self { recorder, journal, signer, board, clock, live, frame_ms, unkept, frames: 0 }
+    }
+
+    /// Goes on with a roast that was running a short while ago.
+    ///
+    /// # Errors
+    /// When the journal does not answer.
+    pub fn resume(&mut self) -> Result<(), JournalError> {
+        let now = self.clock.wall();
+        let fresh = self.journal.newest_ms()?.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
+        if let Some(roast) = self.journal.running_roast()?
+            && fresh
+        {
+            tracing::info!(session = %roast.session, "going on with a running roast");
+            self.recorder.resume(roast, self.clock.mono_ms(), now);
+        }
+        Ok(())
+    }
+
+    /// Works until [`Job::Stop`]. Runs on a thread of its own.
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let idle = Duration::from_millis(self.frame_ms.clamp(200, 5_000));
+        loop {
+            match jobs.recv_timeout(idle) {
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(job) => self.work(job),
+                // Samples have ceased: what waits is kept now.
+                Err(RecvTimeoutError::Timeout) => {
+                    let cut = self.recorder.flush();
+                    self.take(cut);
+                }
+            }
+        }
+        let cut = self.recorder.flush();
+        self.take(cut);
+        if !self.unkept.is_empty() {
+            tracing::error!(frames = self.unkept.len(), "stopping with frames the disk did not take");
+        }
+    }
+
+    fn work(&mut self, job: Job) {
+        match job {
+            Job::Sample(sample) => {
+                metrics::counter!("simcorp_edge_samples_total").increment(1);
+                let at = sample.wall.0;
+                self.board.update(|state| {
+                    state.samples += 1;
+                    state.last_sample_ms = Some(at);
+                });
+                let cut = self.recorder.push(sample);
+                self.take(cut);
+            }
+            Job::Mark { kind, note, done } => {
+                let cut = self.recorder.mark(kind, note);
+                let taken = cut.is_some() || self.recorder.running().is_some();
+                self.take(cut);
+                let _ = done.send(taken);
+            }
+            Job::Ack(ack) => self.apply(&ack),
+            Job::Unsent { after, before, limit, answer } => {
+                let unsent = self.journal.unsent(after, before, limit);
+                let _ = answer.send(self.heard(unsent).unwrap_or_default());
+            }
+            Job::RunningFrom { answer } => {
+                let from = self.journal.running_from();
+                let _ = answer.send(self.heard(from).flatten());
+            }
+            Job::Receipts { limit, answer } => {
+                let receipts = self.journal.open_receipts(limit);
+                let _ = answer.send(self.heard(receipts).unwrap_or_default());
+            }
+            Job::Stop => {}
+        }
+    }
+
+    /// Keeps a cut frame after those that still wait for the disk.
+    fn take(&mut self, cut: Option<Cut>) {
+        if let Some(cut) = cut {
+            // The next frame links to this one whether or not the disk has taken it yet.
+            self.recorder.chained(trust::digest(&cut.frame.encode()));
+            self.board.add(&cut.frame);
+            let session = cut.running.as_ref();
+            let (name, started) =
+                (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));
+            self.board.update(|state| {
+                state.session = name;
+                state.session_started_ms = started;
+            });
+            if self.unkept.len() >= UNKEPT_MAX {
+                metrics::counter!("simcorp_edge_frames_lost_total").increment(1);
+                self.board.update(|state| state.frames_lost += 1);
+            } else {
+                self.unkept.push_back(cut);
+            }
+        }
+        while let Some(cut) = self.unkept.pop_front() {
+            match self.keep(&cut) {
+                Ok(outgoing) => {
+                    let _ = self.live.try_send(outgoing);
+                    self.board.update(|state| state.journal_error = None);
+                }
+                Err(problem) => {
+                    self.complain(&problem);
+                    self.unkept.push_front(cut);
+                    break;
+                }
+            }
+        }
+        self.look_after();
+    }
+
+    fn keep(&mut self, cut: &Cut) -> Result<Outgoing, String> {
+        let payload = cut.frame.encode();
+        let digest = trust::digest(&payload);
+        let signed = trust::sign(&*self.signer, CONTENT_FRAME, payload).map_err(|e| e.to_string())?;
+        let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
+        let kept = self.journal.append(&cut.frame, digest, &signed, closed, running);
+        let outgoing = kept.map_err(|e| e.to_string())?;
+        for event in &cut.frame.events {
+            tracing::info!(
+                session = %event.session, kind = %event.kind, elapsed_s = event.elapsed_s,
+                source = event.source.as_str(), frame = outgoing.number, chain = %outgoing.chain,
+                "marked"
+            );
+        }
+        tracing::debug!(frame = outgoing.number, chain = %outgoing.chain, samples = outgoing.samples, "kept");
+        if let Some(closed) = &cut.closed {
+            self.issue_receipt(cut.frame.chain, closed);
+        }
+        Ok(outgoing)
+    }
+
+    /// Signs what the closed roast consists of. Without it the cloud never says "complete", and
+    /// that is the truth: something of the roast is gone.
+    fn issue_receipt(&self, chain: ChainId, closed: &Closed) {
+        let issue = || -> Result<(), String> {
+            let digests = self.journal.digests(chain, closed.roast.first_frame, closed.last_frame);
+            let Some(digests) = digests.map_err(|e| e.to_string())? else {
+                return Err("frames of the roast are gone from the journal".to_owned());
+            };
+            let receipt =
+                receipt_of(&self.recorder_origin(), chain, closed, trust::digest(&digests));
+            let signed = trust::sign(&*self.signer, CONTENT_RECEIPT, receipt.encode())
+                .map_err(|e| e.to_string())?;
+            self.journal.keep_receipt(&receipt, &signed).map_err(|e| e.to_string())
+        };
+        match issue() {
+            Ok(()) => tracing::info!(session = %closed.roast.session, "roast closed, receipt signed"),
+            Err(problem) => {
+                tracing::error!(session = %closed.roast.session, problem, "no receipt for a roast");
+            }
+        }
+    }
+
+    fn recorder_origin(&self) -> contract::Origin {
+        self.recorder.origin().clone()
+    }
+
+    fn apply(&mut self, ack: &Ack) {
+        let applied = self.journal.apply(ack);
+        self.heard(applied);
+        let fatal = |r: &Refusal| matches!(r, Refusal::SequenceReused | Refusal::BrokenChain);
+        for refused in &ack.refused {
+            metrics::counter!("simcorp_edge_frames_refused_total", "reason" => refused.reason.as_str())
+                .increment(1);
+        }
+        if let Some(refused) = ack.refused.iter().find(|r| fatal(&r.reason))
+            && ack.chain == self.recorder.chain()
+        {
+            // The cloud has another history under our numbers: this disk was restored from a copy.
+            // What was refused stays here for a person; what comes now begins a chain of its own.
+            match trust::random::<16>().map(ChainId) {
+                Ok(chain) => {
+                    tracing::error!(
+                        frame = refused.frame, reason = refused.reason.as_str(), new_chain = %chain,
+                        "the cloud has other content under this journal's numbers; a new chain begins"
+                    );
+                    self.recorder.start_chain(chain);
+                    let started = self.journal.start_chain(chain);
+                    self.heard(started);
+                }
+                Err(error) => tracing::error!(%error, "cannot begin a new chain"),
+            }
+        }
+    }
+
+    fn look_after(&mut self) {
+        self.frames += 1;
+        if !self.frames.is_multiple_of(QUOTA_EVERY) {
+            return;
+        }
+        let freed = self.journal.keep_quota();
+        if let Some(lost) = self.heard(freed)
+            && lost > 0
+        {
+            metrics::counter!("simcorp_edge_frames_lost_total").increment(lost);
+            tracing::error!(frames = lost, "the quota took frames that the cloud does not have");
+            self.board.update(|state| state.frames_lost += lost);
+        }
+        let totals = self.journal.totals();
+        if let Some(totals) = self.heard(totals) {
+            #[allow(clippy::cast_precision_loss)] // gauges are doubles
+            {
+                metrics::gauge!("simcorp_edge_unsent_frames").set(totals.unsent_frames as f64);
+                metrics::gauge!("simcorp_edge_journal_bytes").set(totals.bytes as f64);
+            }
+            self.board.update(|state| state.journal = totals);
+        }
+    }
+
+    /// The value, or a complaint.
+    fn heard<T>(&self, result: Result<T, JournalError>) -> Option<T> {
+        result.map_err(|error| self.complain(&error.to_string())).ok()
+    }
+
+    /// Says what is wrong with the disk, once until it changes.
+    fn complain(&self, problem: &str) {
+        metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
+        self.board.update(|state| {
+            if state.journal_error.as_deref() != Some(problem) {
+                tracing::error!(problem, "the journal does not take what was measured; kept in memory");
+                state.journal_error = Some(problem.to_owned());
+            }
+        });
+    }
+}

@@ -1,0 +1,122 @@
+//! The gateway's own page and API, on loopback: the live curve with no cloud at all.
+
+use std::convert::Infallible;
+
+use axum::extract::State as Extract;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use contract::EventKind;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use serde::Deserialize;
+use service::error::ApiError;
+use service::health::Health;
+use service::http;
+use service::metrics::Metrics;
+use std::sync::mpsc::SyncSender;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::keeper::Job;
+
+const PAGE: &str = include_str!("local.html");
+
+#[derive(Clone)]
+struct Local {
+    board: Board,
+    jobs: SyncSender<Job>,
+    stop: CancellationToken,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MarkBody {
+    #[serde(rename = "type")]
+    kind: EventKind,
+    note: Option<String>,
+}
+
+/// The routes of the local page and API.
+pub fn app(board: Board, jobs: SyncSender<Job>, metrics: Metrics, stop: CancellationToken) -> Router {
+    let asked = board.clone();
+    let health = Health::new("edge").check("journal", move || {
+        let problem = asked.state().journal_error;
+        async move { problem.map_or(Ok(()), Err) }
+    });
+    let asked = board.clone();
+    let health = health.check("machine", move || {
+        let problem = asked.state().driver_error;
+        async move { problem.map_or(Ok(()), Err) }
+    });
+    let routes = Router::new()
+        .route("/", get(page))
+        .route("/status", get(status))
+        .route("/points", get(points))
+        .route("/live", get(live))
+        .route("/marks", post(mark))
+        .with_state(Local { board, jobs, stop });
+    http::shell(routes, Some(openapi()), health, metrics)
+}
+
+fn openapi() -> utoipa::openapi::OpenApi {
+    utoipa::openapi::OpenApiBuilder::new()
+        .info(utoipa::openapi::InfoBuilder::new().title("Sim-Corp edge agent").version("1").build())
+        .build()
+}
+
+async fn page() -> Response {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
+}
+
+async fn status(Extract(local): Extract<Local>) -> Response {
+    Json(local.board.state()).into_response()
+}
+
+async fn points(Extract(local): Extract<Local>) -> Response {
+    Json(local.board.points()).into_response()
+}
+
+async fn live(Extract(local): Extract<Local>) -> Response {
+    let (watch, stop) = (local.board.watch(), local.stop);
+    let points = stream::unfold((watch, stop), |(mut watch, stop)| async move {
+        tokio::select! {
+            () = stop.cancelled() => None,
+            // A page that fell behind is cut off, reloads its points and comes back.
+            point = watch.recv() => {
+                let event = Event::default().json_data(point.ok()?).ok()?;
+                Some((Ok::<_, Infallible>(event), (watch, stop)))
+            }
+        }
+    });
+    Sse::new(points.boxed()).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// A person's key at the machine. A browser sends JSON to another host only after asking, so no
+/// page from elsewhere can mark a roast.
+async fn mark(
+    Extract(local): Extract<Local>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Result<StatusCode, ApiError> {
+    let json = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if !json {
+        return Err(ApiError::Invalid("content-type: not application/json".to_owned()));
+    }
+    let mark: MarkBody =
+        serde_json::from_slice(&body).map_err(|error| ApiError::Invalid(error.to_string()))?;
+    if mark.note.as_ref().is_some_and(|note| note.len() > contract::event::NOTE_BYTES_MAX) {
+        return Err(ApiError::Invalid("note: longer than 1024 bytes".to_owned()));
+    }
+    let (done, waiting) = oneshot::channel();
+    let job = Job::Mark { kind: mark.kind, note: mark.note, done };
+    local.jobs.try_send(job).map_err(|_| ApiError::Unavailable("the keeper is busy".to_owned()))?;
+    match waiting.await {
+        Ok(true) => Ok(StatusCode::NO_CONTENT),
+        _ => Err(ApiError::Invalid("no roast is running".to_owned())),
+    }
+}

@@ -1,0 +1,435 @@
+//! From samples to frames: numbers them, adds the rate of rise, follows the roast, cuts and chains
+//! frames. Pure: no clock, no disk, no key.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use contract::frame::{EVENTS_MAX, SAMPLES_MAX};
+use contract::{
+    ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
+    MachineEvent, Origin, Quality, SessionId,
+};
+use roast::mark::{Mark, MarkTracker, Reading as Point};
+use roast::ror::RateOfRise;
+
+use crate::driver::Reading;
+
+/// A temperature outside of it is no bean's and no flame's.
+const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
+/// A CHARGE this long after another one is a new roast: the end of the old one was missed.
+const RECHARGE_AFTER_MS: i64 = 120_000;
+/// Frames whose numbers are remembered: a CHARGE is found up to half a minute after it happened.
+const RECENT_FRAMES: usize = 600;
+
+/// One sample with its times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Milliseconds since the agent started.
+    pub mono_ms: u64,
+    pub wall: EpochMs,
+    pub clock: ClockQuality,
+    pub reading: Reading,
+}
+
+/// A roast that is running.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Roast {
+    pub session: SessionId,
+    pub started: EpochMs,
+    pub first_seq: u64,
+    pub first_frame: u64,
+    pub marked: Vec<EventKind>,
+}
+
+/// A roast that has ended with the frame it came with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Closed {
+    pub roast: Roast,
+    pub last_seq: u64,
+    pub last_frame: u64,
+    pub ended: EpochMs,
+}
+
+/// What came out of a sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cut {
+    pub frame: Frame,
+    pub closed: Option<Closed>,
+    /// The roast that runs after this frame.
+    pub running: Option<Roast>,
+}
+
+/// Where a journal stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Position {
+    pub chain: ChainId,
+    pub next_number: u64,
+    pub next_seq: u64,
+    pub previous: Option<Digest>,
+}
+
+/// Samples waiting for their frame.
+#[derive(Default)]
+struct Waiting {
+    samples: Vec<(Sample, Option<f64>)>,
+    events: Vec<MachineEvent>,
+}
+
+pub struct Recorder {
+    origin: Origin,
+    boot: u64,
+    period_ms: u64,
+    frame_ms: u64,
+    position: Position,
+    waiting: Waiting,
+    ror: RateOfRise,
+    tracker: MarkTracker,
+    infer: bool,
+    roast: Option<Roast>,
+    /// (number, first sample) of the newest frames.
+    recent: VecDeque<(u64, u64)>,
+    /// For session ids.
+    salt: u32,
+}
+
+impl Recorder {
+    pub fn new(
+        origin: Origin,
+        boot: u64,
+        period_ms: u64,
+        frame_ms: u64,
+        infer: bool,
+        position: Position,
+    ) -> Self {
+        #[allow(clippy::cast_possible_truncation)] // any bits will do
+        let salt = (boot >> 7) as u32;
+        Self {
+            origin,
+            boot,
+            period_ms,
+            frame_ms,
+            position,
+            waiting: Waiting::default(),
+            ror: RateOfRise::default(),
+            tracker: MarkTracker::new(infer),
+            infer,
+            roast: None,
+            recent: VecDeque::new(),
+            salt,
+        }
+    }
+
+    /// Goes on with a roast that was running when the agent stopped.
+    pub fn resume(&mut self, roast: Roast, mono_ms: u64, wall: EpochMs) {
+        let since = wall.since(roast.started).max(0);
+        let charge = Point {
+            seq: roast.first_seq,
+            t_ms: i64::try_from(mono_ms).unwrap_or(i64::MAX) - since,
+            bt_c: None,
+        };
+        self.tracker = MarkTracker::resume(self.infer, charge, &roast.marked);
+        self.roast = Some(roast);
+    }
+
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub const fn chain(&self) -> ChainId {
+        self.position.chain
+    }
+
+    pub const fn running(&self) -> Option<&Roast> {
+        self.roast.as_ref()
+    }
+
+    /// A new chain, from the next frame on: the cloud has other content under our numbers.
+    pub fn start_chain(&mut self, chain: ChainId) {
+        self.position.chain = chain;
+        self.position.next_number = 1;
+        self.position.previous = None;
+        self.recent.clear();
+    }
+
+    /// The digest of the frame that was cut last, once it is known.
+    pub const fn chained(&mut self, digest: Digest) {
+        self.position.previous = Some(digest);
+    }
+
+    /// Takes a sample; answers the frame that it completes, if it does.
+    pub fn push(&mut self, sample: Sample) -> Option<Cut> {
+        let seq = self.next_waiting_seq();
+        let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
+        let bt_c = bt.and_then(|(_, value)| *value);
+        let t_ms = i64::try_from(sample.mono_ms).unwrap_or(i64::MAX);
+        let at = Point { seq, t_ms, bt_c };
+        let ror = self.ror.push(t_ms, bt_c).map(|slope| (slope * 100.0).round() / 100.0);
+        let (wall, told) = (sample.wall, sample.reading.marks.clone());
+        self.waiting.samples.push((sample, ror));
+        let mut closed = None;
+        for kind in told {
+            closed = closed.or(self.told(kind, EventSource::Machine, at, wall, None));
+        }
+        for mark in self.tracker.push(at) {
+            closed = closed.or(self.note(mark, at, wall, None));
+        }
+        self.cut_if_due(closed)
+    }
+
+    /// A person's mark, at the newest sample.
+    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Option<Cut> {
+        let (sample, _) = self.waiting.samples.last()?;
+        let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
+        let at = Point {
+            seq: self.next_waiting_seq().checked_sub(1)?,
+            t_ms: i64::try_from(sample.mono_ms).unwrap_or(i64::MAX),
+            bt_c: bt.and_then(|(_, value)| *value),
+        };
+        let wall = sample.wall;
+        let closed = self.told(kind, EventSource::Person, at, wall, note);
+        self.cut_if_due(closed)
+    }
+
+    /// Whatever waits, as a frame: at a stop, or when samples have ceased.
+    pub fn flush(&mut self) -> Option<Cut> {
+        if self.waiting.samples.is_empty() { None } else { Some(self.cut(None)) }
+    }
+
+    const fn next_waiting_seq(&self) -> u64 {
+        self.position.next_seq + self.waiting.samples.len() as u64
+    }
+
+    fn told(
+        &mut self,
+        kind: EventKind,
+        source: EventSource,
+        at: Point,
+        wall: EpochMs,
+        note: Option<String>,
+    ) -> Option<Closed> {
+        let recharged = kind == EventKind::Charge
+            && self.tracker.charge().is_some_and(|c| at.t_ms - c.t_ms > RECHARGE_AFTER_MS);
+        let mut closed = None;
+        if recharged {
+            // The roast before ended unseen: it is closed without a DROP, which nobody saw.
+            self.tracker = MarkTracker::new(self.infer);
+            closed = self.close(at.seq.saturating_sub(1), wall);
+        }
+        match self.tracker.told(kind, source, at) {
+            Some(mark) => closed.or(self.note(mark, at, wall, note)),
+            None => closed,
+        }
+    }
+
+    /// Turns a mark into an event of the running roast; CHARGE begins one, DROP ends it.
+    #[allow(clippy::cast_precision_loss)] // seconds of a roast
+    fn note(&mut self, mark: Mark, now: Point, wall: EpochMs, note: Option<String>) -> Option<Closed> {
+        let at = wall.plus(mark.at.t_ms - now.t_ms);
+        if mark.kind == EventKind::Charge {
+            self.salt = self.salt.wrapping_add(1);
+            self.roast = Some(Roast {
+                session: SessionId::compose(&self.origin, at, self.salt),
+                started: at,
+                first_seq: mark.at.seq,
+                first_frame: self.frame_of(mark.at.seq),
+                marked: Vec::new(),
+            });
+        }
+        let roast = self.roast.as_mut()?;
+        roast.marked.push(mark.kind);
+        if self.waiting.events.len() < EVENTS_MAX {
+            self.waiting.events.push(MachineEvent {
+                kind: mark.kind,
+                seq: mark.at.seq,
+                at,
+                elapsed_s: (at.since(roast.started).max(0)) as f64 / 1000.0,
+                session: roast.session.clone(),
+                source: mark.source,
+                bt_c: mark.at.bt_c,
+                note,
+            });
+        }
+        if mark.kind == EventKind::Drop { self.close(mark.at.seq, at) } else { None }
+    }
+
+    fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<Closed> {
+        let roast = self.roast.take()?;
+        let last_frame = self.frame_of(last_seq);
+        Some(Closed { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
+    }
+
+    /// The frame that holds a sample, or will.
+    fn frame_of(&self, seq: u64) -> u64 {
+        if seq >= self.position.next_seq {
+            return self.position.next_number;
+        }
+        let found = self.recent.iter().rev().find(|(_, first)| *first <= seq);
+        found.or(self.recent.front()).map_or(self.position.next_number, |(number, _)| *number)
+    }
+
+    fn cut_if_due(&mut self, closed: Option<Closed>) -> Option<Cut> {
+        let (first, last) = (self.waiting.samples.first()?, self.waiting.samples.last()?);
+        let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
+        let full = self.waiting.samples.len() >= SAMPLES_MAX / 4;
+        let eventful = closed.is_some() || self.waiting.events.len() >= EVENTS_MAX / 2;
+        (age_ms >= self.frame_ms || full || eventful).then(|| self.cut(closed))
+    }
+
+    fn cut(&mut self, closed: Option<Closed>) -> Cut {
+        let Waiting { samples, events } = std::mem::take(&mut self.waiting);
+        let count = samples.len();
+        let first = samples.first().map(|(sample, _)| sample.clone());
+        let (mono, wall, clock) = first
+            .map_or((0, EpochMs(0), ClockQuality::Unknown), |s| (s.mono_ms, s.wall, s.clock));
+        let offsets_ms = samples
+            .iter()
+            .map(|(s, _)| u32::try_from(s.mono_ms.saturating_sub(mono)).unwrap_or(u32::MAX))
+            .collect();
+        let frame = Frame {
+            origin: self.origin.clone(),
+            chain: self.position.chain,
+            number: self.position.next_number,
+            previous: self.position.previous,
+            boot: self.boot,
+            first_seq: self.position.next_seq,
+            mono,
+            wall,
+            clock,
+            offsets_ms,
+            columns: columns(&samples),
+            events,
+        };
+        self.recent.push_back((frame.number, frame.first_seq));
+        if self.recent.len() > RECENT_FRAMES {
+            self.recent.pop_front();
+        }
+        self.position.next_number += 1;
+        self.position.next_seq += count as u64;
+        Cut { frame, closed, running: self.roast.clone() }
+    }
+}
+
+/// The samples' values by channel. A channel that a sample lacks is missing there.
+fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
+    let mut by_channel: BTreeMap<Channel, Vec<Option<f64>>> = BTreeMap::new();
+    for (i, (sample, ror)) in samples.iter().enumerate() {
+        let ror = (Channel::Ror, *ror);
+        for (channel, value) in sample.reading.values.iter().chain([&ror]) {
+            let column =
+                by_channel.entry(channel.clone()).or_insert_with(|| vec![None; samples.len()]);
+            column[i] = *value;
+        }
+    }
+    let columns = by_channel.into_iter().filter(|(_, values)| values.iter().any(Option::is_some));
+    columns
+        .map(|(channel, values)| Column { quality: remarks(&channel, &values), channel, values })
+        .collect()
+}
+
+fn remarks(channel: &Channel, values: &[Option<f64>]) -> Vec<(u16, Quality)> {
+    let valid = match channel {
+        Channel::Bt | Channel::Et | Channel::Ambient => TEMPERATURE_C,
+        Channel::Gas | Channel::Fan => 0.0..=100.0,
+        _ => return Vec::new(),
+    };
+    let outside = |v: &Option<f64>| v.is_some_and(|v| !valid.contains(&v));
+    let remarked = values.iter().enumerate().filter(|(_, value)| outside(value));
+    remarked.filter_map(|(i, _)| Some((u16::try_from(i).ok()?, Quality::Range))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::{MachineId, OrgId, SiteId};
+
+    fn recorder(frame_ms: u64) -> Recorder {
+        let origin = Origin {
+            org: OrgId::new("acme").unwrap(),
+            site: SiteId::new("leipzig").unwrap(),
+            machine: MachineId::new("r-1").unwrap(),
+        };
+        let position =
+            Position { chain: ChainId([7; 16]), next_number: 1, next_seq: 0, previous: None };
+        Recorder::new(origin, 1, 100, frame_ms, false, position)
+    }
+
+    fn sample(i: u64, bt: f64, marks: &[EventKind]) -> Sample {
+        Sample {
+            mono_ms: i * 100,
+            wall: EpochMs(1_760_000_000_000 + i as i64 * 100),
+            clock: ClockQuality::Synchronised,
+            reading: Reading { values: vec![(Channel::Bt, Some(bt))], marks: marks.to_vec() },
+        }
+    }
+
+    #[test]
+    fn frames_follow_each_other_without_a_hole() {
+        let mut recorder = recorder(1000);
+        let mut frames = Vec::new();
+        for i in 0..95 {
+            if let Some(cut) = recorder.push(sample(i, 180.0, &[])) {
+                recorder.chained(Digest([cut.frame.number as u8; 32]));
+                frames.push(cut.frame);
+            }
+        }
+        frames.extend(recorder.flush().map(|cut| cut.frame));
+        assert_eq!(frames.iter().map(|f| f.number).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+        let seqs: Vec<u64> = frames.iter().flat_map(|f| f.first_seq..=f.last_seq().unwrap()).collect();
+        assert_eq!(seqs, (0..95).collect::<Vec<_>>());
+        assert_eq!(frames[4].previous, Some(Digest([4; 32])));
+        assert_eq!(frames[0].previous, None);
+    }
+
+    #[test]
+    fn a_roast_is_the_range_from_charge_to_drop() {
+        let mut recorder = recorder(1000);
+        let mut cuts = Vec::new();
+        for i in 0..100 {
+            let marks: &[EventKind] = match i {
+                25 => &[EventKind::Charge],
+                73 => &[EventKind::Drop],
+                _ => &[],
+            };
+            cuts.extend(recorder.push(sample(i, 180.0, marks)));
+        }
+        let closed: Vec<_> = cuts.iter().filter_map(|cut| cut.closed.clone()).collect();
+        assert_eq!(closed.len(), 1);
+        let (roast, last) = (&closed[0].roast, &closed[0]);
+        assert_eq!((roast.first_seq, last.last_seq), (25, 73));
+        let frame_of = |seq: u64| {
+            let holds = |f: &&Cut| (f.frame.first_seq..=f.frame.last_seq().unwrap()).contains(&seq);
+            cuts.iter().find(holds).unwrap().frame.number
+        };
+        assert_eq!((roast.first_frame, last.last_frame), (frame_of(25), frame_of(73)));
+        let events: Vec<_> = cuts.iter().flat_map(|c| c.frame.events.clone()).collect();
+        assert_eq!(events.iter().map(|e| e.kind).collect::<Vec<_>>(), [EventKind::Charge, EventKind::Drop]);
+        assert!((events[1].elapsed_s - 4.8).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_roast_goes_on_after_a_restart_and_ends_once() {
+        let mut first = recorder(1000);
+        let mut last = None;
+        for i in 0..30 {
+            let marks: &[EventKind] = if i == 5 { &[EventKind::Charge] } else { &[] };
+            last = first.push(sample(i, 180.0, marks)).or(last);
+        }
+        let running = last.unwrap().running.unwrap();
+        let mut second = recorder(1000);
+        second.resume(running.clone(), 0, EpochMs(1_760_000_000_000 + 60_000));
+        let cut = second.push(sample(600, 200.0, &[EventKind::Drop])).unwrap();
+        assert_eq!(cut.closed.unwrap().roast.session, running.session);
+        assert!(cut.running.is_none());
+    }
+
+    #[test]
+    fn a_new_charge_closes_a_roast_whose_end_was_missed() {
+        let mut recorder = recorder(1000);
+        recorder.push(sample(0, 180.0, &[EventKind::Charge]));
+        let again = recorder.push(sample(20, 90.0, &[EventKind::Charge]));
+        assert!(again.is_none_or(|cut| cut.closed.is_none()), "a second tap is not a roast");
+        let cut = recorder.push(sample(3_000, 180.0, &[EventKind::Charge])).unwrap();
+        assert_eq!(cut.closed.unwrap().last_seq, 1);
+        assert!(cut.running.is_some());
+        assert!(!cut.frame.events.iter().any(|e| e.kind == EventKind::Drop), "nobody saw a drop");
+    }
+}

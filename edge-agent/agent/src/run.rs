@@ -1,0 +1,185 @@
+//! Putting the agent together, and taking it apart again.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use contract::{ChainId, KeyId, Origin};
+use service::{http, shutdown};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use trust::FileKey;
+
+use crate::board::Board;
+use crate::clock::Clock;
+use crate::config::EdgeConfig;
+use crate::journal::Journal;
+use crate::keeper::{Job, Keeper};
+use crate::recorder::Recorder;
+use crate::{driver, local, sampler, uplink};
+
+/// Samples and questions waiting for the keeper: over a minute at 10 Hz.
+const JOBS_MAX: usize = 1024;
+const LIVE_MAX: usize = 64;
+/// How long a played recording may take to arrive in the cloud.
+const DELIVERY_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// When to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    Stopped,
+    /// A recording has been played, and the cloud has it.
+    Delivered,
+}
+
+pub fn origin(config: &EdgeConfig) -> anyhow::Result<Origin> {
+    config.origin().context("the configuration names no machine")
+}
+
+pub fn key_id(config: &EdgeConfig) -> anyhow::Result<KeyId> {
+    config.key_id().context("the configuration names no device")
+}
+
+/// Runs the agent.
+pub fn run(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
+    config.log.start();
+    // One worker besides the main thread: the agent's work is waiting, and memory is the budget.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(2)
+        .thread_stack_size(512 * 1024)
+        .enable_all()
+        .build()?;
+    runtime.block_on(work(config, until))
+}
+
+async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let (origin, key_id) = (origin(&config)?, key_id(&config)?);
+    let metrics = service::metrics::Metrics::install()?;
+    let stop = shutdown::on_signal()?;
+    let listener = http::listen(config.local.listen, "local.listen").await?;
+    let signer = Arc::new(FileKey::open(&config.identity.key_file, key_id.clone())?);
+    let board = Board::new(origin.to_string());
+    let (jobs, jobs_in) = sync_channel(JOBS_MAX);
+    let (live, live_in) = mpsc::channel(LIVE_MAX);
+    let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
+    let keeping = start_keeper(keeper, jobs_in)?;
+    let sampling = start_sampler(&config, clock, jobs.clone(), &board, stop.clone())?;
+    let mut uplinking = None;
+    if config.uplink.host.is_empty() {
+        tracing::info!("no uplink is configured; everything is kept and shown here");
+    } else {
+        let client = format!("simcorp-edge-{key_id}-{}", origin.machine).replace([':', '@'], "-");
+        let options = uplink::options(&config.uplink, &client)?;
+        let link = uplink::run(
+            config.uplink.clone(), options, origin.clone(), jobs.clone(), live_in, board.clone(), stop.clone(),
+        );
+        uplinking = Some(tokio::spawn(link));
+    }
+    let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
+    let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
+    tokio::spawn(upkeep(metrics, stop.clone()));
+    tracing::info!(
+        %origin, kid = %key_id, listen = %config.local.listen, version = env!("CARGO_PKG_VERSION"),
+        "the agent is running"
+    );
+
+    let played = tokio::task::spawn_blocking(move || sampling.join());
+    let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler broke"))?;
+    if ended == sampler::End::Played {
+        tracing::info!("the recording has been played");
+        if until == Until::Delivered && !config.uplink.host.is_empty() {
+            delivered(&jobs, &stop).await?;
+        } else {
+            stop.cancelled().await;
+        }
+    }
+    stop.cancel();
+    // First what was measured is kept, then the rest ends.
+    let _ = jobs.send(Job::Stop);
+    tokio::task::spawn_blocking(move || keeping.join()).await?.map_err(|_| anyhow::anyhow!("the keeper broke"))?;
+    if let Some(uplinking) = uplinking {
+        let _ = uplinking.await;
+    }
+    serving.await??;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn keeper(
+    config: &EdgeConfig,
+    origin: &Origin,
+    signer: Arc<FileKey>,
+    clock: Clock,
+    board: &Board,
+    live: mpsc::Sender<crate::journal::Outgoing>,
+) -> anyhow::Result<Keeper> {
+    let journal = Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall())?;
+    let position = journal.position(ChainId(trust::random()?))?;
+    let s = &config.sampling;
+    let boot = u64::from_le_bytes(trust::random()?);
+    let recorder =
+        Recorder::new(origin.clone(), boot, s.period_ms, s.frame_ms, config.infers_marks(), position);
+    let mut keeper =
+        Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
+    keeper.resume()?;
+    Ok(keeper)
+}
+
+fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run(&jobs))
+}
+
+fn start_sampler(
+    config: &EdgeConfig,
+    clock: Clock,
+    jobs: SyncSender<Job>,
+    board: &Board,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<sampler::End>> {
+    let config = config.clone();
+    // Opened once here, so that a wrong recording stops the start and not the thread.
+    drop(driver::open(&config)?);
+    let board = board.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
+        let Ok(driver) = driver::open(&config) else { return sampler::End::Stopped };
+        runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
+    });
+    Ok(thread?)
+}
+
+async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
+    let mut every = tokio::time::interval(Duration::from_secs(10));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => metrics.upkeep(),
+        }
+    }
+}
+
+/// Waits until the cloud has everything.
+async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::Result<()> {
+    let wait = async {
+        loop {
+            let (answer, waiting) = tokio::sync::oneshot::channel();
+            let asked = jobs.try_send(Job::Unsent { after: 0, before: i64::MAX, limit: 1, answer });
+            if asked.is_ok() && waiting.await.is_ok_and(|unsent| unsent.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    // The last samples may still wait for their frame.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        done = tokio::time::timeout(DELIVERY_TIME_MAX, wait) => {
+            done.context("the cloud has not acknowledged everything; it is kept here and sent later")
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The sampler: its own thread, its own schedule. Nothing but the driver can make it late, and the
+//! driver only by its time limit.
+
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::clock::Clock;
+use crate::driver::{Driver, DriverError};
+use crate::keeper::Job;
+use crate::recorder::Sample;
+
+/// How the sampler ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    Stopped,
+    /// A recording has been played to its end.
+    Played,
+}
+
+/// Samples until `stop`. Runs on a thread of its own.
+pub async fn run(
+    mut driver: Box<dyn Driver>,
+    period_ms: u64,
+    clock: Clock,
+    jobs: SyncSender<Job>,
+    board: Board,
+    stop: CancellationToken,
+) -> End {
+    let period = Duration::from_millis(period_ms);
+    let mut schedule = tokio::time::interval(period);
+    // A late sample does not make the next one early: two at once tell nothing new.
+    schedule.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut failing = false;
+    loop {
+        let due = tokio::select! {
+            () = stop.cancelled() => return End::Stopped,
+            due = schedule.tick() => due,
+        };
+        let late = Instant::now().duration_since(due);
+        metrics::histogram!("simcorp_edge_sample_lateness_seconds").record(late.as_secs_f64());
+        let mono_ms = clock.mono_ms();
+        match driver.read(mono_ms).await {
+            Ok(reading) => {
+                if failing {
+                    tracing::info!("the machine answers again");
+                    board.update(|state| state.driver_error = None);
+                    failing = false;
+                }
+                if reading.values.is_empty() && reading.marks.is_empty() {
+                    continue;
+                }
+                let sample =
+                    Sample { mono_ms, wall: clock.wall(), clock: clock.quality(), reading };
+                hand_over(&jobs, sample, &board);
+            }
+            Err(DriverError::Ended) => return End::Played,
+            Err(error) => {
+                metrics::counter!("simcorp_edge_driver_errors_total").increment(1);
+                if !failing {
+                    tracing::warn!(%error, "the machine does not answer; trying at each sample");
+                    failing = true;
+                }
+                board.update(|state| state.driver_error = Some(error.to_string()));
+            }
+        }
+    }
+}
+
+/// Gives a sample to the keeper. While the disk stalls the queue holds a while; past it samples are
+/// dropped and counted, since the sampler must not wait.
+fn hand_over(jobs: &SyncSender<Job>, sample: Sample, board: &Board) {
+    match jobs.try_send(Job::Sample(sample)) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_)) => {
+            metrics::counter!("simcorp_edge_samples_dropped_total").increment(1);
+            board.update(|state| state.samples_dropped += 1);
+        }
+        Err(TrySendError::Disconnected(_)) => {}
+    }
+}

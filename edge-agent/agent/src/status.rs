@@ -1,0 +1,27 @@
+//! `simcorp-edge status`: asks the running agent.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::config::EdgeConfig;
+
+const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Prints what the agent says of itself.
+pub fn print(config: &EdgeConfig) -> anyhow::Result<()> {
+    let address = config.local.listen;
+    let limit = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&address, limit)
+        .with_context(|| format!("no agent answers on {address}; is it running?"))?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET /status HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").context("the agent's answer is cut off")?.1;
+    let status: serde_json::Value = serde_json::from_str(body).context("not an agent's answer")?;
+    println!("{status:#}");
+    Ok(())
+}

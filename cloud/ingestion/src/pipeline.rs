@@ -382,7 +382,7 @@ impl Writer {
             let mut named = Vec::with_capacity(frames.len());
             for verified in frames {
                 let frame = &verified.frame;
-                let no = self.store.chain_no(&frame.origin, frame.chain, &verified.kid, now).await?;
+                let no = self.store.name_chain(&frame.origin, frame.chain, &verified.kid, now).await?;
                 named.push(no);
             }
             let committed = self.store.commit(&named, frames, now).await?;
@@ -411,7 +411,7 @@ impl Writer {
         now: EpochMs,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            let no = self.store.chain_no(&receipt.origin, receipt.chain, "", now).await?;
+            let no = self.store.name_chain(&receipt.origin, receipt.chain, "", now).await?;
             self.store.keep_receipt(no, receipt, signed).await
         })
     }

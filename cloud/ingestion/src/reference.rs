@@ -68,7 +68,7 @@ pub async fn read(
         }
         _ => return Err(Refusal::BadSignature.into()),
     };
-    let no = store.chain_no(origin, CHAIN, "", now).await?;
+    let no = store.name_chain(origin, CHAIN, "", now).await?;
     let newest = store.newest_session(no.machine).await?;
     let last = store.newest_frame(&origin.org, no.chain).await?;
     let last_at = last.map(|frame| frame.sample_at(0));

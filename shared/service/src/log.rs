@@ -22,7 +22,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: Format::Json }
+        Self { level: "info,rumqttd=warn".to_owned(), format: Format::Json }
     }
 }
 

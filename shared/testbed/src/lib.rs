@@ -1,1 +1,135 @@
+//! Real servers for tests and benchmarks: started on free loopback ports with their data in a
+//! temporary folder, restarted and killed at will, gone with whoever started them.
 
+mod postgres;
+mod process;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+pub use postgres::Postgres;
+pub use process::Process;
+
+/// A port nobody listens on at this moment.
+///
+/// # Errors
+/// When loopback has none.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// A binary of this workspace, built before the tests run.
+///
+/// # Errors
+/// When it is not there: run `cargo build --workspace --bins` first.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
+}
+
+/// A folder of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(&own).to_owned()
+}
+
+/// The recorded roasts beside the project, if this machine has them. In CI they must be there.
+///
+/// # Errors
+/// When they are absent in CI.
+pub fn recordings() -> anyhow::Result<Option<PathBuf>> {
+    let folder = workspace().join("../shared/roasts");
+    if folder.is_dir() {
+        return Ok(Some(folder));
+    }
+    if std::env::var_os("CI").is_some() {
+        bail!("no recordings in {}", folder.display());
+    }
+    eprintln!("skipped: no recordings");
+    Ok(None)
+}
+
+/// Waits until `holds`, asking often, at most `limit`.
+///
+/// # Errors
+/// When it does not come true in time.
+#[allow(clippy::disallowed_methods)] // a test's patience is real time
+pub async fn wait_for<F, A>(what: &str, limit: Duration, mut holds: F) -> anyhow::Result<()>
+where
+    F: FnMut() -> A,
+    A: Future<Output = bool>,
+{
+    let end = Instant::now() + limit;
+    loop {
+        if holds().await {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("{what}: not within {limit:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Mosquitto as production runs it, without its TLS.
+pub struct Mosquitto {
+    pub port: u16,
+    process: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl Mosquitto {
+    /// # Errors
+    /// When Debian's `mosquitto` is not installed or does not answer.
+    pub async fn start() -> anyhow::Result<Self> {
+        let program = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto"].map(PathBuf::from);
+        let program = program.into_iter().find(|path| path.is_file());
+        let program = program.context("mosquitto is not installed (Debian package: mosquitto)")?;
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let file = folder.path().join("mosquitto.conf");
+        let data = folder.path().display();
+        std::fs::write(
+            &file,
+            format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
+                 persistence_location {data}/\nmax_queued_messages 100000\n\
+                 max_inflight_messages 2000\nset_tcp_nodelay true\nuser root\n"
+            ),
+        )?;
+        let arguments = ["-c".to_owned(), file.display().to_string()];
+        let process = Process::new(program, arguments, folder.path().join("mosquitto.log"));
+        let mut broker = Self { port, process, _folder: folder };
+        broker.start_again().await?;
+        Ok(broker)
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// # Errors
+    /// When it does not answer.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process.start()?;
+        answers(self.port).await
+    }
+}
+
+/// Waits until somebody listens on a port.
+///
+/// # Errors
+/// When nobody does within ten seconds.
+pub async fn answers(port: u16) -> anyhow::Result<()> {
+    let connect = || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };
+    wait_for(&format!("port {port}"), Duration::from_secs(10), connect).await
+}

@@ -51,7 +51,10 @@ impl IngestStore {
     }
 
     /// The numbers of a chain, given at its first frame.
-    pub(crate) async fn chain_no(
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn name_chain(
         &self,
         origin: &Origin,
         chain: ChainId,

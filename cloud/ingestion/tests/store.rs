@@ -1,0 +1,223 @@
+//! What every database must do with frames: the same checks on SQLite and on PostgreSQL.
+
+use contract::*;
+use ingestion::IngestStore;
+use ingestion::store::{ChainNo, Outcome, SessionFilter};
+use ingestion::verify::{Numbering, Trust, VerifiedFrame};
+use proptest::prelude::*;
+use store::{DatabaseConfig, Store};
+use testbed::Postgres;
+
+const NOW: EpochMs = EpochMs(1_760_000_000_000);
+const CHAIN: ChainId = ChainId([9; 16]);
+
+fn origin() -> Origin {
+    Origin {
+        org: OrgId::new("acme").unwrap(),
+        site: SiteId::new("leipzig").unwrap(),
+        machine: MachineId::new("r-1").unwrap(),
+    }
+}
+
+async fn open(url: String) -> IngestStore {
+    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+    let database = Store::open(&config).await.unwrap();
+    database.migrate_up().await.unwrap();
+    database.ensure_partitions(NOW).await.unwrap();
+    IngestStore::new(database)
+}
+
+/// Frame `n` holds samples `10·(n−1)..10·n`, linked to frame `n−1`; `salt` changes its content.
+fn frame(n: u64, salt: f64) -> VerifiedFrame {
+    let previous = (n > 1).then(|| frame(n - 1, 0.0).digest);
+    let values = (0..10).map(|i| Some(150.0 + salt + ((n - 1) * 10 + i) as f64 / 10.0)).collect();
+    let session = SessionId::new("S-1").unwrap();
+    let event = |kind, seq: u64, elapsed_s| MachineEvent {
+        kind,
+        seq,
+        at: NOW.plus(seq as i64 * 100),
+        elapsed_s,
+        session: session.clone(),
+        source: EventSource::Machine,
+        bt_c: Some(150.0),
+        note: None,
+    };
+    let events = match n {
+        2 => vec![event(EventKind::Charge, 15, 0.0)],
+        4 => vec![event(EventKind::Fc, 33, 1.8)],
+        5 => vec![event(EventKind::Drop, 44, 2.9)],
+        _ => vec![],
+    };
+    let frame = Frame {
+        origin: origin(),
+        chain: CHAIN,
+        number: n,
+        previous,
+        boot: u64::MAX,
+        first_seq: (n - 1) * 10,
+        mono: n * 1000,
+        wall: NOW.plus((n as i64 - 1) * 1000),
+        clock: ClockQuality::Synchronised,
+        offsets_ms: (0..10).map(|i| i * 100).collect(),
+        columns: vec![
+            Column { channel: Channel::Bt, values, quality: vec![(3, Quality::Spike)] },
+            Column { channel: Channel::Gas, values: vec![None; 10], quality: vec![] },
+            Column { channel: Channel::parse("inletC").unwrap(), values: vec![Some(1.5); 10], quality: vec![] },
+        ],
+        events,
+    };
+    let payload = frame.encode();
+    VerifiedFrame {
+        digest: trust::digest(&payload),
+        signed: payload,
+        frame,
+        kid: "device:gw@leipzig".to_owned(),
+        trust: Trust::Verified,
+        numbering: Numbering::Edge,
+        received: NOW,
+    }
+}
+
+async fn name(store: &IngestStore) -> ChainNo {
+    store.name_chain(&origin(), CHAIN, "device:gw@leipzig", NOW).await.unwrap()
+}
+
+async fn commit(store: &IngestStore, frames: &[VerifiedFrame]) -> (Vec<Outcome>, Vec<(u64, u64)>) {
+    let no = name(store).await;
+    let done = store.commit(&vec![no; frames.len()], frames, NOW).await.unwrap();
+    let gaps = done.gaps[&no.chain].iter().map(|gap| (gap.first, gap.last)).collect();
+    (done.outcomes, gaps)
+}
+
+async fn seqs(store: &IngestStore) -> Vec<i64> {
+    let no = name(store).await;
+    let frames = store.frames_of_range(&origin().org, no.chain, 0, 1 << 40, 10_000).await.unwrap();
+    frames.iter().flat_map(|f| (0..f.offsets_ms.len()).map(|i| f.seq_at(i))).collect()
+}
+
+async fn twice_changes_nothing(store: &IngestStore) {
+    let frames: Vec<_> = (1..=3).map(|n| frame(n, 0.0)).collect();
+    assert_eq!(commit(store, &frames).await.0, [Outcome::Stored; 3]);
+    assert_eq!(commit(store, &frames).await.0, [Outcome::Duplicate; 3]);
+    let doubled = [frame(4, 0.0), frame(4, 0.0)];
+    assert_eq!(commit(store, &doubled).await.0, [Outcome::Stored, Outcome::Duplicate]);
+    assert_eq!(seqs(store).await, (0..40).collect::<Vec<_>>());
+}
+
+async fn a_used_number_with_other_content_is_refused(store: &IngestStore) {
+    commit(store, &[frame(1, 0.0), frame(2, 0.0)]).await;
+    let forged = [frame(2, 7.0)];
+    assert_eq!(commit(store, &forged).await.0, [Outcome::Refused(Refusal::SequenceReused)]);
+    let mut unlinked = frame(3, 0.0);
+    unlinked.frame.previous = Some(Digest([1; 32]));
+    assert_eq!(commit(store, &[unlinked]).await.0, [Outcome::Refused(Refusal::BrokenChain)]);
+    let no = name(store).await;
+    let kept = store.frames_of_range(&origin().org, no.chain, 10, 19, 10).await.unwrap();
+    assert_eq!(kept[0].value(0, 0), Some(151.0), "the first one stays");
+    assert_eq!(seqs(store).await.len(), 20);
+}
+
+async fn holes_are_known_and_filled(store: &IngestStore) {
+    let (outcomes, gaps) = commit(store, &[frame(6, 0.0), frame(1, 0.0), frame(3, 0.0)]).await;
+    assert_eq!(outcomes, [Outcome::Stored; 3], "in any order");
+    assert_eq!(gaps, [(2, 2), (4, 5)]);
+    let (_, gaps) = commit(store, &[frame(5, 0.0), frame(2, 0.0)]).await;
+    assert_eq!(gaps, [(4, 4)]);
+    let (_, gaps) = commit(store, &[frame(4, 0.0)]).await;
+    assert_eq!(gaps, []);
+    assert_eq!(seqs(store).await, (0..60).collect::<Vec<_>>());
+}
+
+async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
+    for n in [5, 4, 6, 2, 1, 3] {
+        commit(store, &[frame(n, 0.0)]).await;
+    }
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((session.first_seq, session.last_seq), (Some(15), Some(44)));
+    assert_eq!(session.started_ms, NOW.0 + 1500);
+    assert_eq!(session.ended_ms, Some(NOW.0 + 4400));
+    assert_eq!((session.fc_s, session.drop_s), (Some(1.8), Some(2.9)));
+    assert_eq!(session.status, "CLOSED");
+    let totals = store.totals(&org, &session).await.unwrap();
+    assert_eq!((totals.points, totals.verified, totals.max_bt_c), (30, 30, Some(154.4)));
+    let kinds: Vec<_> = store.events_of(&org, "S-1").await.unwrap().into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ["CHARGE", "FC", "DROP"]);
+    let listed = store.sessions(&org, &SessionFilter { limit: 10, ..SessionFilter::default() }).await;
+    assert_eq!(listed.unwrap().len(), 1);
+}
+
+async fn another_tenant_sees_nothing(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let (rival, no) = (OrgId::new("rival").unwrap(), name(store).await);
+    assert!(store.session(&rival, "S-1").await.unwrap().is_none());
+    assert!(store.events_of(&rival, "S-1").await.unwrap().is_empty());
+    assert!(store.machines(&rival).await.unwrap().is_empty());
+    assert!(store.frames_of_range(&rival, no.chain, 0, 100, 10).await.unwrap().is_empty());
+    assert!(store.frames_after(Some(&rival), 0, 10).await.unwrap().is_empty());
+    assert!(store.events_after(Some(&rival), 0, 10).await.unwrap().is_empty());
+    assert_eq!(store.frames_after(Some(&origin().org), 0, 10).await.unwrap().len(), 5);
+}
+
+async fn the_newest_is_found(store: &IngestStore) {
+    commit(store, &(1..=3).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let no = name(store).await;
+    let newest = store.newest_frame(&origin().org, no.chain).await.unwrap().unwrap();
+    assert_eq!((newest.number, newest.value(0, 9), newest.value(3, 0)), (3, Some(152.9), None));
+    assert!(newest.extras.unwrap().contains("inletC"));
+    assert_eq!(store.newest_arrivals().await.unwrap().0, 3);
+    assert_eq!(store.machines(&origin().org).await.unwrap()[0].chain_no, no.chain);
+}
+
+macro_rules! on_both {
+    ($($check:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $check() {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("test.db");
+                super::$check(&super::open(format!("sqlite:{}", path.display())).await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $check() {
+                let cluster = super::Postgres::start().await.unwrap();
+                super::$check(&super::open(cluster.url()).await).await;
+            })*
+        }
+    };
+}
+on_both!(
+    twice_changes_nothing,
+    a_used_number_with_other_content_is_refused,
+    holes_are_known_and_filled,
+    a_roast_is_the_same_in_any_order_of_arrival,
+    another_tenant_sees_nothing,
+    the_newest_is_found,
+);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Batches of any frames, again and again, in any order: each sample is there once.
+    #[test]
+    fn any_delivery_stores_each_frame_once(
+        deliveries in prop::collection::vec(prop::collection::vec(1..12_u64, 1..8), 1..10)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(format!("sqlite:{}", folder.path().join("t.db").display())).await;
+            let mut sent = std::collections::BTreeSet::new();
+            for batch in &deliveries {
+                let frames: Vec<_> = batch.iter().map(|n| frame(*n, 0.0)).collect();
+                commit(&store, &frames).await;
+                sent.extend(batch.iter().copied());
+            }
+            let expected: Vec<i64> =
+                sent.iter().flat_map(|n| (*n as i64 - 1) * 10..*n as i64 * 10).collect();
+            assert_eq!(seqs(&store).await, expected);
+        });
+    }
+}

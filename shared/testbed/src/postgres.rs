@@ -1,0 +1,136 @@
+//! PostgreSQL: a cluster in a temporary folder, reached by Unix socket alone.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::{Process, wait_for};
+
+pub struct Postgres {
+    bin: PathBuf,
+    process: Process,
+    folder: tempfile::TempDir,
+}
+
+impl Postgres {
+    /// Makes and starts a cluster with `fsync` on, as production has it.
+    ///
+    /// # Errors
+    /// When Debian's `postgresql` is not installed or does not answer.
+    pub async fn start() -> anyhow::Result<Self> {
+        let bin = newest_bin().context("PostgreSQL is not installed (Debian package: postgresql)")?;
+        // Not in a home that the postgres user may not enter.
+        let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
+        let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
+        if rustix::process::geteuid().is_root() {
+            run(Command::new("chown").arg("postgres:postgres").arg(&path))?;
+        }
+        let initdb = bin.join("initdb");
+        let mut command = as_postgres(&initdb);
+        command.args(["-U", "simcorp", "--auth", "trust", "-E", "UTF8", "--no-sync", "-D"]).arg(&data);
+        run(&mut command)?;
+        let arguments = [
+            "-D".to_owned(),
+            data.display().to_string(),
+            "-k".to_owned(),
+            path.display().to_string(),
+            "-c".to_owned(),
+            "listen_addresses=".to_owned(),
+            "-c".to_owned(),
+            "shared_buffers=256MB".to_owned(),
+            "-c".to_owned(),
+            "max_wal_size=2GB".to_owned(),
+        ];
+        let log = path.with_extension("log");
+        let process = Process::new(bin.join("postgres"), arguments, log).as_user("postgres");
+        let mut cluster = Self { bin, process, folder };
+        cluster.start_again().await?;
+        cluster.query("postgres", "CREATE DATABASE simcorp")?;
+        Ok(cluster)
+    }
+
+    /// The address of the database `simcorp`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("postgres://simcorp@localhost/simcorp?host={}", self.folder.path().display())
+    }
+
+    /// kill -9 of the server and all its backends.
+    pub fn kill(&mut self) {
+        let pid = self.process.pid();
+        if let Some(pid) = pid {
+            // Children first: an orphaned backend would hold the shared memory.
+            let _ = Command::new("pkill").args(["-KILL", "-P", &pid.to_string()]).status();
+        }
+        self.process.kill();
+    }
+
+    /// # Errors
+    /// When it does not answer.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
+        self.process.start()?;
+        let ask = || async { self.query("postgres", "SELECT 1").is_ok() };
+        wait_for("PostgreSQL", Duration::from_secs(30), ask).await
+    }
+
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// Asks with psql, independent of our own driver: one value a line.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub fn query(&self, database: &str, sql: &str) -> anyhow::Result<String> {
+        let mut command = Command::new(self.bin.join("psql"));
+        command.args(["-U", "simcorp", "-d", database, "-AtXq", "-v", "ON_ERROR_STOP=1", "-h"]);
+        let output = command.arg(self.folder.path()).args(["-c", sql]).output()?;
+        ensure!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+    }
+
+    /// One number.
+    ///
+    /// # Errors
+    /// When the statement fails or answers no number.
+    pub fn count(&self, sql: &str) -> anyhow::Result<i64> {
+        let text = self.query("simcorp", sql)?;
+        text.parse().with_context(|| format!("{sql}: {text:?} is no number"))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn newest_bin() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut found: Vec<PathBuf> = versions
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|bin| bin.join("initdb").is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// initdb and postgres refuse to run as root.
+fn as_postgres(program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]).arg(program);
+    command
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

@@ -352,17 +352,25 @@ impl Journal {
             )
             .map_err(JournalError::sql(DOING))?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        rows.query_map(params![after, before, limit], |row| {
-            Ok(Outgoing {
-                id: row.get(0)?,
-                chain: ChainId(row.get(1)?),
-                number: row.get::<_, i64>(2)?.unsigned_abs(),
-                samples: row.get::<_, i64>(3)?.unsigned_abs(),
-                signed: row.get(4)?,
-            })
-        })
-        .and_then(Iterator::collect)
-        .map_err(JournalError::sql(DOING))
+        rows.query_map(params![after, before, limit], outgoing)
+            .and_then(Iterator::collect)
+            .map_err(JournalError::sql(DOING))
+    }
+
+    /// The newest frame to be sent: after an outage the present comes first.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
+        self.db
+            .query_row(
+                "SELECT id, chain, number, samples, signed FROM frames \
+                 WHERE state = 0 ORDER BY id DESC LIMIT 1",
+                [],
+                outgoing,
+            )
+            .optional()
+            .map_err(JournalError::sql("reading the newest frame to be sent"))
     }
 
     /// The id of the first frame of the running roast.
@@ -525,6 +533,16 @@ impl Journal {
             .map(drop)
             .map_err(JournalError::sql("writing the journal's state"))
     }
+}
+
+fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
+    Ok(Outgoing {
+        id: row.get(0)?,
+        chain: ChainId(row.get(1)?),
+        number: row.get::<_, i64>(2)?.unsigned_abs(),
+        samples: row.get::<_, i64>(3)?.unsigned_abs(),
+        signed: row.get(4)?,
+    })
 }
 
 fn put_roast(

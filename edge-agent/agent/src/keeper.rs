@@ -29,6 +29,7 @@ pub enum Job {
     Mark { kind: EventKind, note: Option<String>, done: oneshot::Sender<bool> },
     Ack(Ack),
     Unsent { after: i64, before: i64, limit: usize, answer: oneshot::Sender<Vec<Outgoing>> },
+    NewestUnsent { answer: oneshot::Sender<Option<Outgoing>> },
     RunningFrom { answer: oneshot::Sender<Option<i64>> },
     Receipts { limit: usize, answer: oneshot::Sender<Vec<Vec<u8>>> },
     /// Keep what waits, and end.
@@ -121,6 +122,10 @@ impl Keeper {
             Job::Unsent { after, before, limit, answer } => {
                 let unsent = self.journal.unsent(after, before, limit);
                 let _ = answer.send(self.heard(unsent).unwrap_or_default());
+            }
+            Job::NewestUnsent { answer } => {
+                let newest = self.journal.newest_unsent();
+                let _ = answer.send(self.heard(newest).flatten());
             }
             Job::RunningFrom { answer } => {
                 let from = self.journal.running_from();

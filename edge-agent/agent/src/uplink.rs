@@ -203,6 +203,10 @@ impl Sender {
                     state.uplink_error = None;
                 });
                 metrics::gauge!("simcorp_edge_uplink_connected").set(1.0);
+                let (answer, waiting) = oneshot::channel();
+                if let Some(newest) = self.ask(Job::NewestUnsent { answer }, waiting).await.flatten() {
+                    self.send_live(newest);
+                }
                 self.send_waiting().await;
             }
             News::Down(problem) => {

@@ -50,6 +50,8 @@ impl fmt::Display for Mistake {
 pub struct Mistakes {
     found: Vec<Mistake>,
     places: BTreeMap<String, String>,
+    /// What was given as text, by field: `2` may be a number or a name.
+    texts: BTreeMap<String, String>,
 }
 
 impl Mistakes {
@@ -214,6 +216,11 @@ fn overlay(table: &mut Table, field: &str, text: &str, place: String, mistakes: 
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
     mistakes.places.insert(field.to_owned(), place);
+    mistakes.texts.insert(field.to_owned(), text.to_owned());
+    set(table, field, value, mistakes);
+}
+
+fn set(table: &mut Table, field: &str, value: Value, mistakes: &mut Mistakes) {
     let mut at = table;
     let mut levels: Vec<&str> = field.split('.').collect();
     let last = levels.pop().unwrap_or_default();
@@ -244,6 +251,12 @@ fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
             && !path.ends_with(name)
         {
             path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        }
+        if problem.contains("expected a string")
+            && let Some(text) = mistakes.texts.remove(&path)
+        {
+            set(&mut table, &path, Value::String(text), mistakes);
+            continue;
         }
         mistakes.add(&path, problem);
         if !remove(&mut table, &path) {
@@ -321,8 +334,8 @@ mod tests {
     fn flags_overrule_environment_overrules_file() {
         let text = "port = 1\nname = 'file'\n[database]\npool = 5\nurl = 'postgres://u:hunter2@h/d'\n";
         let env = [("SIMCORP_PORT", "2"), ("SIMCORP_DATABASE__POOL", "6"), ("OTHER", "x")];
-        let config = load_text(text, &env, &["port=3"]).unwrap();
-        assert_eq!((config.port, config.database.pool, config.name.as_str()), (3, 6, "file"));
+        let config = load_text(text, &env, &["port=3", "name=7"]).unwrap();
+        assert_eq!((config.port, config.database.pool, config.name.as_str()), (3, 6, "7"));
         let printed = print(&config).unwrap();
         assert!(printed.contains("url = \"***\"") && !printed.contains("hunter2"), "{printed}");
     }
@@ -330,14 +343,14 @@ mod tests {
     #[test]
     fn all_mistakes_come_together_with_their_lines() {
         let text = "port = 'x'\ncolour = 1\n[database]\npool = -4\n[[drivers]]\nhost = 1\n[[drivers]]\nhots = 'a'\n";
-        let error = load_text(text, &[("SIMCORP_NAME", "[1]")], &["x"]).unwrap_err();
+        let error = load_text(text, &[("SIMCORP_LIMIT", "1")], &["x"]).unwrap_err();
         for expected in [
             "sample.toml:1: port: invalid type",
             "sample.toml:2: colour: unknown field",
             "sample.toml:4: database.pool: invalid value",
             "sample.toml:6: drivers[0].host: invalid type",
             "hots: unknown field",
-            "SIMCORP_NAME: name: invalid type",
+            "SIMCORP_LIMIT: limit: unknown field",
             "--set x: is not FIELD=VALUE",
         ] {
             assert!(error.contains(expected), "no {expected:?} in:\n{error}");

@@ -1,0 +1,167 @@
+//! A whole system of real processes: simcorp, agents, Mosquitto, PostgreSQL.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each test file uses a part
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A control plane on PostgreSQL and Mosquitto.
+pub struct Cloud {
+    pub folder: tempfile::TempDir,
+    pub broker: Mosquitto,
+    pub database: Postgres,
+    pub simcorp: Process,
+    pub port: u16,
+    settings: Vec<String>,
+}
+
+impl Cloud {
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::with(&[]).await
+    }
+
+    pub async fn with(extra: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (broker, database) = (Mosquitto::start().await?, Postgres::start().await?);
+        let port = free_port()?;
+        let mut settings = vec![
+            format!("database.url={}", database.url()),
+            "database.migrate=true".to_owned(),
+            "mqtt.host=127.0.0.1".to_owned(),
+            format!("mqtt.port={}", broker.port),
+            format!("ingestion.listen=127.0.0.1:{port}"),
+        ];
+        settings.extend(extra.iter().map(ToString::to_string));
+        let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
+        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+        let log = folder.path().join("simcorp.log");
+        let mut simcorp = Process::new(binary("simcorp")?, arguments, log);
+        simcorp.start()?;
+        let cloud = Self { folder, broker, database, simcorp, port, settings };
+        cloud.ready().await?;
+        Ok(cloud)
+    }
+
+    /// Waits until ingestion serves: its port is taken before the database is ready.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let health = self.url("/health");
+        let alive = || async { client().get(&health).send().await.is_ok_and(|a| a.status().is_success()) };
+        wait_for("ingestion", PATIENCE, alive).await.with_context(|| self.simcorp.log())
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub async fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let answer = client().get(self.url(path)).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
+    }
+
+    pub async fn metric(&self, line: &str) -> f64 {
+        let Ok(answer) = client().get(self.url("/metrics")).send().await else { return 0.0 };
+        let text = answer.text().await.unwrap_or_default();
+        let found = text.lines().find(|l| l.starts_with(line) && !l.starts_with('#'));
+        found.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Runs an operator's command.
+    pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(binary("simcorp")?);
+        command.args(arguments);
+        command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// An agent that this cloud believes.
+    pub fn agent(&self, machine: &str, driver: &str) -> anyhow::Result<Agent> {
+        let uplink = format!("host = \"127.0.0.1\"\nport = {}\nresend_ms = 1000", self.broker.port);
+        let agent = Agent::new(machine, driver, &uplink)?;
+        let file = agent.folder.path().join("device.json");
+        std::fs::write(&file, agent.command(&["key", "create"])?)?;
+        self.operate(&["device", "add", &file.display().to_string()])?;
+        Ok(agent)
+    }
+}
+
+/// A gateway: its folder, its configuration, its process.
+pub struct Agent {
+    pub folder: tempfile::TempDir,
+    pub config: PathBuf,
+    pub process: Process,
+    pub port: u16,
+}
+
+impl Agent {
+    pub fn new(machine: &str, driver: &str, uplink: &str) -> anyhow::Result<Self> {
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let at = folder.path().display();
+        let text = format!(
+            "[identity]\norg = \"org\"\nsite = \"leipzig\"\ndevice = \"gw-{machine}\"\n\
+             key_file = \"{at}/key.pem\"\n[journal]\nfolder = \"{at}/journal\"\n\
+             [uplink]\n{uplink}\n[local]\nlisten = \"127.0.0.1:{port}\"\n\
+             [machine]\nid = \"{machine}\"\n{driver}\n"
+        );
+        let config = folder.path().join("edge.toml");
+        std::fs::write(&config, text)?;
+        let arguments = ["--config".to_owned(), config.display().to_string(), "run".to_owned()];
+        let log = folder.path().join("agent.log");
+        let process = Process::new(binary("simcorp-edge")?, arguments, log);
+        Ok(Self { folder, config, process, port })
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(binary("simcorp-edge")?);
+        let output = command.arg("--config").arg(&self.config).args(arguments).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.process.start()?;
+        answers(self.port).await.with_context(|| self.process.log())
+    }
+
+    pub async fn status(&self) -> anyhow::Result<serde_json::Value> {
+        let url = format!("http://127.0.0.1:{}/status", self.port);
+        Ok(client().get(url).send().await?.json().await?)
+    }
+
+    /// What reached the journal: (number, samples) of every frame. Only while the agent is stopped.
+    pub fn journalled(&self) -> anyhow::Result<Vec<(i64, i64)>> {
+        let db = rusqlite::Connection::open(self.journal().join("journal.db"))?;
+        let mut rows = db.prepare("SELECT number, samples FROM frames ORDER BY number")?;
+        let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.folder.path().join("journal")
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // limits where they matter: each test has its patience
+pub fn client() -> reqwest::Client {
+    // There is one provider in this process.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap()
+}
+
+/// A driver for a simulated machine that samples fast and roasts faster.
+pub fn simulated(speed: u32) -> String {
+    format!(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\nspeed = {speed}\n\
+         [sampling]\nperiod_ms = 20\nframe_ms = 100\n"
+    )
+}
+
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}

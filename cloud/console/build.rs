@@ -19,6 +19,7 @@ fn main() {
     run(web, &["run", "--silent", "build"], &out);
 }
 
+#[allow(clippy::panic)] // how a build script says what is wrong
 fn run(web: &Path, arguments: &[&str], out: &str) {
     let status = Command::new("npm").args(arguments).current_dir(web).env("OUT", out).status();
     match status {

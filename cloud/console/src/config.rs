@@ -24,7 +24,8 @@ impl Default for ConsoleConfig {
 
 impl ConsoleConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
-        let http = self.ingestion_url.starts_with("http://") || self.ingestion_url.starts_with("https://");
+        let http =
+            self.ingestion_url.starts_with("http://") || self.ingestion_url.starts_with("https://");
         mistakes.require(http, "console.ingestion_url", "does not begin with http:// or https://");
     }
 }

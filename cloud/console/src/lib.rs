@@ -51,7 +51,7 @@ pub fn start(
 ) -> Result<Console, reqwest::Error> {
     let http = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
-        .read_timeout(Duration::from_secs(60))
+        .read_timeout(Duration::from_mins(1))
         .build()?;
     let ingestion = config.ingestion_url.trim_end_matches('/').to_owned();
     let state = State { http, ingestion, clock, stop };
@@ -60,7 +60,10 @@ pub fn start(
         let (http, url) = (asked.http.clone(), format!("{}/health", asked.ingestion));
         async move {
             let answer = http.get(url).timeout(ANSWER_TIME_MAX).send().await;
-            answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(|e| e.to_string())
+            answer
+                .and_then(reqwest::Response::error_for_status)
+                .map(drop)
+                .map_err(|e| e.to_string())
         }
     });
     let router = pages::routes().merge(proxy::routes()).with_state(state).merge(assets::routes());

@@ -110,7 +110,9 @@ fn html(status: StatusCode, page: &impl Template) -> Response {
 
 fn problem(gone: Gone, what: &str) -> Response {
     let (status, title, text) = match gone {
-        Gone::NotFound => (StatusCode::NOT_FOUND, "Not found", format!("There is no {what} of that name.")),
+        Gone::NotFound => {
+            (StatusCode::NOT_FOUND, "Not found", format!("There is no {what} of that name."))
+        }
         Gone::Away(text) => (StatusCode::SERVICE_UNAVAILABLE, "Not reachable", text),
     };
     html(status, &ProblemPage { version: assets::version(), here: "", title, text })
@@ -144,7 +146,8 @@ async fn live_page(
         Ok(machines) => machines,
         Err(gone) => return problem(gone, "machine"),
     };
-    let is = |m: &&MachineStatus| m.origin.site.as_str() == site && m.origin.machine.as_str() == machine;
+    let is =
+        |m: &&MachineStatus| m.origin.site.as_str() == site && m.origin.machine.as_str() == machine;
     let Some(found) = machines.iter().find(is) else { return problem(Gone::NotFound, "machine") };
     let session = found.session_id.as_ref().map(ToString::to_string).unwrap_or_default();
     let page = LivePage { version: assets::version(), here: "fleet", site, machine, session };

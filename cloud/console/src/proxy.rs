@@ -58,7 +58,9 @@ async fn pass(
 ) -> Result<Response, ApiError> {
     let away = |error: reqwest::Error| {
         tracing::warn!(%error, path, "ingestion does not answer");
-        ApiError::Unavailable("ingestion does not answer; what machines send is kept by them".to_owned())
+        ApiError::Unavailable(
+            "ingestion does not answer; what machines send is kept by them".to_owned(),
+        )
     };
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let mut request = state.http.get(format!("{}{path}{query}", state.ingestion));
@@ -76,6 +78,8 @@ async fn pass(
     if let Some(kind) = kind {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
-    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     Ok(response)
 }

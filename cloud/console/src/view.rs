@@ -129,7 +129,8 @@ impl SessionRow {
             Completeness::Incomplete => ("Incomplete, asked for", "incomplete"),
             Completeness::Open => ("No receipt yet", "open"),
         };
-        let development = session.fc_seconds.zip(session.drop_seconds).filter(|(fc, drop)| drop > fc);
+        let development =
+            session.fc_seconds.zip(session.drop_seconds).filter(|(fc, drop)| drop > fc);
         Self {
             id: session.session_id.to_string(),
             link: format!("/sessions/{}", session.session_id),
@@ -160,7 +161,6 @@ fn number(value: Option<f64>) -> String {
     value.map_or_else(unknown, |value| format!("{value:.1}"))
 }
 
-#[allow(clippy::cast_precision_loss)] // durations of roasts
 fn clock_ms(ms: i64) -> String {
     clock(ms.max(0) as f64 / 1000.0)
 }
@@ -232,7 +232,8 @@ mod tests {
             machine("behind", 1, 900, true),
             machine("hot", 1, 1, true),
         ];
-        let order: Vec<_> = fleet(machines, NOW).into_iter().map(|row| (row.name, row.state.word())).collect();
+        let order: Vec<_> =
+            fleet(machines, NOW).into_iter().map(|row| (row.name, row.state.word())).collect();
         let expected = [
             ("hot", "Roasting"),
             ("quiet", "Stale"),
@@ -246,8 +247,14 @@ mod tests {
     #[test]
     fn an_old_value_is_not_shown_and_a_zero_is() {
         let hot = MachineRow::of(&machine("hot", 1, 1, true), NOW);
-        assert_eq!((hot.bt.as_str(), hot.ror.as_str(), hot.since.as_str()), ("187.4", "0.0", "2:05"));
+        assert_eq!(
+            (hot.bt.as_str(), hot.ror.as_str(), hot.since.as_str()),
+            ("187.4", "0.0", "2:05")
+        );
         let quiet = MachineRow::of(&machine("quiet", 40, 40, true), NOW);
-        assert_eq!((quiet.bt.as_str(), quiet.since.as_str(), quiet.age.as_str()), ("—", "—", "40 s"));
+        assert_eq!(
+            (quiet.bt.as_str(), quiet.since.as_str(), quiet.age.as_str()),
+            ("—", "—", "40 s")
+        );
     }
 }

@@ -21,9 +21,9 @@ use utoipa_axum::routes;
 use ::store::StoreError;
 
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
+use crate::sse;
 use crate::store::{IngestStore, SessionFilter, SessionRow};
 use crate::tail::{self, Tail};
-use crate::sse;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -37,7 +37,10 @@ pub struct State {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(title = "Sim-Corp ingestion", description = "Frames in, sessions and streams out."))]
+#[openapi(info(
+    title = "Sim-Corp ingestion",
+    description = "Frames in, sessions and streams out."
+))]
 struct Doc;
 
 pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
@@ -177,16 +180,12 @@ async fn sessions(
 
 async fn summary(state: &State, row: SessionRow) -> Result<RoastSessionSummary, ApiError> {
     let damaged = |problem: &str| ApiError::internal(StoreError::row("reading a session", problem));
-    let (points, verified, unsigned, max_bt_c) = match row.points {
-        Some(points) => {
-            (points, row.verified_points.unwrap_or(0), row.unsigned_points.unwrap_or(0), row.max_bt_c)
-        }
-        None => {
-            let totals = state.store.totals(&state.org, &row).await.map_err(inside)?;
-            (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
-        }
+    let (points, verified, unsigned, max_bt_c) = if let Some(points) = row.points {
+        (points, row.verified_points.unwrap_or(0), row.unsigned_points.unwrap_or(0), row.max_bt_c)
+    } else {
+        let totals = state.store.totals(&state.org, &row).await.map_err(inside)?;
+        (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
     };
-    #[allow(clippy::cast_precision_loss)] // durations of roasts in ms
     let duration_seconds = row.ended_ms.map(|ended| (ended - row.started_ms) as f64 / 1000.0);
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(RoastSessionSummary {
@@ -239,6 +238,8 @@ async fn session_telemetry(
     Path(id): Path<String>,
     Query(params): Params,
 ) -> Result<Json<Vec<TelemetryPoint>>, ApiError> {
+    // Page by page, so that a window late in a long roast does not load all of it at once.
+    const PAGE: i64 = 2_000;
     let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
     let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
     let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
@@ -249,8 +250,6 @@ async fn session_telemetry(
     let (mut first, last) = row.range();
     let mut points = Vec::new();
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    // Page by page, so that a window late in a long roast does not load all of it at once.
-    const PAGE: i64 = 2_000;
     loop {
         let frames = state.store.frames_of_range(&state.org, row.chain_no, first, last, PAGE).await;
         let frames = frames.map_err(inside)?;
@@ -280,9 +279,9 @@ async fn session_events(
     Path(id): Path<String>,
 ) -> Result<Json<Vec<RoastEvent>>, ApiError> {
     let rows = state.store.events_of(&state.org, &id).await.map_err(inside)?;
-    let events = rows.iter().filter_map(|row| {
-        tail::event_of(row, &MachineId::new(row.machine_id.clone()).ok()?)
-    });
+    let events = rows
+        .iter()
+        .filter_map(|row| tail::event_of(row, &MachineId::new(row.machine_id.clone()).ok()?));
     Ok(Json(events.collect()))
 }
 
@@ -300,7 +299,8 @@ async fn machines(Extract(state): Extract<State>) -> Result<Json<Vec<MachineStat
         let value = |column| frame.as_ref().zip(last).and_then(|(f, i)| f.value(column, i));
         let session = running.get(&row.machine_no);
         let gaps: Vec<(u64, u64)> = serde_json::from_str(&row.gaps).unwrap_or_default();
-        let (Ok(site), Ok(machine)) = (SiteId::new(row.site_id), MachineId::new(row.machine_id)) else {
+        let (Ok(site), Ok(machine)) = (SiteId::new(row.site_id), MachineId::new(row.machine_id))
+        else {
             continue;
         };
         statuses.push(MachineStatus {
@@ -330,7 +330,8 @@ async fn recent_telemetry(
     Query(params): Params,
 ) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
     let limit = usize::try_from(number(params.get("limit"), "limit", 100, 1_000)?).unwrap_or(0);
-    let wanted = |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
+    let wanted =
+        |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
     if !wanted("orgId", state.org.as_str()) {
         return Ok(Json(Vec::new()));
     }
@@ -341,7 +342,8 @@ async fn recent_telemetry(
             continue;
         }
         let Ok(machine) = MachineId::new(row.machine_id.clone()) else { continue };
-        let frames = state.store.newest_frames(&state.org, row.chain_no, limit).await.map_err(inside)?;
+        let frames =
+            state.store.newest_frames(&state.org, row.chain_no, limit).await.map_err(inside)?;
         let session = running.get(&row.machine_no);
         for frame in &frames {
             for (_, point) in tail::points_of(frame, &machine, session, i64::MIN, i64::MAX) {
@@ -368,13 +370,16 @@ async fn recent_events(
     Query(params): Params,
 ) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
     let limit = number(params.get("limit"), "limit", 100, 1_000)?;
-    let wanted = |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
+    let wanted =
+        |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
     if !wanted("orgId", state.org.as_str()) {
         return Ok(Json(Vec::new()));
     }
     let rows = state.store.newest_events(&state.org, limit).await.map_err(inside)?;
     let mut events = Vec::with_capacity(rows.len());
-    for row in rows.iter().filter(|r| wanted("siteId", &r.site_id) && wanted("machineId", &r.machine_id)) {
+    for row in
+        rows.iter().filter(|r| wanted("siteId", &r.site_id) && wanted("machineId", &r.machine_id))
+    {
         let Ok(machine) = MachineId::new(row.machine_id.clone()) else { continue };
         let Some(event) = tail::event_of(row, &machine) else { continue };
         let mut body = serde_json::to_value(event).map_err(ApiError::internal)?;

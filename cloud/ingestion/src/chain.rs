@@ -68,7 +68,8 @@ impl ChainState {
             self.last_digest = Some(digest);
             return;
         }
-        let Some(i) = self.gaps.iter().position(|gap| (gap.first..=gap.last).contains(&number)) else {
+        let Some(i) = self.gaps.iter().position(|gap| (gap.first..=gap.last).contains(&number))
+        else {
             return;
         };
         let gap = self.gaps.remove(i);

@@ -66,7 +66,11 @@ impl Default for IngestionConfig {
 
 impl IngestionConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
-        mistakes.require((1..=16).contains(&self.writers), "ingestion.writers", "not between 1 and 16");
+        mistakes.require(
+            (1..=16).contains(&self.writers),
+            "ingestion.writers",
+            "not between 1 and 16",
+        );
         mistakes.require(
             (64..=1_000_000).contains(&self.queue),
             "ingestion.queue",

@@ -59,13 +59,13 @@ pub fn start(
     mqtt: &MqttConfig,
     org: OrgId,
     database: Store,
-    clock: Clock,
+    clock: &Clock,
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Ingestion, StartError> {
     let store = IngestStore::new(database);
     let tail = tail::Tail::start(store.clone(), tracker, stop.clone());
-    let pipeline = pipeline::Pipeline::start(config, store.clone(), clock.clone(), tail.wake(), tracker);
+    let pipeline = pipeline::Pipeline::start(config, &store, clock, &tail.wake(), tracker);
     let bus = mqtt::start(config, mqtt, &pipeline, tracker, stop)?;
     receipts::start(store.clone(), bus.clone(), pipeline.receipts_waiting(), tracker, stop.clone());
     let mut health = Health::new("ingestion");
@@ -76,10 +76,13 @@ pub fn start(
     });
     if let Some(bus) = &bus {
         let bus = bus.clone();
-        health = health.check("mqtt", move || {
-            let connected = bus.is_connected();
-            async move { if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
-        });
+        health =
+            health.check("mqtt", move || {
+                let connected = bus.is_connected();
+                async move {
+                    if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) }
+                }
+            });
     }
     let state = api::State { store, pipeline, tail, org, stop: stop.clone() };
     let (router, openapi) = api::routes(state);

@@ -28,7 +28,6 @@ pub fn retried() {
     metrics::counter!("simcorp_ingest_commit_retries_total").increment(1);
 }
 
-#[allow(clippy::cast_precision_loss)] // a gauge is a double
 pub fn queued(lane: &'static str, length: usize) {
     metrics::gauge!("simcorp_ingest_queue_length", "lane" => lane).set(length as f64);
 }

@@ -13,8 +13,8 @@ use contract::envelope::Expect;
 use contract::topic::{self, Kind};
 use contract::{Ack, Origin};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions, QoS,
-    TlsConfiguration, Transport,
+    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions,
+    QoS, TlsConfiguration, Transport,
 };
 use secrecy::ExposeSecret as _;
 use service::backoff::Backoff;
@@ -123,7 +123,8 @@ async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: Canc
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
                 bus.connected.store(true, Ordering::Relaxed);
                 tracing::info!("connected to the broker");
-                (told, wait) = (false, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
+                (told, wait) =
+                    (false, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
                 subscribe(&bus.client);
             }
             Ok(Event::Incoming(Incoming::Publish(publish))) => {
@@ -145,15 +146,12 @@ async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: Canc
     // Nothing more comes in; what is queued is still written, and answered while the client lives.
     bus.connected.store(false, Ordering::Relaxed);
     drop(pipeline);
-    let drain = async {
-        while events.poll().await.is_ok() {}
-    };
+    let drain = async { while events.poll().await.is_ok() {} };
     let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
 }
 
 fn subscribe(client: &AsyncClient) {
-    let kinds =
-        [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+    let kinds = [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
     for kind in kinds {
         let filter = kind.shared_filter(GROUP);
         // The request queue is empty at a fresh connection; if not, the next one subscribes.

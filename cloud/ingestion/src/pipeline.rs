@@ -86,9 +86,9 @@ impl Pipeline {
     /// written.
     pub fn start(
         config: &IngestionConfig,
-        store: IngestStore,
-        clock: Clock,
-        wake: Arc<Notify>,
+        store: &IngestStore,
+        clock: &Clock,
+        wake: &Arc<Notify>,
         tracker: &TaskTracker,
     ) -> Self {
         let (answer, answers) = mpsc::channel(config.queue);
@@ -182,7 +182,11 @@ struct Answering {
 }
 
 impl Writer {
-    async fn run(mut self, mut live: mpsc::Receiver<Arrived>, mut backlog: mpsc::Receiver<Arrived>) {
+    async fn run(
+        mut self,
+        mut live: mpsc::Receiver<Arrived>,
+        mut backlog: mpsc::Receiver<Arrived>,
+    ) {
         loop {
             let first = tokio::select! {
                 biased;
@@ -238,7 +242,7 @@ impl Writer {
         for (i, receipt, signed) in receipts {
             self.keep_receipt(&answering[i].origin, &receipt, &signed).await;
         }
-        self.reply(answering).await;
+        self.reply(answering);
     }
 
     async fn read_reference(
@@ -248,7 +252,15 @@ impl Writer {
         bytes: &[u8],
     ) -> Option<VerifiedFrame> {
         let now = (self.clock)();
-        let read = reference::read(&self.store, &self.keys, origin, expect, bytes, self.accept_unsigned, now);
+        let read = reference::read(
+            &self.store,
+            &self.keys,
+            origin,
+            expect,
+            bytes,
+            self.accept_unsigned,
+            now,
+        );
         match read.await {
             Ok(frame) => Some(frame),
             Err(reference::ReferenceError::Refused(refusal)) => {
@@ -298,7 +310,8 @@ impl Writer {
             }
             match claim.into_frame(key.as_deref(), verdict, received) {
                 Ok(frame) => frames.push((i, frame)),
-                Err((claim, refusal)) => {
+                Err(refused) => {
+                    let (claim, refusal) = *refused;
                     let claimed = claim.claimed_frame();
                     self.logged.refused(&origin, refusal, claimed.as_ref().map(|f| f.number));
                     // Told to whoever claims to be the device: it says nothing that the sender of
@@ -382,7 +395,8 @@ impl Writer {
             let mut named = Vec::with_capacity(frames.len());
             for verified in frames {
                 let frame = &verified.frame;
-                let no = self.store.name_chain(&frame.origin, frame.chain, &verified.kid, now).await?;
+                let no =
+                    self.store.name_chain(&frame.origin, frame.chain, &verified.kid, now).await?;
                 named.push(no);
             }
             let committed = self.store.commit(&named, frames, now).await?;
@@ -417,7 +431,7 @@ impl Writer {
     }
 
     /// Sends the answers: one message a chain and batch to the bus, each request its own.
-    async fn reply(&self, answering: Vec<Answering>) {
+    fn reply(&self, answering: Vec<Answering>) {
         let mut for_bus: Vec<(Origin, Ack)> = Vec::new();
         for Answering { origin, ack, reply } in answering {
             let Some(ack) = ack else { continue };
@@ -428,7 +442,8 @@ impl Writer {
                 }
                 Reply::Bus if ack.chain == reference::CHAIN => {}
                 Reply::Bus => {
-                    let same = for_bus.iter_mut().find(|(o, a)| *o == origin && a.chain == ack.chain);
+                    let same =
+                        for_bus.iter_mut().find(|(o, a)| *o == origin && a.chain == ack.chain);
                     match same {
                         Some((_, joined)) => join(joined, ack),
                         None => for_bus.push((origin, ack)),

@@ -48,7 +48,11 @@ async fn pass(store: &IngestStore, bus: Option<&Bus>) -> Result<(), StoreError> 
     Ok(())
 }
 
-async fn count(store: &IngestStore, bus: Option<&Bus>, open: OpenReceipt) -> Result<(), StoreError> {
+async fn count(
+    store: &IngestStore,
+    bus: Option<&Bus>,
+    open: OpenReceipt,
+) -> Result<(), StoreError> {
     const DOING: &str = "counting a receipt";
     let signed = Signed::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
     let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
@@ -56,8 +60,7 @@ async fn count(store: &IngestStore, bus: Option<&Bus>, open: OpenReceipt) -> Res
     let mut ack = Ack::new(receipt.chain);
     let mut digest_differs = false;
     let complete = if chain.covers(receipt.first_frame, receipt.last_frame) {
-        let digests =
-            store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
+        let digests = store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
         digest_differs = trust::digest(&digests.concat()) != receipt.digest;
         !digest_differs
     } else {
@@ -73,11 +76,18 @@ async fn count(store: &IngestStore, bus: Option<&Bus>, open: OpenReceipt) -> Res
         };
         store.note_completeness(&open.org_id, &open.session_id, found, totals).await?;
         tracing::info!(
-            session = open.session_id, samples = receipt.sample_count(), found = found.as_str(),
-            digest_differs, "counted a roast"
+            session = open.session_id,
+            samples = receipt.sample_count(),
+            found = found.as_str(),
+            digest_differs,
+            "counted a roast"
         );
     }
-    ack.receipts.push(ReceiptVerdict { session_id: receipt.session.clone(), complete, digest_differs });
+    ack.receipts.push(ReceiptVerdict {
+        session_id: receipt.session.clone(),
+        complete,
+        digest_differs,
+    });
     if let Some(bus) = bus {
         bus.answer(&receipt.origin, &ack).await;
     }

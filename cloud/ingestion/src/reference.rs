@@ -9,8 +9,8 @@ use ::store::StoreError;
 use contract::envelope::{self, EnvelopeError, Expect, Payload};
 use contract::point::{ExtraValue, RoastEvent, TelemetryPoint};
 use contract::{
-    ChainId, Channel, ClockQuality, Column, EpochMs, EventSource, Frame, KeyId, MachineEvent, Origin,
-    Refusal, SessionId,
+    ChainId, Channel, ClockQuality, Column, EpochMs, EventSource, Frame, KeyId, MachineEvent,
+    Origin, Refusal, SessionId,
 };
 
 use crate::store::{IngestStore, SessionRow};
@@ -99,7 +99,15 @@ pub async fn read(
     };
     let numbering = Numbering::Arrival { opens };
     let kid = received.kid.unwrap_or_default();
-    Ok(VerifiedFrame { frame, digest, signed: bytes.to_vec(), kid, trust, numbering, received: now })
+    Ok(VerifiedFrame {
+        frame,
+        digest,
+        signed: bytes.to_vec(),
+        kid,
+        trust,
+        numbering,
+        received: now,
+    })
 }
 
 /// The roast that begins with `point`, if one does.
@@ -149,7 +157,8 @@ fn event_of(event: &RoastEvent, session: &SessionRow) -> Result<MachineEvent, Re
         seq: 0, // given when it is stored
         at: event.ts,
         elapsed_s: event.elapsed_seconds().unwrap_or(since_start_ms as f64 / 1000.0),
-        session: SessionId::new(session.session_id.clone()).map_err(|_| ReferenceError::NoSession)?,
+        session: SessionId::new(session.session_id.clone())
+            .map_err(|_| ReferenceError::NoSession)?,
         source: EventSource::Machine,
         bt_c: event.number("btC"),
         note: None,

@@ -26,6 +26,7 @@ const REPLAY_ROWS_MAX: i64 = 5_000;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[allow(clippy::struct_field_names)] // the query's own names
 pub struct StreamQuery {
     org_id: String,
     site_id: String,

@@ -98,13 +98,16 @@ async fn follow(tail: Tail, store: IngestStore, stop: CancellationToken) {
     }
 }
 
-async fn pass(tail: &Tail, store: &IngestStore, cursor: &mut Option<Cursor>) -> Result<(), StoreError> {
-    let at = match cursor {
-        Some(at) => at,
-        None => {
-            let (frames, events) = store.newest_arrivals().await?;
-            cursor.insert(Cursor { frames, events, holes: BTreeMap::new() })
-        }
+async fn pass(
+    tail: &Tail,
+    store: &IngestStore,
+    cursor: &mut Option<Cursor>,
+) -> Result<(), StoreError> {
+    let at = if let Some(at) = cursor {
+        at
+    } else {
+        let (frames, events) = store.newest_arrivals().await?;
+        cursor.insert(Cursor { frames, events, holes: BTreeMap::new() })
     };
     let mut arrived = store.frames_after(None, at.frames, ROWS_A_PASS).await?;
     let now = Instant::now();
@@ -154,9 +157,8 @@ fn origin_of(org: &str, site: &str, machine: &str) -> Option<Origin> {
 /// A committed frame as the reference's envelopes, one a sample.
 pub fn live_frame(row: ArrivedFrame, roasts: &HashMap<i64, SessionRow>) -> Option<Live> {
     let origin = origin_of(&row.org_id, &row.site_id, &row.machine_id)?;
-    let session = roasts
-        .get(&row.frame.machine_no)
-        .filter(|session| session.chain_no == row.frame.chain_no);
+    let session =
+        roasts.get(&row.frame.machine_no).filter(|session| session.chain_no == row.frame.chain_no);
     let kid = (!row.kid.is_empty()).then_some(row.kid);
     let verification = Verification { verified: row.frame.trust == 0, error: None };
     let points = points_of(&row.frame, &origin.machine, session, i64::MIN, i64::MAX);
@@ -222,7 +224,6 @@ pub fn event_of(row: &EventRow, machine: &MachineId) -> Option<RoastEvent> {
 
 /// A frame's samples between two sequence numbers, as points. Elapsed time counts from the roast's
 /// beginning; outside of a roast, from the gateway's start.
-#[allow(clippy::cast_precision_loss)] // durations of roasts in ms
 pub fn points_of(
     frame: &FrameRow,
     machine: &MachineId,
@@ -230,8 +231,11 @@ pub fn points_of(
     first_seq: i64,
     last_seq: i64,
 ) -> Vec<(i64, TelemetryPoint)> {
-    let extras: HashMap<String, Vec<Option<f64>>> =
-        frame.extras.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let extras: HashMap<String, Vec<Option<f64>>> = frame
+        .extras
+        .as_deref()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
     let inside = |i: &usize| (first_seq..=last_seq).contains(&frame.seq_at(*i));
     (0..frame.offsets_ms.len())
         .filter(inside)

@@ -149,7 +149,7 @@ impl Claim {
         key: Option<&TrustedKey>,
         verdict: Result<(), trust::CoseError>,
         received: EpochMs,
-    ) -> Result<VerifiedFrame, (Self, Refusal)> {
+    ) -> Result<VerifiedFrame, Box<(Self, Refusal)>> {
         let frame = match self.believe(key, verdict, CONTENT_FRAME) {
             Ok(()) => Frame::decode(self.signed.payload()).map_err(|_| Refusal::Malformed),
             Err(refusal) => Err(refusal),
@@ -169,7 +169,7 @@ impl Claim {
                 signed: self.bytes,
                 received,
             }),
-            Err(refusal) => Err((self, refusal)),
+            Err(refusal) => Err(Box::new((self, refusal))),
         }
     }
 

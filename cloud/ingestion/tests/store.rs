@@ -1,4 +1,11 @@
 //! What every database must do with frames: the same checks on SQLite and on PostgreSQL.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    clippy::float_cmp
+)] // a test may break
 
 use contract::*;
 use ingestion::IngestStore;
@@ -62,7 +69,11 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
         columns: vec![
             Column { channel: Channel::Bt, values, quality: vec![(3, Quality::Spike)] },
             Column { channel: Channel::Gas, values: vec![None; 10], quality: vec![] },
-            Column { channel: Channel::parse("inletC").unwrap(), values: vec![Some(1.5); 10], quality: vec![] },
+            Column {
+                channel: Channel::parse("inletC").unwrap(),
+                values: vec![Some(1.5); 10],
+                quality: vec![],
+            },
         ],
         events,
     };
@@ -141,9 +152,11 @@ async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
     assert_eq!(session.status, "CLOSED");
     let totals = store.totals(&org, &session).await.unwrap();
     assert_eq!((totals.points, totals.verified, totals.max_bt_c), (30, 30, Some(154.4)));
-    let kinds: Vec<_> = store.events_of(&org, "S-1").await.unwrap().into_iter().map(|e| e.kind).collect();
+    let kinds: Vec<_> =
+        store.events_of(&org, "S-1").await.unwrap().into_iter().map(|e| e.kind).collect();
     assert_eq!(kinds, ["CHARGE", "FC", "DROP"]);
-    let listed = store.sessions(&org, &SessionFilter { limit: 10, ..SessionFilter::default() }).await;
+    let listed =
+        store.sessions(&org, &SessionFilter { limit: 10, ..SessionFilter::default() }).await;
     assert_eq!(listed.unwrap().len(), 1);
 }
 

@@ -15,7 +15,9 @@ const PACKET_BYTES_MAX: usize = 512 * 1024;
 /// # Errors
 /// When a port is taken.
 pub fn start(config: &BrokerConfig) -> anyhow::Result<()> {
-    for (field, address) in [("broker.listen", config.listen), ("broker.listen_v4", config.listen_v4)] {
+    for (field, address) in
+        [("broker.listen", config.listen), ("broker.listen_v4", config.listen_v4)]
+    {
         // rumqttd only logs that a port is taken; asked here, it is a clear sentence.
         TcpListener::bind(address).map(drop).with_context(|| {
             format!(

@@ -90,7 +90,13 @@ async fn list(store: &IngestStore, org: &OrgId) -> anyhow::Result<()> {
             Some(at) => format!("revoked {}", EpochMs(at)),
             None => "believed".to_owned(),
         };
-        println!("{}  {}  {}  since {}", device.kid, device.machines, state, EpochMs(device.created_ms));
+        println!(
+            "{}  {}  {}  since {}",
+            device.kid,
+            device.machines,
+            state,
+            EpochMs(device.created_ms)
+        );
     }
     Ok(())
 }

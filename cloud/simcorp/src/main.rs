@@ -67,7 +67,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         print!("{}", service::config::print(&config)?);
         return Ok(());
     }
-    let command = cli.command.context("say what to do: serve, migrate or device; --help tells more")?;
+    let command =
+        cli.command.context("say what to do: serve, migrate or device; --help tells more")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {

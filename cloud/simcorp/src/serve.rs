@@ -16,7 +16,7 @@ use crate::config::CloudConfig;
 
 /// Everything must be written and answered by then.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
-const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 3600);
+const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ServiceName {
@@ -37,8 +37,9 @@ pub fn make_data_folder(config: &CloudConfig) -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = &config.database.data;
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make the data folder {} (database.data)", folder.display()))
+    std::fs::create_dir_all(folder).with_context(|| {
+        format!("cannot make the data folder {} (database.data)", folder.display())
+    })
 }
 
 /// Migrates where that is configured, and otherwise checks that program and database fit.
@@ -77,9 +78,17 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         let org = config.org().context("auth.dev_org is not set")?;
         let clock: ingestion::Clock = Arc::new(now);
         tracker.spawn(make_partitions(database.clone(), stop.clone()));
-        let started =
-            ingestion::start(&config.ingestion, &config.mqtt, org, database, clock, &tracker, &stop)?;
-        let app = http::shell(started.router, Some(started.openapi), started.health, metrics.clone());
+        let started = ingestion::start(
+            &config.ingestion,
+            &config.mqtt,
+            org,
+            database,
+            &clock,
+            &tracker,
+            &stop,
+        )?;
+        let app =
+            http::shell(started.router, Some(started.openapi), started.health, metrics.clone());
         serving.spawn(http::serve(listener, app, stop.clone()));
         tracing::info!(listen = %config.ingestion.listen, "ingestion is ready");
     }
@@ -103,7 +112,9 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     };
     match tokio::time::timeout(STOP_TIME_MAX, drain).await {
         Ok(done) => done?,
-        Err(_) => tracing::warn!(limit_s = STOP_TIME_MAX.as_secs(), "stopped without having drained"),
+        Err(_) => {
+            tracing::warn!(limit_s = STOP_TIME_MAX.as_secs(), "stopped without having drained");
+        }
     }
     tracing::info!("stopped");
     Ok(())

@@ -1,4 +1,11 @@
 //! kill -9 of anything, at any time: every sample that reached the journal is in the database once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    clippy::float_cmp
+)] // a test may break
 
 mod common;
 
@@ -82,12 +89,19 @@ async fn no_kept_sample_is_lost_or_doubled_whoever_is_killed() -> anyhow::Result
     .await
     .map_err(|error| {
         let missing = "SELECT chain_no, next_number, gaps FROM chains";
-        error.context(format!("{samples} kept; {:?}\n{}", cloud.database.query("simcorp", missing), agent.process.log()))
+        error.context(format!(
+            "{samples} kept; {:?}\n{}",
+            cloud.database.query("simcorp", missing),
+            agent.process.log()
+        ))
     })?;
     agent.process.stop(Duration::from_secs(10)).await?;
     assert_eq!(cloud.database.count(&format!("{rows}{samples}"))?, samples, "each once");
     let distinct = "SELECT count(DISTINCT (chain_no, seq)) FROM points";
-    assert_eq!(cloud.database.count(distinct)?, cloud.database.count("SELECT count(*) FROM points")?);
+    assert_eq!(
+        cloud.database.count(distinct)?,
+        cloud.database.count("SELECT count(*) FROM points")?
+    );
     assert_eq!(cloud.database.count("SELECT count(*) FROM chains")?, 1, "never a new chain");
     Ok(())
 }
@@ -119,7 +133,8 @@ async fn after_an_outage_the_present_comes_first_and_the_past_follows() -> anyho
     let order = cloud.database.query("simcorp", "SELECT number FROM frames ORDER BY arrival")?;
     let order: Vec<i64> = order.lines().filter_map(|line| line.parse().ok()).collect();
     let jump = order.windows(2).position(|pair| pair[1] > pair[0] + 100);
-    let jump = jump.ok_or_else(|| anyhow::anyhow!("no live frame overtook the backlog: {order:?}"))?;
+    let jump =
+        jump.ok_or_else(|| anyhow::anyhow!("no live frame overtook the backlog: {order:?}"))?;
     assert!(order[jump + 2..].iter().any(|n| *n < order[jump + 1]), "the past follows");
     let grown = memory_kb(agent.process.pid()).saturating_sub(before);
     assert!(grown < 4096, "memory grew by {grown} kB while the backlog drained");
@@ -161,8 +176,16 @@ async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Re
     .await?;
     let line = "simcorp_ingest_frames_total";
     let first = cloud.metric(line).await;
-    let text = common::client().get(format!("http://127.0.0.1:{port}/metrics")).send().await?.text().await?;
-    let other = text.lines().find(|l| l.starts_with(line)).and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
+    let text = common::client()
+        .get(format!("http://127.0.0.1:{port}/metrics"))
+        .send()
+        .await?
+        .text()
+        .await?;
+    let other = text
+        .lines()
+        .find(|l| l.starts_with(line))
+        .and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
     assert!(first > 20.0 && other > Some(20.0), "shared: {first} and {other:?}");
     let distinct = "SELECT count(*) - count(DISTINCT (chain_no, number)) FROM frames";
     assert_eq!(cloud.database.count(distinct)?, 0);

@@ -1,5 +1,12 @@
 //! Recorded roasts, shown by an independent Modbus server, read by the real agent, must arrive in
 //! PostgreSQL through Mosquitto sample for sample.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    clippy::float_cmp
+)] // a test may break
 
 mod common;
 
@@ -64,7 +71,10 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     let expected: Vec<(Option<f32>, Option<f32>, i64)> =
         expected.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     wait_for("all samples", PATIENCE, || async {
-        cloud.database.count("SELECT count(*) FROM points").is_ok_and(|n| n == expected.len() as i64)
+        cloud
+            .database
+            .count("SELECT count(*) FROM points")
+            .is_ok_and(|n| n == expected.len() as i64)
     })
     .await
     .map_err(|error| {
@@ -92,20 +102,27 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     };
     let marked = |kind: &str| {
         let sql = format!("SELECT seq FROM events WHERE kind = '{kind}' ORDER BY seq");
-        Ok::<_, anyhow::Error>(cloud.database.query("simcorp", &sql)?.lines().map(str::to_owned).collect::<Vec<_>>())
+        Ok::<_, anyhow::Error>(
+            cloud.database.query("simcorp", &sql)?.lines().map(str::to_owned).collect::<Vec<_>>(),
+        )
     };
     assert_eq!(marked("CHARGE")?, word(0, 1));
     assert_eq!(marked("DROP")?, word(1, 2));
     let roasts = word(1, 2).len();
     assert!(roasts >= 2, "the recordings show no roast");
-    let sessions = "SELECT count(*) FROM sessions WHERE status = 'CLOSED' AND completeness = 'complete'";
+    let sessions =
+        "SELECT count(*) FROM sessions WHERE status = 'CLOSED' AND completeness = 'complete'";
     wait_for("complete roasts", PATIENCE, || async {
         cloud.database.count(sessions).is_ok_and(|n| n == roasts as i64)
     })
     .await
     .map_err(|error| {
         let found = "SELECT session_id, status, completeness, first_seq, last_seq FROM sessions";
-        error.context(format!("{:?}\n{}", cloud.database.query("simcorp", found), cloud.simcorp.log()))
+        error.context(format!(
+            "{:?}\n{}",
+            cloud.database.query("simcorp", found),
+            cloud.simcorp.log()
+        ))
     })?;
     assert_eq!(cloud.database.count("SELECT count(*) FROM frames WHERE trust <> 0")?, 0);
     Ok(())

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use sqlx::sqlite::SqliteSynchronous;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 
 pub use config::DatabaseConfig;
 pub use migrate::{MigrationStatus, SchemaError};
@@ -51,6 +51,7 @@ impl StoreError {
         move |source| Self::Query { doing, source }
     }
 
+    #[allow(clippy::needless_pass_by_value)] // an error is given away
     pub fn row(doing: &'static str, problem: impl ToString) -> Self {
         Self::Row { doing, problem: problem.to_string() }
     }
@@ -91,7 +92,9 @@ impl Store {
                 .busy_timeout(ACQUIRE_TIME_MAX)
                 .foreign_keys(true);
             let pool = SqlitePoolOptions::new().max_connections(config.pool_max.clamp(2, 8));
-            Pool::Sqlite(pool.acquire_timeout(ACQUIRE_TIME_MAX).connect_with(options).await.map_err(open)?)
+            Pool::Sqlite(
+                pool.acquire_timeout(ACQUIRE_TIME_MAX).connect_with(options).await.map_err(open)?,
+            )
         } else {
             let options: PgConnectOptions =
                 url.parse().map_err(|error: sqlx::Error| StoreError::Address(error.to_string()))?;

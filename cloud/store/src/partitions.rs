@@ -16,16 +16,17 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn ensure_partitions(&self, now: EpochMs) -> Result<(), StoreError> {
-        let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
         const DOING: &str = "making the partitions of the coming weeks";
+        let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
         for week in 0..WEEKS_AHEAD {
             let from = (now.0.div_euclid(WEEK_MS) + week) * WEEK_MS;
             let name = format!("frames_{}", &EpochMs(from).compact()[..8]);
-            let exists: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_class WHERE relname = $1")
-                .bind(&name)
-                .fetch_optional(pool)
-                .await
-                .map_err(StoreError::query(DOING))?;
+            let exists: Option<i32> =
+                sqlx::query_scalar("SELECT 1 FROM pg_class WHERE relname = $1")
+                    .bind(&name)
+                    .fetch_optional(pool)
+                    .await
+                    .map_err(StoreError::query(DOING))?;
             if exists.is_some() {
                 continue;
             }

@@ -97,6 +97,13 @@ impl Board {
             // Nobody watching is fine.
             let _ = self.live.send(point);
         }
+        // A mark set right after a frame was cut comes in a frame of its own.
+        for event in frame.events.iter().filter(|_| frame.sample_count() == 0) {
+            let mark = Some(event.kind);
+            let point = Point { t: event.at.0, bt: None, et: None, ror: None, mark };
+            points.push_back(point);
+            let _ = self.live.send(point);
+        }
     }
 
     #[must_use]

@@ -37,13 +37,22 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = Clock::start();
     let mut report = Report { failed: 0 };
     let key = FileKey::open(&config.identity.key_file, run::key_id(config)?);
-    report.say("key", key.map(|_| run::key_id(config).map_or_else(|e| e.to_string(), |id| id.to_string())).map_err(|e| e.to_string()));
+    report.say(
+        "key",
+        key.map(|_| run::key_id(config).map_or_else(|e| e.to_string(), |id| id.to_string()))
+            .map_err(|e| e.to_string()),
+    );
     report.say("journal", journal(config, clock));
     report.say("disk", disk(config));
-    report.say("clock", match clock.quality() {
-        ClockQuality::Synchronised => Ok("set from the network".to_owned()),
-        _ => Ok("not known to be set from the network: durations hold, dates may not".to_owned()),
-    });
+    report.say(
+        "clock",
+        match clock.quality() {
+            ClockQuality::Synchronised => Ok("set from the network".to_owned()),
+            _ => {
+                Ok("not known to be set from the network: durations hold, dates may not".to_owned())
+            }
+        },
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     report.say("machine", runtime.block_on(machine(config)));
     report.say("cloud", runtime.block_on(link(config)));
@@ -86,7 +95,8 @@ async fn link(config: &EdgeConfig) -> Result<String, String> {
     if config.uplink.host.is_empty() {
         return Ok("not configured".to_owned());
     }
-    let options = uplink::options(&config.uplink, "simcorp-edge-doctor").map_err(|e| e.to_string())?;
+    let options =
+        uplink::options(&config.uplink, "simcorp-edge-doctor").map_err(|e| e.to_string())?;
     let (client, mut events) = AsyncClient::builder(options).capacity(4).build();
     let target = format!("{}:{}", config.uplink.host, config.uplink.port);
     let connect = async {

@@ -122,7 +122,10 @@ impl Journal {
                 for suffix in ["-wal", "-shm"] {
                     let _ = std::fs::rename(
                         folder.join(format!("{FILE}{suffix}")),
-                        folder.join(format!("{}{suffix}", aside.file_name().unwrap_or_default().to_string_lossy())),
+                        folder.join(format!(
+                            "{}{suffix}",
+                            aside.file_name().unwrap_or_default().to_string_lossy()
+                        )),
                     );
                 }
                 Self::open_file(&path, quota_mb)
@@ -154,7 +157,9 @@ impl Journal {
             .map_err(JournalError::sql(DOING))?;
         match version {
             0 => db
-                .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
+                .execute_batch(&format!(
+                    "BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                ))
                 .map_err(JournalError::sql(DOING))?,
             SCHEMA_VERSION => {}
             found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
@@ -300,14 +305,25 @@ impl Journal {
         };
         let id = put().map_err(JournalError::sql(DOING))?;
         tx.commit().map_err(JournalError::sql(DOING))?;
-        Ok(Outgoing { id, chain: frame.chain, number: frame.number, samples, signed: signed.to_vec() })
+        Ok(Outgoing {
+            id,
+            chain: frame.chain,
+            number: frame.number,
+            samples,
+            signed: signed.to_vec(),
+        })
     }
 
     /// The digest of a roast: over its frames' digests, in order. `None` when one is gone.
     ///
     /// # Errors
     /// When the disk does not answer.
-    pub fn digests(&self, chain: ChainId, first: u64, last: u64) -> Result<Option<Vec<u8>>, JournalError> {
+    pub fn digests(
+        &self,
+        chain: ChainId,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<Vec<u8>>, JournalError> {
         const DOING: &str = "reading a roast's digests";
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let mut rows = self
@@ -342,7 +358,12 @@ impl Journal {
     ///
     /// # Errors
     /// When the disk does not answer.
-    pub fn unsent(&self, after: i64, before: i64, limit: usize) -> Result<Vec<Outgoing>, JournalError> {
+    pub fn unsent(
+        &self,
+        after: i64,
+        before: i64,
+        limit: usize,
+    ) -> Result<Vec<Outgoing>, JournalError> {
         const DOING: &str = "reading what is to be sent";
         let mut rows = self
             .db
@@ -529,7 +550,10 @@ impl Journal {
 
     fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), JournalError> {
         self.db
-            .execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", params![key, value])
+            .execute(
+                "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+                params![key, value],
+            )
             .map(drop)
             .map_err(JournalError::sql("writing the journal's state"))
     }
@@ -587,5 +611,158 @@ pub fn receipt_of(origin: &Origin, chain: ChainId, closed: &Closed, digest: Dige
         started: closed.roast.started,
         ended: closed.ended,
         digest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::{ClockQuality, Frame, MachineId, OrgId, ReceiptVerdict, SiteId};
+
+    const NOW: EpochMs = EpochMs(1_760_000_000_000);
+    const CHAIN: ChainId = ChainId([1; 16]);
+
+    fn frame(number: u64) -> Frame {
+        Frame {
+            origin: Origin {
+                org: OrgId::new("acme").unwrap(),
+                site: SiteId::new("leipzig").unwrap(),
+                machine: MachineId::new("r-1").unwrap(),
+            },
+            chain: CHAIN,
+            number,
+            previous: None,
+            boot: 1,
+            first_seq: number * 10,
+            mono: 0,
+            wall: NOW,
+            clock: ClockQuality::Unknown,
+            offsets_ms: vec![0; 10],
+            columns: vec![],
+            events: vec![],
+        }
+    }
+
+    fn roast(first_frame: u64) -> Roast {
+        Roast {
+            session: SessionId::new("S-1").unwrap(),
+            started: NOW,
+            first_seq: first_frame * 10,
+            first_frame,
+            marked: vec![EventKind::Charge],
+        }
+    }
+
+    fn append(journal: &mut Journal, number: u64, running: Option<&Roast>) {
+        let signed = vec![0; 60_000];
+        journal.append(&frame(number), Digest([2; 32]), &signed, None, running).unwrap();
+    }
+
+    fn ack(first: u64, last: u64) -> contract::Ack {
+        let mut ack = contract::Ack::new(CHAIN);
+        ack.acked.push(FrameRange { first, last });
+        ack
+    }
+
+    #[test]
+    fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+        journal.position(CHAIN).unwrap();
+        for number in 1..=100 {
+            append(&mut journal, number, None);
+        }
+        for number in 101..=400 {
+            append(&mut journal, number, Some(&roast(101)));
+        }
+        journal.apply(&ack(51, 120)).unwrap();
+        let lost = journal.keep_quota().unwrap();
+        assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, and the quota asks for more");
+        let left = journal.unsent(0, i64::MAX, 1000).unwrap();
+        assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
+        assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is whole");
+        assert_eq!(journal.position(CHAIN).unwrap().next_number, 401);
+    }
+
+    #[test]
+    fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+        (1..=4).for_each(|number| append(&mut journal, number, None));
+        journal.apply(&ack(1, 4)).unwrap();
+        assert!(journal.unsent(0, i64::MAX, 10).unwrap().is_empty());
+        let mut answer = contract::Ack::new(CHAIN);
+        answer.need.push(FrameRange { first: 2, last: 3 });
+        answer
+            .refused
+            .push(contract::Refused { frame: 2, reason: contract::Refusal::BadSignature });
+        journal.apply(&answer).unwrap();
+        let unsent: Vec<u64> =
+            journal.unsent(0, i64::MAX, 10).unwrap().iter().map(|f| f.number).collect();
+        assert_eq!(unsent, [3]);
+        assert_eq!(journal.totals().unwrap().refused_frames, 1);
+    }
+
+    #[test]
+    fn a_complete_roast_asks_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+        append(&mut journal, 1, Some(&roast(1)));
+        let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
+        journal.append(&frame(2), Digest([2; 32]), &[1], Some(&closed), None).unwrap();
+        let receipt = receipt_of(&frame(1).origin, CHAIN, &closed, Digest([3; 32]));
+        journal.keep_receipt(&receipt, &[7]).unwrap();
+        assert_eq!(journal.open_receipts(5).unwrap(), [vec![7]]);
+        assert!(journal.running_roast().unwrap().is_none());
+        let mut answer = contract::Ack::new(CHAIN);
+        let session_id = SessionId::new("S-1").unwrap();
+        answer.receipts.push(ReceiptVerdict { session_id, complete: true, digest_differs: false });
+        journal.apply(&answer).unwrap();
+        assert!(journal.open_receipts(5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        append(&mut Journal::open(folder.path(), 16, NOW).unwrap(), 1, None);
+        std::fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
+        let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+        append(&mut journal, 1, None);
+        let kept = std::fs::read_dir(folder.path()).unwrap().flatten();
+        let aside =
+            kept.filter(|e| e.file_name().to_string_lossy().starts_with("journal-damaged-"));
+        assert!(aside.count() > 0, "evidence is never deleted");
+    }
+
+    /// Power is cut at any byte of the log: what was committed before it is there, whole.
+    #[test]
+    fn a_log_cut_anywhere_loses_no_earlier_frame() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+        journal.position(CHAIN).unwrap();
+        let mut lengths = Vec::new();
+        let wal = folder.path().join(format!("{FILE}-wal"));
+        for number in 1..=8 {
+            journal.append(&frame(number), Digest([2; 32]), &[9; 300], None, None).unwrap();
+            lengths.push(std::fs::metadata(&wal).unwrap().len());
+        }
+        let (database, log) =
+            (std::fs::read(folder.path().join(FILE)).unwrap(), std::fs::read(&wal).unwrap());
+        for cut in (0..=log.len()).step_by(509) {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::write(copy.path().join(FILE), &database).unwrap();
+            std::fs::write(copy.path().join(format!("{FILE}-wal")), &log[..cut]).unwrap();
+            let reopened = Journal::open(copy.path(), 16, NOW).unwrap();
+            let found: Vec<u64> =
+                reopened.unsent(0, i64::MAX, 99).unwrap().iter().map(|f| f.number).collect();
+            let whole = lengths.iter().filter(|length| **length <= cut as u64).count() as u64;
+            assert_eq!(
+                found,
+                (1..=found.len() as u64).collect::<Vec<_>>(),
+                "a prefix, cut at {cut}"
+            );
+            assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
+            assert_eq!(reopened.position(CHAIN).unwrap().next_number, found.len() as u64 + 1);
+        }
     }
 }

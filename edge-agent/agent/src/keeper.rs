@@ -18,20 +18,36 @@ use crate::recorder::{Closed, Cut, Recorder, Sample};
 /// Frames held in memory while the disk does not take them: about ten minutes. Past it the newest
 /// is given up and counted, so that what was measured first is kept first.
 const UNKEPT_MAX: usize = 600;
-/// Every so many frames the quota is looked after.
-const QUOTA_EVERY: u64 = 16;
+/// The quota is looked after, and the journal counted, at most this often.
+const LOOK_AFTER_EVERY_MS: u64 = 1_000;
 /// A restart sooner than this goes on with the roast that was running.
 const RESUME_WITHIN_MS: i64 = 30 * 60 * 1000;
 
 /// What the keeper is asked to do.
 pub enum Job {
     Sample(Sample),
-    Mark { kind: EventKind, note: Option<String>, done: oneshot::Sender<bool> },
+    Mark {
+        kind: EventKind,
+        note: Option<String>,
+        done: oneshot::Sender<bool>,
+    },
     Ack(Ack),
-    Unsent { after: i64, before: i64, limit: usize, answer: oneshot::Sender<Vec<Outgoing>> },
-    NewestUnsent { answer: oneshot::Sender<Option<Outgoing>> },
-    RunningFrom { answer: oneshot::Sender<Option<i64>> },
-    Receipts { limit: usize, answer: oneshot::Sender<Vec<Vec<u8>>> },
+    Unsent {
+        after: i64,
+        before: i64,
+        limit: usize,
+        answer: oneshot::Sender<Vec<Outgoing>>,
+    },
+    NewestUnsent {
+        answer: oneshot::Sender<Option<Outgoing>>,
+    },
+    RunningFrom {
+        answer: oneshot::Sender<Option<i64>>,
+    },
+    Receipts {
+        limit: usize,
+        answer: oneshot::Sender<Vec<Vec<u8>>>,
+    },
     /// Keep what waits, and end.
     Stop,
 }
@@ -46,7 +62,7 @@ pub struct Keeper {
     pub live: mpsc::Sender<Outgoing>,
     pub frame_ms: u64,
     unkept: VecDeque<Cut>,
-    frames: u64,
+    looked_ms: u64,
 }
 
 impl Keeper {
@@ -60,7 +76,7 @@ impl Keeper {
         frame_ms: u64,
     ) -> Self {
         let unkept = VecDeque::new();
-        Self { recorder, journal, signer, board, clock, live, frame_ms, unkept, frames: 0 }
+        Self { recorder, journal, signer, board, clock, live, frame_ms, unkept, looked_ms: 0 }
     }
 
     /// Goes on with a roast that was running a short while ago.
@@ -96,7 +112,10 @@ impl Keeper {
         let cut = self.recorder.flush();
         self.take(cut);
         if !self.unkept.is_empty() {
-            tracing::error!(frames = self.unkept.len(), "stopping with frames the disk did not take");
+            tracing::error!(
+                frames = self.unkept.len(),
+                "stopping with frames the disk did not take"
+            );
         }
     }
 
@@ -113,10 +132,9 @@ impl Keeper {
                 self.take(cut);
             }
             Job::Mark { kind, note, done } => {
-                let cut = self.recorder.mark(kind, note);
-                let taken = cut.is_some() || self.recorder.running().is_some();
-                self.take(cut);
-                let _ = done.send(taken);
+                let marked = self.recorder.mark(kind, note);
+                let _ = done.send(marked.is_some());
+                self.take(marked.flatten());
             }
             Job::Ack(ack) => self.apply(&ack),
             Job::Unsent { after, before, limit, answer } => {
@@ -178,7 +196,8 @@ impl Keeper {
     fn keep(&mut self, cut: &Cut) -> Result<Outgoing, String> {
         let payload = cut.frame.encode();
         let digest = trust::digest(&payload);
-        let signed = trust::sign(&*self.signer, CONTENT_FRAME, payload).map_err(|e| e.to_string())?;
+        let signed =
+            trust::sign(&*self.signer, CONTENT_FRAME, payload).map_err(|e| e.to_string())?;
         let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
         let kept = self.journal.append(&cut.frame, digest, &signed, closed, running);
         let outgoing = kept.map_err(|e| e.to_string())?;
@@ -211,7 +230,9 @@ impl Keeper {
             self.journal.keep_receipt(&receipt, &signed).map_err(|e| e.to_string())
         };
         match issue() {
-            Ok(()) => tracing::info!(session = %closed.roast.session, "roast closed, receipt signed"),
+            Ok(()) => {
+                tracing::info!(session = %closed.roast.session, "roast closed, receipt signed");
+            }
             Err(problem) => {
                 tracing::error!(session = %closed.roast.session, problem, "no receipt for a roast");
             }
@@ -225,6 +246,7 @@ impl Keeper {
     fn apply(&mut self, ack: &Ack) {
         let applied = self.journal.apply(ack);
         self.heard(applied);
+        self.look_after();
         let fatal = |r: &Refusal| matches!(r, Refusal::SequenceReused | Refusal::BrokenChain);
         for refused in &ack.refused {
             metrics::counter!("simcorp_edge_frames_refused_total", "reason" => refused.reason.as_str())
@@ -251,10 +273,11 @@ impl Keeper {
     }
 
     fn look_after(&mut self) {
-        self.frames += 1;
-        if !self.frames.is_multiple_of(QUOTA_EVERY) {
+        let now = self.clock.mono_ms();
+        if now.saturating_sub(self.looked_ms) < LOOK_AFTER_EVERY_MS {
             return;
         }
+        self.looked_ms = now;
         let freed = self.journal.keep_quota();
         if let Some(lost) = self.heard(freed)
             && lost > 0
@@ -265,7 +288,6 @@ impl Keeper {
         }
         let totals = self.journal.totals();
         if let Some(totals) = self.heard(totals) {
-            #[allow(clippy::cast_precision_loss)] // gauges are doubles
             {
                 metrics::gauge!("simcorp_edge_unsent_frames").set(totals.unsent_frames as f64);
                 metrics::gauge!("simcorp_edge_journal_bytes").set(totals.bytes as f64);
@@ -284,7 +306,10 @@ impl Keeper {
         metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
         self.board.update(|state| {
             if state.journal_error.as_deref() != Some(problem) {
-                tracing::error!(problem, "the journal does not take what was measured; kept in memory");
+                tracing::error!(
+                    problem,
+                    "the journal does not take what was measured; kept in memory"
+                );
                 state.journal_error = Some(problem.to_owned());
             }
         });

@@ -41,7 +41,12 @@ struct MarkBody {
 }
 
 /// The routes of the local page and API.
-pub fn app(board: Board, jobs: SyncSender<Job>, metrics: Metrics, stop: CancellationToken) -> Router {
+pub fn app(
+    board: Board,
+    jobs: SyncSender<Job>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> Router {
     let asked = board.clone();
     let health = Health::new("edge").check("journal", move || {
         let problem = asked.state().journal_error;

@@ -68,9 +68,9 @@ enum ConfigCommand {
 
 #[derive(Subcommand)]
 enum KeyCommand {
-    /// Make identity.key_file, for development: a key in a file can be copied
+    /// Make `identity.key_file`, for development: a key in a file can be copied
     Create {
-        /// EdDSA or ES256
+        /// `EdDSA` or ES256
         #[arg(long, default_value = "EdDSA")]
         algorithm: String,
     },
@@ -97,8 +97,11 @@ fn main() -> ExitCode {
 fn act(mut cli: Cli) -> anyhow::Result<()> {
     if let Some(Command::Replay { file, speed }) = &cli.command {
         let file = toml::Value::from(file.display().to_string());
-        let settings =
-            ["machine.driver=replay".to_owned(), format!("machine.replay.file={file}"), format!("machine.replay.speed={speed:?}")];
+        let settings = [
+            "machine.driver=replay".to_owned(),
+            format!("machine.replay.file={file}"),
+            format!("machine.replay.speed={speed:?}"),
+        ];
         cli.sources.set.extend(settings);
     }
     let config: EdgeConfig = service::config::load(&cli.sources, std::env::vars())?;

@@ -85,6 +85,7 @@ pub struct Recorder {
     tracker: MarkTracker,
     infer: bool,
     roast: Option<Roast>,
+    newest: Option<(Point, EpochMs)>,
     /// (number, first sample) of the newest frames.
     recent: VecDeque<(u64, u64)>,
     /// For session ids.
@@ -113,6 +114,7 @@ impl Recorder {
             tracker: MarkTracker::new(infer),
             infer,
             roast: None,
+            newest: None,
             recent: VecDeque::new(),
             salt,
         }
@@ -138,10 +140,6 @@ impl Recorder {
         self.position.chain
     }
 
-    pub const fn running(&self) -> Option<&Roast> {
-        self.roast.as_ref()
-    }
-
     /// A new chain, from the next frame on: the cloud has other content under our numbers.
     pub fn start_chain(&mut self, chain: ChainId) {
         self.position.chain = chain;
@@ -164,6 +162,7 @@ impl Recorder {
         let at = Point { seq, t_ms, bt_c };
         let ror = self.ror.push(t_ms, bt_c).map(|slope| (slope * 100.0).round() / 100.0);
         let (wall, told) = (sample.wall, sample.reading.marks.clone());
+        self.newest = Some((at, wall));
         self.waiting.samples.push((sample, ror));
         let mut closed = None;
         for kind in told {
@@ -175,18 +174,17 @@ impl Recorder {
         self.cut_if_due(closed)
     }
 
-    /// A person's mark, at the newest sample.
-    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Option<Cut> {
-        let (sample, _) = self.waiting.samples.last()?;
-        let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
-        let at = Point {
-            seq: self.next_waiting_seq().checked_sub(1)?,
-            t_ms: i64::try_from(sample.mono_ms).unwrap_or(i64::MAX),
-            bt_c: bt.and_then(|(_, value)| *value),
-        };
-        let wall = sample.wall;
+    /// A person's mark, at the newest sample. `None` when it means nothing now.
+    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Option<Option<Cut>> {
+        let (at, wall) = self.newest?;
+        let before = self.waiting.events.len();
         let closed = self.told(kind, EventSource::Person, at, wall, note);
-        self.cut_if_due(closed)
+        if self.waiting.events.len() == before {
+            return None;
+        }
+        // A frame may just have been cut: then the mark makes one of its own.
+        let alone = self.waiting.samples.is_empty();
+        Some(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
     }
 
     /// Whatever waits, as a frame: at a stop, or when samples have ceased.
@@ -221,8 +219,13 @@ impl Recorder {
     }
 
     /// Turns a mark into an event of the running roast; CHARGE begins one, DROP ends it.
-    #[allow(clippy::cast_precision_loss)] // seconds of a roast
-    fn note(&mut self, mark: Mark, now: Point, wall: EpochMs, note: Option<String>) -> Option<Closed> {
+    fn note(
+        &mut self,
+        mark: Mark,
+        now: Point,
+        wall: EpochMs,
+        note: Option<String>,
+    ) -> Option<Closed> {
         let at = wall.plus(mark.at.t_ms - now.t_ms);
         if mark.kind == EventKind::Charge {
             self.salt = self.salt.wrapping_add(1);
@@ -278,8 +281,11 @@ impl Recorder {
         let Waiting { samples, events } = std::mem::take(&mut self.waiting);
         let count = samples.len();
         let first = samples.first().map(|(sample, _)| sample.clone());
-        let (mono, wall, clock) = first
-            .map_or((0, EpochMs(0), ClockQuality::Unknown), |s| (s.mono_ms, s.wall, s.clock));
+        let (mono, wall, clock) = match (first, self.newest) {
+            (Some(s), _) => (s.mono_ms, s.wall, s.clock),
+            (None, Some((at, wall))) => (at.t_ms.unsigned_abs(), wall, ClockQuality::Unknown),
+            (None, None) => (0, EpochMs(0), ClockQuality::Unknown),
+        };
         let offsets_ms = samples
             .iter()
             .map(|(s, _)| u32::try_from(s.mono_ms.saturating_sub(mono)).unwrap_or(u32::MAX))
@@ -337,6 +343,7 @@ fn remarks(channel: &Channel, values: &[Option<f64>]) -> Vec<(u16, Quality)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation)] // small numbers
 mod tests {
     use super::*;
     use contract::{MachineId, OrgId, SiteId};
@@ -372,8 +379,12 @@ mod tests {
             }
         }
         frames.extend(recorder.flush().map(|cut| cut.frame));
-        assert_eq!(frames.iter().map(|f| f.number).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
-        let seqs: Vec<u64> = frames.iter().flat_map(|f| f.first_seq..=f.last_seq().unwrap()).collect();
+        assert_eq!(
+            frames.iter().map(|f| f.number).collect::<Vec<_>>(),
+            (1..=10).collect::<Vec<_>>()
+        );
+        let seqs: Vec<u64> =
+            frames.iter().flat_map(|f| f.first_seq..=f.last_seq().unwrap()).collect();
         assert_eq!(seqs, (0..95).collect::<Vec<_>>());
         assert_eq!(frames[4].previous, Some(Digest([4; 32])));
         assert_eq!(frames[0].previous, None);
@@ -401,7 +412,10 @@ mod tests {
         };
         assert_eq!((roast.first_frame, last.last_frame), (frame_of(25), frame_of(73)));
         let events: Vec<_> = cuts.iter().flat_map(|c| c.frame.events.clone()).collect();
-        assert_eq!(events.iter().map(|e| e.kind).collect::<Vec<_>>(), [EventKind::Charge, EventKind::Drop]);
+        assert_eq!(
+            events.iter().map(|e| e.kind).collect::<Vec<_>>(),
+            [EventKind::Charge, EventKind::Drop]
+        );
         assert!((events[1].elapsed_s - 4.8).abs() < 1e-9);
     }
 
@@ -419,6 +433,23 @@ mod tests {
         let cut = second.push(sample(600, 200.0, &[EventKind::Drop])).unwrap();
         assert_eq!(cut.closed.unwrap().roast.session, running.session);
         assert!(cut.running.is_none());
+    }
+
+    #[test]
+    fn a_persons_mark_counts_at_any_moment() {
+        let mut recorder = recorder(300);
+        assert_eq!(recorder.mark(EventKind::Charge, None), None, "nothing was measured yet");
+        for i in 0..3 {
+            let cut = recorder.push(sample(i, 180.0, &[]));
+            assert_eq!(cut.is_some(), i == 2, "one frame of three samples");
+        }
+        assert_eq!(recorder.mark(EventKind::Drop, None), None, "no roast is running");
+        let alone = recorder.mark(EventKind::Charge, None).unwrap().unwrap();
+        assert_eq!((alone.frame.sample_count(), alone.frame.events[0].seq), (0, 2));
+        assert_eq!(alone.frame.wall, EpochMs(1_760_000_000_200));
+        recorder.push(sample(3, 180.0, &[]));
+        let dropped = recorder.mark(EventKind::Drop, None).unwrap().unwrap();
+        assert_eq!((dropped.frame.first_seq, dropped.closed.unwrap().last_seq), (3, 3));
     }
 
     #[test]

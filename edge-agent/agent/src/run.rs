@@ -24,7 +24,7 @@ use crate::{driver, local, sampler, uplink};
 const JOBS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
 /// How long a played recording may take to arrive in the cloud.
-const DELIVERY_TIME_MAX: Duration = Duration::from_secs(120);
+const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +75,13 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
         let client = format!("simcorp-edge-{key_id}-{}", origin.machine).replace([':', '@'], "-");
         let options = uplink::options(&config.uplink, &client)?;
         let link = uplink::run(
-            config.uplink.clone(), options, origin.clone(), jobs.clone(), live_in, board.clone(), stop.clone(),
+            config.uplink.clone(),
+            options,
+            origin.clone(),
+            jobs.clone(),
+            live_in,
+            board.clone(),
+            stop.clone(),
         );
         uplinking = Some(tokio::spawn(link));
     }
@@ -100,7 +106,9 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     stop.cancel();
     // First what was measured is kept, then the rest ends.
     let _ = jobs.send(Job::Stop);
-    tokio::task::spawn_blocking(move || keeping.join()).await?.map_err(|_| anyhow::anyhow!("the keeper broke"))?;
+    tokio::task::spawn_blocking(move || keeping.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the keeper broke"))?;
     if let Some(uplinking) = uplinking {
         let _ = uplinking.await;
     }
@@ -121,10 +129,15 @@ fn keeper(
     let position = journal.position(ChainId(trust::random()?))?;
     let s = &config.sampling;
     let boot = u64::from_le_bytes(trust::random()?);
-    let recorder =
-        Recorder::new(origin.clone(), boot, s.period_ms, s.frame_ms, config.infers_marks(), position);
-    let mut keeper =
-        Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
+    let recorder = Recorder::new(
+        origin.clone(),
+        boot,
+        s.period_ms,
+        s.frame_ms,
+        config.infers_marks(),
+        position,
+    );
+    let mut keeper = Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
     keeper.resume()?;
     Ok(keeper)
 }

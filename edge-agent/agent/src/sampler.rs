@@ -74,11 +74,11 @@ pub async fn run(
 /// dropped and counted, since the sampler must not wait.
 fn hand_over(jobs: &SyncSender<Job>, sample: Sample, board: &Board) {
     match jobs.try_send(Job::Sample(sample)) {
-        Ok(()) => {}
+        // Disconnected: the agent is stopping.
+        Ok(()) | Err(TrySendError::Disconnected(_)) => {}
         Err(TrySendError::Full(_)) => {
             metrics::counter!("simcorp_edge_samples_dropped_total").increment(1);
             board.update(|state| state.samples_dropped += 1);
         }
-        Err(TrySendError::Disconnected(_)) => {}
     }
 }

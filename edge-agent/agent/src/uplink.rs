@@ -11,8 +11,8 @@ use std::time::Duration;
 use contract::topic::Kind;
 use contract::{Ack, ChainId, Origin};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions, QoS,
-    TlsConfiguration, Transport,
+    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions,
+    QoS, TlsConfiguration, Transport,
 };
 use service::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot};
@@ -67,7 +67,11 @@ pub fn options(config: &UplinkConfig, client: &str) -> Result<MqttOptions, Uplin
             _ => None,
         };
         let ca = read(path)?;
-        options.set_transport(Transport::Tls(TlsConfiguration::Simple { ca, alpn: None, client_auth }));
+        options.set_transport(Transport::Tls(TlsConfiguration::Simple {
+            ca,
+            alpn: None,
+            client_auth,
+        }));
     }
     Ok(options)
 }
@@ -88,7 +92,8 @@ pub async fn run(
 ) {
     let (client, events) = AsyncClient::builder(options).capacity(256).build();
     let (news_out, mut news) = mpsc::channel(1024);
-    let connection = tokio::spawn(poll(client.clone(), events, origin.clone(), news_out, stop.clone()));
+    let connection =
+        tokio::spawn(poll(client.clone(), events, origin.clone(), news_out, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         origin,
@@ -204,7 +209,9 @@ impl Sender {
                 });
                 metrics::gauge!("simcorp_edge_uplink_connected").set(1.0);
                 let (answer, waiting) = oneshot::channel();
-                if let Some(newest) = self.ask(Job::NewestUnsent { answer }, waiting).await.flatten() {
+                if let Some(newest) =
+                    self.ask(Job::NewestUnsent { answer }, waiting).await.flatten()
+                {
                     self.send_live(newest);
                 }
                 self.send_waiting().await;
@@ -213,7 +220,10 @@ impl Sender {
                 self.ready = false;
                 board.update(|state| {
                     if state.uplink_connected || state.uplink_error.is_none() {
-                        tracing::warn!(problem, "no connection to the cloud; keeping everything here");
+                        tracing::warn!(
+                            problem,
+                            "no connection to the cloud; keeping everything here"
+                        );
                     }
                     state.uplink_connected = false;
                     state.uplink_error = Some(problem);
@@ -289,7 +299,8 @@ impl Sender {
             return;
         }
         let now = Instant::now();
-        let overdue = self.under_way.values().any(|(_, sent)| now.duration_since(*sent) > self.resend);
+        let overdue =
+            self.under_way.values().any(|(_, sent)| now.duration_since(*sent) > self.resend);
         if overdue {
             let resend = self.resend;
             self.under_way.retain(|_, (_, sent)| now.duration_since(*sent) <= resend);

@@ -438,6 +438,7 @@ fn read_steps(r: &mut Reader<'_>) -> Result<Vec<u32>, DecodeError> {
 }
 
 /// The smallest number of decimals that keeps every value exactly, if there is one.
+#[allow(clippy::float_cmp)] // exactly is the point
 fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
     const WHOLE_MAX: f64 = 1e12;
     let mut decimals = 0_u8;
@@ -526,7 +527,7 @@ impl Column {
                     .checked_add(r.i64("columns[].values")?)
                     .filter(|sum| sum.unsigned_abs() <= NUMBER_MAX)
                     .ok_or_else(|| r.malformed("columns[].values", "larger than 2^53"))?;
-                #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+                #[allow(clippy::cast_possible_truncation)]
                 let value = sum as f64 / power(decimals as u8);
                 Some(value)
             } else {

@@ -1,4 +1,11 @@
 //! What is written reads back, and no bytes whatever make a decoder panic.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    clippy::float_cmp
+)] // a test may break
 
 use contract::envelope::{self, Expect};
 use contract::*;
@@ -170,7 +177,7 @@ fn an_envelope_that_names_another_machine_is_refused() {
 
 #[test]
 fn a_minute_at_ten_hertz_costs_few_bytes() {
-    let n = 600;
+    let n: i32 = 600;
     let column = |channel, f: &dyn Fn(f64) -> f64| Column {
         channel,
         values: (0..n).map(|i| Some((f(f64::from(i) / 10.0) * 100.0).round() / 100.0)).collect(),
@@ -186,7 +193,7 @@ fn a_minute_at_ten_hertz_costs_few_bytes() {
         mono: 0,
         wall: EpochMs(0),
         clock: ClockQuality::Unknown,
-        offsets_ms: (0..n as u32).map(|i| i * 100).collect(),
+        offsets_ms: (0..n.cast_unsigned()).map(|i| i * 100).collect(),
         columns: vec![
             column(Channel::Bt, &|t| 150.0 + t * 0.2 + (t * 3.0).sin() * 0.1),
             column(Channel::Et, &|t| 190.0 + t * 0.1),

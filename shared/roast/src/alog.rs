@@ -46,6 +46,7 @@ pub struct Recording {
 ///
 /// # Errors
 /// When the text is not a literal, or has no `timex`, `temp1` and `temp2` of equal length.
+#[allow(clippy::float_cmp)] // -1 is a word, not a measurement
 pub fn read(text: &str) -> Result<Recording, AlogError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(AlogError::TooLarge);
@@ -91,7 +92,7 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
     Ok(recording)
 }
 
-/// `timeindex` = [CHARGE (−1 unset), DRY, FCs, FCe, SCs, SCe, DROP, COOL] (0 unset).
+/// `timeindex` = [CHARGE (−1 unset), DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL] (0 unset).
 fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, usize)> {
     const KINDS: [EventKind; 8] = [
         EventKind::Charge,

@@ -49,8 +49,8 @@ mod tests {
     fn shares_add_up_to_the_whole() {
         let all =
             phases(PhaseMarks { dry_end_s: Some(300.0), first_crack_s: Some(480.0), end_s: 600.0 });
-        let text: Vec<_> = all.iter().map(|p| (p.name, (p.share * 100.0).round() as i32)).collect();
-        assert_eq!(text, [("drying", 50), ("Maillard", 30), ("development", 20)]);
+        let text: Vec<_> = all.iter().map(|p| (p.name, (p.share * 100.0).round())).collect();
+        assert_eq!(text, [("drying", 50.0), ("Maillard", 30.0), ("development", 20.0)]);
     }
 
     #[test]

@@ -43,7 +43,6 @@ impl RateOfRise {
         self.slope_per_min(t_ms)
     }
 
-    #[allow(clippy::cast_precision_loss)] // spans of seconds and counts of readings
     fn slope_per_min(&self, now_ms: i64) -> Option<f64> {
         let (first, _) = *self.readings.front()?;
         if now_ms - first < COVERED_MS_MIN || self.readings.len() < READINGS_MIN {

@@ -244,7 +244,6 @@ impl Noise {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
-    #[allow(clippy::cast_precision_loss)] // 53 bits fit a double exactly
     fn uniform(&mut self) -> f64 {
         self.counter += 1;
         let mut z = self.seed.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15));

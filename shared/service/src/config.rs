@@ -175,7 +175,11 @@ fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
     for error in errors {
         let at = error.span().map_or(1, |span| line(span.start));
         let problem = error.message().to_owned();
-        mistakes.found.push(Mistake { field: String::new(), place: format!("{name}:{at}"), problem });
+        mistakes.found.push(Mistake {
+            field: String::new(),
+            place: format!("{name}:{at}"),
+            problem,
+        });
     }
     let mut place = |path: &str, at: usize| {
         mistakes.places.insert(path.to_owned(), format!("{name}:{}", line(at)));
@@ -186,8 +190,11 @@ fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
 
 fn note_places(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, usize)) {
     for (key, value) in table {
-        let path =
-            if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
+        let path = if prefix.is_empty() {
+            key.get_ref().to_string()
+        } else {
+            format!("{prefix}.{}", key.get_ref())
+        };
         place(&path, key.span().start);
         note_value(value.get_ref(), &path, place);
     }
@@ -247,7 +254,8 @@ fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
             path.clear();
         }
         // An unknown field is an error of the table around it; its name is in the text.
-        if let Some(name) = problem.strip_prefix("unknown field `").and_then(|p| p.split('`').next())
+        if let Some(name) =
+            problem.strip_prefix("unknown field `").and_then(|p| p.split('`').next())
             && !path.ends_with(name)
         {
             path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
@@ -316,7 +324,11 @@ mod tests {
     }
     impl Config for Sample {
         fn check(&self, mistakes: &mut Mistakes) {
-            mistakes.require(self.database.pool <= 100, "database.pool", "more than 100 connections");
+            mistakes.require(
+                self.database.pool <= 100,
+                "database.pool",
+                "more than 100 connections",
+            );
         }
     }
 
@@ -327,12 +339,14 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let set = set.iter().map(|s| (*s).to_owned()).collect();
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        load(&Sources { config: Some(path), set, print_config: false }, env).map_err(|e| e.to_string())
+        load(&Sources { config: Some(path), set, print_config: false }, env)
+            .map_err(|e| e.to_string())
     }
 
     #[test]
     fn flags_overrule_environment_overrules_file() {
-        let text = "port = 1\nname = 'file'\n[database]\npool = 5\nurl = 'postgres://u:hunter2@h/d'\n";
+        let text =
+            "port = 1\nname = 'file'\n[database]\npool = 5\nurl = 'postgres://u:hunter2@h/d'\n";
         let env = [("SIMCORP_PORT", "2"), ("SIMCORP_DATABASE__POOL", "6"), ("OTHER", "x")];
         let config = load_text(text, &env, &["port=3", "name=7"]).unwrap();
         assert_eq!((config.port, config.database.pool, config.name.as_str()), (3, 6, "7"));

@@ -79,7 +79,7 @@ impl Health {
             }
         });
         // One after the other would let two slow dependencies outlast the prober's patience.
-        let mut running: Vec<_> = asked.map(|a| Box::pin(a)).collect();
+        let mut running: Vec<_> = asked.map(Box::pin).collect();
         let mut checks = serde_json::Map::new();
         let mut ready = true;
         for (name, checked) in join_all(&mut running).await {

@@ -1,4 +1,4 @@
-//! The HTTP shell of every service: limits, metrics, health, OpenAPI, and a graceful end.
+//! The HTTP shell of every service: limits, metrics, health, `OpenAPI`, and a graceful end.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,7 +67,9 @@ pub fn shell(
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, ANSWER_TIME_MAX))
         .layer(CatchPanicLayer::new())
-        .layer(middleware::from_fn(move |request: Request, next: Next| measure(service, request, next)))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            measure(service, request, next)
+        }))
 }
 
 fn prometheus(metrics: &Metrics) -> Response {
@@ -104,10 +106,14 @@ async fn measure(service: &'static str, request: Request, next: Next) -> Respons
 ///
 /// # Errors
 /// When the listener breaks.
-pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let asked = stop.clone();
-    let serving = axum::serve(listener, app)
-        .with_graceful_shutdown(async move { asked.cancelled().await });
+    let serving =
+        axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
     tokio::select! {
         done = async { serving.await } => done,
         () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_TIME_MAX).await } => {

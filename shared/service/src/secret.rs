@@ -41,7 +41,8 @@ impl Secret {
         let text = configured.expose_secret();
         if let Some(path) = text.strip_prefix("file:") {
             let read = std::fs::read_to_string(path);
-            let content = read.map_err(|source| SecretError::File { path: path.to_owned(), source })?;
+            let content =
+                read.map_err(|source| SecretError::File { path: path.to_owned(), source })?;
             return Ok(Some(content.trim_end().to_owned().into()));
         }
         if let Some(name) = text.strip_prefix("env:") {
@@ -66,4 +67,3 @@ impl Serialize for Secret {
         serializer.serialize_str(if reference { text } else { "***" })
     }
 }
-

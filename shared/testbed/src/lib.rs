@@ -130,6 +130,7 @@ impl Mosquitto {
 /// # Errors
 /// When nobody does within ten seconds.
 pub async fn answers(port: u16) -> anyhow::Result<()> {
-    let connect = || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };
+    let connect =
+        || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };
     wait_for(&format!("port {port}"), Duration::from_secs(10), connect).await
 }

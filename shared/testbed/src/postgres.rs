@@ -20,7 +20,8 @@ impl Postgres {
     /// # Errors
     /// When Debian's `postgresql` is not installed or does not answer.
     pub async fn start() -> anyhow::Result<Self> {
-        let bin = newest_bin().context("PostgreSQL is not installed (Debian package: postgresql)")?;
+        let bin =
+            newest_bin().context("PostgreSQL is not installed (Debian package: postgresql)")?;
         // Not in a home that the postgres user may not enter.
         let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
         let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
@@ -29,7 +30,9 @@ impl Postgres {
         }
         let initdb = bin.join("initdb");
         let mut command = as_postgres(&initdb);
-        command.args(["-U", "simcorp", "--auth", "trust", "-E", "UTF8", "--no-sync", "-D"]).arg(&data);
+        command
+            .args(["-U", "simcorp", "--auth", "trust", "-E", "UTF8", "--no-sync", "-D"])
+            .arg(&data);
         run(&mut command)?;
         let arguments = [
             "-D".to_owned(),
@@ -125,7 +128,9 @@ fn as_postgres(program: &Path) -> Command {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]).arg(program);
+    command
+        .args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"])
+        .arg(program);
     command
 }
 

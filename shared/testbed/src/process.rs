@@ -57,7 +57,8 @@ impl Process {
         command.arg("--").arg(&self.program).args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let child =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         self.child = Some(child);
         Ok(())
     }

@@ -84,8 +84,7 @@ trait Bulk: Send {
 
 const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND number = $2 LIMIT 1";
 
-const HAS: &str =
-    "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
+const HAS: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
      first_seq, samples, t0_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, \
@@ -156,7 +155,11 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Postgres> {
         .await
     }
 
-    async fn digest_of(&mut self, chain_no: i64, number: i64) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    async fn digest_of(
+        &mut self,
+        chain_no: i64,
+        number: i64,
+    ) -> Result<Option<Vec<u8>>, sqlx::Error> {
         query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
     }
 
@@ -225,7 +228,11 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Sqlite> {
         .await
     }
 
-    async fn digest_of(&mut self, chain_no: i64, number: i64) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    async fn digest_of(
+        &mut self,
+        chain_no: i64,
+        number: i64,
+    ) -> Result<Option<Vec<u8>>, sqlx::Error> {
         query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
     }
 
@@ -359,7 +366,9 @@ async fn decide(
                     _ => Outcome::Duplicate,
                 }
             }
-            Place::Next | Place::Ahead | Place::Fill if !state.links(frame.number, frame.previous) => {
+            Place::Next | Place::Ahead | Place::Fill
+                if !state.links(frame.number, frame.previous) =>
+            {
                 Outcome::Refused(Refusal::BrokenChain)
             }
             Place::Next | Place::Ahead | Place::Fill => {

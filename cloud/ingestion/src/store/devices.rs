@@ -35,8 +35,10 @@ impl IngestStore {
         .map_err(StoreError::query(DOING))?;
         row.map(|row| {
             Ok(TrustedKey {
-                public: PublicKey::from_pem(&row.public_key).map_err(|e| StoreError::row(DOING, e))?,
-                machines: serde_json::from_str(&row.machines).map_err(|e| StoreError::row(DOING, e))?,
+                public: PublicKey::from_pem(&row.public_key)
+                    .map_err(|e| StoreError::row(DOING, e))?,
+                machines: serde_json::from_str(&row.machines)
+                    .map_err(|e| StoreError::row(DOING, e))?,
                 site: row.site_id,
             })
         })
@@ -73,7 +75,12 @@ impl IngestStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn revoke_device(&self, org: &OrgId, kid: &KeyId, now: EpochMs) -> Result<bool, StoreError> {
+    pub async fn revoke_device(
+        &self,
+        org: &OrgId,
+        kid: &KeyId,
+        now: EpochMs,
+    ) -> Result<bool, StoreError> {
         let changed = on!(self.database, pool => query(
             "UPDATE devices SET revoked_ms = $3 WHERE org_id = $1 AND kid = $2 AND revoked_ms IS NULL")
             .bind(org.as_str()).bind(kid.as_str()).bind(now.0)

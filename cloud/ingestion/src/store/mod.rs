@@ -61,14 +61,13 @@ impl IngestStore {
         kid: &str,
         now: EpochMs,
     ) -> Result<ChainNo, StoreError> {
+        const DOING: &str = "naming a chain";
         let name = (origin.clone(), chain);
-        if let Some(found) =
-            self.numbers.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
+        if let Some(found) = self.numbers.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
         {
             return Ok(*found);
         }
         let machine = self.machine_no(origin, now).await?;
-        const DOING: &str = "naming a chain";
         let org = origin.org.as_str();
         on!(self.database, pool => query(
             "INSERT INTO chains (org_id, machine_no, chain, kid, seen_ms) VALUES ($1, $2, $3, $4, $5) \

@@ -52,12 +52,17 @@ pub struct MachineRow {
 }
 
 /// A frame may begin this many samples before the range it reaches into.
+#[allow(clippy::cast_possible_wrap)] // 4096
 const OVERLAP: i64 = contract::frame::SAMPLES_MAX as i64;
 
 impl IngestStore {
     /// # Errors
     /// When the database does not answer.
-    pub async fn sessions(&self, org: &OrgId, f: &SessionFilter) -> Result<Vec<SessionRow>, StoreError> {
+    pub async fn sessions(
+        &self,
+        org: &OrgId,
+        f: &SessionFilter,
+    ) -> Result<Vec<SessionRow>, StoreError> {
         let sql = format!(
             "{SELECT_SESSION} WHERE s.org_id = $1 AND ($2 IS NULL OR m.site_id = $2) \
              AND ($3 IS NULL OR m.machine_id = $3) AND ($4 IS NULL OR s.status = $4) \
@@ -83,7 +88,8 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn active_sessions(&self, org: &OrgId) -> Result<Vec<SessionRow>, StoreError> {
-        let filter = SessionFilter { status: Some("ACTIVE"), limit: 10_000, ..SessionFilter::default() };
+        let filter =
+            SessionFilter { status: Some("ACTIVE"), limit: 10_000, ..SessionFilter::default() };
         self.sessions(org, &filter).await
     }
 
@@ -202,7 +208,8 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn running(&self) -> Result<Vec<SessionRow>, StoreError> {
-        let sql = format!("{SELECT_SESSION} WHERE s.status = 'ACTIVE' ORDER BY s.started_ms LIMIT 10000");
+        let sql =
+            format!("{SELECT_SESSION} WHERE s.status = 'ACTIVE' ORDER BY s.started_ms LIMIT 10000");
         on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
             .map_err(StoreError::query("listing running roasts"))
     }
@@ -212,7 +219,8 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn newest_session(&self, machine_no: i64) -> Result<Option<SessionRow>, StoreError> {
-        let sql = format!("{SELECT_SESSION} WHERE s.machine_no = $1 ORDER BY s.started_ms DESC LIMIT 1");
+        let sql =
+            format!("{SELECT_SESSION} WHERE s.machine_no = $1 ORDER BY s.started_ms DESC LIMIT 1");
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(machine_no).fetch_optional(pool).await)
         .map_err(StoreError::query("reading a machine's newest roast"))
@@ -251,7 +259,11 @@ impl IngestStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn newest_frame(&self, org: &OrgId, chain_no: i64) -> Result<Option<FrameRow>, StoreError> {
+    pub async fn newest_frame(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+    ) -> Result<Option<FrameRow>, StoreError> {
         let sql = format!(
             "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 AND samples > 0 \
              ORDER BY number DESC LIMIT 1"
@@ -285,7 +297,11 @@ impl IngestStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn newest_events(&self, org: &OrgId, limit: i64) -> Result<Vec<EventRow>, StoreError> {
+    pub async fn newest_events(
+        &self,
+        org: &OrgId,
+        limit: i64,
+    ) -> Result<Vec<EventRow>, StoreError> {
         let sql = format!("{SELECT_EVENT} WHERE e.org_id = $1 ORDER BY e.arrival DESC LIMIT $2");
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(limit).fetch_all(pool).await)
@@ -296,7 +312,11 @@ impl IngestStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn newest_event(&self, org: &OrgId, machine_no: i64) -> Result<Option<EventRow>, StoreError> {
+    pub async fn newest_event(
+        &self,
+        org: &OrgId,
+        machine_no: i64,
+    ) -> Result<Option<EventRow>, StoreError> {
         let sql = format!(
             "{SELECT_EVENT} WHERE e.org_id = $1 AND e.machine_no = $2 ORDER BY e.arrival DESC LIMIT 1"
         );

@@ -113,7 +113,10 @@ impl SessionChange {
     }
 
     pub(super) fn statements(&self) -> [Option<Statement<'_>>; 2] {
-        [Some(Statement::Session(self)), self.event.as_ref().map(|event| Statement::Event(self, event))]
+        [
+            Some(Statement::Session(self)),
+            self.event.as_ref().map(|event| Statement::Event(self, event)),
+        ]
     }
 }
 
@@ -205,7 +208,12 @@ impl IngestStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn digests(&self, chain_no: i64, first: u64, last: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub async fn digests(
+        &self,
+        chain_no: i64,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         on!(self.database, pool => sqlx::query_scalar(
             "SELECT digest FROM frames WHERE chain_no = $1 AND number BETWEEN $2 AND $3 ORDER BY number")

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A control plane on PostgreSQL and Mosquitto.
 pub struct Cloud {
@@ -50,7 +50,8 @@ impl Cloud {
     /// Waits until ingestion serves: its port is taken before the database is ready.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let health = self.url("/health");
-        let alive = || async { client().get(&health).send().await.is_ok_and(|a| a.status().is_success()) };
+        let alive =
+            || async { client().get(&health).send().await.is_ok_and(|a| a.status().is_success()) };
         wait_for("ingestion", PATIENCE, alive).await.with_context(|| self.simcorp.log())
     }
 

@@ -151,8 +151,7 @@ fn blocks(config: &config::Modbus) -> Vec<Block> {
 
 fn value_of(channel: &ModbusChannel, raw: &[u16]) -> Option<f64> {
     let long = || {
-        let (high, low) =
-            if channel.low_word_first { (raw[1], raw[0]) } else { (raw[0], raw[1]) };
+        let (high, low) = if channel.low_word_first { (raw[1], raw[0]) } else { (raw[0], raw[1]) };
         (u32::from(high) << 16) | u32::from(low)
     };
     let whole = match channel.kind {
@@ -165,7 +164,6 @@ fn value_of(channel: &ModbusChannel, raw: &[u16]) -> Option<f64> {
     if whole.is_some() && whole == channel.missing {
         return None;
     }
-    #[allow(clippy::cast_precision_loss)] // at most 32 bits
     let raw = whole.map_or_else(|| f64::from(f32::from_bits(long())), |whole| whole as f64);
     let value = raw / channel.divisor.unwrap_or(1.0);
     let value = if channel.fahrenheit { (value - 32.0) / 1.8 } else { value };
@@ -190,7 +188,8 @@ mod tests {
         ];
         let config = config::Modbus { channels, ..config::Modbus::default() };
         let table = ModbusTable::Holding;
-        let expected = [(0, 1), (10, 3), (14, 1)].map(|(address, words)| Block { table, address, words });
+        let expected =
+            [(0, 1), (10, 3), (14, 1)].map(|(address, words)| Block { table, address, words });
         assert_eq!(blocks(&config), expected);
     }
 

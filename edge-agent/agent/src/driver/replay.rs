@@ -34,7 +34,6 @@ impl Driver for Replay {
     /// The newest sample that is due. At high speed samples between two reads are skipped, as they
     /// would be with a real machine; their marks are not.
     fn read(&mut self, mono_ms: u64) -> Answer<'_> {
-        #[allow(clippy::cast_precision_loss)] // milliseconds of a recording
         let due_s = mono_ms as f64 / 1000.0 * self.speed;
         let start_s = self.recording.samples.first().map_or(0.0, |s| s.t_s);
         let samples = &self.recording.samples;

@@ -1,0 +1,286 @@
+//! `simcorp-bench ingest`
+
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use rumqttc::AsyncClient;
+use serde_json::{Value, json};
+use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+
+use crate::load::{Answers, Load};
+use crate::{limit, stats};
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[arg(long, default_value_t = 1000)]
+    machines: usize,
+    /// Points a second, or `max` to find the highest without a growing backlog
+    #[arg(long, default_value = "10000")]
+    rate: String,
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// How much time one frame holds, ms
+    #[arg(long, default_value_t = 1000)]
+    frame_ms: u64,
+    #[arg(long, value_enum, default_value = "postgres")]
+    database: Database,
+    #[arg(long, value_enum, default_value = "mosquitto")]
+    broker: Broker,
+    /// Also measure PostgreSQL's own COPY with the same points
+    #[arg(long)]
+    limit: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Database {
+    Postgres,
+    Sqlite,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Broker {
+    Mosquitto,
+    Embedded,
+}
+
+/// What is measured.
+struct System {
+    folder: tempfile::TempDir,
+    database: Option<Postgres>,
+    simcorp: Process,
+    _broker: Option<Mosquitto>,
+    broker_port: u16,
+}
+
+/// One run at one rate.
+struct Run {
+    points_per_s: f64,
+    sent: u64,
+    acked: u64,
+    ack_ms: Vec<f64>,
+    refused: u64,
+    /// Frames without an answer when the load ended.
+    behind: usize,
+    cpu_s: f64,
+}
+
+impl Run {
+    /// No growing backlog: what waits at the end is less than half a second's frames.
+    fn holds(&self, machines: usize, frame_ms: u64) -> bool {
+        let frames_a_second = machines as f64 * 1000.0 / frame_ms as f64;
+        self.refused == 0
+            && (self.behind as f64) < frames_a_second * 0.5
+            && stats::p95(&self.ack_ms) < 1000.0
+    }
+}
+
+pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
+    ensure!((1..=100_000).contains(&options.machines), "--machines: not between 1 and 100000");
+    ensure!((1..=600).contains(&options.seconds), "--seconds: not between 1 and 600");
+    ensure!((20..=60_000).contains(&options.frame_ms), "--frame-ms: not between 20 and 60000");
+    let mut load = Load::new(options.machines)?;
+    let system = System::start(options, &load).await?;
+    let (client, answered) = load.connect(system.broker_port).await?;
+    // Machines and chains are named at their first frame, once in their lives.
+    let warm = options.machines as u64 * 1000 / options.frame_ms;
+    measure(&system, &mut load, &client, &answered, warm.max(1), options.frame_ms, 3).await?;
+    let before = system.counted()?;
+    let run = if options.rate == "max" {
+        highest(options, &system, &mut load, &client, &answered, quiet).await?
+    } else {
+        let rate = options.rate.parse().context("--rate: not a number and not max")?;
+        ensure!(rate >= 1, "--rate: not at least 1");
+        measure(&system, &mut load, &client, &answered, rate, options.frame_ms, options.seconds)
+            .await?
+    };
+    let counted = system.counted()?;
+    let mut report = json!({
+        "machines": options.machines,
+        "frame_ms": options.frame_ms,
+        "database": if options.database == Database::Postgres { "postgres" } else { "sqlite" },
+        "broker": if options.broker == Broker::Mosquitto { "mosquitto" } else { "embedded" },
+        "points_per_s": run.points_per_s.round(),
+        "sent": run.sent,
+        "committed": counted.points - before.points_before_max(options),
+        "lost": run.sent - run.acked.min(run.sent),
+        "duplicated": counted.points - counted.distinct,
+        "refused": run.refused,
+        "behind_frames": run.behind,
+        "ack_ms": stats::percentiles(run.ack_ms.clone()),
+        "rss_mb": system.simcorp.pid().map(|pid| stats::memory_mb(pid, "VmRSS")),
+        "cpu_s": (run.cpu_s * 100.0).round() / 100.0,
+        "bytes_per_point": ((counted.bytes as f64 / counted.points.max(1) as f64) * 10.0).round() / 10.0,
+    });
+    if options.limit {
+        let Some(database) = &system.database else { bail!("--limit needs --database postgres") };
+        let copy = limit::copy_points_per_s(database, options.machines).await?;
+        report["copy_points_per_s"] = copy.round().into();
+        report["ratio_to_copy"] = ((run.points_per_s / copy * 1000.0).round() / 1000.0).into();
+    }
+    Ok(report)
+}
+
+/// Doubles the rate until the backlog grows, then halves the distance a few times.
+async fn highest(
+    options: &Options,
+    system: &System,
+    load: &mut Load,
+    client: &AsyncClient,
+    answered: &Arc<Mutex<Answers>>,
+    quiet: bool,
+) -> anyhow::Result<Run> {
+    let (mut good, mut bad) = (None::<(u64, Run)>, None::<u64>);
+    let mut rate = 20_000_u64.max(options.machines as u64 * 1000 / options.frame_ms);
+    for _ in 0..12 {
+        let run = measure(
+            system,
+            load,
+            client,
+            answered,
+            rate,
+            options.frame_ms,
+            options.seconds.min(15),
+        )
+        .await?;
+        // The generator may be what cannot go faster: then the rate it reached is what counts.
+        let reached = run.points_per_s > rate as f64 * 0.95;
+        let holds = run.holds(options.machines, options.frame_ms) && reached;
+        if !quiet {
+            eprintln!(
+                "{rate} points/s asked, {:.0} sent: p95 {:.1} ms, {} frames behind: {}",
+                run.points_per_s,
+                stats::p95(&run.ack_ms),
+                run.behind,
+                if holds { "holds" } else { "does not hold" }
+            );
+        }
+        if holds {
+            good = Some((rate, run));
+        } else {
+            bad = Some(rate);
+        }
+        let low = good.as_ref().map_or(0, |(rate, _)| *rate);
+        rate = match bad {
+            None => rate * 2,
+            Some(high) if low == 0 => high / 2,
+            Some(high) if high - low <= low / 10 => break,
+            Some(high) => u64::midpoint(low, high),
+        };
+    }
+    good.map(|(_, run)| run).context("no rate holds")
+}
+
+async fn measure(
+    system: &System,
+    load: &mut Load,
+    client: &AsyncClient,
+    answered: &Arc<Mutex<Answers>>,
+    rate: u64,
+    frame_ms: u64,
+    seconds: u64,
+) -> anyhow::Result<Run> {
+    *answered.lock().unwrap_or_else(PoisonError::into_inner) = Answers::default();
+    let pid = system.simcorp.pid().context("simcorp has ended")?;
+    let cpu = stats::cpu_s(pid);
+    let (sent, took) = load.send(client, rate, frame_ms, Duration::from_secs(seconds)).await?;
+    let behind = load.unanswered();
+    let all = wait_for("all answers", Duration::from_mins(1), || async { load.unanswered() == 0 });
+    // Without an answer counts as lost; the report says so.
+    let _ = all.await;
+    let answers = std::mem::take(&mut *answered.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Run {
+        points_per_s: sent as f64 / took.as_secs_f64(),
+        sent,
+        acked: answers.acked_samples,
+        ack_ms: answers.ack_ms,
+        refused: answers.refused,
+        behind,
+        cpu_s: stats::cpu_s(pid) - cpu,
+    })
+}
+
+/// Rows, counted independently of what anybody claims.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    points: i64,
+    distinct: i64,
+    bytes: i64,
+}
+
+impl Counted {
+    /// A search for the highest rate counts all its runs.
+    fn points_before_max(self, options: &Options) -> i64 {
+        if options.rate == "max" { 0 } else { self.points }
+    }
+}
+
+impl System {
+    async fn start(options: &Options, load: &Load) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let database = match options.database {
+            Database::Postgres => Some(Postgres::start().await?),
+            Database::Sqlite => None,
+        };
+        let broker = match options.broker {
+            Broker::Mosquitto => Some(Mosquitto::start().await?),
+            Broker::Embedded => None,
+        };
+        let (port, embedded, embedded_v4) = (free_port()?, free_port()?, free_port()?);
+        let url = database.as_ref().map_or_else(
+            || format!("sqlite:{}", folder.path().join("bench.db").display()),
+            Postgres::url,
+        );
+        let mut settings = vec![
+            format!("database.url={url}"),
+            "database.migrate=true".to_owned(),
+            format!("ingestion.listen=127.0.0.1:{port}"),
+            format!("broker.listen=127.0.0.1:{embedded}"),
+            format!("broker.listen_v4=127.0.0.1:{embedded_v4}"),
+            "log.level=warn,rumqttd=error".to_owned(),
+        ];
+        let mut broker_port = embedded;
+        if let Some(broker) = &broker {
+            settings.push("mqtt.host=127.0.0.1".to_owned());
+            settings.push(format!("mqtt.port={}", broker.port));
+            broker_port = broker.port;
+        }
+        let settings: Vec<String> = settings.into_iter().map(|s| format!("--set={s}")).collect();
+        let program = binary("simcorp")?;
+        let device = folder.path().join("device.json");
+        std::fs::write(&device, load.device())?;
+        let add =
+            Command::new(&program).args(["device", "add"]).arg(&device).args(&settings).output()?;
+        ensure!(add.status.success(), "{}", String::from_utf8_lossy(&add.stderr));
+        let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
+        arguments.extend(settings);
+        let mut simcorp = Process::new(program, arguments, folder.path().join("simcorp.log"));
+        simcorp.start()?;
+        answers(port).await.with_context(|| simcorp.log())?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Ok(Self { folder, database, simcorp, _broker: broker, broker_port })
+    }
+
+    fn counted(&self) -> anyhow::Result<Counted> {
+        const POINTS: &str = "SELECT COALESCE(SUM(samples), 0) FROM frames";
+        const DISTINCT: &str = "SELECT COALESCE(SUM(samples), 0) FROM \
+             (SELECT DISTINCT chain_no, number, samples FROM frames) AS d";
+        if let Some(database) = &self.database {
+            let bytes = database.count(
+                "SELECT COALESCE(SUM(pg_total_relation_size(inhrelid)), 0)::bigint FROM pg_inherits \
+                 WHERE inhparent = 'frames'::regclass",
+            )?;
+            return Ok(Counted {
+                points: database.count(POINTS)?,
+                distinct: database.count(DISTINCT)?,
+                bytes,
+            });
+        }
+        let path = self.folder.path().join("bench.db");
+        let db = rusqlite::Connection::open(&path)?;
+        let ask = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let bytes = i64::try_from(std::fs::metadata(&path)?.len())?;
+        Ok(Counted { points: ask(POINTS)?, distinct: ask(DISTINCT)?, bytes })
+    }
+}

@@ -27,6 +27,7 @@ pub type Clock = Arc<dyn Fn() -> EpochMs + Send + Sync>;
 /// A console ready to be served.
 pub struct Console {
     pub router: axum::Router,
+    pub openapi: utoipa::openapi::OpenApi,
     pub health: Health,
 }
 
@@ -67,5 +68,6 @@ pub fn start(
         }
     });
     let router = pages::routes().merge(proxy::routes()).with_state(state).merge(assets::routes());
-    Ok(Console { router, health })
+    let openapi = <proxy::Doc as utoipa::OpenApi>::openapi();
+    Ok(Console { router, openapi, health })
 }

@@ -11,6 +11,13 @@ use service::error::ApiError;
 
 use crate::State;
 
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "Sim-Corp console", description = "What pages may read."),
+    paths(telemetry, events, stream)
+)]
+pub struct Doc;
+
 pub fn routes() -> Router<State> {
     Router::new()
         .route("/api/sessions/{id}/telemetry", get(telemetry))
@@ -18,6 +25,9 @@ pub fn routes() -> Router<State> {
         .route("/stream/envelopes/{what}", get(stream))
 }
 
+/// A session's points.
+#[utoipa::path(get, path = "/api/sessions/{id}/telemetry", params(("id" = String, Path)),
+    responses((status = 200, body = Vec<Object>), (status = 503)))]
 async fn telemetry(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
@@ -26,6 +36,9 @@ async fn telemetry(
     pass(&state, &format!("/sessions/{}/telemetry", session(&id)?), query, &HeaderMap::new()).await
 }
 
+/// A session's events.
+#[utoipa::path(get, path = "/api/sessions/{id}/events", params(("id" = String, Path)),
+    responses((status = 200, body = Vec<Object>), (status = 503)))]
 async fn events(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
@@ -33,6 +46,9 @@ async fn events(
     pass(&state, &format!("/sessions/{}/events", session(&id)?), None, &HeaderMap::new()).await
 }
 
+/// Live envelopes: `what` is `telemetry` or `events`.
+#[utoipa::path(get, path = "/stream/envelopes/{what}", params(("what" = String, Path)),
+    responses((status = 200, content_type = "text/event-stream", body = String), (status = 404)))]
 async fn stream(
     Extract(state): Extract<State>,
     Path(what): Path<String>,

@@ -88,14 +88,14 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
             &stop,
         )?;
         let app =
-            http::shell(started.router, Some(started.openapi), started.health, metrics.clone());
+            http::shell(started.router, started.openapi, started.health, metrics.clone());
         serving.spawn(http::serve(listener, app, stop.clone()));
         tracing::info!(listen = %config.ingestion.listen, "ingestion is ready");
     }
     if runs(ServiceName::Console) {
         let listener = http::listen(config.console.listen, "console.listen").await?;
         let console = console::start(&config.console, Arc::new(now), stop.clone())?;
-        let app = http::shell(console.router, None, console.health, metrics.clone());
+        let app = http::shell(console.router, console.openapi, console.health, metrics.clone());
         serving.spawn(http::serve(listener, app, stop.clone()));
         tracing::info!(listen = %config.console.listen, "console is ready");
     }

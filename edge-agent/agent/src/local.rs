@@ -19,6 +19,7 @@ use service::metrics::Metrics;
 use std::sync::mpsc::SyncSender;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi as _;
 
 use crate::board::Board;
 use crate::keeper::Job;
@@ -64,28 +65,36 @@ pub fn app(
         .route("/live", get(live))
         .route("/marks", post(mark))
         .with_state(Local { board, jobs, stop });
-    http::shell(routes, Some(openapi()), health, metrics)
+    http::shell(routes, Doc::openapi(), health, metrics)
 }
 
-fn openapi() -> utoipa::openapi::OpenApi {
-    utoipa::openapi::OpenApiBuilder::new()
-        .info(utoipa::openapi::InfoBuilder::new().title("Sim-Corp edge agent").version("1").build())
-        .build()
-}
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "Sim-Corp edge agent", description = "The gateway's own API, on loopback."),
+    paths(status, points, live, mark)
+)]
+struct Doc;
 
 async fn page() -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
 }
 
+/// What the agent is doing: machine, disk, cloud, the running roast.
+#[utoipa::path(get, path = "/status", responses((status = 200, body = Object)))]
 async fn status(Extract(local): Extract<Local>) -> Response {
     Json(local.board.state()).into_response()
 }
 
+/// The newest samples, at most 12000.
+#[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<Object>)))]
 async fn points(Extract(local): Extract<Local>) -> Response {
     Json(local.board.points()).into_response()
 }
 
+/// Samples as they are kept: server-sent events.
+#[utoipa::path(get, path = "/live",
+    responses((status = 200, content_type = "text/event-stream", body = String)))]
 async fn live(Extract(local): Extract<Local>) -> Response {
     let (watch, stop) = (local.board.watch(), local.stop);
     let points = stream::unfold((watch, stop), |(mut watch, stop)| async move {
@@ -103,6 +112,8 @@ async fn live(Extract(local): Extract<Local>) -> Response {
 
 /// A person's key at the machine. A browser sends JSON to another host only after asking, so no
 /// page from elsewhere can mark a roast.
+#[utoipa::path(post, path = "/marks", request_body = Object,
+    responses((status = 204), (status = 400, description = "No roast is running, or no such mark")))]
 async fn mark(
     Extract(local): Extract<Local>,
     headers: HeaderMap,

@@ -49,19 +49,17 @@ pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListe
 /// Puts the shell around a service's routes.
 pub fn shell(
     routes: Router,
-    openapi: Option<utoipa::openapi::OpenApi>,
+    openapi: utoipa::openapi::OpenApi,
     health: Health,
     metrics: Metrics,
 ) -> Router {
     let service = health.service();
     let (alive, ready) = (health.clone(), health);
-    let mut routes = routes
+    let routes = routes
+        .route("/openapi.json", get(async move || Json(openapi)))
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
         .route("/metrics", get(async move || prometheus(&metrics)));
-    if let Some(openapi) = openapi {
-        routes = routes.route("/openapi.json", get(async move || Json(openapi)));
-    }
     routes
         .fallback(not_found)
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))

@@ -159,7 +159,7 @@ export class RoastChart {
       axes: [
         { ...axis, values: (_, ticks) => ticks.map(clock), space: 64 },
         { ...axis, scale: "temperature", label: narrow ? undefined : "°C", labelFont: font, size: narrow ? 36 : 48 },
-        { ...axis, scale: "rise", side: 1, grid: { show: false }, label: narrow ? undefined : "°C/min", labelFont: font, size: narrow ? 32 : 48 },
+        { ...axis, scale: "rise", side: 1, grid: { show: false }, label: narrow ? undefined : "°C/min", labelFont: font, size: narrow ? 40 : 48 },
       ],
       series: [
         { label: "Time", value: (_, v) => (v === null ? "—" : clock(v)) },

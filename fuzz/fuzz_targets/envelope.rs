@@ -1,0 +1,15 @@
+#![no_main]
+use contract::envelope::{Expect, read};
+use contract::{MachineId, OrgId, Origin, SiteId};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let (Ok(org), Ok(site), Ok(machine)) = (OrgId::new("o"), SiteId::new("s"), MachineId::new("m")) else {
+        return;
+    };
+    let origin = Origin { org, site, machine };
+    let _ = read(bytes, Expect::Telemetry, &origin);
+    let _ = read(bytes, Expect::Event, &origin);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = contract::topic::parse(text);
+    }
+});

@@ -124,7 +124,7 @@ impl SessionRow {
     pub fn of(session: &RoastSessionSummary) -> Self {
         let running = session.ended_at.is_none();
         let (curve, curve_class) = match session.completeness {
-            _ if running => ("Roasting", "roasting"),
+            _ if running => ("Not closed yet", "open"),
             Completeness::Complete => ("Complete", "complete"),
             Completeness::Incomplete => ("Incomplete, asked for", "incomplete"),
             Completeness::Open => ("No receipt yet", "open"),

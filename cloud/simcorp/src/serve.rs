@@ -87,8 +87,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
             &tracker,
             &stop,
         )?;
-        let app =
-            http::shell(started.router, started.openapi, started.health, metrics.clone());
+        let app = http::shell(started.router, started.openapi, started.health, metrics.clone());
         serving.spawn(http::serve(listener, app, stop.clone()));
         tracing::info!(listen = %config.ingestion.listen, "ingestion is ready");
     }

@@ -18,7 +18,8 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
-    let page = std::fs::read_to_string(workspace().join("docs/reference/configuration.md")).unwrap();
+    let page =
+        std::fs::read_to_string(workspace().join("docs/reference/configuration.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("simcorp.toml");
     std::fs::write(&file, block(&page, "simcorp")).unwrap();

@@ -456,7 +456,9 @@ impl Journal {
                 )?
                 .execute(params![ack.chain.0, first, last])?;
             }
-            for refused in &ack.refused {
+            // Only what is said after our signature was verified is final. "Unknown key" may be
+            // cured by registering it, and anybody could have provoked "bad signature".
+            for refused in ack.refused.iter().filter(|refused| refused.reason.is_final()) {
                 let number = i64::try_from(refused.frame).unwrap_or(i64::MAX);
                 tx.prepare_cached(
                     "UPDATE frames SET state = 2 WHERE chain = ?1 AND number = ?2 AND state = 0",
@@ -695,11 +697,14 @@ mod tests {
         answer.need.push(FrameRange { first: 2, last: 3 });
         answer
             .refused
-            .push(contract::Refused { frame: 2, reason: contract::Refusal::BadSignature });
+            .push(contract::Refused { frame: 2, reason: contract::Refusal::SequenceReused });
+        answer
+            .refused
+            .push(contract::Refused { frame: 3, reason: contract::Refusal::BadSignature });
         journal.apply(&answer).unwrap();
         let unsent: Vec<u64> =
             journal.unsent(0, i64::MAX, 10).unwrap().iter().map(|f| f.number).collect();
-        assert_eq!(unsent, [3]);
+        assert_eq!(unsent, [3], "a forged frame of our number must not cost us ours");
         assert_eq!(journal.totals().unwrap().refused_frames, 1);
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use contract::{Ack, ChainId, EventKind, Refusal};
+use contract::{Ack, ChainId, EventKind};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
@@ -247,12 +247,11 @@ impl Keeper {
         let applied = self.journal.apply(ack);
         self.heard(applied);
         self.look_after();
-        let fatal = |r: &Refusal| matches!(r, Refusal::SequenceReused | Refusal::BrokenChain);
         for refused in &ack.refused {
             metrics::counter!("simcorp_edge_frames_refused_total", "reason" => refused.reason.as_str())
                 .increment(1);
         }
-        if let Some(refused) = ack.refused.iter().find(|r| fatal(&r.reason))
+        if let Some(refused) = ack.refused.iter().find(|r| r.reason.is_final())
             && ack.chain == self.recorder.chain()
         {
             // The cloud has another history under our numbers: this disk was restored from a copy.

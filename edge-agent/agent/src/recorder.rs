@@ -154,12 +154,17 @@ impl Recorder {
     }
 
     /// Takes a sample; answers the frame that it completes, if it does.
-    pub fn push(&mut self, sample: Sample) -> Option<Cut> {
+    pub fn push(&mut self, mut sample: Sample) -> Option<Cut> {
         let seq = self.next_waiting_seq();
         let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
         let bt_c = bt.and_then(|(_, value)| *value);
         let t_ms = i64::try_from(sample.mono_ms).unwrap_or(i64::MAX);
         let at = Point { seq, t_ms, bt_c };
+        if let (Some(roast), Some(charge)) = (&self.roast, self.tracker.charge()) {
+            // While a roast runs its time is counted on the monotonic clock: a wall clock that is
+            // set meanwhile must not bend the curve.
+            sample.wall = roast.started.plus(t_ms - charge.t_ms);
+        }
         let ror = self.ror.push(t_ms, bt_c).map(|slope| (slope * 100.0).round() / 100.0);
         let (wall, told) = (sample.wall, sample.reading.marks.clone());
         self.newest = Some((at, wall));
@@ -433,6 +438,30 @@ mod tests {
         let cut = second.push(sample(600, 200.0, &[EventKind::Drop])).unwrap();
         assert_eq!(cut.closed.unwrap().roast.session, running.session);
         assert!(cut.running.is_none());
+    }
+
+    #[test]
+    fn a_clock_that_jumps_does_not_bend_the_curve() {
+        let mut recorder = recorder(1000);
+        let mut cuts = Vec::new();
+        for i in 0..60 {
+            let marks: &[EventKind] = match i {
+                5 => &[EventKind::Charge],
+                45 => &[EventKind::Drop],
+                _ => &[],
+            };
+            let mut sample = sample(i, 180.0, marks);
+            if i >= 20 {
+                sample.wall = sample.wall.plus(-3_600_000);
+            }
+            cuts.extend(recorder.push(sample));
+        }
+        let events: Vec<_> = cuts.iter().flat_map(|c| &c.frame.events).collect();
+        assert!((events[1].elapsed_s - 4.0).abs() < 1e-9, "{}", events[1].elapsed_s);
+        let roast = cuts.iter().filter(|c| c.frame.number <= 4);
+        let walls: Vec<i64> = roast.map(|c| c.frame.wall.0 - 1_760_000_000_000).collect();
+        assert_eq!(walls, [0, 1000, 2000, 3000], "the roast's own time");
+        assert!(cuts.last().unwrap().frame.wall.0 < 1_760_000_000_000, "then the new time");
     }
 
     #[test]

@@ -28,6 +28,8 @@ use crate::keeper::Job;
 const WINDOW: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
+/// A gateway that is not registered yet asks again this often.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 const RECEIPTS_AT_ONCE: usize = 20;
 
 /// Why the uplink cannot be configured.
@@ -234,8 +236,22 @@ impl Sender {
                 for range in &ack.acked {
                     self.settled(ack.chain, range.first, range.last);
                 }
+                if !ack.acked.is_empty() {
+                    board.update(|state| state.uplink_error = None);
+                }
                 for refused in &ack.refused {
-                    self.settled(ack.chain, refused.frame, refused.frame);
+                    if refused.reason.is_final() {
+                        self.settled(ack.chain, refused.frame, refused.frame);
+                    } else {
+                        self.put_off((ack.chain, refused.frame));
+                        let problem = format!("the cloud refuses our frames: {}", refused.reason);
+                        board.update(|state| {
+                            if state.uplink_error.as_ref() != Some(&problem) {
+                                tracing::error!(problem, "kept here, and tried again each minute");
+                                state.uplink_error = Some(problem);
+                            }
+                        });
+                    }
                 }
                 if !ack.need.is_empty() && self.under_way.is_empty() {
                     // Lost on the other side after it was acknowledged: look again from the start.
@@ -251,6 +267,13 @@ impl Sender {
                     self.send_waiting().await;
                 }
             }
+        }
+    }
+
+    /// A frame that was refused for now is not sent again for a while.
+    fn put_off(&mut self, key: (ChainId, u64)) {
+        if let Some((_, sent)) = self.under_way.get_mut(&key) {
+            *sent = Instant::now() + REFUSED_PAUSE;
         }
     }
 

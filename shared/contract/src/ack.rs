@@ -47,6 +47,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// True when the frame will never be taken: said only of frames whose signature was verified,
+    /// so nobody else can provoke it. The others are sent again, later.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::SequenceReused | Self::BrokenChain)
+    }
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

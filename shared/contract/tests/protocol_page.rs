@@ -56,8 +56,9 @@ fn the_worked_example_is_the_truth() {
         .flat_map(str::chars)
         .filter(char::is_ascii_hexdigit)
         .collect();
-    let bytes: Vec<u8> =
-        (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+    let bytes: Vec<u8> = (0..hex.len() / 2)
+        .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap())
+        .collect();
     let expected: String = example().encode().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, expected);
     assert_eq!(Frame::decode(&bytes).unwrap(), example());

@@ -9,7 +9,9 @@ use contract::{
     Ack, ChainId, Channel, ClockQuality, Column, DeviceId, Digest, EpochMs, Frame, KeyId,
     MachineId, OrgId, Origin, SiteId,
 };
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS};
+use rumqttc::{
+    AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, PublishOptions, QoS,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 use trust::{Algorithm, CONTENT_FRAME, FileKey, Signer as _};
@@ -180,6 +182,10 @@ impl Load {
 fn connect(port: u16, name: &str) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(name, ("127.0.0.1", port));
     options.set_keep_alive(30).set_clean_start(true).set_outgoing_inflight_upper_limit(2_000);
+    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
     AsyncClient::builder(options).capacity(2_000).build()
 }
 

@@ -46,7 +46,8 @@ pub struct IngestionConfig {
     pub instance: String,
     /// Accept the reference's messages that nobody signed.
     pub accept_unsigned: bool,
-    /// Chains are spread over this many writers, each with its own transaction.
+    /// Chains are spread over this many writers, each with its own transaction. More than one pays
+    /// where the database has cores to spare: on two cores shared by all, one makes larger batches.
     pub writers: usize,
     /// Messages waiting at most; past it the broker is read no further.
     pub queue: usize,
@@ -58,7 +59,7 @@ impl Default for IngestionConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 4001)),
             instance: "1".to_owned(),
             accept_unsigned: false,
-            writers: 2,
+            writers: 1,
             queue: 8192,
         }
     }

@@ -13,8 +13,8 @@ use contract::envelope::Expect;
 use contract::topic::{self, Kind};
 use contract::{Ack, Origin};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions,
-    QoS, TlsConfiguration, Transport,
+    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, NetworkOptions,
+    PublishOptions, QoS, TlsConfiguration, Transport,
 };
 use secrecy::ExposeSecret as _;
 use service::backoff::Backoff;
@@ -89,6 +89,10 @@ fn options(config: &IngestionConfig, mqtt: &MqttConfig) -> Result<MqttOptions, M
         .set_clean_start(true)
         .set_receive_maximum(Some(RECEIVE_MAX))
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(512 * 1024));
+    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
     if let Some(password) = mqtt.password.resolve()? {
         let password = password.expose_secret().as_bytes().to_vec();
         options.set_credentials(mqtt.username.clone(), password);

@@ -11,8 +11,8 @@ use std::time::Duration;
 use contract::topic::Kind;
 use contract::{Ack, ChainId, Origin};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, PublishOptions,
-    QoS, TlsConfiguration, Transport,
+    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, NetworkOptions,
+    PublishOptions, QoS, TlsConfiguration, Transport,
 };
 use service::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +59,10 @@ pub fn options(config: &UplinkConfig, client: &str) -> Result<MqttOptions, Uplin
         .set_keep_alive(15)
         .set_clean_start(true)
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(64 * 1024));
+    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
     if let Some(password) = config.password.resolve()? {
         let password = password.expose_secret().as_bytes().to_vec();
         options.set_credentials(config.username.clone(), password);

@@ -15,7 +15,6 @@ demo:
 ## Every test, against real servers that the tests start themselves.
 test:
 	@tools/install test
-	cargo build --workspace --bins
 	cargo nextest run --workspace
 	cd cloud/console/web && npm run --silent check
 

@@ -52,6 +52,9 @@ impl Bus {
 
     /// Sends a device its answer. Lost answers are harmless: the edge asks again.
     pub async fn answer(&self, origin: &Origin, ack: &Ack) {
+        if !self.is_connected() {
+            return; // a queue of old answers would stand before the new subscriptions
+        }
         let Ok(body) = serde_json::to_vec(ack) else { return };
         let options = PublishOptions::new(QoS::AtMostOnce);
         if let Err(error) = self.client.publish(Kind::Ack.topic(origin), body, options).await {
@@ -154,15 +157,19 @@ async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: Canc
     let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
 }
 
+/// On a task of its own: whoever polls must not wait for the request queue.
 fn subscribe(client: &AsyncClient) {
-    let kinds = [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
-    for kind in kinds {
-        let filter = kind.shared_filter(GROUP);
-        // The request queue is empty at a fresh connection; if not, the next one subscribes.
-        if let Err(error) = client.try_subscribe(filter, QoS::AtLeastOnce) {
-            tracing::error!(%error, "could not subscribe");
+    let client = client.clone();
+    tokio::spawn(async move {
+        let kinds =
+            [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+        for kind in kinds {
+            let filter = kind.shared_filter(GROUP);
+            if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
+                tracing::error!(%error, "could not subscribe");
+            }
         }
-    }
+    });
 }
 
 async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {

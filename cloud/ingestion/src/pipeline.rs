@@ -251,26 +251,26 @@ impl Writer {
         expect: Expect,
         bytes: &[u8],
     ) -> Option<VerifiedFrame> {
-        let now = (self.clock)();
-        let read = reference::read(
-            &self.store,
-            &self.keys,
-            origin,
-            expect,
-            bytes,
-            self.accept_unsigned,
-            now,
-        );
-        match read.await {
-            Ok(frame) => Some(frame),
-            Err(reference::ReferenceError::Refused(refusal)) => {
-                self.logged.refused(origin, refusal, None);
-                None
-            }
-            Err(error) => {
-                metric::invalid("envelope");
-                tracing::debug!(%origin, %error, "dropped a message");
-                None
+        let mut wait = backoff();
+        loop {
+            let (store, keys, now) = (&self.store, &self.keys, (self.clock)());
+            let unsigned = self.accept_unsigned;
+            match reference::read(store, keys, origin, expect, bytes, unsigned, now).await {
+                Ok(frame) => return Some(frame),
+                // Its publishers never send again: it waits for the database here.
+                Err(reference::ReferenceError::Store(error)) => {
+                    self.store.forget_numbers();
+                    pause(&mut wait, &error).await;
+                }
+                Err(reference::ReferenceError::Refused(refusal)) => {
+                    self.logged.refused(origin, refusal, None);
+                    return None;
+                }
+                Err(error) => {
+                    metric::invalid("envelope");
+                    tracing::debug!(%origin, %error, "dropped a message");
+                    return None;
+                }
             }
         }
     }
@@ -410,7 +410,10 @@ impl Writer {
         loop {
             match self.try_keep_receipt(receipt, signed, now).await {
                 Ok(()) => break,
-                Err(error) => pause(&mut wait, &error).await,
+                Err(error) => {
+                    self.store.forget_numbers();
+                    pause(&mut wait, &error).await;
+                }
             }
         }
         tracing::info!(%origin, session = %receipt.session, samples = receipt.sample_count(), "kept a receipt");

@@ -18,7 +18,8 @@ use crate::mqtt::Bus;
 use crate::store::{IngestStore, OpenReceipt};
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
-const RECEIPTS_A_PASS: i64 = 200;
+const RECEIPTS_A_PASS: usize = 200;
+const FIRST: (i64, String) = (i64::MIN, String::new());
 
 pub fn start(
     store: IngestStore,
@@ -28,21 +29,31 @@ pub fn start(
     stop: CancellationToken,
 ) {
     tracker.spawn(async move {
+        let mut cursor = FIRST;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = wake.notified() => {}
                 () = tokio::time::sleep(PASS_EVERY) => {}
             }
-            if let Err(error) = pass(&store, bus.as_ref()).await {
+            if let Err(error) = pass(&store, bus.as_ref(), &mut cursor).await {
                 tracing::warn!(%error, "could not count receipts; the next pass tries again");
             }
         }
     });
 }
 
-async fn pass(store: &IngestStore, bus: Option<&Bus>) -> Result<(), StoreError> {
-    for open in store.open_receipts(RECEIPTS_A_PASS).await? {
+async fn pass(
+    store: &IngestStore,
+    bus: Option<&Bus>,
+    cursor: &mut (i64, String),
+) -> Result<(), StoreError> {
+    let after = (cursor.0, cursor.1.as_str());
+    let open = store.open_receipts(after, RECEIPTS_A_PASS).await?;
+    // After the last part comes the first again.
+    let last = open.last().map(|open| (open.started_ms, open.session_id.clone()));
+    *cursor = last.filter(|_| open.len() == RECEIPTS_A_PASS).unwrap_or(FIRST);
+    for open in open {
         count(store, bus, open).await?;
     }
     Ok(())

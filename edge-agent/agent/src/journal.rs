@@ -37,7 +37,7 @@ CREATE TABLE roasts (
     first_frame INTEGER NOT NULL,
     marked      TEXT NOT NULL,
     last_frame  INTEGER,
-    state       INTEGER NOT NULL, -- 0 running, 1 closed, 2 complete in the cloud
+    state       INTEGER NOT NULL, -- 0 running, 1 closed, 2 complete in the cloud, 3 given up
     receipt     BLOB
 ) STRICT;
 ";
@@ -202,6 +202,7 @@ impl Journal {
         // The quota may have taken the last frame's row, but never its number.
         let next_number = number("next_number")?.max(1);
         let previous = match last {
+            _ if next_number == 1 => None,
             Some((_, digest)) => Some(Digest(digest)),
             None => self.meta("last_digest")?.and_then(|v| v.try_into().ok()).map(Digest),
         };
@@ -213,8 +214,28 @@ impl Journal {
     /// # Errors
     /// When the disk does not take it.
     pub fn start_chain(&self, chain: ChainId) -> Result<(), JournalError> {
-        self.set_meta("chain", &chain.0)?;
-        self.set_meta("next_number", &1_u64.to_be_bytes())
+        self.db
+            .execute(
+                "INSERT OR REPLACE INTO meta (key, value) VALUES ('chain', ?1), ('next_number', ?2)",
+                params![chain.0, 1_u64.to_be_bytes()],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("beginning a new chain"))
+    }
+
+    /// Gives up the roasts that were running and are not `resumed`: nobody saw them end, and they
+    /// must not hold the quota. No DROP, no receipt.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn abandon_roasts(&self, resumed: Option<&SessionId>) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "UPDATE roasts SET state = 3 WHERE state = 0 AND session <> ?1",
+                [resumed.map_or("", SessionId::as_str)],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("giving up old roasts"))
     }
 
     /// The roast that was running when the agent stopped.
@@ -325,6 +346,9 @@ impl Journal {
         last: u64,
     ) -> Result<Option<Vec<u8>>, JournalError> {
         const DOING: &str = "reading a roast's digests";
+        if last < first {
+            return Ok(None);
+        }
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let mut rows = self
             .db

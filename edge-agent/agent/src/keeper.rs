@@ -63,6 +63,8 @@ pub struct Keeper {
     pub frame_ms: u64,
     unkept: VecDeque<Cut>,
     looked_ms: u64,
+    /// When the last sample came.
+    sampled_ms: u64,
 }
 
 impl Keeper {
@@ -76,7 +78,18 @@ impl Keeper {
         frame_ms: u64,
     ) -> Self {
         let unkept = VecDeque::new();
-        Self { recorder, journal, signer, board, clock, live, frame_ms, unkept, looked_ms: 0 }
+        Self {
+            recorder,
+            journal,
+            signer,
+            board,
+            clock,
+            live,
+            frame_ms,
+            unkept,
+            looked_ms: 0,
+            sampled_ms: 0,
+        }
     }
 
     /// Goes on with a roast that was running a short while ago.
@@ -86,9 +99,9 @@ impl Keeper {
     pub fn resume(&mut self) -> Result<(), JournalError> {
         let now = self.clock.wall();
         let fresh = self.journal.newest_ms()?.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
-        if let Some(roast) = self.journal.running_roast()?
-            && fresh
-        {
+        let roast = self.journal.running_roast()?.filter(|_| fresh);
+        self.journal.abandon_roasts(roast.as_ref().map(|roast| &roast.session))?;
+        if let Some(roast) = roast {
             tracing::info!(session = %roast.session, "going on with a running roast");
             self.recorder.resume(roast, self.clock.mono_ms(), now);
         }
@@ -97,16 +110,19 @@ impl Keeper {
 
     /// Works until [`Job::Stop`]. Runs on a thread of its own.
     pub fn run(mut self, jobs: &Receiver<Job>) {
-        let idle = Duration::from_millis(self.frame_ms.clamp(200, 5_000));
+        let idle_ms = self.frame_ms.clamp(200, 60_000);
         loop {
-            match jobs.recv_timeout(idle) {
+            match jobs.recv_timeout(Duration::from_millis(idle_ms)) {
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(job) => self.work(job),
-                // Samples have ceased: what waits is kept now.
-                Err(RecvTimeoutError::Timeout) => {
-                    let cut = self.recorder.flush();
-                    self.take(cut);
-                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Samples have ceased: what waits is kept now, however busy the uplink is with asking.
+            let now = self.clock.mono_ms();
+            if now.saturating_sub(self.sampled_ms) > 2 * idle_ms {
+                self.sampled_ms = now;
+                let cut = self.recorder.flush();
+                self.take(cut);
             }
         }
         let cut = self.recorder.flush();
@@ -123,6 +139,7 @@ impl Keeper {
         match job {
             Job::Sample(sample) => {
                 metrics::counter!("simcorp_edge_samples_total").increment(1);
+                self.sampled_ms = self.clock.mono_ms();
                 let at = sample.wall.0;
                 self.board.update(|state| {
                     state.samples += 1;
@@ -133,8 +150,8 @@ impl Keeper {
             }
             Job::Mark { kind, note, done } => {
                 let marked = self.recorder.mark(kind, note);
-                let _ = done.send(marked.is_some());
-                self.take(marked.flatten());
+                let _ = done.send(marked.is_ok());
+                self.take(marked.unwrap_or_default());
             }
             Job::Ack(ack) => self.apply(&ack),
             Job::Unsent { after, before, limit, answer } => {
@@ -263,7 +280,10 @@ impl Keeper {
                         "the cloud has other content under this journal's numbers; a new chain begins"
                     );
                     self.recorder.start_chain(chain);
-                    let started = self.journal.start_chain(chain);
+                    let started = self
+                        .journal
+                        .start_chain(chain)
+                        .and_then(|()| self.journal.abandon_roasts(None));
                     self.heard(started);
                 }
                 Err(error) => tracing::error!(%error, "cannot begin a new chain"),

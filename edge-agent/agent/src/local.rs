@@ -125,8 +125,10 @@ async fn mark(
     }
     let mark: MarkBody =
         serde_json::from_slice(&body).map_err(|error| ApiError::Invalid(error.to_string()))?;
-    if mark.note.as_ref().is_some_and(|note| note.len() > contract::event::NOTE_BYTES_MAX) {
-        return Err(ApiError::Invalid("note: longer than 1024 bytes".to_owned()));
+    if let Some(note) = &mark.note
+        && (note.len() > contract::event::NOTE_BYTES_MAX || note.contains('\0'))
+    {
+        return Err(ApiError::Invalid("note: longer than 1024 bytes, or with a NUL".to_owned()));
     }
     let (done, waiting) = oneshot::channel();
     let job = Job::Mark { kind: mark.kind, note: mark.note, done };

@@ -58,6 +58,10 @@ pub struct Cut {
     pub running: Option<Roast>,
 }
 
+/// A mark that means nothing now: a DROP without a roast, a second CHARGE.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotNow;
+
 /// Where a journal stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
@@ -146,6 +150,10 @@ impl Recorder {
         self.position.next_number = 1;
         self.position.previous = None;
         self.recent.clear();
+        // Its first half is on the old chain: it cannot be closed as one. The next CHARGE begins a
+        // roast of the new chain.
+        self.roast = None;
+        self.tracker = MarkTracker::new(self.infer);
     }
 
     /// The digest of the frame that was cut last, once it is known.
@@ -179,17 +187,20 @@ impl Recorder {
         self.cut_if_due(closed)
     }
 
-    /// A person's mark, at the newest sample. `None` when it means nothing now.
-    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Option<Option<Cut>> {
-        let (at, wall) = self.newest?;
+    /// A person's mark, at the newest sample.
+    ///
+    /// # Errors
+    /// When it means nothing now.
+    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Result<Option<Cut>, NotNow> {
+        let (at, wall) = self.newest.ok_or(NotNow)?;
         let before = self.waiting.events.len();
         let closed = self.told(kind, EventSource::Person, at, wall, note);
         if self.waiting.events.len() == before {
-            return None;
+            return Err(NotNow);
         }
         // A frame may just have been cut: then the mark makes one of its own.
         let alone = self.waiting.samples.is_empty();
-        Some(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
+        Ok(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
     }
 
     /// Whatever waits, as a frame: at a stop, or when samples have ceased.
@@ -467,12 +478,12 @@ mod tests {
     #[test]
     fn a_persons_mark_counts_at_any_moment() {
         let mut recorder = recorder(300);
-        assert_eq!(recorder.mark(EventKind::Charge, None), None, "nothing was measured yet");
+        assert_eq!(recorder.mark(EventKind::Charge, None), Err(NotNow), "nothing was measured yet");
         for i in 0..3 {
             let cut = recorder.push(sample(i, 180.0, &[]));
             assert_eq!(cut.is_some(), i == 2, "one frame of three samples");
         }
-        assert_eq!(recorder.mark(EventKind::Drop, None), None, "no roast is running");
+        assert_eq!(recorder.mark(EventKind::Drop, None), Err(NotNow), "no roast is running");
         let alone = recorder.mark(EventKind::Charge, None).unwrap().unwrap();
         assert_eq!((alone.frame.sample_count(), alone.frame.events[0].seq), (0, 2));
         assert_eq!(alone.frame.wall, EpochMs(1_760_000_000_200));

@@ -29,7 +29,7 @@ const WINDOW: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that is not registered yet asks again this often.
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+const REFUSED_PAUSE: Duration = Duration::from_mins(1);
 const RECEIPTS_AT_ONCE: usize = 20;
 
 /// Why the uplink cannot be configured.
@@ -139,10 +139,12 @@ async fn poll(
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
                 wait.reset();
                 // Answers must be able to reach us before anything is sent.
-                let topic = Kind::Ack.topic(&origin);
-                if let Err(error) = client.try_subscribe(topic, QoS::AtLeastOnce) {
-                    tracing::warn!(%error, "could not subscribe to answers");
-                }
+                let (client, topic) = (client.clone(), Kind::Ack.topic(&origin));
+                tokio::spawn(async move {
+                    if let Err(error) = client.subscribe(topic, QoS::AtLeastOnce).await {
+                        tracing::warn!(%error, "could not subscribe to answers");
+                    }
+                });
                 continue;
             }
             Ok(Event::Incoming(Incoming::SubAck(_))) => News::Ready,
@@ -265,7 +267,8 @@ impl Sender {
                 let jobs = self.jobs.clone();
                 // The keeper's queue is long; waiting for it must not stop the lanes.
                 if jobs.try_send(Job::Ack(ack)).is_err() {
-                    tracing::debug!("the keeper is busy; the cloud will be asked again");
+                    // What it says is still unsent on disk: the lanes look again from the start.
+                    self.lanes = Lanes::default();
                 }
                 if self.under_way.len() < WINDOW / 2 {
                     self.send_waiting().await;

@@ -59,7 +59,6 @@ fn the_worked_example_is_the_truth() {
     let bytes: Vec<u8> = (0..hex.len() / 2)
         .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap())
         .collect();
-    let expected: String = example().encode().iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, expected);
+    assert_eq!(bytes, example().encode());
     assert_eq!(Frame::decode(&bytes).unwrap(), example());
 }

@@ -328,6 +328,10 @@ async fn decide(
     for row in tx.lock_chains(&nos).await? {
         chains.insert(row.0, state_of(row));
     }
+    if chains.len() < nos.len() {
+        // The database was restored from before a chain was named: the caller names it anew.
+        return Err(sqlx::Error::RowNotFound);
+    }
     // In the order of their numbers, so that a batch that arrived shuffled leaves no holes.
     let mut order: Vec<usize> = (0..frames.len()).collect();
     order.sort_by_key(|i| (names[*i].chain, frames[*i].frame.number));
@@ -337,8 +341,6 @@ async fn decide(
     for i in order {
         let (no, verified) = (&names[i], &frames[i]);
         let frame = &verified.frame;
-        // A chain whose row is gone (the database was restored) is told "not yet": the caller
-        // names it anew.
         let Some(state) = chains.get_mut(&no.chain) else { continue };
         if let Numbering::Arrival { .. } = verified.numbering {
             outcomes[i] = Outcome::Duplicate;

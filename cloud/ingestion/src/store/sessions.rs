@@ -102,7 +102,10 @@ impl SessionChange {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
     pub fn of(org: &str, no: ChainNo, seq: i64, event: &MachineEvent) -> Self {
         let started = event.at.plus(-((event.elapsed_s * 1000.0).round() as i64));
-        let (session, event) = (event.session.clone(), Some(event.clone()));
+        let (session, mut event) = (event.session.clone(), event.clone());
+        // PostgreSQL's text cannot hold a NUL; the signed bytes keep what was said.
+        event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
+        let event = Some(event);
         Self { org: org.to_owned(), no, session, started, seq, event }
     }
 
@@ -156,6 +159,7 @@ JOIN chains c ON c.chain_no = s.chain_no ";
 pub struct OpenReceipt {
     pub org_id: String,
     pub session_id: String,
+    pub started_ms: i64,
     pub chain_no: i64,
     pub completeness: String,
     pub receipt: Vec<u8>,
@@ -190,17 +194,23 @@ impl IngestStore {
         .map_err(StoreError::query("keeping a receipt"))
     }
 
-    /// Closed roasts whose receipts wait for their frames, oldest first, at most `limit`.
+    /// Closed roasts whose receipts wait for their frames, at most `limit`: each pass another part,
+    /// so that roasts which can never be complete do not stand before the others.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn open_receipts(&self, limit: i64) -> Result<Vec<OpenReceipt>, StoreError> {
+    pub async fn open_receipts(
+        &self,
+        after: (i64, &str),
+        limit: usize,
+    ) -> Result<Vec<OpenReceipt>, StoreError> {
         on!(self.database, pool => query_as(
             "SELECT s.org_id, s.session_id, s.chain_no, s.completeness, s.receipt, c.next_number, \
-             c.gaps, c.last_digest FROM sessions s JOIN chains c ON c.chain_no = s.chain_no \
+             c.gaps, c.last_digest, s.started_ms FROM sessions s JOIN chains c ON c.chain_no = s.chain_no \
              WHERE s.completeness <> 'complete' AND s.receipt IS NOT NULL \
-             ORDER BY s.started_ms DESC LIMIT $1")
-            .bind(limit).fetch_all(pool).await)
+             AND (s.started_ms > $1 OR (s.started_ms = $1 AND s.session_id > $2)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $3")
+            .bind(after.0).bind(after.1).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(pool).await)
         .map_err(StoreError::query("listing open receipts"))
     }
 

@@ -182,6 +182,17 @@ async fn the_newest_is_found(store: &IngestStore) {
     assert_eq!(store.machines(&origin().org).await.unwrap()[0].chain_no, no.chain);
 }
 
+/// PostgreSQL's text cannot hold a NUL: such a note must not stop a batch.
+async fn a_note_with_a_nul_stops_nothing(store: &IngestStore) {
+    let mut marked = frame(1, 0.0);
+    let mut event = frame(2, 0.0).frame.events.remove(0);
+    event.note = Some("a\0b".to_owned());
+    marked.frame.events.push(event);
+    assert_eq!(commit(store, &[marked]).await.0, [Outcome::Stored]);
+    let events = store.events_of(&origin().org, "S-1").await.unwrap();
+    assert_eq!(events[0].note.as_deref(), Some("a\u{fffd}b"));
+}
+
 macro_rules! on_both {
     ($($check:ident),* $(,)?) => {
         mod sqlite {
@@ -208,6 +219,7 @@ on_both!(
     a_roast_is_the_same_in_any_order_of_arrival,
     another_tenant_sees_nothing,
     the_newest_is_found,
+    a_note_with_a_nul_stops_nothing,
 );
 
 proptest! {

@@ -1,0 +1,182 @@
+//! What the journal promises: quota, power cuts, damage, a cloud that forgets.
+
+use super::*;
+use contract::{ClockQuality, Frame, MachineId, OrgId, ReceiptVerdict, SiteId};
+
+const NOW: EpochMs = EpochMs(1_760_000_000_000);
+const CHAIN: ChainId = ChainId([1; 16]);
+
+fn frame(number: u64) -> Frame {
+    Frame {
+        origin: Origin {
+            org: OrgId::new("acme").unwrap(),
+            site: SiteId::new("leipzig").unwrap(),
+            machine: MachineId::new("r-1").unwrap(),
+        },
+        chain: CHAIN,
+        number,
+        previous: None,
+        boot: 1,
+        first_seq: number * 10,
+        mono: 0,
+        wall: NOW,
+        clock: ClockQuality::Unknown,
+        offsets_ms: vec![0; 10],
+        columns: vec![],
+        events: vec![],
+    }
+}
+
+fn roast(first_frame: u64) -> Roast {
+    Roast {
+        session: SessionId::new("S-1").unwrap(),
+        started: NOW,
+        first_seq: first_frame * 10,
+        first_frame,
+        marked: vec![EventKind::Charge],
+    }
+}
+
+fn append(journal: &mut Journal, number: u64, running: Option<&Roast>) {
+    let signed = vec![0; 60_000];
+    journal.append(&frame(number), Digest([2; 32]), &signed, None, running).unwrap();
+}
+
+fn ack(first: u64, last: u64) -> contract::Ack {
+    let mut ack = contract::Ack::new(CHAIN);
+    ack.acked.push(FrameRange { first, last });
+    ack
+}
+
+#[test]
+fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    journal.position(CHAIN).unwrap();
+    for number in 1..=100 {
+        append(&mut journal, number, None);
+    }
+    for number in 101..=400 {
+        append(&mut journal, number, Some(&roast(101)));
+    }
+    journal.apply(&ack(51, 120)).unwrap();
+    let lost = journal.keep_quota().unwrap();
+    assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, and the quota asks for more");
+    let left = journal.unsent(0, i64::MAX, 1000).unwrap();
+    assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
+    assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is whole");
+    assert_eq!(journal.position(CHAIN).unwrap().next_number, 401);
+}
+
+#[test]
+fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    (1..=4).for_each(|number| append(&mut journal, number, None));
+    journal.apply(&ack(1, 4)).unwrap();
+    assert!(journal.unsent(0, i64::MAX, 10).unwrap().is_empty());
+    let mut answer = contract::Ack::new(CHAIN);
+    answer.need.push(FrameRange { first: 2, last: 3 });
+    answer.refused.push(contract::Refused { frame: 2, reason: contract::Refusal::SequenceReused });
+    answer.refused.push(contract::Refused { frame: 3, reason: contract::Refusal::BadSignature });
+    journal.apply(&answer).unwrap();
+    let unsent: Vec<u64> =
+        journal.unsent(0, i64::MAX, 10).unwrap().iter().map(|f| f.number).collect();
+    assert_eq!(unsent, [3], "a forged frame of our number must not cost us ours");
+    assert_eq!(journal.totals().unwrap().refused_frames, 1);
+}
+
+#[test]
+fn a_complete_roast_asks_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    append(&mut journal, 1, Some(&roast(1)));
+    let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
+    journal.append(&frame(2), Digest([2; 32]), &[1], Some(&closed), None).unwrap();
+    let receipt = receipt_of(&frame(1).origin, CHAIN, &closed, Digest([3; 32]));
+    journal.keep_receipt(&receipt, &[7]).unwrap();
+    assert_eq!(journal.open_receipts(5).unwrap(), [vec![7]]);
+    assert!(journal.running_roast().unwrap().is_none());
+    let mut answer = contract::Ack::new(CHAIN);
+    let session_id = SessionId::new("S-1").unwrap();
+    answer.receipts.push(ReceiptVerdict { session_id, complete: true, digest_differs: false });
+    journal.apply(&answer).unwrap();
+    assert!(journal.open_receipts(5).unwrap().is_empty());
+}
+
+#[test]
+fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    append(&mut Journal::open(folder.path(), 16, NOW).unwrap(), 1, None);
+    std::fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    append(&mut journal, 1, None);
+    let kept = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let aside = kept.filter(|e| e.file_name().to_string_lossy().starts_with("journal-damaged-"));
+    assert!(aside.count() > 0, "evidence is never deleted");
+}
+
+/// Power is cut at any byte of the log: what was committed before it is there, whole.
+#[test]
+fn a_log_cut_anywhere_loses_no_earlier_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    journal.position(CHAIN).unwrap();
+    let mut lengths = Vec::new();
+    let wal = folder.path().join(format!("{FILE}-wal"));
+    for number in 1..=8 {
+        journal.append(&frame(number), Digest([2; 32]), &[9; 300], None, None).unwrap();
+        lengths.push(std::fs::metadata(&wal).unwrap().len());
+    }
+    let (database, log) =
+        (std::fs::read(folder.path().join(FILE)).unwrap(), std::fs::read(&wal).unwrap());
+    for cut in (0..=log.len()).step_by(509) {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::write(copy.path().join(FILE), &database).unwrap();
+        std::fs::write(copy.path().join(format!("{FILE}-wal")), &log[..cut]).unwrap();
+        let reopened = Journal::open(copy.path(), 16, NOW).unwrap();
+        let found: Vec<u64> =
+            reopened.unsent(0, i64::MAX, 99).unwrap().iter().map(|f| f.number).collect();
+        let whole = lengths.iter().filter(|length| **length <= cut as u64).count() as u64;
+        assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "a prefix, cut at {cut}");
+        assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
+        assert_eq!(reopened.position(CHAIN).unwrap().next_number, found.len() as u64 + 1);
+    }
+}
+
+#[test]
+fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    for number in 1..=400 {
+        append(&mut journal, number, Some(&roast(1)));
+    }
+    journal.apply(&ack(1, 400)).unwrap();
+    journal.keep_quota().unwrap();
+    assert_eq!(journal.totals().unwrap().frames, 400, "the running roast stays");
+    journal.abandon_roasts(None).unwrap();
+    assert!(journal.running_roast().unwrap().is_none());
+    assert_eq!(journal.keep_quota().unwrap(), 0, "nothing that the cloud lacks");
+    assert!(journal.totals().unwrap().frames < 400);
+    assert!(journal.open_receipts(5).unwrap().is_empty(), "no receipt for what nobody saw end");
+}
+
+#[test]
+fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    journal.position(CHAIN).unwrap();
+    (1..=3).for_each(|number| append(&mut journal, number, None));
+    let fresh = ChainId([8; 16]);
+    journal.start_chain(fresh).unwrap();
+    drop(journal);
+    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let position = journal.position(CHAIN).unwrap();
+    assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
+    assert_eq!(position.next_seq, 40, "samples are numbered on");
+    assert_eq!(
+        journal.digests(fresh, 500, 20).unwrap(),
+        None,
+        "no panic over a roast on two chains"
+    );
+}

@@ -22,7 +22,7 @@ use ::store::StoreError;
 
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
 use crate::sse;
-use crate::store::{IngestStore, SessionFilter, SessionRow};
+use crate::store::{FrameRow, IngestStore, SessionFilter, SessionRow};
 use crate::tail::{self, Tail};
 
 /// What handlers share.
@@ -238,8 +238,6 @@ async fn session_telemetry(
     Path(id): Path<String>,
     Query(params): Params,
 ) -> Result<Json<Vec<TelemetryPoint>>, ApiError> {
-    // Page by page, so that a window late in a long roast does not load all of it at once.
-    const PAGE: i64 = 2_000;
     let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
     let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
     let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
@@ -247,28 +245,48 @@ async fn session_telemetry(
         return Ok(Json(Vec::new()));
     };
     let machine = MachineId::new(row.machine_id.clone()).map_err(ApiError::internal)?;
-    let (mut first, last) = row.range();
-    let mut points = Vec::new();
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    loop {
-        let frames = state.store.frames_of_range(&state.org, row.chain_no, first, last, PAGE).await;
-        let frames = frames.map_err(inside)?;
-        let Some(end) = frames.last().map(|f| f.seq_at(f.offsets_ms.len())) else { break };
-        for frame in &frames {
-            for (_, point) in tail::points_of(frame, &machine, Some(&row), first, last) {
-                let t = point.elapsed_seconds;
-                if from.is_none_or(|from| t >= from) && to.is_none_or(|to| t <= to) {
-                    points.push(point);
-                }
-            }
-        }
-        if points.len() >= limit || end <= first || frames.len() < 2_000 {
+    let complete = row.completeness == Completeness::Complete.as_str();
+    let mut points = Vec::new();
+    let (mut first, last) = row.range();
+    let mut page = roast_page(&state, &row, complete, first, last).await?;
+    if page.is_empty() && !complete {
+        // Retention has taken its frames.
+        page = roast_page(&state, &row, true, first, last).await?;
+    }
+    while let Some(end) = page.last().map(|f| f.seq_at(f.len())) {
+        let read = page.iter().flat_map(|f| tail::points_of(f, &machine, Some(&row), first, last));
+        points.extend(read.map(|(_, point)| point).filter(|point| {
+            let t = point.elapsed_seconds;
+            from.is_none_or(|from| t >= from) && to.is_none_or(|to| t <= to)
+        }));
+        if complete || points.len() >= limit || end <= first || page.len() < FRAMES_A_PAGE {
             break;
         }
         first = end;
+        page = roast_page(&state, &row, false, first, last).await?;
     }
     points.truncate(limit);
     Ok(Json(points))
+}
+
+/// Frames read at a time, so that a window late in a long roast does not load all of it at once.
+const FRAMES_A_PAGE: usize = 2_000;
+
+/// The next frames of a roast, or its curve as one long frame where it has one.
+async fn roast_page(
+    state: &State,
+    row: &SessionRow,
+    as_curve: bool,
+    first: i64,
+    last: i64,
+) -> Result<Vec<FrameRow>, ApiError> {
+    let (store, org) = (&state.store, &state.org);
+    if as_curve && let Some(curve) = store.curve(org, &row.session_id).await.map_err(inside)? {
+        return Ok(vec![curve]);
+    }
+    let limit = i64::try_from(FRAMES_A_PAGE).unwrap_or(i64::MAX);
+    store.frames_of_range(org, row.chain_no, first, last, limit).await.map_err(inside)
 }
 
 /// A session's events, by time.

@@ -1,41 +1,9 @@
-//! `[ingestion]`, `[mqtt]`
+//! `[ingestion]`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use service::config::Mistakes;
-use service::secret::Secret;
-
-/// `[mqtt]`: the broker, as the services and the load generator see it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MqttConfig {
-    /// Empty: the embedded broker, or none where that is off; frames still come by HTTP.
-    pub host: String,
-    pub port: u16,
-    /// Verify the broker with these certificates (PEM); empty: no TLS.
-    pub ca_file: Option<PathBuf>,
-    /// Our own certificate and key (PEM), where the broker asks for one.
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    pub username: String,
-    pub password: Secret,
-}
-
-impl Default for MqttConfig {
-    fn default() -> Self {
-        Self {
-            host: String::new(),
-            port: 1883,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            username: String::new(),
-            password: Secret::default(),
-        }
-    }
-}
 
 /// `[ingestion]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,17 +49,6 @@ impl IngestionConfig {
             contract::DeviceId::new(self.instance.clone()).is_ok(),
             "ingestion.instance",
             "not a name of letters, digits and . _ -",
-        );
-    }
-}
-
-impl MqttConfig {
-    pub fn check(&self, mistakes: &mut Mistakes) {
-        mistakes.require(self.port > 0, "mqtt.port", "is 0");
-        mistakes.require(
-            self.cert_file.is_some() == self.key_file.is_some(),
-            "mqtt.cert_file",
-            "cert_file and key_file go together",
         );
     }
 }

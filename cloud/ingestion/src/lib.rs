@@ -27,7 +27,7 @@ use service::health::Health;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{IngestionConfig, MqttConfig};
+pub use config::IngestionConfig;
 pub use store::IngestStore;
 
 /// The wall clock, passed in so that tests can hold it.
@@ -46,7 +46,7 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Mqtt(#[from] mqtt::MqttError),
+    Mqtt(#[from] service::mqtt::BrokerError),
 }
 
 /// Starts the pipeline, the bus and the reconcilers on `tracker`; they end with `stop`, after what
@@ -56,7 +56,7 @@ pub enum StartError {
 /// When the database or the broker's configuration is wrong.
 pub fn start(
     config: &IngestionConfig,
-    mqtt: &MqttConfig,
+    mqtt: &service::mqtt::Broker,
     org: OrgId,
     database: Store,
     clock: &Clock,
@@ -67,7 +67,14 @@ pub fn start(
     let tail = tail::Tail::start(store.clone(), tracker, stop.clone());
     let pipeline = pipeline::Pipeline::start(config, &store, clock, &tail.wake(), tracker);
     let bus = mqtt::start(config, mqtt, &pipeline, tracker, stop)?;
-    receipts::start(store.clone(), bus.clone(), pipeline.receipts_waiting(), tracker, stop.clone());
+    receipts::start(
+        store.clone(),
+        bus.clone(),
+        pipeline.receipts_waiting(),
+        clock.clone(),
+        tracker,
+        stop.clone(),
+    );
     let mut health = Health::new("ingestion");
     let asked = store.clone();
     health = health.check("database", move || {

@@ -12,31 +12,19 @@ use std::time::Duration;
 use contract::envelope::Expect;
 use contract::topic::{self, Kind};
 use contract::{Ack, Origin};
-use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, NetworkOptions,
-    PublishOptions, QoS, TlsConfiguration, Transport,
-};
-use secrecy::ExposeSecret as _;
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
 use service::backoff::Backoff;
+use service::mqtt::{Bounds, Broker, BrokerError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::pipeline::{Answers, Lane, Message, Pipeline, Reply};
-use crate::{IngestionConfig, MqttConfig, metric};
+use crate::{IngestionConfig, metric};
 
-/// Packets in flight from the broker to us before it waits for our PUBACK.
-const RECEIVE_MAX: u16 = 2_000;
+/// Answers are sent once (`QoS` 0) and need no slots; the broker waits for our PUBACK of 2 000 frames.
+const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
 const GROUP: &str = "ingestion";
-
-/// Why the bus cannot be configured.
-#[derive(Debug, thiserror::Error)]
-pub enum MqttError {
-    #[error("mqtt: {path} cannot be read: {source}", path = path.display())]
-    File { path: std::path::PathBuf, source: std::io::Error },
-    #[error("mqtt.password: {0}")]
-    Secret(#[from] service::secret::SecretError),
-}
 
 /// A handle on the bus.
 #[derive(Clone)]
@@ -66,15 +54,16 @@ impl Bus {
 /// Connects to the broker, and keeps connecting. `None` when there is none configured.
 pub fn start(
     config: &IngestionConfig,
-    mqtt: &MqttConfig,
+    mqtt: &Broker,
     pipeline: &Pipeline,
     tracker: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<Option<Bus>, MqttError> {
-    if mqtt.host.is_empty() {
+) -> Result<Option<Bus>, BrokerError> {
+    if !mqtt.is_configured() {
         return Ok(None);
     }
-    let options = options(config, mqtt)?;
+    let client = format!("simcorp-ingestion-{}", config.instance);
+    let options = mqtt.options(&client, BOUNDS)?;
     let (client, events) = AsyncClient::builder(options).capacity(4_096).build();
     let bus = Bus { client, connected: Arc::default() };
     tracker.spawn(receive(bus.clone(), events, pipeline.clone(), stop.clone()));
@@ -82,40 +71,6 @@ pub fn start(
         tracker.spawn(send_answers(bus.clone(), answers));
     }
     Ok(Some(bus))
-}
-
-fn options(config: &IngestionConfig, mqtt: &MqttConfig) -> Result<MqttOptions, MqttError> {
-    let client = format!("simcorp-ingestion-{}", config.instance);
-    let mut options = MqttOptions::new(client, (mqtt.host.as_str(), mqtt.port));
-    options
-        .set_keep_alive(15)
-        .set_clean_start(true)
-        .set_receive_maximum(Some(RECEIVE_MAX))
-        .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(512 * 1024));
-    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    if let Some(password) = mqtt.password.resolve()? {
-        let password = password.expose_secret().as_bytes().to_vec();
-        options.set_credentials(mqtt.username.clone(), password);
-    }
-    if let Some(path) = &mqtt.ca_file {
-        let client_auth = match (&mqtt.cert_file, &mqtt.key_file) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-            _ => None,
-        };
-        options.set_transport(Transport::Tls(TlsConfiguration::Simple {
-            ca: read(path)?,
-            alpn: None,
-            client_auth,
-        }));
-    }
-    Ok(options)
-}
-
-fn read(path: &std::path::Path) -> Result<Vec<u8>, MqttError> {
-    std::fs::read(path).map_err(|source| MqttError::File { path: path.to_owned(), source })
 }
 
 async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: CancellationToken) {

@@ -174,6 +174,16 @@ struct Writer {
     logged: LogOnce,
 }
 
+/// A frame that the database cannot hold: kept at the edge, and told to a person.
+fn refuse(frame: &VerifiedFrame, error: &StoreError) -> (Vec<ChainNo>, Committed) {
+    tracing::error!(
+        origin = %frame.frame.origin, chain = %frame.frame.chain, frame = frame.frame.number, %error,
+        "the database cannot hold this frame; it stays at the edge"
+    );
+    let outcomes = vec![Outcome::Refused(Refusal::Malformed)];
+    (vec![ChainNo::NONE], Committed { outcomes, ..Committed::default() })
+}
+
 /// What one message adds to an answer.
 struct Answering {
     origin: Origin,
@@ -340,21 +350,7 @@ impl Writer {
             return;
         }
         let (places, frames): (Vec<usize>, Vec<VerifiedFrame>) = frames.into_iter().unzip();
-        let mut wait = backoff();
-        let (named, committed) = loop {
-            let start = Instant::now();
-            match self.try_commit(&frames).await {
-                Ok((named, committed)) => {
-                    count(&frames, &committed, start.elapsed());
-                    break (named, committed);
-                }
-                Err(error) => {
-                    metric::retried();
-                    self.store.forget_numbers();
-                    pause(&mut wait, &error).await;
-                }
-            }
-        };
+        let (named, committed) = self.commit_until_taken(&frames).await;
         self.wake.notify_one();
         for (((place, no), verified), outcome) in
             places.into_iter().zip(&named).zip(&frames).zip(&committed.outcomes)
@@ -384,6 +380,42 @@ impl Writer {
             };
             answering[place].ack = Some(ack);
         }
+    }
+
+    /// Tries until the database takes the batch; what it will never take is refused by itself.
+    async fn commit_until_taken(&self, frames: &[VerifiedFrame]) -> (Vec<ChainNo>, Committed) {
+        let mut wait = backoff();
+        loop {
+            let start = Instant::now();
+            match self.try_commit(frames).await {
+                Ok((named, committed)) => {
+                    count(frames, &committed, start.elapsed());
+                    return (named, committed);
+                }
+                Err(error) if error.is_about_data() => match frames {
+                    [poison] => return refuse(poison, &error),
+                    _ => return self.commit_one_by_one(frames).await,
+                },
+                Err(error) => {
+                    metric::retried();
+                    self.store.forget_numbers();
+                    pause(&mut wait, &error).await;
+                }
+            }
+        }
+    }
+
+    /// One frame that the database cannot hold must not stop those beside it.
+    async fn commit_one_by_one(&self, frames: &[VerifiedFrame]) -> (Vec<ChainNo>, Committed) {
+        let mut all = (Vec::with_capacity(frames.len()), Committed::default());
+        for frame in frames {
+            let one = std::slice::from_ref(frame);
+            let (named, committed) = Box::pin(self.commit_until_taken(one)).await;
+            all.0.extend(named);
+            all.1.outcomes.extend(committed.outcomes);
+            all.1.gaps.extend(committed.gaps);
+        }
+        all
     }
 
     fn try_commit<'a>(

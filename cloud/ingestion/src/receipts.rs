@@ -1,5 +1,6 @@
-//! The reconciler that counts closed roasts: for each receipt, are all frames there, and does the
+//! The reconciler that settles closed roasts. For each receipt: are all frames there, and does the
 //! digest fit? "Complete" is said once and kept; what is missing is asked for again, every pass.
+//! A complete roast gets its curve in one row; one that stays incomplete gets it from what is there.
 //!
 //! Woken by a new receipt and by a timer; takes no input; a failed pass is repeated by the next.
 
@@ -7,24 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::session::Completeness;
-use contract::{Ack, FrameRange, OrgId, Receipt, ReceiptVerdict};
+use contract::{Ack, EpochMs, FrameRange, OrgId, Receipt, ReceiptVerdict};
 use service::shutdown::CancellationToken;
 use store::StoreError;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use trust::Signed;
 
+use crate::Clock;
 use crate::mqtt::Bus;
 use crate::store::{IngestStore, OpenReceipt};
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
 const RECEIPTS_A_PASS: usize = 200;
+/// A roast without a receipt, or with frames missing, is given this long before its curve is made.
+const CURVE_AFTER: Duration = Duration::from_mins(15);
+const CURVES_A_PASS: i64 = 50;
 const FIRST: (i64, String) = (i64::MIN, String::new());
 
 pub fn start(
     store: IngestStore,
     bus: Option<Bus>,
     wake: Arc<Notify>,
+    clock: Clock,
     tracker: &TaskTracker,
     stop: CancellationToken,
 ) {
@@ -36,8 +42,11 @@ pub fn start(
                 () = wake.notified() => {}
                 () = tokio::time::sleep(PASS_EVERY) => {}
             }
-            if let Err(error) = pass(&store, bus.as_ref(), &mut cursor).await {
+            if let Err(error) = pass(&store, bus.as_ref(), &clock, &mut cursor).await {
                 tracing::warn!(%error, "could not count receipts; the next pass tries again");
+            }
+            if let Err(error) = make_curves(&store, clock()).await {
+                tracing::warn!(%error, "could not make curves; the next pass tries again");
             }
         }
     });
@@ -46,6 +55,7 @@ pub fn start(
 async fn pass(
     store: &IngestStore,
     bus: Option<&Bus>,
+    clock: &Clock,
     cursor: &mut (i64, String),
 ) -> Result<(), StoreError> {
     let after = (cursor.0, cursor.1.as_str());
@@ -54,7 +64,22 @@ async fn pass(
     let last = open.last().map(|open| (open.started_ms, open.session_id.clone()));
     *cursor = last.filter(|_| open.len() == RECEIPTS_A_PASS).unwrap_or(FIRST);
     for open in open {
-        count(store, bus, open).await?;
+        count(store, bus, open, clock()).await?;
+    }
+    Ok(())
+}
+
+/// Curves of roasts that nobody will call complete, or not soon.
+async fn make_curves(store: &IngestStore, now: EpochMs) -> Result<(), StoreError> {
+    let waited = i64::try_from(CURVE_AFTER.as_millis()).unwrap_or(i64::MAX);
+    for found in store.curveless(now.plus(-waited), CURVES_A_PASS).await? {
+        let org = OrgId::new(found.org_id).map_err(|e| StoreError::row("making curves", e))?;
+        if let Some(session) = store.session(&org, &found.session_id).await? {
+            store.make_curve(&org, &session, now).await?;
+            let found = Completeness::parse(&session.completeness).unwrap_or(Completeness::Open);
+            let totals = store.totals(&org, &session).await?;
+            store.note_completeness(org.as_str(), &session.session_id, found, Some(totals)).await?;
+        }
     }
     Ok(())
 }
@@ -63,6 +88,7 @@ async fn count(
     store: &IngestStore,
     bus: Option<&Bus>,
     open: OpenReceipt,
+    now: EpochMs,
 ) -> Result<(), StoreError> {
     const DOING: &str = "counting a receipt";
     let signed = Signed::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
@@ -82,7 +108,10 @@ async fn count(
     if open.completeness != found.as_str() {
         let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
         let totals = match store.session(&org, &open.session_id).await? {
-            Some(session) if complete => Some(store.totals(&org, &session).await?),
+            Some(session) if complete => {
+                store.make_curve(&org, &session, now).await?;
+                Some(store.totals(&org, &session).await?)
+            }
             _ => None,
         };
         store.note_completeness(&open.org_id, &open.session_id, found, totals).await?;

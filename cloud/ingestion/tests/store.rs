@@ -193,6 +193,91 @@ async fn a_note_with_a_nul_stops_nothing(store: &IngestStore) {
     assert_eq!(events[0].note.as_deref(), Some("a\u{fffd}b"));
 }
 
+async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &IngestStore) {
+    // The second arrives without its extra channel and with another one.
+    let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
+    frames[2].frame.columns.pop();
+    commit(store, &frames).await;
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert!(store.curve(&org, "S-1").await.unwrap().is_none());
+    assert_eq!(store.curveless(NOW.plus(60_000), 10).await.unwrap().len(), 1);
+    store.make_curve(&org, &session, NOW).await.unwrap();
+    store.make_curve(&org, &session, NOW).await.unwrap();
+    assert!(store.curveless(NOW.plus(60_000), 10).await.unwrap().is_empty());
+
+    let no = name(store).await;
+    let frames = store.frames_of_range(&org, no.chain, 15, 44, 100).await.unwrap();
+    let curve = store.curve(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((curve.first_seq, curve.len()), (15, 30));
+    let told = frames.iter().flat_map(|f| (0..f.len()).map(move |i| (f, i)));
+    for (frame, i) in told.filter(|(f, i)| (15..=44).contains(&f.seq_at(*i))) {
+        let at = usize::try_from(frame.seq_at(i) - 15).unwrap();
+        assert_eq!(curve.sample_at(at), frame.sample_at(i));
+        for column in 0..7 {
+            assert_eq!(curve.value(column, at), frame.value(column, i), "column {column}");
+        }
+    }
+    let extras: serde_json::Value = serde_json::from_str(&curve.extras.unwrap()).unwrap();
+    let inlet = extras["inletC"].as_array().unwrap();
+    assert_eq!(inlet.len(), 30);
+    assert_eq!((&inlet[4], &inlet[5], &inlet[15]), (&1.5.into(), &().into(), &1.5.into()));
+    let quality: serde_json::Value = serde_json::from_str(&curve.quality.unwrap()).unwrap();
+    // Sample 3 of each frame is a spike: sequence numbers 23, 33 and 43.
+    assert_eq!(quality["btC"], serde_json::json!([[8, 2], [18, 2], [28, 2]]));
+    assert!(store.curve(&OrgId::new("rival").unwrap(), "S-1").await.unwrap().is_none());
+}
+
+async fn retention_takes_frames_and_never_a_roast_without_its_curve(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let (org, later) = (origin().org, NOW.plus(60 * 86_400_000));
+    assert_eq!(store.database().drop_frames(later).await.unwrap(), store::Dropped::default());
+    assert_eq!(seqs(store).await.len(), 50);
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    store.make_curve(&org, &session, NOW).await.unwrap();
+    assert_eq!(
+        store.database().drop_frames(NOW).await.unwrap(),
+        store::Dropped::default(),
+        "its time has not come"
+    );
+    store.database().drop_frames(later).await.unwrap();
+    assert_eq!(seqs(store).await, Vec::<i64>::new());
+    assert_eq!(store.curve(&org, "S-1").await.unwrap().unwrap().len(), 30);
+    let again = [frame(3, 0.0)];
+    assert_eq!(commit(store, &again).await.0, [Outcome::Duplicate], "its number stays taken");
+}
+
+/// A backup is restored, and another tenant's chain is given the number that we remember.
+async fn a_number_that_names_another_chain_by_now_is_not_used(store: &IngestStore) {
+    commit(store, &[frame(1, 0.0)]).await;
+    let no = name(store).await;
+    store::on!(store.database(), pool => store::sqlx::query(
+        "UPDATE chains SET org_id = 'rival' WHERE chain_no = $1")
+        .bind(no.chain).execute(pool).await.map(drop))
+    .unwrap();
+    let next = [frame(2, 0.0)];
+    assert!(store.commit(&[no], &next, NOW).await.is_err(), "nothing is mixed");
+    assert_eq!(seqs(store).await.len(), 10);
+}
+
+async fn a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away(store: &IngestStore) {
+    let sql = if store.database().is_postgres() {
+        "ALTER TABLE frames ADD CONSTRAINT odd CHECK (first_seq <> 10)"
+    } else {
+        "CREATE TRIGGER odd BEFORE INSERT ON frames WHEN NEW.first_seq = 10 \
+         BEGIN SELECT RAISE(ABORT, 'odd'); END"
+    };
+    store::on!(store.database(), pool => store::sqlx::query(sql).execute(pool).await.map(drop))
+        .unwrap();
+    let no = name(store).await;
+    let error = store.commit(&[no], &[frame(2, 0.0)], NOW).await.unwrap_err();
+    assert!(error.is_about_data(), "{error}");
+    commit(store, &[frame(1, 0.0)]).await;
+    store.database().close().await;
+    let error = store.commit(&[no], &[frame(3, 0.0)], NOW).await.unwrap_err();
+    assert!(!error.is_about_data(), "{error}");
+}
+
 macro_rules! on_both {
     ($($check:ident),* $(,)?) => {
         mod sqlite {
@@ -220,6 +305,10 @@ on_both!(
     another_tenant_sees_nothing,
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
+    a_closed_roast_is_one_row_that_says_what_its_frames_said,
+    retention_takes_frames_and_never_a_roast_without_its_curve,
+    a_number_that_names_another_chain_by_now_is_not_used,
+    a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away,
 );
 
 proptest! {

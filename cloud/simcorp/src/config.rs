@@ -14,7 +14,7 @@ pub struct CloudConfig {
     pub auth: AuthConfig,
     pub database: store::DatabaseConfig,
     pub broker: BrokerConfig,
-    pub mqtt: ingestion::MqttConfig,
+    pub mqtt: service::mqtt::Broker,
     pub ingestion: ingestion::IngestionConfig,
     pub console: console::ConsoleConfig,
     pub log: LogConfig,
@@ -77,7 +77,7 @@ impl CloudConfig {
     /// True when this process runs the broker.
     #[must_use]
     pub const fn embeds_broker(&self) -> bool {
-        self.mqtt.host.is_empty() && self.broker.embedded
+        !self.mqtt.is_configured() && self.broker.embedded
     }
 }
 
@@ -101,7 +101,7 @@ impl Config for CloudConfig {
             );
         }
         self.database.check(mistakes);
-        self.mqtt.check(mistakes);
+        self.mqtt.check("mqtt", mistakes);
         self.ingestion.check(mistakes);
         self.console.check(mistakes);
         self.log.check(mistakes);

@@ -77,7 +77,8 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         prepare_schema(&config, &database).await?;
         let org = config.org().context("auth.dev_org is not set")?;
         let clock: ingestion::Clock = Arc::new(now);
-        tracker.spawn(make_partitions(database.clone(), stop.clone()));
+        let keep = config.database.retention_days;
+        tracker.spawn(keep_partitions(database.clone(), keep, stop.clone()));
         let started = ingestion::start(
             &config.ingestion,
             &config.mqtt,
@@ -119,10 +120,17 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     Ok(())
 }
 
-async fn make_partitions(store: Store, stop: CancellationToken) {
+/// Makes the partitions to come and drops those past their time.
+async fn keep_partitions(store: Store, retention_days: u32, stop: CancellationToken) {
+    let kept_ms = i64::from(retention_days) * 86_400_000;
     loop {
         if let Err(error) = store.ensure_partitions(now()).await {
             tracing::warn!(%error, "could not make partitions; frames go to the default one");
+        }
+        if kept_ms > 0
+            && let Err(error) = store.drop_frames(now().plus(-kept_ms)).await
+        {
+            tracing::warn!(%error, "could not drop old frames; the next pass tries again");
         }
         tokio::select! {
             () = stop.cancelled() => return,

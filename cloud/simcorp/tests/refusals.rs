@@ -111,6 +111,13 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
     let told = log.lines().filter(|line| line.contains("\"unknown_key\"")).count();
     assert_eq!(told, 1, "logged once, then counted:\n{log}");
 
+    let ids = async |given: &'static str| {
+        let asked = client().get(cloud.url("/health")).header("x-request-id", given).send();
+        asked.await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(ids("order-7").await, "order-7");
+    assert_eq!(ids("a b{}").await.len(), 16, "what is no plain word is not repeated");
+
     let rival = frame(origin("rival", "r-1"), 1, 150.0, None);
     assert_eq!(post(&cloud, signed(&ours, &rival)).await.0, 403, "another organisation");
     for (what, body) in [("no COSE", b"hello".to_vec()), ("cut off", good[..40].to_vec())] {
@@ -121,6 +128,38 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
     cloud.operate(&["device", "revoke", "device:gw-2@leipzig"])?;
     assert_eq!(cloud.database.count("SELECT count(*) FROM points")?, 1);
     assert_eq!(cloud.database.query("simcorp", "SELECT bt_c FROM points")?, "150");
+    Ok(())
+}
+
+/// One row that the database will never take stops neither its batch nor its chain.
+#[tokio::test]
+async fn a_frame_that_cannot_be_stored_is_refused_alone() -> anyhow::Result<()> {
+    let cloud = Cloud::start().await?;
+    let ours = key("gw-1");
+    register(&cloud, &ours, "r-1")?;
+    cloud.database.query("simcorp", "ALTER TABLE frames ADD CHECK (bt_c[1] <> 666)")?;
+    let mut previous = None;
+    let mut posts = tokio::task::JoinSet::new();
+    for number in 1..=40 {
+        let bt = if number == 20 { 666.0 } else { 150.0 };
+        let frame = frame(origin("org", "r-1"), number, bt, previous);
+        previous = Some(trust::digest(&frame.encode()));
+        let (url, body) = (cloud.url("/v1/frames"), signed(&ours, &frame));
+        posts.spawn(async move {
+            let answer = client().post(url).body(body).send().await?;
+            anyhow::Ok((number, answer.json::<serde_json::Value>().await?))
+        });
+    }
+    while let Some(posted) = posts.join_next().await {
+        let (number, acks) = posted??;
+        if number == 20 {
+            assert_eq!(acks[0]["refused"][0]["reason"], "malformed", "{acks}");
+        } else {
+            assert_eq!(acks[0]["acked"], serde_json::json!([[number, number]]), "{acks}");
+        }
+    }
+    assert_eq!(cloud.database.count("SELECT count(*) FROM points")?, 39);
+    assert!(cloud.simcorp.log().contains("the database cannot hold this frame"));
     Ok(())
 }
 

@@ -17,13 +17,21 @@ pub struct DatabaseConfig {
     /// Bring the schema up to date at start. Off for PostgreSQL unless asked: several instances
     /// may start at once, and a person should choose the moment (`simcorp migrate up`).
     pub migrate: Option<bool>,
+    /// Signed frames are dropped after this many days; roasts, marks and curves stay. 0: never.
+    pub retention_days: u32,
     /// Folder of the SQLite file when no address is given.
     pub data: std::path::PathBuf,
 }
 
 impl Default for DatabaseConfig {
     fn default() -> Self {
-        Self { url: Secret::default(), pool_max: 10, migrate: None, data: "var".into() }
+        Self {
+            url: Secret::default(),
+            pool_max: 10,
+            migrate: None,
+            retention_days: 400,
+            data: "var".into(),
+        }
     }
 }
 
@@ -33,6 +41,11 @@ impl DatabaseConfig {
             (1..=200).contains(&self.pool_max),
             "database.pool_max",
             "not between 1 and 200 connections",
+        );
+        mistakes.require(
+            self.retention_days == 0 || (30..=36_500).contains(&self.retention_days),
+            "database.retention_days",
+            "not 0 (for ever) or between 30 and 36500",
         );
     }
 

@@ -7,6 +7,7 @@
 mod config;
 mod migrate;
 mod partitions;
+mod retention;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 pub use config::DatabaseConfig;
 pub use migrate::{MigrationStatus, SchemaError};
+pub use retention::Dropped;
 pub use sqlx;
 
 /// Runs the same body on whichever database it is: `on!(store, pool => query(SQL).execute(pool))`.
@@ -49,6 +51,21 @@ impl StoreError {
     /// For `map_err`: says what was being done.
     pub fn query(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| Self::Query { doing, source }
+    }
+
+    /// True when the database refuses the data itself (SQLSTATE classes 22 and 23; on SQLite a
+    /// constraint or a wrong type): trying again will not help.
+    #[must_use]
+    pub fn is_about_data(&self) -> bool {
+        let Self::Query { source: sqlx::Error::Database(error), .. } = self else { return false };
+        match error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+            Some(error) => error.code().starts_with("22") || error.code().starts_with("23"),
+            // Extended codes of SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH.
+            None => error
+                .code()
+                .and_then(|code| code.parse::<i32>().ok())
+                .is_some_and(|code| matches!(code & 0xff, 18..=20)),
+        }
     }
 
     #[allow(clippy::needless_pass_by_value)] // an error is given away

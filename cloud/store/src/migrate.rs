@@ -6,10 +6,14 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrat
 
 use crate::{Pool, Store, StoreError, on};
 
-const SQLITE: &[(i64, &str, &str)] =
-    &[(1, "spine", include_str!("../migrations/sqlite/0001_spine.sql"))];
-const POSTGRES: &[(i64, &str, &str)] =
-    &[(1, "spine", include_str!("../migrations/postgres/0001_spine.sql"))];
+const SQLITE: &[(i64, &str, &str)] = &[
+    (1, "spine", include_str!("../migrations/sqlite/0001_spine.sql")),
+    (2, "curves", include_str!("../migrations/sqlite/0002_curves.sql")),
+];
+const POSTGRES: &[(i64, &str, &str)] = &[
+    (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
+    (2, "curves", include_str!("../migrations/postgres/0002_curves.sql")),
+];
 
 /// Why this program and this database do not fit.
 #[derive(Debug, thiserror::Error)]

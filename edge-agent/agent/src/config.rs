@@ -7,7 +7,7 @@ use contract::{Channel, DeviceId, KeyId, MachineId, OrgId, Origin, SiteId};
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
-use service::secret::Secret;
+use service::mqtt::Broker;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,7 +16,8 @@ pub struct EdgeConfig {
     pub machine: Machine,
     pub sampling: Sampling,
     pub journal: JournalConfig,
-    pub uplink: UplinkConfig,
+    /// The cloud's broker. Without one everything is kept and shown here.
+    pub uplink: Broker,
     pub local: LocalConfig,
     pub log: LogConfig,
 }
@@ -202,38 +203,6 @@ impl Default for JournalConfig {
     }
 }
 
-/// The way to the cloud.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct UplinkConfig {
-    /// Empty: no cloud; everything is kept and shown here.
-    pub host: String,
-    pub port: u16,
-    /// Verify the broker with these certificates (PEM). Empty: no TLS, which only loopback allows.
-    pub ca_file: Option<PathBuf>,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    pub username: String,
-    pub password: Secret,
-    /// A frame that the cloud has not acknowledged by then is sent again.
-    pub resend_ms: u64,
-}
-
-impl Default for UplinkConfig {
-    fn default() -> Self {
-        Self {
-            host: String::new(),
-            port: 1883,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            username: String::new(),
-            password: Secret::default(),
-            resend_ms: 5000,
-        }
-    }
-}
-
 /// The page and API on the gateway itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -298,12 +267,12 @@ impl Config for EdgeConfig {
             "not between 20 and 60000",
         );
         mistakes.require(
-            (100..=60_000).contains(&s.frame_ms),
+            (20..=60_000).contains(&s.frame_ms),
             "sampling.frame_ms",
-            "not between 100 and 60000",
+            "not between 20 and 60000",
         );
         mistakes.require(self.journal.quota_mb >= 16, "journal.quota_mb", "less than 16 MB");
-        self.uplink.check(mistakes);
+        self.uplink.check("uplink", mistakes);
         mistakes.require(
             self.local.listen.ip().is_loopback(),
             "local.listen",
@@ -315,28 +284,6 @@ impl Config for EdgeConfig {
             DriverKind::Modbus => self.machine.modbus.check(self, mistakes),
         }
         self.log.check(mistakes);
-    }
-}
-
-impl UplinkConfig {
-    fn check(&self, mistakes: &mut Mistakes) {
-        let loopback = self.host == "localhost"
-            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-        mistakes.require(
-            self.host.is_empty() || loopback || self.ca_file.is_some(),
-            "uplink.ca_file",
-            "is needed to talk to another host: samples never cross a network unencrypted",
-        );
-        mistakes.require(
-            self.cert_file.is_some() == self.key_file.is_some(),
-            "uplink.cert_file",
-            "cert_file and key_file go together",
-        );
-        mistakes.require(
-            (500..=600_000).contains(&self.resend_ms),
-            "uplink.resend_ms",
-            "not between 500 and 600000",
-        );
     }
 }
 

@@ -92,11 +92,11 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
 }
 
 async fn link(config: &EdgeConfig) -> Result<String, String> {
-    if config.uplink.host.is_empty() {
+    if !config.uplink.is_configured() {
         return Ok("not configured".to_owned());
     }
     let options =
-        uplink::options(&config.uplink, "simcorp-edge-doctor").map_err(|e| e.to_string())?;
+        config.uplink.options("simcorp-edge-doctor", uplink::BOUNDS).map_err(|e| e.to_string())?;
     let (client, mut events) = AsyncClient::builder(options).capacity(4).build();
     let target = format!("{}:{}", config.uplink.host, config.uplink.port);
     let connect = async {

@@ -5,18 +5,28 @@
 //! for the quota, in this order: acknowledged ones, oldest first; then, with a warning each, frames
 //! of past roasts that the cloud does not have; the running roast stays.
 
+mod roasts;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use contract::{ChainId, Digest, EpochMs, EventKind, FrameRange, Origin, Receipt, SessionId};
+use contract::{ChainId, Digest, EpochMs, FrameRange, IdError, Origin};
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::recorder::{Closed, Position, Roast};
+
+use roasts::put_roast;
+pub use roasts::receipt_of;
 
 const FILE: &str = "journal.db";
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE chains (
+    chain   BLOB PRIMARY KEY,
+    origin  TEXT NOT NULL -- the machine that its frames are of
+) STRICT, WITHOUT ROWID;
 CREATE TABLE frames (
     id      INTEGER PRIMARY KEY,
     chain   BLOB NOT NULL,
@@ -76,6 +86,8 @@ impl JournalError {
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub id: i64,
+    /// Its machine: not the present one's when the gateway was moved with frames still unsent.
+    pub origin: Origin,
     pub chain: ChainId,
     pub number: u64,
     pub samples: u64,
@@ -136,6 +148,8 @@ impl Journal {
 
     fn open_file(path: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         const DOING: &str = "opening the journal";
+        let log = path.with_extension("db-wal");
+        let unclean = std::fs::metadata(log).is_ok_and(|log| log.len() > 0);
         let db = Connection::open(path).map_err(JournalError::sql(DOING))?;
         db.busy_timeout(Duration::from_millis(500)).map_err(JournalError::sql(DOING))?;
         let locked = |error: rusqlite::Error| match error.sqlite_error_code() {
@@ -164,27 +178,35 @@ impl Journal {
             SCHEMA_VERSION => {}
             found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
         }
-        let check: String = db
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(JournalError::sql(DOING))?;
-        if check != "ok" {
-            let source = rusqlite::Error::InvalidParameterName(check);
-            return Err(JournalError::Damaged { doing: DOING, source });
+        // Reading every page takes a while: only after a stop that left a log behind.
+        if unclean {
+            let check: String = db
+                .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+                .map_err(JournalError::sql(DOING))?;
+            if check != "ok" {
+                let source = rusqlite::Error::InvalidParameterName(check);
+                return Err(JournalError::Damaged { doing: DOING, source });
+            }
         }
         let quota_bytes = i64::try_from(quota_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
         Ok(Self { db, quota_bytes, lost_frames: 0 })
     }
 
-    /// Where the journal stands; `fresh` names the chain of a new one.
+    /// Where the journal of `origin` stands; `fresh` names the chain of a new one. A chain is one
+    /// machine's: beside another machine the journal goes on in a new chain.
     ///
     /// # Errors
     /// When the disk does not answer.
-    pub fn position(&self, fresh: ChainId) -> Result<Position, JournalError> {
+    pub fn position(&self, origin: &Origin, fresh: ChainId) -> Result<Position, JournalError> {
         const DOING: &str = "finding where the journal stands";
-        let chain = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
-        let Some(chain) = chain else {
-            self.set_meta("chain", &fresh.0)?;
-            return Ok(Position { chain: fresh, next_number: 1, next_seq: 0, previous: None });
+        let known = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
+        let chain = match known {
+            Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
+            _ => {
+                self.start_chain(fresh, origin)?;
+                self.abandon_roasts(None)?;
+                fresh.0
+            }
         };
         let last = self
             .db
@@ -209,64 +231,54 @@ impl Journal {
         Ok(Position { chain: ChainId(chain), next_number, next_seq: number("next_seq")?, previous })
     }
 
-    /// Begins another chain, for good.
+    /// Begins another chain, for good. Samples go on counting.
     ///
     /// # Errors
     /// When the disk does not take it.
-    pub fn start_chain(&self, chain: ChainId) -> Result<(), JournalError> {
-        self.db
-            .execute(
+    pub fn start_chain(&self, chain: ChainId, origin: &Origin) -> Result<(), JournalError> {
+        const DOING: &str = "beginning a new chain";
+        let tx = self.db.unchecked_transaction().map_err(JournalError::sql(DOING))?;
+        let put = || -> rusqlite::Result<()> {
+            tx.execute(
+                "INSERT INTO chains (chain, origin) VALUES (?1, ?2)",
+                params![chain.0, origin.to_string()],
+            )?;
+            tx.execute(
                 "INSERT OR REPLACE INTO meta (key, value) VALUES ('chain', ?1), ('next_number', ?2)",
                 params![chain.0, 1_u64.to_be_bytes()],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("beginning a new chain"))
+            )?;
+            Ok(())
+        };
+        put().map_err(JournalError::sql(DOING))?;
+        tx.commit().map_err(JournalError::sql(DOING))
     }
 
-    /// Gives up the roasts that were running and are not `resumed`: nobody saw them end, and they
-    /// must not hold the quota. No DROP, no receipt.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub fn abandon_roasts(&self, resumed: Option<&SessionId>) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "UPDATE roasts SET state = 3 WHERE state = 0 AND session <> ?1",
-                [resumed.map_or("", SessionId::as_str)],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("giving up old roasts"))
+    fn origin_of(&self, chain: ChainId) -> Result<Option<Origin>, JournalError> {
+        let row =
+            self.db.query_row("SELECT origin FROM chains WHERE chain = ?1", [chain.0], |row| {
+                origin_at(row, 0)
+            });
+        row.optional().map_err(JournalError::sql("finding a chain's machine"))
     }
 
-    /// The roast that was running when the agent stopped.
+    /// The machines whose frames or receipts the cloud still lacks, at most 16.
     ///
     /// # Errors
     /// When the disk does not answer.
-    pub fn running_roast(&self) -> Result<Option<Roast>, JournalError> {
-        let row = self.db.query_row(
-            "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
-             WHERE state = 0 ORDER BY started_ms DESC LIMIT 1",
-            [],
-            |row| {
-                Ok((
-                    row.get::<_, String>(0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, i64>(2)?,
-                    row.get::<_, i64>(3)?,
-                    row.get::<_, String>(4)?,
-                ))
-            },
-        );
-        let row = row.optional().map_err(JournalError::sql("looking for a running roast"))?;
-        Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked)| {
-            Some(Roast {
-                session: SessionId::new(session).ok()?,
-                started: EpochMs(started_ms),
-                first_seq: u64::try_from(first_seq).ok()?,
-                first_frame: u64::try_from(first_frame).ok()?,
-                marked: marked.split(' ').filter_map(EventKind::parse).collect(),
-            })
-        }))
+    pub fn unsent_origins(&self) -> Result<Vec<Origin>, JournalError> {
+        const DOING: &str = "listing the machines of what is to be sent";
+        let mut rows = self
+            .db
+            .prepare(
+                "SELECT origin FROM chains c WHERE \
+                 EXISTS (SELECT 1 FROM frames f WHERE f.chain = c.chain AND f.state = 0) OR \
+                 EXISTS (SELECT 1 FROM roasts r WHERE r.chain = c.chain AND r.state = 1) \
+                 GROUP BY origin LIMIT 16",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        rows.query_map([], |row| origin_at(row, 0))
+            .and_then(Iterator::collect)
+            .map_err(JournalError::sql(DOING))
     }
 
     /// When the newest frame was made.
@@ -328,54 +340,12 @@ impl Journal {
         tx.commit().map_err(JournalError::sql(DOING))?;
         Ok(Outgoing {
             id,
+            origin: frame.origin.clone(),
             chain: frame.chain,
             number: frame.number,
             samples,
             signed: signed.to_vec(),
         })
-    }
-
-    /// The digest of a roast: over its frames' digests, in order. `None` when one is gone.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn digests(
-        &self,
-        chain: ChainId,
-        first: u64,
-        last: u64,
-    ) -> Result<Option<Vec<u8>>, JournalError> {
-        const DOING: &str = "reading a roast's digests";
-        if last < first {
-            return Ok(None);
-        }
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let mut rows = self
-            .db
-            .prepare_cached(
-                "SELECT digest FROM frames WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number",
-            )
-            .map_err(JournalError::sql(DOING))?;
-        let digests: Vec<[u8; 32]> = rows
-            .query_map(params![chain.0, number(first), number(last)], |row| row.get(0))
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))?;
-        let whole = digests.len() as u64 == last - first + 1;
-        Ok(whole.then(|| digests.concat()))
-    }
-
-    /// Keeps the signed receipt of a closed roast.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub fn keep_receipt(&self, receipt: &Receipt, signed: &[u8]) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "UPDATE roasts SET receipt = ?2 WHERE session = ?1",
-                params![receipt.session.as_str(), signed],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("keeping a receipt"))
     }
 
     /// Frames to be sent with ids in a range, oldest first.
@@ -392,7 +362,8 @@ impl Journal {
         let mut rows = self
             .db
             .prepare_cached(
-                "SELECT id, chain, number, samples, signed FROM frames \
+                "SELECT id, chain, number, samples, signed, \
+                 (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
                  WHERE state = 0 AND id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
             )
             .map_err(JournalError::sql(DOING))?;
@@ -409,47 +380,14 @@ impl Journal {
     pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
         self.db
             .query_row(
-                "SELECT id, chain, number, samples, signed FROM frames \
+                "SELECT id, chain, number, samples, signed, \
+                 (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
                  WHERE state = 0 ORDER BY id DESC LIMIT 1",
                 [],
                 outgoing,
             )
             .optional()
             .map_err(JournalError::sql("reading the newest frame to be sent"))
-    }
-
-    /// The id of the first frame of the running roast.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn running_from(&self) -> Result<Option<i64>, JournalError> {
-        self.db
-            .query_row(
-                "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
-                 WHERE r.state = 0 ORDER BY r.started_ms DESC LIMIT 1",
-                [],
-                |row| row.get(0),
-            )
-            .optional()
-            .map_err(JournalError::sql("finding the running roast"))
-    }
-
-    /// Receipts of closed roasts that the cloud has not called complete, newest first.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn open_receipts(&self, limit: usize) -> Result<Vec<Vec<u8>>, JournalError> {
-        const DOING: &str = "reading open receipts";
-        let mut rows = self
-            .db
-            .prepare_cached(
-                "SELECT receipt FROM roasts WHERE state = 1 AND receipt IS NOT NULL \
-                 ORDER BY started_ms DESC LIMIT ?1",
-            )
-            .map_err(JournalError::sql(DOING))?;
-        rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))
     }
 
     /// Applies what the cloud said: acknowledged, needed again, refused, complete.
@@ -573,16 +511,6 @@ impl Journal {
             .optional()
             .map_err(JournalError::sql("reading the journal's state"))
     }
-
-    fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-                params![key, value],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("writing the journal's state"))
-    }
 }
 
 fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
@@ -592,52 +520,15 @@ fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
         number: row.get::<_, i64>(2)?.unsigned_abs(),
         samples: row.get::<_, i64>(3)?.unsigned_abs(),
         signed: row.get(4)?,
+        origin: origin_at(row, 5)?,
     })
 }
 
-fn put_roast(
-    tx: &rusqlite::Transaction<'_>,
-    chain: ChainId,
-    roast: &Roast,
-    last_frame: Option<u64>,
-) -> rusqlite::Result<()> {
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let marked: Vec<&str> = roast.marked.iter().map(|kind| kind.as_str()).collect();
-    tx.prepare_cached(
-        "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, state) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
-         ON CONFLICT (session) DO UPDATE SET marked = excluded.marked, \
-         last_frame = excluded.last_frame, state = excluded.state \
-         WHERE marked <> excluded.marked OR state <> excluded.state",
-    )?
-    .execute(params![
-        roast.session.as_str(),
-        chain.0,
-        roast.started.0,
-        number(roast.first_seq),
-        number(roast.first_frame),
-        marked.join(" "),
-        last_frame.map(number),
-        i64::from(last_frame.is_some())
-    ])
-    .map(drop)
-}
-
-/// The receipt of a closed roast.
-#[must_use]
-pub fn receipt_of(origin: &Origin, chain: ChainId, closed: &Closed, digest: Digest) -> Receipt {
-    Receipt {
-        origin: origin.clone(),
-        session: closed.roast.session.clone(),
-        chain,
-        first_frame: closed.roast.first_frame,
-        last_frame: closed.last_frame,
-        first_seq: closed.roast.first_seq,
-        last_seq: closed.last_seq,
-        started: closed.roast.started,
-        ended: closed.ended,
-        digest,
-    }
+fn origin_at(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error: IdError| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
+    })
 }
 
 #[cfg(test)]

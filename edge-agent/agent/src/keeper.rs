@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use contract::{Ack, ChainId, EventKind};
+use contract::{Ack, ChainId, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
@@ -46,7 +46,7 @@ pub enum Job {
     },
     Receipts {
         limit: usize,
-        answer: oneshot::Sender<Vec<Vec<u8>>>,
+        answer: oneshot::Sender<Vec<(Origin, Vec<u8>)>>,
     },
     /// Keep what waits, and end.
     Stop,
@@ -256,7 +256,7 @@ impl Keeper {
         }
     }
 
-    fn recorder_origin(&self) -> contract::Origin {
+    fn recorder_origin(&self) -> Origin {
         self.recorder.origin().clone()
     }
 
@@ -282,7 +282,7 @@ impl Keeper {
                     self.recorder.start_chain(chain);
                     let started = self
                         .journal
-                        .start_chain(chain)
+                        .start_chain(chain, self.recorder.origin())
                         .and_then(|()| self.journal.abandon_roasts(None));
                     self.heard(started);
                 }

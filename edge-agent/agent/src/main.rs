@@ -12,6 +12,7 @@ mod driver;
 mod journal;
 mod keeper;
 mod local;
+mod pace;
 mod recorder;
 mod run;
 mod sampler;

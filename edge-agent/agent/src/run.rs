@@ -65,25 +65,23 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let board = Board::new(origin.to_string());
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
-    let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
-    let keeping = start_keeper(keeper, jobs_in)?;
+    // The sampler first: while a large journal is being opened, samples wait in the queue.
     let sampling = start_sampler(&config, clock, jobs.clone(), &board, stop.clone())?;
+    let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
+    let mut origins = keeper.journal.unsent_origins()?;
+    if !origins.contains(&origin) {
+        origins.push(origin.clone());
+    }
+    let keeping = start_keeper(keeper, jobs_in)?;
     let mut uplinking = None;
-    if config.uplink.host.is_empty() {
-        tracing::info!("no uplink is configured; everything is kept and shown here");
-    } else {
+    if config.uplink.is_configured() {
         let client = format!("simcorp-edge-{key_id}-{}", origin.machine).replace([':', '@'], "-");
-        let options = uplink::options(&config.uplink, &client)?;
-        let link = uplink::run(
-            config.uplink.clone(),
-            options,
-            origin.clone(),
-            jobs.clone(),
-            live_in,
-            board.clone(),
-            stop.clone(),
-        );
+        let options = config.uplink.options(&client, uplink::BOUNDS)?;
+        let link =
+            uplink::run(options, origins, jobs.clone(), live_in, board.clone(), stop.clone());
         uplinking = Some(tokio::spawn(link));
+    } else {
+        tracing::info!("no uplink is configured; everything is kept and shown here");
     }
     let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
@@ -97,7 +95,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler broke"))?;
     if ended == sampler::End::Played {
         tracing::info!("the recording has been played");
-        if until == Until::Delivered && !config.uplink.host.is_empty() {
+        if until == Until::Delivered && config.uplink.is_configured() {
             delivered(&jobs, &stop).await?;
         } else {
             stop.cancelled().await;
@@ -126,7 +124,7 @@ fn keeper(
     live: mpsc::Sender<crate::journal::Outgoing>,
 ) -> anyhow::Result<Keeper> {
     let journal = Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall())?;
-    let position = journal.position(ChainId(trust::random()?))?;
+    let position = journal.position(origin, ChainId(trust::random()?))?;
     let s = &config.sampling;
     let boot = u64::from_le_bytes(trust::random()?);
     let recorder = Recorder::new(

@@ -4,42 +4,35 @@
 //! restart, a lost answer — goes on the backlog lane behind them, the running roast first, a bounded
 //! number at a time. A frame counts as delivered only when the cloud says that it is committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use contract::topic::Kind;
 use contract::{Ack, ChainId, Origin};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, IncomingPacketSizeLimit, MqttOptions, NetworkOptions,
-    PublishOptions, QoS, TlsConfiguration, Transport,
+    AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS, SubscribeFilterInput,
 };
 use service::backoff::Backoff;
+use service::mqtt::Bounds;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
-use crate::config::UplinkConfig;
 use crate::journal::Outgoing;
 use crate::keeper::Job;
+use crate::pace::Pace;
 
-/// Backlog frames under way at once.
-const WINDOW: usize = 64;
+/// More slots than [`Pace`] ever fills: the client keeps memory for each, used or not.
+pub const BOUNDS: Bounds = Bounds { in_flight: 128, receive: 64, packet: 64 * 1024 };
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that is not registered yet asks again this often.
 const REFUSED_PAUSE: Duration = Duration::from_mins(1);
+/// Frames refused for now that are passed over one by one; past it the backlog pauses instead.
+const PUT_OFF_MAX: usize = 32;
 const RECEIPTS_AT_ONCE: usize = 20;
-
-/// Why the uplink cannot be configured.
-#[derive(Debug, thiserror::Error)]
-pub enum UplinkError {
-    #[error("uplink: {path} cannot be read: {source}", path = path.display())]
-    File { path: std::path::PathBuf, source: std::io::Error },
-    #[error("uplink.password: {0}")]
-    Secret(#[from] service::secret::SecretError),
-}
 
 /// What the connection tells.
 enum News {
@@ -48,49 +41,11 @@ enum News {
     Ack(Ack),
 }
 
-/// The options of a connection as `client`.
-///
-/// # Errors
-/// When a certificate or the password cannot be read.
-pub fn options(config: &UplinkConfig, client: &str) -> Result<MqttOptions, UplinkError> {
-    use secrecy::ExposeSecret as _;
-    let mut options = MqttOptions::new(client, (config.host.as_str(), config.port));
-    options
-        .set_keep_alive(15)
-        .set_clean_start(true)
-        .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(64 * 1024));
-    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    if let Some(password) = config.password.resolve()? {
-        let password = password.expose_secret().as_bytes().to_vec();
-        options.set_credentials(config.username.clone(), password);
-    }
-    if let Some(path) = &config.ca_file {
-        let client_auth = match (&config.cert_file, &config.key_file) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-            _ => None,
-        };
-        let ca = read(path)?;
-        options.set_transport(Transport::Tls(TlsConfiguration::Simple {
-            ca,
-            alpn: None,
-            client_auth,
-        }));
-    }
-    Ok(options)
-}
-
-fn read(path: &std::path::Path) -> Result<Vec<u8>, UplinkError> {
-    std::fs::read(path).map_err(|source| UplinkError::File { path: path.to_owned(), source })
-}
-
-/// Keeps the connection up and everything kept on its way, until `stop`.
+/// Keeps the connection up and everything kept on its way, until `stop`. Answers come for the
+/// machines of `origins`: the present one, and those whose frames still wait.
 pub async fn run(
-    config: UplinkConfig,
     options: MqttOptions,
-    origin: Origin,
+    origins: Vec<Origin>,
     jobs: SyncSender<Job>,
     mut live: mpsc::Receiver<Outgoing>,
     board: Board,
@@ -98,15 +53,16 @@ pub async fn run(
 ) {
     let (client, events) = AsyncClient::builder(options).capacity(256).build();
     let (news_out, mut news) = mpsc::channel(1024);
-    let connection =
-        tokio::spawn(poll(client.clone(), events, origin.clone(), news_out, stop.clone()));
+    let connection = tokio::spawn(poll(client.clone(), events, origins, news_out, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
-        origin,
         jobs,
-        resend: Duration::from_millis(config.resend_ms),
+        pace: Pace::default(),
         ready: false,
         under_way: BTreeMap::new(),
+        sent_before: 0,
+        put_off: BTreeSet::new(),
+        put_off_until: Instant::now(),
         lanes: Lanes::default(),
         receipts_due: Instant::now(),
     };
@@ -129,7 +85,7 @@ pub async fn run(
 async fn poll(
     client: AsyncClient,
     mut events: EventLoop,
-    origin: Origin,
+    origins: Vec<Origin>,
     news: mpsc::Sender<News>,
     stop: CancellationToken,
 ) {
@@ -139,9 +95,12 @@ async fn poll(
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
                 wait.reset();
                 // Answers must be able to reach us before anything is sent.
-                let (client, topic) = (client.clone(), Kind::Ack.topic(&origin));
+                let filter =
+                    |origin| SubscribeFilterInput::new(Kind::Ack.topic(origin), QoS::AtLeastOnce);
+                let (client, filters) =
+                    (client.clone(), origins.iter().map(filter).collect::<Vec<_>>());
                 tokio::spawn(async move {
-                    if let Err(error) = client.subscribe(topic, QoS::AtLeastOnce).await {
+                    if let Err(error) = client.subscribe_many(filters).await {
                         tracing::warn!(%error, "could not subscribe to answers");
                     }
                 });
@@ -192,14 +151,25 @@ struct Lanes {
     live_last: i64,
 }
 
+impl Lanes {
+    /// From the start of each lane, passing over what is under way.
+    fn look_again(&mut self) {
+        *self = Self { live_last: self.live_last, ..Self::default() };
+    }
+}
+
 struct Sender {
     client: AsyncClient,
-    origin: Origin,
     jobs: SyncSender<Job>,
-    resend: Duration,
+    pace: Pace,
     ready: bool,
     /// By (chain, number): journal id, and when it was sent.
     under_way: BTreeMap<(ChainId, u64), (i64, Instant)>,
+    /// Frames up to this journal id may have been sent twice: their answers teach no pace.
+    sent_before: i64,
+    /// Frames that were refused for now, and until when they are passed over.
+    put_off: BTreeSet<(ChainId, u64)>,
+    put_off_until: Instant,
     lanes: Lanes,
     receipts_due: Instant,
 }
@@ -268,32 +238,41 @@ impl Sender {
                 // The keeper's queue is long; waiting for it must not stop the lanes.
                 if jobs.try_send(Job::Ack(ack)).is_err() {
                     // What it says is still unsent on disk: the lanes look again from the start.
-                    self.lanes = Lanes::default();
+                    self.lanes.look_again();
                 }
-                if self.under_way.len() < WINDOW / 2 {
+                if self.under_way.len() < self.pace.window() / 2 {
                     self.send_waiting().await;
                 }
             }
         }
     }
 
-    /// A frame that was refused for now is not sent again for a while.
+    /// A frame that was refused for now is passed over for a while.
     fn put_off(&mut self, key: (ChainId, u64)) {
-        if let Some((_, sent)) = self.under_way.get_mut(&key) {
-            *sent = Instant::now() + REFUSED_PAUSE;
+        self.under_way.remove(&key);
+        if self.put_off.is_empty() {
+            self.put_off_until = Instant::now() + REFUSED_PAUSE;
+        }
+        if self.put_off.len() < PUT_OFF_MAX {
+            self.put_off.insert(key);
         }
     }
 
     fn settled(&mut self, chain: ChainId, first: u64, last: u64) {
-        let done: Vec<_> =
-            self.under_way.range((chain, first)..=(chain, last)).map(|(key, _)| *key).collect();
-        for key in done {
-            self.under_way.remove(&key);
+        let now = Instant::now();
+        let done = self.under_way.extract_if((chain, first)..=(chain, last), |_, _| true);
+        for (_, (id, sent)) in done {
+            if id > self.sent_before {
+                self.pace.answered(now.saturating_duration_since(sent));
+            }
         }
     }
 
     fn restart_lanes(&mut self) {
         self.under_way.clear();
+        self.put_off.clear();
+        self.pace = Pace::default();
+        self.sent_before = self.sent_before.max(self.lanes.live_last).max(self.lanes.older_at);
         self.lanes = Lanes::default();
         self.receipts_due = Instant::now();
     }
@@ -304,7 +283,7 @@ impl Sender {
         }
         if self.lanes.live_last != 0 && frame.id != self.lanes.live_last + 1 {
             // The lane was full for a moment: the backlog looks for what fell out of it.
-            self.lanes = Lanes::default();
+            self.lanes.look_again();
         }
         self.lanes.live_last = frame.id;
         if self.lanes.live_from == 0 {
@@ -317,24 +296,39 @@ impl Sender {
     fn publish(&mut self, kind: Kind, frame: Outgoing) -> bool {
         let key = (frame.chain, frame.number);
         let options = PublishOptions::new(QoS::AtLeastOnce);
-        let sent = self.client.try_publish(kind.topic(&self.origin), frame.signed, options).is_ok();
+        let sent =
+            self.client.try_publish(kind.topic(&frame.origin), frame.signed, options).is_ok();
         // Not sent is kept as under way too: it becomes due again by its age.
         self.under_way.insert(key, (frame.id, Instant::now()));
         sent
     }
 
-    /// Sends what waits: frames that are overdue, then the running roast, then what is older.
+    /// Sends again what nobody answered in time.
+    fn look_for_overdue(&mut self, now: Instant) {
+        let limit = self.pace.limit();
+        let before = self.under_way.len();
+        self.under_way.retain(|_, (_, sent)| now.saturating_duration_since(*sent) <= limit);
+        if self.under_way.len() < before {
+            self.pace.timed_out();
+            self.sent_before = self.lanes.live_last.max(self.lanes.older_at).max(self.sent_before);
+            self.lanes.look_again();
+        }
+    }
+
+    /// Sends what waits: the running roast, then what is older.
     async fn send_waiting(&mut self) {
         if !self.ready {
             return;
         }
         let now = Instant::now();
-        let overdue =
-            self.under_way.values().any(|(_, sent)| now.duration_since(*sent) > self.resend);
-        if overdue {
-            let resend = self.resend;
-            self.under_way.retain(|_, (_, sent)| now.duration_since(*sent) <= resend);
-            self.lanes = Lanes::default();
+        self.look_for_overdue(now);
+        if !self.put_off.is_empty() {
+            if now >= self.put_off_until {
+                self.put_off.clear();
+                self.lanes.look_again();
+            } else if self.put_off.len() >= PUT_OFF_MAX {
+                return; // it is not this frame or that one: the cloud does not take ours
+            }
         }
         if self.lanes.running_from == 0 {
             let (answer, waiting) = oneshot::channel();
@@ -359,7 +353,7 @@ impl Sender {
 
     /// Sends the frames after `after` and before `before` that fit the window. Answers the last.
     async fn send_lane(&mut self, after: i64, before: i64) -> Option<i64> {
-        let room = WINDOW.saturating_sub(self.under_way.len());
+        let room = self.pace.window().saturating_sub(self.under_way.len());
         if room == 0 || after >= before.saturating_sub(1) {
             return None;
         }
@@ -369,7 +363,8 @@ impl Sender {
         let mut at = None;
         for frame in frames {
             let id = frame.id;
-            if self.under_way.contains_key(&(frame.chain, frame.number)) {
+            let key = (frame.chain, frame.number);
+            if self.under_way.contains_key(&key) || self.put_off.contains(&key) {
                 at = Some(id);
                 continue;
             }
@@ -384,9 +379,9 @@ impl Sender {
     async fn send_receipts(&self) {
         let (answer, waiting) = oneshot::channel();
         let job = Job::Receipts { limit: RECEIPTS_AT_ONCE, answer };
-        for receipt in self.ask(job, waiting).await.unwrap_or_default() {
+        for (origin, receipt) in self.ask(job, waiting).await.unwrap_or_default() {
             let options = PublishOptions::new(QoS::AtLeastOnce);
-            let topic = Kind::Receipt.topic(&self.origin);
+            let topic = Kind::Receipt.topic(&origin);
             let _ = self.client.try_publish(topic, receipt, options);
         }
     }

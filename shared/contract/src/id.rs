@@ -144,6 +144,21 @@ impl fmt::Display for Origin {
     }
 }
 
+impl std::str::FromStr for Origin {
+    type Err = IdError;
+
+    /// Reads `org/site/machine`.
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let mut parts = text.splitn(3, '/');
+        let mut next = || parts.next().unwrap_or_default();
+        Ok(Self {
+            org: OrgId::new(next())?,
+            site: SiteId::new(next())?,
+            machine: MachineId::new(next())?,
+        })
+    }
+}
+
 /// A signing key's name: `device:{device}@{site}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
+use tracing::Instrument as _;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -68,6 +69,32 @@ pub fn shell(
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             measure(service, request, next)
         }))
+        .layer(middleware::from_fn(identify))
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Gives each request an id — the caller's `x-request-id` where it is a plain word — that stands on
+/// every log line of its handling and in the answer.
+async fn identify(request: Request, next: Next) -> Response {
+    let plain = |id: &&HeaderValue| {
+        let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(word)
+    };
+    let given = request.headers().get(REQUEST_ID).filter(plain).cloned();
+    let id = given.unwrap_or_else(new_request_id);
+    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
+    let mut response = next.run(request).instrument(span).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn new_request_id() -> HeaderValue {
+    use std::hash::{BuildHasher as _, RandomState};
+    // RandomState is keyed anew by the system's randomness for each: enough to tell requests apart.
+    let id = format!("{:016x}", RandomState::new().hash_one(()));
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 fn prometheus(metrics: &Metrics) -> Response {

@@ -10,5 +10,6 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod mqtt;
 pub mod secret;
 pub mod shutdown;

@@ -31,7 +31,8 @@ pub struct Committed {
     pub gaps: HashMap<i64, Vec<FrameRange>>,
 }
 
-type ChainRow = (i64, i64, String, Option<Vec<u8>>);
+/// Number, next frame, gaps, last digest, and who it is: organisation and chain.
+type ChainRow = (i64, i64, String, Option<Vec<u8>>, String, Vec<u8>);
 
 /// One row of the bulk insert.
 struct NewFrame<'f> {
@@ -147,8 +148,8 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Postgres> {
     async fn lock_chains(&mut self, chain_nos: &[i64]) -> Result<Vec<ChainRow>, sqlx::Error> {
         // In one order everywhere: two instances never wait for each other in a ring.
         query_as(
-            "SELECT chain_no, next_number, gaps, last_digest FROM chains WHERE chain_no = ANY($1) \
-             ORDER BY chain_no FOR UPDATE",
+            "SELECT chain_no, next_number, gaps, last_digest, org_id, chain FROM chains \
+             WHERE chain_no = ANY($1) ORDER BY chain_no FOR UPDATE",
         )
         .bind(chain_nos)
         .fetch_all(&mut **self)
@@ -220,7 +221,7 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Sqlite> {
     async fn lock_chains(&mut self, chain_nos: &[i64]) -> Result<Vec<ChainRow>, sqlx::Error> {
         // BEGIN IMMEDIATE holds the one writer's lock already.
         query_as(
-            "SELECT chain_no, next_number, gaps, last_digest FROM chains \
+            "SELECT chain_no, next_number, gaps, last_digest, org_id, chain FROM chains \
              WHERE chain_no IN (SELECT value FROM json_each($1)) ORDER BY chain_no",
         )
         .bind(serde_json::Value::from(chain_nos).to_string())
@@ -325,11 +326,19 @@ async fn decide(
     nos.sort_unstable();
     nos.dedup();
     let mut chains: BTreeMap<i64, ChainState> = BTreeMap::new();
-    for row in tx.lock_chains(&nos).await? {
-        chains.insert(row.0, state_of(row));
+    let mut called: HashMap<i64, (String, Vec<u8>)> = HashMap::new();
+    for (chain_no, next, gaps, last, org, chain) in tx.lock_chains(&nos).await? {
+        chains.insert(chain_no, state_of(next, &gaps, last));
+        called.insert(chain_no, (org, chain));
     }
-    if chains.len() < nos.len() {
-        // The database was restored from before a chain was named: the caller names it anew.
+    // A database restored from before a chain was named may have given its number to another one
+    // since: the caller names it anew.
+    let named_right = |(no, verified): (&ChainNo, &VerifiedFrame)| {
+        called.get(&no.chain).is_some_and(|(org, chain)| {
+            org == verified.frame.origin.org.as_str() && *chain == verified.frame.chain.0
+        })
+    };
+    if !names.iter().zip(frames).all(named_right) {
         return Err(sqlx::Error::RowNotFound);
     }
     // In the order of their numbers, so that a batch that arrived shuffled leaves no holes.
@@ -416,11 +425,11 @@ async fn decide(
     Ok(Committed { outcomes, gaps })
 }
 
-pub(super) fn state_of((_, next, gaps, last): ChainRow) -> ChainState {
+pub(super) fn state_of(next: i64, gaps: &str, last: Option<Vec<u8>>) -> ChainState {
     let last_digest = last.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()).map(Digest);
     ChainState {
         next: u64::try_from(next).unwrap_or(0),
-        gaps: serde_json::from_str(&gaps).unwrap_or_default(),
+        gaps: serde_json::from_str(gaps).unwrap_or_default(),
         last_digest,
     }
 }

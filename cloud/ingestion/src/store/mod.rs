@@ -2,6 +2,7 @@
 //! stand side by side in [`commit`].
 
 mod commit;
+mod curve;
 mod devices;
 mod read;
 mod row;
@@ -15,6 +16,7 @@ use ::store::{Store, StoreError, on};
 use contract::{ChainId, EpochMs, Origin};
 
 pub use commit::{Committed, Outcome};
+pub use curve::Curveless;
 pub use devices::Device;
 pub use read::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
 pub use row::FrameRow;
@@ -37,6 +39,11 @@ pub struct IngestStore {
 pub struct ChainNo {
     pub chain: i64,
     pub machine: i64,
+}
+
+impl ChainNo {
+    /// Of a frame that was not stored.
+    pub(crate) const NONE: Self = Self { chain: 0, machine: 0 };
 }
 
 impl IngestStore {
@@ -111,5 +118,5 @@ impl IngestStore {
 
 /// How far the chain of a receipt has arrived.
 pub(crate) fn chain_state(open: &OpenReceipt) -> crate::chain::ChainState {
-    commit::state_of((open.chain_no, open.next_number, open.gaps.clone(), open.last_digest.clone()))
+    commit::state_of(open.next_number, &open.gaps, open.last_digest.clone())
 }

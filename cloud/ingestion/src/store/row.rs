@@ -22,13 +22,14 @@ pub struct FrameRow {
     pub offsets_ms: Vec<i32>,
     pub values: [Values; 7],
     pub extras: Option<String>,
+    pub quality: Option<String>,
     pub trust: i16,
     pub received_ms: i64,
 }
 
 /// What [`FrameRow`] selects.
 pub const SELECT: &str = "chain_no, number, machine_no, arrival, mono_ms, first_seq, t0_ms, \
-     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, trust, \
+     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, \
      received_ms";
 
 /// The columns of [`Channel::STANDARD`], in its order.
@@ -52,6 +53,7 @@ impl FromRow<'_, PgRow> for FrameRow {
             offsets_ms: row.try_get("offsets_ms")?,
             values,
             extras: row.try_get("extras")?,
+            quality: row.try_get("quality")?,
             trust: row.try_get("trust")?,
             received_ms: row.try_get("received_ms")?,
         })
@@ -78,6 +80,7 @@ impl FromRow<'_, SqliteRow> for FrameRow {
             offsets_ms: json(row.try_get("offsets_ms")?)?,
             values,
             extras: row.try_get("extras")?,
+            quality: row.try_get("quality")?,
             trust: row.try_get("trust")?,
             received_ms: row.try_get("received_ms")?,
         })
@@ -85,6 +88,17 @@ impl FromRow<'_, SqliteRow> for FrameRow {
 }
 
 impl FrameRow {
+    /// Samples.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.offsets_ms.len()
+    }
+
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.offsets_ms.is_empty()
+    }
+
     /// The value of the standard channel at `column`, at sample `i`; to four decimals, so that
     /// 176.1 is not told as 176.10000610351562.
     #[must_use]

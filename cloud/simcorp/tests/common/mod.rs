@@ -83,7 +83,7 @@ impl Cloud {
 
     /// An agent that this cloud believes.
     pub fn agent(&self, machine: &str, driver: &str) -> anyhow::Result<Agent> {
-        let uplink = format!("host = \"127.0.0.1\"\nport = {}\nresend_ms = 1000", self.broker.port);
+        let uplink = format!("host = \"127.0.0.1\"\nport = {}", self.broker.port);
         let agent = Agent::new(machine, driver, &uplink)?;
         let file = agent.folder.path().join("device.json");
         std::fs::write(&file, agent.command(&["key", "create"])?)?;

@@ -1,18 +1,18 @@
 //! What the journal promises: quota, power cuts, damage, a cloud that forgets.
 
 use super::*;
-use contract::{ClockQuality, Frame, MachineId, OrgId, ReceiptVerdict, SiteId};
+use contract::{ClockQuality, EventKind, Frame, ReceiptVerdict, SessionId};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([1; 16]);
 
+fn origin() -> Origin {
+    "acme/leipzig/r-1".parse().unwrap()
+}
+
 fn frame(number: u64) -> Frame {
     Frame {
-        origin: Origin {
-            org: OrgId::new("acme").unwrap(),
-            site: SiteId::new("leipzig").unwrap(),
-            machine: MachineId::new("r-1").unwrap(),
-        },
+        origin: origin(),
         chain: CHAIN,
         number,
         previous: None,
@@ -25,6 +25,16 @@ fn frame(number: u64) -> Frame {
         columns: vec![],
         events: vec![],
     }
+}
+
+/// The journal in `folder`, at its place.
+fn open(folder: &tempfile::TempDir) -> Journal {
+    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let known = journal.meta("chain").unwrap();
+    if known.is_none() {
+        journal.position(&origin(), CHAIN).unwrap();
+    }
+    journal
 }
 
 fn roast(first_frame: u64) -> Roast {
@@ -51,8 +61,8 @@ fn ack(first: u64, last: u64) -> contract::Ack {
 #[test]
 fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    journal.position(CHAIN).unwrap();
+    let mut journal = open(&folder);
+    journal.position(&origin(), CHAIN).unwrap();
     for number in 1..=100 {
         append(&mut journal, number, None);
     }
@@ -65,13 +75,13 @@ fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
     let left = journal.unsent(0, i64::MAX, 1000).unwrap();
     assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
     assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is whole");
-    assert_eq!(journal.position(CHAIN).unwrap().next_number, 401);
+    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 401);
 }
 
 #[test]
 fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let mut journal = open(&folder);
     (1..=4).for_each(|number| append(&mut journal, number, None));
     journal.apply(&ack(1, 4)).unwrap();
     assert!(journal.unsent(0, i64::MAX, 10).unwrap().is_empty());
@@ -89,13 +99,13 @@ fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
 #[test]
 fn a_complete_roast_asks_no_more() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let mut journal = open(&folder);
     append(&mut journal, 1, Some(&roast(1)));
     let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
     journal.append(&frame(2), Digest([2; 32]), &[1], Some(&closed), None).unwrap();
     let receipt = receipt_of(&frame(1).origin, CHAIN, &closed, Digest([3; 32]));
     journal.keep_receipt(&receipt, &[7]).unwrap();
-    assert_eq!(journal.open_receipts(5).unwrap(), [vec![7]]);
+    assert_eq!(journal.open_receipts(5).unwrap(), [(origin(), vec![7])]);
     assert!(journal.running_roast().unwrap().is_none());
     let mut answer = contract::Ack::new(CHAIN);
     let session_id = SessionId::new("S-1").unwrap();
@@ -107,9 +117,9 @@ fn a_complete_roast_asks_no_more() {
 #[test]
 fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    append(&mut Journal::open(folder.path(), 16, NOW).unwrap(), 1, None);
+    append(&mut open(&folder), 1, None);
     std::fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let mut journal = open(&folder);
     append(&mut journal, 1, None);
     let kept = std::fs::read_dir(folder.path()).unwrap().flatten();
     let aside = kept.filter(|e| e.file_name().to_string_lossy().starts_with("journal-damaged-"));
@@ -120,8 +130,8 @@ fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
 #[test]
 fn a_log_cut_anywhere_loses_no_earlier_frame() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    journal.position(CHAIN).unwrap();
+    let mut journal = open(&folder);
+    journal.position(&origin(), CHAIN).unwrap();
     let mut lengths = Vec::new();
     let wal = folder.path().join(format!("{FILE}-wal"));
     for number in 1..=8 {
@@ -140,14 +150,17 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
         let whole = lengths.iter().filter(|length| **length <= cut as u64).count() as u64;
         assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "a prefix, cut at {cut}");
         assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
-        assert_eq!(reopened.position(CHAIN).unwrap().next_number, found.len() as u64 + 1);
+        assert_eq!(
+            reopened.position(&origin(), CHAIN).unwrap().next_number,
+            found.len() as u64 + 1
+        );
     }
 }
 
 #[test]
 fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let mut journal = open(&folder);
     for number in 1..=400 {
         append(&mut journal, number, Some(&roast(1)));
     }
@@ -164,14 +177,14 @@ fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
 #[test]
 fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    journal.position(CHAIN).unwrap();
+    let mut journal = open(&folder);
+    journal.position(&origin(), CHAIN).unwrap();
     (1..=3).for_each(|number| append(&mut journal, number, None));
     let fresh = ChainId([8; 16]);
-    journal.start_chain(fresh).unwrap();
+    journal.start_chain(fresh, &origin()).unwrap();
     drop(journal);
-    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    let position = journal.position(CHAIN).unwrap();
+    let journal = open(&folder);
+    let position = journal.position(&origin(), CHAIN).unwrap();
     assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
     assert_eq!(position.next_seq, 40, "samples are numbered on");
     assert_eq!(
@@ -179,4 +192,29 @@ fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
         None,
         "no panic over a roast on two chains"
     );
+}
+
+#[test]
+fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    journal.position(&origin(), CHAIN).unwrap();
+    append(&mut journal, 1, Some(&roast(1)));
+    drop(journal);
+
+    let mut journal = open(&folder);
+    let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
+    let position = journal.position(&moved, ChainId([9; 16])).unwrap();
+    assert_eq!((position.chain, position.next_number), (ChainId([9; 16]), 1));
+    assert_eq!(position.next_seq, 20, "samples go on counting");
+    assert!(journal.running_roast().unwrap().is_none(), "a roast does not move with the gateway");
+    // What the cloud lacks is still sent as the machine's it is of.
+    let mut next = frame(1);
+    (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
+    journal.append(&next, Digest([3; 32]), b"frame", None, None).unwrap();
+    let unsent = journal.unsent(0, i64::MAX, 10).unwrap();
+    let origins: Vec<_> = unsent.into_iter().map(|frame| frame.origin).collect();
+    assert_eq!(origins, [origin(), moved.clone()]);
+    assert_eq!(journal.unsent_origins().unwrap(), [origin(), moved.clone()]);
+    assert_eq!(journal.position(&moved, CHAIN).unwrap().next_number, 2, "and only once");
 }

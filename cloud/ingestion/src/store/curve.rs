@@ -1,0 +1,227 @@
+//! Closed roasts as one row each: quick to read, and what remains when retention drops the frames.
+
+use std::collections::BTreeMap;
+
+use ::store::sqlx::{FromRow, query, query_as};
+use ::store::{Pool, StoreError, on};
+use contract::{EpochMs, OrgId};
+use serde_json::json;
+
+use super::IngestStore;
+use super::row::{FrameRow, Values};
+use super::sessions::SessionRow;
+
+/// A curve in the shape of one long frame.
+const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_no, \
+     CAST(0 AS bigint) AS arrival, CAST(0 AS bigint) AS mono_ms, c.first_seq, c.t0_ms, \
+     c.offsets_ms, c.bt_c, c.et_c, c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
+     c.extras, c.quality, c.trust, c.made_ms AS received_ms \
+     FROM curves c JOIN sessions s ON s.org_id = c.org_id AND s.session_id = c.session_id \
+     WHERE c.org_id = $1 AND c.session_id = $2";
+
+/// A curve is only ever replaced by one that holds as much.
+const PUT: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, offsets_ms, \
+     bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, made_ms) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+     ON CONFLICT (org_id, session_id) DO UPDATE SET first_seq = EXCLUDED.first_seq, \
+     samples = EXCLUDED.samples, t0_ms = EXCLUDED.t0_ms, offsets_ms = EXCLUDED.offsets_ms, \
+     bt_c = EXCLUDED.bt_c, et_c = EXCLUDED.et_c, ror_c_per_min = EXCLUDED.ror_c_per_min, \
+     gas_pct = EXCLUDED.gas_pct, fan_pct = EXCLUDED.fan_pct, drum_rpm = EXCLUDED.drum_rpm, \
+     ambient_c = EXCLUDED.ambient_c, extras = EXCLUDED.extras, quality = EXCLUDED.quality, \
+     trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms \
+     WHERE curves.samples <= EXCLUDED.samples";
+
+/// Samples a curve holds at most: a day at 10 Hz. What is longer stays in its frames.
+const SAMPLES_MAX: usize = 864_000;
+/// A roast that has not ended after a week will not.
+const ENDLESS_MS: i64 = 7 * 86_400_000;
+/// Frames read at a time.
+const PAGE: i64 = 2_000;
+
+/// A closed roast that has no curve yet.
+#[derive(Debug, Clone, FromRow)]
+pub struct Curveless {
+    pub org_id: String,
+    pub session_id: String,
+}
+
+impl IngestStore {
+    /// The curve of a roast, in the shape of one frame; `None` until it has been made.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn curve(&self, org: &OrgId, session: &str) -> Result<Option<FrameRow>, StoreError> {
+        on!(self.database, pool => query_as(SELECT)
+            .bind(org.as_str()).bind(session).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a curve"))
+    }
+
+    /// Roasts closed before `before` that have no curve, and those that began a week before it
+    /// and never ended.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn curveless(
+        &self,
+        before: EpochMs,
+        limit: i64,
+    ) -> Result<Vec<Curveless>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT org_id, session_id FROM sessions \
+             WHERE curve_ms IS NULL AND (ended_ms < $1 OR (ended_ms IS NULL AND started_ms < $2)) \
+             ORDER BY started_ms LIMIT $3")
+            .bind(before.0).bind(before.0 - ENDLESS_MS).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("listing roasts without a curve"))
+    }
+
+    /// Makes the curve of a roast from the frames that are here.
+    ///
+    /// # Errors
+    /// When the database does not answer: the next pass makes it.
+    pub async fn make_curve(
+        &self,
+        org: &OrgId,
+        session: &SessionRow,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        let (first, last) = session.range();
+        let mut curve: Option<Curve> = None;
+        let mut from = first;
+        loop {
+            let frames = self.frames_of_range(org, session.chain_no, from, last, PAGE).await?;
+            let Some(end) = frames.last().map(|f| f.seq_at(f.len())) else { break };
+            join(&mut curve, &frames, first, last);
+            let whole = i64::try_from(frames.len()).is_ok_and(|read| read < PAGE);
+            if whole || end <= from || curve.as_ref().is_some_and(|c| c.len() > SAMPLES_MAX) {
+                break;
+            }
+            from = end;
+        }
+        if let Some(curve) = curve.filter(|curve| curve.len() <= SAMPLES_MAX) {
+            self.put_curve(org, session, &curve.finish(), now).await?;
+        }
+        on!(self.database, pool => query(
+            "UPDATE sessions SET curve_ms = $3 WHERE org_id = $1 AND session_id = $2")
+            .bind(org.as_str()).bind(&session.session_id).bind(now.0)
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query("noting a curve"))
+    }
+
+    async fn put_curve(
+        &self,
+        org: &OrgId,
+        session: &SessionRow,
+        curve: &FrameRow,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        macro_rules! put {
+            ($pool:expr, $offsets:expr, $values:expr) => {{
+                let mut put = query(PUT)
+                    .bind(org.as_str())
+                    .bind(&session.session_id)
+                    .bind(curve.first_seq)
+                    .bind(i32::try_from(curve.len()).unwrap_or(i32::MAX))
+                    .bind(curve.t0_ms)
+                    .bind($offsets);
+                for values in &curve.values {
+                    put = put.bind($values(values));
+                }
+                put.bind(&curve.extras)
+                    .bind(&curve.quality)
+                    .bind(curve.trust)
+                    .bind(now.0)
+                    .execute($pool)
+                    .await
+                    .map(drop)
+            }};
+        }
+        let text = |values: &Values| values.as_ref().map(|values| json!(values).to_string());
+        match self.database.pool() {
+            Pool::Postgres(pool) => put!(pool, &curve.offsets_ms, Values::clone),
+            Pool::Sqlite(pool) => put!(pool, json!(curve.offsets_ms).to_string(), text),
+        }
+        .map_err(StoreError::query("keeping a curve"))
+    }
+}
+
+/// A curve being put together.
+struct Curve {
+    row: FrameRow,
+    extras: BTreeMap<String, Vec<Option<f64>>>,
+    quality: BTreeMap<String, Vec<(usize, u8)>>,
+}
+
+/// Appends the samples of `frames` that lie in the range.
+fn join(curve: &mut Option<Curve>, frames: &[FrameRow], first: i64, last: i64) {
+    for frame in frames {
+        let inside = |i: &usize| (first..=last).contains(&frame.seq_at(*i));
+        let mut samples = (0..frame.len()).filter(inside);
+        let Some(from) = samples.next() else { continue };
+        let to = samples.next_back().unwrap_or(from);
+        curve.get_or_insert_with(|| Curve::begin(frame, from)).append(frame, from, to);
+    }
+}
+
+impl Curve {
+    /// An empty curve that begins with sample `from` of `frame`.
+    fn begin(frame: &FrameRow, from: usize) -> Self {
+        let row = FrameRow {
+            first_seq: frame.seq_at(from),
+            offsets_ms: Vec::new(),
+            values: Default::default(),
+            extras: None,
+            quality: None,
+            ..frame.clone()
+        };
+        Self { row, extras: BTreeMap::new(), quality: BTreeMap::new() }
+    }
+
+    const fn len(&self) -> usize {
+        self.row.offsets_ms.len()
+    }
+
+    /// Appends the samples `from..=to` of a frame.
+    fn append(&mut self, frame: &FrameRow, from: usize, to: usize) {
+        let (held, more) = (self.len(), to - from + 1);
+        let shift = frame.t0_ms - self.row.t0_ms;
+        let offset = |ms: &i32| i32::try_from(shift + i64::from(*ms)).unwrap_or(i32::MAX);
+        self.row.offsets_ms.extend(frame.offsets_ms[from..=to].iter().map(offset));
+        for (all, new) in self.row.values.iter_mut().zip(&frame.values) {
+            if all.is_none() && new.is_none() {
+                continue;
+            }
+            let all = all.get_or_insert_with(|| vec![None; held]);
+            match new {
+                Some(new) => all.extend((from..=to).map(|i| new.get(i).copied().flatten())),
+                None => all.extend(std::iter::repeat_n(None, more)),
+            }
+        }
+        let new: BTreeMap<String, Vec<Option<f64>>> = parse(frame.extras.as_deref());
+        for name in new.keys() {
+            self.extras.entry(name.clone()).or_insert_with(|| vec![None; held]);
+        }
+        for (name, all) in &mut self.extras {
+            let new = new.get(name);
+            all.extend((from..=to).map(|i| new.and_then(|new| new.get(i).copied().flatten())));
+        }
+        let remarks: BTreeMap<String, Vec<(usize, u8)>> = parse(frame.quality.as_deref());
+        for (name, remarks) in remarks {
+            let inside = remarks.into_iter().filter(|(i, _)| (from..=to).contains(i));
+            let moved = inside.map(|(i, code)| (held + i - from, code));
+            self.quality.entry(name).or_default().extend(moved);
+        }
+        self.row.trust = self.row.trust.max(frame.trust);
+    }
+
+    fn finish(mut self) -> FrameRow {
+        self.quality.retain(|_, remarks| !remarks.is_empty());
+        self.row.extras = (!self.extras.is_empty()).then(|| json!(self.extras).to_string());
+        self.row.quality = (!self.quality.is_empty()).then(|| json!(self.quality).to_string());
+        self.row
+    }
+}
+
+/// What a row keeps as JSON; we wrote it ourselves.
+fn parse<T: serde::de::DeserializeOwned + Default>(text: Option<&str>) -> T {
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}

@@ -1,0 +1,179 @@
+//! Roasts in the journal: which runs, which are closed, and what the cloud says of them.
+
+use contract::{ChainId, Digest, EpochMs, EventKind, Origin, Receipt, SessionId};
+use rusqlite::{OptionalExtension as _, params};
+
+use super::{Journal, JournalError, origin_at};
+use crate::recorder::{Closed, Roast};
+
+impl Journal {
+    /// Gives up the roasts that were running and are not `resumed`: nobody saw them end, and they
+    /// must not hold the quota. No DROP, no receipt.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn abandon_roasts(&self, resumed: Option<&SessionId>) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "UPDATE roasts SET state = 3 WHERE state = 0 AND session <> ?1",
+                [resumed.map_or("", SessionId::as_str)],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("giving up old roasts"))
+    }
+
+    /// The roast that was running when the agent stopped.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn running_roast(&self) -> Result<Option<Roast>, JournalError> {
+        let row = self.db.query_row(
+            "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
+             WHERE state = 0 ORDER BY started_ms DESC LIMIT 1",
+            [],
+            |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                    row.get::<_, i64>(3)?,
+                    row.get::<_, String>(4)?,
+                ))
+            },
+        );
+        let row = row.optional().map_err(JournalError::sql("looking for a running roast"))?;
+        Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked)| {
+            Some(Roast {
+                session: SessionId::new(session).ok()?,
+                started: EpochMs(started_ms),
+                first_seq: u64::try_from(first_seq).ok()?,
+                first_frame: u64::try_from(first_frame).ok()?,
+                marked: marked.split(' ').filter_map(EventKind::parse).collect(),
+            })
+        }))
+    }
+
+    /// The id of the first frame of the running roast.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn running_from(&self) -> Result<Option<i64>, JournalError> {
+        self.db
+            .query_row(
+                "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
+                 WHERE r.state = 0 ORDER BY r.started_ms DESC LIMIT 1",
+                [],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(JournalError::sql("finding the running roast"))
+    }
+
+    /// The digest of a roast: over its frames' digests, in order. `None` when one is gone.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn digests(
+        &self,
+        chain: ChainId,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<Vec<u8>>, JournalError> {
+        const DOING: &str = "reading a roast's digests";
+        if last < first {
+            return Ok(None);
+        }
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut rows = self
+            .db
+            .prepare_cached(
+                "SELECT digest FROM frames WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        let digests: Vec<[u8; 32]> = rows
+            .query_map(params![chain.0, number(first), number(last)], |row| row.get(0))
+            .and_then(Iterator::collect)
+            .map_err(JournalError::sql(DOING))?;
+        let whole = digests.len() as u64 == last - first + 1;
+        Ok(whole.then(|| digests.concat()))
+    }
+
+    /// Keeps the signed receipt of a closed roast.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn keep_receipt(&self, receipt: &Receipt, signed: &[u8]) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "UPDATE roasts SET receipt = ?2 WHERE session = ?1",
+                params![receipt.session.as_str(), signed],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("keeping a receipt"))
+    }
+
+    /// Receipts of closed roasts that the cloud has not called complete, newest first.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn open_receipts(&self, limit: usize) -> Result<Vec<(Origin, Vec<u8>)>, JournalError> {
+        const DOING: &str = "reading open receipts";
+        let mut rows = self
+            .db
+            .prepare_cached(
+                "SELECT c.origin, r.receipt FROM roasts r JOIN chains c ON c.chain = r.chain WHERE r.state = 1 AND r.receipt IS NOT NULL \
+                 ORDER BY r.started_ms DESC LIMIT ?1",
+            )
+            .map_err(JournalError::sql(DOING))?;
+        rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+            Ok((origin_at(row, 0)?, row.get(1)?))
+        })
+        .and_then(Iterator::collect)
+        .map_err(JournalError::sql(DOING))
+    }
+}
+
+pub(super) fn put_roast(
+    tx: &rusqlite::Transaction<'_>,
+    chain: ChainId,
+    roast: &Roast,
+    last_frame: Option<u64>,
+) -> rusqlite::Result<()> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let marked: Vec<&str> = roast.marked.iter().map(|kind| kind.as_str()).collect();
+    tx.prepare_cached(
+        "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, state) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+         ON CONFLICT (session) DO UPDATE SET marked = excluded.marked, \
+         last_frame = excluded.last_frame, state = excluded.state \
+         WHERE marked <> excluded.marked OR state <> excluded.state",
+    )?
+    .execute(params![
+        roast.session.as_str(),
+        chain.0,
+        roast.started.0,
+        number(roast.first_seq),
+        number(roast.first_frame),
+        marked.join(" "),
+        last_frame.map(number),
+        i64::from(last_frame.is_some())
+    ])
+    .map(drop)
+}
+
+/// The receipt of a closed roast.
+#[must_use]
+pub fn receipt_of(origin: &Origin, chain: ChainId, closed: &Closed, digest: Digest) -> Receipt {
+    Receipt {
+        origin: origin.clone(),
+        session: closed.roast.session.clone(),
+        chain,
+        first_frame: closed.roast.first_frame,
+        last_frame: closed.last_frame,
+        first_seq: closed.roast.first_seq,
+        last_seq: closed.last_seq,
+        started: closed.roast.started,
+        ended: closed.ended,
+        digest,
+    }
+}

@@ -1,0 +1,93 @@
+//! How much may be under way, and how long an answer may take: learned from the answers, since a
+//! broker next door answers in a millisecond and a satellite link in seconds.
+//!
+//! The time limit is the retransmission timer of RFC 6298 (smoothed time and variation, doubled at
+//! each timeout, never learned from a frame that was sent twice); the window halves when answers
+//! fail to come and grows by one with each that does.
+
+use std::time::Duration;
+
+const WINDOW_MAX: usize = 64;
+const WINDOW_MIN: usize = 2;
+const LIMIT_MIN: Duration = Duration::from_secs(1);
+const LIMIT_START: Duration = Duration::from_secs(3);
+const LIMIT_MAX: Duration = Duration::from_mins(2);
+
+/// The pace of one link.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    window: usize,
+    limit: Duration,
+    /// Smoothed answer time and its variation, s.
+    learned: Option<(f64, f64)>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { window: WINDOW_MAX, limit: LIMIT_START, learned: None }
+    }
+}
+
+impl Pace {
+    /// Frames that may be under way at once.
+    pub const fn window(&self) -> usize {
+        self.window
+    }
+
+    /// A frame that was not answered within this is sent again.
+    pub const fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// An answer came `after` its frame was sent, for the first time.
+    pub fn answered(&mut self, after: Duration) {
+        let took = after.as_secs_f64();
+        let (smooth, spread) = match self.learned {
+            None => (took, took / 2.0),
+            Some((smooth, spread)) => {
+                (0.875 * smooth + 0.125 * took, 0.75 * spread + 0.25 * (smooth - took).abs())
+            }
+        };
+        self.learned = Some((smooth, spread));
+        let limit = Duration::from_secs_f64((smooth + 4.0 * spread).min(LIMIT_MAX.as_secs_f64()));
+        self.limit = limit.clamp(LIMIT_MIN, LIMIT_MAX);
+        self.window = (self.window + 1).min(WINDOW_MAX);
+    }
+
+    /// Answers failed to come in time.
+    pub fn timed_out(&mut self) {
+        self.limit = (self.limit * 2).min(LIMIT_MAX);
+        self.window = (self.window / 2).max(WINDOW_MIN);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_link_is_timed_tightly_and_a_slow_one_is_given_time() {
+        let mut quick = Pace::default();
+        let mut slow = Pace::default();
+        for _ in 0..50 {
+            quick.answered(Duration::from_millis(2));
+            slow.answered(Duration::from_secs(20));
+        }
+        assert_eq!(quick.limit(), LIMIT_MIN);
+        assert!((20..40).contains(&slow.limit().as_secs()), "{:?}", slow.limit());
+    }
+
+    #[test]
+    fn silence_halves_the_window_and_doubles_the_limit_within_bounds() {
+        let mut pace = Pace::default();
+        pace.timed_out();
+        assert_eq!((pace.window(), pace.limit()), (32, LIMIT_START * 2));
+        for _ in 0..20 {
+            pace.timed_out();
+        }
+        assert_eq!((pace.window(), pace.limit()), (WINDOW_MIN, LIMIT_MAX));
+        pace.answered(Duration::from_secs(1));
+        assert_eq!((pace.window(), pace.limit()), (WINDOW_MIN + 1, Duration::from_secs(3)));
+    }
+}

@@ -1,0 +1,122 @@
+//! How a program reaches its MQTT broker: one configuration, one way to connect.
+
+use std::path::{Path, PathBuf};
+
+use rumqttc::{IncomingPacketSizeLimit, MqttOptions, NetworkOptions, TlsConfiguration, Transport};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Mistakes;
+use crate::secret::{Secret, SecretError};
+
+/// A broker, as `[mqtt]` and `[uplink]` name it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Broker {
+    /// Empty: none.
+    pub host: String,
+    pub port: u16,
+    /// Verify the broker with these certificates (PEM). Without: no TLS, which only loopback allows.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate and key (PEM), where the broker asks for one.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub username: String,
+    pub password: Secret,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            port: 1883,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            username: String::new(),
+            password: Secret::default(),
+        }
+    }
+}
+
+/// Why a connection cannot be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("the broker's {path} cannot be read: {source}", path = path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the broker's password: {0}")]
+    Secret(#[from] SecretError),
+}
+
+/// What a connection may hold at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Packets of ours that the broker has not answered. The client keeps a slot for each.
+    pub in_flight: u16,
+    /// Packets of the broker's that we have not answered.
+    pub receive: u16,
+    /// Bytes of one packet that comes in.
+    pub packet: u32,
+}
+
+impl Broker {
+    #[must_use]
+    pub const fn is_configured(&self) -> bool {
+        !self.host.is_empty()
+    }
+
+    /// Names what is wrong in `section`.
+    pub fn check(&self, section: &str, mistakes: &mut Mistakes) {
+        let field = |name: &str| format!("{section}.{name}");
+        let loopback = self.host == "localhost"
+            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        mistakes.require(self.port > 0, &field("port"), "is 0");
+        mistakes.require(
+            self.host.is_empty() || loopback || self.ca_file.is_some(),
+            &field("ca_file"),
+            "is needed to talk to another host: samples never cross a network unencrypted",
+        );
+        mistakes.require(
+            self.cert_file.is_some() == self.key_file.is_some(),
+            &field("cert_file"),
+            "cert_file and key_file go together",
+        );
+    }
+
+    /// The options of a connection as `client`. The session is clean: what counts as delivered is
+    /// our own acknowledgement, never the broker's memory.
+    ///
+    /// # Errors
+    /// When a certificate or the password cannot be read.
+    pub fn options(&self, client: &str, bounds: Bounds) -> Result<MqttOptions, BrokerError> {
+        let mut options = MqttOptions::new(client, (self.host.as_str(), self.port));
+        options
+            .set_keep_alive(15)
+            .set_clean_start(true)
+            .set_outgoing_inflight_upper_limit(bounds.in_flight)
+            .set_receive_maximum(Some(bounds.receive))
+            .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(bounds.packet));
+        // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
+        if let Some(password) = self.password.resolve()? {
+            let password = password.expose_secret().as_bytes().to_vec();
+            options.set_credentials(self.username.clone(), password);
+        }
+        if let Some(path) = &self.ca_file {
+            let client_auth = match (&self.cert_file, &self.key_file) {
+                (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+                _ => None,
+            };
+            let ca = read(path)?;
+            let tls = TlsConfiguration::Simple { ca, alpn: None, client_auth };
+            options.set_transport(Transport::Tls(tls));
+        }
+        Ok(options)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BrokerError> {
+    std::fs::read(path).map_err(|source| BrokerError::File { path: path.to_owned(), source })
+}

@@ -8,8 +8,8 @@ use contract::{
     ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
     MachineEvent, Origin, Quality, SessionId,
 };
-use roast::mark::{Mark, MarkTracker, Reading as Point};
-use roast::ror::RateOfRise;
+use roast::event::{Change, Inference, Tracker};
+use roast::learn::Learned;
 
 use crate::driver::Reading;
 
@@ -17,6 +17,11 @@ use crate::driver::Reading;
 const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
 /// A CHARGE this long after another one is a new roast: the end of the old one was missed.
 const RECHARGE_AFTER_MS: i64 = 120_000;
+/// An inference that is right less often than not is no event.
+const CONFIDENCE_MIN: f64 = 0.5;
+/// Marks are found up to this long after they happened.
+const POINTS_MS: i64 = 120_000;
+const POINTS_MAX: usize = 12_000;
 /// Frames whose numbers are remembered: a CHARGE is found up to half a minute after it happened.
 const RECENT_FRAMES: usize = 600;
 
@@ -58,6 +63,23 @@ pub struct Cut {
     pub running: Option<Roast>,
 }
 
+/// One sample's place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Point {
+    seq: u64,
+    /// Monotonic time, ms.
+    t_ms: i64,
+    bt_c: Option<f64>,
+}
+
+/// A mark at a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Mark {
+    kind: EventKind,
+    source: EventSource,
+    at: Point,
+}
+
 /// A mark that means nothing now: a DROP without a roast, a second CHARGE.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotNow;
@@ -85,10 +107,13 @@ pub struct Recorder {
     frame_ms: u64,
     position: Position,
     waiting: Waiting,
-    ror: RateOfRise,
-    tracker: MarkTracker,
+    tracker: Tracker,
+    /// The newest samples, for marks that are found later.
+    points: VecDeque<Point>,
     infer: bool,
     roast: Option<Roast>,
+    /// CHARGE of the running roast on the monotonic clock, ms.
+    charge_ms: Option<i64>,
     newest: Option<(Point, EpochMs)>,
     /// (number, first sample) of the newest frames.
     recent: VecDeque<(u64, u64)>,
@@ -114,10 +139,11 @@ impl Recorder {
             frame_ms,
             position,
             waiting: Waiting::default(),
-            ror: RateOfRise::default(),
-            tracker: MarkTracker::new(infer),
+            tracker: tracker(infer),
+            points: VecDeque::new(),
             infer,
             roast: None,
+            charge_ms: None,
             newest: None,
             recent: VecDeque::new(),
             salt,
@@ -127,12 +153,10 @@ impl Recorder {
     /// Goes on with a roast that was running when the agent stopped.
     pub fn resume(&mut self, roast: Roast, mono_ms: u64, wall: EpochMs) {
         let since = wall.since(roast.started).max(0);
-        let charge = Point {
-            seq: roast.first_seq,
-            t_ms: i64::try_from(mono_ms).unwrap_or(i64::MAX) - since,
-            bt_c: None,
-        };
-        self.tracker = MarkTracker::resume(self.infer, charge, &roast.marked);
+        let charge_ms = i64::try_from(mono_ms).unwrap_or(i64::MAX) - since;
+        self.tracker = tracker(self.infer);
+        self.tracker.resume(charge_ms, &roast.marked);
+        self.charge_ms = Some(charge_ms);
         self.roast = Some(roast);
     }
 
@@ -152,8 +176,8 @@ impl Recorder {
         self.recent.clear();
         // Its first half is on the old chain: it cannot be closed as one. The next CHARGE begins a
         // roast of the new chain.
-        self.roast = None;
-        self.tracker = MarkTracker::new(self.infer);
+        (self.roast, self.charge_ms) = (None, None);
+        self.tracker = tracker(self.infer);
     }
 
     /// The digest of the frame that was cut last, once it is known.
@@ -168,12 +192,15 @@ impl Recorder {
         let bt_c = bt.and_then(|(_, value)| *value);
         let t_ms = i64::try_from(sample.mono_ms).unwrap_or(i64::MAX);
         let at = Point { seq, t_ms, bt_c };
-        if let (Some(roast), Some(charge)) = (&self.roast, self.tracker.charge()) {
+        if let (Some(roast), Some(charge_ms)) = (&self.roast, self.charge_ms) {
             // While a roast runs its time is counted on the monotonic clock: a wall clock that is
             // set meanwhile must not bend the curve.
-            sample.wall = roast.started.plus(t_ms - charge.t_ms);
+            sample.wall = roast.started.plus(t_ms - charge_ms);
         }
-        let ror = self.ror.push(t_ms, bt_c).map(|slope| (slope * 100.0).round() / 100.0);
+        self.remember(at);
+        let changes = self.tracker.push(&roast_sample(t_ms, &sample.reading));
+        let rise = self.tracker.rise().filter(|(at_ms, ..)| *at_ms == t_ms);
+        let ror = rise.map(|(_, slope, _)| (slope * 100.0).round() / 100.0);
         let (wall, told) = (sample.wall, sample.reading.marks.clone());
         self.newest = Some((at, wall));
         self.waiting.samples.push((sample, ror));
@@ -181,8 +208,10 @@ impl Recorder {
         for kind in told {
             closed = closed.or(self.told(kind, EventSource::Machine, at, wall, None));
         }
-        for mark in self.tracker.push(at) {
-            closed = closed.or(self.note(mark, at, wall, None));
+        for change in changes {
+            if let Change::Known(found) = change {
+                closed = closed.or(self.infer(&found, at, wall));
+            }
         }
         self.cut_if_due(closed)
     }
@@ -221,16 +250,40 @@ impl Recorder {
         note: Option<String>,
     ) -> Option<Closed> {
         let recharged = kind == EventKind::Charge
-            && self.tracker.charge().is_some_and(|c| at.t_ms - c.t_ms > RECHARGE_AFTER_MS);
+            && self.charge_ms.is_some_and(|charge_ms| at.t_ms - charge_ms > RECHARGE_AFTER_MS);
         let mut closed = None;
         if recharged {
             // The roast before ended unseen: it is closed without a DROP, which nobody saw.
-            self.tracker = MarkTracker::new(self.infer);
+            self.tracker = tracker(self.infer);
             closed = self.close(at.seq.saturating_sub(1), wall);
         }
-        match self.tracker.told(kind, source, at) {
-            Some(mark) => closed.or(self.note(mark, at, wall, note)),
-            None => closed,
+        if !self.tracker.told(kind, at.t_ms, at.bt_c) {
+            return closed;
+        }
+        closed.or(self.note(Mark { kind, source, at }, at, wall, note))
+    }
+
+    /// Turns what was found into an event, if it is worth one. A better answer about a mark that has
+    /// been told is not told again, but for a CHARGE: there the roast itself begins anew.
+    fn infer(&mut self, found: &Inference, now: Point, wall: EpochMs) -> Option<Closed> {
+        let again = found.revision > 0;
+        let charge = found.kind == EventKind::Charge;
+        if found.confidence < CONFIDENCE_MIN || (again && !charge) {
+            return None;
+        }
+        let closed = if again { self.close(now.seq.saturating_sub(1), wall) } else { None };
+        let nearest = self.points.iter().min_by_key(|p| (p.t_ms - found.at_ms).abs());
+        let at = nearest.copied().unwrap_or(now);
+        let mark = Mark { kind: found.kind, source: EventSource::Inferred, at };
+        closed.or(self.note(mark, now, wall, None))
+    }
+
+    fn remember(&mut self, at: Point) {
+        self.points.push_back(at);
+        while self.points.len() > POINTS_MAX
+            || self.points.front().is_some_and(|p| at.t_ms - p.t_ms > POINTS_MS)
+        {
+            self.points.pop_front();
         }
     }
 
@@ -245,6 +298,7 @@ impl Recorder {
         let at = wall.plus(mark.at.t_ms - now.t_ms);
         if mark.kind == EventKind::Charge {
             self.salt = self.salt.wrapping_add(1);
+            self.charge_ms = Some(mark.at.t_ms);
             self.roast = Some(Roast {
                 session: SessionId::compose(&self.origin, at, self.salt),
                 started: at,
@@ -272,6 +326,7 @@ impl Recorder {
 
     fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<Closed> {
         let roast = self.roast.take()?;
+        self.charge_ms = None;
         let last_frame = self.frame_of(last_seq);
         Some(Closed { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
     }
@@ -327,6 +382,27 @@ impl Recorder {
         self.position.next_number += 1;
         self.position.next_seq += count as u64;
         Cut { frame, closed, running: self.roast.clone() }
+    }
+}
+
+fn tracker(infer: bool) -> Tracker {
+    let tracker = Tracker::new(Learned::default());
+    if infer { tracker } else { tracker.told_ends() }
+}
+
+/// What the tracker looks at.
+fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
+    let value = |wanted: Channel| {
+        let found = reading.values.iter().find(|(channel, _)| *channel == wanted);
+        found.and_then(|(_, value)| *value)
+    };
+    roast::sample::Sample {
+        t_ms,
+        bt_c: value(Channel::Bt),
+        et_c: value(Channel::Et),
+        gas_pct: value(Channel::Gas),
+        fan_pct: value(Channel::Fan),
+        ..Default::default()
     }
 }
 

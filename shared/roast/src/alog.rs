@@ -4,6 +4,9 @@
 use contract::EventKind;
 use serde_json::{Map, Number, Value};
 
+use crate::recording::Recording;
+use crate::sample::Sample;
+
 /// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
 pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
@@ -17,28 +20,6 @@ pub enum AlogError {
     Literal { at: usize, problem: &'static str },
     #[error("{field} is missing or of the wrong kind")]
     Field { field: &'static str },
-}
-
-/// One sample of a recording, °C.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
-    /// Seconds since the recording began.
-    pub t_s: f64,
-    pub bt_c: Option<f64>,
-    pub et_c: Option<f64>,
-    /// Burner, air and drum, %, once the recording has set them.
-    pub gas_pct: Option<f64>,
-    pub fan_pct: Option<f64>,
-    pub drum_pct: Option<f64>,
-}
-
-/// A recorded roast.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Recording {
-    pub title: String,
-    pub samples: Vec<Sample>,
-    /// The file's marks and the sample each lies on, in order of the samples.
-    pub marks: Vec<(EventKind, usize)>,
 }
 
 /// Reads a recording. Times that do not ascend and marks beyond the samples are dropped, as
@@ -67,29 +48,54 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
         Some(if fahrenheit { (v - 32.0) / 1.8 } else { v })
     };
     let controls = Controls::read(&file);
+    let text = |field: &str| file.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut recording = Recording {
-        title: file.get("title").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        title: text("title"),
+        machine: text("roastertype"),
+        beans: text("beans"),
+        fahrenheit,
         ..Recording::default()
     };
+    (recording.weight_in_g, recording.weight_out_g) = weights(&file);
+    recording.ambient_c = file.get("ambientTemp").and_then(Value::as_f64).filter(|c| *c != 0.0);
+    let start_s = times.iter().copied().flatten().next().unwrap_or(0.0);
     let mut kept = Vec::with_capacity(times.len());
     for (i, time) in times.iter().enumerate() {
-        let before = recording.samples.last().map_or(f64::NEG_INFINITY, |s: &Sample| s.t_s);
-        let Some(t_s) = time.filter(|t| *t > before && t.is_finite()) else {
+        let before = recording.samples.last().map_or(i64::MIN, |s: &Sample| s.t_ms);
+        let seconds = time.filter(|t| t.is_finite() && t.abs() < 1e7);
+        #[allow(clippy::cast_possible_truncation)] // checked: some months, as milliseconds
+        let t_ms = seconds.map(|t| ((t - start_s) * 1000.0).round() as i64);
+        let Some(t_ms) = t_ms.filter(|t| *t > before) else {
             kept.push(None);
             continue;
         };
         kept.push(Some(recording.samples.len()));
         recording.samples.push(Sample {
-            t_s,
+            t_ms,
             bt_c: celsius(bt[i]),
             et_c: celsius(et[i]),
             fan_pct: controls.at(0, i),
             drum_pct: controls.at(1, i),
             gas_pct: controls.at(3, i),
+            ..Sample::default()
         });
     }
     recording.marks = marks(&file, &kept);
     Ok(recording)
+}
+
+/// Weight in and out, g: `[in, out, unit]`; 0 is not weighed.
+fn weights(file: &Map<String, Value>) -> (Option<f64>, Option<f64>) {
+    let list = file.get("weight").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let grams = match list.get(2).and_then(Value::as_str).map(str::to_ascii_lowercase).as_deref() {
+        Some("g") => 1.0,
+        Some("kg") => 1_000.0,
+        Some("lb") => 453.592_37,
+        Some("oz") => 28.349_523,
+        _ => return (None, None),
+    };
+    let weight = |i: usize| list.get(i)?.as_f64().filter(|w| *w > 0.0).map(|w| w * grams);
+    (weight(0), weight(1))
 }
 
 /// `timeindex` = [CHARGE (−1 unset), DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL] (0 unset).

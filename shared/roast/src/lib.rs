@@ -4,7 +4,16 @@
 //! recorded roast replays to the same answer bit for bit.
 
 pub mod alog;
-pub mod mark;
+pub mod causal;
+pub mod clean;
+pub mod csv;
+pub mod event;
+pub mod forecast;
+pub mod learn;
+pub mod noise;
 pub mod phase;
+pub mod recording;
 pub mod ror;
+pub mod sample;
+pub mod score;
 pub mod twin;

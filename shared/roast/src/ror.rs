@@ -1,31 +1,61 @@
-//! Rate of rise: the slope of bean temperature, °C/min.
+//! Rate of rise: the slope of a temperature, °C/min.
 //!
 //! A least-squares line over the last [`SPAN_MS`] of event time (not of samples, so the poll rate
-//! changes the noise and never the meaning). The slope belongs to the middle of the span: the lag
-//! is half of it. Without enough fresh readings the answer is `None`, never an old value.
+//! changes the noise and never the meaning), live and after the fact alike. The slope belongs to the
+//! middle of what was fitted: the lag is half of the span. Its band is what the line's own residuals
+//! allow. Without enough fresh readings the answer is `None`, never an old value.
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 /// The span of the fit.
 pub const SPAN_MS: i64 = 20_000;
-/// Below this the line is mostly noise.
-const COVERED_MS_MIN: i64 = SPAN_MS / 2;
 const READINGS_MIN: usize = 4;
 /// A silence this long breaks the curve: what comes after is fitted alone.
 const GAP_MS_MAX: i64 = 10_000;
 /// At most this many readings are held: 20 s at 100 Hz.
 const READINGS_MAX: usize = 2_000;
+/// Of the normal distribution: 90 % lie within.
+const Z90: f64 = 1.645;
+/// Thermometers are no better than this, °C; a perfect line is not a certain one.
+const NOISE_C: f64 = 0.02;
 
-/// The estimator, live and after the fact alike.
-#[derive(Debug, Clone, Default)]
+/// A rate of rise and what it is worth.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rise {
+    pub c_per_min: f64,
+    /// The true slope of the span lies within ± this of it, 90 times of 100, °C/min.
+    pub band_c_per_min: f64,
+    /// What was fitted, ms. The slope belongs to its middle, half of it ago.
+    pub span_ms: i64,
+    /// The line's value now, °C: the temperature without its noise.
+    pub now_c: f64,
+}
+
+/// The estimator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RateOfRise {
+    span_ms: i64,
     readings: VecDeque<(i64, f64)>,
 }
 
+impl Default for RateOfRise {
+    fn default() -> Self {
+        Self::over(SPAN_MS)
+    }
+}
+
 impl RateOfRise {
+    /// An estimator over another span than [`SPAN_MS`].
+    #[must_use]
+    pub const fn over(span_ms: i64) -> Self {
+        Self { span_ms, readings: VecDeque::new() }
+    }
+
     /// Takes one sample (`t_ms` in event time, ascending) and answers the rate of rise there.
-    pub fn push(&mut self, t_ms: i64, bt_c: Option<f64>) -> Option<f64> {
-        let bt_c = bt_c?;
+    pub fn push(&mut self, t_ms: i64, value_c: Option<f64>) -> Option<Rise> {
+        let value_c = value_c?;
         if let Some((last, _)) = self.readings.back() {
             if t_ms <= *last {
                 return None;
@@ -34,31 +64,50 @@ impl RateOfRise {
                 self.readings.clear();
             }
         }
-        self.readings.push_back((t_ms, bt_c));
-        while self.readings.front().is_some_and(|(t, _)| t_ms - t > SPAN_MS)
+        self.readings.push_back((t_ms, value_c));
+        while self.readings.front().is_some_and(|(t, _)| t_ms - t > self.span_ms)
             || self.readings.len() > READINGS_MAX
         {
             self.readings.pop_front();
         }
-        self.slope_per_min(t_ms)
+        self.fit(t_ms)
     }
 
-    fn slope_per_min(&self, now_ms: i64) -> Option<f64> {
-        let (first, _) = *self.readings.front()?;
-        if now_ms - first < COVERED_MS_MIN || self.readings.len() < READINGS_MIN {
+    /// Forgets the past: another curve begins.
+    pub fn restart(&mut self) {
+        self.readings.clear();
+    }
+
+    fn fit(&self, now_ms: i64) -> Option<Rise> {
+        let (first, base) = *self.readings.front()?;
+        let span_ms = now_ms - first;
+        if span_ms < self.span_ms / 2 || self.readings.len() < READINGS_MIN {
             return None;
         }
         let n = self.readings.len() as f64;
-        let minutes = |t: i64| (t - now_ms) as f64 / 60_000.0;
-        let mean_t = self.readings.iter().map(|(t, _)| minutes(*t)).sum::<f64>() / n;
-        let mean_bt = self.readings.iter().map(|(_, bt)| bt).sum::<f64>() / n;
-        let (mut over, mut under) = (0.0, 0.0);
-        for (t, bt) in &self.readings {
-            let dt = minutes(*t) - mean_t;
-            over += dt * (bt - mean_bt);
-            under += dt * dt;
+        // Relative to the first reading and to now: sums of small numbers stay exact enough.
+        let (mut st, mut sv, mut stt, mut stv, mut svv) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (t, value) in &self.readings {
+            let (t, v) = ((t - now_ms) as f64 / 60_000.0, value - base);
+            st += t;
+            sv += v;
+            stt += t * t;
+            stv += t * v;
+            svv += v * v;
         }
-        (under > 0.0).then(|| over / under)
+        let under = stt - st * st / n;
+        if under <= 0.0 {
+            return None;
+        }
+        let slope = (stv - st * sv / n) / under;
+        let rest = (svv - sv * sv / n - slope * slope * under).max(0.0);
+        let variance = (rest / (n - 2.0)).max(NOISE_C * NOISE_C);
+        Some(Rise {
+            c_per_min: slope,
+            band_c_per_min: Z90 * (variance / under).sqrt(),
+            span_ms,
+            now_c: base + sv / n - slope * st / n,
+        })
     }
 }
 
@@ -66,7 +115,7 @@ impl RateOfRise {
 mod tests {
     use super::*;
 
-    fn last(period_ms: i64, f: impl Fn(f64) -> Option<f64>) -> Option<f64> {
+    fn last(period_ms: i64, f: impl Fn(f64) -> Option<f64>) -> Option<Rise> {
         let mut ror = RateOfRise::default();
         (0..=60_000 / period_ms)
             .map(|i| ror.push(i * period_ms, f((i * period_ms) as f64)))
@@ -76,9 +125,30 @@ mod tests {
     #[test]
     fn a_straight_line_has_its_slope_at_any_poll_rate() {
         for period_ms in [100, 1_000, 1_500, 3_000] {
-            let slope = last(period_ms, |ms| Some(150.0 + ms / 60_000.0 * 9.5)).unwrap();
-            assert!((slope - 9.5).abs() < 1e-9, "{slope} at {period_ms} ms");
+            let rise = last(period_ms, |ms| Some(150.0 + ms / 60_000.0 * 9.5)).unwrap();
+            assert!((rise.c_per_min - 9.5).abs() < 1e-9, "{rise:?} at {period_ms} ms");
+            assert!((rise.now_c - 159.5).abs() < 0.5 && rise.band_c_per_min < 0.5, "{rise:?}");
         }
+    }
+
+    #[test]
+    fn noise_widens_the_band_and_the_band_holds() {
+        let mut outside = 0;
+        let mut twin = crate::noise::Noise::new(42, 1);
+        for _ in 0..400 {
+            let rise = {
+                let mut ror = RateOfRise::default();
+                (0..=20)
+                    .filter_map(|i| {
+                        let value = 150.0 + f64::from(i) / 6.0 + 0.2 * twin.normal();
+                        ror.push(i64::from(i) * 1_000, Some(value))
+                    })
+                    .last()
+                    .unwrap()
+            };
+            outside += i32::from((rise.c_per_min - 10.0).abs() > rise.band_c_per_min);
+        }
+        assert!((20..=68).contains(&outside), "{outside} of 400 outside a 90 % band");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 use contract::EventKind;
 
+use crate::noise::Noise;
+
 /// One simulation step.
 const STEP_MS: u64 = 100;
 
@@ -132,7 +134,7 @@ impl Twin {
     pub const fn new(preset: Preset, seed: u64, ready_ms: u64) -> Self {
         Self {
             preset,
-            noise: Noise { seed, counter: 0 },
+            noise: Noise::new(seed, 0),
             stage: Stage::Ready,
             stage_ms: 0,
             ready_ms,
@@ -155,8 +157,8 @@ impl Twin {
         let p = self.preset;
         let tenth = |v: f64| (v * 10.0).round() / 10.0;
         Reading {
-            bt_c: tenth(self.probe_c + p.noise_c * self.noise.next()),
-            et_c: tenth(self.drum_c + p.et_offset_c + p.noise_c * self.noise.next()),
+            bt_c: tenth(self.probe_c + p.noise_c * self.noise.normal()),
+            et_c: tenth(self.drum_c + p.et_offset_c + p.noise_c * self.noise.normal()),
             gas_pct: (self.gas * 100.0).round(),
             fan_pct: (self.fan * 100.0).round(),
             drum_rpm: p.drum_rpm,
@@ -228,28 +230,6 @@ impl Twin {
         self.stage = stage;
         self.stage_ms = 0;
         self.ready_ms = ready_ms;
-    }
-}
-
-/// Counter-based noise (`SplitMix64`): the value depends on seed and counter alone.
-#[derive(Debug, Clone)]
-struct Noise {
-    seed: u64,
-    counter: u64,
-}
-
-impl Noise {
-    /// About normal, mean 0, deviation 1: the sum of twelve uniform numbers less six.
-    fn next(&mut self) -> f64 {
-        (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.counter += 1;
-        let mut z = self.seed.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -1,7 +1,7 @@
 //! A recorded roast, played at any speed.
 
 use contract::Channel;
-use roast::alog::{self, FILE_BYTES_MAX, Recording};
+use roast::recording::{FILE_BYTES_MAX, Recording};
 
 use super::{Answer, Driver, DriverError, Reading};
 use crate::config;
@@ -22,7 +22,7 @@ impl Replay {
             return Err(unreadable("larger than 32 MB".to_owned()));
         }
         let text = std::fs::read_to_string(&config.file).map_err(|e| unreadable(e.to_string()))?;
-        let recording = alog::read(&text).map_err(|e| unreadable(e.to_string()))?;
+        let recording = Recording::read(&text).map_err(|e| unreadable(e.to_string()))?;
         if recording.samples.is_empty() {
             return Err(unreadable("it has no samples".to_owned()));
         }
@@ -34,11 +34,11 @@ impl Driver for Replay {
     /// The newest sample that is due. At high speed samples between two reads are skipped, as they
     /// would be with a real machine; their marks are not.
     fn read(&mut self, mono_ms: u64) -> Answer<'_> {
-        let due_s = mono_ms as f64 / 1000.0 * self.speed;
-        let start_s = self.recording.samples.first().map_or(0.0, |s| s.t_s);
+        #[allow(clippy::cast_possible_truncation)] // recorded time, ms; far off saturates
+        let due_ms = (mono_ms as f64 * self.speed) as i64;
         let samples = &self.recording.samples;
         let from = self.next;
-        while self.next < samples.len() && samples[self.next].t_s - start_s <= due_s {
+        while self.next < samples.len() && samples[self.next].t_ms <= due_ms {
             self.next += 1;
         }
         let answer = match self.next.checked_sub(1) {

@@ -1,0 +1,297 @@
+//! Cleaning: a derived view of one channel. The raw value is never changed; the clean one says why
+//! it differs, or why there is none.
+//!
+//! A value is compared with what the channel's own recent slope expects. One that lies further off
+//! than [`JUMP_C`] and the time since allow is withheld until the next ones tell what it was: a
+//! spike (they return), a unit flip (they stay, and fit when read as the other unit), or a true step
+//! (they stay, and do not).
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+/// No bean, flame or exhaust of a roaster is outside of it, °C.
+const RANGE_C: std::ops::RangeInclusive<f64> = -40.0..=600.0;
+/// A value may differ from the expected by this, plus [`JUMP_C_PER_S`] for each second since: beans
+/// that hit a hot probe make it fall by up to 4 °C/s.
+const JUMP_C: f64 = 7.0;
+const JUMP_C_PER_S: f64 = 4.0;
+/// A flip between units moves a roasting temperature by at least this much.
+const FLIP_C: f64 = 30.0;
+/// This many values that agree with each other are believed.
+const AGREE: usize = 3;
+/// The slope is taken over this much of the past.
+const SLOPE_MS: i64 = 15_000;
+/// After a silence this long any value is believed, if it is no flip.
+const FORGET_MS: i64 = 60_000;
+/// A curve that was moving at this rate, °C/s, and then shows one value for so long is stuck.
+const MOVING_C_PER_S: f64 = 0.08;
+const STUCK_MS: i64 = 30_000;
+/// A dropout is bridged up to this many samples and this much time, after the fact only.
+const BRIDGE_SAMPLES: usize = 3;
+const BRIDGE_MS: i64 = 6_500;
+
+/// Why a clean value is what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// As the probe said.
+    Good,
+    /// The probe said nothing.
+    Missing,
+    /// Outside of what the channel can show.
+    Range,
+    /// Far from its neighbours: withheld until they tell what it was.
+    Spike,
+    /// The same value for too long on a curve that was moving.
+    Stuck,
+    /// Said in the other unit (°C, °F) and converted.
+    UnitFlip,
+    /// The same value several times, then a step: the probe is polled faster than it measures, or
+    /// shows whole degrees.
+    Staircase,
+    /// Between two good neighbours of a short dropout; after the fact only.
+    Bridged,
+}
+
+/// One value of the clean view.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clean {
+    pub t_ms: i64,
+    pub raw: Option<f64>,
+    /// °C; `None` when it is not known.
+    pub value: Option<f64>,
+    pub why: Why,
+}
+
+/// Cleans one channel, sample by sample, with no look ahead.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Cleaner {
+    good: VecDeque<(i64, f64)>,
+    withheld: Vec<(i64, f64)>,
+    /// The probe speaks °F by now.
+    flipped: bool,
+    /// Since when the value has not changed, and how fast it moved before, °C/s.
+    same_since: Option<(i64, f64)>,
+    /// Values taken, and how many of them stepped after having stood.
+    taken: u32,
+    stairs: u32,
+}
+
+impl Cleaner {
+    /// Takes the next raw value, °C, in event time.
+    pub fn push(&mut self, t_ms: i64, raw: Option<f64>) -> Clean {
+        let (value, why) = self.judge(t_ms, raw);
+        Clean { t_ms, raw, value, why }
+    }
+
+    fn judge(&mut self, t_ms: i64, raw: Option<f64>) -> (Option<f64>, Why) {
+        let Some(said) = raw else { return (None, Why::Missing) };
+        if !said.is_finite() || !RANGE_C.contains(&said) {
+            return (None, Why::Range);
+        }
+        let read = |flipped: bool| if flipped { celsius(said) } else { said };
+        let Some((last_ms, _)) = self.good.back().copied() else {
+            return self.accept(t_ms, said);
+        };
+        if t_ms <= last_ms {
+            return (None, Why::Spike);
+        }
+        let expected = self.expected(t_ms);
+        let limit = JUMP_C + JUMP_C_PER_S * (t_ms - last_ms) as f64 / 1000.0;
+        if (read(self.flipped) - expected).abs() <= limit.min(FLIP_C) {
+            self.withheld.clear();
+            return self.accept(t_ms, read(self.flipped));
+        }
+        // Far off. What would it be in the other unit?
+        let other = if self.flipped { said } else { celsius(said) };
+        let flip = (other - expected).abs() <= limit.min(FLIP_C);
+        if t_ms - last_ms > FORGET_MS && !flip {
+            self.restart();
+            return self.accept(t_ms, read(self.flipped));
+        }
+        if self.withheld.last().is_some_and(|(t, v)| !agree(*t, *v, t_ms, said)) {
+            self.withheld.clear();
+        }
+        self.withheld.push((t_ms, said));
+        if self.withheld.len() < AGREE {
+            return (None, Why::Spike);
+        }
+        if flip {
+            self.flipped = !self.flipped;
+            self.withheld.clear();
+            return self.accept(t_ms, other);
+        }
+        self.restart();
+        self.accept(t_ms, read(self.flipped))
+    }
+
+    /// The channel went elsewhere: its past says nothing about it any more.
+    fn restart(&mut self) {
+        self.good.clear();
+        self.withheld.clear();
+        self.same_since = None;
+    }
+
+    fn accept(&mut self, t_ms: i64, value: f64) -> (Option<f64>, Why) {
+        let slope = self.slope();
+        let same = self.good.back().is_some_and(|(_, last)| same_value(*last, value));
+        if same {
+            let (since, moving) = *self.same_since.get_or_insert((t_ms, slope));
+            if t_ms - since >= STUCK_MS && moving.abs() >= MOVING_C_PER_S {
+                return (None, Why::Stuck);
+            }
+        } else {
+            self.stairs += u32::from(self.same_since.take().is_some());
+        }
+        self.taken += 1;
+        if self.taken >= 40 {
+            (self.taken, self.stairs) = (self.taken / 2, self.stairs / 2);
+        }
+        self.good.push_back((t_ms, value));
+        while self.good.front().is_some_and(|(t, _)| t_ms - t > SLOPE_MS) && self.good.len() > 2 {
+            self.good.pop_front();
+        }
+        let stairs = self.stairs >= 3 && self.stairs * 8 > self.taken;
+        let why = match (self.flipped, stairs && slope.abs() > MOVING_C_PER_S / 2.0) {
+            (true, _) => Why::UnitFlip,
+            (false, true) => Why::Staircase,
+            (false, false) => Why::Good,
+        };
+        (Some(value), why)
+    }
+
+    /// °C/s over the good values held.
+    fn slope(&self) -> f64 {
+        match (self.good.front(), self.good.back()) {
+            (Some((t0, v0)), Some((t1, v1))) if t1 - t0 >= 2_000 => {
+                (v1 - v0) / ((t1 - t0) as f64 / 1000.0)
+            }
+            _ => 0.0,
+        }
+    }
+
+    fn expected(&self, t_ms: i64) -> f64 {
+        let Some((last_ms, last)) = self.good.back() else { return 0.0 };
+        // A slope does not hold for long.
+        let ahead_s = ((t_ms - last_ms) as f64 / 1000.0).min(10.0);
+        last + self.slope().clamp(-2.0, 2.0) * ahead_s
+    }
+}
+
+/// Two numbers off one wire: equal is equal, to the last bit.
+#[allow(clippy::float_cmp)]
+fn same_value(a: f64, b: f64) -> bool {
+    a == b
+}
+
+fn celsius(fahrenheit: f64) -> f64 {
+    (fahrenheit - 32.0) / 1.8
+}
+
+fn agree(t0: i64, v0: f64, t1: i64, v1: f64) -> bool {
+    (v1 - v0).abs() <= JUMP_C + JUMP_C_PER_S * (t1 - t0) as f64 / 1000.0
+}
+
+/// The clean view of a whole channel: as [`Cleaner`] saw it live, with short dropouts bridged.
+#[must_use]
+pub fn view(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<Clean> {
+    let mut cleaner = Cleaner::default();
+    let mut view: Vec<Clean> = raw.into_iter().map(|(t, value)| cleaner.push(t, value)).collect();
+    bridge(&mut view);
+    view
+}
+
+/// Fills dropouts that both neighbours speak for.
+fn bridge(view: &mut [Clean]) {
+    let mut last: Option<usize> = None;
+    for i in 0..view.len() {
+        let Some(value) = view[i].value else { continue };
+        if let Some(from) = last
+            && (1..=BRIDGE_SAMPLES).contains(&(i - from - 1))
+            && view[i].t_ms - view[from].t_ms <= BRIDGE_MS
+        {
+            let (t0, v0) = (view[from].t_ms, view[from].value.unwrap_or(value));
+            let span = (view[i].t_ms - t0) as f64;
+            for gap in &mut view[from + 1..i] {
+                gap.value = Some(v0 + (value - v0) * (gap.t_ms - t0) as f64 / span);
+                gap.why = Why::Bridged;
+            }
+        }
+        last = Some(i);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whys(values: &[Option<f64>]) -> Vec<Why> {
+        view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v))).iter().map(|c| c.why).collect()
+    }
+
+    fn rising(n: usize) -> Vec<Option<f64>> {
+        (0..n).map(|i| Some(150.0 + i as f64 * 0.25)).collect()
+    }
+
+    #[test]
+    fn a_spike_is_withheld_and_bridged() {
+        let mut values = rising(30);
+        values[20] = Some(250.0);
+        values[25] = None;
+        let seen = whys(&values);
+        assert_eq!((seen[20], seen[25]), (Why::Bridged, Why::Bridged));
+        let mut live = Cleaner::default();
+        let live: Vec<_> = (0..).zip(&values).map(|(i, v)| live.push(i * 1_500, *v)).collect();
+        assert_eq!((live[20].value, live[20].why), (None, Why::Spike), "live it is not known yet");
+        assert!(seen[..20].iter().all(|why| *why == Why::Good));
+    }
+
+    #[test]
+    fn a_flip_to_fahrenheit_is_read_as_what_it_is() {
+        let mut values = rising(60);
+        for value in &mut values[30..50] {
+            *value = value.map(|v| v * 1.8 + 32.0);
+        }
+        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!(seen[40].why, Why::UnitFlip);
+        assert!((seen[40].value.unwrap() - (150.0 + 40.0 * 0.25)).abs() < 1e-9);
+        assert_eq!(seen[58].why, Why::Good, "and back");
+        assert!(seen.iter().filter_map(|c| c.value).all(|v| v < 170.0));
+    }
+
+    #[test]
+    fn a_true_step_is_believed_after_three() {
+        let mut values = rising(20);
+        values.extend((0..10).map(|i| Some(60.0 + f64::from(i) * 0.1)));
+        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!(seen[22].value, Some(60.2));
+        assert_eq!(seen[29].why, Why::Good);
+    }
+
+    #[test]
+    fn a_stuck_probe_is_not_taken_for_fresh() {
+        let mut values = rising(30);
+        values.extend(std::iter::repeat_n(Some(157.25), 40));
+        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!(seen[60].why, Why::Stuck);
+        assert_eq!(seen[60].value, None);
+    }
+
+    #[test]
+    fn whole_degrees_are_a_staircase_and_nothing_worse() {
+        let values: Vec<_> =
+            (0..200).map(|i| Some((150.0 + f64::from(i) * 0.15).floor())).collect();
+        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_000, *v)));
+        assert!(seen.iter().all(|c| c.value == c.raw));
+        assert_eq!(seen[150].why, Why::Staircase);
+    }
+
+    #[test]
+    fn a_charge_is_no_spike() {
+        let mut values = vec![Some(190.0); 10];
+        values.extend((0..20).map(|i| Some(190.0 - 4.0 * f64::from(i) * 1.5 * 0.8)));
+        let seen = whys(&values);
+        assert!(seen.iter().all(|why| *why == Why::Good), "{seen:?}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Tables of samples: comma, semicolon or tab, a header line that names the columns, one row a
+//! sample. Times may be seconds, `mm:ss`, or dates in ISO form.
+
+use contract::EventKind;
+
+use crate::recording::{FILE_BYTES_MAX, Recording};
+use crate::sample::Sample;
+
+/// Why a text is no table of samples.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CsvError {
+    #[error("larger than {FILE_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("no line names a time and a bean temperature (such as: elapsed_seconds,bean_temp_c)")]
+    Header,
+}
+
+/// What a column means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Time,
+    Bt { fahrenheit: bool },
+    Et { fahrenheit: bool },
+    Gas,
+    Fan,
+    Event,
+}
+
+/// The names in use, lower case without spaces and underscores; Artisan's and others'.
+fn column(name: &str) -> Option<Column> {
+    let name: String = name.trim().trim_matches('"').to_ascii_lowercase();
+    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    let fahrenheit = plain.ends_with("tempf") || plain.ends_with("degf") || name.ends_with("(°f)");
+    match plain.as_str() {
+        "timestamputc" | "timestamp" | "time" | "time1" | "seconds" | "elapsed" | "times"
+        | "elapsedseconds" => Some(Column::Time),
+        "bt" | "btc" | "beantemp" | "beantempc" | "beantempf" | "bean" | "beantemperature" => {
+            Some(Column::Bt { fahrenheit })
+        }
+        "et" | "etc" | "envtemp" | "envtempc" | "envtempf" | "environment" | "environmenttemp" => {
+            Some(Column::Et { fahrenheit })
+        }
+        "gas" | "gaspct" | "burner" | "heat" | "heatlevelpercent" | "heater" => Some(Column::Gas),
+        "fan" | "fanpct" | "air" | "airflow" | "fanlevelpercent" => Some(Column::Fan),
+        "event" | "mark" => Some(Column::Event),
+        _ => None,
+    }
+}
+
+/// Reads a table. Rows whose time does not ascend are dropped.
+///
+/// # Errors
+/// When no line names its columns, or the text is too large.
+pub fn read(text: &str) -> Result<Recording, CsvError> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(CsvError::TooLarge);
+    }
+    let mut lines = text.trim_start_matches('\u{feff}').lines();
+    let (separator, columns) = lines.by_ref().take(50).find_map(header).ok_or(CsvError::Header)?;
+    let mut recording = Recording::default();
+    let mut start_ms = None;
+    for line in lines {
+        let cells: Vec<&str> = line.split(separator).map(|c| c.trim().trim_matches('"')).collect();
+        let cell = |wanted: fn(Column) -> bool| {
+            let i = columns.iter().position(|c| c.is_some_and(wanted))?;
+            cells.get(i).copied().filter(|text| !text.is_empty())
+        };
+        let number = |wanted| cell(wanted)?.parse::<f64>().ok().filter(|v| v.is_finite());
+        let Some(time_ms) = cell(|c| c == Column::Time).and_then(time) else { continue };
+        let t_ms = time_ms - *start_ms.get_or_insert(time_ms);
+        if recording.samples.last().is_some_and(|last: &Sample| t_ms <= last.t_ms) {
+            continue;
+        }
+        let temperature = |value: Option<f64>, unit: Option<&Column>| {
+            let fahrenheit = matches!(
+                unit,
+                Some(Column::Bt { fahrenheit: true } | Column::Et { fahrenheit: true })
+            );
+            value.map(|v| if fahrenheit { (v - 32.0) / 1.8 } else { v })
+        };
+        let named = |wanted: fn(Column) -> bool| columns.iter().flatten().find(|c| wanted(**c));
+        recording.samples.push(Sample {
+            t_ms,
+            bt_c: temperature(number(is_bt), named(is_bt)),
+            et_c: temperature(number(is_et), named(is_et)),
+            gas_pct: number(|c| c == Column::Gas),
+            fan_pct: number(|c| c == Column::Fan),
+            ..Sample::default()
+        });
+        if let Some(kind) = cell(|c| c == Column::Event).and_then(mark)
+            && !recording.marks.iter().any(|(known, _)| *known == kind)
+        {
+            recording.marks.push((kind, recording.samples.len() - 1));
+        }
+    }
+    Ok(recording)
+}
+
+/// A line that names a time and a bean temperature.
+fn header(line: &str) -> Option<(char, Vec<Option<Column>>)> {
+    [',', ';', '\t'].into_iter().find_map(|separator| {
+        let columns: Vec<_> = line.split(separator).map(column).collect();
+        let has = |wanted: fn(Column) -> bool| columns.iter().flatten().any(|c| wanted(*c));
+        let complete = has(|c| c == Column::Time) && has(is_bt);
+        complete.then_some((separator, columns))
+    })
+}
+
+const fn is_bt(column: Column) -> bool {
+    matches!(column, Column::Bt { .. })
+}
+
+const fn is_et(column: Column) -> bool {
+    matches!(column, Column::Et { .. })
+}
+
+/// Seconds, `mm:ss`, or an ISO date, as ms.
+#[allow(clippy::cast_possible_truncation)] // checked below
+fn time(text: &str) -> Option<i64> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return (seconds.abs() < 1e12).then(|| (seconds * 1000.0).round() as i64);
+    }
+    if text.contains('T') || text.contains('-') {
+        return contract::EpochMs::parse_iso(&text.replace(' ', "T")).map(|at| at.0);
+    }
+    let (minutes, seconds) = text.split_once(':')?;
+    let (minutes, seconds) = (minutes.parse::<i64>().ok()?, seconds.parse::<f64>().ok()?);
+    (minutes.abs() < 100_000).then(|| minutes * 60_000 + (seconds * 1000.0).round() as i64)
+}
+
+fn mark(text: &str) -> Option<EventKind> {
+    let plain: String =
+        text.to_ascii_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
+    match plain.as_str() {
+        "charge" | "beansadded" => Some(EventKind::Charge),
+        "tp" | "turningpoint" => Some(EventKind::Tp),
+        "dry" | "dryend" => Some(EventKind::DryEnd),
+        "fc" | "fcs" | "firstcrack" | "firstcrackdetected" | "fcstart" => Some(EventKind::Fc),
+        "fce" | "fcend" => Some(EventKind::FcEnd),
+        "sc" | "scs" | "secondcrack" | "scstart" => Some(EventKind::Sc),
+        "sce" | "scend" => Some(EventKind::ScEnd),
+        "drop" | "beansdropped" => Some(EventKind::Drop),
+        "cool" | "coolend" | "coolingstopped" => Some(EventKind::CoolEnd),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_several_makers_are_read() {
+        let iso = "timestamp_utc,bean_temp_c,env_temp_c,heat_level_percent,event\n\
+            2026-06-07T12:00:00.500+00:00,180.5,,100,\n2026-06-07T12:00:02+00:00,170,220,90,beans_added\n";
+        let r = read(iso).unwrap();
+        assert_eq!(r.samples.len(), 2);
+        assert_eq!((r.samples[1].t_ms, r.samples[0].et_c), (1_500, None));
+        assert_eq!(r.mark_ms(EventKind::Charge), Some(1_500));
+        let tabs = "Date:01.01.2026\tUnit:C\nTime1\tTime2\tET\tBT\tEvent\n00:00\t\t200\t180.1\tCharge\n00:02\t\t199\t170\t\n00:02\t\t1\t1\t\n";
+        let r = read(tabs).unwrap();
+        assert_eq!(
+            (r.samples.len(), r.samples[1].t_ms, r.samples[1].bt_c),
+            (2, 2_000, Some(170.0))
+        );
+        assert_eq!(read("a,b\n1,2\n"), Err(CsvError::Header));
+    }
+}

@@ -1,0 +1,117 @@
+//! CHARGE: cold beans around a hot probe make it fall at once, fast, and ever slower until it turns.
+//!
+//! A fall of [`FALL_C`] within [`WITHIN_MS`] (the rule Cropster documents) from a reading that was
+//! not falling before. The moment is where the curve left its old level, not where the fall was
+//! found. What looked like one and was not — a fan, an open door, the batch before leaving — shows
+//! later: a stronger break follows, or the fall never turns.
+
+use super::{Point, Roast};
+use std::collections::VecDeque;
+
+const FALL_C: f64 = 7.0;
+const WITHIN_MS: i64 = 32_000;
+/// Nobody charges a colder drum.
+const FROM_C: f64 = 70.0;
+/// The fall is steeper than this at its steepest, °C/s: a fan cools a drum more slowly.
+const STEEP_C_PER_S: f64 = 0.28;
+/// Before the break the curve does not fall faster than this, °C/s.
+const BEFORE_C_PER_S: f64 = -0.12;
+/// A reading this far under the top has left it.
+const LEFT_C: f64 = 0.35;
+/// A drum that warmed up by this much is ready for the next batch.
+pub(super) const RECOVERED_C: f64 = 3.0;
+/// After this long without having turned, and this cold, no beans are in.
+const HOPELESS_AFTER_S: f64 = 300.0;
+/// A second break may replace the first until then.
+const MISTAKEN_WITHIN_S: f64 = 900.0;
+const MISTAKEN_BELOW_C: f64 = 140.0;
+
+/// A break downwards.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Found {
+    pub at_ms: i64,
+    pub bt_c: f64,
+    pub confidence: f64,
+}
+
+pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
+    let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= WITHIN_MS);
+    let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
+    if top_c < FROM_C || top_c - now.bt_c < FALL_C {
+        return None;
+    }
+    // The newest reading that was still on the old level.
+    let top = *window.clone().find(|p| p.bt_c >= top_c - LEFT_C)?;
+    let mut steepest = 0.0_f64;
+    let mut later = now;
+    for point in window.take_while(|p| p.t_ms >= top.t_ms) {
+        let seconds = (later.t_ms - point.t_ms) as f64 / 1000.0;
+        if seconds >= 4.0 {
+            steepest = steepest.max((point.bt_c - later.bt_c) / seconds);
+            later = *point;
+        }
+    }
+    if steepest < STEEP_C_PER_S {
+        return None;
+    }
+    let before = slope_before(past, top.t_ms);
+    if before.is_some_and(|slope| slope < BEFORE_C_PER_S) {
+        return None;
+    }
+    // A recording that begins with the fall may have missed the level it fell from.
+    let confidence = if before.is_some() { 0.97 } else { 0.7 };
+    let left = knee(past, top.t_ms - 2_000, now.t_ms - 4_000).unwrap_or(top);
+    Some(Found { at_ms: left.t_ms, bt_c: left.bt_c, confidence })
+}
+
+/// Where between two moments the curve bends down the most: the slope over the eight seconds before
+/// less the slope over the eight after.
+pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<Point> {
+    const SPAN_MS: i64 = 8_500;
+    let slope = |from: i64, to: i64| {
+        let (mut n, mut st, mut sv, mut stt, mut stv) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for p in past.iter().filter(|p| (from..=to).contains(&p.t_ms)) {
+            let (t, v) = ((p.t_ms - from) as f64 / 1000.0, p.bt_c);
+            n += 1.0;
+            st += t;
+            sv += v;
+            stt += t * t;
+            stv += t * v;
+        }
+        let under = stt - st * st / f64::max(n, 1.0);
+        (n >= 2.0 && under > 0.0).then(|| (stv - st * sv / n) / under)
+    };
+    let mut best: Option<(f64, Point)> = None;
+    for point in past.iter().filter(|p| (from_ms..=to_ms).contains(&p.t_ms)) {
+        // A recording that begins here was level before, for all that is known.
+        let before = slope(point.t_ms - SPAN_MS, point.t_ms).unwrap_or(0.0);
+        let Some(after) = slope(point.t_ms, point.t_ms + SPAN_MS) else { continue };
+        let bend = before - after;
+        if best.is_none_or(|(most, _)| bend > most) {
+            best = Some((bend, *point));
+        }
+    }
+    best.map(|(_, point)| point)
+}
+
+/// °C/s over the ten seconds before a moment.
+fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
+    let mut span = past.iter().filter(|p| (t_ms - 12_000..=t_ms).contains(&p.t_ms));
+    let first = span.next()?;
+    let last = span.next_back()?;
+    let seconds = (last.t_ms - first.t_ms) as f64 / 1000.0;
+    (seconds >= 3.0).then(|| (last.bt_c - first.bt_c) / seconds)
+}
+
+impl Roast {
+    /// Cold, and still not turned: the drum is cooling down.
+    pub(super) fn is_hopeless(&self, now: Point) -> bool {
+        !self.turning.is_sure() && self.seconds(now.t_ms) > HOPELESS_AFTER_S
+    }
+
+    /// Too early for the beans to have dried: what is taken for the roast may be pre-heating.
+    pub(super) fn may_be_mistaken(&self, now: Point) -> bool {
+        self.seconds(now.t_ms) < MISTAKEN_WITHIN_S
+            && (now.bt_c < MISTAKEN_BELOW_C || !self.turning.is_sure())
+    }
+}

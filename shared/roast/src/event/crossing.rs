@@ -1,0 +1,124 @@
+//! Dry end, first crack and second crack: the bean temperature crosses the line on which this
+//! machine's marks lie ([`MarkLine`]). First crack may also be heard.
+//!
+//! The interval is where the temperature crosses the line's 90 % limits: the lower crossing has been
+//! seen, the upper one follows from the rate of rise.
+
+use contract::EventKind;
+
+use super::{Inference, Method, Point, Roast};
+use crate::learn::{Learned, MarkLine, Z90};
+use crate::ror::Rise;
+use crate::sample::Sample;
+
+/// Nothing dries or cracks sooner after CHARGE, s.
+const AFTER_S: [f64; 3] = [45.0, 90.0, 150.0];
+/// Without knowing better a temperature rises at least so fast against its line, °C/s.
+const RATE_MIN: f64 = 0.03;
+/// Cracks within this span that make a first crack, and the span, ms.
+const CRACKS: f64 = 3.0;
+const CRACKS_MS: i64 = 20_000;
+/// "At the mark" means within this, s.
+const NEAR_S: f64 = 30.0;
+
+const KINDS: [EventKind; 3] = [EventKind::DryEnd, EventKind::Fc, EventKind::Sc];
+
+impl Roast {
+    pub(super) fn cross(
+        &mut self,
+        sample: &Sample,
+        now: Point,
+        rise: Option<Rise>,
+        learned: &Learned,
+    ) -> [Option<Inference>; 4] {
+        let mut crossed = [None; 4];
+        crossed[3] = self.hear(sample, now);
+        if !self.turning.is_sure() {
+            return crossed;
+        }
+        let seconds = self.seconds(now.t_ms);
+        let lines = [&learned.dry_end, &learned.first_crack, &learned.second_crack];
+        for (i, (kind, line)) in KINDS.into_iter().zip(lines).enumerate() {
+            if self.mark(kind).is_some() || seconds < AFTER_S[i] {
+                continue;
+            }
+            let half = Z90 * line.deviation(seconds);
+            let above = now.bt_c - line.at(seconds);
+            if above >= -half {
+                self.below[i].get_or_insert(now.t_ms);
+            }
+            let after_first = kind != EventKind::Sc || self.mark(EventKind::Fc).is_some();
+            if above >= 0.0 && after_first {
+                crossed[i] = Some(self.at_line(kind, now, rise, line, i));
+            }
+        }
+        crossed
+    }
+
+    fn at_line(
+        &self,
+        kind: EventKind,
+        now: Point,
+        rise: Option<Rise>,
+        line: &MarkLine,
+        i: usize,
+    ) -> Inference {
+        let seconds = self.seconds(now.t_ms);
+        let rate = rise.map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope()).max(RATE_MIN);
+        let deviation_s = line.deviation(seconds) / rate;
+        let half_ms = ms(Z90 * deviation_s);
+        let from_ms = self.below[i].unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
+        Inference {
+            kind,
+            at_ms: now.t_ms,
+            from_ms,
+            to_ms: now.t_ms + half_ms,
+            known_ms: now.t_ms,
+            bt_c: Some(now.bt_c),
+            confidence: within(NEAR_S / deviation_s),
+            method: if line.marks() > 0 { Method::Learned } else { Method::Prior },
+            revision: 0,
+            curve_ms: now.t_ms,
+        }
+    }
+
+    /// Several cracks in a short while are first crack, whatever the temperature.
+    fn hear(&mut self, sample: &Sample, now: Point) -> Option<Inference> {
+        let heard = sample.cracks?;
+        self.cracks.push_back((now.t_ms, heard));
+        while self.cracks.front().is_some_and(|(t, _)| now.t_ms - t > CRACKS_MS) {
+            self.cracks.pop_front();
+        }
+        let (_, before) = *self.cracks.front()?;
+        let known = self.mark(EventKind::Fc);
+        if heard - before < CRACKS || known.is_some_and(|mark| mark.method == Method::Acoustic) {
+            return None;
+        }
+        // The first of them began it.
+        let at_ms = self.cracks.iter().find(|(_, n)| *n > before).map_or(now.t_ms, |(t, _)| *t);
+        Some(Inference {
+            kind: EventKind::Fc,
+            at_ms,
+            from_ms: at_ms - CRACKS_MS,
+            to_ms: at_ms + CRACKS_MS / 2,
+            known_ms: now.t_ms,
+            bt_c: Some(now.bt_c),
+            confidence: 0.95,
+            method: Method::Acoustic,
+            revision: known.map_or(0, |mark| mark.revision + 1),
+            curve_ms: at_ms,
+        })
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds; far off saturates
+fn ms(seconds: f64) -> i64 {
+    (seconds.min(1e6) * 1000.0) as i64
+}
+
+/// The normal distribution's share within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`, to 5·10⁻⁴).
+fn within(z: f64) -> f64 {
+    let x = z / std::f64::consts::SQRT_2;
+    let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));
+    1.0 - 1.0 / (sum * sum * sum * sum)
+}

@@ -1,0 +1,133 @@
+//! DROP: the drum is emptied, and the probe that stood in beans stands in air.
+//!
+//! A fall from the roast's top that goes on: [`FALL_C`] within [`WITHIN_MS`], or a slower one with
+//! the burner out or the door open. The moment is where the curve left its top, corrected by what
+//! this machine's marks have taught: on some drums the probe hears of it a quarter of a minute late.
+//! A burner that goes out is no DROP by itself, and silence never is.
+
+use std::collections::VecDeque;
+
+use contract::EventKind;
+
+use super::{Inference, Method, Point, Roast};
+use crate::learn::Learned;
+
+const FALL_C: f64 = 4.0;
+const WITHIN_MS: i64 = 14_000;
+/// A slower fall must go on for longer.
+const SLOW_FALL_C: f64 = 5.0;
+const SLOW_WITHIN_MS: i64 = 45_000;
+/// …and is believed sooner with the burner out or the door open.
+const BACKED_FALL_C: f64 = 2.0;
+/// No batch is done sooner, or colder.
+const AFTER_S: f64 = 140.0;
+const FROM_C: f64 = 135.0;
+/// A reading this far under the top has left it.
+const LEFT_C: f64 = 0.3;
+/// A silence longer than this may hide the moment.
+const SILENT_MS: i64 = 10_000;
+/// After a silence: how much colder the probe must be for the batch to have left meanwhile.
+const GAP_FALL_C: f64 = 15.0;
+/// The burner's going out is the moment at most this long before the curve's.
+const BURNER_MS: i64 = 90_000;
+
+pub(super) fn find(
+    roast: &Roast,
+    past: &VecDeque<Point>,
+    now: Point,
+    silence_ms: i64,
+    learned: &Learned,
+) -> Option<Inference> {
+    if !roast.turning.is_sure() || roast.seconds(now.t_ms) < AFTER_S {
+        return None;
+    }
+    if silence_ms > SILENT_MS {
+        return in_gap(past, now, silence_ms);
+    }
+    let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= SLOW_WITHIN_MS);
+    let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
+    let fell = top_c - now.bt_c;
+    if top_c < FROM_C || fell < BACKED_FALL_C {
+        return None;
+    }
+    let left = *window.clone().find(|p| p.bt_c >= top_c - LEFT_C)?;
+    // Rises again: a gust, not an empty drum.
+    let lowest = window.clone().take_while(|p| p.t_ms > left.t_ms).map(|p| p.bt_c);
+    if lowest.fold(f64::MAX, f64::min) < now.bt_c - 0.5 {
+        return None;
+    }
+    let recent = window.clone().find(|p| now.t_ms - p.t_ms >= WITHIN_MS);
+    let fast = window
+        .clone()
+        .take_while(|p| now.t_ms - p.t_ms <= WITHIN_MS)
+        .map(|p| p.bt_c)
+        .fold(f64::MIN, f64::max)
+        - now.bt_c;
+    let slow_rate = recent.is_some_and(|p| p.bt_c - now.bt_c > 1.0);
+    let backed = roast.burner_out_ms.is_some() || roast.door_ms.is_some();
+    let found = fast >= FALL_C
+        || (slow_rate && fell >= SLOW_FALL_C)
+        || (backed && slow_rate && fell >= BACKED_FALL_C);
+    if !found || roast.seconds(left.t_ms) < AFTER_S - 20.0 {
+        return None;
+    }
+    let knee = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000).unwrap_or(left);
+    Some(place(roast, knee, now, learned))
+}
+
+/// Which moment the fall tells of.
+fn place(roast: &Roast, left: Point, now: Point, learned: &Learned) -> Inference {
+    let curve_ms = left.t_ms;
+    let (curve_spread, burner_spread) =
+        (learned.drop_offset.spread_ms(), learned.burner_offset.spread_ms());
+    let burner = roast.burner_out_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
+    let door = roast.door_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
+    // Nobody's marks yet: a burner that went out under full air just before is the drop's.
+    let by_burner = match (burner_spread, curve_spread) {
+        (Some(burner), Some(curve)) => burner < curve,
+        _ => curve_spread.is_none(),
+    };
+    let (at_ms, spread, method) = match (door, burner) {
+        (Some(door), _) => (door, 3_000, Method::Door),
+        (None, Some(burner)) if by_burner => {
+            (burner + learned.burner_offset.ms(), burner_spread.unwrap_or(8_000), Method::Burner)
+        }
+        _ => (curve_ms + learned.drop_offset.ms(), curve_spread.unwrap_or(6_000), Method::Break),
+    };
+    let half = (3 * spread).max(4_000);
+    Inference {
+        kind: EventKind::Drop,
+        at_ms,
+        from_ms: at_ms - half,
+        to_ms: at_ms + half,
+        known_ms: now.t_ms,
+        bt_c: Some(left.bt_c),
+        confidence: 0.95,
+        method,
+        revision: 0,
+        curve_ms,
+    }
+}
+
+/// The data ceased in mid-roast and came back with an emptied drum: it happened meanwhile.
+fn in_gap(past: &VecDeque<Point>, now: Point, silence_ms: i64) -> Option<Inference> {
+    let before = past.iter().rev().nth(1)?;
+    if before.bt_c < FROM_C || before.bt_c - now.bt_c < GAP_FALL_C {
+        return None;
+    }
+    // An emptied drum cools by about a degree a second at first.
+    #[allow(clippy::cast_possible_truncation)] // seconds of a silence
+    let ago_ms = (((before.bt_c - now.bt_c) * 1_000.0) as i64).min(silence_ms);
+    Some(Inference {
+        kind: EventKind::Drop,
+        at_ms: now.t_ms - ago_ms,
+        from_ms: before.t_ms,
+        to_ms: now.t_ms,
+        known_ms: now.t_ms,
+        bt_c: Some(before.bt_c),
+        confidence: 0.5,
+        method: Method::Gap,
+        revision: 0,
+        curve_ms: now.t_ms - ago_ms,
+    })
+}

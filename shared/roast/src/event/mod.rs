@@ -1,0 +1,423 @@
+//! The marks of a roast, found while it runs, in event time.
+//!
+//! [`Tracker`] takes one machine's samples in order and answers what became known with each: a mark
+//! with its time, the interval it lies in, a confidence, the method, and a revision, because what is
+//! known later may be known better. What a machine or a person says is taken as said and kept beside.
+//!
+//! Silence is never a mark: nothing in here happens because time passed without a sample.
+
+mod charge;
+mod crossing;
+mod drop;
+mod order;
+mod turning;
+
+use std::collections::VecDeque;
+
+use contract::EventKind;
+use serde::{Deserialize, Serialize};
+
+use crate::clean::Cleaner;
+use crate::learn::Learned;
+use crate::ror::{RateOfRise, Rise};
+use crate::sample::Sample;
+
+pub use order::{Late, Order};
+
+/// The past that detectors look back on.
+const PAST_MS: i64 = 100_000;
+const PAST_MAX: usize = 4_096;
+
+/// How a mark was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The bean temperature broke downwards.
+    Break,
+    /// The bean temperature broke while no data came: somewhere in the silence.
+    Gap,
+    /// The burner went out with the air full open, and the curve agreed.
+    Burner,
+    /// The discharge door opened, and the curve agreed.
+    Door,
+    /// The lowest reading.
+    Lowest,
+    /// The temperature crossed the line learned for this machine.
+    Learned,
+    /// The temperature crossed the line that holds for machines nobody has marked on yet.
+    Prior,
+    /// Cracks were heard.
+    Acoustic,
+    /// A machine or a person said so.
+    Told,
+}
+
+impl Method {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Break => "break",
+            Self::Gap => "gap",
+            Self::Burner => "burner",
+            Self::Door => "door",
+            Self::Lowest => "lowest",
+            Self::Learned => "learned",
+            Self::Prior => "prior",
+            Self::Acoustic => "acoustic",
+            Self::Told => "told",
+        }
+    }
+}
+
+/// One mark, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Inference {
+    pub kind: EventKind,
+    /// When it happened, ms of event time; and where it lies with 90 %.
+    pub at_ms: i64,
+    pub from_ms: i64,
+    pub to_ms: i64,
+    /// The event time of the sample with which it became known.
+    pub known_ms: i64,
+    /// Bean temperature there, °C.
+    pub bt_c: Option<f64>,
+    /// 0..1: that it happened, within 30 s of `at_ms`.
+    pub confidence: f64,
+    pub method: Method,
+    /// 0 at first; each better answer about the same mark counts up.
+    pub revision: u32,
+    /// The moment the curve itself shows, before what was learned of this machine's marks.
+    pub curve_ms: i64,
+}
+
+impl Inference {
+    const fn told(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
+        Self {
+            kind,
+            at_ms,
+            from_ms: at_ms,
+            to_ms: at_ms,
+            known_ms: at_ms,
+            bt_c,
+            confidence: 1.0,
+            method: Method::Told,
+            revision: 0,
+            curve_ms: at_ms,
+        }
+    }
+}
+
+/// What a sample changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Change {
+    /// New, or known better.
+    Known(Inference),
+    /// It did not happen after all: the beans were never in.
+    Withdrawn(EventKind),
+}
+
+/// A cleaned moment of the past.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Point {
+    t_ms: i64,
+    bt_c: f64,
+}
+
+/// A roast in progress.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Roast {
+    charge_ms: i64,
+    charge_c: f64,
+    /// The lowest readings since CHARGE.
+    turning: turning::Turning,
+    marks: Vec<Inference>,
+    /// When the burner went out with full air, until it burns again.
+    burner_out_ms: Option<i64>,
+    door_ms: Option<i64>,
+    /// Cracks heard: (when, count) of the last minute.
+    cracks: VecDeque<(i64, f64)>,
+    /// The last readings under the line of each crossing mark.
+    below: [Option<i64>; 3],
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Stage {
+    /// Waiting for beans.
+    Empty,
+    Roasting(Box<Roast>),
+    /// The old batch has left: a fall is its leaving until the drum has recovered from `low_c`.
+    Emptied {
+        low_c: f64,
+    },
+}
+
+/// Follows one machine from roast to roast. Serialize it to resume from there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tracker {
+    /// False for machines that tell CHARGE and DROP themselves.
+    infer_ends: bool,
+    learned: Learned,
+    bt: Cleaner,
+    ror: RateOfRise,
+    rise: Option<(i64, f64, f64)>,
+    past: VecDeque<Point>,
+    stage: Stage,
+}
+
+impl Tracker {
+    /// A tracker of a machine that has taught `learned`.
+    #[must_use]
+    pub fn new(learned: Learned) -> Self {
+        Self {
+            infer_ends: true,
+            learned,
+            bt: Cleaner::default(),
+            ror: RateOfRise::default(),
+            rise: None,
+            past: VecDeque::new(),
+            stage: Stage::Empty,
+        }
+    }
+
+    /// For machines that tell CHARGE and DROP themselves: neither is inferred.
+    #[must_use]
+    pub const fn told_ends(mut self) -> Self {
+        self.infer_ends = false;
+        self
+    }
+
+    #[must_use]
+    pub const fn is_roasting(&self) -> bool {
+        matches!(self.stage, Stage::Roasting(_))
+    }
+
+    /// CHARGE of the running roast, ms.
+    #[must_use]
+    pub const fn charge_ms(&self) -> Option<i64> {
+        match &self.stage {
+            Stage::Roasting(roast) => Some(roast.charge_ms),
+            _ => None,
+        }
+    }
+
+    /// The rate of rise and the smooth bean temperature at the newest sample: (ms, °C/min, °C).
+    #[must_use]
+    pub const fn rise(&self) -> Option<(i64, f64, f64)> {
+        self.rise
+    }
+
+    /// What is known of the running roast.
+    #[must_use]
+    pub fn marks(&self) -> &[Inference] {
+        match &self.stage {
+            Stage::Roasting(roast) => &roast.marks,
+            _ => &[],
+        }
+    }
+
+    /// A machine or a person says that it happened at `at_ms`. A second CHARGE, and a DROP without a
+    /// roast, change nothing and answer `false`.
+    pub fn told(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
+        match (kind, &mut self.stage) {
+            (EventKind::Charge, Stage::Roasting(_)) => return false,
+            (EventKind::Charge, _) => {
+                let charge_c = bt_c.or_else(|| self.bt_at(at_ms)).unwrap_or(0.0);
+                let marks = vec![Inference::told(kind, at_ms, bt_c)];
+                let roast = Roast { charge_ms: at_ms, charge_c, marks, ..Roast::default() };
+                self.stage = Stage::Roasting(Box::new(roast));
+            }
+            (_, Stage::Empty | Stage::Emptied { .. }) => return false,
+            (EventKind::Drop, Stage::Roasting(_)) => {
+                self.stage = Stage::Emptied { low_c: f64::MAX };
+            }
+            (EventKind::Note, _) => {}
+            (_, Stage::Roasting(roast)) => {
+                // What is said stands beside what was found, and is not looked for any more.
+                if roast.mark(kind).is_none() {
+                    roast.put(Inference::told(kind, at_ms, bt_c));
+                }
+            }
+        }
+        true
+    }
+
+    /// Goes on in the middle of a roast that was charged at `charge_ms` and has these marks: after a
+    /// restart without a snapshot.
+    pub fn resume(&mut self, charge_ms: i64, marked: &[EventKind]) {
+        let mut roast = Roast {
+            charge_ms,
+            marks: marked.iter().map(|kind| Inference::told(*kind, charge_ms, None)).collect(),
+            ..Roast::default()
+        };
+        if marked.contains(&EventKind::Tp) {
+            roast.turning = turning::Turning::known(charge_ms);
+        }
+        self.stage = Stage::Roasting(Box::new(roast));
+    }
+
+    /// Takes the next sample, in event time, and answers what became known with it.
+    pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let clean = self.bt.push(sample.t_ms, sample.bt_c);
+        if let Stage::Roasting(roast) = &mut self.stage {
+            roast.watch_controls(sample);
+        }
+        let Some(bt_c) = clean.value else { return changes };
+        let rise = self.ror.push(sample.t_ms, Some(bt_c));
+        self.rise = rise.map(|rise| (sample.t_ms, rise.c_per_min, rise.now_c));
+        let now = Point { t_ms: sample.t_ms, bt_c };
+        let silence = self.past.back().map_or(0, |last| now.t_ms - last.t_ms);
+        self.remember(now);
+        match &mut self.stage {
+            Stage::Empty => self.look_for_charge(now, &mut changes),
+            Stage::Emptied { low_c } => {
+                *low_c = low_c.min(bt_c);
+                if bt_c - *low_c >= charge::RECOVERED_C {
+                    self.stage = Stage::Empty;
+                    self.forget_before(now.t_ms);
+                }
+            }
+            Stage::Roasting(_) => self.follow_roast(sample, now, rise, silence, &mut changes),
+        }
+        changes
+    }
+
+    fn remember(&mut self, now: Point) {
+        self.past.push_back(now);
+        while self.past.len() > PAST_MAX
+            || self.past.front().is_some_and(|p| now.t_ms - p.t_ms > PAST_MS)
+        {
+            self.past.pop_front();
+        }
+    }
+
+    fn forget_before(&mut self, t_ms: i64) {
+        self.past.retain(|point| point.t_ms >= t_ms);
+    }
+
+    /// The cleaned bean temperature nearest to a moment of the last minute and a half.
+    fn bt_at(&self, t_ms: i64) -> Option<f64> {
+        let nearest = self.past.iter().min_by_key(|point| (point.t_ms - t_ms).abs());
+        nearest.map(|point| point.bt_c)
+    }
+
+    fn look_for_charge(&mut self, now: Point, changes: &mut Vec<Change>) {
+        if !self.infer_ends {
+            return;
+        }
+        let Some(found) = charge::find(&self.past, now) else { return };
+        let charge = self.charge_of(found, now, 0);
+        self.stage = Stage::Roasting(Box::new(Roast::begin(charge, found)));
+        changes.push(Change::Known(charge));
+    }
+
+    fn charge_of(&self, found: charge::Found, now: Point, revision: u32) -> Inference {
+        let at_ms = found.at_ms + self.learned.charge_offset.ms();
+        let spread = self.learned.charge_offset.spread_ms().unwrap_or(3_000).max(2_000);
+        Inference {
+            kind: EventKind::Charge,
+            at_ms,
+            from_ms: at_ms - 3 * spread,
+            to_ms: at_ms + 3 * spread,
+            known_ms: now.t_ms,
+            bt_c: Some(found.bt_c),
+            confidence: found.confidence,
+            method: Method::Break,
+            revision,
+            curve_ms: found.at_ms,
+        }
+    }
+
+    fn follow_roast(
+        &mut self,
+        sample: &Sample,
+        now: Point,
+        rise: Option<Rise>,
+        silence_ms: i64,
+        changes: &mut Vec<Change>,
+    ) {
+        if self.infer_ends && self.revise_charge(now, changes) {
+            return;
+        }
+        let Stage::Roasting(roast) = &mut self.stage else { return };
+        if let Some(turned) = roast.turn(now, &self.learned) {
+            changes.push(Change::Known(turned));
+        }
+        for crossed in roast.cross(sample, now, rise, &self.learned).into_iter().flatten() {
+            roast.put(crossed);
+            changes.push(Change::Known(crossed));
+        }
+        if !self.infer_ends {
+            return;
+        }
+        if let Some(dropped) = drop::find(roast, &self.past, now, silence_ms, &self.learned) {
+            changes.push(Change::Known(dropped));
+            self.stage = Stage::Emptied { low_c: now.bt_c };
+        }
+    }
+
+    /// A second break before the beans have dried: the first one was none. Answers whether the roast
+    /// was begun anew or given up.
+    fn revise_charge(&mut self, now: Point, changes: &mut Vec<Change>) -> bool {
+        let Stage::Roasting(roast) = &self.stage else { return false };
+        let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
+        if roast.is_hopeless(now) {
+            changes.push(Change::Withdrawn(EventKind::Charge));
+            self.stage = Stage::Emptied { low_c: now.bt_c };
+            return true;
+        }
+        if !roast.may_be_mistaken(now) {
+            return false;
+        }
+        let Some(found) =
+            charge::find(&self.past, now).filter(|f| f.at_ms > roast.charge_ms + 20_000)
+        else {
+            return false;
+        };
+        let charge = self.charge_of(found, now, revision);
+        self.stage = Stage::Roasting(Box::new(Roast::begin(charge, found)));
+        changes.push(Change::Known(charge));
+        true
+    }
+}
+
+impl Roast {
+    fn begin(charge: Inference, found: charge::Found) -> Self {
+        Self {
+            charge_ms: charge.at_ms,
+            charge_c: found.bt_c,
+            marks: vec![charge],
+            ..Self::default()
+        }
+    }
+
+    fn mark(&self, kind: EventKind) -> Option<&Inference> {
+        self.marks.iter().find(|mark| mark.kind == kind)
+    }
+
+    /// Keeps a mark in place of an older answer about it.
+    fn put(&mut self, mark: Inference) {
+        self.marks.retain(|known| known.kind != mark.kind);
+        self.marks.push(mark);
+    }
+
+    fn seconds(&self, t_ms: i64) -> f64 {
+        (t_ms - self.charge_ms) as f64 / 1000.0
+    }
+
+    fn watch_controls(&mut self, sample: &Sample) {
+        let out = sample.gas_pct.zip(sample.fan_pct).map(|(gas, fan)| gas <= 0.0 && fan >= 90.0);
+        if out == Some(true) {
+            self.burner_out_ms.get_or_insert(sample.t_ms);
+        } else if sample.gas_pct.is_some_and(|gas| gas > 0.0) {
+            self.burner_out_ms = None;
+        }
+        match sample.door_open {
+            Some(true) => {
+                self.door_ms.get_or_insert(sample.t_ms);
+            }
+            Some(false) => self.door_ms = None,
+            None => {}
+        }
+    }
+}

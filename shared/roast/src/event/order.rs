@@ -1,0 +1,85 @@
+//! Samples that arrive late, twice or out of order, put in order before they are judged.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sample::Sample;
+
+/// Samples held back at most; past it the oldest are let through early.
+const HELD_MAX: usize = 4_096;
+
+/// A sample that came after its time had been judged, or a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Late;
+
+/// Holds samples back for `wait_ms` of event time, so that stragglers find their place. The
+/// watermark is event time too: a machine that falls silent judges nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    wait_ms: i64,
+    held: BTreeMap<i64, Sample>,
+    /// Everything up to here has been let through.
+    watermark_ms: i64,
+}
+
+impl Order {
+    #[must_use]
+    pub const fn new(wait_ms: i64) -> Self {
+        Self { wait_ms, held: BTreeMap::new(), watermark_ms: i64::MIN }
+    }
+
+    /// Takes a sample and answers those whose turn has come, in order.
+    ///
+    /// # Errors
+    /// [`Late`] when its time has been judged already, or is held: it changes nothing.
+    pub fn push(&mut self, sample: Sample) -> Result<Vec<Sample>, Late> {
+        if sample.t_ms <= self.watermark_ms || self.held.contains_key(&sample.t_ms) {
+            return Err(Late);
+        }
+        self.held.insert(sample.t_ms, sample);
+        let newest = self.held.last_key_value().map_or(i64::MIN, |(t, _)| *t);
+        let mut due = Vec::new();
+        while let Some((t_ms, first)) = self.held.first_key_value()
+            && (newest - t_ms >= self.wait_ms || self.held.len() > HELD_MAX)
+        {
+            let (t_ms, first) = (*t_ms, *first);
+            self.watermark_ms = t_ms;
+            self.held.remove(&t_ms);
+            due.push(first);
+        }
+        Ok(due)
+    }
+
+    /// The end: everything that is held, in order.
+    pub fn finish(&mut self) -> Vec<Sample> {
+        let rest = std::mem::take(&mut self.held);
+        if let Some((last, _)) = rest.last_key_value() {
+            self.watermark_ms = *last;
+        }
+        rest.into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(samples: &[Sample]) -> Vec<i64> {
+        samples.iter().map(|s| s.t_ms).collect()
+    }
+
+    #[test]
+    fn stragglers_find_their_place_and_doubles_change_nothing() {
+        let mut order = Order::new(5_000);
+        let mut out = Vec::new();
+        for t in [0, 1_000, 3_000, 2_000, 2_000, 9_000, 8_000, 2_900] {
+            if let Ok(due) = order.push(Sample::bean(t, Some(1.0))) {
+                out.extend(due);
+            }
+        }
+        assert_eq!(times(&out), [0, 1_000, 2_000, 3_000]);
+        assert_eq!(order.push(Sample::bean(2_500, None)), Err(Late), "its time has been judged");
+        assert_eq!(times(&order.finish()), [8_000, 9_000], "2 900 came too late");
+    }
+}

@@ -1,0 +1,91 @@
+//! The turning point: the lowest reading after CHARGE.
+//!
+//! On a probe with few digits the lowest value stands for a while; the turning point is the middle of
+//! the readings that show it, but not far from the first, since a lagging probe lingers.
+
+use contract::EventKind;
+use serde::{Deserialize, Serialize};
+
+use super::{Inference, Method, Point, Roast};
+use crate::learn::Learned;
+
+/// The curve has turned once it has risen by this much…
+const RISEN_C: f64 = 1.0;
+/// …and the lowest reading lies this long after CHARGE.
+const AFTER_S: f64 = 15.0;
+/// From the first lowest reading to the turning point at most.
+const MIDDLE_MS_MAX: i64 = 8_000;
+
+/// The lowest readings so far.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct Turning {
+    low: Option<Point>,
+    /// The newest reading as low.
+    until_ms: i64,
+    sure: Option<Point>,
+    told: u32,
+}
+
+impl Turning {
+    /// It had turned before we began to look.
+    pub(super) const fn known(t_ms: i64) -> Self {
+        let point = Point { t_ms, bt_c: f64::MIN };
+        Self { low: Some(point), until_ms: t_ms, sure: Some(point), told: 1 }
+    }
+
+    pub(super) const fn is_sure(&self) -> bool {
+        self.sure.is_some()
+    }
+}
+
+impl Roast {
+    /// Follows the lowest reading; answers the turning point when it is found, or found to be lower.
+    pub(super) fn turn(&mut self, now: Point, learned: &Learned) -> Option<Inference> {
+        // Past drying no lower reading is the turning point's.
+        if self.mark(EventKind::DryEnd).is_some()
+            || self.seconds(now.t_ms) > 400.0 && self.turning.is_sure()
+        {
+            return None;
+        }
+        let seconds = self.seconds(now.t_ms);
+        if seconds < 0.0 {
+            return None;
+        }
+        let turning = &mut self.turning;
+        match turning.low {
+            Some(low) if now.bt_c > low.bt_c => {}
+            Some(low) if now.bt_c >= low.bt_c => turning.until_ms = now.t_ms,
+            _ => {
+                turning.low = Some(now);
+                turning.until_ms = now.t_ms;
+            }
+        }
+        let low = turning.low?;
+        let known = turning.sure.is_some_and(|sure| sure.t_ms == low.t_ms);
+        let after_s = (low.t_ms - self.charge_ms) as f64 / 1000.0;
+        if known || now.bt_c - low.bt_c < RISEN_C || after_s < AFTER_S {
+            return None;
+        }
+        turning.sure = Some(low);
+        let revision = turning.told;
+        turning.told += 1;
+        let middle = ((turning.until_ms - low.t_ms) / 2).min(MIDDLE_MS_MAX);
+        let curve_ms = low.t_ms + middle;
+        let at_ms = curve_ms + learned.tp_offset.ms();
+        let half = (turning.until_ms - low.t_ms).max(8_000);
+        let mark = Inference {
+            kind: EventKind::Tp,
+            at_ms,
+            from_ms: at_ms - half,
+            to_ms: at_ms + half,
+            known_ms: now.t_ms,
+            bt_c: Some(low.bt_c),
+            confidence: 0.95,
+            method: Method::Lowest,
+            revision,
+            curve_ms,
+        };
+        self.put(mark);
+        Some(mark)
+    }
+}

@@ -1,0 +1,344 @@
+//! What comes: bean and environment temperature ahead, with intervals, and the time to dry end,
+//! first crack and drop.
+//!
+//! The rise over the next minute is a linear function of the rates of rise over 20, 45 and 90 s, the
+//! temperature and the time: ridge regression with Huber weights on the machine's own roasts, old
+//! ones forgotten by half every [`HALF_LIFE`] roasts, drawn towards a prior that holds for drums in
+//! general. The interval is adaptive conformal (Gibbs & Candès 2021): widened at each miss, narrowed
+//! at each hit, so that it holds nine times of ten whatever the machine does.
+
+use std::collections::VecDeque;
+
+use contract::EventKind;
+use serde::{Deserialize, Serialize};
+
+use crate::clean::Cleaner;
+use crate::event::Tracker;
+use crate::learn::{AT_S, Learned, MarkLine};
+use crate::ror::RateOfRise;
+use crate::sample::Sample;
+
+/// How far ahead, ms.
+pub const AHEAD_MS: i64 = 60_000;
+const FEATURES: usize = 8;
+/// The weight of an old roast halves with this many newer ones.
+const HALF_LIFE: f64 = 4.0;
+/// The prior counts as this many observations along each feature.
+const PRIOR_WEIGHT: f64 = 100.0;
+/// A miss by more than this, °C, pulls no harder.
+const HUBER_C: f64 = 2.0;
+/// The interval's half width before anything was seen, °C; how fast it follows; and its limits.
+const HALF_C: f64 = 3.0;
+const FOLLOW: f64 = 0.06;
+/// Of the forecasts whose minute is over; a little under a tenth, since the next roast is not this one.
+const MISSES: f64 = 0.075;
+const HALF_C_RANGE: (f64, f64) = (0.3, 30.0);
+/// What is forecast is compared a minute later.
+const PENDING_MAX: usize = 700;
+/// Forecasts begin when the curve has turned and so long after, ms.
+const AFTER_TP_MS: i64 = 45_000;
+
+type Vector = [f64; FEATURES];
+
+/// What a machine's roasts have taught about the next minute of one channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// Weighted normal equations, the prior's share left out.
+    a: [Vector; FEATURES],
+    b: Vector,
+    beta: Vector,
+    half_c: f64,
+}
+
+/// The general drum: the rise goes on, a little less each minute. Fitted on public recordings of
+/// one drum roaster, rounded.
+const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { a: [[0.0; FEATURES]; FEATURES], b: [0.0; FEATURES], beta: PRIOR, half_c: HALF_C }
+    }
+}
+
+impl Ahead {
+    fn rise(&self, x: &Vector) -> f64 {
+        self.beta.iter().zip(x).map(|(b, x)| b * x).sum()
+    }
+
+    /// Takes what came of a forecast: for the interval at once, for the weights at the roast's end.
+    fn resolve(&mut self, x: &Vector, forecast_rise: f64, rise: f64) {
+        let miss = (rise - forecast_rise).abs();
+        let step = FOLLOW * self.half_c.max(0.5);
+        self.half_c += if miss > self.half_c { step * (1.0 - MISSES) } else { -step * MISSES };
+        self.half_c = self.half_c.clamp(HALF_C_RANGE.0, HALF_C_RANGE.1);
+        let weight = if miss > HUBER_C { HUBER_C / miss } else { 1.0 };
+        let rest = rise - PRIOR.iter().zip(x).map(|(p, x)| p * x).sum::<f64>();
+        for i in 0..FEATURES {
+            for j in 0..FEATURES {
+                self.a[i][j] += weight * x[i] * x[j];
+            }
+            self.b[i] += weight * x[i] * rest;
+        }
+    }
+
+    /// A roast has ended: what it taught is used from now on, and what others taught fades.
+    fn learn(&mut self) {
+        let mut a = self.a;
+        for (i, row) in a.iter_mut().enumerate() {
+            row[i] += PRIOR_WEIGHT;
+        }
+        if let Some(delta) = solve(a, self.b) {
+            for (beta, (prior, delta)) in self.beta.iter_mut().zip(PRIOR.iter().zip(delta)) {
+                *beta = prior + delta;
+            }
+        }
+        let fade = 0.5_f64.powf(1.0 / HALF_LIFE);
+        for row in &mut self.a {
+            for value in row.iter_mut() {
+                *value *= fade;
+            }
+        }
+        for value in &mut self.b {
+            *value *= fade;
+        }
+    }
+}
+
+/// Cholesky's solution of a symmetric positive definite system; `None` when it is not one.
+#[allow(clippy::needless_range_loop)] // rows and columns are what a factorisation is told in
+fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
+    for i in 0..FEATURES {
+        for j in 0..=i {
+            let mut sum = a[i][j];
+            for k in 0..j {
+                sum -= a[i][k] * a[j][k];
+            }
+            if i == j {
+                if sum <= 0.0 || !sum.is_finite() {
+                    return None;
+                }
+                a[i][i] = sum.sqrt();
+            } else {
+                a[i][j] = sum / a[j][j];
+            }
+        }
+    }
+    for i in 0..FEATURES {
+        for k in 0..i {
+            b[i] -= a[i][k] * b[k];
+        }
+        b[i] /= a[i][i];
+    }
+    for i in (0..FEATURES).rev() {
+        for k in i + 1..FEATURES {
+            b[i] -= a[k][i] * b[k];
+        }
+        b[i] /= a[i][i];
+    }
+    Some(b)
+}
+
+/// A value ahead and where it lies 90 times of 100, °C.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Value {
+    pub c: f64,
+    pub half_c: f64,
+}
+
+/// When a mark is expected, ms of event time, and where it lies 90 times of 100.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expected {
+    pub kind: EventKind,
+    pub at_ms: i64,
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+/// What is expected, as known at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outlook {
+    pub t_ms: i64,
+    /// [`AHEAD_MS`] later.
+    pub bt: Value,
+    pub et: Option<Value>,
+    /// Dry end, first crack and drop, as far as they still lie ahead and within sight.
+    pub expected: Vec<Expected>,
+}
+
+/// Rates of one channel over several spans.
+#[derive(Debug, Clone)]
+struct Rates {
+    clean: Cleaner,
+    spans: [RateOfRise; 3],
+    /// Newest: (ms, °C smoothed, rates °C/min).
+    now: Option<(i64, f64, [f64; 3])>,
+}
+
+impl Rates {
+    fn new() -> Self {
+        let spans = [20_000, 45_000, 90_000].map(RateOfRise::over);
+        Self { clean: Cleaner::default(), spans, now: None }
+    }
+
+    fn push(&mut self, t_ms: i64, raw: Option<f64>) {
+        let Some(value) = self.clean.push(t_ms, raw).value else { return };
+        let mut rates = [None; 3];
+        for (rate, span) in rates.iter_mut().zip(&mut self.spans) {
+            *rate = span.push(t_ms, Some(value));
+        }
+        let [Some(short), middle, long] = rates else {
+            self.now = None;
+            return;
+        };
+        let middle = middle.unwrap_or(short);
+        let rates = [short.c_per_min, middle.c_per_min, long.unwrap_or(middle).c_per_min];
+        self.now = Some((t_ms, value, rates));
+    }
+
+    fn features(&self, since_charge_s: f64) -> Option<(i64, f64, Vector)> {
+        let (t_ms, c, rates) = self.now?;
+        let warm = (c - 170.0) / 20.0;
+        let [short, middle, long] = rates;
+        let late = (since_charge_s - 300.0) / 200.0;
+        Some((t_ms, c, [short, middle, long, 1.0, warm, warm * warm, late, middle * warm / 3.0]))
+    }
+}
+
+/// A forecast that waits for its minute.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    due_ms: i64,
+    from_c: f64,
+    rise: f64,
+    x: Vector,
+}
+
+/// Makes forecasts while a roast runs, and learns from what came of them.
+#[derive(Debug, Clone)]
+pub struct Forecaster {
+    ahead: [Ahead; 2],
+    rates: [Rates; 2],
+    pending: [VecDeque<Pending>; 2],
+}
+
+impl Forecaster {
+    /// A forecaster of a machine that has taught `ahead` (BT, ET).
+    #[must_use]
+    pub fn new(ahead: [Ahead; 2]) -> Self {
+        Self {
+            ahead,
+            rates: [Rates::new(), Rates::new()],
+            pending: [VecDeque::new(), VecDeque::new()],
+        }
+    }
+
+    /// Takes a sample, after the tracker has.
+    pub fn push(&mut self, sample: &Sample, tracker: &Tracker) {
+        let in_sight = sight(tracker, sample.t_ms);
+        for (i, raw) in [sample.bt_c, sample.et_c].into_iter().enumerate() {
+            self.rates[i].push(sample.t_ms, raw);
+            let Some(since_s) = in_sight else {
+                self.pending[i].clear();
+                continue;
+            };
+            let Some((t_ms, c, x)) = self.rates[i].features(since_s) else { continue };
+            while let Some(old) = self.pending[i].front().copied()
+                && old.due_ms <= t_ms
+            {
+                self.pending[i].pop_front();
+                if t_ms - old.due_ms < 5_000 {
+                    self.ahead[i].resolve(&old.x, old.rise, c - old.from_c);
+                }
+            }
+            if self.pending[i].len() < PENDING_MAX {
+                let rise = self.ahead[i].rise(&x);
+                let due_ms = t_ms + AHEAD_MS;
+                self.pending[i].push_back(Pending { due_ms, from_c: c, rise, x });
+            }
+        }
+    }
+
+    /// What is expected now; `None` before the curve has turned, or while no data come.
+    #[must_use]
+    pub fn outlook(&self, tracker: &Tracker, learned: &Learned) -> Option<Outlook> {
+        let (t_ms, ..) = self.rates[0].now?;
+        let since_s = sight(tracker, t_ms)?;
+        let (_, c, x) = self.rates[0].features(since_s)?;
+        let rise = self.ahead[0].rise(&x);
+        let bt = Value { c: c + rise, half_c: self.ahead[0].half_c };
+        let et = self.rates[1].features(since_s).filter(|(t, ..)| t_ms - t < 5_000);
+        let et = et
+            .map(|(_, c, x)| Value { c: c + self.ahead[1].rise(&x), half_c: self.ahead[1].half_c });
+        let path = Path { t_ms, c, since_s, rate: x[0] / 60.0, rise };
+        let lines = [
+            (EventKind::DryEnd, &learned.dry_end),
+            (EventKind::Fc, &learned.first_crack),
+            (EventKind::Drop, &learned.drop),
+        ];
+        let marked = |kind| tracker.marks().iter().any(|mark| mark.kind == kind);
+        let known = |kind, line: &MarkLine| kind != EventKind::Drop || line.marks() > 0;
+        let expected = lines
+            .into_iter()
+            .filter(|(kind, line)| !marked(*kind) && known(*kind, line))
+            .filter_map(|(kind, line)| path.reaches(kind, line));
+        Some(Outlook { t_ms, bt, et, expected: expected.collect() })
+    }
+
+    /// Ends the roast and hands over what the machine has taught by now.
+    #[must_use]
+    pub fn finish(mut self) -> [Ahead; 2] {
+        for ahead in &mut self.ahead {
+            ahead.learn();
+        }
+        self.ahead
+    }
+}
+
+/// Seconds since CHARGE, once the curve has turned and settled.
+fn sight(tracker: &Tracker, t_ms: i64) -> Option<f64> {
+    let charge = tracker.charge_ms()?;
+    let turned = tracker.marks().iter().find(|mark| mark.kind == EventKind::Tp)?;
+    (t_ms - turned.at_ms >= AFTER_TP_MS).then_some((t_ms - charge) as f64 / 1000.0)
+}
+
+/// The expected course: through now with the present rate, and through the forecast a minute on.
+struct Path {
+    t_ms: i64,
+    c: f64,
+    since_s: f64,
+    /// °C/s now, and °C over the next minute.
+    rate: f64,
+    rise: f64,
+}
+
+impl Path {
+    /// Twenty minutes are out of sight.
+    const SIGHT_S: f64 = 1_200.0;
+
+    fn at(&self, s: f64) -> f64 {
+        let bend = (self.rise - self.rate * 60.0) / 3_600.0;
+        // Beyond a minute and a half the bend is guessing: the course goes on straight.
+        let bent = s.min(90.0);
+        let slope = (self.rate + 2.0 * bend * bent).max(0.02);
+        self.c + self.rate * bent + bend * bent * bent + (s - bent) * slope
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // seconds within sight, as ms
+    fn reaches(&self, kind: EventKind, line: &MarkLine) -> Option<Expected> {
+        let half = crate::learn::Z90 * line.deviation(self.since_s.max(AT_S / 2.0));
+        let when = |off: f64| {
+            let above = |s: f64| self.at(s) >= line.at(self.since_s + s) + off;
+            let mut s = 0.0;
+            while s < Self::SIGHT_S && !above(s) {
+                s += 2.0;
+            }
+            (s < Self::SIGHT_S).then_some(self.t_ms + (s * 1000.0) as i64)
+        };
+        let at_ms = when(0.0)?;
+        // Uncertainty of the course grows with its length.
+        let course = 0.15 * (at_ms - self.t_ms) as f64;
+        let from_ms = when(-half).unwrap_or(self.t_ms) - course as i64;
+        let to_ms = when(half).unwrap_or(at_ms + (at_ms - from_ms)) + course as i64;
+        Some(Expected { kind, at_ms, from_ms: from_ms.max(self.t_ms), to_ms })
+    }
+}

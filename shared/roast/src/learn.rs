@@ -1,0 +1,267 @@
+//! What one machine has taught: where its marks lie, learned from the marks of its earlier roasts.
+//!
+//! Everything here is prequential: a roast is judged with what was known before it, then its marks
+//! are learned. Everything starts from a stated prior, so the first roast gets a sane answer with an
+//! honest, wide interval.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::forecast::Ahead;
+
+/// A line of bean temperature over roast time on which a mark lies: its level at [`AT_S`] and its
+/// slope. Beans that are heated slowly crack at a lower reading, because probe and bean core
+/// part less; so the line falls with time.
+///
+/// A Kalman filter over marks: level and slope are the state, the level wanders between roasts
+/// (beans, probes and seasons change), and the scatter of the marks themselves is learned beside
+/// (scaled inverse χ²). A mark far out pulls only as much as one at [`PULL_MAX`] deviations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MarkLine {
+    level_c: f64,
+    slope_c_per_s: f64,
+    /// Covariance of level and slope.
+    p: [f64; 3],
+    /// Variance of a mark about its line, °C², and how many marks it stands for.
+    scatter: f64,
+    weight: f64,
+    marks: u32,
+}
+
+/// The line's level is told for this time of the roast, s: in the middle of where first cracks lie,
+/// so that level and slope are learned apart.
+pub const AT_S: f64 = 450.0;
+/// A mark's surprise is cut here, in deviations.
+const PULL_MAX: f64 = 2.0;
+/// The level's wander from roast to roast, °C.
+const WANDER_C: f64 = 1.0;
+/// How fast old scatter is forgotten: the weight of this many marks is kept at most.
+const SCATTER_MARKS_MAX: f64 = 25.0;
+pub const Z90: f64 = 1.645;
+
+impl MarkLine {
+    /// First crack, before any mark: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
+    #[must_use]
+    pub const fn first_crack() -> Self {
+        Self::prior(185.0, 12.0, -0.04, 0.015, 3.0)
+    }
+
+    /// Second crack: some 35 °C above first crack on a fast probe, less on a slow one.
+    #[must_use]
+    pub const fn second_crack() -> Self {
+        Self::prior(219.0, 14.0, 0.0, 0.005, 4.0)
+    }
+
+    /// Dry end: 150 °C by convention; a roaster who marks it by colour teaches another one.
+    #[must_use]
+    pub const fn dry_end() -> Self {
+        Self::prior(150.0, 3.0, 0.0, 0.003, 5.0)
+    }
+
+    /// The end of a roast: only what the machine's roasts have shown.
+    #[must_use]
+    pub const fn drop() -> Self {
+        Self::prior(205.0, 15.0, 0.0, 0.01, 5.0)
+    }
+
+    const fn prior(level_c: f64, sd: f64, slope: f64, slope_sd: f64, scatter_c: f64) -> Self {
+        Self {
+            level_c,
+            slope_c_per_s: slope,
+            p: [sd * sd, 0.0, slope_sd * slope_sd],
+            scatter: scatter_c * scatter_c,
+            weight: 6.0,
+            marks: 0,
+        }
+    }
+
+    /// Marks learned so far.
+    #[must_use]
+    pub const fn marks(&self) -> u32 {
+        self.marks
+    }
+
+    /// Where the mark is expected `t_s` after CHARGE, °C.
+    #[must_use]
+    pub fn at(&self, t_s: f64) -> f64 {
+        self.level_c + self.slope_c_per_s * (t_s - AT_S)
+    }
+
+    /// °C/s
+    #[must_use]
+    pub const fn slope(&self) -> f64 {
+        self.slope_c_per_s
+    }
+
+    /// The deviation of the next mark about [`MarkLine::at`], °C.
+    #[must_use]
+    pub fn deviation(&self, t_s: f64) -> f64 {
+        let x = t_s - AT_S;
+        (self.variance(x) + WANDER_C * WANDER_C).sqrt()
+    }
+
+    fn variance(&self, x: f64) -> f64 {
+        self.p[0] + 2.0 * x * self.p[1] + x * x * self.p[2] + self.scatter
+    }
+
+    /// Learns a mark at `t_s` after CHARGE and `bt_c`.
+    pub fn learn(&mut self, t_s: f64, bt_c: f64) {
+        self.p[0] += WANDER_C * WANDER_C;
+        let x = t_s - AT_S;
+        let surprise = bt_c - self.at(t_s);
+        let variance = self.variance(x);
+        let gain = [(self.p[0] + x * self.p[1]) / variance, (self.p[1] + x * self.p[2]) / variance];
+        let deviation = variance.sqrt();
+        let pull = surprise.clamp(-PULL_MAX * deviation, PULL_MAX * deviation);
+        self.level_c += gain[0] * pull;
+        self.slope_c_per_s += gain[1] * pull;
+        let h = [self.p[0] + x * self.p[1], self.p[1] + x * self.p[2]];
+        self.p[0] -= gain[0] * h[0];
+        self.p[1] -= gain[0] * h[1];
+        self.p[2] -= gain[1] * h[1];
+        // What of the surprise the state did not explain is scatter, or wander.
+        let share = self.scatter / variance;
+        let seen = pull * pull * share;
+        self.scatter = (self.scatter * self.weight + seen) / (self.weight + 1.0);
+        self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
+        self.marks += 1;
+    }
+}
+
+/// How much earlier or later than what the curve shows a person marks a moment: a door is opened
+/// before a probe feels air, a key is pressed after beans have fallen.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Offset {
+    /// Mark less curve, ms, the newest last.
+    seen: VecDeque<i64>,
+}
+
+const OFFSETS_MAX: usize = 12;
+/// Fewer marks than this are chance.
+const OFFSETS_MIN: usize = 3;
+/// A mark further off than this was made for another reason.
+const OFFSET_MS_MAX: i64 = 90_000;
+
+impl Offset {
+    /// Learns how far the mark lay from the curve's moment.
+    pub fn learn(&mut self, ms: i64) {
+        if ms.abs() > OFFSET_MS_MAX {
+            return;
+        }
+        if self.seen.len() >= OFFSETS_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(ms);
+    }
+
+    /// What to add to the curve's moment, ms; 0 until there are enough marks, and while they lie on
+    /// both sides of it.
+    #[must_use]
+    pub fn ms(&self) -> i64 {
+        let middle = self.median();
+        let clear = self.spread_ms().is_some_and(|spread| middle.abs() > spread + spread / 2);
+        if clear { middle } else { 0 }
+    }
+
+    /// The typical distance of marks from their median, ms; `None` until there are enough.
+    #[must_use]
+    pub fn spread_ms(&self) -> Option<i64> {
+        if self.seen.len() < OFFSETS_MIN {
+            return None;
+        }
+        let middle = self.median();
+        let mut off: Vec<i64> = self.seen.iter().map(|ms| (ms - middle).abs()).collect();
+        off.sort_unstable();
+        Some(off[off.len() / 2])
+    }
+
+    fn median(&self) -> i64 {
+        let mut sorted: Vec<i64> = self.seen.iter().copied().collect();
+        sorted.sort_unstable();
+        let n = sorted.len();
+        if n == 0 { 0 } else { i64::midpoint(sorted[(n - 1) / 2], sorted[n / 2]) }
+    }
+}
+
+/// What one machine's earlier roasts have taught.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Roasts seen.
+    pub roasts: u32,
+    pub dry_end: MarkLine,
+    pub first_crack: MarkLine,
+    pub second_crack: MarkLine,
+    pub drop: MarkLine,
+    pub charge_offset: Offset,
+    pub tp_offset: Offset,
+    /// From the curve's knee to the DROP mark, and from the burner's going out to it.
+    pub drop_offset: Offset,
+    pub burner_offset: Offset,
+    /// The next minute of BT and of ET.
+    pub ahead: [Ahead; 2],
+}
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self {
+            roasts: 0,
+            dry_end: MarkLine::dry_end(),
+            first_crack: MarkLine::first_crack(),
+            second_crack: MarkLine::second_crack(),
+            drop: MarkLine::drop(),
+            charge_offset: Offset::default(),
+            tp_offset: Offset::default(),
+            drop_offset: Offset::default(),
+            burner_offset: Offset::default(),
+            ahead: [Ahead::default(), Ahead::default()],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_learned_from_its_marks_and_says_how_sure_it_is() {
+        let mut line = MarkLine::first_crack();
+        let (before, mut noise) = (line.deviation(AT_S), crate::noise::Noise::new(7, 3));
+        let truth = |t: f64| 174.0 - 0.03 * (t - AT_S);
+        let (mut inside, roasts) = (0, 300);
+        for i in 0..roasts {
+            let t = 380.0 + f64::from(i * 37 % 150);
+            let mark = truth(t) + 2.0 * noise.normal();
+            let half = Z90 * line.deviation(t);
+            inside += i32::from((mark - line.at(t)).abs() <= half);
+            line.learn(t, mark);
+        }
+        assert!((line.at(400.0) - truth(400.0)).abs() < 1.5, "{line:?}");
+        assert!((line.at(520.0) - truth(520.0)).abs() < 1.5, "{line:?}");
+        assert!(line.deviation(AT_S) < before / 2.0);
+        let share = f64::from(inside) / f64::from(roasts);
+        assert!((0.86..=0.97).contains(&share), "{share} within 90 % intervals");
+    }
+
+    #[test]
+    fn one_wild_mark_does_not_move_a_machine() {
+        let mut line = MarkLine::first_crack();
+        for _ in 0..10 {
+            line.learn(AT_S, 186.0);
+        }
+        let settled = line.at(AT_S);
+        line.learn(AT_S, 349.0);
+        assert!((line.at(AT_S) - settled).abs() < 3.0, "{} → {}", settled, line.at(AT_S));
+    }
+
+    #[test]
+    fn an_offset_waits_for_three_marks_and_forgets_what_is_no_mark() {
+        let mut offset = Offset::default();
+        offset.learn(-14_000);
+        offset.learn(-13_000);
+        assert_eq!((offset.ms(), offset.spread_ms()), (0, None));
+        offset.learn(600_000);
+        offset.learn(-16_000);
+        assert_eq!((offset.ms(), offset.spread_ms()), (-14_000, Some(1_000)));
+    }
+}

@@ -1,0 +1,53 @@
+//! A recorded roast, whatever program wrote it.
+
+use contract::EventKind;
+
+use crate::sample::Sample;
+use crate::{alog, csv};
+
+/// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
+pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// A recorded roast. Times count from its first sample.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Recording {
+    pub title: String,
+    /// The roaster, as the file names it; empty where it does not.
+    pub machine: String,
+    pub beans: String,
+    pub weight_in_g: Option<f64>,
+    pub weight_out_g: Option<f64>,
+    pub ambient_c: Option<f64>,
+    /// True when the file speaks °F; the samples here are °C.
+    pub fahrenheit: bool,
+    pub samples: Vec<Sample>,
+    /// The file's marks and the sample each lies on, in order of the samples.
+    pub marks: Vec<(EventKind, usize)>,
+}
+
+/// Why a text is not a recording.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RecordingError {
+    #[error("not an Artisan recording: {0}")]
+    Alog(#[from] alog::AlogError),
+    #[error("not a table of samples: {0}")]
+    Csv(#[from] csv::CsvError),
+}
+
+impl Recording {
+    /// Reads Artisan's `.alog` or a table with a header line, whichever the text is.
+    ///
+    /// # Errors
+    /// When it is neither, with the reason.
+    pub fn read(text: &str) -> Result<Self, RecordingError> {
+        let start = text.trim_start_matches('\u{feff}').trim_start();
+        if start.starts_with('{') { Ok(alog::read(text)?) } else { Ok(csv::read(text)?) }
+    }
+
+    /// When a mark lies, ms.
+    #[must_use]
+    pub fn mark_ms(&self, kind: EventKind) -> Option<i64> {
+        let (_, at) = self.marks.iter().find(|(marked, _)| *marked == kind)?;
+        self.samples.get(*at).map(|sample| sample.t_ms)
+    }
+}

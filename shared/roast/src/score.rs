@@ -1,0 +1,227 @@
+//! How good the inferences are: prequential tables over recordings with marks.
+//!
+//! The recordings of one machine are walked in order, each with what the earlier ones taught; what
+//! is found is held against the file's own marks, which are learned only afterwards. A turning point
+//! that nobody marked is the lowest clean reading between CHARGE and first crack (or DROP).
+
+use contract::EventKind;
+use serde::Serialize;
+
+use crate::causal::{self, Walk};
+use crate::forecast::AHEAD_MS;
+use crate::learn::Learned;
+use crate::recording::Recording;
+
+/// The kinds that are scored, in the order of a roast.
+pub const KINDS: [EventKind; 5] =
+    [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc, EventKind::Drop];
+/// A machine's first roasts are only learned from, where something is learned: as many as the
+/// baselines had.
+const ROASTS_BEFORE: u32 = 3;
+/// Forecasts are scored from this long after the turning point.
+const FORECAST_AFTER_MS: i64 = 90_000;
+
+/// One kind of mark, over all recordings that have it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct MarkTable {
+    pub marks: usize,
+    pub within_10_s: usize,
+    pub within_30_s: usize,
+    pub missed: usize,
+    /// Found less marked, s: median and the tenth and ninetieth of a hundred.
+    pub median_s: f64,
+    pub p10_s: f64,
+    pub p90_s: f64,
+    /// How many marks lie in their 90 % interval.
+    pub covered: usize,
+}
+
+/// The forecasts of the bean temperature a minute ahead.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct ForecastTable {
+    pub points: usize,
+    /// Mean of the absolute errors, and nine of ten are below, °C.
+    pub mae_c: f64,
+    pub p90_c: f64,
+    pub covered: usize,
+    /// The mean half width of the 90 % interval, °C.
+    pub half_c: f64,
+}
+
+/// What a machine's recordings scored.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Score {
+    pub recordings: usize,
+    /// By the mark's name.
+    pub marks: std::collections::BTreeMap<&'static str, MarkTable>,
+    pub forecast: ForecastTable,
+    /// CHARGE or DROP in recordings that show none.
+    pub false_charges: usize,
+    pub phantom_drops: usize,
+}
+
+/// One comparison.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Miss {
+    pub recording: String,
+    pub kind: EventKind,
+    /// Found less marked, s; `None`: not found.
+    pub error_s: Option<f64>,
+    pub covered: bool,
+}
+
+/// Everything about some machines, so that tables can be added up.
+#[derive(Debug, Clone, Default)]
+pub struct Sheet {
+    pub misses: Vec<Miss>,
+    /// (error, half width) of each forecast, °C.
+    pub forecasts: Vec<(f64, f64)>,
+    recordings: usize,
+    false_charges: usize,
+    phantom_drops: usize,
+}
+
+impl Sheet {
+    /// Walks one machine's recordings in order.
+    pub fn machine<'r>(&mut self, recordings: impl IntoIterator<Item = (&'r str, &'r Recording)>) {
+        let mut learned = Learned::default();
+        for (name, recording) in recordings {
+            let walk = causal::walk(recording, &learned);
+            self.compare(name, recording, &walk, &learned);
+            learned.ahead.clone_from(&walk.ahead);
+            learned.study(recording, &walk);
+            self.recordings += 1;
+        }
+    }
+
+    fn compare(&mut self, name: &str, recording: &Recording, walk: &Walk, learned: &Learned) {
+        let found = walk.roast();
+        for kind in KINDS {
+            let marked = recording.mark_ms(kind).or_else(|| match kind {
+                EventKind::Tp => lowest(recording, walk),
+                _ => None,
+            });
+            let Some(marked) = marked else { continue };
+            if kind == EventKind::Fc && learned.first_crack.marks() < ROASTS_BEFORE {
+                continue;
+            }
+            let mark = found.and_then(|roast| roast.mark(kind));
+            self.misses.push(Miss {
+                recording: name.to_owned(),
+                kind,
+                error_s: mark.map(|mark| (mark.at_ms - marked) as f64 / 1000.0),
+                covered: mark.is_some_and(|m| (m.from_ms..=m.to_ms).contains(&marked)),
+            });
+        }
+        if recording.mark_ms(EventKind::Drop).is_none()
+            && found.is_some_and(|roast| roast.mark(EventKind::Drop).is_some())
+        {
+            self.phantom_drops += 1;
+        }
+        if let Some(charge) = recording.mark_ms(EventKind::Charge) {
+            let early = |r: &&causal::FoundRoast| {
+                r.mark(EventKind::Charge).is_some_and(|m| m.at_ms < charge - 60_000)
+            };
+            self.false_charges += walk.roasts.iter().filter(early).count();
+        }
+        if learned.roasts >= ROASTS_BEFORE {
+            self.score_forecasts(recording, walk);
+        }
+    }
+
+    fn score_forecasts(&mut self, recording: &Recording, walk: &Walk) {
+        let (Some(_), Some(dropped)) =
+            (recording.mark_ms(EventKind::Charge), recording.mark_ms(EventKind::Drop))
+        else {
+            return;
+        };
+        let Some(turned) = walk.roast().and_then(|r| r.mark(EventKind::Tp)) else { return };
+        for outlook in &walk.outlooks {
+            let due = outlook.t_ms + AHEAD_MS;
+            if outlook.t_ms < turned.at_ms + FORECAST_AFTER_MS || due > dropped {
+                continue;
+            }
+            if let Some(actual) = walk.bt_at(due) {
+                self.forecasts.push((outlook.bt.c - actual, outlook.bt.half_c));
+            }
+        }
+    }
+
+    /// Adds another machine's sheet.
+    pub fn add(&mut self, other: &Self) {
+        self.misses.extend(other.misses.iter().cloned());
+        self.forecasts.extend(&other.forecasts);
+        self.recordings += other.recordings;
+        self.false_charges += other.false_charges;
+        self.phantom_drops += other.phantom_drops;
+    }
+
+    #[must_use]
+    pub fn score(&self) -> Score {
+        let marks = KINDS.map(|kind| (kind.as_str(), self.marks(kind)));
+        Score {
+            recordings: self.recordings,
+            marks: marks.into_iter().collect(),
+            forecast: self.forecast(),
+            false_charges: self.false_charges,
+            phantom_drops: self.phantom_drops,
+        }
+    }
+
+    fn marks(&self, kind: EventKind) -> MarkTable {
+        let of: Vec<&Miss> = self.misses.iter().filter(|miss| miss.kind == kind).collect();
+        let mut errors: Vec<f64> = of.iter().filter_map(|miss| miss.error_s).collect();
+        errors.sort_by(f64::total_cmp);
+        let within = |s: f64| errors.iter().filter(|e| e.abs() <= s).count();
+        MarkTable {
+            marks: of.len(),
+            within_10_s: within(10.0),
+            within_30_s: within(30.0),
+            missed: of.len() - errors.len(),
+            median_s: quantile(&errors, 0.5),
+            p10_s: quantile(&errors, 0.1),
+            p90_s: quantile(&errors, 0.9),
+            covered: of.iter().filter(|miss| miss.covered).count(),
+        }
+    }
+
+    fn forecast(&self) -> ForecastTable {
+        let mut errors: Vec<f64> = self.forecasts.iter().map(|(error, _)| error.abs()).collect();
+        errors.sort_by(f64::total_cmp);
+        let n = errors.len().max(1) as f64;
+        ForecastTable {
+            points: errors.len(),
+            mae_c: hundredths(errors.iter().sum::<f64>() / n),
+            p90_c: quantile(&errors, 0.9),
+            covered: self.forecasts.iter().filter(|(error, half)| error.abs() <= *half).count(),
+            half_c: hundredths(self.forecasts.iter().map(|(_, half)| half).sum::<f64>() / n),
+        }
+    }
+}
+
+/// The lowest clean reading between the CHARGE mark and first crack or DROP.
+fn lowest(recording: &Recording, walk: &Walk) -> Option<i64> {
+    let charge = recording.mark_ms(EventKind::Charge)?;
+    let end = recording.mark_ms(EventKind::Fc).or_else(|| recording.mark_ms(EventKind::Drop))?;
+    let span = walk.bt.iter().filter(|c| (charge..end).contains(&c.t_ms));
+    let mut low: Option<(i64, f64)> = None;
+    for (t_ms, value) in span.filter_map(|c| Some((c.t_ms, c.value?))) {
+        if low.is_none_or(|(_, least)| value < least) {
+            low = Some((t_ms, value));
+        }
+    }
+    low.map(|(t_ms, _)| t_ms)
+}
+
+/// Of sorted values, between neighbours; 0 of none.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // an index into a slice
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let at = share * last as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    hundredths(low + (high - low) * at.fract())
+}
+
+fn hundredths(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}

@@ -4,6 +4,7 @@
 mod broker;
 mod config;
 mod device;
+mod roasts;
 mod serve;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use store::Store;
 
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
+use crate::roasts::RoastCommand;
 
 #[derive(Parser)]
 #[command(name = "simcorp", version, about = "The control plane of a fleet of coffee roasters")]
@@ -35,6 +37,9 @@ enum Command {
     /// The gateways whose signatures are believed
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Recordings of roasts: analyze, compare, score, plot
+    #[command(subcommand)]
+    Roast(RoastCommand),
 }
 
 #[derive(Subcommand)]
@@ -67,14 +72,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         print!("{}", service::config::print(&config)?);
         return Ok(());
     }
-    let command =
-        cli.command.context("say what to do: serve, migrate or device; --help tells more")?;
+    let command = cli
+        .command
+        .context("say what to do: serve, migrate, device or roast; --help tells more")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
             Command::Serve { services } => serve::serve(config, &services).await,
             Command::Migrate(command) => migrate(&config, &command).await,
             Command::Device(command) => device::act(&config, command).await,
+            Command::Roast(command) => roasts::act(command),
         }
     })
 }

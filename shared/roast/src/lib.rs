@@ -4,6 +4,7 @@
 //! recorded roast replays to the same answer bit for bit.
 
 pub mod alog;
+pub mod analysis;
 pub mod causal;
 pub mod clean;
 pub mod csv;
@@ -11,7 +12,7 @@ pub mod event;
 pub mod forecast;
 pub mod learn;
 pub mod noise;
-pub mod phase;
+pub mod plot;
 pub mod recording;
 pub mod ror;
 pub mod sample;

@@ -1,0 +1,348 @@
+//! `simcorp roast`: what the recordings of roasts tell, on a roaster's own computer. No server, no
+//! database.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use contract::EventKind;
+use roast::analysis::compare::{Comparison, compare};
+use roast::analysis::{Analysis, Curve, Marks, analyze};
+use roast::causal::{self, Walk};
+use roast::event::{Change, Inference};
+use roast::learn::Learned;
+use roast::recording::{FILE_BYTES_MAX, Recording};
+use roast::score::{Score, Sheet};
+use roast::{plot, score};
+use serde_json::json;
+
+#[derive(Subcommand)]
+pub enum RoastCommand {
+    /// Walk recordings as they happened: each mark with the time at which it became known. Several
+    /// files are one machine's history: each is judged with what the marks of the earlier ones taught
+    Analyze {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// One JSON object a file
+        #[arg(long)]
+        json: bool,
+    },
+    /// How far a roast lies from a reference
+    Compare(CompareArgs),
+    /// Hold what is found against the marks in recordings. Each folder in DIR is one machine
+    Score {
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the curve with its marks, phases and forecast, as SVG
+    Plot {
+        file: PathBuf,
+        /// Where to; default: beside the recording
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    file: PathBuf,
+    reference: PathBuf,
+    /// Set both clocks alike at this mark
+    #[arg(long, value_enum, default_value = "charge")]
+    align: Align,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Align {
+    Charge,
+    Tp,
+    Dry,
+    Fc,
+}
+
+impl Align {
+    const fn kind(self) -> EventKind {
+        match self {
+            Self::Charge => EventKind::Charge,
+            Self::Tp => EventKind::Tp,
+            Self::Dry => EventKind::DryEnd,
+            Self::Fc => EventKind::Fc,
+        }
+    }
+}
+
+pub fn act(command: RoastCommand) -> anyhow::Result<()> {
+    match command {
+        RoastCommand::Analyze { files, json } => analyze_files(&files, json),
+        RoastCommand::Compare(args) => compare_files(&args),
+        RoastCommand::Score { dir, json } => score_folder(&dir, json),
+        RoastCommand::Plot { file, output } => draw(&file, output),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Recording> {
+    let shown = path.display();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();
+    ensure!(size <= FILE_BYTES_MAX as u64, "{shown} is larger than {FILE_BYTES_MAX} bytes");
+    // Importers write what they found: a byte that is no UTF-8 costs one letter, not the roast.
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+    let text = String::from_utf8_lossy(&bytes);
+    Recording::read(&text).with_context(|| format!("{shown}"))
+}
+
+/// One file, walked with what came before it.
+struct Found {
+    recording: Recording,
+    walk: Walk,
+    marks: Vec<Inference>,
+    analysis: Option<Analysis>,
+}
+
+fn walk_next(path: &Path, learned: &mut Learned) -> anyhow::Result<Found> {
+    let recording = read(path)?;
+    let walk = causal::walk(&recording, learned);
+    learned.ahead.clone_from(&walk.ahead);
+    learned.study(&recording, &walk);
+    let marks = walk.roast().map(|roast| roast.marks.clone()).unwrap_or_default();
+    let analysis = analyze(&recording, &Marks::found(&marks));
+    Ok(Found { recording, walk, marks, analysis })
+}
+
+const fn seconds(ms: i64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+fn analyze_files(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+    let mut learned = Learned::default();
+    for path in files {
+        let found = walk_next(path, &mut learned)?;
+        if as_json {
+            println!("{}", told(path, &found));
+        } else {
+            print(path, &found);
+        }
+    }
+    Ok(())
+}
+
+fn told(path: &Path, found: &Found) -> serde_json::Value {
+    let events = found.marks.iter().map(|mark| {
+        json!({
+            "type": mark.kind.as_str(),
+            "t": seconds(mark.at_ms),
+            "known_at": seconds(mark.known_ms),
+            "confidence": (mark.confidence * 1000.0).round() / 1000.0,
+            "interval": [seconds(mark.from_ms), seconds(mark.to_ms)],
+            "method": mark.method.as_str(),
+            "btC": mark.bt_c.map(|bt| (bt * 10.0).round() / 10.0),
+            "revision": mark.revision,
+        })
+    });
+    json!({
+        "file": path.display().to_string(),
+        "samples": found.recording.samples.len(),
+        "unit": if found.recording.fahrenheit { "F" } else { "C" },
+        "events": events.collect::<Vec<_>>(),
+        "analysis": found.analysis,
+    })
+}
+
+#[allow(clippy::cast_possible_truncation)] // seconds of a roast
+fn ms(seconds: f64) -> i64 {
+    (seconds * 1000.0) as i64
+}
+
+fn clock(ms: i64) -> String {
+    let sign = if ms < 0 { "-" } else { "" };
+    let s = ms.abs() / 1000;
+    format!("{sign}{}:{:02}", s / 60, s % 60)
+}
+
+fn print(path: &Path, found: &Found) {
+    let unit = if found.recording.fahrenheit { "°F" } else { "°C" };
+    println!("{} — {} samples in {unit}", path.display(), found.recording.samples.len());
+    println!("  known at  what            at      BT °C  sure  within            by");
+    for change in &found.walk.changes {
+        match change {
+            Change::Known(mark) => {
+                let again = if mark.revision > 0 { " (again)" } else { "" };
+                println!(
+                    "  {:>8}  {:<14} {:>6}  {:>6}  {:>3.0}%  {:>6} … {:<6}  {}",
+                    clock(mark.known_ms),
+                    format!("{}{again}", mark.kind),
+                    clock(mark.at_ms),
+                    mark.bt_c.map_or_else(|| "—".to_owned(), |bt| format!("{bt:.1}")),
+                    mark.confidence * 100.0,
+                    clock(mark.from_ms),
+                    clock(mark.to_ms),
+                    mark.method.as_str(),
+                );
+            }
+            Change::Withdrawn(kind) => println!("            {kind} withdrawn: it was none"),
+        }
+    }
+    let Some(a) = &found.analysis else {
+        println!("  no roast was found\n");
+        return;
+    };
+    for p in &a.phase_stats {
+        println!(
+            "  {:<12} {:>6}  {:>5.1} %  {:>6} °C  {:>5} °C/min",
+            format!("{:?}", p.phase),
+            clock(ms(p.duration_seconds)),
+            p.share * 100.0,
+            p.bt_delta_c.map_or_else(|| "—".to_owned(), |d| format!("{d:+.1}")),
+            p.avg_ror_c_per_min.map_or_else(|| "—".to_owned(), |r| format!("{r:.1}")),
+        );
+    }
+    for warning in &a.warnings {
+        println!("  ! {}", warning.message);
+    }
+    for advice in &a.recommendations {
+        println!("  → {}", advice.message);
+    }
+    println!();
+}
+
+fn compare_files(args: &CompareArgs) -> anyhow::Result<()> {
+    let mut sides = Vec::with_capacity(2);
+    for path in [&args.file, &args.reference] {
+        let found = walk_next(path, &mut Learned::default())?;
+        let marks = Marks::of(&found.recording, &found.marks);
+        sides.push((Curve::of(&found.recording), marks));
+    }
+    let kind = args.align.kind();
+    let [this, reference] = sides.as_slice() else { anyhow::bail!("two roasts are compared") };
+    let found = compare((&this.0, &this.1), (&reference.0, &reference.1), kind);
+    let found: Comparison = found.with_context(|| {
+        format!("the roasts cannot be compared: one has no CHARGE, DROP or {kind}, or they share no time")
+    })?;
+    if args.json {
+        println!("{}", json!(found));
+        return Ok(());
+    }
+    println!("aligned on {kind}, {} compared", clock(found.seconds_compared * 1000));
+    println!(
+        "  BT   ±{:.2} °C (root mean square), {:+.2} °C on average",
+        found.bt_rmse_c, found.bt_mean_c
+    );
+    println!(
+        "       at most {:+.1} °C, {} from {kind}",
+        found.bt_largest_c,
+        clock(ms(found.bt_largest_at_seconds))
+    );
+    if let Some(ror) = found.ror_rmse_c_per_min {
+        println!("  RoR  ±{ror:.2} °C/min");
+    }
+    println!("  similarity {:.0} of 100", found.similarity);
+    Ok(())
+}
+
+fn recordings_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder);
+    let entries = entries.with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "alog" || e == "csv"));
+    files.sort();
+    Ok(files)
+}
+
+fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+    let mut folders = vec![dir.to_owned()];
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut within: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    within.retain(|path| path.is_dir());
+    within.sort();
+    folders.extend(within);
+    let mut all = Sheet::default();
+    let mut scores: Vec<(String, Score)> = Vec::new();
+    for folder in folders {
+        let mut named = Vec::new();
+        for path in recordings_in(&folder)? {
+            match read(&path) {
+                Ok(recording) => named.push((path.display().to_string(), recording)),
+                Err(error) => eprintln!("simcorp: passed over: {error:#}"),
+            }
+        }
+        if named.is_empty() {
+            continue;
+        }
+        let mut sheet = Sheet::default();
+        sheet.machine(named.iter().map(|(name, recording)| (name.as_str(), recording)));
+        all.add(&sheet);
+        let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
+        scores.push((name.into_owned(), sheet.score()));
+    }
+    ensure!(!scores.is_empty(), "no .alog or .csv recordings in {}", dir.display());
+    if as_json {
+        let machines: serde_json::Map<_, _> =
+            scores.into_iter().map(|(name, score)| (name, json!(score))).collect();
+        println!("{}", json!({"machines": machines, "all": all.score()}));
+        return Ok(());
+    }
+    scores.push(("all".to_owned(), all.score()));
+    print_scores(&scores);
+    Ok(())
+}
+
+fn print_scores(scores: &[(String, Score)]) {
+    println!(
+        "found against marked, s       ≤10 s      ≤30 s  missed  median     p10     p90  in interval"
+    );
+    for kind in score::KINDS {
+        for (name, score) in scores {
+            let Some(t) = score.marks.get(kind.as_str()).filter(|t| t.marks > 0) else { continue };
+            println!(
+                "{:<9} {:<14} {:>4}/{:<4} {:>4}/{:<4} {:>6} {:>7.1} {:>7.1} {:>7.1}  {:>4}/{:<4}",
+                kind.as_str(),
+                name,
+                t.within_10_s,
+                t.marks,
+                t.within_30_s,
+                t.marks,
+                t.missed,
+                t.median_s,
+                t.p10_s,
+                t.p90_s,
+                t.covered,
+                t.marks,
+            );
+        }
+    }
+    println!(
+        "\nBT 60 s ahead            points   mean error °C   9 of 10 below   in interval   ± °C"
+    );
+    for (name, score) in scores {
+        let f = &score.forecast;
+        if f.points > 0 {
+            println!(
+                "          {name:<14} {:>6}   {:>13.2}   {:>13.2}   {:>9.1} %   {:>4.1}",
+                f.points,
+                f.mae_c,
+                f.p90_c,
+                100.0 * f.covered as f64 / f.points as f64,
+                f.half_c,
+            );
+        }
+    }
+    for (name, score) in scores {
+        println!(
+            "{name}: {} recordings, {} false charges, {} phantom drops",
+            score.recordings, score.false_charges, score.phantom_drops
+        );
+    }
+}
+
+fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
+    let found = walk_next(file, &mut Learned::default())?;
+    let marks = Marks::of(&found.recording, &found.marks);
+    let svg = plot::svg(&found.recording, &marks, found.walk.outlooks.last());
+    let output = output.unwrap_or_else(|| file.with_extension("svg"));
+    std::fs::write(&output, svg).with_context(|| format!("cannot write {}", output.display()))?;
+    println!("{}", output.display());
+    Ok(())
+}

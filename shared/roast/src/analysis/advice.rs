@@ -1,0 +1,168 @@
+//! What a reader of an analysis should look at: warnings about the data and the roast, and
+//! recommendations, each with its evidence. Nothing here moves a burner.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::phase::Phase;
+use super::{Analysis, Curve};
+use crate::clean::Why;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Severity {
+    Info,
+    Warn,
+    Alert,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Warning {
+    pub code: &'static str,
+    pub severity: Severity,
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_seconds: Option<f64>,
+    pub details: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Confidence {
+    Low,
+    Med,
+    High,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recommendation {
+    pub code: &'static str,
+    pub message: String,
+    pub confidence: Confidence,
+    /// The evidence.
+    pub details: Map<String, Value>,
+}
+
+fn details(value: &Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warn = |code, severity, message: String, at_seconds, evidence: Value| {
+        let details = details(&evidence);
+        warnings.push(Warning { code, severity, message, at_seconds, details });
+    };
+    let roast: Vec<_> = curve.bt.iter().filter(|c| (charge..=until).contains(&c.t_ms)).collect();
+    let count = |why| roast.iter().filter(|c| c.why == why).count();
+    let first = |why| {
+        let found = roast.iter().find(|c| c.why == why);
+        found.map(|c| super::tenths((c.t_ms - charge) as f64 / 1000.0))
+    };
+    for (why, code, severity, what) in [
+        (
+            Why::UnitFlip,
+            "UNIT_FLIP",
+            Severity::Alert,
+            "readings came in the other unit and were converted",
+        ),
+        (Why::Stuck, "STUCK", Severity::Warn, "readings stood still while the roast went on"),
+        (Why::Range, "RANGE", Severity::Warn, "readings were outside of what a probe can show"),
+        (Why::Spike, "SPIKE", Severity::Info, "readings jumped and were not believed"),
+        (Why::Missing, "DROPOUT", Severity::Info, "readings were missing"),
+        (
+            Why::Staircase,
+            "STAIRCASE",
+            Severity::Info,
+            "readings move in steps: few digits, or polled too fast",
+        ),
+    ] {
+        let found = count(why);
+        if found > 0 {
+            let share = found as f64 / roast.len().max(1) as f64;
+            let message = format!("{found} of {} {what}", roast.len());
+            warn(code, severity, message, first(why), json!({"count": found, "share": share}));
+        }
+    }
+    if a.crash_flick.crash_detected {
+        let message = "the rate of rise fell far under its course after first crack".to_owned();
+        let evidence = json!(a.crash_flick.details);
+        warn("CRASH", Severity::Warn, message, a.crash_flick.crash_at_seconds, evidence);
+    }
+    if a.crash_flick.flick_detected {
+        let message = "the rate of rise rose again before the drop".to_owned();
+        let evidence = json!(a.crash_flick.details);
+        warn("FLICK", Severity::Warn, message, a.crash_flick.flick_at_seconds, evidence);
+    }
+    if a.drop_seconds.is_none() {
+        let message = "the roast has no end: it runs, or its DROP was not seen".to_owned();
+        warn("NO_DROP", Severity::Info, message, None, json!({}));
+    }
+    warnings
+}
+
+/// Bounds within which most roasters finish a roast; outside of them a word is worth it.
+const DEVELOPMENT: std::ops::RangeInclusive<f64> = 0.10..=0.30;
+
+pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
+    let mut advice = Vec::new();
+    let mut advise = |code, message: &str, confidence, evidence: Value| {
+        let (message, details) = (message.to_owned(), details(&evidence));
+        advice.push(Recommendation { code, message, confidence, details });
+    };
+    if a.crash_flick.crash_detected {
+        let late = a.fc_seconds.map(|fc| {
+            let cuts = a.controls.iter().filter(|m| {
+                m.control == super::controls::Control::Gas
+                    && m.to_pct < m.from_pct
+                    && (fc - 60.0..=fc + 60.0).contains(&m.seconds)
+            });
+            cuts.map(|m| json!({"atSeconds": m.seconds, "fromPct": m.from_pct, "toPct": m.to_pct}))
+                .collect::<Vec<_>>()
+        });
+        advise(
+            "SMOOTHER_INTO_FC",
+            "Reduce heat earlier and in smaller steps before first crack, and less around it: \
+             the rate of rise crashed after it.",
+            if late.as_ref().is_some_and(|cuts| !cuts.is_empty()) {
+                Confidence::Med
+            } else {
+                Confidence::Low
+            },
+            json!({"shape": a.crash_flick.details, "gasCutsNearFirstCrack": late}),
+        );
+    }
+    if a.crash_flick.flick_detected && !a.crash_flick.crash_detected {
+        advise(
+            "LOWER_END",
+            "Lower heat or more air at the end: the rate of rise rose before the drop.",
+            Confidence::Low,
+            json!({"shape": a.crash_flick.details}),
+        );
+    }
+    if let Some(ratio) = a.development_ratio
+        && a.drop_seconds.is_some()
+        && !DEVELOPMENT.contains(&ratio)
+    {
+        let message = if ratio < *DEVELOPMENT.start() {
+            "Development is short: drop later, or slow down before first crack, if the cup says so."
+        } else {
+            "Development is long: drop sooner, or carry more heat into first crack, if the cup says so."
+        };
+        advise("DEVELOPMENT", message, Confidence::Low, json!({"developmentRatio": ratio}));
+    }
+    let rough = a.phase_stats.iter().find(|p| {
+        p.phase == Phase::Maillard && p.ror_smoothness_score.is_some_and(|score| score < 0.6)
+    });
+    if let Some(rough) = rough {
+        advise(
+            "STEADIER_MAILLARD",
+            "The rate of rise wanders between drying and first crack: fewer and earlier moves.",
+            Confidence::Low,
+            json!({"smoothness": rough.ror_smoothness_score, "moves": a.controls.len()}),
+        );
+    }
+    advice
+}

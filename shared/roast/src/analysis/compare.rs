@@ -1,0 +1,171 @@
+//! Roasts held against each other: deviation from a reference aligned on a mark, similarity, and the
+//! consistency of a set.
+
+use contract::EventKind;
+use serde::Serialize;
+
+use super::{Analysis, Curve, Marks, tenths, thousandths};
+use crate::causal::value_at;
+
+/// The curves are compared every second.
+const STEP_MS: i64 = 1_000;
+
+/// How far one roast lies from another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// The mark at which both clocks are set alike.
+    pub aligned_on: EventKind,
+    pub seconds_compared: i64,
+    /// Root mean square and mean of (this − reference), and the largest with its time from the
+    /// alignment, °C.
+    pub bt_rmse_c: f64,
+    pub bt_mean_c: f64,
+    pub bt_largest_c: f64,
+    pub bt_largest_at_seconds: f64,
+    /// The same root mean square of the rates of rise, °C/min.
+    pub ror_rmse_c_per_min: Option<f64>,
+    /// Share of the reference's own variation that is met; 1 is the same curve.
+    pub r2: f64,
+    /// 0..100: a hundred for the same curve, about 78 for 1 °C and 37 for 4 °C of deviation.
+    pub similarity: f64,
+}
+
+/// Compares two roasts. `None` when one lacks the mark, or they share no time.
+#[must_use]
+pub fn compare(
+    this: (&Curve, &Marks),
+    reference: (&Curve, &Marks),
+    aligned_on: EventKind,
+) -> Option<Comparison> {
+    let (at, at_reference) = (this.1.ms(aligned_on)?, reference.1.ms(aligned_on)?);
+    let span = |marks: &Marks, zero: i64| {
+        Some((marks.ms(EventKind::Charge)? - zero, marks.ms(EventKind::Drop)? - zero))
+    };
+    let ((a0, a1), (b0, b1)) = (span(this.1, at)?, span(reference.1, at_reference)?);
+    let (from, to) = (a0.max(b0), a1.min(b1));
+    let mut pairs = Vec::new();
+    let mut t = from;
+    while t <= to {
+        let values = value_at(&this.0.bt, at + t).zip(value_at(&reference.0.bt, at_reference + t));
+        pairs.extend(values.map(|(a, b)| (t, a, b)));
+        t += STEP_MS;
+    }
+    let n = pairs.len() as f64;
+    if pairs.len() < 10 {
+        return None;
+    }
+    let mean = pairs.iter().map(|(_, a, b)| a - b).sum::<f64>() / n;
+    let square: f64 = pairs.iter().map(|(_, a, b)| (a - b).powi(2)).sum();
+    let level = pairs.iter().map(|(.., b)| b).sum::<f64>() / n;
+    let variation: f64 = pairs.iter().map(|(.., b)| (b - level).powi(2)).sum();
+    let largest = pairs
+        .iter()
+        .copied()
+        .reduce(|x, y| if (y.1 - y.2).abs() > (x.1 - x.2).abs() { y } else { x })?;
+    let rmse = (square / n).sqrt();
+    Some(Comparison {
+        aligned_on,
+        seconds_compared: (to - from) / 1000,
+        bt_rmse_c: thousandths(rmse),
+        bt_mean_c: thousandths(mean),
+        bt_largest_c: tenths(largest.1 - largest.2),
+        bt_largest_at_seconds: tenths(largest.0 as f64 / 1000.0),
+        ror_rmse_c_per_min: ror_rmse(this.0, reference.0, at, at_reference, from..=to),
+        r2: thousandths(if variation > 0.0 { 1.0 - square / variation } else { 0.0 }),
+        similarity: tenths(100.0 * (-rmse / 4.0).exp()),
+    })
+}
+
+fn ror_rmse(
+    this: &Curve,
+    reference: &Curve,
+    at: i64,
+    at_reference: i64,
+    span: std::ops::RangeInclusive<i64>,
+) -> Option<f64> {
+    let mut square = 0.0;
+    let mut n = 0.0;
+    for (t, ror) in this.ror_between(at + span.start(), at + span.end()) {
+        let wanted = t - at + at_reference;
+        let i = reference.ror.partition_point(|(t, _)| *t < wanted);
+        let near = reference.ror.get(i).filter(|(t, _)| t - wanted <= 3_000);
+        if let Some((_, other)) = near {
+            square += (ror - other).powi(2);
+            n += 1.0;
+        }
+    }
+    (n >= 10.0).then(|| thousandths(f64::sqrt(square / n)))
+}
+
+/// One figure over a set of roasts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spread {
+    pub roasts: usize,
+    pub mean: f64,
+    pub deviation: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+/// How alike a set of roasts is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Consistency {
+    pub tp_seconds: Option<Spread>,
+    pub fc_seconds: Option<Spread>,
+    pub drop_seconds: Option<Spread>,
+    pub drop_bt_c: Option<Spread>,
+    pub development_ratio: Option<Spread>,
+    pub weight_loss_pct: Option<Spread>,
+}
+
+#[must_use]
+pub fn consistency(roasts: &[Analysis]) -> Consistency {
+    let spread = |value: fn(&Analysis) -> Option<f64>| {
+        let values: Vec<f64> = roasts.iter().filter_map(value).collect();
+        let n = values.len() as f64;
+        if values.len() < 2 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n;
+        let square: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        Some(Spread {
+            roasts: values.len(),
+            mean: thousandths(mean),
+            deviation: thousandths((square / (n - 1.0)).sqrt()),
+            least: values.iter().copied().fold(f64::MAX, f64::min),
+            most: values.iter().copied().fold(f64::MIN, f64::max),
+        })
+    };
+    Consistency {
+        tp_seconds: spread(|a| a.tp_seconds),
+        fc_seconds: spread(|a| a.fc_seconds),
+        drop_seconds: spread(|a| a.drop_seconds),
+        drop_bt_c: spread(|a| a.drop_bt_c),
+        development_ratio: spread(|a| a.development_ratio),
+        weight_loss_pct: spread(|a| a.weight_loss_pct),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_curve_is_the_same_and_a_late_one_is_only_late() {
+        let recording = super::super::tests::recording();
+        let (curve, marks) = (Curve::of(&recording), Marks::of(&recording, &[]));
+        let same = compare((&curve, &marks), (&curve, &marks), EventKind::Charge).unwrap();
+        assert_eq!((same.bt_rmse_c, same.similarity, same.r2), (0.0, 100.0, 1.0));
+        let mut warmer = recording.clone();
+        for sample in &mut warmer.samples {
+            sample.bt_c = sample.bt_c.map(|bt| bt + 2.0);
+        }
+        let warmer = Curve::of(&warmer);
+        let other = compare((&warmer, &marks), (&curve, &marks), EventKind::Fc).unwrap();
+        assert_eq!((other.bt_rmse_c, other.bt_mean_c), (2.0, 2.0));
+        assert_eq!(compare((&curve, &marks), (&curve, &marks), EventKind::Sc), None);
+    }
+}

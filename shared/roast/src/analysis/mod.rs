@@ -1,0 +1,321 @@
+//! What a finished roast was: times, phases, areas, shapes, controls, and what to think about them.
+//!
+//! Everything is computed from the clean view and the marks; seconds count from CHARGE. The field
+//! names are the reference's where it has one, and stand beside it where it has none.
+
+pub mod advice;
+pub mod compare;
+pub mod controls;
+pub mod phase;
+pub mod shape;
+
+use contract::EventKind;
+use serde::Serialize;
+
+use crate::causal::value_at;
+use crate::clean::{self, Clean};
+use crate::event::Inference;
+use crate::recording::Recording;
+use crate::ror::RateOfRise;
+
+use advice::{Recommendation, Warning};
+use controls::{ControlMove, Energy};
+use phase::{PhaseSpan, PhaseStats};
+use shape::CrashFlick;
+
+/// Artisan's base of the area under the curve, °C.
+pub const AUC_BASE_C: f64 = 100.0;
+/// A recording that begins this long before CHARGE tells of the time between batches.
+const BBP_MS_MIN: i64 = 90_000;
+
+/// A roast's marks, ms of the recording: a person's where there is one, found ones beside.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Marks(Vec<(EventKind, i64)>);
+
+impl Marks {
+    /// What was found.
+    #[must_use]
+    pub fn found(marks: &[Inference]) -> Self {
+        Self(marks.iter().map(|mark| (mark.kind, mark.at_ms)).collect())
+    }
+
+    /// What the file says; found marks where it says nothing.
+    #[must_use]
+    pub fn of(recording: &Recording, found: &[Inference]) -> Self {
+        let mut marks = Self::found(found);
+        for (kind, _) in &recording.marks {
+            if let Some(at) = recording.mark_ms(*kind) {
+                marks.0.retain(|(known, _)| known != kind);
+                marks.0.push((*kind, at));
+            }
+        }
+        marks
+    }
+
+    #[must_use]
+    pub fn ms(&self, kind: EventKind) -> Option<i64> {
+        self.0.iter().find(|(known, _)| *known == kind).map(|(_, at)| *at)
+    }
+}
+
+/// The clean curves of a recording, with the rate of rise where it belongs in time.
+#[derive(Debug, Clone, Default)]
+pub struct Curve {
+    pub bt: Vec<Clean>,
+    pub et: Vec<Clean>,
+    /// (ms, °C/min): the slope at the middle of what was fitted.
+    pub ror: Vec<(i64, f64)>,
+}
+
+impl Curve {
+    #[must_use]
+    pub fn of(recording: &Recording) -> Self {
+        let bt = clean::view(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
+        let et = clean::view(recording.samples.iter().map(|s| (s.t_ms, s.et_c)));
+        let mut rate = RateOfRise::default();
+        let rise = |c: &Clean| {
+            let rise = rate.push(c.t_ms, c.value)?;
+            Some((c.t_ms - rise.span_ms / 2, rise.c_per_min))
+        };
+        let ror = bt.iter().filter_map(rise).collect();
+        Self { bt, et, ror }
+    }
+
+    #[must_use]
+    pub fn bt_at(&self, t_ms: i64) -> Option<f64> {
+        value_at(&self.bt, t_ms)
+    }
+
+    /// The rates of rise of a span of time.
+    pub fn ror_between(&self, from_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, f64)> + '_ {
+        let from = self.ror.partition_point(|(t, _)| *t < from_ms);
+        self.ror[from..].iter().copied().take_while(move |(t, _)| *t <= to_ms)
+    }
+}
+
+/// The time between two batches.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BetweenBatches {
+    /// From the recording's begin to CHARGE.
+    pub seconds: f64,
+    pub bottom_c: f64,
+    /// Before CHARGE.
+    pub bottom_seconds: f64,
+    /// °C/min to the bottom, and from there to CHARGE.
+    pub fall_c_per_min: Option<f64>,
+    pub rise_c_per_min: Option<f64>,
+}
+
+/// A finished roast, or as much of one as there is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Analysis {
+    pub charge_seconds: Option<f64>,
+    pub tp_seconds: Option<f64>,
+    pub dry_end_seconds: Option<f64>,
+    pub fc_seconds: Option<f64>,
+    pub drop_seconds: Option<f64>,
+    pub total_duration_seconds: Option<f64>,
+    pub charge_bt_c: Option<f64>,
+    pub tp_bt_c: Option<f64>,
+    pub fc_bt_c: Option<f64>,
+    pub drop_bt_c: Option<f64>,
+    pub max_bt_c: Option<f64>,
+    pub end_bt_c: Option<f64>,
+    pub phases: Vec<PhaseSpan>,
+    pub phase_stats: Vec<PhaseStats>,
+    /// Development's share of the whole, 0..1.
+    pub development_ratio: Option<f64>,
+    /// °C·min above [`AUC_BASE_C`], from the turning point to DROP.
+    pub auc_c_min: Option<f64>,
+    pub between_batches: Option<BetweenBatches>,
+    pub crash_flick: CrashFlick,
+    pub controls: Vec<ControlMove>,
+    pub weight_loss_pct: Option<f64>,
+    pub energy: Option<Energy>,
+    pub warnings: Vec<Warning>,
+    pub recommendations: Vec<Recommendation>,
+}
+
+/// Analyses one roast of a recording. `None` without a CHARGE: nothing can be counted from it.
+#[must_use]
+pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
+    let charge = marks.ms(EventKind::Charge)?;
+    let curve = Curve::of(recording);
+    let end = recording.samples.last().map_or(charge, |s| s.t_ms);
+    let dropped = marks.ms(EventKind::Drop).filter(|t| *t > charge);
+    let until = dropped.unwrap_or(end);
+    let seconds = |t: i64| tenths((t - charge) as f64 / 1000.0);
+    // A first crack after the end, or before the turn, is nobody's.
+    let inside = |kind| marks.ms(kind).filter(|t| (charge..=until).contains(t));
+    let turned = inside(EventKind::Tp);
+    let dried = inside(EventKind::DryEnd).filter(|t| turned.is_none_or(|tp| *t >= tp));
+    let cracked = inside(EventKind::Fc).filter(|t| dried.is_none_or(|dry| *t >= dry));
+    let bt = |t: Option<i64>| t.and_then(|t| curve.bt_at(t)).map(tenths);
+    let total = seconds(until).max(0.0);
+    let limits = phase::Limits { charge, turned, dried, cracked, until };
+    let roasting = |c: &&Clean| (charge..=until).contains(&c.t_ms);
+    let max = curve.bt.iter().filter(roasting).filter_map(|c| c.value).reduce(f64::max);
+    let mut analysis = Analysis {
+        charge_seconds: Some(0.0),
+        tp_seconds: turned.map(seconds),
+        dry_end_seconds: dried.map(seconds),
+        fc_seconds: cracked.map(seconds),
+        drop_seconds: dropped.map(seconds),
+        total_duration_seconds: Some(total),
+        charge_bt_c: bt(Some(charge)),
+        tp_bt_c: bt(turned),
+        fc_bt_c: bt(cracked),
+        drop_bt_c: bt(dropped),
+        max_bt_c: max.map(tenths),
+        end_bt_c: bt(Some(until)),
+        phases: limits.spans(),
+        phase_stats: limits.stats(&curve),
+        development_ratio: cracked
+            .filter(|_| total > 0.0)
+            .map(|t| thousandths((until - t) as f64 / 1000.0 / total)),
+        auc_c_min: turned.map(|t| tenths(auc(&curve, t, until))),
+        between_batches: between_batches(recording, &curve, charge),
+        crash_flick: shape::crash_flick(&curve, charge, cracked, until),
+        controls: controls::moves(recording, charge),
+        weight_loss_pct: weight_loss(recording),
+        energy: controls::energy(recording, charge, until),
+        ..Analysis::default()
+    };
+    analysis.warnings = advice::warnings(&analysis, &curve, charge, until);
+    analysis.recommendations = advice::recommendations(&analysis);
+    Some(analysis)
+}
+
+/// Artisan's area under the curve: mean temperature above the base, times time.
+fn auc(curve: &Curve, from: i64, to: i64) -> f64 {
+    let known = curve.bt.iter().filter(|c| (from..=to).contains(&c.t_ms));
+    let mut points = known.filter_map(|c| Some((c.t_ms, c.value?)));
+    let Some(mut last) = points.next() else { return 0.0 };
+    let mut area = 0.0;
+    for point in points {
+        let over = f64::midpoint(last.1, point.1) - AUC_BASE_C;
+        area += over.max(0.0) * (point.0 - last.0) as f64 / 60_000.0;
+        last = point;
+    }
+    area
+}
+
+fn between_batches(recording: &Recording, curve: &Curve, charge: i64) -> Option<BetweenBatches> {
+    let start = recording.samples.first()?.t_ms;
+    if charge - start < BBP_MS_MIN {
+        return None;
+    }
+    let before = curve.bt.iter().filter(|c| c.t_ms < charge);
+    let known: Vec<(i64, f64)> = before.filter_map(|c| Some((c.t_ms, c.value?))).collect();
+    let (first, last) = (*known.first()?, *known.last()?);
+    let bottom = known.iter().copied().reduce(|a, b| if b.1 < a.1 { b } else { a })?;
+    let slope = |a: (i64, f64), b: (i64, f64)| {
+        (b.0 - a.0 >= 15_000).then(|| tenths((b.1 - a.1) / ((b.0 - a.0) as f64 / 60_000.0)))
+    };
+    Some(BetweenBatches {
+        seconds: tenths((charge - start) as f64 / 1000.0),
+        bottom_c: tenths(bottom.1),
+        bottom_seconds: tenths((charge - bottom.0) as f64 / 1000.0),
+        fall_c_per_min: slope(first, bottom),
+        rise_c_per_min: slope(bottom, last),
+    })
+}
+
+fn weight_loss(recording: &Recording) -> Option<f64> {
+    let (green, roasted) = (recording.weight_in_g?, recording.weight_out_g?);
+    (green > 0.0 && roasted <= green).then(|| tenths((green - roasted) / green * 100.0))
+}
+
+pub(crate) fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+pub(crate) fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// A least-squares line through (x, y): (slope, value at x = 0, deviation of the residuals).
+pub(crate) fn line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
+    let n = points.len() as f64;
+    if points.len() < 3 {
+        return None;
+    }
+    let mean_x = points.iter().map(|p| p.0).sum::<f64>() / n;
+    let mean_y = points.iter().map(|p| p.1).sum::<f64>() / n;
+    let under: f64 = points.iter().map(|p| (p.0 - mean_x) * (p.0 - mean_x)).sum();
+    if under <= 0.0 {
+        return None;
+    }
+    let slope = points.iter().map(|p| (p.0 - mean_x) * (p.1 - mean_y)).sum::<f64>() / under;
+    let start = mean_y - slope * mean_x;
+    let rest: f64 = points.iter().map(|p| (p.1 - start - slope * p.0).powi(2)).sum();
+    Some((slope, start, (rest / (n - 2.0).max(1.0)).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Sample;
+
+    /// Ten minutes at 1 Hz: down to 90 °C at 60 s, then up by a falling rate to 210 °C.
+    pub(super) fn recording() -> Recording {
+        let bt = |s: f64| match s {
+            s if s < 0.0 => 190.0,
+            s if s < 60.0 => 190.0 - 100.0 * (1.0 - (1.0 - s / 60.0).powi(2)),
+            s => 90.0 + 120.0 * (1.0 - (1.0 - (s - 60.0) / 900.0).powi(2)) / 0.84,
+        };
+        let samples = (-120..=600).map(|s| Sample {
+            t_ms: (s + 120) * 1000,
+            bt_c: Some(bt(s as f64)),
+            et_c: Some(bt(s as f64) + 20.0),
+            gas_pct: Some(if s < 300 { 80.0 } else { 60.0 }),
+            fan_pct: Some(30.0),
+            ..Sample::default()
+        });
+        let mark = |s: usize| s + 120;
+        Recording {
+            weight_in_g: Some(1000.0),
+            weight_out_g: Some(850.0),
+            samples: samples.collect(),
+            marks: vec![
+                (EventKind::Charge, mark(0)),
+                (EventKind::Tp, mark(60)),
+                (EventKind::DryEnd, mark(240)),
+                (EventKind::Fc, mark(480)),
+                (EventKind::Drop, mark(600)),
+            ],
+            ..Recording::default()
+        }
+    }
+
+    #[test]
+    fn a_roast_is_told_in_the_words_of_a_roaster() {
+        let recording = recording();
+        let analysis = analyze(&recording, &Marks::of(&recording, &[])).unwrap();
+        assert_eq!(analysis.fc_seconds, Some(480.0));
+        assert_eq!(analysis.development_ratio, Some(0.2));
+        assert_eq!(analysis.weight_loss_pct, Some(15.0));
+        assert_eq!(analysis.tp_bt_c, Some(90.0));
+        assert!((analysis.drop_bt_c.unwrap() - 211.4).abs() < 0.2, "{:?}", analysis.drop_bt_c);
+        let shares: f64 = analysis.phase_stats.iter().map(|p| p.share).sum();
+        assert!((shares - 1.0).abs() < 1e-6);
+        let gas: Vec<_> = analysis.controls.iter().map(|m| (m.seconds, m.to_pct)).collect();
+        assert_eq!(gas, [(300.0, 60.0)]);
+        assert_eq!(analysis.between_batches.map(|b| b.seconds), Some(120.0));
+        assert!(!analysis.crash_flick.crash_detected && !analysis.crash_flick.flick_detected);
+        // 540 s from the turning point, the mean of (BT − 100) over them where it is positive.
+        assert!((450.0..700.0).contains(&analysis.auc_c_min.unwrap()), "{:?}", analysis.auc_c_min);
+    }
+
+    #[test]
+    fn a_roast_without_charge_or_end_is_as_much_as_there_is() {
+        let mut recording = recording();
+        assert_eq!(analyze(&recording, &Marks::default()), None);
+        recording.marks = vec![(EventKind::Charge, 120)];
+        let analysis = analyze(&recording, &Marks::of(&recording, &[])).unwrap();
+        assert_eq!((analysis.drop_seconds, analysis.development_ratio), (None, None));
+        assert_eq!(analysis.phases.len(), 1);
+    }
+}

@@ -1,0 +1,148 @@
+//! Phases of a roast between its marks: drying (CHARGE → dry end), Maillard (→ first crack),
+//! development (→ DROP). Artisan's definitions.
+
+use serde::Serialize;
+
+use super::{Curve, line, tenths, thousandths};
+
+/// The phases, by the names of the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Phase {
+    Drying,
+    Maillard,
+    Development,
+}
+
+/// Where a phase begins and ends, s from CHARGE.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseSpan {
+    pub phase: Phase,
+    pub start_seconds: f64,
+    pub end_seconds: f64,
+}
+
+/// What happened in a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseStats {
+    pub phase: Phase,
+    pub duration_seconds: f64,
+    /// Of the whole roast, 0..1.
+    pub share: f64,
+    /// Rise of the bean temperature; in drying from the turning point.
+    pub bt_delta_c: Option<f64>,
+    /// That rise over its time.
+    pub avg_ror_c_per_min: Option<f64>,
+    /// How fast the rate of rise itself changes, °C/min².
+    pub ror_slope_c_per_min2: Option<f64>,
+    /// 1: the rate of rise lies on a line; 0: it wanders by as much as it is.
+    pub ror_smoothness_score: Option<f64>,
+}
+
+/// Where the phases meet, ms of the recording.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    pub charge: i64,
+    pub turned: Option<i64>,
+    pub dried: Option<i64>,
+    pub cracked: Option<i64>,
+    /// DROP, or the newest sample while the roast runs.
+    pub until: i64,
+}
+
+impl Limits {
+    /// (phase, begin, end), as far as they are known. Without dry end there is no telling drying
+    /// from Maillard: both count as drying.
+    fn parts(&self) -> Vec<(Phase, i64, i64)> {
+        let mut parts = Vec::with_capacity(3);
+        let mut from = self.charge;
+        for (phase, limit) in [(Phase::Drying, self.dried), (Phase::Maillard, self.cracked)] {
+            match limit {
+                Some(limit) => {
+                    parts.push((phase, from, limit));
+                    from = limit;
+                }
+                None if phase == Phase::Drying && self.cracked.is_some() => {}
+                None => {
+                    parts.push((phase, from, self.until));
+                    return parts;
+                }
+            }
+        }
+        parts.push((Phase::Development, from, self.until));
+        parts
+    }
+
+    fn seconds(&self, t: i64) -> f64 {
+        tenths((t - self.charge) as f64 / 1000.0)
+    }
+
+    #[must_use]
+    pub fn spans(&self) -> Vec<PhaseSpan> {
+        let span = |(phase, from, to)| PhaseSpan {
+            phase,
+            start_seconds: self.seconds(from),
+            end_seconds: self.seconds(to),
+        };
+        self.parts().into_iter().map(span).collect()
+    }
+
+    #[must_use]
+    pub fn stats(&self, curve: &Curve) -> Vec<PhaseStats> {
+        let whole = (self.until - self.charge).max(1) as f64;
+        let stats = |(phase, from, to): (Phase, i64, i64)| {
+            let rising = match phase {
+                Phase::Drying => self.turned.unwrap_or(from).clamp(from, to),
+                _ => from,
+            };
+            let ends = curve.bt_at(rising).zip(curve.bt_at(to));
+            let minutes = (to - rising) as f64 / 60_000.0;
+            let rise = ends.map(|(a, b)| b - a).filter(|_| minutes > 0.0);
+            let rates: Vec<(f64, f64)> = curve
+                .ror_between(rising, to)
+                .map(|(t, ror)| ((t - rising) as f64 / 60_000.0, ror))
+                .collect();
+            let fit = line(&rates);
+            let mean =
+                rates.iter().map(|(_, ror)| ror.abs()).sum::<f64>() / rates.len().max(1) as f64;
+            PhaseStats {
+                phase,
+                duration_seconds: tenths((to - from) as f64 / 1000.0),
+                share: thousandths((to - from) as f64 / whole),
+                bt_delta_c: rise.map(tenths),
+                avg_ror_c_per_min: rise.map(|rise| tenths(rise / minutes)),
+                ror_slope_c_per_min2: fit.map(|(slope, ..)| thousandths(slope)),
+                ror_smoothness_score: fit
+                    .filter(|_| mean > 0.1)
+                    .map(|(_, _, deviation)| thousandths((1.0 - deviation / mean).clamp(0.0, 1.0))),
+            }
+        };
+        self.parts().into_iter().map(stats).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_begin_where_their_marks_are_and_not_before() {
+        let mut limits =
+            Limits { charge: 0, turned: None, dried: None, cracked: None, until: 42_000 };
+        let names = |limits: &Limits| {
+            limits.spans().iter().map(|s| (s.phase, s.end_seconds)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&limits), [(Phase::Drying, 42.0)]);
+        limits.until = 600_000;
+        limits.dried = Some(300_000);
+        limits.cracked = Some(480_000);
+        assert_eq!(
+            names(&limits),
+            [(Phase::Drying, 300.0), (Phase::Maillard, 480.0), (Phase::Development, 600.0)]
+        );
+        limits.dried = None;
+        assert_eq!(names(&limits), [(Phase::Maillard, 480.0), (Phase::Development, 600.0)]);
+    }
+}

@@ -1,0 +1,129 @@
+//! Crash and flick: after first crack the rate of rise should fall on, smoothly. A crash is a fall
+//! far under the course it had; a flick is its rise again afterwards.
+//!
+//! Both are measured against the machine's own rate at first crack (7 °C/min on one drum is 12 on
+//! another), and must last: a fixed limit for one sample serves no machine.
+
+use serde::Serialize;
+
+use super::{Curve, line, tenths};
+
+/// The course is taken from this long before first crack.
+const BEFORE_MS: i64 = 90_000;
+/// It is followed for so long after.
+const AFTER_MS: i64 = 180_000;
+/// Under the course by this share of the rate at first crack, and by this much, for so long.
+const CRASH_SHARE: f64 = 0.35;
+const CRASH_C_PER_MIN: f64 = 1.5;
+const FLICK_SHARE: f64 = 0.25;
+const FLICK_C_PER_MIN: f64 = 1.0;
+const LASTS_MS: i64 = 10_000;
+
+/// What the rate of rise did after first crack.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CrashFlick {
+    pub crash_detected: bool,
+    pub flick_detected: bool,
+    pub crash_at_seconds: Option<f64>,
+    pub flick_at_seconds: Option<f64>,
+    pub details: Details,
+}
+
+/// The figures behind it, °C/min.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Details {
+    pub ror_at_fc: Option<f64>,
+    /// The deepest fall under the course, and the highest rise after it.
+    pub deepest_c_per_min: Option<f64>,
+    pub rise_c_per_min: Option<f64>,
+}
+
+pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64) -> CrashFlick {
+    let mut found = CrashFlick::default();
+    let Some(cracked) = cracked else { return found };
+    let minutes = |t: i64| (t - cracked) as f64 / 60_000.0;
+    let before: Vec<(f64, f64)> =
+        curve.ror_between(cracked - BEFORE_MS, cracked).map(|(t, r)| (minutes(t), r)).collect();
+    let Some((slope, at_fc, _)) = line(&before) else { return found };
+    found.details.ror_at_fc = Some(tenths(at_fc));
+    // A rate that was rising into first crack is not expected to go on rising.
+    let slope = slope.clamp(-4.0, 0.0);
+    let end = until.min(cracked + AFTER_MS);
+    let after: Vec<(i64, f64)> = curve.ror_between(cracked, end).collect();
+    let under = |t: i64, ror: f64| (at_fc + slope * minutes(t)).max(0.0) - ror;
+    let limit = CRASH_C_PER_MIN.max(CRASH_SHARE * at_fc);
+    let Some(low) = after.iter().copied().reduce(|a, b| if b.1 < a.1 { b } else { a }) else {
+        return found;
+    };
+    let deepest = after.iter().map(|(t, r)| under(*t, *r)).fold(f64::MIN, f64::max);
+    found.details.deepest_c_per_min = Some(tenths(deepest));
+    if let Some(at) = lasting(&after, |t, ror| under(t, ror) >= limit) {
+        found.crash_detected = true;
+        let worst = after.iter().filter(|(t, _)| *t >= at).copied();
+        let worst = worst.reduce(|a, b| if under(b.0, b.1) > under(a.0, a.1) { b } else { a });
+        found.crash_at_seconds = worst.map(|(t, _)| tenths((t - charge) as f64 / 1000.0));
+    }
+    let rise = FLICK_C_PER_MIN.max(FLICK_SHARE * at_fc);
+    let later: Vec<(i64, f64)> = after.into_iter().filter(|(t, _)| *t > low.0).collect();
+    let highest = later.iter().map(|(_, r)| r - low.1).fold(0.0, f64::max);
+    found.details.rise_c_per_min = Some(tenths(highest));
+    if let Some(at) = lasting(&later, |_, ror| ror - low.1 >= rise) {
+        found.flick_detected = true;
+        found.flick_at_seconds = Some(tenths((at - charge) as f64 / 1000.0));
+    }
+    found
+}
+
+/// When something begins to hold for at least [`LASTS_MS`].
+fn lasting(rates: &[(i64, f64)], holds: impl Fn(i64, f64) -> bool) -> Option<i64> {
+    let mut since = None;
+    for (t, ror) in rates {
+        if !holds(*t, *ror) {
+            since = None;
+            continue;
+        }
+        let from = *since.get_or_insert(*t);
+        if t - from >= LASTS_MS {
+            return Some(from);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(scale: f64, ror: impl Fn(f64) -> f64) -> CrashFlick {
+        let ror = (0..=700).map(|s| (s * 1000, scale * ror(s as f64))).collect();
+        let curve = Curve { ror, ..Curve::default() };
+        crash_flick(&curve, 0, Some(480_000), 620_000)
+    }
+
+    #[test]
+    fn crash_and_flick_are_the_same_on_a_slow_drum_and_on_a_fast_one() {
+        let smooth = |s: f64| 20.0 - s / 48.0;
+        let crash = |s: f64| match s {
+            s if s < 490.0 => smooth(s),
+            s if s < 530.0 => smooth(s) - 5.0,
+            s if s < 580.0 => smooth(s) - 4.5 + (s - 530.0) / 9.0,
+            s => smooth(s) + 1.0,
+        };
+        for scale in [0.7, 1.0, 1.5] {
+            let none = shape(scale, smooth);
+            assert!(!none.crash_detected && !none.flick_detected, "{none:?}");
+            let both = shape(scale, crash);
+            assert!(both.crash_detected && both.flick_detected, "{scale}: {both:?}");
+            assert!((490.0..=530.0).contains(&both.crash_at_seconds.unwrap()), "{both:?}");
+            assert!(both.flick_at_seconds > both.crash_at_seconds);
+        }
+    }
+
+    #[test]
+    fn a_moment_is_no_crash() {
+        let blip = |s: f64| if (500.0..505.0).contains(&s) { 1.0 } else { 20.0 - s / 48.0 };
+        assert!(!shape(1.0, blip).crash_detected);
+    }
+}

@@ -340,7 +340,13 @@ fn print_scores(scores: &[(String, Score)]) {
 fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
     let found = walk_next(file, &mut Learned::default())?;
     let marks = Marks::of(&found.recording, &found.marks);
-    let svg = plot::svg(&found.recording, &marks, found.walk.outlooks.last());
+    // What was expected at first crack, or last of all while the roast runs.
+    let outlooks = &found.walk.outlooks;
+    let outlook = match marks.ms(EventKind::Fc).filter(|_| marks.ms(EventKind::Drop).is_some()) {
+        Some(cracked) => outlooks.iter().find(|outlook| outlook.t_ms >= cracked),
+        None => outlooks.last(),
+    };
+    let svg = plot::svg(&found.recording, &marks, outlook);
     let output = output.unwrap_or_else(|| file.with_extension("svg"));
     std::fs::write(&output, svg).with_context(|| format!("cannot write {}", output.display()))?;
     println!("{}", output.display());

@@ -45,6 +45,9 @@ pub enum Why {
     Spike,
     /// The same value for too long on a curve that was moving.
     Stuck,
+    /// The first of several that agree with each other and not with what was before: the channel went
+    /// elsewhere at once, as no bean does.
+    Step,
     /// Said in the other unit (°C, °F) and converted.
     UnitFlip,
     /// The same value several times, then a step: the probe is polled faster than it measures, or
@@ -108,7 +111,8 @@ impl Cleaner {
         let flip = (other - expected).abs() <= limit.min(FLIP_C);
         if t_ms - last_ms > FORGET_MS && !flip {
             self.restart();
-            return self.accept(t_ms, read(self.flipped));
+            let (value, _) = self.accept(t_ms, read(self.flipped));
+            return (value, Why::Step);
         }
         if self.withheld.last().is_some_and(|(t, v)| !agree(*t, *v, t_ms, said)) {
             self.withheld.clear();
@@ -122,8 +126,10 @@ impl Cleaner {
             self.withheld.clear();
             return self.accept(t_ms, other);
         }
+        // Or the past was in the other unit, and this is the right one.
         self.restart();
-        self.accept(t_ms, read(self.flipped))
+        let (value, _) = self.accept(t_ms, read(self.flipped));
+        (value, Why::Step)
     }
 
     /// The channel went elsewhere: its past says nothing about it any more.
@@ -265,7 +271,7 @@ mod tests {
         let mut values = rising(20);
         values.extend((0..10).map(|i| Some(60.0 + f64::from(i) * 0.1)));
         let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
-        assert_eq!(seen[22].value, Some(60.2));
+        assert_eq!((seen[22].value, seen[22].why), (Some(60.2), Why::Step));
         assert_eq!(seen[29].why, Why::Good);
     }
 

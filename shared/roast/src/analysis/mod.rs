@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(analysis.development_ratio, Some(0.2));
         assert_eq!(analysis.weight_loss_pct, Some(15.0));
         assert_eq!(analysis.tp_bt_c, Some(90.0));
-        assert!((analysis.drop_bt_c.unwrap() - 211.4).abs() < 0.2, "{:?}", analysis.drop_bt_c);
+        assert!((analysis.drop_bt_c.unwrap() - 210.0).abs() < 0.2, "{:?}", analysis.drop_bt_c);
         let shares: f64 = analysis.phase_stats.iter().map(|p| p.share).sum();
         assert!((shares - 1.0).abs() < 1e-6);
         let gas: Vec<_> = analysis.controls.iter().map(|m| (m.seconds, m.to_pct)).collect();

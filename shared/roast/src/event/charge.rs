@@ -14,6 +14,8 @@ const WITHIN_MS: i64 = 32_000;
 const FROM_C: f64 = 70.0;
 /// The fall is steeper than this at its steepest, °C/s: a fan cools a drum more slowly.
 const STEEP_C_PER_S: f64 = 0.28;
+/// The curve bends by this much at once, °C/s: a drum that is cooled by air bends slowly.
+const BEND_C_PER_S: f64 = 0.4;
 /// Before the break the curve does not fall faster than this, °C/s.
 const BEFORE_C_PER_S: f64 = -0.12;
 /// A reading this far under the top has left it.
@@ -60,13 +62,13 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
     }
     // A recording that begins with the fall may have missed the level it fell from.
     let confidence = if before.is_some() { 0.97 } else { 0.7 };
-    let left = knee(past, top.t_ms - 2_000, now.t_ms - 4_000).unwrap_or(top);
-    Some(Found { at_ms: left.t_ms, bt_c: left.bt_c, confidence })
+    let (bend, left) = knee(past, top.t_ms - 2_000, now.t_ms - 4_000)?;
+    (bend >= BEND_C_PER_S).then_some(Found { at_ms: left.t_ms, bt_c: left.bt_c, confidence })
 }
 
-/// Where between two moments the curve bends down the most: the slope over the eight seconds before
-/// less the slope over the eight after.
-pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<Point> {
+/// Where between two moments the curve bends down the most, and by how much, °C/s: the slope over the
+/// eight seconds before less the slope over the eight after.
+pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(f64, Point)> {
     const SPAN_MS: i64 = 8_500;
     let slope = |from: i64, to: i64| {
         let (mut n, mut st, mut sv, mut stt, mut stv) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -91,7 +93,7 @@ pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<P
             best = Some((bend, *point));
         }
     }
-    best.map(|(_, point)| point)
+    best
 }
 
 /// °C/s over the ten seconds before a moment.

@@ -25,7 +25,7 @@ const FROM_C: f64 = 135.0;
 /// A reading this far under the top has left it.
 const LEFT_C: f64 = 0.3;
 /// A silence longer than this may hide the moment.
-const SILENT_MS: i64 = 10_000;
+pub(super) const SILENT_MS: i64 = 10_000;
 /// After a silence: how much colder the probe must be for the batch to have left meanwhile.
 const GAP_FALL_C: f64 = 15.0;
 /// The burner's going out is the moment at most this long before the curve's.
@@ -71,7 +71,8 @@ pub(super) fn find(
     if !found || roast.seconds(left.t_ms) < AFTER_S - 20.0 {
         return None;
     }
-    let knee = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000).unwrap_or(left);
+    let bent = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000);
+    let knee = bent.map_or(left, |(_, knee)| knee);
     Some(place(roast, knee, now, learned))
 }
 

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
-use crate::clean::Cleaner;
+use crate::clean::{Cleaner, Why};
 use crate::learn::Learned;
 use crate::ror::{RateOfRise, Rise};
 use crate::sample::Sample;
@@ -263,10 +263,15 @@ impl Tracker {
             roast.watch_controls(sample);
         }
         let Some(bt_c) = clean.value else { return changes };
-        let rise = self.ror.push(sample.t_ms, Some(bt_c));
-        self.rise = rise.map(|rise| (sample.t_ms, rise.c_per_min, rise.now_c));
         let now = Point { t_ms: sample.t_ms, bt_c };
         let silence = self.past.back().map_or(0, |last| now.t_ms - last.t_ms);
+        if clean.why == Why::Step && silence <= drop::SILENT_MS {
+            // No bean jumps: what was before says nothing about what comes.
+            self.past.clear();
+            self.ror.restart();
+        }
+        let rise = self.ror.push(sample.t_ms, Some(bt_c));
+        self.rise = rise.map(|rise| (sample.t_ms, rise.c_per_min, rise.now_c));
         self.remember(now);
         match &mut self.stage {
             Stage::Empty => self.look_for_charge(now, &mut changes),

@@ -1,0 +1,104 @@
+//! Faults of probes, links and machines, laid over a clean stream of samples: what real ones do.
+//!
+//! Each is a window of time and a kind. The stream goes in whole and comes out as a receiver would
+//! get it: changed, fewer, doubled or out of order.
+
+use crate::noise::Noise;
+use crate::sample::Sample;
+
+/// What goes wrong with the samples.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    /// The probe says nothing.
+    Dropout,
+    /// Single readings off by so many °C, one in so many samples.
+    Spike { off_c: f64, one_in: u32 },
+    /// The value stands.
+    Stuck,
+    /// The bean probe speaks °F.
+    UnitFlip,
+    /// Whole steps of so many °C.
+    Quantised { step_c: f64 },
+    /// The probe measures only every so many ms, and is polled in between.
+    Staircase { every_ms: i64 },
+    /// The clock is set by so many ms.
+    ClockStep { by_ms: i64 },
+    /// Nothing arrives.
+    LinkCut,
+    /// Everything arrives twice.
+    Doubled,
+    /// Neighbours change places.
+    Shuffled,
+}
+
+/// A fault and its time, ms of the stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Window {
+    pub fault: Fault,
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+/// The stream as it arrives.
+#[must_use]
+pub fn apply(samples: &[Sample], windows: &[Window], seed: u64) -> Vec<Sample> {
+    let mut out = samples.to_vec();
+    for (window, stream) in windows.iter().zip(1..) {
+        out = one(&out, *window, &mut Noise::new(seed, stream));
+    }
+    out
+}
+
+fn one(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sample> {
+    let mut out: Vec<Sample> = Vec::with_capacity(samples.len());
+    let mut held: Option<(i64, Sample)> = None;
+    for sample in samples {
+        if !(window.from_ms..window.to_ms).contains(&sample.t_ms) {
+            // A clock that was set stays set.
+            if let Fault::ClockStep { by_ms } = window.fault
+                && sample.t_ms >= window.to_ms
+            {
+                out.push(Sample { t_ms: sample.t_ms + by_ms, ..*sample });
+            } else {
+                out.push(*sample);
+            }
+            continue;
+        }
+        let mut hurt = *sample;
+        match window.fault {
+            Fault::Dropout => (hurt.bt_c, hurt.et_c) = (None, None),
+            Fault::Spike { off_c, one_in } => {
+                if noise.uniform() * f64::from(one_in.max(1)) < 1.0 {
+                    hurt.bt_c = hurt.bt_c.map(|bt| bt + off_c);
+                }
+            }
+            Fault::Stuck => {
+                let (_, first) = *held.get_or_insert((hurt.t_ms, hurt));
+                hurt = Sample { t_ms: hurt.t_ms, ..first };
+            }
+            Fault::UnitFlip => hurt.bt_c = hurt.bt_c.map(|bt| bt * 1.8 + 32.0),
+            Fault::Quantised { step_c } => {
+                hurt.bt_c = hurt.bt_c.map(|bt| (bt / step_c).floor() * step_c);
+            }
+            Fault::Staircase { every_ms } => {
+                let (since, old) = *held.get_or_insert((hurt.t_ms, hurt));
+                if hurt.t_ms - since >= every_ms {
+                    held = Some((hurt.t_ms, hurt));
+                } else {
+                    (hurt.bt_c, hurt.et_c) = (old.bt_c, old.et_c);
+                }
+            }
+            Fault::ClockStep { by_ms } => hurt.t_ms += by_ms,
+            Fault::LinkCut => continue,
+            Fault::Doubled => out.push(hurt),
+            Fault::Shuffled => {
+                if let Some(last) = out.pop() {
+                    out.push(hurt);
+                    hurt = last;
+                }
+            }
+        }
+        out.push(hurt);
+    }
+    out
+}

@@ -5,6 +5,7 @@ mod edge;
 mod ingest;
 mod limit;
 mod load;
+mod roasting;
 mod stats;
 
 use std::process::ExitCode;
@@ -12,7 +13,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "simcorp-bench", version, about = "Measures ingestion and the agent")]
+#[command(
+    name = "simcorp-bench",
+    version,
+    about = "Measures ingestion, the agent and the analysis"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,6 +32,8 @@ enum Command {
     Ingest(ingest::Options),
     /// The agent: size, memory, start, jitter, drain, flash
     Edge(edge::Options),
+    /// Understanding a roast: whole, and one sample at a time
+    Roast(roasting::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
                 match &cli.command {
                     Command::Ingest(options) => ingest::run(options, cli.json).await,
                     Command::Edge(options) => edge::run(options).await,
+                    Command::Roast(options) => roasting::run(options),
                 }
             })
         });

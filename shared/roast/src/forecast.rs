@@ -24,17 +24,18 @@ const FEATURES: usize = 8;
 /// The weight of an old roast halves with this many newer ones.
 const HALF_LIFE: f64 = 4.0;
 /// The prior counts as this many observations along each feature.
-const PRIOR_WEIGHT: f64 = 100.0;
+const PRIOR_WEIGHT: f64 = 50.0;
 /// A miss by more than this, °C, pulls no harder.
 const HUBER_C: f64 = 2.0;
 /// The interval's half width before anything was seen, °C; how fast it follows; and its limits.
 const HALF_C: f64 = 3.0;
-const FOLLOW: f64 = 0.06;
+const FOLLOW: f64 = 0.12;
 /// Of the forecasts whose minute is over; a little under a tenth, since the next roast is not this one.
 const MISSES: f64 = 0.075;
 const HALF_C_RANGE: (f64, f64) = (0.3, 30.0);
-/// What is forecast is compared a minute later.
-const PENDING_MAX: usize = 700;
+/// A forecast is made to learn from this often, ms, and compared a minute later.
+const LEARN_EVERY_MS: i64 = 3_000;
+const PENDING_MAX: usize = 64;
 /// Forecasts begin when the curve has turned and so long after, ms.
 const AFTER_TP_MS: i64 = 45_000;
 
@@ -165,40 +166,37 @@ pub struct Outlook {
     pub expected: Vec<Expected>,
 }
 
-/// Rates of one channel over several spans.
+/// One channel's past, as far as its rates reach back.
 #[derive(Debug, Clone)]
 struct Rates {
     clean: Cleaner,
-    spans: [RateOfRise; 3],
-    /// Newest: (ms, °C smoothed, rates °C/min).
-    now: Option<(i64, f64, [f64; 3])>,
+    past: RateOfRise,
+    /// Newest: ms, °C.
+    now: Option<(i64, f64)>,
 }
+
+/// The spans of the three rates, ms.
+const SPANS_MS: [i64; 3] = [20_000, 45_000, 90_000];
 
 impl Rates {
     fn new() -> Self {
-        let spans = [20_000, 45_000, 90_000].map(RateOfRise::over);
-        Self { clean: Cleaner::default(), spans, now: None }
+        Self { clean: Cleaner::default(), past: RateOfRise::over(SPANS_MS[2]), now: None }
     }
 
     fn push(&mut self, t_ms: i64, raw: Option<f64>) {
         let Some(value) = self.clean.push(t_ms, raw).value else { return };
-        let mut rates = [None; 3];
-        for (rate, span) in rates.iter_mut().zip(&mut self.spans) {
-            *rate = span.push(t_ms, Some(value));
+        if self.past.take(t_ms, value) {
+            self.now = Some((t_ms, value));
         }
-        let [Some(short), middle, long] = rates else {
-            self.now = None;
-            return;
-        };
-        let middle = middle.unwrap_or(short);
-        let rates = [short.c_per_min, middle.c_per_min, long.unwrap_or(middle).c_per_min];
-        self.now = Some((t_ms, value, rates));
     }
 
     fn features(&self, since_charge_s: f64) -> Option<(i64, f64, Vector)> {
-        let (t_ms, c, rates) = self.now?;
+        let (t_ms, c) = self.now?;
+        let rate = |span_ms| self.past.within(span_ms).map(|rise| rise.c_per_min);
+        let short = rate(SPANS_MS[0])?;
+        let middle = rate(SPANS_MS[1]).unwrap_or(short);
+        let long = rate(SPANS_MS[2]).unwrap_or(middle);
         let warm = (c - 170.0) / 20.0;
-        let [short, middle, long] = rates;
         let late = (since_charge_s - 300.0) / 200.0;
         Some((t_ms, c, [short, middle, long, 1.0, warm, warm * warm, late, middle * warm / 3.0]))
     }
@@ -219,6 +217,8 @@ pub struct Forecaster {
     ahead: [Ahead; 2],
     rates: [Rates; 2],
     pending: [VecDeque<Pending>; 2],
+    /// When the next forecast is made to learn from, ms.
+    due_ms: i64,
 }
 
 impl Forecaster {
@@ -229,31 +229,36 @@ impl Forecaster {
             ahead,
             rates: [Rates::new(), Rates::new()],
             pending: [VecDeque::new(), VecDeque::new()],
+            due_ms: i64::MIN,
         }
     }
 
     /// Takes a sample, after the tracker has.
     pub fn push(&mut self, sample: &Sample, tracker: &Tracker) {
-        let in_sight = sight(tracker, sample.t_ms);
-        for (i, raw) in [sample.bt_c, sample.et_c].into_iter().enumerate() {
-            self.rates[i].push(sample.t_ms, raw);
-            let Some(since_s) = in_sight else {
-                self.pending[i].clear();
-                continue;
-            };
+        for (rates, raw) in self.rates.iter_mut().zip([sample.bt_c, sample.et_c]) {
+            rates.push(sample.t_ms, raw);
+        }
+        if sample.t_ms < self.due_ms {
+            return;
+        }
+        self.due_ms = sample.t_ms + LEARN_EVERY_MS;
+        let Some(since_s) = sight(tracker, sample.t_ms) else {
+            self.pending.iter_mut().for_each(VecDeque::clear);
+            return;
+        };
+        for (i, pending) in self.pending.iter_mut().enumerate() {
             let Some((t_ms, c, x)) = self.rates[i].features(since_s) else { continue };
-            while let Some(old) = self.pending[i].front().copied()
+            while let Some(old) = pending.front().copied()
                 && old.due_ms <= t_ms
             {
-                self.pending[i].pop_front();
-                if t_ms - old.due_ms < 5_000 {
+                pending.pop_front();
+                if t_ms - old.due_ms < 2 * LEARN_EVERY_MS {
                     self.ahead[i].resolve(&old.x, old.rise, c - old.from_c);
                 }
             }
-            if self.pending[i].len() < PENDING_MAX {
+            if pending.len() < PENDING_MAX {
                 let rise = self.ahead[i].rise(&x);
-                let due_ms = t_ms + AHEAD_MS;
-                self.pending[i].push_back(Pending { due_ms, from_c: c, rise, x });
+                pending.push_back(Pending { due_ms: t_ms + AHEAD_MS, from_c: c, rise, x });
             }
         }
     }

@@ -55,10 +55,14 @@ impl RateOfRise {
 
     /// Takes one sample (`t_ms` in event time, ascending) and answers the rate of rise there.
     pub fn push(&mut self, t_ms: i64, value_c: Option<f64>) -> Option<Rise> {
-        let value_c = value_c?;
+        if self.take(t_ms, value_c?) { self.within(self.span_ms) } else { None }
+    }
+
+    /// Takes one sample and fits nothing; `false` when its time has passed.
+    pub fn take(&mut self, t_ms: i64, value_c: f64) -> bool {
         if let Some((last, _)) = self.readings.back() {
             if t_ms <= *last {
-                return None;
+                return false;
             }
             if t_ms - last > GAP_MS_MAX {
                 self.readings.clear();
@@ -70,7 +74,7 @@ impl RateOfRise {
         {
             self.readings.pop_front();
         }
-        self.fit(t_ms)
+        true
     }
 
     /// Forgets the past: another curve begins.
@@ -78,16 +82,21 @@ impl RateOfRise {
         self.readings.clear();
     }
 
-    fn fit(&self, now_ms: i64) -> Option<Rise> {
-        let (first, base) = *self.readings.front()?;
-        let span_ms = now_ms - first;
-        if span_ms < self.span_ms / 2 || self.readings.len() < READINGS_MIN {
+    /// The rate of rise over the newest `span_ms` of what is held.
+    #[must_use]
+    pub fn within(&self, span_ms: i64) -> Option<Rise> {
+        let (now_ms, _) = *self.readings.back()?;
+        let from = self.readings.partition_point(|(t, _)| now_ms - t > span_ms);
+        let (first, base) = *self.readings.get(from)?;
+        let count = self.readings.len() - from;
+        let covered_ms = now_ms - first;
+        if covered_ms < span_ms / 2 || count < READINGS_MIN {
             return None;
         }
-        let n = self.readings.len() as f64;
+        let n = count as f64;
         // Relative to the first reading and to now: sums of small numbers stay exact enough.
         let (mut st, mut sv, mut stt, mut stv, mut svv) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for (t, value) in &self.readings {
+        for (t, value) in self.readings.range(from..) {
             let (t, v) = ((t - now_ms) as f64 / 60_000.0, value - base);
             st += t;
             sv += v;
@@ -105,7 +114,7 @@ impl RateOfRise {
         Some(Rise {
             c_per_min: slope,
             band_c_per_min: Z90 * (variance / under).sqrt(),
-            span_ms,
+            span_ms: covered_ms,
             now_c: base + sv / n - slope * st / n,
         })
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::{Channel, EventKind};
+use roast::forecast::Outlook;
 use serde::Serialize;
 use tokio::sync::broadcast;
 
@@ -28,6 +29,45 @@ pub struct Point {
     pub mark: Option<EventKind>,
 }
 
+/// What is expected of the running roast, as people read it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ahead {
+    /// A minute from now, °C, and where it lies nine times of ten: ± this.
+    pub bt_c: f64,
+    pub bt_half_c: f64,
+    pub expected: Vec<Expected>,
+}
+
+/// When a mark is expected, seconds from now, and between which it lies nine times of ten.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    #[serde(rename = "type")]
+    pub kind: EventKind,
+    pub in_s: i64,
+    pub from_s: i64,
+    pub to_s: i64,
+}
+
+impl Ahead {
+    pub fn of(outlook: &Outlook) -> Self {
+        let tenths = |c: f64| (c * 10.0).round() / 10.0;
+        let seconds = |ms: i64| (ms - outlook.t_ms) / 1000;
+        let expected = outlook.expected.iter().map(|e| Expected {
+            kind: e.kind,
+            in_s: seconds(e.at_ms),
+            from_s: seconds(e.from_ms),
+            to_s: seconds(e.to_ms),
+        });
+        Self {
+            bt_c: tenths(outlook.bt.c),
+            bt_half_c: tenths(outlook.bt.half_c),
+            expected: expected.collect(),
+        }
+    }
+}
+
 /// The state of everything, for `/status`, `/metrics` and the page.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +79,7 @@ pub struct State {
     pub uplink_error: Option<String>,
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
+    pub ahead: Option<Ahead>,
     pub last_sample_ms: Option<i64>,
     pub samples: u64,
     pub samples_dropped: u64,

@@ -205,6 +205,8 @@ impl Journal {
             _ => {
                 self.start_chain(fresh, origin)?;
                 self.abandon_roasts(None)?;
+                // What another machine taught does not hold for this one.
+                self.keep_learned(&roast::learn::Learned::default())?;
                 fresh.0
             }
         };

@@ -10,7 +10,7 @@ use contract::{Ack, ChainId, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
-use crate::board::Board;
+use crate::board::{Ahead, Board};
 use crate::clock::Clock;
 use crate::journal::{Journal, JournalError, Outgoing, receipt_of};
 use crate::recorder::{Closed, Cut, Recorder, Sample};
@@ -183,10 +183,16 @@ impl Keeper {
             let session = cut.running.as_ref();
             let (name, started) =
                 (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));
+            let outlook = self.recorder.outlook().as_ref().map(Ahead::of);
             self.board.update(|state| {
                 state.session = name;
                 state.session_started_ms = started;
+                state.ahead = outlook;
             });
+            if cut.closed.is_some() {
+                let kept = self.journal.keep_learned(self.recorder.learned());
+                self.heard(kept);
+            }
             if self.unkept.len() >= UNKEPT_MAX {
                 metrics::counter!("simcorp_edge_frames_lost_total").increment(1);
                 self.board.update(|state| state.frames_lost += 1);

@@ -8,8 +8,10 @@ use contract::{
     ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
     MachineEvent, Origin, Quality, SessionId,
 };
-use roast::event::{Change, Inference, Tracker};
+use roast::event::{Change, Inference};
+use roast::forecast::Outlook;
 use roast::learn::Learned;
+use roast::live::Live;
 
 use crate::driver::Reading;
 
@@ -107,10 +109,9 @@ pub struct Recorder {
     frame_ms: u64,
     position: Position,
     waiting: Waiting,
-    tracker: Tracker,
+    live: Live,
     /// The newest samples, for marks that are found later.
     points: VecDeque<Point>,
-    infer: bool,
     roast: Option<Roast>,
     /// CHARGE of the running roast on the monotonic clock, ms.
     charge_ms: Option<i64>,
@@ -128,6 +129,7 @@ impl Recorder {
         period_ms: u64,
         frame_ms: u64,
         infer: bool,
+        learned: Learned,
         position: Position,
     ) -> Self {
         #[allow(clippy::cast_possible_truncation)] // any bits will do
@@ -139,9 +141,8 @@ impl Recorder {
             frame_ms,
             position,
             waiting: Waiting::default(),
-            tracker: tracker(infer),
+            live: Live::new(learned, infer),
             points: VecDeque::new(),
-            infer,
             roast: None,
             charge_ms: None,
             newest: None,
@@ -154,14 +155,23 @@ impl Recorder {
     pub fn resume(&mut self, roast: Roast, mono_ms: u64, wall: EpochMs) {
         let since = wall.since(roast.started).max(0);
         let charge_ms = i64::try_from(mono_ms).unwrap_or(i64::MAX) - since;
-        self.tracker = tracker(self.infer);
-        self.tracker.resume(charge_ms, &roast.marked);
+        self.live.resume(charge_ms, &roast.marked);
         self.charge_ms = Some(charge_ms);
         self.roast = Some(roast);
     }
 
     pub const fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// What the machine has taught so far.
+    pub const fn learned(&self) -> &Learned {
+        self.live.learned()
+    }
+
+    /// What is expected of the running roast.
+    pub fn outlook(&self) -> Option<Outlook> {
+        self.roast.as_ref().and_then(|_| self.live.outlook())
     }
 
     pub const fn chain(&self) -> ChainId {
@@ -177,7 +187,7 @@ impl Recorder {
         // Its first half is on the old chain: it cannot be closed as one. The next CHARGE begins a
         // roast of the new chain.
         (self.roast, self.charge_ms) = (None, None);
-        self.tracker = tracker(self.infer);
+        self.live.restart();
     }
 
     /// The digest of the frame that was cut last, once it is known.
@@ -198,9 +208,9 @@ impl Recorder {
             sample.wall = roast.started.plus(t_ms - charge_ms);
         }
         self.remember(at);
-        let changes = self.tracker.push(&roast_sample(t_ms, &sample.reading));
-        let rise = self.tracker.rise().filter(|(at_ms, ..)| *at_ms == t_ms);
-        let ror = rise.map(|(_, slope, _)| (slope * 100.0).round() / 100.0);
+        let changes = self.live.push(&roast_sample(t_ms, &sample.reading));
+        let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
+        let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
         let (wall, told) = (sample.wall, sample.reading.marks.clone());
         self.newest = Some((at, wall));
         self.waiting.samples.push((sample, ror));
@@ -254,10 +264,10 @@ impl Recorder {
         let mut closed = None;
         if recharged {
             // The roast before ended unseen: it is closed without a DROP, which nobody saw.
-            self.tracker = tracker(self.infer);
+            self.live.restart();
             closed = self.close(at.seq.saturating_sub(1), wall);
         }
-        if !self.tracker.told(kind, at.t_ms, at.bt_c) {
+        if !self.live.told(kind, at.t_ms, at.bt_c) {
             return closed;
         }
         closed.or(self.note(Mark { kind, source, at }, at, wall, note))
@@ -385,12 +395,7 @@ impl Recorder {
     }
 }
 
-fn tracker(infer: bool) -> Tracker {
-    let tracker = Tracker::new(Learned::default());
-    if infer { tracker } else { tracker.told_ends() }
-}
-
-/// What the tracker looks at.
+/// What is looked at to follow the roast.
 fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
     let value = |wanted: Channel| {
         let found = reading.values.iter().find(|(channel, _)| *channel == wanted);
@@ -448,7 +453,7 @@ mod tests {
         };
         let position =
             Position { chain: ChainId([7; 16]), next_number: 1, next_seq: 0, previous: None };
-        Recorder::new(origin, 1, 100, frame_ms, false, position)
+        Recorder::new(origin, 1, 100, frame_ms, false, Learned::default(), position)
     }
 
     fn sample(i: u64, bt: f64, marks: &[EventKind]) -> Sample {

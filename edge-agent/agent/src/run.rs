@@ -133,6 +133,7 @@ fn keeper(
         s.period_ms,
         s.frame_ms,
         config.infers_marks(),
+        journal.learned()?,
         position,
     );
     let mut keeper = Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);

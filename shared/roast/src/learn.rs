@@ -44,7 +44,7 @@ impl MarkLine {
     /// First crack, before any mark: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
     #[must_use]
     pub const fn first_crack() -> Self {
-        Self::prior(185.0, 12.0, -0.04, 0.015, 3.0)
+        Self::prior(185.0, 12.0, -0.04, 0.02, 3.0)
     }
 
     /// Second crack: some 35 °C above first crack on a fast probe, less on a slow one.

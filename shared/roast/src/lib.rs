@@ -11,6 +11,7 @@ pub mod csv;
 pub mod event;
 pub mod forecast;
 pub mod learn;
+pub mod live;
 pub mod noise;
 pub mod plot;
 pub mod recording;

@@ -1,6 +1,7 @@
 //! Roasts in the journal: which runs, which are closed, and what the cloud says of them.
 
 use contract::{ChainId, Digest, EpochMs, EventKind, Origin, Receipt, SessionId};
+use roast::learn::Learned;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, origin_at};
@@ -110,6 +111,29 @@ impl Journal {
             )
             .map(drop)
             .map_err(JournalError::sql("keeping a receipt"))
+    }
+
+    /// What the machine had taught when its last roast ended; nothing, of a new machine or where it
+    /// cannot be read any more: it is learned again.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub fn learned(&self) -> Result<Learned, JournalError> {
+        let kept = self.meta("learned")?;
+        Ok(kept.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
+    }
+
+    /// Keeps what the machine has taught.
+    ///
+    /// # Errors
+    /// When the disk does not take it; the next roast tries again.
+    pub fn keep_learned(&self, learned: &Learned) -> Result<(), JournalError> {
+        // Numbers and lists of them always have a JSON form.
+        let json = serde_json::to_vec(learned).unwrap_or_default();
+        self.db
+            .execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('learned', ?1)", [json])
+            .map(drop)
+            .map_err(JournalError::sql("keeping what was learned"))
     }
 
     /// Receipts of closed roasts that the cloud has not called complete, newest first.

@@ -186,6 +186,11 @@ impl Tracker {
         self
     }
 
+    /// From now on, by what the machine has taught meanwhile.
+    pub fn teach(&mut self, learned: Learned) {
+        self.learned = learned;
+    }
+
     #[must_use]
     pub const fn is_roasting(&self) -> bool {
         matches!(self.stage, Stage::Roasting(_))

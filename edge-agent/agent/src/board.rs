@@ -138,10 +138,15 @@ impl Board {
             // Nobody watching is fine.
             let _ = self.live.send(point);
         }
-        // A mark set right after a frame was cut comes in a frame of its own.
-        for event in frame.events.iter().filter(|_| frame.sample_count() == 0) {
+        // A mark may lie on a sample of an earlier frame: found later than it happened, or set by a
+        // person right after a frame was cut.
+        let held = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
+        for event in frame.events.iter().filter(|event| !held.contains(&event.seq)) {
             let mark = Some(event.kind);
             let point = Point { t: event.at.0, bt: None, et: None, ror: None, mark };
+            if points.len() >= POINTS_MAX {
+                points.pop_front();
+            }
             points.push_back(point);
             let _ = self.live.send(point);
         }

@@ -96,8 +96,13 @@ impl Walk {
                     roast.marks.push(mark);
                 }
             }
-            Change::Withdrawn(_) => {
+            Change::Withdrawn(EventKind::Charge) => {
                 self.roasts.pop();
+            }
+            Change::Withdrawn(kind) => {
+                if let Some(roast) = self.roasts.last_mut() {
+                    roast.marks.retain(|known| known.kind != kind);
+                }
             }
         }
     }
@@ -160,6 +165,17 @@ impl Learned {
             dropped.and_then(|mark| Some((mark, burner_out(recording, mark)?)))
         {
             self.burner_offset.learn(mark - burner);
+        }
+        let delays = [
+            (EventKind::Fc, EventKind::FcEnd, &mut self.first_crack_lasts),
+            (EventKind::Sc, EventKind::ScEnd, &mut self.second_crack_lasts),
+            (EventKind::Drop, EventKind::CoolEnd, &mut self.cooling_lasts),
+        ];
+        for (begin, end, delay) in delays {
+            let pair = recording.mark_ms(begin).zip(recording.mark_ms(end));
+            if let Some((begin, end)) = pair.filter(|(begin, end)| end > begin) {
+                delay.learn((end - begin) as f64 / 1000.0);
+            }
         }
         // Lines are learned in the time that the tracker will see: from its own CHARGE.
         let Some(start) = curve(EventKind::Charge)

@@ -184,6 +184,48 @@ impl Offset {
     }
 }
 
+/// How long after one mark another follows, s: mean and scatter, learned from people's marks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Delay {
+    mean_s: f64,
+    /// Variance of one mark, s².
+    scatter: f64,
+    /// How many marks mean and scatter stand for.
+    weight: f64,
+    marks: u32,
+}
+
+impl Delay {
+    const fn prior(mean_s: f64, deviation_s: f64) -> Self {
+        Self { mean_s, scatter: deviation_s * deviation_s, weight: 2.0, marks: 0 }
+    }
+
+    #[must_use]
+    pub const fn marks(&self) -> u32 {
+        self.marks
+    }
+
+    #[must_use]
+    pub const fn mean_s(&self) -> f64 {
+        self.mean_s
+    }
+
+    #[must_use]
+    pub fn deviation_s(&self) -> f64 {
+        (self.scatter * (1.0 + 1.0 / self.weight)).sqrt()
+    }
+
+    pub fn learn(&mut self, seconds: f64) {
+        let surprise = seconds - self.mean_s;
+        let pull = PULL_MAX * self.deviation_s();
+        let pull = surprise.clamp(-pull, pull);
+        self.mean_s += pull / (self.weight + 1.0);
+        self.scatter = (self.scatter * self.weight + pull * pull) / (self.weight + 1.0);
+        self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
+        self.marks += 1;
+    }
+}
+
 /// What one machine's earlier roasts have taught.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Learned {
@@ -193,6 +235,10 @@ pub struct Learned {
     pub first_crack: MarkLine,
     pub second_crack: MarkLine,
     pub drop: MarkLine,
+    /// From first crack to its end, from second crack to its end, and from DROP to cool beans.
+    pub first_crack_lasts: Delay,
+    pub second_crack_lasts: Delay,
+    pub cooling_lasts: Delay,
     pub charge_offset: Offset,
     pub tp_offset: Offset,
     /// From the curve's knee to the DROP mark, and from the burner's going out to it.
@@ -210,6 +256,9 @@ impl Default for Learned {
             first_crack: MarkLine::first_crack(),
             second_crack: MarkLine::second_crack(),
             drop: MarkLine::drop(),
+            first_crack_lasts: Delay::prior(90.0, 30.0),
+            second_crack_lasts: Delay::prior(60.0, 40.0),
+            cooling_lasts: Delay::prior(240.0, 120.0),
             charge_offset: Offset::default(),
             tp_offset: Offset::default(),
             drop_offset: Offset::default(),

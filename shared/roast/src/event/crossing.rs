@@ -19,7 +19,7 @@ const RATE_MIN: f64 = 0.03;
 const CRACKS: f64 = 3.0;
 const CRACKS_MS: i64 = 20_000;
 /// "At the mark" means within this, s.
-const NEAR_S: f64 = 30.0;
+pub(super) const NEAR_S: f64 = 30.0;
 
 const KINDS: [EventKind; 3] = [EventKind::DryEnd, EventKind::Fc, EventKind::Sc];
 
@@ -112,12 +112,12 @@ impl Roast {
 }
 
 #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds; far off saturates
-fn ms(seconds: f64) -> i64 {
+pub(super) fn ms(seconds: f64) -> i64 {
     (seconds.min(1e6) * 1000.0) as i64
 }
 
 /// The normal distribution's share within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`, to 5·10⁻⁴).
-fn within(z: f64) -> f64 {
+pub(super) fn within(z: f64) -> f64 {
     let x = z / std::f64::consts::SQRT_2;
     let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));
     1.0 - 1.0 / (sum * sum * sum * sum)

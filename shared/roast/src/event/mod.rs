@@ -9,6 +9,7 @@
 mod charge;
 mod crossing;
 mod drop;
+mod lasting;
 mod order;
 mod turning;
 
@@ -46,6 +47,8 @@ pub enum Method {
     Learned,
     /// The temperature crossed the line that holds for machines nobody has marked on yet.
     Prior,
+    /// So long after another mark as people mark it here, or as it is in general.
+    Lasting,
     /// Cracks were heard.
     Acoustic,
     /// A machine or a person said so.
@@ -63,6 +66,7 @@ impl Method {
             Self::Lowest => "lowest",
             Self::Learned => "learned",
             Self::Prior => "prior",
+            Self::Lasting => "lasting",
             Self::Acoustic => "acoustic",
             Self::Told => "told",
         }
@@ -112,7 +116,7 @@ impl Inference {
 pub enum Change {
     /// New, or known better.
     Known(Inference),
-    /// It did not happen after all: the beans were never in.
+    /// It did not happen after all: the beans were never in (CHARGE), or had left before.
     Withdrawn(EventKind),
 }
 
@@ -148,6 +152,8 @@ enum Stage {
     /// The old batch has left: a fall is its leaving until the drum has recovered from `low_c`.
     Emptied {
         low_c: f64,
+        /// DROP, until the beans are known to be cool, ms.
+        dropped_ms: Option<i64>,
     },
 }
 
@@ -233,7 +239,7 @@ impl Tracker {
             }
             (_, Stage::Empty | Stage::Emptied { .. }) => return false,
             (EventKind::Drop, Stage::Roasting(_)) => {
-                self.stage = Stage::Emptied { low_c: f64::MAX };
+                self.stage = Stage::Emptied { low_c: f64::MAX, dropped_ms: Some(at_ms) };
             }
             (EventKind::Note, _) => {}
             (_, Stage::Roasting(roast)) => {
@@ -280,7 +286,13 @@ impl Tracker {
         self.remember(now);
         match &mut self.stage {
             Stage::Empty => self.look_for_charge(now, &mut changes),
-            Stage::Emptied { low_c } => {
+            Stage::Emptied { low_c, dropped_ms } => {
+                let cooling = &self.learned.cooling_lasts;
+                if let Some(cool) = dropped_ms.and_then(|from| lasting::cooled(from, now, cooling))
+                {
+                    *dropped_ms = None;
+                    changes.push(Change::Known(cool));
+                }
                 *low_c = low_c.min(bt_c);
                 if bt_c - *low_c >= charge::RECOVERED_C {
                     self.stage = Stage::Empty;
@@ -357,12 +369,19 @@ impl Tracker {
             roast.put(crossed);
             changes.push(Change::Known(crossed));
         }
+        for ended in roast.last(now, &self.learned).into_iter().flatten() {
+            roast.put(ended);
+            changes.push(Change::Known(ended));
+        }
         if !self.infer_ends {
             return;
         }
         if let Some(dropped) = drop::find(roast, &self.past, now, silence_ms, &self.learned) {
+            // What was taken to have happened after the end has not.
+            let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
+            changes.extend(later.map(|mark| Change::Withdrawn(mark.kind)));
             changes.push(Change::Known(dropped));
-            self.stage = Stage::Emptied { low_c: now.bt_c };
+            self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: Some(dropped.at_ms) };
         }
     }
 
@@ -373,7 +392,7 @@ impl Tracker {
         let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
         if roast.is_hopeless(now) {
             changes.push(Change::Withdrawn(EventKind::Charge));
-            self.stage = Stage::Emptied { low_c: now.bt_c };
+            self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: None };
             return true;
         }
         if !roast.may_be_mistaken(now) {

@@ -260,7 +260,11 @@ async fn session_telemetry(
             let t = point.elapsed_seconds;
             from.is_none_or(|from| t >= from) && to.is_none_or(|to| t <= to)
         }));
-        if complete || points.len() >= limit || end <= first || page.len() < FRAMES_A_PAGE {
+        if page.len() == 1 && page[0].number == 0
+            || points.len() >= limit
+            || end <= first
+            || page.len() < FRAMES_A_PAGE
+        {
             break;
         }
         first = end;

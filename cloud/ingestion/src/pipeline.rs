@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ::store::StoreError;
 use contract::envelope::Expect;
-use contract::{Ack, ChainId, EpochMs, Origin, Refusal, Refused};
+use contract::{Ack, ChainId, EpochMs, Origin, ReceiptVerdict, Refusal, Refused};
 use futures_util::future::BoxFuture;
 use service::backoff::Backoff;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -250,7 +250,18 @@ impl Writer {
         let receipts = self.believe(claims, &mut frames, &mut answering).await;
         self.commit(frames, &mut answering).await;
         for (i, receipt, signed) in receipts {
-            self.keep_receipt(&answering[i].origin, &receipt, &signed).await;
+            let origin = answering[i].origin.clone();
+            if self.keep_receipt(&origin, &receipt, &signed).await {
+                // Said once and lost on the way: said again to whoever asks.
+                let mut ack = Ack::new(receipt.chain);
+                let session_id = receipt.session.clone();
+                ack.receipts.push(ReceiptVerdict {
+                    session_id,
+                    complete: true,
+                    digest_differs: false,
+                });
+                answering[i].ack = Some(ack);
+            }
         }
         self.reply(answering);
     }
@@ -436,20 +447,30 @@ impl Writer {
         })
     }
 
-    async fn keep_receipt(&self, origin: &Origin, receipt: &contract::Receipt, signed: &[u8]) {
+    /// Answers whether the roast has been found complete before.
+    async fn keep_receipt(
+        &self,
+        origin: &Origin,
+        receipt: &contract::Receipt,
+        signed: &[u8],
+    ) -> bool {
         let mut wait = backoff();
         let now = (self.clock)();
-        loop {
+        let complete = loop {
             match self.try_keep_receipt(receipt, signed, now).await {
-                Ok(()) => break,
+                Ok(complete) => break complete,
                 Err(error) => {
                     self.store.forget_numbers();
                     pause(&mut wait, &error).await;
                 }
             }
+        };
+        if !complete {
+            let samples = receipt.sample_count();
+            tracing::info!(%origin, session = %receipt.session, samples, "kept a receipt");
+            self.receipts.notify_one();
         }
-        tracing::info!(%origin, session = %receipt.session, samples = receipt.sample_count(), "kept a receipt");
-        self.receipts.notify_one();
+        complete
     }
 
     /// Boxed, as the compiler cannot see that a borrowed query may move between threads.
@@ -458,7 +479,7 @@ impl Writer {
         receipt: &'a contract::Receipt,
         signed: &'a [u8],
         now: EpochMs,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
             let no = self.store.name_chain(&receipt.origin, receipt.chain, "", now).await?;
             self.store.keep_receipt(no, receipt, signed).await

@@ -12,6 +12,7 @@ use contract::{Ack, EpochMs, FrameRange, OrgId, Receipt, ReceiptVerdict};
 use service::shutdown::CancellationToken;
 use store::StoreError;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use trust::Signed;
 
@@ -21,8 +22,12 @@ use crate::store::{IngestStore, OpenReceipt};
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
 const RECEIPTS_A_PASS: usize = 200;
-/// A roast without a receipt, or with frames missing, is given this long before its curve is made.
+/// A roast without a receipt, or with frames missing, gets its curve when its gateway has said
+/// nothing for so long, or nothing is missing of its chain.
 const CURVE_AFTER: Duration = Duration::from_mins(15);
+/// Samples that have not come by then do not come. Retention is never shorter.
+const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
+const CURVES_EVERY: Duration = Duration::from_mins(2);
 const CURVES_A_PASS: i64 = 50;
 const FIRST: (i64, String) = (i64::MIN, String::new());
 
@@ -35,7 +40,8 @@ pub fn start(
     stop: CancellationToken,
 ) {
     tracker.spawn(async move {
-        let mut cursor = FIRST;
+        let (mut cursor, mut curves) = (FIRST, FIRST);
+        let mut curves_due = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -45,7 +51,11 @@ pub fn start(
             if let Err(error) = pass(&store, bus.as_ref(), &clock, &mut cursor).await {
                 tracing::warn!(%error, "could not count receipts; the next pass tries again");
             }
-            if let Err(error) = make_curves(&store, clock()).await {
+            if Instant::now() < curves_due {
+                continue;
+            }
+            curves_due = Instant::now() + CURVES_EVERY;
+            if let Err(error) = make_curves(&store, clock(), &mut curves).await {
                 tracing::warn!(%error, "could not make curves; the next pass tries again");
             }
         }
@@ -69,16 +79,24 @@ async fn pass(
     Ok(())
 }
 
-/// Curves of roasts that nobody will call complete, or not soon.
-async fn make_curves(store: &IngestStore, now: EpochMs) -> Result<(), StoreError> {
-    let waited = i64::try_from(CURVE_AFTER.as_millis()).unwrap_or(i64::MAX);
-    for found in store.curveless(now.plus(-waited), CURVES_A_PASS).await? {
+/// Curves of roasts that nobody will call complete, or not soon. One that still lacks samples is made
+/// again with each pass over all, until it has waited as long as anybody could.
+async fn make_curves(
+    store: &IngestStore,
+    now: EpochMs,
+    cursor: &mut (i64, String),
+) -> Result<(), StoreError> {
+    let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    let after = (cursor.0, cursor.1.as_str());
+    let found = store.curveless(now.plus(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
+    let last = found.last().map(|found| (found.started_ms, found.session_id.clone()));
+    *cursor = last.unwrap_or(FIRST);
+    for found in found {
         let org = OrgId::new(found.org_id).map_err(|e| StoreError::row("making curves", e))?;
         if let Some(session) = store.session(&org, &found.session_id).await? {
-            store.make_curve(&org, &session, now).await?;
-            let found = Completeness::parse(&session.completeness).unwrap_or(Completeness::Open);
-            let totals = store.totals(&org, &session).await?;
-            store.note_completeness(org.as_str(), &session.session_id, found, Some(totals)).await?;
+            let ended = session.ended_ms.unwrap_or(session.started_ms);
+            let settled = now.0 - ended > ms(SETTLED_AFTER);
+            store.make_curve(&org, &session, settled, now).await?;
         }
     }
     Ok(())
@@ -109,7 +127,7 @@ async fn count(
         let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
         let totals = match store.session(&org, &open.session_id).await? {
             Some(session) if complete => {
-                store.make_curve(&org, &session, now).await?;
+                store.make_curve(&org, &session, true, now).await?;
                 Some(store.totals(&org, &session).await?)
             }
             _ => None,

@@ -201,10 +201,11 @@ async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &Ingest
     let org = origin().org;
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     assert!(store.curve(&org, "S-1").await.unwrap().is_none());
-    assert_eq!(store.curveless(NOW.plus(60_000), 10).await.unwrap().len(), 1);
-    store.make_curve(&org, &session, NOW).await.unwrap();
-    store.make_curve(&org, &session, NOW).await.unwrap();
-    assert!(store.curveless(NOW.plus(60_000), 10).await.unwrap().is_empty());
+    let start = (i64::MIN, "");
+    assert_eq!(store.curveless(NOW.plus(60_000), start, 10).await.unwrap().len(), 1);
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    assert!(store.curveless(NOW.plus(60_000), start, 10).await.unwrap().is_empty());
 
     let no = name(store).await;
     let frames = store.frames_of_range(&org, no.chain, 15, 44, 100).await.unwrap();
@@ -228,13 +229,63 @@ async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &Ingest
     assert!(store.curve(&OrgId::new("rival").unwrap(), "S-1").await.unwrap().is_none());
 }
 
+/// A receipt is there before the frames: what is made of a part is no last word.
+async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
+    commit(store, &(1..=4).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let org = origin().org;
+    let receipt = Receipt {
+        origin: origin(),
+        session: SessionId::new("S-1").unwrap(),
+        chain: CHAIN,
+        first_frame: 2,
+        last_frame: 5,
+        first_seq: 15,
+        last_seq: 44,
+        started: NOW.plus(1_500),
+        ended: NOW.plus(4_400),
+        digest: Digest([0; 32]),
+    };
+    let no = name(store).await;
+    assert!(!store.keep_receipt(no, &receipt, b"signed").await.unwrap());
+    let curve = async || {
+        let session = store.session(&org, "S-1").await.unwrap().unwrap();
+        store.make_curve(&org, &session, false, NOW).await.unwrap();
+        let left = store.curveless(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len();
+        (store.curve(&org, "S-1").await.unwrap().unwrap().len(), left)
+    };
+    assert_eq!(curve().await, (25, 1));
+    commit(store, &[frame(5, 0.0)]).await;
+    assert_eq!(curve().await, (30, 0));
+}
+
+/// Nobody saw its end: it ends where the next roast of its chain begins.
+async fn a_roast_without_an_end_does_not_take_the_next_one(store: &IngestStore) {
+    let mut frames: Vec<_> = (1..=8).map(|n| frame(n, 0.0)).collect();
+    frames[4].frame.events.clear();
+    let mut next = frames[1].frame.events[0].clone();
+    (next.session, next.seq) = (SessionId::new("S-2").unwrap(), 61);
+    next.at = NOW.plus(6_100);
+    frames[6].frame.events.push(next);
+    commit(store, &frames).await;
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!(store.bounds(&session).await.unwrap(), (15, 60));
+    assert_eq!(store.totals(&org, &session).await.unwrap().points, 46);
+}
+
 async fn retention_takes_frames_and_never_a_roast_without_its_curve(store: &IngestStore) {
     commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
     let (org, later) = (origin().org, NOW.plus(60 * 86_400_000));
     assert_eq!(store.database().drop_frames(later).await.unwrap(), store::Dropped::default());
-    assert_eq!(seqs(store).await.len(), 50);
+    assert_eq!(seqs(store).await.len(), 50, "a server whose clock has leapt drops nothing");
+    let alive = "UPDATE chains SET seen_ms = $1";
+    store::on!(store.database(), pool => store::sqlx::query(alive)
+        .bind(later.0 + 1).execute(pool).await.map(drop))
+    .unwrap();
+    assert_eq!(store.database().drop_frames(later).await.unwrap(), store::Dropped::default());
+    assert_eq!(seqs(store).await.len(), 50, "a roast without its curve keeps its frames");
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
-    store.make_curve(&org, &session, NOW).await.unwrap();
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
     assert_eq!(
         store.database().drop_frames(NOW).await.unwrap(),
         store::Dropped::default(),
@@ -306,6 +357,8 @@ on_both!(
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
     a_closed_roast_is_one_row_that_says_what_its_frames_said,
+    a_curve_of_a_part_is_made_again,
+    a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,
     a_number_that_names_another_chain_by_now_is_not_used,
     a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away,

@@ -124,21 +124,27 @@ async fn after_an_hour_without_a_broker_the_present_comes_first_and_the_past_fol
     let mut agent = cloud.agent("r-1", &driver)?;
     agent.start().await?;
     let unsent = async |agent: &common::Agent| {
-        agent.status().await.ok().and_then(|s| s["journal"]["unsentFrames"].as_i64()).unwrap_or(-1)
+        agent.status().await.ok().and_then(|s| s["journal"]["unsentFrames"].as_i64())
     };
     wait_for("connected", PATIENCE, || async {
         agent.status().await.is_ok_and(|s| s["uplinkConnected"] == true)
     })
     .await?;
     cloud.broker.kill();
-    wait_for("a backlog", PATIENCE, || async { unsent(&agent).await > HOUR_FRAMES / 10 }).await?;
+    wait_for("a backlog", PATIENCE, || async { unsent(&agent).await > Some(HOUR_FRAMES / 10) })
+        .await?;
     let early = memory_kb(agent.process.pid());
-    wait_for("an hour", PATIENCE * 3, || async { unsent(&agent).await > HOUR_FRAMES }).await?;
+    wait_for("an hour", PATIENCE * 3, || async { unsent(&agent).await > Some(HOUR_FRAMES) })
+        .await?;
     let late = memory_kb(agent.process.pid());
     cloud.broker.start_again().await?;
-    wait_for("the backlog sent", PATIENCE, || async { unsent(&agent).await < 32 }).await?;
+    wait_for("the backlog sent", PATIENCE, || async {
+        unsent(&agent).await.is_some_and(|n| n < 32)
+    })
+    .await?;
     let drained = memory_kb(agent.process.pid());
-    agent.process.stop(Duration::from_secs(10)).await?;
+    let status = agent.process.stop(Duration::from_secs(10)).await?;
+    assert!(status.success(), "{}", agent.process.log());
     // Rows by arrival: the first frame after the outage is newer than the backlog that follows it.
     let order = cloud.database.query("simcorp", "SELECT number FROM frames ORDER BY arrival")?;
     let order: Vec<i64> = order.lines().filter_map(|line| line.parse().ok()).collect();
@@ -147,7 +153,11 @@ async fn after_an_hour_without_a_broker_the_present_comes_first_and_the_past_fol
         jump.ok_or_else(|| anyhow::anyhow!("no live frame overtook the backlog: {order:?}"))?;
     assert!(order[jump + 2..].iter().any(|n| *n < order[jump + 1]), "the past follows");
     println!("resident kB: early {early}, after the hour {late}, drained {drained}");
-    assert!(early > 1_000, "memory was not measured");
+    assert!(early > 1_000 && drained > 1_000, "memory was not measured");
+    let mut numbers = order.clone();
+    numbers.sort_unstable();
+    let first = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
+    assert_eq!(first, None, "a hole, or a frame twice");
     assert!(late < early + 2_048, "memory grew from {early} to {late} kB during the outage");
     assert!(drained < late + 4_096, "memory grew from {late} to {drained} kB while it drained");
     Ok(())

@@ -20,13 +20,9 @@ use roasts::put_roast;
 pub use roasts::receipt_of;
 
 const FILE: &str = "journal.db";
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE chains (
-    chain   BLOB PRIMARY KEY,
-    origin  TEXT NOT NULL -- the machine that its frames are of
-) STRICT, WITHOUT ROWID;
 CREATE TABLE frames (
     id      INTEGER PRIMARY KEY,
     chain   BLOB NOT NULL,
@@ -50,6 +46,14 @@ CREATE TABLE roasts (
     state       INTEGER NOT NULL, -- 0 running, 1 closed, 2 complete in the cloud, 3 given up
     receipt     BLOB
 ) STRICT;
+";
+
+/// Since version 2: whose frames a chain holds.
+const CHAINS: &str = "
+CREATE TABLE chains (
+    chain   BLOB PRIMARY KEY,
+    origin  TEXT NOT NULL -- the machine that its frames are of
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Why the journal cannot be used.
@@ -148,8 +152,6 @@ impl Journal {
 
     fn open_file(path: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         const DOING: &str = "opening the journal";
-        let log = path.with_extension("db-wal");
-        let unclean = std::fs::metadata(log).is_ok_and(|log| log.len() > 0);
         let db = Connection::open(path).map_err(JournalError::sql(DOING))?;
         db.busy_timeout(Duration::from_millis(500)).map_err(JournalError::sql(DOING))?;
         let locked = |error: rusqlite::Error| match error.sqlite_error_code() {
@@ -172,21 +174,24 @@ impl Journal {
         match version {
             0 => db
                 .execute_batch(&format!(
-                    "BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    "BEGIN; {SCHEMA} {CHAINS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                ))
+                .map_err(JournalError::sql(DOING))?,
+            1 => db
+                .execute_batch(&format!(
+                    "BEGIN; {CHAINS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 ))
                 .map_err(JournalError::sql(DOING))?,
             SCHEMA_VERSION => {}
             found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
         }
-        // Reading every page takes a while: only after a stop that left a log behind.
-        if unclean {
-            let check: String = db
-                .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-                .map_err(JournalError::sql(DOING))?;
-            if check != "ok" {
-                let source = rusqlite::Error::InvalidParameterName(check);
-                return Err(JournalError::Damaged { doing: DOING, source });
-            }
+        // Reading every page takes a while; the sampler is running by then, and its samples wait.
+        let check: String = db
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(JournalError::sql(DOING))?;
+        if check != "ok" {
+            let source = rusqlite::Error::InvalidParameterName(check);
+            return Err(JournalError::Damaged { doing: DOING, source });
         }
         let quota_bytes = i64::try_from(quota_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
         Ok(Self { db, quota_bytes, lost_frames: 0 })
@@ -199,6 +204,15 @@ impl Journal {
     /// When the disk does not answer.
     pub fn position(&self, origin: &Origin, fresh: ChainId) -> Result<Position, JournalError> {
         const DOING: &str = "finding where the journal stands";
+        // Chains from before version 2 are of the machine that the gateway stands beside.
+        self.db
+            .execute(
+                "INSERT OR IGNORE INTO chains (chain, origin) SELECT chain, ?1 FROM \
+                 (SELECT chain FROM frames UNION SELECT chain FROM roasts UNION \
+                  SELECT value FROM meta WHERE key = 'chain')",
+                [origin.to_string()],
+            )
+            .map_err(JournalError::sql(DOING))?;
         let known = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
         let chain = match known {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
@@ -350,7 +364,8 @@ impl Journal {
         })
     }
 
-    /// Frames to be sent with ids in a range, oldest first.
+    /// Frames to be sent with ids in a range, oldest first, of all chains but those `except` (the
+    /// first four of them).
     ///
     /// # Errors
     /// When the disk does not answer.
@@ -359,6 +374,7 @@ impl Journal {
         after: i64,
         before: i64,
         limit: usize,
+        except: &[ChainId],
     ) -> Result<Vec<Outgoing>, JournalError> {
         const DOING: &str = "reading what is to be sent";
         let mut rows = self
@@ -366,11 +382,14 @@ impl Journal {
             .prepare_cached(
                 "SELECT id, chain, number, samples, signed, \
                  (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
-                 WHERE state = 0 AND id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+                 WHERE state = 0 AND id > ?1 AND id < ?2 AND chain NOT IN (?4, ?5, ?6, ?7) \
+                 ORDER BY id LIMIT ?3",
             )
             .map_err(JournalError::sql(DOING))?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        rows.query_map(params![after, before, limit], outgoing)
+        let except = |i: usize| except.get(i).map_or([0; 16], |chain| chain.0);
+        let values = params![after, before, limit, except(0), except(1), except(2), except(3)];
+        rows.query_map(values, outgoing)
             .and_then(Iterator::collect)
             .map_err(JournalError::sql(DOING))
     }

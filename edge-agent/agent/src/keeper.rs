@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use contract::{Ack, ChainId, EventKind, Origin};
+use contract::{Ack, ChainId, EpochMs, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
@@ -36,6 +36,8 @@ pub enum Job {
         after: i64,
         before: i64,
         limit: usize,
+        /// Chains that are passed over.
+        except: Vec<ChainId>,
         answer: oneshot::Sender<Vec<Outgoing>>,
     },
     NewestUnsent {
@@ -97,8 +99,10 @@ impl Keeper {
     /// # Errors
     /// When the journal does not answer.
     pub fn resume(&mut self) -> Result<(), JournalError> {
-        let now = self.clock.wall();
-        let fresh = self.journal.newest_ms()?.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
+        // A gateway without a clock chip may wake in the past: its own journal knows better.
+        let newest = self.journal.newest_ms()?;
+        let now = newest.map_or(self.clock.wall(), |ms| self.clock.wall().max(EpochMs(ms)));
+        let fresh = newest.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
         let roast = self.journal.running_roast()?.filter(|_| fresh);
         self.journal.abandon_roasts(roast.as_ref().map(|roast| &roast.session))?;
         if let Some(roast) = roast {
@@ -154,8 +158,8 @@ impl Keeper {
                 self.take(marked.unwrap_or_default());
             }
             Job::Ack(ack) => self.apply(&ack),
-            Job::Unsent { after, before, limit, answer } => {
-                let unsent = self.journal.unsent(after, before, limit);
+            Job::Unsent { after, before, limit, except, answer } => {
+                let unsent = self.journal.unsent(after, before, limit, &except);
                 let _ = answer.send(self.heard(unsent).unwrap_or_default());
             }
             Job::NewestUnsent { answer } => {
@@ -232,6 +236,10 @@ impl Keeper {
             );
         }
         tracing::debug!(frame = outgoing.number, chain = %outgoing.chain, samples = outgoing.samples, "kept");
+        if cut.withdrawn {
+            let running = cut.running.as_ref().map(|roast| &roast.session);
+            self.heard(self.journal.abandon_roasts(running));
+        }
         if let Some(closed) = &cut.closed {
             self.issue_receipt(cut.frame.chain, closed);
         }

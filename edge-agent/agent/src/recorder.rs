@@ -63,6 +63,8 @@ pub struct Cut {
     pub closed: Option<Closed>,
     /// The roast that runs after this frame.
     pub running: Option<Roast>,
+    /// A roast was taken to run and was none: there is nothing to close, or to protect.
+    pub withdrawn: bool,
 }
 
 /// One sample's place.
@@ -115,6 +117,7 @@ pub struct Recorder {
     roast: Option<Roast>,
     /// CHARGE of the running roast on the monotonic clock, ms.
     charge_ms: Option<i64>,
+    withdrawn: bool,
     newest: Option<(Point, EpochMs)>,
     /// (number, first sample) of the newest frames.
     recent: VecDeque<(u64, u64)>,
@@ -145,6 +148,7 @@ impl Recorder {
             points: VecDeque::new(),
             roast: None,
             charge_ms: None,
+            withdrawn: false,
             newest: None,
             recent: VecDeque::new(),
             salt,
@@ -219,8 +223,14 @@ impl Recorder {
             closed = closed.or(self.told(kind, EventSource::Machine, at, wall, None));
         }
         for change in changes {
-            if let Change::Known(found) = change {
-                closed = closed.or(self.infer(&found, at, wall));
+            match change {
+                Change::Known(found) => closed = closed.or(self.infer(&found, at, wall)),
+                // Nothing was in the drum. What was told stays told; nobody saw an end.
+                Change::Withdrawn(EventKind::Charge) => {
+                    (self.roast, self.charge_ms) = (None, None);
+                    self.withdrawn = true;
+                }
+                Change::Withdrawn(_) => {}
             }
         }
         self.cut_if_due(closed)
@@ -391,7 +401,8 @@ impl Recorder {
         }
         self.position.next_number += 1;
         self.position.next_seq += count as u64;
-        Cut { frame, closed, running: self.roast.clone() }
+        let withdrawn = std::mem::take(&mut self.withdrawn);
+        Cut { frame, closed, running: self.roast.clone(), withdrawn }
     }
 }
 

@@ -179,7 +179,13 @@ async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::
     let wait = async {
         loop {
             let (answer, waiting) = tokio::sync::oneshot::channel();
-            let asked = jobs.try_send(Job::Unsent { after: 0, before: i64::MAX, limit: 1, answer });
+            let asked = jobs.try_send(Job::Unsent {
+                after: 0,
+                before: i64::MAX,
+                limit: 1,
+                except: Vec::new(),
+                answer,
+            });
             if asked.is_ok() && waiting.await.is_ok_and(|unsent| unsent.is_empty()) {
                 return;
             }

@@ -9,7 +9,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use contract::topic::Kind;
-use contract::{Ack, ChainId, Origin};
+use contract::{Ack, ChainId, Origin, Refusal};
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS, SubscribeFilterInput,
 };
@@ -30,8 +30,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that is not registered yet asks again this often.
 const REFUSED_PAUSE: Duration = Duration::from_mins(1);
-/// Frames refused for now that are passed over one by one; past it the backlog pauses instead.
+/// Single frames refused for now that are passed over in a minute; then the backlog pauses, and
+/// goes on behind them.
 const PUT_OFF_MAX: usize = 32;
+/// Chains refused as a whole that are passed over.
+const CHAINS_OFF_MAX: usize = 4;
 const RECEIPTS_AT_ONCE: usize = 20;
 
 /// What the connection tells.
@@ -62,7 +65,10 @@ pub async fn run(
         under_way: BTreeMap::new(),
         sent_before: 0,
         put_off: BTreeSet::new(),
+        chains_off: Vec::new(),
+        needed: None,
         put_off_until: Instant::now(),
+        passed_over: false,
         lanes: Lanes::default(),
         receipts_due: Instant::now(),
     };
@@ -167,9 +173,14 @@ struct Sender {
     under_way: BTreeMap<(ChainId, u64), (i64, Instant)>,
     /// Frames up to this journal id may have been sent twice: their answers teach no pace.
     sent_before: i64,
-    /// Frames that were refused for now, and until when they are passed over.
+    /// Frames and whole chains that were refused for now, and until when they are passed over.
     put_off: BTreeSet<(ChainId, u64)>,
+    chains_off: Vec<ChainId>,
     put_off_until: Instant,
+    /// Frames were passed over since the backlog was begun from its start.
+    passed_over: bool,
+    /// When the cloud last asked for frames again and was heard.
+    needed: Option<Instant>,
     lanes: Lanes,
     receipts_due: Instant,
 }
@@ -219,7 +230,7 @@ impl Sender {
                     if refused.reason.is_final() {
                         self.settled(ack.chain, refused.frame, refused.frame);
                     } else {
-                        self.put_off((ack.chain, refused.frame));
+                        self.put_off((ack.chain, refused.frame), refused.reason);
                         let problem = format!("the cloud refuses our frames: {}", refused.reason);
                         board.update(|state| {
                             if state.uplink_error.as_ref() != Some(&problem) {
@@ -229,10 +240,12 @@ impl Sender {
                         });
                     }
                 }
-                if !ack.need.is_empty() && self.under_way.is_empty() {
-                    // Lost on the other side after it was acknowledged: look again from the start.
-                    self.lanes.older_at = 0;
-                    self.lanes.running_at = self.lanes.running_from - 1;
+                let now = Instant::now();
+                let heard = self.needed.is_some_and(|at| now - at < 2 * self.pace.limit());
+                if !ack.need.is_empty() && !heard {
+                    // Lost on the other side, perhaps after it was acknowledged: all lanes again.
+                    self.needed = Some(now);
+                    self.lanes.look_again();
                 }
                 let jobs = self.jobs.clone();
                 // The keeper's queue is long; waiting for it must not stop the lanes.
@@ -247,14 +260,22 @@ impl Sender {
         }
     }
 
-    /// A frame that was refused for now is passed over for a while.
-    fn put_off(&mut self, key: (ChainId, u64)) {
+    /// What was refused for now is passed over for a while: the frame, or its whole chain where the
+    /// reason is its key or its machine.
+    fn put_off(&mut self, key: (ChainId, u64), reason: Refusal) {
         self.under_way.remove(&key);
-        if self.put_off.is_empty() {
+        if self.put_off.is_empty() && self.chains_off.is_empty() {
             self.put_off_until = Instant::now() + REFUSED_PAUSE;
         }
-        if self.put_off.len() < PUT_OFF_MAX {
+        let whole = matches!(reason, Refusal::UnknownKey | Refusal::WrongOrigin);
+        if whole && self.chains_off.contains(&key.0) {
+            return;
+        }
+        if whole && self.chains_off.len() < CHAINS_OFF_MAX {
+            self.chains_off.push(key.0);
+        } else if self.put_off.len() < PUT_OFF_MAX {
             self.put_off.insert(key);
+            self.passed_over = true;
         }
     }
 
@@ -271,6 +292,7 @@ impl Sender {
     fn restart_lanes(&mut self) {
         self.under_way.clear();
         self.put_off.clear();
+        self.chains_off.clear();
         self.pace = Pace::default();
         self.sent_before = self.sent_before.max(self.lanes.live_last).max(self.lanes.older_at);
         self.lanes = Lanes::default();
@@ -322,12 +344,17 @@ impl Sender {
         }
         let now = Instant::now();
         self.look_for_overdue(now);
-        if !self.put_off.is_empty() {
+        if !self.put_off.is_empty() || !self.chains_off.is_empty() {
             if now >= self.put_off_until {
+                // Single frames: on behind them, and round again when the lane has come to its end.
+                // Chains: perhaps the key has been registered meanwhile.
                 self.put_off.clear();
-                self.lanes.look_again();
+                if !self.chains_off.is_empty() {
+                    self.chains_off.clear();
+                    self.lanes.look_again();
+                }
             } else if self.put_off.len() >= PUT_OFF_MAX {
-                return; // it is not this frame or that one: the cloud does not take ours
+                return;
             }
         }
         if self.lanes.running_from == 0 {
@@ -344,6 +371,10 @@ impl Sender {
         let before = live_from.min(self.lanes.running_from);
         if let Some(at) = self.send_lane(self.lanes.older_at, before).await {
             self.lanes.older_at = at;
+        } else if self.passed_over && self.under_way.is_empty() && now >= self.put_off_until {
+            // The end of the lane, and frames were passed over on the way.
+            self.passed_over = false;
+            self.lanes.look_again();
         }
         if now >= self.receipts_due {
             self.receipts_due = now + RECEIPTS_EVERY;
@@ -358,7 +389,8 @@ impl Sender {
             return None;
         }
         let (answer, waiting) = oneshot::channel();
-        let job = Job::Unsent { after, before, limit: room, answer };
+        let except = self.chains_off.clone();
+        let job = Job::Unsent { after, before, limit: room, except, answer };
         let frames = self.ask(job, waiting).await.unwrap_or_default();
         let mut at = None;
         for frame in frames {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::store::sqlx::{FromRow, query, query_as};
+use ::store::sqlx::{FromRow, query, query_as, query_scalar};
 use ::store::{Pool, StoreError, on};
 use contract::{EpochMs, OrgId};
 use serde_json::json;
@@ -31,7 +31,7 @@ const PUT: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t
      trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms \
      WHERE curves.samples <= EXCLUDED.samples";
 
-/// Samples a curve holds at most: a day at 10 Hz. What is longer stays in its frames.
+/// Samples a curve holds at most: a day at 10 Hz.
 const SAMPLES_MAX: usize = 864_000;
 /// A roast that has not ended after a week will not.
 const ENDLESS_MS: i64 = 7 * 86_400_000;
@@ -43,6 +43,7 @@ const PAGE: i64 = 2_000;
 pub struct Curveless {
     pub org_id: String,
     pub session_id: String,
+    pub started_ms: i64,
 }
 
 impl IngestStore {
@@ -56,25 +57,35 @@ impl IngestStore {
         .map_err(StoreError::query("reading a curve"))
     }
 
-    /// Roasts closed before `before` that have no curve, and those that began a week before it
-    /// and never ended.
+    /// Roasts without a curve whose time has come, the oldest first, after a place in that order:
+    /// closed, or followed by another, or on a
+    /// chain that died; and either nothing is missing of the chain, or it has been silent since
+    /// `quiet`.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn curveless(
         &self,
-        before: EpochMs,
+        quiet: EpochMs,
+        after: (i64, &str),
         limit: i64,
     ) -> Result<Vec<Curveless>, StoreError> {
         on!(self.database, pool => query_as(
-            "SELECT org_id, session_id FROM sessions \
-             WHERE curve_ms IS NULL AND (ended_ms < $1 OR (ended_ms IS NULL AND started_ms < $2)) \
-             ORDER BY started_ms LIMIT $3")
-            .bind(before.0).bind(before.0 - ENDLESS_MS).bind(limit).fetch_all(pool).await)
+            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
+             JOIN chains c ON c.chain_no = s.chain_no \
+             WHERE s.curve_ms IS NULL \
+             AND (s.ended_ms IS NOT NULL OR c.seen_ms < $1 - $2 OR EXISTS (SELECT 1 FROM sessions n \
+                  WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
+             AND (c.seen_ms < $1 OR c.gaps = '[]') AND s.started_ms < $1 \
+             AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $5")
+            .bind(quiet.0).bind(ENDLESS_MS).bind(after.0).bind(after.1).bind(limit)
+            .fetch_all(pool).await)
         .map_err(StoreError::query("listing roasts without a curve"))
     }
 
-    /// Makes the curve of a roast from the frames that are here.
+    /// Makes the curve of a roast from the frames that are here. It is the last word, and retention
+    /// may take the frames, once it holds every sample the roast is known to have, or `settled`.
     ///
     /// # Errors
     /// When the database does not answer: the next pass makes it.
@@ -82,9 +93,10 @@ impl IngestStore {
         &self,
         org: &OrgId,
         session: &SessionRow,
+        settled: bool,
         now: EpochMs,
     ) -> Result<(), StoreError> {
-        let (first, last) = session.range();
+        let (first, last) = self.bounds(session).await?;
         let mut curve: Option<Curve> = None;
         let mut from = first;
         loop {
@@ -92,19 +104,42 @@ impl IngestStore {
             let Some(end) = frames.last().map(|f| f.seq_at(f.len())) else { break };
             join(&mut curve, &frames, first, last);
             let whole = i64::try_from(frames.len()).is_ok_and(|read| read < PAGE);
-            if whole || end <= from || curve.as_ref().is_some_and(|c| c.len() > SAMPLES_MAX) {
+            if whole || end <= from {
                 break;
             }
             from = end;
         }
-        if let Some(curve) = curve.filter(|curve| curve.len() <= SAMPLES_MAX) {
+        let held = curve.as_ref().map_or(0, Curve::len);
+        if let Some(curve) = curve {
             self.put_curve(org, session, &curve.finish(), now).await?;
+        }
+        let known = session.last_seq.zip(session.first_seq).map(|(last, first)| last - first + 1);
+        let whole = known.is_some_and(|known| i64::try_from(held).is_ok_and(|held| held >= known));
+        if !whole && !settled {
+            return Ok(());
         }
         on!(self.database, pool => query(
             "UPDATE sessions SET curve_ms = $3 WHERE org_id = $1 AND session_id = $2")
             .bind(org.as_str()).bind(&session.session_id).bind(now.0)
             .execute(pool).await.map(drop))
         .map_err(StoreError::query("noting a curve"))
+    }
+
+    /// A roast's samples. One that nobody ended ends before the next one of its chain begins.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn bounds(&self, session: &SessionRow) -> Result<(i64, i64), StoreError> {
+        let (first, last) = session.range();
+        if session.last_seq.is_some() {
+            return Ok((first, last));
+        }
+        let next: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT MIN(first_seq) FROM sessions WHERE chain_no = $1 AND first_seq > $2")
+            .bind(session.chain_no).bind(first).fetch_one(pool).await)
+        .map_err(StoreError::query("finding where a roast ends"))?;
+        let most = first.saturating_add(i64::try_from(SAMPLES_MAX).unwrap_or(i64::MAX) - 1);
+        Ok((first, next.map_or(most, |next| (next - 1).min(most))))
     }
 
     async fn put_curve(

@@ -121,8 +121,12 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn totals(&self, org: &OrgId, session: &SessionRow) -> Result<Totals, StoreError> {
-        let (first, last) = session.range();
-        let frames = self.frames_of_range(org, session.chain_no, first, last, 100_000).await?;
+        let (first, last) = self.bounds(session).await?;
+        let mut frames = self.frames_of_range(org, session.chain_no, first, last, 100_000).await?;
+        if frames.is_empty() {
+            // Retention has taken them; what the curve holds is what there was.
+            frames.extend(self.curve(org, &session.session_id).await?);
+        }
         let mut totals = Totals::default();
         for frame in &frames {
             for i in 0..frame.offsets_ms.len() {

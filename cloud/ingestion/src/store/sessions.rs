@@ -170,6 +170,7 @@ pub struct OpenReceipt {
 
 impl IngestStore {
     /// Keeps a verified receipt with its roast; a roast whose events have not arrived is opened.
+    /// Answers whether the roast has been found complete before: the device has not heard it.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -178,7 +179,7 @@ impl IngestStore {
         no: ChainNo,
         receipt: &contract::Receipt,
         signed: &[u8],
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         on!(self.database, pool => query(
             "INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, \
@@ -191,7 +192,13 @@ impl IngestStore {
             .bind(no.machine).bind(no.chain).bind(receipt.started.0).bind(receipt.ended.0)
             .bind(number(receipt.first_seq)).bind(number(receipt.last_seq)).bind(signed)
             .execute(pool).await.map(drop))
-        .map_err(StoreError::query("keeping a receipt"))
+        .map_err(StoreError::query("keeping a receipt"))?;
+        let found: Option<String> = on!(self.database, pool => sqlx::query_scalar(
+            "SELECT completeness FROM sessions WHERE org_id = $1 AND session_id = $2 AND chain_no = $3")
+            .bind(receipt.origin.org.as_str()).bind(receipt.session.as_str()).bind(no.chain)
+            .fetch_optional(pool).await)
+        .map_err(StoreError::query("keeping a receipt"))?;
+        Ok(found.as_deref() == Some(contract::session::Completeness::Complete.as_str()))
     }
 
     /// Closed roasts whose receipts wait for their frames, at most `limit`: each pass another part,

@@ -57,7 +57,11 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
         ..Recording::default()
     };
     (recording.weight_in_g, recording.weight_out_g) = weights(&file);
-    recording.ambient_c = file.get("ambientTemp").and_then(Value::as_f64).filter(|c| *c != 0.0);
+    recording.ambient_c = file
+        .get("ambientTemp")
+        .and_then(Value::as_f64)
+        .filter(|c| *c != 0.0)
+        .and_then(|c| celsius(Some(c)));
     let start_s = times.iter().copied().flatten().next().unwrap_or(0.0);
     let mut kept = Vec::with_capacity(times.len());
     for (i, time) in times.iter().enumerate() {
@@ -125,23 +129,32 @@ fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, u
     marks
 }
 
-/// Special events: (sample, type, value); value v means (v−1)·10 percent.
-struct Controls(Vec<(usize, i64, f64)>);
+/// Special events by type, each in the order of samples: (sample, percent). Value v means (v−1)·10 %.
+struct Controls([Vec<(usize, f64)>; 4]);
 
 impl Controls {
     fn read(file: &Map<String, Value>) -> Self {
         let list = |name| file.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let all = list("specialevents").iter().zip(list("specialeventstype"));
-        let all = all.zip(list("specialeventsvalue")).filter_map(|((at, kind), value)| {
-            let percent = ((value.as_f64()? - 1.0) * 10.0).clamp(0.0, 100.0);
-            Some((usize::try_from(at.as_i64()?).ok()?, kind.as_i64()?, percent))
-        });
-        Self(all.collect())
+        let mut kinds: [Vec<(usize, f64)>; 4] = Default::default();
+        for ((at, kind), value) in all.zip(list("specialeventsvalue")) {
+            let kind = kind.as_u64().and_then(|kind| usize::try_from(kind).ok());
+            let at = at.as_u64().and_then(|at| usize::try_from(at).ok());
+            let slot = kind.and_then(|kind| kinds.get_mut(kind));
+            if let (Some(slot), Some(at), Some(value)) = (slot, at, value.as_f64()) {
+                slot.push((at, ((value - 1.0) * 10.0).clamp(0.0, 100.0)));
+            }
+        }
+        for moves in &mut kinds {
+            moves.sort_by_key(|(at, _)| *at);
+        }
+        Self(kinds)
     }
 
-    fn at(&self, kind: i64, sample: usize) -> Option<f64> {
-        let before = self.0.iter().filter(|(at, of, _)| *of == kind && *at <= sample);
-        before.max_by_key(|(at, _, _)| *at).map(|(_, _, percent)| *percent)
+    fn at(&self, kind: usize, sample: usize) -> Option<f64> {
+        let moves = self.0.get(kind)?;
+        let before = moves.partition_point(|(at, _)| *at <= sample).checked_sub(1)?;
+        moves.get(before).map(|(_, percent)| *percent)
     }
 }
 

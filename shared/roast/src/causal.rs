@@ -132,10 +132,10 @@ impl Walk {
 pub fn value_at(view: &[Clean], t_ms: i64) -> Option<f64> {
     const NEAR_MS: i64 = 10_000;
     let after = view.partition_point(|c| c.t_ms < t_ms);
-    let next = view[after..].iter().find(|c| c.value.is_some());
-    let before = view[..after].iter().rev().find(|c| c.value.is_some());
     let near = |c: &&Clean| (c.t_ms - t_ms).abs() <= NEAR_MS;
-    match (before.filter(near), next.filter(near)) {
+    let next = view[after..].iter().take_while(near).find(|c| c.value.is_some());
+    let before = view[..after].iter().rev().take_while(near).find(|c| c.value.is_some());
+    match (before, next) {
         (Some(a), Some(b)) => {
             let (va, vb) = (a.value?, b.value?);
             let share = (t_ms - a.t_ms) as f64 / ((b.t_ms - a.t_ms).max(1)) as f64;

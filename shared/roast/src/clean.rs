@@ -18,8 +18,11 @@ const JUMP_C: f64 = 7.0;
 const JUMP_C_PER_S: f64 = 4.0;
 /// A flip between units moves a roasting temperature by at least this much.
 const FLIP_C: f64 = 30.0;
-/// This many values that agree with each other are believed.
+/// This many values that agree with each other, over this long, are believed.
 const AGREE: usize = 3;
+const AGREE_MS: i64 = 2_000;
+/// After a longer silence nobody can tell a flip from a change.
+const FLIP_WITHIN_MS: i64 = 20_000;
 /// The slope is taken over this much of the past.
 const SLOPE_MS: i64 = 15_000;
 /// After a silence this long any value is believed, if it is no flip.
@@ -108,7 +111,8 @@ impl Cleaner {
         }
         // Far off. What would it be in the other unit?
         let other = if self.flipped { said } else { celsius(said) };
-        let flip = (other - expected).abs() <= limit.min(FLIP_C);
+        let flip =
+            (other - expected).abs() <= limit.min(FLIP_C) && t_ms - last_ms <= FLIP_WITHIN_MS;
         if t_ms - last_ms > FORGET_MS && !flip {
             self.restart();
             let (value, _) = self.accept(t_ms, read(self.flipped));
@@ -118,7 +122,8 @@ impl Cleaner {
             self.withheld.clear();
         }
         self.withheld.push((t_ms, said));
-        if self.withheld.len() < AGREE {
+        let since = self.withheld.first().map_or(t_ms, |(t, _)| *t);
+        if self.withheld.len() < AGREE || t_ms - since < AGREE_MS {
             return (None, Why::Spike);
         }
         if flip {

@@ -30,16 +30,14 @@ enum Column {
 fn column(name: &str) -> Option<Column> {
     let name: String = name.trim().trim_matches('"').to_ascii_lowercase();
     let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    let fahrenheit = plain.ends_with("tempf") || plain.ends_with("degf") || name.ends_with("(°f)");
+    let fahrenheit = plain.ends_with("tempf") || matches!(plain.as_str(), "btf" | "etf");
     match plain.as_str() {
         "timestamputc" | "timestamp" | "time" | "time1" | "seconds" | "elapsed" | "times"
         | "elapsedseconds" => Some(Column::Time),
-        "bt" | "btc" | "beantemp" | "beantempc" | "beantempf" | "bean" | "beantemperature" => {
-            Some(Column::Bt { fahrenheit })
-        }
-        "et" | "etc" | "envtemp" | "envtempc" | "envtempf" | "environment" | "environmenttemp" => {
-            Some(Column::Et { fahrenheit })
-        }
+        "bt" | "btc" | "btf" | "beantemp" | "beantempc" | "beantempf" | "bean"
+        | "beantemperature" => Some(Column::Bt { fahrenheit }),
+        "et" | "etc" | "etf" | "envtemp" | "envtempc" | "envtempf" | "environment"
+        | "environmenttemp" => Some(Column::Et { fahrenheit }),
         "gas" | "gaspct" | "burner" | "heat" | "heatlevelpercent" | "heater" => Some(Column::Gas),
         "fan" | "fanpct" | "air" | "airflow" | "fanlevelpercent" => Some(Column::Fan),
         "event" | "mark" => Some(Column::Event),
@@ -56,8 +54,20 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
         return Err(CsvError::TooLarge);
     }
     let mut lines = text.trim_start_matches('\u{feff}').lines();
-    let (separator, columns) = lines.by_ref().take(50).find_map(header).ok_or(CsvError::Header)?;
-    let mut recording = Recording::default();
+    // Artisan names the unit of all temperatures in the line before the header.
+    let mut all_fahrenheit = false;
+    let mut unit_or_header = |line: &str| {
+        all_fahrenheit |= line.split(['\t', ',', ';']).any(|cell| cell.trim() == "Unit:F");
+        header(line)
+    };
+    let found = lines.by_ref().take(50).find_map(&mut unit_or_header);
+    let (separator, columns) = found.ok_or(CsvError::Header)?;
+    let named_fahrenheit = columns
+        .iter()
+        .flatten()
+        .any(|c| matches!(c, Column::Bt { fahrenheit: true } | Column::Et { fahrenheit: true }));
+    let fahrenheit = all_fahrenheit || named_fahrenheit;
+    let mut recording = Recording { fahrenheit, ..Recording::default() };
     let mut start_ms = None;
     for line in lines {
         let cells: Vec<&str> = line.split(separator).map(|c| c.trim().trim_matches('"')).collect();
@@ -76,7 +86,8 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
                 unit,
                 Some(Column::Bt { fahrenheit: true } | Column::Et { fahrenheit: true })
             );
-            value.map(|v| if fahrenheit { (v - 32.0) / 1.8 } else { v })
+            let convert = fahrenheit || all_fahrenheit;
+            value.map(|v| if convert { (v - 32.0) / 1.8 } else { v })
         };
         let named = |wanted: fn(Column) -> bool| columns.iter().flatten().find(|c| wanted(**c));
         recording.samples.push(Sample {
@@ -163,6 +174,11 @@ mod tests {
             (r.samples.len(), r.samples[1].t_ms, r.samples[1].bt_c),
             (2, 2_000, Some(170.0))
         );
+        for fahrenheit in ["Date:1\tUnit:F\nTime1\tET\tBT\n0\t500\t392\n", "time,BT (°F)\n0,392\n"]
+        {
+            let r = read(fahrenheit).unwrap();
+            assert_eq!((r.fahrenheit, r.samples[0].bt_c), (true, Some(200.0)), "{fahrenheit}");
+        }
         assert_eq!(read("a,b\n1,2\n"), Err(CsvError::Header));
     }
 }

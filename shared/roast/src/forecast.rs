@@ -49,6 +49,8 @@ pub struct Ahead {
     b: Vector,
     beta: Vector,
     half_c: f64,
+    /// Forecasts of the running roast whose minute is over.
+    resolved: u32,
 }
 
 /// The general drum: the rise goes on, a little less each minute. Fitted on public recordings of
@@ -57,7 +59,13 @@ const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
 
 impl Default for Ahead {
     fn default() -> Self {
-        Self { a: [[0.0; FEATURES]; FEATURES], b: [0.0; FEATURES], beta: PRIOR, half_c: HALF_C }
+        Self {
+            a: [[0.0; FEATURES]; FEATURES],
+            b: [0.0; FEATURES],
+            beta: PRIOR,
+            half_c: HALF_C,
+            resolved: 0,
+        }
     }
 }
 
@@ -68,6 +76,7 @@ impl Ahead {
 
     /// Takes what came of a forecast: for the interval at once, for the weights at the roast's end.
     fn resolve(&mut self, x: &Vector, forecast_rise: f64, rise: f64) {
+        self.resolved += 1;
         let miss = (rise - forecast_rise).abs();
         let step = FOLLOW * self.half_c.max(0.5);
         self.half_c += if miss > self.half_c { step * (1.0 - MISSES) } else { -step * MISSES };
@@ -84,6 +93,10 @@ impl Ahead {
 
     /// A roast has ended: what it taught is used from now on, and what others taught fades.
     fn learn(&mut self) {
+        if self.resolved == 0 {
+            return;
+        }
+        self.resolved = 0;
         let mut a = self.a;
         for (i, row) in a.iter_mut().enumerate() {
             row[i] += PRIOR_WEIGHT;

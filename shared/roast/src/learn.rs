@@ -27,8 +27,13 @@ pub struct MarkLine {
     scatter: f64,
     weight: f64,
     marks: u32,
+    /// The surprise of the mark before, in deviations; `None` for marks that are made by eye, where a
+    /// surprise is a habit and no other bean.
+    before: Option<f64>,
 }
 
+/// Two marks in a row this far off on one side, in deviations, are another bean or another probe.
+const CHANGED: f64 = 1.5;
 /// The line's level is told for this time of the roast, s: in the middle of where first cracks lie,
 /// so that level and slope are learned apart.
 pub const AT_S: f64 = 450.0;
@@ -44,7 +49,9 @@ impl MarkLine {
     /// First crack, before any mark: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
     #[must_use]
     pub const fn first_crack() -> Self {
-        Self::prior(185.0, 12.0, -0.04, 0.02, 3.0)
+        let mut line = Self::prior(185.0, 12.0, -0.04, 0.02, 3.0);
+        line.before = Some(0.0);
+        line
     }
 
     /// Second crack: some 35 °C above first crack on a fast probe, less on a slow one.
@@ -73,6 +80,7 @@ impl MarkLine {
             scatter: scatter_c * scatter_c,
             weight: 6.0,
             marks: 0,
+            before: None,
         }
     }
 
@@ -110,6 +118,14 @@ impl MarkLine {
         self.p[0] += WANDER_C * WANDER_C;
         let x = t_s - AT_S;
         let surprise = bt_c - self.at(t_s);
+        let surprising = surprise / self.variance(x).sqrt();
+        let changed = self.before.is_some_and(|before| {
+            surprising.abs() > CHANGED && before.abs() > CHANGED && surprising * before > 0.0
+        });
+        if changed {
+            self.p[0] += surprise * surprise;
+        }
+        self.before = self.before.map(|_| surprising);
         let variance = self.variance(x);
         let gain = [(self.p[0] + x * self.p[1]) / variance, (self.p[1] + x * self.p[2]) / variance];
         let deviation = variance.sqrt();
@@ -123,8 +139,10 @@ impl MarkLine {
         // What of the surprise the state did not explain is scatter, or wander.
         let share = self.scatter / variance;
         let seen = pull * pull * share;
-        self.scatter = (self.scatter * self.weight + seen) / (self.weight + 1.0);
-        self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
+        if !changed {
+            self.scatter = (self.scatter * self.weight + seen) / (self.weight + 1.0);
+            self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
+        }
         self.marks += 1;
     }
 }
@@ -155,13 +173,12 @@ impl Offset {
         self.seen.push_back(ms);
     }
 
-    /// What to add to the curve's moment, ms; 0 until there are enough marks, and while they lie on
-    /// both sides of it.
+    /// What to add to the curve's moment, ms: the median, drawn towards 0 while the marks are few; 0
+    /// until there are enough.
     #[must_use]
     pub fn ms(&self) -> i64 {
-        let middle = self.median();
-        let clear = self.spread_ms().is_some_and(|spread| middle.abs() > spread + spread / 2);
-        if clear { middle } else { 0 }
+        let n = i64::try_from(self.seen.len()).unwrap_or(0);
+        if self.seen.len() < OFFSETS_MIN { 0 } else { self.median() * n / (n + 2) }
     }
 
     /// The typical distance of marks from their median, ms; `None` until there are enough.
@@ -311,6 +328,6 @@ mod tests {
         assert_eq!((offset.ms(), offset.spread_ms()), (0, None));
         offset.learn(600_000);
         offset.learn(-16_000);
-        assert_eq!((offset.ms(), offset.spread_ms()), (-14_000, Some(1_000)));
+        assert_eq!((offset.ms(), offset.spread_ms()), (-8_400, Some(1_000)));
     }
 }

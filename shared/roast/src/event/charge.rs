@@ -16,14 +16,18 @@ const FROM_C: f64 = 70.0;
 const STEEP_C_PER_S: f64 = 0.28;
 /// The curve bends by this much at once, °C/s: a drum that is cooled by air bends slowly.
 const BEND_C_PER_S: f64 = 0.4;
-/// Before the break the curve does not fall faster than this, °C/s.
-const BEFORE_C_PER_S: f64 = -0.12;
+/// …and by so many times what it was falling before.
+const BEND_OF_FALL: f64 = 2.0;
 /// A reading this far under the top has left it.
 const LEFT_C: f64 = 0.35;
 /// A drum that warmed up by this much is ready for the next batch.
 pub(super) const RECOVERED_C: f64 = 3.0;
-/// After this long without having turned, and this cold, no beans are in.
+/// Confidence in a break from a level that was seen.
+const SURE: f64 = 0.97;
+/// After this long without having turned no beans are in; a fall that the recording began with has
+/// less time, since a drum that cools between batches falls for minutes.
 const HOPELESS_AFTER_S: f64 = 300.0;
+const DOUBTFUL_AFTER_S: f64 = 125.0;
 /// A second break may replace the first until then.
 const MISTAKEN_WITHIN_S: f64 = 900.0;
 const MISTAKEN_BELOW_C: f64 = 140.0;
@@ -57,13 +61,15 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
         return None;
     }
     let before = slope_before(past, top.t_ms);
-    if before.is_some_and(|slope| slope < BEFORE_C_PER_S) {
-        return None;
-    }
+    let falling = before.map_or(0.0, |slope| (-slope).max(0.0));
     // A recording that begins with the fall may have missed the level it fell from.
-    let confidence = if before.is_some() { 0.97 } else { 0.7 };
+    let confidence = if before.is_some() { SURE } else { 0.7 };
     let (bend, left) = knee(past, top.t_ms - 2_000, now.t_ms - 4_000)?;
-    (bend >= BEND_C_PER_S).then_some(Found { at_ms: left.t_ms, bt_c: left.bt_c, confidence })
+    (bend >= BEND_C_PER_S.max(BEND_OF_FALL * falling)).then_some(Found {
+        at_ms: left.t_ms,
+        bt_c: left.bt_c,
+        confidence,
+    })
 }
 
 /// Where between two moments the curve bends down the most, and by how much, °C/s: the slope over the
@@ -106,9 +112,12 @@ fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
 }
 
 impl Roast {
-    /// Cold, and still not turned: the drum is cooling down.
+    /// Still not turned: the drum is cooling down.
     pub(super) fn is_hopeless(&self, now: Point) -> bool {
-        !self.turning.is_sure() && self.seconds(now.t_ms) > HOPELESS_AFTER_S
+        let charge = self.mark(contract::EventKind::Charge);
+        let doubtful = charge.is_some_and(|charge| charge.confidence < SURE);
+        let limit = if doubtful { DOUBTFUL_AFTER_S } else { HOPELESS_AFTER_S };
+        !self.turning.is_sure() && self.seconds(now.t_ms) > limit
     }
 
     /// Too early for the beans to have dried: what is taken for the roast may be pre-heating.

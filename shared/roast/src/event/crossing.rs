@@ -6,6 +6,7 @@
 
 use contract::EventKind;
 
+use super::drop::SILENT_MS;
 use super::{Inference, Method, Point, Roast};
 use crate::learn::{Learned, MarkLine, Z90};
 use crate::ror::Rise;
@@ -28,6 +29,7 @@ impl Roast {
         &mut self,
         sample: &Sample,
         now: Point,
+        before: Option<Point>,
         rise: Option<Rise>,
         learned: &Learned,
     ) -> [Option<Inference>; 4] {
@@ -47,9 +49,15 @@ impl Roast {
             if above >= -half {
                 self.below[i].get_or_insert(now.t_ms);
             }
-            let after_first = kind != EventKind::Sc || self.mark(EventKind::Fc).is_some();
-            if above >= 0.0 && after_first {
-                crossed[i] = Some(self.at_line(kind, now, rise, line, i));
+            // Nobody hears a second crack that nobody has ever marked here.
+            let heard_of =
+                kind != EventKind::Sc || (line.marks() > 0 && self.mark(EventKind::Fc).is_some());
+            if above >= 0.0 && heard_of {
+                let found = self.at_line(kind, now, rise, line, i);
+                crossed[i] = Some(match before.filter(|b| now.t_ms - b.t_ms > SILENT_MS) {
+                    Some(before) => self.in_silence(found, before, now, line),
+                    None => found,
+                });
             }
         }
         crossed
@@ -79,6 +87,29 @@ impl Roast {
             method: if line.marks() > 0 { Method::Learned } else { Method::Prior },
             revision: 0,
             curve_ms: now.t_ms,
+        }
+    }
+
+    /// The line was crossed while no data came: where a straight course between the readings beside
+    /// the silence crosses it, and anywhere in it.
+    #[allow(clippy::cast_possible_truncation)] // a part of a silence, ms
+    fn in_silence(
+        &self,
+        found: Inference,
+        before: Point,
+        now: Point,
+        line: &MarkLine,
+    ) -> Inference {
+        let over = |p: Point| p.bt_c - line.at(self.seconds(p.t_ms));
+        let (a, b) = (over(before), over(now));
+        let share = if b > a { (-a / (b - a)).clamp(0.0, 1.0) } else { 1.0 };
+        let at_ms = before.t_ms + ((now.t_ms - before.t_ms) as f64 * share) as i64;
+        Inference {
+            at_ms,
+            curve_ms: at_ms,
+            from_ms: found.from_ms.min(before.t_ms),
+            method: Method::Gap,
+            ..found
         }
     }
 

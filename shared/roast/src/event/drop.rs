@@ -35,14 +35,14 @@ pub(super) fn find(
     roast: &Roast,
     past: &VecDeque<Point>,
     now: Point,
-    silence_ms: i64,
+    before: Option<Point>,
     learned: &Learned,
 ) -> Option<Inference> {
     if !roast.turning.is_sure() || roast.seconds(now.t_ms) < AFTER_S {
         return None;
     }
-    if silence_ms > SILENT_MS {
-        return in_gap(past, now, silence_ms);
+    if let Some(before) = before.filter(|before| now.t_ms - before.t_ms > SILENT_MS) {
+        return in_gap(before, now);
     }
     let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= SLOW_WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
@@ -111,8 +111,8 @@ fn place(roast: &Roast, left: Point, now: Point, learned: &Learned) -> Inference
 }
 
 /// The data ceased in mid-roast and came back with an emptied drum: it happened meanwhile.
-fn in_gap(past: &VecDeque<Point>, now: Point, silence_ms: i64) -> Option<Inference> {
-    let before = past.iter().rev().nth(1)?;
+fn in_gap(before: Point, now: Point) -> Option<Inference> {
+    let silence_ms = now.t_ms - before.t_ms;
     if before.bt_c < FROM_C || before.bt_c - now.bt_c < GAP_FALL_C {
         return None;
     }

@@ -25,9 +25,9 @@ use crate::sample::Sample;
 
 pub use order::{Late, Order};
 
-/// The past that detectors look back on.
+/// The past that detectors look back on, and the least time between its points.
 const PAST_MS: i64 = 100_000;
-const PAST_MAX: usize = 4_096;
+const POINT_EVERY_MS: i64 = 200;
 
 /// How a mark was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -166,6 +166,9 @@ pub struct Tracker {
     bt: Cleaner,
     ror: RateOfRise,
     rise: Option<(i64, f64, f64)>,
+    /// The two newest readings: the median of three is what detectors see, one reading late, so
+    /// that no single reading makes a mark.
+    newest: VecDeque<Point>,
     past: VecDeque<Point>,
     stage: Stage,
 }
@@ -180,6 +183,7 @@ impl Tracker {
             bt: Cleaner::default(),
             ror: RateOfRise::default(),
             rise: None,
+            newest: VecDeque::new(),
             past: VecDeque::new(),
             stage: Stage::Empty,
         }
@@ -274,15 +278,18 @@ impl Tracker {
             roast.watch_controls(sample);
         }
         let Some(bt_c) = clean.value else { return changes };
-        let now = Point { t_ms: sample.t_ms, bt_c };
-        let silence = self.past.back().map_or(0, |last| now.t_ms - last.t_ms);
+        let read = Point { t_ms: sample.t_ms, bt_c };
+        let silence = self.newest.back().map_or(0, |last| read.t_ms - last.t_ms);
         if clean.why == Why::Step && silence <= drop::SILENT_MS {
             // No bean jumps: what was before says nothing about what comes.
             self.past.clear();
+            self.newest.clear();
             self.ror.restart();
         }
         let rise = self.ror.push(sample.t_ms, Some(bt_c));
         self.rise = rise.map(|rise| (sample.t_ms, rise.c_per_min, rise.now_c));
+        let Some(now) = self.median(read) else { return changes };
+        let before = self.past.back().copied();
         self.remember(now);
         match &mut self.stage {
             Stage::Empty => self.look_for_charge(now, &mut changes),
@@ -299,16 +306,35 @@ impl Tracker {
                     self.forget_before(now.t_ms);
                 }
             }
-            Stage::Roasting(_) => self.follow_roast(sample, now, rise, silence, &mut changes),
+            Stage::Roasting(_) => self.follow_roast(sample, now, before, rise, &mut changes),
+        }
+        for change in &mut changes {
+            if let Change::Known(mark) = change {
+                mark.known_ms = sample.t_ms;
+            }
         }
         changes
     }
 
+    /// The reading before this one, as the median of it and its neighbours.
+    fn median(&mut self, read: Point) -> Option<Point> {
+        if self.newest.back().is_some_and(|last| read.t_ms - last.t_ms < POINT_EVERY_MS) {
+            return None;
+        }
+        self.newest.push_back(read);
+        if self.newest.len() < 3 {
+            return None;
+        }
+        let before = self.newest.pop_front()?;
+        let middle = *self.newest.front()?;
+        let mut values = [before.bt_c, middle.bt_c, read.bt_c];
+        values.sort_by(f64::total_cmp);
+        Some(Point { t_ms: middle.t_ms, bt_c: values[1] })
+    }
+
     fn remember(&mut self, now: Point) {
         self.past.push_back(now);
-        while self.past.len() > PAST_MAX
-            || self.past.front().is_some_and(|p| now.t_ms - p.t_ms > PAST_MS)
-        {
+        while self.past.front().is_some_and(|p| now.t_ms - p.t_ms > PAST_MS) {
             self.past.pop_front();
         }
     }
@@ -354,8 +380,8 @@ impl Tracker {
         &mut self,
         sample: &Sample,
         now: Point,
+        before: Option<Point>,
         rise: Option<Rise>,
-        silence_ms: i64,
         changes: &mut Vec<Change>,
     ) {
         if self.infer_ends && self.revise_charge(now, changes) {
@@ -365,7 +391,7 @@ impl Tracker {
         if let Some(turned) = roast.turn(now, &self.learned) {
             changes.push(Change::Known(turned));
         }
-        for crossed in roast.cross(sample, now, rise, &self.learned).into_iter().flatten() {
+        for crossed in roast.cross(sample, now, before, rise, &self.learned).into_iter().flatten() {
             roast.put(crossed);
             changes.push(Change::Known(crossed));
         }
@@ -376,7 +402,7 @@ impl Tracker {
         if !self.infer_ends {
             return;
         }
-        if let Some(dropped) = drop::find(roast, &self.past, now, silence_ms, &self.learned) {
+        if let Some(dropped) = drop::find(roast, &self.past, now, before, &self.learned) {
             // What was taken to have happened after the end has not.
             let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
             changes.extend(later.map(|mark| Change::Withdrawn(mark.kind)));

@@ -1,7 +1,7 @@
 //! The turning point: the lowest reading after CHARGE.
 //!
-//! On a probe with few digits the lowest value stands for a while; the turning point is the middle of
-//! the readings that show it, but not far from the first, since a lagging probe lingers.
+//! On a probe with few digits the lowest value stands for a while: some programs call the first of
+//! these readings the turning point, some the last. It is told in their middle.
 
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
@@ -13,8 +13,6 @@ use crate::learn::Learned;
 const RISEN_C: f64 = 1.0;
 /// …and the lowest reading lies this long after CHARGE.
 const AFTER_S: f64 = 15.0;
-/// From the first lowest reading to the turning point at most.
-const MIDDLE_MS_MAX: i64 = 8_000;
 
 /// The lowest readings so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -69,7 +67,7 @@ impl Roast {
         turning.sure = Some(low);
         let revision = turning.told;
         turning.told += 1;
-        let middle = ((turning.until_ms - low.t_ms) / 2).min(MIDDLE_MS_MAX);
+        let middle = (turning.until_ms - low.t_ms) / 2;
         let curve_ms = low.t_ms + middle;
         let at_ms = curve_ms + learned.tp_offset.ms();
         let half = (turning.until_ms - low.t_ms).max(8_000);

@@ -1,6 +1,7 @@
 //! `simcorp roast`: what the recordings of roasts tell, on a roaster's own computer. No server, no
 //! database.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -29,7 +30,8 @@ pub enum RoastCommand {
     },
     /// How far a roast lies from a reference
     Compare(CompareArgs),
-    /// Hold what is found against the marks in recordings. Each folder in DIR is one machine
+    /// Hold what is found against the marks in recordings. Each folder in DIR is one machine,
+    /// unless its files name several
     Score {
         dir: PathBuf,
         #[arg(long)]
@@ -271,8 +273,13 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         if named.is_empty() {
             continue;
         }
+        // A folder is one machine, unless its files name several.
+        let machines: BTreeSet<&str> = named.iter().map(|(_, r)| r.machine.as_str()).collect();
         let mut sheet = Sheet::default();
-        sheet.machine(named.iter().map(|(name, recording)| (name.as_str(), recording)));
+        for machine in machines {
+            let of = named.iter().filter(|(_, recording)| recording.machine == machine);
+            sheet.machine(of.map(|(name, recording)| (name.as_str(), recording)));
+        }
         all.add(&sheet);
         let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
         scores.push((name.into_owned(), sheet.score()));

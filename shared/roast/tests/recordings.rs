@@ -261,6 +261,27 @@ mod golden {
         }
     }
 
+    /// The recording begins while the last batch leaves; minutes later the next one comes.
+    #[test]
+    fn minutes_between_batches_are_no_roast() {
+        for (rate, minutes) in [(1.0, 5.0), (1.0, 10.0), (0.6, 9.0), (0.35, 12.0)] {
+            let charge = minutes * 60.0;
+            let bottom_s = 75.0 / rate;
+            let steady = curve(600.0 + 60.0, 0.0);
+            let bt = |s: f64| match s {
+                s if s < bottom_s => 217.0 - s * rate,
+                s if s < charge => 142.0 + (s - bottom_s) * 48.0 / (charge - bottom_s),
+                s => steady(s - charge + 60.0),
+            };
+            #[allow(clippy::cast_possible_truncation)] // seconds of a test
+            let roast = found(&made(charge as i64 + 740, bt)).unwrap();
+            let off = |kind, at: f64| roast.mark(kind).map(|m| m.at_ms as f64 / 1000.0 - at);
+            let ends = (off(EventKind::Charge, charge), off(EventKind::Drop, charge + 600.0));
+            assert!(ends.0.is_some_and(|s| s.abs() <= 4.0), "{rate} °C/s, {minutes} min: {ends:?}");
+            assert!(ends.1.is_some_and(|s| s.abs() <= 4.0), "{rate} °C/s, {minutes} min: {ends:?}");
+        }
+    }
+
     #[test]
     fn a_first_crack_in_a_silence_lies_in_it() {
         let mut recording = made(800, curve(660.0, 0.0));

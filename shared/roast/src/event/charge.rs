@@ -114,15 +114,26 @@ fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
 impl Roast {
     /// Still not turned: the drum is cooling down.
     pub(super) fn is_hopeless(&self, now: Point) -> bool {
-        let charge = self.mark(contract::EventKind::Charge);
-        let doubtful = charge.is_some_and(|charge| charge.confidence < SURE);
-        let limit = if doubtful { DOUBTFUL_AFTER_S } else { HOPELESS_AFTER_S };
+        let limit = if self.is_doubtful() { DOUBTFUL_AFTER_S } else { HOPELESS_AFTER_S };
         !self.turning.is_sure() && self.seconds(now.t_ms) > limit
+    }
+
+    /// The recording began with the fall: perhaps it was a batch that had left.
+    fn is_doubtful(&self) -> bool {
+        let charge = self.mark(contract::EventKind::Charge);
+        charge.is_some_and(|charge| charge.confidence < SURE)
+    }
+
+    /// No beans were ever dropped colder than they were charged: a doubtful charge, and a break from
+    /// below it, are the batch before leaving and this one coming.
+    pub(super) fn was_between_batches(&self, top_c: f64) -> bool {
+        self.is_doubtful() && top_c < self.charge_c
     }
 
     /// Too early for the beans to have dried: what is taken for the roast may be pre-heating.
     pub(super) fn may_be_mistaken(&self, now: Point) -> bool {
-        self.seconds(now.t_ms) < MISTAKEN_WITHIN_S
-            && (now.bt_c < MISTAKEN_BELOW_C || !self.turning.is_sure())
+        let early = self.seconds(now.t_ms) < MISTAKEN_WITHIN_S
+            && (now.bt_c < MISTAKEN_BELOW_C || !self.turning.is_sure());
+        early || self.was_between_batches(now.bt_c)
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn find(
     let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= SLOW_WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
     let fell = top_c - now.bt_c;
-    if top_c < FROM_C || fell < BACKED_FALL_C {
+    if top_c < FROM_C || fell < BACKED_FALL_C || roast.was_between_batches(top_c) {
         return None;
     }
     let left = *window.clone().find(|p| p.bt_c >= top_c - LEFT_C)?;

@@ -50,7 +50,7 @@ CREATE TABLE roasts (
 
 /// Since version 2: whose frames a chain holds.
 const CHAINS: &str = "
-CREATE TABLE chains (
+CREATE TABLE IF NOT EXISTS chains (
     chain   BLOB PRIMARY KEY,
     origin  TEXT NOT NULL -- the machine that its frames are of
 ) STRICT, WITHOUT ROWID;

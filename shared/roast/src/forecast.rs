@@ -53,8 +53,8 @@ pub struct Ahead {
     resolved: u32,
 }
 
-/// The general drum: the rise goes on, a little less each minute. Fitted on public recordings of
-/// one drum roaster, rounded.
+/// The general drum: the rise goes on, a little less each minute. Chosen by hand; how much it counts
+/// against a machine's own roasts is [`PRIOR_WEIGHT`].
 const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
 
 impl Default for Ahead {

@@ -29,15 +29,7 @@ fn recording(seed: u64) -> Recording {
     let mut twin = Twin::new(PRESETS[0], seed, 60_000);
     let sample = |s: i64| {
         twin.advance(1_000);
-        let r = twin.reading();
-        Sample {
-            t_ms: s * 1000,
-            bt_c: Some(r.bt_c),
-            et_c: Some(r.et_c),
-            gas_pct: Some(r.gas_pct),
-            fan_pct: Some(r.fan_pct),
-            ..Sample::default()
-        }
+        twin.reading().sample(s * 1000)
     };
     Recording { samples: (0..SECONDS).map(sample).collect(), ..Recording::default() }
 }

@@ -4,6 +4,7 @@
 mod broker;
 mod config;
 mod device;
+mod image;
 mod roasts;
 mod serve;
 

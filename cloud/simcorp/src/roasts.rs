@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use contract::EventKind;
-use roast::analysis::compare::{Comparison, compare};
+use roast::analysis::compare::{Comparison, Spread, compare, consistency};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
 use roast::causal::{self, Walk};
 use roast::event::{Change, Inference};
@@ -16,6 +16,8 @@ use roast::recording::{FILE_BYTES_MAX, Recording};
 use roast::score::{Score, Sheet};
 use roast::{plot, score};
 use serde_json::json;
+
+use crate::image;
 
 #[derive(Subcommand)]
 pub enum RoastCommand {
@@ -37,10 +39,17 @@ pub enum RoastCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Draw the curve with its marks, phases and forecast, as SVG
+    /// How alike several roasts are, such as all of one profile
+    Consistency {
+        #[arg(required = true, num_args = 2..)]
+        files: Vec<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw the curve with its marks, phases and forecast
     Plot {
         file: PathBuf,
-        /// Where to; default: beside the recording
+        /// Where to, as .svg or .png; default: an SVG beside the recording
         #[arg(short, long)]
         output: Option<PathBuf>,
     },
@@ -81,6 +90,7 @@ pub fn act(command: RoastCommand) -> anyhow::Result<()> {
         RoastCommand::Analyze { files, json } => analyze_files(&files, json),
         RoastCommand::Compare(args) => compare_files(&args),
         RoastCommand::Score { dir, json } => score_folder(&dir, json),
+        RoastCommand::Consistency { files, json } => consistency_of(&files, json),
         RoastCommand::Plot { file, output } => draw(&file, output),
     }
 }
@@ -243,6 +253,40 @@ fn compare_files(args: &CompareArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn consistency_of(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+    let mut learned = Learned::default();
+    let mut roasts = Vec::with_capacity(files.len());
+    for path in files {
+        let found = walk_next(path, &mut learned)?;
+        match analyze(&found.recording, &Marks::of(&found.recording, &found.marks)) {
+            Some(analysis) => roasts.push(analysis),
+            None => eprintln!("simcorp: passed over: {}: no roast was found", path.display()),
+        }
+    }
+    let found = consistency(&roasts);
+    if as_json {
+        println!("{}", json!(found));
+        return Ok(());
+    }
+    println!("                roasts      mean        ±     least      most");
+    let row = |name: &str, spread: Option<Spread>, scale: f64| {
+        let Some(s) = spread else { return };
+        let [mean, deviation, least, most] =
+            [s.mean, s.deviation, s.least, s.most].map(|value| value * scale);
+        println!(
+            "{name:<14} {:>7} {mean:>9.1} {deviation:>8.1} {least:>9.1} {most:>9.1}",
+            s.roasts
+        );
+    };
+    row("TP s", found.tp_seconds, 1.0);
+    row("first crack s", found.fc_seconds, 1.0);
+    row("DROP s", found.drop_seconds, 1.0);
+    row("DROP °C", found.drop_bt_c, 1.0);
+    row("development %", found.development_ratio, 100.0);
+    row("weight loss %", found.weight_loss_pct, 1.0);
+    Ok(())
+}
+
 fn recordings_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder);
     let entries = entries.with_context(|| format!("cannot read {}", folder.display()))?;
@@ -355,7 +399,12 @@ fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
     };
     let svg = plot::svg(&found.recording, &marks, outlook);
     let output = output.unwrap_or_else(|| file.with_extension("svg"));
-    std::fs::write(&output, svg).with_context(|| format!("cannot write {}", output.display()))?;
+    let drawn = match output.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("svg") => svg.into_bytes(),
+        Some("png") => image::png(&svg)?,
+        _ => anyhow::bail!("{}: a drawing is written as .svg or .png", output.display()),
+    };
+    std::fs::write(&output, drawn).with_context(|| format!("cannot write {}", output.display()))?;
     println!("{}", output.display());
     Ok(())
 }

@@ -91,6 +91,14 @@ fn roasts_are_compared_scored_and_drawn() {
     let drawing = out.path().join("roast.svg").display().to_string();
     said(&["plot", &one, "--output", &drawing]);
     assert!(std::fs::read_to_string(drawing).unwrap().contains("Development"));
+    let image = out.path().join("roast.png");
+    said(&["plot", &one, "--output", image.to_str().unwrap()]);
+    let image = std::fs::read(image).unwrap();
+    assert!(image.starts_with(b"\x89PNG") && image.len() > 20_000, "{} bytes", image.len());
+    let alike: Value =
+        serde_json::from_str(&said(&["consistency", "--json", &one, &other])).unwrap();
+    assert_eq!(alike["dropSeconds"]["roasts"], 2);
+    assert!(said(&["consistency", &one, &other]).contains("first crack s"));
 }
 
 #[test]

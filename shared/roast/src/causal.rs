@@ -2,7 +2,9 @@
 
 use contract::EventKind;
 
+use crate::batch::Batch;
 use crate::clean::{self, Clean};
+use crate::event::witness::Witness;
 use crate::event::{Change, Inference, Tracker};
 use crate::forecast::{Ahead, Forecaster, Outlook};
 use crate::learn::Learned;
@@ -52,6 +54,7 @@ pub const FORECAST_EVERY_MS: i64 = 5_000;
 /// not looked at.
 #[must_use]
 pub fn walk(recording: &Recording, learned: &Learned) -> Walk {
+    let learned = &learned.of_batch(&Batch::of(recording));
     let mut tracker = Tracker::new(learned.clone());
     let mut forecaster = Forecaster::new(learned.ahead.clone());
     let mut walk = Walk::default();
@@ -166,6 +169,10 @@ impl Learned {
         {
             self.burner_offset.learn(mark - burner);
         }
+        let exhaust = found.and_then(|r| exhaust_bent(recording, r.mark(EventKind::Drop)?));
+        if let Some((mark, exhaust)) = dropped.zip(exhaust) {
+            self.exhaust_offset.learn(mark - exhaust);
+        }
         let delays = [
             (EventKind::Fc, EventKind::FcEnd, &mut self.first_crack_lasts),
             (EventKind::Sc, EventKind::ScEnd, &mut self.second_crack_lasts),
@@ -186,9 +193,13 @@ impl Learned {
             return;
         };
         self.roasts += 1;
+        let fc = recording.mark_ms(EventKind::Fc);
+        if let Some((mark, bt_c)) = fc.and_then(|mark| Some((mark, value_at(&walk.bt, mark)?))) {
+            let seconds = (mark - start) as f64 / 1000.0;
+            self.learn_first_crack(&Batch::of(recording), seconds, bt_c);
+        }
         let lines = [
             (EventKind::DryEnd, &mut self.dry_end),
-            (EventKind::Fc, &mut self.first_crack),
             (EventKind::Sc, &mut self.second_crack),
             (EventKind::Drop, &mut self.drop),
         ];
@@ -199,6 +210,14 @@ impl Learned {
             }
         }
     }
+}
+
+/// Where the exhaust bent at a DROP that was found, as it was known then.
+fn exhaust_bent(recording: &Recording, dropped: &Inference) -> Option<i64> {
+    let mut witness = Witness::default();
+    let until = recording.samples.iter().take_while(|s| s.t_ms <= dropped.known_ms);
+    until.for_each(|sample| witness.push(sample));
+    witness.exhaust_ms(dropped.curve_ms, dropped.known_ms)
 }
 
 /// When the burner went out, with full air, in the minute and a half before a moment.

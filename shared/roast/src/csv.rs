@@ -23,6 +23,10 @@ enum Column {
     Et { fahrenheit: bool },
     Gas,
     Fan,
+    Drum,
+    Door,
+    Cracks,
+    Weight,
     Event,
 }
 
@@ -40,6 +44,10 @@ fn column(name: &str) -> Option<Column> {
         | "environmenttemp" => Some(Column::Et { fahrenheit }),
         "gas" | "gaspct" | "burner" | "heat" | "heatlevelpercent" | "heater" => Some(Column::Gas),
         "fan" | "fanpct" | "air" | "airflow" | "fanlevelpercent" => Some(Column::Fan),
+        "drum" | "drumpct" | "drumspeed" => Some(Column::Drum),
+        "door" | "dooropen" | "dropdoor" | "discharge" => Some(Column::Door),
+        "cracks" | "crackcount" => Some(Column::Cracks),
+        "weight" | "weightg" | "scale" => Some(Column::Weight),
         "event" | "mark" => Some(Column::Event),
         _ => None,
     }
@@ -96,7 +104,10 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
             et_c: temperature(number(is_et), named(is_et)),
             gas_pct: number(|c| c == Column::Gas),
             fan_pct: number(|c| c == Column::Fan),
-            ..Sample::default()
+            drum_pct: number(|c| c == Column::Drum),
+            door_open: cell(|c| c == Column::Door).and_then(open),
+            cracks: number(|c| c == Column::Cracks),
+            weight_g: number(|c| c == Column::Weight),
         });
         if let Some(kind) = cell(|c| c == Column::Event).and_then(mark)
             && !recording.marks.iter().any(|(known, _)| *known == kind)
@@ -105,6 +116,14 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
         }
     }
     Ok(recording)
+}
+
+fn open(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "open" | "opened" => Some(true),
+        "0" | "false" | "closed" | "shut" => Some(false),
+        _ => None,
+    }
 }
 
 /// A line that names a time and a bean temperature.

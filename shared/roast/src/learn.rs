@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{Batch, Habits};
 use crate::forecast::Ahead;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`AT_S`] and its
@@ -250,6 +251,9 @@ pub struct Learned {
     pub roasts: u32,
     pub dry_end: MarkLine,
     pub first_crack: MarkLine,
+    /// How first crack differs from that line with beans and batch size.
+    #[serde(default)]
+    pub habits: Habits,
     pub second_crack: MarkLine,
     pub drop: MarkLine,
     /// From first crack to its end, from second crack to its end, and from DROP to cool beans.
@@ -258,9 +262,12 @@ pub struct Learned {
     pub cooling_lasts: Delay,
     pub charge_offset: Offset,
     pub tp_offset: Offset,
-    /// From the curve's knee to the DROP mark, and from the burner's going out to it.
+    /// To the DROP mark from the curve's knee, from the burner's going out, and from the exhaust's
+    /// knee.
     pub drop_offset: Offset,
     pub burner_offset: Offset,
+    #[serde(default)]
+    pub exhaust_offset: Offset,
     /// The next minute of BT and of ET.
     pub ahead: [Ahead; 2],
 }
@@ -271,6 +278,7 @@ impl Default for Learned {
             roasts: 0,
             dry_end: MarkLine::dry_end(),
             first_crack: MarkLine::first_crack(),
+            habits: Habits::default(),
             second_crack: MarkLine::second_crack(),
             drop: MarkLine::drop(),
             first_crack_lasts: Delay::prior(90.0, 30.0),
@@ -280,8 +288,27 @@ impl Default for Learned {
             tp_offset: Offset::default(),
             drop_offset: Offset::default(),
             burner_offset: Offset::default(),
+            exhaust_offset: Offset::default(),
             ahead: [Ahead::default(), Ahead::default()],
         }
+    }
+}
+
+impl Learned {
+    /// What is expected of this batch: the machine's line of first crack, moved by its habits.
+    #[must_use]
+    pub fn of_batch(&self, batch: &Batch) -> Self {
+        let mut expected = self.clone();
+        // The scatter of marks is learned from what habits leave, so it holds their doubt already.
+        expected.first_crack.level_c += self.habits.c(batch);
+        expected
+    }
+
+    /// Learns a first crack of this batch at `t_s` after CHARGE and `bt_c`.
+    pub fn learn_first_crack(&mut self, batch: &Batch, t_s: f64, bt_c: f64) {
+        let habit = self.habits.c(batch);
+        self.habits.learn(batch, bt_c - self.first_crack.at(t_s));
+        self.first_crack.learn(t_s, bt_c - habit);
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod alog;
 pub mod analysis;
+pub mod batch;
 pub mod causal;
 pub mod clean;
 pub mod csv;

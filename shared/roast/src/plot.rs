@@ -20,7 +20,7 @@ const BOTTOM: f64 = 44.0;
 const ROR_MAX: f64 = 35.0;
 
 const STYLE: &str = "\
-text{font:13px system-ui,sans-serif;fill:#33302b}.small{font-size:11px;fill:#6b655c}\
+text{font:13px system-ui,sans-serif;fill:#33302b}.small{font-size:11px;fill:#6b655c}.end{text-anchor:end}\
 .grid{stroke:#e4dfd6}.bt{stroke:#8a3b12;stroke-width:2.2;fill:none}\
 .et{stroke:#c58a2b;stroke-width:1.4;fill:none}.ror{stroke:#2f6f7e;stroke-width:1.4;fill:none}\
 .ahead{stroke:#8a3b12;stroke-width:1.6;stroke-dasharray:5 4;fill:none}\
@@ -113,8 +113,16 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
             "<line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/>",
             HEIGHT - BOTTOM
         );
-        let label = bt.map_or_else(|| kind.to_string(), |bt| format!("{kind} {bt:.0}°"));
-        text(&mut out, x + 4.0, frame.y(bt.unwrap_or(0.0)) - 8.0, "small", &label);
+        let name = kind.as_str().replace('_', " ");
+        let label = bt.map_or_else(|| name.clone(), |bt| format!("{name} {bt:.0}°"));
+        let y = frame.y(bt.unwrap_or(0.0)) - 8.0;
+        // Left of the mark where the curve climbs, and where the picture ends.
+        let climbs = matches!(kind, EventKind::DryEnd | EventKind::Fc | EventKind::Sc);
+        if climbs || x > WIDTH - RIGHT - 110.0 {
+            text(&mut out, x - 4.0, y, "small end", &label);
+        } else {
+            text(&mut out, x + 4.0, y, "small", &label);
+        }
     }
     legend(&mut out);
     out.push_str("</svg>\n");

@@ -19,6 +19,8 @@ pub struct Sample {
     pub door_open: Option<bool>,
     /// Cracks heard since the recording began.
     pub cracks: Option<f64>,
+    /// What a scale under the hopper, the drum or the cooling tray says, g.
+    pub weight_g: Option<f64>,
 }
 
 impl Sample {

@@ -8,6 +8,7 @@ use contract::EventKind;
 use serde::Serialize;
 
 use crate::causal::{self, Walk};
+use crate::event::Change;
 use crate::forecast::AHEAD_MS;
 use crate::learn::Learned;
 use crate::recording::Recording;
@@ -119,10 +120,12 @@ impl Sheet {
             self.phantom_drops += 1;
         }
         if let Some(charge) = recording.mark_ms(EventKind::Charge) {
-            let early = |r: &&causal::FoundRoast| {
-                r.mark(EventKind::Charge).is_some_and(|m| m.at_ms < charge - 60_000)
-            };
-            self.false_charges += walk.roasts.iter().filter(early).count();
+            // Counted as they were told, though withdrawn or revised later.
+            let early = walk.changes.iter().filter(|change| {
+                matches!(change, Change::Known(m) if m.kind == EventKind::Charge
+                    && m.at_ms < charge - 60_000)
+            });
+            self.false_charges += early.count();
         }
         if learned.roasts >= ROASTS_BEFORE {
             self.score_forecasts(recording, walk);

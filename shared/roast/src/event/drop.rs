@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use contract::EventKind;
 
+use super::witness::Witness;
 use super::{Inference, Method, Point, Roast};
 use crate::learn::Learned;
 
@@ -28,12 +29,14 @@ const LEFT_C: f64 = 0.3;
 pub(super) const SILENT_MS: i64 = 10_000;
 /// After a silence: how much colder the probe must be for the batch to have left meanwhile.
 const GAP_FALL_C: f64 = 15.0;
+/// One clock scatters less than another when it does by more than this.
+const CLEARLY_MS: i64 = 1_000;
 /// The burner's going out is the moment at most this long before the curve's.
 const BURNER_MS: i64 = 90_000;
 
 pub(super) fn find(
     roast: &Roast,
-    past: &VecDeque<Point>,
+    (past, witness): (&VecDeque<Point>, &Witness),
     now: Point,
     before: Option<Point>,
     learned: &Learned,
@@ -73,11 +76,17 @@ pub(super) fn find(
     }
     let bent = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000);
     let knee = bent.map_or(left, |(_, knee)| knee);
-    Some(place(roast, knee, now, learned))
+    Some(place(roast, witness, knee, now, learned))
 }
 
 /// Which moment the fall tells of.
-fn place(roast: &Roast, left: Point, now: Point, learned: &Learned) -> Inference {
+fn place(
+    roast: &Roast,
+    witness: &Witness,
+    left: Point,
+    now: Point,
+    learned: &Learned,
+) -> Inference {
     let curve_ms = left.t_ms;
     let (curve_spread, burner_spread) =
         (learned.drop_offset.spread_ms(), learned.burner_offset.spread_ms());
@@ -88,10 +97,20 @@ fn place(roast: &Roast, left: Point, now: Point, learned: &Learned) -> Inference
         (Some(burner), Some(curve)) => burner < curve,
         _ => curve_spread.is_none(),
     };
-    let (at_ms, spread, method) = match (door, burner) {
-        (Some(door), _) => (door, 3_000, Method::Door),
-        (None, Some(burner)) if by_burner => {
+    // The exhaust's moment, where people's marks here scatter less about it.
+    let exhaust = learned
+        .exhaust_offset
+        .spread_ms()
+        .filter(|exhaust| curve_spread.is_some_and(|curve| *exhaust + CLEARLY_MS < curve))
+        .zip(witness.exhaust_ms(curve_ms, now.t_ms));
+    let (at_ms, spread, method) = match (door, witness.scale_ms(curve_ms), burner, exhaust) {
+        (Some(door), ..) => (door, 3_000, Method::Door),
+        (_, Some(scale), ..) => (scale, 1_500, Method::Scale),
+        (_, _, Some(burner), _) if by_burner => {
             (burner + learned.burner_offset.ms(), burner_spread.unwrap_or(8_000), Method::Burner)
+        }
+        (.., Some((spread, exhaust))) => {
+            (exhaust + learned.exhaust_offset.ms(), spread, Method::Exhaust)
         }
         _ => (curve_ms + learned.drop_offset.ms(), curve_spread.unwrap_or(6_000), Method::Break),
     };

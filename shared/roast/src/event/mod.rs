@@ -12,6 +12,7 @@ mod drop;
 mod lasting;
 mod order;
 mod turning;
+pub(crate) mod witness;
 
 use std::collections::VecDeque;
 
@@ -41,6 +42,11 @@ pub enum Method {
     Burner,
     /// The discharge door opened, and the curve agreed.
     Door,
+    /// A scale felt the batch come or go, and the curve agreed.
+    Scale,
+    /// The exhaust bent, which on this machine lies closer to people's marks than the beans' own
+    /// curve, and that curve agreed.
+    Exhaust,
     /// The lowest reading.
     Lowest,
     /// The temperature crossed the line learned for this machine.
@@ -63,6 +69,8 @@ impl Method {
             Self::Gap => "gap",
             Self::Burner => "burner",
             Self::Door => "door",
+            Self::Scale => "scale",
+            Self::Exhaust => "exhaust",
             Self::Lowest => "lowest",
             Self::Learned => "learned",
             Self::Prior => "prior",
@@ -170,6 +178,8 @@ pub struct Tracker {
     /// that no single reading makes a mark.
     newest: VecDeque<Point>,
     past: VecDeque<Point>,
+    #[serde(default)]
+    witness: witness::Witness,
     stage: Stage,
 }
 
@@ -185,6 +195,7 @@ impl Tracker {
             rise: None,
             newest: VecDeque::new(),
             past: VecDeque::new(),
+            witness: witness::Witness::default(),
             stage: Stage::Empty,
         }
     }
@@ -274,6 +285,7 @@ impl Tracker {
     pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
         let mut changes = Vec::new();
         let clean = self.bt.push(sample.t_ms, sample.bt_c);
+        self.witness.push(sample);
         if let Stage::Roasting(roast) = &mut self.stage {
             roast.watch_controls(sample);
         }
@@ -360,8 +372,15 @@ impl Tracker {
     }
 
     fn charge_of(&self, found: charge::Found, now: Point, revision: u32) -> Inference {
-        let at_ms = found.at_ms + self.learned.charge_offset.ms();
-        let spread = self.learned.charge_offset.spread_ms().unwrap_or(3_000).max(2_000);
+        let scale = self.witness.scale_ms(found.at_ms);
+        let (at_ms, spread, method) = match scale {
+            Some(scale) => (scale, 1_500, Method::Scale),
+            None => (
+                found.at_ms + self.learned.charge_offset.ms(),
+                self.learned.charge_offset.spread_ms().unwrap_or(3_000).max(2_000),
+                Method::Break,
+            ),
+        };
         Inference {
             kind: EventKind::Charge,
             at_ms,
@@ -370,7 +389,7 @@ impl Tracker {
             known_ms: now.t_ms,
             bt_c: Some(found.bt_c),
             confidence: found.confidence,
-            method: Method::Break,
+            method,
             revision,
             curve_ms: found.at_ms,
         }
@@ -402,7 +421,9 @@ impl Tracker {
         if !self.infer_ends {
             return;
         }
-        if let Some(dropped) = drop::find(roast, &self.past, now, before, &self.learned) {
+        if let Some(dropped) =
+            drop::find(roast, (&self.past, &self.witness), now, before, &self.learned)
+        {
             // What was taken to have happened after the end has not.
             let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
             changes.extend(later.map(|mark| Change::Withdrawn(mark.kind)));

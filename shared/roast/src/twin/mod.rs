@@ -10,6 +10,7 @@ use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
 use crate::noise::Noise;
+use crate::sample::Sample;
 use physics::{Beans, Inputs, State};
 pub use preset::{PRESETS, Preset};
 
@@ -48,6 +49,21 @@ pub struct Reading {
     pub fan_pct: f64,
     pub drum_rpm: f64,
     pub ambient_c: f64,
+}
+
+impl Reading {
+    /// As a recording has it, `t_ms` after its start.
+    #[must_use]
+    pub fn sample(&self, t_ms: i64) -> Sample {
+        Sample {
+            t_ms,
+            bt_c: Some(self.bt_c),
+            et_c: Some(self.et_c),
+            gas_pct: Some(self.gas_pct),
+            fan_pct: Some(self.fan_pct),
+            ..Sample::default()
+        }
+    }
 }
 
 /// A simulated machine with its simulated operator.

@@ -221,15 +221,7 @@ fn stream(preset: Preset, seed: u64) -> (Vec<Sample>, Vec<(EventKind, i64)>) {
     let (mut samples, mut told) = (Vec::new(), Vec::new());
     for s in 0..1_100_i64 {
         told.extend(twin.advance(1_000).into_iter().map(|kind| (kind, s * 1000)));
-        let r = twin.reading();
-        samples.push(Sample {
-            t_ms: s * 1000,
-            bt_c: Some(r.bt_c),
-            et_c: Some(r.et_c),
-            gas_pct: Some(r.gas_pct),
-            fan_pct: Some(r.fan_pct),
-            ..Sample::default()
-        });
+        samples.push(twin.reading().sample(s * 1000));
         if told.iter().any(|(kind, at)| *kind == EventKind::Drop && s * 1000 - at > 60_000) {
             break;
         }

@@ -6,6 +6,7 @@
 //! It must never acknowledge what is not committed, store what it cannot verify as if it were good,
 //! or take a silence for the end of a roast.
 
+mod announce;
 mod api;
 pub mod chain;
 mod config;
@@ -22,7 +23,7 @@ pub mod verify;
 use std::sync::Arc;
 
 use ::store::{Store, StoreError};
-use contract::OrgId;
+use service::auth::Auth;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,7 +58,7 @@ pub enum StartError {
 pub fn start(
     config: &IngestionConfig,
     mqtt: &service::mqtt::Broker,
-    org: OrgId,
+    auth: Auth,
     database: Store,
     clock: &Clock,
     tracker: &TaskTracker,
@@ -66,7 +67,9 @@ pub fn start(
     let store = IngestStore::new(database);
     let tail = tail::Tail::start(store.clone(), tracker, stop.clone());
     let pipeline = pipeline::Pipeline::start(config, &store, clock, &tail.wake(), tracker);
-    let bus = mqtt::start(config, mqtt, &pipeline, tracker, stop)?;
+    let (taken, taken_from) = announce::queue();
+    let bus = mqtt::start(config, mqtt, (&pipeline, taken), tracker, stop)?;
+    announce::start(store.clone(), bus.clone(), taken_from, clock.clone(), tracker, stop.clone());
     receipts::start(
         store.clone(),
         bus.clone(),
@@ -91,7 +94,7 @@ pub fn start(
                 }
             });
     }
-    let state = api::State { store, pipeline, tail, org, stop: stop.clone() };
-    let (router, openapi) = api::routes(state);
+    let state = api::Shared { store, pipeline, tail, clock: clock.clone(), stop: stop.clone() };
+    let (router, openapi) = api::routes(state, auth);
     Ok(Ingestion { router, openapi, health })
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::pipeline::{Answers, Lane, Message, Pipeline, Reply};
-use crate::{IngestionConfig, metric};
+use crate::{IngestionConfig, announce, metric};
 
 /// Answers are sent once (`QoS` 0) and need no slots; the broker waits for our PUBACK of 2 000 frames.
 const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
@@ -36,6 +36,12 @@ pub struct Bus {
 impl Bus {
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Tells services something; whether anybody has heard it they say themselves.
+    pub async fn tell(&self, topic: String, body: Vec<u8>) -> bool {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.is_connected() && self.client.publish(topic, body, options).await.is_ok()
     }
 
     /// Sends a device its answer. Lost answers are harmless: the edge asks again.
@@ -55,7 +61,7 @@ impl Bus {
 pub fn start(
     config: &IngestionConfig,
     mqtt: &Broker,
-    pipeline: &Pipeline,
+    (pipeline, taken): (&Pipeline, announce::Taken),
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Option<Bus>, BrokerError> {
@@ -66,14 +72,19 @@ pub fn start(
     let options = mqtt.options(&client, BOUNDS)?;
     let (client, events) = AsyncClient::builder(options).capacity(4_096).build();
     let bus = Bus { client, connected: Arc::default() };
-    tracker.spawn(receive(bus.clone(), events, pipeline.clone(), stop.clone()));
+    tracker.spawn(receive(bus.clone(), events, (pipeline.clone(), taken), stop.clone()));
     if let Some(answers) = pipeline.take_answers() {
         tracker.spawn(send_answers(bus.clone(), answers));
     }
     Ok(Some(bus))
 }
 
-async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: CancellationToken) {
+async fn receive(
+    bus: Bus,
+    mut events: EventLoop,
+    (pipeline, taken): (Pipeline, announce::Taken),
+    stop: CancellationToken,
+) {
     let mut wait = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut told = false;
     loop {
@@ -91,7 +102,11 @@ async fn receive(bus: Bus, mut events: EventLoop, pipeline: Pipeline, stop: Canc
             }
             Ok(Event::Incoming(Incoming::Publish(publish))) => {
                 let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
-                forward(&pipeline, topic, publish.payload.to_vec()).await;
+                if topic.starts_with("ops/") {
+                    taken.note(topic, &publish.payload);
+                } else {
+                    forward(&pipeline, topic, publish.payload.to_vec()).await;
+                }
             }
             Ok(_) => {}
             Err(error) => {
@@ -123,6 +138,10 @@ fn subscribe(client: &AsyncClient) {
             if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
                 tracing::error!(%error, "could not subscribe");
             }
+        }
+        let taken = contract::ops::Kind::Taken.shared_filter(GROUP);
+        if let Err(error) = client.subscribe(taken, QoS::AtLeastOnce).await {
+            tracing::error!(%error, "could not subscribe");
         }
     });
 }

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, State as Extract};
+use axum::extract::Query;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use service::error::ApiError;
 use tokio::sync::broadcast;
 
-use crate::api::{State, inside};
+use crate::api::State;
 use crate::tail::{self, Live};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ enum Form {
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn telemetry(
-    Extract(state): Extract<State>,
+    state: State,
     Query(query): Query<StreamQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -75,7 +75,7 @@ pub async fn telemetry(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn events(
-    Extract(state): Extract<State>,
+    state: State,
     Query(query): Query<StreamQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -88,7 +88,7 @@ pub async fn events(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn envelopes_telemetry(
-    Extract(state): Extract<State>,
+    state: State,
     Query(query): Query<StreamQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -101,7 +101,7 @@ pub async fn envelopes_telemetry(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn envelopes_events(
-    Extract(state): Extract<State>,
+    state: State,
     Query(query): Query<StreamQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -143,12 +143,12 @@ async fn replay(state: &State, what: What, after: i64) -> Result<Vec<Live>, ApiE
     let (store, org) = (&state.store, Some(&state.org));
     Ok(match what {
         What::Telemetry => {
-            let roasts = tail::running(store).await.map_err(inside)?;
-            let rows = store.frames_after(org, after, REPLAY_ROWS_MAX).await.map_err(inside)?;
+            let roasts = tail::running(store).await?;
+            let rows = store.frames_after(org, after, REPLAY_ROWS_MAX).await?;
             rows.into_iter().filter_map(|row| tail::live_frame(row, &roasts)).collect()
         }
         What::Events => {
-            let rows = store.events_after(org, after, REPLAY_ROWS_MAX).await.map_err(inside)?;
+            let rows = store.events_after(org, after, REPLAY_ROWS_MAX).await?;
             rows.into_iter().filter_map(|(org, row)| tail::live_event(&org, row)).collect()
         }
     })

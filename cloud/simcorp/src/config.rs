@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 
 use contract::OrgId;
 use serde::{Deserialize, Serialize};
+use service::auth::Auth;
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
+use service::secret::Secret;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -15,7 +17,11 @@ pub struct CloudConfig {
     pub database: store::DatabaseConfig,
     pub broker: BrokerConfig,
     pub mqtt: service::mqtt::Broker,
+    pub kernel: kernel::KernelConfig,
     pub ingestion: ingestion::IngestionConfig,
+    pub analytics: analytics::AnalyticsConfig,
+    pub reports: reports::ReportsConfig,
+    pub dispatcher: dispatcher::DispatcherConfig,
     pub console: console::ConsoleConfig,
     pub log: LogConfig,
 }
@@ -33,13 +39,21 @@ pub enum AuthMode {
 #[serde(default, deny_unknown_fields)]
 pub struct AuthConfig {
     pub mode: AuthMode,
-    /// The organisation of development auth.
+    /// The organisation of development auth, and the one person in it.
     pub dev_org: String,
+    pub dev_user: String,
+    /// What our own services show each other.
+    pub service_token: Secret,
 }
 
 impl Default for AuthConfig {
     fn default() -> Self {
-        Self { mode: AuthMode::Dev, dev_org: "org".to_owned() }
+        Self {
+            mode: AuthMode::Dev,
+            dev_org: "org".to_owned(),
+            dev_user: "dev-user".to_owned(),
+            service_token: Secret::default(),
+        }
     }
 }
 
@@ -74,6 +88,14 @@ impl CloudConfig {
         OrgId::new(self.auth.dev_org.clone()).ok()
     }
 
+    /// How callers are told apart; `None` until [`Config::check`] has found no mistake.
+    #[must_use]
+    pub fn callers(&self) -> Option<Auth> {
+        match self.auth.mode {
+            AuthMode::Dev => Some(Auth::dev(self.org()?, &self.auth.dev_user)),
+        }
+    }
+
     /// True when this process runs the broker.
     #[must_use]
     pub const fn embeds_broker(&self) -> bool {
@@ -88,7 +110,11 @@ impl Config for CloudConfig {
         }
         // Development auth asks nobody who they are: it must not be reachable.
         let listens = [
+            ("kernel.listen", self.kernel.listen),
             ("ingestion.listen", self.ingestion.listen),
+            ("analytics.listen", self.analytics.listen),
+            ("reports.listen", self.reports.listen),
+            ("dispatcher.listen", self.dispatcher.listen),
             ("console.listen", self.console.listen),
             ("broker.listen", self.broker.listen),
             ("broker.listen_v4", self.broker.listen_v4),
@@ -102,7 +128,11 @@ impl Config for CloudConfig {
         }
         self.database.check(mistakes);
         self.mqtt.check("mqtt", mistakes);
+        self.kernel.check(mistakes);
         self.ingestion.check(mistakes);
+        self.analytics.check(mistakes);
+        self.reports.check(mistakes);
+        self.dispatcher.check(mistakes);
         self.console.check(mistakes);
         self.log.check(mistakes);
     }

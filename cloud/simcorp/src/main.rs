@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the services, all or the named ones: ingestion, console
+    /// Run the services, all or the named ones
     Serve { services: Vec<serve::ServiceName> },
     /// The database's schema
     #[command(subcommand)]

@@ -4,10 +4,12 @@
 //! must differ (bulk insert, row locks, partitions) stand side by side in their service. A service
 //! brings its own SQL; here is only what all share: opening, migrating, errors.
 
+pub mod audit;
 mod config;
 mod migrate;
 mod partitions;
 mod retention;
+mod tx;
 
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ pub use config::DatabaseConfig;
 pub use migrate::{MigrationStatus, SchemaError};
 pub use retention::Dropped;
 pub use sqlx;
+pub use tx::Tx;
 
 /// Runs the same body on whichever database it is: `on!(store, pool => query(SQL).execute(pool))`.
 #[macro_export]
@@ -68,9 +71,28 @@ impl StoreError {
         }
     }
 
+    /// True when the database did not answer at all.
+    #[must_use]
+    pub const fn is_away(&self) -> bool {
+        use sqlx::Error;
+        let Self::Query { source, .. } = self else { return false };
+        matches!(source, Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::Tls(_))
+    }
+
     #[allow(clippy::needless_pass_by_value)] // an error is given away
     pub fn row(doing: &'static str, problem: impl ToString) -> Self {
         Self::Row { doing, problem: problem.to_string() }
+    }
+}
+
+/// A database that does not answer is 503; everything else of it is ours.
+impl From<StoreError> for service::error::ApiError {
+    fn from(error: StoreError) -> Self {
+        if error.is_away() {
+            tracing::warn!(%error, "the database is away");
+            return Self::Unavailable("the database does not answer; try again".to_owned());
+        }
+        Self::internal(error)
     }
 }
 

@@ -1,4 +1,5 @@
 //! The words both halves of Sim-Corp speak: identities, samples, frames, events, sessions,
+//! missions,
 //! acknowledgements, receipts and topics, with their two encodings — CBOR frames for our own
 //! agents and the reference's JSON envelope for everybody else.
 //!
@@ -6,18 +7,23 @@
 //! untrusted bytes, answers with a typed error that names the field, and never panics.
 
 pub mod ack;
+pub mod actor;
 mod cbor;
 pub mod envelope;
 pub mod event;
 pub mod frame;
 pub mod id;
+pub mod mission;
+pub mod ops;
 pub mod point;
 pub mod receipt;
 pub mod session;
 pub mod time;
 pub mod topic;
+pub mod written;
 
 pub use ack::{Ack, FrameRange, ReceiptVerdict, Refusal, Refused};
+pub use actor::{Actor, ActorKind};
 pub use cbor::DecodeError;
 pub use event::{EventKind, EventSource, MachineEvent};
 pub use frame::{Channel, ClockQuality, Column, Frame, Quality};

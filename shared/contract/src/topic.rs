@@ -50,10 +50,14 @@ impl Kind {
     }
 
     /// A filter for all machines, shared by the members of `group` so that each message goes to
-    /// one of them.
+    /// one of them. Each kind has a group of its own: rumqttd takes all filters of one group for one.
     #[must_use]
     pub fn shared_filter(self, group: &str) -> String {
-        format!("$share/{group}/roaster/+/+/+/{}", self.suffix())
+        format!(
+            "$share/{group}.{}/roaster/+/+/+/{}",
+            self.suffix().replace('/', "."),
+            self.suffix()
+        )
     }
 }
 

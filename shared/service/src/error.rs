@@ -3,6 +3,24 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// One thing that is wrong with a request, as the reference's clients read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Issue {
+    pub code: &'static str,
+    pub path: Vec<String>,
+    pub message: String,
+}
+
+impl Issue {
+    /// `path` as `goal.title`.
+    #[must_use]
+    pub fn new(path: &str, problem: impl std::fmt::Display) -> Self {
+        let path = path.split('.').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        Self { code: "invalid", path, message: problem.to_string() }
+    }
+}
 
 /// What a handler answers when it cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -10,15 +28,30 @@ pub enum ApiError {
     /// 400: the request is wrong; the text says where.
     #[error("{0}")]
     Invalid(String),
+    /// 400: several things, each with its field.
+    #[error("{}", sentence(.0))]
+    Issues(Vec<Issue>),
+    /// 401
+    #[error("{0}")]
+    Unauthorized(String),
     /// 403
     #[error("{0}")]
     Forbidden(String),
     /// 404
     #[error("{0} not found")]
     NotFound(&'static str),
+    /// 409: it is not in a state for that.
+    #[error("{0}")]
+    Conflict(String),
+    /// 412: somebody was faster.
+    #[error("{0}")]
+    Precondition(String),
     /// 413
     #[error("{0}")]
     TooLarge(String),
+    /// 415
+    #[error("{0}")]
+    MediaType(String),
     /// 503: try again later.
     #[error("{0}")]
     Unavailable(String),
@@ -34,9 +67,18 @@ impl ApiError {
     }
 
     #[must_use]
+    pub fn unauthorized() -> Self {
+        Self::Unauthorized("say who you are: Authorization: Bearer …".to_owned())
+    }
+
+    #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid(_) | Self::Issues(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Precondition(_) => StatusCode::PRECONDITION_FAILED,
+            Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -51,7 +93,18 @@ impl IntoResponse for ApiError {
         if let Self::Internal(source) = &self {
             tracing::error!(error = %source, "a request failed inside");
         }
-        let body = Json(serde_json::json!({ "error": self.to_string() }));
-        (self.status(), body).into_response()
+        let mut body = serde_json::json!({ "error": self.to_string() });
+        if let Self::Issues(issues) = &self {
+            body["issues"] = serde_json::json!(issues);
+        }
+        (self.status(), Json(body)).into_response()
     }
+}
+
+fn sentence(issues: &[Issue]) -> String {
+    let tell = |issue: &Issue| match issue.path.as_slice() {
+        [] => issue.message.clone(),
+        path => format!("{}: {}", path.join("."), issue.message),
+    };
+    issues.iter().map(tell).collect::<Vec<_>>().join("; ")
 }

@@ -3,13 +3,16 @@
 //!
 //! Nothing in here knows what a roast is.
 
+pub mod auth;
 pub mod backoff;
 pub mod config;
 pub mod error;
+pub mod extract;
 pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;
+pub mod query;
 pub mod secret;
 pub mod shutdown;

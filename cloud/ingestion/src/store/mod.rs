@@ -4,9 +4,11 @@
 mod commit;
 mod curve;
 mod devices;
+mod outbox;
 mod read;
 mod row;
 mod sessions;
+mod written;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,7 @@ pub use devices::Device;
 pub use read::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
 pub use row::FrameRow;
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
+pub use written::{By, Versioned};
 
 /// Numbers of machines and chains never change once given, so they are remembered.
 const NUMBERS_MAX: usize = 200_000;

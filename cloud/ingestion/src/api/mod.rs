@@ -1,10 +1,14 @@
 //! Ingestion's HTTP surface: `docs/reference/api.md`, and the reference's routes by its names.
 
+mod written;
+
 use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::request::Parts;
+use axum::middleware;
 
 use axum::response::{IntoResponse as _, Response};
 use contract::point::{RoastEvent, TelemetryPoint};
@@ -12,6 +16,7 @@ use contract::session::{
     Completeness, MachineStatus, RoastSession, RoastSessionSummary, SessionStatus,
 };
 use contract::{Ack, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use service::auth::{Auth, Caller, admit};
 use service::error::ApiError;
 use service::shutdown::CancellationToken;
 use tokio::sync::oneshot;
@@ -20,6 +25,7 @@ use utoipa_axum::routes;
 
 use ::store::StoreError;
 
+use crate::Clock;
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
 use crate::sse;
 use crate::store::{FrameRow, IngestStore, SessionFilter, SessionRow};
@@ -27,13 +33,36 @@ use crate::tail::{self, Tail};
 
 /// What handlers share.
 #[derive(Clone)]
+pub struct Shared {
+    pub store: IngestStore,
+    pub pipeline: Pipeline,
+    pub tail: Tail,
+    pub clock: Clock,
+    pub stop: CancellationToken,
+}
+
+/// One request's: what handlers share, who asks, and the organisation that it is about.
+#[derive(Clone)]
 pub struct State {
     pub store: IngestStore,
     pub pipeline: Pipeline,
     pub tail: Tail,
-    /// Development auth: everybody belongs to this organisation.
-    pub org: OrgId,
     pub stop: CancellationToken,
+    pub now: EpochMs,
+    pub caller: Caller,
+    pub org: OrgId,
+}
+
+impl FromRequestParts<Shared> for State {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, shared).await?;
+        let params = service::query::Params::from_request_parts(parts, shared).await?;
+        let org = caller.org(params.get("orgId"))?;
+        let Shared { store, pipeline, tail, clock, stop } = shared.clone();
+        Ok(Self { store, pipeline, tail, stop, now: clock(), caller, org })
+    }
 }
 
 #[derive(utoipa::OpenApi)]
@@ -43,9 +72,9 @@ pub struct State {
 ))]
 struct Doc;
 
-pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: Shared, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
-    OpenApiRouter::with_openapi(Doc::openapi())
+    let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(post_frames))
         .routes(routes!(sessions))
         .routes(routes!(session))
@@ -58,24 +87,15 @@ pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
         .routes(routes!(sse::events))
         .routes(routes!(sse::envelopes_telemetry))
         .routes(routes!(sse::envelopes_events))
+        .routes(routes!(written::meta, written::set_meta))
+        .routes(routes!(written::notes, written::add_note))
+        .routes(routes!(written::overrides, written::set_overrides))
+        .routes(routes!(written::reports, written::add_report))
+        .routes(routes!(written::latest_report))
+        .routes(routes!(written::report))
         .with_state(state)
-        .split_for_parts()
-}
-
-/// A database that does not answer is 503, everything else of it is ours.
-pub fn inside(error: StoreError) -> ApiError {
-    match &error {
-        StoreError::Query { source, .. } if is_away(source) => {
-            tracing::warn!(%error, "the database is away");
-            ApiError::Unavailable("the database does not answer; try again".to_owned())
-        }
-        _ => ApiError::internal(error),
-    }
-}
-
-const fn is_away(error: &::store::sqlx::Error) -> bool {
-    use ::store::sqlx::Error;
-    matches!(error, Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::Tls(_))
+        .split_for_parts();
+    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
 }
 
 /// Query numbers come as text; empty and absent are the same.
@@ -101,7 +121,7 @@ fn seconds(text: Option<&String>, name: &str) -> Result<Option<f64>, ApiError> {
     request_body(content = Vec<u8>, content_type = "application/cose"),
     responses((status = 200, description = "What became of each frame (Ack)", body = Object),
               (status = 400, description = "Not a sequence of signed frames")))]
-async fn post_frames(Extract(state): Extract<State>, body: Bytes) -> Result<Response, ApiError> {
+async fn post_frames(state: State, body: Bytes) -> Result<Response, ApiError> {
     const FRAMES_MAX: usize = 64;
     let mut messages = Vec::new();
     let mut rest = &body[..];
@@ -149,13 +169,10 @@ type Params = Query<BTreeMap<String, String>>;
            ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
     responses((status = 200, body = Vec<RoastSessionSummary>), (status = 400)))]
 async fn sessions(
-    Extract(state): Extract<State>,
+    state: State,
     Query(params): Params,
 ) -> Result<Json<Vec<RoastSessionSummary>>, ApiError> {
     let get = |name: &str| params.get(name).filter(|text| !text.is_empty());
-    if get("orgId").is_some_and(|org| org != state.org.as_str()) {
-        return Ok(Json(Vec::new()));
-    }
     let status = match get("status").map(String::as_str) {
         None => None,
         Some(text) => match SessionStatus::parse(text) {
@@ -170,7 +187,7 @@ async fn sessions(
         limit: number(get("limit"), "limit", 50, 500)?,
         offset: number(get("offset"), "offset", 0, 1_000_000)?,
     };
-    let rows = state.store.sessions(&state.org, &filter).await.map_err(inside)?;
+    let rows = state.store.sessions(&state.org, &filter).await?;
     let mut summaries = Vec::with_capacity(rows.len());
     for row in rows {
         summaries.push(summary(&state, row).await?);
@@ -183,7 +200,7 @@ async fn summary(state: &State, row: SessionRow) -> Result<RoastSessionSummary, 
     let (points, verified, unsigned, max_bt_c) = if let Some(points) = row.points {
         (points, row.verified_points.unwrap_or(0), row.unsigned_points.unwrap_or(0), row.max_bt_c)
     } else {
-        let totals = state.store.totals(&state.org, &row).await.map_err(inside)?;
+        let totals = state.store.totals(&state.org, &row).await?;
         (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
     };
     let duration_seconds = row.ended_ms.map(|ended| (ended - row.started_ms) as f64 / 1000.0);
@@ -212,17 +229,14 @@ async fn summary(state: &State, row: SessionRow) -> Result<RoastSessionSummary, 
 }
 
 async fn find(state: &State, id: &str) -> Result<SessionRow, ApiError> {
-    let found = state.store.session(&state.org, id).await.map_err(inside)?;
+    let found = state.store.session(&state.org, id).await?;
     found.ok_or(ApiError::NotFound("session"))
 }
 
 /// One session.
 #[utoipa::path(get, path = "/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
     responses((status = 200, body = RoastSession), (status = 404)))]
-async fn session(
-    Extract(state): Extract<State>,
-    Path(id): Path<String>,
-) -> Result<Json<RoastSession>, ApiError> {
+async fn session(state: State, Path(id): Path<String>) -> Result<Json<RoastSession>, ApiError> {
     let row = find(&state, &id).await?;
     let summary = summary(&state, row).await?;
     Ok(Json(RoastSession { summary, meta: serde_json::Map::new() }))
@@ -234,14 +248,14 @@ async fn session(
            ("fromElapsedSeconds" = Option<f64>, Query), ("toElapsedSeconds" = Option<f64>, Query)),
     responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
 async fn session_telemetry(
-    Extract(state): Extract<State>,
+    state: State,
     Path(id): Path<String>,
     Query(params): Params,
 ) -> Result<Json<Vec<TelemetryPoint>>, ApiError> {
     let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
     let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
     let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
-    let Some(row) = state.store.session(&state.org, &id).await.map_err(inside)? else {
+    let Some(row) = state.store.session(&state.org, &id).await? else {
         return Ok(Json(Vec::new()));
     };
     let machine = MachineId::new(row.machine_id.clone()).map_err(ApiError::internal)?;
@@ -286,21 +300,21 @@ async fn roast_page(
     last: i64,
 ) -> Result<Vec<FrameRow>, ApiError> {
     let (store, org) = (&state.store, &state.org);
-    if as_curve && let Some(curve) = store.curve(org, &row.session_id).await.map_err(inside)? {
+    if as_curve && let Some(curve) = store.curve(org, &row.session_id).await? {
         return Ok(vec![curve]);
     }
     let limit = i64::try_from(FRAMES_A_PAGE).unwrap_or(i64::MAX);
-    store.frames_of_range(org, row.chain_no, first, last, limit).await.map_err(inside)
+    Ok(store.frames_of_range(org, row.chain_no, first, last, limit).await?)
 }
 
 /// A session's events, by time.
 #[utoipa::path(get, path = "/sessions/{id}/events", tag = "sessions", params(("id" = String, Path)),
     responses((status = 200, body = Vec<RoastEvent>)))]
 async fn session_events(
-    Extract(state): Extract<State>,
+    state: State,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<RoastEvent>>, ApiError> {
-    let rows = state.store.events_of(&state.org, &id).await.map_err(inside)?;
+    let rows = state.store.events_of(&state.org, &id).await?;
     let events = rows
         .iter()
         .filter_map(|row| tail::event_of(row, &MachineId::new(row.machine_id.clone()).ok()?));
@@ -310,13 +324,13 @@ async fn session_events(
 /// The machines of the organisation, each with what it last said.
 #[utoipa::path(get, path = "/machines", tag = "machines",
     responses((status = 200, body = Vec<MachineStatus>)))]
-async fn machines(Extract(state): Extract<State>) -> Result<Json<Vec<MachineStatus>>, ApiError> {
-    let rows = state.store.machines(&state.org).await.map_err(inside)?;
-    let running = tail::running(&state.store).await.map_err(inside)?;
+async fn machines(state: State) -> Result<Json<Vec<MachineStatus>>, ApiError> {
+    let rows = state.store.machines(&state.org).await?;
+    let running = tail::running(&state.store).await?;
     let mut statuses = Vec::with_capacity(rows.len());
     for row in rows {
-        let frame = state.store.newest_frame(&state.org, row.chain_no).await.map_err(inside)?;
-        let event = state.store.newest_event(&state.org, row.machine_no).await.map_err(inside)?;
+        let frame = state.store.newest_frame(&state.org, row.chain_no).await?;
+        let event = state.store.newest_event(&state.org, row.machine_no).await?;
         let last = frame.as_ref().and_then(|f| f.offsets_ms.len().checked_sub(1));
         let value = |column| frame.as_ref().zip(last).and_then(|(f, i)| f.value(column, i));
         let session = running.get(&row.machine_no);
@@ -348,24 +362,20 @@ async fn machines(Extract(state): Extract<State>) -> Result<Json<Vec<MachineStat
            ("limit" = Option<i64>, Query)),
     responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
 async fn recent_telemetry(
-    Extract(state): Extract<State>,
+    state: State,
     Query(params): Params,
 ) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
     let limit = usize::try_from(number(params.get("limit"), "limit", 100, 1_000)?).unwrap_or(0);
     let wanted =
         |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
-    if !wanted("orgId", state.org.as_str()) {
-        return Ok(Json(Vec::new()));
-    }
-    let running = tail::running(&state.store).await.map_err(inside)?;
+    let running = tail::running(&state.store).await?;
     let mut points: Vec<(EpochMs, serde_json::Value)> = Vec::new();
-    for row in state.store.machines(&state.org).await.map_err(inside)? {
+    for row in state.store.machines(&state.org).await? {
         if !wanted("siteId", &row.site_id) || !wanted("machineId", &row.machine_id) {
             continue;
         }
         let Ok(machine) = MachineId::new(row.machine_id.clone()) else { continue };
-        let frames =
-            state.store.newest_frames(&state.org, row.chain_no, limit).await.map_err(inside)?;
+        let frames = state.store.newest_frames(&state.org, row.chain_no, limit).await?;
         let session = running.get(&row.machine_no);
         for frame in &frames {
             for (_, point) in tail::points_of(frame, &machine, session, i64::MIN, i64::MAX) {
@@ -388,16 +398,13 @@ async fn recent_telemetry(
            ("limit" = Option<i64>, Query)),
     responses((status = 200, body = Vec<RoastEvent>), (status = 400)))]
 async fn recent_events(
-    Extract(state): Extract<State>,
+    state: State,
     Query(params): Params,
 ) -> Result<Json<Vec<serde_json::Value>>, ApiError> {
     let limit = number(params.get("limit"), "limit", 100, 1_000)?;
     let wanted =
         |name: &str, found: &str| params.get(name).is_none_or(|w| w.is_empty() || w == found);
-    if !wanted("orgId", state.org.as_str()) {
-        return Ok(Json(Vec::new()));
-    }
-    let rows = state.store.newest_events(&state.org, limit).await.map_err(inside)?;
+    let rows = state.store.newest_events(&state.org, limit).await?;
     let mut events = Vec::with_capacity(rows.len());
     for row in
         rows.iter().filter(|r| wanted("siteId", &r.site_id) && wanted("machineId", &r.machine_id))

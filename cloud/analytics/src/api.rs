@@ -1,0 +1,135 @@
+//! Analytics' HTTP surface.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::middleware;
+use contract::session::RoastSessionSummary;
+use contract::{EventKind, OrgId};
+use peer::Peer;
+use roast::analysis::compare;
+use serde_json::{Value, json};
+use service::auth::{Auth, Caller, admit};
+use service::error::ApiError;
+use service::query::Params;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::Clock;
+use crate::roasted::{Roasted, without_nulls};
+
+/// Roasts of one question about how alike they are.
+const ROASTS_MAX: i64 = 50;
+
+#[derive(Clone)]
+pub struct State {
+    pub ingestion: Peer,
+    pub clock: Clock,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp analytics", description = "What roasts were."))]
+struct Doc;
+
+pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
+        .routes(routes!(analysis))
+        .routes(routes!(comparison))
+        .routes(routes!(consistency))
+        .with_state(state)
+        .split_for_parts();
+    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+}
+
+impl State {
+    async fn roast(&self, org: &OrgId, id: &str) -> Result<Roasted, ApiError> {
+        let found = Roasted::read(&self.ingestion, org, id).await?;
+        found.ok_or(ApiError::NotFound("session"))
+    }
+}
+
+/// What a roast was: times, phases, shape, controls, what to think of them.
+#[utoipa::path(get, path = "/analysis/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+async fn analysis(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let roast = state.roast(&org, &id).await?;
+    Ok(Json(roast.told((state.clock)())))
+}
+
+/// How far a roast lies from another, both clocks set alike at a mark.
+#[utoipa::path(get, path = "/comparison/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("referenceId" = String, Query),
+           ("align" = Option<String>, Query, description = "CHARGE, TP, DRY_END or FC"),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 404), (status = 409),
+              (status = 503)))]
+async fn comparison(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let reference = params
+        .get("referenceId")
+        .ok_or_else(|| ApiError::Invalid("referenceId: which roast to compare with".to_owned()))?;
+    let align = match params.get("align") {
+        None => EventKind::Charge,
+        Some(word) => [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc]
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
+            .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))?,
+    };
+    let this = state.roast(&org, &id).await?;
+    let other = state.roast(&org, reference).await?;
+    let (curve, marks) = (this.curve(), this.marks());
+    let (other_curve, other_marks) = (other.curve(), other.marks());
+    let found = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
+    let found = found.ok_or_else(|| {
+        ApiError::Conflict(format!(
+            "the roasts cannot be compared: one has no CHARGE, DROP or {align}, or they share no time"
+        ))
+    })?;
+    Ok(Json(without_nulls(json!({
+        "sessionId": id, "referenceId": reference, "align": align, "comparison": found,
+    }))))
+}
+
+/// How alike the last roasts of a machine are, or of the whole organisation.
+#[utoipa::path(get, path = "/consistency", tag = "analysis",
+    params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
+           ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
+    responses((status = 200, body = Object), (status = 400), (status = 503)))]
+async fn consistency(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let limit = params.limit(20, ROASTS_MAX)?.to_string();
+    let mut query = vec![("status", "CLOSED"), ("limit", limit.as_str())];
+    for name in ["machineId", "siteId"] {
+        if let Some(value) = params.get(name) {
+            query.push((name, value));
+        }
+    }
+    let sessions: Vec<RoastSessionSummary> =
+        state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
+    let (mut analyses, mut ids) = (Vec::new(), Vec::new());
+    for session in &sessions {
+        let roast = Roasted::read(&state.ingestion, &org, session.session_id.as_str()).await?;
+        if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
+            analyses.push(analysis);
+            ids.push(&session.session_id);
+        }
+    }
+    let found = compare::consistency(&analyses);
+    Ok(Json(without_nulls(json!({"sessions": ids, "consistency": found}))))
+}

@@ -1,0 +1,209 @@
+//! One roast as ingestion holds it, made ready for analysis.
+
+use std::collections::BTreeMap;
+
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::session::RoastSession;
+use contract::written::{EventOverride, SessionMeta};
+use contract::{EpochMs, EventKind, OrgId};
+use peer::{Peer, PeerError};
+use roast::analysis::{Analysis, Curve, Marks, analyze};
+use roast::recording::Recording;
+use roast::sample::Sample;
+use serde_json::{Map, Value, json};
+
+/// As many points as ingestion gives: a day at 1 Hz.
+const POINTS_MAX: &str = "100000";
+/// Beans are dry here when nobody says otherwise, °C.
+const DRY_C: f64 = 150.0;
+/// A person's mark this far from what was found is worth a word, s.
+const LARGE_DELTA_S: f64 = 30.0;
+
+/// A roast: what was measured, what was marked, and what people say of it.
+pub struct Roasted {
+    pub session: RoastSession,
+    pub meta: SessionMeta,
+    pub overrides: Vec<EventOverride>,
+    pub recording: Recording,
+    /// Where each kind was found, s since the session began.
+    inferred: BTreeMap<EventKind, f64>,
+}
+
+impl Roasted {
+    /// Reads a roast; `None`: there is none of that name.
+    ///
+    /// # Errors
+    /// When ingestion does not answer.
+    pub async fn read(ingestion: &Peer, org: &OrgId, id: &str) -> Result<Option<Self>, PeerError> {
+        let Some(session) = ingestion.get::<RoastSession>(org, &["sessions", id], &[]).await?
+        else {
+            return Ok(None);
+        };
+        let path = |what| ["sessions", id, what];
+        let points: Vec<TelemetryPoint> = ingestion
+            .get(org, &path("telemetry"), &[("limit", POINTS_MAX)])
+            .await?
+            .unwrap_or_default();
+        let events: Vec<RoastEvent> =
+            ingestion.get(org, &path("events"), &[]).await?.unwrap_or_default();
+        let meta = ingestion.get(org, &path("meta"), &[]).await?.unwrap_or_default();
+        let overrides = ingestion
+            .get(org, &["sessions", id, "events", "overrides"], &[])
+            .await?
+            .unwrap_or_default();
+        Ok(Some(Self::of(session, &points, &events, meta, overrides)))
+    }
+
+    fn of(
+        session: RoastSession,
+        points: &[TelemetryPoint],
+        events: &[RoastEvent],
+        meta: SessionMeta,
+        overrides: Vec<EventOverride>,
+    ) -> Self {
+        let mut recording = Recording {
+            machine: session.summary.origin.machine.to_string(),
+            beans: meta.bean_name.clone().unwrap_or_default(),
+            weight_in_g: meta.weight_in_g,
+            weight_out_g: meta.weight_out_g,
+            ambient_c: meta.ambient_temp_c,
+            samples: points.iter().map(sample).collect(),
+            ..Recording::default()
+        };
+        recording.samples.dedup_by_key(|sample| sample.t_ms);
+        // The first word about a mark counts; a session begins with its CHARGE.
+        let mut inferred = BTreeMap::from([(EventKind::Charge, 0.0)]);
+        for event in events {
+            if let Some(seconds) = event.elapsed_seconds() {
+                inferred.entry(event.kind).or_insert(seconds);
+            }
+        }
+        if let Some(seconds) = session.summary.drop_seconds {
+            inferred.entry(EventKind::Drop).or_insert(seconds);
+        }
+        let mut roasted = Self { session, meta, overrides, recording, inferred };
+        roasted.mark();
+        roasted
+    }
+
+    /// Where a mark lies, s: by a person's word before what was found.
+    fn seconds(&self, kind: EventKind) -> Option<f64> {
+        let said = self.overrides.iter().find(|one| one.event_type == kind);
+        said.map(|one| one.elapsed_seconds).or_else(|| self.inferred.get(&kind).copied())
+    }
+
+    fn mark(&mut self) {
+        for kind in EventKind::ALL {
+            let Some(seconds) = self.seconds(kind) else { continue };
+            if let Some(at) = nearest(&self.recording.samples, seconds) {
+                self.recording.marks.push((kind, at));
+            }
+        }
+        if self.seconds(EventKind::DryEnd).is_none()
+            && let Some(at) = self.dried()
+        {
+            self.recording.marks.push((EventKind::DryEnd, at));
+        }
+        self.recording.marks.sort_by_key(|(_, at)| *at);
+    }
+
+    /// The first sample after the turn that is at least [`DRY_C`] warm.
+    fn dried(&self) -> Option<usize> {
+        let turned = self.recording.mark_ms(EventKind::Tp)?;
+        let warm = |s: &Sample| s.t_ms >= turned && s.bt_c.is_some_and(|bt| bt >= DRY_C);
+        self.recording.samples.iter().position(warm)
+    }
+
+    pub fn marks(&self) -> Marks {
+        Marks::of(&self.recording, &[])
+    }
+
+    pub fn curve(&self) -> Curve {
+        Curve::of(&self.recording)
+    }
+
+    pub fn analysis(&self) -> Option<Analysis> {
+        analyze(&self.recording, &self.marks())
+    }
+
+    /// The analysis in the words of `RoastAnalysis`. A roast of which nothing was measured yet has
+    /// empty phases.
+    pub fn told(&self, computed_at: EpochMs) -> Value {
+        let analysis = self.analysis().unwrap_or_default();
+        let mut body = match serde_json::to_value(&analysis) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        let origin = &self.session.summary.origin;
+        let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
+        put("sessionId", json!(self.session.summary.session_id));
+        put("orgId", json!(origin.org));
+        put("siteId", json!(origin.site));
+        put("machineId", json!(origin.machine));
+        put("computedAt", json!(computed_at));
+        put("completeness", json!(self.session.summary.completeness));
+        put("meta", json!(self.meta));
+        put("config", json!({"dryEndBtC": DRY_C, "largeOverrideDeltaSeconds": LARGE_DELTA_S}));
+        let (mut source, mut deltas) = (Map::new(), Map::new());
+        let mut large = Vec::new();
+        for kind in EventKind::ALL {
+            let said = self.overrides.iter().find(|one| one.event_type == kind);
+            let found = self.inferred.get(&kind);
+            let word = match (said, found) {
+                (Some(_), _) => "OVERRIDDEN",
+                (None, Some(_)) => "INFERRED",
+                (None, None) => continue,
+            };
+            source.insert(kind.as_str().to_owned(), word.into());
+            if let Some((said, found)) = said.zip(found) {
+                let delta = said.elapsed_seconds - found;
+                deltas.insert(kind.as_str().to_owned(), delta.into());
+                if delta.abs() > LARGE_DELTA_S {
+                    large.push(json!({"code": "LARGE_OVERRIDE_DELTA", "severity": "INFO",
+                        "message": format!("{kind} was moved by {delta:+.0} s"),
+                        "atSeconds": said.elapsed_seconds, "details": {"deltaSeconds": delta}}));
+                }
+            }
+        }
+        put("eventTimeSource", source.into());
+        put("overrideDeltasSeconds", deltas.into());
+        if let Some(warnings) = body.get_mut("warnings").and_then(Value::as_array_mut) {
+            warnings.extend(large);
+        }
+        without_nulls(body.into())
+    }
+}
+
+fn sample(point: &TelemetryPoint) -> Sample {
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    let t_ms = (point.elapsed_seconds * 1000.0).round() as i64;
+    Sample {
+        t_ms,
+        bt_c: point.bt_c,
+        et_c: point.et_c,
+        gas_pct: point.gas_pct,
+        fan_pct: point.fan_pct,
+        ..Sample::default()
+    }
+}
+
+fn nearest(samples: &[Sample], seconds: f64) -> Option<usize> {
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    let t_ms = (seconds * 1000.0).round() as i64;
+    let after = samples.partition_point(|sample| sample.t_ms < t_ms);
+    let far = |i: usize| samples.get(i).map_or(i64::MAX, |s| (s.t_ms - t_ms).abs());
+    let best = if after > 0 && far(after - 1) <= far(after) { after - 1 } else { after };
+    (best < samples.len()).then_some(best)
+}
+
+/// Clients read what is unset as absent, never as `null`.
+pub fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let known = map.into_iter().filter(|(_, value)| !value.is_null());
+            known.map(|(name, value)| (name, without_nulls(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(list) => list.into_iter().map(without_nulls).collect::<Vec<_>>().into(),
+        other => other,
+    }
+}

@@ -1,0 +1,83 @@
+//! The policy, and the log of who changed what.
+
+use axum::Json;
+use axum::extract::State as Extract;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+
+use super::State;
+use crate::governor::GovernorConfig;
+use crate::store::Versioned;
+
+/// The policy in force; its version is the `ETag`.
+#[utoipa::path(get, path = "/governor/config", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GovernorConfig), (status = 403)))]
+pub async fn get(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(answer(state.store.governor_config(&org).await?))
+}
+
+/// Set the policy. With `If-Match` only over the version it names (412 otherwise).
+#[utoipa::path(put, path = "/governor/config", tag = "governance", request_body = GovernorConfig,
+    params(("orgId" = Option<String>, Query), ("If-Match" = Option<String>, Header)),
+    responses((status = 200, body = GovernorConfig), (status = 400), (status = 403), (status = 412)))]
+pub async fn put(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+    Body(config): Body<GovernorConfig>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let issues: Vec<Issue> =
+        config.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    let before = state.store.governor_config(&org).await?;
+    let faster = || ApiError::Precondition("somebody else has changed the policy".to_owned());
+    if let Some(wanted) = headers.get(header::IF_MATCH)
+        && wanted.as_bytes() != etag(before.version).as_bytes()
+    {
+        return Err(faster());
+    }
+    let now = (state.clock)();
+    let set = state.store.set_governor_config(&org, &before, config, &caller.actor, now).await?;
+    Ok(answer(set.ok_or_else(faster)?))
+}
+
+fn etag(version: i64) -> String {
+    format!("\"{version}\"")
+}
+
+fn answer(versioned: Versioned) -> Response {
+    ([(header::ETAG, etag(versioned.version))], Json(versioned.config)).into_response()
+}
+
+/// Who changed what, oldest first; each entry carries the hash that binds it to the one before.
+#[utoipa::path(get, path = "/audit", tag = "governance",
+    params(("orgId" = Option<String>, Query), ("after" = Option<i64>, Query),
+           ("limit" = Option<i64>, Query, description = "1 to 1000; 100")),
+    responses((status = 200, body = Vec<Object>), (status = 400), (status = 403)))]
+pub async fn audit(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let after = params.number("after", 0, 0, i64::MAX)?;
+    let limit = params.limit(100, 1_000)?;
+    let entries = state.store.database().audit_log(&org, after, limit).await?;
+    Ok(Json(entries).into_response())
+}

@@ -1,0 +1,70 @@
+//! What agents did.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use serde_json::{Value, json};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+
+use super::State;
+use crate::store::TraceFilter;
+use crate::trace::Trace;
+
+/// Keep a trace; each attempt at a mission has its own.
+#[utoipa::path(post, path = "/traces", tag = "traces", request_body = Trace,
+    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+pub async fn keep(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(trace): Body<Trace>,
+) -> Result<Json<Value>, ApiError> {
+    caller.need(Role::Operator)?;
+    if let Some((field, problem)) = trace.problem() {
+        return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
+    }
+    let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
+    let org = caller.org(params.get("orgId").or(named))?;
+    state.store.keep_trace(&org, &trace, (state.clock)()).await?;
+    Ok(Json(json!({"ok": true})))
+}
+
+/// Traces, the newest first.
+#[utoipa::path(get, path = "/traces", tag = "traces",
+    params(("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("missionId" = Option<String>, Query),
+           ("agentId" = Option<String>, Query), ("status" = Option<String>, Query),
+           ("q" = Option<String>, Query, description = "Anything in it"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Trace>), (status = 400), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let owned = |name: &str| params.get(name).map(str::to_owned);
+    let filter = TraceFilter {
+        mission: owned("missionId"),
+        agent: owned("agentId"),
+        status: owned("status"),
+        text: owned("q"),
+        limit: params.limit(50, 200)?,
+    };
+    Ok(Json(state.store.traces(&org, &filter).await?))
+}
+
+/// The newest trace of a mission.
+#[utoipa::path(get, path = "/traces/{missionId}", tag = "traces", params(("missionId" = String, Path)),
+    responses((status = 200, body = Trace), (status = 404)))]
+pub async fn of_mission(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(mission): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = TraceFilter { mission: Some(mission), limit: 1, ..TraceFilter::default() };
+    let found = state.store.traces(&org, &filter).await?.into_iter().next();
+    found.map(Json).ok_or(ApiError::NotFound("trace"))
+}

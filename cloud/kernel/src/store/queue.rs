@@ -1,0 +1,334 @@
+//! The queue: claims, leases, and how a mission ends. Every step is one conditional statement, so
+//! that of two who try it one does.
+
+use ::store::sqlx::{AssertSqlSafe, query_as};
+use ::store::{StoreError, on, on_tx};
+use contract::mission::{
+    Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Reason,
+};
+use contract::{Actor, EpochMs, OrgId};
+use serde_json::{Map, Value, json};
+
+use super::KernelStore;
+use super::missions::{Row, columns, text};
+
+pub(super) const PENDING: i64 = 0;
+pub(super) const RETRY: i64 = 1;
+const RUNNING: i64 = 2;
+/// The first wait after a failure; each further one is twice as long.
+const RETRY_MS: i64 = 2_000;
+const RETRY_MS_MAX: i64 = 900_000;
+/// Missions parked in one pass.
+const PARKED_A_PASS: i64 = 100;
+
+/// What a step answered.
+#[derive(Debug)]
+pub enum Moved {
+    Done(Box<MissionRecord>),
+    /// There is none of that name.
+    NotFound,
+    /// It is not in a state for that; what it is in, and why not.
+    Conflict(String),
+}
+
+/// How an attempt failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub error: LastError,
+    /// False: trying again will not help.
+    pub retryable: bool,
+}
+
+impl KernelStore {
+    /// Gives a worker the most urgent mission that may be claimed: pending ones first, then retries
+    /// that are due, then those whose worker was lost; each in order of time.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn claim(
+        &self,
+        org: Option<&OrgId>,
+        worker: &str,
+        goals: &[String],
+        (lease_id, lease_ms): (&str, u32),
+        now: EpochMs,
+    ) -> Result<Option<MissionRecord>, StoreError> {
+        let names: Vec<_> = (0..goals.len()).map(|i| format!("${}", i + 5)).collect();
+        let mut wanted = String::new();
+        if !goals.is_empty() {
+            wanted = format!(" AND goal IN ({})", names.join(", "));
+        }
+        if org.is_some() {
+            wanted.push_str(&format!(" AND org_id = ${}", goals.len() + 5));
+        }
+        let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let sql = format!(
+            "UPDATE missions SET status = 'RUNNING', lane = {RUNNING}, claimed_by = $1, \
+             claimed_ms = $2, heartbeat_ms = $2, updated_ms = $2, lease_id = $3, \
+             lease_expires_ms = $4, due_ms = $4, attempts = attempts + 1 \
+             WHERE (org_id, mission_id) = (SELECT org_id, mission_id FROM missions \
+               WHERE lane IS NOT NULL AND due_ms <= $2 AND attempts < max_attempts{wanted} \
+               ORDER BY urgency, lane, due_ms LIMIT 1{lock}) RETURNING {}",
+            columns!()
+        );
+        let expires = now.plus(i64::from(lease_ms)).0;
+        let row: Option<Row> = on!(self.database, pool => {
+            let mut q = query_as(AssertSqlSafe(sql))
+                .bind(worker).bind(now.0).bind(lease_id).bind(expires);
+            for goal in goals {
+                q = q.bind(goal);
+            }
+            if let Some(org) = org {
+                q = q.bind(org.as_str());
+            }
+            q.fetch_optional(pool).await
+        })
+        .map_err(StoreError::query("claiming a mission"))?;
+        row.map(Row::record).transpose()
+    }
+
+    /// The worker is alive: its lease is whole again.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn heartbeat(
+        &self,
+        org: &OrgId,
+        id: &str,
+        (lease_id, worker): (&str, Option<&str>),
+        lease_ms: u32,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let row: Option<Row> = on!(self.database, pool => query_as(concat!(
+            "UPDATE missions SET lease_expires_ms = $4, due_ms = $4, heartbeat_ms = $5, updated_ms = $5 \
+             WHERE org_id = $1 AND mission_id = $2 AND status = 'RUNNING' AND lease_id = $3 \
+             AND lease_expires_ms > $5 AND (CAST($6 AS TEXT) IS NULL OR claimed_by = $6) RETURNING ",
+            columns!()))
+            .bind(org.as_str()).bind(id).bind(lease_id).bind(now.plus(i64::from(lease_ms)).0)
+            .bind(now.0).bind(worker).fetch_optional(pool).await)
+        .map_err(StoreError::query("noting a heartbeat"))?;
+        self.moved(org, id, row, "the lease is over, or another's").await
+    }
+
+    /// The work is done. Without a lease id only while the lease still runs.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn complete(
+        &self,
+        org: &OrgId,
+        id: &str,
+        lease_id: Option<&str>,
+        result: Option<&Map<String, Value>>,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let result = result.map(text).transpose()?;
+        let row: Option<Row> = on!(self.database, pool => query_as(concat!(
+            "UPDATE missions SET status = 'DONE', lane = NULL, due_ms = NULL, completed_ms = $4, \
+             updated_ms = $4, result = $5, claimed_by = NULL, lease_id = NULL, \
+             lease_expires_ms = NULL, heartbeat_ms = NULL \
+             WHERE org_id = $1 AND mission_id = $2 AND status = 'RUNNING' AND \
+             (lease_id = $3 OR (CAST($3 AS TEXT) IS NULL AND lease_expires_ms > $4)) RETURNING ",
+            columns!()))
+            .bind(org.as_str()).bind(id).bind(lease_id).bind(now.0).bind(result)
+            .fetch_optional(pool).await)
+        .map_err(StoreError::query("completing a mission"))?;
+        self.moved(org, id, row, "the lease is over, or another's").await
+    }
+
+    /// The attempt failed: again later, after twice the wait each time, or never.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn fail(
+        &self,
+        org: &OrgId,
+        id: &str,
+        lease_id: Option<&str>,
+        failure: &Failure,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let Some(mission) = self.mission(org, id).await? else { return Ok(Moved::NotFound) };
+        let again = failure.retryable && mission.attempts < mission.max_attempts;
+        let wait = RETRY_MS << mission.attempts.saturating_sub(1).min(16);
+        let due = again.then(|| now.plus(wait.min(RETRY_MS_MAX)).0);
+        // What was read above is part of the condition: a mission that moved meanwhile is left alone.
+        let row: Option<Row> = on!(self.database, pool => query_as(concat!(
+            "UPDATE missions SET status = $5, lane = $6, due_ms = $7, failed_ms = $8, updated_ms = $4, \
+             last_error = $9, claimed_by = NULL, lease_id = NULL, lease_expires_ms = NULL, \
+             heartbeat_ms = NULL WHERE org_id = $1 AND mission_id = $2 AND status = 'RUNNING' AND \
+             (lease_id = $3 OR (CAST($3 AS TEXT) IS NULL AND lease_expires_ms > $4)) \
+             AND attempts = $10 RETURNING ", columns!()))
+            .bind(org.as_str()).bind(id).bind(lease_id).bind(now.0)
+            .bind(if again { "RETRY" } else { "FAILED" }).bind(again.then_some(RETRY)).bind(due)
+            .bind((!again).then_some(now.0)).bind(text(&failure.error)?)
+            .bind(i64::from(mission.attempts)).fetch_optional(pool).await)
+        .map_err(StoreError::query("failing a mission"))?;
+        self.moved(org, id, row, "the lease is over, or another's").await
+    }
+
+    /// A person lets a quarantined or blocked mission run.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn approve(
+        &self,
+        org: &OrgId,
+        id: &str,
+        note: Option<&str>,
+        actor: &Actor,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let Some(mission) = self.mission(org, id).await? else { return Ok(Moved::NotFound) };
+        let reason = Reason::new("HUMAN_APPROVAL", note.unwrap_or("approved"))
+            .with("previousStatus", mission.status.as_str());
+        let decision = GovernanceDecision {
+            action: Action::Allow,
+            confidence: mission.governance.map_or_else(Default::default, |g| g.confidence),
+            reasons: vec![reason],
+            decided_at: now,
+            decided_by: Decider::Human,
+        };
+        let mut tx = self.database.begin().await?;
+        let row: Option<Row> = on_tx!(&mut tx, c => query_as(concat!(
+            "UPDATE missions SET status = 'PENDING', lane = 0, due_ms = $3, updated_ms = $3, \
+             attempts = 0, approved = 1, governance = $4, actor = $5 \
+             WHERE org_id = $1 AND mission_id = $2 AND status = 'QUARANTINED' RETURNING ", columns!()))
+            .bind(org.as_str()).bind(id).bind(now.0).bind(text(&decision)?).bind(text(actor)?)
+            .fetch_optional(c).await)
+        .map_err(StoreError::query("approving a mission"))?;
+        if row.is_some() {
+            let details = json!({"note": note, "previousStatus": mission.status.as_str()});
+            self.audit(&mut tx, org, actor, ("mission.approve", id, details), now).await?;
+            tx.commit().await?;
+        }
+        self.moved(org, id, row, "it is not quarantined").await
+    }
+
+    /// A person ends a mission that has not ended.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn cancel(
+        &self,
+        org: &OrgId,
+        id: &str,
+        actor: &Actor,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let mut tx = self.database.begin().await?;
+        let row: Option<Row> = on_tx!(&mut tx, c => query_as(concat!(
+            "UPDATE missions SET status = 'CANCELED', lane = NULL, due_ms = NULL, updated_ms = $3, \
+             actor = $4, claimed_by = NULL, lease_id = NULL, lease_expires_ms = NULL, \
+             heartbeat_ms = NULL WHERE org_id = $1 AND mission_id = $2 \
+             AND status NOT IN ('DONE', 'FAILED', 'CANCELED') RETURNING ", columns!()))
+            .bind(org.as_str()).bind(id).bind(now.0).bind(text(actor)?).fetch_optional(c).await)
+        .map_err(StoreError::query("canceling a mission"))?;
+        if row.is_some() {
+            self.audit(&mut tx, org, actor, ("mission.cancel", id, json!({})), now).await?;
+            tx.commit().await?;
+        }
+        self.moved(org, id, row, "it has ended").await
+    }
+
+    /// A person does not want to wait for the next attempt.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn retry_now(
+        &self,
+        org: &OrgId,
+        id: &str,
+        actor: &Actor,
+        now: EpochMs,
+    ) -> Result<Moved, StoreError> {
+        let Some(mission) = self.mission(org, id).await? else { return Ok(Moved::NotFound) };
+        let mut decision = mission.governance.unwrap_or_else(|| GovernanceDecision {
+            action: Action::Allow,
+            confidence: contract::mission::Confidence::Med,
+            reasons: Vec::new(),
+            decided_at: now,
+            decided_by: Decider::Human,
+        });
+        decision.reasons.push(Reason::new("MANUAL_RETRY_NOW", "a person did not want to wait"));
+        let mut tx = self.database.begin().await?;
+        let row: Option<Row> = on_tx!(&mut tx, c => query_as(concat!(
+            "UPDATE missions SET due_ms = $3, updated_ms = $3, governance = $4, actor = $5 \
+             WHERE org_id = $1 AND mission_id = $2 AND status = 'RETRY' RETURNING ", columns!()))
+            .bind(org.as_str()).bind(id).bind(now.0).bind(text(&decision)?).bind(text(actor)?)
+            .fetch_optional(c).await)
+        .map_err(StoreError::query("retrying a mission"))?;
+        if row.is_some() {
+            self.audit(&mut tx, org, actor, ("mission.retryNow", id, json!({})), now).await?;
+            tx.commit().await?;
+        }
+        self.moved(org, id, row, "it does not wait for a retry").await
+    }
+
+    /// Parks missions that have used up their attempts by losing their workers: whatever kills a
+    /// worker would kill the next. A person may look, and approve them anew. Answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn park_poison(&self, now: EpochMs) -> Result<usize, StoreError> {
+        let decision = GovernanceDecision {
+            action: Action::Quarantine,
+            confidence: contract::mission::Confidence::Low,
+            reasons: vec![Reason::new(
+                "POISON_MISSION",
+                "every worker that took it was lost; see what they logged, then approve or cancel it",
+            )],
+            decided_at: now,
+            decided_by: Decider::Governor,
+        };
+        let error = LastError { error: "the worker was lost, each time".to_owned(), details: None };
+        let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let sql = format!(
+            "UPDATE missions SET status = 'QUARANTINED', lane = NULL, due_ms = NULL, updated_ms = $1, \
+             governance = $2, last_error = $3, claimed_by = NULL, lease_id = NULL, \
+             lease_expires_ms = NULL, heartbeat_ms = NULL WHERE (org_id, mission_id) IN \
+             (SELECT org_id, mission_id FROM missions WHERE lane = {RUNNING} AND due_ms <= $1 \
+              AND attempts >= max_attempts LIMIT {PARKED_A_PASS}{lock}) RETURNING {}",
+            columns!()
+        );
+        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(now.0).bind(text(&decision)?).bind(text(&error)?).fetch_all(pool).await)
+        .map_err(StoreError::query("parking missions"))?;
+        Ok(rows.len())
+    }
+
+    async fn moved(
+        &self,
+        org: &OrgId,
+        id: &str,
+        row: Option<Row>,
+        otherwise: &str,
+    ) -> Result<Moved, StoreError> {
+        if let Some(row) = row {
+            return Ok(Moved::Done(Box::new(row.record()?)));
+        }
+        Ok(match self.mission(org, id).await? {
+            None => Moved::NotFound,
+            Some(mission) => {
+                let not_running = mission.status != MissionStatus::Running;
+                let why = if not_running && otherwise.starts_with("the lease") {
+                    "nobody runs it"
+                } else {
+                    otherwise
+                };
+                Moved::Conflict(format!("the mission is {}: {why}", mission.status.as_str()))
+            }
+        })
+    }
+
+    pub(super) async fn audit(
+        &self,
+        tx: &mut ::store::Tx,
+        org: &OrgId,
+        actor: &Actor,
+        (action, subject, details): (&str, &str, Value),
+        at: EpochMs,
+    ) -> Result<(), StoreError> {
+        tx.audit(&::store::audit::Change { org, actor, at, action, subject, details }).await
+    }
+}

@@ -1,0 +1,84 @@
+//! What agents did, step by step. Every attempt keeps its own trace.
+
+use ::store::sqlx::{AssertSqlSafe, query, query_scalar};
+use ::store::{StoreError, on};
+use contract::{EpochMs, OrgId};
+use serde_json::Value;
+
+use super::KernelStore;
+use super::missions::json;
+use crate::trace::Trace;
+
+/// Which traces to list.
+#[derive(Debug, Clone, Default)]
+pub struct TraceFilter {
+    pub mission: Option<String>,
+    pub agent: Option<String>,
+    pub status: Option<String>,
+    /// Contained in the trace's text, whatever the case.
+    pub text: Option<String>,
+    pub limit: i64,
+}
+
+impl KernelStore {
+    /// Keeps a trace; one of the same id is replaced.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn keep_trace(
+        &self,
+        org: &OrgId,
+        trace: &Trace,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "INSERT INTO traces (org_id, trace_id, mission_id, agent_id, status, started_ms, stored_ms, body) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (org_id, trace_id) DO UPDATE SET \
+             mission_id = EXCLUDED.mission_id, agent_id = EXCLUDED.agent_id, status = EXCLUDED.status, \
+             started_ms = EXCLUDED.started_ms, stored_ms = EXCLUDED.stored_ms, body = EXCLUDED.body")
+            .bind(org.as_str()).bind(&trace.trace_id).bind(&trace.mission_id).bind(&trace.agent_id)
+            .bind(trace.status()).bind(trace.started_at.0).bind(now.0)
+            .bind(super::missions::text(trace)?).execute(pool).await.map(drop))
+        .map_err(StoreError::query("keeping a trace"))
+    }
+
+    /// Traces, the newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn traces(
+        &self,
+        org: &OrgId,
+        filter: &TraceFilter,
+    ) -> Result<Vec<Value>, StoreError> {
+        let mut sql = "SELECT body FROM traces WHERE org_id = $1".to_owned();
+        let exact = [
+            ("mission_id", &filter.mission),
+            ("agent_id", &filter.agent),
+            ("status", &filter.status),
+        ];
+        let mut n = 1;
+        for (column, _) in exact.iter().filter(|(_, value)| value.is_some()) {
+            n += 1;
+            sql.push_str(&format!(" AND {column} = ${n}"));
+        }
+        if filter.text.is_some() {
+            n += 1;
+            sql.push_str(&format!(" AND lower(body) LIKE ${n} ESCAPE '!'"));
+        }
+        sql.push_str(&format!(" ORDER BY started_ms DESC, trace_id DESC LIMIT ${}", n + 1));
+        let rows: Vec<String> = on!(self.database, pool => {
+            let mut q = query_scalar(AssertSqlSafe(sql)).bind(org.as_str());
+            for value in exact.iter().filter_map(|(_, value)| value.as_deref()) {
+                q = q.bind(value);
+            }
+            if let Some(text) = &filter.text {
+                let plain = text.to_lowercase().replace('!', "!!").replace('%', "!%").replace('_', "!_");
+                q = q.bind(format!("%{plain}%"));
+            }
+            q.bind(filter.limit).fetch_all(pool).await
+        })
+        .map_err(StoreError::query("listing traces"))?;
+        rows.iter().map(|body| json("listing traces", body)).collect()
+    }
+}

@@ -1,0 +1,97 @@
+//! The report worker's HTTP surface: how it does, and reports as pages.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::{HeaderValue, header};
+use axum::middleware;
+use axum::response::{Html, IntoResponse as _, Response};
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::written::RoastReport;
+use roast::analysis::Marks;
+use roast::plot;
+use roast::recording::Recording;
+use roast::sample::Sample;
+use service::auth::{Auth, Caller, Role, admit};
+use service::error::ApiError;
+use service::query::Params;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::worker::{Done, Status};
+use crate::{Peers, page};
+
+#[derive(Clone)]
+pub struct State {
+    pub peers: Peers,
+    pub status: Status,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp reports", description = "What is written about roasts."))]
+struct Doc;
+
+pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
+        .routes(routes!(status))
+        .routes(routes!(report_page))
+        .with_state(state)
+        .split_for_parts();
+    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+}
+
+/// What the workers of this process have done so far.
+#[utoipa::path(get, path = "/status", tag = "reports", responses((status = 200, body = Done)))]
+async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Done>, ApiError> {
+    caller.need(Role::Viewer)?;
+    Ok(Json(state.status.now()))
+}
+
+/// A roast's report as a page that can be printed, with the curve drawn. 404: none yet.
+#[utoipa::path(get, path = "/reports/session/{sessionId}", tag = "reports",
+    params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 404),
+              (status = 503)))]
+async fn report_page(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let ingestion = &state.peers.ingestion;
+    let path = |what| ["sessions", id.as_str(), what];
+    let latest = ["sessions", id.as_str(), "reports", "latest"];
+    let report: Option<RoastReport> = ingestion.get(&org, &latest, &[]).await?;
+    let report = report.ok_or(ApiError::NotFound("report"))?;
+    let points: Vec<TelemetryPoint> =
+        ingestion.get(&org, &path("telemetry"), &[("limit", "100000")]).await?.unwrap_or_default();
+    let events: Vec<RoastEvent> =
+        ingestion.get(&org, &path("events"), &[]).await?.unwrap_or_default();
+    let html = page::html(&report, &curve(&points, &events));
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
+}
+
+fn curve(points: &[TelemetryPoint], events: &[RoastEvent]) -> String {
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
+    let samples = points.iter().map(|point| Sample {
+        t_ms: ms(point.elapsed_seconds),
+        bt_c: point.bt_c,
+        et_c: point.et_c,
+        gas_pct: point.gas_pct,
+        fan_pct: point.fan_pct,
+        ..Sample::default()
+    });
+    let mut recording = Recording { samples: samples.collect(), ..Recording::default() };
+    for event in events {
+        let Some(at) = event.elapsed_seconds().map(ms) else { continue };
+        let index = recording.samples.partition_point(|sample| sample.t_ms < at);
+        let index = index.min(recording.samples.len().saturating_sub(1));
+        if !recording.marks.iter().any(|(kind, _)| *kind == event.kind) {
+            recording.marks.push((event.kind, index));
+        }
+    }
+    plot::svg(&recording, &Marks::of(&recording, &[]), None)
+}

@@ -1,0 +1,72 @@
+//! Reports: a worker that claims `generate-roast-report`, reads what is known of the roast, writes the
+//! report — as text, and as a page that can be printed — and says how it went.
+//!
+//! A roast has one report however often its mission runs: the second attempt finds the first one's
+//! work and says so.
+
+mod api;
+mod config;
+mod markdown;
+mod page;
+mod tools;
+mod worker;
+
+use std::sync::Arc;
+
+use contract::EpochMs;
+use peer::{Peer, PeerError};
+use service::auth::Auth;
+use service::health::Health;
+use service::secret::Secret;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::ReportsConfig;
+
+/// The wall clock, passed in so that tests can hold it.
+pub type Clock = Arc<dyn Fn() -> EpochMs + Send + Sync>;
+
+/// A running report worker: its routes, and what they need.
+pub struct Reports {
+    pub router: axum::Router,
+    pub openapi: utoipa::openapi::OpenApi,
+    pub health: Health,
+}
+
+/// Where the worker finds the others.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    pub kernel: Peer,
+    pub ingestion: Peer,
+    pub analytics: Peer,
+}
+
+/// Starts the workers on `tracker` and builds the routes.
+///
+/// # Errors
+/// When the system gives no HTTP client.
+pub fn start(
+    config: &ReportsConfig,
+    (auth, token): (Auth, &Secret),
+    clock: &Clock,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Reports, PeerError> {
+    let peers = Peers {
+        kernel: Peer::new("kernel", &config.kernel_url, token)?,
+        ingestion: Peer::new("ingestion", &config.ingestion_url, token)?,
+        analytics: Peer::new("analytics", &config.analytics_url, token)?,
+    };
+    let status = worker::Status::default();
+    for _ in 0..config.workers {
+        let worker = worker::Worker::new(config, peers.clone(), clock.clone(), status.clone());
+        tracker.spawn(worker.run(stop.clone()));
+    }
+    let asked = peers.kernel.clone();
+    let health = Health::new("report-worker").check("kernel", move || {
+        let kernel = asked.clone();
+        async move { kernel.ping().await.map_err(|error| error.to_string()) }
+    });
+    let (router, openapi) = api::routes(api::State { peers, status }, auth);
+    Ok(Reports { router, openapi, health })
+}

@@ -1,0 +1,324 @@
+//! Missions: work that agents and workers claim, do and report, and what the governor said of it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Actor, EpochMs};
+
+/// The goal whose missions write roast reports.
+pub const REPORT_GOAL: &str = "generate-roast-report";
+/// The kind of report that follows every roast.
+pub const POST_ROAST: &str = "POST_ROAST_V1";
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub enum $name {
+            $($(#[$vdoc])* #[serde(rename = $word)] $variant),+
+        }
+
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// Reads a word, whatever its case.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|v| v.as_str().eq_ignore_ascii_case(text))
+            }
+        }
+    };
+}
+
+words! {
+    MissionStatus {
+        /// Waits for a worker.
+        Pending = "PENDING",
+        /// A worker holds its lease.
+        Running = "RUNNING",
+        /// Waits for its next attempt.
+        Retry = "RETRY",
+        Done = "DONE",
+        Failed = "FAILED",
+        /// Waits for a person: the governor doubts it, or it has killed its workers.
+        Quarantined = "QUARANTINED",
+        /// Against the policy.
+        Blocked = "BLOCKED",
+        Canceled = "CANCELED",
+    }
+}
+
+words! {
+    #[derive(Default, PartialOrd, Ord)]
+    Priority {
+        High = "HIGH",
+        #[default]
+        Medium = "MEDIUM",
+        Low = "LOW",
+    }
+}
+
+words! {
+    /// What the governor decides.
+    Action {
+        Allow = "ALLOW",
+        Quarantine = "QUARANTINE",
+        Block = "BLOCK",
+        RetryLater = "RETRY_LATER",
+    }
+}
+
+words! {
+    #[derive(Default)]
+    Confidence {
+        #[default]
+        Low = "LOW",
+        Med = "MED",
+        High = "HIGH",
+    }
+}
+
+words! {
+    #[derive(Default)]
+    Decider {
+        #[default]
+        Governor = "KERNEL_GOVERNOR",
+        Human = "HUMAN",
+    }
+}
+
+words! {
+    /// Why a roast ended, as far as ingestion could tell.
+    CloseReason {
+        Drop = "DROP",
+        Silence = "SILENCE_CLOSE",
+    }
+}
+
+/// What a mission is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", from = "GoalForm")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Goal {
+    pub title: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired_outcome: Option<String>,
+}
+
+/// Clients send either form.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum GoalForm {
+    Title(String),
+    #[serde(rename_all = "camelCase")]
+    Whole {
+        title: String,
+        description: Option<String>,
+        desired_outcome: Option<String>,
+    },
+}
+
+impl From<GoalForm> for Goal {
+    fn from(form: GoalForm) -> Self {
+        match form {
+            GoalForm::Title(title) => Self { title, description: None, desired_outcome: None },
+            GoalForm::Whole { title, description, desired_outcome } => {
+                Self { title, description, desired_outcome }
+            }
+        }
+    }
+}
+
+/// A reason, with what it was judged by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Reason {
+    pub code: String,
+    pub message: String,
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub details: Map<String, Value>,
+}
+
+impl Reason {
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), details: Map::new() }
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+/// What the governor, or a person after it, decided about a mission.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GovernanceDecision {
+    pub action: Action,
+    #[serde(default)]
+    pub confidence: Confidence,
+    #[serde(default)]
+    pub reasons: Vec<Reason>,
+    pub decided_at: EpochMs,
+    #[serde(default)]
+    pub decided_by: Decider,
+}
+
+/// What is known of the roast that a mission is about.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SessionSignals {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_reason: Option<CloseReason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_sec: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry_points: Option<u64>,
+    #[serde(default, rename = "hasBT", skip_serializing_if = "Option::is_none")]
+    pub has_bt: Option<bool>,
+    #[serde(default, rename = "hasET", skip_serializing_if = "Option::is_none")]
+    pub has_et: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_telemetry_delta_sec: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MissionSignals {
+    #[serde(default)]
+    pub session: SessionSignals,
+}
+
+/// A mission as its creator describes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NewMission {
+    #[serde(default, alias = "id", skip_serializing_if = "Option::is_none")]
+    pub mission_id: Option<String>,
+    /// Two creations with one key are one mission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// A title, or title, description and desired outcome.
+    pub goal: Goal,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_id: Option<String>,
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub params: Map<String, Value>,
+    /// `orgId`, `siteId`, `machineId`, and whatever else the creator wants to find again.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub context: Map<String, Value>,
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub constraints: Vec<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<MissionSignals>,
+    #[serde(default)]
+    pub priority: Priority,
+    /// 1 to 100; 5 when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<EpochMs>,
+}
+
+/// Why the last attempt failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LastError {
+    pub error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub details: Option<Map<String, Value>>,
+}
+
+/// A mission as the kernel holds it. What is unset is absent, never `null`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MissionRecord {
+    pub mission_id: String,
+    /// The same.
+    pub id: String,
+    pub idempotency_key: String,
+    pub goal: Goal,
+    pub status: MissionStatus,
+    pub priority: Priority,
+    pub attempts: u32,
+    pub max_attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_id: Option<String>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub params: Map<String, Value>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub context: Map<String, Value>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub constraints: Vec<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<MissionSignals>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub governance: Option<GovernanceDecision>,
+    pub created_at: EpochMs,
+    pub updated_at: EpochMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_retry_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_expires_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub result_meta: Option<Map<String, Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_a_title_or_more() {
+        let of = |text| serde_json::from_str::<NewMission>(text).unwrap();
+        let short = of(r#"{"goal":"tidy up"}"#);
+        assert_eq!(short.goal.title, "tidy up");
+        assert_eq!((short.priority, short.max_attempts), (Priority::Medium, None));
+        let long = of(r#"{"goal":{"title":"t","desiredOutcome":"o"},"priority":"HIGH"}"#);
+        assert_eq!(long.goal.desired_outcome.as_deref(), Some("o"));
+        assert_eq!(serde_json::to_value(&long.goal).unwrap()["title"], "t");
+        assert_eq!(MissionStatus::parse("quarantined"), Some(MissionStatus::Quarantined));
+    }
+}

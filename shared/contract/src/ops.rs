@@ -1,0 +1,141 @@
+//! What services tell each other about roasts, beside the machines' own topics.
+
+use serde::{Deserialize, Serialize};
+
+use crate::mission::{CloseReason, POST_ROAST};
+use crate::topic::TopicError;
+use crate::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+
+/// A roast has ended and can be looked at. Told again until somebody has [`Taken`] it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SessionClosed {
+    /// `session.closed`
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// 1
+    pub version: u32,
+    pub emitted_at: EpochMs,
+    #[serde(flatten)]
+    pub origin: Origin,
+    pub session_id: SessionId,
+    #[serde(default = "post_roast")]
+    pub report_kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<CloseReason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry_points: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_sec: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_telemetry_delta_sec: Option<f64>,
+    #[serde(default, rename = "hasBT", skip_serializing_if = "Option::is_none")]
+    pub has_bt: Option<bool>,
+    #[serde(default, rename = "hasET", skip_serializing_if = "Option::is_none")]
+    pub has_et: Option<bool>,
+}
+
+fn post_roast() -> String {
+    POST_ROAST.to_owned()
+}
+
+impl SessionClosed {
+    pub const KIND: &str = "session.closed";
+    pub const VERSION: u32 = 1;
+
+    /// What is wrong with it, if anything: the type checks only the form.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if self.kind != Self::KIND || self.version != Self::VERSION {
+            return Some(format!(
+                "type {} version {}: not {} 1",
+                self.kind,
+                self.version,
+                Self::KIND
+            ));
+        }
+        let word = |text: &str| !text.is_empty() && text.len() <= 64;
+        (!word(&self.report_kind)).then(|| "reportKind: not 1 to 64 bytes".to_owned())
+    }
+}
+
+/// Whoever has made work of a [`SessionClosed`] says so; until then it is told again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Taken {
+    pub session_id: SessionId,
+}
+
+/// The two topics, `ops/{org}/{site}/{machine}/session/…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Closed,
+    Taken,
+}
+
+impl Kind {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Closed => "session/closed",
+            Self::Taken => "session/taken",
+        }
+    }
+
+    #[must_use]
+    pub fn topic(self, origin: &Origin) -> String {
+        format!("ops/{origin}/{}", self.suffix())
+    }
+
+    /// A filter for all machines, shared by the members of `group`; see
+    /// [`crate::topic::Kind::shared_filter`].
+    #[must_use]
+    pub fn shared_filter(self, group: &str) -> String {
+        format!("$share/{group}.{}/ops/+/+/+/{}", self.suffix().replace('/', "."), self.suffix())
+    }
+}
+
+/// Reads a topic back.
+///
+/// # Errors
+/// When it is none of the two, or a level is not an identity.
+pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
+    let mut levels = topic.splitn(5, '/');
+    let mut next = || levels.next().ok_or(TopicError::Form);
+    if next()? != "ops" {
+        return Err(TopicError::Form);
+    }
+    let (org, site, machine, suffix) = (next()?, next()?, next()?, next()?);
+    let kinds = [Kind::Closed, Kind::Taken];
+    let kind = kinds.into_iter().find(|k| k.suffix() == suffix).ok_or(TopicError::Kind)?;
+    let origin = Origin {
+        org: OrgId::new(org)?,
+        site: SiteId::new(site)?,
+        machine: MachineId::new(machine)?,
+    };
+    Ok((origin, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_read_back_and_the_reference_s_event_is_understood() {
+        let event: SessionClosed = serde_json::from_str(
+            r#"{"type":"session.closed","version":1,"emittedAt":"2025-10-05T21:08:15.000Z",
+                "orgId":"o","siteId":"s","machineId":"m","sessionId":"S-1","reason":"DROP",
+                "dropSeconds":612.5,"hasBT":true}"#,
+        )
+        .unwrap();
+        assert_eq!((event.problem(), event.report_kind.as_str()), (None, "POST_ROAST_V1"));
+        for kind in [Kind::Closed, Kind::Taken] {
+            assert_eq!(parse(&kind.topic(&event.origin)), Ok((event.origin.clone(), kind)));
+        }
+        assert!(parse("roaster/o/s/m/session/closed").is_err());
+        let other = SessionClosed { version: 2, ..event };
+        assert!(other.problem().unwrap().contains("version 2"));
+    }
+}

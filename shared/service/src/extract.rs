@@ -1,0 +1,44 @@
+//! What handlers read of a request, with errors that name the field.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use serde::de::DeserializeOwned;
+
+use crate::error::{ApiError, Issue};
+
+/// A JSON body. No body at all is `{}`, so that posts without one are understood.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let json = kind.is_none_or(|kind| {
+            let essence = kind.split(';').next().unwrap_or_default().trim();
+            essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
+        });
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| ApiError::TooLarge(error.body_text()))?;
+        if !json && !bytes.is_empty() {
+            return Err(ApiError::MediaType("the body is not application/json".to_owned()));
+        }
+        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+/// Reads JSON.
+///
+/// # Errors
+/// 400 with the path of the field and what is wrong with it.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        ApiError::Issues(vec![Issue::new(&path, error.into_inner())])
+    })?;
+    reader.end().map_err(|error| ApiError::Invalid(format!("the body: {error}")))?;
+    Ok(value)
+}

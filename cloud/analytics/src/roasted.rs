@@ -16,6 +16,8 @@ use serde_json::{Map, Value, json};
 const POINTS_MAX: &str = "100000";
 /// Beans are dry here when nobody says otherwise, °C.
 const DRY_C: f64 = 150.0;
+/// Beans turn within this, s.
+const TURNED_WITHIN_S: f64 = 240.0;
 /// A person's mark this far from what was found is worth a word, s.
 const LARGE_DELTA_S: f64 = 30.0;
 
@@ -71,15 +73,20 @@ impl Roasted {
             ..Recording::default()
         };
         recording.samples.dedup_by_key(|sample| sample.t_ms);
-        // The first word about a mark counts; a session begins with its CHARGE.
-        let mut inferred = BTreeMap::from([(EventKind::Charge, 0.0)]);
-        for event in events {
-            if let Some(seconds) = event.elapsed_seconds() {
-                inferred.entry(event.kind).or_insert(seconds);
-            }
+        let mut inferred = BTreeMap::new();
+        let mut told: Vec<_> = events.iter().filter_map(mark).collect();
+        // A person's word before a machine's before what was found; of two alike the first.
+        told.sort_by_key(|(_, rank, _)| *rank);
+        for (kind, _, seconds) in told {
+            inferred.entry(kind).or_insert(seconds);
         }
+        // A session begins with its CHARGE.
+        inferred.entry(EventKind::Charge).or_insert(0.0);
         if let Some(seconds) = session.summary.drop_seconds {
             inferred.entry(EventKind::Drop).or_insert(seconds);
+        }
+        if let Some(turned) = lowest(&recording.samples, inferred.get(&EventKind::Drop).copied()) {
+            inferred.entry(EventKind::Tp).or_insert(turned);
         }
         let mut roasted = Self { session, meta, overrides, recording, inferred };
         roasted.mark();
@@ -172,6 +179,35 @@ impl Roasted {
         }
         without_nulls(body.into())
     }
+}
+
+/// A mark, how much its source counts, and when it was, s. Marks that the reference has no word for
+/// are notes that name them.
+fn mark(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
+    let word = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
+    let kind = word("mark").and_then(EventKind::parse).unwrap_or(event.kind);
+    let rank = match word("source") {
+        Some("person") => 0,
+        Some("machine") => 1,
+        Some("recording") => 2,
+        _ => 3,
+    };
+    Some((kind, rank, event.elapsed_seconds()?))
+}
+
+/// When the beans were coldest, s: in the first minutes, and in the first half of the roast. The
+/// middle of several readings alike; none where it is the first or the last of them, since a curve
+/// that only rises, or only falls, has not turned.
+fn lowest(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
+    let until = dropped.map_or(TURNED_WITHIN_S, |s| (s / 2.0).min(TURNED_WITHIN_S));
+    let early = |s: &&Sample| s.t_ms as f64 <= until * 1000.0;
+    let read: Vec<(i64, f64)> =
+        samples.iter().take_while(early).filter_map(|s| Some((s.t_ms, s.bt_c?))).collect();
+    let low = read.iter().map(|(_, bt)| *bt).fold(f64::MAX, f64::min);
+    let first = read.iter().position(|(_, bt)| *bt <= low)?;
+    let last = read.iter().rposition(|(_, bt)| *bt <= low)?;
+    let inside = first > 0 && last + 1 < read.len();
+    inside.then(|| i64::midpoint(read[first].0, read[last].0) as f64 / 1000.0)
 }
 
 fn sample(point: &TelemetryPoint) -> Sample {

@@ -15,6 +15,7 @@ pub struct DispatcherConfig {
     pub kernel_url: String,
     /// A mission for each of these goals follows every roast.
     pub goals: Vec<String>,
+    /// With waits of at most a quarter of an hour: about a day.
     pub max_attempts: u32,
     /// Offer `POST /replay`.
     pub replay: bool,
@@ -27,7 +28,7 @@ impl Default for DispatcherConfig {
             instance: "1".to_owned(),
             kernel_url: "http://127.0.0.1:3000".to_owned(),
             goals: vec![contract::mission::REPORT_GOAL.to_owned()],
-            max_attempts: 5,
+            max_attempts: 100,
             replay: false,
         }
     }

@@ -13,13 +13,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::Clock;
 use crate::mqtt::Bus;
-use crate::store::{FrameRow, IngestStore};
+use crate::store::{FrameRow, IngestStore, Untold, Wait};
 
 const PASS_EVERY: Duration = Duration::from_secs(1);
 const A_PASS: i64 = 50;
-/// A roast whose receipt or frames have not come by then is told as it is.
-const ENDED_MS: i64 = 600_000;
+/// A roast whose receipt or frames have not come by then is told as it is: so long after it was seen
+/// closed where its gateway is silent, and so long in any case.
+const CLOSED_MS: i64 = 600_000;
 const SILENT_MS: i64 = 60_000;
+const CLOSED_LONG_MS: i64 = 6 * 3_600_000;
+/// Silent for so long a running roast is over: of a publisher that keeps nothing, and of a gateway,
+/// which may come back.
+const UNSIGNED_SILENT_MS: i64 = 30 * 60_000;
+const SIGNED_SILENT_MS: i64 = 24 * 3_600_000;
+const FIRST: (i64, String) = (i64::MIN, String::new());
 /// Between two tellings: the first wait, doubled each time, and the longest.
 const AGAIN_MS: (i64, i64) = (5_000, 3_600_000);
 const COUNT_EVERY: u32 = 15;
@@ -53,6 +60,7 @@ pub fn start(
 ) {
     tracker.spawn(async move {
         let mut passes = 0_u32;
+        let mut cursors = [FIRST, FIRST];
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -64,7 +72,13 @@ pub fn start(
                 }
                 () = tokio::time::sleep(PASS_EVERY) => {}
             }
-            if let Err(error) = pass(&store, bus.as_ref(), clock()).await {
+            let now = clock();
+            if let Err(error) = find(&store, now, &mut cursors).await {
+                tracing::warn!(%error, "could not look for ended roasts; the next pass tries again");
+            }
+            if let Some(bus) = bus.as_ref().filter(|bus| bus.is_connected())
+                && let Err(error) = tell(&store, bus, now).await
+            {
                 tracing::warn!(%error, "could not tell ends of roasts; the next pass tries again");
             }
             passes = passes.wrapping_add(1);
@@ -77,17 +91,70 @@ pub fn start(
     });
 }
 
-async fn pass(store: &IngestStore, bus: Option<&Bus>, now: EpochMs) -> Result<(), StoreError> {
-    for untold in store.untold(now.plus(-ENDED_MS), now.plus(-SILENT_MS), A_PASS).await? {
-        let org = OrgId::new(untold.org_id).map_err(|e| StoreError::row("announcing", e))?;
-        if let Some(event) = describe(store, &org, &untold.session_id, now).await?
-            && store.announce(&org, &event, now).await?
-        {
-            let reason = event.reason.map_or("", CloseReason::as_str);
-            metrics::counter!("simcorp_sessions_closed_total", "reason" => reason).increment(1);
+/// Ends roasts that nobody will end, and puts ends that can be told into the outbox. A roast that
+/// fails does not stand before the others: each pass goes on after the last, and then begins again.
+async fn find(
+    store: &IngestStore,
+    now: EpochMs,
+    [running, closed]: &mut [(i64, String); 2],
+) -> Result<(), StoreError> {
+    let silent = (now.plus(-UNSIGNED_SILENT_MS), now.plus(-SIGNED_SILENT_MS));
+    let abandoned = store.abandoned(silent, (running.0, &running.1), A_PASS).await?;
+    *running = after(&abandoned);
+    for roast in &abandoned {
+        if let Err(error) = end(store, roast, now).await {
+            tracing::warn!(%error, session = roast.session_id, "could not end a roast");
         }
     }
-    let Some(bus) = bus.filter(|bus| bus.is_connected()) else { return Ok(()) };
+    store.see_closed(now).await?;
+    let wait = Wait {
+        closed_before: now.plus(-CLOSED_MS),
+        silent_since: now.plus(-SILENT_MS),
+        closed_long_before: now.plus(-CLOSED_LONG_MS),
+    };
+    let untold = store.untold(&wait, (closed.0, &closed.1), A_PASS).await?;
+    *closed = after(&untold);
+    for roast in &untold {
+        if let Err(error) = announce(store, roast, now).await {
+            tracing::warn!(%error, session = roast.session_id, "could not announce a roast");
+        }
+    }
+    Ok(())
+}
+
+/// Where the next pass goes on.
+fn after(roasts: &[Untold]) -> (i64, String) {
+    let full = i64::try_from(roasts.len()).is_ok_and(|n| n == A_PASS);
+    let last = roasts.last().filter(|_| full);
+    last.map_or(FIRST, |last| (last.started_ms, last.session_id.clone()))
+}
+
+fn org_of(roast: &Untold) -> Result<OrgId, StoreError> {
+    OrgId::new(roast.org_id.clone()).map_err(|e| StoreError::row("announcing", e))
+}
+
+/// Ends a roast at its last sample.
+async fn end(store: &IngestStore, roast: &Untold, now: EpochMs) -> Result<(), StoreError> {
+    let org = org_of(roast)?;
+    let Some(session) = store.session(&org, &roast.session_id).await? else { return Ok(()) };
+    store.make_curve(&org, &session, false, now).await?;
+    let curve = store.curve(&org, &roast.session_id).await?;
+    let last = curve.and_then(|curve| Some(curve.sample_at(curve.len().checked_sub(1)?)));
+    let ended = last.unwrap_or(EpochMs(session.started_ms));
+    store.close_abandoned(&org, &roast.session_id, ended).await
+}
+
+async fn announce(store: &IngestStore, roast: &Untold, now: EpochMs) -> Result<(), StoreError> {
+    let org = org_of(roast)?;
+    let Some(event) = describe(store, &org, &roast.session_id, now).await? else { return Ok(()) };
+    if store.announce(&org, &event, now).await? {
+        let reason = event.reason.map_or("", CloseReason::as_str);
+        metrics::counter!("simcorp_sessions_closed_total", "reason" => reason).increment(1);
+    }
+    Ok(())
+}
+
+async fn tell(store: &IngestStore, bus: &Bus, now: EpochMs) -> Result<(), StoreError> {
     for event in store.due(now, AGAIN_MS, A_PASS).await? {
         let Ok(body) = serde_json::to_vec(&event) else { continue };
         if !bus.tell(ops::Kind::Closed.topic(&event.origin), body).await {

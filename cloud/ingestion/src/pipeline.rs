@@ -481,7 +481,10 @@ impl Writer {
         now: EpochMs,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
-            let no = self.store.name_chain(&receipt.origin, receipt.chain, "", now).await?;
+            // The signature was verified: whoever signs the receipt signs the chain.
+            let kid = trust::Signed::parse(signed).map(|signed| signed.key_id().to_string());
+            let kid = kid.unwrap_or_default();
+            let no = self.store.name_chain(&receipt.origin, receipt.chain, &kid, now).await?;
             self.store.keep_receipt(no, receipt, signed).await
         })
     }

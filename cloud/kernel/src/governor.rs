@@ -223,8 +223,9 @@ fn doubts(gate: &Gate, s: &SessionSignals) -> Vec<Reason> {
     if gate.require_bt_or_et && !temperature {
         reasons.push(Reason::new("NO_TEMP_CHANNELS", "neither BT nor ET was recorded"));
     }
-    let strong = s.telemetry_points.is_some_and(|n| n >= 2 * gate.min_telemetry_points)
-        && s.duration_sec.is_some_and(|d| d >= 2.0 * gate.min_duration_sec);
+    let strong =
+        s.telemetry_points.is_some_and(|n| n >= gate.min_telemetry_points.saturating_mul(2))
+            && s.duration_sec.is_some_and(|d| d >= 2.0 * gate.min_duration_sec);
     let silent = s.close_reason == Some(CloseReason::Silence);
     if silent && gate.quarantine_on_silence_close && !strong {
         reasons.push(Reason::new("SILENCE_CLOSE", "the roast ended in silence, without a DROP"));

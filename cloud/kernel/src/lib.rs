@@ -8,6 +8,7 @@
 mod api;
 mod config;
 pub mod governor;
+pub mod people;
 pub mod store;
 pub mod trace;
 
@@ -66,9 +67,11 @@ async fn upkeep(store: KernelStore, clock: Clock, stop: CancellationToken) {
         }
         match store.park_poison(clock()).await {
             Ok(0) => {}
-            Ok(parked) => tracing::warn!(parked, "parked missions that lost every worker"),
+            Ok(parked) => {
+                tracing::warn!(parked, "parked missions that lost every worker");
+            }
             Err(error) => {
-                tracing::warn!(%error, "could not park missions; the next pass tries again")
+                tracing::warn!(%error, "could not park missions; the next pass tries again");
             }
         }
         match store.counts(None).await {

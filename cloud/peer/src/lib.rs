@@ -1,13 +1,15 @@
 //! How one service asks another: HTTP with a time limit, a service's own credential, and errors that
 //! say whether asking again can help.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use contract::OrgId;
 use reqwest::{Method, StatusCode};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use service::auth::{Caller, Who};
 use service::error::ApiError;
 use service::secret::{Secret, SecretError};
 
@@ -22,8 +24,17 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct Peer {
     name: &'static str,
     base: String,
-    token: Secret,
+    token: Credential,
     http: reqwest::Client,
+}
+
+/// What we show another service.
+#[derive(Clone)]
+enum Credential {
+    /// Our own, read anew each time, so that it can be changed while we run.
+    Own(Secret),
+    /// Somebody's who asked us: shown as it came, never taken for a reference.
+    Shown(SecretString),
 }
 
 /// Why another service did not do what was asked.
@@ -87,6 +98,7 @@ impl Peer {
     ///
     /// # Errors
     /// When the system gives no HTTP client.
+    #[allow(clippy::disallowed_methods)] // this is where it is made, with its limits
     pub fn new(name: &'static str, base: &str, token: &Secret) -> Result<Self, PeerError> {
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIME_MAX)
@@ -95,7 +107,7 @@ impl Peer {
             .build()
             .map_err(|error| PeerError::Away { peer: name, problem: error.to_string() })?;
         let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { name, base, token: token.clone(), http })
+        Ok(Self { name, base, token: Credential::Own(token.clone()), http })
     }
 
     /// For `/ready`: whether it answers at all.
@@ -157,7 +169,11 @@ impl Peer {
             url.query_pairs_mut().append_pair(name, value);
         }
         let mut request = self.http.request(method, url);
-        if let Some(token) = self.token.resolve()? {
+        let token = match &self.token {
+            Credential::Own(secret) => secret.resolve()?,
+            Credential::Shown(token) => Some(token.clone()),
+        };
+        if let Some(token) = token {
             request = request.bearer_auth(token.expose_secret());
         }
         if let Some(body) = body {
@@ -201,7 +217,39 @@ impl Peer {
         PeerError::Away { peer: self.name, problem }
     }
 
-    fn unreadable(&self, problem: impl ToString) -> PeerError {
+    fn unreadable(&self, problem: impl std::fmt::Display) -> PeerError {
         PeerError::Answer { peer: self.name, problem: problem.to_string() }
+    }
+}
+
+/// Asks the kernel who shows a token.
+pub struct Whoami(Peer);
+
+impl Whoami {
+    /// The kernel at `base`.
+    ///
+    /// # Errors
+    /// When the system gives no HTTP client.
+    pub fn of(base: &str) -> Result<Self, PeerError> {
+        Ok(Self(Peer::new("kernel", base, &Secret::default())?))
+    }
+}
+
+impl Who for Whoami {
+    fn who<'w>(
+        &'w self,
+        token: &'w str,
+    ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>> {
+        Box::pin(async move {
+            let token = Credential::Shown(token.to_owned().into());
+            let shown = Peer { token, ..self.0.clone() };
+            let path = ["whoami"];
+            match shown.send::<(), Caller>(Method::GET, None, &path, &[], None).await {
+                Ok(Some(answer)) => Ok(answer.body),
+                Err(PeerError::Refused { status: 401, .. }) => Err(ApiError::unauthorized()),
+                Ok(None) => Err(ApiError::Unavailable("the kernel says nobody".to_owned())),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 }

@@ -25,6 +25,7 @@ pub fn html(report: &RoastReport, curve: &str) -> String {
     );
     let mut table = false;
     let mut list = false;
+    let mut drawn = false;
     for line in report.report.markdown.lines() {
         let row = line.starts_with('|');
         let item = line.strip_prefix("- ");
@@ -46,7 +47,11 @@ pub fn html(report: &RoastReport, curve: &str) -> String {
         } else if let Some(item) = item {
             let _ = write!(out, "<li>{}</li>", inline(item));
         } else if let Some(title) = line.strip_prefix("# ") {
-            let _ = write!(out, "<h1>{}</h1><figure>{curve}</figure>", inline(title));
+            let _ = write!(out, "<h1>{}</h1>", inline(title));
+            if !drawn {
+                drawn = true;
+                let _ = write!(out, "<figure>{curve}</figure>");
+            }
         } else if let Some(title) = line.strip_prefix("## ") {
             let _ = write!(out, "<h2>{}</h2>", inline(title));
         } else if !line.is_empty() {

@@ -17,6 +17,10 @@ use crate::{Clock, Peers, ReportsConfig, markdown};
 /// The name under which missions are claimed, the reference's.
 const CLAIMANT: &str = "report-agent";
 
+/// What a report holds at most.
+const NOTES_MAX: usize = 10;
+const MOVES_MAX: usize = 1_000;
+
 /// What the workers have done so far.
 #[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -263,6 +267,7 @@ async fn write(tools: &mut Tools<'_>, mission: &MissionRecord) -> Result<Outcome
     let meta: Option<SessionMeta> = tools.read("getMeta", &["sessions", id, "meta"]).await?;
     let notes: Vec<SessionNote> =
         tools.read("getNotes", &["sessions", id, "notes"]).await?.unwrap_or_default();
+    let notes: Vec<_> = notes.into_iter().take(NOTES_MAX).collect();
     let overrides: Vec<EventOverride> = tools
         .read("getOverrides", &["sessions", id, "events", "overrides"])
         .await?
@@ -271,9 +276,14 @@ async fn write(tools: &mut Tools<'_>, mission: &MissionRecord) -> Result<Outcome
     let analysis = analysis.ok_or_else(|| impossible("analytics knows no such roast"))?;
     let next_actions = markdown::next_actions(&analysis);
     let text = markdown::report(&session, &analysis, &notes, &overrides, &next_actions);
-    let Value::Object(analysis) = analysis else {
+    let Value::Object(mut analysis) = analysis else {
         return Err(impossible("analytics answered no object"));
     };
+    // The report has it once; and a machine that jitters is not worth a megabyte of moves.
+    analysis.remove("meta");
+    if let Some(moves) = analysis.get_mut("controls").and_then(Value::as_array_mut) {
+        moves.truncate(MOVES_MAX);
+    }
     let report = NewReport {
         report_id: None,
         report_kind: POST_ROAST.to_owned(),

@@ -3,7 +3,11 @@
 
 use std::net::SocketAddr;
 
+use anyhow::Context as _;
 use contract::OrgId;
+use kernel::KernelStore;
+use kernel::people::People;
+use kernel::people::oidc::Oidc;
 use serde::{Deserialize, Serialize};
 use service::auth::Auth;
 use service::config::{Config, Mistakes};
@@ -32,6 +36,10 @@ pub enum AuthMode {
     /// Everybody is one person of one organisation: loopback only.
     #[default]
     Dev,
+    /// People by the tokens of `auth.oidc`, services by API keys.
+    Oidc,
+    /// The same; the reference's name for it.
+    Clerk,
 }
 
 /// `[auth]`
@@ -42,8 +50,11 @@ pub struct AuthConfig {
     /// The organisation of development auth, and the one person in it.
     pub dev_org: String,
     pub dev_user: String,
-    /// What our own services show each other.
+    /// What our own services show each other: an API key (`simcorp token create --all-orgs`).
     pub service_token: Secret,
+    /// The kernel, which knows who shows a token.
+    pub kernel_url: String,
+    pub oidc: kernel::people::oidc::OidcConfig,
 }
 
 impl Default for AuthConfig {
@@ -53,6 +64,8 @@ impl Default for AuthConfig {
             dev_org: "org".to_owned(),
             dev_user: "dev-user".to_owned(),
             service_token: Secret::default(),
+            kernel_url: "http://127.0.0.1:3000".to_owned(),
+            oidc: kernel::people::oidc::OidcConfig::default(),
         }
     }
 }
@@ -88,11 +101,36 @@ impl CloudConfig {
         OrgId::new(self.auth.dev_org.clone()).ok()
     }
 
-    /// How callers are told apart; `None` until [`Config::check`] has found no mistake.
-    #[must_use]
-    pub fn callers(&self) -> Option<Auth> {
+    /// How every service but the kernel tells callers apart.
+    ///
+    /// # Errors
+    /// When the system gives no HTTP client.
+    pub fn callers(&self) -> anyhow::Result<Auth> {
+        if let Some(dev) = self.dev()? {
+            return Ok(dev);
+        }
+        Ok(Auth::bearer(peer::Whoami::of(&self.auth.kernel_url)?))
+    }
+
+    /// How the kernel does.
+    ///
+    /// # Errors
+    /// When the system gives no HTTP client.
+    pub fn kernel_callers(&self, store: KernelStore, clock: kernel::Clock) -> anyhow::Result<Auth> {
+        if let Some(dev) = self.dev()? {
+            return Ok(dev);
+        }
+        let oidc = Oidc::new(self.auth.oidc.clone())?;
+        Ok(Auth::bearer(People::new(store, clock, oidc)))
+    }
+
+    fn dev(&self) -> anyhow::Result<Option<Auth>> {
         match self.auth.mode {
-            AuthMode::Dev => Some(Auth::dev(self.org()?, &self.auth.dev_user)),
+            AuthMode::Dev => {
+                let org = self.org().context("auth.dev_org is not set")?;
+                Ok(Some(Auth::dev(org, &self.auth.dev_user)))
+            }
+            AuthMode::Oidc | AuthMode::Clerk => Ok(None),
         }
     }
 
@@ -108,22 +146,35 @@ impl Config for CloudConfig {
         if let Err(error) = OrgId::new(self.auth.dev_org.clone()) {
             mistakes.add("auth.dev_org", error.to_string());
         }
-        // Development auth asks nobody who they are: it must not be reachable.
-        let listens = [
+        let dev = self.auth.mode == AuthMode::Dev;
+        if !dev {
+            self.auth.oidc.check(mistakes);
+        }
+        let services = [
             ("kernel.listen", self.kernel.listen),
             ("ingestion.listen", self.ingestion.listen),
             ("analytics.listen", self.analytics.listen),
             ("reports.listen", self.reports.listen),
             ("dispatcher.listen", self.dispatcher.listen),
-            ("console.listen", self.console.listen),
-            ("broker.listen", self.broker.listen),
-            ("broker.listen_v4", self.broker.listen_v4),
         ];
-        for (field, address) in listens {
+        // Development auth asks nobody who they are: it must not be reachable.
+        for (field, address) in services.into_iter().filter(|_| dev) {
             mistakes.require(
                 address.ip().is_loopback(),
                 field,
                 "not a loopback address, and auth.mode = \"dev\" serves nothing else",
+            );
+        }
+        // These ask nobody in any mode.
+        for (field, address) in [
+            ("console.listen", self.console.listen),
+            ("broker.listen", self.broker.listen),
+            ("broker.listen_v4", self.broker.listen_v4),
+        ] {
+            mistakes.require(
+                address.ip().is_loopback(),
+                field,
+                "not a loopback address, and it asks nobody who they are",
             );
         }
         self.database.check(mistakes);

@@ -7,6 +7,7 @@ mod device;
 mod image;
 mod roasts;
 mod serve;
+mod token;
 
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ use store::Store;
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
 use crate::roasts::RoastCommand;
+use crate::token::TokenCommand;
 
 #[derive(Parser)]
 #[command(name = "simcorp", version, about = "The control plane of a fleet of coffee roasters")]
@@ -38,6 +40,9 @@ enum Command {
     /// The gateways whose signatures are believed
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// API keys of services and scripts
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Recordings of roasts: analyze, compare, score, plot
     #[command(subcommand)]
     Roast(RoastCommand),
@@ -75,13 +80,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let command = cli
         .command
-        .context("say what to do: serve, migrate, device or roast; --help tells more")?;
+        .context("say what to do: serve, migrate, device, token or roast; --help tells more")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
             Command::Serve { services } => serve::serve(config, &services).await,
             Command::Migrate(command) => migrate(&config, &command).await,
             Command::Device(command) => device::act(&config, command).await,
+            Command::Token(command) => token::act(&config, command).await,
             Command::Roast(command) => roasts::act(command),
         }
     })

@@ -113,7 +113,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         config.mqtt.port = config.broker.listen.port();
     }
     let mut listeners = listen(&config, &runs).await?;
-    let auth = config.callers().context("the configuration of auth is incomplete")?;
+    let auth = config.callers()?;
     let token = config.auth.service_token.clone();
     let clock: Arc<dyn Fn() -> EpochMs + Send + Sync> = Arc::new(now);
     let mut take = |name: ServiceName| {
@@ -135,7 +135,9 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     }
     if let Some((listener, database)) = kernel.zip(database.clone()) {
         let (tracker, stop) = (&serving.tracker, serving.stop.clone());
-        let k = kernel::start(&config.kernel, auth.clone(), database, clock.clone(), tracker, stop);
+        let store = kernel::KernelStore::new(database.clone());
+        let auth = config.kernel_callers(store, clock.clone())?;
+        let k = kernel::start(&config.kernel, auth, database, clock.clone(), tracker, stop);
         serving.serve(listener, (k.router, k.openapi, k.health));
     }
     if let Some((listener, database)) = ingestion.zip(database) {

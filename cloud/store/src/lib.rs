@@ -71,6 +71,14 @@ impl StoreError {
         }
     }
 
+    /// True when a value itself cannot be (SQLSTATE class 22).
+    #[must_use]
+    pub fn is_about_values(&self) -> bool {
+        let Self::Query { source: sqlx::Error::Database(error), .. } = self else { return false };
+        let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
+        error.is_some_and(|error| error.code().starts_with("22"))
+    }
+
     /// True when the database did not answer at all.
     #[must_use]
     pub const fn is_away(&self) -> bool {
@@ -91,6 +99,10 @@ impl From<StoreError> for service::error::ApiError {
         if error.is_away() {
             tracing::warn!(%error, "the database is away");
             return Self::Unavailable("the database does not answer; try again".to_owned());
+        }
+        // A NUL in a text, a number out of range: nothing that is stored is like that.
+        if error.is_about_values() {
+            return Self::Invalid("a value that cannot be stored or looked for".to_owned());
         }
         Self::internal(error)
     }

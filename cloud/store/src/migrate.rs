@@ -11,12 +11,14 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (2, "curves", include_str!("../migrations/sqlite/0002_curves.sql")),
     (3, "kernel", include_str!("../migrations/sqlite/0003_kernel.sql")),
     (4, "written", include_str!("../migrations/sqlite/0004_written.sql")),
+    (5, "people", include_str!("../migrations/sqlite/0005_people.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
     (2, "curves", include_str!("../migrations/postgres/0002_curves.sql")),
     (3, "kernel", include_str!("../migrations/postgres/0003_kernel.sql")),
     (4, "written", include_str!("../migrations/postgres/0004_written.sql")),
+    (5, "people", include_str!("../migrations/postgres/0005_people.sql")),
 ];
 
 /// Why this program and this database do not fit.

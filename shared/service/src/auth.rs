@@ -1,16 +1,26 @@
 //! Who is asking. Every route but `/health`, `/ready`, `/metrics` and `/openapi.json` is answered
 //! only to a [`Caller`]; what a caller may see is its organisation's.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use contract::{Actor, ActorKind, OrgId};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::error::ApiError;
 
-/// What a caller may do. Each includes those before it, but [`Role::Worker`], which stands apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What a caller may do. Each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Look.
     Viewer,
@@ -22,11 +32,31 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    const ALL: [Self; 4] = [Self::Viewer, Self::Operator, Self::Approver, Self::Admin];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Approver => "approver",
+            Self::Admin => "admin",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str().eq_ignore_ascii_case(word))
+    }
+}
+
 /// Who is asking, and what for them counts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Caller {
     pub actor: Actor,
     /// `None`: a service that works for all organisations.
+    #[serde(default, rename = "orgId", skip_serializing_if = "Option::is_none")]
     pub org: Option<OrgId>,
     pub role: Role,
 }
@@ -38,7 +68,8 @@ impl Caller {
         if self.role >= role {
             return Ok(());
         }
-        Err(ApiError::Forbidden(format!("needs the role {role:?}; you are {:?}", self.role)))
+        let (needed, own) = (role.as_str(), self.role.as_str());
+        Err(ApiError::Forbidden(format!("needs the role {needed}; you are {own}")))
     }
 
     /// A person, not a service.
@@ -80,11 +111,84 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// Knows callers by their bearer tokens.
+pub trait Who: Send + Sync {
+    /// # Errors
+    /// 401 when the token is nobody's, 503 when that cannot be told now.
+    fn who<'w>(
+        &'w self,
+        token: &'w str,
+    ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>>;
+}
+
 /// How callers are told apart.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Auth {
     /// Everybody is this one; the configuration serves loopback only.
-    Dev(Caller),
+    Dev(Box<Caller>),
+    /// By their tokens; what was found is remembered for a short time.
+    Bearer(Arc<Known>),
+}
+
+/// So long a token that was found good, or nobody's, is not asked about again: revocation is
+/// effective after that.
+const GOOD_FOR: Duration = Duration::from_secs(30);
+const BAD_FOR: Duration = Duration::from_secs(5);
+/// While nobody can tell, those who were known are still let in for so long.
+const GRACE: Duration = Duration::from_mins(10);
+/// Tokens remembered; at the bound all are forgotten and asked about again.
+const REMEMBERED: usize = 10_000;
+
+struct Found {
+    caller: Option<Caller>,
+    at: Instant,
+}
+
+/// Remembers who showed which token.
+pub struct Known {
+    who: Box<dyn Who>,
+    found: Mutex<HashMap<u128, Found>>,
+    /// Tokens are remembered by keyed hashes, not by themselves.
+    hashers: [RandomState; 2],
+}
+
+impl Known {
+    fn key(&self, token: &str) -> u128 {
+        let [a, b] = &self.hashers;
+        u128::from(a.hash_one(token)) << 64 | u128::from(b.hash_one(token))
+    }
+
+    async fn caller(&self, token: &str) -> Result<Caller, ApiError> {
+        let key = self.key(token);
+        let known = {
+            let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.get(&key).map(|found| (found.caller.clone(), found.at.elapsed()))
+        };
+        match &known {
+            Some((Some(caller), age)) if *age < GOOD_FOR => return Ok(caller.clone()),
+            Some((None, age)) if *age < BAD_FOR => return Err(ApiError::unauthorized()),
+            _ => {}
+        }
+        let asked = self.who.who(token).await;
+        match (&asked, known) {
+            (Ok(caller), _) => self.remember(key, Some(caller.clone())),
+            (Err(ApiError::Unauthorized(_)), _) => self.remember(key, None),
+            (Err(error), Some((Some(caller), age))) if age < GRACE => {
+                tracing::warn!(%error, "nobody can tell who asks; let in as before");
+                return Ok(caller);
+            }
+            _ => {}
+        }
+        asked
+    }
+
+    fn remember(&self, key: u128, caller: Option<Caller>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.len() >= REMEMBERED {
+            found.clear();
+        }
+        found.insert(key, Found { caller, at: Instant::now() });
+    }
 }
 
 impl Auth {
@@ -97,18 +201,41 @@ impl Auth {
             display: Some("Dev User".to_owned()),
             org: Some(org.clone()),
         };
-        Self::Dev(Caller { actor, org: Some(org), role: Role::Admin })
+        Self::Dev(Box::new(Caller { actor, org: Some(org), role: Role::Admin }))
     }
 
-    fn caller(&self) -> Caller {
+    /// By bearer tokens that `who` knows.
+    #[must_use]
+    pub fn bearer(who: impl Who + 'static) -> Self {
+        let hashers = [RandomState::new(), RandomState::new()];
+        Self::Bearer(Arc::new(Known { who: Box::new(who), found: Mutex::default(), hashers }))
+    }
+
+    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         match self {
-            Self::Dev(caller) => caller.clone(),
+            Self::Dev(caller) => Ok(caller.as_ref().clone()),
+            Self::Bearer(known) => {
+                let text = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+                let (scheme, token) = text
+                    .and_then(|text| text.split_once(' '))
+                    .ok_or_else(ApiError::unauthorized)?;
+                let token = token.trim();
+                if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+                    return Err(ApiError::unauthorized());
+                }
+                known.caller(token).await
+            }
         }
     }
 }
 
 /// Lets in whom [`Auth`] knows; to be laid around the routes with `from_fn_with_state`.
 pub async fn admit(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(auth.caller());
-    next.run(request).await
+    match auth.caller(request.headers()).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
 }

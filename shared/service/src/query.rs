@@ -58,9 +58,9 @@ impl Params {
     /// `limit`: how many at most. More than there may be is as many as there may be.
     ///
     /// # Errors
-    /// 400 when it is no number above 0.
+    /// 400 when it is no number from 0.
     pub fn limit(&self, default: i64, most: i64) -> Result<i64, ApiError> {
-        Ok(self.number("limit", default, 1, i64::MAX)?.min(most))
+        Ok(self.number("limit", default, 0, i64::MAX)?.min(most))
     }
 
     /// `cursor`: where the page before ended.

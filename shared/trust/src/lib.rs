@@ -24,3 +24,10 @@ pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no random numbers"))?;
     Ok(bytes)
 }
+
+/// Whether two secrets, or digests of them, are the same, in a time that does not tell where they
+/// differ.
+#[must_use]
+pub fn same(a: &[u8], b: &[u8]) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()
+}

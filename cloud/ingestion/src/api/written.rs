@@ -19,8 +19,9 @@ use super::{State, find, summary};
 use crate::store::{By, SessionRow};
 
 const OVERRIDES_MAX: usize = 32;
-/// One thing written, bytes of JSON.
-const WRITTEN_MAX: usize = 512 * 1024;
+/// One thing written by a person, and a report, which holds several of them, bytes of JSON.
+const WRITTEN_MAX: usize = 32 * 1024;
+const REPORT_MAX: usize = 960 * 1024;
 const OFFSET_MAX: i64 = 1_000_000;
 
 impl State {
@@ -30,10 +31,10 @@ impl State {
 }
 
 /// PostgreSQL's text holds no NUL, and nobody writes a book about one roast.
-fn fits(value: &impl serde::Serialize) -> Result<(), ApiError> {
+fn fits(value: &impl serde::Serialize, most: usize) -> Result<(), ApiError> {
     let text = serde_json::to_string(value).map_err(ApiError::internal)?;
-    if text.len() > WRITTEN_MAX {
-        return Err(ApiError::TooLarge(format!("more than {WRITTEN_MAX} bytes")));
+    if text.len() > most {
+        return Err(ApiError::TooLarge(format!("more than {most} bytes")));
     }
     if text.contains("\\u0000") {
         return Err(ApiError::Invalid("contains a NUL".to_owned()));
@@ -42,7 +43,7 @@ fn fits(value: &impl serde::Serialize) -> Result<(), ApiError> {
 }
 
 fn page(params: &Params, default: i64) -> Result<(i64, i64), ApiError> {
-    Ok((params.limit(default, 500)?, params.number("offset", 0, 0, OFFSET_MAX)?))
+    Ok((params.limit(default, 100)?, params.number("offset", 0, 0, OFFSET_MAX)?))
 }
 
 /// What a roast was of; its version is the `ETag`.
@@ -72,7 +73,7 @@ pub async fn set_meta(
 ) -> Result<Response, ApiError> {
     const TRIES: u32 = 5;
     state.caller.need(Role::Operator)?;
-    fits(&meta)?;
+    fits(&meta, WRITTEN_MAX)?;
     find(&state, &id).await?;
     let faster = || ApiError::Precondition("somebody else has changed it meanwhile".to_owned());
     let wanted = headers.get(header::IF_MATCH);
@@ -117,7 +118,7 @@ pub async fn add_note(
         let issues = problems.iter().map(|(field, problem)| Issue::new(field, problem));
         return Err(ApiError::Issues(issues.collect()));
     }
-    fits(&note)?;
+    fits(&note, WRITTEN_MAX)?;
     find(&state, &id).await?;
     let note = SessionNote {
         note_id: format!("N-{id}-{}-{}", random()?, state.now.0),
@@ -169,6 +170,8 @@ pub async fn set_overrides(
     if given.len() > OVERRIDES_MAX {
         return Err(ApiError::Invalid(format!("overrides: more than {OVERRIDES_MAX}")));
     }
+    // Everybody writes them in one order, so that two never wait for each other.
+    given.sort_by_key(|one| one.event_type);
     let row = find(&state, &id).await?;
     let longest = length_s(&state, &row).await?;
     let mut issues = Vec::new();
@@ -181,13 +184,17 @@ pub async fn set_overrides(
             };
             issues.push(Issue::new(&format!("overrides.{i}.elapsedSeconds"), problem));
         }
+        if !one.event_type.in_reference() {
+            let problem = "not CHARGE, TP, FC, DEVELOPMENT_START, DROP or NOTE";
+            issues.push(Issue::new(&format!("overrides.{i}.eventType"), problem));
+        }
         one.updated_at.get_or_insert(state.now);
         one.actor = Some(state.caller.actor.clone());
     }
     if !issues.is_empty() {
         return Err(ApiError::Issues(issues));
     }
-    fits(&given)?;
+    fits(&given, WRITTEN_MAX)?;
     state.store.set_overrides(&state.org, &id, &given, state.by()).await?;
     Ok(Json(state.store.overrides(&state.org, &id).await?))
 }
@@ -235,14 +242,14 @@ pub async fn latest_report(
 #[utoipa::path(post, path = "/sessions/{id}/reports", tag = "written", request_body = NewReport,
     params(("id" = String, Path)),
     responses((status = 201, body = RoastReport), (status = 200, body = RoastReport), (status = 400),
-              (status = 403), (status = 404)))]
+              (status = 403), (status = 404), (status = 409)))]
 pub async fn add_report(
     state: State,
     Path(id): Path<String>,
     Body(mut report): Body<NewReport>,
 ) -> Result<Response, ApiError> {
     state.caller.need(Role::Operator)?;
-    fits(&report)?;
+    fits(&report, REPORT_MAX)?;
     let word = |text: &str| (1..=200).contains(&text.len());
     if !word(&report.report_kind) || report.report_id.as_deref().is_some_and(|id| !word(id)) {
         return Err(ApiError::Invalid("reportId, reportKind: not 1 to 200 bytes".to_owned()));
@@ -269,7 +276,9 @@ pub async fn add_report(
         actor: Some(state.caller.actor.clone()),
         report,
     };
-    let (kept, new) = state.store.add_report(&state.org, &report, state.by()).await?;
+    let kept = state.store.add_report(&state.org, &report, state.by()).await?;
+    let (kept, new) =
+        kept.ok_or_else(|| ApiError::Conflict("the id is another report's".to_owned()))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(kept)).into_response())
 }

@@ -131,14 +131,16 @@ impl IngestStore {
     /// When the database does not answer.
     pub async fn bounds(&self, session: &SessionRow) -> Result<(i64, i64), StoreError> {
         let (first, last) = session.range();
+        let most = i64::try_from(SAMPLES_MAX).unwrap_or(i64::MAX);
         if session.last_seq.is_some() {
-            return Ok((first, last));
+            // One whose CHARGE never came is no longer than a day either.
+            return Ok((first.max(last - most + 1), last));
         }
         let next: Option<i64> = on!(self.database, pool => query_scalar(
             "SELECT MIN(first_seq) FROM sessions WHERE chain_no = $1 AND first_seq > $2")
             .bind(session.chain_no).bind(first).fetch_one(pool).await)
         .map_err(StoreError::query("finding where a roast ends"))?;
-        let most = first.saturating_add(i64::try_from(SAMPLES_MAX).unwrap_or(i64::MAX) - 1);
+        let most = first.saturating_add(most - 1);
         Ok((first, next.map_or(most, |next| (next - 1).min(most))))
     }
 

@@ -20,6 +20,7 @@ use contract::{ChainId, EpochMs, Origin};
 pub use commit::{Committed, Outcome};
 pub use curve::Curveless;
 pub use devices::Device;
+pub use outbox::{Untold, Wait};
 pub use read::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
 pub use row::FrameRow;
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};

@@ -8,32 +8,101 @@ use contract::{EpochMs, OrgId};
 
 use super::IngestStore;
 
-/// A roast that has ended and has not been told.
+/// A roast that is to be ended or told.
 #[derive(Debug, FromRow)]
 pub struct Untold {
     pub org_id: String,
     pub session_id: String,
+    pub started_ms: i64,
+}
+
+/// How long a closed roast is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// Seen closed before, and nothing heard of its gateway since `silent_since`.
+    pub closed_before: EpochMs,
+    pub silent_since: EpochMs,
+    /// Seen closed before, whatever is heard.
+    pub closed_long_before: EpochMs,
 }
 
 impl IngestStore {
-    /// Roasts whose end can be told: complete by their receipt; or of a publisher that signs none; or
-    /// ended so long ago, or silent for so long, that what is missing may never come.
+    /// Notes when closed roasts were first seen here.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn see_closed(&self, now: EpochMs) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE sessions SET closed_seen_ms = $1 \
+             WHERE status = 'CLOSED' AND announced_ms IS NULL AND closed_seen_ms IS NULL")
+            .bind(now.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query("noting closed roasts"))
+    }
+
+    /// Roasts whose end can be told, in order after `after`: complete by their receipt; or of a
+    /// publisher that signs none; or seen closed so long ago that what is missing may never come —
+    /// sooner where the gateway is silent.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn untold(
         &self,
-        ended_before: EpochMs,
-        silent_since: EpochMs,
+        wait: &Wait,
+        after: (i64, &str),
         limit: i64,
     ) -> Result<Vec<Untold>, StoreError> {
         on!(self.database, pool => query_as(
-            "SELECT s.org_id, s.session_id FROM sessions s JOIN chains c ON c.chain_no = s.chain_no \
+            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
+             JOIN chains c ON c.chain_no = s.chain_no \
              WHERE s.status = 'CLOSED' AND s.announced_ms IS NULL AND (s.completeness = 'complete' \
-             OR c.kid = '' OR s.ended_ms < $1 OR c.seen_ms < $2) \
-             ORDER BY s.started_ms, s.session_id LIMIT $3")
-            .bind(ended_before.0).bind(silent_since.0).bind(limit).fetch_all(pool).await)
+             OR c.kid = '' OR (s.closed_seen_ms < $1 AND c.seen_ms < $2) OR s.closed_seen_ms < $3) \
+             AND (s.started_ms > $4 OR (s.started_ms = $4 AND s.session_id > $5)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $6")
+            .bind(wait.closed_before.0).bind(wait.silent_since.0).bind(wait.closed_long_before.0)
+            .bind(after.0).bind(after.1).bind(limit).fetch_all(pool).await)
         .map_err(StoreError::query("looking for ended roasts"))
+    }
+
+    /// Running roasts that nobody will end: another has begun on their chain, or it has been silent
+    /// since `unsigned_since` (publishers that sign nothing) or `signed_since` (gateways, which come
+    /// back with what they kept).
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn abandoned(
+        &self,
+        (unsigned_since, signed_since): (EpochMs, EpochMs),
+        after: (i64, &str),
+        limit: i64,
+    ) -> Result<Vec<Untold>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
+             JOIN chains c ON c.chain_no = s.chain_no \
+             WHERE s.status = 'ACTIVE' AND ((c.kid = '' AND c.seen_ms < $1) OR c.seen_ms < $2 \
+             OR EXISTS (SELECT 1 FROM sessions n WHERE n.machine_no = s.machine_no \
+               AND n.chain_no = s.chain_no AND n.started_ms > s.started_ms)) \
+             AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $5")
+            .bind(unsigned_since.0).bind(signed_since.0).bind(after.0).bind(after.1).bind(limit)
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("looking for abandoned roasts"))
+    }
+
+    /// Ends a running roast without a DROP. What comes later still tells the truth about it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn close_abandoned(
+        &self,
+        org: &OrgId,
+        session: &str,
+        ended: EpochMs,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE sessions SET status = 'CLOSED', ended_ms = $3 \
+             WHERE org_id = $1 AND session_id = $2 AND status = 'ACTIVE'")
+            .bind(org.as_str()).bind(session).bind(ended.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query("ending an abandoned roast"))
     }
 
     /// Puts the end of a roast into the outbox, once. Answers whether this call did.

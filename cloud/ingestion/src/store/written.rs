@@ -219,7 +219,7 @@ impl IngestStore {
     }
 
     /// Keeps a report; of two of one kind about one roast the first stays. Answers the one that is
-    /// kept, and whether it is this.
+    /// kept, and whether it is this; `None`: its id is another report's.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -228,7 +228,7 @@ impl IngestStore {
         org: &OrgId,
         report: &RoastReport,
         by: By<'_>,
-    ) -> Result<(RoastReport, bool), StoreError> {
+    ) -> Result<Option<(RoastReport, bool)>, StoreError> {
         const DOING: &str = "keeping a report";
         let (session, kind) = (report.session_id.as_str(), report.report.report_kind.as_str());
         let id = report.report.report_id.as_deref().unwrap_or_default();
@@ -243,12 +243,9 @@ impl IngestStore {
             let details = json!({"reportId": id, "reportKind": kind});
             Self::audit(&mut tx, org, by, ("session.report", session, details)).await?;
             tx.commit().await?;
-            return Ok((report.clone(), true));
+            return Ok(Some((report.clone(), true)));
         }
         drop(tx);
-        match self.report_of(org, session, kind).await? {
-            Some(kept) => Ok((kept, false)),
-            None => Err(StoreError::row(DOING, "its id is another report's")),
-        }
+        Ok(self.report_of(org, session, kind).await?.map(|kept| (kept, false)))
     }
 }

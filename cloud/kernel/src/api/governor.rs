@@ -67,7 +67,7 @@ fn answer(versioned: Versioned) -> Response {
 /// Who changed what, oldest first; each entry carries the hash that binds it to the one before.
 #[utoipa::path(get, path = "/audit", tag = "governance",
     params(("orgId" = Option<String>, Query), ("after" = Option<i64>, Query),
-           ("limit" = Option<i64>, Query, description = "1 to 1000; 100")),
+           ("limit" = Option<i64>, Query, description = "0 to 500; 100")),
     responses((status = 200, body = Vec<Object>), (status = 400), (status = 403)))]
 pub async fn audit(
     Extract(state): Extract<State>,
@@ -77,7 +77,7 @@ pub async fn audit(
     caller.need(Role::Admin)?;
     let org = caller.org(params.get("orgId"))?;
     let after = params.number("after", 0, 0, i64::MAX)?;
-    let limit = params.limit(100, 1_000)?;
+    let limit = params.limit(100, 500)?;
     let entries = state.store.database().audit_log(&org, after, limit).await?;
     Ok(Json(entries).into_response())
 }

@@ -2,6 +2,7 @@
 
 mod cards;
 mod governor;
+mod keys;
 mod missions;
 mod traces;
 
@@ -43,6 +44,9 @@ pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenA
         .routes(routes!(missions::retry_now))
         .routes(routes!(governor::get, governor::put))
         .routes(routes!(governor::audit))
+        .routes(routes!(keys::whoami))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
         .routes(routes!(cards::register_agent, cards::agents))
         .routes(routes!(cards::agent))
         .routes(routes!(cards::register_tool, cards::tools))

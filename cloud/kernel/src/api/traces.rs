@@ -12,6 +12,8 @@ use super::State;
 use crate::store::TraceFilter;
 use crate::trace::Trace;
 
+const TRACE_BYTES_MAX: usize = 128 * 1024;
+
 /// Keep a trace; each attempt at a mission has its own.
 #[utoipa::path(post, path = "/traces", tag = "traces", request_body = Trace,
     responses((status = 200, body = Object), (status = 400), (status = 403)))]
@@ -24,6 +26,12 @@ pub async fn keep(
     caller.need(Role::Operator)?;
     if let Some((field, problem)) = trace.problem() {
         return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
+    }
+    let size = serde_json::to_string(&trace).map_err(ApiError::internal)?.len();
+    if size > TRACE_BYTES_MAX {
+        return Err(ApiError::TooLarge(format!(
+            "a trace of {size} bytes: more than {TRACE_BYTES_MAX}"
+        )));
     }
     let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
     let org = caller.org(params.get("orgId").or(named))?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::store::sqlx::{FromRow, query, query_as, query_scalar};
+use ::store::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::store::{StoreError, on, on_tx};
 use contract::mission::{
     Action, GovernanceDecision, MissionRecord, MissionStatus, NewMission, Priority,
@@ -12,8 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::KernelStore;
+use super::select::Select;
 use crate::governor::{self, GovernorConfig};
 
+/// A bucket that never fills again is looked at once a day.
+const LATEST_MS: f64 = 86_400_000.0;
 /// Attempts when a creator asks for none.
 const ATTEMPTS: u32 = 5;
 
@@ -222,46 +225,29 @@ impl KernelStore {
         org: &OrgId,
         filter: &MissionFilter,
     ) -> Result<Vec<MissionRecord>, StoreError> {
-        // Each condition is there only when it is asked for, so that each has its index.
-        let mut sql = format!("SELECT {} FROM missions WHERE org_id = $1", columns!());
-        let mut texts: Vec<&str> = Vec::new();
-        let mut add = |sql: &mut String, column: &str, value: &'_ Option<String>| {
-            if value.is_some() {
-                texts.push("");
-                sql.push_str(&format!(" AND {column} = ${}", texts.len() + 1));
-            }
-        };
-        let by: [(&str, &Option<String>); 6] = [
-            ("goal", &filter.goal),
-            ("claimed_by", &filter.claimed_by),
-            ("session_id", &filter.session),
-            ("subject_id", &filter.subject),
-            ("site_id", &filter.site),
-            ("machine_id", &filter.machine),
-        ];
-        for (column, value) in by {
-            add(&mut sql, column, value);
-        }
-        let mut n = texts.len() + 1;
+        let mut select = Select::of(columns!(), "missions", org.as_str())
+            .equal("goal", filter.goal.as_deref())
+            .equal("claimed_by", filter.claimed_by.as_deref())
+            .equal("session_id", filter.session.as_deref())
+            .equal("subject_id", filter.subject.as_deref())
+            .equal("site_id", filter.site.as_deref())
+            .equal("machine_id", filter.machine.as_deref());
         if !filter.statuses.is_empty() {
             let words: Vec<_> =
                 filter.statuses.iter().map(|s| format!("'{}'", s.as_str())).collect();
-            sql.push_str(&format!(" AND status IN ({})", words.join(", ")));
+            select = select.and(&format!("status IN ({})", words.join(", ")));
         }
-        if filter.after.is_some() {
-            sql.push_str(&format!(" AND (created_ms, mission_id) < (${}, ${})", n + 1, n + 2));
-            n += 2;
+        if let Some((created, id)) = &filter.after {
+            let place = select.bind(id);
+            select = select.and(&format!("(created_ms, mission_id) < ({created}, ${place})"));
         }
-        sql.push_str(&format!(" ORDER BY created_ms DESC, mission_id DESC LIMIT ${}", n + 1));
+        let (sql, values) = select.newest(("created_ms", "mission_id"), filter.limit);
         let rows: Vec<Row> = on!(self.database, pool => {
-            let mut q = query_as(::store::sqlx::AssertSqlSafe(sql)).bind(org.as_str());
-            for value in by.iter().filter_map(|(_, value)| value.as_deref()) {
+            let mut q = query_as(AssertSqlSafe(sql));
+            for value in &values {
                 q = q.bind(value);
             }
-            if let Some((created, id)) = &filter.after {
-                q = q.bind(created).bind(id);
-            }
-            q.bind(filter.limit).fetch_all(pool).await
+            q.fetch_all(pool).await
         })
         .map_err(StoreError::query("listing missions"))?;
         rows.into_iter().map(Row::record).collect()
@@ -318,8 +304,6 @@ impl KernelStore {
             .map_err(StoreError::query(DOING))?;
             return Ok(decision);
         }
-        // One that never fills again is looked at once a day.
-        const LATEST_MS: f64 = 86_400_000.0;
         let wait = ((1.0 - filled) / per_ms).clamp(1.0, LATEST_MS);
         #[allow(clippy::cast_possible_truncation)] // at most a day
         let next = now.plus(wait.ceil() as i64);

@@ -2,8 +2,10 @@
 
 mod cards;
 mod governor;
+mod keys;
 mod missions;
 mod queue;
+mod select;
 mod traces;
 
 use ::store::Store;

@@ -1,10 +1,12 @@
 //! The queue: claims, leases, and how a mission ends. Every step is one conditional statement, so
 //! that of two who try it one does.
 
+use std::fmt::Write as _;
+
 use ::store::sqlx::{AssertSqlSafe, query_as};
 use ::store::{StoreError, on, on_tx};
 use contract::mission::{
-    Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Reason,
+    Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Map, Value, json};
@@ -53,38 +55,54 @@ impl KernelStore {
         (lease_id, lease_ms): (&str, u32),
         now: EpochMs,
     ) -> Result<Option<MissionRecord>, StoreError> {
-        let names: Vec<_> = (0..goals.len()).map(|i| format!("${}", i + 5)).collect();
-        let mut wanted = String::new();
-        if !goals.is_empty() {
-            wanted = format!(" AND goal IN ({})", names.join(", "));
+        let expires = now.plus(i64::from(lease_ms)).0;
+        for urgency in 0..Priority::ALL.len() {
+            for lane in [PENDING, RETRY, RUNNING] {
+                let sql = self.claim_sql(urgency, lane, goals.len(), org.is_some());
+                let row: Option<Row> = on!(self.database, pool => {
+                    let mut q = query_as(AssertSqlSafe(sql))
+                        .bind(worker).bind(now.0).bind(lease_id).bind(expires);
+                    for goal in goals {
+                        q = q.bind(goal);
+                    }
+                    if let Some(org) = org {
+                        q = q.bind(org.as_str());
+                    }
+                    q.fetch_optional(pool).await
+                })
+                .map_err(StoreError::query("claiming a mission"))?;
+                if let Some(row) = row {
+                    return row.record().map(Some);
+                }
+            }
         }
-        if org.is_some() {
-            wanted.push_str(&format!(" AND org_id = ${}", goals.len() + 5));
+        Ok(None)
+    }
+
+    /// One place to look: each is the first entry of an index, however many wait for later. What is
+    /// pending waits for no clock.
+    fn claim_sql(&self, urgency: usize, lane: i64, goals: usize, of_org: bool) -> String {
+        let mut wanted = String::new();
+        if lane != PENDING {
+            wanted.push_str(" AND due_ms <= $2");
+        }
+        if goals > 0 {
+            let places: Vec<_> = (0..goals).map(|i| format!("${}", i + 5)).collect();
+            let _ = write!(wanted, " AND goal IN ({})", places.join(", "));
+        }
+        if of_org {
+            let _ = write!(wanted, " AND org_id = ${}", goals + 5);
         }
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let sql = format!(
+        format!(
             "UPDATE missions SET status = 'RUNNING', lane = {RUNNING}, claimed_by = $1, \
              claimed_ms = $2, heartbeat_ms = $2, updated_ms = $2, lease_id = $3, \
              lease_expires_ms = $4, due_ms = $4, attempts = attempts + 1 \
              WHERE (org_id, mission_id) = (SELECT org_id, mission_id FROM missions \
-               WHERE lane IS NOT NULL AND due_ms <= $2 AND attempts < max_attempts{wanted} \
-               ORDER BY urgency, lane, due_ms LIMIT 1{lock}) RETURNING {}",
+               WHERE urgency = {urgency} AND lane = {lane} AND attempts < max_attempts{wanted} \
+               ORDER BY due_ms LIMIT 1{lock}) RETURNING {}",
             columns!()
-        );
-        let expires = now.plus(i64::from(lease_ms)).0;
-        let row: Option<Row> = on!(self.database, pool => {
-            let mut q = query_as(AssertSqlSafe(sql))
-                .bind(worker).bind(now.0).bind(lease_id).bind(expires);
-            for goal in goals {
-                q = q.bind(goal);
-            }
-            if let Some(org) = org {
-                q = q.bind(org.as_str());
-            }
-            q.fetch_optional(pool).await
-        })
-        .map_err(StoreError::query("claiming a mission"))?;
-        row.map(Row::record).transpose()
+        )
     }
 
     /// The worker is alive: its lease is whole again.
@@ -167,7 +185,7 @@ impl KernelStore {
         self.moved(org, id, row, "the lease is over, or another's").await
     }
 
-    /// A person lets a quarantined or blocked mission run.
+    /// A person lets a mission run that is quarantined, blocked or failed.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -193,7 +211,7 @@ impl KernelStore {
         let row: Option<Row> = on_tx!(&mut tx, c => query_as(concat!(
             "UPDATE missions SET status = 'PENDING', lane = 0, due_ms = $3, updated_ms = $3, \
              attempts = 0, approved = 1, governance = $4, actor = $5 \
-             WHERE org_id = $1 AND mission_id = $2 AND status = 'QUARANTINED' RETURNING ", columns!()))
+             WHERE org_id = $1 AND mission_id = $2 AND status IN ('QUARANTINED', 'BLOCKED', 'FAILED') RETURNING ", columns!()))
             .bind(org.as_str()).bind(id).bind(now.0).bind(text(&decision)?).bind(text(actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("approving a mission"))?;
@@ -201,8 +219,10 @@ impl KernelStore {
             let details = json!({"note": note, "previousStatus": mission.status.as_str()});
             self.audit(&mut tx, org, actor, ("mission.approve", id, details), now).await?;
             tx.commit().await?;
+        } else {
+            drop(tx); // what follows needs a connection
         }
-        self.moved(org, id, row, "it is not quarantined").await
+        self.moved(org, id, row, "it waits for nobody's approval").await
     }
 
     /// A person ends a mission that has not ended.
@@ -227,6 +247,8 @@ impl KernelStore {
         if row.is_some() {
             self.audit(&mut tx, org, actor, ("mission.cancel", id, json!({})), now).await?;
             tx.commit().await?;
+        } else {
+            drop(tx); // what follows needs a connection
         }
         self.moved(org, id, row, "it has ended").await
     }
@@ -261,6 +283,8 @@ impl KernelStore {
         if row.is_some() {
             self.audit(&mut tx, org, actor, ("mission.retryNow", id, json!({})), now).await?;
             tx.commit().await?;
+        } else {
+            drop(tx); // what follows needs a connection
         }
         self.moved(org, id, row, "it does not wait for a retry").await
     }

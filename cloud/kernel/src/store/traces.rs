@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::KernelStore;
 use super::missions::json;
+use super::select::Select;
 use crate::trace::Trace;
 
 /// Which traces to list.
@@ -51,32 +52,23 @@ impl KernelStore {
         org: &OrgId,
         filter: &TraceFilter,
     ) -> Result<Vec<Value>, StoreError> {
-        let mut sql = "SELECT body FROM traces WHERE org_id = $1".to_owned();
-        let exact = [
-            ("mission_id", &filter.mission),
-            ("agent_id", &filter.agent),
-            ("status", &filter.status),
-        ];
-        let mut n = 1;
-        for (column, _) in exact.iter().filter(|(_, value)| value.is_some()) {
-            n += 1;
-            sql.push_str(&format!(" AND {column} = ${n}"));
+        let mut select = Select::of("body", "traces", org.as_str())
+            .equal("mission_id", filter.mission.as_deref())
+            .equal("agent_id", filter.agent.as_deref())
+            .equal("status", filter.status.as_deref());
+        if let Some(text) = &filter.text {
+            let text = text.to_lowercase();
+            let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
+            let place = select.bind(&format!("%{plain}%"));
+            select = select.and(&format!("lower(body) LIKE ${place} ESCAPE '!'"));
         }
-        if filter.text.is_some() {
-            n += 1;
-            sql.push_str(&format!(" AND lower(body) LIKE ${n} ESCAPE '!'"));
-        }
-        sql.push_str(&format!(" ORDER BY started_ms DESC, trace_id DESC LIMIT ${}", n + 1));
+        let (sql, values) = select.newest(("started_ms", "trace_id"), filter.limit);
         let rows: Vec<String> = on!(self.database, pool => {
-            let mut q = query_scalar(AssertSqlSafe(sql)).bind(org.as_str());
-            for value in exact.iter().filter_map(|(_, value)| value.as_deref()) {
+            let mut q = query_scalar(AssertSqlSafe(sql));
+            for value in &values {
                 q = q.bind(value);
             }
-            if let Some(text) = &filter.text {
-                let plain = text.to_lowercase().replace('!', "!!").replace('%', "!%").replace('_', "!_");
-                q = q.bind(format!("%{plain}%"));
-            }
-            q.bind(filter.limit).fetch_all(pool).await
+            q.fetch_all(pool).await
         })
         .map_err(StoreError::query("listing traces"))?;
         rows.iter().map(|body| json("listing traces", body)).collect()

@@ -13,7 +13,10 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (due_ms);
 -- When the roast's end was told: once, in the transaction that wrote the outbox.
 ALTER TABLE sessions ADD COLUMN announced_ms INTEGER;
+-- When somebody here first saw that it was closed, by our clock: a gateway's may be wrong, or long past.
+ALTER TABLE sessions ADD COLUMN closed_seen_ms INTEGER;
 UPDATE sessions SET announced_ms = 0 WHERE status = 'CLOSED';
+CREATE INDEX sessions_active ON sessions (started_ms, session_id) WHERE status = 'ACTIVE';
 CREATE INDEX sessions_to_announce ON sessions (started_ms, session_id)
     WHERE status = 'CLOSED' AND announced_ms IS NULL;
 

@@ -1,0 +1,398 @@
+//! Who is asking: tokens of an issuer and API keys, against the real services; and that nobody sees
+//! another organisation's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use axum::Json;
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use common::client;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+use testbed::{Postgres, Process, binary, free_port, wait_for};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const SERVICES: [&str; 4] = ["kernel", "ingestion", "analytics", "reports"];
+
+/// An OIDC issuer with one key at a time.
+struct Issuer {
+    url: String,
+    keys: Arc<std::sync::Mutex<(String, Vec<u8>)>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start() -> anyhow::Result<Self> {
+        let keys = Arc::new(std::sync::Mutex::new(new_key("k1")?));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let told = json!({"issuer": url, "jwks_uri": format!("{url}/keys")});
+        let (served, count) = (keys.clone(), asked.clone());
+        let jwks = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let (kid, pkcs8) = served.lock().unwrap().clone();
+            let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap();
+            let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+            let body = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+                                        "kid": kid, "x": x}]});
+            async move { Json(body) }
+        };
+        let app = axum::Router::new()
+            .route("/.well-known/openid-configuration", get(move || async move { Json(told) }))
+            .route("/keys", get(jwks));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { url, keys, asked })
+    }
+
+    fn token_of(&self, claims: &Value) -> anyhow::Result<String> {
+        let (kid, pkcs8) = self.keys.lock().unwrap().clone();
+        let header = Header { kid: Some(kid), ..Header::new(Algorithm::EdDSA) };
+        Ok(jsonwebtoken::encode(&header, claims, &EncodingKey::from_ed_der(&pkcs8))?)
+    }
+
+    fn token(&self, org: &str, role: &str) -> anyhow::Result<String> {
+        self.token_of(&json!({"iss": self.url, "aud": "simcorp", "sub": format!("user-{org}"),
+            "org_id": org, "org_role": format!("org:{role}"), "exp": seconds() + 600}))
+    }
+}
+
+fn new_key(kid: &str) -> anyhow::Result<(String, Vec<u8>)> {
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random)?;
+    Ok((kid.to_owned(), pkcs8.as_ref().to_vec()))
+}
+
+#[allow(clippy::disallowed_methods)] // an issuer's clock
+fn seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+struct Cloud {
+    process: Process,
+    ports: BTreeMap<&'static str, u16>,
+    database: Postgres,
+    _folder: tempfile::TempDir,
+}
+
+impl Cloud {
+    async fn start(issuer: &Issuer) -> anyhow::Result<Self> {
+        let database = Postgres::start().await?;
+        let folder = tempfile::tempdir()?;
+        let mut ports = BTreeMap::new();
+        for service in SERVICES {
+            ports.insert(service, free_port()?);
+        }
+        let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
+        let operate = |arguments: &[&str]| -> anyhow::Result<String> {
+            let mut command = std::process::Command::new(binary("simcorp")?);
+            command.args(arguments).arg(format!("--set=database.url={}", database.url()));
+            let output = command.output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        };
+        operate(&["migrate", "up"])?;
+        let token = operate(&["token", "create", "--name", "services", "--all-orgs"])?;
+        let file = folder.path().join("service-token");
+        std::fs::write(&file, token)?;
+        let mut settings = vec![
+            format!("database.url={}", database.url()),
+            "broker.embedded=false".to_owned(),
+            "auth.mode=oidc".to_owned(),
+            format!("auth.oidc.issuer={}", issuer.url),
+            "auth.oidc.audience=simcorp".to_owned(),
+            "auth.oidc.role_claim=org_role".to_owned(),
+            format!("auth.kernel_url={}", at("kernel")),
+            format!("auth.service_token=file:{}", file.display()),
+            format!("analytics.ingestion_url={}", at("ingestion")),
+            format!("reports.kernel_url={}", at("kernel")),
+            format!("reports.ingestion_url={}", at("ingestion")),
+            format!("reports.analytics_url={}", at("analytics")),
+            "reports.poll_ms=200".to_owned(),
+        ];
+        for (service, port) in &ports {
+            settings.push(format!("{service}.listen=127.0.0.1:{port}"));
+        }
+        let mut arguments = vec!["serve".to_owned()];
+        arguments.extend(SERVICES.map(str::to_owned));
+        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+        let log = folder.path().join("simcorp.log");
+        let mut process = Process::new(binary("simcorp")?, arguments, log);
+        process.start()?;
+        let cloud = Self { process, ports, database, _folder: folder };
+        for service in SERVICES {
+            let url = cloud.url(service, "/health");
+            let alive =
+                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
+            wait_for(service, PATIENCE, alive).await.with_context(|| cloud.process.log())?;
+        }
+        Ok(cloud)
+    }
+
+    fn url(&self, service: &str, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[service])
+    }
+
+    /// Asks as somebody; answers status and body.
+    async fn ask(
+        &self,
+        (service, method, path): (&str, Method, &str),
+        token: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
+        let mut request = client().request(method, self.url(service, path));
+        if !token.is_empty() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
+    let issuer = Issuer::start().await?;
+    let cloud = Cloud::start(&issuer).await?;
+    let who = async |token: &str| cloud.ask(("kernel", Method::GET, "/whoami"), token, None).await;
+    let ada = issuer.token("acme", "admin")?;
+    let (status, body) = who(&ada).await?;
+    assert_eq!((status, &body["orgId"], &body["role"]), (200, &json!("acme"), &json!("admin")));
+    assert_eq!(body["actor"]["kind"], "USER");
+
+    // Nobody, nonsense, another issuer's, expired, another audience, unsigned, a shared secret.
+    let claims = |change: Value| {
+        let mut claims = json!({"iss": issuer.url, "aud": "simcorp", "sub": "u", "org_id": "acme",
+                                "exp": seconds() + 600});
+        claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        claims
+    };
+    let other = Issuer::start().await?;
+    let forged = other.token_of(&claims(json!({})))?;
+    let none = format!(
+        "{}.{}.",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"k1"}"#),
+        URL_SAFE_NO_PAD.encode(claims(json!({})).to_string())
+    );
+    for (what, token) in [
+        ("nobody", String::new()),
+        ("nonsense", "a.b.c".to_owned()),
+        ("a reference to a file", "file:/etc/hostname".to_owned()),
+        ("a key that is none", format!("sck_0123456789ab_{}", "x".repeat(43))),
+        ("another issuer's", forged),
+        ("expired", issuer.token_of(&claims(json!({"exp": seconds() - 120})))?),
+        ("not yet", issuer.token_of(&claims(json!({"nbf": seconds() + 600})))?),
+        ("another audience", issuer.token_of(&claims(json!({"aud": "x"})))?),
+        ("another name", issuer.token_of(&claims(json!({"iss": "https://x"})))?),
+        ("no organisation", issuer.token_of(&claims(json!({"org_id": ""})))?),
+        ("unsigned", none),
+    ] {
+        for service in ["kernel", "ingestion"] {
+            let path = if service == "kernel" { "/whoami" } else { "/sessions" };
+            let (status, body) = cloud.ask((service, Method::GET, path), &token, None).await?;
+            assert_eq!(status, 401, "{what} at {service}: {body}");
+        }
+    }
+    // What must be read by machines needs no token.
+    for path in ["/health", "/ready", "/metrics", "/openapi.json"] {
+        assert_eq!(cloud.ask(("kernel", Method::GET, path), "", None).await?.0, 200, "{path}");
+    }
+
+    // The issuer changes its key: the new one is fetched, at most once a minute.
+    let before = issuer.asked.load(Ordering::Relaxed);
+    *issuer.keys.lock().unwrap() = new_key("k2")?;
+    let (status, _) = who(&issuer.token("acme", "viewer")?).await?;
+    assert_eq!(status, 401, "asked again within a minute");
+    assert_eq!(issuer.asked.load(Ordering::Relaxed), before);
+
+    // A key: made by an admin, opens with its role, ends when it is ended.
+    let new = json!({"name": "script", "role": "viewer"});
+    let (status, key) = cloud.ask(("kernel", Method::POST, "/keys"), &ada, Some(&new)).await?;
+    assert_eq!(status, 201, "{key}");
+    let token = key["token"].as_str().context("a token")?.to_owned();
+    let (status, body) = who(&token).await?;
+    assert_eq!((status, &body["role"]), (200, &json!("viewer")));
+    let (status, body) = cloud.ask(("kernel", Method::POST, "/keys"), &token, Some(&new)).await?;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (403, Some("needs the role admin; you are viewer"))
+    );
+    let (_, listed) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
+    assert!(!listed.to_string().contains(&token) && listed[0]["name"] == "script", "{listed}");
+    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let end = ("kernel", Method::DELETE, path.as_str());
+    assert_eq!(cloud.ask(end, &ada, None).await?.0, 204);
+    let closed = || async { who(&token).await.is_ok_and(|(status, _)| status == 401) };
+    wait_for("revocation", Duration::from_secs(40), closed).await?;
+    // Secrets are in no log.
+    let log = cloud.process.log();
+    assert!(!log.contains(&token) && !log.contains(&ada), "a token in the log");
+    Ok(())
+}
+
+/// Fills a path of the API with ids.
+fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
+    let mut path = path.to_owned();
+    for (name, id) in ids {
+        path = path.replace(&format!("{{{name}}}"), id);
+    }
+    path
+}
+
+/// Acme gets one of everything.
+async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<()> {
+    cloud.database.query(
+        "simcorp",
+        "INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ('acme', 's', 'm', 0);
+         INSERT INTO chains (org_id, machine_no, chain, kid, seen_ms) SELECT 'acme', machine_no, '\\x01', 'k', 0 FROM machines;
+         INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, status, first_seq, last_seq, drop_s)
+         SELECT 'acme', 'S-secret', machine_no, chain_no, 1760000000000, 1760000600000, 'CLOSED', 0, 600, 600 FROM chains;",
+    )?;
+    let mission = json!({"missionId": "M-secret", "goal": "generate-roast-report",
+                         "params": {"sessionId": "S-secret"}});
+    let trace = json!({"traceId": "T-secret", "agentId": "a-secret", "missionId": "M-secret",
+        "mission": {"goal": "g"}, "startedAt": "2025-10-05T21:08:15.000Z", "entries": []});
+    let agent = json!({"id": "a-secret", "name": "n", "role": "r", "version": "1"});
+    let tool = json!({"id": "t-secret", "name": "n", "version": "1"});
+    let report = json!({"reportId": "R-secret", "analysis": {}, "markdown": "# x"});
+    let key = json!({"name": "key-secret", "role": "viewer"});
+    let note = json!({"text": "note-secret"});
+    let session = "/sessions/S-secret";
+    for (service, method, path, body) in [
+        ("kernel", Method::POST, "/missions".to_owned(), &mission),
+        ("kernel", Method::POST, "/traces".to_owned(), &trace),
+        ("kernel", Method::POST, "/agents".to_owned(), &agent),
+        ("kernel", Method::POST, "/tools".to_owned(), &tool),
+        ("kernel", Method::POST, "/keys".to_owned(), &key),
+        ("ingestion", Method::PUT, format!("{session}/meta"), &json!({"beanName": "bean-secret"})),
+        ("ingestion", Method::POST, format!("{session}/notes"), &note),
+        ("ingestion", Method::POST, format!("{session}/reports"), &report),
+    ] {
+        let (status, answer) = cloud.ask((service, method, &path), ada, Some(body)).await?;
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+    }
+    Ok(())
+}
+
+/// What Eve sends where something must be sent.
+fn sent(method: &Method, path: &str) -> Option<Value> {
+    match (method, path) {
+        (&Method::GET | &Method::DELETE, _) => None,
+        (_, "/missions") => Some(json!({"goal": "g", "context": {"orgId": "acme"}})),
+        (_, "/missions/claim") => Some(json!({"agentName": "eve"})),
+        (_, "/missions/{id}/heartbeat") => Some(json!({"leaseId": "x"})),
+        (_, "/missions/{id}/fail") => Some(json!({"error": "x"})),
+        (_, "/agents") => Some(json!({"id": "e", "name": "n", "role": "r", "version": "1"})),
+        (_, "/tools") => Some(json!({"id": "e", "name": "n", "version": "1"})),
+        (_, "/traces") => Some(json!({"traceId": "e", "agentId": "e", "missionId": "e",
+                        "mission": {"goal": "g"}, "startedAt": "2025-10-05T21:08:15.000Z",
+                        "entries": []})),
+        (_, "/keys") => Some(json!({"name": "e", "role": "viewer"})),
+        (_, "/policy/check") => {
+            Some(json!({"agentId": "a", "tool": "t", "action": "a", "resource": "r"}))
+        }
+        (_, path) if path.ends_with("/overrides") => Some(json!([])),
+        (_, path) if path.ends_with("/reports") => Some(json!({"analysis": {}, "markdown": "# x"})),
+        _ => Some(json!({})),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
+    let issuer = Issuer::start().await?;
+    let cloud = Cloud::start(&issuer).await?;
+    let (ada, eve) = (issuer.token("acme", "admin")?, issuer.token("evil", "admin")?);
+
+    give(&cloud, &ada).await?;
+    let (_, keys) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
+    let key_id = keys[0]["id"].as_str().context("a key")?.to_owned();
+
+    let mut asked = 0;
+    for service in SERVICES {
+        let (_, document) = cloud.ask((service, Method::GET, "/openapi.json"), "", None).await?;
+        for (path, methods) in document["paths"].as_object().context("paths")? {
+            for method in methods.as_object().context("methods")?.keys() {
+                let method: Method = method.to_uppercase().parse()?;
+                if path.starts_with("/stream/") || path == "/v1/frames" {
+                    continue; // endless; and signed by whom, not asked by whom
+                }
+                let id = match path.split('/').nth(1) {
+                    Some("missions") => "M-secret",
+                    Some("agents") => "a-secret",
+                    Some("tools") => "t-secret",
+                    Some("keys") => key_id.as_str(),
+                    _ => "S-secret",
+                };
+                let ids = BTreeMap::from([
+                    ("id", id),
+                    ("missionId", "M-secret"),
+                    ("sessionId", "S-secret"),
+                    ("reportId", "R-secret"),
+                ]);
+                let own = filled(path, &ids);
+                let body = sent(&method, path);
+                // By its ids alone, and by saying so.
+                for query in ["", "?orgId=acme", "?orgId=acme&referenceId=S-secret"] {
+                    let path = format!("{own}{query}");
+                    let asking = (service, method.clone(), path.as_str());
+                    let (status, answer) = cloud.ask(asking, &eve, body.as_ref()).await?;
+                    asked += 1;
+                    let shown = format!("{service} {method} {path}: {status} {answer}");
+                    assert!(status < 500, "{shown}");
+                    let told = answer.to_string();
+                    let told = [
+                        "M-secret",
+                        "S-secret",
+                        "R-secret",
+                        "T-secret",
+                        "a-secret",
+                        "t-secret",
+                        "bean-secret",
+                        "note-secret",
+                        "key-secret",
+                    ]
+                    .into_iter()
+                    .filter(|secret| told.contains(*secret))
+                    // What she sent herself may come back.
+                    .find(|secret| !body.as_ref().is_some_and(|b| b.to_string().contains(*secret)));
+                    assert_eq!(told, None, "{shown}");
+                    // These are about oneself, or say whose they are in another way.
+                    let about_oneself = ["/whoami", "/status", "/missions/claim"];
+                    let listed = path.starts_with("/missions?") && method == Method::GET;
+                    let names_another = query.contains("orgId")
+                        && !listed
+                        && !about_oneself.iter().any(|own| path.starts_with(own));
+                    let names_a_secret = own.contains("secret") || own.contains(&key_id);
+                    let incomplete = path.starts_with("/comparison") && query.is_empty();
+                    // The reference's clients read these as empty where there is no such roast.
+                    let empty = answer == json!([]) && query.is_empty();
+                    if (names_another || names_a_secret) && !incomplete && !empty {
+                        assert!(status == 403 || status == 404, "{shown}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(asked > 90, "only {asked} questions");
+    // And Acme's own are as they were.
+    let (_, mission) = cloud.ask(("kernel", Method::GET, "/missions/M-secret"), &ada, None).await?;
+    assert_eq!(mission["status"], "QUARANTINED");
+    let (_, meta) =
+        cloud.ask(("ingestion", Method::GET, "/sessions/S-secret/meta"), &ada, None).await?;
+    assert_eq!(meta["beanName"], "bean-secret");
+    Ok(())
+}

@@ -5,6 +5,7 @@ mod edge;
 mod ingest;
 mod limit;
 mod load;
+mod queue;
 mod roasting;
 mod stats;
 
@@ -32,6 +33,8 @@ enum Command {
     Ingest(ingest::Options),
     /// The agent: size, memory, start, jitter, drain, flash
     Edge(edge::Options),
+    /// The mission queue: claims and completions, and lists with many behind them
+    Queue(queue::Options),
     /// Understanding a roast: whole, and one sample at a time
     Roast(roasting::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
                 match &cli.command {
                     Command::Ingest(options) => ingest::run(options, cli.json).await,
                     Command::Edge(options) => edge::run(options).await,
+                    Command::Queue(options) => queue::run(options).await,
                     Command::Roast(options) => roasting::run(options),
                 }
             })

@@ -356,3 +356,71 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
     assert!(page.contains("<svg") && page.contains("First crack"), "{page}");
     Ok(())
 }
+
+/// Nothing configured but ports and a folder: SQLite and the embedded broker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::Result<()> {
+    let Some(recordings) = testbed::recordings()? else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().display();
+    let mut ports = BTreeMap::new();
+    for service in SERVICES {
+        ports.insert(service, free_port()?);
+    }
+    let (broker, broker_v4) = (free_port()?, free_port()?);
+    let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
+    let mut settings = vec![
+        format!("database.data={data}"),
+        format!("broker.listen=127.0.0.1:{broker}"),
+        format!("broker.listen_v4=127.0.0.1:{broker_v4}"),
+        format!("dispatcher.kernel_url={}", at("kernel")),
+        format!("analytics.ingestion_url={}", at("ingestion")),
+        format!("reports.kernel_url={}", at("kernel")),
+        format!("reports.ingestion_url={}", at("ingestion")),
+        format!("reports.analytics_url={}", at("analytics")),
+        "reports.poll_ms=200".to_owned(),
+    ];
+    settings
+        .extend(ports.iter().map(|(service, port)| format!("{service}.listen=127.0.0.1:{port}")));
+    let mut arguments = vec!["serve".to_owned()];
+    arguments.extend(SERVICES.map(str::to_owned));
+    arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+    let process = Process::new(binary("simcorp")?, arguments, folder.path().join("simcorp.log"));
+    let mut simcorp = Instance { process, ports: ports.clone() };
+    simcorp.process.start()?;
+    simcorp.ready().await?;
+    // Played forty times as fast the roast is shorter than the policy lets pass.
+    let gates = json!({"generate-roast-report": {"minTelemetryPoints": 10, "minDurationSec": 1}});
+    let put = client().put(simcorp.url("kernel", "/governor/config"));
+    put.json(&json!({"gates": gates})).send().await?.error_for_status()?;
+
+    let uplink = format!("host = \"127.0.0.1\"\nport = {broker}");
+    let driver = "driver = \"simulated\"\n[sampling]\nperiod_ms = 50\nframe_ms = 250";
+    let agent = common::Agent::new("r-1", driver, &uplink)?;
+    let device = agent.folder.path().join("device.json");
+    std::fs::write(&device, agent.command(&["key", "create"])?)?;
+    let mut command = std::process::Command::new(binary("simcorp")?);
+    command.args(["device", "add"]).arg(&device).arg(format!("--set=database.data={data}"));
+    let added = command.output()?;
+    ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    let recording = recordings.join("skywalker/roast_25-11-29_1458.alog");
+    let played = tokio::task::spawn_blocking(move || {
+        agent.command(&["replay", &recording.display().to_string(), "--speed", "40"])
+    });
+    played.await??;
+
+    let sessions = simcorp.get("ingestion", "/sessions").await?;
+    let session = sessions[0]["sessionId"].as_str().context("a session")?.to_owned();
+    let path = format!("/sessions/{session}");
+    let complete = || async {
+        let found = simcorp.get("ingestion", &path).await;
+        found.is_ok_and(|session| session["completeness"] == "complete")
+    };
+    wait_for("every frame of the receipt", PATIENCE, complete)
+        .await
+        .with_context(|| simcorp.process.log())?;
+    let latest = format!("/sessions/{session}/reports/latest");
+    let reported = || async { simcorp.get("ingestion", &latest).await.is_ok() };
+    wait_for("a report", PATIENCE, reported).await.with_context(|| simcorp.process.log())?;
+    Ok(())
+}

@@ -96,6 +96,25 @@ impl Postgres {
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
 
+    /// Runs `pgbench` with a script on so many connections, for so many seconds; answers what it says.
+    ///
+    /// # Errors
+    /// When it is not installed or fails.
+    pub fn pgbench(
+        &self,
+        database: &str,
+        connections: u32,
+        seconds: u32,
+        script: &Path,
+    ) -> anyhow::Result<String> {
+        let mut command = Command::new(self.bin.join("pgbench"));
+        command.args(["-U", "simcorp", "-n", "-M", "prepared", "-h"]).arg(self.folder.path());
+        command.args(["-c", &connections.to_string(), "-j", "2", "-T", &seconds.to_string(), "-f"]);
+        let output = command.arg(script).arg(database).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// One number.
     ///
     /// # Errors

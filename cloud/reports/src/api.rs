@@ -5,12 +5,14 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderValue, header};
 use axum::middleware;
 use axum::response::{Html, IntoResponse as _, Response};
-use contract::point::{RoastEvent, TelemetryPoint};
+use contract::EventKind;
+use contract::point::TelemetryPoint;
 use contract::written::RoastReport;
 use roast::analysis::Marks;
 use roast::plot;
 use roast::recording::Recording;
 use roast::sample::Sample;
+use serde_json::Value;
 use service::auth::{Auth, Caller, Role, admit};
 use service::error::ApiError;
 use service::query::Params;
@@ -60,20 +62,20 @@ async fn report_page(
 ) -> Result<Response, ApiError> {
     let org = caller.org(params.get("orgId"))?;
     let ingestion = &state.peers.ingestion;
-    let path = |what| ["sessions", id.as_str(), what];
     let latest = ["sessions", id.as_str(), "reports", "latest"];
     let report: Option<RoastReport> = ingestion.get(&org, &latest, &[]).await?;
     let report = report.ok_or(ApiError::NotFound("report"))?;
-    let points: Vec<TelemetryPoint> =
-        ingestion.get(&org, &path("telemetry"), &[("limit", "100000")]).await?.unwrap_or_default();
-    let events: Vec<RoastEvent> =
-        ingestion.get(&org, &path("events"), &[]).await?.unwrap_or_default();
-    let html = page::html(&report, &curve(&points, &events));
+    let points: Vec<TelemetryPoint> = ingestion
+        .get(&org, &["sessions", id.as_str(), "telemetry"], &[("limit", "100000")])
+        .await?
+        .unwrap_or_default();
+    let html = page::html(&report, &curve(&points, &report));
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
 }
 
-fn curve(points: &[TelemetryPoint], events: &[RoastEvent]) -> String {
+/// The curve with the marks that the report's own analysis lies on.
+fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
     let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
     let samples = points.iter().map(|point| Sample {
@@ -85,12 +87,22 @@ fn curve(points: &[TelemetryPoint], events: &[RoastEvent]) -> String {
         ..Sample::default()
     });
     let mut recording = Recording { samples: samples.collect(), ..Recording::default() };
-    for event in events {
-        let Some(at) = event.elapsed_seconds().map(ms) else { continue };
+    let report = &report.report;
+    // The analysis counts from CHARGE, which somebody may have moved.
+    let moved = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);
+    let charged = moved.map_or(0.0, |one| one.elapsed_seconds);
+    for (kind, name) in [
+        (EventKind::Charge, "chargeSeconds"),
+        (EventKind::Tp, "tpSeconds"),
+        (EventKind::DryEnd, "dryEndSeconds"),
+        (EventKind::Fc, "fcSeconds"),
+        (EventKind::Drop, "dropSeconds"),
+    ] {
+        let Some(seconds) = report.analysis.get(name).and_then(Value::as_f64) else { continue };
+        let at = ms(charged + seconds);
         let index = recording.samples.partition_point(|sample| sample.t_ms < at);
-        let index = index.min(recording.samples.len().saturating_sub(1));
-        if !recording.marks.iter().any(|(kind, _)| *kind == event.kind) {
-            recording.marks.push((event.kind, index));
+        if !recording.samples.is_empty() {
+            recording.marks.push((kind, index.min(recording.samples.len() - 1)));
         }
     }
     plot::svg(&recording, &Marks::of(&recording, &[]), None)

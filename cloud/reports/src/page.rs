@@ -8,7 +8,7 @@ const STYLE: &str = "\
 :root{color-scheme:light}body{font:15px/1.5 system-ui,sans-serif;color:#33302b;background:#fffdf9;\
 max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.4rem;overflow-wrap:anywhere}\
 h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.25rem .75rem .25rem 0;\
-border-bottom:1px solid #e4dfd6;text-align:left}figure{margin:1.5rem 0;overflow-x:auto}\
+border-bottom:1px solid #e4dfd6;text-align:left}figure{margin:1.5rem 0}figure,.wide{overflow-x:auto}td{white-space:nowrap}\
 figure svg{width:100%;min-width:36rem;height:auto}.quiet{color:#6b655c}\
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}figure,table{break-inside:avoid}\
 figure svg{min-width:0}}";
@@ -30,13 +30,13 @@ pub fn html(report: &RoastReport, curve: &str) -> String {
         let row = line.starts_with('|');
         let item = line.strip_prefix("- ");
         if table && !row {
-            out.push_str("</table>");
+            out.push_str("</table></div>");
         }
         if list && item.is_none() {
             out.push_str("</ul>");
         }
         if row && !table {
-            out.push_str("<table>");
+            out.push_str("<div class=\"wide\"><table>");
         }
         if item.is_some() && !list {
             out.push_str("<ul>");
@@ -59,7 +59,7 @@ pub fn html(report: &RoastReport, curve: &str) -> String {
         }
     }
     if table {
-        out.push_str("</table>");
+        out.push_str("</table></div>");
     }
     if list {
         out.push_str("</ul>");

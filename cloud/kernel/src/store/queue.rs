@@ -55,37 +55,27 @@ impl KernelStore {
         (lease_id, lease_ms): (&str, u32),
         now: EpochMs,
     ) -> Result<Option<MissionRecord>, StoreError> {
+        let sql = self.claim_sql(goals.len(), org.is_some());
         let expires = now.plus(i64::from(lease_ms)).0;
-        for urgency in 0..Priority::ALL.len() {
-            for lane in [PENDING, RETRY, RUNNING] {
-                let sql = self.claim_sql(urgency, lane, goals.len(), org.is_some());
-                let row: Option<Row> = on!(self.database, pool => {
-                    let mut q = query_as(AssertSqlSafe(sql))
-                        .bind(worker).bind(now.0).bind(lease_id).bind(expires);
-                    for goal in goals {
-                        q = q.bind(goal);
-                    }
-                    if let Some(org) = org {
-                        q = q.bind(org.as_str());
-                    }
-                    q.fetch_optional(pool).await
-                })
-                .map_err(StoreError::query("claiming a mission"))?;
-                if let Some(row) = row {
-                    return row.record().map(Some);
-                }
+        let row: Option<Row> = on!(self.database, pool => {
+            let mut q = query_as(AssertSqlSafe(sql))
+                .bind(worker).bind(now.0).bind(lease_id).bind(expires);
+            for goal in goals {
+                q = q.bind(goal);
             }
-        }
-        Ok(None)
+            if let Some(org) = org {
+                q = q.bind(org.as_str());
+            }
+            q.fetch_optional(pool).await
+        })
+        .map_err(StoreError::query("claiming a mission"))?;
+        row.map(Row::record).transpose()
     }
 
-    /// One place to look: each is the first entry of an index, however many wait for later. What is
-    /// pending waits for no clock.
-    fn claim_sql(&self, urgency: usize, lane: i64, goals: usize, of_org: bool) -> String {
+    /// Looks in each place in turn and stops at the first that has one. Each look is at the first
+    /// entry of an index, however many wait for later. What is pending waits for no clock.
+    fn claim_sql(&self, goals: usize, of_org: bool) -> String {
         let mut wanted = String::new();
-        if lane != PENDING {
-            wanted.push_str(" AND due_ms <= $2");
-        }
         if goals > 0 {
             let places: Vec<_> = (0..goals).map(|i| format!("${}", i + 5)).collect();
             let _ = write!(wanted, " AND goal IN ({})", places.join(", "));
@@ -94,13 +84,24 @@ impl KernelStore {
             let _ = write!(wanted, " AND org_id = ${}", goals + 5);
         }
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let mut looks = Vec::new();
+        for urgency in 0..Priority::ALL.len() {
+            for lane in [PENDING, RETRY, RUNNING] {
+                let due = if lane == PENDING { "" } else { " AND due_ms <= $2" };
+                looks.push(format!(
+                    "SELECT * FROM (SELECT org_id, mission_id FROM missions WHERE urgency = {urgency} \
+                     AND lane = {lane} AND attempts < max_attempts{due}{wanted} \
+                     ORDER BY due_ms LIMIT 1{lock}) AS look_{urgency}_{lane}"
+                ));
+            }
+        }
         format!(
             "UPDATE missions SET status = 'RUNNING', lane = {RUNNING}, claimed_by = $1, \
              claimed_ms = $2, heartbeat_ms = $2, updated_ms = $2, lease_id = $3, \
              lease_expires_ms = $4, due_ms = $4, attempts = attempts + 1 \
-             WHERE (org_id, mission_id) = (SELECT org_id, mission_id FROM missions \
-               WHERE urgency = {urgency} AND lane = {lane} AND attempts < max_attempts{wanted} \
-               ORDER BY due_ms LIMIT 1{lock}) RETURNING {}",
+             WHERE (org_id, mission_id) = \
+             (SELECT org_id, mission_id FROM ({}) AS looks LIMIT 1) RETURNING {}",
+            looks.join(" UNION ALL "),
             columns!()
         )
     }

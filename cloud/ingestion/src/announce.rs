@@ -61,6 +61,8 @@ pub fn start(
     tracker.spawn(async move {
         let mut passes = 0_u32;
         let mut cursors = [FIRST, FIRST];
+        let mut pass = tokio::time::interval(PASS_EVERY);
+        pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -70,7 +72,7 @@ pub fn start(
                     }
                     continue;
                 }
-                () = tokio::time::sleep(PASS_EVERY) => {}
+                _ = pass.tick() => {}
             }
             let now = clock();
             if let Err(error) = find(&store, now, &mut cursors).await {
@@ -140,7 +142,7 @@ async fn end(store: &IngestStore, roast: &Untold, now: EpochMs) -> Result<(), St
     store.make_curve(&org, &session, false, now).await?;
     let curve = store.curve(&org, &roast.session_id).await?;
     let last = curve.and_then(|curve| Some(curve.sample_at(curve.len().checked_sub(1)?)));
-    let ended = last.unwrap_or(EpochMs(session.started_ms));
+    let ended = last.unwrap_or(EpochMs(session.started_ms)).max(EpochMs(session.started_ms));
     store.close_abandoned(&org, &roast.session_id, ended).await
 }
 

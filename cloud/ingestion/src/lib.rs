@@ -10,6 +10,7 @@ mod announce;
 mod api;
 pub mod chain;
 mod config;
+mod exchange;
 mod metric;
 mod mqtt;
 mod pipeline;

@@ -9,10 +9,11 @@ mod roasts;
 mod serve;
 mod token;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use service::config::{ConfigError, Sources};
 use store::Store;
 
@@ -43,6 +44,10 @@ enum Command {
     /// API keys of services and scripts
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Write a shell's completions to standard output
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages, one a command, into a folder
+    Man { folder: PathBuf },
     /// Recordings of roasts: analyze, compare, score, plot
     #[command(subcommand)]
     Roast(RoastCommand),
@@ -88,6 +93,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Migrate(command) => migrate(&config, &command).await,
             Command::Device(command) => device::act(&config, command).await,
             Command::Token(command) => token::act(&config, command).await,
+            Command::Completions { shell } => {
+                let mut command = Cli::command();
+                clap_complete::generate(shell, &mut command, "simcorp", &mut std::io::stdout());
+                Ok(())
+            }
+            Command::Man { folder } => std::fs::create_dir_all(&folder)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
+                .with_context(|| format!("cannot write to {}", folder.display())),
             Command::Roast(command) => roasts::act(command),
         }
     })

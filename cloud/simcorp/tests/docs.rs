@@ -29,3 +29,14 @@ fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
     std::fs::write(&file, block(&page, "simcorp-edge")).unwrap();
     run("simcorp-edge", &["--config", &file.display().to_string(), "config", "check"]);
 }
+
+#[test]
+fn completions_and_manual_pages_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run("simcorp", &["completions", shell]).contains("consistency"), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    run("simcorp", &["man", &folder.path().display().to_string()]);
+    let page = std::fs::read_to_string(folder.path().join("simcorp-roast.1")).unwrap();
+    assert!(page.contains("analyze"), "{page}");
+}

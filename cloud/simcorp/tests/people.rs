@@ -271,6 +271,8 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<()> {
     let report = json!({"reportId": "R-secret", "analysis": {}, "markdown": "# x"});
     let key = json!({"name": "key-secret", "role": "viewer"});
     let note = json!({"text": "note-secret"});
+    let profile =
+        json!({"profile": {"profileId": "P-secret", "name": "profile-secret", "targets": {}}});
     let session = "/sessions/S-secret";
     for (service, method, path, body) in [
         ("kernel", Method::POST, "/missions".to_owned(), &mission),
@@ -281,6 +283,7 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<()> {
         ("ingestion", Method::PUT, format!("{session}/meta"), &json!({"beanName": "bean-secret"})),
         ("ingestion", Method::POST, format!("{session}/notes"), &note),
         ("ingestion", Method::POST, format!("{session}/reports"), &report),
+        ("ingestion", Method::POST, "/profiles".to_owned(), &profile),
     ] {
         let (status, answer) = cloud.ask((service, method, &path), ada, Some(body)).await?;
         assert!((200..300).contains(&status), "{path}: {status} {answer}");
@@ -305,6 +308,9 @@ fn sent(method: &Method, path: &str) -> Option<Value> {
         (_, "/policy/check") => {
             Some(json!({"agentId": "a", "tool": "t", "action": "a", "resource": "r"}))
         }
+        (_, "/profiles") => Some(json!({"profile": {"name": "e", "targets": {}}})),
+        (_, "/profiles/import") => Some(json!({"profiles": []})),
+        (_, path) if path.ends_with("/new-version") => Some(json!({"profile": {"name": "e"}})),
         (_, path) if path.ends_with("/overrides") => Some(json!([])),
         (_, path) if path.ends_with("/reports") => Some(json!({"analysis": {}, "markdown": "# x"})),
         _ => Some(json!({})),
@@ -342,6 +348,7 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                     ("missionId", "M-secret"),
                     ("sessionId", "S-secret"),
                     ("reportId", "R-secret"),
+                    ("profileId", "P-secret"),
                 ]);
                 let own = filled(path, &ids);
                 let body = sent(&method, path);
@@ -364,6 +371,8 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                         "bean-secret",
                         "note-secret",
                         "key-secret",
+                        "P-secret",
+                        "profile-secret",
                     ]
                     .into_iter()
                     .filter(|secret| told.contains(*secret))
@@ -379,7 +388,8 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                     let names_a_secret = own.contains("secret") || own.contains(&key_id);
                     let incomplete = path.starts_with("/comparison") && query.is_empty();
                     // The reference's clients read these as empty where there is no such roast.
-                    let empty = answer == json!([]) && query.is_empty();
+                    let nothing = [json!([]), json!({"profiles": []})];
+                    let empty = nothing.contains(&answer) && query.is_empty();
                     if (names_another || names_a_secret) && !incomplete && !empty {
                         assert!(status == 403 || status == 404, "{shown}");
                     }

@@ -12,6 +12,7 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (3, "kernel", include_str!("../migrations/sqlite/0003_kernel.sql")),
     (4, "written", include_str!("../migrations/sqlite/0004_written.sql")),
     (5, "people", include_str!("../migrations/sqlite/0005_people.sql")),
+    (6, "profiles", include_str!("../migrations/sqlite/0006_profiles.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
@@ -19,6 +20,7 @@ const POSTGRES: &[(i64, &str, &str)] = &[
     (3, "kernel", include_str!("../migrations/postgres/0003_kernel.sql")),
     (4, "written", include_str!("../migrations/postgres/0004_written.sql")),
     (5, "people", include_str!("../migrations/postgres/0005_people.sql")),
+    (6, "profiles", include_str!("../migrations/postgres/0006_profiles.sql")),
 ];
 
 /// Why this program and this database do not fit.

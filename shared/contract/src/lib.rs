@@ -16,6 +16,7 @@ pub mod id;
 pub mod mission;
 pub mod ops;
 pub mod point;
+pub mod profile;
 pub mod receipt;
 pub mod session;
 pub mod time;

@@ -130,9 +130,9 @@ pub enum Auth {
     Bearer(Arc<Known>),
 }
 
-/// So long a token that was found good, or nobody's, is not asked about again: revocation is
-/// effective after that.
-const GOOD_FOR: Duration = Duration::from_secs(30);
+/// So long a token that was found good, or nobody's, is not asked about again. The kernel remembers,
+/// and so does whoever asks it: revocation is effective after twice that.
+const GOOD_FOR: Duration = Duration::from_secs(14);
 const BAD_FOR: Duration = Duration::from_secs(5);
 /// While nobody can tell, those who were known are still let in for so long.
 const GRACE: Duration = Duration::from_mins(10);

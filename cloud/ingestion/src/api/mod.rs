@@ -1,5 +1,6 @@
 //! Ingestion's HTTP surface: `docs/reference/api.md`, and the reference's routes by its names.
 
+mod profiles;
 mod written;
 
 use std::collections::BTreeMap;
@@ -93,6 +94,14 @@ pub fn routes(state: Shared, auth: Auth) -> (axum::Router, utoipa::openapi::Open
         .routes(routes!(written::reports, written::add_report))
         .routes(routes!(written::latest_report))
         .routes(routes!(written::report))
+        .routes(routes!(profiles::list, profiles::create))
+        .routes(routes!(profiles::import))
+        .routes(routes!(profiles::one))
+        .routes(routes!(profiles::new_version))
+        .routes(routes!(profiles::archive))
+        .routes(routes!(profiles::unarchive))
+        .routes(routes!(profiles::versions))
+        .routes(routes!(profiles::export))
         .with_state(state)
         .split_for_parts();
     (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)

@@ -25,13 +25,13 @@ const REPORT_MAX: usize = 960 * 1024;
 const OFFSET_MAX: i64 = 1_000_000;
 
 impl State {
-    const fn by(&self) -> By<'_> {
+    pub(super) const fn by(&self) -> By<'_> {
         By { actor: &self.caller.actor, now: self.now }
     }
 }
 
 /// PostgreSQL's text holds no NUL, and nobody writes a book about one roast.
-fn fits(value: &impl serde::Serialize, most: usize) -> Result<(), ApiError> {
+pub(super) fn fits(value: &impl serde::Serialize, most: usize) -> Result<(), ApiError> {
     let text = serde_json::to_string(value).map_err(ApiError::internal)?;
     if text.len() > most {
         return Err(ApiError::TooLarge(format!("more than {most} bytes")));

@@ -19,7 +19,8 @@ const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_
      FROM curves c JOIN sessions s ON s.org_id = c.org_id AND s.session_id = c.session_id \
      WHERE c.org_id = $1 AND c.session_id = $2";
 
-/// A curve is only ever replaced by one that holds as much.
+/// A curve is only ever replaced by one that holds as much, or by the whole one: what was taken for
+/// the roast while its begin or end was not here may have been too much.
 const PUT: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, offsets_ms, \
      bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, made_ms) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
@@ -29,7 +30,7 @@ const PUT: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t
      gas_pct = EXCLUDED.gas_pct, fan_pct = EXCLUDED.fan_pct, drum_rpm = EXCLUDED.drum_rpm, \
      ambient_c = EXCLUDED.ambient_c, extras = EXCLUDED.extras, quality = EXCLUDED.quality, \
      trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms \
-     WHERE curves.samples <= EXCLUDED.samples";
+     WHERE CAST($18 AS BIGINT) = 1 OR curves.samples <= EXCLUDED.samples";
 
 /// Samples a curve holds at most: a day at 10 Hz.
 const SAMPLES_MAX: usize = 864_000;
@@ -96,6 +97,9 @@ impl IngestStore {
         settled: bool,
         now: EpochMs,
     ) -> Result<(), StoreError> {
+        if session.first_seq.is_none() && !settled {
+            return Ok(()); // nobody knows where it begins
+        }
         let (first, last) = self.bounds(session).await?;
         let mut curve: Option<Curve> = None;
         let mut from = first;
@@ -110,11 +114,11 @@ impl IngestStore {
             from = end;
         }
         let held = curve.as_ref().map_or(0, Curve::len);
-        if let Some(curve) = curve {
-            self.put_curve(org, session, &curve.finish(), now).await?;
-        }
         let known = session.last_seq.zip(session.first_seq).map(|(last, first)| last - first + 1);
         let whole = known.is_some_and(|known| i64::try_from(held).is_ok_and(|held| held >= known));
+        if let Some(curve) = curve {
+            self.put_curve(org, session, (&curve.finish(), whole), now).await?;
+        }
         if !whole && !settled {
             return Ok(());
         }
@@ -148,7 +152,7 @@ impl IngestStore {
         &self,
         org: &OrgId,
         session: &SessionRow,
-        curve: &FrameRow,
+        (curve, whole): (&FrameRow, bool),
         now: EpochMs,
     ) -> Result<(), StoreError> {
         macro_rules! put {
@@ -167,6 +171,7 @@ impl IngestStore {
                     .bind(&curve.quality)
                     .bind(curve.trust)
                     .bind(now.0)
+                    .bind(i64::from(whole))
                     .execute($pool)
                     .await
                     .map(drop)

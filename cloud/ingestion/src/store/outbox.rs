@@ -160,9 +160,12 @@ impl IngestStore {
         let bodies: Vec<String> = on!(self.database, pool => query_scalar(AssertSqlSafe(sql))
             .bind(now.0).bind(first_ms).bind(max_ms).bind(limit).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        let read =
-            |body: &String| serde_json::from_str(body).map_err(|e| StoreError::row(DOING, e));
-        bodies.iter().map(read).collect()
+        // One that another version wrote and we cannot read does not hold back the others.
+        let read = |body: &String| {
+            let event = serde_json::from_str(body);
+            event.inspect_err(|error| tracing::warn!(%error, "an end that cannot be read")).ok()
+        };
+        Ok(bodies.iter().filter_map(read).collect())
     }
 
     /// Somebody has taken notice.

@@ -24,16 +24,16 @@ pub struct By<'b> {
     pub now: EpochMs,
 }
 
-fn read<T: DeserializeOwned>(doing: &'static str, body: &str) -> Result<T, StoreError> {
+pub(super) fn read<T: DeserializeOwned>(doing: &'static str, body: &str) -> Result<T, StoreError> {
     serde_json::from_str(body).map_err(|error| StoreError::row(doing, error))
 }
 
-fn text(value: &impl Serialize) -> Result<String, StoreError> {
+pub(super) fn text(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::row("writing JSON", error))
 }
 
 impl IngestStore {
-    async fn audit(
+    pub(super) async fn audit(
         tx: &mut ::store::Tx,
         org: &OrgId,
         by: By<'_>,

@@ -25,7 +25,7 @@ const AGAIN_AFTER_FAILURE_MS: i64 = 10_000;
 /// While the issuer does not answer its last keys count for so long.
 const STALE_MS: i64 = 24 * 3_600_000;
 const KEYS_BYTES_MAX: usize = 256 * 1024;
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 /// No key of these is a shared secret.
 const ALGORITHMS: [Algorithm; 5] =
@@ -63,12 +63,13 @@ struct Keys {
 }
 
 /// An issuer's tokens.
+#[derive(Clone)]
 pub struct Oidc {
     config: OidcConfig,
     http: reqwest::Client,
-    keys: Mutex<Keys>,
+    keys: Arc<Mutex<Keys>>,
     /// One asks the issuer at a time.
-    asking: tokio::sync::Mutex<()>,
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Oidc {
@@ -81,7 +82,7 @@ impl Oidc {
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let keys = Keys { set: None, fetched: EpochMs(0), again: EpochMs(0) };
-        Ok(Self { config, http, keys: Mutex::new(keys), asking: tokio::sync::Mutex::new(()) })
+        Ok(Self { config, http, keys: Arc::new(Mutex::new(keys)), asking: Arc::default() })
     }
 
     /// Who shows this token.
@@ -150,14 +151,16 @@ impl Oidc {
         if (known.is_some() && fresh) || !may_ask {
             return self.or_away(known, set.is_some());
         }
-        let _one = self.asking.lock().await;
-        // Somebody else may have asked meanwhile.
-        let (set, _, may_ask) = self.kept(now);
-        if may_ask {
-            self.fetch(now).await;
+        // On a task of its own: whoever asks may lose patience, the issuer's answer still counts. A
+        // key that is known opens meanwhile.
+        let fetching = tokio::spawn(self.clone().fetch(now));
+        if known.is_some() {
+            return Ok(known);
         }
-        let (newest, ..) = self.kept(now);
-        let set = newest.or(set);
+        if let Err(error) = fetching.await {
+            return Err(ApiError::internal(error));
+        }
+        let (set, ..) = self.kept(now);
         self.or_away(set.as_ref().and_then(|set| set.find(id)).cloned(), set.is_some())
     }
 
@@ -176,7 +179,12 @@ impl Oidc {
         (counts, (0..KEYS_LAST_MS).contains(&age), now >= keys.again)
     }
 
-    async fn fetch(&self, now: EpochMs) {
+    async fn fetch(self, now: EpochMs) {
+        let _one = self.asking.lock().await;
+        // Somebody else may have asked meanwhile.
+        if !self.kept(now).2 {
+            return;
+        }
         let found = self.ask().await;
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
@@ -184,7 +192,8 @@ impl Oidc {
                 *keys = Keys { set: Some(Arc::new(set)), fetched: now, again: now.plus(AGAIN_MS) };
             }
             Err(error) => {
-                keys.again = now.plus(AGAIN_AFTER_FAILURE_MS);
+                let patience = i64::try_from(ANSWER_TIME_MAX.as_millis()).unwrap_or(0);
+                keys.again = now.plus(AGAIN_AFTER_FAILURE_MS + 2 * patience);
                 tracing::warn!(error, issuer = self.config.issuer, "no keys from the issuer");
             }
         }

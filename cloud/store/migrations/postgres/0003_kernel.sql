@@ -37,6 +37,7 @@ CREATE TABLE missions (
 -- Claims rewrite their rows at a high rate: keep the queue's index small and freshly vacuumed.
 ALTER TABLE missions SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX missions_claimable ON missions (urgency, lane, due_ms) WHERE lane IS NOT NULL;
+CREATE INDEX missions_claimable_of_org ON missions (org_id, urgency, lane, due_ms) WHERE lane IS NOT NULL;
 CREATE INDEX missions_claimable_by_goal ON missions (goal, urgency, lane, due_ms) WHERE lane IS NOT NULL;
 CREATE INDEX missions_recent ON missions (org_id, created_ms DESC, mission_id DESC);
 CREATE INDEX missions_by_status ON missions (org_id, status, created_ms DESC);

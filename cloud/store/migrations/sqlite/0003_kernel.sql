@@ -35,6 +35,7 @@ CREATE TABLE missions (
     UNIQUE (org_id, idempotency_key)
 );
 CREATE INDEX missions_claimable ON missions (urgency, lane, due_ms) WHERE lane IS NOT NULL;
+CREATE INDEX missions_claimable_of_org ON missions (org_id, urgency, lane, due_ms) WHERE lane IS NOT NULL;
 CREATE INDEX missions_claimable_by_goal ON missions (goal, urgency, lane, due_ms) WHERE lane IS NOT NULL;
 CREATE INDEX missions_recent ON missions (org_id, created_ms DESC, mission_id DESC);
 CREATE INDEX missions_by_status ON missions (org_id, status, created_ms DESC);

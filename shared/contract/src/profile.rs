@@ -1,0 +1,181 @@
+//! Roast profiles: what a roast should be, as the reference's clients read it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Actor, EpochMs};
+
+/// What a roast aims at. °C, s, and a share.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Targets {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub charge_temp_c: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turning_point_temp_c: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_crack_temp_c: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_temp_c: Option<f64>,
+    /// Development's share of the whole, 0..1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_dev_ratio: Option<f64>,
+    #[serde(rename = "targetTimeToFCSeconds", skip_serializing_if = "Option::is_none")]
+    pub target_time_to_fc_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_drop_seconds: Option<f64>,
+}
+
+/// A point of the curve to follow; s since CHARGE.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CurvePoint {
+    pub elapsed_seconds: f64,
+    #[serde(default, rename = "btC", skip_serializing_if = "Option::is_none")]
+    pub bt_c: Option<f64>,
+    #[serde(default, rename = "etC", skip_serializing_if = "Option::is_none")]
+    pub et_c: Option<f64>,
+    #[serde(default, rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
+    pub ror_c_per_min: Option<f64>,
+}
+
+/// How far a roast may lie from the curve.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Tolerance {
+    #[serde(rename = "btC", skip_serializing_if = "Option::is_none")]
+    pub bt_c: Option<f64>,
+    #[serde(rename = "etC", skip_serializing_if = "Option::is_none")]
+    pub et_c: Option<f64>,
+    #[serde(rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
+    pub ror_c_per_min: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProfileCurve {
+    pub points: Vec<CurvePoint>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<Tolerance>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum SourceKind {
+    #[default]
+    Manual,
+    FromSession,
+    Import,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProfileSource {
+    #[serde(default)]
+    pub kind: SourceKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+}
+
+/// What a person says of a profile; the rest is ours.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProfileBody {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size_grams: Option<f64>,
+    pub targets: Targets,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub curve: Option<ProfileCurve>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
+    pub source: ProfileSource,
+}
+
+/// More than this nobody follows.
+pub const CURVE_POINTS_MAX: usize = 5_000;
+const TAGS_MAX: usize = 50;
+
+impl ProfileBody {
+    /// What is wrong with it, each with its field.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        let mut found = Vec::new();
+        let mut require = |holds: bool, field, problem| {
+            if !holds {
+                found.push((field, problem));
+            }
+        };
+        let word = |text: &str| (1..=200).contains(&text.trim().len());
+        require(word(&self.name), "name", "not 1 to 200 bytes");
+        for (field, text) in [("siteId", &self.site_id), ("machineModel", &self.machine_model)] {
+            require(text.as_deref().is_none_or(word), field, "not 1 to 200 bytes");
+        }
+        let t = &self.targets;
+        let numbers = [
+            t.charge_temp_c,
+            t.turning_point_temp_c,
+            t.first_crack_temp_c,
+            t.drop_temp_c,
+            t.target_time_to_fc_seconds,
+            t.target_drop_seconds,
+            self.batch_size_grams,
+        ];
+        let finite = numbers.iter().flatten().all(|value| value.is_finite());
+        require(finite, "targets", "a number that is none");
+        let share = t.target_dev_ratio.is_none_or(|ratio| (0.0..=1.0).contains(&ratio));
+        require(share, "targets.targetDevRatio", "not between 0 and 1");
+        let points = self.curve.as_ref().map_or(0, |curve| curve.points.len());
+        require(points <= CURVE_POINTS_MAX, "curve.points", "more than 5000");
+        let tags = self.tags.as_deref().unwrap_or_default();
+        let plain = |tag: &String| word(tag) && !tag.chars().any(char::is_control);
+        let fits = tags.len() <= TAGS_MAX && tags.iter().all(plain);
+        require(fits, "tags", "more than 50, or one that is not a line of 1 to 200 bytes");
+        found
+    }
+}
+
+/// A profile, one version of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RoastProfile {
+    pub profile_id: String,
+    /// From 1 on.
+    pub version: i64,
+    pub org_id: String,
+    pub created_at: EpochMs,
+    pub updated_at: EpochMs,
+    #[serde(default)]
+    pub is_archived: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    #[serde(flatten)]
+    pub body: ProfileBody,
+}
+
+/// A version as it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RoastProfileVersion {
+    pub profile_id: String,
+    pub version: i64,
+    pub created_at: EpochMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    pub snapshot: RoastProfile,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change_note: Option<String>,
+}

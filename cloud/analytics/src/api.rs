@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::middleware;
+use contract::profile::RoastProfile;
 use contract::session::RoastSessionSummary;
 use contract::{EventKind, OrgId};
 use peer::Peer;
@@ -34,6 +35,7 @@ pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenA
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(analysis))
+        .routes(routes!(prediction))
         .routes(routes!(comparison))
         .routes(routes!(consistency))
         .with_state(state)
@@ -61,6 +63,27 @@ async fn analysis(
     let org = caller.org(params.get("orgId"))?;
     let roast = state.roast(&org, &id).await?;
     Ok(Json(roast.told((state.clock)())))
+}
+
+/// When a running roast will crack and be dropped; with `profileId` towards that profile.
+#[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+async fn prediction(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let roast = state.roast(&org, &id).await?;
+    let mut profile: Option<RoastProfile> = None;
+    if let Some(id) = params.get("profileId") {
+        let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
+        profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
+    }
+    Ok(Json(roast.predicted(profile.as_ref(), (state.clock)())))
 }
 
 /// How far a roast lies from another, both clocks set alike at a mark.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use contract::point::{RoastEvent, TelemetryPoint};
+use contract::profile::RoastProfile;
 use contract::session::RoastSession;
 use contract::written::{EventOverride, SessionMeta};
 use contract::{EpochMs, EventKind, OrgId};
 use peer::{Peer, PeerError};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
+use roast::prediction::{Aims, predict};
 use roast::recording::Recording;
 use roast::sample::Sample;
 use serde_json::{Map, Value, json};
@@ -131,6 +133,52 @@ impl Roasted {
 
     pub fn analysis(&self) -> Option<Analysis> {
         analyze(&self.recording, &self.marks())
+    }
+
+    /// What is expected, in the words of `RoastPrediction`.
+    pub fn predicted(&self, profile: Option<&RoastProfile>, at: EpochMs) -> Value {
+        let aims = profile.map(|profile| {
+            let targets = &profile.body.targets;
+            Aims {
+                first_crack_c: targets.first_crack_temp_c,
+                drop_c: targets.drop_temp_c,
+                first_crack_s: targets.target_time_to_fc_seconds,
+                drop_s: targets.target_drop_seconds,
+                development_ratio: targets.target_dev_ratio,
+            }
+        });
+        let found = predict(&self.recording, &self.marks(), aims.as_ref());
+        let has = |read: fn(&Sample) -> Option<f64>| {
+            self.recording.samples.iter().any(|sample| read(sample).is_some())
+        };
+        let channels = [
+            ("btC", has(|sample| sample.bt_c)),
+            ("etC", has(|sample| sample.et_c)),
+            ("gasPct", has(|sample| sample.gas_pct)),
+            ("fanPct", has(|sample| sample.fan_pct)),
+        ];
+        let available: Vec<_> =
+            channels.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+        let sure = &found.confidence;
+        without_nulls(json!({
+            "sessionId": self.session.summary.session_id,
+            "atTs": at,
+            "phase": found.phase,
+            "inputs": {"pointsUsed": found.points_used, "channelsAvailable": available,
+                       "profileId": profile.map(|p| &p.profile_id),
+                       "profileVersion": profile.map(|p| p.version)},
+            "etaSeconds": {"toFC": found.eta_to_fc, "toDrop": found.eta_to_drop},
+            "predictedTimes": {"fcAtElapsedSeconds": found.fc_at_elapsed_seconds,
+                               "dropAtElapsedSeconds": found.drop_at_elapsed_seconds},
+            "predictedDevRatio": found.predicted_dev_ratio,
+            "confidence": {"overall": sure.overall, "reasons": found.reasons,
+                "components": {"dataQuality": sure.data_quality, "modelFit": sure.model_fit,
+                               "phaseFit": sure.phase_fit, "profileFit": sure.profile_fit}},
+            "suggestions": found.suggestions,
+            "explain": {"method": "HEURISTIC_V1", "features": found.features,
+                "lastObserved": {"elapsedSeconds": found.last_elapsed_seconds,
+                                 "btC": found.last_bt_c, "rorCPerMin": found.last_ror_c_per_min}},
+        }))
     }
 
     /// The analysis in the words of `RoastAnalysis`. A roast of which nothing was measured yet has

@@ -248,6 +248,21 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// A roast that is over has nothing to expect, and a report that can be printed.
+async fn is_told_and_drawn(instance: &Instance, session: &SessionId) -> anyhow::Result<()> {
+    let predicted = instance.get("analytics", &format!("/prediction/session/{session}")).await?;
+    assert_eq!((&predicted["phase"], &predicted["etaSeconds"]), (&json!("POST_DROP"), &json!({})));
+    assert_eq!(predicted["explain"]["method"], "HEURISTIC_V1");
+    let page = client()
+        .get(instance.url("reports", &format!("/reports/session/{session}")))
+        .send()
+        .await?
+        .error_for_status()?;
+    let page = page.text().await?;
+    assert!(page.contains("<svg") && page.contains("First crack"), "{page}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> anyhow::Result<()> {
     let roasts = setting("ROASTS", 24);
@@ -347,13 +362,7 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
     let log = first.get("kernel", "/audit?limit=1000").await?;
     let written = log.as_array().context("a log")?.iter();
     assert_eq!(written.filter(|e| e["action"] == "session.report").count() as u64, roasts);
-    let page = client()
-        .get(first.url("reports", &format!("/reports/session/{}", sessions[0])))
-        .send()
-        .await?
-        .error_for_status()?;
-    let page = page.text().await?;
-    assert!(page.contains("<svg") && page.contains("First crack"), "{page}");
+    is_told_and_drawn(first, &sessions[0]).await?;
     Ok(())
 }
 

@@ -412,12 +412,17 @@ fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
         let found = reading.values.iter().find(|(channel, _)| *channel == wanted);
         found.and_then(|(_, value)| *value)
     };
+    // What not every machine offers has these names.
+    let extra = |name: &str| value(Channel::Extra(name.into()));
     roast::sample::Sample {
         t_ms,
         bt_c: value(Channel::Bt),
         et_c: value(Channel::Et),
         gas_pct: value(Channel::Gas),
         fan_pct: value(Channel::Fan),
+        door_open: extra("doorOpen").map(|open| open > 0.5),
+        cracks: extra("cracks"),
+        weight_g: extra("weightG"),
         ..Default::default()
     }
 }

@@ -15,6 +15,7 @@ pub mod learn;
 pub mod live;
 pub mod noise;
 pub mod plot;
+pub mod prediction;
 pub mod recording;
 pub mod ror;
 pub mod sample;

@@ -1,0 +1,323 @@
+//! When a running roast will crack and be dropped, in the words of the reference's `RoastPrediction`
+//! (its `HEURISTIC_V1`): a line through the last minute and a half, and a profile's targets. Machines
+//! that are followed sample by sample know better ([`crate::forecast`]); this is for whoever has only
+//! the points.
+
+use contract::EventKind;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::analysis::phase::{Limits, Phase};
+use crate::analysis::{Curve, Marks};
+use crate::recording::Recording;
+
+/// The line is drawn through this much of the past, ms.
+const WINDOW_MS: i64 = 90_000;
+/// A slower rise reaches nothing, °C/s.
+const RISE_MIN: f64 = 0.01;
+/// First crack, where no profile says otherwise, °C.
+const CRACK_C: f64 = 196.0;
+/// Nobody roasts for longer, s.
+const LONGEST_S: f64 = 3_600.0;
+const FEW_POINTS: usize = 12;
+const VOLATILE: f64 = 2.0;
+
+/// What a profile aims at, °C, s and a share.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Aims {
+    pub first_crack_c: Option<f64>,
+    pub drop_c: Option<f64>,
+    pub first_crack_s: Option<f64>,
+    pub drop_s: Option<f64>,
+    pub development_ratio: Option<f64>,
+}
+
+/// What is expected; seconds count from the recording's begin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Prediction {
+    pub phase: &'static str,
+    pub points_used: usize,
+    pub fc_at_elapsed_seconds: Option<f64>,
+    pub drop_at_elapsed_seconds: Option<f64>,
+    pub eta_to_fc: Option<f64>,
+    pub eta_to_drop: Option<f64>,
+    pub predicted_dev_ratio: Option<f64>,
+    /// 0..1: overall, and of data, model, phase and profile.
+    pub confidence: Confidence,
+    pub reasons: Vec<&'static str>,
+    pub suggestions: Vec<Value>,
+    pub features: Map<String, Value>,
+    pub last_elapsed_seconds: f64,
+    pub last_bt_c: Option<f64>,
+    pub last_ror_c_per_min: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Confidence {
+    pub overall: f64,
+    pub data_quality: f64,
+    pub model_fit: f64,
+    pub phase_fit: f64,
+    pub profile_fit: Option<f64>,
+}
+
+/// The last minute and a half: a line, how far the readings lie from it, and how the rise wavers.
+struct Trend {
+    points: usize,
+    /// °C/s, and °C at the recording's begin.
+    line: Option<(f64, f64)>,
+    residual_c: f64,
+    volatility: f64,
+}
+
+/// Predicts what comes of a recording that may still run.
+#[must_use]
+pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Prediction {
+    let curve = Curve::of(recording);
+    let last_ms = recording.samples.last().map_or(0, |sample| sample.t_ms);
+    let seconds = |ms: i64| ms as f64 / 1000.0;
+    let at = |kind| marks.ms(kind).map(seconds);
+    let last = seconds(last_ms);
+    let charge = at(EventKind::Charge).unwrap_or(0.0);
+    let trend = trend(&curve, last_ms);
+    let mut reasons = Vec::new();
+    // Where the line reaches a temperature: later than now, and not in an hour.
+    let reaches = |target: f64| {
+        let (slope, start) = trend.line.filter(|(slope, _)| *slope > RISE_MIN)?;
+        let then = (target - start) / slope;
+        (then.is_finite() && then >= charge && then <= LONGEST_S).then_some(then)
+    };
+    let of = |aim: fn(&Aims) -> Option<f64>| aims.and_then(aim);
+    let cracked = at(EventKind::Fc).or_else(|| {
+        let target = of(|a| a.first_crack_c);
+        if target.is_some() {
+            reasons.push("the profile's first crack temperature was used");
+        }
+        reaches(target.unwrap_or(CRACK_C)).or_else(|| {
+            let then = of(|a| a.first_crack_s).map(|s| charge + s);
+            reasons.extend(then.map(|_| "the profile's time of first crack was used"));
+            then
+        })
+    });
+    let dropped = at(EventKind::Drop).or_else(|| {
+        if let Some(s) = of(|a| a.drop_s) {
+            reasons.push("DROP is the profile's");
+            return Some(charge + s);
+        }
+        if let Some(then) = of(|a| a.drop_c).and_then(reaches) {
+            reasons.push("DROP is where the profile's temperature is reached");
+            return Some(then);
+        }
+        let ratio = of(|a| a.development_ratio).filter(|ratio| *ratio < 0.99)?;
+        reasons.push("DROP follows from the profile's development");
+        cracked.map(|fc| charge + (fc - charge) / (1.0 - ratio))
+    });
+    let ratio = cracked.zip(dropped).filter(|(fc, drop)| *fc < *drop && *drop > charge);
+    let ratio = ratio.map(|(fc, drop)| ((drop - fc) / (drop - charge)).clamp(0.0, 1.0));
+    let phase = phase(marks, &curve, last_ms);
+    let bt = curve.bt.iter().any(|reading| reading.value.is_some());
+    for (holds, reason) in [
+        (!bt, "no bean temperature"),
+        (trend.points < FEW_POINTS, "few points"),
+        (trend.volatility > VOLATILE, "the rate of rise wavers"),
+        (
+            trend.line.is_none_or(|(slope, _)| slope <= RISE_MIN),
+            "the bean temperature does not rise",
+        ),
+    ] {
+        if holds {
+            reasons.push(reason);
+        }
+    }
+    let over = at(EventKind::Drop).is_some();
+    let eta = |then: Option<f64>| then.map(|then| then - last).filter(|s| *s > 0.0 && !over);
+    let (slope, start) = trend.line.unwrap_or((0.0, 0.0));
+    Prediction {
+        phase,
+        points_used: trend.points,
+        eta_to_fc: eta(cracked),
+        eta_to_drop: eta(dropped),
+        fc_at_elapsed_seconds: cracked,
+        drop_at_elapsed_seconds: dropped,
+        predicted_dev_ratio: ratio,
+        confidence: confidence(&trend, bt, phase, aims),
+        suggestions: suggestions(aims, (charge, dropped, ratio), trend.volatility),
+        features: json_map(&[
+            ("slope", json!(slope)),
+            ("intercept", json!(start)),
+            ("volatility", json!(trend.volatility)),
+            ("regressionPoints", json!(trend.points)),
+            ("hasProfile", json!(aims.is_some())),
+        ]),
+        reasons,
+        last_elapsed_seconds: last.max(0.0),
+        last_bt_c: curve.bt_at(last_ms),
+        last_ror_c_per_min: curve.ror.last().map(|(_, ror)| *ror),
+    }
+}
+
+fn json_map(pairs: &[(&str, Value)]) -> Map<String, Value> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+fn trend(curve: &Curve, last_ms: i64) -> Trend {
+    let recent = |t_ms: i64| last_ms - t_ms <= WINDOW_MS;
+    let points: Vec<(f64, f64)> = curve
+        .bt
+        .iter()
+        .filter(|reading| recent(reading.t_ms))
+        .filter_map(|reading| Some((reading.t_ms as f64 / 1000.0, reading.value?)))
+        .collect();
+    let line = crate::analysis::line(&points).map(|(slope, start, _)| (slope, start));
+    let n = points.len().max(1) as f64;
+    let off = |(slope, start): (f64, f64)| {
+        points.iter().map(|(t, bt)| (bt - start - slope * t).abs()).sum::<f64>() / n
+    };
+    let rates: Vec<f64> = curve.ror_between(last_ms - WINDOW_MS, last_ms).map(|(_, r)| r).collect();
+    let mean = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
+    let square = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / rates.len().max(1) as f64;
+    Trend {
+        points: points.len(),
+        line,
+        residual_c: line.map_or(0.0, off),
+        volatility: square.sqrt(),
+    }
+}
+
+/// The phase of the newest reading.
+fn phase(marks: &Marks, curve: &Curve, last_ms: i64) -> &'static str {
+    if marks.ms(EventKind::Drop).is_some() {
+        return "POST_DROP";
+    }
+    let Some(bt) = curve.bt.iter().rev().find_map(|reading| reading.value) else {
+        return "UNKNOWN";
+    };
+    if marks.ms(EventKind::Fc).is_some() {
+        return "DEVELOPMENT";
+    }
+    if let Some(charge) = marks.ms(EventKind::Charge) {
+        let limits = Limits {
+            charge,
+            turned: marks.ms(EventKind::Tp),
+            dried: marks.ms(EventKind::DryEnd),
+            cracked: None,
+            until: last_ms,
+        };
+        if limits.dried.is_some() {
+            let newest = limits.spans().last().map(|span| span.phase);
+            return if newest == Some(Phase::Drying) { "DRYING" } else { "MAILLARD" };
+        }
+    }
+    match bt {
+        bt if bt < 80.0 => "PREHEAT",
+        bt if bt < 150.0 => "DRYING",
+        bt if bt < 190.0 => "MAILLARD",
+        _ => "DEVELOPMENT",
+    }
+}
+
+fn confidence(trend: &Trend, bt: bool, phase: &str, aims: Option<&Aims>) -> Confidence {
+    let data_quality =
+        0.5 * (trend.points as f64 / 50.0).min(1.0) + 0.5 * if bt { 1.0 } else { 0.4 };
+    let fits = 1.0 - (trend.residual_c / 25.0).min(1.0);
+    let model_fit = if trend.line.is_some() { fits } else { 0.3 };
+    let phase_fit = match phase {
+        "DEVELOPMENT" => 0.9,
+        "MAILLARD" => 0.7,
+        "DRYING" => 0.5,
+        _ => 0.3,
+    };
+    let profile_fit = aims.map(|aims| {
+        let given = |aim: Option<f64>, worth: f64| if aim.is_some() { worth } else { 0.0 };
+        let anchor = if aims.drop_s.is_some() { 0.4 } else { 0.2 };
+        let fit = anchor + given(aims.development_ratio, 0.3) + given(aims.first_crack_c, 0.3);
+        f64::min(fit, 1.0)
+    });
+    let parts = [Some(data_quality), Some(model_fit), Some(phase_fit), profile_fit];
+    let known: Vec<f64> = parts.into_iter().flatten().collect();
+    let overall = known.iter().sum::<f64>() / known.len() as f64;
+    Confidence { overall, data_quality, model_fit, phase_fit, profile_fit }
+}
+
+fn suggestions(
+    aims: Option<&Aims>,
+    (charge, dropped, ratio): (f64, Option<f64>, Option<f64>),
+    volatility: f64,
+) -> Vec<Value> {
+    let mut found = Vec::new();
+    let mut add = |kind: &str, severity: &str, title: &str, detail: String| {
+        found.push(json!({"kind": kind, "title": title, "detail": detail, "severity": severity,
+                          "requiresApproval": false}));
+    };
+    let aim = aims.and_then(|aims| aims.drop_s).zip(dropped);
+    if let Some(late) = aim.map(|(s, then)| then - charge - s).filter(|late| late.abs() > 10.0) {
+        add(
+            "TIMING",
+            "WARN",
+            "Off the profile's time",
+            format!("DROP is {late:+.0} s from the profile's"),
+        );
+    }
+    if volatility > VOLATILE {
+        let detail = format!("the rate of rise wavers by {volatility:.1} °C/min");
+        add("STABILITY", "INFO", "Restless rate of rise", detail);
+    }
+    let aim = aims.and_then(|aims| aims.development_ratio).zip(ratio);
+    if let Some(off) = aim.map(|(aim, ratio)| ratio - aim).filter(|off| off.abs() > 0.03) {
+        let detail = format!("development comes {:+.0} points from the profile's", off * 100.0);
+        add("DEVELOPMENT", "INFO", "Off the profile's development", detail);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Sample;
+
+    /// From 100 °C at 60 s up by 12 °C/min.
+    fn running(until: i64) -> Recording {
+        let samples =
+            (0..until).map(|s| Sample::bean(s * 1000, Some(100.0 + 0.2 * (s - 60) as f64)));
+        Recording {
+            samples: samples.collect(),
+            marks: vec![(EventKind::Charge, 0)],
+            ..Recording::default()
+        }
+    }
+
+    #[test]
+    fn a_steady_rise_reaches_first_crack_when_it_must() {
+        let recording = running(400);
+        let marks = Marks::of(&recording, &[]);
+        let aims =
+            Aims { first_crack_c: Some(190.0), development_ratio: Some(0.2), ..Aims::default() };
+        let found = predict(&recording, &marks, Some(&aims));
+        assert_eq!(found.phase, "MAILLARD");
+        let fc = found.fc_at_elapsed_seconds.unwrap();
+        assert!((fc - 510.0).abs() < 1.0, "{fc}");
+        assert!((found.drop_at_elapsed_seconds.unwrap() - fc / 0.8).abs() < 0.1);
+        assert!((found.predicted_dev_ratio.unwrap() - 0.2).abs() < 1e-9);
+        assert!((found.eta_to_fc.unwrap() - 111.0).abs() < 1.5, "{:?}", found.eta_to_fc);
+        assert!((0.0..=1.0).contains(&found.confidence.overall));
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_not_said() {
+        let empty = predict(&Recording::default(), &Marks::default(), None);
+        assert_eq!((empty.phase, empty.fc_at_elapsed_seconds), ("UNKNOWN", None));
+        let mut falling = running(200);
+        for sample in &mut falling.samples {
+            sample.bt_c = sample.bt_c.map(|bt| 250.0 - bt);
+        }
+        let found = predict(&falling, &Marks::of(&falling, &[]), None);
+        assert_eq!((found.fc_at_elapsed_seconds, found.drop_at_elapsed_seconds), (None, None));
+        assert!(found.reasons.contains(&"the bean temperature does not rise"));
+        let mut over = running(600);
+        over.marks.push((EventKind::Drop, 500));
+        let found = predict(&over, &Marks::of(&over, &[]), None);
+        assert_eq!((found.phase, found.eta_to_drop), ("POST_DROP", None));
+    }
+}

@@ -71,7 +71,7 @@ impl Roasted {
             weight_in_g: meta.weight_in_g,
             weight_out_g: meta.weight_out_g,
             ambient_c: meta.ambient_temp_c,
-            samples: points.iter().map(sample).collect(),
+            samples: points.iter().map(Sample::of).collect(),
             ..Recording::default()
         };
         recording.samples.dedup_by_key(|sample| sample.t_ms);
@@ -256,19 +256,6 @@ fn lowest(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
     let last = read.iter().rposition(|(_, bt)| *bt <= low)?;
     let inside = first > 0 && last + 1 < read.len();
     inside.then(|| i64::midpoint(read[first].0, read[last].0) as f64 / 1000.0)
-}
-
-fn sample(point: &TelemetryPoint) -> Sample {
-    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
-    let t_ms = (point.elapsed_seconds * 1000.0).round() as i64;
-    Sample {
-        t_ms,
-        bt_c: point.bt_c,
-        et_c: point.et_c,
-        gas_pct: point.gas_pct,
-        fan_pct: point.fan_pct,
-        ..Sample::default()
-    }
 }
 
 fn nearest(samples: &[Sample], seconds: f64) -> Option<usize> {

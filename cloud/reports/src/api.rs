@@ -78,15 +78,8 @@ async fn report_page(
 fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
     let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
-    let samples = points.iter().map(|point| Sample {
-        t_ms: ms(point.elapsed_seconds),
-        bt_c: point.bt_c,
-        et_c: point.et_c,
-        gas_pct: point.gas_pct,
-        fan_pct: point.fan_pct,
-        ..Sample::default()
-    });
-    let mut recording = Recording { samples: samples.collect(), ..Recording::default() };
+    let samples = points.iter().map(Sample::of).collect();
+    let mut recording = Recording { samples, ..Recording::default() };
     let report = &report.report;
     // The analysis counts from CHARGE, which somebody may have moved.
     let moved = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);

@@ -1,5 +1,6 @@
 //! One moment of a machine.
 
+use contract::point::TelemetryPoint;
 use serde::{Deserialize, Serialize};
 
 /// What a machine's probes, controls and sensors say at one moment. `None`: it has none, or did not
@@ -28,5 +29,18 @@ impl Sample {
     #[must_use]
     pub fn bean(t_ms: i64, bt_c: Option<f64>) -> Self {
         Self { t_ms, bt_c, ..Self::default() }
+    }
+
+    /// A point as services tell it; its time counts from the session's begin.
+    #[must_use]
+    pub fn of(point: &TelemetryPoint) -> Self {
+        #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+        let t_ms = (point.elapsed_seconds * 1000.0).round() as i64;
+        Self {
+            et_c: point.et_c,
+            gas_pct: point.gas_pct,
+            fan_pct: point.fan_pct,
+            ..Self::bean(t_ms, point.bt_c)
+        }
     }
 }

@@ -2,20 +2,25 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use axum::middleware;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use cache::Cache;
 use contract::profile::RoastProfile;
-use contract::session::RoastSessionSummary;
+use contract::session::{RoastSession, RoastSessionSummary};
 use contract::{EventKind, OrgId};
+use guard::Door;
 use peer::Peer;
 use roast::analysis::compare;
 use serde_json::{Value, json};
-use service::auth::{Auth, Caller, admit};
+use service::auth::Caller;
 use service::error::ApiError;
 use service::query::Params;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::Clock;
+use crate::fleet::{self, Fleet};
 use crate::roasted::{Roasted, without_nulls};
 
 /// Roasts of one question about how alike they are.
@@ -24,6 +29,7 @@ const ROASTS_MAX: i64 = 50;
 #[derive(Clone)]
 pub struct State {
     pub ingestion: Peer,
+    pub cache: Cache,
     pub clock: Clock,
 }
 
@@ -31,16 +37,17 @@ pub struct State {
 #[openapi(info(title = "Sim-Corp analytics", description = "What roasts were."))]
 struct Doc;
 
-pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State, door: &Door) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(analysis))
         .routes(routes!(prediction))
         .routes(routes!(comparison))
         .routes(routes!(consistency))
+        .routes(routes!(fleet_statistics))
         .with_state(state)
         .split_for_parts();
-    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+    (door.guard(router), openapi)
 }
 
 impl State {
@@ -59,10 +66,33 @@ async fn analysis(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let org = caller.org(params.get("orgId"))?;
-    let roast = state.roast(&org, &id).await?;
-    Ok(Json(roast.told((state.clock)())))
+    let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
+    let found = found.ok_or(ApiError::NotFound("session"))?;
+    // Under the roast's own version: whatever changes it, what is remembered is of another.
+    let kept = found.etag.map(|tag| format!("{org}/{id}/{VERSION}/{tag}"));
+    if let Some(kept) = &kept
+        && let Some(body) = state.cache.get("analysis", kept).await
+    {
+        return Ok(json_of(body));
+    }
+    let roast = Roasted::read_rest(&state.ingestion, &org, found.body).await?;
+    let told = serde_json::to_vec(&roast.told((state.clock)())).map_err(ApiError::internal)?;
+    let body = Bytes::from(told);
+    if let Some(kept) = &kept {
+        state.cache.put("analysis", kept, body.clone(), KEPT).await;
+    }
+    Ok(json_of(body))
+}
+
+/// Another version of the program may say something else of the same roast.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const KEPT: std::time::Duration = std::time::Duration::from_hours(24);
+
+/// JSON that was written before.
+fn json_of(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// When a running roast will crack and be dropped; with `profileId` towards that profile.
@@ -155,4 +185,20 @@ async fn consistency(
     }
     let found = compare::consistency(&analyses);
     Ok(Json(without_nulls(json!({"sessions": ids, "consistency": found}))))
+}
+
+/// What the fleet has done in the last days, together and by machine.
+#[utoipa::path(get, path = "/fleet", tag = "analysis",
+    params(("days" = Option<i64>, Query, description = "1 to 366; 7"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Fleet), (status = 400), (status = 403), (status = 503)))]
+async fn fleet_statistics(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Fleet>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let days = params.number("days", 7, 1, 366)?;
+    let since = (state.clock)().plus(-days * 86_400_000);
+    let (roasts, cut) = fleet::read(&state.ingestion, &org, since).await?;
+    Ok(Json(fleet::count(&roasts, cut, since, days as f64)))
 }

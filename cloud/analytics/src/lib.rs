@@ -3,13 +3,15 @@
 
 mod api;
 mod config;
+mod fleet;
 mod roasted;
 
 use std::sync::Arc;
 
+use cache::Cache;
 use contract::EpochMs;
+use guard::Door;
 use peer::{Peer, PeerError};
-use service::auth::Auth;
 use service::health::Health;
 use service::secret::Secret;
 
@@ -31,7 +33,8 @@ pub struct Analytics {
 /// When the system gives no HTTP client.
 pub fn start(
     config: &AnalyticsConfig,
-    (auth, token): (Auth, &Secret),
+    (door, token): (&Door, &Secret),
+    cache: Cache,
     clock: Clock,
 ) -> Result<Analytics, PeerError> {
     let ingestion = Peer::new("ingestion", &config.ingestion_url, token)?;
@@ -40,6 +43,6 @@ pub fn start(
         let ingestion = asked.clone();
         async move { ingestion.ping().await.map_err(|error| error.to_string()) }
     });
-    let (router, openapi) = api::routes(api::State { ingestion, clock }, auth);
+    let (router, openapi) = api::routes(api::State { ingestion, cache, clock }, door);
     Ok(Analytics { router, openapi, health })
 }

@@ -43,6 +43,20 @@ impl Roasted {
         else {
             return Ok(None);
         };
+        Self::read_rest(ingestion, org, session).await.map(Some)
+    }
+
+    /// Reads what belongs to a session.
+    ///
+    /// # Errors
+    /// When ingestion does not answer.
+    pub async fn read_rest(
+        ingestion: &Peer,
+        org: &OrgId,
+        session: RoastSession,
+    ) -> Result<Self, PeerError> {
+        let name = session.summary.session_id.to_string();
+        let id = name.as_str();
         let path = |what| ["sessions", id, what];
         let points: Vec<TelemetryPoint> = ingestion
             .get(org, &path("telemetry"), &[("limit", POINTS_MAX)])
@@ -55,7 +69,7 @@ impl Roasted {
             .get(org, &["sessions", id, "events", "overrides"], &[])
             .await?
             .unwrap_or_default();
-        Ok(Some(Self::of(session, &points, &events, meta, overrides)))
+        Ok(Self::of(session, &points, &events, meta, overrides))
     }
 
     fn of(

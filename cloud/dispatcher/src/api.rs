@@ -3,17 +3,17 @@
 use axum::Json;
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
-use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use contract::ops::{Kind, SessionClosed};
+use guard::Door;
 use serde_json::{Value, json};
-use service::auth::{Auth, Caller, Role, admit};
+use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::Body;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::{DispatcherConfig, Work};
+use crate::{DispatcherConfig, LastError, Work};
 
 const TOPIC: &str = "ops/+/+/+/session/closed";
 
@@ -30,7 +30,7 @@ struct Doc;
 pub fn routes(
     config: DispatcherConfig,
     work: Work,
-    auth: Auth,
+    door: &Door,
 ) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     debug_assert!(Kind::Closed.shared_filter("x").ends_with(TOPIC));
@@ -40,7 +40,7 @@ pub fn routes(
         .routes(routes!(replay))
         .with_state(State { config, work })
         .split_for_parts();
-    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+    (door.guard(router), openapi)
 }
 
 /// What has been done so far, and what went wrong last.
@@ -49,7 +49,9 @@ async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<V
     caller.need(Role::Viewer)?;
     let goals = &state.config.goals;
     Ok(Json(state.work.with(|seen| {
-        json!({"counters": seen.counters, "lastErrors": seen.errors,
+        let own = |error: &&LastError| caller.org.is_none() || error.org == caller.org;
+        let errors: Vec<_> = seen.errors.iter().filter(own).collect();
+        json!({"counters": seen.counters, "lastErrors": errors,
                "subscribedTopics": [TOPIC], "goals": goals})
     })))
 }

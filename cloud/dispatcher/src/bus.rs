@@ -109,7 +109,8 @@ fn read(work: &Work, topic: &str, payload: &[u8]) -> Option<End> {
     let event: SessionClosed = match serde_json::from_slice(payload) {
         Ok(event) => event,
         Err(error) => {
-            work.failed(format!("{topic}: {error}"), |counters| counters.parse_errors += 1);
+            let problem = format!("{topic}: {error}");
+            work.failed(Some(&origin.org), problem, |counters| counters.parse_errors += 1);
             return None;
         }
     };
@@ -117,7 +118,8 @@ fn read(work: &Work, topic: &str, payload: &[u8]) -> Option<End> {
         .problem()
         .or_else(|| (event.origin != origin).then(|| "it says another origin".to_owned()));
     if let Some(problem) = problem {
-        work.failed(format!("{topic}: {problem}"), |counters| counters.validation_errors += 1);
+        let problem = format!("{topic}: {problem}");
+        work.failed(Some(&origin.org), problem, |counters| counters.validation_errors += 1);
         return None;
     }
     Some((origin, event))

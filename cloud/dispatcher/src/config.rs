@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use contract::mission::{EVAL_GOAL, REPORT_GOAL};
 use serde::{Deserialize, Serialize};
 use service::config::Mistakes;
 
@@ -27,7 +28,7 @@ impl Default for DispatcherConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 4010)),
             instance: "1".to_owned(),
             kernel_url: "http://127.0.0.1:3000".to_owned(),
-            goals: vec![contract::mission::REPORT_GOAL.to_owned()],
+            goals: [REPORT_GOAL, EVAL_GOAL].map(str::to_owned).to_vec(),
             max_attempts: 100,
             replay: false,
         }

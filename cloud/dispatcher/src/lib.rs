@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::mission::{CloseReason, MissionRecord, MissionSignals, NewMission, SessionSignals};
 use contract::ops::SessionClosed;
-use contract::{EpochMs, mission};
+use contract::{EpochMs, OrgId, mission};
+use guard::Door;
 use peer::{Peer, PeerError};
 use serde::Serialize;
 use serde_json::Map;
-use service::auth::Auth;
 use service::health::Health;
 use service::secret::Secret;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,9 @@ pub struct Counters {
 struct LastError {
     at: EpochMs,
     message: String,
+    /// Whose it is: told to nobody else.
+    #[serde(skip)]
+    org: Option<OrgId>,
 }
 
 #[derive(Default)]
@@ -87,7 +90,7 @@ pub(crate) struct Work {
 pub fn start(
     config: &DispatcherConfig,
     mqtt: &service::mqtt::Broker,
-    (auth, token): (Auth, &Secret),
+    (door, token): (&Door, &Secret),
     clock: Clock,
     tracker: &TaskTracker,
     stop: &CancellationToken,
@@ -104,7 +107,7 @@ pub fn start(
         let up = connected.load(std::sync::atomic::Ordering::Relaxed);
         async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
     });
-    let (router, openapi) = api::routes(config.clone(), work, auth);
+    let (router, openapi) = api::routes(config.clone(), work, door);
     Ok(Dispatcher { router, openapi, health })
 }
 
@@ -113,11 +116,11 @@ impl Work {
         change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn failed(&self, message: String, count: impl FnOnce(&mut Counters)) {
+    fn failed(&self, org: Option<&OrgId>, message: String, count: impl FnOnce(&mut Counters)) {
         let at = (self.clock)();
         self.with(|seen| {
             count(&mut seen.counters);
-            seen.errors.push_front(LastError { at, message });
+            seen.errors.push_front(LastError { at, message, org: org.cloned() });
             seen.errors.truncate(ERRORS_KEPT);
         });
     }
@@ -149,7 +152,9 @@ impl Work {
                         .increment(1);
                     tracing::warn!(%error, session = %event.session_id, goal,
                         "the kernel has not taken a mission; the roast's end is told again");
-                    self.failed(error.to_string(), |counters| counters.kernel_errors += 1);
+                    self.failed(Some(org), error.to_string(), |counters| {
+                        counters.kernel_errors += 1;
+                    });
                     return Err(error);
                 }
             }

@@ -23,8 +23,10 @@ pub mod verify;
 
 use std::sync::Arc;
 
+use ::store::idempotency::Idempotency;
 use ::store::{Store, StoreError};
-use service::auth::Auth;
+use cache::Cache;
+use guard::Door;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,14 +59,14 @@ pub enum StartError {
 /// # Errors
 /// When the database or the broker's configuration is wrong.
 pub fn start(
-    config: &IngestionConfig,
-    mqtt: &service::mqtt::Broker,
-    auth: Auth,
+    (config, mqtt): (&IngestionConfig, &service::mqtt::Broker),
+    (door, cache): (&Door, &Cache),
     database: Store,
     clock: &Clock,
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Ingestion, StartError> {
+    let kept = Idempotency::new(database.clone(), clock.clone());
     let store = IngestStore::new(database);
     let tail = tail::Tail::start(store.clone(), tracker, stop.clone());
     let pipeline = pipeline::Pipeline::start(config, &store, clock, &tail.wake(), tracker);
@@ -95,7 +97,15 @@ pub fn start(
                 }
             });
     }
-    let state = api::Shared { store, pipeline, tail, clock: clock.clone(), stop: stop.clone() };
-    let (router, openapi) = api::routes(state, auth);
+    let state = api::Shared {
+        store,
+        pipeline,
+        tail,
+        clock: clock.clone(),
+        stop: stop.clone(),
+        limits: door.limits.clone(),
+        cache: cache.clone(),
+    };
+    let (router, openapi) = api::routes(state, kept, door);
     Ok(Ingestion { router, openapi, health })
 }

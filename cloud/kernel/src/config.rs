@@ -11,11 +11,17 @@ pub struct KernelConfig {
     pub listen: SocketAddr,
     /// A worker that has not been heard of for so long has lost its mission, ms.
     pub lease_ms: u32,
+    /// Where eval answers: which roasts may be promoted, and how many were evaluated.
+    pub eval_url: String,
 }
 
 impl Default for KernelConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 3000)), lease_ms: 30_000 }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            lease_ms: 30_000,
+            eval_url: "http://127.0.0.1:4007".to_owned(),
+        }
     }
 }
 
@@ -26,5 +32,7 @@ impl KernelConfig {
             "kernel.lease_ms",
             "not between 1000 and 3600000 ms",
         );
+        let http = self.eval_url.starts_with("http://") || self.eval_url.starts_with("https://");
+        mistakes.require(http, "kernel.eval_url", "does not begin with http:// or https://");
     }
 }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use contract::EpochMs;
 use contract::mission::{
-    Action, CloseReason, Confidence, Decider, GovernanceDecision, NewMission, REPORT_GOAL, Reason,
-    SessionSignals,
+    Action, CloseReason, Confidence, Decider, EVAL_GOAL, GovernanceDecision, NewMission,
+    REPORT_GOAL, Reason, SessionSignals,
 };
+use contract::{ActorKind, EpochMs};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,6 +38,7 @@ pub struct RateLimit {
 /// What a roast must show to be reported on without a person's look.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[allow(clippy::struct_excessive_bools)] // the reference's switches, by its names
 pub struct Gate {
     pub min_telemetry_points: u64,
     pub min_duration_sec: f64,
@@ -45,6 +46,8 @@ pub struct Gate {
     pub require_bt_or_et: bool,
     pub quarantine_on_missing_signals: bool,
     pub quarantine_on_silence_close: bool,
+    /// Only of roasts that eval lets be promoted.
+    pub require_promotion: bool,
 }
 
 impl Default for Gate {
@@ -55,6 +58,7 @@ impl Default for Gate {
             require_bt_or_et: true,
             quarantine_on_missing_signals: true,
             quarantine_on_silence_close: true,
+            require_promotion: false,
         }
     }
 }
@@ -103,7 +107,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { allowed_goals: vec![REPORT_GOAL.to_owned()] }
+        Self { allowed_goals: [REPORT_GOAL, EVAL_GOAL].map(str::to_owned).to_vec() }
     }
 }
 
@@ -199,6 +203,115 @@ pub fn decide(config: &GovernorConfig, mission: &NewMission, now: EpochMs) -> Go
         return decided(Action::Quarantine, Confidence::Low, reasons);
     }
     decided(Action::Allow, confidence(&gate, &signals), Vec::new())
+}
+
+/// Whether eval's word about the roast is wanted before the mission may run: the roast.
+#[must_use]
+pub fn wants_promotion<'m>(config: &GovernorConfig, mission: &'m NewMission) -> Option<&'m str> {
+    let gate = config.gates.get(&mission.goal.title)?;
+    if !gate.require_promotion {
+        return None;
+    }
+    let named = mission.params.get("sessionId").and_then(serde_json::Value::as_str);
+    Some(named.or(mission.subject_id.as_deref()).unwrap_or_default())
+}
+
+/// `decision`, once eval has spoken about the roast: `None` when it has nothing against it.
+#[must_use]
+pub fn after_eval(mut decision: GovernanceDecision, against: Option<String>) -> GovernanceDecision {
+    let Some(against) = against else { return decision };
+    if decision.action == Action::Allow {
+        decision.action = Action::Quarantine;
+        decision.confidence = Confidence::Low;
+    }
+    decision.reasons.push(Reason::new("NOT_PROMOTED", against));
+    decision
+}
+
+/// A command that somebody wants to propose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CommandAsk {
+    pub command_type: String,
+    /// Who proposes it.
+    #[schema(value_type = String)]
+    pub proposed_by: ActorKind,
+    /// Commands of this roast so far.
+    #[serde(default)]
+    pub commands_in_session: u32,
+}
+
+/// What is known of commands when one is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CommandFacts {
+    /// 0..1, over the policy's window
+    pub failure_rate: f64,
+    /// By the circuit breaker.
+    pub paused: bool,
+}
+
+/// What the autonomy level says of a command. Allowed means: may be proposed. A person approves.
+#[must_use]
+pub fn decide_command(
+    autonomy: &CommandAutonomy,
+    ask: &CommandAsk,
+    facts: &CommandFacts,
+    now: EpochMs,
+) -> GovernanceDecision {
+    let decided = |action, confidence, reasons| GovernanceDecision {
+        action,
+        confidence,
+        reasons,
+        decided_at: now,
+        decided_by: Decider::Governor,
+    };
+    let block = |confidence, code, message: String| {
+        decided(Action::Block, confidence, vec![Reason::new(code, message)])
+    };
+    let level = autonomy.autonomy_level;
+    let agent = ask.proposed_by == ActorKind::Agent;
+    if level == AutonomyLevel::L1 {
+        return block(
+            Confidence::High,
+            "AUTONOMY_LEVEL_TOO_LOW",
+            "the policy allows no commands (L1)".to_owned(),
+        );
+    }
+    if level == AutonomyLevel::L2 && agent {
+        return block(
+            Confidence::High,
+            "AGENT_COMMANDS_NOT_ALLOWED",
+            "the policy lets only people propose commands (L2)".to_owned(),
+        );
+    }
+    if facts.paused {
+        return block(
+            Confidence::High,
+            "COMMANDS_PAUSED",
+            "the circuit breaker has paused commands; resolve its event first".to_owned(),
+        );
+    }
+    if facts.failure_rate > autonomy.command_failure_threshold {
+        let message = format!("{:.0} % of recent commands failed", facts.failure_rate * 100.0);
+        return block(Confidence::High, "HIGH_FAILURE_RATE", message);
+    }
+    if autonomy.max_commands_per_session.is_some_and(|most| ask.commands_in_session >= most) {
+        let message = format!("{} commands in this roast", ask.commands_in_session);
+        return block(Confidence::Med, "SESSION_COMMAND_LIMIT", message);
+    }
+    let mut reasons = vec![match level {
+        AutonomyLevel::L1 | AutonomyLevel::L2 => {
+            Reason::new("MANUAL_COMMAND_ALLOWED", "a person proposes it")
+        }
+        AutonomyLevel::L3 => Reason::new("APPROVAL_REQUIRED", "a person must approve it"),
+        AutonomyLevel::L4 | AutonomyLevel::L5 => {
+            Reason::new("HIGH_AUTONOMY_LEVEL", "agents may propose more at this level")
+        }
+    }];
+    if level != AutonomyLevel::L3 {
+        reasons.push(Reason::new("APPROVAL_REQUIRED", "a person must approve it"));
+    }
+    decided(Action::Allow, Confidence::High, reasons)
 }
 
 fn doubts(gate: &Gate, s: &SessionSignals) -> Vec<Reason> {
@@ -317,10 +430,37 @@ mod tests {
     }
 
     #[test]
+    fn commands_are_allowed_by_level_and_by_what_happened() {
+        use AutonomyLevel::{L1, L2, L3, L4, L5};
+        let of = |level, proposed_by, failure_rate, paused| {
+            let autonomy = CommandAutonomy {
+                autonomy_level: level,
+                max_commands_per_session: Some(5),
+                ..CommandAutonomy::default()
+            };
+            let command_type = "SET_POWER".to_owned();
+            let ask = CommandAsk { command_type, proposed_by, commands_in_session: 2 };
+            let facts = CommandFacts { failure_rate, paused };
+            let decision = decide_command(&autonomy, &ask, &facts, NOW);
+            (decision.action, decision.reasons[0].code.clone())
+        };
+        let (agent, person) = (ActorKind::Agent, ActorKind::User);
+        let block = |code: &str| (Action::Block, code.to_owned());
+        let allow = |code: &str| (Action::Allow, code.to_owned());
+        assert_eq!(of(L1, person, 0.0, false), block("AUTONOMY_LEVEL_TOO_LOW"));
+        assert_eq!(of(L2, agent, 0.0, false), block("AGENT_COMMANDS_NOT_ALLOWED"));
+        assert_eq!(of(L2, person, 0.0, false), allow("MANUAL_COMMAND_ALLOWED"));
+        assert_eq!(of(L3, agent, 0.0, false), allow("APPROVAL_REQUIRED"));
+        assert_eq!(of(L4, agent, 0.31, false), block("HIGH_FAILURE_RATE"));
+        assert_eq!(of(L5, person, 0.0, true), block("COMMANDS_PAUSED"));
+        assert_eq!(of(L5, agent, 0.3, false), allow("HIGH_AUTONOMY_LEVEL"));
+    }
+
+    #[test]
     fn a_policy_without_a_part_has_that_part_s_default() {
         let config: GovernorConfig =
             serde_json::from_str(r#"{"commandAutonomy":{"autonomyLevel":"L2"}}"#).unwrap();
-        assert_eq!(config.policy.allowed_goals, [REPORT_GOAL]);
+        assert_eq!(config.policy.allowed_goals, [REPORT_GOAL, EVAL_GOAL]);
         assert_eq!(config.gates[REPORT_GOAL].min_telemetry_points, 60);
         assert!(config.command_autonomy.require_approval_for_all);
         let wrong: GovernorConfig = serde_json::from_str(

@@ -7,6 +7,7 @@
 
 mod api;
 mod config;
+pub mod governance;
 pub mod governor;
 pub mod people;
 pub mod store;
@@ -16,9 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::store::Store;
+use ::store::idempotency::Idempotency;
 use contract::EpochMs;
-use service::auth::Auth;
+use guard::Door;
+use peer::{Peer, PeerError};
 use service::health::Health;
+use service::secret::Secret;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,25 +41,31 @@ pub struct Kernel {
     pub health: Health,
 }
 
-/// Starts the kernel's upkeep on `tracker` and builds its routes.
+/// Starts the kernel's upkeep and circuit breaker on `tracker` and builds its routes.
+///
+/// # Errors
+/// When the system gives no HTTP client.
 pub fn start(
     config: &KernelConfig,
-    auth: Auth,
+    (door, token): (&Door, &Secret),
     database: Store,
     clock: Clock,
     tracker: &TaskTracker,
     stop: CancellationToken,
-) -> Kernel {
+) -> Result<Kernel, PeerError> {
+    let kept = Idempotency::new(database.clone(), clock.clone());
     let store = KernelStore::new(database);
+    tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
     tracker.spawn(upkeep(store.clone(), clock.clone(), stop));
     let asked = store.clone();
     let health = Health::new("company-kernel").check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });
-    let state = api::State { store, clock, lease_ms: config.lease_ms };
-    let (router, openapi) = api::routes(state, auth);
-    Kernel { router, openapi, health }
+    let eval = Peer::new("eval", &config.eval_url, token)?;
+    let state = api::State { store, clock, lease_ms: config.lease_ms, eval };
+    let (router, openapi) = api::routes(state, kept, door);
+    Ok(Kernel { router, openapi, health })
 }
 
 /// Parks poison and tells how many missions there are. Any number of instances may.
@@ -81,6 +91,9 @@ async fn upkeep(store: KernelStore, clock: Clock, stop: CancellationToken) {
                 }
             }
             Err(error) => tracing::debug!(%error, "could not count missions"),
+        }
+        if let Err(error) = store.database().forget_idempotency_keys(clock()).await {
+            tracing::debug!(%error, "could not forget old keys; the next pass tries again");
         }
     }
 }

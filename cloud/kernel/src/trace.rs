@@ -138,6 +138,13 @@ pub struct Metric {
 }
 
 impl Trace {
+    /// Tool calls that the policy denied.
+    #[must_use]
+    pub fn denied(&self) -> usize {
+        let calls = self.entries.iter().flat_map(|entry| &entry.tool_calls);
+        calls.filter(|call| call.denied_by_policy == Some(true)).count()
+    }
+
     /// The status as it is stored and searched.
     #[must_use]
     pub const fn status(&self) -> &'static str {

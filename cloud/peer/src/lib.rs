@@ -1,17 +1,22 @@
 //! How one service asks another: HTTP with a time limit, a service's own credential, and errors that
-//! say whether asking again can help.
+//! say whether asking again can help. And how a service works on missions ([`work`]).
+
+mod tools;
+pub mod work;
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use contract::OrgId;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use service::auth::{Caller, Who};
 use service::error::ApiError;
 use service::secret::{Secret, SecretError};
+
+pub use tools::Tools;
 
 /// A service that has not answered by then is away.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -90,6 +95,8 @@ impl From<PeerError> for ApiError {
 #[derive(Debug)]
 pub struct Answer<T> {
     pub status: u16,
+    /// Which version it is, where the service says so.
+    pub etag: Option<String>,
     pub body: T,
 }
 
@@ -119,6 +126,15 @@ impl Peer {
         answer.map(drop).map_err(|error| self.away(&error))
     }
 
+    /// Who we are, by the credential that we show.
+    ///
+    /// # Errors
+    /// [`PeerError`]
+    pub async fn me<T: DeserializeOwned>(&self) -> Result<T, PeerError> {
+        let answer = self.send::<(), T>(Method::GET, None, &["whoami"], &[], None).await?;
+        answer.map(|answer| answer.body).ok_or_else(|| self.unreadable("an empty body"))
+    }
+
     /// Reads; `None`: there is none (404).
     ///
     /// # Errors
@@ -129,8 +145,21 @@ impl Peer {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Option<T>, PeerError> {
+        Ok(self.get_tagged(org, path, query).await?.map(|answer| answer.body))
+    }
+
+    /// Reads, with the version.
+    ///
+    /// # Errors
+    /// [`PeerError`]
+    pub async fn get_tagged<T: DeserializeOwned>(
+        &self,
+        org: &OrgId,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Option<Answer<T>>, PeerError> {
         match self.send::<(), T>(Method::GET, Some(org), path, query, None).await {
-            Ok(Some(answer)) => Ok(Some(answer.body)),
+            Ok(Some(answer)) => Ok(Some(answer)),
             Ok(None) => Err(self.unreadable("an empty body")),
             Err(PeerError::Refused { status: 404, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -181,6 +210,8 @@ impl Peer {
         }
         let answer = request.send().await.map_err(|error| self.away(&error))?;
         let status = answer.status();
+        let etag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let etag = etag.map(str::to_owned);
         if answer.content_length().is_some_and(|n| n > ANSWER_BYTES_MAX as u64) {
             return Err(self.unreadable("it is too large"));
         }
@@ -192,7 +223,7 @@ impl Peer {
             return Err(self.refusal(status, &bytes));
         }
         let body = serde_json::from_slice(&bytes).map_err(|error| self.unreadable(error))?;
-        Ok(Some(Answer { status: status.as_u16(), body }))
+        Ok(Some(Answer { status: status.as_u16(), etag, body }))
     }
 
     fn refusal(&self, status: StatusCode, body: &[u8]) -> PeerError {

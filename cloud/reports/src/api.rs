@@ -3,23 +3,23 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderValue, header};
-use axum::middleware;
 use axum::response::{Html, IntoResponse as _, Response};
 use contract::EventKind;
 use contract::point::TelemetryPoint;
 use contract::written::RoastReport;
+use guard::Door;
+use peer::work::{Done, Status};
 use roast::analysis::Marks;
 use roast::plot;
 use roast::recording::Recording;
 use roast::sample::Sample;
 use serde_json::Value;
-use service::auth::{Auth, Caller, Role, admit};
+use service::auth::{Caller, Role};
 use service::error::ApiError;
 use service::query::Params;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::worker::{Done, Status};
 use crate::{Peers, page};
 
 #[derive(Clone)]
@@ -32,14 +32,14 @@ pub struct State {
 #[openapi(info(title = "Sim-Corp reports", description = "What is written about roasts."))]
 struct Doc;
 
-pub fn routes(state: State, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State, door: &Door) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(status))
         .routes(routes!(report_page))
         .with_state(state)
         .split_for_parts();
-    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+    (door.guard(router), openapi)
 }
 
 /// What the workers of this process have done so far.

@@ -1,7 +1,9 @@
 //! `[reports]`
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use peer::work::Pace;
 use serde::{Deserialize, Serialize};
 use service::config::Mistakes;
 
@@ -39,6 +41,12 @@ impl Default for ReportsConfig {
 }
 
 impl ReportsConfig {
+    pub(crate) fn pace(&self) -> Pace {
+        let ms = |ms: u32| Duration::from_millis(ms.into());
+        let (poll, heartbeat) = (ms(self.poll_ms), ms(self.heartbeat_ms));
+        Pace { poll, mission_ms: self.mission_ms, heartbeat }
+    }
+
     pub fn check(&self, mistakes: &mut Mistakes) {
         for (field, url) in [
             ("reports.kernel_url", &self.kernel_url),

@@ -8,23 +8,17 @@ mod api;
 mod config;
 mod markdown;
 mod page;
-mod tools;
 mod worker;
 
-use std::sync::Arc;
-
-use contract::EpochMs;
+use guard::Door;
+use peer::work::{Clock, Status, Worker};
 use peer::{Peer, PeerError};
-use service::auth::Auth;
 use service::health::Health;
 use service::secret::Secret;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::ReportsConfig;
-
-/// The wall clock, passed in so that tests can hold it.
-pub type Clock = Arc<dyn Fn() -> EpochMs + Send + Sync>;
 
 /// A running report worker: its routes, and what they need.
 pub struct Reports {
@@ -47,7 +41,7 @@ pub(crate) struct Peers {
 /// When the system gives no HTTP client.
 pub fn start(
     config: &ReportsConfig,
-    (auth, token): (Auth, &Secret),
+    (door, token): (&Door, &Secret),
     clock: &Clock,
     tracker: &TaskTracker,
     stop: &CancellationToken,
@@ -57,9 +51,15 @@ pub fn start(
         ingestion: Peer::new("ingestion", &config.ingestion_url, token)?,
         analytics: Peer::new("analytics", &config.analytics_url, token)?,
     };
-    let status = worker::Status::default();
+    let status = Status::default();
     for _ in 0..config.workers {
-        let worker = worker::Worker::new(config, peers.clone(), clock.clone(), status.clone());
+        let worker = Worker {
+            job: worker::Writer(peers.clone()),
+            kernel: peers.kernel.clone(),
+            clock: clock.clone(),
+            status: status.clone(),
+            pace: config.pace(),
+        };
         tracker.spawn(worker.run(stop.clone()));
     }
     let asked = peers.kernel.clone();
@@ -67,6 +67,6 @@ pub fn start(
         let kernel = asked.clone();
         async move { kernel.ping().await.map_err(|error| error.to_string()) }
     });
-    let (router, openapi) = api::routes(api::State { peers, status }, auth);
+    let (router, openapi) = api::routes(api::State { peers, status }, door);
     Ok(Reports { router, openapi, health })
 }

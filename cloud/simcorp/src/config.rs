@@ -19,11 +19,16 @@ use service::secret::Secret;
 pub struct CloudConfig {
     pub auth: AuthConfig,
     pub database: store::DatabaseConfig,
+    pub redis: cache::RedisConfig,
+    pub limits: guard::LimitsConfig,
     pub broker: BrokerConfig,
     pub mqtt: service::mqtt::Broker,
     pub kernel: kernel::KernelConfig,
     pub ingestion: ingestion::IngestionConfig,
     pub analytics: analytics::AnalyticsConfig,
+    pub inference: inference::InferenceConfig,
+    pub eval: eval::EvalConfig,
+    pub simulation: simulation::SimulationConfig,
     pub reports: reports::ReportsConfig,
     pub dispatcher: dispatcher::DispatcherConfig,
     pub console: console::ConsoleConfig,
@@ -116,11 +121,16 @@ impl CloudConfig {
     ///
     /// # Errors
     /// When the system gives no HTTP client.
-    pub fn kernel_callers(&self, store: KernelStore, clock: kernel::Clock) -> anyhow::Result<Auth> {
+    pub fn kernel_callers(
+        &self,
+        store: KernelStore,
+        cache: cache::Cache,
+        clock: kernel::Clock,
+    ) -> anyhow::Result<Auth> {
         if let Some(dev) = self.dev()? {
             return Ok(dev);
         }
-        let oidc = Oidc::new(self.auth.oidc.clone())?;
+        let oidc = Oidc::new(self.auth.oidc.clone(), cache)?;
         Ok(Auth::bearer(People::new(store, clock, oidc)))
     }
 
@@ -154,6 +164,10 @@ impl Config for CloudConfig {
             ("kernel.listen", self.kernel.listen),
             ("ingestion.listen", self.ingestion.listen),
             ("analytics.listen", self.analytics.listen),
+            ("inference.listen", self.inference.listen),
+            ("eval.listen", self.eval.listen),
+            ("simulation.twin_listen", self.simulation.twin_listen),
+            ("simulation.publisher_listen", self.simulation.publisher_listen),
             ("reports.listen", self.reports.listen),
             ("dispatcher.listen", self.dispatcher.listen),
         ];
@@ -182,6 +196,11 @@ impl Config for CloudConfig {
         self.kernel.check(mistakes);
         self.ingestion.check(mistakes);
         self.analytics.check(mistakes);
+        self.inference.check(mistakes);
+        self.eval.check(mistakes);
+        self.simulation.check(mistakes);
+        self.redis.check(mistakes);
+        self.limits.check(mistakes);
         self.reports.check(mistakes);
         self.dispatcher.check(mistakes);
         self.console.check(mistakes);

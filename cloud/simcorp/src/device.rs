@@ -11,6 +11,7 @@ use store::Store;
 use trust::PublicKey;
 
 use crate::config::CloudConfig;
+use crate::output::Output;
 use crate::serve;
 
 #[derive(Subcommand)]
@@ -33,16 +34,24 @@ struct Description {
     public_key: String,
 }
 
-pub async fn act(config: &CloudConfig, command: DeviceCommand) -> anyhow::Result<()> {
+pub async fn act(
+    config: &CloudConfig,
+    org: Option<String>,
+    command: DeviceCommand,
+    output: Output,
+) -> anyhow::Result<()> {
     serve::make_data_folder(config)?;
     let database = Store::open(&config.database).await?;
     serve::prepare_schema(config, &database).await?;
     let store = IngestStore::new(database);
-    let org = config.org().context("auth.dev_org is not set")?;
+    let org = match org {
+        Some(org) => OrgId::new(org)?,
+        None => config.org().context("say which organisation, with --org")?,
+    };
     let now = serve::now();
     match command {
         DeviceCommand::Add { file } => add(&store, &org, &file, now).await,
-        DeviceCommand::List => list(&store, &org).await,
+        DeviceCommand::List => list(&store, &org, output).await,
         DeviceCommand::Revoke { kid } => {
             let kid: KeyId = kid.parse()?;
             ensure!(store.revoke_device(&org, &kid, now).await?, "no device {kid} is believed");
@@ -84,19 +93,14 @@ async fn add(store: &IngestStore, org: &OrgId, file: &PathBuf, now: EpochMs) -> 
     Ok(())
 }
 
-async fn list(store: &IngestStore, org: &OrgId) -> anyhow::Result<()> {
-    for device in store.devices(org).await? {
+async fn list(store: &IngestStore, org: &OrgId, output: Output) -> anyhow::Result<()> {
+    let devices = store.devices(org).await?;
+    output.rows(&["kid", "machines", "state", "since"], &devices, |device| {
         let state = match device.revoked_ms {
             Some(at) => format!("revoked {}", EpochMs(at)),
             None => "believed".to_owned(),
         };
-        println!(
-            "{}  {}  {}  since {}",
-            device.kid,
-            device.machines,
-            state,
-            EpochMs(device.created_ms)
-        );
-    }
-    Ok(())
+        let since = EpochMs(device.created_ms).to_string();
+        vec![device.kid.clone(), device.machines.clone(), state, since]
+    })
 }

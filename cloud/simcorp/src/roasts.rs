@@ -18,6 +18,7 @@ use roast::{plot, score};
 use serde_json::json;
 
 use crate::image;
+use crate::output::Output;
 
 #[derive(Subcommand)]
 pub enum RoastCommand {
@@ -26,32 +27,23 @@ pub enum RoastCommand {
     Analyze {
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// One JSON object a file
-        #[arg(long)]
-        json: bool,
     },
     /// How far a roast lies from a reference
     Compare(CompareArgs),
     /// Hold what is found against the marks in recordings. Each folder in DIR is one machine,
     /// unless its files name several
-    Score {
-        dir: PathBuf,
-        #[arg(long)]
-        json: bool,
-    },
+    Score { dir: PathBuf },
     /// How alike several roasts are, such as all of one profile
     Consistency {
         #[arg(required = true, num_args = 2..)]
         files: Vec<PathBuf>,
-        #[arg(long)]
-        json: bool,
     },
     /// Draw the curve with its marks, phases and forecast
     Plot {
         file: PathBuf,
         /// Where to, as .svg or .png; default: an SVG beside the recording
         #[arg(short, long)]
-        output: Option<PathBuf>,
+        to: Option<PathBuf>,
     },
 }
 
@@ -62,8 +54,6 @@ pub struct CompareArgs {
     /// Set both clocks alike at this mark
     #[arg(long, value_enum, default_value = "charge")]
     align: Align,
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -85,13 +75,14 @@ impl Align {
     }
 }
 
-pub fn act(command: RoastCommand) -> anyhow::Result<()> {
+pub fn act(command: RoastCommand, output: Output) -> anyhow::Result<()> {
+    let as_json = output.is_json();
     match command {
-        RoastCommand::Analyze { files, json } => analyze_files(&files, json),
-        RoastCommand::Compare(args) => compare_files(&args),
-        RoastCommand::Score { dir, json } => score_folder(&dir, json),
-        RoastCommand::Consistency { files, json } => consistency_of(&files, json),
-        RoastCommand::Plot { file, output } => draw(&file, output),
+        RoastCommand::Analyze { files } => analyze_files(&files, as_json),
+        RoastCommand::Compare(args) => compare_files(&args, as_json),
+        RoastCommand::Score { dir } => score_folder(&dir, as_json),
+        RoastCommand::Consistency { files } => consistency_of(&files, as_json),
+        RoastCommand::Plot { file, to } => draw(&file, to),
     }
 }
 
@@ -219,7 +210,7 @@ fn print(path: &Path, found: &Found) {
     println!();
 }
 
-fn compare_files(args: &CompareArgs) -> anyhow::Result<()> {
+fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
     let mut sides = Vec::with_capacity(2);
     for path in [&args.file, &args.reference] {
         let found = walk_next(path, &mut Learned::default())?;
@@ -232,7 +223,7 @@ fn compare_files(args: &CompareArgs) -> anyhow::Result<()> {
     let found: Comparison = found.with_context(|| {
         format!("the roasts cannot be compared: one has no CHARGE, DROP or {kind}, or they share no time")
     })?;
-    if args.json {
+    if as_json {
         println!("{}", json!(found));
         return Ok(());
     }

@@ -1,18 +1,24 @@
 //! `simcorp serve`: ports first, then database, then services; and the way back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use contract::EpochMs;
+use cache::{Cache, Redis};
+use contract::{EpochMs, KeyId, OrgId, SiteId};
+use guard::{Door, Limits};
+use ingestion::IngestStore;
 use service::metrics::Metrics;
+use service::secret::Secret;
 use service::shutdown::{self, CancellationToken};
 use service::{http, log};
 use store::Store;
+use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::broker;
-use crate::config::CloudConfig;
+use crate::config::{AuthMode, CloudConfig};
 
 /// Everything must be written and answered by then.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
@@ -22,9 +28,14 @@ const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 pub enum ServiceName {
     Kernel,
     Ingestion,
+    /// Marks of machines that send none
+    Inference,
     Analytics,
+    Eval,
     Reports,
     Dispatcher,
+    /// The twin, and simulated machines
+    Simulation,
     Console,
 }
 
@@ -95,13 +106,24 @@ impl Serving {
     }
 }
 
+/// What every service is started with.
+struct Start<'s> {
+    config: &'s CloudConfig,
+    door: Door,
+    token: &'s Secret,
+    cache: Cache,
+    clock: Arc<dyn Fn() -> EpochMs + Send + Sync>,
+    listeners: BTreeMap<&'static str, TcpListener>,
+    serving: Serving,
+}
+
 /// Runs the named services, or all.
 pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Result<()> {
     log::LogConfig::start(&config.log);
     let runs = |name: ServiceName| names.is_empty() || names.contains(&name);
     // The first provider wins; there is only one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let mut serving = Serving {
+    let serving = Serving {
         metrics: Metrics::install()?,
         tracker: TaskTracker::new(),
         stop: shutdown::on_signal()?,
@@ -112,82 +134,189 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         config.mqtt.host = config.broker.listen.ip().to_string();
         config.mqtt.port = config.broker.listen.port();
     }
-    let mut listeners = listen(&config, &runs).await?;
-    let auth = config.callers()?;
-    let token = config.auth.service_token.clone();
-    let clock: Arc<dyn Fn() -> EpochMs + Send + Sync> = Arc::new(now);
-    let mut take = |name: ServiceName| {
-        let at = listeners.iter().position(|(known, _)| *known == name)?;
-        Some(listeners.swap_remove(at).1)
+    // Simulated machines stand beside real ones only where somebody has said so.
+    config.simulation.publish.get_or_insert(config.auth.mode == AuthMode::Dev);
+    let listeners = listen(&config, &runs).await?;
+    let redis = Redis::open(&config.redis).map_err(|problem| anyhow::anyhow!(problem))?;
+    let limits = Limits::new(&config.limits, redis.as_ref());
+    let start = Start {
+        door: Door { auth: config.callers()?, limits },
+        token: &config.auth.service_token,
+        cache: Cache::new(redis.as_ref()),
+        clock: Arc::new(now),
+        listeners,
+        serving,
+        config: &config,
     };
-
-    let kernel = take(ServiceName::Kernel);
-    let ingestion = take(ServiceName::Ingestion);
+    let stored = [
+        ServiceName::Kernel,
+        ServiceName::Ingestion,
+        ServiceName::Inference,
+        ServiceName::Eval,
+        ServiceName::Simulation,
+    ];
     let mut database = None;
-    if kernel.is_some() || ingestion.is_some() {
+    if stored.into_iter().any(runs) {
         if embeds {
             broker::start(&config.broker)?;
         }
         make_data_folder(&config)?;
         let opened = Store::open(&config.database).await?;
         prepare_schema(&config, &opened).await?;
+        let lag_max = Duration::from_millis(config.database.replica_lag_max_ms.into());
+        let watching = opened.clone().watch_replica(lag_max, start.serving.stop.clone());
+        start.serving.tracker.spawn(watching);
         database = Some(opened);
     }
-    if let Some((listener, database)) = kernel.zip(database.clone()) {
-        let (tracker, stop) = (&serving.tracker, serving.stop.clone());
-        let store = kernel::KernelStore::new(database.clone());
-        let auth = config.kernel_callers(store, clock.clone())?;
-        let k = kernel::start(&config.kernel, auth, database, clock.clone(), tracker, stop);
-        serving.serve(listener, (k.router, k.openapi, k.health));
-    }
-    if let Some((listener, database)) = ingestion.zip(database) {
-        let (tracker, stop) = (&serving.tracker, &serving.stop);
-        let keep = config.database.retention_days;
-        tracker.spawn(keep_partitions(database.clone(), keep, stop.clone()));
-        let (section, mqtt) = (&config.ingestion, &config.mqtt);
-        let i = ingestion::start(section, mqtt, auth.clone(), database, &clock, tracker, stop)?;
-        serving.serve(listener, (i.router, i.openapi, i.health));
-    }
-    let callers = (auth, &token);
-    if let Some(listener) = take(ServiceName::Analytics) {
-        let a = analytics::start(&config.analytics, callers.clone(), clock.clone())?;
-        serving.serve(listener, (a.router, a.openapi, a.health));
-    }
-    if let Some(listener) = take(ServiceName::Reports) {
-        let (tracker, stop) = (&serving.tracker, &serving.stop);
-        let r = reports::start(&config.reports, callers.clone(), &clock, tracker, stop)?;
-        serving.serve(listener, (r.router, r.openapi, r.health));
-    }
-    if let Some(listener) = take(ServiceName::Dispatcher) {
-        let (tracker, stop) = (&serving.tracker, &serving.stop);
-        let (section, mqtt) = (&config.dispatcher, &config.mqtt);
-        let d = dispatcher::start(section, mqtt, callers, clock.clone(), tracker, stop)?;
-        serving.serve(listener, (d.router, d.openapi, d.health));
-    }
-    if let Some(listener) = take(ServiceName::Console) {
-        let c = console::start(&config.console, clock, serving.stop.clone())?;
-        serving.serve(listener, (c.router, c.openapi, c.health));
-    }
+    let serving = start.all(database)?;
     tokio::spawn(upkeep(serving.metrics.clone(), serving.stop.clone()));
     serving.until_stopped().await
+}
+
+impl Start<'_> {
+    /// Starts what has a listener.
+    fn all(mut self, database: Option<Store>) -> anyhow::Result<Serving> {
+        if let Some(database) = database {
+            self.stored(&database)?;
+            self.following(&database)?;
+        }
+        self.stateless()?;
+        Ok(self.serving)
+    }
+
+    /// Services that keep something.
+    fn stored(&mut self, database: &Store) -> anyhow::Result<()> {
+        let Self { config, token, clock, .. } = self;
+        let (config, token, clock) = (*config, *token, clock.clone());
+        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
+        if let Some(listener) = self.listeners.remove("kernel.listen") {
+            let store = kernel::KernelStore::new(database.clone());
+            let auth = config.kernel_callers(store, self.cache.clone(), clock.clone())?;
+            // The kernel knows callers by itself; everybody else asks it.
+            let door = Door { auth, limits: self.door.limits.clone() };
+            let (section, stop) = (&config.kernel, stop.clone());
+            let database = database.clone();
+            let with = (&door, token);
+            let k = kernel::start(section, with, database, clock.clone(), &tracker, stop)?;
+            self.serving.serve(listener, (k.router, k.openapi, k.health));
+        }
+        if let Some(listener) = self.listeners.remove("ingestion.listen") {
+            let keep = config.database.retention_days;
+            tracker.spawn(keep_partitions(database.clone(), keep, stop.clone()));
+            let section = (&config.ingestion, &config.mqtt);
+            let with = (&self.door, &self.cache);
+            let i = ingestion::start(section, with, database.clone(), &clock, &tracker, &stop)?;
+            self.serving.serve(listener, (i.router, i.openapi, i.health));
+        }
+        if let Some(listener) = self.listeners.remove("eval.listen") {
+            let with = (&self.door, token);
+            let e = eval::start(&config.eval, with, database.clone(), &clock, &tracker, &stop)?;
+            self.serving.serve(listener, (e.router, e.openapi, e.health));
+        }
+        Ok(())
+    }
+
+    /// Services that stand on the bus beside the machines.
+    fn following(&mut self, database: &Store) -> anyhow::Result<()> {
+        let (config, clock) = (self.config, self.clock.clone());
+        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
+        if let Some(listener) = self.listeners.remove("inference.listen") {
+            let (section, mqtt, door) = (&config.inference, &config.mqtt, &self.door);
+            let (database, clock) = (database.clone(), clock.clone());
+            let i = inference::start(section, mqtt, door, database, clock, &tracker, &stop)?;
+            self.serving.serve(listener, (i.router, i.openapi, i.health));
+        }
+        if let Some(listener) = self.listeners.remove("simulation.twin_listen") {
+            let s = simulation::twin(&self.door, clock.clone());
+            self.serving.serve(listener, (s.router, s.openapi, s.health));
+        }
+        if let Some(listener) = self.listeners.remove("simulation.publisher_listen") {
+            let believed = Believed { store: IngestStore::new(database.clone()) };
+            let (section, mqtt, door) = (&config.simulation, &config.mqtt, &self.door);
+            let believed = Arc::new(believed);
+            let s = simulation::publisher(section, mqtt, door, believed, clock, &tracker, &stop)?;
+            self.serving.serve(listener, (s.router, s.openapi, s.health));
+        }
+        Ok(())
+    }
+
+    /// Services that keep nothing.
+    fn stateless(&mut self) -> anyhow::Result<()> {
+        let (config, clock) = (self.config, self.clock.clone());
+        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
+        let callers = (&self.door, self.token);
+        if let Some(listener) = self.listeners.remove("analytics.listen") {
+            let cache = self.cache.clone();
+            let a = analytics::start(&config.analytics, callers, cache, clock.clone())?;
+            self.serving.serve(listener, (a.router, a.openapi, a.health));
+        }
+        if let Some(listener) = self.listeners.remove("reports.listen") {
+            let r = reports::start(&config.reports, callers, &clock, &tracker, &stop)?;
+            self.serving.serve(listener, (r.router, r.openapi, r.health));
+        }
+        if let Some(listener) = self.listeners.remove("dispatcher.listen") {
+            let (section, mqtt, clock) = (&config.dispatcher, &config.mqtt, clock.clone());
+            let d = dispatcher::start(section, mqtt, callers, clock, &tracker, &stop)?;
+            self.serving.serve(listener, (d.router, d.openapi, d.health));
+        }
+        if let Some(listener) = self.listeners.remove("console.listen") {
+            let c = console::start(&config.console, clock, stop)?;
+            self.serving.serve(listener, (c.router, c.openapi, c.health));
+        }
+        Ok(())
+    }
+}
+
+/// Where simulated gateways become ones that are believed: ingestion's own list.
+struct Believed {
+    store: IngestStore,
+}
+
+impl simulation::Registry for Believed {
+    fn add<'r>(
+        &'r self,
+        org: &'r OrgId,
+        kid: &'r KeyId,
+        site: &'r SiteId,
+        machines: &'r [String],
+        key: &'r trust::PublicKey,
+    ) -> simulation::Told<'r> {
+        Box::pin(async move {
+            let added = self.store.add_device(org, kid, site.as_str(), machines, key, now()).await;
+            let added = added.map_err(|error| error.to_string())?;
+            added.then_some(()).ok_or_else(|| format!("{kid} has another key"))
+        })
+    }
+
+    fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> simulation::Told<'r> {
+        Box::pin(async move {
+            let revoked = self.store.revoke_device(org, kid, now()).await;
+            revoked.map(drop).map_err(|error| error.to_string())
+        })
+    }
 }
 
 /// Takes all ports before anything is started, so that a busy one is a clear sentence.
 async fn listen(
     config: &CloudConfig,
     runs: &impl Fn(ServiceName) -> bool,
-) -> anyhow::Result<Vec<(ServiceName, tokio::net::TcpListener)>> {
+) -> anyhow::Result<BTreeMap<&'static str, TcpListener>> {
+    let simulation = &config.simulation;
     let wanted = [
         (ServiceName::Kernel, config.kernel.listen, "kernel.listen"),
         (ServiceName::Ingestion, config.ingestion.listen, "ingestion.listen"),
+        (ServiceName::Inference, config.inference.listen, "inference.listen"),
         (ServiceName::Analytics, config.analytics.listen, "analytics.listen"),
+        (ServiceName::Eval, config.eval.listen, "eval.listen"),
         (ServiceName::Reports, config.reports.listen, "reports.listen"),
         (ServiceName::Dispatcher, config.dispatcher.listen, "dispatcher.listen"),
+        (ServiceName::Simulation, simulation.twin_listen, "simulation.twin_listen"),
+        (ServiceName::Simulation, simulation.publisher_listen, "simulation.publisher_listen"),
         (ServiceName::Console, config.console.listen, "console.listen"),
     ];
-    let mut listeners = Vec::with_capacity(wanted.len());
-    for (name, address, field) in wanted.into_iter().filter(|(name, ..)| runs(*name)) {
-        listeners.push((name, http::listen(address, field).await?));
+    let mut listeners = BTreeMap::new();
+    for (_, address, field) in wanted.into_iter().filter(|(name, ..)| runs(*name)) {
+        listeners.insert(field, http::listen(address, field).await?);
     }
     Ok(listeners)
 }

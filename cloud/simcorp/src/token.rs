@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, OrgId};
 use kernel::KernelStore;
 use kernel::people::keys::{ApiKey, Token};
-use serde_json::json;
 use service::auth::Role;
 use store::Store;
 
 use crate::config::CloudConfig;
+use crate::output::Output;
 use crate::serve;
 
 #[derive(Subcommand)]
@@ -18,19 +18,9 @@ pub enum TokenCommand {
     /// Make a key and print its token, this once
     Create(CreateArgs),
     /// List the keys of an organisation; without one those that work for all
-    List {
-        #[arg(long)]
-        org: Option<String>,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
+    List,
     /// End a key; within half a minute it opens nothing anywhere
-    Revoke {
-        id: String,
-        #[arg(long)]
-        org: Option<String>,
-    },
+    Revoke { id: String },
 }
 
 #[derive(Args)]
@@ -41,10 +31,7 @@ pub struct CreateArgs {
     /// viewer, operator, approver or admin
     #[arg(long, default_value = "operator")]
     role: String,
-    /// The organisation it works for
-    #[arg(long, conflicts_with = "all_orgs", required_unless_present = "all_orgs")]
-    org: Option<String>,
-    /// Works for all organisations: for our own services
+    /// Works for all organisations: for our own services. Else for the one of --org
     #[arg(long)]
     all_orgs: bool,
     /// Ends after so many days, at most 400
@@ -52,19 +39,23 @@ pub struct CreateArgs {
     days: u32,
 }
 
-pub async fn act(config: &CloudConfig, command: TokenCommand) -> anyhow::Result<()> {
+pub async fn act(
+    config: &CloudConfig,
+    org: Option<String>,
+    command: TokenCommand,
+    output: Output,
+) -> anyhow::Result<()> {
     serve::make_data_folder(config)?;
     let database = Store::open(&config.database).await?;
     serve::prepare_schema(config, &database).await?;
     let store = KernelStore::new(database);
     let operator =
         Actor { kind: ActorKind::System, id: "simcorp token".to_owned(), display: None, org: None };
-    let org = |name: Option<String>| name.map(OrgId::new).transpose();
+    let org = org.map(OrgId::new).transpose()?;
     match command {
-        TokenCommand::Create(args) => create(&store, args, &operator).await,
-        TokenCommand::List { org: name, json } => list(&store, org(name)?.as_ref(), json).await,
-        TokenCommand::Revoke { id, org: name } => {
-            let org = org(name)?;
+        TokenCommand::Create(args) => create(&store, org, args, &operator).await,
+        TokenCommand::List => list(&store, org.as_ref(), output).await,
+        TokenCommand::Revoke { id } => {
             let revoked = store.revoke_key(org.as_ref(), &id, &operator, serve::now()).await?;
             ensure!(revoked, "no key {id} opens anything here");
             println!("{id} opens nothing any more, within 30 s everywhere");
@@ -73,17 +64,26 @@ pub async fn act(config: &CloudConfig, command: TokenCommand) -> anyhow::Result<
     }
 }
 
-async fn create(store: &KernelStore, args: CreateArgs, operator: &Actor) -> anyhow::Result<()> {
+async fn create(
+    store: &KernelStore,
+    org: Option<OrgId>,
+    args: CreateArgs,
+    operator: &Actor,
+) -> anyhow::Result<()> {
     const DAYS_MAX: u32 = 400;
     let role = Role::parse(&args.role)
         .with_context(|| format!("{}: not viewer, operator, approver or admin", args.role))?;
     ensure!((1..=DAYS_MAX).contains(&args.days), "--days: not between 1 and {DAYS_MAX}");
     ensure!((1..=200).contains(&args.name.len()), "--name: not 1 to 200 bytes");
+    ensure!(
+        org.is_some() != args.all_orgs,
+        "say for whom: --org NAME, or --all-orgs for our own services"
+    );
     let token = Token::generate()?;
     let now = serve::now();
     let key = ApiKey {
         id: token.id().to_owned(),
-        org_id: args.org.map(OrgId::new).transpose()?,
+        org_id: org,
         name: args.name,
         kind: ActorKind::System,
         role,
@@ -97,17 +97,12 @@ async fn create(store: &KernelStore, args: CreateArgs, operator: &Actor) -> anyh
     Ok(())
 }
 
-async fn list(store: &KernelStore, org: Option<&OrgId>, as_json: bool) -> anyhow::Result<()> {
-    for key in store.keys(org).await? {
-        if as_json {
-            println!("{}", json!(key));
-            continue;
-        }
+async fn list(store: &KernelStore, org: Option<&OrgId>, output: Output) -> anyhow::Result<()> {
+    output.rows(&["id", "role", "name", "state"], &store.keys(org).await?, |key| {
         let state = match key.revoked_at {
             Some(at) => format!("revoked {at}"),
             None => format!("until {}", key.expires_at),
         };
-        println!("{}  {:<8}  {:<24}  {state}", key.id, key.role.as_str(), key.name);
-    }
-    Ok(())
+        vec![key.id.clone(), key.role.as_str().to_owned(), key.name.clone(), state]
+    })
 }

@@ -1,4 +1,4 @@
-//! The end of a roast becomes one report, whatever is killed meanwhile: two instances of every
+//! The end of a roast becomes one report and one evaluation, whatever is killed meanwhile: two instances of every
 //! service on one PostgreSQL and one Mosquitto.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
@@ -22,7 +22,7 @@ use testbed::{Mosquitto, Postgres, Process, binary, free_port, wait_for};
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey, Signer as _};
 
 const PATIENCE: Duration = Duration::from_mins(3);
-const SERVICES: [&str; 5] = ["kernel", "ingestion", "analytics", "reports", "dispatcher"];
+const SERVICES: [&str; 6] = ["kernel", "ingestion", "analytics", "eval", "reports", "dispatcher"];
 const SAMPLES_A_FRAME: usize = 60;
 const MACHINES: usize = 4;
 
@@ -46,6 +46,11 @@ impl Instance {
             format!("ingestion.instance={name}"),
             format!("dispatcher.instance={name}"),
             format!("dispatcher.kernel_url={}", at("kernel")),
+            format!("kernel.eval_url={}", at("eval")),
+            format!("eval.kernel_url={}", at("kernel")),
+            format!("eval.ingestion_url={}", at("ingestion")),
+            format!("eval.analytics_url={}", at("analytics")),
+            "eval.poll_ms=200".to_owned(),
             format!("analytics.ingestion_url={}", at("ingestion")),
             format!("reports.kernel_url={}", at("kernel")),
             format!("reports.ingestion_url={}", at("ingestion")),
@@ -204,6 +209,18 @@ impl Gateway {
     }
 }
 
+/// Each machine is held against a case that any roast passes.
+async fn give_cases(instance: &Instance) -> anyhow::Result<()> {
+    for machine in 0..MACHINES {
+        let case = json!({"name": "a roast", "machineId": format!("r-{machine}"),
+                          "targetDropSeconds": 600, "dropSecondsErrorTolerance": 1_000,
+                          "maxRorSpikes": 1_000});
+        let made = client().post(instance.url("eval", "/golden-cases")).json(&case);
+        made.send().await?.error_for_status()?;
+    }
+    Ok(())
+}
+
 /// Sends a roast until somebody has all of it, as an agent would.
 async fn deliver(instances: &[Instance], body: &[u8], random: u64) -> anyhow::Result<()> {
     for attempt in 0..600_u64 {
@@ -264,7 +281,8 @@ async fn is_told_and_drawn(instance: &Instance, session: &SessionId) -> anyhow::
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> anyhow::Result<()> {
+async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_killed()
+-> anyhow::Result<()> {
     let roasts = setting("ROASTS", 24);
     let (broker, database) = (Mosquitto::start().await?, Postgres::start().await?);
     let mut instances =
@@ -292,6 +310,8 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
     let policy = json!({"rateLimits": {}});
     let put = client().put(instances[0].url("kernel", "/governor/config")).json(&policy);
     put.send().await?.error_for_status()?;
+
+    give_cases(&instances[0]).await?;
 
     let mut noise = Noise::new(setting("SEED", 20_261_122), 0);
     let (mut sessions, mut receipts) = (Vec::new(), Vec::new());
@@ -330,7 +350,7 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
     }
     let reported = || async {
         let counts = first.get("kernel", "/missions/metrics").await;
-        counts.is_ok_and(|counts| counts["DONE"] == roasts)
+        counts.is_ok_and(|counts| counts["DONE"] == 2 * roasts)
     };
     if let Err(error) = wait_for("all reports", PATIENCE, reported).await {
         let counts = first.get("kernel", "/missions/metrics").await?;
@@ -338,7 +358,8 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
         let logs: Vec<_> = instances.iter().map(|instance| instance.process.log()).collect();
         anyhow::bail!("{error}: {counts}, outbox {outbox}\n{}", logs.join("\n---\n"));
     }
-    let missions = first.get("kernel", "/missions?limit=200").await?;
+    let path = "/missions?limit=200&goal=generate-roast-report";
+    let missions = first.get("kernel", path).await?;
     let missions: Vec<MissionRecord> = serde_json::from_value(missions["items"].clone())?;
     assert_eq!(missions.len() as u64, roasts, "one mission each");
     for session in &sessions {
@@ -346,6 +367,11 @@ async fn each_roast_of_a_day_is_reported_once_while_instances_are_killed() -> an
         let reports = first.get("ingestion", &path).await?;
         let reports = reports.as_array().context("a list")?;
         assert_eq!(reports.len(), 1, "{session}");
+        let path = format!("/evaluations?sessionId={session}");
+        let runs = first.get("eval", &path).await?;
+        let outcomes: Vec<_> = runs.as_array().context("a list")?.iter().collect();
+        assert_eq!(outcomes.len(), 1, "{session}: {runs}");
+        assert_eq!(outcomes[0]["outcome"], "PASS", "{runs}");
         let report = &reports[0];
         assert!(report["analysis"]["dropSeconds"].as_f64().is_some_and(|s| s > 300.0), "{report}");
         assert!(report["analysis"]["phases"].as_array().is_some_and(|p| p.len() == 3));
@@ -383,6 +409,10 @@ async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::R
         format!("broker.listen=127.0.0.1:{broker}"),
         format!("broker.listen_v4=127.0.0.1:{broker_v4}"),
         format!("dispatcher.kernel_url={}", at("kernel")),
+        format!("kernel.eval_url={}", at("eval")),
+        format!("eval.kernel_url={}", at("kernel")),
+        format!("eval.ingestion_url={}", at("ingestion")),
+        format!("eval.analytics_url={}", at("analytics")),
         format!("analytics.ingestion_url={}", at("ingestion")),
         format!("reports.kernel_url={}", at("kernel")),
         format!("reports.ingestion_url={}", at("ingestion")),

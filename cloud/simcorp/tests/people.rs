@@ -22,7 +22,28 @@ use serde_json::{Value, json};
 use testbed::{Postgres, Process, binary, free_port, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(1);
-const SERVICES: [&str; 4] = ["kernel", "ingestion", "analytics", "reports"];
+const SERVED: [&str; 8] = [
+    "kernel",
+    "ingestion",
+    "analytics",
+    "reports",
+    "eval",
+    "inference",
+    "dispatcher",
+    "simulation",
+];
+/// Who listens: the simulation does twice.
+const SERVICES: [&str; 9] = [
+    "kernel",
+    "ingestion",
+    "analytics",
+    "reports",
+    "eval",
+    "inference",
+    "dispatcher",
+    "twin",
+    "publisher",
+];
 
 /// An OIDC issuer with one key at a time.
 struct Issuer {
@@ -114,6 +135,11 @@ impl Cloud {
             "auth.oidc.role_claim=org_role".to_owned(),
             format!("auth.kernel_url={}", at("kernel")),
             format!("auth.service_token=file:{}", file.display()),
+            format!("kernel.eval_url={}", at("eval")),
+            format!("dispatcher.kernel_url={}", at("kernel")),
+            format!("eval.kernel_url={}", at("kernel")),
+            format!("eval.ingestion_url={}", at("ingestion")),
+            format!("eval.analytics_url={}", at("analytics")),
             format!("analytics.ingestion_url={}", at("ingestion")),
             format!("reports.kernel_url={}", at("kernel")),
             format!("reports.ingestion_url={}", at("ingestion")),
@@ -121,10 +147,15 @@ impl Cloud {
             "reports.poll_ms=200".to_owned(),
         ];
         for (service, port) in &ports {
-            settings.push(format!("{service}.listen=127.0.0.1:{port}"));
+            let field = match *service {
+                "twin" => "simulation.twin_listen".to_owned(),
+                "publisher" => "simulation.publisher_listen".to_owned(),
+                service => format!("{service}.listen"),
+            };
+            settings.push(format!("{field}=127.0.0.1:{port}"));
         }
         let mut arguments = vec!["serve".to_owned()];
-        arguments.extend(SERVICES.map(str::to_owned));
+        arguments.extend(SERVED.map(str::to_owned));
         arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
         let log = folder.path().join("simcorp.log");
         let mut process = Process::new(binary("simcorp")?, arguments, log);
@@ -253,8 +284,8 @@ fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
     path
 }
 
-/// Acme gets one of everything.
-async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<()> {
+/// Acme gets one of everything; the names of what names itself.
+async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str, String>> {
     cloud.database.query(
         "simcorp",
         "INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ('acme', 's', 'm', 0);
@@ -288,7 +319,31 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<()> {
         let (status, answer) = cloud.ask((service, method, &path), ada, Some(body)).await?;
         assert!((200..300).contains(&status), "{path}: {status} {answer}");
     }
-    Ok(())
+    let case = json!({"name": "case-secret", "machineId": "m", "targetDropSeconds": 600,
+                      "dropSecondsErrorTolerance": 10});
+    let asking = ("eval", Method::POST, "/golden-cases");
+    let (_, case) = cloud.ask(asking, ada, Some(&case)).await?;
+    let case = case["id"].as_str().context("a case")?.to_owned();
+    let run = json!({"sessionId": "S-secret", "goldenCaseId": case, "notes": "run-secret",
+                     "analysis": {"dropSeconds": 600}, "telemetry": []});
+    let asking = ("eval", Method::POST, "/evaluations/run");
+    let (status, run) = cloud.ask(asking, ada, Some(&run)).await?;
+    assert_eq!((status, &run["outcome"]), (201, &json!("PASS")), "{run}");
+    let run = run["id"].as_str().context("a run")?.to_owned();
+    let incident = json!({"title": "incident-secret", "severity": "critical"});
+    let asking = ("kernel", Method::POST, "/api/incidents");
+    let (status, answer) = cloud.ask(asking, ada, Some(&incident)).await?;
+    assert_eq!(status, 201, "{answer}");
+    // It cannot wait for the next look: the breaker has acted.
+    let asking = ("kernel", Method::GET, "/api/circuit-breaker/events/unresolved");
+    let (_, events) = cloud.ask(asking, ada, None).await?;
+    let event = events[0]["id"].as_str().context("an event")?.to_owned();
+    let settings = json!({"orgId": "acme", "siteId": "s", "machineId": "machine-secret",
+                          "config": {"fcBtThresholdC": 299.125}});
+    let asking = ("inference", Method::POST, "/config");
+    let (status, answer) = cloud.ask(asking, ada, Some(&settings)).await?;
+    assert_eq!((status, &answer["minFirstCrackSeconds"]), (200, &json!(300.0)), "{answer}");
+    Ok(BTreeMap::from([("case", case), ("run", run), ("event", event)]))
 }
 
 /// What Eve sends where something must be sent.
@@ -309,6 +364,37 @@ fn sent(method: &Method, path: &str) -> Option<Value> {
             Some(json!({"agentId": "a", "tool": "t", "action": "a", "resource": "r"}))
         }
         (_, "/profiles") => Some(json!({"profile": {"name": "e", "targets": {}}})),
+        (_, "/api/governance/facts") => Some(json!({"what": "failed"})),
+        (_, "/api/incidents") => Some(json!({"title": "t", "severity": "low"})),
+        (_, "/governor/commands/check") => {
+            Some(json!({"commandType": "SET_POWER", "proposedBy": "USER"}))
+        }
+        (_, "/golden-cases") | (&Method::PUT, "/golden-cases/{id}") => {
+            Some(json!({"name": "e", "machineId": "m"}))
+        }
+        (_, "/golden-cases/from-success") => Some(
+            json!({"sessionId": "e", "machineId": "m", "name": "e", "analysis": {"dropSeconds": 1}}),
+        ),
+        (_, "/golden-cases/from-failure") => {
+            Some(json!({"sessionId": "e", "machineId": "m", "name": "e", "failureMode": "f",
+                        "analysis": {"dropSeconds": 1}}))
+        }
+        (_, "/golden-cases/{id}/reference-solution") => {
+            Some(json!({"sessionId": "e", "achievedAt": "2025-10-05T21:08:15.000Z"}))
+        }
+        (_, "/evaluations/run") => {
+            Some(json!({"sessionId": "e", "goldenCaseId": "e", "analysis": {}, "telemetry": []}))
+        }
+        (_, "/evaluations/run-multi-trial") => Some(json!({"goldenCaseId": "e", "trials": []})),
+        (_, "/evaluations/{id}/review") => Some(json!({"outcome": "PASS"})),
+        (_, "/config") => {
+            Some(json!({"orgId": "acme", "siteId": "s", "machineId": "m", "config": {}}))
+        }
+        (_, "/publish/start") => Some(json!({"orgId": "acme", "siteId": "s", "machineId": "m"})),
+        (_, "/replay") => Some(json!({"type": "session.closed", "version": 1,
+            "emittedAt": "2025-10-05T21:08:15.000Z", "orgId": "acme", "siteId": "s",
+            "machineId": "m", "sessionId": "S-secret", "reportKind": "POST_ROAST_V1"})),
+        (_, "/publish/stop") => Some(json!({"sessionId": "e"})),
         (_, "/profiles/import") => Some(json!({"profiles": []})),
         (_, path) if path.ends_with("/new-version") => Some(json!({"profile": {"name": "e"}})),
         (_, path) if path.ends_with("/overrides") => Some(json!([])),
@@ -323,7 +409,7 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
     let cloud = Cloud::start(&issuer).await?;
     let (ada, eve) = (issuer.token("acme", "admin")?, issuer.token("evil", "admin")?);
 
-    give(&cloud, &ada).await?;
+    let given = give(&cloud, &ada).await?;
     let (_, keys) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
     let key_id = keys[0]["id"].as_str().context("a key")?.to_owned();
 
@@ -341,6 +427,9 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                     Some("agents") => "a-secret",
                     Some("tools") => "t-secret",
                     Some("keys") => key_id.as_str(),
+                    Some("golden-cases" | "saturation") => given["case"].as_str(),
+                    Some("evaluations") => given["run"].as_str(),
+                    Some("api") => given["event"].as_str(),
                     _ => "S-secret",
                 };
                 let ids = BTreeMap::from([
@@ -373,6 +462,11 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                         "key-secret",
                         "P-secret",
                         "profile-secret",
+                        "case-secret",
+                        "run-secret",
+                        "incident-secret",
+                        "machine-secret",
+                        "299.125",
                     ]
                     .into_iter()
                     .filter(|secret| told.contains(*secret))
@@ -380,15 +474,28 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                     .find(|secret| !body.as_ref().is_some_and(|b| b.to_string().contains(*secret)));
                     assert_eq!(told, None, "{shown}");
                     // These are about oneself, or say whose they are in another way.
-                    let about_oneself = ["/whoami", "/status", "/missions/claim"];
+                    let about_oneself = [
+                        "/whoami",
+                        "/missions/claim",
+                        "/simulate/roast",
+                        "/config/defaults",
+                        "/evaluations/promotion",
+                    ];
+                    // How a worker does, whoever's missions it works on.
+                    let of_nobody = ["reports", "dispatcher"].contains(&service)
+                        && ["/status", "/config"].iter().any(|own| path.starts_with(own));
                     let listed = path.starts_with("/missions?") && method == Method::GET;
                     let names_another = query.contains("orgId")
                         && !listed
+                        && !of_nobody
                         && !about_oneself.iter().any(|own| path.starts_with(own));
-                    let names_a_secret = own.contains("secret") || own.contains(&key_id);
+                    let ids = given.values().chain([&key_id]);
+                    let names_a_secret = (own.contains("secret")
+                        && !own.starts_with("/evaluations/promotion"))
+                        || ids.into_iter().any(|id| own.contains(id));
                     let incomplete = path.starts_with("/comparison") && query.is_empty();
                     // The reference's clients read these as empty where there is no such roast.
-                    let nothing = [json!([]), json!({"profiles": []})];
+                    let nothing = [json!([]), json!({"profiles": []}), Value::Null];
                     let empty = nothing.contains(&answer) && query.is_empty();
                     if (names_another || names_a_secret) && !incomplete && !empty {
                         assert!(status == 403 || status == 404, "{shown}");

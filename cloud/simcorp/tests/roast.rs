@@ -31,7 +31,7 @@ fn analyze_tells_each_mark_and_when_it_became_known() {
     let Some(folder) = recordings().unwrap() else { return };
     let (first, second) =
         (file(&folder, "roast_25-11-29_1419.alog"), file(&folder, "roast_25-11-29_1440.alog"));
-    let told = objects(&said(&["analyze", "--json", &first, &second]));
+    let told = objects(&said(&["analyze", "--output", "json", &first, &second]));
     assert_eq!(told.len(), 2);
     assert_eq!((&told[0]["file"], &told[0]["samples"]), (&first.clone().into(), &499.into()));
     assert_eq!(told[0]["unit"], "C");
@@ -46,7 +46,7 @@ fn analyze_tells_each_mark_and_when_it_became_known() {
     }
     assert!(told[0]["analysis"]["developmentRatio"].is_number());
     // The second is judged with what the first one's marks taught.
-    let alone = objects(&said(&["analyze", "--json", &second]));
+    let alone = objects(&said(&["analyze", "--output", "json", &second]));
     let fc = |told: &Value| {
         let events = told["events"].as_array().unwrap();
         events.iter().find(|e| e["type"] == "FC").map(|e| e["method"].clone())
@@ -69,7 +69,8 @@ fn the_marks_of_the_file_itself_are_never_read() {
     let other = copy.path().join("unmarked.alog");
     std::fs::write(&other, unmarked).unwrap();
     let events = |path: &Path| {
-        objects(&said(&["analyze", "--json", &path.display().to_string()]))[0]["events"].clone()
+        objects(&said(&["analyze", "--output", "json", &path.display().to_string()]))[0]["events"]
+            .clone()
     };
     assert_eq!(events(&path), events(&other));
 }
@@ -80,23 +81,25 @@ fn roasts_are_compared_scored_and_drawn() {
     let (one, other) =
         (file(&folder, "roast_25-11-29_1419.alog"), file(&folder, "roast_25-11-29_1440.alog"));
     let same: Value =
-        serde_json::from_str(&said(&["compare", "--json", "--align", "fc", &one, &one])).unwrap();
+        serde_json::from_str(&said(&["compare", "--output", "json", "--align", "fc", &one, &one]))
+            .unwrap();
     assert_eq!(same["similarity"], 100.0);
     assert!(said(&["compare", &one, &other]).contains("similarity"));
     let score: Value =
-        serde_json::from_str(&said(&["score", "--json", &folder.display().to_string()])).unwrap();
+        serde_json::from_str(&said(&["score", "--output", "json", &folder.display().to_string()]))
+            .unwrap();
     assert_eq!(score["machines"]["skywalker"]["marks"]["CHARGE"]["marks"], 39);
     assert!(score["all"]["forecast"]["mae_c"].as_f64().unwrap() < 1.0);
     let out = tempfile::tempdir().unwrap();
     let drawing = out.path().join("roast.svg").display().to_string();
-    said(&["plot", &one, "--output", &drawing]);
+    said(&["plot", &one, "--to", &drawing]);
     assert!(std::fs::read_to_string(drawing).unwrap().contains("Development"));
     let image = out.path().join("roast.png");
-    said(&["plot", &one, "--output", image.to_str().unwrap()]);
+    said(&["plot", &one, "--to", image.to_str().unwrap()]);
     let image = std::fs::read(image).unwrap();
     assert!(image.starts_with(b"\x89PNG") && image.len() > 20_000, "{} bytes", image.len());
     let alike: Value =
-        serde_json::from_str(&said(&["consistency", "--json", &one, &other])).unwrap();
+        serde_json::from_str(&said(&["consistency", "--output", "json", &one, &other])).unwrap();
     assert_eq!(alike["dropSeconds"]["roasts"], 2);
     assert!(said(&["consistency", &one, &other]).contains("first crack s"));
 }

@@ -12,6 +12,10 @@ pub struct DatabaseConfig {
     /// `postgres://user@host/name`, or `sqlite:path`. Nothing: `sqlite:simcorp.db` in the data
     /// folder.
     pub url: Secret,
+    /// `postgres://…`: a read replica, for reads that may be a moment old.
+    pub replica_url: Secret,
+    /// While the replica is older than this it is left out, ms.
+    pub replica_lag_max_ms: u32,
     /// Connections at most.
     pub pool_max: u32,
     /// Bring the schema up to date at start. Off for PostgreSQL unless asked: several instances
@@ -27,6 +31,8 @@ impl Default for DatabaseConfig {
     fn default() -> Self {
         Self {
             url: Secret::default(),
+            replica_url: Secret::default(),
+            replica_lag_max_ms: 5_000,
             pool_max: 10,
             migrate: None,
             retention_days: 400,
@@ -41,6 +47,16 @@ impl DatabaseConfig {
             (1..=200).contains(&self.pool_max),
             "database.pool_max",
             "not between 1 and 200 connections",
+        );
+        mistakes.require(
+            !self.replica_url.is_set() || self.url.is_set(),
+            "database.replica_url",
+            "a replica of what? Set database.url to its primary",
+        );
+        mistakes.require(
+            (100..=3_600_000).contains(&self.replica_lag_max_ms),
+            "database.replica_lag_max_ms",
+            "not between 100 and 3600000 ms",
         );
         mistakes.require(
             self.retention_days == 0 || (30..=36_500).contains(&self.retention_days),

@@ -6,14 +6,17 @@
 
 pub mod audit;
 mod config;
+pub mod idempotency;
+mod lease;
 mod migrate;
 mod partitions;
+mod replica;
 mod retention;
 mod tx;
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::SqliteSynchronous;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
@@ -119,6 +122,7 @@ pub enum Pool {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Pool,
+    replica: Option<replica::Replica>,
 }
 
 /// How long a statement may wait for a connection: past it the caller hears "unavailable".
@@ -155,7 +159,10 @@ impl Store {
                 .acquire_timeout(ACQUIRE_TIME_MAX);
             Pool::Postgres(pool.connect_with(options).await.map_err(open)?)
         };
-        Ok(Self { pool })
+        let url = config.replica_url.resolve();
+        let url = url.map_err(|error| StoreError::Address(error.to_string()))?;
+        let open = |url: SecretString| replica::Replica::open(url.expose_secret(), config.pool_max);
+        Ok(Self { pool, replica: url.map(open).transpose()? })
     }
 
     #[must_use]

@@ -13,6 +13,9 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (4, "written", include_str!("../migrations/sqlite/0004_written.sql")),
     (5, "people", include_str!("../migrations/sqlite/0005_people.sql")),
     (6, "profiles", include_str!("../migrations/sqlite/0006_profiles.sql")),
+    (7, "eval", include_str!("../migrations/sqlite/0007_eval.sql")),
+    (8, "control", include_str!("../migrations/sqlite/0008_control.sql")),
+    (9, "lists", include_str!("../migrations/sqlite/0009_lists.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
@@ -21,6 +24,9 @@ const POSTGRES: &[(i64, &str, &str)] = &[
     (4, "written", include_str!("../migrations/postgres/0004_written.sql")),
     (5, "people", include_str!("../migrations/postgres/0005_people.sql")),
     (6, "profiles", include_str!("../migrations/postgres/0006_profiles.sql")),
+    (7, "eval", include_str!("../migrations/postgres/0007_eval.sql")),
+    (8, "control", include_str!("../migrations/postgres/0008_control.sql")),
+    (9, "lists", include_str!("../migrations/postgres/0009_lists.sql")),
 ];
 
 /// Why this program and this database do not fit.
@@ -43,7 +49,7 @@ pub enum SchemaError {
 }
 
 /// One line of `simcorp migrate status`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct MigrationStatus {
     pub version: i64,
     pub name: String,
@@ -89,6 +95,18 @@ impl Store {
             applied: applied.contains(&m.version),
         });
         Ok(status.collect())
+    }
+
+    /// The steps that have not run, with their statements.
+    ///
+    /// # Errors
+    /// When the history cannot be read.
+    pub async fn migration_plan(
+        &self,
+    ) -> Result<Vec<(i64, &'static str, &'static str)>, StoreError> {
+        let applied = self.applied().await?;
+        let list = if self.is_postgres() { POSTGRES } else { SQLITE };
+        Ok(list.iter().filter(|(version, ..)| !applied.contains(version)).copied().collect())
     }
 
     /// Refuses to work on a schema that is not this program's.

@@ -7,6 +7,8 @@ use crate::{Actor, EpochMs};
 
 /// The goal whose missions write roast reports.
 pub const REPORT_GOAL: &str = "generate-roast-report";
+/// The goal whose missions hold a roast against the golden cases of its machine.
+pub const EVAL_GOAL: &str = "evaluate-roast";
 /// The kind of report that follows every roast.
 pub const POST_ROAST: &str = "POST_ROAST_V1";
 

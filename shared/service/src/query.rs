@@ -1,9 +1,13 @@
 //! What handlers read of a query string: repeated names, numbers within bounds, cursors.
 
+use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
 
 use crate::error::ApiError;
 
@@ -68,19 +72,46 @@ impl Params {
     /// # Errors
     /// 400 when it is none of ours.
     pub fn cursor(&self) -> Result<Option<(i64, String)>, ApiError> {
-        let Some(text) = self.get("cursor") else { return Ok(None) };
-        let read = || {
-            let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-            let plain = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))?;
-            let (n, id) = plain.split_once('|')?;
-            Some((n.parse().ok()?, id.to_owned()))
-        };
-        read().map(Some).ok_or_else(|| ApiError::Invalid("cursor: not one of ours".to_owned()))
+        read_cursor(self.get("cursor"))
     }
+}
+
+/// Where the page before ended.
+///
+/// # Errors
+/// 400 when it is none of ours.
+pub fn read_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError> {
+    let Some(text) = text else { return Ok(None) };
+    let read = || {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let plain = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))?;
+        let (n, id) = plain.split_once('|')?;
+        Some((n.parse().ok()?, id.to_owned()))
+    };
+    read().map(Some).ok_or_else(|| ApiError::Invalid("cursor: not one of ours".to_owned()))
 }
 
 /// A cursor after this row; opaque to clients.
 #[must_use]
 pub fn cursor(n: i64, id: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{n}|{id}"))
+}
+
+/// The header that names the next page of a list whose body is the bare list.
+pub const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
+
+/// A page of a list as the reference's clients read it, a bare array; where there may be more the
+/// cursor for the rest stands in [`NEXT_CURSOR`].
+pub fn page<T: Serialize>(
+    items: Vec<T>,
+    limit: i64,
+    cursor_of: impl FnOnce(&T) -> String,
+) -> Response {
+    let full = i64::try_from(items.len()).is_ok_and(|n| n >= limit && n > 0);
+    let next = items.last().filter(|_| full).map(cursor_of);
+    let mut response = Json(items).into_response();
+    if let Some(next) = next.and_then(|next| HeaderValue::try_from(next).ok()) {
+        response.headers_mut().insert(NEXT_CURSOR, next);
+    }
+    response
 }

@@ -125,6 +125,44 @@ impl Mosquitto {
     }
 }
 
+/// Redis, keeping nothing.
+pub struct Redis {
+    pub port: u16,
+    process: Process,
+    _folder: tempfile::TempDir,
+}
+
+impl Redis {
+    /// # Errors
+    /// When Debian's `redis-server` is not installed or does not answer.
+    pub async fn start() -> anyhow::Result<Self> {
+        let program = PathBuf::from("/usr/bin/redis-server");
+        if !program.is_file() {
+            bail!("Redis is not installed (Debian package: redis-server)");
+        }
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let port_text = port.to_string();
+        let arguments =
+            ["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        let log = folder.path().join("redis.log");
+        let mut redis =
+            Self { port, process: Process::new(program, arguments, log), _folder: folder };
+        redis.start_again().await?;
+        Ok(redis)
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// # Errors
+    /// When it does not answer.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process.start()?;
+        answers(self.port).await
+    }
+}
+
 /// Waits until somebody listens on a port.
 ///
 /// # Errors

@@ -54,6 +54,34 @@ impl Postgres {
         Ok(cluster)
     }
 
+    /// Starts a streaming replica of this cluster, in a folder of its own.
+    ///
+    /// # Errors
+    /// When it cannot be copied, or does not answer.
+    pub async fn replica(&self) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
+        let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
+        if rustix::process::geteuid().is_root() {
+            run(Command::new("chown").arg("postgres:postgres").arg(&path))?;
+        }
+        let mut command = as_postgres(&self.bin.join("pg_basebackup"));
+        command.args(["-U", "simcorp", "-X", "stream", "-c", "fast", "-R", "-h"]);
+        run(command.arg(self.folder.path()).arg("-D").arg(&data))?;
+        let arguments = [
+            "-D".to_owned(),
+            data.display().to_string(),
+            "-k".to_owned(),
+            path.display().to_string(),
+            "-c".to_owned(),
+            "listen_addresses=".to_owned(),
+        ];
+        let log = path.with_extension("log");
+        let process = Process::new(self.bin.join("postgres"), arguments, log).as_user("postgres");
+        let mut cluster = Self { bin: self.bin.clone(), process, folder };
+        cluster.start_again().await?;
+        Ok(cluster)
+    }
+
     /// The address of the database `simcorp`.
     #[must_use]
     pub fn url(&self) -> String {

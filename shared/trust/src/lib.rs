@@ -31,3 +31,11 @@ pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
 pub fn same(a: &[u8], b: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()
 }
+
+/// A random identity: 32 hex digits.
+///
+/// # Errors
+/// As [`random`].
+pub fn random_id() -> Result<String, std::io::Error> {
+    Ok(format!("{:032x}", u128::from_be_bytes(random()?)))
+}

@@ -9,22 +9,27 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware;
 
 use axum::response::{IntoResponse as _, Response};
+use cache::Cache;
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::session::{
     Completeness, MachineStatus, RoastSession, RoastSessionSummary, SessionStatus,
 };
 use contract::{Ack, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
-use service::auth::{Auth, Caller, admit};
+use guard::{Door, Limits};
+use service::auth::Caller;
 use service::error::ApiError;
+use service::query::page;
 use service::shutdown::CancellationToken;
 use tokio::sync::oneshot;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use ::store::StoreError;
+use ::store::idempotency::{Idempotency, once};
 
 use crate::Clock;
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
@@ -40,6 +45,8 @@ pub struct Shared {
     pub tail: Tail,
     pub clock: Clock,
     pub stop: CancellationToken,
+    pub limits: Limits,
+    pub cache: Cache,
 }
 
 /// One request's: what handlers share, who asks, and the organisation that it is about.
@@ -52,6 +59,8 @@ pub struct State {
     pub now: EpochMs,
     pub caller: Caller,
     pub org: OrgId,
+    pub limits: Limits,
+    pub cache: Cache,
 }
 
 impl FromRequestParts<Shared> for State {
@@ -61,8 +70,8 @@ impl FromRequestParts<Shared> for State {
         let caller = Caller::from_request_parts(parts, shared).await?;
         let params = service::query::Params::from_request_parts(parts, shared).await?;
         let org = caller.org(params.get("orgId"))?;
-        let Shared { store, pipeline, tail, clock, stop } = shared.clone();
-        Ok(Self { store, pipeline, tail, stop, now: clock(), caller, org })
+        let Shared { store, pipeline, tail, clock, stop, limits, cache } = shared.clone();
+        Ok(Self { store, pipeline, tail, stop, now: clock(), caller, org, limits, cache })
     }
 }
 
@@ -73,7 +82,11 @@ impl FromRequestParts<Shared> for State {
 ))]
 struct Doc;
 
-pub fn routes(state: Shared, auth: Auth) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(
+    state: Shared,
+    kept: Idempotency,
+    door: &Door,
+) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(post_frames))
@@ -104,7 +117,8 @@ pub fn routes(state: Shared, auth: Auth) -> (axum::Router, utoipa::openapi::Open
         .routes(routes!(profiles::export))
         .with_state(state)
         .split_for_parts();
-    (router.layer(middleware::from_fn_with_state(auth, admit)), openapi)
+    let router = router.layer(middleware::from_fn_with_state(kept, once));
+    (door.guard(router), openapi)
 }
 
 /// Query numbers come as text; empty and absent are the same.
@@ -129,7 +143,8 @@ fn seconds(text: Option<&String>, name: &str) -> Result<Option<f64>, ApiError> {
 #[utoipa::path(post, path = "/v1/frames", tag = "frames",
     request_body(content = Vec<u8>, content_type = "application/cose"),
     responses((status = 200, description = "What became of each frame (Ack)", body = Object),
-              (status = 400, description = "Not a sequence of signed frames")))]
+              (status = 400, description = "Not a sequence of signed frames"),
+              (status = 429, description = "Too many frames of this machine")))]
 async fn post_frames(state: State, body: Bytes) -> Result<Response, ApiError> {
     const FRAMES_MAX: usize = 64;
     let mut messages = Vec::new();
@@ -144,6 +159,11 @@ async fn post_frames(state: State, body: Bytes) -> Result<Response, ApiError> {
             .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
         if frame.origin.org != state.org {
             return Err(ApiError::Forbidden("the frame is of another organisation".to_owned()));
+        }
+        let taken = state.limits.take(&[state.limits.of_device(&frame.origin.to_string())]).await;
+        if !taken.allowed {
+            state.limits.note(&taken);
+            return Ok(guard::refusal(&taken)); // nothing of this body has been stored
         }
         messages.push((frame.origin, message.to_vec()));
         if messages.len() > FRAMES_MAX {
@@ -175,12 +195,12 @@ type Params = Query<BTreeMap<String, String>>;
 #[utoipa::path(get, path = "/sessions", tag = "sessions",
     params(("orgId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("machineId" = Option<String>, Query), ("status" = Option<String>, Query),
-           ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
+           ("limit" = Option<i64>, Query, description = "0 to 500; 50"),
+           ("offset" = Option<i64>, Query, description = "At most 10000: further with `cursor`"),
+           ("cursor" = Option<String>, Query, description = "From the header x-next-cursor")),
     responses((status = 200, body = Vec<RoastSessionSummary>), (status = 400)))]
-async fn sessions(
-    state: State,
-    Query(params): Params,
-) -> Result<Json<Vec<RoastSessionSummary>>, ApiError> {
+async fn sessions(mut state: State, Query(params): Params) -> Result<Response, ApiError> {
+    state.store = state.store.for_reading();
     let get = |name: &str| params.get(name).filter(|text| !text.is_empty());
     let status = match get("status").map(String::as_str) {
         None => None,
@@ -194,14 +214,17 @@ async fn sessions(
         machine: get("machineId").cloned(),
         status,
         limit: number(get("limit"), "limit", 50, 500)?,
-        offset: number(get("offset"), "offset", 0, 1_000_000)?,
+        offset: number(get("offset"), "offset", 0, 10_000)?,
+        after: service::query::read_cursor(get("cursor").map(String::as_str))?,
     };
     let rows = state.store.sessions(&state.org, &filter).await?;
     let mut summaries = Vec::with_capacity(rows.len());
     for row in rows {
         summaries.push(summary(&state, row).await?);
     }
-    Ok(Json(summaries))
+    Ok(page(summaries, filter.limit, |last: &RoastSessionSummary| {
+        service::query::cursor(last.started_at.0, last.session_id.as_str())
+    }))
 }
 
 async fn summary(state: &State, row: SessionRow) -> Result<RoastSessionSummary, ApiError> {
@@ -242,13 +265,31 @@ async fn find(state: &State, id: &str) -> Result<SessionRow, ApiError> {
     found.ok_or(ApiError::NotFound("session"))
 }
 
-/// One session.
-#[utoipa::path(get, path = "/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
-    responses((status = 200, body = RoastSession), (status = 404)))]
-async fn session(state: State, Path(id): Path<String>) -> Result<Json<RoastSession>, ApiError> {
+/// One session. A closed one has an `ETag`, which changes with anything that is known of the roast.
+#[utoipa::path(get, path = "/sessions/{id}", tag = "sessions",
+    params(("id" = String, Path), ("If-None-Match" = Option<String>, Header)),
+    responses((status = 200, body = RoastSession), (status = 304), (status = 404)))]
+async fn session(
+    state: State,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let row = find(&state, &id).await?;
     let summary = summary(&state, row).await?;
-    Ok(Json(RoastSession { summary, meta: serde_json::Map::new() }))
+    let closed = summary.status == SessionStatus::Closed;
+    let session = RoastSession { summary, meta: serde_json::Map::new() };
+    if !closed {
+        return Ok(Json(session).into_response());
+    }
+    let revision = state.store.revision(&state.org, &id).await?;
+    let text = serde_json::to_string(&session).map_err(ApiError::internal)?;
+    let digest = trust::digest(format!("{revision} {text}").as_bytes());
+    let tag = format!("\"{}\"", &digest.to_string()[..32]);
+    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
+    if known {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
+    Ok(([(header::ETAG, tag)], Json(session)).into_response())
 }
 
 /// A session's points, by elapsed time.
@@ -257,28 +298,60 @@ async fn session(state: State, Path(id): Path<String>) -> Result<Json<RoastSessi
            ("fromElapsedSeconds" = Option<f64>, Query), ("toElapsedSeconds" = Option<f64>, Query)),
     responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
 async fn session_telemetry(
-    state: State,
+    mut state: State,
     Path(id): Path<String>,
     Query(params): Params,
-) -> Result<Json<Vec<TelemetryPoint>>, ApiError> {
+) -> Result<Response, ApiError> {
+    state.store = state.store.for_reading();
     let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
     let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
     let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
     let Some(row) = state.store.session(&state.org, &id).await? else {
-        return Ok(Json(Vec::new()));
+        return Ok(Json(Vec::<TelemetryPoint>::new()).into_response());
     };
+    // A roast of which everything is here does not change any more, unless it is another one.
+    let complete = row.completeness == Completeness::Complete.as_str();
+    let kept = format!(
+        "{}/{id}/{}/{:?}/{:?}/{limit}/{from:?}/{to:?}",
+        state.org, row.started_ms, row.first_seq, row.last_seq
+    );
+    if complete && let Some(body) = state.cache.get("points", &kept).await {
+        return Ok(json_of(body));
+    }
+    let points = points(&state, &row, limit, (from, to)).await?;
+    let body = Bytes::from(serde_json::to_vec(&points).map_err(ApiError::internal)?);
+    if complete && !points.is_empty() {
+        state.cache.put("points", &kept, body.clone(), POINTS_KEPT).await;
+    }
+    Ok(json_of(body))
+}
+
+/// How long the points of a complete roast are remembered.
+const POINTS_KEPT: std::time::Duration = std::time::Duration::from_hours(1);
+
+/// JSON that was written before.
+fn json_of(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn points(
+    state: &State,
+    row: &SessionRow,
+    limit: i64,
+    (from, to): (Option<f64>, Option<f64>),
+) -> Result<Vec<TelemetryPoint>, ApiError> {
     let machine = MachineId::new(row.machine_id.clone()).map_err(ApiError::internal)?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let complete = row.completeness == Completeness::Complete.as_str();
     let mut points = Vec::new();
     let (mut first, last) = row.range();
-    let mut page = roast_page(&state, &row, complete, first, last).await?;
+    let mut page = roast_page(state, row, complete, first, last).await?;
     if page.is_empty() && !complete {
         // Retention has taken its frames.
-        page = roast_page(&state, &row, true, first, last).await?;
+        page = roast_page(state, row, true, first, last).await?;
     }
     while let Some(end) = page.last().map(|f| f.seq_at(f.len())) {
-        let read = page.iter().flat_map(|f| tail::points_of(f, &machine, Some(&row), first, last));
+        let read = page.iter().flat_map(|f| tail::points_of(f, &machine, Some(row), first, last));
         points.extend(read.map(|(_, point)| point).filter(|point| {
             let t = point.elapsed_seconds;
             from.is_none_or(|from| t >= from) && to.is_none_or(|to| t <= to)
@@ -291,10 +364,10 @@ async fn session_telemetry(
             break;
         }
         first = end;
-        page = roast_page(&state, &row, false, first, last).await?;
+        page = roast_page(state, row, false, first, last).await?;
     }
     points.truncate(limit);
-    Ok(Json(points))
+    Ok(points)
 }
 
 /// Frames read at a time, so that a window late in a long roast does not load all of it at once.

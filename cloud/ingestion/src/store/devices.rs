@@ -9,7 +9,8 @@ use super::IngestStore;
 use crate::verify::TrustedKey;
 
 /// A device as it is registered.
-#[derive(Debug, Clone, FromRow)]
+#[derive(Debug, Clone, FromRow, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Device {
     pub kid: String,
     pub site_id: String,

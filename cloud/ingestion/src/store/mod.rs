@@ -58,6 +58,12 @@ impl IngestStore {
         Self { database, numbers: Arc::default() }
     }
 
+    /// The same, for reads that may be a moment old.
+    #[must_use]
+    pub fn for_reading(&self) -> Self {
+        Self { database: self.database.for_reading(), numbers: self.numbers.clone() }
+    }
+
     #[must_use]
     pub const fn database(&self) -> &Store {
         &self.database

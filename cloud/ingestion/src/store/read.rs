@@ -1,5 +1,7 @@
 //! What the API reads.
 
+use std::fmt::Write as _;
+
 use ::store::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::store::{StoreError, on};
 use contract::OrgId;
@@ -16,7 +18,13 @@ pub struct SessionFilter {
     pub status: Option<&'static str>,
     pub limit: i64,
     pub offset: i64,
+    /// The page begins after this one: (started, id).
+    pub after: Option<(i64, String)>,
 }
+
+/// So many machines are looked at one by one, each by its own index; of more the newest roasts of
+/// the organisation are near.
+const MACHINES_APART: usize = 64;
 
 /// An event as it is stored.
 #[derive(Debug, Clone, FromRow)]
@@ -63,15 +71,58 @@ impl IngestStore {
         org: &OrgId,
         f: &SessionFilter,
     ) -> Result<Vec<SessionRow>, StoreError> {
-        let sql = format!(
-            "{SELECT_SESSION} WHERE s.org_id = $1 AND ($2 IS NULL OR m.site_id = $2) \
-             AND ($3 IS NULL OR m.machine_id = $3) AND ($4 IS NULL OR s.status = $4) \
-             ORDER BY s.started_ms DESC, s.session_id LIMIT $5 OFFSET $6"
-        );
+        let mut machines = None;
+        if f.site.is_some() || f.machine.is_some() {
+            machines = Some(self.machine_nos(org, f).await?);
+        }
+        let mut rest = String::new();
+        if f.status.is_some() {
+            rest.push_str(" AND s.status = $2");
+        }
+        if let Some((started, _)) = &f.after {
+            let _ = write!(rest, " AND (s.started_ms, s.session_id) < ({started}, $3)");
+        }
+        let most = f.limit.saturating_add(f.offset);
+        let order = "ORDER BY s.started_ms DESC, s.session_id DESC";
+        let sql = match machines.as_deref() {
+            Some([]) => return Ok(Vec::new()),
+            Some(apart) if apart.len() <= MACHINES_APART => {
+                let each = apart.iter().map(|no| {
+                    format!(
+                        "SELECT * FROM ({SELECT_SESSION} WHERE s.org_id = $1 \
+                         AND s.machine_no = {no}{rest} {order} LIMIT {most}) AS of_{no}"
+                    )
+                });
+                let all = each.collect::<Vec<_>>().join(" UNION ALL ");
+                format!("SELECT * FROM ({all}) AS s {order} LIMIT {} OFFSET {}", f.limit, f.offset)
+            }
+            several => {
+                if let Some(several) = several {
+                    let several: Vec<_> = several.iter().map(i64::to_string).collect();
+                    let _ = write!(rest, " AND s.machine_no IN ({})", several.join(", "));
+                }
+                format!(
+                    "{SELECT_SESSION} WHERE s.org_id = $1{rest} {order} LIMIT {} OFFSET {}",
+                    f.limit, f.offset
+                )
+            }
+        };
+        let after = f.after.as_ref().map_or("", |(_, id)| id.as_str());
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(&f.site).bind(&f.machine).bind(f.status)
-            .bind(f.limit).bind(f.offset).fetch_all(pool).await)
+            .bind(org.as_str()).bind(f.status.unwrap_or_default()).bind(after)
+            .fetch_all(pool).await)
         .map_err(StoreError::query("listing sessions"))
+    }
+
+    /// The machines of a filter, at most 1 000.
+    async fn machine_nos(&self, org: &OrgId, f: &SessionFilter) -> Result<Vec<i64>, StoreError> {
+        on!(self.database, pool => query_scalar(
+            "SELECT machine_no FROM machines WHERE org_id = $1 \
+             AND ($2 = '' OR site_id = $2) AND ($3 = '' OR machine_id = $3) \
+             ORDER BY machine_no LIMIT 1000")
+            .bind(org.as_str()).bind(f.site.as_deref().unwrap_or_default())
+            .bind(f.machine.as_deref().unwrap_or_default()).fetch_all(pool).await)
+        .map_err(StoreError::query("listing the machines of a filter"))
     }
 
     /// # Errors

@@ -43,6 +43,25 @@ impl IngestStore {
         tx.audit(&::store::audit::Change { org, actor, at, action, subject, details }).await
     }
 
+    /// What has been written about a roast, and told of it, so far: changes with each of it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn revision(&self, org: &OrgId, session: &str) -> Result<String, StoreError> {
+        let (meta, overrides, moved, events, arrived): (i64, i64, i64, i64, i64) =
+            on!(self.database, pool => query_as(
+                "SELECT COALESCE((SELECT version FROM session_meta \
+                                  WHERE org_id = $1 AND session_id = $2), 0), \
+                 (SELECT count(*) FROM session_overrides WHERE org_id = $1 AND session_id = $2), \
+                 COALESCE((SELECT max(updated_ms) FROM session_overrides \
+                           WHERE org_id = $1 AND session_id = $2), 0), \
+                 (SELECT count(*) FROM events WHERE org_id = $1 AND session_id = $2), \
+                 COALESCE((SELECT max(arrival) FROM events WHERE org_id = $1 AND session_id = $2), 0)")
+                .bind(org.as_str()).bind(session).fetch_one(pool).await)
+            .map_err(StoreError::query("reading a roast's revision"))?;
+        Ok(format!("{meta}.{overrides}.{moved}.{events}.{arrived}"))
+    }
+
     /// # Errors
     /// When the database does not answer.
     pub async fn meta(

@@ -12,6 +12,7 @@ use service::query::Params;
 use utoipa::ToSchema;
 
 use super::State;
+use crate::governance::metrics::Fact;
 use crate::store::CardKind;
 
 /// A tool with this tag is for nobody.
@@ -231,6 +232,9 @@ pub async fn check_policy(
     let card = state.store.card(&org, CardKind::Tool, &request.tool).await?;
     let tags = card.as_ref().and_then(|card| card["policyTags"].as_array());
     let denied = tags.is_some_and(|tags| tags.iter().any(|tag| tag == RESTRICTED));
+    if denied {
+        state.store.count_fact(&org, Fact::SafetyGate, 1, (state.clock)()).await?;
+    }
     Ok(Json(PolicyAnswer {
         decision: if denied { "DENY" } else { "ALLOW" },
         reason: denied.then(|| format!("the tool {} is restricted", request.tool)),

@@ -4,13 +4,15 @@ use axum::Json;
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
+use contract::mission::{Action, GovernanceDecision};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::Body;
 use service::query::Params;
 
 use super::State;
-use crate::governor::GovernorConfig;
+use crate::governance::metrics::Fact;
+use crate::governor::{self, CommandAsk, CommandFacts, GovernorConfig};
 use crate::store::Versioned;
 
 /// The policy in force; its version is the `ETag`.
@@ -62,6 +64,33 @@ fn etag(version: i64) -> String {
 
 fn answer(versioned: Versioned) -> Response {
     ([(header::ETAG, etag(versioned.version))], Json(versioned.config)).into_response()
+}
+
+/// Ask whether a command may be proposed, before it is. What is allowed still needs a person's
+/// approval.
+#[utoipa::path(post, path = "/governor/commands/check", tag = "governance", request_body = CommandAsk,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GovernanceDecision), (status = 400), (status = 403)))]
+pub async fn check_command(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(ask): Body<CommandAsk>,
+) -> Result<Json<GovernanceDecision>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
+    let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
+    let recent = state.store.autonomy(&org, (now.plus(-window), now)).await?;
+    let ended = recent.commands.succeeded + recent.commands.failed;
+    let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
+    let (_, stands) = state.store.autonomy_state(&org, now).await?;
+    let facts = CommandFacts { failure_rate, paused: !stands.known.paused.is_empty() };
+    let decision = governor::decide_command(&autonomy, &ask, &facts, now);
+    if decision.action != Action::Allow {
+        state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;
+    }
+    Ok(Json(decision))
 }
 
 /// Who changed what, oldest first; each entry carries the hash that binds it to the one before.

@@ -15,6 +15,7 @@ use service::query::Params;
 use utoipa::ToSchema;
 
 use super::State;
+use crate::governor;
 use crate::store::{Created, Failure, MissionFilter, Moved};
 
 const LIST: i64 = 50;
@@ -53,7 +54,10 @@ pub async fn create(
     let header = headers.get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let key = mission.idempotency_key.clone().or(header).unwrap_or_else(|| id.clone());
     word(&key, "idempotencyKey")?;
-    let made = state.store.create(&org, &mission, (&id, &key), &caller.actor, now).await?;
+    let against = against(&state, &org, &mission).await?;
+    let names = (id.as_str(), key.as_str());
+    let made =
+        state.store.create_unless(&org, &mission, names, against, &caller.actor, now).await?;
     let Created { mission, new } = made;
     if new {
         metrics::counter!("simcorp_missions_queued_total", "goal" => label(&mission),
@@ -62,6 +66,29 @@ pub async fn create(
     }
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(mission)).into_response())
+}
+
+/// What eval has against the roast of a mission, where the policy asks it. What cannot be told now
+/// waits for a person, as does what failed.
+async fn against(
+    state: &State,
+    org: &OrgId,
+    mission: &NewMission,
+) -> Result<Option<String>, ApiError> {
+    let config = state.store.governor_config(org).await?.config;
+    let Some(session) = governor::wants_promotion(&config, mission) else { return Ok(None) };
+    if session.is_empty() {
+        return Ok(Some("the mission names no roast to be promoted".to_owned()));
+    }
+    let path = ["evaluations", "promotion", session];
+    Ok(match state.eval.get::<Value>(org, &path, &[]).await {
+        Ok(Some(told)) if told["allowed"] == true => None,
+        Ok(told) => {
+            let reason = told.as_ref().and_then(|told| told["reason"].as_str());
+            Some(reason.unwrap_or("eval does not allow it").to_owned())
+        }
+        Err(error) => Some(format!("eval cannot tell whether it may be promoted: {error}")),
+    })
 }
 
 fn check(mission: &NewMission) -> Result<(), ApiError> {

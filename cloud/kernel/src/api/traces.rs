@@ -2,13 +2,16 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
+use axum::response::Response;
+use contract::EpochMs;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::Body;
-use service::query::Params;
+use service::query::{self, Params};
 
 use super::State;
+use crate::governance::metrics::Fact;
 use crate::store::TraceFilter;
 use crate::trace::Trace;
 
@@ -35,13 +38,20 @@ pub async fn keep(
     }
     let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
     let org = caller.org(params.get("orgId").or(named))?;
-    state.store.keep_trace(&org, &trace, (state.clock)()).await?;
+    let now = (state.clock)();
+    if state.store.keep_trace(&org, &trace, now).await? {
+        let denied = i64::try_from(trace.denied()).unwrap_or(i64::MAX);
+        if denied > 0 {
+            state.store.count_fact(&org, Fact::ConstraintViolation, denied, now).await?;
+        }
+    }
     Ok(Json(json!({"ok": true})))
 }
 
 /// Traces, the newest first.
 #[utoipa::path(get, path = "/traces", tag = "traces",
-    params(("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("missionId" = Option<String>, Query),
+    params(("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query),
+           ("missionId" = Option<String>, Query),
            ("agentId" = Option<String>, Query), ("status" = Option<String>, Query),
            ("q" = Option<String>, Query, description = "Anything in it"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Vec<Trace>), (status = 400), (status = 403)))]
@@ -49,7 +59,7 @@ pub async fn list(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-) -> Result<Json<Vec<Value>>, ApiError> {
+) -> Result<Response, ApiError> {
     let org = caller.org(params.get("orgId"))?;
     let owned = |name: &str| params.get(name).map(str::to_owned);
     let filter = TraceFilter {
@@ -57,9 +67,15 @@ pub async fn list(
         agent: owned("agentId"),
         status: owned("status"),
         text: owned("q"),
+        after: params.cursor()?,
         limit: params.limit(50, 200)?,
     };
-    Ok(Json(state.store.traces(&org, &filter).await?))
+    let traces = state.store.traces(&org, &filter).await?;
+    Ok(query::page(traces, filter.limit, |trace: &Value| {
+        let started: Option<EpochMs> = serde_json::from_value(trace["startedAt"].clone()).ok();
+        let id = trace["traceId"].as_str().unwrap_or_default();
+        query::cursor(started.map_or(0, |at| at.0), id)
+    }))
 }
 
 /// The newest trace of a mission.

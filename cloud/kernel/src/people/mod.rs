@@ -34,7 +34,16 @@ impl People {
                 key.filter(|key| key.opens(&token, now)).ok_or_else(ApiError::unauthorized)?;
             return Ok(key.caller());
         }
-        self.oidc.caller(token, now).await
+        let mut caller = self.oidc.caller(token, now).await?;
+        // What is set here counts before what the issuer says.
+        if let Some(org) = &caller.org {
+            match self.store.role(org, &caller.actor.id).await? {
+                None => {}
+                Some(Some(role)) => caller.role = role,
+                Some(None) => return Err(ApiError::unauthorized()),
+            }
+        }
+        Ok(caller)
     }
 }
 

@@ -7,11 +7,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cache::Cache;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use service::auth::{Caller, Role};
 use service::config::Mistakes;
 use service::error::ApiError;
@@ -55,6 +56,15 @@ impl OidcConfig {
     }
 }
 
+/// In the cache: the keys, by their issuer.
+const SHARED: &str = "jwks";
+
+#[derive(Deserialize)]
+struct Told {
+    fetched: EpochMs,
+    set: JwkSet,
+}
+
 struct Keys {
     set: Option<Arc<JwkSet>>,
     fetched: EpochMs,
@@ -68,6 +78,8 @@ pub struct Oidc {
     config: OidcConfig,
     http: reqwest::Client,
     keys: Arc<Mutex<Keys>>,
+    /// What one instance was told counts for all.
+    cache: Cache,
     /// One asks the issuer at a time.
     asking: Arc<tokio::sync::Mutex<()>>,
 }
@@ -76,13 +88,13 @@ impl Oidc {
     /// # Errors
     /// When the system gives no HTTP client.
     #[allow(clippy::disallowed_methods)] // this is where it is made, with its limits
-    pub fn new(config: OidcConfig) -> Result<Self, reqwest::Error> {
+    pub fn new(config: OidcConfig, cache: Cache) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .timeout(ANSWER_TIME_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let keys = Keys { set: None, fetched: EpochMs(0), again: EpochMs(0) };
-        Ok(Self { config, http, keys: Arc::new(Mutex::new(keys)), asking: Arc::default() })
+        Ok(Self { config, http, keys: Arc::new(Mutex::new(keys)), cache, asking: Arc::default() })
     }
 
     /// Who shows this token.
@@ -146,6 +158,9 @@ impl Oidc {
     }
 
     async fn key(&self, id: &str, now: EpochMs) -> Result<Option<Jwk>, ApiError> {
+        if self.kept(now).0.is_none() {
+            self.share(now).await;
+        }
         let (set, fresh, may_ask) = self.kept(now);
         let known = set.as_ref().and_then(|set| set.find(id)).cloned();
         if (known.is_some() && fresh) || !may_ask {
@@ -186,6 +201,9 @@ impl Oidc {
             return;
         }
         let found = self.ask().await;
+        if let Ok(set) = &found {
+            self.tell(set, now).await;
+        }
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
             Ok(set) => {
@@ -196,6 +214,26 @@ impl Oidc {
                 keys.again = now.plus(AGAIN_AFTER_FAILURE_MS + 2 * patience);
                 tracing::warn!(error, issuer = self.config.issuer, "no keys from the issuer");
             }
+        }
+    }
+
+    /// Takes over what another instance was told, if it is fresh.
+    async fn share(&self, now: EpochMs) {
+        let Some(bytes) = self.cache.get(SHARED, &self.config.issuer).await else { return };
+        let Ok(told) = serde_json::from_slice::<Told>(&bytes) else { return };
+        let age = now.since(told.fetched);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if (0..KEYS_LAST_MS).contains(&age) && keys.set.is_none() {
+            keys.set = Some(Arc::new(told.set));
+            keys.fetched = told.fetched;
+        }
+    }
+
+    async fn tell(&self, set: &JwkSet, fetched: EpochMs) {
+        let told = serde_json::to_vec(&json!({"fetched": fetched, "set": set}));
+        let keep = Duration::from_millis(KEYS_LAST_MS.unsigned_abs());
+        if let Ok(bytes) = told {
+            self.cache.put(SHARED, &self.config.issuer, bytes.into(), keep).await;
         }
     }
 

@@ -145,7 +145,23 @@ impl KernelStore {
         &self,
         org: &OrgId,
         mission: &NewMission,
+        names: (&str, &str),
+        actor: &Actor,
+        now: EpochMs,
+    ) -> Result<Created, StoreError> {
+        self.create_unless(org, mission, names, None, actor, now).await
+    }
+
+    /// The same, of a roast that eval has something `against`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn create_unless(
+        &self,
+        org: &OrgId,
+        mission: &NewMission,
         (id, key): (&str, &str),
+        against: Option<String>,
         actor: &Actor,
         now: EpochMs,
     ) -> Result<Created, StoreError> {
@@ -154,7 +170,8 @@ impl KernelStore {
         }
         let config = self.governor_config(org).await?.config;
         let mut tx = self.database.begin().await?;
-        let mut decision = governor::decide(&config, mission, now);
+        let decision = governor::decide(&config, mission, now);
+        let mut decision = governor::after_eval(decision, against);
         if decision.action == Action::Allow {
             decision = self.take_token(&mut tx, &config, org, mission, decision, now).await?;
         }

@@ -18,11 +18,13 @@ pub struct TraceFilter {
     pub status: Option<String>,
     /// Contained in the trace's text, whatever the case.
     pub text: Option<String>,
+    /// The page begins after this one.
+    pub after: Option<(i64, String)>,
     pub limit: i64,
 }
 
 impl KernelStore {
-    /// Keeps a trace; one of the same id is replaced.
+    /// Keeps a trace; one of the same id is replaced. Answers whether it is new.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -31,7 +33,11 @@ impl KernelStore {
         org: &OrgId,
         trace: &Trace,
         now: EpochMs,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
+        let known: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT stored_ms FROM traces WHERE org_id = $1 AND trace_id = $2")
+            .bind(org.as_str()).bind(&trace.trace_id).fetch_optional(pool).await)
+        .map_err(StoreError::query("looking for a trace"))?;
         on!(self.database, pool => query(
             "INSERT INTO traces (org_id, trace_id, mission_id, agent_id, status, started_ms, stored_ms, body) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (org_id, trace_id) DO UPDATE SET \
@@ -39,7 +45,7 @@ impl KernelStore {
              started_ms = EXCLUDED.started_ms, stored_ms = EXCLUDED.stored_ms, body = EXCLUDED.body")
             .bind(org.as_str()).bind(&trace.trace_id).bind(&trace.mission_id).bind(&trace.agent_id)
             .bind(trace.status()).bind(trace.started_at.0).bind(now.0)
-            .bind(super::missions::text(trace)?).execute(pool).await.map(drop))
+            .bind(super::missions::text(trace)?).execute(pool).await.map(|_| known.is_none()))
         .map_err(StoreError::query("keeping a trace"))
     }
 
@@ -61,6 +67,10 @@ impl KernelStore {
             let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
             let place = select.bind(&format!("%{plain}%"));
             select = select.and(&format!("lower(body) LIKE ${place} ESCAPE '!'"));
+        }
+        if let Some((time, id)) = &filter.after {
+            let place = select.bind(id);
+            select = select.and(&format!("(started_ms, trace_id) < ({time}, ${place})"));
         }
         let (sql, values) = select.newest(("started_ms", "trace_id"), filter.limit);
         let rows: Vec<String> = on!(self.database, pool => {

@@ -166,3 +166,137 @@ pub fn simulated(speed: u32) -> String {
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
+
+/// Every field by which one service finds another.
+const PEERS: [(&str, &str); 11] = [
+    ("auth.kernel_url", "kernel"),
+    ("kernel.eval_url", "eval"),
+    ("dispatcher.kernel_url", "kernel"),
+    ("analytics.ingestion_url", "ingestion"),
+    ("eval.kernel_url", "kernel"),
+    ("eval.ingestion_url", "ingestion"),
+    ("eval.analytics_url", "analytics"),
+    ("reports.kernel_url", "kernel"),
+    ("reports.ingestion_url", "ingestion"),
+    ("reports.analytics_url", "analytics"),
+    ("console.ingestion_url", "ingestion"),
+];
+/// Every listener.
+const LISTENERS: [(&str, &str); 10] = [
+    ("kernel", "kernel.listen"),
+    ("ingestion", "ingestion.listen"),
+    ("inference", "inference.listen"),
+    ("analytics", "analytics.listen"),
+    ("eval", "eval.listen"),
+    ("reports", "reports.listen"),
+    ("dispatcher", "dispatcher.listen"),
+    ("twin", "simulation.twin_listen"),
+    ("publisher", "simulation.publisher_listen"),
+    ("console", "console.listen"),
+];
+
+/// One process with some services, in development auth.
+pub struct Stack {
+    pub process: Process,
+    ports: std::collections::BTreeMap<&'static str, u16>,
+    served: Vec<&'static str>,
+    settings: Vec<String>,
+    pub folder: tempfile::TempDir,
+}
+
+impl Stack {
+    /// Starts `services` (all: every one) with `settings`; without a database SQLite in a folder.
+    pub async fn start(services: &[&'static str], settings: &[String]) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut ports = std::collections::BTreeMap::new();
+        for (name, _) in LISTENERS {
+            ports.insert(name, free_port()?);
+        }
+        let mut all = vec![
+            format!("database.data={}", folder.path().display()),
+            format!("broker.listen=127.0.0.1:{}", free_port()?),
+            format!("broker.listen_v4=127.0.0.1:{}", free_port()?),
+            "reports.poll_ms=200".to_owned(),
+            "eval.poll_ms=200".to_owned(),
+        ];
+        for (field, service) in PEERS {
+            all.push(format!("{field}=http://127.0.0.1:{}", ports[service]));
+        }
+        for (service, field) in LISTENERS {
+            all.push(format!("{field}=127.0.0.1:{}", ports[service]));
+        }
+        all.extend_from_slice(settings);
+        let mut arguments = vec!["serve".to_owned()];
+        arguments.extend(services.iter().map(ToString::to_string));
+        arguments.extend(all.iter().map(|setting| format!("--set={setting}")));
+        let log = folder.path().join("simcorp.log");
+        let process = Process::new(binary("simcorp")?, arguments, log);
+        let served: Vec<&str> = LISTENERS
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| {
+                let service =
+                    if matches!(*name, "twin" | "publisher") { "simulation" } else { name };
+                services.is_empty() || services.contains(&service)
+            })
+            .collect();
+        let mut stack = Self { process, ports, served, settings: all, folder };
+        stack.start_again().await?;
+        Ok(stack)
+    }
+
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process.start()?;
+        for service in &self.served {
+            let url = self.url(service, "/health");
+            let alive =
+                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
+            wait_for(service, PATIENCE, alive).await.with_context(|| self.process.log())?;
+        }
+        Ok(())
+    }
+
+    pub fn url(&self, service: &str, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[service])
+    }
+
+    pub async fn get(&self, service: &str, path: &str) -> anyhow::Result<serde_json::Value> {
+        let answer = client().get(self.url(service, path)).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{service} {path}: {status} {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Sends a body; answers status and body.
+    pub async fn send(
+        &self,
+        method: reqwest::Method,
+        (service, path): (&str, &str),
+        body: &serde_json::Value,
+    ) -> anyhow::Result<(u16, serde_json::Value)> {
+        let request = client().request(method, self.url(service, path));
+        let answer = request.json(body).send().await?;
+        let status = answer.status().as_u16();
+        let bytes = answer.bytes().await?;
+        Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
+    }
+
+    pub async fn post(
+        &self,
+        at: (&str, &str),
+        body: &serde_json::Value,
+    ) -> anyhow::Result<(u16, serde_json::Value)> {
+        self.send(reqwest::Method::POST, at, body).await
+    }
+
+    /// Runs an operator's command.
+    pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(binary("simcorp")?);
+        command.args(arguments);
+        command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}

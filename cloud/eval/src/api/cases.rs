@@ -1,0 +1,392 @@
+//! Golden cases: written by hand, or made from a roast.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use contract::{EpochMs, OrgId};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::{self, Params};
+use utoipa::ToSchema;
+
+use super::{State, plain};
+use crate::gates::Roast;
+use crate::golden::{DangerLevel, Expectation, GoldenCase, NewCase, ReferenceSolution, SourceType};
+use crate::store::{By, CaseFilter};
+
+fn answer(status: StatusCode, version: i64, case: GoldenCase) -> Response {
+    (status, [(header::ETAG, format!("\"{version}\""))], Json(case)).into_response()
+}
+
+fn check(case: &NewCase) -> Result<(), ApiError> {
+    let issues: Vec<Issue> =
+        case.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
+    if issues.is_empty() { Ok(()) } else { Err(ApiError::Issues(issues)) }
+}
+
+impl State {
+    async fn add(&self, caller: &Caller, org: &OrgId, case: NewCase) -> Result<Response, ApiError> {
+        check(&case)?;
+        let now = (self.clock)();
+        let id = format!("golden-{}", trust::random_id().map_err(ApiError::internal)?);
+        let case = GoldenCase { id, created_at: now, case };
+        self.store.add_case(org, &case, By { actor: &caller.actor, now }).await?;
+        Ok(answer(StatusCode::CREATED, 1, case))
+    }
+}
+
+/// Write a golden case.
+#[utoipa::path(post, path = "/golden-cases", tag = "cases", request_body = NewCase,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 201, body = GoldenCase), (status = 400), (status = 403)))]
+pub async fn create(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(case): Body<NewCase>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    state.add(&caller, &org, case).await
+}
+
+/// Golden cases, the newest first. With `archived=true` the archived ones.
+#[utoipa::path(get, path = "/golden-cases", tag = "cases",
+    params(("machineId" = Option<String>, Query), ("archived" = Option<String>, Query),
+           ("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<GoldenCase>), (status = 400), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = CaseFilter {
+        machine: params.get("machineId").map(str::to_owned),
+        archived: params.get("archived") == Some("true"),
+        after: params.cursor()?,
+        limit: params.limit(50, 200)?.max(1),
+    };
+    let cases = state.store.cases(&org, &filter).await?;
+    let last = |case: &GoldenCase| query::cursor(case.created_at.0, &case.id);
+    Ok(query::page(cases, filter.limit, last))
+}
+
+/// One golden case; its version is the `ETag`.
+#[utoipa::path(get, path = "/golden-cases/{id}", tag = "cases",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GoldenCase), (status = 403), (status = 404)))]
+pub async fn one(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let (version, case) = state.case(&org, &id).await?;
+    Ok(answer(StatusCode::OK, version, case))
+}
+
+/// Write a case anew. With `If-Match` only over the version it names (412 otherwise).
+#[utoipa::path(put, path = "/golden-cases/{id}", tag = "cases", request_body = NewCase,
+    params(("id" = String, Path), ("orgId" = Option<String>, Query),
+           ("If-Match" = Option<String>, Header)),
+    responses((status = 200, body = GoldenCase), (status = 400), (status = 403), (status = 404),
+              (status = 412)))]
+pub async fn change(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(case): Body<NewCase>,
+) -> Result<Response, ApiError> {
+    check(&case)?;
+    edit(&state, &caller, (&id, &params), &headers, |old| old.case = case).await
+}
+
+/// Changes a case, whatever version it has, unless `If-Match` names one.
+async fn edit(
+    state: &State,
+    caller: &Caller,
+    (id, params): (&str, &Params),
+    headers: &HeaderMap,
+    change: impl FnOnce(&mut GoldenCase),
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    let (version, mut case) = state.case(&org, id).await?;
+    let faster = || ApiError::Precondition("somebody else has changed the case".to_owned());
+    if let Some(wanted) = headers.get(header::IF_MATCH)
+        && wanted.as_bytes() != format!("\"{version}\"").as_bytes()
+    {
+        return Err(faster());
+    }
+    change(&mut case);
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    if !state.store.change_case(&org, version, &case, by).await? {
+        return Err(faster());
+    }
+    Ok(answer(StatusCode::OK, version + 1, case))
+}
+
+/// Put a case away: no roast is held against it any more.
+#[utoipa::path(post, path = "/golden-cases/{id}/archive", tag = "cases",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
+pub async fn archive(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    edit(&state, &caller, (&id, &params), &headers, |case| case.case.archived = true).await
+}
+
+/// Take a case out of the archive.
+#[utoipa::path(post, path = "/golden-cases/{id}/unarchive", tag = "cases",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
+pub async fn unarchive(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    edit(&state, &caller, (&id, &params), &headers, |case| case.case.archived = false).await
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Solution {
+    pub session_id: String,
+    #[serde(default)]
+    pub roaster_name: Option<String>,
+    pub achieved_at: EpochMs,
+    #[serde(default)]
+    pub notes: Option<String>,
+    #[serde(default)]
+    pub expert_reviewed: bool,
+}
+
+/// Say which roast shows how the case is done.
+#[utoipa::path(post, path = "/golden-cases/{id}/reference-solution", tag = "cases",
+    request_body = Solution, params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GoldenCase), (status = 400), (status = 403), (status = 404),
+              (status = 412)))]
+pub async fn solve(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    Body(solution): Body<Solution>,
+) -> Result<Response, ApiError> {
+    plain("sessionId", &solution.session_id, 200)?;
+    for (field, text) in [("roasterName", &solution.roaster_name), ("notes", &solution.notes)] {
+        if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
+            plain(field, text, 4_000)?;
+        }
+    }
+    edit(&state, &caller, (&id, &params), &headers, |case| {
+        let case = &mut case.case;
+        if case.source_type == SourceType::Synthetic {
+            case.source_type = SourceType::RealSuccess;
+        }
+        case.source_session_id.get_or_insert_with(|| solution.session_id.clone());
+        case.reference_solution = Some(ReferenceSolution {
+            session_id: solution.session_id,
+            roaster_name: solution.roaster_name,
+            achieved_at: solution.achieved_at,
+            notes: solution.notes,
+            expert_reviewed: solution.expert_reviewed,
+        });
+    })
+    .await
+}
+
+/// A case made from a roast.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FromSession {
+    pub session_id: String,
+    /// The roast's analysis; without it analytics is asked.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub analysis: Option<Map<String, Value>>,
+    pub machine_id: String,
+    pub name: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub roaster_name: Option<String>,
+    #[serde(default)]
+    pub notes: Option<String>,
+    #[serde(default)]
+    pub expert_reviewed: bool,
+    #[serde(default)]
+    pub batch_size_kg: Option<f64>,
+    #[serde(default)]
+    pub charge_temp_c: Option<f64>,
+    #[serde(default)]
+    pub origin: Option<String>,
+    #[serde(default)]
+    pub processing_method: Option<String>,
+    #[serde(default)]
+    pub variety: Option<String>,
+    #[serde(default)]
+    pub crop_year: Option<String>,
+    #[serde(default)]
+    pub tolerances: Tolerances,
+    #[serde(default)]
+    pub tags: Vec<String>,
+    #[serde(default)]
+    pub created_by: Option<String>,
+    // Of a failure.
+    #[serde(default)]
+    pub failure_mode: Option<String>,
+    #[serde(default)]
+    pub expectation: Option<Expectation>,
+    #[serde(default)]
+    pub reject_reason_expected: Option<String>,
+    #[serde(default)]
+    pub danger_level: Option<DangerLevel>,
+    #[serde(default)]
+    pub trials_required: Option<u32>,
+    #[serde(default)]
+    pub pass_at_k_threshold: Option<f64>,
+}
+
+#[derive(Deserialize, ToSchema, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tolerances {
+    pub fc_seconds_error_tolerance: Option<f64>,
+    pub drop_seconds_error_tolerance: Option<f64>,
+    pub dev_percentage_error_tolerance: Option<f64>,
+    pub max_ror_spikes: Option<u32>,
+    pub max_ror_crashes: Option<u32>,
+}
+
+/// s, s, points of a hundred, spikes, crashes.
+type Defaults = (f64, f64, f64, u32, u32);
+const OF_SUCCESS: Defaults = (30.0, 30.0, 2.0, 3, 1);
+const OF_FAILURE: Defaults = (15.0, 15.0, 1.0, 2, 0);
+
+impl State {
+    /// The case that a roast teaches: its own times are the targets.
+    async fn taught(
+        &self,
+        org: &OrgId,
+        from: &mut FromSession,
+        defaults: Defaults,
+    ) -> Result<NewCase, ApiError> {
+        plain("sessionId", &from.session_id, 200)?;
+        let analysis = if let Some(analysis) = from.analysis.take() {
+            analysis
+        } else {
+            let found = self.runner.analysis(org, &from.session_id).await?;
+            found.ok_or(ApiError::NotFound("session"))?
+        };
+        let roast = Roast::of(&analysis);
+        if roast.first_crack_s.is_none() && roast.drop_s.is_none() {
+            return Err(ApiError::Issues(vec![Issue::new(
+                "analysis",
+                "knows neither first crack nor drop: nothing can be held against it",
+            )]));
+        }
+        let (fc, drop, dev, spikes, crashes) = defaults;
+        let given = &from.tolerances;
+        Ok(NewCase {
+            description: from.description.take(),
+            origin: from.origin.take(),
+            processing_method: from.processing_method.take(),
+            variety: from.variety.take(),
+            crop_year: from.crop_year.take(),
+            batch_size_kg: from.batch_size_kg,
+            charge_temp_c: from.charge_temp_c,
+            target_fc_temp_c: roast.first_crack_c,
+            target_drop_temp_c: roast.drop_c,
+            target_first_crack_seconds: roast.first_crack_s,
+            target_drop_seconds: roast.drop_s,
+            target_development_percentage: roast.development_ratio.map(|ratio| ratio * 100.0),
+            fc_seconds_error_tolerance: given.fc_seconds_error_tolerance.or(Some(fc)),
+            drop_seconds_error_tolerance: given.drop_seconds_error_tolerance.or(Some(drop)),
+            dev_percentage_error_tolerance: given.dev_percentage_error_tolerance.or(Some(dev)),
+            max_ror_spikes: given.max_ror_spikes.or(Some(spikes)),
+            max_ror_crashes: given.max_ror_crashes.or(Some(crashes)),
+            source_session_id: Some(from.session_id.clone()),
+            created_by: from.created_by.take(),
+            tags: std::mem::take(&mut from.tags),
+            ..NewCase::named(&from.name, &from.machine_id)
+        })
+    }
+}
+
+/// Make a case from a roast that went well.
+#[utoipa::path(post, path = "/golden-cases/from-success", tag = "cases", request_body = FromSession,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
+              (status = 503)))]
+pub async fn from_success(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(mut from): Body<FromSession>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    let case = state.taught(&org, &mut from, OF_SUCCESS).await?;
+    let case = NewCase {
+        source_type: SourceType::RealSuccess,
+        reference_solution: Some(ReferenceSolution {
+            session_id: from.session_id,
+            roaster_name: from.roaster_name,
+            achieved_at: (state.clock)(),
+            notes: from.notes,
+            expert_reviewed: from.expert_reviewed,
+        }),
+        ..case
+    };
+    state.add(&caller, &org, case).await
+}
+
+/// Make a case from a roast that went wrong, so that it does not again.
+#[utoipa::path(post, path = "/golden-cases/from-failure", tag = "cases", request_body = FromSession,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
+              (status = 503)))]
+pub async fn from_failure(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(mut from): Body<FromSession>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    let mode = from.failure_mode.take().filter(|mode| !mode.is_empty());
+    let mode = mode.ok_or_else(|| {
+        ApiError::Issues(vec![Issue::new("failureMode", "what went wrong is needed")])
+    })?;
+    let mut case = state.taught(&org, &mut from, OF_FAILURE).await?;
+    if !case.tags.iter().any(|tag| tag == "regression") {
+        case.tags.push("regression".to_owned());
+    }
+    let case = NewCase {
+        source_type: SourceType::RealFailure,
+        failure_mode: Some(mode),
+        expectation: from.expectation.unwrap_or_default(),
+        reject_reason_expected: from.reject_reason_expected,
+        danger_level: from.danger_level.unwrap_or(DangerLevel::Caution),
+        trials_required: from.trials_required.unwrap_or(3),
+        pass_at_k_threshold: from.pass_at_k_threshold.or(Some(0.9)),
+        ..case
+    };
+    state.add(&caller, &org, case).await
+}

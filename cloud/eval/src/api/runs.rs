@@ -1,0 +1,351 @@
+//! Runs: made, listed, reviewed; and what they allow.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use contract::OrgId;
+use contract::point::TelemetryPoint;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::{self, Params};
+use utoipa::ToSchema;
+
+use super::{State, plain};
+use crate::gates::{Conduct, trials};
+use crate::golden::GoldenCase;
+use crate::run::{EvalRun, Outcome, RunCommand, TrialSet};
+use crate::runner::{Evidence, Runner};
+use crate::store::{By, RunFilter};
+
+const COMMANDS_MAX: usize = 1_000;
+const TRIALS_MAX: usize = 50;
+const TRANSCRIPT_MAX: usize = 500;
+const RUN_BYTES_MAX: usize = 256 * 1024;
+
+/// Runs, the newest first.
+#[utoipa::path(get, path = "/evaluations", tag = "runs",
+    params(("sessionId" = Option<String>, Query), ("goldenCaseId" = Option<String>, Query),
+           ("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<EvalRun>), (status = 400), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = RunFilter {
+        session: params.get("sessionId").map(str::to_owned),
+        case: params.get("goldenCaseId").map(str::to_owned),
+        after: params.cursor()?,
+        limit: params.limit(50, 200)?.max(1),
+    };
+    let runs = state.store.runs(&org, &filter).await?;
+    Ok(query::page(runs, filter.limit, |run: &EvalRun| query::cursor(run.run_at.0, &run.id)))
+}
+
+/// One run.
+#[utoipa::path(get, path = "/evaluations/{id}", tag = "runs",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = EvalRun), (status = 403), (status = 404)))]
+pub async fn one(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<EvalRun>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    state.store.run(&org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
+}
+
+/// What is to be evaluated.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewRun {
+    pub session_id: String,
+    pub golden_case_id: String,
+    /// The roast's analysis; without it analytics is asked.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub analysis: Option<Map<String, Value>>,
+    /// The roast's points; without them ingestion is asked.
+    #[serde(default)]
+    pub telemetry: Option<Vec<TelemetryPoint>>,
+    #[serde(default)]
+    pub commands: Vec<RunCommand>,
+    /// Whether the agent refused; without it a run whose commands were all rejected counts as
+    /// refused.
+    #[serde(default)]
+    pub agent_rejected: Option<bool>,
+    #[serde(default)]
+    pub rejection_reason: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
+    pub agent_transcript: Option<Vec<Value>>,
+    #[serde(default)]
+    pub mission_id: Option<String>,
+    #[serde(default)]
+    pub org_id: Option<String>,
+    #[serde(default)]
+    pub evaluator_id: Option<String>,
+    #[serde(default)]
+    pub notes: Option<String>,
+}
+
+impl NewRun {
+    fn check(&self) -> Result<(), ApiError> {
+        plain("sessionId", &self.session_id, 200)?;
+        let optional = [
+            ("evaluatorId", &self.evaluator_id),
+            ("missionId", &self.mission_id),
+            ("rejectionReason", &self.rejection_reason),
+            ("notes", &self.notes),
+        ];
+        for (field, text) in optional {
+            if let Some(text) = text {
+                plain(field, text, 4_000)?;
+            }
+        }
+        let transcript = self.agent_transcript.as_ref().map_or(0, Vec::len);
+        if self.commands.len() > COMMANDS_MAX || transcript > TRANSCRIPT_MAX {
+            return Err(ApiError::TooLarge(format!(
+                "more than {COMMANDS_MAX} commands or {TRANSCRIPT_MAX} lines of transcript"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// What is known of a roast, asked for where it was not given.
+    async fn evidence(&self, org: &OrgId, new: NewRun) -> Result<Evidence, ApiError> {
+        let analysis = match new.analysis {
+            Some(analysis) => analysis,
+            None => self
+                .runner
+                .analysis(org, &new.session_id)
+                .await?
+                .ok_or(ApiError::NotFound("session"))?,
+        };
+        let telemetry = match new.telemetry {
+            Some(telemetry) => telemetry,
+            None => self.runner.telemetry(org, &new.session_id).await?,
+        };
+        Ok(Evidence {
+            session: Some(new.session_id),
+            mission: new.mission_id,
+            analysis,
+            telemetry,
+            conduct: Conduct {
+                commands: new.commands,
+                agent_rejected: new.agent_rejected,
+                rejection_reason: new.rejection_reason,
+            },
+            evaluator: new.evaluator_id,
+            transcript: new.agent_transcript,
+            notes: new.notes,
+            trial: None,
+        })
+    }
+
+    async fn keep(
+        &self,
+        org: &OrgId,
+        case: &GoldenCase,
+        evidence: Evidence,
+    ) -> Result<EvalRun, ApiError> {
+        let now = (self.clock)();
+        let run = Runner::evaluate(org, case, evidence, now).map_err(ApiError::internal)?;
+        let text = serde_json::to_string(&run).map_err(ApiError::internal)?;
+        if text.len() > RUN_BYTES_MAX || text.contains("\\u0000") {
+            return Err(ApiError::TooLarge(format!(
+                "a run of {} bytes: more than {RUN_BYTES_MAX}, or with a NUL",
+                text.len()
+            )));
+        }
+        self.runner.keep(org, &run, None).await?;
+        Ok(run)
+    }
+}
+
+/// Hold a roast against a golden case.
+#[utoipa::path(post, path = "/evaluations/run", tag = "runs", request_body = NewRun,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 201, body = EvalRun), (status = 400), (status = 403), (status = 404),
+              (status = 413), (status = 503)))]
+pub async fn run(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(new): Body<NewRun>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId").or(new.org_id.as_deref()))?;
+    new.check()?;
+    let (_, case) = state.case(&org, &new.golden_case_id).await?;
+    let evidence = state.evidence(&org, new).await?;
+    let run = state.keep(&org, &case, evidence).await?;
+    Ok((StatusCode::CREATED, Json(run)).into_response())
+}
+
+/// Several trials of one case: each its own roast, or its own try of an agent.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewTrials {
+    pub golden_case_id: String,
+    pub trials: Vec<Trial>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    pub session_id: String,
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub analysis: Option<Map<String, Value>>,
+    #[serde(default)]
+    pub telemetry: Option<Vec<TelemetryPoint>>,
+    #[serde(default)]
+    pub commands: Vec<RunCommand>,
+    #[serde(default)]
+    pub agent_rejected: Option<bool>,
+    #[serde(default)]
+    pub rejection_reason: Option<String>,
+}
+
+/// Run several trials of a case, and say what they say together.
+#[utoipa::path(post, path = "/evaluations/run-multi-trial", tag = "runs", request_body = NewTrials,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 201, body = TrialSet), (status = 400), (status = 403), (status = 404),
+              (status = 413), (status = 503)))]
+pub async fn run_trials(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(new): Body<NewTrials>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    let (_, case) = state.case(&org, &new.golden_case_id).await?;
+    if !(1..=TRIALS_MAX).contains(&new.trials.len()) {
+        let problem = format!("not 1 to {TRIALS_MAX}");
+        return Err(ApiError::Issues(vec![Issue::new("trials", problem)]));
+    }
+    let set = format!("trialset-{}", trust::random_id().map_err(ApiError::internal)?);
+    let of = u32::try_from(new.trials.len()).unwrap_or(u32::MAX);
+    // All of it is known before anything is kept.
+    let mut known = Vec::with_capacity(new.trials.len());
+    for (n, trial) in (1..).zip(new.trials) {
+        let new = NewRun {
+            session_id: trial.session_id,
+            golden_case_id: case.id.clone(),
+            analysis: trial.analysis,
+            telemetry: trial.telemetry,
+            commands: trial.commands,
+            agent_rejected: trial.agent_rejected,
+            rejection_reason: trial.rejection_reason,
+            agent_transcript: None,
+            mission_id: None,
+            org_id: None,
+            evaluator_id: None,
+            notes: None,
+        };
+        new.check()?;
+        let mut evidence = state.evidence(&org, new).await?;
+        evidence.trial = Some((n, of, set.clone()));
+        known.push(evidence);
+    }
+    let mut runs = Vec::with_capacity(known.len());
+    for evidence in known {
+        runs.push(state.keep(&org, &case, evidence).await?);
+    }
+    let told = trials(&case.case, &runs, (&set, (state.clock)()));
+    Ok((StatusCode::CREATED, Json(told)).into_response())
+}
+
+/// What a roast's runs allow.
+#[derive(serde::Serialize, ToSchema)]
+pub struct Promotion {
+    pub allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Whether a roast may be promoted: one run passed, none failed, none waits for a person.
+#[utoipa::path(get, path = "/evaluations/promotion/{sessionId}", tag = "runs",
+    params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Promotion), (status = 403)))]
+pub async fn promotion(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(session): Path<String>,
+    params: Params,
+) -> Result<Json<Promotion>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let outcomes = state.store.outcomes(&org, &session).await?;
+    let count = |wanted| outcomes.iter().find(|(o, _)| *o == wanted).map_or(0, |(_, n)| *n);
+    let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
+    let waiting = count(Outcome::NeedsReview);
+    let reason = if outcomes.is_empty() {
+        Some("the roast was not evaluated".to_owned())
+    } else if failed > 0 {
+        Some(format!("{failed} of its evaluations failed"))
+    } else if waiting > 0 {
+        Some(format!("{waiting} of its evaluations wait for a person's review"))
+    } else if passed == 0 {
+        Some("none of its evaluations passed".to_owned())
+    } else {
+        None
+    };
+    Ok(Json(Promotion { allowed: reason.is_none(), reason }))
+}
+
+/// How many roasts were evaluated in the last days.
+#[utoipa::path(get, path = "/evaluations/coverage", tag = "runs",
+    params(("days" = Option<i64>, Query, description = "1 to 365; 30"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+pub async fn coverage(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let days = params.number("days", 30, 1, 365)?;
+    let since = (state.clock)().plus(-days * 86_400_000);
+    let evaluated = state.store.evaluated_since(&org, since).await?;
+    Ok(Json(json!({"days": days, "sessionsEvaluated": evaluated})))
+}
+
+#[derive(Deserialize, ToSchema)]
+pub struct Review {
+    pub outcome: Outcome,
+    #[serde(default)]
+    pub notes: Option<String>,
+}
+
+/// Say how a run is to be judged, whatever the gates found. A person's word.
+#[utoipa::path(post, path = "/evaluations/{id}/review", tag = "runs", request_body = Review,
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = EvalRun), (status = 400), (status = 403), (status = 404)))]
+pub async fn review(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    Body(review): Body<Review>,
+) -> Result<Json<EvalRun>, ApiError> {
+    caller.need_person()?;
+    caller.need(Role::Approver)?;
+    let org = caller.org(params.get("orgId"))?;
+    let notes = review.notes.filter(|notes| !notes.is_empty());
+    if let Some(notes) = &notes {
+        plain("notes", notes, 4_000)?;
+    }
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let run = state.store.review(&org, &id, (review.outcome, notes), by).await?;
+    run.map(Json).ok_or(ApiError::NotFound("evaluation"))
+}

@@ -1,0 +1,77 @@
+//! Whether cases still tell good from bad.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use contract::OrgId;
+use service::auth::Caller;
+use service::error::ApiError;
+use service::query::Params;
+
+use super::State;
+use crate::golden::GoldenCase;
+use crate::saturation::{RECENT_MS, Saturation, Summary, of, summary as summarize};
+use crate::store::CaseFilter;
+
+/// Cases that are counted at once.
+const CASES_MAX: i64 = 1_000;
+
+impl State {
+    async fn saturations(&self, org: &OrgId) -> Result<Vec<Saturation>, ApiError> {
+        let now = (self.clock)();
+        let filter = CaseFilter { limit: CASES_MAX, ..CaseFilter::default() };
+        let cases = self.store.cases(org, &filter).await?;
+        let histories = self.store.histories(org, None, now.plus(-RECENT_MS)).await?;
+        let histories: BTreeMap<_, _> = histories.into_iter().collect();
+        let of = |case: &GoldenCase| {
+            of(case, &histories.get(&case.id).copied().unwrap_or_default(), now)
+        };
+        Ok(cases.iter().map(of).collect())
+    }
+}
+
+/// How saturated each case is.
+#[utoipa::path(get, path = "/saturation/golden-cases", tag = "saturation",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Saturation>), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Saturation>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(Json(state.saturations(&org).await?))
+}
+
+/// How saturated one case is.
+#[utoipa::path(get, path = "/saturation/golden-cases/{id}", tag = "saturation",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Saturation), (status = 403), (status = 404)))]
+pub async fn one(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Saturation>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let (_, case) = state.case(&org, &id).await?;
+    let now = (state.clock)();
+    let history = state.store.histories(&org, Some(&id), now.plus(-RECENT_MS)).await?;
+    let history = history.into_iter().next().map(|(_, history)| history).unwrap_or_default();
+    Ok(Json(of(&case, &history, now)))
+}
+
+/// How saturated all cases are together.
+#[utoipa::path(get, path = "/saturation/summary", tag = "saturation",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Summary), (status = 403)))]
+pub async fn summary(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Summary>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let cases = state.saturations(&org).await?;
+    Ok(Json(summarize(&cases, (state.clock)())))
+}

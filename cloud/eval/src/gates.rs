@@ -1,0 +1,423 @@
+//! Measures a roast against a golden case, and judges. Pure.
+
+use contract::point::TelemetryPoint;
+use serde_json::{Map, Value, json};
+
+use crate::golden::{Expectation, NewCase};
+use crate::run::{EvalRun, Measured, Outcome, RunCommand, TrialSet};
+
+/// A value this many standard deviations from the mean is a spike or a crash, when it also moved by
+/// one of them since the reading before. The reference's rule.
+const FAR: f64 = 2.0;
+/// Fewer rates of rise tell nothing of steadiness.
+const RATES_MIN: usize = 10;
+/// Of its trials a case must pass this share when it does not say.
+const THRESHOLD: f64 = 0.7;
+
+/// What is known of a roast, seconds since CHARGE.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Roast {
+    pub turned_s: Option<f64>,
+    pub first_crack_s: Option<f64>,
+    pub first_crack_c: Option<f64>,
+    pub drop_s: Option<f64>,
+    pub drop_c: Option<f64>,
+    /// 0..1
+    pub development_ratio: Option<f64>,
+    pub crashed_or_flicked: Option<bool>,
+}
+
+impl Roast {
+    /// Reads an analysis in the reference's words, canonical or legacy.
+    #[must_use]
+    pub fn of(analysis: &Map<String, Value>) -> Self {
+        let number = |name: &str| analysis.get(name).and_then(Value::as_f64);
+        let legacy = |mark: &str, what: &str| analysis.get(mark)?.get(what)?.as_f64();
+        let ratio = number("developmentRatio").or_else(|| legacy("developmentRatio", "value"));
+        let shape = analysis.get("crashFlick");
+        let shape = |name: &str| shape.and_then(|shape| shape.get(name)?.as_bool());
+        let crashed = [shape("crashDetected"), shape("flickDetected"), shape("detected")];
+        Self {
+            turned_s: number("tpSeconds").or_else(|| legacy("turningPoint", "elapsedSeconds")),
+            first_crack_s: number("fcSeconds").or_else(|| legacy("firstCrack", "elapsedSeconds")),
+            first_crack_c: number("fcBtC").or_else(|| legacy("firstCrack", "tempC")),
+            drop_s: number("dropSeconds").or_else(|| legacy("drop", "elapsedSeconds")),
+            drop_c: number("endBtC").or_else(|| legacy("drop", "tempC")),
+            development_ratio: ratio,
+            crashed_or_flicked: crashed.into_iter().flatten().reduce(|a, b| a | b),
+        }
+    }
+
+    /// As a run tells it.
+    #[must_use]
+    pub fn told(&self) -> Map<String, Value> {
+        let mut told = Map::new();
+        for (name, value) in [
+            ("fcSeconds", self.first_crack_s),
+            ("fcTempC", self.first_crack_c),
+            ("dropSeconds", self.drop_s),
+            ("dropTempC", self.drop_c),
+            ("developmentRatio", self.development_ratio),
+        ] {
+            if let Some(value) = value {
+                told.insert(name.to_owned(), value.into());
+            }
+        }
+        if let Some(crashed) = self.crashed_or_flicked {
+            told.insert("crashOrFlick".to_owned(), crashed.into());
+        }
+        told
+    }
+}
+
+/// How steady the rate of rise was.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Steadiness {
+    /// °C/min
+    pub std_dev: f64,
+    pub spikes: u32,
+    pub crashes: u32,
+}
+
+/// Rates of rise between the turning point and the drop: before, the probe only finds the beans.
+#[must_use]
+pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness> {
+    let from = roast.turned_s.unwrap_or(0.0);
+    let until = roast.drop_s.unwrap_or(f64::MAX);
+    let inside = |p: &&TelemetryPoint| (from..=until).contains(&p.elapsed_seconds);
+    let mut told: Vec<f64> = points.iter().filter(inside).filter_map(|p| p.ror_c_per_min).collect();
+    if told.len() < RATES_MIN {
+        let mut rate = roast::ror::RateOfRise::default();
+        told = points
+            .iter()
+            .filter_map(|p| {
+                #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+                let t_ms = (p.elapsed_seconds * 1000.0) as i64;
+                let rise = rate.push(t_ms, p.bt_c)?;
+                inside(&p).then_some(rise.c_per_min)
+            })
+            .collect();
+    }
+    told.retain(|rate| rate.is_finite());
+    if told.len() < RATES_MIN {
+        return None;
+    }
+    let n = told.len() as f64;
+    let mean = told.iter().sum::<f64>() / n;
+    let std_dev = (told.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let count = |far: &dyn Fn(f64, f64) -> bool| {
+        let found = told.windows(2).filter(|pair| far(pair[0], pair[1])).count();
+        u32::try_from(found).unwrap_or(u32::MAX)
+    };
+    Some(Steadiness {
+        std_dev,
+        spikes: count(&|a, b| b > mean + FAR * std_dev && b - a > std_dev),
+        crashes: count(&|a, b| b < mean - FAR * std_dev && a - b > std_dev),
+    })
+}
+
+/// What happened beside the roast: what an agent proposed, and whether it refused.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Conduct {
+    pub commands: Vec<RunCommand>,
+    pub agent_rejected: Option<bool>,
+    pub rejection_reason: Option<String>,
+}
+
+impl Conduct {
+    /// By its word; without one, when it proposed something and everything was rejected.
+    #[must_use]
+    pub fn rejected(&self) -> bool {
+        let all = !self.commands.is_empty() && self.commands.iter().all(|c| c.status == "REJECTED");
+        self.agent_rejected.unwrap_or(all)
+    }
+}
+
+/// What a case says of a roast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    pub outcome: Outcome,
+    pub passed: Vec<String>,
+    pub failed: Vec<String>,
+    pub unmeasured: Vec<String>,
+    pub rejected: bool,
+    pub rejection_appropriate: Option<bool>,
+    pub measured: Measured,
+    pub metrics: Vec<Value>,
+}
+
+/// Judges.
+#[must_use]
+pub fn judge(
+    case: &NewCase,
+    roast: &Roast,
+    steady: Option<&Steadiness>,
+    conduct: &Conduct,
+) -> Verdict {
+    let measured = measure(case, roast, steady, &conduct.commands);
+    let count = |n: Option<u32>| n.map(f64::from);
+    let percent = measured.development_ratio_error.map(|ratio| ratio * 100.0);
+    let gates = [
+        ("fc_timing", measured.fc_seconds_error, case.fc_seconds_error_tolerance, "s"),
+        ("drop_timing", measured.drop_seconds_error, case.drop_seconds_error_tolerance, "s"),
+        ("development_ratio", percent, case.dev_percentage_error_tolerance, "%"),
+        ("ror_spikes", count(measured.ror_spikes), count(case.max_ror_spikes), "count"),
+        ("ror_crashes", count(measured.ror_crashes), count(case.max_ror_crashes), "count"),
+    ];
+    let (mut passed, mut failed, mut unmeasured) = (Vec::new(), Vec::new(), Vec::new());
+    let mut metrics = Vec::new();
+    for (name, value, tolerance, unit) in gates {
+        let Some(tolerance) = tolerance else { continue };
+        let list = match value {
+            None => &mut unmeasured,
+            Some(value) if value <= tolerance => &mut passed,
+            Some(_) => &mut failed,
+        };
+        list.push(name.to_owned());
+        if let Some(value) = value {
+            metrics.push(json!({"name": name, "value": value, "unit": unit, "target": tolerance}));
+        }
+    }
+    let rejected = conduct.rejected();
+    let (outcome, rejection_appropriate) = match case.expectation {
+        Expectation::ShouldReject => refusal(case, rejected, conduct.rejection_reason.as_deref()),
+        Expectation::ShouldSucceed => {
+            let outcome = if rejected || !failed.is_empty() {
+                Outcome::Fail
+            } else if passed.is_empty() {
+                Outcome::NeedsReview
+            } else if unmeasured.is_empty() {
+                Outcome::Pass
+            } else {
+                Outcome::Warn
+            };
+            (outcome, rejected.then_some(false))
+        }
+    };
+    Verdict {
+        outcome,
+        passed,
+        failed,
+        unmeasured,
+        rejected,
+        rejection_appropriate,
+        measured,
+        metrics,
+    }
+}
+
+/// A negative case: right is to refuse, for the right reason.
+fn refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outcome, Option<bool>) {
+    if !rejected {
+        return (Outcome::Fail, Some(false));
+    }
+    let Some(expected) = case.reject_reason_expected.as_deref().filter(|text| !text.is_empty())
+    else {
+        return (Outcome::Pass, Some(true));
+    };
+    let said = reason.unwrap_or_default().to_lowercase();
+    let fits = words(expected).any(|word| said.contains(&word));
+    (if fits { Outcome::Pass } else { Outcome::NeedsReview }, Some(fits))
+}
+
+/// Words that carry meaning: four letters or more.
+fn words(text: &str) -> impl Iterator<Item = String> {
+    let split = text.split(|c: char| !c.is_alphanumeric());
+    split.filter(|word| word.chars().count() >= 4).map(str::to_lowercase)
+}
+
+fn measure(
+    case: &NewCase,
+    roast: &Roast,
+    steady: Option<&Steadiness>,
+    commands: &[RunCommand],
+) -> Measured {
+    let off = |value: Option<f64>, target: Option<f64>| Some((value? - target?).abs());
+    let signed = |value: Option<f64>, target: Option<f64>| Some(value? - target?);
+    let target_ratio = case.target_development_percentage.map(|percent| percent / 100.0);
+    let mut measured = Measured {
+        fc_seconds_error: off(roast.first_crack_s, case.target_first_crack_seconds),
+        drop_seconds_error: off(roast.drop_s, case.target_drop_seconds),
+        development_ratio_error: off(roast.development_ratio, target_ratio),
+        fc_temp_error: signed(roast.first_crack_c, case.target_fc_temp_c),
+        drop_temp_error: signed(roast.drop_c, case.target_drop_temp_c),
+        ror_std_dev: steady.map(|s| s.std_dev),
+        ror_spikes: steady.map(|s| s.spikes),
+        ror_crashes: steady.map(|s| s.crashes),
+        ..Measured::default()
+    };
+    if commands.is_empty() {
+        return measured;
+    }
+    let count = |of: &dyn Fn(&RunCommand) -> bool| {
+        u32::try_from(commands.iter().filter(|c| of(c)).count()).unwrap_or(u32::MAX)
+    };
+    let proposed = count(&|_| true);
+    let executed = count(&|c| c.executed_at.is_some());
+    let failed = count(&|c| c.outcome.as_deref() == Some("FAILED"));
+    let planned = u32::try_from(case.baseline_commands.len()).unwrap_or(u32::MAX);
+    measured.commands_proposed = Some(proposed);
+    measured.commands_approved = Some(count(&|c| c.approved_at.is_some()));
+    measured.commands_executed = Some(executed);
+    measured.commands_failed = Some(failed);
+    measured.commands_deviation = Some(proposed.abs_diff(planned));
+    let done = f64::from(executed.saturating_sub(failed));
+    measured.command_success_rate = (executed > 0).then(|| done / f64::from(executed));
+    measured
+}
+
+/// pass@k and pass^k of `n` trials of which `c` passed: the chance that of k drawn without putting
+/// back at least one, and that all, passed (Chen et al. 2021, "Evaluating Large Language Models
+/// Trained on Code", §2.1; pass^k likewise).
+#[must_use]
+pub fn pass_rates(n: u32, c: u32, k: u32) -> (f64, f64) {
+    let k = k.clamp(1, n.max(1));
+    let all = |of: u32| {
+        (0..k).fold(
+            1.0,
+            |p, i| {
+                if of <= i { 0.0 } else { p * f64::from(of - i) / f64::from(n - i) }
+            },
+        )
+    };
+    (1.0 - all(n - c.min(n)), all(c.min(n)))
+}
+
+/// What several runs of one case say together.
+#[must_use]
+pub fn trials(case: &NewCase, runs: &[EvalRun], (set, at): (&str, contract::EpochMs)) -> TrialSet {
+    let count = |outcome: Outcome| {
+        u32::try_from(runs.iter().filter(|run| run.decided() == outcome).count()).unwrap_or(0)
+    };
+    let total = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
+    let (pass_at_k, pass_to_k) = pass_rates(total, passed, case.trials_required);
+    let average = |of: fn(&Measured) -> Option<f64>| {
+        let known: Vec<f64> = runs.iter().filter_map(|run| of(&run.detailed_metrics)).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+    };
+    let threshold = case.pass_at_k_threshold.unwrap_or(THRESHOLD);
+    let first = runs.first().and_then(|run| run.session_id.clone());
+    let alike = runs.iter().all(|run| run.session_id == first);
+    TrialSet {
+        trial_set_id: set.to_owned(),
+        golden_case_id: runs.first().map(|run| run.golden_case_id.clone()).unwrap_or_default(),
+        session_id: first.filter(|_| alike),
+        evaluated_at: at,
+        total_trials: total,
+        passed_trials: passed,
+        failed_trials: failed,
+        warn_trials: total - passed - failed,
+        pass_at_k,
+        pass_to_k,
+        consistency_verdict: match (passed, failed) {
+            (p, _) if p == total => "CONSISTENT_PASS",
+            (0, f) if f == total => "CONSISTENT_FAIL",
+            _ => "FLAKY",
+        },
+        meets_threshold: total > 0 && f64::from(passed) / f64::from(total) >= threshold,
+        trial_run_ids: runs.iter().map(|run| run.id.clone()).collect(),
+        avg_fc_seconds_error: average(|m| m.fc_seconds_error),
+        avg_drop_seconds_error: average(|m| m.drop_seconds_error),
+        avg_ror_std_dev: average(|m| m.ror_std_dev),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case() -> NewCase {
+        NewCase {
+            target_first_crack_seconds: Some(480.0),
+            target_drop_seconds: Some(600.0),
+            target_development_percentage: Some(20.0),
+            fc_seconds_error_tolerance: Some(30.0),
+            drop_seconds_error_tolerance: Some(30.0),
+            dev_percentage_error_tolerance: Some(2.0),
+            ..NewCase::named("case", "m-1")
+        }
+    }
+
+    fn judged(case: &NewCase, analysis: &Value, conduct: &Conduct) -> Verdict {
+        judge(case, &Roast::of(analysis.as_object().unwrap()), None, conduct)
+    }
+
+    #[test]
+    fn an_analysis_is_read_in_both_shapes() {
+        let canonical = json!({"fcSeconds": 470.0, "dropSeconds": 595.0, "developmentRatio": 0.21});
+        let legacy = json!({"firstCrack": {"elapsedSeconds": 470.0}, "drop": {"elapsedSeconds": 595.0},
+                            "developmentRatio": {"value": 0.21}});
+        for analysis in [canonical, legacy] {
+            let verdict = judged(&case(), &analysis, &Conduct::default());
+            assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
+            assert_eq!(verdict.passed, ["fc_timing", "drop_timing", "development_ratio"]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_no_pass() {
+        let late = json!({"fcSeconds": 511.0, "dropSeconds": 595.0, "developmentRatio": 0.2});
+        assert_eq!(judged(&case(), &late, &Conduct::default()).outcome, Outcome::Fail);
+        let half = json!({"dropSeconds": 595.0});
+        let verdict = judged(&case(), &half, &Conduct::default());
+        assert_eq!(verdict.outcome, Outcome::Warn);
+        assert_eq!(verdict.unmeasured, ["fc_timing", "development_ratio"]);
+        let nothing = judged(&case(), &json!({}), &Conduct::default());
+        assert_eq!(nothing.outcome, Outcome::NeedsReview);
+        let lenient = NewCase::named("no tolerances", "m-1");
+        assert_eq!(judged(&lenient, &half, &Conduct::default()).outcome, Outcome::NeedsReview);
+    }
+
+    #[test]
+    fn a_negative_case_wants_the_right_refusal() {
+        let negative = NewCase {
+            expectation: Expectation::ShouldReject,
+            reject_reason_expected: Some("drum temperature above safe limit".to_owned()),
+            ..case()
+        };
+        let with = |rejected, reason: &str| Conduct {
+            agent_rejected: Some(rejected),
+            rejection_reason: Some(reason.to_owned()),
+            ..Conduct::default()
+        };
+        let of = |conduct: &Conduct| {
+            let verdict = judged(&negative, &json!({}), conduct);
+            (verdict.outcome, verdict.rejection_appropriate)
+        };
+        assert_eq!(of(&with(true, "Temperature too high")), (Outcome::Pass, Some(true)));
+        assert_eq!(of(&with(true, "no gas")), (Outcome::NeedsReview, Some(false)));
+        assert_eq!(of(&with(false, "")), (Outcome::Fail, Some(false)));
+        // Refusing what should have been done is no success.
+        let right = json!({"fcSeconds": 480.0, "dropSeconds": 600.0, "developmentRatio": 0.2});
+        assert_eq!(judged(&case(), &right, &with(true, "no")).outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn chances_of_k_trials() {
+        assert_eq!(pass_rates(1, 1, 1), (1.0, 1.0));
+        assert_eq!(pass_rates(3, 3, 3), (1.0, 1.0));
+        assert_eq!(pass_rates(3, 0, 3), (0.0, 0.0));
+        let (at, to) = pass_rates(4, 2, 2);
+        assert!((at - 5.0 / 6.0).abs() < 1e-12 && (to - 1.0 / 6.0).abs() < 1e-12, "{at} {to}");
+    }
+
+    #[test]
+    fn spikes_and_crashes_are_counted_between_turn_and_drop() {
+        let point = |s: u32, ror: f64| -> TelemetryPoint {
+            let mut point: TelemetryPoint = serde_json::from_value(json!({
+                "ts": "2025-10-05T21:08:15.000Z", "machineId": "m", "elapsedSeconds": s}))
+            .unwrap();
+            point.ror_c_per_min = Some(ror);
+            point
+        };
+        let mut points: Vec<_> = (0..100).map(|s| point(s, 10.0)).collect();
+        points[5].ror_c_per_min = Some(-90.0); // before the turn
+        points[50].ror_c_per_min = Some(30.0);
+        points[70].ror_c_per_min = Some(-8.0);
+        let roast = Roast { turned_s: Some(20.0), drop_s: Some(99.0), ..Roast::default() };
+        let found = steadiness(&points, &roast).unwrap();
+        assert_eq!((found.spikes, found.crashes), (1, 1), "{found:?}");
+        assert_eq!(steadiness(&points[..5], &roast), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! Runs: how a roast, or an agent, did at a golden case.
+
+use contract::EpochMs;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Outcome {
+    /// Every gate of the case was measured and held.
+    Pass,
+    /// No gate failed, but one that the case asks for could not be measured.
+    Warn,
+    Fail,
+    /// Nothing could be measured, or a refusal for another reason than expected: a person decides.
+    NeedsReview,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 4] = [Self::Pass, Self::Warn, Self::Fail, Self::NeedsReview];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Warn => "WARN",
+            Self::Fail => "FAIL",
+            Self::NeedsReview => "NEEDS_REVIEW",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
+    }
+}
+
+/// What was measured; seconds, °C, °C/min.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Measured {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fc_seconds_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_seconds_error: Option<f64>,
+    /// Of 1, not of 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub development_ratio_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fc_temp_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_temp_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ror_std_dev: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ror_spikes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ror_crashes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commands_proposed: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commands_approved: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commands_executed: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commands_failed: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commands_deviation: Option<u32>,
+    /// 0..1
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_success_rate: Option<f64>,
+}
+
+/// A command as it stood when the run was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunCommand {
+    pub proposal_id: String,
+    pub command_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_value: Option<f64>,
+    pub proposed_at: EpochMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_at: Option<EpochMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executed_at: Option<EpochMs>,
+    pub status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+}
+
+/// What a language model thinks of a run. It decides nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Judgement {
+    /// 0..100 each
+    pub plan_clarity: f64,
+    pub physics_plausibility: f64,
+    pub constraint_respect: f64,
+    pub safety_score: f64,
+    pub safety_warnings: Vec<String>,
+    pub physics_violations: Vec<String>,
+    pub constraint_violations: Vec<String>,
+    pub model_id: String,
+    pub evaluated_at: EpochMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+}
+
+/// A run as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvalRun {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mission_id: Option<String>,
+    pub golden_case_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluator_id: Option<String>,
+    pub run_at: EpochMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_number: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_set_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_trials: Option<u32>,
+    pub outcome: Outcome,
+    pub passed_gates: Vec<String>,
+    pub failed_gates: Vec<String>,
+    /// Gates of the case that could not be measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmeasured_gates: Vec<String>,
+    pub agent_rejected: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejection_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejection_appropriate: Option<bool>,
+    pub detailed_metrics: Measured,
+    #[schema(value_type = Vec<Object>)]
+    pub metrics: Vec<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lm_judge: Option<Judgement>,
+    pub human_reviewed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub human_outcome: Option<Outcome>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub human_notes: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reviewed_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reviewed_at: Option<EpochMs>,
+    pub commands: Vec<RunCommand>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Object>)]
+    pub agent_transcript: Option<Vec<Value>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub org_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
+    pub artifacts: Vec<String>,
+    /// The roast's first crack and drop, for whoever reads the run: s and °C.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub observed: Map<String, Value>,
+}
+
+impl EvalRun {
+    /// A person's word before the gates'.
+    #[must_use]
+    pub fn decided(&self) -> Outcome {
+        self.human_outcome.unwrap_or(self.outcome)
+    }
+}
+
+/// Several runs of one case.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrialSet {
+    pub trial_set_id: String,
+    pub golden_case_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    pub evaluated_at: EpochMs,
+    pub total_trials: u32,
+    pub passed_trials: u32,
+    pub failed_trials: u32,
+    pub warn_trials: u32,
+    /// The chance that of k trials one passes.
+    pub pass_at_k: f64,
+    /// The chance that k trials all pass.
+    pub pass_to_k: f64,
+    pub consistency_verdict: &'static str,
+    pub meets_threshold: bool,
+    pub trial_run_ids: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avg_fc_seconds_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avg_drop_seconds_error: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avg_ror_std_dev: Option<f64>,
+}

@@ -1,0 +1,242 @@
+//! Points and events come in, marks go out. Every instance hears everything; the one that holds the
+//! lease speaks.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::envelope::{self, Envelope, Expect, Payload};
+use contract::point::RoastEvent;
+use contract::topic::{self, Kind};
+use contract::{EpochMs, Origin};
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
+use service::backoff::Backoff;
+use service::mqtt::{Bounds, Broker, BrokerError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::follow::Followed;
+use crate::store::InferenceStore;
+use crate::{Clock, InferenceConfig};
+
+const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 1_000, packet: 256 * 1024 };
+/// Messages that wait for a machine's settings to be read; more are dropped.
+const WAITING: usize = 10_000;
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Whoever holds this speaks, ms.
+const LEASE: &str = "inference";
+const LEASE_MS: i64 = 10_000;
+const SETTINGS_MS: i64 = 30_000;
+
+type Message = (Origin, Payload);
+
+/// What all share.
+#[derive(Clone)]
+pub struct Following {
+    pub machines: Arc<Mutex<Followed>>,
+    pub store: InferenceStore,
+    pub clock: Clock,
+    pub speaks: Arc<AtomicBool>,
+}
+
+impl Following {
+    pub fn with<T>(&self, change: impl FnOnce(&mut Followed) -> T) -> T {
+        change(&mut self.machines.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Connects to the broker, and keeps connecting. Answers whether it is connected, from now on.
+pub fn start(
+    config: &InferenceConfig,
+    mqtt: &Broker,
+    following: Following,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<AtomicBool>, BrokerError> {
+    let connected = Arc::new(AtomicBool::new(false));
+    if !mqtt.is_configured() {
+        return Ok(connected);
+    }
+    let name = format!("simcorp-inference-{}", config.instance);
+    let (client, events) =
+        AsyncClient::builder(mqtt.options(&name, BOUNDS)?).capacity(WAITING).build();
+    let (queue, waiting) = mpsc::channel(WAITING);
+    let up = connected.clone();
+    tracker.spawn(receive((client.clone(), events), queue, up, stop.clone()));
+    tracker.spawn(follow(following.clone(), waiting, stop.clone()));
+    tracker.spawn(speak(client, following, name, stop.clone()));
+    Ok(connected)
+}
+
+async fn receive(
+    (client, mut events): (AsyncClient, EventLoop),
+    queue: mpsc::Sender<Message>,
+    connected: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
+    let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
+    let mut told = false;
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => break,
+            event = events.poll() => event,
+        };
+        match event {
+            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
+                connected.store(true, Ordering::Relaxed);
+                tracing::info!("connected to the broker");
+                (told, wait) = (false, Backoff::new(FIRST_WAIT, LAST_WAIT));
+                let client = client.clone();
+                // On a task of its own: whoever polls must not wait for the request queue.
+                tokio::spawn(async move {
+                    for kind in [Kind::Telemetry, Kind::Events] {
+                        let filter = format!("roaster/+/+/+/{}", kind.suffix());
+                        if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
+                            tracing::error!(%error, "could not subscribe");
+                        }
+                    }
+                });
+            }
+            Ok(Event::Incoming(Incoming::Publish(publish))) => {
+                let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
+                if let Some(message) = read(topic, &publish.payload)
+                    && queue.try_send(message).is_err()
+                {
+                    metrics::counter!("simcorp_inference_dropped_total").increment(1);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                connected.store(false, Ordering::Relaxed);
+                if !told {
+                    tracing::error!(%error, "no connection to the broker; trying again");
+                    told = true;
+                }
+                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(wait.next(spread)) => {}
+                }
+            }
+        }
+    }
+    connected.store(false, Ordering::Relaxed);
+    let drain = async { while events.poll().await.is_ok() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+}
+
+/// What is no message of the reference is ingestion's to refuse.
+fn read(topic: &str, payload: &[u8]) -> Option<Message> {
+    let (origin, kind) = topic::parse(topic).ok()?;
+    let expect = match kind {
+        Kind::Telemetry => Expect::Telemetry,
+        Kind::Events => Expect::Event,
+        _ => return None,
+    };
+    let received = envelope::read(payload, expect, &origin).ok()?;
+    Some((origin, received.payload))
+}
+
+async fn follow(
+    following: Following,
+    mut waiting: mpsc::Receiver<Message>,
+    stop: CancellationToken,
+) {
+    loop {
+        let (origin, payload) = tokio::select! {
+            () = stop.cancelled() => return,
+            message = waiting.recv() => match message { Some(message) => message, None => return },
+        };
+        let now = (following.clock)();
+        match payload {
+            Payload::Event(event) => following.with(|all| all.heard(&origin, &event, now)),
+            Payload::Telemetry(point) => {
+                let mut settings = None;
+                if following.with(|all| all.is_new(&origin)) {
+                    settings = match following.store.settings(&origin).await {
+                        Ok(settings) => settings,
+                        Err(error) => {
+                            tracing::warn!(%error, %origin, "no settings for now; looked up later");
+                            continue; // the next point asks again
+                        }
+                    };
+                }
+                let settings = settings.unwrap_or_default();
+                following.with(|all| all.point(&origin, &point, settings, now));
+            }
+        }
+    }
+}
+
+/// Tells what has settled, while this instance holds the lease.
+async fn speak(client: AsyncClient, following: Following, holder: String, stop: CancellationToken) {
+    // Two processes of one name are two holders.
+    let holder = format!("{holder}-{}", trust::random_id().unwrap_or_default());
+    let mut renewed = EpochMs(0);
+    let mut read = EpochMs(0);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let now = (following.clock)();
+        // Another instance may have been told.
+        if now.since(read) >= SETTINGS_MS || now < read {
+            match following.store.everything().await {
+                Ok(settings) => following.with(|all| all.set_all(&settings)),
+                Err(error) => tracing::debug!(%error, "no settings for now; read again later"),
+            }
+            read = now;
+        }
+        let spoke = following.speaks.load(Ordering::Relaxed);
+        if now.since(renewed) >= LEASE_MS / 3 || now < renewed {
+            let held = following.store.database().lease(LEASE, &holder, LEASE_MS, now).await;
+            let speaks = match held {
+                Ok(fence) => fence.is_some(),
+                Err(error) => {
+                    tracing::debug!(%error, "who speaks cannot be told now");
+                    spoke && now.since(renewed) < LEASE_MS
+                }
+            };
+            if speaks {
+                renewed = now;
+            }
+            following.speaks.store(speaks, Ordering::Relaxed);
+        }
+        let speaks = following.speaks.load(Ordering::Relaxed);
+        // Who does not speak keeps count of what was to be told.
+        let mut due = following.with(|all| all.due(now));
+        if speaks && !spoke {
+            due = following.with(|all| all.again(now));
+        }
+        if !speaks {
+            continue;
+        }
+        for (origin, event) in due {
+            metrics::counter!("simcorp_inferred_total", "kind" => event.kind.as_str()).increment(1);
+            tracing::info!(%origin, kind = %event.kind, "found a mark");
+            tell(&client, &origin, event, now).await;
+        }
+    }
+}
+
+async fn tell(client: &AsyncClient, origin: &Origin, event: RoastEvent, now: EpochMs) {
+    let envelope = Envelope {
+        ts: now,
+        origin: origin.clone(),
+        topic: "event",
+        payload: Payload::Event(event),
+        session_id: None,
+        sig: None,
+        kid: None,
+        verification: None,
+    };
+    let Ok(body) = serde_json::to_vec(&envelope) else { return };
+    let options = PublishOptions::new(QoS::AtLeastOnce);
+    if let Err(error) = client.publish(Kind::Events.topic(origin), body, options).await {
+        tracing::warn!(%error, "a mark was not told");
+    }
+}

@@ -1,0 +1,88 @@
+//! `simcorp eval`: golden cases, and how roasts did at them.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::config::CloudConfig;
+use crate::output::Output;
+use crate::remote::Remote;
+
+#[derive(Subcommand)]
+pub enum EvalCommand {
+    /// The golden cases, of one machine or of all
+    Cases {
+        #[arg(long)]
+        machine: Option<String>,
+    },
+    /// Make a golden case of a roast that went well
+    Learn {
+        session: String,
+        #[arg(long)]
+        machine: String,
+        #[arg(long)]
+        name: String,
+    },
+    /// Hold a roast against a case
+    Run { session: String, case: String },
+    /// How a roast did, or how roasts did at a case
+    Runs {
+        #[arg(long)]
+        session: Option<String>,
+        #[arg(long, conflicts_with = "session")]
+        case: Option<String>,
+    },
+    /// Whether a roast may be promoted
+    Promotion { session: String },
+}
+
+pub async fn act(
+    config: &CloudConfig,
+    org: Option<String>,
+    command: EvalCommand,
+    output: Output,
+) -> anyhow::Result<()> {
+    let remote = Remote::connect(config, org).await?;
+    let eval = &remote.eval;
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    match command {
+        EvalCommand::Cases { machine } => {
+            let query: Vec<_> =
+                machine.as_deref().map(|machine| ("machineId", machine)).into_iter().collect();
+            let cases: Vec<Value> = remote.get(eval, &["golden-cases"], &query).await?;
+            output.rows(&["id", "machine", "expects", "name"], &cases, |case| {
+                ["id", "machineId", "expectation", "name"].map(|name| text(&case[name])).to_vec()
+            })
+        }
+        EvalCommand::Learn { session, machine, name } => {
+            let body = json!({"sessionId": session, "machineId": machine, "name": name});
+            let case = remote.post(eval, &["golden-cases", "from-success"], &body).await?;
+            output.done(&case, &text(&case["id"]))
+        }
+        EvalCommand::Run { session, case } => {
+            let body = json!({"sessionId": session, "goldenCaseId": case});
+            let run = remote.post(eval, &["evaluations", "run"], &body).await?;
+            let failed = run["failedGates"].to_string();
+            output.done(&run, &format!("{} {failed}", text(&run["outcome"])))
+        }
+        EvalCommand::Runs { session, case } => {
+            let mut query = Vec::new();
+            query.extend(session.as_deref().map(|session| ("sessionId", session)));
+            query.extend(case.as_deref().map(|case| ("goldenCaseId", case)));
+            let runs: Vec<Value> = remote.get(eval, &["evaluations"], &query).await?;
+            output.rows(&["id", "outcome", "case", "session", "at"], &runs, |run| {
+                ["id", "outcome", "goldenCaseId", "sessionId", "runAt"]
+                    .map(|name| text(&run[name]))
+                    .to_vec()
+            })
+        }
+        EvalCommand::Promotion { session } => {
+            let path = ["evaluations", "promotion", session.as_str()];
+            let told: Value = remote.get(eval, &path, &[]).await?;
+            let sentence = match told["reason"].as_str() {
+                None => "allowed".to_owned(),
+                Some(reason) => format!("not allowed: {reason}"),
+            };
+            output.done(&told, &sentence)
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `simcorp mission`: what waits, runs and has failed.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::config::CloudConfig;
+use crate::output::Output;
+use crate::remote::Remote;
+
+#[derive(Subcommand)]
+pub enum MissionCommand {
+    /// The newest missions
+    List {
+        /// PENDING, RUNNING, RETRY, DONE, FAILED, QUARANTINED, BLOCKED or CANCELED
+        #[arg(long)]
+        status: Option<String>,
+        #[arg(long)]
+        goal: Option<String>,
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One mission, whole
+    Show { id: String },
+    /// Let a mission run that waits for a person
+    Approve {
+        id: String,
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// End a mission
+    Cancel { id: String },
+    /// Do not wait for the next attempt
+    Retry { id: String },
+}
+
+pub async fn act(
+    config: &CloudConfig,
+    org: Option<String>,
+    command: MissionCommand,
+    output: Output,
+) -> anyhow::Result<()> {
+    let remote = Remote::connect(config, org).await?;
+    let moved = |id: String, step: &'static str, body: Value| {
+        let remote = &remote;
+        async move {
+            let path = ["missions", id.as_str(), step];
+            let mission = remote.post(&remote.kernel, &path, &body).await?;
+            let status = mission["status"].as_str().unwrap_or_default();
+            output.done(&mission, &format!("{id} is {status}"))
+        }
+    };
+    match command {
+        MissionCommand::List { status, goal, limit } => {
+            let limit = limit.to_string();
+            let mut query = vec![("limit", limit.as_str())];
+            query.extend(status.as_deref().map(|status| ("status", status)));
+            query.extend(goal.as_deref().map(|goal| ("goal", goal)));
+            let list: Value = remote.get(&remote.kernel, &["missions"], &query).await?;
+            let items = list["items"].as_array().cloned().unwrap_or_default();
+            output.rows(&["id", "status", "goal", "subject", "attempts", "created"], &items, |m| {
+                let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+                vec![
+                    text(&m["missionId"]),
+                    text(&m["status"]),
+                    text(&m["goal"]["title"]),
+                    text(&m["subjectId"]),
+                    format!("{}/{}", m["attempts"], m["maxAttempts"]),
+                    text(&m["createdAt"]),
+                ]
+            })
+        }
+        MissionCommand::Show { id } => {
+            let mission: Value = remote.get(&remote.kernel, &["missions", &id], &[]).await?;
+            output.done(&mission, &serde_json::to_string_pretty(&mission)?)
+        }
+        MissionCommand::Approve { id, note } => moved(id, "approve", json!({"note": note})).await,
+        MissionCommand::Cancel { id } => moved(id, "cancel", json!({})).await,
+        MissionCommand::Retry { id } => moved(id, "retryNow", json!({})).await,
+    }
+}

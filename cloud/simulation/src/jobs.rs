@@ -1,0 +1,384 @@
+//! Jobs: some simulated machines, each playing one roast until the cloud has all of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::topic::Kind;
+use contract::{Ack, ChainId, DeviceId, EpochMs, KeyId, MachineId, OrgId, Origin, SiteId};
+use serde::{Deserialize, Serialize};
+use service::error::{ApiError, Issue};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trust::{Algorithm, FileKey, Signer as _};
+use utoipa::ToSchema;
+
+use crate::bus::Bus;
+use crate::gateway::{Chain, Signed};
+use crate::request::{SimRoastRequest, at};
+use crate::{Clock, Registry, SimulationConfig};
+
+/// Ended jobs that are still shown; older ones are forgotten.
+const SHOWN: usize = 100;
+/// A frame that has not been acknowledged by then is sent again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// After the last moment the cloud has so long to say that it has everything.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// Frames of one machine that may be unacknowledged; more wait.
+const IN_FLIGHT: usize = 256;
+const SPEED_MAX: f64 = 10_000.0;
+
+/// What is asked of the publisher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishRequest {
+    pub org_id: String,
+    pub site_id: String,
+    /// How many: `machineId` is the name of one, or with `-1`, `-2`, … the names of several.
+    #[serde(default = "one")]
+    pub machines: usize,
+    /// How much faster than a real roast.
+    #[serde(default = "real_time")]
+    pub speed: f64,
+    #[serde(flatten)]
+    pub roast: SimRoastRequest,
+}
+
+const fn one() -> usize {
+    1
+}
+
+const fn real_time() -> f64 {
+    1.0
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    pub telemetry_sent: u64,
+    pub events_sent: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sent_ts: Option<EpochMs>,
+    pub frames_acked: u64,
+    /// Machines of which the cloud has the whole roast, and whose roasts ended without that.
+    pub complete: usize,
+    pub incomplete: usize,
+    /// Roasts by their names in ingestion.
+    pub sessions: Vec<String>,
+}
+
+/// A job as it is shown.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Shown {
+    pub id: String,
+    pub stats: Stats,
+    pub request: PublishRequest,
+    pub running: bool,
+}
+
+struct Job {
+    org: OrgId,
+    request: PublishRequest,
+    stats: Stats,
+    running: bool,
+    stop: CancellationToken,
+}
+
+/// All jobs of this process.
+#[derive(Clone)]
+pub struct Jobs(Arc<Shared>);
+
+struct Shared {
+    allowed: bool,
+    machines_max: usize,
+    bus: Option<Bus>,
+    registry: Arc<dyn Registry>,
+    clock: Clock,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    all: Mutex<BTreeMap<String, Job>>,
+}
+
+/// One machine of a job, about to play.
+struct Player {
+    jobs: Jobs,
+    bus: Bus,
+    job: String,
+    origin: Origin,
+    chain: ChainId,
+    signed: Signed,
+    started: EpochMs,
+    speed: f64,
+    stop: CancellationToken,
+}
+
+impl Jobs {
+    pub fn new(
+        config: &SimulationConfig,
+        bus: Option<Bus>,
+        registry: Arc<dyn Registry>,
+        clock: Clock,
+        tracker: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            allowed: config.publish.unwrap_or(false),
+            machines_max: config.machines_max,
+            bus,
+            registry,
+            clock,
+            tracker,
+            stop,
+            all: Mutex::default(),
+        }))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Job>) -> T) -> T {
+        change(&mut self.0.all.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, job: &str, change: impl FnOnce(&mut Stats)) {
+        self.with(|all| {
+            if let Some(job) = all.get_mut(job) {
+                change(&mut job.stats);
+            }
+        });
+    }
+
+    pub fn shown(&self, org: &OrgId) -> Vec<Shown> {
+        self.with(|all| {
+            let own = all.iter().filter(|(_, job)| job.org == *org);
+            own.map(|(id, job)| Shown {
+                id: id.clone(),
+                stats: job.stats.clone(),
+                request: job.request.clone(),
+                running: job.running,
+            })
+            .collect()
+        })
+    }
+
+    /// Ends a job; `false`: there is none of that name.
+    pub fn stop(&self, org: &OrgId, id: &str) -> bool {
+        self.with(|all| {
+            let own = all.get(id).filter(|job| job.org == *org);
+            own.inspect(|job| job.stop.cancel()).is_some()
+        })
+    }
+
+    /// Starts a job.
+    pub async fn start(&self, org: &OrgId, request: PublishRequest) -> Result<Shown, ApiError> {
+        if !self.0.allowed {
+            return Err(ApiError::Forbidden(
+                "simulated machines are off here (simulation.publish)".to_owned(),
+            ));
+        }
+        let bus = self.0.bus.clone().filter(Bus::is_connected);
+        let bus = bus.ok_or_else(|| ApiError::Unavailable("no broker is connected".to_owned()))?;
+        let origins = self.origins(org, &request)?;
+        let id = trust::random_id().map_err(ApiError::internal)?;
+        let site = origins[0].site.clone();
+        let device = DeviceId::new(format!("sim-{}", &id[..12])).map_err(ApiError::internal)?;
+        let kid = KeyId::new(&device, &site);
+        let key = FileKey::generate(kid, Algorithm::EdDsa).map_err(ApiError::internal)?;
+        let machines: Vec<String> = origins.iter().map(|o| o.machine.to_string()).collect();
+        let now = (self.0.clock)();
+        let seed = request.roast.seed_or(now);
+        let mut players = Vec::with_capacity(origins.len());
+        let stop = self.0.stop.child_token();
+        for (n, origin) in (0..).zip(&origins) {
+            let roast = &request.roast;
+            let simulated = roast
+                .simulate(seed.wrapping_add(n))
+                .map_err(|(field, problem)| ApiError::Issues(vec![Issue::new(field, problem)]))?;
+            // Played fast it ends now, rather than in the future.
+            let length = simulated.length_s();
+            let started = at(now, length / request.speed - length);
+            let chain_id = ChainId(trust::random().map_err(ApiError::internal)?);
+            let mut chain = Chain::new(origin.clone(), chain_id);
+            let salt = u32::from_be_bytes(trust::random().map_err(ApiError::internal)?);
+            // A frame holds about a second of ours.
+            let frame_s = request.speed.max(roast.sample_interval_seconds);
+            let signed = chain
+                .sign(&simulated, (started, salt & 0xff_ffff), frame_s, &key)
+                .map_err(ApiError::internal)?;
+            players.push(Player {
+                jobs: self.clone(),
+                bus: bus.clone(),
+                job: id.clone(),
+                origin: origin.clone(),
+                chain: chain_id,
+                signed,
+                started,
+                speed: request.speed,
+                stop: stop.clone(),
+            });
+        }
+        let registry = self.0.registry.clone();
+        registry
+            .add(org, key.key_id(), &site, &machines, key.public_key())
+            .await
+            .map_err(ApiError::Unavailable)?;
+        let job = Job {
+            org: org.clone(),
+            request: request.clone(),
+            stats: Stats::default(),
+            running: true,
+            stop,
+        };
+        self.with(|all| {
+            let ended: Vec<String> =
+                all.iter().filter(|(_, job)| !job.running).map(|(id, _)| id.clone()).collect();
+            for id in ended.iter().take(ended.len().saturating_sub(SHOWN)) {
+                all.remove(id);
+            }
+            all.insert(id.clone(), job);
+        });
+        let (jobs, org, kid, job) = (self.clone(), org.clone(), key.key_id().clone(), id.clone());
+        self.0.tracker.spawn(async move {
+            let mut playing = tokio::task::JoinSet::new();
+            for player in players {
+                playing.spawn(player.play());
+            }
+            while playing.join_next().await.is_some() {}
+            jobs.with(|all| {
+                if let Some(job) = all.get_mut(&job) {
+                    job.running = false;
+                }
+            });
+            if let Err(error) = registry.revoke(&org, &kid).await {
+                tracing::warn!(error, %kid, "a simulated gateway's key is still believed");
+            }
+        });
+        Ok(Shown { id, stats: Stats::default(), request, running: true })
+    }
+
+    /// The machines of a request.
+    fn origins(&self, org: &OrgId, request: &PublishRequest) -> Result<Vec<Origin>, ApiError> {
+        let mut issues = Vec::new();
+        for (field, problem) in request.roast.problems() {
+            issues.push(Issue::new(field, problem));
+        }
+        let playing: usize = self.with(|all| {
+            all.values().filter(|job| job.running).map(|job| job.request.machines).sum()
+        });
+        if request.machines == 0 || playing + request.machines > self.0.machines_max {
+            let most = self.0.machines_max;
+            let problem = format!("not between 1 and {most}, of which {playing} play");
+            issues.push(Issue::new("machines", problem));
+        }
+        if !(0.01..=SPEED_MAX).contains(&request.speed) {
+            issues.push(Issue::new("speed", format!("not between 0.01 and {SPEED_MAX}")));
+        }
+        let site = SiteId::new(request.site_id.clone());
+        if let Err(error) = &site {
+            issues.push(Issue::new("siteId", error));
+        }
+        let names: Result<Vec<MachineId>, _> = match request.machines {
+            1 => MachineId::new(request.roast.machine_id.clone()).map(|id| vec![id]),
+            n => (1..=n.min(self.0.machines_max))
+                .map(|i| MachineId::new(format!("{}-{i}", request.roast.machine_id)))
+                .collect(),
+        };
+        if let Err(error) = &names {
+            issues.push(Issue::new("machineId", error));
+        }
+        match (site, names) {
+            (Ok(site), Ok(names)) if issues.is_empty() => Ok(names
+                .into_iter()
+                .map(|machine| Origin { org: org.clone(), site: site.clone(), machine })
+                .collect()),
+            _ => Err(ApiError::Issues(issues)),
+        }
+    }
+}
+
+impl Player {
+    /// Plays until the cloud has everything, or nobody wants it any more.
+    async fn play(self) {
+        let Some(mut acks) = self.bus.listen(&self.origin).await else {
+            tracing::warn!(origin = %self.origin, "a simulated machine plays already");
+            self.jobs.note(&self.job, |stats| stats.incomplete += 1);
+            return;
+        };
+        let session = self.signed.session.to_string();
+        self.jobs.note(&self.job, |stats| stats.sessions.push(session));
+        let complete = tokio::select! {
+            () = self.stop.cancelled() => false,
+            complete = self.deliver(&mut acks) => complete,
+        };
+        self.bus.leave(&self.origin).await;
+        self.jobs.note(&self.job, |stats| {
+            *(if complete { &mut stats.complete } else { &mut stats.incomplete }) += 1;
+        });
+        let result = if complete { "complete" } else { "incomplete" };
+        metrics::counter!("simcorp_simulated_roasts_total", "result" => result).increment(1);
+    }
+
+    async fn deliver(&self, acks: &mut mpsc::Receiver<Ack>) -> bool {
+        let begun = Instant::now();
+        let mut waiting = self.signed.frames.clone();
+        let mut sent: BTreeMap<u64, Instant> = BTreeMap::new();
+        let mut receipt_sent: Option<Instant> = None;
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let length = Duration::from_secs_f64(
+            self.signed.frames.values().last().map_or(0.0, |frame| frame.until_s) / self.speed,
+        );
+        loop {
+            tokio::select! {
+                ack = acks.recv() => {
+                    let Some(ack) = ack else { return false };
+                    if ack.chain != self.chain {
+                        continue;
+                    }
+                    let before = waiting.len();
+                    for range in &ack.acked {
+                        waiting.retain(|n, _| !(range.first..=range.last).contains(n));
+                    }
+                    for range in &ack.need {
+                        sent.retain(|n, _| !(range.first..=range.last).contains(n));
+                    }
+                    let acked = (before - waiting.len()) as u64;
+                    self.jobs.note(&self.job, |stats| stats.frames_acked += acked);
+                    let of_ours = |v: &&contract::ReceiptVerdict| v.session_id == self.signed.session;
+                    if ack.receipts.iter().find(of_ours).is_some_and(|verdict| verdict.complete) {
+                        return true;
+                    }
+                }
+                _ = tick.tick() => {}
+            }
+            let now = Instant::now();
+            let played_s = (now - begun).as_secs_f64() * self.speed;
+            for (number, frame) in waiting.iter().take(IN_FLIGHT) {
+                let due = frame.until_s <= played_s;
+                let rested = sent.get(number).is_none_or(|at| now - *at > AGAIN);
+                if !due || !rested {
+                    continue;
+                }
+                if !self.bus.send(&self.origin, Kind::LiveFrame, frame.bytes.clone()).await {
+                    break; // the next tick tries again
+                }
+                if sent.insert(*number, now).is_none() {
+                    self.jobs.note(&self.job, |stats| {
+                        stats.telemetry_sent += frame.points;
+                        stats.events_sent += frame.events;
+                        stats.last_sent_ts = Some(at(self.started, frame.until_s));
+                    });
+                }
+            }
+            let told = receipt_sent.is_none_or(|at| now - at > AGAIN);
+            if waiting.is_empty() && told {
+                let receipt = self.signed.receipt.clone();
+                if self.bus.send(&self.origin, Kind::Receipt, receipt).await {
+                    receipt_sent = Some(now);
+                }
+            }
+            if now - begun > length + PATIENCE {
+                return false;
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What is asked of the twin, and the roast that is answered.
+
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::{EpochMs, EventKind, MachineId};
+use roast::ror::RateOfRise;
+use roast::twin::{PRESETS, Twin, reference};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+
+/// More points than this are refused.
+pub const POINTS_MAX: usize = reference::POINTS_MAX;
+/// A roast of the twin that has not been dropped by then never will be, s.
+const ROAST_S_MAX: f64 = 3_600.0;
+/// The twin's presets are calibrated for a batch of this size.
+const DESIGN_KG: f64 = 5.0;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The reference's curve between targets, the same to the last digit for a seed.
+    #[default]
+    Reference,
+    /// A roaster's physics with a simulated operator; targets are not promised.
+    Twin,
+}
+
+/// The reference's request. Every field has its default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SimRoastRequest {
+    pub machine_id: String,
+    pub batch_size_kg: f64,
+    pub charge_temp_c: f64,
+    pub target_first_crack_seconds: f64,
+    pub target_drop_seconds: f64,
+    pub max_temp_c: f64,
+    pub sample_interval_seconds: f64,
+    pub noise_std_dev: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<i64>,
+    pub ambient_temp_c: f64,
+    pub engine: Engine,
+    /// Of the twin: which machine. Else by the seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+}
+
+impl Default for SimRoastRequest {
+    fn default() -> Self {
+        Self {
+            machine_id: "SIM-MACHINE".to_owned(),
+            batch_size_kg: 5.0,
+            charge_temp_c: 180.0,
+            target_first_crack_seconds: 480.0,
+            target_drop_seconds: 600.0,
+            max_temp_c: 220.0,
+            sample_interval_seconds: 2.0,
+            noise_std_dev: 0.5,
+            seed: None,
+            ambient_temp_c: 25.0,
+            engine: Engine::default(),
+            preset: None,
+        }
+    }
+}
+
+/// What is wrong with a request: the field, and why.
+pub type Problem = (&'static str, String);
+
+/// One moment of a simulated roast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment {
+    /// s since CHARGE
+    pub t_s: f64,
+    pub bt_c: f64,
+    pub et_c: f64,
+    pub ror_c_per_min: Option<f64>,
+    pub gas_pct: Option<f64>,
+    pub fan_pct: Option<f64>,
+}
+
+/// A simulated roast, from CHARGE to DROP.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SimRoast {
+    pub moments: Vec<Moment>,
+    /// (kind, s since CHARGE)
+    pub events: Vec<(EventKind, f64)>,
+}
+
+impl SimRoastRequest {
+    /// What no request may say.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        for (field, value) in [
+            ("batchSizeKg", self.batch_size_kg),
+            ("targetFirstCrackSeconds", self.target_first_crack_seconds),
+            ("targetDropSeconds", self.target_drop_seconds),
+            ("maxTempC", self.max_temp_c),
+            ("sampleIntervalSeconds", self.sample_interval_seconds),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                found.push((field, "not above 0".to_owned()));
+            }
+        }
+        if !(self.noise_std_dev.is_finite() && self.noise_std_dev >= 0.0) {
+            found.push(("noiseStdDev", "below 0".to_owned()));
+        }
+        for (field, value) in
+            [("chargeTempC", self.charge_temp_c), ("ambientTempC", self.ambient_temp_c)]
+        {
+            if !(-50.0..=500.0).contains(&value) {
+                found.push((field, "not between -50 and 500".to_owned()));
+            }
+        }
+        if MachineId::new(self.machine_id.clone()).is_err() {
+            found.push(("machineId", "not a name of letters, digits and . _ -".to_owned()));
+        }
+        let longest = match self.engine {
+            Engine::Reference => self.target_drop_seconds,
+            Engine::Twin => ROAST_S_MAX,
+        };
+        if longest / self.sample_interval_seconds > POINTS_MAX as f64 {
+            let problem = format!("more than {POINTS_MAX} points");
+            found.push(("sampleIntervalSeconds", problem));
+        }
+        if self.preset.as_deref().is_some_and(|name| preset(name).is_none()) {
+            let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+            found.push(("preset", format!("not one of {}", known.join(", "))));
+        }
+        found
+    }
+
+    /// The seed, by the clock where none is given.
+    #[must_use]
+    pub fn seed_or(&self, now: EpochMs) -> i64 {
+        self.seed.unwrap_or(now.0)
+    }
+
+    /// The roast, the same for the same seed.
+    ///
+    /// # Errors
+    /// As [`SimRoastRequest::problems`].
+    pub fn simulate(&self, seed: i64) -> Result<SimRoast, Problem> {
+        if let Some(problem) = self.problems().into_iter().next() {
+            return Err(problem);
+        }
+        match self.engine {
+            Engine::Reference => self.drawn(seed),
+            Engine::Twin => Ok(self.roasted(seed)),
+        }
+    }
+
+    fn drawn(&self, seed: i64) -> Result<SimRoast, Problem> {
+        let request = reference::Request {
+            batch_kg: self.batch_size_kg,
+            charge_c: self.charge_temp_c,
+            first_crack_s: self.target_first_crack_seconds,
+            drop_s: self.target_drop_seconds,
+            max_c: self.max_temp_c,
+            interval_s: self.sample_interval_seconds,
+            noise_c: self.noise_std_dev,
+            seed: u32::try_from(seed.rem_euclid(1 << 32)).unwrap_or(0),
+        };
+        let drawn = reference::simulate(&request)
+            .map_err(|error| ("sampleIntervalSeconds", error.to_string()))?;
+        let moment = |p: &reference::Point| Moment {
+            t_s: p.t_s,
+            bt_c: p.bt_c,
+            et_c: p.et_c,
+            ror_c_per_min: Some(p.ror_c_per_min),
+            gas_pct: None,
+            fan_pct: None,
+        };
+        Ok(SimRoast { moments: drawn.points.iter().map(moment).collect(), events: drawn.events })
+    }
+
+    fn roasted(&self, seed: i64) -> SimRoast {
+        let by_seed = seed.unsigned_abs() % PRESETS.len() as u64;
+        let preset = self
+            .preset
+            .as_deref()
+            .and_then(preset)
+            .unwrap_or(PRESETS[usize::try_from(by_seed).unwrap_or(0)]);
+        let load = (self.batch_size_kg / DESIGN_KG).clamp(0.3, 1.5);
+        #[allow(clippy::cast_sign_loss)] // any number will do
+        let mut twin = Twin::new(preset, seed as u64, 0).with(load, self.ambient_temp_c);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked: above 0
+        let step_ms = ((self.sample_interval_seconds * 1000.0) as u64)
+            .max(roast::twin::STEP_MS)
+            .next_multiple_of(roast::twin::STEP_MS);
+        let mut roast = SimRoast::default();
+        let mut rate = RateOfRise::default();
+        // The drum warms until the operator charges it.
+        while !twin.advance(roast::twin::STEP_MS).contains(&EventKind::Charge) {}
+        roast.events.push((EventKind::Charge, 0.0));
+        let mut t_ms = 0;
+        loop {
+            let reading = twin.reading();
+            let t_s = t_ms as f64 / 1000.0;
+            let rise = rate.push(i64::try_from(t_ms).unwrap_or(i64::MAX), Some(reading.bt_c));
+            roast.moments.push(Moment {
+                t_s,
+                bt_c: reading.bt_c,
+                et_c: reading.et_c,
+                ror_c_per_min: rise.map(|rise| (rise.c_per_min * 100.0).round() / 100.0),
+                gas_pct: Some(reading.gas_pct),
+                fan_pct: Some(reading.fan_pct),
+            });
+            if t_s > ROAST_S_MAX || roast.events.iter().any(|(kind, _)| *kind == EventKind::Drop) {
+                return roast;
+            }
+            for kind in twin.advance(step_ms) {
+                roast.events.push((kind, (t_ms + step_ms) as f64 / 1000.0));
+            }
+            t_ms += step_ms;
+        }
+    }
+}
+
+fn preset(name: &str) -> Option<roast::twin::Preset> {
+    PRESETS.into_iter().find(|preset| preset.name == name)
+}
+
+impl SimRoast {
+    /// s from CHARGE to the last moment
+    #[must_use]
+    pub fn length_s(&self) -> f64 {
+        self.moments.last().map_or(0.0, |moment| moment.t_s)
+    }
+
+    /// The roast in the words of the reference, begun at `started`.
+    #[must_use]
+    pub fn told(
+        &self,
+        machine: &MachineId,
+        started: EpochMs,
+        ambient_c: f64,
+    ) -> (Vec<TelemetryPoint>, Vec<RoastEvent>) {
+        let batch = Some(format!("SIM-BATCH-{}", started.0.div_euclid(1000)));
+        let point = |m: &Moment| TelemetryPoint {
+            ts: at(started, m.t_s),
+            machine_id: machine.clone(),
+            batch_id: batch.clone(),
+            elapsed_seconds: m.t_s,
+            bt_c: Some(m.bt_c),
+            et_c: Some(m.et_c),
+            ror_c_per_min: m.ror_c_per_min,
+            gas_pct: m.gas_pct,
+            fan_pct: m.fan_pct,
+            drum_rpm: None,
+            ambient_c: Some(ambient_c),
+            extras: std::collections::BTreeMap::new(),
+        };
+        let event = |(kind, t_s): &(EventKind, f64)| RoastEvent {
+            ts: at(started, *t_s),
+            machine_id: machine.clone(),
+            batch_id: batch.clone(),
+            kind: *kind,
+            payload: json!({"elapsedSeconds": t_s}).as_object().cloned(),
+        };
+        (self.moments.iter().map(point).collect(), self.events.iter().map(event).collect())
+    }
+}
+
+/// `started` and so many seconds.
+#[must_use]
+pub fn at(started: EpochMs, t_s: f64) -> EpochMs {
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    started.plus((t_s * 1000.0).round() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_engines_answer_a_whole_roast_alike_for_a_seed() {
+        for engine in [Engine::Reference, Engine::Twin] {
+            let request = SimRoastRequest { engine, ..SimRoastRequest::default() };
+            let roast = request.simulate(42).unwrap();
+            assert_eq!(roast, request.simulate(42).unwrap());
+            assert_ne!(roast, request.simulate(43).unwrap());
+            let times: Vec<_> = roast.events.iter().map(|(_, t)| *t).collect();
+            assert!(times.is_sorted() && roast.length_s() >= *times.last().unwrap() - 10.0);
+            assert_eq!(roast.events.first().unwrap().0, EventKind::Charge);
+            assert_eq!(roast.events.last().unwrap().0, EventKind::Drop, "{engine:?}");
+            assert!(roast.moments.len() > 200, "{engine:?} {}", roast.moments.len());
+        }
+    }
+
+    #[test]
+    fn the_vector_of_the_reference_holds() {
+        let request: SimRoastRequest = serde_json::from_str(r#"{"seed":42}"#).unwrap();
+        let roast = request.simulate(42).unwrap();
+        let machine = MachineId::new("SIM-MACHINE").unwrap();
+        let (points, events) = roast.told(&machine, EpochMs(42_000), 25.0);
+        assert_eq!(points.len(), 301);
+        assert_eq!(points[0].ts.to_string(), "1970-01-01T00:00:42.000Z");
+        assert_eq!(points[300].bt_c, Some(220.0));
+        assert_eq!(events[2].elapsed_seconds(), Some(460.51));
+    }
+
+    #[test]
+    fn what_cannot_be_simulated_is_named() {
+        let of = |text: &str| {
+            let request: SimRoastRequest = serde_json::from_str(text).unwrap();
+            request.problems().into_iter().map(|(field, _)| field).collect::<Vec<_>>()
+        };
+        assert_eq!(of(r#"{"sampleIntervalSeconds":1e-9}"#), ["sampleIntervalSeconds"]);
+        assert_eq!(of(r#"{"batchSizeKg":0,"machineId":"a/b"}"#), ["batchSizeKg", "machineId"]);
+        assert_eq!(of(r#"{"preset":"spaceship"}"#), ["preset"]);
+        assert!(of("{}").is_empty());
+    }
+}

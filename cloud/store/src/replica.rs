@@ -1,0 +1,122 @@
+//! A read replica: asked for what may be a moment old, while it is not older than that.
+//!
+//! Lag is measured by position, not by the replica's own clock: each second the primary's position in
+//! its log is noted with the time; the replica is as old as the newest note that it has replayed. A
+//! replica that has lost its primary therefore ages, though it knows of nothing that it misses.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Pool, Store, StoreError};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// One look takes no longer: a replica that hangs is as good as one that lags.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
+/// Notes that are kept: older ones no longer matter.
+const NOTES: usize = 600;
+const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A replica, and whether it is fresh enough to be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica {
+    pool: PgPool,
+    fresh: Arc<AtomicBool>,
+}
+
+impl Replica {
+    /// Connects when it is first asked: a replica that is away must not keep anybody from starting.
+    pub(crate) fn open(url: &str, pool_max: u32) -> Result<Self, StoreError> {
+        let options: PgConnectOptions =
+            url.parse().map_err(|error: sqlx::Error| StoreError::Address(error.to_string()))?;
+        let pool = PgPoolOptions::new()
+            .max_connections(pool_max)
+            .acquire_timeout(ACQUIRE_TIME_MAX)
+            .connect_lazy_with(options.application_name("simcorp reading"));
+        Ok(Self { pool, fresh: Arc::default() })
+    }
+}
+
+impl Store {
+    /// The database for reads that may be a moment old: the replica while it is fresh, else the
+    /// primary.
+    #[must_use]
+    pub fn for_reading(&self) -> Self {
+        match &self.replica {
+            Some(replica) if replica.fresh.load(Ordering::Relaxed) => {
+                metrics::counter!("simcorp_replica_reads_total").increment(1);
+                Self { pool: Pool::Postgres(replica.pool.clone()), replica: None }
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// True while the replica is asked.
+    #[must_use]
+    pub fn replica_is_fresh(&self) -> bool {
+        self.replica.as_ref().is_some_and(|replica| replica.fresh.load(Ordering::Relaxed))
+    }
+
+    /// Watches how old the replica is until `stop`; ends at once where there is none.
+    pub async fn watch_replica(self, lag_max: Duration, stop: CancellationToken) {
+        let (Some(replica), Pool::Postgres(primary)) = (self.replica, self.pool) else { return };
+        let mut notes: VecDeque<(i64, Instant)> = VecDeque::new();
+        loop {
+            let look =
+                tokio::time::timeout(LOOK_TIME_MAX, look(&primary, &replica.pool, &mut notes));
+            let lag = match look.await {
+                Ok(Ok(lag)) => lag,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "the replica's age is not known");
+                    None
+                }
+                Err(_) => None,
+            };
+            let fresh = lag.is_some_and(|lag| lag <= lag_max);
+            if replica.fresh.swap(fresh, Ordering::Relaxed) != fresh {
+                if fresh {
+                    tracing::info!("the replica is asked from now on");
+                } else {
+                    tracing::warn!(?lag, "the replica is too old or away; the primary is asked");
+                }
+            }
+            let seconds = lag.map_or(f64::INFINITY, |lag| lag.as_secs_f64());
+            metrics::gauge!("simcorp_replica_lag_seconds").set(seconds);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+}
+
+/// How old the replica is; `None`: older than any note.
+async fn look(
+    primary: &PgPool,
+    replica: &PgPool,
+    notes: &mut VecDeque<(i64, Instant)>,
+) -> Result<Option<Duration>, sqlx::Error> {
+    // Before the question: what the primary answers was true then at the earliest.
+    let asked = Instant::now();
+    let written: i64 = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
+        .fetch_one(primary)
+        .await?;
+    notes.push_back((written, asked));
+    if notes.len() > NOTES {
+        notes.pop_front();
+    }
+    let replayed: Option<i64> =
+        sqlx::query_scalar("SELECT (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint")
+            .fetch_one(replica)
+            .await?;
+    // No replay position: it is no replica (any more).
+    let Some(replayed) = replayed else { return Ok(None) };
+    let newest = notes.iter().rev().find(|(position, _)| *position <= replayed);
+    Ok(newest.map(|(_, at)| at.elapsed()))
+}

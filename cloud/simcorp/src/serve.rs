@@ -80,7 +80,7 @@ type Routes = (axum::Router, utoipa::openapi::OpenApi, service::health::Health);
 impl Serving {
     fn serve(&mut self, listener: tokio::net::TcpListener, (router, openapi, health): Routes) {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", health.service());
-        let app = http::shell(router, openapi, health, self.metrics.clone());
+        let app = http::shell(router, &openapi, health, self.metrics.clone());
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
     }
 

@@ -63,7 +63,7 @@ struct Simulated {
 
 /// Simulate a roast. An empty body is a roast of defaults.
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
-    responses((status = 200, body = Simulated), (status = 400, description = "`{message, issues}`")))]
+    responses((status = 200, body = Simulated), (status = 400, description = "In the shape of the reference's twin", body = Refused)))]
 async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
     if let Err(error) = caller.need(Role::Viewer) {
         return error.into_response();
@@ -97,9 +97,16 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
     Ok(Simulated { telemetry, events })
 }
 
-/// 400 in this service's own shape.
+/// What this service answers to a wrong request.
+#[derive(Serialize, ToSchema)]
+struct Refused<'i> {
+    message: &'static str,
+    #[schema(value_type = Vec<Object>)]
+    issues: &'i [Issue],
+}
+
 fn refused(issues: &[Issue]) -> Response {
-    let body = json!({"message": "Invalid simulation request", "issues": issues});
+    let body = Refused { message: "Invalid simulation request", issues };
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 

@@ -65,7 +65,7 @@ pub fn app(
         .route("/live", get(live))
         .route("/marks", post(mark))
         .with_state(Local { board, jobs, stop });
-    http::shell(routes, Doc::openapi(), health, metrics)
+    http::shell(routes, &Doc::openapi(), health, metrics)
 }
 
 #[derive(utoipa::OpenApi)]

@@ -74,7 +74,12 @@ impl<'de> Deserialize<'de> for EpochMs {
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for EpochMs {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        <String as utoipa::PartialSchema>::schema()
+        use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+            .examples([serde_json::json!("2025-10-05T21:08:15.000Z")])
+            .into()
     }
 }
 

@@ -50,14 +50,18 @@ pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListe
 /// Puts the shell around a service's routes.
 pub fn shell(
     routes: Router,
-    openapi: utoipa::openapi::OpenApi,
+    openapi: &utoipa::openapi::OpenApi,
     health: Health,
     metrics: Metrics,
 ) -> Router {
     let service = health.service();
     let (alive, ready) = (health.clone(), health);
+    let document = crate::openapi::complete(openapi).unwrap_or_else(|error| {
+        tracing::error!(%error, "a document that cannot be written");
+        serde_json::Value::Null
+    });
     let routes = routes
-        .route("/openapi.json", get(async move || Json(openapi)))
+        .route("/openapi.json", get(async move || Json(document)))
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
         .route("/metrics", get(async move || prometheus(&metrics)));

@@ -13,6 +13,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;
+pub mod openapi;
 pub mod query;
 pub mod secret;
 pub mod shutdown;

@@ -142,7 +142,7 @@ fn seconds(text: Option<&String>, name: &str) -> Result<Option<f64>, ApiError> {
 /// Signed frames by HTTP: one `COSE_Sign1` message, or several one after the other.
 #[utoipa::path(post, path = "/v1/frames", tag = "frames",
     request_body(content = Vec<u8>, content_type = "application/cose"),
-    responses((status = 200, description = "What became of each frame (Ack)", body = Object),
+    responses((status = 200, description = "What became of each frame (Ack)", body = Vec<Object>),
               (status = 400, description = "Not a sequence of signed frames"),
               (status = 429, description = "Too many frames of this machine")))]
 async fn post_frames(state: State, body: Bytes) -> Result<Response, ApiError> {

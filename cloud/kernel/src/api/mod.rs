@@ -1,6 +1,8 @@
 //! The kernel's HTTP surface, by the reference's names.
 
+mod breaker;
 mod cards;
+mod expansion;
 mod governance;
 mod governor;
 mod keys;
@@ -83,18 +85,18 @@ fn governance_routes() -> OpenApiRouter<State> {
         .routes(routes!(governance::readiness_latest))
         .routes(routes!(governance::readiness_score))
         .routes(routes!(governance::declare))
-        .routes(routes!(governance::events))
-        .routes(routes!(governance::unresolved))
-        .routes(routes!(governance::resolve))
-        .routes(routes!(governance::rules))
-        .routes(routes!(governance::rules_enabled))
-        .routes(routes!(governance::change_rule))
-        .routes(routes!(governance::run_cycle))
-        .routes(routes!(governance::reports))
-        .routes(routes!(governance::report_latest))
-        .routes(routes!(governance::report))
-        .routes(routes!(governance::state))
-        .routes(routes!(governance::proposals))
-        .routes(routes!(governance::approve))
-        .routes(routes!(governance::reject))
+        .routes(routes!(breaker::events))
+        .routes(routes!(breaker::unresolved))
+        .routes(routes!(breaker::resolve))
+        .routes(routes!(breaker::rules))
+        .routes(routes!(breaker::rules_enabled))
+        .routes(routes!(breaker::change_rule))
+        .routes(routes!(expansion::run_cycle))
+        .routes(routes!(expansion::reports))
+        .routes(routes!(expansion::report_latest))
+        .routes(routes!(expansion::report))
+        .routes(routes!(expansion::state))
+        .routes(routes!(expansion::proposals))
+        .routes(routes!(expansion::approve))
+        .routes(routes!(expansion::reject))
 }

@@ -1,0 +1,259 @@
+//! The weekly look, where an organisation stands, and proposals to go further.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use service::auth::{Caller, Role};
+use service::error::ApiError;
+use service::extract::Body;
+use service::query::Params;
+use utoipa::ToSchema;
+
+use super::State;
+use super::governance::{DAY_MS, latest, new_id};
+use crate::governance::breaker::BreakerEvent;
+use crate::governance::cycle::{self, Approval, EVENTS_TOLD, Proposal, Report};
+use crate::store::{Kind, Record, RecordFilter};
+
+/// Look at the week now: report, and perhaps a proposal to go further.
+#[utoipa::path(post, path = "/api/governance/run-cycle", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Report), (status = 403)))]
+pub async fn run_cycle(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Report>, ApiError> {
+    caller.need(Role::Approver)?;
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let (month, readiness) = state.readiness(&org).await?;
+    let (_, autonomy) = state.store.autonomy_state(&org, now).await?;
+    let week = state.store.autonomy(&org, (now.plus(-7 * DAY_MS), now)).await?;
+    let told = i64::try_from(EVENTS_TOLD).unwrap_or(10);
+    let filter = RecordFilter { limit: told, ..RecordFilter::default() };
+    let events: Vec<BreakerEvent> = state.store.records(&org, Kind::Event, filter).await?;
+    let quiet = events.iter().all(|event| event.resolved);
+    let mut expansion = None;
+    if readiness.overall.ready && quiet {
+        expansion = cycle::propose(&autonomy, &month, &readiness, (new_id()?, now));
+    }
+    if let Some(proposal) = &expansion {
+        let record = Record {
+            kind: Kind::Proposal,
+            id: &proposal.proposal_id,
+            at: now,
+            status: "pending",
+            once: Some("pending"),
+            body: proposal,
+        };
+        if !state.store.keep_record(&org, &record).await? {
+            expansion = None; // one waits already
+        }
+    }
+    let mut report = Report {
+        id: new_id()?,
+        week_start: now.plus(-7 * DAY_MS),
+        week_end: now,
+        generated_at: now,
+        metrics: week,
+        recommendations: readiness.recommendations.clone(),
+        next_actions: readiness.next_actions.clone(),
+        readiness,
+        expansion,
+        circuit_breaker_events: events,
+        summary: String::new(),
+    };
+    report.summary = cycle::summary(&autonomy, &report);
+    let record = Record {
+        kind: Kind::Report,
+        id: &report.id,
+        at: now,
+        status: "kept",
+        once: None,
+        body: &report,
+    };
+    state.store.keep_record(&org, &record).await?;
+    let doing = ("governance.cycle", now);
+    let proposed = report.expansion.is_some();
+    let note = |s: &mut crate::governance::State| {
+        s.known.last_report = Some(now);
+        if proposed {
+            s.known.last_expansion = Some(now);
+        }
+    };
+    state.store.change_autonomy(&org, &caller.actor, doing, note).await?;
+    Ok(Json(report))
+}
+
+/// Reports, the newest first.
+#[utoipa::path(get, path = "/api/governance/reports", tag = "governance",
+    params(("limit" = Option<i64>, Query, description = "0 to 100; 10"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Report>), (status = 400), (status = 403)))]
+pub async fn reports(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Report>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = RecordFilter { limit: params.limit(10, 100)?, ..RecordFilter::default() };
+    Ok(Json(state.store.records(&org, Kind::Report, filter).await?))
+}
+
+/// The newest report, or `null`.
+#[utoipa::path(get, path = "/api/governance/reports/latest", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Option<Report>), (status = 403)))]
+pub async fn report_latest(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    latest(&state, &caller, &params, Kind::Report, None).await
+}
+
+/// One report, or `null`.
+#[utoipa::path(get, path = "/api/governance/reports/{id}", tag = "governance",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Option<Report>), (status = 403)))]
+pub async fn report(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    latest(&state, &caller, &params, Kind::Report, Some(&id)).await
+}
+
+/// Where the organisation stands.
+#[utoipa::path(get, path = "/api/governance/state", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 403)))]
+pub async fn state(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let (_, found) = state.store.autonomy_state(&org, now).await?;
+    let known = &found.known;
+    let mut body = json!({"currentPhase": found.phase, "phaseStartDate": found.since,
+        "commandWhitelist": known.whitelist, "daysSincePhaseStart": found.days(now),
+        "commandsPaused": !known.paused.is_empty()});
+    for (name, time) in
+        [("lastReportDate", known.last_report), ("lastExpansionDate", known.last_expansion)]
+    {
+        if let Some(time) = time {
+            body[name] = json!(time);
+        }
+    }
+    Ok(Json(body))
+}
+
+/// Proposals that wait.
+#[utoipa::path(get, path = "/api/governance/proposals", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Proposal>), (status = 403)))]
+pub async fn proposals(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Proposal>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = RecordFilter { status: Some("pending"), limit: 20, id: None };
+    Ok(Json(state.store.records(&org, Kind::Proposal, filter).await?))
+}
+
+#[derive(Deserialize, ToSchema)]
+pub struct ApproveAs {
+    /// tech-lead, ops-lead, product-lead or exec-sponsor; without it the first that is missing.
+    #[serde(default, rename = "as")]
+    pub role: Option<String>,
+}
+
+/// Approve a proposal, as one of the required people. With the last of them the phase changes. Who
+/// approves is who asks; two approvals need two people.
+#[utoipa::path(post, path = "/api/governance/proposals/{id}/approve", tag = "governance",
+    request_body = ApproveAs, params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404),
+              (status = 409)))]
+pub async fn approve(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    Body(approval): Body<ApproveAs>,
+) -> Result<Json<Value>, ApiError> {
+    caller.need_person()?;
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let mut refused = None;
+    let who = (&caller.actor, "governance.approve", now);
+    let change = |proposal: &mut Proposal| {
+        let given = |role: &str| proposal.approvals.iter().any(|one| one.role == role);
+        let missing = proposal.required_approvals.iter().find(|role| !given(role));
+        let role = approval.role.clone().or_else(|| missing.cloned()).unwrap_or_default();
+        let known = proposal.required_approvals.contains(&role);
+        let twice = proposal.approvals.iter().any(|one| one.approved_by == caller.actor.id);
+        refused = if !known || given(&role) {
+            Some(format!("{role}: not one of the approvals that are missing"))
+        } else if twice {
+            Some("you have approved this already; another person must".to_owned())
+        } else {
+            None
+        };
+        if refused.is_some() {
+            return None;
+        }
+        let approved_by = caller.actor.id.clone();
+        proposal.approvals.push(Approval { role, approved_by, at: now });
+        let done = proposal.approvals.len() >= proposal.required_approvals.len();
+        Some(if done { "approved" } else { "pending" })
+    };
+    let found =
+        state.store.change_record(&org, (Kind::Proposal, &id, "pending"), who, change).await?;
+    let proposal = found.ok_or(ApiError::NotFound("pending proposal"))?;
+    if let Some(problem) = refused {
+        return Err(ApiError::Conflict(problem));
+    }
+    let done = proposal.approvals.len() >= proposal.required_approvals.len();
+    if done {
+        let doing = ("governance.expand", now);
+        let expand = |s: &mut crate::governance::State| {
+            // Something may have thrown it back since.
+            if s.phase == proposal.expansion.current_phase {
+                s.phase = proposal.expansion.target_phase;
+                s.since = now;
+                s.known.whitelist.extend(proposal.expansion.commands_to_whitelist.clone());
+            }
+        };
+        state.store.change_autonomy(&org, &caller.actor, doing, expand).await?;
+    }
+    let missing = proposal.required_approvals.len() - proposal.approvals.len();
+    Ok(Json(json!({"success": true, "id": id, "approvedBy": caller.actor.id,
+                   "approved": done, "missingApprovals": missing})))
+}
+
+/// Reject a proposal. A person's word.
+#[utoipa::path(post, path = "/api/governance/proposals/{id}/reject", tag = "governance",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 403), (status = 404)))]
+pub async fn reject(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    caller.need_person()?;
+    caller.need(Role::Approver)?;
+    let org = caller.org(params.get("orgId"))?;
+    let who = (&caller.actor, "governance.reject", (state.clock)());
+    let place = (Kind::Proposal, id.as_str(), "pending");
+    let found: Option<Proposal> =
+        state.store.change_record(&org, place, who, |_| Some("rejected")).await?;
+    found.ok_or(ApiError::NotFound("pending proposal"))?;
+    Ok(Json(json!({"success": true, "id": id})))
+}

@@ -1,0 +1,62 @@
+//! Every operation of every service, asked what its author did not think of: schemathesis makes
+//! requests from the documents, right and wrong ones, and holds the answers against them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+
+mod common;
+
+use std::process::Command;
+
+use anyhow::ensure;
+use common::{Stack, client};
+
+const SERVICES: [&str; 9] = [
+    "kernel",
+    "ingestion",
+    "analytics",
+    "eval",
+    "reports",
+    "inference",
+    "dispatcher",
+    "twin",
+    "publisher",
+];
+/// No 5xx, no status, type or body that the document does not name.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                      response_schema_conformance";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_service_answers_what_its_document_does_not_say() -> anyhow::Result<()> {
+    let schemathesis = testbed::workspace().join("target/schemathesis/bin/schemathesis");
+    ensure!(schemathesis.is_file(), "schemathesis is not installed; run: tools/install test");
+    let open = "{ per_second = 100000.0, burst = 1000000 }";
+    let mut settings: Vec<String> =
+        ["org", "user", "route", "device"].map(|kind| format!("limits.{kind}={open}")).into();
+    settings.push("ingestion.accept_unsigned=true".to_owned());
+    let stack = Stack::start(&[], &settings).await?;
+    for service in SERVICES {
+        let document = stack.get(service, "/openapi.json").await?;
+        let errors = document["components"]["schemas"]["Error"].is_object();
+        assert!(errors && document["security"][0]["bearer"].is_array(), "{service}");
+        let url = stack.url(service, "/openapi.json");
+        let mut command = Command::new(&schemathesis);
+        command
+            .args(["run", &url, "--checks", CHECKS, "--phases", "examples,coverage,fuzzing"])
+            .args(["-n", "5", "--workers", "2", "--seed", "20261122", "--no-color"])
+            // Streams have no end; frames are signed bytes, and have a fuzz target of their own.
+            .args([
+                "--exclude-path-regex",
+                "^/(stream|v1/frames)",
+                "--suppress-health-check",
+                "all",
+            ]);
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let told = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{service}: {told}\n{}", stack.process.log());
+        assert!(told.contains("Test cases:"), "{service}: {told}");
+    }
+    // And nothing that was asked has hurt it.
+    let text = client().get(stack.url("kernel", "/ready")).send().await?;
+    assert!(text.status().is_success());
+    assert!(!stack.process.log().contains("panicked"), "{}", stack.process.log());
+    Ok(())
+}

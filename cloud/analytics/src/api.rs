@@ -80,7 +80,7 @@ async fn analysis(
     let roast = Roasted::read_rest(&state.ingestion, &org, found.body).await?;
     let told = serde_json::to_vec(&roast.told((state.clock)())).map_err(ApiError::internal)?;
     let body = Bytes::from(told);
-    if let Some(kept) = &kept {
+    if let Some(kept) = kept.as_ref().filter(|_| roast.whole) {
         state.cache.put("analysis", kept, body.clone(), KEPT).await;
     }
     Ok(json_of(body))

@@ -29,6 +29,8 @@ pub struct Roasted {
     pub meta: SessionMeta,
     pub overrides: Vec<EventOverride>,
     pub recording: Recording,
+    /// As many points came as the session says that it has.
+    pub whole: bool,
     /// Where each kind was found, s since the session began.
     inferred: BTreeMap<EventKind, f64>,
 }
@@ -79,6 +81,8 @@ impl Roasted {
         meta: SessionMeta,
         overrides: Vec<EventOverride>,
     ) -> Self {
+        let whole =
+            u64::try_from(points.len()).is_ok_and(|n| n >= session.summary.telemetry_points);
         let mut recording = Recording {
             machine: session.summary.origin.machine.to_string(),
             beans: meta.bean_name.clone().unwrap_or_default(),
@@ -104,7 +108,7 @@ impl Roasted {
         if let Some(turned) = lowest(&recording.samples, inferred.get(&EventKind::Drop).copied()) {
             inferred.entry(EventKind::Tp).or_insert(turned);
         }
-        let mut roasted = Self { session, meta, overrides, recording, inferred };
+        let mut roasted = Self { session, meta, overrides, recording, whole, inferred };
         roasted.mark();
         roasted
     }
@@ -211,6 +215,7 @@ impl Roasted {
         put("machineId", json!(origin.machine));
         put("computedAt", json!(computed_at));
         put("completeness", json!(self.session.summary.completeness));
+        put("chargeElapsedSeconds", json!(self.seconds(EventKind::Charge)));
         put("meta", json!(self.meta));
         put("config", json!({"dryEndBtC": DRY_C, "largeOverrideDeltaSeconds": LARGE_DELTA_S}));
         let (mut source, mut deltas) = (Map::new(), Map::new());

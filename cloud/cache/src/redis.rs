@@ -1,7 +1,7 @@
 //! Redis, asked with little patience: what it holds can be done without.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +58,8 @@ pub struct Redis {
     began: Instant,
     /// ms since `began`; before, it is not asked.
     rests_until: Arc<AtomicU64>,
+    /// That it is away has been told.
+    away: Arc<AtomicBool>,
 }
 
 impl Redis {
@@ -75,7 +77,12 @@ impl Redis {
             .set_connection_timeout(Some(CONNECT_PATIENCE))
             .set_response_timeout(Some(PATIENCE));
         let manager = ConnectionManager::new_lazy_with_config(client, patience).map_err(wrong)?;
-        Ok(Some(Self { manager, began: Instant::now(), rests_until: Arc::default() }))
+        Ok(Some(Self {
+            manager,
+            began: Instant::now(),
+            rests_until: Arc::default(),
+            away: Arc::default(),
+        }))
     }
 
     fn now_ms(&self) -> u64 {
@@ -91,11 +98,17 @@ impl Redis {
         }
         let answer = tokio::time::timeout(PATIENCE + CONNECT_PATIENCE, asking).await;
         match answer {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(value)) => {
+                if self.away.swap(false, Ordering::Relaxed) {
+                    metrics::gauge!("simcorp_redis_up").set(1.0);
+                    tracing::info!("redis answers again");
+                }
+                Ok(value)
+            }
             failed => {
-                let rest = self.now_ms() + REST_MS;
-                let before = self.rests_until.swap(rest, Ordering::Relaxed);
-                if before + 60 * REST_MS < rest {
+                self.rests_until.store(self.now_ms() + REST_MS, Ordering::Relaxed);
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    metrics::gauge!("simcorp_redis_up").set(0.0);
                     let error = failed.map(|answer| answer.err().map(|e| e.to_string()));
                     tracing::warn!(?error, "redis does not answer; going on without it");
                 }

@@ -18,6 +18,8 @@ const THRESHOLD: f64 = 0.7;
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Roast {
     pub turned_s: Option<f64>,
+    /// Where CHARGE lies in the session, by which points are counted.
+    pub charged_at_s: f64,
     pub first_crack_s: Option<f64>,
     pub first_crack_c: Option<f64>,
     pub drop_s: Option<f64>,
@@ -38,6 +40,7 @@ impl Roast {
         let shape = |name: &str| shape.and_then(|shape| shape.get(name)?.as_bool());
         let crashed = [shape("crashDetected"), shape("flickDetected"), shape("detected")];
         Self {
+            charged_at_s: number("chargeElapsedSeconds").unwrap_or(0.0),
             turned_s: number("tpSeconds").or_else(|| legacy("turningPoint", "elapsedSeconds")),
             first_crack_s: number("fcSeconds").or_else(|| legacy("firstCrack", "elapsedSeconds")),
             first_crack_c: number("fcBtC").or_else(|| legacy("firstCrack", "tempC")),
@@ -82,8 +85,8 @@ pub struct Steadiness {
 /// Rates of rise between the turning point and the drop: before, the probe only finds the beans.
 #[must_use]
 pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness> {
-    let from = roast.turned_s.unwrap_or(0.0);
-    let until = roast.drop_s.unwrap_or(f64::MAX);
+    let from = roast.charged_at_s + roast.turned_s.unwrap_or(0.0);
+    let until = roast.drop_s.map_or(f64::MAX, |drop_s| roast.charged_at_s + drop_s);
     let inside = |p: &&TelemetryPoint| (from..=until).contains(&p.elapsed_seconds);
     let mut told: Vec<f64> = points.iter().filter(inside).filter_map(|p| p.ror_c_per_min).collect();
     if told.len() < RATES_MIN {

@@ -67,7 +67,7 @@ pub fn start(
     let up = connected.clone();
     tracker.spawn(receive((client.clone(), events), queue, up, stop.clone()));
     tracker.spawn(follow(following.clone(), waiting, stop.clone()));
-    tracker.spawn(speak(client, following, name, stop.clone()));
+    tracker.spawn(speak(client, following, (name, connected.clone()), stop.clone()));
     Ok(connected)
 }
 
@@ -172,7 +172,12 @@ async fn follow(
 }
 
 /// Tells what has settled, while this instance holds the lease.
-async fn speak(client: AsyncClient, following: Following, holder: String, stop: CancellationToken) {
+async fn speak(
+    client: AsyncClient,
+    following: Following,
+    (holder, connected): (String, Arc<AtomicBool>),
+    stop: CancellationToken,
+) {
     // Two processes of one name are two holders.
     let holder = format!("{holder}-{}", trust::random_id().unwrap_or_default());
     let mut renewed = EpochMs(0);
@@ -192,6 +197,12 @@ async fn speak(client: AsyncClient, following: Following, holder: String, stop: 
             read = now;
         }
         let spoke = following.speaks.load(Ordering::Relaxed);
+        // Who hears nothing has nothing to say: the lease ends, and another takes it.
+        if !connected.load(Ordering::Relaxed) {
+            following.speaks.store(false, Ordering::Relaxed);
+            following.with(|all| all.due(now));
+            continue;
+        }
         if now.since(renewed) >= LEASE_MS / 3 || now < renewed {
             let held = following.store.database().lease(LEASE, &holder, LEASE_MS, now).await;
             let speaks = match held {

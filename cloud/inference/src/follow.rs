@@ -25,6 +25,14 @@ const GAP_MS: i64 = 30 * 60_000;
 const RESTART_S: f64 = 5.0;
 /// A publisher that begins to count here begins at its CHARGE, s.
 const BEGINS_S: f64 = 5.0;
+/// Elapsed time within this is a roast's, s: whoever is first heard there is in the middle of one.
+const ROAST_S_MAX: f64 = 3_600.0;
+/// A point further ahead than this is of a clock that is wrong; one further back than this is of one
+/// that was set right. ms
+const AHEAD_MS: i64 = 86_400_000;
+const BACK_MS: i64 = 60_000;
+/// A machine that has been silent for so long may be forgotten for another, ms.
+const SILENT_MS: i64 = 600_000;
 /// What was told within this is told again by whoever takes over, ms.
 const AGAIN_MS: i64 = 120_000;
 /// The word by which our own events are known.
@@ -52,6 +60,8 @@ struct Machine {
     speaks_until: EpochMs,
     pending: BTreeMap<EventKind, Pending>,
     told: BTreeMap<EventKind, Pending>,
+    /// Of the roast before.
+    left: Vec<Pending>,
 }
 
 /// A machine as `/status` shows it.
@@ -99,11 +109,18 @@ impl Machine {
             speaks_until: EpochMs(i64::MIN),
             pending: BTreeMap::new(),
             told: BTreeMap::new(),
+            left: Vec::new(),
         }
     }
 
-    /// Another roast begins.
-    fn restart(&mut self, started: EpochMs) {
+    /// Another roast begins. What was found of the one before is told at once, by its time.
+    fn restart(&mut self, started: EpochMs, now: EpochMs) {
+        for (kind, mut pending) in std::mem::take(&mut self.pending) {
+            if !self.told.contains_key(&kind) {
+                pending.due = now;
+                self.left.push(pending);
+            }
+        }
         self.live.restart();
         self.started = started;
         self.points = 0;
@@ -112,7 +129,11 @@ impl Machine {
     }
 
     fn take(&mut self, point: &TelemetryPoint, now: EpochMs) {
-        if point.ts <= self.last {
+        if point.ts.since(now) > AHEAD_MS {
+            return; // nobody's clock is right there
+        }
+        let back = self.last.0 != i64::MIN && self.last.since(point.ts) > BACK_MS;
+        if point.ts <= self.last && !back {
             return; // twice, or late
         }
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
@@ -121,10 +142,13 @@ impl Machine {
         let idle = self.points > 0 && point.ts.since(self.last) as f64 > gap_ms;
         let since_start_s = point.ts.since(self.started) as f64 / 1000.0;
         let over = self.points > 0 && point.elapsed_seconds + RESTART_S < since_start_s;
-        if idle || over || self.points == 0 {
-            self.restart(started);
-            if point.elapsed_seconds <= BEGINS_S {
+        if idle || over || back || self.points == 0 {
+            self.restart(started, now);
+            if point.elapsed_seconds <= ROAST_S_MAX {
+                // Beans are in it: what falls now is a drop, not a charge.
                 self.live.resume(started.0, &[]);
+            }
+            if point.elapsed_seconds <= BEGINS_S {
                 let mark = (EventKind::Charge, started, 0.0, point.bt_c);
                 self.found(point, mark, "told", 1.0, now);
             }
@@ -188,6 +212,11 @@ impl Machine {
         confidence: f64,
         now: EpochMs,
     ) {
+        // A publisher whose count never starts over charges again after its drop.
+        if kind == EventKind::Charge && self.told.contains_key(&EventKind::Drop) {
+            self.told.clear();
+            self.started = at;
+        }
         if self.told.contains_key(&kind) {
             return; // what is told is told
         }
@@ -219,7 +248,12 @@ impl Machine {
             .filter(|(_, pending)| pending.due <= now)
             .map(|(kind, _)| *kind)
             .collect();
-        let mut events = Vec::new();
+        let mut events: Vec<RoastEvent> = Vec::new();
+        for pending in std::mem::take(&mut self.left) {
+            if !speaks {
+                events.push(pending.event);
+            }
+        }
         for kind in ready {
             let Some(pending) = self.pending.remove(&kind) else { continue };
             if !speaks {
@@ -266,18 +300,28 @@ impl Followed {
         settings: Settings,
         now: EpochMs,
     ) {
-        if !self.machines.contains_key(origin) {
-            if self.machines.len() >= self.most {
-                let oldest = self.machines.iter().min_by_key(|(_, m)| m.seen);
-                if let Some(oldest) = oldest.map(|(origin, _)| origin.clone()) {
-                    self.machines.remove(&oldest);
-                }
-            }
-            self.machines.insert(origin.clone(), Machine::new(settings, point.ts, now));
-        }
+        self.make_room(origin, settings, now);
         if let Some(machine) = self.machines.get_mut(origin) {
             machine.take(point, now);
         }
+    }
+
+    /// Makes a machine known, if there is room: at the bound one that is silent goes; while all speak
+    /// a new one is not followed.
+    fn make_room(&mut self, origin: &Origin, settings: Settings, now: EpochMs) {
+        if self.machines.contains_key(origin) {
+            return;
+        }
+        if self.machines.len() >= self.most {
+            let oldest = self.machines.iter().min_by_key(|(_, machine)| machine.seen);
+            let silent = oldest.filter(|(_, machine)| now.since(machine.seen) > SILENT_MS);
+            let Some(silent) = silent.map(|(origin, _)| origin.clone()) else {
+                metrics::counter!("simcorp_inference_refused_total").increment(1);
+                return;
+            };
+            self.machines.remove(&silent);
+        }
+        self.machines.insert(origin.clone(), Machine::new(settings, now, now));
     }
 
     /// A machine has told an event itself.
@@ -286,6 +330,8 @@ impl Followed {
         if ours.and_then(serde_json::Value::as_str) == Some(SOURCE) {
             return;
         }
+        // Before its first point, too.
+        self.make_room(origin, Settings::default(), now);
         if let Some(machine) = self.machines.get_mut(origin) {
             machine.speaks_until = now.plus(SPEAKS_MS);
             machine.pending.clear();
@@ -418,6 +464,9 @@ mod tests {
         assert!(told.iter().all(|(_, event)| event.kind != EventKind::Drop), "{told:?}");
         let other: Origin = "org/s/other".parse().unwrap();
         all.point(&other, &point(61, 20.0, 20.0), Settings::default(), NOW.plus(61_000));
+        assert!(!all.is_new(&origin()) && all.is_new(&other), "in the middle of a roast");
+        let later = NOW.plus(3_600_000);
+        all.point(&other, &point(3_600, 20.0, 20.0), Settings::default(), later);
         assert!(all.is_new(&origin()) && !all.is_new(&other));
     }
 }

@@ -78,7 +78,9 @@ pub async fn read(
             (columns_of(&point), Vec::new(), vec![0], opens)
         }
         Payload::Event(event) => {
-            let session = newest.ok_or(ReferenceError::NoSession)?;
+            // What is told late belongs to the roast that ran then.
+            let then = store.session_at(no.machine, event.ts).await?;
+            let session = then.or(newest).ok_or(ReferenceError::NoSession)?;
             (Vec::new(), vec![event_of(&event, &session)?], Vec::new(), None)
         }
     };
@@ -159,7 +161,10 @@ fn event_of(event: &RoastEvent, session: &SessionRow) -> Result<MachineEvent, Re
         elapsed_s: event.elapsed_seconds().unwrap_or(since_start_ms as f64 / 1000.0),
         session: SessionId::new(session.session_id.clone())
             .map_err(|_| ReferenceError::NoSession)?,
-        source: EventSource::Machine,
+        source: match event.payload.as_ref().and_then(|p| p.get("source")?.as_str()) {
+            Some("inference") => EventSource::Inferred,
+            _ => EventSource::Machine,
+        },
         bt_c: event.number("btC"),
         note: None,
     })

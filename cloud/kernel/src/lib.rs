@@ -10,6 +10,7 @@ mod config;
 pub mod governance;
 pub mod governor;
 pub mod people;
+mod promotion;
 pub mod store;
 pub mod trace;
 
@@ -56,6 +57,7 @@ pub fn start(
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = KernelStore::new(database);
     tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
+    let asking = stop.clone();
     tracker.spawn(upkeep(store.clone(), clock.clone(), stop));
     let asked = store.clone();
     let health = Health::new("company-kernel").check("database", move || {
@@ -63,6 +65,7 @@ pub fn start(
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });
     let eval = Peer::new("eval", &config.eval_url, token)?;
+    tracker.spawn(promotion::ask(store.clone(), eval.clone(), clock.clone(), asking));
     let state = api::State { store, clock, lease_ms: config.lease_ms, eval };
     let (router, openapi) = api::routes(state, kept, door);
     Ok(Kernel { router, openapi, health })
@@ -94,6 +97,9 @@ async fn upkeep(store: KernelStore, clock: Clock, stop: CancellationToken) {
         }
         if let Err(error) = store.database().forget_idempotency_keys(clock()).await {
             tracing::debug!(%error, "could not forget old keys; the next pass tries again");
+        }
+        if let Err(error) = store.forget_facts(clock()).await {
+            tracing::debug!(%error, "could not forget old counts; the next pass tries again");
         }
     }
 }

@@ -68,6 +68,13 @@ pub trait Job: Send + Sync + 'static {
     fn run<'r>(&'r self, tools: &'r mut Tools<'_>, mission: &'r MissionRecord) -> Doing<'r>;
 }
 
+/// The trace of an attempt at a mission. Each attempt has its own, however often it is tried anew.
+#[must_use]
+pub fn trace_id(mission: &MissionRecord) -> String {
+    let lease = mission.lease_id.as_deref().unwrap_or("0");
+    format!("T-{}-{}-{lease}", mission.mission_id, mission.attempts)
+}
+
 /// How patient a worker is.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
@@ -271,7 +278,7 @@ impl<J: Job> Worker<J> {
             Err(_) => ("ERROR", "ERROR"),
         };
         let id = &mission.mission_id;
-        let trace_id = format!("T-{id}-{}", mission.attempts);
+        let trace_id = trace_id(mission);
         let mut trace = json!({
             "traceId": trace_id, "agentId": self.job.names().1, "missionId": id,
             "mission": mission, "status": status, "startedAt": begun, "completedAt": now,

@@ -4,7 +4,7 @@ use contract::mission::{MissionRecord, POST_ROAST, REPORT_GOAL};
 use contract::session::RoastSession;
 use contract::written::{Author, EventOverride, NewReport, RoastReport, SessionMeta, SessionNote};
 use peer::Tools;
-use peer::work::{Doing, Job, Outcome, WorkError};
+use peer::work::{Doing, Job, Outcome, WorkError, trace_id};
 use serde_json::{Value, json};
 
 use crate::{Peers, markdown};
@@ -84,7 +84,7 @@ async fn write(
         created_by: Author::Agent,
         agent_name: Some(AGENT.to_owned()),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        trace_id: Some(format!("T-{}-{}", mission.mission_id, mission.attempts)),
+        trace_id: Some(trace_id(mission)),
         analysis,
         markdown: text,
         meta,

@@ -1,8 +1,9 @@
 //! `simcorp import-sqlite`: a deployment on SQLite moves to PostgreSQL.
 //!
 //! Each table is copied in its order of making, so that what is referred to is there first, in batches
-//! that are committed together with how far they went: a copy that was broken off goes on. At the end
-//! both sides are read whole and must have the same rows, by count and digest.
+//! that are committed together with how far they went: a copy that was broken off goes on. Both sides
+//! of each table are read whole and must have the same rows, by count and digest; and nobody may have
+//! written meanwhile.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +19,15 @@ use crate::config::CloudConfig;
 use crate::output::Output;
 use crate::serve;
 
+/// Rows at a time: fewer of those that may be a megabyte each.
 const BATCH: i64 = 1_000;
+const BATCH_OF_LARGE: i64 = 20;
+const LARGE: [&str; 6] = ["frames", "curves", "reports", "traces", "eval_runs", "profile_versions"];
+
+fn batch_of(table: &str) -> i64 {
+    if LARGE.contains(&table) { BATCH_OF_LARGE } else { BATCH }
+}
+
 /// The database makes these by itself, or they say nothing anywhere else.
 const LEFT: [&str; 4] = ["_sqlx_migrations", "mission_counts", "leases", "idempotency"];
 
@@ -130,6 +139,8 @@ pub async fn import(config: &CloudConfig, file: &Path, output: Output) -> anyhow
     let options = SqliteConnectOptions::new().filename(file).read_only(true);
     let sqlite = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
     begin(postgres).await?;
+    let version: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&sqlite).await?;
+    make_partitions(&target, &sqlite).await?;
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' \
          ORDER BY rowid",
@@ -160,11 +171,31 @@ pub async fn import(config: &CloudConfig, file: &Path, output: Output) -> anyhow
         let digest = format!("{a:016x}{b:016x}{c:016x}{d:016x}");
         moved.push(Moved { table: table.clone(), rows: here.rows, digest });
     }
+    let after: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&sqlite).await?;
+    ensure!(
+        version == after,
+        "something has written to {} meanwhile; stop it, and run this again on an empty database",
+        file.display()
+    );
     number_on(postgres).await?;
     sqlx::query("DROP TABLE import_progress").execute(postgres).await?;
     output.rows(&["table", "rows", "digest"], &moved, |m| {
         vec![m.table.clone(), m.rows.to_string(), m.digest[..16].to_owned()]
     })
+}
+
+/// Frames go to the partitions of their weeks.
+async fn make_partitions(target: &Store, sqlite: &SqlitePool) -> anyhow::Result<()> {
+    const WEEK_MS: i64 = 7 * 86_400_000;
+    const WEEKS_MAX: i64 = 520;
+    let first: Option<i64> =
+        sqlx::query_scalar("SELECT min(t0_ms) FROM frames").fetch_one(sqlite).await?;
+    let now = serve::now();
+    let weeks = first.map_or(0, |first| (now.0 - first).div_euclid(WEEK_MS).clamp(0, WEEKS_MAX));
+    for week in 0..=weeks {
+        target.ensure_partitions(now.plus(-week * WEEK_MS)).await?;
+    }
+    Ok(())
 }
 
 /// Goes on where an import was broken off; else begins in an empty database.
@@ -263,8 +294,9 @@ async fn batch(
 ) -> anyhow::Result<(Vec<Vec<Value>>, i64)> {
     let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
     let sql = format!(
-        "SELECT rowid AS import_rowid, {} FROM {table} WHERE rowid > $1 ORDER BY rowid LIMIT {BATCH}",
-        names.join(", ")
+        "SELECT rowid AS import_rowid, {} FROM {table} WHERE rowid > $1 ORDER BY rowid LIMIT {}",
+        names.join(", "),
+        batch_of(table)
     );
     let rows = sqlx::query(AssertSqlSafe(sql)).bind(after).fetch_all(sqlite).await?;
     let last = rows.last().map(|row| row.try_get("import_rowid")).transpose()?.unwrap_or(after);
@@ -401,7 +433,7 @@ async fn sum_of_target(postgres: &PgPool, table: &str, columns: &[Column]) -> an
     sqlx::query(AssertSqlSafe(sql)).execute(&mut *tx).await?;
     let mut sum = Sum::default();
     loop {
-        let sql = format!("FETCH {BATCH} FROM all_{table}");
+        let sql = format!("FETCH {} FROM all_{table}", batch_of(table));
         let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *tx).await?;
         if rows.is_empty() {
             return Ok(sum);

@@ -282,6 +282,15 @@ impl simulation::Registry for Believed {
         key: &'r trust::PublicKey,
     ) -> simulation::Told<'r> {
         Box::pin(async move {
+            // Nothing simulated may ever pass for what a real machine has measured.
+            for machine in machines {
+                let real = self.store.is_real(org, site.as_str(), machine).await;
+                if real.map_err(|error| error.to_string())? {
+                    return Err(format!(
+                        "{machine} is a real machine; simulate under another name"
+                    ));
+                }
+            }
             let added = self.store.add_device(org, kid, site.as_str(), machines, key, now()).await;
             let added = added.map_err(|error| error.to_string())?;
             added.then_some(()).ok_or_else(|| format!("{kid} has another key"))

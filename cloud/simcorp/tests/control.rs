@@ -32,6 +32,9 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
     assert_eq!(status, 200);
     let ask = json!({"commandType": "SET_POWER", "proposedBy": "AGENT"});
     let (_, told) = stack.post(kernel("/governor/commands/check"), &ask).await?;
+    assert_eq!(told["reasons"][0]["code"], "APPROVAL_REQUIRED", "not whitelisted: {told}");
+    let person = json!({"commandType": "SET_POWER", "proposedBy": "USER"});
+    let (_, told) = stack.post(kernel("/governor/commands/check"), &person).await?;
     assert_eq!(told["reasons"][0]["code"], "HIGH_AUTONOMY_LEVEL", "{told}");
 
     // Three failures in five minutes pause commands; a critical incident reverts at once.
@@ -121,10 +124,10 @@ async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Resu
         anyhow::Ok(mission)
     };
     assert_eq!(mission("good").await?["status"], "PENDING");
-    for session in ["bad", "unknown"] {
+    for (session, code) in [("bad", "NOT_PROMOTED"), ("later", "NOT_EVALUATED")] {
         let told = mission(session).await?;
         assert_eq!(told["status"], "QUARANTINED", "{told}");
-        assert_eq!(told["governance"]["reasons"][0]["code"], "NOT_PROMOTED");
+        assert_eq!(told["governance"]["reasons"][0]["code"], code);
     }
     // A person who has looked at it decides.
     let id = bad["id"].as_str().unwrap();
@@ -136,6 +139,13 @@ async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Resu
         (200, &json!(true), &json!("FAIL"))
     );
     assert_eq!(mission("bad").await?["status"], "PENDING");
+    // What was not evaluated yet waits for it, and then runs by itself.
+    evaluate("later", 600).await?;
+    wait_for("eval's word", Duration::from_secs(40), || async {
+        let list = stack.get("kernel", "/missions?sessionId=later").await.unwrap_or_default();
+        list["items"][0]["status"] == "PENDING"
+    })
+    .await?;
     // Several trials of one case.
     let trials = json!({"goldenCaseId": case["id"], "trials": [
         {"sessionId": "t1", "analysis": {"dropSeconds": 600}, "telemetry": []},

@@ -158,6 +158,10 @@ async fn a_publisher_without_events_is_given_its_marks_by_one_of_two() -> anyhow
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
+    // Told late, the marks lie where they were: the roast is whole.
+    let path = format!("/sessions/{id}/telemetry?limit=100000");
+    let told = first.get("ingestion", &path).await?;
+    assert_eq!(told.as_array().unwrap().len(), points.len());
     let mut found = kinds().await;
     let all = found.len();
     found.sort();

@@ -69,9 +69,12 @@ async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -
         return error.into_response();
     }
     let now = clock();
-    match simulated(&body, now) {
+    // Physics take their time, and the others must not wait for it.
+    let told = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
+    match told.unwrap_or_else(|error| Err(ApiError::internal(error))) {
         Ok(told) => Json(told).into_response(),
         Err(ApiError::Issues(issues)) => refused(&issues),
+        Err(error @ ApiError::Internal(_)) => error.into_response(),
         Err(error) => refused(&[Issue::new("", error)]),
     }
 }

@@ -29,6 +29,10 @@ const PATIENCE: Duration = Duration::from_mins(5);
 /// Frames of one machine that may be unacknowledged; more wait.
 const IN_FLIGHT: usize = 256;
 const SPEED_MAX: f64 = 10_000.0;
+/// Points of all machines of one job.
+const POINTS_MAX: f64 = 2_000_000.0;
+/// No job plays longer, s.
+const LONGEST_S: f64 = 86_400.0;
 
 /// What is asked of the publisher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -183,60 +187,55 @@ impl Jobs {
         let device = DeviceId::new(format!("sim-{}", &id[..12])).map_err(ApiError::internal)?;
         let kid = KeyId::new(&device, &site);
         let key = FileKey::generate(kid, Algorithm::EdDsa).map_err(ApiError::internal)?;
+        let key = Arc::new(key);
         let machines: Vec<String> = origins.iter().map(|o| o.machine.to_string()).collect();
         let now = (self.0.clock)();
-        let seed = request.roast.seed_or(now);
-        let mut players = Vec::with_capacity(origins.len());
         let stop = self.0.stop.child_token();
-        for (n, origin) in (0..).zip(&origins) {
-            let roast = &request.roast;
-            let simulated = roast
-                .simulate(seed.wrapping_add(n))
-                .map_err(|(field, problem)| ApiError::Issues(vec![Issue::new(field, problem)]))?;
-            // Played fast it ends now, rather than in the future.
-            let length = simulated.length_s();
-            let started = at(now, length / request.speed - length);
-            let chain_id = ChainId(trust::random().map_err(ApiError::internal)?);
-            let mut chain = Chain::new(origin.clone(), chain_id);
-            let salt = u32::from_be_bytes(trust::random().map_err(ApiError::internal)?);
-            // A frame holds about a second of ours.
-            let frame_s = request.speed.max(roast.sample_interval_seconds);
-            let signed = chain
-                .sign(&simulated, (started, salt & 0xff_ffff), frame_s, &key)
-                .map_err(ApiError::internal)?;
-            players.push(Player {
-                jobs: self.clone(),
-                bus: bus.clone(),
-                job: id.clone(),
-                origin: origin.clone(),
-                chain: chain_id,
-                signed,
-                started,
-                speed: request.speed,
-                stop: stop.clone(),
-            });
-        }
-        let registry = self.0.registry.clone();
-        registry
-            .add(org, key.key_id(), &site, &machines, key.public_key())
-            .await
-            .map_err(ApiError::Unavailable)?;
-        let job = Job {
-            org: org.clone(),
-            request: request.clone(),
-            stats: Stats::default(),
-            running: true,
-            stop,
-        };
+        // Its machines are counted from now on; whatever fails gives them back.
         self.with(|all| {
             let ended: Vec<String> =
                 all.iter().filter(|(_, job)| !job.running).map(|(id, _)| id.clone()).collect();
             for id in ended.iter().take(ended.len().saturating_sub(SHOWN)) {
                 all.remove(id);
             }
+            let (org, request, stop) = (org.clone(), request.clone(), stop.clone());
+            let job = Job { org, request, stats: Stats::default(), running: true, stop };
             all.insert(id.clone(), job);
         });
-        let (jobs, org, kid, job) = (self.clone(), org.clone(), key.key_id().clone(), id.clone());
+        let signing = {
+            let (request, origins, key) = (request.clone(), origins.clone(), key.clone());
+            tokio::task::spawn_blocking(move || sign(&request, &origins, key.as_ref(), now)).await
+        };
+        let signed = signing.map_err(ApiError::internal).flatten();
+        let kid = key.key_id().clone();
+        let registry = self.0.registry.clone();
+        let started = match signed {
+            Ok(signed) => registry
+                .add(org, &kid, &site, &machines, key.public_key())
+                .await
+                .map_err(ApiError::Conflict)
+                .map(|()| signed),
+            Err(error) => Err(error),
+        };
+        let signed = started.inspect_err(|_| {
+            self.with(|all| all.remove(&id));
+        })?;
+        let players: Vec<Player> = origins
+            .into_iter()
+            .zip(signed)
+            .map(|(origin, (chain, started, signed))| Player {
+                jobs: self.clone(),
+                bus: bus.clone(),
+                job: id.clone(),
+                origin,
+                chain,
+                signed,
+                started,
+                speed: request.speed,
+                stop: stop.clone(),
+            })
+            .collect();
+        let (jobs, org, job) = (self.clone(), org.clone(), id.clone());
         self.0.tracker.spawn(async move {
             let mut playing = tokio::task::JoinSet::new();
             for player in players {
@@ -264,10 +263,18 @@ impl Jobs {
         let playing: usize = self.with(|all| {
             all.values().filter(|job| job.running).map(|job| job.request.machines).sum()
         });
-        if request.machines == 0 || playing + request.machines > self.0.machines_max {
+        let wanted = playing.saturating_add(request.machines);
+        if request.machines == 0 || wanted > self.0.machines_max {
             let most = self.0.machines_max;
             let problem = format!("not between 1 and {most}, of which {playing} play");
             issues.push(Issue::new("machines", problem));
+        }
+        let points = request.roast.points_max() * request.machines as f64;
+        if points > POINTS_MAX {
+            issues.push(Issue::new("machines", format!("more than {POINTS_MAX} points in all")));
+        }
+        if request.roast.target_drop_seconds / request.speed > LONGEST_S {
+            issues.push(Issue::new("speed", "the roasts would last longer than a day"));
         }
         if !(0.01..=SPEED_MAX).contains(&request.speed) {
             issues.push(Issue::new("speed", format!("not between 0.01 and {SPEED_MAX}")));
@@ -293,6 +300,37 @@ impl Jobs {
             _ => Err(ApiError::Issues(issues)),
         }
     }
+}
+
+type Roasted = (ChainId, EpochMs, Signed);
+
+/// Simulates and signs the roast of each machine.
+fn sign(
+    request: &PublishRequest,
+    origins: &[Origin],
+    key: &FileKey,
+    now: EpochMs,
+) -> Result<Vec<Roasted>, ApiError> {
+    let roast = &request.roast;
+    let seed = roast.seed_or(now);
+    let one = |(n, origin): (i64, &Origin)| {
+        let simulated = roast
+            .simulate(seed.wrapping_add(n))
+            .map_err(|(field, problem)| ApiError::Issues(vec![Issue::new(field, problem)]))?;
+        // Played fast it ends now, rather than in the future.
+        let length = simulated.length_s();
+        let started = at(now, length / request.speed - length);
+        let id = ChainId(trust::random().map_err(ApiError::internal)?);
+        let mut chain = Chain::new(origin.clone(), id);
+        let salt = u32::from_be_bytes(trust::random().map_err(ApiError::internal)?);
+        // A frame holds about a second of ours.
+        let frame_s = request.speed.max(roast.sample_interval_seconds);
+        let signed = chain
+            .sign(&simulated, (started, salt & 0xff_ffff), frame_s, key)
+            .map_err(ApiError::internal)?;
+        Ok((id, started, signed))
+    };
+    (0..).zip(origins).map(one).collect()
 }
 
 impl Player {

@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 pub const POINTS_MAX: usize = reference::POINTS_MAX;
 /// A roast of the twin that has not been dropped by then never will be, s.
 const ROAST_S_MAX: f64 = 3_600.0;
+/// No roast is longer, s.
+const LONGEST_S: f64 = 86_400.0;
 /// The twin's presets are calibrated for a batch of this size.
 const DESIGN_KG: f64 = 5.0;
 
@@ -104,6 +106,15 @@ impl SimRoastRequest {
                 found.push((field, "not above 0".to_owned()));
             }
         }
+        for (field, value, most) in [
+            ("sampleIntervalSeconds", self.sample_interval_seconds, 60.0),
+            ("targetFirstCrackSeconds", self.target_first_crack_seconds, LONGEST_S),
+            ("targetDropSeconds", self.target_drop_seconds, LONGEST_S),
+        ] {
+            if value > most {
+                found.push((field, format!("more than {most}")));
+            }
+        }
         if !(self.noise_std_dev.is_finite() && self.noise_std_dev >= 0.0) {
             found.push(("noiseStdDev", "below 0".to_owned()));
         }
@@ -117,11 +128,7 @@ impl SimRoastRequest {
         if MachineId::new(self.machine_id.clone()).is_err() {
             found.push(("machineId", "not a name of letters, digits and . _ -".to_owned()));
         }
-        let longest = match self.engine {
-            Engine::Reference => self.target_drop_seconds,
-            Engine::Twin => ROAST_S_MAX,
-        };
-        if longest / self.sample_interval_seconds > POINTS_MAX as f64 {
+        if self.points_max() > POINTS_MAX as f64 {
             let problem = format!("more than {POINTS_MAX} points");
             found.push(("sampleIntervalSeconds", problem));
         }
@@ -130,6 +137,16 @@ impl SimRoastRequest {
             found.push(("preset", format!("not one of {}", known.join(", "))));
         }
         found
+    }
+
+    /// How many points the roast may have.
+    #[must_use]
+    pub fn points_max(&self) -> f64 {
+        let longest = match self.engine {
+            Engine::Reference => self.target_drop_seconds,
+            Engine::Twin => ROAST_S_MAX,
+        };
+        longest / self.sample_interval_seconds
     }
 
     /// The seed, by the clock where none is given.

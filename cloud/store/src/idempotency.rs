@@ -18,12 +18,15 @@ use crate::{Store, StoreError, on};
 const KEY: &str = "idempotency-key";
 const KEY_BYTES_MAX: usize = 200;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Longer answers are not kept: the second request of their key is refused.
+/// Longer answers are not kept: the second request of their key hears that it is done.
 const ANSWER_BYTES_MAX: usize = 512 * 1024;
+/// What is told once is not kept either: a handler says so by `Cache-Control: no-store`.
+const TOLD_ONCE: &[u8] = br#"{"error":"done before; what was answered then is not kept"}"#;
 /// Keys are remembered for a day.
 const KEPT_MS: i64 = 86_400_000;
-/// A request that has not been answered by then never will be: its process has died.
-const RUNNING_MS: i64 = 60_000;
+/// A request that has not been answered by then never will be: its process has died, and its key may
+/// do it again. Longer than any answer may take, and than clocks of instances differ.
+const RUNNING_MS: i64 = 120_000;
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Remembers what was answered to which key.
@@ -173,15 +176,33 @@ async fn answer(
         }
         Known::Answered { status, kind, body } => return Ok(replay(status, &kind, body)),
     }
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    // On a task of its own: whoever asked may lose patience, what was done is still noted.
+    let name = name.map(str::to_owned);
+    let (kept, request) = (kept.clone(), Request::from_parts(parts, Body::from(body)));
+    let done = tokio::spawn(async move { run(&kept, &name, request, next).await });
+    done.await.map_err(ApiError::internal)?
+}
+
+async fn run(
+    kept: &Idempotency,
+    [org, key]: &[String; 2],
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let name = [org.as_str(), key.as_str()];
+    let response = next.run(request).await;
     let (parts, body) = response.into_parts();
     let status = parts.status;
     let whole = to_bytes(body, 8 * BODY_BYTES_MAX).await.map_err(ApiError::internal)?;
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let told_once = parts
+        .headers
+        .get(header::CACHE_CONTROL)
+        .is_some_and(|value| value.as_bytes() == b"no-store");
     let kept_now = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         kept.forget(&name).await // another try may go better
-    } else if whole.len() > ANSWER_BYTES_MAX {
-        Ok(()) // known as running until it may be tried again
+    } else if told_once || whole.len() > ANSWER_BYTES_MAX {
+        kept.end(&name, (409, "application/json"), TOLD_ONCE).await
     } else {
         kept.end(&name, (status.as_u16(), kind.unwrap_or_default()), &whole).await
     };

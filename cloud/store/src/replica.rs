@@ -103,6 +103,12 @@ async fn look(
     notes: &mut VecDeque<(i64, Instant)>,
 ) -> Result<Option<Duration>, sqlx::Error> {
     // Before the question: what the primary answers was true then at the earliest.
+    let replayed: Option<i64> = sqlx::query_scalar(
+        "SELECT CASE WHEN pg_is_in_recovery() \
+         THEN (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint END",
+    )
+    .fetch_one(replica)
+    .await?;
     let asked = Instant::now();
     let written: i64 = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
         .fetch_one(primary)
@@ -111,12 +117,8 @@ async fn look(
     if notes.len() > NOTES {
         notes.pop_front();
     }
-    let replayed: Option<i64> =
-        sqlx::query_scalar("SELECT (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint")
-            .fetch_one(replica)
-            .await?;
-    // No replay position: it is no replica (any more).
-    let Some(replayed) = replayed else { return Ok(None) };
+    // It is no replica (any more), or of another history: ahead of its own primary.
+    let Some(replayed) = replayed.filter(|replayed| *replayed <= written) else { return Ok(None) };
     let newest = notes.iter().rev().find(|(position, _)| *position <= replayed);
     Ok(newest.map(|(_, at)| at.elapsed()))
 }

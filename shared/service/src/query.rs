@@ -52,11 +52,7 @@ impl Params {
     /// # Errors
     /// 400 when it is no whole number within the bounds.
     pub fn number(&self, name: &str, default: i64, least: i64, most: i64) -> Result<i64, ApiError> {
-        let Some(text) = self.get(name) else { return Ok(default) };
-        let number = text.parse::<i64>().ok().filter(|n| (least..=most).contains(n));
-        number.ok_or_else(|| {
-            ApiError::Invalid(format!("{name}: not a whole number between {least} and {most}"))
-        })
+        within(self.get(name), name, default, least, most)
     }
 
     /// `limit`: how many at most. More than there may be is as many as there may be.
@@ -74,6 +70,24 @@ impl Params {
     pub fn cursor(&self) -> Result<Option<(i64, String)>, ApiError> {
         read_cursor(self.get("cursor"))
     }
+}
+
+/// A number within bounds; none is `default`.
+///
+/// # Errors
+/// 400 when it is no whole number within the bounds.
+pub fn within(
+    text: Option<&str>,
+    name: &str,
+    default: i64,
+    least: i64,
+    most: i64,
+) -> Result<i64, ApiError> {
+    let Some(text) = text else { return Ok(default) };
+    let number = text.parse::<i64>().ok().filter(|n| (least..=most).contains(n));
+    number.ok_or_else(|| {
+        ApiError::Invalid(format!("{name}: not a whole number between {least} and {most}"))
+    })
 }
 
 /// Where the page before ended.

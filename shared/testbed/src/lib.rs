@@ -13,12 +13,24 @@ use anyhow::{Context as _, bail};
 pub use postgres::Postgres;
 pub use process::Process;
 
-/// A port nobody listens on at this moment.
+/// A port nobody listens on at this moment, and that no outgoing connection is given: below the range
+/// that Linux takes those from.
 ///
 /// # Errors
 /// When loopback has none.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    use std::hash::{BuildHasher as _, RandomState};
+    const FIRST: u64 = 10_000;
+    const COUNT: u64 = 22_000;
+    for _ in 0..1_000 {
+        // Keyed anew by the system's randomness: processes that look at once look elsewhere.
+        let port = FIRST + RandomState::new().hash_one(()) % COUNT;
+        let port = u16::try_from(port)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free")
 }
 
 /// A binary of this workspace, built before the tests run.

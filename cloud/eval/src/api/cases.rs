@@ -249,9 +249,15 @@ pub struct FromSession {
     pub tags: Vec<String>,
     #[serde(default)]
     pub created_by: Option<String>,
-    // Of a failure.
+    // Of a failure: what went wrong, and what would have been right.
     #[serde(default)]
     pub failure_mode: Option<String>,
+    #[serde(default)]
+    pub target_first_crack_seconds: Option<f64>,
+    #[serde(default)]
+    pub target_drop_seconds: Option<f64>,
+    #[serde(default)]
+    pub target_development_percentage: Option<f64>,
     #[serde(default)]
     pub expectation: Option<Expectation>,
     #[serde(default)]
@@ -357,7 +363,8 @@ pub async fn from_success(
     state.add(&caller, &org, case).await
 }
 
-/// Make a case from a roast that went wrong, so that it does not again.
+/// Make a case from a roast that went wrong, so that it does not again. Its own times are no targets:
+/// those are given, or only the shape of the curve is judged.
 #[utoipa::path(post, path = "/golden-cases/from-failure", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -371,6 +378,11 @@ pub async fn from_failure(
     caller.need(Role::Operator)?;
     let org = caller.org(params.get("orgId"))?;
     let mode = from.failure_mode.take().filter(|mode| !mode.is_empty());
+    let targets = (
+        from.target_first_crack_seconds,
+        from.target_drop_seconds,
+        from.target_development_percentage,
+    );
     let mode = mode.ok_or_else(|| {
         ApiError::Issues(vec![Issue::new("failureMode", "what went wrong is needed")])
     })?;
@@ -381,6 +393,14 @@ pub async fn from_failure(
     let case = NewCase {
         source_type: SourceType::RealFailure,
         failure_mode: Some(mode),
+        target_fc_temp_c: None,
+        target_drop_temp_c: None,
+        target_first_crack_seconds: targets.0,
+        target_drop_seconds: targets.1,
+        target_development_percentage: targets.2,
+        fc_seconds_error_tolerance: targets.0.and(case.fc_seconds_error_tolerance),
+        drop_seconds_error_tolerance: targets.1.and(case.drop_seconds_error_tolerance),
+        dev_percentage_error_tolerance: targets.2.and(case.dev_percentage_error_tolerance),
         expectation: from.expectation.unwrap_or_default(),
         reject_reason_expected: from.reject_reason_expected,
         danger_level: from.danger_level.unwrap_or(DangerLevel::Caution),

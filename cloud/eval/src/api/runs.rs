@@ -152,7 +152,7 @@ impl State {
         })
     }
 
-    async fn keep(
+    fn made(
         &self,
         org: &OrgId,
         case: &GoldenCase,
@@ -167,7 +167,6 @@ impl State {
                 text.len()
             )));
         }
-        self.runner.keep(org, &run, None).await?;
         Ok(run)
     }
 }
@@ -188,7 +187,8 @@ pub async fn run(
     new.check()?;
     let (_, case) = state.case(&org, &new.golden_case_id).await?;
     let evidence = state.evidence(&org, new).await?;
-    let run = state.keep(&org, &case, evidence).await?;
+    let run = state.made(&org, &case, evidence)?;
+    state.runner.keep(&org, &run, None).await?;
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
@@ -237,8 +237,8 @@ pub async fn run_trials(
     }
     let set = format!("trialset-{}", trust::random_id().map_err(ApiError::internal)?);
     let of = u32::try_from(new.trials.len()).unwrap_or(u32::MAX);
-    // All of it is known before anything is kept.
-    let mut known = Vec::with_capacity(new.trials.len());
+    // All of it is known before anything is kept; of each roast only its run is held.
+    let mut runs = Vec::with_capacity(new.trials.len());
     for (n, trial) in (1..).zip(new.trials) {
         let new = NewRun {
             session_id: trial.session_id,
@@ -257,12 +257,9 @@ pub async fn run_trials(
         new.check()?;
         let mut evidence = state.evidence(&org, new).await?;
         evidence.trial = Some((n, of, set.clone()));
-        known.push(evidence);
+        runs.push(state.made(&org, &case, evidence)?);
     }
-    let mut runs = Vec::with_capacity(known.len());
-    for evidence in known {
-        runs.push(state.keep(&org, &case, evidence).await?);
-    }
+    state.runner.keep_all(&org, &runs).await?;
     let told = trials(&case.case, &runs, (&set, (state.clock)()));
     Ok((StatusCode::CREATED, Json(told)).into_response())
 }
@@ -271,6 +268,8 @@ pub async fn run_trials(
 #[derive(serde::Serialize, ToSchema)]
 pub struct Promotion {
     pub allowed: bool,
+    /// False: nothing is known of the roast yet.
+    pub evaluated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -301,7 +300,7 @@ pub async fn promotion(
     } else {
         None
     };
-    Ok(Json(Promotion { allowed: reason.is_none(), reason }))
+    Ok(Json(Promotion { allowed: reason.is_none(), evaluated: !outcomes.is_empty(), reason }))
 }
 
 /// How many roasts were evaluated in the last days.

@@ -60,8 +60,8 @@ impl Messages {
     }
 
     async fn once(&self, body: &serde_json::Value) -> Result<String, JudgeError> {
-        let key = self.key.resolve().map_err(|error| JudgeError::Refused(error.to_string()))?;
-        let key = key.ok_or_else(|| JudgeError::Refused("no API key".to_owned()))?;
+        let key = self.key.resolve().map_err(|error| JudgeError::Locked(error.to_string()))?;
+        let key = key.ok_or_else(|| JudgeError::Locked("no API key".to_owned()))?;
         let request = self.http.post(&self.url).header("anthropic-version", VERSION).json(body);
         let request = request.header("x-api-key", sensitive(key.expose_secret())?);
         let away = |error: reqwest::Error| JudgeError::Away(error.without_url().to_string());
@@ -78,6 +78,9 @@ impl Messages {
         if status.is_server_error() || status.as_u16() == 429 || status.as_u16() == 408 {
             return Err(JudgeError::Away(status.to_string()));
         }
+        if matches!(status.as_u16(), 401 | 403 | 404) {
+            return Err(JudgeError::Locked(status.to_string()));
+        }
         if !status.is_success() {
             return Err(JudgeError::Refused(status.to_string()));
         }
@@ -92,7 +95,7 @@ impl Messages {
 
 fn sensitive(key: &str) -> Result<reqwest::header::HeaderValue, JudgeError> {
     let mut value = reqwest::header::HeaderValue::from_str(key)
-        .map_err(|_| JudgeError::Refused("the API key is no header".to_owned()))?;
+        .map_err(|_| JudgeError::Locked("the API key is no header".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
 }

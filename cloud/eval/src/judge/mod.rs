@@ -20,8 +20,10 @@ use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Judgement};
 use crate::store::EvalStore;
 
-/// One run is nobody else's for so long, ms: longer than any answer may take.
-const LEASE_MS: i64 = 15 * 60_000;
+/// One run is nobody else's for so long, ms: longer than all attempts at an answer may take.
+const LEASE_MS: i64 = 60 * 60_000;
+/// While the key or the model is refused nobody is asked for so long, ms.
+const REFUSED_MS: i64 = 5 * 60_000;
 /// After so many tries a run stays without an opinion.
 const TRIES: i64 = 5;
 const AGAIN_FIRST_MS: i64 = 30_000;
@@ -39,7 +41,10 @@ pub enum JudgeError {
     /// Later may be better.
     #[error("the model does not answer: {0}")]
     Away(String),
-    /// It will not be better: the key, the model, the request.
+    /// Not before somebody has seen to the key or the model's name.
+    #[error("the model is not ours to ask: {0}")]
+    Locked(String),
+    /// It will not be better: the request.
     #[error("the model refuses: {0}")]
     Refused(String),
     #[error("the model's answer is not what was asked for: {0}")]
@@ -180,7 +185,7 @@ async fn one(
     let Some(waiting) = store.to_judge(now, now.plus(LEASE_MS)).await? else { return Ok(false) };
     let (org, run) = (&waiting.org, &waiting.run);
     let Some((_, case)) = store.case(org, &run.golden_case_id).await? else {
-        store.judged(org, &run.id, None).await?;
+        store.judged(&waiting, None).await?;
         return Ok(true);
     };
     let said = model.ask(SYSTEM, &question(&case, run)).await;
@@ -188,20 +193,26 @@ async fn one(
     let result = match &said {
         Ok(_) => "judged",
         Err(JudgeError::Away(_)) => "away",
+        Err(JudgeError::Locked(_)) => "locked",
         Err(JudgeError::Refused(_)) => "refused",
         Err(JudgeError::Answer(_)) => "unreadable",
     };
     metrics::counter!("simcorp_judgements_total", "result" => result).increment(1);
     match said {
-        Ok(judgement) => store.judged(org, &run.id, Some(judgement)).await?,
+        Ok(judgement) => store.judged(&waiting, Some(judgement)).await?,
+        Err(error @ JudgeError::Locked(_)) => {
+            tracing::error!(%error, "runs wait for an opinion (eval.judge)");
+            store.judge_again(&waiting, clock().plus(REFUSED_MS), false).await?;
+            return Ok(false); // the others would hear the same
+        }
         Err(error) => {
             tracing::warn!(%error, run = run.id, tries = waiting.tries, "no opinion of a run");
             let hopeless = matches!(error, JudgeError::Refused(_)) || waiting.tries >= TRIES;
             if hopeless {
-                store.judged(org, &run.id, None).await?;
+                store.judged(&waiting, None).await?;
             } else {
                 let wait = AGAIN_FIRST_MS << waiting.tries.clamp(0, 10);
-                store.judge_again(org, &run.id, clock().plus(wait)).await?;
+                store.judge_again(&waiting, clock().plus(wait), true).await?;
             }
         }
     }

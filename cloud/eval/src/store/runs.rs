@@ -24,8 +24,10 @@ pub struct RunFilter {
 pub struct ToJudge {
     pub org: OrgId,
     pub run: EvalRun,
-    /// Asked so often before.
+    /// Asked so often, with this time.
     pub tries: i64,
+    /// Nobody else asks until then; who asks later than that has lost it.
+    pub lease: EpochMs,
 }
 
 #[derive(FromRow)]
@@ -40,6 +42,10 @@ struct Counted {
     last_ms: i64,
 }
 
+const INSERT: &str = "INSERT INTO eval_runs (org_id, run_id, session_id, case_id, once_key, outcome, \
+    run_ms, judge_due_ms, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+    ON CONFLICT (org_id, once_key) DO NOTHING";
+
 impl EvalStore {
     /// Keeps a run. With a `once` key only the first of it is kept: `false` says that there is one.
     ///
@@ -52,15 +58,34 @@ impl EvalStore {
         once: Option<&str>,
         judge: bool,
     ) -> Result<bool, StoreError> {
-        on!(self.database, pool => query(
-            "INSERT INTO eval_runs (org_id, run_id, session_id, case_id, once_key, outcome, run_ms, \
-             judge_due_ms, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-             ON CONFLICT (org_id, once_key) DO NOTHING")
+        on!(self.database, pool => query(INSERT)
             .bind(org.as_str()).bind(&run.id).bind(run.session_id.as_deref())
             .bind(&run.golden_case_id).bind(once).bind(run.outcome.as_str()).bind(run.run_at.0)
             .bind(judge.then_some(run.run_at.0)).bind(text(run)?)
             .execute(pool).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query("keeping a run"))
+    }
+
+    /// Keeps several, or none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn add_runs(
+        &self,
+        org: &OrgId,
+        runs: &[EvalRun],
+        judge: bool,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.database.begin().await?;
+        for run in runs {
+            on_tx!(&mut tx, c => query(INSERT)
+                .bind(org.as_str()).bind(&run.id).bind(run.session_id.as_deref())
+                .bind(&run.golden_case_id).bind(None::<&str>).bind(run.outcome.as_str())
+                .bind(run.run_at.0).bind(judge.then_some(run.run_at.0)).bind(text(run)?)
+                .execute(c).await.map(drop))
+            .map_err(StoreError::query("keeping runs"))?;
+        }
+        tx.commit().await
     }
 
     /// # Errors
@@ -122,13 +147,14 @@ impl EvalStore {
         rows.into_iter().map(word).collect()
     }
 
-    /// How many roasts were evaluated since.
+    /// How many roasts were evaluated since, as they ended: not what anybody handed in.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn evaluated_since(&self, org: &OrgId, since: EpochMs) -> Result<i64, StoreError> {
         on!(self.database, pool => query_scalar(
-            "SELECT count(DISTINCT session_id) FROM eval_runs WHERE org_id = $1 AND run_ms >= $2")
+            "SELECT count(DISTINCT session_id) FROM eval_runs \
+             WHERE org_id = $1 AND run_ms >= $2 AND once_key IS NOT NULL")
             .bind(org.as_str()).bind(since.0).fetch_one(pool).await)
         .map_err(StoreError::query("counting evaluated roasts"))
     }
@@ -238,45 +264,59 @@ impl EvalStore {
         .map_err(StoreError::query(DOING))?;
         row.map(|(org, body, tries)| {
             let org = OrgId::new(org).map_err(|error| StoreError::row(DOING, error))?;
-            Ok(ToJudge { org, run: read(DOING, &body)?, tries })
+            Ok(ToJudge { org, run: read(DOING, &body)?, tries, lease: until })
         })
         .transpose()
     }
 
-    /// Asks about a run again, not before `due`.
+    /// Asks about a run again, not before `due`; a question that was nobody's answer is not `counted`.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn judge_again(&self, org: &OrgId, id: &str, due: EpochMs) -> Result<(), StoreError> {
+    pub async fn judge_again(
+        &self,
+        waiting: &ToJudge,
+        due: EpochMs,
+        counted: bool,
+    ) -> Result<(), StoreError> {
         on!(self.database, pool => query(
-            "UPDATE eval_runs SET judge_due_ms = $3 \
-             WHERE org_id = $1 AND run_id = $2 AND judge_due_ms IS NOT NULL")
-            .bind(org.as_str()).bind(id).bind(due.0).execute(pool).await.map(drop))
+            "UPDATE eval_runs SET judge_due_ms = $4, judge_tries = judge_tries - $5 \
+             WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
+            .bind(waiting.org.as_str()).bind(&waiting.run.id).bind(waiting.lease.0).bind(due.0)
+            .bind(i64::from(!counted)).execute(pool).await.map(drop))
         .map_err(StoreError::query("putting a judgement off"))
     }
 
-    /// Keeps what the language model said; `None`: it will not be asked again.
+    /// Keeps what the language model said; `None`: it will not be asked again. Whoever has lost the
+    /// run meanwhile changes nothing.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn judged(
         &self,
-        org: &OrgId,
-        id: &str,
+        waiting: &ToJudge,
         judgement: Option<crate::run::Judgement>,
     ) -> Result<(), StoreError> {
-        loop {
-            let Some((version, mut run)) = self.versioned(org, id).await? else { return Ok(()) };
+        let (org, id) = (&waiting.org, waiting.run.id.as_str());
+        // A person may have reviewed it since it was read.
+        while let Some((version, mut run)) = self.versioned(org, id).await? {
             run.lm_judge.clone_from(&judgement);
-            let changed = on!(self.database, pool => query(
-                "UPDATE eval_runs SET judge_due_ms = NULL, body = $4, version = version + 1 \
-                 WHERE org_id = $1 AND run_id = $2 AND version = $3")
-                .bind(org.as_str()).bind(id).bind(version).bind(text(&run)?)
-                .execute(pool).await.map(|done| done.rows_affected() > 0))
+            let mut tx = self.database.begin().await?;
+            let changed = on_tx!(&mut tx, c => query(
+                "UPDATE eval_runs SET judge_due_ms = NULL, body = $5, version = version + 1 \
+                 WHERE org_id = $1 AND run_id = $2 AND version = $3 AND judge_due_ms = $4")
+                .bind(org.as_str()).bind(id).bind(version).bind(waiting.lease.0).bind(text(&run)?)
+                .execute(c).await.map(|done| done.rows_affected() > 0))
             .map_err(StoreError::query("keeping a judgement"))?;
-            if changed {
-                return Ok(());
+            let ours: Option<i64> = on_tx!(&mut tx, c => query_scalar(
+                "SELECT 1 FROM eval_runs WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
+                .bind(org.as_str()).bind(id).bind(waiting.lease.0).fetch_optional(c).await)
+            .map_err(StoreError::query("keeping a judgement"))?;
+            tx.commit().await?;
+            if changed || ours.is_none() {
+                break;
             }
         }
+        Ok(())
     }
 }

@@ -214,7 +214,7 @@ async fn sessions(mut state: State, Query(params): Params) -> Result<Response, A
         machine: get("machineId").cloned(),
         status,
         limit: number(get("limit"), "limit", 50, 500)?,
-        offset: number(get("offset"), "offset", 0, 10_000)?,
+        offset: service::query::within(get("offset").map(String::as_str), "offset", 0, 0, 10_000)?,
         after: service::query::read_cursor(get("cursor").map(String::as_str))?,
     };
     let rows = state.store.sessions(&state.org, &filter).await?;
@@ -302,19 +302,26 @@ async fn session_telemetry(
     Path(id): Path<String>,
     Query(params): Params,
 ) -> Result<Response, ApiError> {
-    state.store = state.store.for_reading();
-    let limit = number(params.get("limit"), "limit", 2_000, 100_000)?;
+    let limit = number(params.get("limit"), "limit", 2_000, POINTS_MAX)?;
     let from = seconds(params.get("fromElapsedSeconds"), "fromElapsedSeconds")?;
     let to = seconds(params.get("toElapsedSeconds"), "toElapsedSeconds")?;
     let Some(row) = state.store.session(&state.org, &id).await? else {
         return Ok(Json(Vec::<TelemetryPoint>::new()).into_response());
     };
+    // Of a roast that the replica has whole nothing is missing there.
+    let replica = state.store.for_reading();
+    let whole = replica.session(&state.org, &id).await?.is_some_and(|there| {
+        there.completeness == Completeness::Complete.as_str() && there.last_seq == row.last_seq
+    });
+    if whole {
+        state.store = replica;
+    }
     // A roast of which everything is here does not change any more, unless it is another one.
     let complete = row.completeness == Completeness::Complete.as_str();
-    let kept = format!(
-        "{}/{id}/{}/{:?}/{:?}/{limit}/{from:?}/{to:?}",
-        state.org, row.started_ms, row.first_seq, row.last_seq
-    );
+    let kept =
+        format!("{}/{id}/{}/{:?}/{:?}", state.org, row.started_ms, row.first_seq, row.last_seq);
+    // The whole roast, as our services ask for it: of windows there are too many to remember.
+    let complete = complete && from.is_none() && to.is_none() && limit == POINTS_MAX;
     if complete && let Some(body) = state.cache.get("points", &kept).await {
         return Ok(json_of(body));
     }
@@ -326,6 +333,7 @@ async fn session_telemetry(
     Ok(json_of(body))
 }
 
+const POINTS_MAX: i64 = 100_000;
 /// How long the points of a complete roast are remembered.
 const POINTS_KEPT: std::time::Duration = std::time::Duration::from_hours(1);
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ::store::sqlx::{self, AssertSqlSafe, QueryBuilder, query, query_as, query_scalar};
 use ::store::{Pool, StoreError};
-use contract::{Digest, EpochMs, FrameRange, Refusal};
+use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
 
 use super::row::{columns_of, extras_of, quality_of};
 use super::{ChainNo, IngestStore, SessionChange};
@@ -61,6 +61,11 @@ trait Bulk: Send {
         chain_no: i64,
         number: i64,
     ) -> impl Future<Output = Result<Option<Vec<u8>>, sqlx::Error>> + Send;
+    fn sample_before(
+        &mut self,
+        chain_no: i64,
+        at_ms: i64,
+    ) -> impl Future<Output = Result<Option<i64>, sqlx::Error>> + Send;
     /// Whether a chain has this content at this time: how the reference's messages are recognised.
     fn has(
         &mut self,
@@ -85,6 +90,9 @@ trait Bulk: Send {
 
 const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND number = $2 LIMIT 1";
 
+/// The newest sample of a chain of single messages that is older than a time.
+const BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 AND samples > 0 AND t0_ms < $2 \
+                      ORDER BY number DESC LIMIT 1";
 const HAS: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
@@ -164,6 +172,15 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Postgres> {
         query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
     }
 
+    async fn sample_before(
+        &mut self,
+        chain_no: i64,
+        at_ms: i64,
+    ) -> Result<Option<i64>, sqlx::Error> {
+        let found = query_scalar(BEFORE).bind(chain_no).bind(at_ms);
+        found.fetch_optional(&mut **self).await
+    }
+
     async fn has(&mut self, chain_no: i64, t0_ms: i64, digest: &[u8]) -> Result<bool, sqlx::Error> {
         let found = query(HAS).bind(chain_no).bind(t0_ms).bind(digest);
         found.fetch_optional(&mut **self).await.map(|row| row.is_some())
@@ -235,6 +252,15 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Sqlite> {
         number: i64,
     ) -> Result<Option<Vec<u8>>, sqlx::Error> {
         query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
+    }
+
+    async fn sample_before(
+        &mut self,
+        chain_no: i64,
+        at_ms: i64,
+    ) -> Result<Option<i64>, sqlx::Error> {
+        let found = query_scalar(BEFORE).bind(chain_no).bind(at_ms);
+        found.fetch_optional(&mut **self).await
     }
 
     async fn has(&mut self, chain_no: i64, t0_ms: i64, digest: &[u8]) -> Result<bool, sqlx::Error> {
@@ -403,11 +429,9 @@ async fn decide(
             tx.apply(&opened).await?;
         }
         for event in &new.verified.frame.events {
-            let seq = match new.verified.numbering {
-                Numbering::Edge => number(event.seq),
-                Numbering::Arrival { .. } => new.first_seq,
-            };
-            tx.apply(&SessionChange::of(new.org, new.no, seq, event)).await?;
+            let seq = seq_of(tx, new, event).await?;
+            let trust = new.verified.trust.code();
+            tx.apply(&SessionChange::of(new.org, new.no, seq, event).trusted(trust)).await?;
         }
     }
     let progress: Vec<Progress> = chains
@@ -423,6 +447,25 @@ async fn decide(
     tx.note(&progress, now).await?;
     let gaps = chains.into_iter().map(|(no, state)| (no, state.gaps)).collect();
     Ok(Committed { outcomes, gaps })
+}
+
+/// The sample that an event lies at. What is told by a message of its own is told after it happened: it
+/// lies where its time says, not where it arrived.
+async fn seq_of(
+    tx: &mut impl Bulk,
+    new: &NewFrame<'_>,
+    event: &MachineEvent,
+) -> Result<i64, sqlx::Error> {
+    let chain = new.no.chain;
+    Ok(match new.verified.numbering {
+        Numbering::Edge => number(event.seq),
+        Numbering::Arrival { .. } if event.kind == EventKind::Charge => {
+            tx.sample_before(chain, event.at.0).await?.unwrap_or(0) + 1
+        }
+        Numbering::Arrival { .. } => {
+            tx.sample_before(chain, event.at.0 + 1).await?.unwrap_or(new.first_seq)
+        }
+    })
 }
 
 pub(super) fn state_of(next: i64, gaps: &str, last: Option<Vec<u8>>) -> ChainState {

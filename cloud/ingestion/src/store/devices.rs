@@ -1,6 +1,6 @@
 //! Which keys are believed.
 
-use ::store::sqlx::{FromRow, query, query_as};
+use ::store::sqlx::{FromRow, query, query_as, query_scalar};
 use ::store::{StoreError, on};
 use contract::{EpochMs, KeyId, OrgId};
 use trust::PublicKey;
@@ -70,6 +70,34 @@ impl IngestStore {
             .bind(public.to_pem()).bind(now.0).execute(pool).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query("registering a device"))?;
         Ok(changed > 0)
+    }
+
+    /// Whether a machine is known by anything but a simulation's keys.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn is_real(
+        &self,
+        org: &OrgId,
+        site: &str,
+        machine: &str,
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "looking whether a machine is real";
+        let chains: i64 = on!(self.database, pool => query_scalar(
+            "SELECT count(*) FROM chains c JOIN machines m ON m.machine_no = c.machine_no \
+             WHERE m.org_id = $1 AND m.site_id = $2 AND m.machine_id = $3 AND c.kid NOT LIKE 'device:sim-%'")
+            .bind(org.as_str()).bind(site).bind(machine).fetch_one(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let lists: Vec<String> = on!(self.database, pool => query_scalar(
+            "SELECT machines FROM devices WHERE org_id = $1 AND site_id = $2 \
+             AND kid NOT LIKE 'device:sim-%' AND revoked_ms IS NULL")
+            .bind(org.as_str()).bind(site).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let named = |list: &String| {
+            let names: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+            names.iter().any(|name| name == machine)
+        };
+        Ok(chains > 0 || lists.iter().any(named))
     }
 
     /// Believes a key no longer. `Ok(false)` when there is none of that name.

@@ -97,9 +97,11 @@ impl IngestStore {
                 format!("SELECT * FROM ({all}) AS s {order} LIMIT {} OFFSET {}", f.limit, f.offset)
             }
             several => {
-                if let Some(several) = several {
-                    let several: Vec<_> = several.iter().map(i64::to_string).collect();
-                    let _ = write!(rest, " AND s.machine_no IN ({})", several.join(", "));
+                if several.is_some() {
+                    rest.push_str(
+                        " AND s.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
+                         AND ($4 = '' OR site_id = $4) AND ($5 = '' OR machine_id = $5))",
+                    );
                 }
                 format!(
                     "{SELECT_SESSION} WHERE s.org_id = $1{rest} {order} LIMIT {} OFFSET {}",
@@ -110,16 +112,18 @@ impl IngestStore {
         let after = f.after.as_ref().map_or("", |(_, id)| id.as_str());
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(f.status.unwrap_or_default()).bind(after)
+            .bind(f.site.as_deref().unwrap_or_default())
+            .bind(f.machine.as_deref().unwrap_or_default())
             .fetch_all(pool).await)
         .map_err(StoreError::query("listing sessions"))
     }
 
-    /// The machines of a filter, at most 1 000.
+    /// The machines of a filter, as far as they may be looked at one by one, and one more.
     async fn machine_nos(&self, org: &OrgId, f: &SessionFilter) -> Result<Vec<i64>, StoreError> {
         on!(self.database, pool => query_scalar(
             "SELECT machine_no FROM machines WHERE org_id = $1 \
              AND ($2 = '' OR site_id = $2) AND ($3 = '' OR machine_id = $3) \
-             ORDER BY machine_no LIMIT 1000")
+             ORDER BY machine_no LIMIT 65")
             .bind(org.as_str()).bind(f.site.as_deref().unwrap_or_default())
             .bind(f.machine.as_deref().unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("listing the machines of a filter"))
@@ -279,6 +283,24 @@ impl IngestStore {
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(machine_no).fetch_optional(pool).await)
         .map_err(StoreError::query("reading a machine's newest roast"))
+    }
+
+    /// The roast of a machine that ran at a time: the newest that had begun.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn session_at(
+        &self,
+        machine_no: i64,
+        at: contract::EpochMs,
+    ) -> Result<Option<SessionRow>, StoreError> {
+        let sql = format!(
+            "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.started_ms <= $2 \
+             ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(machine_no).bind(at.0).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading the roast of a time"))
     }
 
     /// The newest arrival of frames and of events.

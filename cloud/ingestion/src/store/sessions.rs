@@ -16,6 +16,8 @@ pub struct SessionChange {
     seq: i64,
     /// `None`: the roast begins, and nobody marked anything.
     event: Option<MachineEvent>,
+    /// Of whoever tells the event: [`crate::verify::Trust::code`].
+    trust: i16,
 }
 
 /// One statement with the values it needs.
@@ -45,7 +47,8 @@ WHERE sessions.chain_no = EXCLUDED.chain_no";
 const INSERT_EVENT: &str = "\
 INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, bt_c, \
                     note, trust) \
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0) \
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 WHERE EXISTS \
+    (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3) \
 ON CONFLICT (org_id, session_id, kind, source, seq, at_ms) DO NOTHING";
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
@@ -81,7 +84,8 @@ macro_rules! bind {
                 .bind(event.at.0)
                 .bind(event.elapsed_s)
                 .bind(event.bt_c)
-                .bind(event.note.as_deref()),
+                .bind(event.note.as_deref())
+                .bind(c.trust),
         }
     };
 }
@@ -106,13 +110,28 @@ impl SessionChange {
         // PostgreSQL's text cannot hold a NUL; the signed bytes keep what was said.
         event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
         let event = Some(event);
-        Self { org: org.to_owned(), no, session, started, seq, event }
+        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0 }
+    }
+
+    /// The same, told by somebody of whom this is known.
+    #[must_use]
+    pub const fn trusted(mut self, trust: i16) -> Self {
+        self.trust = trust;
+        self
     }
 
     /// A roast that begins with sample `seq` without anybody having marked it.
     #[must_use]
     pub fn opened(org: &str, no: ChainNo, session: &SessionId, started: EpochMs, seq: i64) -> Self {
-        Self { org: org.to_owned(), no, session: session.clone(), started, seq, event: None }
+        Self {
+            org: org.to_owned(),
+            no,
+            session: session.clone(),
+            started,
+            seq,
+            event: None,
+            trust: 0,
+        }
     }
 
     pub(super) fn statements(&self) -> [Option<Statement<'_>>; 2] {

@@ -53,7 +53,7 @@ impl IngestStore {
                 "SELECT COALESCE((SELECT version FROM session_meta \
                                   WHERE org_id = $1 AND session_id = $2), 0), \
                  (SELECT count(*) FROM session_overrides WHERE org_id = $1 AND session_id = $2), \
-                 COALESCE((SELECT max(updated_ms) FROM session_overrides \
+                 COALESCE((SELECT CAST(sum(updated_ms) AS bigint) FROM session_overrides \
                            WHERE org_id = $1 AND session_id = $2), 0), \
                  (SELECT count(*) FROM events WHERE org_id = $1 AND session_id = $2), \
                  COALESCE((SELECT max(arrival) FROM events WHERE org_id = $1 AND session_id = $2), 0)")

@@ -65,16 +65,7 @@ pub async fn resolve(
             Some("resolved")
         })
         .await?;
-    let event = found.ok_or(ApiError::NotFound("unresolved event"))?;
-    if event.action == BreakerAction::PauseCommandType {
-        let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
-        let open: Vec<BreakerEvent> = state.store.records(&org, Kind::Event, filter).await?;
-        if !open.iter().any(|event| event.action == BreakerAction::PauseCommandType) {
-            let doing = ("breaker.unpause", now);
-            let go_on = |s: &mut crate::governance::State| s.known.paused.clear();
-            state.store.change_autonomy(&org, &caller.actor, doing, go_on).await?;
-        }
-    }
+    found.ok_or(ApiError::NotFound("unresolved event"))?;
     Ok(Json(json!({"success": true, "id": id})))
 }
 

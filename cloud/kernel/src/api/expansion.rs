@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
+use contract::{EpochMs, OrgId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
@@ -15,6 +16,15 @@ use super::governance::{DAY_MS, latest, new_id};
 use crate::governance::breaker::BreakerEvent;
 use crate::governance::cycle::{self, Approval, EVENTS_TOLD, Proposal, Report};
 use crate::store::{Kind, Record, RecordFilter};
+
+impl State {
+    /// No event of the circuit breaker is open.
+    async fn is_quiet(&self, org: &OrgId) -> Result<bool, ApiError> {
+        let filter = RecordFilter { status: Some("open"), limit: 1, id: None };
+        let open: Vec<BreakerEvent> = self.store.records(org, Kind::Event, filter).await?;
+        Ok(open.is_empty())
+    }
+}
 
 /// Look at the week now: report, and perhaps a proposal to go further.
 #[utoipa::path(post, path = "/api/governance/run-cycle", tag = "governance",
@@ -34,7 +44,7 @@ pub async fn run_cycle(
     let told = i64::try_from(EVENTS_TOLD).unwrap_or(10);
     let filter = RecordFilter { limit: told, ..RecordFilter::default() };
     let events: Vec<BreakerEvent> = state.store.records(&org, Kind::Event, filter).await?;
-    let quiet = events.iter().all(|event| event.resolved);
+    let quiet = state.is_quiet(&org).await?;
     let mut expansion = None;
     if readiness.overall.ready && quiet {
         expansion = cycle::propose(&autonomy, &month, &readiness, (new_id()?, now));
@@ -139,9 +149,10 @@ pub async fn state(
     let now = (state.clock)();
     let (_, found) = state.store.autonomy_state(&org, now).await?;
     let known = &found.known;
+    let paused = state.paused(&org).await?;
     let mut body = json!({"currentPhase": found.phase, "phaseStartDate": found.since,
         "commandWhitelist": known.whitelist, "daysSincePhaseStart": found.days(now),
-        "commandsPaused": !known.paused.is_empty()});
+        "commandsPaused": paused});
     for (name, time) in
         [("lastReportDate", known.last_report), ("lastExpansionDate", known.last_expansion)]
     {
@@ -190,51 +201,59 @@ pub async fn approve(
     caller.need(Role::Admin)?;
     let org = caller.org(params.get("orgId"))?;
     let now = (state.clock)();
-    let mut refused = None;
-    let who = (&caller.actor, "governance.approve", now);
-    let change = |proposal: &mut Proposal| {
-        let given = |role: &str| proposal.approvals.iter().any(|one| one.role == role);
-        let missing = proposal.required_approvals.iter().find(|role| !given(role));
-        let role = approval.role.clone().or_else(|| missing.cloned()).unwrap_or_default();
-        let known = proposal.required_approvals.contains(&role);
-        let twice = proposal.approvals.iter().any(|one| one.approved_by == caller.actor.id);
-        refused = if !known || given(&role) {
-            Some(format!("{role}: not one of the approvals that are missing"))
-        } else if twice {
-            Some("you have approved this already; another person must".to_owned())
-        } else {
-            None
-        };
-        if refused.is_some() {
-            return None;
+    let proposal = loop {
+        let found = state.store.pending_proposal(&org, &id).await?;
+        let (version, mut proposal) = found.ok_or(ApiError::NotFound("pending proposal"))?;
+        let (state_version, mut stands) = state.store.autonomy_state(&org, now).await?;
+        // What spoke for it must still do so.
+        let moved =
+            stands.phase != proposal.expansion.current_phase || stands.since > proposal.timestamp;
+        if moved || !state.is_quiet(&org).await? {
+            return Err(ApiError::Conflict(
+                "something has happened since it was proposed; resolve it, and look anew"
+                    .to_owned(),
+            ));
         }
-        let approved_by = caller.actor.id.clone();
-        proposal.approvals.push(Approval { role, approved_by, at: now });
-        let done = proposal.approvals.len() >= proposal.required_approvals.len();
-        Some(if done { "approved" } else { "pending" })
+        sign(&mut proposal, approval.role.as_deref(), &caller, now)?;
+        let mut expanded = None;
+        if proposal.approvals.len() >= proposal.required_approvals.len() {
+            stands.phase = proposal.expansion.target_phase;
+            stands.since = now;
+            stands.known.whitelist.extend(proposal.expansion.commands_to_whitelist.clone());
+            expanded = Some((state_version, &stands));
+        }
+        let by = (&caller.actor, now);
+        if state.store.approve_proposal(&org, (version, &proposal), expanded, by).await? {
+            break proposal;
+        }
     };
-    let found =
-        state.store.change_record(&org, (Kind::Proposal, &id, "pending"), who, change).await?;
-    let proposal = found.ok_or(ApiError::NotFound("pending proposal"))?;
-    if let Some(problem) = refused {
-        return Err(ApiError::Conflict(problem));
-    }
     let done = proposal.approvals.len() >= proposal.required_approvals.len();
-    if done {
-        let doing = ("governance.expand", now);
-        let expand = |s: &mut crate::governance::State| {
-            // Something may have thrown it back since.
-            if s.phase == proposal.expansion.current_phase {
-                s.phase = proposal.expansion.target_phase;
-                s.since = now;
-                s.known.whitelist.extend(proposal.expansion.commands_to_whitelist.clone());
-            }
-        };
-        state.store.change_autonomy(&org, &caller.actor, doing, expand).await?;
-    }
     let missing = proposal.required_approvals.len() - proposal.approvals.len();
     Ok(Json(json!({"success": true, "id": id, "approvedBy": caller.actor.id,
                    "approved": done, "missingApprovals": missing})))
+}
+
+/// Adds a person's approval to a proposal.
+fn sign(
+    proposal: &mut Proposal,
+    role: Option<&str>,
+    caller: &Caller,
+    now: EpochMs,
+) -> Result<(), ApiError> {
+    let given = |role: &str| proposal.approvals.iter().any(|one| one.role == role);
+    let missing = proposal.required_approvals.iter().find(|role| !given(role)).cloned();
+    let role = role.map(str::to_owned).or(missing).unwrap_or_default();
+    if !proposal.required_approvals.contains(&role) || given(&role) {
+        let problem = format!("{role}: not one of the approvals that are missing");
+        return Err(ApiError::Conflict(problem));
+    }
+    if proposal.approvals.iter().any(|one| one.approved_by == caller.actor.id) {
+        let problem = "you have approved this already; another person must";
+        return Err(ApiError::Conflict(problem.to_owned()));
+    }
+    let approved_by = caller.actor.id.clone();
+    proposal.approvals.push(Approval { role, approved_by, at: now });
+    Ok(())
 }
 
 /// Reject a proposal. A person's word.

@@ -12,7 +12,7 @@ use service::query::Params;
 use utoipa::ToSchema;
 
 use super::State;
-use crate::governance::breaker::Severity;
+use crate::governance::breaker::{BreakerAction, BreakerEvent, Severity};
 use crate::governance::metrics::{AutonomyMetrics, Fact};
 use crate::governance::readiness::{self, Measured, Readiness, THRESHOLD, assess};
 use crate::store::{Kind, Record, RecordFilter};
@@ -25,6 +25,13 @@ pub(super) fn new_id() -> Result<String, ApiError> {
 }
 
 impl State {
+    /// Whether the circuit breaker has paused commands: while such an event is open.
+    pub(super) async fn paused(&self, org: &OrgId) -> Result<bool, ApiError> {
+        let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
+        let open: Vec<BreakerEvent> = self.store.records(org, Kind::Event, filter).await?;
+        Ok(open.iter().any(|event| event.action == BreakerAction::PauseCommandType))
+    }
+
     async fn keep<T: serde::Serialize>(
         &self,
         org: &OrgId,
@@ -32,10 +39,7 @@ impl State {
         at: EpochMs,
         body: &T,
     ) -> Result<(), ApiError> {
-        let id = new_id()?;
-        let record = Record { kind, id: &id, at, status: "kept", once: None, body };
-        self.store.keep_record(org, &record).await?;
-        Ok(())
+        Ok(self.store.keep_latest(org, kind, at, body).await?)
     }
 
     /// Share of the roasts of the last 30 days that eval has evaluated.
@@ -131,17 +135,15 @@ pub async fn report_incident(
                       "details": details, "reportedBy": caller.actor});
     let record =
         Record { kind: Kind::Incident, id: &id, at: now, status: "kept", once: None, body: &body };
-    state.store.keep_record(&org, &record).await?;
-    state.store.count_fact(&org, Fact::Incident, 1, now).await?;
-    if new.severity == Severity::Critical {
-        state.store.count_fact(&org, Fact::IncidentCritical, 1, now).await?;
-    }
-    if new.from_autonomous_action {
-        state.store.count_fact(&org, Fact::IncidentAutonomous, 1, now).await?;
-    }
+    let critical = new.severity == Severity::Critical;
+    let autonomous = new.from_autonomous_action;
+    let mut facts = vec![Fact::Incident];
+    facts.extend(critical.then_some(Fact::IncidentCritical));
+    facts.extend(autonomous.then_some(Fact::IncidentAutonomous));
+    state.store.keep_with_facts(&org, &record, &facts).await?;
     metrics::counter!("simcorp_governance_incidents_total", "severity" => new.severity.as_str())
         .increment(1);
-    if new.severity == Severity::Critical {
+    if critical {
         // What cannot wait does not wait for the next look.
         crate::governance::watch::look(&state.store, &org, now).await?;
     }

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
+use contract::ActorKind;
 use contract::mission::{Action, GovernanceDecision};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
@@ -75,8 +76,13 @@ pub async fn check_command(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(ask): Body<CommandAsk>,
+    Body(mut ask): Body<CommandAsk>,
 ) -> Result<Json<GovernanceDecision>, ApiError> {
+    caller.need(Role::Operator)?;
+    // An agent cannot say that a person proposes.
+    if caller.actor.kind == ActorKind::Agent {
+        ask.proposed_by = ActorKind::Agent;
+    }
     let org = caller.org(params.get("orgId"))?;
     let now = (state.clock)();
     let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
@@ -85,7 +91,8 @@ pub async fn check_command(
     let ended = recent.commands.succeeded + recent.commands.failed;
     let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
     let (_, stands) = state.store.autonomy_state(&org, now).await?;
-    let facts = CommandFacts { failure_rate, paused: !stands.known.paused.is_empty() };
+    let whitelisted = stands.known.whitelist.contains(&ask.command_type);
+    let facts = CommandFacts { failure_rate, paused: state.paused(&org).await?, whitelisted };
     let decision = governor::decide_command(&autonomy, &ask, &facts, now);
     if decision.action != Action::Allow {
         state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;

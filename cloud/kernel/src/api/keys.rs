@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::ActorKind;
 use serde::Deserialize;
@@ -88,7 +88,9 @@ pub async fn create(
     state.store.add_key(&key, &caller.actor).await?;
     let mut body = json!(key);
     body["token"] = token.show().into();
-    Ok((StatusCode::CREATED, Json(body)).into_response())
+    // Kept nowhere: not by a cache, and not for its Idempotency-Key.
+    let once = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, once, Json(body)).into_response())
 }
 
 /// The API keys of your organisation, without their secrets.

@@ -15,8 +15,8 @@ use service::query::Params;
 use utoipa::ToSchema;
 
 use super::State;
-use crate::governor;
 use crate::store::{Created, Failure, MissionFilter, Moved};
+use crate::{governor, promotion};
 
 const LIST: i64 = 50;
 const LIST_MAX: i64 = 200;
@@ -54,7 +54,11 @@ pub async fn create(
     let header = headers.get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let key = mission.idempotency_key.clone().or(header).unwrap_or_else(|| id.clone());
     word(&key, "idempotencyKey")?;
-    let against = against(&state, &org, &mission).await?;
+    let config = state.store.governor_config(&org).await?.config;
+    let against = match governor::wants_promotion(&config, &mission) {
+        Some(session) => promotion::against(&state.eval, &org, session).await,
+        None => None,
+    };
     let names = (id.as_str(), key.as_str());
     let made =
         state.store.create_unless(&org, &mission, names, against, &caller.actor, now).await?;
@@ -66,29 +70,6 @@ pub async fn create(
     }
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(mission)).into_response())
-}
-
-/// What eval has against the roast of a mission, where the policy asks it. What cannot be told now
-/// waits for a person, as does what failed.
-async fn against(
-    state: &State,
-    org: &OrgId,
-    mission: &NewMission,
-) -> Result<Option<String>, ApiError> {
-    let config = state.store.governor_config(org).await?.config;
-    let Some(session) = governor::wants_promotion(&config, mission) else { return Ok(None) };
-    if session.is_empty() {
-        return Ok(Some("the mission names no roast to be promoted".to_owned()));
-    }
-    let path = ["evaluations", "promotion", session];
-    Ok(match state.eval.get::<Value>(org, &path, &[]).await {
-        Ok(Some(told)) if told["allowed"] == true => None,
-        Ok(told) => {
-            let reason = told.as_ref().and_then(|told| told["reason"].as_str());
-            Some(reason.unwrap_or("eval does not allow it").to_owned())
-        }
-        Err(error) => Some(format!("eval cannot tell whether it may be promoted: {error}")),
-    })
 }
 
 fn check(mission: &NewMission) -> Result<(), ApiError> {

@@ -138,7 +138,8 @@ impl AutonomyMetrics {
                 success_rate: share(commands.succeeded, commands.succeeded + commands.failed),
                 approval_rate: share(commands.approved, commands.proposed),
                 rollback_rate: share(commands.rolled_back, commands.succeeded),
-                error_rate: share(commands.failed, commands.total),
+                // Of those that ended: what fails now was proposed before.
+                error_rate: share(commands.failed, commands.succeeded + commands.failed),
             },
             incidents: Incidents {
                 total: n(Fact::Incident),

@@ -2,7 +2,8 @@
 //! wrong ([`breaker`]), whether they are ready for more ([`readiness`]), and the weekly look at all
 //! of it ([`cycle`]). Pure; rules and weights are the reference's (its contract §4.10).
 //!
-//! No phase lets a command through without a person: phases say what agents may propose.
+//! No phase lets a command through without a person: phases say for which command types of agents a
+//! high autonomy level counts.
 
 pub mod breaker;
 pub mod cycle;
@@ -67,11 +68,8 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Known {
-    /// Command types that agents may propose in this phase beyond the first.
+    /// Command types of agents for which a high autonomy level counts.
     pub whitelist: Vec<String>,
-    /// Command types that nobody may propose until the event that paused them is resolved; empty
-    /// string: all.
-    pub paused: Vec<String>,
     /// What people declare of their process, by the reference's names.
     pub declared: BTreeMap<String, bool>,
     pub last_report: Option<EpochMs>,

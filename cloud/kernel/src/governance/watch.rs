@@ -10,7 +10,7 @@ use super::breaker::{BreakerAction, BreakerEvent, Condition, Rule};
 use super::{Phase, State};
 use crate::Clock;
 use crate::governor::AutonomyLevel;
-use crate::store::{KernelStore, Kind, Record};
+use crate::store::{KernelStore, Kind, Record, RecordFilter};
 
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 /// The longest window; nothing older can make a rule hold.
@@ -57,6 +57,15 @@ pub async fn look(
     org: &OrgId,
     now: EpochMs,
 ) -> Result<Vec<BreakerEvent>, StoreError> {
+    // What an event asked for may have been broken off half way: it is asked for until somebody has
+    // resolved it.
+    let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
+    let open: Vec<BreakerEvent> = store.records(org, Kind::Event, filter).await?;
+    for event in &open {
+        act(store, org, event, now).await?;
+    }
+    let filter = RecordFilter { status: Some("resolved"), limit: 100, id: None };
+    let resolved: Vec<BreakerEvent> = store.records(org, Kind::Event, filter).await?;
     let mut triggered = Vec::new();
     for rule in store.breaker_rules(org).await?.into_iter().filter(|rule| rule.enabled) {
         // A rule is checked before it is kept.
@@ -65,7 +74,11 @@ pub async fn look(
             tracing::error!(rule = rule.name, "a rule that can never hold");
             continue;
         };
-        let metrics = store.autonomy(org, (now.plus(-window_ms), now)).await?;
+        // What a person has seen to does not count again; facts are counted by the minute.
+        let seen_to = resolved.iter().filter(|event| event.rule.name == rule.name);
+        let seen_to = seen_to.filter_map(|event| event.resolved_at).max();
+        let from = now.plus(-window_ms).max(seen_to.map_or(EpochMs(0), |at| at.plus(60_000)));
+        let metrics = store.autonomy(org, (from, now)).await?;
         if !condition.holds(&metrics) {
             continue;
         }
@@ -128,25 +141,18 @@ async fn act(
     let actor = breaker();
     let Rule { action, .. } = event.rule;
     match action {
-        BreakerAction::AlertOnly => {}
-        BreakerAction::PauseCommandType => {
-            let pause = |state: &mut State| {
-                let all = &mut state.known.paused;
-                if !all.iter().any(String::is_empty) {
-                    all.push(String::new());
-                }
-            };
-            store.change_autonomy(org, &actor, ("breaker.pause", now), pause).await?;
-        }
+        // Commands are paused while such an event is open: whoever decides about one looks.
+        BreakerAction::AlertOnly | BreakerAction::PauseCommandType => {}
         BreakerAction::RevertToL3 => {
             let revert = |state: &mut State| {
-                if state.phase > Phase::L3 || !state.known.whitelist.is_empty() {
+                if state.since < event.timestamp || state.phase > Phase::L3 {
                     state.phase = Phase::L3;
-                    state.since = now;
+                    state.since = event.timestamp.max(state.since);
                     state.known.whitelist.clear();
                 }
             };
             store.change_autonomy(org, &actor, ("breaker.revert", now), revert).await?;
+            store.drop_proposals(org).await?;
             // The policy that decides about commands follows.
             loop {
                 let before = store.governor_config(org).await?;

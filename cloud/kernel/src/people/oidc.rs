@@ -191,7 +191,9 @@ impl Oidc {
         let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let age = now.since(keys.fetched);
         let counts = keys.set.clone().filter(|_| age < STALE_MS);
-        (counts, (0..KEYS_LAST_MS).contains(&age), now >= keys.again)
+        // Further ahead than we ever wait: the clock was set back since.
+        let set_back = keys.again.since(now) > STALE_MS.min(10 * AGAIN_MS);
+        (counts, (0..KEYS_LAST_MS).contains(&age), now >= keys.again || set_back)
     }
 
     async fn fetch(self, now: EpochMs) {

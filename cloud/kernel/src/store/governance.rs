@@ -12,10 +12,15 @@ use serde_json::json;
 use super::KernelStore;
 use super::missions::{json as read, text};
 use crate::governance::breaker::{Rule, defaults};
+use crate::governance::cycle::Proposal;
 use crate::governance::metrics::{AutonomyMetrics, Counts, Fact, Period};
 use crate::governance::{Phase, State};
 
 const MINUTE_MS: i64 = 60_000;
+/// Longer than any window that anything is judged over.
+const FACTS_KEPT_MS: i64 = 400 * 86_400_000;
+const COUNT: &str = "INSERT INTO autonomy_counts AS c (org_id, minute, what, n) \
+    VALUES ($1, $2, $3, $4) ON CONFLICT (org_id, minute, what) DO UPDATE SET n = c.n + EXCLUDED.n";
 
 /// A kind of [`Record`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +77,7 @@ impl KernelStore {
         n: i64,
         at: EpochMs,
     ) -> Result<(), StoreError> {
-        on!(self.database, pool => query(
-            "INSERT INTO autonomy_counts AS c (org_id, minute, what, n) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (org_id, minute, what) DO UPDATE SET n = c.n + EXCLUDED.n")
+        on!(self.database, pool => query(COUNT)
             .bind(org.as_str()).bind(at.0.div_euclid(MINUTE_MS)).bind(fact.as_str()).bind(n)
             .execute(pool).await.map(drop))
         .map_err(StoreError::query("counting what happened"))
@@ -289,13 +292,146 @@ impl KernelStore {
         }
     }
 
+    /// Keeps a record, and counts what it is about, or neither.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn keep_with_facts<T: Serialize>(
+        &self,
+        org: &OrgId,
+        record: &Record<'_, T>,
+        facts: &[Fact],
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "keeping a record of governance";
+        let body = text(record.body)?;
+        let mut tx = self.database.begin().await?;
+        on_tx!(&mut tx, c => query(
+            "INSERT INTO governance_records (org_id, kind, record_id, at_ms, status, body) \
+             VALUES ($1, $2, $3, $4, $5, $6)")
+            .bind(org.as_str()).bind(record.kind.as_str()).bind(record.id).bind(record.at.0)
+            .bind(record.status).bind(&body).execute(c).await.map(drop))
+        .map_err(StoreError::query(DOING))?;
+        for fact in facts {
+            on_tx!(&mut tx, c => query(COUNT)
+                .bind(org.as_str()).bind(record.at.0.div_euclid(MINUTE_MS)).bind(fact.as_str())
+                .bind(1_i64).execute(c).await.map(drop))
+            .map_err(StoreError::query(DOING))?;
+        }
+        tx.commit().await
+    }
+
+    /// Keeps what was looked at last, in place of what was before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn keep_latest<T: Serialize>(
+        &self,
+        org: &OrgId,
+        kind: Kind,
+        at: EpochMs,
+        body: &T,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "INSERT INTO governance_records (org_id, kind, record_id, at_ms, status, body) \
+             VALUES ($1, $2, 'latest', $3, 'kept', $4) ON CONFLICT (org_id, kind, record_id) \
+             DO UPDATE SET at_ms = EXCLUDED.at_ms, body = EXCLUDED.body")
+            .bind(org.as_str()).bind(kind.as_str()).bind(at.0).bind(text(body)?)
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query("keeping what was looked at"))
+    }
+
+    /// Rejects what waits to be approved.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn drop_proposals(&self, org: &OrgId) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE governance_records SET status = 'rejected', once_key = NULL, \
+             version = version + 1 WHERE org_id = $1 AND kind = 'proposal' AND status = 'pending'")
+            .bind(org.as_str()).execute(pool).await.map(drop))
+        .map_err(StoreError::query("rejecting proposals"))
+    }
+
+    /// Keeps a proposal's approvals; with the last of them also the new state, in one transaction.
+    /// `false`: somebody was faster, with either.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn approve_proposal(
+        &self,
+        org: &OrgId,
+        (version, proposal): (i64, &Proposal),
+        expanded: Option<(i64, &State)>,
+        (actor, now): (&Actor, EpochMs),
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "approving a proposal";
+        let id = proposal.proposal_id.as_str();
+        let status = if expanded.is_some() { "approved" } else { "pending" };
+        let mut tx = self.database.begin().await?;
+        let changed = on_tx!(&mut tx, c => query(
+            "UPDATE governance_records SET status = $4, body = $5, version = version + 1, \
+             once_key = CASE WHEN $4 = 'pending' THEN once_key ELSE NULL END \
+             WHERE org_id = $1 AND kind = 'proposal' AND record_id = $2 AND version = $3 \
+             AND status = 'pending'")
+            .bind(org.as_str()).bind(id).bind(version).bind(status).bind(text(proposal)?)
+            .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(StoreError::query(DOING))?;
+        if !changed {
+            return Ok(false);
+        }
+        if let Some((version, state)) = expanded {
+            let changed = on_tx!(&mut tx, c => query(
+                "UPDATE autonomy_state SET phase = $3, phase_start_ms = $4, body = $5, \
+                 version = version + 1 WHERE org_id = $1 AND version = $2")
+                .bind(org.as_str()).bind(version).bind(state.phase.as_str()).bind(state.since.0)
+                .bind(text(&state.known)?).execute(c).await.map(|done| done.rows_affected() > 0))
+            .map_err(StoreError::query(DOING))?;
+            if !changed {
+                return Ok(false);
+            }
+        }
+        let details = json!({"status": status, "phase": expanded.map(|(_, state)| state.phase)});
+        self.audit(&mut tx, org, actor, ("governance.approve", id, details), now).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// A proposal that waits, and its version.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn pending_proposal(
+        &self,
+        org: &OrgId,
+        id: &str,
+    ) -> Result<Option<(i64, Proposal)>, StoreError> {
+        const DOING: &str = "reading a proposal";
+        let row: Option<(i64, String)> = on!(self.database, pool => query_as(
+            "SELECT version, body FROM governance_records WHERE org_id = $1 AND kind = 'proposal' \
+             AND record_id = $2 AND status = 'pending'")
+            .bind(org.as_str()).bind(id).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        row.map(|(version, body)| Ok((version, read(DOING, &body)?))).transpose()
+    }
+
+    /// Forgets counts past their time.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn forget_facts(&self, now: EpochMs) -> Result<(), StoreError> {
+        on!(self.database, pool => query("DELETE FROM autonomy_counts WHERE minute < $1")
+            .bind((now.0 - FACTS_KEPT_MS).div_euclid(MINUTE_MS)).execute(pool).await.map(drop))
+        .map_err(StoreError::query("forgetting old counts"))
+    }
+
     /// How many roasts ended since, by the missions that followed them.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn roasts_since(&self, org: &OrgId, since: EpochMs) -> Result<i64, StoreError> {
         on!(self.database, pool => query_scalar(
-            "SELECT count(*) FROM missions WHERE org_id = $1 AND goal = $2 AND created_ms >= $3")
+            "SELECT count(DISTINCT session_id) FROM missions \
+             WHERE org_id = $1 AND goal = $2 AND created_ms >= $3")
             .bind(org.as_str()).bind(contract::mission::REPORT_GOAL).bind(since.0)
             .fetch_one(pool).await)
         .map_err(StoreError::query("counting roasts"))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ::store::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::store::{StoreError, on, on_tx};
 use contract::mission::{
-    Action, GovernanceDecision, MissionRecord, MissionStatus, NewMission, Priority,
+    Action, GovernanceDecision, MissionRecord, MissionStatus, NewMission, Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
 use serde::Serialize;
@@ -161,7 +161,7 @@ impl KernelStore {
         org: &OrgId,
         mission: &NewMission,
         (id, key): (&str, &str),
-        against: Option<String>,
+        against: Option<Reason>,
         actor: &Actor,
         now: EpochMs,
     ) -> Result<Created, StoreError> {
@@ -335,6 +335,10 @@ fn placed(
 ) -> (MissionStatus, Option<i64>, Option<i64>) {
     match decision.action {
         Action::Allow => (MissionStatus::Pending, Some(super::queue::PENDING), Some(now.0)),
+        Action::Quarantine if governor::waits_for_eval(decision) => {
+            let due = now.plus(super::gated::AGAIN_MS);
+            (MissionStatus::Quarantined, Some(super::gated::WAITING), Some(due.0))
+        }
         Action::Quarantine => (MissionStatus::Quarantined, None, None),
         Action::Block => (MissionStatus::Blocked, None, None),
         Action::RetryLater => {

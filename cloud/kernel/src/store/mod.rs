@@ -1,6 +1,7 @@
 //! The kernel's SQL.
 
 mod cards;
+mod gated;
 mod governance;
 mod governor;
 mod keys;

@@ -198,6 +198,8 @@ const LISTENERS: [(&str, &str); 10] = [
 /// One process with some services, in development auth.
 pub struct Stack {
     pub process: Process,
+    /// Where the embedded broker listens, unless it is off.
+    pub broker: u16,
     ports: std::collections::BTreeMap<&'static str, u16>,
     served: Vec<&'static str>,
     settings: Vec<String>,
@@ -212,9 +214,10 @@ impl Stack {
         for (name, _) in LISTENERS {
             ports.insert(name, free_port()?);
         }
+        let broker = free_port()?;
         let mut all = vec![
             format!("database.data={}", folder.path().display()),
-            format!("broker.listen=127.0.0.1:{}", free_port()?),
+            format!("broker.listen=127.0.0.1:{broker}"),
             format!("broker.listen_v4=127.0.0.1:{}", free_port()?),
             "reports.poll_ms=200".to_owned(),
             "eval.poll_ms=200".to_owned(),
@@ -240,7 +243,7 @@ impl Stack {
                 services.is_empty() || services.contains(&service)
             })
             .collect();
-        let mut stack = Self { process, ports, served, settings: all, folder };
+        let mut stack = Self { process, broker, ports, served, settings: all, folder };
         stack.start_again().await?;
         Ok(stack)
     }

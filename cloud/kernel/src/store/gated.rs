@@ -1,0 +1,72 @@
+//! Missions that wait for eval's word about their roast: asked again and again, until there is one.
+
+use ::store::sqlx::{AssertSqlSafe, query, query_as};
+use ::store::{StoreError, on};
+use contract::mission::{Action, GovernanceDecision, MissionRecord};
+use contract::{EpochMs, OrgId};
+
+use super::KernelStore;
+use super::missions::{Row, columns, text};
+use super::queue::PENDING;
+
+/// Beside the queue's lanes: nobody claims from it.
+pub(super) const WAITING: i64 = 3;
+/// Between two questions, ms.
+pub(super) const AGAIN_MS: i64 = 15_000;
+
+impl KernelStore {
+    /// Missions about which eval is to be asked now, at most `limit`; nobody else gets them for a
+    /// while.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn waiting_for_eval(
+        &self,
+        now: EpochMs,
+        limit: i64,
+    ) -> Result<Vec<(OrgId, MissionRecord)>, StoreError> {
+        const DOING: &str = "listing missions that wait for eval";
+        let mut found = Vec::new();
+        for urgency in 0..3 {
+            let sql = format!(
+                "UPDATE missions SET due_ms = $2 WHERE (org_id, mission_id) IN \
+                 (SELECT org_id, mission_id FROM missions WHERE urgency = {urgency} \
+                  AND lane = {WAITING} AND due_ms <= $1 ORDER BY due_ms LIMIT $3) \
+                 AND lane = {WAITING} AND due_ms <= $1 RETURNING {}",
+                columns!()
+            );
+            let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+                .bind(now.0).bind(now.0 + AGAIN_MS).bind(limit).fetch_all(pool).await)
+            .map_err(StoreError::query(DOING))?;
+            for row in rows {
+                let mission = row.record()?;
+                let org = mission.context.get("orgId").and_then(serde_json::Value::as_str);
+                let org = OrgId::new(org.unwrap_or_default());
+                found.push((org.map_err(|error| StoreError::row(DOING, error))?, mission));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What eval has said: the mission runs, or waits for a person.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn eval_has_spoken(
+        &self,
+        org: &OrgId,
+        id: &str,
+        decision: &GovernanceDecision,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        let allowed = decision.action == Action::Allow;
+        let status = if allowed { "PENDING" } else { "QUARANTINED" };
+        let lane = allowed.then_some(PENDING);
+        on!(self.database, pool => query(
+            "UPDATE missions SET status = $3, lane = $4, due_ms = $5, updated_ms = $5, \
+             governance = $6 WHERE org_id = $1 AND mission_id = $2 AND lane = $7")
+            .bind(org.as_str()).bind(id).bind(status).bind(lane).bind(now.0).bind(text(decision)?)
+            .bind(WAITING).execute(pool).await.map(drop))
+        .map_err(StoreError::query("noting eval's word"))
+    }
+}

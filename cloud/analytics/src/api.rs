@@ -155,10 +155,11 @@ async fn comparison(
     }))))
 }
 
-/// How alike the last roasts of a machine are, or of the whole organisation.
+/// How alike the last roasts of a machine or of a profile are, or of the whole organisation; and each
+/// of them, the newest first.
 #[utoipa::path(get, path = "/consistency", tag = "analysis",
     params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
-           ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
+           ("profileName" = Option<String>, Query), ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
     responses((status = 200, body = Object), (status = 400), (status = 503)))]
 async fn consistency(
     Extract(state): Extract<State>,
@@ -168,23 +169,28 @@ async fn consistency(
     let org = caller.org(params.get("orgId"))?;
     let limit = params.limit(20, ROASTS_MAX)?.to_string();
     let mut query = vec![("status", "CLOSED"), ("limit", limit.as_str())];
-    for name in ["machineId", "siteId"] {
+    for name in ["machineId", "siteId", "profileName"] {
         if let Some(value) = params.get(name) {
             query.push((name, value));
         }
     }
     let sessions: Vec<RoastSessionSummary> =
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
-    let (mut analyses, mut ids) = (Vec::new(), Vec::new());
+    let (mut analyses, mut ids, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
     for session in &sessions {
         let roast = Roasted::read(&state.ingestion, &org, session.session_id.as_str()).await?;
         if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
+            roasts.push(json!({
+                "sessionId": session.session_id, "startedAt": session.started_at,
+                "fcSeconds": analysis.fc_seconds, "dropSeconds": analysis.drop_seconds,
+                "developmentRatio": analysis.development_ratio, "endBtC": analysis.end_bt_c,
+            }));
             analyses.push(analysis);
             ids.push(&session.session_id);
         }
     }
     let found = compare::consistency(&analyses);
-    Ok(Json(without_nulls(json!({"sessions": ids, "consistency": found}))))
+    Ok(Json(without_nulls(json!({"sessions": ids, "roasts": roasts, "consistency": found}))))
 }
 
 /// What the fleet has done in the last days, together and by machine.

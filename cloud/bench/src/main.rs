@@ -4,6 +4,7 @@
 mod edge;
 mod ingest;
 mod limit;
+mod lists;
 mod load;
 mod queue;
 mod roasting;
@@ -35,6 +36,8 @@ enum Command {
     Edge(edge::Options),
     /// The mission queue: claims and completions, and lists with many behind them
     Queue(queue::Options),
+    /// Every list of the API, with a million rows behind it
+    Lists(lists::Options),
     /// Understanding a roast: whole, and one sample at a time
     Roast(roasting::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
                     Command::Ingest(options) => ingest::run(options, cli.json).await,
                     Command::Edge(options) => edge::run(options).await,
                     Command::Queue(options) => queue::run(options).await,
+                    Command::Lists(options) => lists::run(options).await,
                     Command::Roast(options) => roasting::run(options),
                 }
             })

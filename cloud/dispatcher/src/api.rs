@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::Body;
+use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -40,7 +41,7 @@ pub fn routes(
         .routes(routes!(replay))
         .with_state(State { config, work })
         .split_for_parts();
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("examples.json")))
 }
 
 /// What has been done so far, and what went wrong last.

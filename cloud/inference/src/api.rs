@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::Body;
+use service::openapi::with_examples;
 use service::query::Params;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -36,7 +37,7 @@ pub fn routes(following: Following, door: &Door) -> (axum::Router, utoipa::opena
         .routes(routes!(defaults))
         .with_state(following)
         .split_for_parts();
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("examples.json")))
 }
 
 #[derive(Serialize, ToSchema)]

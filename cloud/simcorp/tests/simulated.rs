@@ -55,11 +55,14 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
     let path = format!("/analysis/session/{}", sessions[0]);
     let (one, two) = (stack.get("analytics", &path).await?, stack.get("analytics", &path).await?);
     assert_eq!(one["computedAt"], two["computedAt"], "computed twice");
-    let meta = json!({"beanName": "Guji"});
+    let meta = json!({"beanName": "Guji", "roastProfileName": "filter"});
     let at = format!("/sessions/{}/meta", sessions[0]);
     stack.send(reqwest::Method::PUT, ("ingestion", &at), &meta).await?;
     let three = stack.get("analytics", &path).await?;
     assert_eq!(three["meta"]["beanName"], "Guji", "{three}");
+    let alike = stack.get("analytics", "/consistency?profileName=filter").await?;
+    assert_eq!(alike["roasts"][0]["sessionId"], sessions[0].as_str(), "{alike}");
+    assert_eq!(alike["sessions"].as_array().unwrap().len(), 1);
 
     stack.process.stop(Duration::from_secs(30)).await?;
     let file = stack.folder.path().join("simcorp.db");

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
 use service::extract::{Body, parse};
+use service::openapi::with_examples;
 use service::query::Params;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -41,7 +42,7 @@ pub fn twin_routes(clock: Clock, door: &Door) -> Built {
         .routes(routes!(simulate))
         .with_state(clock)
         .split_for_parts();
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("twin_examples.json")))
 }
 
 pub fn publisher_routes(jobs: Jobs, door: &Door) -> Built {
@@ -52,7 +53,7 @@ pub fn publisher_routes(jobs: Jobs, door: &Door) -> Built {
         .routes(routes!(status))
         .with_state(jobs)
         .split_for_parts();
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("publisher_examples.json")))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -16,6 +16,7 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (7, "eval", include_str!("../migrations/sqlite/0007_eval.sql")),
     (8, "control", include_str!("../migrations/sqlite/0008_control.sql")),
     (9, "lists", include_str!("../migrations/sqlite/0009_lists.sql")),
+    (10, "profile names", include_str!("../migrations/sqlite/0010_profile_names.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
@@ -27,6 +28,7 @@ const POSTGRES: &[(i64, &str, &str)] = &[
     (7, "eval", include_str!("../migrations/postgres/0007_eval.sql")),
     (8, "control", include_str!("../migrations/postgres/0008_control.sql")),
     (9, "lists", include_str!("../migrations/postgres/0009_lists.sql")),
+    (10, "profile names", include_str!("../migrations/postgres/0010_profile_names.sql")),
 ];
 
 /// Why this program and this database do not fit.

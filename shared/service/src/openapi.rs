@@ -69,6 +69,37 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
     Ok(document)
 }
 
+/// The document with an example of each body that is handed in; `examples` is a JSON object of
+/// `METHOD /path` to body. What is no JSON, or no operation, is told in the log and left out: a test
+/// looks for it.
+#[must_use]
+pub fn with_examples(
+    document: utoipa::openapi::OpenApi,
+    examples: &str,
+) -> utoipa::openapi::OpenApi {
+    let insert = || -> Result<utoipa::openapi::OpenApi, serde_json::Error> {
+        let examples: Map<String, Value> = serde_json::from_str(examples)?;
+        let mut json = serde_json::to_value(&document)?;
+        for (operation, example) in examples {
+            let (method, path) = operation.split_once(' ').unwrap_or_default();
+            let body = json["paths"]
+                .get_mut(path)
+                .and_then(|operations| operations.get_mut(method.to_lowercase()))
+                .and_then(|operation| operation.get_mut("requestBody"));
+            if let Some(body) = body {
+                body["content"]["application/json"]["example"] = example;
+            } else {
+                tracing::error!(operation, "an example of no operation");
+            }
+        }
+        serde_json::from_value(json)
+    };
+    insert().unwrap_or_else(|error| {
+        tracing::error!(%error, "examples that cannot be read");
+        document
+    })
+}
+
 fn answer(operation: &mut Value, body: bool, error: &Value) {
     let responses = entry(operation, "responses");
     let also = if body { &WITH_BODY[..] } else { &[] };

@@ -9,6 +9,7 @@ use axum::middleware;
 use contract::OrgId;
 use guard::Door;
 use service::error::{ApiError, Issue};
+use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -58,7 +59,7 @@ pub fn routes(
         .with_state(state)
         .split_for_parts();
     let router = router.layer(middleware::from_fn_with_state(kept, once));
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("examples.json")))
 }
 
 impl State {

@@ -22,6 +22,7 @@ use contract::{Ack, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 use guard::{Door, Limits};
 use service::auth::Caller;
 use service::error::ApiError;
+use service::openapi::with_examples;
 use service::query::page;
 use service::shutdown::CancellationToken;
 use tokio::sync::oneshot;
@@ -118,7 +119,7 @@ pub fn routes(
         .with_state(state)
         .split_for_parts();
     let router = router.layer(middleware::from_fn_with_state(kept, once));
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("examples.json")))
 }
 
 /// Query numbers come as text; empty and absent are the same.
@@ -195,6 +196,7 @@ type Params = Query<BTreeMap<String, String>>;
 #[utoipa::path(get, path = "/sessions", tag = "sessions",
     params(("orgId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("machineId" = Option<String>, Query), ("status" = Option<String>, Query),
+           ("profileName" = Option<String>, Query, description = "As meta.roastProfileName"),
            ("limit" = Option<i64>, Query, description = "0 to 500; 50"),
            ("offset" = Option<i64>, Query, description = "At most 10000: further with `cursor`"),
            ("cursor" = Option<String>, Query, description = "From the header x-next-cursor")),
@@ -212,6 +214,7 @@ async fn sessions(mut state: State, Query(params): Params) -> Result<Response, A
     let filter = SessionFilter {
         site: get("siteId").cloned(),
         machine: get("machineId").cloned(),
+        profile: get("profileName").cloned(),
         status,
         limit: number(get("limit"), "limit", 50, 500)?,
         offset: service::query::within(get("offset").map(String::as_str), "offset", 0, 0, 10_000)?,

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::Path;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::profile::{ProfileBody, RoastProfile, RoastProfileVersion};
 use serde::{Deserialize, Serialize};
@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 use service::auth::Role;
 use service::error::{ApiError, Issue};
 use service::extract::{self, Body};
-use service::query::Params;
+use service::query::{self, Params};
 use utoipa::ToSchema;
 
 use super::State;
-use super::written::fits;
+use super::written::{etag, fits};
 use crate::exchange;
 use crate::store::ProfileFilter;
 
@@ -31,9 +31,11 @@ const OURS: [&str; 7] =
     params(("orgId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("machineModel" = Option<String>, Query), ("q" = Option<String>, Query, description = "In name or notes"),
            ("tag" = Option<String>, Query), ("includeArchived" = Option<String>, Query),
-           ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
+           ("limit" = Option<i64>, Query, description = "0 to 200; 50"),
+           ("offset" = Option<i64>, Query, description = "At most 10000: further with `cursor`"),
+           ("cursor" = Option<String>, Query, description = "From the header x-next-cursor")),
     responses((status = 200, body = Vec<RoastProfile>), (status = 400), (status = 403)))]
-pub async fn list(state: State, params: Params) -> Result<Json<Vec<RoastProfile>>, ApiError> {
+pub async fn list(state: State, params: Params) -> Result<Response, ApiError> {
     let owned = |name: &str| params.get(name).map(str::to_owned);
     let filter = ProfileFilter {
         site: owned("siteId"),
@@ -42,17 +44,22 @@ pub async fn list(state: State, params: Params) -> Result<Json<Vec<RoastProfile>
         tag: owned("tag"),
         archived_too: params.get("includeArchived") == Some("true"),
         limit: params.limit(50, 200)?,
-        offset: params.number("offset", 0, 0, 1_000_000)?,
+        offset: params.number("offset", 0, 0, 10_000)?,
+        after: params.cursor()?,
     };
-    Ok(Json(state.store.profiles(&state.org, &filter).await?))
+    let profiles = state.store.profiles(&state.org, &filter).await?;
+    Ok(query::page(profiles, filter.limit, |last: &RoastProfile| {
+        query::cursor(last.updated_at.0, &last.profile_id)
+    }))
 }
 
-/// One profile.
+/// One profile; its version is the `ETag`.
 #[utoipa::path(get, path = "/profiles/{profileId}", tag = "profiles", params(("profileId" = String, Path)),
     responses((status = 200, body = RoastProfile), (status = 404)))]
-pub async fn one(state: State, Path(id): Path<String>) -> Result<Json<RoastProfile>, ApiError> {
+pub async fn one(state: State, Path(id): Path<String>) -> Result<Response, ApiError> {
     let found = state.store.profile(&state.org, &id).await?;
-    found.map(Json).ok_or(ApiError::NotFound("profile"))
+    let profile = found.ok_or(ApiError::NotFound("profile"))?;
+    Ok(([(header::ETAG, etag(profile.version))], Json(profile)).into_response())
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -150,14 +157,17 @@ pub async fn create(state: State, Body(change): Body<Change>) -> Result<Response
     Ok((StatusCode::CREATED, Json(profile)).into_response())
 }
 
-/// Change a profile: what is said is laid over the newest version, which stays.
+/// Change a profile: what is said is laid over the newest version, which stays. With `If-Match` only
+/// over the version it names.
 #[utoipa::path(post, path = "/profiles/{profileId}/new-version", tag = "profiles",
-    request_body = Change, params(("profileId" = String, Path)),
+    request_body = Change,
+    params(("profileId" = String, Path), ("If-Match" = Option<String>, Header)),
     responses((status = 201, body = RoastProfile), (status = 400), (status = 403), (status = 404),
               (status = 412)))]
 pub async fn new_version(
     state: State,
     Path(id): Path<String>,
+    headers: HeaderMap,
     Body(change): Body<Change>,
 ) -> Result<Response, ApiError> {
     state.caller.need(Role::Operator)?;
@@ -165,6 +175,11 @@ pub async fn new_version(
     of_us(&state, &change)?;
     let before = state.store.profile(&state.org, &id).await?;
     let before = before.ok_or(ApiError::NotFound("profile"))?;
+    let faster = || ApiError::Precondition("somebody else has changed it meanwhile".to_owned());
+    let wanted = headers.get(header::IF_MATCH);
+    if wanted.is_some_and(|tag| tag.as_bytes() != etag(before.version).as_bytes()) {
+        return Err(faster());
+    }
     let Value::Object(mut merged) = json!(before.body) else {
         return Err(ApiError::internal("a profile that is no object"));
     };
@@ -179,7 +194,7 @@ pub async fn new_version(
     };
     let note = change.change_note.as_deref();
     if !state.store.put_profile(&state.org, &profile, note, state.by()).await? {
-        return Err(ApiError::Precondition("somebody else has changed it meanwhile".to_owned()));
+        return Err(faster());
     }
     Ok((StatusCode::CREATED, Json(profile)).into_response())
 }

@@ -55,7 +55,7 @@ pub async fn meta(state: State, Path(id): Path<String>) -> Result<Response, ApiE
     Ok(([(header::ETAG, etag(found.version))], Json(found.value)).into_response())
 }
 
-fn etag(version: i64) -> String {
+pub(super) fn etag(version: i64) -> String {
     format!("\"{version}\"")
 }
 

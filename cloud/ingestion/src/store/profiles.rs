@@ -11,6 +11,9 @@ use serde_json::json;
 use super::IngestStore;
 use super::written::{By, read, text};
 
+/// Profiles that a search for words or a tag looks at, the newest.
+const SEARCHED: i64 = 5_000;
+
 /// Which profiles to list.
 #[derive(Debug, Clone, Default)]
 pub struct ProfileFilter {
@@ -22,6 +25,8 @@ pub struct ProfileFilter {
     pub archived_too: bool,
     pub limit: i64,
     pub offset: i64,
+    /// The page begins after this one: (updated, id).
+    pub after: Option<(i64, String)>,
 }
 
 /// Tags as they are searched.
@@ -51,36 +56,46 @@ impl IngestStore {
         filter: &ProfileFilter,
     ) -> Result<Vec<RoastProfile>, StoreError> {
         const DOING: &str = "listing profiles";
-        let mut sql = "SELECT body FROM profiles WHERE org_id = $1".to_owned();
         let mut values = vec![org.as_str().to_owned()];
-        let mut and = |condition: &str, value: Option<String>| {
-            if let Some(value) = value {
-                values.push(value);
-                let _ = write!(sql, " AND {condition} ${}", values.len());
-                if condition.ends_with("LIKE") {
-                    sql.push_str(" ESCAPE '!'");
-                } else if condition.ends_with(',') {
-                    sql.push(')');
-                }
-            }
+        let mut bind = |value: &str| {
+            values.push(value.to_owned());
+            values.len()
         };
-        let like = |text: &String| {
-            let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
-            format!("%{plain}%")
-        };
-        and("site_id =", filter.site.clone());
-        and("machine_model =", filter.machine_model.clone());
-        and("words LIKE", filter.words.as_ref().map(|words| like(&words.to_lowercase())));
-        let tag = filter.tag.as_ref().map(|tag| lines(std::slice::from_ref(tag)));
-        // To the letter, which LIKE is not on SQLite.
-        let find = if self.database.is_postgres() { "strpos" } else { "instr" };
-        and(&format!("0 < {find}(tags,"), tag);
-        if !filter.archived_too {
-            sql.push_str(" AND archived = 0");
+        let mut indexed = String::new();
+        let mut searched = String::from("0 = 0");
+        if let Some(site) = &filter.site {
+            let _ = write!(indexed, " AND site_id = ${}", bind(site));
         }
-        let _ = write!(
-            sql,
-            " ORDER BY updated_ms DESC, profile_id DESC LIMIT {} OFFSET {}",
+        if let Some(model) = &filter.machine_model {
+            let _ = write!(indexed, " AND machine_model = ${}", bind(model));
+        }
+        if !filter.archived_too {
+            indexed.push_str(" AND archived = 0");
+        }
+        if let Some((updated, id)) = &filter.after {
+            let place = bind(id);
+            let _ = write!(indexed, " AND (updated_ms, profile_id) < ({updated}, ${place})");
+        }
+        if let Some(words) = &filter.words {
+            let words = words.to_lowercase();
+            let plain = words.replace('!', "!!").replace('%', "!%").replace('_', "!_");
+            let place = bind(&format!("%{plain}%"));
+            let _ = write!(searched, " AND words LIKE ${place} ESCAPE '!'");
+        }
+        if let Some(tag) = &filter.tag {
+            // To the letter, which LIKE is not on SQLite.
+            let find = if self.database.is_postgres() { "strpos" } else { "instr" };
+            let place = bind(&lines(std::slice::from_ref(tag)));
+            let _ = write!(searched, " AND 0 < {find}(tags, ${place})");
+        }
+        let searching = filter.words.is_some() || filter.tag.is_some();
+        let shown = filter.limit.saturating_add(filter.offset);
+        let looked_at = if searching { SEARCHED } else { shown };
+        let order = "ORDER BY updated_ms DESC, profile_id DESC LIMIT";
+        let sql = format!(
+            "SELECT body FROM (SELECT body, words, tags, updated_ms, profile_id FROM profiles \
+             WHERE org_id = $1{indexed} {order} {looked_at}) AS newest WHERE {searched} \
+             {order} {} OFFSET {}",
             filter.limit, filter.offset
         );
         let rows: Vec<String> = on!(self.database, pool => {

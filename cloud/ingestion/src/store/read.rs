@@ -16,6 +16,8 @@ pub struct SessionFilter {
     pub site: Option<String>,
     pub machine: Option<String>,
     pub status: Option<&'static str>,
+    /// The profile that was followed, by its name.
+    pub profile: Option<String>,
     pub limit: i64,
     pub offset: i64,
     /// The page begins after this one: (started, id).
@@ -82,6 +84,12 @@ impl IngestStore {
         if let Some((started, _)) = &f.after {
             let _ = write!(rest, " AND (s.started_ms, s.session_id) < ({started}, $3)");
         }
+        if f.profile.is_some() {
+            rest.push_str(
+                " AND s.session_id IN (SELECT session_id FROM session_meta \
+                 WHERE org_id = $1 AND profile_name = $6)",
+            );
+        }
         let most = f.limit.saturating_add(f.offset);
         let order = "ORDER BY s.started_ms DESC, s.session_id DESC";
         let sql = match machines.as_deref() {
@@ -114,6 +122,7 @@ impl IngestStore {
             .bind(org.as_str()).bind(f.status.unwrap_or_default()).bind(after)
             .bind(f.site.as_deref().unwrap_or_default())
             .bind(f.machine.as_deref().unwrap_or_default())
+            .bind(f.profile.as_deref().unwrap_or_default())
             .fetch_all(pool).await)
         .map_err(StoreError::query("listing sessions"))
     }

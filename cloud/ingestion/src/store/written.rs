@@ -94,12 +94,13 @@ impl IngestStore {
     ) -> Result<Option<i64>, StoreError> {
         let mut tx = self.database.begin().await?;
         let set: Option<i64> = on_tx!(&mut tx, c => query_scalar(
-            "INSERT INTO session_meta (org_id, session_id, version, updated_ms, body) \
-             VALUES ($1, $2, $3 + 1, $4, $5) ON CONFLICT (org_id, session_id) DO UPDATE SET \
-             version = EXCLUDED.version, updated_ms = EXCLUDED.updated_ms, body = EXCLUDED.body \
+            "INSERT INTO session_meta (org_id, session_id, version, updated_ms, body, profile_name) \
+             VALUES ($1, $2, $3 + 1, $4, $5, $6) ON CONFLICT (org_id, session_id) DO UPDATE SET \
+             version = EXCLUDED.version, updated_ms = EXCLUDED.updated_ms, body = EXCLUDED.body, \
+             profile_name = EXCLUDED.profile_name \
              WHERE session_meta.version = EXCLUDED.version - 1 RETURNING version")
             .bind(org.as_str()).bind(session).bind(before).bind(by.now.0).bind(text(meta)?)
-            .fetch_optional(c).await)
+            .bind(meta.roast_profile_name.as_deref()).fetch_optional(c).await)
         .map_err(StoreError::query("writing a roast's meta"))?;
         if set.is_some() {
             Self::audit(&mut tx, org, by, ("session.meta", session, json!({"meta": meta}))).await?;

@@ -12,6 +12,7 @@ mod traces;
 use ::store::idempotency::{Idempotency, once};
 use axum::middleware;
 use guard::Door;
+use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -71,7 +72,7 @@ pub fn routes(
         .with_state(state)
         .split_for_parts();
     let router = router.layer(middleware::from_fn_with_state(kept, once));
-    (door.guard(router), openapi)
+    (door.guard(router), with_examples(openapi, include_str!("examples.json")))
 }
 
 fn governance_routes() -> OpenApiRouter<State> {

@@ -35,6 +35,23 @@ impl Select {
         self
     }
 
+    /// The newest first, by time and id, of which `condition` holds; only the newest `looked_at` are
+    /// looked at, since no index can tell.
+    pub fn newest_where(
+        self,
+        columns: &str,
+        condition: &str,
+        (time, id): (&str, &str),
+        (looked_at, limit): (i64, i64),
+    ) -> (String, Vec<String>) {
+        let (sql, values) = self.newest((time, id), looked_at);
+        let sql = format!(
+            "SELECT {columns} FROM ({sql}) AS newest WHERE {condition} \
+             ORDER BY {time} DESC, {id} DESC LIMIT {limit}"
+        );
+        (sql, values)
+    }
+
     /// The newest first, by time and id.
     pub fn newest(mut self, (time, id): (&str, &str), limit: i64) -> (String, Vec<String>) {
         let _ = write!(self.sql, " ORDER BY {time} DESC, {id} DESC LIMIT {limit}");

@@ -10,6 +10,9 @@ use super::missions::json;
 use super::select::Select;
 use crate::trace::Trace;
 
+/// Traces that a search for words looks at, the newest: a trace may be long.
+const SEARCHED: i64 = 2_000;
+
 /// Which traces to list.
 #[derive(Debug, Clone, Default)]
 pub struct TraceFilter {
@@ -58,21 +61,30 @@ impl KernelStore {
         org: &OrgId,
         filter: &TraceFilter,
     ) -> Result<Vec<Value>, StoreError> {
-        let mut select = Select::of("body", "traces", org.as_str())
+        let mut select = Select::of("body, started_ms, trace_id", "traces", org.as_str())
             .equal("mission_id", filter.mission.as_deref())
             .equal("agent_id", filter.agent.as_deref())
             .equal("status", filter.status.as_deref());
-        if let Some(text) = &filter.text {
-            let text = text.to_lowercase();
-            let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
-            let place = select.bind(&format!("%{plain}%"));
-            select = select.and(&format!("lower(body) LIKE ${place} ESCAPE '!'"));
-        }
         if let Some((time, id)) = &filter.after {
             let place = select.bind(id);
             select = select.and(&format!("(started_ms, trace_id) < ({time}, ${place})"));
         }
-        let (sql, values) = select.newest(("started_ms", "trace_id"), filter.limit);
+        let order = ("started_ms", "trace_id");
+        let (sql, values) = if let Some(text) = &filter.text {
+            let text = text.to_lowercase();
+            let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
+            let place = select.bind(&format!("%{plain}%"));
+            let condition = format!("lower(body) LIKE ${place} ESCAPE '!'");
+            select.newest_where("body", &condition, order, (SEARCHED, filter.limit))
+        } else {
+            let (sql, values) = select.newest(order, filter.limit);
+            (
+                format!(
+                    "SELECT body FROM ({sql}) AS newest ORDER BY started_ms DESC, trace_id DESC"
+                ),
+                values,
+            )
+        };
         let rows: Vec<String> = on!(self.database, pool => {
             let mut q = query_scalar(AssertSqlSafe(sql));
             for value in &values {

@@ -61,20 +61,24 @@ async fn no_service_answers_what_its_document_does_not_say() -> anyhow::Result<(
         assert!(errors && document["security"][0]["bearer"].is_array(), "{service}");
         examples(&stack, service, &document).await?;
         let url = stack.url(service, "/openapi.json");
-        let mut command = Command::new(&schemathesis);
-        command
-            .args(["run", &url, "--checks", CHECKS, "--phases", "examples,coverage,fuzzing"])
-            .args(["-n", "5", "--workers", "2", "--seed", "20261122", "--no-color"])
-            // Streams have no end; frames are signed bytes, and have a fuzz target of their own.
-            .args([
-                "--exclude-path-regex",
-                "^/(stream|v1/frames)",
-                "--suppress-health-check",
-                "all",
-            ]);
-        let output = tokio::task::spawn_blocking(move || command.output()).await??;
-        let told = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "{service}: {told}\n{}", stack.process.log());
+        let (mut passed, mut told) = (false, String::new());
+        // Python's parser sometimes breaks under it: that is no answer of ours.
+        for seed in ["20261122", "20261123", "20261124"] {
+            let mut command = Command::new(&schemathesis);
+            command
+                .args(["run", &url, "--checks", CHECKS, "--phases", "examples,coverage,fuzzing"])
+                .args(["-n", "5", "--workers", "2", "--seed", seed, "--no-color"])
+                // Streams have no end; frames are signed bytes, and have a fuzz target of their own.
+                .args(["--exclude-path-regex", "^/(stream|v1/frames)"])
+                .args(["--suppress-health-check", "all"]);
+            let output = tokio::task::spawn_blocking(move || command.output()).await??;
+            passed = output.status.success();
+            told = String::from_utf8_lossy(&output.stdout).into_owned();
+            if passed || !told.contains("Runtime Error") || told.contains("Failures:") {
+                break;
+            }
+        }
+        ensure!(passed, "{service}: {told}\n{}", stack.process.log());
         assert!(told.contains("Test cases:"), "{service}: {told}");
     }
     // And nothing that was asked has hurt it.

@@ -1,6 +1,7 @@
 //! The HTTP shell of every service: limits, metrics, health, `OpenAPI`, and a graceful end.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request};
@@ -10,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -24,6 +26,9 @@ use crate::metrics::Metrics;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Until a handler begins to answer; a stream may go on.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// Requests in hand at once; more are told to come again, rather than wait in memory. A stream counts
+/// until it begins.
+const AT_ONCE_MAX: usize = 1_024;
 /// Requests still running then are cut.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -60,7 +65,7 @@ pub fn shell(
         tracing::error!(%error, "a document that cannot be written");
         serde_json::Value::Null
     });
-    let routes = routes
+    let routes = bounded(routes, AT_ONCE_MAX)
         .route("/openapi.json", get(async move || Json(document)))
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
@@ -74,6 +79,23 @@ pub fn shell(
             measure(service, request, next)
         }))
         .layer(middleware::from_fn(identify))
+}
+
+/// Lets at most `at_once` requests in.
+fn bounded(routes: Router, at_once: usize) -> Router {
+    let room = Arc::new(Semaphore::new(at_once));
+    routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+        let room = room.clone();
+        async move {
+            let Ok(_place) = room.try_acquire() else {
+                metrics::counter!("simcorp_http_requests_refused_total").increment(1);
+                let body = serde_json::json!({"error": "too many requests at once; try again"});
+                let again = [(header::RETRY_AFTER, "1")];
+                return (StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response();
+            };
+            next.run(request).await
+        }
+    }))
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -149,5 +171,35 @@ pub async fn serve(
             tracing::warn!(drain_s = DRAIN_TIME_MAX.as_secs(), "cut requests that did not end");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use tokio::sync::Notify;
+    use tower::ServiceExt as _;
+
+    #[tokio::test]
+    async fn past_the_bound_one_is_told_to_come_again() {
+        let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (inside, go) = (entered.clone(), leave.clone());
+        let slow = get(async move || {
+            inside.notify_one();
+            go.notified().await;
+            "done"
+        });
+        let app = bounded(Router::new().route("/slow", slow), 1);
+        let ask = || app.clone().oneshot(Request::get("/slow").body(Body::empty()).unwrap());
+        let first = tokio::spawn(ask());
+        entered.notified().await;
+        let second = ask().await.unwrap();
+        assert_eq!(second.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(second.headers()["retry-after"], "1");
+        leave.notify_one();
+        assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::OK);
+        leave.notify_one();
+        assert_eq!(ask().await.unwrap().status(), StatusCode::OK);
     }
 }

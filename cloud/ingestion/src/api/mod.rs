@@ -201,8 +201,7 @@ type Params = Query<BTreeMap<String, String>>;
            ("offset" = Option<i64>, Query, description = "At most 10000: further with `cursor`"),
            ("cursor" = Option<String>, Query, description = "From the header x-next-cursor")),
     responses((status = 200, body = Vec<RoastSessionSummary>), (status = 400)))]
-async fn sessions(mut state: State, Query(params): Params) -> Result<Response, ApiError> {
-    state.store = state.store.for_reading();
+async fn sessions(state: State, Query(params): Params) -> Result<Response, ApiError> {
     let get = |name: &str| params.get(name).filter(|text| !text.is_empty());
     let status = match get("status").map(String::as_str) {
         None => None,
@@ -220,7 +219,11 @@ async fn sessions(mut state: State, Query(params): Params) -> Result<Response, A
         offset: service::query::within(get("offset").map(String::as_str), "offset", 0, 0, 10_000)?,
         after: service::query::read_cursor(get("cursor").map(String::as_str))?,
     };
-    let rows = state.store.sessions(&state.org, &filter).await?;
+    let rows = match state.store.for_reading().sessions(&state.org, &filter).await {
+        Ok(rows) => rows,
+        // A replica that is gone is noticed a moment later.
+        Err(_) => state.store.sessions(&state.org, &filter).await?,
+    };
     let mut summaries = Vec::with_capacity(rows.len());
     for row in rows {
         summaries.push(summary(&state, row).await?);
@@ -301,7 +304,7 @@ async fn session(
            ("fromElapsedSeconds" = Option<f64>, Query), ("toElapsedSeconds" = Option<f64>, Query)),
     responses((status = 200, body = Vec<TelemetryPoint>), (status = 400)))]
 async fn session_telemetry(
-    mut state: State,
+    state: State,
     Path(id): Path<String>,
     Query(params): Params,
 ) -> Result<Response, ApiError> {
@@ -313,11 +316,12 @@ async fn session_telemetry(
     };
     // Of a roast that the replica has whole nothing is missing there.
     let replica = state.store.for_reading();
-    let whole = replica.session(&state.org, &id).await?.is_some_and(|there| {
+    let whole = replica.session(&state.org, &id).await.ok().flatten().is_some_and(|there| {
         there.completeness == Completeness::Complete.as_str() && there.last_seq == row.last_seq
     });
+    let mut reading = state.clone();
     if whole {
-        state.store = replica;
+        reading.store = replica;
     }
     // A roast of which everything is here does not change any more, unless it is another one.
     let complete = row.completeness == Completeness::Complete.as_str();
@@ -328,7 +332,10 @@ async fn session_telemetry(
     if complete && let Some(body) = state.cache.get("points", &kept).await {
         return Ok(json_of(body));
     }
-    let points = points(&state, &row, limit, (from, to)).await?;
+    let points = match points(&reading, &row, limit, (from, to)).await {
+        Err(_) if whole => points(&state, &row, limit, (from, to)).await?,
+        read => read?,
+    };
     let body = Bytes::from(serde_json::to_vec(&points).map_err(ApiError::internal)?);
     if complete && !points.is_empty() {
         state.cache.put("points", &kept, body.clone(), POINTS_KEPT).await;

@@ -51,6 +51,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     let mut simcorp =
         Process::new(binary("simcorp")?, arguments, folder.path().join("simcorp.log"));
     simcorp.start()?;
+    // There is one provider in this process.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let http = reqwest::Client::new();
     for port in ports {
         let url = format!("http://127.0.0.1:{port}/ready");

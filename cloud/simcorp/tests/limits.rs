@@ -53,8 +53,10 @@ async fn a_bucket_is_one_bucket_at_all_instances_and_redis_may_go() -> anyhow::R
         }
     }
     let shown = stacks[0].get("kernel", "/_rate-limit/metrics").await?;
-    assert_eq!(shown["blockedRequests"], 1, "{shown}");
-    assert_eq!(shown["topKeys"][0]["key"], "org/dev-user GET /agents");
+    // The workers of this process are the same person here, and ask too.
+    let keys = shown["topKeys"].as_array().unwrap();
+    let ours = keys.iter().find(|key| key["key"] == "org/dev-user GET /agents");
+    assert_eq!(ours.unwrap()["count"], 1, "{shown}");
     // Without Redis each counts alone: slower to refuse, never unanswered.
     redis.kill();
     for n in 0..12 {

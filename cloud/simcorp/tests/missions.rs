@@ -22,7 +22,8 @@ use testbed::{Mosquitto, Postgres, Process, binary, free_port, wait_for};
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey, Signer as _};
 
 const PATIENCE: Duration = Duration::from_mins(3);
-const SERVICES: [&str; 6] = ["kernel", "ingestion", "analytics", "eval", "reports", "dispatcher"];
+const SERVICES: [&str; 7] =
+    ["kernel", "ingestion", "inference", "analytics", "eval", "reports", "dispatcher"];
 const SAMPLES_A_FRAME: usize = 60;
 const MACHINES: usize = 4;
 
@@ -45,6 +46,7 @@ impl Instance {
             format!("mqtt.port={}", broker.port),
             format!("ingestion.instance={name}"),
             format!("dispatcher.instance={name}"),
+            format!("inference.instance={name}"),
             format!("dispatcher.kernel_url={}", at("kernel")),
             format!("kernel.eval_url={}", at("eval")),
             format!("eval.kernel_url={}", at("kernel")),

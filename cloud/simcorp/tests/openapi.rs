@@ -62,12 +62,13 @@ async fn no_service_answers_what_its_document_does_not_say() -> anyhow::Result<(
         examples(&stack, service, &document).await?;
         let url = stack.url(service, "/openapi.json");
         let (mut passed, mut told) = (false, String::new());
-        // Python's parser sometimes breaks under it: that is no answer of ours.
+        // Python's parser sometimes breaks under it: that is no answer of ours. (One worker, since its
+        // recursion limit is the whole process's.)
         for seed in ["20261122", "20261123", "20261124"] {
             let mut command = Command::new(&schemathesis);
             command
-                .args(["run", &url, "--checks", CHECKS, "--phases", "examples,coverage,fuzzing"])
-                .args(["-n", "5", "--workers", "2", "--seed", seed, "--no-color"])
+                .args(["run", &url, "--checks", CHECKS, "--phases", "coverage,fuzzing"])
+                .args(["-n", "5", "--workers", "1", "--seed", seed, "--no-color"])
                 // Streams have no end; frames are signed bytes, and have a fuzz target of their own.
                 .args(["--exclude-path-regex", "^/(stream|v1/frames)"])
                 .args(["--suppress-health-check", "all"]);

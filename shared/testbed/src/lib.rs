@@ -1,6 +1,7 @@
 //! Real servers for tests and benchmarks: started on free loopback ports with their data in a
 //! temporary folder, restarted and killed at will, gone with whoever started them.
 
+mod authority;
 mod postgres;
 mod process;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+pub use authority::Authority;
 pub use postgres::Postgres;
 pub use process::Process;
 
@@ -114,6 +116,35 @@ impl Mosquitto {
             ),
         )?;
         let arguments = ["-c".to_owned(), file.display().to_string()];
+        let process = Process::new(program, arguments, folder.path().join("mosquitto.log"));
+        let mut broker = Self { port, process, _folder: folder };
+        broker.start_again().await?;
+        Ok(broker)
+    }
+
+    /// As production runs it: TLS, a certificate from everybody, whose name says what they may.
+    ///
+    /// # Errors
+    /// As [`Mosquitto::start`].
+    pub async fn start_private(authority: &Authority, acl: &str) -> anyhow::Result<Self> {
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let server = authority.issue("localhost")?;
+        let (file, list) = (folder.path().join("mosquitto.conf"), folder.path().join("acl"));
+        std::fs::write(&list, acl)?;
+        std::fs::write(
+            &file,
+            format!(
+                "listener {port} 127.0.0.1\nallow_anonymous false\nuser root\n\
+                 cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n\
+                 use_identity_as_username true\nacl_file {}\nmax_queued_messages 100000\n",
+                authority.certificate().display(),
+                server.certificate.display(),
+                server.key.display(),
+                list.display()
+            ),
+        )?;
+        let arguments = ["-c".to_owned(), file.display().to_string()];
+        let program = PathBuf::from("/usr/sbin/mosquitto");
         let process = Process::new(program, arguments, folder.path().join("mosquitto.log"));
         let mut broker = Self { port, process, _folder: folder };
         broker.start_again().await?;

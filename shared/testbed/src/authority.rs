@@ -1,0 +1,105 @@
+//! A certificate authority for tests, by OpenSSL: not the code that verifies.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::ensure;
+
+/// Signs certificates, in a folder that goes with it.
+pub struct Authority {
+    folder: tempfile::TempDir,
+}
+
+/// A certificate and its key, PEM files.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Authority {
+    /// # Errors
+    /// When OpenSSL is not installed or refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = Self { folder };
+        authority.openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test authority",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+        ])?;
+        Ok(authority)
+    }
+
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// A certificate for somebody of this name, good on this machine.
+    ///
+    /// # Errors
+    /// When OpenSSL refuses.
+    pub fn issue(&self, name: &str) -> anyhow::Result<Issued> {
+        let file = |ending: &str| format!("{name}.{ending}");
+        let at = |ending: &str| self.folder.path().join(file(ending));
+        let subject = format!("/CN={name}");
+        self.openssl(&[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            &subject,
+            "-keyout",
+            &file("key"),
+            "-out",
+            &file("csr"),
+        ])?;
+        std::fs::write(at("ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")?;
+        self.openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &file("csr"),
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            &file("ext"),
+            "-out",
+            &file("pem"),
+        ])?;
+        Ok(Issued { certificate: at("pem"), key: at("key") })
+    }
+
+    fn openssl(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let mut command = Command::new("openssl");
+        let output = command.args(arguments).current_dir(self.folder.path()).output()?;
+        ensure!(
+            output.status.success(),
+            "openssl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}

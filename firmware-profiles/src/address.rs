@@ -1,0 +1,196 @@
+//! Where a value lies, in each transport's own words.
+
+use crate::document::{Profile, Transport};
+
+/// A Modbus table. It says by which function a value is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// Function 1, written by 5 or 15.
+    Coil,
+    /// Function 2, never written.
+    Discrete,
+    /// Function 3, written by 6, 16 or 22.
+    Holding,
+    /// Function 4, never written.
+    Input,
+}
+
+/// A memory area of an S7 controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Area {
+    /// PE: inputs.
+    Input,
+    /// PA: outputs.
+    Output,
+    /// MK: flags.
+    Flag,
+    /// DB, with its number.
+    Block(u16),
+}
+
+/// Where a value lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `holding 12393`, `coil 32`, `holding 12318.2`; registers are counted from 0, as in the
+    /// protocol.
+    Modbus { station: u8, table: Table, register: u16, bit: Option<u8> },
+    /// `DB3.112`, `DB2.82.1`, `MK40`: area, byte, bit.
+    S7 { area: Area, byte: u16, bit: Option<u8> },
+    /// `F1`: one byte, in hexadecimal.
+    Target(u8),
+    /// A name that the protocol defines, or a line's own.
+    Name(String),
+    /// `max31856 /dev/spidev0.0`, `mcp9600 /dev/i2c-1 0x67`.
+    Board {
+        chip: Chip,
+        device: String,
+        /// On I²C.
+        at: Option<u8>,
+    },
+}
+
+/// A thermocouple board that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chip {
+    Max31855,
+    Max31856,
+    Mcp9600,
+}
+
+/// What TC4 firmware answers to `READ`, in its order, and what it takes.
+pub const TC4_READS: [&str; 8] = ["ambient", "ch1", "ch2", "ch3", "ch4", "heater", "fan", "sv"];
+pub const TC4_WRITES: [&str; 7] = ["OT1", "OT2", "OT3", "DCFAN", "IO3", "PID;SV", "PID"];
+/// Kaleido's variables.
+pub const KALEIDO_READS: [&str; 10] = ["BT", "ET", "AT", "TS", "HP", "FC", "RC", "AH", "HS", "CS"];
+pub const KALEIDO_WRITES: [&str; 7] = ["HP", "FC", "RC", "AH", "TS", "HS", "CS"];
+/// Fields of Hottop's status and command frames.
+pub const HOTTOP_READS: [&str; 9] = [
+    "et",
+    "bt",
+    "heater",
+    "fan",
+    "main_fan",
+    "solenoid",
+    "drum_motor",
+    "cooling_motor",
+    "chaff_tray",
+];
+pub const HOTTOP_WRITES: [&str; 6] =
+    ["heater", "fan", "main_fan", "solenoid", "drum_motor", "cooling_motor"];
+
+/// Whether an address is to be read or written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Read,
+    Write,
+}
+
+impl Address {
+    /// Reads an address of `profile`'s transport; `station` where it is not the transport's.
+    ///
+    /// # Errors
+    /// What an address of that transport looks like.
+    pub fn parse(
+        profile: &Profile,
+        station: Option<u8>,
+        text: &str,
+        wanted: Use,
+    ) -> Result<Self, &'static str> {
+        let named = |reads: &[&str], writes: &[&str]| {
+            let known = if wanted == Use::Read { reads } else { writes };
+            known.contains(&text).then(|| Self::Name(text.to_owned()))
+        };
+        match &profile.transport {
+            Transport::ModbusTcp { station: usual, .. }
+            | Transport::ModbusRtu { station: usual, .. } => {
+                modbus(station.unwrap_or(*usual), text, wanted)
+                    .ok_or("`holding 4096`, `input 0`, `coil 32` or `discrete 284`, from 0, and a bit as `.2`")
+            }
+            Transport::S7 { .. } => {
+                s7(text).ok_or("`DB3.112`, `DB2.82.1`, `MK40`, `PE0.1` or `PA4`")
+            }
+            Transport::Tc4 { .. } => named(&TC4_READS, &TC4_WRITES)
+                .ok_or("`ambient`, `ch1`–`ch4`, `heater`, `fan`, `sv`, or `OT1`, `OT2`, `OT3`, `DCFAN`, `IO3`, `PID`, `PID;SV`"),
+            Transport::Kaleido { .. } => named(&KALEIDO_READS, &KALEIDO_WRITES)
+                .ok_or("one of Kaleido's variables, such as `BT`, `ET` or `HP`"),
+            Transport::Hottop { .. } => named(&HOTTOP_READS, &HOTTOP_WRITES)
+                .ok_or("one of Hottop's fields, such as `bt`, `et` or `heater`"),
+            Transport::Santoker { .. } => u8::from_str_radix(text, 16)
+                .ok()
+                .filter(|_| text.len() == 2)
+                .map(Self::Target)
+                .ok_or("a target of two hexadecimal digits, such as `F1`"),
+            Transport::Line { .. } => (wanted == Use::Read && !text.is_empty() && text.len() <= 64)
+                .then(|| Self::Name(text.to_owned()))
+                .ok_or("a field's or column's name, which is read and never written"),
+            Transport::Boards {} => board(text)
+                .filter(|_| wanted == Use::Read)
+                .ok_or("`max31855 /dev/spidev0.0`, `max31856 /dev/spidev0.1` or `mcp9600 /dev/i2c-1 0x67`, which are read and never written"),
+        }
+    }
+}
+
+fn modbus(station: u8, text: &str, wanted: Use) -> Option<Address> {
+    let (table, place) = text.split_once(' ')?;
+    let table = match table {
+        "coil" => Table::Coil,
+        "discrete" if wanted == Use::Read => Table::Discrete,
+        "holding" => Table::Holding,
+        "input" if wanted == Use::Read => Table::Input,
+        _ => return None,
+    };
+    let (register, bit) = match place.split_once('.') {
+        Some((register, bit)) if matches!(table, Table::Holding | Table::Input) => {
+            (register, Some(bit.parse().ok().filter(|bit| *bit < 16)?))
+        }
+        Some(_) => return None,
+        None => (place, None),
+    };
+    Some(Address::Modbus { station, table, register: number(register)?, bit })
+}
+
+fn s7(text: &str) -> Option<Address> {
+    let (area, rest) = if let Some(rest) = text.strip_prefix("DB") {
+        let (block, rest) = rest.split_once('.')?;
+        (Area::Block(number(block)?), rest)
+    } else {
+        let (area, rest) = text.split_at_checked(2)?;
+        let area = match area {
+            "PE" => Area::Input,
+            "PA" => Area::Output,
+            "MK" => Area::Flag,
+            _ => return None,
+        };
+        (area, rest)
+    };
+    let (byte, bit) = match rest.split_once('.') {
+        Some((byte, bit)) => (byte, Some(bit.parse().ok().filter(|bit| *bit < 8)?)),
+        None => (rest, None),
+    };
+    Some(Address::S7 { area, byte: number(byte)?, bit })
+}
+
+fn board(text: &str) -> Option<Address> {
+    let mut words = text.split(' ');
+    let chip = match words.next()? {
+        "max31855" => Chip::Max31855,
+        "max31856" => Chip::Max31856,
+        "mcp9600" => Chip::Mcp9600,
+        _ => return None,
+    };
+    let device = words.next()?.to_owned();
+    let at = match words.next() {
+        Some(at) => Some(u8::from_str_radix(at.strip_prefix("0x")?, 16).ok()?),
+        None => None,
+    };
+    let fits = match chip {
+        Chip::Mcp9600 => device.starts_with("/dev/i2c-") && at.is_some_and(|at| at < 0x80),
+        _ => device.starts_with("/dev/spidev") && at.is_none(),
+    };
+    (fits && words.next().is_none()).then_some(Address::Board { chip, device, at })
+}
+
+/// Digits alone: `parse` would take a sign too.
+fn number(text: &str) -> Option<u16> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}

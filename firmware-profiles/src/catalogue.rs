@@ -1,0 +1,49 @@
+//! The profiles that the agent carries.
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub id: &'static str,
+    /// The TOML file.
+    pub text: &'static str,
+}
+
+macro_rules! entries {
+    ($($id:literal),* $(,)?) => {
+        [$(Entry { id: $id, text: include_str!(concat!("../machines/", $id, ".toml")) }),*]
+    };
+}
+
+/// All of them, by name.
+pub const SHIPPED: &[Entry] = &entries![
+    "besca.bsc.auto-tcp",
+    "coffed.sr5.auto",
+    "coffeetech.fz94.evo",
+    "coffeetech.fz94.rtu",
+    "delta.dtb.rtu",
+    "diedrich.dr.modbus",
+    "fuji.pxg.rtu",
+    "generic.line.csv",
+    "generic.line.jsonl",
+    "generic.probes.boards",
+    "giesen.wxa.s7-2019",
+    "giesen.wxa.s7-pro",
+    "hottop.kn8828b2k.serial",
+    "imf.rm.tcp",
+    "joper.bsr.plc",
+    "kaleido.m.serial",
+    "loring.smartroast.modbus-bcd",
+    "millcity.dcp.rtu",
+    "probat.g.s7",
+    "probat.probatone.modbus-7in",
+    "santoker.rmaster.wifi",
+    "tc4.arduino.artisanq",
+    "toper.tkm-sx.plc",
+    "watlow.pm.rtu",
+];
+
+/// The profile of that name.
+#[must_use]
+pub fn shipped(id: &str) -> Option<&'static Entry> {
+    SHIPPED.iter().find(|entry| entry.id == id)
+}

@@ -1,0 +1,231 @@
+//! Rules about what can be moved.
+
+use super::reading::{address, switches, typed};
+use super::{Findings, has_channel, unknown_in};
+use crate::address::{Address, Table, Use};
+use crate::condition::{Condition, is_name};
+use crate::document::{Control, Profile, Remote, Role};
+use crate::encoding::Type;
+
+/// The largest step of heat at once, in % (rule S9).
+const HEAT_STEP_MAX: f64 = 20.0;
+/// The least time between two steps, s (rule S9).
+const INTERVAL_S_MIN: f64 = 2.0;
+
+pub(super) fn check(profile: &Profile, findings: &mut Findings) {
+    for (i, control) in profile.controls.iter().enumerate() {
+        let at = format!("control {}", control.name);
+        let twice = profile.controls[..i].iter().any(|c| c.name == control.name);
+        findings.require(!twice, "twice", &at, "the name comes twice");
+        findings.require(
+            is_name(&control.name),
+            "name",
+            &at,
+            "is not a name of letters, digits and _",
+        );
+        let place = address(profile, control.station, &control.addr, Use::Write, &at, findings);
+        typed(profile, control.kind, control.order.is_some(), &at, findings);
+        switches(profile, control.station, &control.addr, control.kind, &at, findings);
+        findings.require(
+            control.unit.is_some(),
+            "no-unit",
+            &at,
+            "has no unit; say C, F, pct, rpm, Hz, Pa, mbar or none",
+        );
+        if let Some(place) = &place {
+            shared(profile, i, place, &at, findings);
+            function(control, place, &at, findings);
+        }
+        range(control, &at, findings);
+        readback(profile, control, &at, findings);
+        remote(profile, control, &at, findings);
+    }
+}
+
+/// A shipped setup once moved the burner with the drum's slider.
+fn shared(profile: &Profile, index: usize, place: &Address, at: &str, findings: &mut Findings) {
+    for other in &profile.controls[..index] {
+        let theirs = Address::parse(profile, other.station, &other.addr, Use::Write);
+        let words = |c: &Control| c.kind.map_or(1, Type::words);
+        if theirs.is_ok_and(|t| overlaps(place, words(&profile.controls[index]), &t, words(other)))
+        {
+            findings.add("shared-address", at, format!("writes where {} writes", other.name));
+        }
+    }
+}
+
+fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
+    let apart = |a: u16, a_length: u16, b: u16, b_length: u16| {
+        u32::from(a) + u32::from(a_length) <= u32::from(b)
+            || u32::from(b) + u32::from(b_length) <= u32::from(a)
+    };
+    match (a, b) {
+        (
+            Address::Modbus { station: s, table: t, register: r, bit },
+            Address::Modbus { station: s2, table: t2, register: r2, bit: bit2 },
+        ) => {
+            let bits_apart = bit.is_some() && bit2.is_some() && bit != bit2;
+            s == s2 && t == t2 && !apart(*r, a_words, *r2, b_words) && !bits_apart
+        }
+        (Address::S7 { area, byte, bit }, Address::S7 { area: area2, byte: byte2, bit: bit2 }) => {
+            let length = |bit: &Option<u8>, words: u16| if bit.is_some() { 1 } else { 2 * words };
+            let bits_apart = bit.is_some() && bit2.is_some() && bit != bit2;
+            area == area2
+                && !apart(*byte, length(bit, a_words), *byte2, length(bit2, b_words))
+                && !bits_apart
+        }
+        _ => a == b,
+    }
+}
+
+/// A change of the untyped write from function 6 to 16 once started a fan.
+fn function(control: &Control, place: &Address, at: &str, findings: &mut Findings) {
+    let Address::Modbus { table, bit, .. } = place else {
+        findings.require(
+            control.function.is_none() && control.apply.is_none(),
+            "function",
+            at,
+            "has a function or apply, which only Modbus has",
+        );
+        return;
+    };
+    let words = control.kind.map_or(1, Type::words);
+    let fits = match (control.function, table) {
+        (None, _) => {
+            findings.add("no-function", at, "has no function; say 5, 6, 15, 16 or 22");
+            return;
+        }
+        (Some(5 | 15), Table::Coil) => true,
+        (Some(6), Table::Holding) => words == 1 && bit.is_none(),
+        (Some(16), Table::Holding) => bit.is_none(),
+        (Some(22), Table::Holding) => bit.is_some(),
+        _ => false,
+    };
+    findings.require(
+        fits,
+        "function",
+        at,
+        "the function does not write that: 5 and 15 write coils, 6 one register, 16 registers, 22 a bit of one",
+    );
+}
+
+fn range(control: &Control, at: &str, findings: &mut Findings) {
+    let Some([low, high]) = control.range else {
+        findings.require(
+            control.kind == Some(Type::Bool),
+            "range",
+            at,
+            "has no range, so nothing says what may be asked for",
+        );
+        return;
+    };
+    if !(low < high && low.is_finite() && high.is_finite()) {
+        findings.add("range", at, "the range is not [lowest, highest]");
+        return;
+    }
+    let m = control.map;
+    if !(m.factor.is_finite() && m.factor != 0.0 && m.offset.is_finite()) {
+        findings.add("map", at, "the map has a factor of 0");
+        return;
+    }
+    let (a, b) = (low * m.factor + m.offset, high * m.factor + m.offset);
+    let (raw_low, raw_high) = (a.min(b), a.max(b));
+    if let Some(kind) = control.kind {
+        let (least, most) = kind.bounds();
+        if raw_low < least || raw_high > most {
+            findings.add(
+                "range-outside-type",
+                at,
+                format!("the range becomes {raw_low} to {raw_high}, and the type holds {least} to {most}"),
+            );
+        }
+    }
+    // 0 is AUTO on one generation and 0 % on the next.
+    if control.auto_raw.is_some_and(|auto| (raw_low..=raw_high).contains(&auto)) {
+        findings.add(
+            "auto-inside-range",
+            at,
+            "a value of the range is the raw value that hands the control back to the machine; see map",
+        );
+    }
+}
+
+fn readback(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
+    match control.readback.as_deref() {
+        None => findings.add(
+            "no-readback",
+            at,
+            "has no readback; name the channel that shows the effect, or say \"none\"",
+        ),
+        Some("none") => findings.require(
+            control.remote == Remote::Never,
+            "blind",
+            at,
+            "may be moved from afar though nothing shows the effect; set remote to never",
+        ),
+        Some(name) if !has_channel(profile, name) => {
+            findings.add("no-readback", at, format!("the readback {name} is no [[channel]] here"));
+        }
+        Some(_) => {
+            let given = |v: Option<f64>| v.is_some_and(|v| v.is_finite() && v >= 0.0);
+            findings.require(
+                given(control.readback_tol)
+                    && control.readback_s.is_some_and(|s| s > 0.0 && s <= 120.0),
+                "readback-bounds",
+                at,
+                "has a readback and does not say how near (readback_tol) and how soon (readback_s)",
+            );
+        }
+    }
+}
+
+fn remote(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
+    for need in &control.needs {
+        if let Some(problem) = unknown_in(profile, Condition::parse(need).as_ref()) {
+            findings.add("needs", at, format!("{need:?} {problem}"));
+        }
+    }
+    if control.remote == Remote::Never {
+        return;
+    }
+    findings.require(
+        control.idempotent && control.pulse_ms.is_none(),
+        "not-idempotent",
+        at,
+        "is a toggle, a pulse or a step, which done twice is something else; set remote to never",
+    );
+    let lit = ["ignit", "reset", "burner_on", "power", "purge"];
+    let named = lit.iter().any(|word| control.name.to_lowercase().contains(word));
+    findings.require(
+        !control.role.is_local_only() && !named,
+        "local-only",
+        at,
+        "is ignition, reset, burner on, power, purge, gas valve or charge, which only a hand at the machine moves; set remote to never",
+    );
+    if !matches!(control.role, Role::Burner | Role::Air | Role::Drum | Role::Setpoint) {
+        return;
+    }
+    findings.require(
+        control.max_step.is_some_and(|s| s > 0.0)
+            && control.min_interval_s.is_some_and(|s| s >= INTERVAL_S_MIN),
+        "step",
+        at,
+        "may be moved from afar without max_step and a min_interval_s of at least 2",
+    );
+    if control.role == Role::Burner {
+        findings.require(
+            control.max_step.is_none_or(|s| s <= HEAT_STEP_MAX),
+            "step",
+            at,
+            "raises the heat by more than 20 % at once",
+        );
+    }
+    if control.role.heats() {
+        findings.require(
+            !control.needs.is_empty(),
+            "heat-needs",
+            at,
+            "heats from afar without a condition; say in needs what shows that the drum turns and air moves",
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! Rules about the machine, its transport and its timing.
+
+use super::Findings;
+use crate::address::{Address, Use};
+use crate::document::{Parity, Profile, Serial, Transport, Writes};
+use crate::encoding::Type;
+
+pub(super) fn check(profile: &Profile, findings: &mut Findings) {
+    identity(profile, findings);
+    trust(profile, findings);
+    timing(profile, findings);
+    if let Some(serial) = profile.transport.serial() {
+        line(serial, findings);
+    }
+    match &profile.transport {
+        Transport::ModbusRtu { serial, .. } => load(profile, serial, findings),
+        // The maker's own limit between two frames is 1 s, and then it ejects the beans.
+        Transport::Hottop { .. } => findings.require(
+            (100..=500).contains(&profile.timing.poll_ms),
+            "hottop-watchdog",
+            "timing",
+            "a Hottop ejects its beans when it hears nothing for a second; poll_ms must be between 100 and 500",
+        ),
+        Transport::S7 { .. } => findings.require(
+            profile.timing.min_gap_ms >= 40,
+            "s7-gap",
+            "timing",
+            "an S7 controller wants 40 ms between requests; set min_gap_ms to 40 or more",
+        ),
+        _ => {}
+    }
+}
+
+fn identity(profile: &Profile, findings: &mut Findings) {
+    let m = &profile.machine;
+    let parts: Vec<&str> = m.id.split('.').collect();
+    let tidy = |part: &&str| {
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    findings.require(
+        parts.len() == 3 && parts.iter().all(tidy) && m.id.len() <= 64,
+        "id",
+        "machine",
+        "the id is not maker.model.controller in small letters, digits and -",
+    );
+    findings.require(
+        !m.controller.trim().is_empty(),
+        "generation",
+        "machine",
+        "the controller is empty; say what tells this controller generation from the model's others",
+    );
+    findings.require(m.version >= 1, "version", "machine", "the version does not begin at 1");
+    findings.require(
+        !m.source.trim().is_empty(),
+        "source",
+        "machine",
+        "the source is empty; say where the numbers come from",
+    );
+    findings.require(
+        m.capacity_kg.is_none_or(|kg| kg > 0.0 && kg < 2000.0),
+        "capacity",
+        "machine",
+        "capacity_kg is not between 0 and 2000",
+    );
+}
+
+/// Nothing is written before two people have seen at the machine that the profile is right (S23).
+fn trust(profile: &Profile, findings: &mut Findings) {
+    let m = &profile.machine;
+    let recorded = m.bring_up.as_ref().is_some_and(|b| {
+        let mut by: Vec<&str> = b.by.iter().map(|name| name.trim()).collect();
+        by.retain(|name| !name.is_empty());
+        by.sort_unstable();
+        by.dedup();
+        by.len() >= 2 && !b.on.trim().is_empty() && !b.record.trim().is_empty()
+    });
+    findings.require(
+        !m.verified || recorded,
+        "verified",
+        "machine",
+        "verified is true without a bring_up record of two people, a day and where it is kept",
+    );
+    findings.require(
+        m.writes == Writes::Disabled || m.verified,
+        "writes",
+        "machine",
+        "writes are enabled though the profile is not verified at the machine",
+    );
+}
+
+fn timing(profile: &Profile, findings: &mut Findings) {
+    let t = &profile.timing;
+    findings.require(
+        (20..=60_000).contains(&t.poll_ms),
+        "poll",
+        "timing",
+        "poll_ms is not between 20 and 60000",
+    );
+    findings.require(
+        t.timeout_ms >= 10 && 2 * t.timeout_ms <= t.poll_ms,
+        "timeout",
+        "timing",
+        "timeout_ms is not between 10 and half of poll_ms, so one lost answer would cost the next sample too",
+    );
+    findings.require(
+        (1..=125).contains(&t.block_max),
+        "block",
+        "timing",
+        "block_max is not between 1 and 125, the most registers that Modbus answers at once",
+    );
+    findings.require(
+        t.settle_ms <= 10_000 && t.min_gap_ms <= 1_000,
+        "settle",
+        "timing",
+        "settle_ms is over 10000 or min_gap_ms over 1000",
+    );
+}
+
+fn line(serial: &Serial, findings: &mut Findings) {
+    findings.require(
+        (300..=921_600).contains(&serial.baud),
+        "serial",
+        "transport",
+        "baud is not between 300 and 921600",
+    );
+    findings.require(
+        matches!(serial.data_bits, 7 | 8) && matches!(serial.stop_bits, 1 | 2),
+        "serial",
+        "transport",
+        "data_bits must be 7 or 8, and stop_bits 1 or 2",
+    );
+}
+
+/// A serial bus that is asked for more than it can carry loses samples by design.
+fn load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
+    let bits = u32::from(1 + serial.data_bits + serial.stop_bits)
+        + u32::from(serial.parity != Parity::None);
+    let reads = profile
+        .channels
+        .iter()
+        .map(|c| (c.station, &c.addr, c.kind))
+        .chain(profile.states.iter().map(|s| (s.station, &s.addr, s.kind)));
+    // As if nothing could be joined: eight bytes asked, five and the words answered, and twice the
+    // silence of 3.5 characters between frames.
+    let bytes: u32 = reads
+        .filter(|(station, addr, _)| Address::parse(profile, *station, addr, Use::Read).is_ok())
+        .map(|(_, _, kind)| 8 + 5 + 2 * u32::from(kind.map_or(1, Type::words)) + 7)
+        .sum();
+    let line_ms = u64::from(bytes * bits * 1000 / serial.baud.max(1));
+    let gaps_ms = profile.timing.min_gap_ms * profile.channels.len() as u64;
+    if 2 * (line_ms + gaps_ms) > profile.timing.poll_ms {
+        findings.add(
+            "bus-load",
+            "timing",
+            format!(
+                "one reading takes {} ms of the line, more than half of poll_ms; poll less often or read less",
+                line_ms + gaps_ms
+            ),
+        );
+    }
+}

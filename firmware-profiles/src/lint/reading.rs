@@ -1,0 +1,242 @@
+//! Rules about what is read.
+
+use super::{Findings, has_channel};
+use crate::address::{Address, Table, Use};
+use crate::condition::is_name;
+use crate::document::{Channel, Profile, State, Transport, Unit};
+use crate::encoding::Type;
+
+pub(super) fn check(profile: &Profile, findings: &mut Findings) {
+    let hot = profile.channels.iter().any(|c| c.unit.is_some_and(Unit::is_temperature));
+    findings.require(hot, "no-temperature", "profile", "no channel is a temperature");
+    if profile.channels.len() + profile.derived.len() > contract::frame::COLUMNS_MAX - 1 {
+        findings.add("too-many", "profile", "more channels than a frame holds");
+    }
+    for (i, channel) in profile.channels.iter().enumerate() {
+        let at = format!("channel {}", channel.name);
+        name(profile, &channel.name, i, &at, findings);
+        unit(&channel.name, channel.unit, &at, findings);
+        address(profile, channel.station, &channel.addr, Use::Read, &at, findings);
+        form(profile, channel, &at, findings);
+        bounds(channel, &at, findings);
+    }
+    for (i, derived) in profile.derived.iter().enumerate() {
+        let at = format!("derived {}", derived.name);
+        name(profile, &derived.name, profile.channels.len() + i, &at, findings);
+        unit(&derived.name, derived.unit, &at, findings);
+        findings.require(
+            !derived.terms.is_empty()
+                && derived.terms.iter().all(|t| t.factor.is_finite() && t.factor != 0.0),
+            "terms",
+            &at,
+            "has no terms, or a factor of 0",
+        );
+        for term in &derived.terms {
+            let read = profile.channels.iter().any(|c| c.name == term.channel);
+            if !read {
+                findings.add(
+                    "terms",
+                    &at,
+                    format!("{} is not a channel that is read", term.channel),
+                );
+            }
+        }
+    }
+    for (i, state) in profile.states.iter().enumerate() {
+        let at = format!("state {}", state.name);
+        let twice = profile.states[..i].iter().any(|s| s.name == state.name)
+            || has_channel(profile, &state.name);
+        findings.require(!twice, "twice", &at, "the name comes twice");
+        findings.require(
+            is_name(&state.name),
+            "name",
+            &at,
+            "is not a name of letters, digits and _",
+        );
+        address(profile, state.station, &state.addr, Use::Read, &at, findings);
+        kind_of_state(profile, state, &at, findings);
+        let known = state.mark.as_deref().is_none_or(|m| contract::EventKind::parse(m).is_some());
+        findings.require(
+            known,
+            "mark",
+            &at,
+            "the mark is not CHARGE, TP, DRY_END, FC, FC_END, SC, SC_END, DROP, COOL_END or NOTE",
+        );
+    }
+}
+
+fn name(profile: &Profile, name: &str, index: usize, at: &str, findings: &mut Findings) {
+    let known = contract::Channel::parse(name).is_some_and(|c| c != contract::Channel::Ror);
+    findings.require(
+        known && is_name(name),
+        "name",
+        at,
+        "is not a channel's name (rorCPerMin is computed, never read)",
+    );
+    let names = profile.channels.iter().map(|c| &c.name);
+    let mut earlier = names.chain(profile.derived.iter().map(|d| &d.name)).take(index);
+    findings.require(!earlier.any(|n| n == name), "twice", at, "the name comes twice");
+}
+
+/// The name carries the unit, as everywhere on the wire, so the two must agree.
+fn unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings) {
+    let Some(unit) = unit else {
+        findings.add(
+            "no-unit",
+            at,
+            "has no unit; say C, F, pct, rpm, Hz, Pa, mbar or none, as the register has it and not as the panel shows it",
+        );
+        return;
+    };
+    let hot = name.ends_with('C') && name.len() > 1;
+    let fits = match name {
+        "gasPct" | "fanPct" => unit == Unit::Percent,
+        "drumRpm" => unit == Unit::Rpm,
+        _ => hot == unit.is_temperature(),
+    };
+    findings.require(
+        fits,
+        "unit",
+        at,
+        "the unit is not the one that the name promises (temperatures end in C, gasPct and fanPct are pct, drumRpm is rpm)",
+    );
+}
+
+pub(super) fn address(
+    profile: &Profile,
+    station: Option<u8>,
+    text: &str,
+    wanted: Use,
+    at: &str,
+    findings: &mut Findings,
+) -> Option<Address> {
+    if station.is_some() && profile.transport.station().is_none() {
+        findings.add("station", at, "has a station, which only Modbus has");
+    }
+    match Address::parse(profile, station, text, wanted) {
+        Ok(address) => {
+            if let Address::Modbus { table, register, station, .. } = &address {
+                // 4xxxx and 3xxxx are how tables are printed; the protocol counts from 0.
+                let printed = match table {
+                    Table::Holding => (40_001..=49_999).contains(register),
+                    Table::Input => (30_001..=39_999).contains(register),
+                    _ => false,
+                };
+                findings.require(
+                    !printed,
+                    "printed-address",
+                    at,
+                    "looks like an address as tables print it; take 40001 (holding) or 30001 (input) off",
+                );
+                findings.require(
+                    (1..=247).contains(station),
+                    "station",
+                    at,
+                    "the station is not between 1 and 247",
+                );
+            }
+            Some(address)
+        }
+        Err(expected) => {
+            findings.add("address", at, format!("{text:?} is not {expected}"));
+            None
+        }
+    }
+}
+
+/// Protocols of words need to know what the words are; untyped writes once opened a flap.
+pub(super) fn typed(
+    profile: &Profile,
+    kind: Option<Type>,
+    ordered: bool,
+    at: &str,
+    findings: &mut Findings,
+) {
+    let modbus = profile.transport.station().is_some();
+    if !modbus && !matches!(profile.transport, Transport::S7 { .. }) {
+        findings.require(kind.is_none(), "type", at, "has a type, which only Modbus and S7 know");
+        return;
+    }
+    let Some(kind) = kind else {
+        findings.add(
+            "no-type",
+            at,
+            "has no type; say bool, u16, i16, u32, i32, f32, bcd16 or bcd32",
+        );
+        return;
+    };
+    findings.require(
+        !modbus || kind.words() == 1 || ordered,
+        "word-order",
+        at,
+        "takes two words and does not say which comes first; set order to high-first or low-first",
+    );
+}
+
+fn form(profile: &Profile, channel: &Channel, at: &str, findings: &mut Findings) {
+    typed(profile, channel.kind, channel.order.is_some(), at, findings);
+    findings.require(
+        matches!(channel.divisor, 1 | 10 | 100 | 1000),
+        "divisor",
+        at,
+        "the divisor is not 1, 10, 100 or 1000",
+    );
+    switches(profile, channel.station, &channel.addr, channel.kind, at, findings);
+}
+
+/// A bit is a bool, and a bool is a bit.
+pub(super) fn switches(
+    profile: &Profile,
+    station: Option<u8>,
+    addr: &str,
+    kind: Option<Type>,
+    at: &str,
+    findings: &mut Findings,
+) {
+    let bit = match Address::parse(profile, station, addr, Use::Read) {
+        Ok(Address::Modbus { table, bit, .. }) => {
+            bit.is_some() || matches!(table, Table::Coil | Table::Discrete)
+        }
+        Ok(Address::S7 { bit, .. }) => bit.is_some(),
+        _ => return,
+    };
+    if let Some(kind) = kind {
+        findings.require(
+            bit == (kind == Type::Bool),
+            "bit",
+            at,
+            "a coil, a discrete input or an address with a bit is a bool, and nothing else is",
+        );
+    }
+}
+
+fn kind_of_state(profile: &Profile, state: &State, at: &str, findings: &mut Findings) {
+    typed(profile, state.kind, true, at, findings);
+    switches(profile, state.station, &state.addr, state.kind, at, findings);
+    let (low, high) = state.kind.map_or((f64::MIN, f64::MAX), Type::bounds);
+    findings.require(
+        (low..=high).contains(&state.equals),
+        "state",
+        at,
+        "equals a value that its type does not have",
+    );
+}
+
+fn bounds(channel: &Channel, at: &str, findings: &mut Findings) {
+    if let Some([low, high]) = channel.valid {
+        findings.require(low < high, "valid", at, "valid is not [lowest, highest]");
+    } else {
+        findings.require(
+            !channel.unit.is_some_and(Unit::is_temperature),
+            "valid",
+            at,
+            "is a temperature without valid, so a broken probe would be believed",
+        );
+    }
+    findings.require(
+        channel.max_step_per_s.is_none_or(|step| step.is_finite() && step > 0.0),
+        "max-step",
+        at,
+        "max_step_per_s is not above 0",
+    );
+}

@@ -1,0 +1,142 @@
+//! Hottop KN-8828B-2K+: 36-byte frames both ways, `A5 96` at the head, the low byte of the sum at the
+//! end.
+
+pub const FRAME_BYTES: usize = 36;
+const HEAD: [u8; 2] = [0xa5, 0x96];
+
+/// What the machine shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// °C
+    pub et_c: u16,
+    /// °C
+    pub bt_c: u16,
+    /// 0–100 %
+    pub heater: u8,
+    /// 0–10
+    pub fan: u8,
+    /// 0–10
+    pub main_fan: u8,
+    pub solenoid: bool,
+    pub drum_motor: bool,
+    pub cooling_motor: bool,
+    pub chaff_tray: bool,
+}
+
+impl Status {
+    /// A value by its name, fans in %.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<f64> {
+        Some(match name {
+            "et" => f64::from(self.et_c),
+            "bt" => f64::from(self.bt_c),
+            "heater" => f64::from(self.heater),
+            "fan" => f64::from(self.fan) * 10.0,
+            "main_fan" => f64::from(self.main_fan) * 10.0,
+            "solenoid" => f64::from(u8::from(self.solenoid)),
+            "drum_motor" => f64::from(u8::from(self.drum_motor)),
+            "cooling_motor" => f64::from(u8::from(self.cooling_motor)),
+            "chaff_tray" => f64::from(u8::from(self.chaff_tray)),
+            _ => return None,
+        })
+    }
+
+    #[must_use]
+    pub fn encode(&self) -> [u8; FRAME_BYTES] {
+        let mut frame = [0; FRAME_BYTES];
+        frame[..2].copy_from_slice(&HEAD);
+        (frame[10], frame[11], frame[12]) = (self.heater, self.fan, self.main_fan);
+        frame[16] = self.solenoid.into();
+        frame[17] = self.drum_motor.into();
+        frame[18] = self.cooling_motor.into();
+        frame[19] = self.chaff_tray.into();
+        frame[23..25].copy_from_slice(&self.et_c.to_be_bytes());
+        frame[25..27].copy_from_slice(&self.bt_c.to_be_bytes());
+        frame[35] = checksum(&frame);
+        frame
+    }
+
+    fn decode(frame: &[u8; FRAME_BYTES]) -> Option<Self> {
+        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let status = Self {
+            heater: frame[10],
+            fan: frame[11],
+            main_fan: frame[12],
+            solenoid: frame[16] != 0,
+            drum_motor: frame[17] != 0,
+            cooling_motor: frame[18] != 0,
+            chaff_tray: frame[19] != 0,
+            et_c: word(23),
+            bt_c: word(25),
+        };
+        let can_be = status.heater <= 100 && status.fan <= 10 && status.main_fan <= 10;
+        can_be.then_some(status)
+    }
+}
+
+fn checksum(frame: &[u8; FRAME_BYTES]) -> u8 {
+    frame[..FRAME_BYTES - 1].iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+}
+
+/// Finds frames in a stream of bytes that may begin in the middle of one.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    held: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes bytes and gives the newest whole status in them. Holds less than a frame.
+    pub fn push(&mut self, bytes: &[u8]) -> Option<Status> {
+        self.held.extend_from_slice(bytes);
+        let mut newest = None;
+        let mut at = 0;
+        while let Some(frame) = self.held[at..].first_chunk::<FRAME_BYTES>() {
+            let whole = frame[..2] == HEAD && frame[35] == checksum(frame);
+            if whole {
+                newest = Status::decode(frame).or(newest);
+            }
+            at += if whole { FRAME_BYTES } else { 1 };
+        }
+        self.held.drain(..at);
+        newest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: Status = Status {
+        et_c: 210,
+        bt_c: 188,
+        heater: 80,
+        fan: 2,
+        main_fan: 4,
+        solenoid: false,
+        drum_motor: true,
+        cooling_motor: false,
+        chaff_tray: true,
+    };
+
+    #[test]
+    fn a_frame_is_found_among_garbage_and_in_pieces() {
+        let mut decoder = Decoder::default();
+        let mut bytes = vec![0xa5, 0x96, 0xa5];
+        bytes.extend(STATUS.encode());
+        assert_eq!(decoder.push(&bytes[..20]), None);
+        assert_eq!(decoder.push(&bytes[20..]), Some(STATUS));
+        let mut bent = STATUS.encode();
+        bent[26] ^= 1;
+        assert_eq!(decoder.push(&bent), None, "the sum does not fit");
+        assert_eq!(STATUS.get("main_fan"), Some(40.0));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
+            let mut decoder = Decoder::default();
+            let _ = decoder.push(&bytes);
+            proptest::prop_assert!(decoder.held.len() < FRAME_BYTES);
+        }
+    }
+}

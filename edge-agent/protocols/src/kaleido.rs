@@ -1,0 +1,56 @@
+//! Kaleido's brace protocol: `{[RD A0]}` asks, `{0,BT:182.4,ET:210.0,…}` answers.
+
+/// Ping, °C, start guard; then the poll, and the goodbye.
+pub const HANDSHAKE: [&str; 3] = ["{[PI]}\n", "{[TU C]}\n", "{[SC AR]}\n"];
+pub const READ: &str = "{[RD A0]}\n";
+pub const CLOSE: &str = "{[CL AR]}\n";
+
+/// More variables than any machine has.
+const VARIABLES_MAX: usize = 64;
+
+/// The variables of one answer; empty when the line is none.
+#[must_use]
+pub fn parse(line: &str) -> Vec<(&str, f64)> {
+    let inner = line.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    let Some(inner) = inner else { return Vec::new() };
+    let pairs = inner.split(',').filter_map(|part| part.split_once(':')).take(VARIABLES_MAX);
+    let numbers = pairs.filter_map(|(name, value)| {
+        let value = value.trim().parse().ok().filter(|v: &f64| v.is_finite())?;
+        Some((name.trim(), value))
+    });
+    numbers.collect()
+}
+
+/// What a machine reads: the tag and value of `{[HP 80]}`.
+#[must_use]
+pub fn parse_request(line: &str) -> Option<(&str, Option<&str>)> {
+    let inner = line.trim().strip_prefix("{[")?.strip_suffix("]}")?;
+    Some(match inner.split_once(' ') {
+        Some((tag, value)) => (tag, Some(value)),
+        None => (inner, None),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_read_and_garbage_is_not() {
+        assert_eq!(
+            parse("{0,BT:182.4,ET:210,HP:80}\n"),
+            [("BT", 182.4), ("ET", 210.0), ("HP", 80.0)]
+        );
+        assert_eq!(parse("{0,BT:xx,SN:K6,ET:1}"), [("ET", 1.0)]);
+        assert!(parse("BT:182.4").is_empty());
+        assert_eq!(parse_request("{[HP 80]}"), Some(("HP", Some("80"))));
+        assert_eq!(parse_request("{[PI]}"), Some(("PI", None)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_read_or_not(line: String) {
+            let _ = (parse(&line), parse_request(&line));
+        }
+    }
+}

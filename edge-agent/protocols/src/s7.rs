@@ -1,0 +1,323 @@
+//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that reading needs — connect, agree on a
+//! size, read variables. Both sides, since the emulator answers what the driver asks.
+
+/// The largest message that is asked for, in bytes; the controller may say less.
+pub const PDU_BYTES: u16 = 480;
+/// Variables in one request.
+pub const ITEMS_MAX: usize = 16;
+const TPKT_BYTES: usize = 4;
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Why an answer is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum S7Error {
+    #[error("not an S7 message: {0}")]
+    Malformed(&'static str),
+    #[error("the controller refuses: class {class:#04x}, code {code:#04x}")]
+    Refused { class: u8, code: u8 },
+    #[error("the answer is to another request")]
+    OtherRequest,
+}
+
+/// A run of bytes of one area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item {
+    /// 0x81 inputs, 0x82 outputs, 0x83 flags, 0x84 data block.
+    pub area: u8,
+    /// The data block's number; 0 elsewhere.
+    pub block: u16,
+    pub byte: u16,
+    pub bytes: u16,
+}
+
+/// The connection request: `rack` and `slot` of the controller.
+#[must_use]
+pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
+    let place = ((rack & 0x07) << 5) | (slot & 0x1f);
+    framed(&[
+        0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00, // connection request, class 0
+        0xc0, 0x01, 0x0a, // 1024 bytes a packet
+        0xc1, 0x02, 0x01, 0x00, // us
+        0xc2, 0x02, 0x01, place, // the controller
+    ])
+}
+
+/// Asks how large a message may be.
+#[must_use]
+pub fn setup(reference: u16) -> Vec<u8> {
+    let [high, low] = PDU_BYTES.to_be_bytes();
+    job(reference, &[0xf0, 0x00, 0x00, 0x01, 0x00, 0x01, high, low], &[])
+}
+
+/// Asks for the bytes of `items`, at most [`ITEMS_MAX`].
+#[must_use]
+pub fn read(reference: u16, items: &[Item]) -> Vec<u8> {
+    let items = &items[..items.len().min(ITEMS_MAX)];
+    #[allow(clippy::cast_possible_truncation)] // at most ITEMS_MAX
+    let mut parameters = vec![0x04, items.len() as u8];
+    for item in items {
+        parameters.extend_from_slice(&[0x12, 0x0a, 0x10, 0x02]);
+        parameters.extend_from_slice(&item.bytes.to_be_bytes());
+        parameters.extend_from_slice(&item.block.to_be_bytes());
+        parameters.push(item.area);
+        let bit = u32::from(item.byte) << 3;
+        parameters.extend_from_slice(&bit.to_be_bytes()[1..]);
+    }
+    job(reference, &parameters, &[])
+}
+
+fn job(reference: u16, parameters: &[u8], data: &[u8]) -> Vec<u8> {
+    message(0x01, reference, None, parameters, data)
+}
+
+#[allow(clippy::cast_possible_truncation)] // callers keep messages below MESSAGE_BYTES_MAX
+fn message(
+    kind: u8,
+    reference: u16,
+    error: Option<[u8; 2]>,
+    parameters: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
+    let mut text = vec![0x02, 0xf0, 0x80, 0x32, kind, 0x00, 0x00];
+    text.extend_from_slice(&reference.to_be_bytes());
+    text.extend_from_slice(&(parameters.len() as u16).to_be_bytes());
+    text.extend_from_slice(&(data.len() as u16).to_be_bytes());
+    text.extend_from_slice(&error.unwrap_or_default()[..error.map_or(0, |e| e.len())]);
+    text.extend_from_slice(parameters);
+    text.extend_from_slice(data);
+    framed(&text)
+}
+
+fn framed(text: &[u8]) -> Vec<u8> {
+    #[allow(clippy::cast_possible_truncation)] // below MESSAGE_BYTES_MAX
+    let length = (TPKT_BYTES + text.len()) as u16;
+    let mut bytes = vec![0x03, 0x00];
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(text);
+    bytes
+}
+
+/// The whole length of the message that begins with these four bytes.
+///
+/// # Errors
+/// When no message begins so.
+pub fn length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
+    let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+    if head[0] != 0x03 || !(TPKT_BYTES + 3..=MESSAGE_BYTES_MAX).contains(&length) {
+        return Err(S7Error::Malformed("no packet begins here"));
+    }
+    Ok(length)
+}
+
+/// Whether the connection was accepted; `text` is the message without its first four bytes, here
+/// and below.
+///
+/// # Errors
+/// When it was not.
+pub fn connected(text: &[u8]) -> Result<(), S7Error> {
+    match text.get(1) {
+        Some(0xd0) => Ok(()),
+        _ => Err(S7Error::Malformed(
+            "the controller does not accept the connection; check rack and slot",
+        )),
+    }
+}
+
+/// The size agreed on, in bytes.
+///
+/// # Errors
+/// When the answer is none, to another request, or a refusal.
+pub fn agreed(text: &[u8], reference: u16) -> Result<u16, S7Error> {
+    let (parameters, _) = answer(text, reference)?;
+    match parameters {
+        [0xf0, _, _, _, _, _, high, low] => Ok(u16::from_be_bytes([*high, *low])),
+        _ => Err(S7Error::Malformed("the answer to the set-up has another form")),
+    }
+}
+
+/// The bytes of each item; `None` for one that the controller does not have.
+///
+/// # Errors
+/// When the answer is none, to another request, a refusal, or of another form.
+pub fn values(
+    text: &[u8],
+    reference: u16,
+    items: &[Item],
+) -> Result<Vec<Option<Vec<u8>>>, S7Error> {
+    let (parameters, mut data) = answer(text, reference)?;
+    if parameters.first() != Some(&0x04)
+        || parameters.get(1).map(|n| usize::from(*n)) != Some(items.len())
+    {
+        return Err(S7Error::Malformed("the answer has other variables than were asked for"));
+    }
+    let short = S7Error::Malformed("the answer ends too early");
+    let mut values = Vec::with_capacity(items.len());
+    for (i, item) in items.iter().enumerate() {
+        let head = data.first_chunk::<4>().ok_or(short.clone())?;
+        let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+        if head[0] != 0xff {
+            data = &data[4..];
+            values.push(None);
+            continue;
+        }
+        // Sizes 3, 4 and 5 are counted in bits.
+        let length = if matches!(head[1], 0x03..=0x05) { length.div_ceil(8) } else { length };
+        let bytes = data.get(4..4 + length).ok_or(short.clone())?;
+        if length != usize::from(item.bytes) {
+            return Err(S7Error::Malformed("a variable has another length than was asked for"));
+        }
+        values.push(Some(bytes.to_vec()));
+        // Each but the last is filled up to an even length.
+        let padded = 4 + length + if i + 1 < items.len() { length % 2 } else { 0 };
+        data = data.get(padded..).ok_or(short.clone())?;
+    }
+    Ok(values)
+}
+
+/// Parameters and data of an answer.
+fn answer(text: &[u8], reference: u16) -> Result<(&[u8], &[u8]), S7Error> {
+    let header = text.get(3..15).ok_or(S7Error::Malformed("too short"))?;
+    if text[..2] != [0x02, 0xf0] || header[0] != 0x32 || !matches!(header[1], 0x02 | 0x03) {
+        return Err(S7Error::Malformed("not an answer"));
+    }
+    if u16::from_be_bytes([header[4], header[5]]) != reference {
+        return Err(S7Error::OtherRequest);
+    }
+    if header[10..12] != [0, 0] {
+        return Err(S7Error::Refused { class: header[10], code: header[11] });
+    }
+    split(header, &text[15..])
+}
+
+fn split<'t>(header: &[u8], rest: &'t [u8]) -> Result<(&'t [u8], &'t [u8]), S7Error> {
+    let size = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
+    let (parameters, data) = (size(6), size(8));
+    let end = parameters + data;
+    if rest.len() < end {
+        return Err(S7Error::Malformed("the answer ends too early"));
+    }
+    Ok((&rest[..parameters], &rest[parameters..end]))
+}
+
+/// What a controller is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Connect,
+    Setup { reference: u16 },
+    Read { reference: u16, items: Vec<Item> },
+}
+
+/// Reads a request, on the controller's side.
+///
+/// # Errors
+/// When it is none of the three.
+pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
+    if text.get(1) == Some(&0xe0) {
+        return Ok(Request::Connect);
+    }
+    let header = text.get(3..13).ok_or(S7Error::Malformed("too short"))?;
+    if header[..2] != [0x32, 0x01] {
+        return Err(S7Error::Malformed("not a request"));
+    }
+    let reference = u16::from_be_bytes([header[4], header[5]]);
+    let (parameters, _) = split(header, &text[13..])?;
+    match parameters {
+        [0xf0, ..] => Ok(Request::Setup { reference }),
+        [0x04, _, rest @ ..] => {
+            let items = rest.chunks_exact(12).map(|item| Item {
+                bytes: u16::from_be_bytes([item[4], item[5]]),
+                block: u16::from_be_bytes([item[6], item[7]]),
+                area: item[8],
+                byte: (u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3) as u16,
+            });
+            Ok(Request::Read { reference, items: items.take(ITEMS_MAX).collect() })
+        }
+        _ => Err(S7Error::Malformed("neither a set-up nor a read")),
+    }
+}
+
+/// The answers, on the controller's side.
+#[must_use]
+pub fn accept() -> Vec<u8> {
+    framed(&[0x06, 0xd0, 0x00, 0x01, 0x00, 0x01, 0x00])
+}
+
+#[must_use]
+pub fn agree(reference: u16) -> Vec<u8> {
+    let [high, low] = PDU_BYTES.to_be_bytes();
+    message(0x03, reference, Some([0, 0]), &[0xf0, 0, 0, 1, 0, 1, high, low], &[])
+}
+
+#[must_use]
+#[allow(clippy::cast_possible_truncation)] // items are few and small
+pub fn answer_read(reference: u16, values: &[Option<Vec<u8>>]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for (i, value) in values.iter().enumerate() {
+        let Some(bytes) = value else {
+            data.extend_from_slice(&[0x0a, 0x00, 0x00, 0x00]);
+            continue;
+        };
+        data.extend_from_slice(&[0xff, 0x04]);
+        data.extend_from_slice(&((bytes.len() * 8) as u16).to_be_bytes());
+        data.extend_from_slice(bytes);
+        if i + 1 < values.len() && bytes.len() % 2 == 1 {
+            data.push(0);
+        }
+    }
+    message(0x03, reference, Some([0, 0]), &[0x04, values.len() as u8], &data)
+}
+
+#[must_use]
+pub fn refuse(reference: u16, class: u8, code: u8) -> Vec<u8> {
+    message(0x03, reference, Some([class, code]), &[], &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ITEMS: [Item; 3] = [
+        Item { area: 0x84, block: 3, byte: 112, bytes: 4 },
+        Item { area: 0x84, block: 2, byte: 82, bytes: 1 },
+        Item { area: 0x83, block: 0, byte: 40, bytes: 2 },
+    ];
+
+    #[test]
+    fn what_is_asked_is_answered() {
+        let request = read(7, &ITEMS);
+        assert_eq!(length(*request.first_chunk().unwrap()), Ok(request.len()));
+        let expected = Request::Read { reference: 7, items: ITEMS.to_vec() };
+        assert_eq!(parse_request(&request[4..]), Ok(expected));
+        let held = vec![Some(vec![0x43, 0x36, 0, 0]), Some(vec![1]), None];
+        let answer = answer_read(7, &held);
+        assert_eq!(values(&answer[4..], 7, &ITEMS), Ok(held));
+        assert_eq!(values(&answer[4..], 8, &ITEMS), Err(S7Error::OtherRequest));
+        assert_eq!(agreed(&agree(1)[4..], 1), Ok(PDU_BYTES));
+        assert_eq!(connected(&accept()[4..]), Ok(()));
+        assert_eq!(
+            values(&refuse(7, 0x85, 0)[4..], 7, &ITEMS),
+            Err(S7Error::Refused { class: 0x85, code: 0 })
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_not(text: Vec<u8>, reference: u16) {
+            let _ = (
+                values(&text, reference, &ITEMS),
+                agreed(&text, reference),
+                connected(&text),
+                parse_request(&text),
+            );
+        }
+
+        #[test]
+        fn a_bent_answer_is_refused_or_read(at in 0_usize..60, byte: u8) {
+            let mut answer = answer_read(7, &[Some(vec![1, 2, 3, 4]), Some(vec![1]), None]);
+            if let Some(slot) = answer.get_mut(at) {
+                *slot = byte;
+            }
+            let _ = values(&answer[4..], 7, &ITEMS);
+        }
+    }
+}

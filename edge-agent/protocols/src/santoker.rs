@@ -1,0 +1,150 @@
+//! Santoker Q, X and R Master over Wi-Fi: `EE A5`, target, `02 04`, length, data, CRC, `FF FC FF FF`.
+
+const HEAD: [u8; 2] = [0xee, 0xa5];
+const CODE: [u8; 2] = [0x02, 0x04];
+const TAIL: [u8; 4] = [0xff, 0xfc, 0xff, 0xff];
+const DATA_BYTES_MAX: usize = 4;
+const FRAME_BYTES_MAX: usize = 2 + 1 + 2 + 1 + DATA_BYTES_MAX + 2 + 4;
+
+/// One value: which, and what it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    pub target: u8,
+    pub data: u32,
+}
+
+impl Message {
+    /// The raw value. The rate of rise alone has a sign, in its first half-byte: `B` is plus.
+    #[must_use]
+    pub fn raw(&self) -> f64 {
+        if matches!(self.target, 0xf5 | 0xf6) {
+            let size = f64::from(self.data & 0x0fff);
+            return if (self.data >> 12) & 0xf == 0xb { size } else { -size };
+        }
+        f64::from(self.data)
+    }
+
+    /// The frame of a value, in `bytes` bytes of data (a machine sends two or one, a host three).
+    #[must_use]
+    pub fn encode(&self, bytes: usize) -> Vec<u8> {
+        let bytes = bytes.clamp(1, DATA_BYTES_MAX);
+        let mut summed = CODE.to_vec();
+        #[allow(clippy::cast_possible_truncation)] // at most 4
+        summed.push(bytes as u8);
+        summed.extend_from_slice(&self.data.to_be_bytes()[4 - bytes..]);
+        let crc = crc(&summed);
+        let mut frame = vec![HEAD[0], HEAD[1], self.target];
+        frame.extend_from_slice(&summed);
+        frame.extend_from_slice(&crc.to_be_bytes());
+        frame.extend_from_slice(&TAIL);
+        frame
+    }
+}
+
+/// CRC-16/MODBUS.
+fn crc(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0xffff, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0xa001 } else { crc >> 1 }
+        })
+    })
+}
+
+/// Finds messages in a stream of bytes.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    held: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes bytes and gives the whole messages in them, oldest first. Holds less than a frame.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<Message> {
+        self.held.extend_from_slice(bytes);
+        let mut messages = Vec::new();
+        let mut at = 0;
+        while at < self.held.len() {
+            match read(&self.held[at..]) {
+                Found::Message(message, length) => {
+                    messages.push(message);
+                    at += length;
+                }
+                Found::Nothing => at += 1,
+                Found::Half if self.held.len() - at < FRAME_BYTES_MAX => break,
+                Found::Half => at += 1,
+            }
+        }
+        self.held.drain(..at);
+        messages
+    }
+}
+
+enum Found {
+    Message(Message, usize),
+    Nothing,
+    /// It may become one.
+    Half,
+}
+
+fn read(bytes: &[u8]) -> Found {
+    for (i, expected) in [(0, HEAD[0]), (1, HEAD[1]), (3, CODE[0]), (4, CODE[1])] {
+        match bytes.get(i) {
+            None => return Found::Half,
+            Some(byte) if *byte != expected => return Found::Nothing,
+            Some(_) => {}
+        }
+    }
+    let Some(length) = bytes.get(5).map(|l| usize::from(*l)) else { return Found::Half };
+    if !(1..=DATA_BYTES_MAX).contains(&length) {
+        return Found::Nothing;
+    }
+    let end = 6 + length;
+    let Some(frame) = bytes.get(..end + 6) else { return Found::Half };
+    if frame[end + 2..] != TAIL {
+        return Found::Nothing;
+    }
+    let [high, low] = crc(&frame[3..end]).to_be_bytes();
+    // Real machines often send 0 for the first byte of the sum.
+    let sums = frame[end + 1] == low && (frame[end] == high || frame[end] == 0);
+    if !sums {
+        return Found::Nothing;
+    }
+    let data = frame[6..end].iter().fold(0, |data, byte| (data << 8) | u32::from(*byte));
+    Found::Message(Message { target: frame[2], data }, frame.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_found_among_garbage_and_in_pieces() {
+        let bt = Message { target: 0xf1, data: 1875 };
+        let mut bytes = vec![0xee, 0x00, 0xee, 0xa5];
+        bytes.extend(bt.encode(2));
+        bytes.extend(Message { target: 0x84, data: 1 }.encode(1));
+        let mut decoder = Decoder::default();
+        let mut found = decoder.push(&bytes[..10]);
+        found.extend(decoder.push(&bytes[10..]));
+        assert_eq!(found, [bt, Message { target: 0x84, data: 1 }]);
+        let mut lazy = bt.encode(2);
+        lazy[8] = 0;
+        assert_eq!(decoder.push(&lazy), [bt], "a sum whose first byte is left out");
+        lazy[9] ^= 1;
+        assert_eq!(decoder.push(&lazy), []);
+    }
+
+    #[test]
+    fn the_rate_of_rise_has_a_sign() {
+        assert!((Message { target: 0xf5, data: 0xb07b }.raw() - 123.0).abs() < 1e-9);
+        assert!((Message { target: 0xf5, data: 0xa07b }.raw() + 123.0).abs() < 1e-9);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
+            let mut decoder = Decoder::default();
+            let _ = decoder.push(&bytes);
+            proptest::prop_assert!(decoder.held.len() < FRAME_BYTES_MAX);
+        }
+    }
+}

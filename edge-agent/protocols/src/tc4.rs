@@ -1,0 +1,77 @@
+//! TC4 shields and Arduinos with `aArtisanQ_PID` firmware: lines of numbers, 115200 baud.
+
+/// What is sent before the first `READ`: the probes' order, °C, and a little smoothing.
+pub const HANDSHAKE: [&str; 3] = ["CHAN;1200\n", "UNITS;C\n", "FILT;70;70;70;70\n"];
+pub const READ: &str = "READ\n";
+
+/// One answer to `READ`: ambient, ET, BT, then what this firmware adds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    values: Vec<f64>,
+}
+
+/// Reads an answer. `None` for a comment, an acknowledgement or garbage: some firmware talks.
+#[must_use]
+pub fn parse(line: &str) -> Option<Reading> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    let values: Option<Vec<f64>> = line
+        .split(',')
+        .take(9)
+        .map(|word| word.trim().parse().ok().filter(|v: &f64| v.is_finite()))
+        .collect();
+    values.filter(|v| (3..=8).contains(&v.len())).map(|values| Reading { values })
+}
+
+impl Reading {
+    /// A value by its name. The three values that follow the probes are heater, fan and set value;
+    /// how many probes there are, the line's length says.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let all = &self.values;
+        let (probes, tail) = match all.len() {
+            // ambient and two or four probes, then heater, fan, set value.
+            6 | 8 => all.split_at(all.len() - 3),
+            _ => (all.as_slice(), &[][..]),
+        };
+        match name {
+            "ambient" => probes.first(),
+            "ch1" => probes.get(1),
+            "ch2" => probes.get(2),
+            "ch3" => probes.get(3),
+            "ch4" => probes.get(4),
+            "heater" => tail.first(),
+            "fan" => tail.get(1),
+            "sv" => tail.get(2),
+            _ => None,
+        }
+        .copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_by_its_length() {
+        let get = |line: &str, name: &str| parse(line).and_then(|r| r.get(name));
+        assert_eq!(get("24.1,201.5,187.25\r\n", "ch2"), Some(187.25));
+        assert_eq!(get("24.1,201.5,187.25", "heater"), None);
+        assert_eq!(get("24.1,201.5,187.25,80,45,0", "heater"), Some(80.0));
+        assert_eq!(get("24.1,201.5,187.25,80,45,0", "ch3"), None);
+        assert_eq!(get("24.1,201.5,187.25,1,2,80,45,0", "ch4"), Some(2.0));
+        assert_eq!(parse("# Active channels set to 1200"), None);
+        assert_eq!(parse("24.1,nan,187.25"), None);
+        assert_eq!(parse("24.1,20"), None, "half a line");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_read_or_not(line: String) {
+            let _ = parse(&line).map(|r| r.get("ch2"));
+        }
+    }
+}

@@ -142,6 +142,7 @@ impl Load {
             mono: elapsed,
             wall: EpochMs(self.wall + i64::try_from(elapsed)?),
             clock: ClockQuality::Synchronised,
+            profile: None,
             offsets_ms: (0..samples).map(|j| u32::try_from(j).unwrap_or(0) * step).collect(),
             columns: vec![
                 curve(Channel::Bt, 150.0, 0.13),

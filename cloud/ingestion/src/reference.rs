@@ -95,6 +95,7 @@ pub async fn read(
         mono: 0,
         wall: ts,
         clock: ClockQuality::Unknown,
+        profile: None,
         offsets_ms,
         columns,
         events,

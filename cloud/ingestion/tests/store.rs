@@ -65,6 +65,7 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
         mono: n * 1000,
         wall: NOW.plus((n as i64 - 1) * 1000),
         clock: ClockQuality::Synchronised,
+        profile: None,
         offsets_ms: (0..10).map(|i| i * 100).collect(),
         columns: vec![
             Column { channel: Channel::Bt, values, quality: vec![(3, Quality::Spike)] },

@@ -120,8 +120,8 @@ async fn the_agent_says_what_is_wrong() -> anyhow::Result<()> {
     let (_, text) = complaint("simcorp-edge", &[&run[..], &[&port]].concat()).await;
     assert!(text.contains("local.listen"), "{text}");
 
-    let wrong = "[identity]\norg = \"a/b\"\nsite = \"s\"\n[machine]\ndriver = \"modbus\"\n\
-                 [machine.modbus]\nhost = \"h\"\ntimeout_ms = 9999\nchannels = [\n  { name = \"b t\" },\n]\n\
+    let wrong = "[identity]\norg = \"a/b\"\nsite = \"s\"\n[machine]\ndriver = \"profile\"\n\
+                 [machine.profile]\nid = \"tc4.arduino.artisanq\"\ntimeout_ms = 9999\n\
                  [uplink]\nhost = \"192.0.2.1\"\n[sampling]\nperiod_ms = 1\n";
     std::fs::write(&agent.config, wrong)?;
     let (code, text) = complaint("simcorp-edge", &["--config", &config, "config", "check"]).await;
@@ -129,10 +129,10 @@ async fn the_agent_says_what_is_wrong() -> anyhow::Result<()> {
     for expected in [
         "edge.toml:2: identity.org: orgId contains '/'",
         "edge.toml:1: identity.device: deviceId is empty",
-        "edge.toml:8: machine.modbus.timeout_ms: not between",
-        "edge.toml:10: machine.modbus.channels[0].name: not a channel's name",
-        "edge.toml:12: uplink.ca_file: is needed to talk to another host",
-        "edge.toml:15: sampling.period_ms: not between 20 and 60000",
+        "edge.toml:8: machine.profile.timeout_ms: not between",
+        "edge.toml:6: machine.profile.device: is not set, and this machine is on a serial line",
+        "edge.toml:10: uplink.ca_file: is needed to talk to another host",
+        "edge.toml:12: sampling.period_ms: not between 20 and 60000",
     ] {
         assert!(text.contains(expected), "no {expected:?} in:\n{text}");
     }

@@ -174,6 +174,7 @@ impl Gateway {
                 mono: state.seq * 1_000,
                 wall: frame_at,
                 clock: ClockQuality::Synchronised,
+                profile: None,
                 offsets_ms: (0..u32::try_from(readings.len())?).map(|i| i * 1_000).collect(),
                 columns: vec![
                     column(Channel::Bt, |r| r.bt_c),

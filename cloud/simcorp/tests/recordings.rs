@@ -21,22 +21,56 @@ const RECORDINGS: [&str; 3] = [
     "hottop/hottop2kplus_2026-06-07_session.roast.csv",
 ];
 
-const CHANNELS: &str = r#"
-driver = "modbus"
-[sampling]
-period_ms = 25
-frame_ms = 250
-[machine.modbus]
+/// What `modbus_roaster.py` shows.
+const PROFILE: &str = r#"
+[machine]
+id = "test.recordings.pymodbus"
+name = "Recorded roasts"
+controller = "pymodbus"
+version = 1
+fuel = "either"
+source = "modbus_roaster.py"
+
+[transport]
+kind = "modbus-tcp"
 host = "127.0.0.1"
+
+[timing]
+poll_ms = 50
 timeout_ms = 25
-channels = [
-  { name = "btC", address = 0, kind = "f32" },
-  { name = "etC", address = 2, kind = "f32" },
-]
-marks = [
-  { event = "CHARGE", address = 4, value = 1 },
-  { event = "DROP", address = 4, value = 2 },
-]
+
+[[channel]]
+name = "btC"
+addr = "holding 0"
+type = "f32"
+order = "high-first"
+unit = "C"
+valid = [-50, 600]
+
+[[channel]]
+name = "etC"
+addr = "holding 2"
+type = "f32"
+order = "high-first"
+unit = "C"
+valid = [-50, 600]
+
+[[state]]
+name = "charged"
+addr = "holding 4"
+type = "u16"
+equals = 1
+mark = "CHARGE"
+
+[[state]]
+name = "dropped"
+addr = "holding 4"
+type = "u16"
+equals = 2
+mark = "DROP"
+
+[safe_state]
+order = []
 "#;
 
 #[tokio::test]
@@ -56,7 +90,13 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     machine.start()?;
     answers(port).await?;
 
-    let driver = CHANNELS.replace("[machine.modbus]", &format!("[machine.modbus]\nport = {port}"));
+    let profile = cloud.folder.path().join("recordings.toml");
+    std::fs::write(&profile, PROFILE)?;
+    let driver = format!(
+        "driver = \"profile\"\n[sampling]\nperiod_ms = 25\nframe_ms = 250\n\
+         [machine.profile]\nfile = \"{}\"\nport = {port}\n",
+        profile.display()
+    );
     let mut agent = cloud.agent("sky-1", &driver)?;
     agent.start().await?;
     for _ in 0..1200 {

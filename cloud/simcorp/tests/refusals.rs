@@ -39,6 +39,7 @@ fn frame(origin: Origin, number: u64, bt: f64, previous: Option<Digest>) -> Fram
         mono: number,
         wall: EpochMs(1_795_000_000_000),
         clock: ClockQuality::Synchronised,
+        profile: None,
         offsets_ms: vec![0],
         columns: vec![Column { channel: Channel::Bt, values: vec![Some(bt)], quality: vec![] }],
         events: vec![],

@@ -148,6 +148,7 @@ impl Chain {
             mono,
             wall: at(started, first),
             clock: ClockQuality::Synchronised,
+            profile: None,
             offsets_ms: moments.iter().map(|m| ms(m.t_s)).collect(),
             columns: columns.into_iter().filter(known).collect(),
             events,

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use contract::{Channel, DeviceId, KeyId, MachineId, OrgId, Origin, SiteId};
+use contract::{DeviceId, Digest, KeyId, MachineId, OrgId, Origin, SiteId};
+use driver::Site;
+use firmware_profiles::Checked;
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
@@ -41,7 +43,7 @@ pub struct Machine {
     pub driver: DriverKind,
     pub simulated: Simulated,
     pub replay: Replay,
-    pub modbus: Modbus,
+    pub profile: ProfileConfig,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,7 +52,7 @@ pub enum DriverKind {
     #[default]
     Simulated,
     Replay,
-    Modbus,
+    Profile,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,88 +88,64 @@ impl Default for Replay {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A machine that is read by its profile, and where it is at this site.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Modbus {
-    pub host: String,
-    pub port: u16,
-    pub unit: u8,
-    /// A read that takes longer has failed.
-    pub timeout_ms: u64,
-    pub channels: Vec<ModbusChannel>,
-    /// Registers that are the machine's own word on what happens.
-    pub marks: Vec<ModbusMark>,
+pub struct ProfileConfig {
+    /// One of those that the agent carries; `simcorp-edge profile list` names them.
+    pub id: String,
+    /// Or a file of your own.
+    pub file: PathBuf,
+    /// PEM public keys. With any, a file counts only with a signature of one of them beside it.
+    pub trusted_keys: Vec<PathBuf>,
+    /// Where the machine is, when not at its maker's default.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    /// The serial line, such as `/dev/serial/by-id/…`.
+    pub device: Option<PathBuf>,
+    pub baud: Option<u32>,
+    pub timeout_ms: Option<u64>,
 }
 
-impl Default for Modbus {
-    fn default() -> Self {
-        Self {
-            host: String::new(),
-            port: 502,
-            unit: 1,
-            timeout_ms: 300,
-            channels: Vec::new(),
-            marks: Vec::new(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModbusChannel {
-    /// `btC`, `etC`, `gasPct`, `fanPct`, `drumRpm`, `ambientC`, or a name of your own.
-    pub name: String,
-    /// PDU address, from 0.
-    pub address: u16,
-    pub table: ModbusTable,
-    pub kind: ModbusKind,
-    /// The raw value is divided by this.
-    pub divisor: Option<f64>,
-    /// True when the value is in °F.
-    pub fahrenheit: bool,
-    /// True when the low word comes first.
-    pub low_word_first: bool,
-    /// A raw value that means "no reading".
-    pub missing: Option<i64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ModbusTable {
-    #[default]
-    Holding,
-    Input,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ModbusKind {
-    #[default]
-    U16,
-    I16,
-    U32,
-    I32,
-    F32,
-}
-
-impl ModbusKind {
+impl ProfileConfig {
+    /// As it is named in messages.
     #[must_use]
-    pub const fn words(self) -> u16 {
-        match self {
-            Self::U16 | Self::I16 => 1,
-            Self::U32 | Self::I32 | Self::F32 => 2,
+    pub fn name(&self) -> String {
+        if self.file.as_os_str().is_empty() {
+            self.id.clone()
+        } else {
+            self.file.display().to_string()
         }
     }
-}
 
-/// When the register takes `value`, the machine says that `event` happened.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModbusMark {
-    /// `CHARGE`, `FC`, `DROP`, …
-    pub event: String,
-    pub address: u16,
-    pub value: u16,
+    /// This site's addresses.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site {
+            host: self.host.clone(),
+            port: self.port,
+            device: self.device.clone(),
+            baud: self.baud,
+            timeout_ms: self.timeout_ms,
+        }
+    }
+
+    /// Reads and checks the profile.
+    ///
+    /// # Errors
+    /// In a sentence: unknown, unreadable, wrong, or not signed by whom it should be.
+    pub fn load(&self) -> Result<Checked, String> {
+        if self.file.as_os_str().is_empty() {
+            let entry = firmware_profiles::shipped(&self.id)
+                .ok_or("is not one that the agent carries; see: simcorp-edge profile list")?;
+            return firmware_profiles::check(entry.text).map_err(|e| e.to_string());
+        }
+        let text = crate::profiles::read(&self.file)?;
+        if !self.trusted_keys.is_empty() {
+            crate::profiles::verify(&self.file, &text, &self.trusted_keys)?;
+        }
+        firmware_profiles::check(&text).map_err(|e| e.to_string())
+    }
 }
 
 /// How often is measured, and how much goes into one signature.
@@ -234,11 +212,20 @@ impl EdgeConfig {
         Some(KeyId::new(&device, &SiteId::new(self.identity.site.clone()).ok()?))
     }
 
+    /// The digest of the machine's profile, where it is read by one.
+    #[must_use]
+    pub fn profile_digest(&self) -> Option<Digest> {
+        let by_profile = self.machine.driver == DriverKind::Profile;
+        by_profile.then(|| self.machine.profile.load().ok()).flatten().map(|checked| checked.digest)
+    }
+
     #[must_use]
     pub fn infers_marks(&self) -> bool {
         let tells = match self.machine.driver {
             DriverKind::Simulated | DriverKind::Replay => true,
-            DriverKind::Modbus => !self.machine.modbus.marks.is_empty(),
+            DriverKind::Profile => self.machine.profile.load().is_ok_and(|checked| {
+                checked.profile.states.iter().any(|state| state.mark.is_some())
+            }),
         };
         self.sampling.infer_marks.unwrap_or(!tells)
     }
@@ -281,7 +268,7 @@ impl Config for EdgeConfig {
         match self.machine.driver {
             DriverKind::Simulated => self.machine.simulated.check(mistakes),
             DriverKind::Replay => self.machine.replay.check(mistakes),
-            DriverKind::Modbus => self.machine.modbus.check(self, mistakes),
+            DriverKind::Profile => self.machine.profile.check(self, mistakes),
         }
         self.log.check(mistakes);
     }
@@ -313,37 +300,31 @@ impl Replay {
     }
 }
 
-impl Modbus {
+impl ProfileConfig {
     fn check(&self, config: &EdgeConfig, mistakes: &mut Mistakes) {
-        mistakes.require(!self.host.is_empty(), "machine.modbus.host", "is not set");
-        mistakes.require(!self.channels.is_empty(), "machine.modbus.channels", "has no channel");
-        mistakes.require(
-            self.timeout_ms >= 10 && self.timeout_ms <= config.sampling.period_ms,
-            "machine.modbus.timeout_ms",
-            "not between 10 and the sampling period",
-        );
-        for (i, channel) in self.channels.iter().enumerate() {
-            let field = |name: &str| format!("machine.modbus.channels[{i}].{name}");
-            let parsed = Channel::parse(&channel.name);
-            mistakes.require(
-                parsed.as_ref().is_some_and(|c| *c != Channel::Ror),
-                &field("name"),
-                "not a channel's name (rorCPerMin is computed, never read)",
-            );
-            let twice = self.channels[..i].iter().any(|other| other.name == channel.name);
-            mistakes.require(!twice, &field("name"), "comes twice");
-            mistakes.require(
-                channel.divisor.is_none_or(|d| d.is_finite() && d != 0.0),
-                &field("divisor"),
-                "is 0",
-            );
+        let (by_id, by_file) = (!self.id.is_empty(), !self.file.as_os_str().is_empty());
+        if by_id == by_file {
+            let field = if by_id { "machine.profile.file" } else { "machine.profile.id" };
+            mistakes.add(field, "say either id (see: simcorp-edge profile list) or file");
+            return;
         }
-        for (i, mark) in self.marks.iter().enumerate() {
-            mistakes.require(
-                contract::EventKind::parse(&mark.event).is_some(),
-                &format!("machine.modbus.marks[{i}].event"),
-                "not CHARGE, TP, DRY_END, FC, FC_END, SC, SC_END, DROP, COOL_END or NOTE",
-            );
+        let field = if by_id { "machine.profile.id" } else { "machine.profile.file" };
+        match self.load() {
+            Err(problem) => mistakes.add(field, problem),
+            Ok(checked) => {
+                let serial = checked.profile.transport.serial().is_some();
+                mistakes.require(
+                    !serial || self.device.is_some(),
+                    "machine.profile.device",
+                    "is not set, and this machine is on a serial line; see /dev/serial/by-id/",
+                );
+                let timeout_ms = self.timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
+                mistakes.require(
+                    (10..=config.sampling.period_ms).contains(&timeout_ms),
+                    "machine.profile.timeout_ms",
+                    "not between 10 and the sampling period (the profile's own counts when this is not set)",
+                );
+            }
         }
     }
 }

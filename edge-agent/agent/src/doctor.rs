@@ -10,7 +10,7 @@ use trust::FileKey;
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
 use crate::journal::{Journal, JournalError};
-use crate::{driver, run, uplink};
+use crate::{machine, run, uplink};
 
 /// Below this the journal's quota cannot be kept for long.
 const FREE_MB_MIN: u64 = 64;
@@ -82,7 +82,7 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
 }
 
 async fn machine(config: &EdgeConfig) -> Result<String, String> {
-    let mut driver = driver::open(config).map_err(|e| e.to_string())?;
+    let mut driver = machine::open(config).map_err(|e| e.to_string())?;
     let reading = driver.read(1_000).await.map_err(|e| e.to_string())?;
     let shown = reading.values.iter().map(|(channel, value)| match value {
         Some(value) => format!("{} {value:.1}", channel.as_str()),

@@ -8,11 +8,12 @@ mod board;
 mod clock;
 mod config;
 mod doctor;
-mod driver;
 mod journal;
 mod keeper;
 mod local;
+mod machine;
 mod pace;
+mod profiles;
 mod recorder;
 mod run;
 mod sampler;
@@ -59,6 +60,9 @@ enum Command {
     /// The signing key
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Machine profiles
+    #[command(subcommand)]
+    Profile(profiles::ProfileCommand),
 }
 
 #[derive(Subcommand)]
@@ -96,6 +100,10 @@ fn main() -> ExitCode {
 }
 
 fn act(mut cli: Cli) -> anyhow::Result<()> {
+    if let Some(Command::Profile(command)) = &cli.command {
+        // Needs no gateway: whoever writes a profile may have none.
+        return profiles::act(command);
+    }
     if let Some(Command::Replay { file, speed }) = &cli.command {
         let file = toml::Value::from(file.display().to_string());
         let settings = [
@@ -123,6 +131,7 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Key(command) => key(&config, &command),
+        Command::Profile(command) => profiles::act(&command),
     }
 }
 

@@ -13,7 +13,7 @@ use roast::forecast::Outlook;
 use roast::learn::Learned;
 use roast::live::Live;
 
-use crate::driver::Reading;
+use driver::Reading;
 
 /// A temperature outside of it is no bean's and no flame's.
 const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
@@ -107,6 +107,8 @@ struct Waiting {
 pub struct Recorder {
     origin: Origin,
     boot: u64,
+    /// The digest of the machine's profile.
+    profile: Option<Digest>,
     period_ms: u64,
     frame_ms: u64,
     position: Position,
@@ -140,6 +142,7 @@ impl Recorder {
         Self {
             origin,
             boot,
+            profile: None,
             period_ms,
             frame_ms,
             position,
@@ -153,6 +156,12 @@ impl Recorder {
             recent: VecDeque::new(),
             salt,
         }
+    }
+
+    /// The profile by which the machine is read, told in every frame.
+    #[must_use]
+    pub fn reading_by(self, profile: Option<Digest>) -> Self {
+        Self { profile, ..self }
     }
 
     /// Goes on with a roast that was running when the agent stopped.
@@ -215,12 +224,18 @@ impl Recorder {
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));
         let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
         let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
-        let (wall, told) = (sample.wall, sample.reading.marks.clone());
+        let wall = sample.wall;
+        let told = std::mem::take(&mut sample.reading.marks);
+        let notes = std::mem::take(&mut sample.reading.notes);
         self.newest = Some((at, wall));
         self.waiting.samples.push((sample, ror));
         let mut closed = None;
         for kind in told {
             closed = closed.or(self.told(kind, EventSource::Machine, at, wall, None));
+        }
+        for note in notes {
+            let kind = EventKind::Note;
+            closed = closed.or(self.told(kind, EventSource::Machine, at, wall, Some(note)));
         }
         for change in changes {
             match change {
@@ -391,6 +406,7 @@ impl Recorder {
             mono,
             wall,
             clock,
+            profile: self.profile,
             offsets_ms,
             columns: columns(&samples),
             events,
@@ -440,19 +456,34 @@ fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
     }
     let columns = by_channel.into_iter().filter(|(_, values)| values.iter().any(Option::is_some));
     columns
-        .map(|(channel, values)| Column { quality: remarks(&channel, &values), channel, values })
+        .map(|(channel, values)| {
+            let quality = remarks(&channel, &values, samples);
+            Column { quality, channel, values }
+        })
         .collect()
 }
 
-fn remarks(channel: &Channel, values: &[Option<f64>]) -> Vec<(u16, Quality)> {
+/// What the driver says of values, and what no machine can mean.
+fn remarks(
+    channel: &Channel,
+    values: &[Option<f64>],
+    samples: &[(Sample, Option<f64>)],
+) -> Vec<(u16, Quality)> {
     let valid = match channel {
         Channel::Bt | Channel::Et | Channel::Ambient => TEMPERATURE_C,
         Channel::Gas | Channel::Fan => 0.0..=100.0,
-        _ => return Vec::new(),
+        _ => f64::NEG_INFINITY..=f64::INFINITY,
     };
-    let outside = |v: &Option<f64>| v.is_some_and(|v| !valid.contains(&v));
-    let remarked = values.iter().enumerate().filter(|(_, value)| outside(value));
-    remarked.filter_map(|(i, _)| Some((u16::try_from(i).ok()?, Quality::Range))).collect()
+    let remark = |i: usize, value: f64| {
+        let told = samples[i].0.reading.remarks.iter().find(|(c, _)| c == channel);
+        told.map(|(_, quality)| *quality)
+            .or_else(|| (!valid.contains(&value)).then_some(Quality::Range))
+    };
+    let remarked = values.iter().enumerate().filter_map(|(i, value)| {
+        let quality = remark(i, (*value)?)?;
+        Some((u16::try_from(i).ok()?, quality))
+    });
+    remarked.collect()
 }
 
 #[cfg(test)]
@@ -477,7 +508,11 @@ mod tests {
             mono_ms: i * 100,
             wall: EpochMs(1_760_000_000_000 + i as i64 * 100),
             clock: ClockQuality::Synchronised,
-            reading: Reading { values: vec![(Channel::Bt, Some(bt))], marks: marks.to_vec() },
+            reading: Reading {
+                values: vec![(Channel::Bt, Some(bt))],
+                marks: marks.to_vec(),
+                ..Reading::default()
+            },
         }
     }
 

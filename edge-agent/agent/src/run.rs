@@ -18,7 +18,7 @@ use crate::config::EdgeConfig;
 use crate::journal::Journal;
 use crate::keeper::{Job, Keeper};
 use crate::recorder::Recorder;
-use crate::{driver, local, sampler, uplink};
+use crate::{local, machine, sampler, uplink};
 
 /// Samples and questions waiting for the keeper: over a minute at 10 Hz.
 const JOBS_MAX: usize = 1024;
@@ -135,7 +135,8 @@ fn keeper(
         config.infers_marks(),
         journal.learned()?,
         position,
-    );
+    )
+    .reading_by(config.profile_digest());
     let mut keeper = Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
     keeper.resume()?;
     Ok(keeper)
@@ -154,11 +155,11 @@ fn start_sampler(
 ) -> anyhow::Result<JoinHandle<sampler::End>> {
     let config = config.clone();
     // Opened once here, so that a wrong recording stops the start and not the thread.
-    drop(driver::open(&config)?);
+    drop(machine::open(&config)?);
     let board = board.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
-        let Ok(driver) = driver::open(&config) else { return sampler::End::Stopped };
+        let Ok(driver) = machine::open(&config) else { return sampler::End::Stopped };
         runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
     });
     Ok(thread?)

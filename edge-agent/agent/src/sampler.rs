@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::clock::Clock;
-use crate::driver::{Driver, DriverError};
 use crate::keeper::Job;
 use crate::recorder::Sample;
+use driver::{Driver, DriverError};
 
 /// How the sampler ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,9 +47,15 @@ pub async fn run(
             Ok(reading) => {
                 if failing {
                     tracing::info!("the machine answers again");
-                    board.update(|state| state.driver_error = None);
                     failing = false;
                 }
+                let ailing = (!reading.ailing.is_empty()).then(|| reading.ailing.join("; "));
+                board.update(|state| {
+                    if ailing.is_some() && state.driver_error != ailing {
+                        tracing::warn!(ailing, "a part of the machine does not answer");
+                    }
+                    state.driver_error = ailing;
+                });
                 if reading.values.is_empty() && reading.marks.is_empty() {
                     continue;
                 }

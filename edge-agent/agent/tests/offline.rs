@@ -100,8 +100,8 @@ async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
 async fn a_dead_machine_is_said_and_comes_back_by_itself() {
     let machine = free_port().unwrap();
     let mut gateway = Gateway::new(&format!(
-        "driver = \"modbus\"\n[machine.modbus]\nhost = \"127.0.0.1\"\nport = {machine}\ntimeout_ms = 50\n\
-         channels = [{{ name = \"btC\", address = 0 }}]\n[sampling]\nperiod_ms = 50\n"
+        "driver = \"profile\"\n[machine.profile]\nid = \"toper.tkm-sx.plc\"\n\
+         host = \"127.0.0.1\"\nport = {machine}\ntimeout_ms = 50\n[sampling]\nperiod_ms = 50\n"
     ));
     gateway.process.start().unwrap();
     answers(gateway.port).await.unwrap();

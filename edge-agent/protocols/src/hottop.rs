@@ -5,6 +5,7 @@ pub const FRAME_BYTES: usize = 36;
 const HEAD: [u8; 2] = [0xa5, 0x96];
 
 /// What the machine shows.
+#[allow(clippy::struct_excessive_bools)] // the frame has five switches
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// °C

@@ -228,7 +228,9 @@ pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
                 bytes: u16::from_be_bytes([item[4], item[5]]),
                 block: u16::from_be_bytes([item[6], item[7]]),
                 area: item[8],
-                byte: (u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3) as u16,
+                // 24 bits of bit address are at most 65,535 bytes and a few: those are nobody's.
+                byte: u16::try_from(u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3)
+                    .unwrap_or(u16::MAX),
             });
             Ok(Request::Read { reference, items: items.take(ITEMS_MAX).collect() })
         }

@@ -68,9 +68,8 @@ impl Decoder {
                     messages.push(message);
                     at += length;
                 }
-                Found::Nothing => at += 1,
                 Found::Half if self.held.len() - at < FRAME_BYTES_MAX => break,
-                Found::Half => at += 1,
+                Found::Nothing | Found::Half => at += 1,
             }
         }
         self.held.drain(..at);

@@ -61,17 +61,27 @@ fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
     };
     match (a, b) {
         (
-            Address::Modbus { station: s, table: t, register: r, bit },
-            Address::Modbus { station: s2, table: t2, register: r2, bit: bit2 },
+            Address::Modbus { station, table, register, bit },
+            Address::Modbus {
+                station: station_b,
+                table: table_b,
+                register: register_b,
+                bit: bit_b,
+            },
         ) => {
-            let bits_apart = bit.is_some() && bit2.is_some() && bit != bit2;
-            s == s2 && t == t2 && !apart(*r, a_words, *r2, b_words) && !bits_apart
+            let bits_apart = bit.is_some() && bit_b.is_some() && bit != bit_b;
+            (station, table) == (station_b, table_b)
+                && !apart(*register, a_words, *register_b, b_words)
+                && !bits_apart
         }
-        (Address::S7 { area, byte, bit }, Address::S7 { area: area2, byte: byte2, bit: bit2 }) => {
+        (
+            Address::S7 { area, byte, bit },
+            Address::S7 { area: area_b, byte: byte_b, bit: bit_b },
+        ) => {
             let length = |bit: &Option<u8>, words: u16| if bit.is_some() { 1 } else { 2 * words };
-            let bits_apart = bit.is_some() && bit2.is_some() && bit != bit2;
-            area == area2
-                && !apart(*byte, length(bit, a_words), *byte2, length(bit2, b_words))
+            let bits_apart = bit.is_some() && bit_b.is_some() && bit != bit_b;
+            area == area_b
+                && !apart(*byte, length(bit, a_words), *byte_b, length(bit_b, b_words))
                 && !bits_apart
         }
         _ => a == b,

@@ -164,6 +164,8 @@ pub struct Frame {
     /// The first sample on the wall clock.
     pub wall: EpochMs,
     pub clock: ClockQuality,
+    /// SHA-256 of the machine profile by which the values were read; `None` where there is none.
+    pub profile: Option<Digest>,
     /// Monotonic milliseconds from the first sample to each; the first is 0.
     pub offsets_ms: Vec<u32>,
     pub columns: Vec<Column>,
@@ -187,6 +189,7 @@ mod key {
     pub const STEPS: u64 = 12;
     pub const COLUMNS: u64 = 13;
     pub const EVENTS: u64 = 14;
+    pub const PROFILE: u64 = 15;
 }
 
 impl Frame {
@@ -225,7 +228,7 @@ impl Frame {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256 + self.sample_count() * 12);
         let mut e = minicbor::Encoder::new(&mut bytes);
-        let pairs = 14 + u64::from(self.previous.is_some());
+        let pairs = 14 + u64::from(self.previous.is_some()) + u64::from(self.profile.is_some());
         sure(e.map(pairs));
         sure(sure(e.u64(key::VERSION)).u64(VERSION));
         sure(sure(e.u64(key::ORG)).str(self.origin.org.as_str()));
@@ -254,6 +257,9 @@ impl Frame {
         sure(sure(e.u64(key::EVENTS)).array(self.events.len() as u64));
         for event in &self.events {
             event.encode(&mut e);
+        }
+        if let Some(profile) = &self.profile {
+            sure(sure(e.u64(key::PROFILE)).bytes(&profile.0));
         }
         bytes
     }
@@ -302,6 +308,7 @@ struct Raw {
     mono: Option<u64>,
     wall: Option<EpochMs>,
     clock: ClockQuality,
+    profile: Option<Digest>,
     offsets_ms: Vec<u32>,
     columns: Vec<Column>,
     events: Vec<MachineEvent>,
@@ -332,6 +339,7 @@ impl Raw {
                 self.clock = ClockQuality::from_code(code)
                     .ok_or_else(|| r.malformed("clock", format!("unknown quality {code}")))?;
             }
+            key::PROFILE => self.profile = Some(Digest(r.bytes("profile")?)),
             key::STEPS => self.offsets_ms = read_steps(r)?,
             key::COLUMNS => {
                 for _ in 0..r.array("columns", COLUMNS_MAX as u64)? {
@@ -414,6 +422,7 @@ impl Raw {
             mono: self.mono.ok_or(missing("mono"))?,
             wall,
             clock: self.clock,
+            profile: self.profile,
             offsets_ms: self.offsets_ms,
             columns: self.columns,
             events: self.events,

@@ -48,6 +48,7 @@ prop_compose! {
     fn frame()(
         number in 1..1_u64 << 53,
         previous in prop::option::of(any::<[u8; 32]>()),
+        profile in prop::option::of(any::<[u8; 32]>()),
         chain in any::<[u8; 16]>(),
         boot in any::<u64>(),
         first_seq in 0..1_u64 << 40,
@@ -78,6 +79,7 @@ prop_compose! {
         Frame {
             origin: origin(), chain: ChainId(chain), number, previous: previous.map(Digest), boot,
             first_seq, mono, wall: EpochMs(wall), clock: ClockQuality::Synchronised,
+            profile: profile.map(Digest),
             offsets_ms, columns, events,
         }
     }
@@ -193,6 +195,7 @@ fn a_minute_at_ten_hertz_costs_few_bytes() {
         mono: 0,
         wall: EpochMs(0),
         clock: ClockQuality::Unknown,
+        profile: None,
         offsets_ms: (0..n.cast_unsigned()).map(|i| i * 100).collect(),
         columns: vec![
             column(Channel::Bt, &|t| 150.0 + t * 0.2 + (t * 3.0).sin() * 0.1),

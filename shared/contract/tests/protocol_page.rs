@@ -18,6 +18,7 @@ fn example() -> Frame {
         mono: 2000,
         wall: EpochMs(1_760_000_000_000),
         clock: ClockQuality::Synchronised,
+        profile: None,
         offsets_ms: vec![0, 1000, 2001],
         columns: vec![
             Column {

@@ -21,6 +21,7 @@ fn frame(number: u64) -> Frame {
         mono: 0,
         wall: NOW,
         clock: ClockQuality::Unknown,
+        profile: None,
         offsets_ms: vec![0; 10],
         columns: vec![],
         events: vec![],

@@ -1,10 +1,11 @@
 //! A recorded roast, played at any speed.
 
+use std::path::Path;
+
 use contract::Channel;
 use roast::recording::{FILE_BYTES_MAX, Recording};
 
-use super::{Answer, Driver, DriverError, Reading};
-use crate::config;
+use crate::{Answer, Driver, DriverError, Reading};
 
 pub struct Replay {
     recording: Recording,
@@ -14,19 +15,23 @@ pub struct Replay {
 }
 
 impl Replay {
-    pub fn open(config: &config::Replay) -> Result<Self, DriverError> {
-        let name = config.file.display().to_string();
+    /// Reads the recording; `speed` is recorded seconds a second.
+    ///
+    /// # Errors
+    /// When it cannot be read, is too large or has no samples.
+    pub fn open(file: &Path, speed: f64) -> Result<Self, DriverError> {
+        let name = file.display().to_string();
         let unreadable = |problem: String| DriverError::Recording(name.clone(), problem);
-        let size = std::fs::metadata(&config.file).map_err(|e| unreadable(e.to_string()))?.len();
+        let size = std::fs::metadata(file).map_err(|e| unreadable(e.to_string()))?.len();
         if size > FILE_BYTES_MAX as u64 {
             return Err(unreadable("larger than 32 MB".to_owned()));
         }
-        let text = std::fs::read_to_string(&config.file).map_err(|e| unreadable(e.to_string()))?;
+        let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
         let recording = Recording::read(&text).map_err(|e| unreadable(e.to_string()))?;
         if recording.samples.is_empty() {
             return Err(unreadable("it has no samples".to_owned()));
         }
-        Ok(Self { recording, speed: config.speed, next: 0 })
+        Ok(Self { recording, speed, next: 0 })
     }
 }
 
@@ -55,6 +60,7 @@ impl Driver for Replay {
                         (Channel::Fan, sample.fan_pct),
                     ],
                     marks: marks.map(|(kind, _)| *kind).collect(),
+                    ..Reading::default()
                 })
             }
             None => Ok(Reading::default()),

@@ -1,25 +1,42 @@
 //! Drivers: each owns its machine alone and answers one question — what do you show now?
 //!
 //! A driver only reads. It never waits longer than its own time limit, so a dead unit costs the
-//! schedule nothing but its own samples.
+//! schedule nothing but its own samples. What a machine offers and in which form, its profile says;
+//! a bus brings the raw values, `profile` knows what they mean.
 
+mod boards;
+mod health;
 mod modbus;
+mod port;
+mod profile;
 mod replay;
+mod s7;
 mod simulated;
+mod streams;
+mod texts;
 
 use std::future::Future;
 use std::pin::Pin;
 
-use contract::{Channel, EventKind};
+use contract::{Channel, EventKind, Quality};
+use firmware_profiles::Profile;
 
-use crate::config::{DriverKind, EdgeConfig};
+pub use profile::Site;
+pub use replay::Replay;
+pub use simulated::Simulated;
 
 /// One answer of a machine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reading {
     pub values: Vec<(Channel, Option<f64>)>,
+    /// What is wrong with values that are there.
+    pub remarks: Vec<(Channel, Quality)>,
     /// What the machine says happened since the last answer.
     pub marks: Vec<EventKind>,
+    /// What a person should read beside the curve: a gap, and why.
+    pub notes: Vec<String>,
+    /// Parts of the machine that do not answer, while others do.
+    pub ailing: Vec<String>,
 }
 
 /// Why a machine did not answer.
@@ -31,8 +48,13 @@ pub enum DriverError {
     Silent(String, u64),
     #[error("{0}: {1}")]
     Protocol(String, String),
+    /// The port has just been opened, and the machine may be starting.
+    #[error("{0} has been opened; it settles for another {1} ms")]
+    Settling(String, u64),
     #[error("cannot read the recording {0}: {1}")]
     Recording(String, String),
+    #[error("the profile {0}: {1}")]
+    Profile(String, String),
     /// Nothing more will come: a recording has been played.
     #[error("the recording has ended")]
     Ended,
@@ -46,15 +68,10 @@ pub trait Driver {
     fn read(&mut self, mono_ms: u64) -> Answer<'_>;
 }
 
-/// The driver that a configuration asks for.
+/// The driver of a machine that is read by its profile.
 ///
 /// # Errors
-/// When a recording cannot be read.
-pub fn open(config: &EdgeConfig) -> Result<Box<dyn Driver>, DriverError> {
-    let machine = &config.machine;
-    Ok(match machine.driver {
-        DriverKind::Simulated => Box::new(simulated::Simulated::new(&machine.simulated)),
-        DriverKind::Replay => Box::new(replay::Replay::open(&machine.replay)?),
-        DriverKind::Modbus => Box::new(modbus::Modbus::new(&machine.modbus)),
-    })
+/// When the site's address is missing.
+pub fn open(profile: &Profile, site: &Site) -> Result<Box<dyn Driver>, DriverError> {
+    profile::open(profile, site)
 }

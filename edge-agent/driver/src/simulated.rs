@@ -3,8 +3,7 @@
 use contract::{Channel, EventKind};
 use roast::twin::{PRESETS, Preset, Twin};
 
-use super::{Answer, Driver, Reading};
-use crate::config;
+use crate::{Answer, Driver, Reading};
 
 pub struct Simulated {
     twin: Twin,
@@ -13,10 +12,12 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    pub fn new(config: &config::Simulated) -> Self {
-        let preset = Preset::named(&config.preset).unwrap_or(PRESETS[0]);
-        let ready_ms = config.charge_after_s * 1000;
-        Self { twin: Twin::new(preset, config.seed, ready_ms), speed: config.speed, at_ms: 0 }
+    /// A twin of that preset (the first where there is none), charged for the first time after
+    /// `charge_after_s`, at `speed` simulated seconds a second.
+    #[must_use]
+    pub fn new(preset: &str, seed: u64, charge_after_s: u64, speed: u64) -> Self {
+        let preset = Preset::named(preset).unwrap_or(PRESETS[0]);
+        Self { twin: Twin::new(preset, seed, charge_after_s * 1000), speed, at_ms: 0 }
     }
 }
 
@@ -34,6 +35,6 @@ impl Driver for Simulated {
             (Channel::Drum, Some(r.drum_rpm)),
             (Channel::Ambient, Some(r.ambient_c)),
         ];
-        Box::pin(std::future::ready(Ok(Reading { values, marks })))
+        Box::pin(std::future::ready(Ok(Reading { values, marks, ..Reading::default() })))
     }
 }

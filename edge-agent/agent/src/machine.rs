@@ -1,0 +1,27 @@
+//! The machine that the configuration names.
+
+use driver::{Driver, DriverError, Replay, Simulated};
+
+use crate::config::{DriverKind, EdgeConfig};
+
+/// Its driver.
+///
+/// # Errors
+/// When a recording or a profile cannot be read.
+pub fn open(config: &EdgeConfig) -> Result<Box<dyn Driver>, DriverError> {
+    let machine = &config.machine;
+    match machine.driver {
+        DriverKind::Simulated => {
+            let s = &machine.simulated;
+            Ok(Box::new(Simulated::new(&s.preset, s.seed, s.charge_after_s, s.speed)))
+        }
+        DriverKind::Replay => {
+            Ok(Box::new(Replay::open(&machine.replay.file, machine.replay.speed)?))
+        }
+        DriverKind::Profile => {
+            let p = &machine.profile;
+            let checked = p.load().map_err(|problem| DriverError::Profile(p.name(), problem))?;
+            driver::open(&checked.profile, &p.site())
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Modbus over TCP and serial lines, reading only.
+//!
+//! A late answer to a request that timed out would be taken for the next one's, so any error or
+//! timeout closes the connection; the next request opens a new one.
+
+mod plan;
+
+use std::time::Duration;
+
+use firmware_profiles::Timing;
+use firmware_profiles::address::Table;
+use tokio_modbus::ExceptionCode;
+use tokio_modbus::client::{Context, Reader as _, rtu, tcp};
+use tokio_modbus::slave::{Slave, SlaveContext as _};
+
+use self::plan::{Block, Unit};
+use crate::DriverError;
+use crate::health::{Health, order};
+use crate::port::Place;
+use crate::profile::{Bus, Point, Polling, Raws, limit};
+
+pub struct Modbus {
+    place: Place,
+    timing: Timing,
+    points: Vec<Point>,
+    units: Vec<Unit>,
+    health: Vec<Health>,
+    connection: Option<Context>,
+    /// When the port was opened, for machines that start when it is.
+    opened_ms: Option<u64>,
+}
+
+/// Why one request brought nothing.
+enum Miss {
+    /// The unit answers, and says no.
+    Exception(ExceptionCode),
+    /// It does not answer, or not sensibly.
+    Failed(DriverError),
+}
+
+impl Modbus {
+    pub fn new(place: Place, timing: Timing, points: &[Point]) -> Self {
+        let units = plan::units(points, timing.block_max, timing.gaps);
+        let health = vec![Health::default(); units.len()];
+        let points = points.to_vec();
+        Self { place, timing, points, units, health, connection: None, opened_ms: None }
+    }
+
+    fn name(&self, unit: usize) -> String {
+        format!("{} unit {}", self.place.name(), self.units[unit].station)
+    }
+
+    async fn connect(&mut self, mono_ms: u64) -> Result<Context, DriverError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        let stream = self.place.open(limit(&self.timing)).await?;
+        self.opened_ms.get_or_insert(mono_ms);
+        Ok(match self.place {
+            Place::Tcp { .. } => tcp::attach(stream),
+            Place::Serial { .. } => rtu::attach(stream),
+        })
+    }
+
+    /// One request, and its answer's words.
+    async fn request(
+        &mut self,
+        unit: usize,
+        block: &Block,
+        mono_ms: u64,
+    ) -> Result<Vec<u16>, Miss> {
+        let mut connection = self.connect(mono_ms).await.map_err(Miss::Failed)?;
+        connection.set_slave(Slave(self.units[unit].station));
+        let (start, words) = (block.start, block.words);
+        let bits = |answer: Vec<bool>| answer.into_iter().map(u16::from).collect::<Vec<u16>>();
+        let asked = async {
+            match block.table {
+                Table::Holding => connection.read_holding_registers(start, words).await,
+                Table::Input => connection.read_input_registers(start, words).await,
+                Table::Coil => connection.read_coils(start, words).await.map(|r| r.map(bits)),
+                Table::Discrete => {
+                    connection.read_discrete_inputs(start, words).await.map(|r| r.map(bits))
+                }
+            }
+        };
+        // A timeout or an error drops the connection.
+        let name = self.name(unit);
+        let answer = tokio::time::timeout(limit(&self.timing), asked)
+            .await
+            .map_err(|_| Miss::Failed(DriverError::Silent(name.clone(), self.timing.timeout_ms)))?;
+        let answer =
+            answer.map_err(|e| Miss::Failed(DriverError::Protocol(name, e.to_string())))?;
+        self.connection = Some(connection);
+        let gap = self.place.frame_gap().max(Duration::from_millis(self.timing.min_gap_ms));
+        if !gap.is_zero() {
+            tokio::time::sleep(gap).await;
+        }
+        answer.map_err(Miss::Exception)
+    }
+
+    /// Asks one unit for all of its blocks.
+    async fn ask(&mut self, unit: usize, mono_ms: u64, raws: &mut Raws) -> Result<(), DriverError> {
+        let mut at = 0;
+        while let Some(block) = self.units[unit].blocks.get(at).cloned() {
+            match self.request(unit, &block, mono_ms).await {
+                Ok(words) => {
+                    for point in &block.points {
+                        raws.values[*point] = plan::raw(&self.points[*point], &block, &words);
+                    }
+                }
+                // Some controllers refuse a run in which one register is unknown to them.
+                Err(Miss::Exception(ExceptionCode::IllegalDataAddress))
+                    if block.points.len() > 1 =>
+                {
+                    let singles = plan::apart(&block, &self.points);
+                    self.units[unit].blocks.splice(at..=at, singles);
+                    continue;
+                }
+                Err(Miss::Exception(code)) => {
+                    raws.ailing.push(format!("{}: {code} at {}", self.name(unit), block.start));
+                }
+                Err(Miss::Failed(error)) => return Err(error),
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+
+    async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
+        if let Some(opened) = self.opened_ms {
+            let settled = opened + self.timing.settle_ms;
+            if mono_ms < settled {
+                return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+            }
+        } else if self.timing.settle_ms > 0 {
+            self.connection = Some(self.connect(mono_ms).await?);
+            return Err(DriverError::Settling(self.place.name(), self.timing.settle_ms));
+        }
+        let mut raws = Raws { values: vec![None; self.points.len()], ailing: Vec::new() };
+        let (mut answered, mut last) = (false, None);
+        for unit in order(&self.health, mono_ms) {
+            match self.ask(unit, mono_ms, &mut raws).await {
+                Ok(()) => {
+                    self.health[unit].answered();
+                    answered = true;
+                }
+                Err(error) => {
+                    let station = self.units[unit].station.to_string();
+                    metrics::counter!("simcorp_edge_unit_failures_total", "unit" => station)
+                        .increment(1);
+                    self.health[unit].failed(mono_ms, self.units[unit].station.into());
+                    raws.ailing.push(error.to_string());
+                    last = Some(error);
+                }
+            }
+        }
+        for unit in (0..self.units.len()).filter(|unit| self.health[*unit].rests(mono_ms)) {
+            raws.ailing.push(format!("{} rests until it is tried again", self.name(unit)));
+        }
+        // Only resting units: nothing was asked, and nothing is known.
+        let silent = || DriverError::Silent(self.place.name(), self.timing.timeout_ms);
+        if answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
+    }
+}
+
+impl Bus for Modbus {
+    fn poll(&mut self, mono_ms: u64) -> Polling<'_> {
+        Box::pin(self.poll_all(mono_ms))
+    }
+}

@@ -1,0 +1,145 @@
+//! Which registers are read together. Pure.
+
+use firmware_profiles::Gap;
+use firmware_profiles::address::{Address, Table};
+
+use crate::profile::Point;
+
+/// The words that are read over where the profile allows it.
+const SMALL_GAP: u32 = 8;
+
+/// One request: a run of one table of one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    pub table: Table,
+    pub start: u16,
+    pub words: u16,
+    /// The points that lie in it, by their index.
+    pub points: Vec<usize>,
+}
+
+/// One unit and what is asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    pub station: u8,
+    pub blocks: Vec<Block>,
+}
+
+/// Joins neighbours into as few requests as `block_max` and `gaps` allow.
+#[must_use]
+pub fn units(points: &[Point], block_max: u16, gaps: Gap) -> Vec<Unit> {
+    let gap_max = if gaps == Gap::Small { SMALL_GAP } else { 0 };
+    let mut wanted: Vec<(u8, Table, u16, u16, usize)> = points
+        .iter()
+        .enumerate()
+        .filter_map(|(i, point)| match point.address {
+            Address::Modbus { station, table, register, .. } => {
+                Some((station, table, register, point.kind.words(), i))
+            }
+            _ => None,
+        })
+        .collect();
+    wanted.sort_unstable();
+    let mut units: Vec<Unit> = Vec::new();
+    for (station, table, register, words, point) in wanted {
+        if units.last().is_none_or(|unit| unit.station != station) {
+            units.push(Unit { station, blocks: Vec::new() });
+        }
+        let Some(unit) = units.last_mut() else { continue };
+        let end = u32::from(register) + u32::from(words);
+        let joined = unit.blocks.last_mut().filter(|b| {
+            let reaches = u32::from(b.start) + u32::from(b.words) + gap_max;
+            b.table == table
+                && u32::from(register) <= reaches
+                && end - u32::from(b.start) <= u32::from(block_max)
+        });
+        if let Some(block) = joined {
+            let length = u16::try_from(end - u32::from(block.start)).unwrap_or(u16::MAX);
+            block.words = block.words.max(length);
+            block.points.push(point);
+        } else {
+            unit.blocks.push(Block { table, start: register, words, points: vec![point] });
+        }
+    }
+    units
+}
+
+/// A block's points, each by itself: for a controller that refuses them together.
+#[must_use]
+pub fn apart(block: &Block, points: &[Point]) -> Vec<Block> {
+    let singles = block.points.iter().filter_map(|i| match points[*i].address {
+        Address::Modbus { table, register, .. } => {
+            let words = points[*i].kind.words();
+            Some(Block { table, start: register, words, points: vec![*i] })
+        }
+        _ => None,
+    });
+    singles.collect()
+}
+
+/// The raw value of a point in its block's words.
+#[must_use]
+pub fn raw(point: &Point, block: &Block, words: &[u16]) -> Option<f64> {
+    let Address::Modbus { register, bit, .. } = point.address else { return None };
+    let at = usize::from(register.checked_sub(block.start)?);
+    let held = words.get(at..at + usize::from(point.kind.words()))?;
+    match bit {
+        Some(bit) => Some(f64::from((held[0] >> bit) & 1)),
+        None => point.kind.decode(point.order, held),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use firmware_profiles::encoding::{Order, Type};
+
+    fn point(station: u8, table: Table, register: u16, kind: Type) -> Point {
+        let address = Address::Modbus { station, table, register, bit: None };
+        Point { address, kind, order: Order::HighFirst }
+    }
+
+    #[test]
+    fn neighbours_are_read_together_and_holes_are_not() {
+        let holding = |register, kind| point(1, Table::Holding, register, kind);
+        let points = [
+            holding(10, Type::U16),
+            holding(11, Type::F32),
+            holding(14, Type::U16),
+            holding(0, Type::U16),
+            point(1, Table::Coil, 1, Type::Bool),
+            point(2, Table::Holding, 15, Type::U16),
+            holding(10, Type::Bool),
+        ];
+        let shape = |gaps| -> Vec<(u8, u16, u16)> {
+            let units = units(&points, 100, gaps);
+            let blocks = units.iter().flat_map(|u| u.blocks.iter().map(move |b| (u.station, b)));
+            blocks.map(|(station, b)| (station, b.start, b.words)).collect()
+        };
+        assert_eq!(shape(Gap::Never), [(1, 1, 1), (1, 0, 1), (1, 10, 3), (1, 14, 1), (2, 15, 1)]);
+        assert_eq!(shape(Gap::Small), [(1, 1, 1), (1, 0, 1), (1, 10, 5), (2, 15, 1)]);
+    }
+
+    #[test]
+    fn a_block_ends_at_its_bound_and_at_the_last_register() {
+        let points: Vec<Point> =
+            (0..10).map(|i| point(1, Table::Holding, 65_526 + i, Type::U16)).collect();
+        let units = units(&points, 4, Gap::Never);
+        let sizes: Vec<u16> = units[0].blocks.iter().map(|b| b.words).collect();
+        assert_eq!(sizes, [4, 4, 2]);
+    }
+
+    #[test]
+    fn a_point_is_found_in_its_block() {
+        let mut flag = point(1, Table::Holding, 12, Type::Bool);
+        flag.address =
+            Address::Modbus { station: 1, table: Table::Holding, register: 12, bit: Some(3) };
+        let points = [point(1, Table::Holding, 10, Type::F32), flag];
+        let block = &units(&points, 100, Gap::Never)[0].blocks[0];
+        let words = [0x4348, 0, 0b1000];
+        assert_eq!(raw(&points[0], block, &words), Some(200.0));
+        assert_eq!(raw(&points[1], block, &words), Some(1.0));
+        assert_eq!(raw(&points[1], block, &words[..2]), None, "an answer that is too short");
+        assert_eq!(apart(block, &points).len(), 2);
+    }
+}

@@ -1,0 +1,96 @@
+//! The way to a machine: a TCP connection or a serial line, opened when it is needed and dropped
+//! when anything is wrong with it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use firmware_profiles::{Parity, Serial};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_serial::{ClearBuffer, SerialPort as _, SerialPortBuilderExt as _, SerialStream};
+
+use crate::DriverError;
+
+/// Where a machine is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    Tcp { host: String, port: u16 },
+    Serial { device: PathBuf, serial: Serial },
+}
+
+/// Both kinds of connection.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+impl Stream for TcpStream {}
+impl Stream for SerialStream {}
+
+impl Place {
+    pub fn name(&self) -> String {
+        match self {
+            Self::Tcp { host, port } => format!("{host}:{port}"),
+            Self::Serial { device, .. } => device.display().to_string(),
+        }
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When nobody is there, or not within `limit`.
+    pub async fn open(&self, limit: Duration) -> Result<Box<dyn Stream>, DriverError> {
+        let unreachable = |error| DriverError::Unreachable(self.name(), error);
+        match self {
+            Self::Tcp { host, port } => {
+                let connect = TcpStream::connect((host.as_str(), *port));
+                let Ok(stream) = tokio::time::timeout(limit, connect).await else {
+                    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                    return Err(DriverError::Silent(self.name(), limit_ms));
+                };
+                let stream = stream.map_err(unreachable)?;
+                stream.set_nodelay(true).map_err(unreachable)?;
+                Ok(Box::new(stream))
+            }
+            Self::Serial { device, serial } => {
+                let stream = open_serial(&device.display().to_string(), serial)
+                    .map_err(|e| unreachable(e.into()))?;
+                // What was on its way to whoever had the line before must not be our answer.
+                for _ in 0..2 {
+                    stream.clear(ClearBuffer::All).map_err(|e| unreachable(e.into()))?;
+                    tokio::time::sleep(2 * self.frame_gap()).await;
+                }
+                stream.clear(ClearBuffer::Input).map_err(|e| unreachable(e.into()))?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+
+    /// The silence that ends a frame on a serial line: 3.5 characters, and 1.75 ms at high speed.
+    pub fn frame_gap(&self) -> Duration {
+        match self {
+            Self::Tcp { .. } => Duration::ZERO,
+            Self::Serial { serial, .. } => {
+                let micros = 3_500_000 * 11 / u64::from(serial.baud.max(1));
+                Duration::from_micros(micros.max(1_750))
+            }
+        }
+    }
+}
+
+/// The line is opened for us alone, so that two programs never speak on it at once.
+fn open_serial(device: &str, serial: &Serial) -> tokio_serial::Result<SerialStream> {
+    let data_bits = if serial.data_bits == 7 {
+        tokio_serial::DataBits::Seven
+    } else {
+        tokio_serial::DataBits::Eight
+    };
+    let stop_bits = if serial.stop_bits == 2 {
+        tokio_serial::StopBits::Two
+    } else {
+        tokio_serial::StopBits::One
+    };
+    let parity = match serial.parity {
+        Parity::None => tokio_serial::Parity::None,
+        Parity::Odd => tokio_serial::Parity::Odd,
+        Parity::Even => tokio_serial::Parity::Even,
+    };
+    let builder = tokio_serial::new(device, serial.baud);
+    builder.data_bits(data_bits).stop_bits(stop_bits).parity(parity).open_native_async()
+}

@@ -1,0 +1,124 @@
+//! Siemens S7 over ISO on TCP, reading only: all points in one request of a few variables.
+
+use std::time::Duration;
+
+use firmware_profiles::Timing;
+use firmware_profiles::address::{Address, Area};
+use firmware_profiles::encoding::{Order, Type};
+use protocols::s7::{self, ITEMS_MAX, Item, S7Error};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::DriverError;
+use crate::port::{Place, Stream};
+use crate::profile::{Bus, Point, Polling, Raws, limit};
+
+pub struct S7 {
+    place: Place,
+    rack: u8,
+    slot: u8,
+    timing: Timing,
+    points: Vec<Point>,
+    connection: Option<Box<dyn Stream>>,
+    reference: u16,
+}
+
+impl S7 {
+    pub fn new(place: Place, rack: u8, slot: u8, timing: Timing, points: Vec<Point>) -> Self {
+        Self { place, rack, slot, timing, points, connection: None, reference: 0 }
+    }
+
+    const fn next_reference(&mut self) -> u16 {
+        self.reference = self.reference.wrapping_add(1);
+        self.reference
+    }
+
+    fn problem(&self, error: &S7Error) -> DriverError {
+        DriverError::Protocol(self.place.name(), error.to_string())
+    }
+
+    async fn connect(&mut self) -> Result<Box<dyn Stream>, DriverError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        let mut stream = self.place.open(limit(&self.timing)).await?;
+        let text = self.exchange(&mut stream, &s7::connect(self.rack, self.slot)).await?;
+        s7::connected(&text).map_err(|e| self.problem(&e))?;
+        let reference = self.next_reference();
+        let text = self.exchange(&mut stream, &s7::setup(reference)).await?;
+        s7::agreed(&text, reference).map_err(|e| self.problem(&e))?;
+        Ok(stream)
+    }
+
+    /// One request and its answer, without the answer's first four bytes.
+    async fn exchange(
+        &self,
+        stream: &mut Box<dyn Stream>,
+        request: &[u8],
+    ) -> Result<Vec<u8>, DriverError> {
+        let broken = |error| DriverError::Unreachable(self.place.name(), error);
+        stream.write_all(request).await.map_err(broken)?;
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).await.map_err(broken)?;
+        let length = s7::length(head).map_err(|e| self.problem(&e))?;
+        let mut text = vec![0; length - head.len()];
+        stream.read_exact(&mut text).await.map_err(broken)?;
+        tokio::time::sleep(Duration::from_millis(self.timing.min_gap_ms)).await;
+        Ok(text)
+    }
+
+    async fn read_all(&mut self) -> Result<Raws, DriverError> {
+        let mut stream = self.connect().await?;
+        let items: Vec<Item> = self.points.iter().filter_map(item).collect();
+        let mut values = Vec::with_capacity(self.points.len());
+        for (points, items) in self.points.clone().chunks(ITEMS_MAX).zip(items.chunks(ITEMS_MAX)) {
+            let reference = self.next_reference();
+            let text = self.exchange(&mut stream, &s7::read(reference, items)).await?;
+            let found = s7::values(&text, reference, items).map_err(|e| self.problem(&e))?;
+            values.extend(points.iter().zip(found).map(|(point, b)| raw(point, &b?)));
+        }
+        self.connection = Some(stream);
+        Ok(Raws { values, ailing: Vec::new() })
+    }
+}
+
+impl Bus for S7 {
+    fn poll(&mut self, _mono_ms: u64) -> Polling<'_> {
+        Box::pin(async {
+            // The time limit is for one answer; connecting takes three.
+            let requests = self.points.len().div_ceil(ITEMS_MAX);
+            let answers = if self.connection.is_some() { requests } else { requests + 2 };
+            let gap = Duration::from_millis(self.timing.min_gap_ms);
+            let answers = u32::try_from(answers).unwrap_or(u32::MAX);
+            let limit = limit(&self.timing) + gap * answers;
+            // A timeout drops the connection with the future that holds it.
+            match tokio::time::timeout(limit, self.read_all()).await {
+                Ok(read) => read,
+                Err(_) => Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms)),
+            }
+        })
+    }
+}
+
+fn item(point: &Point) -> Option<Item> {
+    let Address::S7 { area, byte, bit } = point.address else { return None };
+    let (area, block) = match area {
+        Area::Input => (0x81, 0),
+        Area::Output => (0x82, 0),
+        Area::Flag => (0x83, 0),
+        Area::Block(block) => (0x84, block),
+    };
+    let bytes = if bit.is_some() { 1 } else { point.kind.words() * 2 };
+    Some(Item { area, block, byte, bytes })
+}
+
+/// S7 is big-endian throughout.
+fn raw(point: &Point, bytes: &[u8]) -> Option<f64> {
+    let Address::S7 { bit, .. } = point.address else { return None };
+    if let Some(bit) = bit {
+        return Some(f64::from((bytes.first()? >> bit) & 1));
+    }
+    let words: Vec<u16> =
+        bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+    debug_assert!(point.kind != Type::Bool, "the linter gives every bool its bit");
+    point.kind.decode(Order::HighFirst, &words)
+}

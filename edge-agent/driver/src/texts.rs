@@ -1,0 +1,169 @@
+//! Machines that answer a line of text when they are asked: TC4 and Kaleido.
+
+use std::time::Duration;
+
+use firmware_profiles::Timing;
+use firmware_profiles::address::Address;
+use protocols::{LINE_BYTES_MAX, kaleido, tc4};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::DriverError;
+use crate::port::{Place, Stream};
+use crate::profile::{Bus, Point, Polling, Raws, limit};
+
+/// Small controllers lose what comes too fast.
+const BETWEEN_WORDS: Duration = Duration::from_millis(20);
+
+/// Which language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Tc4,
+    Kaleido,
+}
+
+impl Dialect {
+    const fn handshake(self) -> [&'static str; 3] {
+        match self {
+            Self::Tc4 => tc4::HANDSHAKE,
+            Self::Kaleido => kaleido::HANDSHAKE,
+        }
+    }
+
+    const fn question(self) -> &'static str {
+        match self {
+            Self::Tc4 => tc4::READ,
+            Self::Kaleido => kaleido::READ,
+        }
+    }
+
+    /// The points' values in a line; `None` when it is no answer.
+    fn values(self, line: &str, points: &[Point]) -> Option<Vec<Option<f64>>> {
+        let name = |point: &Point| match &point.address {
+            Address::Name(name) => Some(name.clone()),
+            _ => None,
+        };
+        match self {
+            Self::Tc4 => {
+                let reading = tc4::parse(line)?;
+                Some(points.iter().map(|p| reading.get(&name(p)?)).collect())
+            }
+            Self::Kaleido => {
+                let variables = kaleido::parse(line);
+                let found = |p: &Point| {
+                    let name = name(p)?;
+                    variables.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+                };
+                // A reply to the handshake has one variable and no temperature.
+                (variables.len() > 1).then(|| points.iter().map(found).collect())
+            }
+        }
+    }
+}
+
+/// An open line, and what of the next answer has come.
+struct Line {
+    stream: Box<dyn Stream>,
+    held: Vec<u8>,
+    opened_ms: u64,
+    greeted: bool,
+}
+
+/// A machine that is asked.
+pub struct Asked {
+    place: Place,
+    timing: Timing,
+    points: Vec<Point>,
+    dialect: Dialect,
+    line: Option<Line>,
+}
+
+impl Asked {
+    pub const fn new(place: Place, timing: Timing, points: Vec<Point>, dialect: Dialect) -> Self {
+        Self { place, timing, points, dialect, line: None }
+    }
+
+    /// What is said before the first question. A machine that is starting hears nothing yet.
+    async fn greet(&self, line: &mut Line, mono_ms: u64) -> Result<(), DriverError> {
+        let settled = line.opened_ms + self.timing.settle_ms;
+        if mono_ms < settled {
+            return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+        }
+        if line.greeted {
+            return Ok(());
+        }
+        for word in self.dialect.handshake() {
+            let said = line.stream.write_all(word.as_bytes()).await;
+            said.map_err(|error| DriverError::Unreachable(self.place.name(), error))?;
+            tokio::time::sleep(BETWEEN_WORDS).await;
+        }
+        line.greeted = true;
+        Ok(())
+    }
+
+    async fn ask(&self, line: &mut Line) -> Result<Raws, DriverError> {
+        let broken = |error| DriverError::Unreachable(self.place.name(), error);
+        // What came unasked is not the answer to this question.
+        line.held.clear();
+        let mut bytes = [0; 512];
+        while let Ok(read) =
+            tokio::time::timeout(Duration::ZERO, line.stream.read(&mut bytes)).await
+        {
+            if read.map_err(broken)? == 0 {
+                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+            }
+        }
+        line.stream.write_all(self.dialect.question().as_bytes()).await.map_err(broken)?;
+        loop {
+            let read = line.stream.read(&mut bytes).await.map_err(broken)?;
+            if read == 0 {
+                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+            }
+            line.held.extend_from_slice(&bytes[..read]);
+            while let Some(end) = line.held.iter().position(|b| *b == b'\n') {
+                let text = String::from_utf8_lossy(&line.held[..end]).into_owned();
+                line.held.drain(..=end);
+                if let Some(values) = self.dialect.values(&text, &self.points) {
+                    return Ok(Raws { values, ailing: Vec::new() });
+                }
+            }
+            if line.held.len() > LINE_BYTES_MAX {
+                let endless = "a line without an end; check the baud rate".to_owned();
+                return Err(DriverError::Protocol(self.place.name(), endless));
+            }
+        }
+    }
+
+    async fn poll_once(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
+        let mut line = match self.line.take() {
+            Some(line) => line,
+            None => Line {
+                stream: self.place.open(limit(&self.timing)).await?,
+                held: Vec::new(),
+                opened_ms: mono_ms,
+                greeted: false,
+            },
+        };
+        let answer = match self.greet(&mut line, mono_ms).await {
+            Ok(()) => {
+                tokio::time::timeout(limit(&self.timing), self.ask(&mut line)).await.unwrap_or_else(
+                    |_| Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms)),
+                )
+            }
+            Err(error) => Err(error),
+        };
+        // One lost answer closes nothing: an Arduino starts anew when its port is opened. A late
+        // answer is read away before the next question.
+        let keeps =
+            matches!(answer, Ok(_) | Err(DriverError::Silent(..) | DriverError::Settling(..)));
+        if keeps {
+            self.line = Some(line);
+        }
+        answer
+    }
+}
+
+impl Bus for Asked {
+    fn poll(&mut self, mono_ms: u64) -> Polling<'_> {
+        Box::pin(self.poll_once(mono_ms))
+    }
+}

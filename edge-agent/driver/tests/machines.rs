@@ -1,0 +1,195 @@
+//! Every profile's machine, emulated, read for a simulated roast: nothing lost, nothing wrong, and
+//! nothing made up when the machine misbehaves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+
+use std::time::Duration;
+
+use contract::EventKind;
+use driver::{Driver, Reading, Site};
+use emulator::{Emulator, Fault, Place, Served};
+use firmware_profiles::{Profile, SHIPPED, Transport, check, shipped};
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+/// From one reading to the next the roast goes on by this much, ms.
+const STEP_MS: u64 = 4_000;
+/// A roast takes about eleven minutes; charge comes after twenty seconds.
+const READINGS: usize = 260;
+
+fn profile(id: &str) -> Profile {
+    let mut profile = check(shipped(id).unwrap().text).unwrap().profile;
+    // What a real machine needs between two requests, an emulated one does not.
+    profile.timing.min_gap_ms = 0;
+    profile.timing.settle_ms = 0;
+    profile.timing.timeout_ms = 500;
+    profile
+}
+
+async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let every = Duration::from_millis(5);
+    let emulator = Emulator::start(profile, any, STEP_MS, every).await.unwrap();
+    let site = match emulator.place() {
+        Place::Tcp(address) => Site {
+            host: Some(address.ip().to_string()),
+            port: Some(address.port()),
+            ..Site::default()
+        },
+        Place::Serial(device) => Site { device: Some(device.clone()), ..Site::default() },
+    };
+    let driver = driver::open(profile, &site).unwrap();
+    (emulator, driver)
+}
+
+const fn talks_unasked(profile: &Profile) -> bool {
+    matches!(
+        profile.transport,
+        Transport::Hottop { .. } | Transport::Santoker { .. } | Transport::Line { .. }
+    )
+}
+
+fn same(reading: &Reading, served: &Served) -> bool {
+    reading.values.len() == served.values.len()
+        && reading
+            .values
+            .iter()
+            .zip(&served.values)
+            .all(|((_, found), shown)| found.is_some_and(|found| (found - shown).abs() < 1e-9))
+}
+
+/// Each reading is one that was served, later than the one before it; with `all`, none is left out.
+fn follows(id: &str, readings: &[Reading], served: &[Served], all: bool) {
+    let mut at = 0;
+    for (i, reading) in readings.iter().enumerate() {
+        let found = served[at..].iter().position(|s| same(reading, s));
+        let found =
+            found.unwrap_or_else(|| panic!("{id}: reading {i} was never shown: {reading:?}"));
+        assert!(!all || found == 0, "{id}: {found} readings were lost before reading {i}");
+        at += found + 1;
+    }
+}
+
+#[tokio::test]
+async fn each_machine_is_read_for_a_roast_without_a_lost_or_wrong_sample() {
+    let emulated = SHIPPED.iter().filter(|e| e.id != "generic.probes.boards");
+    let machines = join_all(emulated.map(|entry| read_a_roast(entry.id))).await.len();
+    assert_eq!(machines, SHIPPED.len() - 1);
+}
+
+async fn read_a_roast(id: &str) {
+    let profile = profile(id);
+    let (emulator, mut driver) = start(&profile).await;
+    let mut readings = Vec::new();
+    for i in 0..READINGS as u64 {
+        let reading = driver.read(i * 1000).await;
+        readings.push(reading.unwrap_or_else(|e| panic!("{id}: reading {i}: {e}")));
+    }
+    follows(id, &readings, &emulator.served(), !talks_unasked(&profile));
+    let bt: Vec<f64> = readings.iter().filter_map(|r| r.values[0].1).collect();
+    let (low, high) = bt.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    assert!(low < 120.0 && high > 190.0, "{id}: no roast: {low} to {high} °C");
+    if profile.states.iter().any(|s| s.mark.is_some()) {
+        let told: Vec<EventKind> = readings.iter().flat_map(|r| r.marks.clone()).collect();
+        let told = told.iter().filter(|m| matches!(m, EventKind::Charge | EventKind::Drop));
+        assert!(told.count() >= 1, "{id}: the machine's marks are not heard");
+    }
+}
+
+#[tokio::test]
+async fn no_fault_makes_a_value_up_and_each_is_overcome() {
+    let faults = [
+        Fault::Silent,
+        Fault::Slow(Duration::from_millis(180)),
+        Fault::Refuses(4),
+        Fault::Garbage,
+        Fault::HangsUp,
+        Fault::OtherMaster,
+    ];
+    let machines = [
+        "toper.tkm-sx.plc",
+        "coffeetech.fz94.rtu",
+        "giesen.wxa.s7-2019",
+        "tc4.arduino.artisanq",
+        "kaleido.m.serial",
+        "hottop.kn8828b2k.serial",
+        "santoker.rmaster.wifi",
+        "generic.line.jsonl",
+    ];
+    for fault in faults {
+        join_all(machines.map(|id| suffer(id, fault))).await;
+    }
+}
+
+/// Ten good readings, ten under the fault, twenty after it.
+async fn suffer(id: &str, fault: Fault) {
+    let mut profile = profile(id);
+    profile.timing.timeout_ms = 60;
+    let (emulator, mut driver) = start(&profile).await;
+    let mut readings = Vec::new();
+    for i in 0..40 {
+        match i {
+            10 => emulator.fail(None, fault),
+            20 => emulator.heal(),
+            _ => {}
+        }
+        if let Ok(reading) = driver.read((i + 1) * 1000).await {
+            readings.push((i, reading));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let after = readings.iter().filter(|(i, _)| *i >= 24).count();
+    assert!(after >= 12, "{id}: {fault:?} is not overcome: {after} of 16 readings");
+    let served = emulator.served();
+    for (i, reading) in &readings {
+        // What was read whole was shown so; what was read in part is missing, never invented.
+        let whole = reading.values.iter().all(|(_, v)| v.is_some());
+        let shown = served.iter().any(|s| same(reading, s));
+        let in_part = talks_unasked(&profile) || id == "coffeetech.fz94.rtu";
+        assert!(!whole || shown || in_part, "{id}: {fault:?}: reading {i} was never shown");
+        for (channel, value) in &reading.values {
+            let can_be = value.is_none_or(|v| (-20.0..600.0).contains(&v));
+            assert!(can_be, "{id}: {fault:?}: reading {i} has {channel:?} {value:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_dead_unit_of_three_costs_the_others_nothing() {
+    let mut profile = profile("coffeetech.fz94.rtu");
+    profile.channels.retain(|c| matches!(c.station, Some(11..=13)));
+    profile.timing.timeout_ms = 300;
+    let read_all = async |driver: &mut Box<dyn Driver>, from: u64| {
+        let mut slowest = Duration::ZERO;
+        let (mut whole, mut slow) = (0, 0);
+        for i in 0..60 {
+            let began = Instant::now();
+            let reading = driver.read((from + i) * 1000).await.unwrap();
+            let took = began.elapsed();
+            slowest = slowest.max(took);
+            slow += usize::from(took > Duration::from_millis(300));
+            let living = reading
+                .values
+                .iter()
+                .filter(|(c, _)| c.as_str() != "drumC" && c.as_str() != "setpointC");
+            whole += usize::from(
+                living.clone().count() == 2 && living.clone().all(|(_, v)| v.is_some()),
+            );
+        }
+        (whole, slow, slowest)
+    };
+    let (emulator, mut driver) = start(&profile).await;
+    let (whole, slow, _) = read_all(&mut driver, 0).await;
+    assert_eq!((whole, slow), (60, 0));
+    emulator.fail(Some(12), Fault::Silent);
+    let (whole, slow, slowest) = read_all(&mut driver, 60).await;
+    assert_eq!(whole, 60, "the others are read every time, and before the dead one is tried");
+    assert!(slow <= 20, "tried {slow} times in a minute, each at the end of its turn");
+    assert!(slowest < Duration::from_millis(600), "never more than one time limit: {slowest:?}");
+    emulator.heal();
+    let mut back = 0;
+    for i in 0..10 {
+        let reading = driver.read((120 + i) * 1000).await.unwrap();
+        back += usize::from(reading.values.iter().all(|(_, v)| v.is_some()));
+    }
+    assert!(back >= 4, "back within five seconds: {back}");
+}

@@ -1,0 +1,61 @@
+//! A Siemens controller.
+
+use firmware_profiles::address::{Address, Area};
+use protocols::s7::{self, Item, Request};
+use tokio::io::AsyncReadExt as _;
+
+use crate::{Fault, Machine, Wire, answer};
+
+pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
+    loop {
+        let mut head = [0; 4];
+        wire.read_exact(&mut head).await?;
+        let invalid = |e| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
+        let length = s7::length(head).map_err(invalid)?;
+        let mut text = vec![0; length - head.len()];
+        wire.read_exact(&mut text).await?;
+        let fault = machine.fault(None);
+        let request = s7::parse_request(&text).map_err(invalid)?;
+        let reply = match (&request, fault) {
+            (Request::Connect, _) => s7::accept(),
+            (Request::Setup { reference }, _) => s7::agree(*reference),
+            (Request::Read { reference, .. }, Some(Fault::Refuses(class))) => {
+                s7::refuse(*reference, class, 4)
+            }
+            (Request::Read { reference, items }, _) => {
+                let values: Vec<_> = items.iter().map(|item| bytes_of(machine, *item)).collect();
+                s7::answer_read(*reference, &values)
+            }
+        };
+        let mut other = reply.clone();
+        if let Some(reference) = other.get_mut(12) {
+            *reference ^= 0x55;
+        }
+        answer(wire, fault, &reply, std::future::ready(other)).await?;
+    }
+}
+
+/// What lies at an item; `None` where the controller has nothing.
+fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
+    let mut show = machine.show();
+    let at = |area: Area| match area {
+        Area::Input => (0x81, 0),
+        Area::Output => (0x82, 0),
+        Area::Flag => (0x83, 0),
+        Area::Block(block) => (0x84, block),
+    };
+    let index = show.places().iter().position(|place| match place.address {
+        Address::S7 { area, byte, bit } => {
+            let bytes = if bit.is_some() { 1 } else { place.kind.words() * 2 };
+            at(area) == (item.area, item.block) && byte == item.byte && bytes == item.bytes
+        }
+        _ => false,
+    })?;
+    let raw = show.read(index);
+    let place = &show.places()[index];
+    if let Address::S7 { bit: Some(bit), .. } = place.address {
+        return Some(vec![u8::from(raw != 0.0) << bit]);
+    }
+    let words = place.kind.encode(place.order, raw)?;
+    Some(words.iter().flat_map(|word| word.to_be_bytes()).collect())
+}

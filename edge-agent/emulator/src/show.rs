@@ -1,0 +1,184 @@
+//! What an emulated machine shows: a simulated roast, in the raw values of a profile.
+
+use contract::EventKind;
+use firmware_profiles::address::{Address, Use};
+use firmware_profiles::encoding::{Order, Type};
+use firmware_profiles::{Profile, Unit};
+use roast::twin::{PRESETS, Reading, Twin};
+
+/// The first charge comes this long after the start, ms.
+const READY_MS: u64 = 20_000;
+/// What was served is remembered for so many readings.
+const SERVED_MAX: usize = 100_000;
+
+/// One reading as whoever reads it right must understand it: each channel's value, °C where it is a
+/// temperature, and what happened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served {
+    pub values: Vec<f64>,
+    pub marks: Vec<EventKind>,
+}
+
+/// Where a value lies and what it is now.
+pub struct Place {
+    pub address: Address,
+    pub kind: Type,
+    pub order: Order,
+    pub raw: f64,
+    read: bool,
+}
+
+pub struct Show {
+    profile: Profile,
+    twin: Twin,
+    step_ms: u64,
+    /// Channels, then states.
+    places: Vec<Place>,
+    now: Served,
+    served: Vec<Served>,
+}
+
+impl Show {
+    #[must_use]
+    pub fn new(profile: &Profile, seed: u64, step_ms: u64) -> Self {
+        let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
+        let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+        let places = channels.chain(states).filter_map(|(station, addr, kind, order)| {
+            let address = Address::parse(profile, station, addr, Use::Read).ok()?;
+            let (kind, order) = (kind.unwrap_or(Type::F32), order.unwrap_or_default());
+            Some(Place { address, kind, order, raw: 0.0, read: false })
+        });
+        let mut show = Self {
+            places: places.collect(),
+            twin: Twin::new(PRESETS[0], seed, READY_MS),
+            step_ms,
+            now: Served { values: Vec::new(), marks: Vec::new() },
+            served: Vec::new(),
+            profile: profile.clone(),
+        };
+        show.step();
+        show
+    }
+
+    /// The next moment of the roast. The one before counts as served when all of it was read.
+    fn step(&mut self) {
+        if !self.places.is_empty() && self.places.iter().all(|p| p.read) {
+            self.served.push(self.now.clone());
+            self.served.truncate(SERVED_MAX);
+        }
+        let marks = self.twin.advance(self.step_ms);
+        let reading = self.twin.reading();
+        let profile = &self.profile;
+        let mut values = Vec::with_capacity(profile.channels.len());
+        for (i, (channel, place)) in profile.channels.iter().zip(&mut self.places).enumerate() {
+            let raw = channel.raw(shown(&channel.name, channel.unit, i, &reading));
+            place.raw = held(&profile.transport, place, raw);
+            place.read = false;
+            values.push(channel.value(place.raw).unwrap_or(f64::NAN));
+        }
+        let first_state = profile.channels.len();
+        for (state, place) in profile.states.iter().zip(&mut self.places[first_state..]) {
+            place.read = false;
+            let Some(mark) = state.mark.as_deref().and_then(EventKind::parse) else { continue };
+            let begins = marks.contains(&mark);
+            // A phase's state ends with the roast, the end's with the next one.
+            let ends = marks.iter().any(|m| matches!(m, EventKind::Charge | EventKind::Drop));
+            if begins {
+                place.raw = state.equals;
+            } else if ends {
+                place.raw = if state.equals == 0.0 { 1.0 } else { 0.0 };
+            }
+        }
+        self.now = Served { values, marks };
+    }
+
+    /// The raw value at `index`. Reading one again is the next moment.
+    pub fn read(&mut self, index: usize) -> f64 {
+        if self.places.get(index).is_some_and(|p| p.read) {
+            self.step();
+        }
+        self.places.get_mut(index).map_or(0.0, |place| {
+            place.read = true;
+            place.raw
+        })
+    }
+
+    /// All of the next moment at once: each channel's raw value by its address' name, then what
+    /// happened.
+    pub fn tell(&mut self) -> (Vec<(String, f64)>, Vec<EventKind>) {
+        if self.places.iter().any(|p| p.read) {
+            self.step();
+        }
+        for place in &mut self.places {
+            place.read = true;
+        }
+        let channels = self.places.iter().take(self.profile.channels.len());
+        let named = channels.filter_map(|place| match &place.address {
+            Address::Name(name) => Some((name.clone(), place.raw)),
+            Address::Target(target) => Some((format!("{target:02X}"), place.raw)),
+            _ => None,
+        });
+        (named.collect(), self.now.marks.clone())
+    }
+
+    /// A client that comes back did not get its last answer: it is shown the same once more.
+    pub fn again(&mut self) {
+        for place in &mut self.places {
+            place.read = false;
+        }
+    }
+
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    #[must_use]
+    pub fn served(&self) -> Vec<Served> {
+        let whole = self.places.iter().all(|p| p.read);
+        self.served.iter().chain(whole.then_some(&self.now)).cloned().collect()
+    }
+}
+
+/// What a machine would show on a channel.
+fn shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) -> f64 {
+    match name {
+        "btC" => reading.bt_c,
+        "etC" => reading.et_c,
+        "gasPct" => reading.gas_pct,
+        "fanPct" => reading.fan_pct,
+        "drumRpm" => reading.drum_rpm,
+        "ambientC" => reading.ambient_c,
+        _ => match unit {
+            Some(Unit::C | Unit::F) => reading.et_c + 2.0 * index as f64,
+            Some(Unit::Percent) => reading.fan_pct,
+            Some(Unit::Hz | Unit::Rpm) => reading.drum_rpm,
+            _ => 40.0 + index as f64,
+        },
+    }
+}
+
+/// What is left of a raw value once it lies in the machine's own form.
+fn held(transport: &firmware_profiles::Transport, place: &Place, raw: f64) -> f64 {
+    use firmware_profiles::Transport;
+    match transport {
+        // Whole degrees and per cent; fans in tenths.
+        Transport::Hottop { .. } => match &place.address {
+            Address::Name(name) if name.ends_with("fan") => (raw / 10.0).round() * 10.0,
+            _ => raw.round().max(0.0),
+        },
+        Transport::Santoker { .. } => raw.round().max(0.0),
+        Transport::Tc4 { .. } | Transport::Kaleido { .. } | Transport::Line { .. } => {
+            (raw * 100.0).round() / 100.0
+        }
+        _ => {
+            let (low, high) = place.kind.bounds();
+            let words = place.kind.encode(place.order, raw.clamp(low, high));
+            words.and_then(|words| place.kind.decode(place.order, &words)).unwrap_or(0.0)
+        }
+    }
+}

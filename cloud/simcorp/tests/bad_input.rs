@@ -131,7 +131,7 @@ async fn the_agent_says_what_is_wrong() -> anyhow::Result<()> {
         "edge.toml:1: identity.device: deviceId is empty",
         "edge.toml:8: machine.profile.timeout_ms: not between",
         "edge.toml:6: machine.profile.device: is not set, and this machine is on a serial line",
-        "edge.toml:10: uplink.ca_file: is needed to talk to another host",
+        "edge.toml:9: uplink.ca_file: is needed to talk to another host",
         "edge.toml:12: sampling.period_ms: not between 20 and 60000",
     ] {
         assert!(text.contains(expected), "no {expected:?} in:\n{text}");

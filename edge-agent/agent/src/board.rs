@@ -75,6 +75,8 @@ pub struct State {
     pub machine: String,
     pub driver_error: Option<String>,
     pub journal_error: Option<String>,
+    /// Why frames wait for the key.
+    pub key_error: Option<String>,
     pub uplink_connected: bool,
     pub uplink_error: Option<String>,
     pub session: Option<String>,

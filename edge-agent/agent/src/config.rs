@@ -33,6 +33,15 @@ pub struct Identity {
     pub device: String,
     /// Private key, PKCS#8 PEM, mode 0600. `simcorp-edge key create` makes one.
     pub key_file: PathBuf,
+    /// The socket of `simcorp-signer`, whose key is in a token. Instead of `key_file`.
+    pub signer_socket: PathBuf,
+}
+
+impl Identity {
+    #[must_use]
+    pub fn has_signer(&self) -> bool {
+        !self.signer_socket.as_os_str().is_empty()
+    }
 }
 
 /// The roaster beside it.
@@ -243,9 +252,14 @@ impl Config for EdgeConfig {
         id("identity.device", DeviceId::new(self.identity.device.clone()).map(drop));
         id("machine.id", MachineId::new(self.machine.id.clone()).map(drop));
         mistakes.require(
-            !self.identity.key_file.as_os_str().is_empty(),
+            !self.identity.key_file.as_os_str().is_empty() || self.identity.has_signer(),
             "identity.key_file",
             "is not set; make a key with: simcorp-edge key create",
+        );
+        mistakes.require(
+            self.identity.key_file.as_os_str().is_empty() || !self.identity.has_signer(),
+            "identity.key_file",
+            "is set beside signer_socket; there is one key",
         );
         let s = &self.sampling;
         mistakes.require(

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use contract::ClockQuality;
 use rumqttc::{AsyncClient, Event, Incoming};
-use trust::FileKey;
 
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
@@ -36,12 +35,7 @@ impl Report {
 pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = Clock::start();
     let mut report = Report { failed: 0 };
-    let key = FileKey::open(&config.identity.key_file, run::key_id(config)?);
-    report.say(
-        "key",
-        key.map(|_| run::key_id(config).map_or_else(|e| e.to_string(), |id| id.to_string()))
-            .map_err(|e| e.to_string()),
-    );
+    report.say("key", key(config));
     report.say("journal", journal(config, clock));
     report.say("disk", disk(config));
     report.say(
@@ -58,6 +52,22 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     report.say("cloud", runtime.block_on(link(config)));
     anyhow::ensure!(report.failed == 0, "{} of 6 are wrong", report.failed);
     Ok(())
+}
+
+/// Signs something that nobody keeps.
+fn key(config: &EdgeConfig) -> Result<String, String> {
+    let id = run::key_id(config).map_err(|e| e.to_string())?;
+    let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
+    let public = signer.public_key().map_err(|e| e.to_string())?;
+    let message = trust::sign(&*signer, trust::CONTENT_FRAME, b"doctor".to_vec());
+    let signed = trust::Signed::parse(&message.map_err(|e| e.to_string())?);
+    let fits = signed.is_ok_and(|signed| signed.verify(&public).is_ok());
+    let at = if config.identity.has_signer() { "in a token" } else { "in a file" };
+    if fits {
+        Ok(format!("{id}, {}, {at}", public.algorithm().as_str()))
+    } else {
+        Err(format!("{id}: the signature does not fit the key; make the key anew"))
+    }
 }
 
 fn journal(config: &EdgeConfig, clock: Clock) -> Result<String, String> {

@@ -6,6 +6,7 @@
 //! of past roasts that the cloud does not have; the running roast stays.
 
 mod roasts;
+mod unsigned;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use roasts::put_roast;
 pub use roasts::receipt_of;
 
 const FILE: &str = "journal.db";
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE frames (
@@ -29,9 +30,10 @@ CREATE TABLE frames (
     number  INTEGER NOT NULL,
     samples INTEGER NOT NULL,
     made_ms INTEGER NOT NULL,
-    state   INTEGER NOT NULL, -- 0 to be sent, 1 acknowledged, 2 refused by the cloud
+    -- 0 to be sent, 1 acknowledged, 2 refused by the cloud, 3 not signed yet
+    state   INTEGER NOT NULL,
     digest  BLOB NOT NULL,
-    signed  BLOB NOT NULL,
+    signed  BLOB NOT NULL, -- the message; of a frame that is not signed yet, its text
     UNIQUE (chain, number)
 ) STRICT;
 CREATE INDEX frames_unsent ON frames (id) WHERE state = 0;
@@ -54,6 +56,12 @@ CREATE TABLE IF NOT EXISTS chains (
     chain   BLOB PRIMARY KEY,
     origin  TEXT NOT NULL -- the machine that its frames are of
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Since version 3: what waits for the key.
+const UNSIGNED: &str = "
+CREATE INDEX frames_unsigned ON frames (id) WHERE state = 3;
+ALTER TABLE roasts ADD COLUMN unsigned_receipt BLOB;
 ";
 
 /// Why the journal cannot be used.
@@ -94,7 +102,6 @@ pub struct Outgoing {
     pub origin: Origin,
     pub chain: ChainId,
     pub number: u64,
-    pub samples: u64,
     pub signed: Vec<u8>,
 }
 
@@ -104,10 +111,35 @@ pub struct Outgoing {
 pub struct Totals {
     pub frames: i64,
     pub unsent_frames: i64,
+    /// Kept, and waiting for the key.
+    pub unsigned_frames: i64,
     pub refused_frames: i64,
     pub unsent_samples: i64,
     pub bytes: i64,
     pub open_receipts: i64,
+}
+
+/// A frame as it is kept.
+#[derive(Debug, Clone, Copy)]
+pub enum Message<'m> {
+    Signed(&'m [u8]),
+    /// Its text: the key could not be used.
+    Unsigned(&'m [u8]),
+}
+
+impl Message<'_> {
+    const fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Signed(bytes) | Self::Unsigned(bytes) => bytes,
+        }
+    }
+
+    const fn state(&self) -> i64 {
+        match self {
+            Self::Signed(_) => 0,
+            Self::Unsigned(_) => unsigned::STATE,
+        }
+    }
 }
 
 pub struct Journal {
@@ -171,19 +203,18 @@ impl Journal {
         let version: i64 = db
             .query_row("PRAGMA user_version", [], |row| row.get(0))
             .map_err(JournalError::sql(DOING))?;
-        match version {
-            0 => db
-                .execute_batch(&format!(
-                    "BEGIN; {SCHEMA} {CHAINS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-                ))
-                .map_err(JournalError::sql(DOING))?,
-            1 => db
-                .execute_batch(&format!(
-                    "BEGIN; {CHAINS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-                ))
-                .map_err(JournalError::sql(DOING))?,
-            SCHEMA_VERSION => {}
+        let steps = match version {
+            0 => format!("{SCHEMA} {CHAINS} {UNSIGNED}"),
+            1 => format!("{CHAINS} {UNSIGNED}"),
+            2 => UNSIGNED.to_owned(),
+            SCHEMA_VERSION => String::new(),
             found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
+        };
+        if !steps.is_empty() {
+            db.execute_batch(&format!(
+                "BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            ))
+            .map_err(JournalError::sql(DOING))?;
         }
         // Reading every page takes a while; the sampler is running by then, and its samples wait.
         let check: String = db
@@ -308,7 +339,8 @@ impl Journal {
             .map_err(JournalError::sql("finding the newest frame"))
     }
 
-    /// Keeps a signed frame and what it changes of a roast, all or nothing.
+    /// Keeps a frame and what it changes of a roast, all or nothing. `None` for one that is not
+    /// signed: it cannot be sent yet.
     ///
     /// # Errors
     /// When the disk does not take it: nothing is kept, and the caller tries again.
@@ -316,10 +348,10 @@ impl Journal {
         &mut self,
         frame: &contract::Frame,
         digest: Digest,
-        signed: &[u8],
+        message: Message<'_>,
         closed: Option<&Closed>,
         running: Option<&Roast>,
-    ) -> Result<Outgoing, JournalError> {
+    ) -> Result<Option<Outgoing>, JournalError> {
         const DOING: &str = "keeping a frame";
         let samples = frame.sample_count() as u64;
         let number = i64::try_from(frame.number).unwrap_or(i64::MAX);
@@ -328,7 +360,7 @@ impl Journal {
         let put = || -> rusqlite::Result<i64> {
             tx.prepare_cached(
                 "INSERT INTO frames (chain, number, samples, made_ms, state, digest, signed) \
-                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
+                 VALUES (?1, ?2, ?3, ?4, ?7, ?5, ?6)",
             )?
             .execute(params![
                 frame.chain.0,
@@ -336,7 +368,8 @@ impl Journal {
                 i64::try_from(samples).unwrap_or(i64::MAX),
                 frame.wall.0,
                 digest.0,
-                signed
+                message.bytes(),
+                message.state()
             ])?;
             let id = tx.last_insert_rowid();
             let mut meta =
@@ -354,14 +387,14 @@ impl Journal {
         };
         let id = put().map_err(JournalError::sql(DOING))?;
         tx.commit().map_err(JournalError::sql(DOING))?;
-        Ok(Outgoing {
+        let Message::Signed(signed) = message else { return Ok(None) };
+        Ok(Some(Outgoing {
             id,
             origin: frame.origin.clone(),
             chain: frame.chain,
             number: frame.number,
-            samples,
             signed: signed.to_vec(),
-        })
+        }))
     }
 
     /// Frames to be sent with ids in a range, oldest first, of all chains but those `except` (the
@@ -380,7 +413,7 @@ impl Journal {
         let mut rows = self
             .db
             .prepare_cached(
-                "SELECT id, chain, number, samples, signed, \
+                "SELECT id, chain, number, signed, \
                  (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
                  WHERE state = 0 AND id > ?1 AND id < ?2 AND chain NOT IN (?4, ?5, ?6, ?7) \
                  ORDER BY id LIMIT ?3",
@@ -401,7 +434,7 @@ impl Journal {
     pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
         self.db
             .query_row(
-                "SELECT id, chain, number, samples, signed, \
+                "SELECT id, chain, number, signed, \
                  (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
                  WHERE state = 0 ORDER BY id DESC LIMIT 1",
                 [],
@@ -510,7 +543,8 @@ impl Journal {
                  (SELECT COUNT(*) FROM frames WHERE state = 0), \
                  (SELECT COUNT(*) FROM frames WHERE state = 2), \
                  (SELECT COALESCE(SUM(samples), 0) FROM frames WHERE state = 0), \
-                 (SELECT COUNT(*) FROM roasts WHERE state = 1)",
+                 (SELECT COUNT(*) FROM roasts WHERE state = 1), \
+                 (SELECT COUNT(*) FROM frames WHERE state = 3)",
                 [],
                 |row| {
                     Ok(Totals {
@@ -519,6 +553,7 @@ impl Journal {
                         refused_frames: row.get(2)?,
                         unsent_samples: row.get(3)?,
                         open_receipts: row.get(4)?,
+                        unsigned_frames: row.get(5)?,
                         bytes,
                     })
                 },
@@ -539,9 +574,8 @@ fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
         id: row.get(0)?,
         chain: ChainId(row.get(1)?),
         number: row.get::<_, i64>(2)?.unsigned_abs(),
-        samples: row.get::<_, i64>(3)?.unsigned_abs(),
-        signed: row.get(4)?,
-        origin: origin_at(row, 5)?,
+        signed: row.get(3)?,
+        origin: origin_at(row, 4)?,
     })
 }
 

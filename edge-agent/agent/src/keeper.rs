@@ -12,12 +12,15 @@ use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
 use crate::board::{Ahead, Board};
 use crate::clock::Clock;
-use crate::journal::{Journal, JournalError, Outgoing, receipt_of};
+use crate::journal::{Journal, JournalError, Message, Outgoing, receipt_of};
 use crate::recorder::{Closed, Cut, Recorder, Sample};
+use crate::signing::Signing;
 
 /// Frames held in memory while the disk does not take them: about ten minutes. Past it the newest
 /// is given up and counted, so that what was measured first is kept first.
 const UNKEPT_MAX: usize = 600;
+/// Frames that waited for the key and are signed at once; on a slow token about a third of a second.
+const CATCH_UP_MAX: usize = 50;
 /// The quota is looked after, and the journal counted, at most this often.
 const LOOK_AFTER_EVERY_MS: u64 = 1_000;
 /// A restart sooner than this goes on with the roast that was running.
@@ -57,7 +60,7 @@ pub enum Job {
 pub struct Keeper {
     pub recorder: Recorder,
     pub journal: Journal,
-    pub signer: Arc<dyn Signer>,
+    signing: Signing,
     pub board: Board,
     pub clock: Clock,
     /// Frames as they are kept, for the live lane; a full lane is no loss, the backlog has them.
@@ -83,7 +86,7 @@ impl Keeper {
         Self {
             recorder,
             journal,
-            signer,
+            signing: Signing::new(signer),
             board,
             clock,
             live,
@@ -207,7 +210,9 @@ impl Keeper {
         while let Some(cut) = self.unkept.pop_front() {
             match self.keep(&cut) {
                 Ok(outgoing) => {
-                    let _ = self.live.try_send(outgoing);
+                    if let Some(outgoing) = outgoing {
+                        let _ = self.live.try_send(outgoing);
+                    }
                     self.board.update(|state| state.journal_error = None);
                 }
                 Err(problem) => {
@@ -220,22 +225,26 @@ impl Keeper {
         self.look_after();
     }
 
-    fn keep(&mut self, cut: &Cut) -> Result<Outgoing, String> {
+    /// `None` when the frame is kept and waits for the key.
+    fn keep(&mut self, cut: &Cut) -> Result<Option<Outgoing>, String> {
         let payload = cut.frame.encode();
         let digest = trust::digest(&payload);
-        let signed =
-            trust::sign(&*self.signer, CONTENT_FRAME, payload).map_err(|e| e.to_string())?;
+        let now = self.clock.mono_ms();
+        let signed = self.signing.sign(CONTENT_FRAME, payload.clone(), now);
+        self.tell_of_key();
+        let message = signed.as_deref().map_or(Message::Unsigned(&payload), Message::Signed);
         let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
-        let kept = self.journal.append(&cut.frame, digest, &signed, closed, running);
+        let kept = self.journal.append(&cut.frame, digest, message, closed, running);
         let outgoing = kept.map_err(|e| e.to_string())?;
+        let frame = cut.frame.number;
         for event in &cut.frame.events {
             tracing::info!(
                 session = %event.session, kind = %event.kind, elapsed_s = event.elapsed_s,
-                source = event.source.as_str(), frame = outgoing.number, chain = %outgoing.chain,
+                source = event.source.as_str(), frame, chain = %cut.frame.chain,
                 "marked"
             );
         }
-        tracing::debug!(frame = outgoing.number, chain = %outgoing.chain, samples = outgoing.samples, "kept");
+        tracing::debug!(frame, samples = cut.frame.sample_count(), "kept");
         if cut.withdrawn {
             let running = cut.running.as_ref().map(|roast| &roast.session);
             self.heard(self.journal.abandon_roasts(running));
@@ -248,26 +257,71 @@ impl Keeper {
 
     /// Signs what the closed roast consists of. Without it the cloud never says "complete", and
     /// that is the truth: something of the roast is gone.
-    fn issue_receipt(&self, chain: ChainId, closed: &Closed) {
-        let issue = || -> Result<(), String> {
-            let digests = self.journal.digests(chain, closed.roast.first_frame, closed.last_frame);
-            let Some(digests) = digests.map_err(|e| e.to_string())? else {
-                return Err("frames of the roast are gone from the journal".to_owned());
-            };
-            let receipt =
-                receipt_of(&self.recorder_origin(), chain, closed, trust::digest(&digests));
-            let signed = trust::sign(&*self.signer, CONTENT_RECEIPT, receipt.encode())
-                .map_err(|e| e.to_string())?;
-            self.journal.keep_receipt(&receipt, &signed).map_err(|e| e.to_string())
+    fn issue_receipt(&mut self, chain: ChainId, closed: &Closed) {
+        let session = &closed.roast.session;
+        match self.try_receipt(chain, closed) {
+            Ok(true) => tracing::info!(%session, "roast closed, receipt signed"),
+            Ok(false) => tracing::warn!(%session, "roast closed; its receipt waits for the key"),
+            Err(problem) => tracing::error!(%session, problem, "no receipt for a roast"),
+        }
+    }
+
+    /// Whether it is signed already.
+    fn try_receipt(&mut self, chain: ChainId, closed: &Closed) -> Result<bool, String> {
+        let digests = self.journal.digests(chain, closed.roast.first_frame, closed.last_frame);
+        let Some(digests) = digests.map_err(|e| e.to_string())? else {
+            return Err("frames of the roast are gone from the journal".to_owned());
         };
-        match issue() {
-            Ok(()) => {
-                tracing::info!(session = %closed.roast.session, "roast closed, receipt signed");
-            }
-            Err(problem) => {
-                tracing::error!(session = %closed.roast.session, problem, "no receipt for a roast");
+        let receipt = receipt_of(&self.recorder_origin(), chain, closed, trust::digest(&digests));
+        let now = self.clock.mono_ms();
+        let signed = self.signing.sign(CONTENT_RECEIPT, receipt.encode(), now);
+        self.tell_of_key();
+        let kept = match &signed {
+            Some(signed) => self.journal.keep_receipt(&receipt, signed),
+            None => self.journal.keep_unsigned_receipt(&receipt),
+        };
+        kept.map(|()| signed.is_some()).map_err(|e| e.to_string())
+    }
+
+    /// Signs what waited for the key, oldest first, a bounded number at a time; frames before
+    /// receipts, since a receipt speaks of frames.
+    fn catch_up(&mut self) -> Result<(), JournalError> {
+        let mut signed = Vec::new();
+        let waiting = self.journal.unsigned_frames(CATCH_UP_MAX)?;
+        for frame in &waiting {
+            let now = self.clock.mono_ms();
+            match self.signing.sign(CONTENT_FRAME, frame.text.clone(), now) {
+                Some(message) => signed.push((frame.key, message)),
+                None => break,
             }
         }
+        self.journal.frames_signed(&signed)?;
+        if signed.len() < waiting.len() || waiting.len() == CATCH_UP_MAX {
+            return Ok(());
+        }
+        for receipt in self.journal.unsigned_receipts(CATCH_UP_MAX)? {
+            let now = self.clock.mono_ms();
+            let Some(message) = self.signing.sign(CONTENT_RECEIPT, receipt.text, now) else {
+                break;
+            };
+            self.journal.receipt_signed(&receipt.key, &message)?;
+        }
+        Ok(())
+    }
+
+    fn tell_of_key(&self) {
+        let problem = self.signing.problem();
+        self.board.update(|state| {
+            if state.key_error.as_deref() != problem {
+                match problem {
+                    Some(problem) => {
+                        tracing::error!(problem, "the key cannot be used; frames wait for it");
+                    }
+                    None => tracing::info!("the key can be used again"),
+                }
+                state.key_error = problem.map(str::to_owned);
+            }
+        });
     }
 
     fn recorder_origin(&self) -> Origin {
@@ -311,6 +365,11 @@ impl Keeper {
             return;
         }
         self.looked_ms = now;
+        if !self.signing.rests(now) {
+            let caught_up = self.catch_up();
+            self.heard(caught_up);
+            self.tell_of_key();
+        }
         let freed = self.journal.keep_quota();
         if let Some(lost) = self.heard(freed)
             && lost > 0

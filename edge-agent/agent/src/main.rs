@@ -17,6 +17,7 @@ mod profiles;
 mod recorder;
 mod run;
 mod sampler;
+mod signing;
 mod status;
 mod uplink;
 
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use service::config::{ConfigError, Sources};
-use trust::{Algorithm, FileKey, Signer as _};
+use trust::{Algorithm, FileKey};
 
 use crate::config::{DriverKind, EdgeConfig};
 
@@ -136,19 +137,24 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
 }
 
 fn key(config: &EdgeConfig, command: &KeyCommand) -> anyhow::Result<()> {
-    let (path, id) = (&config.identity.key_file, run::key_id(config)?);
-    let key = match command {
+    let id = run::key_id(config)?;
+    let public = match command {
         KeyCommand::Create { algorithm } => {
             let algorithm = Algorithm::parse(algorithm)
                 .ok_or_else(|| anyhow::anyhow!("--algorithm {algorithm}: not EdDSA or ES256"))?;
-            FileKey::create(path, id, algorithm)?
+            anyhow::ensure!(
+                !config.identity.has_signer(),
+                "identity.signer_socket is set: the key is made in the token, by simcorp-signer create"
+            );
+            let path = &config.identity.key_file;
+            FileKey::create(path, id.clone(), algorithm)?.public_key().clone()
         }
-        KeyCommand::Show => FileKey::open(path, id)?,
+        KeyCommand::Show => run::signer(config, &id)?.public_key()?,
     };
     let origin = run::origin(config)?;
     let shown = serde_json::json!({
         "orgId": origin.org, "siteId": origin.site, "machines": [origin.machine],
-        "kid": key.key_id(), "publicKey": key.public_key().to_pem(),
+        "kid": id, "publicKey": public.to_pem(),
     });
     println!("{shown:#}");
     Ok(())

@@ -10,7 +10,7 @@ use contract::{ChainId, KeyId, Origin};
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use trust::FileKey;
+use trust::{FileKey, Signer, SocketKey};
 
 use crate::board::Board;
 use crate::clock::Clock;
@@ -42,6 +42,19 @@ pub fn key_id(config: &EdgeConfig) -> anyhow::Result<KeyId> {
     config.key_id().context("the configuration names no device")
 }
 
+/// A signature that takes longer waits for a better time: the keeper has other work.
+const SIGN_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// The key of this gateway: behind the signer's socket, or in a file.
+pub fn signer(config: &EdgeConfig, key_id: &KeyId) -> anyhow::Result<Arc<dyn Signer>> {
+    let identity = &config.identity;
+    if identity.has_signer() {
+        let socket = &identity.signer_socket;
+        return Ok(Arc::new(SocketKey::new(socket, key_id.clone(), SIGN_TIME_MAX)));
+    }
+    Ok(Arc::new(FileKey::open(&identity.key_file, key_id.clone())?))
+}
+
 /// Runs the agent.
 pub fn run(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     config.log.start();
@@ -61,7 +74,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let metrics = service::metrics::Metrics::install()?;
     let stop = shutdown::on_signal()?;
     let listener = http::listen(config.local.listen, "local.listen").await?;
-    let signer = Arc::new(FileKey::open(&config.identity.key_file, key_id.clone())?);
+    let signer = signer(&config, &key_id)?;
     let board = Board::new(origin.to_string());
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
@@ -118,7 +131,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
 fn keeper(
     config: &EdgeConfig,
     origin: &Origin,
-    signer: Arc<FileKey>,
+    signer: Arc<dyn Signer>,
     clock: Clock,
     board: &Board,
     live: mpsc::Sender<crate::journal::Outgoing>,

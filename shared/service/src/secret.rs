@@ -5,7 +5,8 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A secret as it stands in a configuration: `file:/run/secrets/x`, `env:NAME`, or — for
+/// A secret as it stands in a configuration: `file:/run/secrets/x`, `env:NAME`,
+/// `credential:NAME` (systemd's `LoadCredential`), or — for
 /// development — the secret itself.
 #[derive(Clone, Default, Deserialize)]
 #[serde(from = "String")]
@@ -41,9 +42,16 @@ impl Secret {
         let text = configured.expose_secret();
         if let Some(path) = text.strip_prefix("file:") {
             let read = std::fs::read_to_string(path);
-            let content =
+            let mut content =
                 read.map_err(|source| SecretError::File { path: path.to_owned(), source })?;
-            return Ok(Some(content.trim_end().to_owned().into()));
+            // Cut where it lies: a copy would stay behind in memory.
+            content.truncate(content.trim_end().len());
+            return Ok(Some(content.into()));
+        }
+        if let Some(name) = text.strip_prefix("credential:") {
+            let folder = std::env::var("CREDENTIALS_DIRECTORY")
+                .map_err(|_| SecretError::Env("CREDENTIALS_DIRECTORY".to_owned()))?;
+            return Self::from(format!("file:{folder}/{name}")).resolve();
         }
         if let Some(name) = text.strip_prefix("env:") {
             let value = std::env::var(name).map_err(|_| SecretError::Env(name.to_owned()))?;
@@ -63,7 +71,8 @@ impl Serialize for Secret {
     /// A reference is shown, since it helps; a secret is not.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = self.0.as_ref().map_or("", ExposeSecret::expose_secret);
-        let reference = text.starts_with("file:") || text.starts_with("env:") || text.is_empty();
+        let reference =
+            ["file:", "env:", "credential:"].iter().any(|p| text.starts_with(p)) || text.is_empty();
         serializer.serialize_str(if reference { text } else { "***" })
     }
 }

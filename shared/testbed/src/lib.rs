@@ -4,6 +4,7 @@
 mod authority;
 mod postgres;
 mod process;
+pub mod token;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

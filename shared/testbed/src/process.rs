@@ -81,6 +81,24 @@ impl Process {
         }
     }
 
+    /// SIGSTOP: it is there and does nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        let child = self.child.as_ref().context("not running")?;
+        Ok(kill_process(Pid::from_child(child), Signal::STOP)?)
+    }
+
+    /// SIGCONT: it goes on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        let child = self.child.as_ref().context("not running")?;
+        Ok(kill_process(Pid::from_child(child), Signal::CONT)?)
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors

@@ -14,6 +14,9 @@ pub const CONTENT_FRAME: &str = "application/vnd.simcorp.frame+cbor";
 /// The signed content type of a receipt.
 pub const CONTENT_RECEIPT: &str = "application/vnd.simcorp.receipt+cbor";
 
+/// The signed content type of what became of a command.
+pub const CONTENT_OUTCOME: &str = "application/vnd.simcorp.outcome+cbor";
+
 /// Why bytes are not a message by that key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoseError {
@@ -41,7 +44,7 @@ pub fn digest(payload: &[u8]) -> Digest {
 /// # Errors
 /// When the signer cannot sign.
 pub fn sign(signer: &dyn Signer, content: &str, payload: Vec<u8>) -> Result<Vec<u8>, SignError> {
-    let algorithm = match signer.public_key().algorithm() {
+    let algorithm = match signer.public_key()?.algorithm() {
         Algorithm::EdDsa => CoseAlgorithm::EdDSA,
         Algorithm::Es256 => CoseAlgorithm::ES256,
     };

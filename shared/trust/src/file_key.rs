@@ -111,6 +111,11 @@ impl FileKey {
         pair.ok().and_then(|pair| Self::with(pair, key_id)).ok_or(FileKeyError::Random)
     }
 
+    #[must_use]
+    pub const fn public_key(&self) -> &PublicKey {
+        &self.public
+    }
+
     fn from_pkcs8(der: &[u8], key_id: KeyId) -> Option<Self> {
         let pair = Ed25519KeyPair::from_pkcs8(der).map(Pair::Ed25519).or_else(|_| {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der).map(Pair::P256)
@@ -133,8 +138,8 @@ impl Signer for FileKey {
         &self.key_id
     }
 
-    fn public_key(&self) -> &PublicKey {
-        &self.public
+    fn public_key(&self) -> Result<PublicKey, SignError> {
+        Ok(self.public.clone())
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {

@@ -143,7 +143,11 @@ pub struct SignError {
 /// Whatever holds a private key: a file in development, the signer's socket on a gateway.
 pub trait Signer: Send + Sync {
     fn key_id(&self) -> &KeyId;
-    fn public_key(&self) -> &PublicKey;
+    /// Its public half.
+    ///
+    /// # Errors
+    /// When whoever holds the key cannot be asked.
+    fn public_key(&self) -> Result<PublicKey, SignError>;
 
     /// Signs a message. May take tens of milliseconds on a TPM.
     ///

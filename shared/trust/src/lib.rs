@@ -10,10 +10,16 @@ mod cose;
 mod file_key;
 pub mod jws;
 mod key;
+mod purpose;
+pub mod socket;
 
-pub use cose::{CONTENT_FRAME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many};
+pub use cose::{
+    CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many,
+};
 pub use file_key::{FileKey, FileKeyError};
 pub use key::{Algorithm, KeyError, PublicKey, SignError, Signer};
+pub use purpose::{MESSAGE_BYTES_MAX, Purpose};
+pub use socket::SocketKey;
 
 /// Random bytes from the system.
 ///

@@ -50,7 +50,8 @@ fn roast(first_frame: u64) -> Roast {
 
 fn append(journal: &mut Journal, number: u64, running: Option<&Roast>) {
     let signed = vec![0; 60_000];
-    journal.append(&frame(number), Digest([2; 32]), &signed, None, running).unwrap();
+    let message = Message::Signed(&signed);
+    journal.append(&frame(number), Digest([2; 32]), message, None, running).unwrap();
 }
 
 fn ack(first: u64, last: u64) -> contract::Ack {
@@ -103,7 +104,7 @@ fn a_complete_roast_asks_no_more() {
     let mut journal = open(&folder);
     append(&mut journal, 1, Some(&roast(1)));
     let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
-    journal.append(&frame(2), Digest([2; 32]), &[1], Some(&closed), None).unwrap();
+    journal.append(&frame(2), Digest([2; 32]), Message::Signed(&[1]), Some(&closed), None).unwrap();
     let receipt = receipt_of(&frame(1).origin, CHAIN, &closed, Digest([3; 32]));
     journal.keep_receipt(&receipt, &[7]).unwrap();
     assert_eq!(journal.open_receipts(5).unwrap(), [(origin(), vec![7])]);
@@ -136,7 +137,9 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
     let mut lengths = Vec::new();
     let wal = folder.path().join(format!("{FILE}-wal"));
     for number in 1..=8 {
-        journal.append(&frame(number), Digest([2; 32]), &[9; 300], None, None).unwrap();
+        journal
+            .append(&frame(number), Digest([2; 32]), Message::Signed(&[9; 300]), None, None)
+            .unwrap();
         lengths.push(std::fs::metadata(&wal).unwrap().len());
     }
     let (database, log) =
@@ -212,7 +215,7 @@ fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     // What the cloud lacks is still sent as the machine's it is of.
     let mut next = frame(1);
     (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
-    journal.append(&next, Digest([3; 32]), b"frame", None, None).unwrap();
+    journal.append(&next, Digest([3; 32]), Message::Signed(b"frame"), None, None).unwrap();
     let unsent = journal.unsent(0, i64::MAX, 10, &[]).unwrap();
     let origins: Vec<_> = unsent.into_iter().map(|frame| frame.origin).collect();
     assert_eq!(origins, [origin(), moved.clone()]);

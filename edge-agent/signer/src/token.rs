@@ -1,0 +1,233 @@
+//! One key of one token, through PKCS#11 (OASIS, versions 2.40 and 3.0).
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error as Pkcs11Error, RvError};
+use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session as Pkcs11Session, UserType};
+use cryptoki::slot::Slot;
+use secrecy::SecretString;
+use trust::{Algorithm, PublicKey};
+
+use crate::config::SignerConfig;
+
+/// OIDs in DER: 1.3.101.112 as a printable curve name and as an OID (modules differ), and P-256.
+const CURVE_ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+const CURVE_ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+const CURVE_P256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+/// Why a token cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error("the module {module} cannot be loaded; check token.module: {source}")]
+    Module { module: String, source: Pkcs11Error },
+    #[error("the module has no token {0:?}; see: pkcs11-tool --list-slots, and token.label")]
+    NoToken(String),
+    #[error("the PIN cannot be had: {0}")]
+    NoPin(String),
+    #[error("the token refuses the PIN; some lock after three wrong ones")]
+    WrongPin,
+    #[error("the token has no key {0:?}; make one with: simcorp-signer create")]
+    NoKey(String),
+    #[error("the token's key {0:?} is neither Ed25519 nor P-256")]
+    OtherKey(String),
+    #[error("the token makes neither Ed25519 nor P-256 keys")]
+    NoAlgorithm,
+    #[error("while {doing}: {source}")]
+    Pkcs11 { doing: &'static str, source: Pkcs11Error },
+}
+
+fn doing(doing: &'static str) -> impl FnOnce(Pkcs11Error) -> TokenError {
+    move |source| TokenError::Pkcs11 { doing, source }
+}
+
+/// A token whose module is loaded.
+pub struct Token {
+    module: Pkcs11,
+    slot: Slot,
+    pin: SecretString,
+    key_label: String,
+}
+
+impl Token {
+    /// Loads the module and finds the token.
+    ///
+    /// # Errors
+    /// Says what to look at: module, label or PIN.
+    pub fn open(config: &SignerConfig) -> Result<Self, TokenError> {
+        let t = &config.token;
+        let load = |source| TokenError::Module { module: t.module.display().to_string(), source };
+        let module = Pkcs11::new(&t.module).map_err(load)?;
+        let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+        module.initialize(arguments).map_err(doing("starting the module"))?;
+        let slots = module.get_slots_with_token().map_err(doing("listing tokens"))?;
+        let labelled = |slot: &Slot| {
+            let info = module.get_token_info(*slot);
+            info.is_ok_and(|info| info.label().trim_end() == t.label)
+        };
+        let slot =
+            slots.into_iter().find(labelled).ok_or_else(|| TokenError::NoToken(t.label.clone()))?;
+        let pin = t.pin.resolve().map_err(|e| TokenError::NoPin(e.to_string()))?;
+        let pin = pin.ok_or_else(|| TokenError::NoPin("token.pin is empty".to_owned()))?;
+        Ok(Self { module, slot, pin, key_label: config.key.label.clone() })
+    }
+
+    /// Opens a session and logs in.
+    ///
+    /// # Errors
+    /// When the token is gone, or refuses the PIN.
+    pub fn session(&self) -> Result<Session, TokenError> {
+        let session = self.module.open_rw_session(self.slot).map_err(doing("opening a session"))?;
+        match session.login(UserType::User, Some(&self.pin)) {
+            // Whoever of a program logs in first logs in for all of its sessions.
+            Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
+            Err(Pkcs11Error::Pkcs11(
+                RvError::PinIncorrect | RvError::PinLocked | RvError::PinInvalid,
+                _,
+            )) => return Err(TokenError::WrongPin),
+            Err(source) => return Err(TokenError::Pkcs11 { doing: "logging in", source }),
+        }
+        let mechanisms = self
+            .module
+            .get_mechanism_list(self.slot)
+            .map_err(doing("asking what the token can do"))?;
+        Ok(Session { session, mechanisms, label: self.key_label.clone(), key: None })
+    }
+}
+
+/// A session that has logged in. Not shared: each thread has its own.
+pub struct Session {
+    session: Pkcs11Session,
+    mechanisms: Vec<MechanismType>,
+    label: String,
+    /// The private half, once it has been found.
+    key: Option<(ObjectHandle, Algorithm)>,
+}
+
+impl Session {
+    /// The key's public half.
+    ///
+    /// # Errors
+    /// When there is none, or one of another kind.
+    pub fn public_key(&self) -> Result<PublicKey, TokenError> {
+        const DOING: &str = "reading the public key";
+        let key = self.find(ObjectClass::PUBLIC_KEY)?;
+        let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
+        let found = self.session.get_attributes(key, &wanted).map_err(doing(DOING))?;
+        let (mut curve, mut point) = (None, None);
+        for attribute in found {
+            match attribute {
+                Attribute::EcParams(bytes) => curve = Some(bytes),
+                Attribute::EcPoint(bytes) => point = Some(bytes),
+                _ => {}
+            }
+        }
+        curve
+            .zip(point)
+            .and_then(|(curve, point)| public_of(&curve, &point))
+            .ok_or_else(|| TokenError::OtherKey(self.label.clone()))
+    }
+
+    /// Makes a key pair that cannot leave the token.
+    ///
+    /// # Errors
+    /// When the token cannot.
+    pub fn create(&self, label: &str) -> Result<PublicKey, TokenError> {
+        let can = |mechanism| self.mechanisms.contains(&mechanism);
+        let ed25519 = can(MechanismType::ECC_EDWARDS_KEY_PAIR_GEN) && can(MechanismType::EDDSA);
+        let p256 = can(MechanismType::ECC_KEY_PAIR_GEN) && can(MechanismType::ECDSA);
+        let (mechanism, curve) = match (ed25519, p256) {
+            (true, _) => (Mechanism::EccEdwardsKeyPairGen, CURVE_ED25519_NAME),
+            (_, true) => (Mechanism::EccKeyPairGen, CURVE_P256),
+            _ => return Err(TokenError::NoAlgorithm),
+        };
+        let name = Attribute::Label(label.as_bytes().to_vec());
+        let id = Attribute::Id(label.as_bytes().to_vec());
+        let public = [
+            Attribute::Token(true),
+            Attribute::Verify(true),
+            Attribute::EcParams(curve.to_vec()),
+            name.clone(),
+            id.clone(),
+        ];
+        let private = [
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Sign(true),
+            name,
+            id,
+        ];
+        self.session
+            .generate_key_pair(&mechanism, &public, &private)
+            .map_err(doing("making a key"))?;
+        self.public_key()
+    }
+
+    /// Signs: Ed25519 over the message, ECDSA over its SHA-256, r‖s.
+    ///
+    /// # Errors
+    /// When the token does not; the session is to be thrown away.
+    pub fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, TokenError> {
+        let (key, algorithm) = match self.key {
+            Some(known) => known,
+            None => {
+                let algorithm = self.public_key()?.algorithm();
+                *self.key.insert((self.find(ObjectClass::PRIVATE_KEY)?, algorithm))
+            }
+        };
+        let signed = match algorithm {
+            Algorithm::EdDsa => {
+                let scheme = EddsaParams::new(EddsaSignatureScheme::Ed25519);
+                self.session.sign(&Mechanism::Eddsa(scheme), key, message)
+            }
+            Algorithm::Es256 => {
+                let digest = trust::digest(message);
+                self.session.sign(&Mechanism::Ecdsa, key, &digest.0)
+            }
+        };
+        signed.map_err(doing("signing"))
+    }
+
+    fn find(&self, class: ObjectClass) -> Result<ObjectHandle, TokenError> {
+        let template = [Attribute::Class(class), Attribute::Label(self.label.as_bytes().to_vec())];
+        let found = self.session.find_objects(&template).map_err(doing("looking for the key"))?;
+        found.first().copied().ok_or_else(|| TokenError::NoKey(self.label.clone()))
+    }
+}
+
+/// A public key of curve and point; modules give the point as it is or in a DER octet string.
+fn public_of(curve: &[u8], point: &[u8]) -> Option<PublicKey> {
+    if curve == CURVE_ED25519_NAME || curve == CURVE_ED25519_OID {
+        let raw = point.strip_prefix(&[0x04, 0x20]).filter(|p| p.len() == 32).unwrap_or(point);
+        return raw.try_into().ok().map(PublicKey::Ed25519);
+    }
+    if curve == CURVE_P256 {
+        let raw = point.strip_prefix(&[0x04, 0x41]).filter(|p| p.len() == 65).unwrap_or(point);
+        return raw.try_into().ok().filter(|p: &[u8; 65]| p[0] == 4).map(PublicKey::P256);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_read_with_and_without_their_wrapping() {
+        let raw = [7; 32];
+        let wrapped = [&[0x04, 0x20][..], &raw].concat();
+        let key = Some(PublicKey::Ed25519(raw));
+        assert_eq!(public_of(CURVE_ED25519_OID, &raw), key);
+        assert_eq!(public_of(CURVE_ED25519_NAME, &wrapped), key);
+        let mut raw = [9; 65];
+        raw[0] = 4;
+        let wrapped = [&[0x04, 0x41][..], &raw].concat();
+        assert_eq!(public_of(CURVE_P256, &raw), Some(PublicKey::P256(raw)));
+        assert_eq!(public_of(CURVE_P256, &wrapped), Some(PublicKey::P256(raw)));
+        assert_eq!(public_of(CURVE_P256, &raw[..64]), None);
+        assert_eq!(public_of(&[0x06, 0x05], &raw), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! What a gateway's key may sign. The holder of a key looks at what it is asked to sign and says
+//! what it is; what is none of these is not signed. The forms cannot be taken for each other: a
+//! COSE structure begins with 0x84, a TLS 1.3 proof with 64 spaces, a certificate request with 0x30.
+
+use contract::KeyId;
+use coset::iana::Algorithm as CoseAlgorithm;
+use coset::{CborSerializable as _, ContentType, Header, RegisteredLabelWithPrivate};
+use serde::{Deserialize, Serialize};
+
+use crate::cose::{CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT};
+use crate::key::{Algorithm, PublicKey};
+
+/// The largest message that is signed: a frame and its headers.
+pub const MESSAGE_BYTES_MAX: usize = 300 * 1024;
+/// RFC 8446, 4.4.3: what a TLS 1.3 client signs, before the transcript's hash.
+const TLS_CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
+const TLS_PADDING: usize = 64;
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    Frame,
+    Receipt,
+    /// What became of a command.
+    Outcome,
+    /// A request for a certificate of this very key.
+    CertificateRequest,
+    /// The proof that the key is here, in a TLS 1.3 handshake.
+    TlsHandshake,
+}
+
+impl Purpose {
+    pub const ALL: [Self; 5] =
+        [Self::Frame, Self::Receipt, Self::Outcome, Self::CertificateRequest, Self::TlsHandshake];
+
+    /// What `message` is, if it is anything that the key `key_id` with that public half may sign.
+    #[must_use]
+    pub fn of(message: &[u8], key_id: &KeyId, public: &PublicKey) -> Option<Self> {
+        match message.first()? {
+            _ if message.len() > MESSAGE_BYTES_MAX => None,
+            0x84 => statement(message, key_id, public.algorithm()),
+            b' ' => handshake(message).then_some(Self::TlsHandshake),
+            0x30 => request(message, public).then_some(Self::CertificateRequest),
+            _ => None,
+        }
+    }
+}
+
+/// `Sig_structure` of RFC 9052, 4.4: ["Signature1", protected, external, payload].
+fn statement(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Purpose> {
+    let rest = message.strip_prefix(b"\x84\x6aSignature1")?;
+    let (protected, rest) = byte_string(rest)?;
+    let (external, rest) = byte_string(rest)?;
+    let (_payload, rest) = byte_string(rest)?;
+    if !external.is_empty() || !rest.is_empty() {
+        return None;
+    }
+    let header = Header::from_slice(protected).ok()?;
+    let expected = match algorithm {
+        Algorithm::EdDsa => CoseAlgorithm::EdDSA,
+        Algorithm::Es256 => CoseAlgorithm::ES256,
+    };
+    let ours = header.alg == Some(RegisteredLabelWithPrivate::Assigned(expected))
+        && header.key_id == key_id.as_str().as_bytes()
+        && header.crit.is_empty()
+        && header.rest.is_empty();
+    let Some(ContentType::Text(content)) = header.content_type.filter(|_| ours) else {
+        return None;
+    };
+    match content.as_str() {
+        CONTENT_FRAME => Some(Purpose::Frame),
+        CONTENT_RECEIPT => Some(Purpose::Receipt),
+        CONTENT_OUTCOME => Some(Purpose::Outcome),
+        _ => None,
+    }
+}
+
+/// A definite CBOR byte string in its shortest form, and what follows it.
+fn byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = bytes.split_first()?;
+    let (length, rest) = match first {
+        0x40..=0x57 => (usize::from(first - 0x40), rest),
+        0x58 => (usize::from(*rest.first()?), &rest[1..]),
+        0x59 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), &rest[2..]),
+        0x5a => (usize::try_from(u32::from_be_bytes(*rest.first_chunk()?)).ok()?, &rest[4..]),
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
+
+fn handshake(message: &[u8]) -> bool {
+    let Some((padding, rest)) = message.split_at_checked(TLS_PADDING) else { return false };
+    let Some(hash) = rest.strip_prefix(TLS_CONTEXT) else { return false };
+    padding.iter().all(|b| *b == b' ') && matches!(hash.len(), 32 | 48)
+}
+
+/// `CertificationRequestInfo` of RFC 2986: version 0, subject, and our own public key, so that
+/// nobody gets a certificate for another key by our signature.
+fn request(message: &[u8], public: &PublicKey) -> bool {
+    let inner = || {
+        let (0x30, inner, []) = element(message)? else { return None };
+        let (0x02, [0], rest) = element(inner)? else { return None };
+        let (0x30, _subject, rest) = element(rest)? else { return None };
+        let spki = public.to_spki();
+        let rest = rest.strip_prefix(spki.as_slice())?;
+        let (0xa0, _attributes, []) = element(rest)? else { return None };
+        Some(())
+    };
+    inner().is_some()
+}
+
+/// One DER element: tag, content, and what follows it.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let [tag, first, rest @ ..] = bytes else { return None };
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(*first), rest),
+        0x81 => (usize::from(*rest.first()?), &rest[1..]),
+        0x82 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), &rest[2..]),
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((*tag, content, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FileKey, SignError, Signer, sign};
+
+    fn kid() -> KeyId {
+        "device:gw@leipzig".parse().unwrap()
+    }
+
+    /// Keeps what it is asked to sign.
+    struct Spy(FileKey, std::sync::Mutex<Vec<u8>>);
+
+    impl Signer for Spy {
+        fn key_id(&self) -> &KeyId {
+            Signer::key_id(&self.0)
+        }
+        fn public_key(&self) -> Result<PublicKey, SignError> {
+            Signer::public_key(&self.0)
+        }
+        fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+            *self.1.lock().unwrap() = message.to_vec();
+            self.0.sign(message)
+        }
+    }
+
+    fn asked(algorithm: Algorithm, content: &str, payload: Vec<u8>) -> (Vec<u8>, PublicKey) {
+        let key = FileKey::generate(kid(), algorithm).unwrap();
+        let public = key.public_key().clone();
+        let spy = Spy(key, std::sync::Mutex::default());
+        sign(&spy, content, payload).unwrap();
+        (spy.1.into_inner().unwrap(), public)
+    }
+
+    #[test]
+    fn our_own_statements_are_known_and_others_are_not() {
+        for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
+            for (content, purpose) in [
+                (CONTENT_FRAME, Some(Purpose::Frame)),
+                (CONTENT_RECEIPT, Some(Purpose::Receipt)),
+                (CONTENT_OUTCOME, Some(Purpose::Outcome)),
+                ("application/vnd.simcorp.command+cbor", None),
+                ("application/vnd.simcorp.profile+toml", None),
+            ] {
+                for length in [0, 20, 200, 70_000] {
+                    let (message, public) = asked(algorithm, content, vec![7; length]);
+                    assert_eq!(Purpose::of(&message, &kid(), &public), purpose, "{content}");
+                    let other: KeyId = "device:other@leipzig".parse().unwrap();
+                    assert_eq!(Purpose::of(&message, &other, &public), None, "another's name");
+                    let longer = [&message[..], &[0]].concat();
+                    assert_eq!(Purpose::of(&longer, &kid(), &public), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_handshake_is_exactly_tls_13s() {
+        let (_, public) = asked(Algorithm::Es256, CONTENT_FRAME, vec![]);
+        let proof = |context: &[u8], hash: usize| {
+            let message = [&[b' '; 64][..], context, &vec![1; hash]].concat();
+            Purpose::of(&message, &kid(), &public)
+        };
+        assert_eq!(proof(TLS_CONTEXT, 32), Some(Purpose::TlsHandshake));
+        assert_eq!(proof(TLS_CONTEXT, 48), Some(Purpose::TlsHandshake));
+        assert_eq!(proof(TLS_CONTEXT, 33), None);
+        assert_eq!(proof(b"TLS 1.3, server CertificateVerify\0", 32), None);
+    }
+
+    #[test]
+    fn a_certificate_is_asked_for_our_own_key_alone() {
+        let (_, public) = asked(Algorithm::EdDsa, CONTENT_FRAME, vec![]);
+        let (_, another) = asked(Algorithm::EdDsa, CONTENT_FRAME, vec![]);
+        let info = |key: &PublicKey| {
+            let body = [&[0x02, 1, 0, 0x30, 0][..], &key.to_spki(), &[0xa0, 0]].concat();
+            [&[0x30, u8::try_from(body.len()).unwrap()][..], &body].concat()
+        };
+        assert_eq!(Purpose::of(&info(&public), &kid(), &public), Some(Purpose::CertificateRequest));
+        assert_eq!(Purpose::of(&info(&another), &kid(), &public), None);
+    }
+}

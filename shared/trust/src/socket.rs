@@ -1,0 +1,184 @@
+//! The signer's socket: a key that lives in another process, and behind it in a token.
+//!
+//! One request is `length (u32, big-endian), operation, message`; one answer is `length, status,
+//! content`. Whatever goes wrong, asking ends within a time limit: a wedged token must not hold up
+//! whoever asks.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use contract::KeyId;
+
+use crate::key::{PublicKey, SignError, Signer};
+use crate::purpose::MESSAGE_BYTES_MAX;
+
+/// The largest request or answer, without its length.
+pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
+/// Asked before anything else can be known.
+const OPERATION_PUBLIC_KEY: u8 = 1;
+const OPERATION_SIGN: u8 = 2;
+const STATUS_DONE: u8 = 0;
+
+/// What is asked of a signer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// DER `SubjectPublicKeyInfo`.
+    PublicKey,
+    Sign(Vec<u8>),
+}
+
+/// Why it does not do it. The numbers are the wire's: never used again for something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The message is nothing that this key signs.
+    Purpose = 1,
+    /// Too many wait already.
+    Busy = 2,
+    /// The token does not answer in time.
+    Slow = 3,
+    /// The token is gone, locked or broken.
+    Token = 4,
+    /// The request is none.
+    Malformed = 5,
+}
+
+impl Refusal {
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Purpose => "the signer does not sign such a message with this key",
+            Self::Busy => "the signer has more to do than it can hold",
+            Self::Slow => "the token does not answer in time",
+            Self::Token => "the token cannot be used; see the signer's log",
+            Self::Malformed => "the signer did not understand the request",
+        }
+    }
+
+    const fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Purpose,
+            2 => Self::Busy,
+            3 => Self::Slow,
+            4 => Self::Token,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// Reads one request.
+///
+/// # Errors
+/// When the connection ends, or what comes is too long or none.
+pub fn read_request(stream: &mut impl Read) -> io::Result<Request> {
+    let body = read_body(stream)?;
+    match body.split_first() {
+        Some((&OPERATION_PUBLIC_KEY, [])) => Ok(Request::PublicKey),
+        Some((&OPERATION_SIGN, message)) => Ok(Request::Sign(message.to_vec())),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a request")),
+    }
+}
+
+/// Answers one.
+///
+/// # Errors
+/// When the connection has ended.
+pub fn write_answer(stream: &mut impl Write, answer: &Result<Vec<u8>, Refusal>) -> io::Result<()> {
+    match answer {
+        Ok(content) => write_body(stream, STATUS_DONE, content),
+        Err(refusal) => write_body(stream, *refusal as u8, &[]),
+    }
+}
+
+fn write_body(stream: &mut impl Write, first: u8, rest: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(rest.len() + 1).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(rest.len() + 5);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.push(first);
+    bytes.extend_from_slice(rest);
+    stream.write_all(&bytes)
+}
+
+fn read_body(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if !(1..=BODY_BYTES_MAX).contains(&length) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too long"));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+/// A key behind a signer's socket.
+pub struct SocketKey {
+    path: PathBuf,
+    key_id: KeyId,
+    time_limit: Duration,
+    /// Asked for once: a key does not change under its name.
+    public: OnceLock<PublicKey>,
+}
+
+impl SocketKey {
+    /// Nothing is asked yet: the signer may start later than we do.
+    #[must_use]
+    pub fn new(path: &Path, key_id: KeyId, time_limit: Duration) -> Self {
+        Self { path: path.to_owned(), key_id, time_limit, public: OnceLock::new() }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Vec<u8>, SignError> {
+        let unheard = |error: io::Error| {
+            let problem = match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    format!("the signer does not answer within {} ms", self.time_limit.as_millis())
+                }
+                _ => format!("the signer at {} cannot be asked: {error}", self.path.display()),
+            };
+            SignError { key_id: self.key_id.clone(), problem }
+        };
+        let exchange = || -> io::Result<Vec<u8>> {
+            let mut stream = UnixStream::connect(&self.path)?;
+            stream.set_read_timeout(Some(self.time_limit))?;
+            stream.set_write_timeout(Some(self.time_limit))?;
+            match request {
+                Request::PublicKey => write_body(&mut stream, OPERATION_PUBLIC_KEY, &[])?,
+                Request::Sign(message) => write_body(&mut stream, OPERATION_SIGN, message)?,
+            }
+            read_body(&mut stream)
+        };
+        let body = exchange().map_err(unheard)?;
+        match body.split_first() {
+            Some((&STATUS_DONE, content)) => Ok(content.to_vec()),
+            other => {
+                let refusal = Refusal::from_code(other.map_or(u8::MAX, |(code, _)| *code));
+                let problem = refusal.sentence().to_owned();
+                Err(SignError { key_id: self.key_id.clone(), problem })
+            }
+        }
+    }
+}
+
+impl Signer for SocketKey {
+    fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    fn public_key(&self) -> Result<PublicKey, SignError> {
+        if let Some(known) = self.public.get() {
+            return Ok(known.clone());
+        }
+        let spki = self.ask(&Request::PublicKey)?;
+        let public = PublicKey::from_spki(&spki).map_err(|error| SignError {
+            key_id: self.key_id.clone(),
+            problem: format!("the signer's key is {error}"),
+        })?;
+        Ok(self.public.get_or_init(|| public).clone())
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        self.ask(&Request::Sign(message.to_vec()))
+    }
+}

@@ -2,6 +2,7 @@
 //! Everything is bounded; writers never wait for readers.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::{Channel, EventKind};
@@ -89,11 +90,20 @@ pub struct State {
     pub journal: Totals,
 }
 
+/// A thread that must keep moving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Sampler,
+    Keeper,
+}
+
 #[derive(Clone)]
 pub struct Board {
     state: Arc<Mutex<State>>,
     points: Arc<Mutex<VecDeque<Point>>>,
     live: broadcast::Sender<Point>,
+    /// When each [`Part`] moved last, ms since the start.
+    beats: Arc<[AtomicU64; 2]>,
 }
 
 impl Board {
@@ -103,6 +113,7 @@ impl Board {
             state: Arc::new(Mutex::new(State { machine, ..State::default() })),
             points: Arc::default(),
             live: broadcast::channel(256).0,
+            beats: Arc::default(),
         }
     }
 
@@ -113,6 +124,16 @@ impl Board {
 
     pub fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
+    }
+
+    /// Notes that a thread moves.
+    pub fn beat(&self, part: Part, mono_ms: u64) {
+        self.beats[part as usize].store(mono_ms, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn beat_of(&self, part: Part) -> u64 {
+        self.beats[part as usize].load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

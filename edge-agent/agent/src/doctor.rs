@@ -1,13 +1,14 @@
 //! `simcorp-edge doctor`: tries everything the agent needs, one after the other, and says of each
 //! what was found and what to do.
 
+use std::path::Path;
 use std::time::Duration;
 
 use contract::ClockQuality;
 use rumqttc::{AsyncClient, Event, Incoming};
 
 use crate::clock::Clock;
-use crate::config::EdgeConfig;
+use crate::config::{DriverKind, EdgeConfig};
 use crate::journal::{Journal, JournalError};
 use crate::{machine, run, uplink};
 
@@ -15,12 +16,15 @@ use crate::{machine, run, uplink};
 const FREE_MB_MIN: u64 = 64;
 const LINK_TIME_MAX: Duration = Duration::from_secs(5);
 
+#[derive(Default)]
 struct Report {
+    looked_at: usize,
     failed: usize,
 }
 
 impl Report {
     fn say(&mut self, what: &str, result: Result<String, String>) {
+        self.looked_at += 1;
         match result {
             Ok(found) => println!("ok    {what}: {found}"),
             Err(problem) => {
@@ -34,7 +38,7 @@ impl Report {
 /// Examines; an error when something is wrong, so that scripts can tell.
 pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = Clock::start();
-    let mut report = Report { failed: 0 };
+    let mut report = Report::default();
     report.say("key", key(config));
     report.say("journal", journal(config, clock));
     report.say("disk", disk(config));
@@ -48,9 +52,15 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
         },
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if config.machine.driver == DriverKind::Profile {
+        report.say("profile", profile(config));
+    }
+    if let Some(device) = &config.machine.profile.device {
+        report.say("line", line(device));
+    }
     report.say("machine", runtime.block_on(machine(config)));
     report.say("cloud", runtime.block_on(link(config)));
-    anyhow::ensure!(report.failed == 0, "{} of 6 are wrong", report.failed);
+    anyhow::ensure!(report.failed == 0, "{} of {} are wrong", report.failed, report.looked_at);
     Ok(())
 }
 
@@ -79,6 +89,37 @@ fn journal(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
         Err(JournalError::Locked { .. }) => Ok("in use by the running agent".to_owned()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn profile(config: &EdgeConfig) -> Result<String, String> {
+    let checked = config.machine.profile.load()?;
+    let m = &checked.profile.machine;
+    let verified = if m.verified {
+        "verified at the machine"
+    } else {
+        "not verified: compare each value with the panel before you believe it"
+    };
+    Ok(format!("{} version {}, sha256 {}; {verified}", m.id, m.version, checked.digest))
+}
+
+/// Whether the serial line is there and ours to open. Not whether anybody speaks on it.
+fn line(device: &Path) -> Result<String, String> {
+    use rustix::fs::{Access, access};
+    let shown = device.display();
+    if !device.exists() {
+        let others = std::fs::read_dir("/dev/serial/by-id").into_iter().flatten().flatten();
+        let others: Vec<String> = others.map(|e| e.path().display().to_string()).collect();
+        let hint = if others.is_empty() {
+            "no adapter is plugged in".to_owned()
+        } else {
+            format!("there is {}", others.join(", "))
+        };
+        return Err(format!("{shown} is not there; {hint}"));
+    }
+    access(device, Access::READ_OK | Access::WRITE_OK).map_err(|_| {
+        format!("{shown} may not be opened; add this user to its group, mostly: usermod -aG dialout USER")
+    })?;
+    Ok(format!("{shown} is there"))
 }
 
 fn disk(config: &EdgeConfig) -> Result<String, String> {

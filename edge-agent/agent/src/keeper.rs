@@ -10,7 +10,7 @@ use contract::{Ack, ChainId, EpochMs, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
-use crate::board::{Ahead, Board};
+use crate::board::{Ahead, Board, Part};
 use crate::clock::Clock;
 use crate::journal::{Journal, JournalError, Message, Outgoing, receipt_of};
 use crate::recorder::{Closed, Cut, Recorder, Sample};
@@ -126,6 +126,7 @@ impl Keeper {
             }
             // Samples have ceased: what waits is kept now, however busy the uplink is with asking.
             let now = self.clock.mono_ms();
+            self.board.beat(Part::Keeper, now);
             if now.saturating_sub(self.sampled_ms) > 2 * idle_ms {
                 self.sampled_ms = now;
                 let cut = self.recorder.flush();

@@ -20,6 +20,7 @@ mod sampler;
 mod signing;
 mod status;
 mod uplink;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use crate::config::EdgeConfig;
 use crate::journal::Journal;
 use crate::keeper::{Job, Keeper};
 use crate::recorder::Recorder;
-use crate::{local, machine, sampler, uplink};
+use crate::{local, machine, sampler, uplink, watchdog};
 
 /// Samples and questions waiting for the keeper: over a minute at 10 Hz.
 const JOBS_MAX: usize = 1024;
@@ -99,6 +99,9 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
     tokio::spawn(upkeep(metrics, stop.clone()));
+    let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
+    tokio::spawn(watchdog::guard(board.clone(), clock, idle_ms, stop.clone()));
+    watchdog::ready();
     tracing::info!(
         %origin, kid = %key_id, listen = %config.local.listen, version = env!("CARGO_PKG_VERSION"),
         "the agent is running"

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
+use crate::board::{Board, Part};
 use crate::clock::Clock;
 use crate::keeper::Job;
 use crate::recorder::Sample;
@@ -43,7 +43,11 @@ pub async fn run(
         let late = Instant::now().duration_since(due);
         metrics::histogram!("simcorp_edge_sample_lateness_seconds").record(late.as_secs_f64());
         let mono_ms = clock.mono_ms();
-        match driver.read(mono_ms).await {
+        board.beat(Part::Sampler, mono_ms);
+        let began = Instant::now();
+        let answer = driver.read(mono_ms).await;
+        metrics::histogram!("simcorp_edge_read_seconds").record(began.elapsed().as_secs_f64());
+        match answer {
             Ok(reading) => {
                 if failing {
                     tracing::info!("the machine answers again");

@@ -152,3 +152,44 @@ async fn a_killed_agent_goes_on_with_its_roast() {
     gateway.process.stop(PATIENCE).await.unwrap();
     assert_eq!(count("SELECT COUNT(*) FROM roasts"), 1, "a restart goes on with the roast");
 }
+
+/// kill -9 at any moment, over and over (`KILLS=1000` for a thousand): the agent always starts, the
+/// chain has no hole, and what was kept once stays as it was.
+#[tokio::test]
+async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
+    let kills: u64 = std::env::var("KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let mut gateway = Gateway::new(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 1\n\
+         [sampling]\nperiod_ms = 20\nframe_ms = 40\n",
+    );
+    let journal = gateway.folder.path().join("journal/journal.db");
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    let mut starts = 0;
+    for kill in 0..kills {
+        gateway.process.start().unwrap();
+        // Any moment: while it opens the journal, while it writes, in between.
+        tokio::time::sleep(Duration::from_millis(30 + (kill * 7_919) % 270)).await;
+        assert!(gateway.process.is_running(), "start {kill}: {}", gateway.process.log());
+        gateway.process.kill();
+        if !journal.exists() {
+            continue;
+        }
+        let db = rusqlite::Connection::open(&journal).unwrap();
+        let Ok(mut rows) = db.prepare("SELECT number, signed FROM frames ORDER BY number") else {
+            continue; // killed before it had made its tables
+        };
+        let rows = rows.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).unwrap();
+        let frames: Vec<(i64, Vec<u8>)> = rows.map(Result::unwrap).collect();
+        let numbers: Vec<i64> = frames.iter().map(|(number, _)| *number).collect();
+        assert_eq!(
+            numbers,
+            (1..=i64::try_from(frames.len()).unwrap()).collect::<Vec<_>>(),
+            "kill {kill}"
+        );
+        let now: Vec<Vec<u8>> = frames.into_iter().map(|(_, signed)| signed).collect();
+        assert!(now.starts_with(&kept), "kill {kill}: what was kept has changed");
+        starts += usize::from(now.len() > kept.len());
+        kept = now;
+    }
+    assert!(starts as u64 > kills / 3 && kept.len() > 20, "{starts} starts, {} frames", kept.len());
+}

@@ -1,0 +1,165 @@
+//! Profiles as people use them: checked, signed, and read by the agent itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use contract::{Channel, Frame};
+use emulator::{Emulator, Place};
+use testbed::{Process, binary, free_port, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn edge(arguments: &[&str]) -> Output {
+    Command::new(binary("simcorp-edge").unwrap()).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &err
+}
+
+/// The guide's own example.
+fn example() -> String {
+    let page = include_str!("../../../docs/guides/write-a-profile.md");
+    let text = page.split("```toml profile\n").nth(1).unwrap();
+    text.split("```").next().unwrap().to_owned()
+}
+
+#[test]
+fn the_guides_example_is_right_and_its_mistakes_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("roaster.toml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, example()).unwrap();
+    let right = edge(&["profile", "check", path]);
+    assert!(right.status.success() && said(&right).contains("nothing is wrong"), "{right:?}");
+    std::fs::write(&file, example().replace("unit = \"C\"\n", "").replace("holding 20", "20"))
+        .unwrap();
+    let wrong = edge(&["profile", "check", path, "toper.tkm-sx.plc"]);
+    let text = said(&wrong);
+    assert!(!wrong.status.success());
+    assert!(text.contains("channel btC: has no unit") && text.contains("[address]"), "{text}");
+    assert!(text.contains("1 of 2 profiles are wrong"), "{text}");
+    let listed = said(&edge(&["profile", "list"]));
+    assert!(listed.lines().count() >= 20 && listed.contains("giesen.wxa.s7-pro"), "{listed}");
+    assert!(said(&edge(&["profile", "show", "toper.tkm-sx.plc"])).starts_with("# sha256 "));
+    assert!(said(&edge(&["profile", "schema"])).contains("\"$schema\""));
+    assert!(said(&edge(&["profile", "show", "no-such"])).contains("profile list"));
+}
+
+struct Gateway {
+    folder: tempfile::TempDir,
+    process: Process,
+    port: u16,
+}
+
+impl Gateway {
+    fn new(machine: &str) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
+        let at = folder.path().display();
+        let text = format!(
+            "[identity]\norg = \"org\"\nsite = \"s\"\ndevice = \"gw\"\nkey_file = \"{at}/key.pem\"\n\
+             [journal]\nfolder = \"{at}/journal\"\n[local]\nlisten = \"127.0.0.1:{port}\"\n\
+             [sampling]\nperiod_ms = 50\nframe_ms = 200\n\
+             [machine]\nid = \"r-1\"\ndriver = \"profile\"\n[machine.profile]\n{machine}\n"
+        );
+        let config = folder.path().join("edge.toml");
+        std::fs::write(&config, text).unwrap();
+        let config = config.display().to_string();
+        if !folder.path().join("key.pem").exists() {
+            let made = edge(&["-c", &config, "key", "create"]);
+            assert!(made.status.success(), "{}", said(&made));
+        }
+        let arguments = ["-c".to_owned(), config, "run".to_owned()];
+        let log = folder.path().join("agent.log");
+        let process = Process::new(binary("simcorp-edge").unwrap(), arguments, log);
+        Self { folder, process, port }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+
+    fn frames(&self) -> Vec<Frame> {
+        let journal = self.folder.path().join("journal/journal.db");
+        let db = rusqlite::Connection::open(journal).unwrap();
+        let mut rows = db.prepare("SELECT signed FROM frames ORDER BY id").unwrap();
+        let frames = rows.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        let frame = |bytes: Vec<u8>| {
+            let signed = trust::Signed::parse(&bytes).unwrap();
+            Frame::decode(signed.payload()).unwrap()
+        };
+        frames.map(|bytes| frame(bytes.unwrap())).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read() {
+    let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let every = Duration::from_millis(50);
+    let machine = Emulator::start(&checked.profile, any, 2_000, every).await.unwrap();
+    let Place::Tcp(address) = machine.place() else { panic!("a TCP machine") };
+    let mut gateway = Gateway::new(&format!(
+        "id = \"toper.tkm-sx.plc\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n",
+        address.port()
+    ));
+    gateway.process.start().unwrap();
+    wait_for("a roast", PATIENCE * 2, || async { machine.served().len() > 150 })
+        .await
+        .unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "{}", gateway.port);
+    let frames = gateway.frames();
+    assert!(frames.iter().all(|frame| frame.profile == Some(checked.digest)));
+    let column = |channel: &Channel| -> Vec<f64> {
+        let values = frames.iter().flat_map(|f| (0..f.sample_count()).map(|i| f.value(channel, i)));
+        values.map(|value| value.unwrap_or(f64::NAN)).collect()
+    };
+    let (bt, gas) = (column(&Channel::Bt), column(&Channel::Gas));
+    let served = machine.served();
+    assert!(bt.len() >= 150 && bt.len() <= served.len() + 1);
+    for (i, shown) in served.iter().take(bt.len()).enumerate() {
+        assert!((bt[i] - shown.values[0]).abs() < 1e-9, "sample {i}: {} shown {shown:?}", bt[i]);
+        assert!((gas[i] - shown.values[3]).abs() < 1e-9, "sample {i}: {} shown {shown:?}", gas[i]);
+    }
+}
+
+#[test]
+fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("roaster.toml"), example()).unwrap();
+    let kid: contract::KeyId = "device:office@leipzig".parse().unwrap();
+    let key = |name: &str| {
+        let path = at(&format!("{name}.key"));
+        let algorithm = trust::Algorithm::EdDsa;
+        let key = trust::FileKey::create(Path::new(&path), kid.clone(), algorithm).unwrap();
+        std::fs::write(at(&format!("{name}.pub")), key.public_key().to_pem()).unwrap();
+    };
+    key("office");
+    key("stranger");
+    let sign = |by: &str| {
+        let (file, key) = (at("roaster.toml"), at(&format!("{by}.key")));
+        let kid = "device:office@leipzig";
+        let signed = edge(&["profile", "sign", &file, "--key-file", &key, "--kid", kid]);
+        assert!(signed.status.success(), "{}", said(&signed));
+    };
+    sign("office");
+    let gateway = Gateway::new(&format!(
+        "file = \"{}\"\ntrusted_keys = [\"{}\"]\ntimeout_ms = 50",
+        at("roaster.toml"),
+        at("office.pub")
+    ));
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    let check = || said(&edge(&["-c", &config, "config", "check"]));
+    assert!(check().contains("is right"), "{}", check());
+    std::fs::write(at("roaster.toml"), example().replace("divisor = 10", "divisor = 100")).unwrap();
+    assert!(check().contains("the signature of something else"), "{}", check());
+    sign("stranger");
+    assert!(check().contains("by none of machine.profile.trusted_keys"), "{}", check());
+    std::fs::remove_file(at("roaster.toml.sig")).unwrap();
+    assert!(check().contains("roaster.toml.sig"), "{}", check());
+}

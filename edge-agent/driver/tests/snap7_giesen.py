@@ -1,0 +1,23 @@
+"""A Siemens controller by python-snap7, which shares no code with us: a Giesen W6A at one moment.
+
+Usage: snap7_giesen.py PORT
+"""
+
+import struct
+import sys
+import threading
+
+from snap7.server import Server
+from snap7.type import SrvArea
+
+db2, db3 = bytearray(256), bytearray(256)
+struct.pack_into(">f", db3, 112, 187.25)
+struct.pack_into(">f", db3, 116, 211.5)
+for byte, value in ((48, 63), (54, 40), (52, 110), (18, 44)):
+    struct.pack_into(">h", db2, byte, value)
+
+server = Server(log=False)
+server.register_area(SrvArea.DB, 2, db2)
+server.register_area(SrvArea.DB, 3, db3)
+server.start(tcp_port=int(sys.argv[1]))
+threading.Event().wait()

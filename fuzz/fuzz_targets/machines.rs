@@ -1,0 +1,21 @@
+#![no_main]
+//! Whatever a machine, or somebody in its place, sends.
+
+use protocols::s7::{self, Item};
+use protocols::{hottop, kaleido, line, santoker, tc4};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let (mut roaster, mut master) = (hottop::Decoder::default(), santoker::Decoder::default());
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let _ = (roaster.push(first), roaster.push(second));
+    let _ = (master.push(first), master.push(second));
+    let items = [Item { area: 0x84, block: 3, byte: 112, bytes: 4 }; 3];
+    let _ = (s7::values(bytes, 1, &items), s7::agreed(bytes, 1), s7::parse_request(bytes));
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let mut table = line::Csv::default();
+        for text in text.lines() {
+            let _ = (tc4::parse(text).map(|r| r.get("ch2")), kaleido::parse(text));
+            let _ = (line::parse_json(text), table.parse(text));
+        }
+    }
+});

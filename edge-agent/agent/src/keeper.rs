@@ -314,11 +314,10 @@ impl Keeper {
         let problem = self.signing.problem();
         self.board.update(|state| {
             if state.key_error.as_deref() != problem {
-                match problem {
-                    Some(problem) => {
-                        tracing::error!(problem, "the key cannot be used; frames wait for it");
-                    }
-                    None => tracing::info!("the key can be used again"),
+                if let Some(problem) = problem {
+                    tracing::error!(problem, "the key cannot be used; frames wait for it");
+                } else {
+                    tracing::info!("the key can be used again");
                 }
                 state.key_error = problem.map(str::to_owned);
             }

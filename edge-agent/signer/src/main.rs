@@ -63,7 +63,7 @@ fn act(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(config),
+        Command::Run => run(&config),
         Command::Create => {
             let token = Token::open(&config)?;
             let session = token.session()?;
@@ -105,14 +105,13 @@ fn check(config: &SignerConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: SignerConfig) -> anyhow::Result<()> {
+fn run(config: &SignerConfig) -> anyhow::Result<()> {
     config.log.start();
     let listener = serve::listener(&config.socket.path)?;
     let allowed = config.allowed_users().context("socket.users")?;
     let limit = Duration::from_millis(config.socket.time_limit_ms);
     let key_id = config.key_id().context("the configuration names no device")?;
-    let config = Arc::new(config);
-    let pool = Pool::start(Arc::clone(&config), key_id.clone())?;
+    let pool = Pool::start(config, key_id.clone())?;
     tracing::info!(kid = %key_id, token = config.token.label, "the signer is ready");
     serve::run(&listener, &Arc::new(pool), allowed, limit)
 }

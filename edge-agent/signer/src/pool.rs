@@ -36,8 +36,8 @@ impl Pool {
     ///
     /// # Errors
     /// What is wrong with module, token, PIN or key.
-    pub fn start(config: Arc<SignerConfig>, key_id: KeyId) -> Result<Self, TokenError> {
-        let token = Arc::new(Token::open(&config)?);
+    pub fn start(config: &SignerConfig, key_id: KeyId) -> Result<Self, TokenError> {
+        let token = Arc::new(Token::open(config)?);
         let public = token.session()?.public_key()?;
         let (jobs, waiting) = sync_channel(WAITING_MAX);
         let waiting = Arc::new(Mutex::new(waiting));

@@ -92,13 +92,13 @@ impl Token {
             .module
             .get_mechanism_list(self.slot)
             .map_err(doing("asking what the token can do"))?;
-        Ok(Session { session, mechanisms, label: self.key_label.clone(), key: None })
+        Ok(Session { inner: session, mechanisms, label: self.key_label.clone(), key: None })
     }
 }
 
 /// A session that has logged in. Not shared: each thread has its own.
 pub struct Session {
-    session: Pkcs11Session,
+    inner: Pkcs11Session,
     mechanisms: Vec<MechanismType>,
     label: String,
     /// The private half, once it has been found.
@@ -114,7 +114,7 @@ impl Session {
         const DOING: &str = "reading the public key";
         let key = self.find(ObjectClass::PUBLIC_KEY)?;
         let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
-        let found = self.session.get_attributes(key, &wanted).map_err(doing(DOING))?;
+        let found = self.inner.get_attributes(key, &wanted).map_err(doing(DOING))?;
         let (mut curve, mut point) = (None, None);
         for attribute in found {
             match attribute {
@@ -160,7 +160,7 @@ impl Session {
             name,
             id,
         ];
-        self.session
+        self.inner
             .generate_key_pair(&mechanism, &public, &private)
             .map_err(doing("making a key"))?;
         self.public_key()
@@ -171,21 +171,20 @@ impl Session {
     /// # Errors
     /// When the token does not; the session is to be thrown away.
     pub fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, TokenError> {
-        let (key, algorithm) = match self.key {
-            Some(known) => known,
-            None => {
-                let algorithm = self.public_key()?.algorithm();
-                *self.key.insert((self.find(ObjectClass::PRIVATE_KEY)?, algorithm))
-            }
+        let (key, algorithm) = if let Some(known) = self.key {
+            known
+        } else {
+            let algorithm = self.public_key()?.algorithm();
+            *self.key.insert((self.find(ObjectClass::PRIVATE_KEY)?, algorithm))
         };
         let signed = match algorithm {
             Algorithm::EdDsa => {
                 let scheme = EddsaParams::new(EddsaSignatureScheme::Ed25519);
-                self.session.sign(&Mechanism::Eddsa(scheme), key, message)
+                self.inner.sign(&Mechanism::Eddsa(scheme), key, message)
             }
             Algorithm::Es256 => {
                 let digest = trust::digest(message);
-                self.session.sign(&Mechanism::Ecdsa, key, &digest.0)
+                self.inner.sign(&Mechanism::Ecdsa, key, &digest.0)
             }
         };
         signed.map_err(doing("signing"))
@@ -193,7 +192,7 @@ impl Session {
 
     fn find(&self, class: ObjectClass) -> Result<ObjectHandle, TokenError> {
         let template = [Attribute::Class(class), Attribute::Label(self.label.as_bytes().to_vec())];
-        let found = self.session.find_objects(&template).map_err(doing("looking for the key"))?;
+        let found = self.inner.find_objects(&template).map_err(doing("looking for the key"))?;
         found.first().copied().ok_or_else(|| TokenError::NoKey(self.label.clone()))
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens that hold keys: SoftHSM2, and a TPM 2.0 (swtpm behind tpm2-abrmd and tpm2-pkcs11).
+//! Tokens that hold keys: SoftHSM2, and a TPM 2.0 (`swtpm` behind `tpm2-abrmd` and `tpm2-pkcs11`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

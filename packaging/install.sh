@@ -28,4 +28,5 @@ esac
 if [ -n "$digest" ]; then
   echo "$digest  $package" | sha256sum --check --quiet || fail "$package is not what it should be"
 fi
-apt-get install -y -qq "$(realpath "$package")"
+# A changed default never asks about, or takes the place of, what was set here.
+apt-get install -y -qq -o Dpkg::Options::=--force-confold "$(realpath "$package")"

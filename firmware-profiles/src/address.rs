@@ -58,7 +58,7 @@ pub enum Chip {
 }
 
 /// What TC4 firmware answers to `READ`, in its order, and what it takes.
-pub const TC4_READS: [&str; 8] = ["ambient", "ch1", "ch2", "ch3", "ch4", "heater", "fan", "sv"];
+pub const TC4_READS: [&str; 6] = ["ambient", "ch1", "ch2", "heater", "fan", "sv"];
 pub const TC4_WRITES: [&str; 7] = ["OT1", "OT2", "OT3", "DCFAN", "IO3", "PID;SV", "PID"];
 /// Kaleido's variables.
 pub const KALEIDO_READS: [&str; 10] = ["BT", "ET", "AT", "TS", "HP", "FC", "RC", "AH", "HS", "CS"];
@@ -110,7 +110,7 @@ impl Address {
                 s7(text).ok_or("`DB3.112`, `DB2.82.1`, `MK40`, `PE0.1` or `PA4`")
             }
             Transport::Tc4 { .. } => named(&TC4_READS, &TC4_WRITES)
-                .ok_or("`ambient`, `ch1`–`ch4`, `heater`, `fan`, `sv`, or `OT1`, `OT2`, `OT3`, `DCFAN`, `IO3`, `PID`, `PID;SV`"),
+                .ok_or("`ambient`, `ch1`, `ch2`, `heater`, `fan`, `sv`, or `OT1`, `OT2`, `OT3`, `DCFAN`, `IO3`, `PID`, `PID;SV`"),
             Transport::Kaleido { .. } => named(&KALEIDO_READS, &KALEIDO_WRITES)
                 .ok_or("one of Kaleido's variables, such as `BT`, `ET` or `HP`"),
             Transport::Hottop { .. } => named(&HOTTOP_READS, &HOTTOP_WRITES)

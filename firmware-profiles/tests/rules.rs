@@ -93,7 +93,7 @@ fn every_rule_finds_what_it_is_for() {
         ("fuji.pxg.rtu", "stop_bits = 1", "stop_bits = 3", "serial"),
         ("tc4.arduino.artisanq", "ch2", "ch9", "address"),
         ("santoker.rmaster.wifi", "mark = \"DROP\"", "mark = \"DORP\"", "mark"),
-        ("santoker.rmaster.wifi", "addr = \"F1\"", "addr = \"F1\"\nstation = 3", "station"),
+        ("santoker.rmaster.wifi", "addr = \"F3\"", "addr = \"F3\"\nstation = 3", "station"),
         ("generic.probes.boards", "max31856 /dev/spidev0.0", "max31856 /dev/i2c-1", "address"),
     ] {
         let rules = broken(id, from, to);

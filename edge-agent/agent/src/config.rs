@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use contract::{DeviceId, Digest, KeyId, MachineId, OrgId, Origin, SiteId};
+use contract::{DeviceId, Digest, EventKind, KeyId, MachineId, OrgId, Origin, SiteId};
 use driver::Site;
 use firmware_profiles::Checked;
 use serde::{Deserialize, Serialize};
@@ -233,7 +233,11 @@ impl EdgeConfig {
         let tells = match self.machine.driver {
             DriverKind::Simulated | DriverKind::Replay => true,
             DriverKind::Profile => self.machine.profile.load().is_ok_and(|checked| {
-                checked.profile.states.iter().any(|state| state.mark.is_some())
+                let marks = |kind| {
+                    let mut states = checked.profile.states.iter();
+                    states.any(|s| s.mark.as_deref().and_then(EventKind::parse) == Some(kind))
+                };
+                marks(EventKind::Charge) && marks(EventKind::Drop)
             }),
         };
         self.sampling.infer_marks.unwrap_or(!tells)
@@ -331,6 +335,11 @@ impl ProfileConfig {
                     !serial || self.device.is_some(),
                     "machine.profile.device",
                     "is not set, and this machine is on a serial line; see /dev/serial/by-id/",
+                );
+                mistakes.require(
+                    !serial || config.sampling.period_ms >= checked.profile.timing.poll_ms,
+                    "sampling.period_ms",
+                    "is less than the profile's timing.poll_ms, which is what the line can carry",
                 );
                 let timeout_ms = self.timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
                 mistakes.require(

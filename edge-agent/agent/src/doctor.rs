@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use contract::ClockQuality;
+use driver::DriverError;
 use rumqttc::{AsyncClient, Event, Incoming};
 
 use crate::clock::Clock;
@@ -134,7 +135,15 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
 
 async fn machine(config: &EdgeConfig) -> Result<String, String> {
     let mut driver = machine::open(config).map_err(|e| e.to_string())?;
-    let reading = driver.read(1_000).await.map_err(|e| e.to_string())?;
+    let reading = match driver.read(1_000).await {
+        // An Arduino starts when its port is opened.
+        Err(DriverError::Settling(_, ms)) => {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            driver.read(1_000 + ms).await
+        }
+        other => other,
+    };
+    let reading = reading.map_err(|e| e.to_string())?;
     let shown = reading.values.iter().map(|(channel, value)| match value {
         Some(value) => format!("{} {value:.1}", channel.as_str()),
         None => format!("{} —", channel.as_str()),

@@ -18,7 +18,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use crate::recorder::{Closed, Position, Roast};
 
 use roasts::put_roast;
-pub use roasts::receipt_of;
+use unsigned::put_receipt;
 
 const FILE: &str = "journal.db";
 const SCHEMA_VERSION: i64 = 3;
@@ -318,7 +318,7 @@ impl Journal {
             .db
             .prepare(
                 "SELECT origin FROM chains c WHERE \
-                 EXISTS (SELECT 1 FROM frames f WHERE f.chain = c.chain AND f.state = 0) OR \
+                 EXISTS (SELECT 1 FROM frames f WHERE f.chain = c.chain AND f.state IN (0, 3)) OR \
                  EXISTS (SELECT 1 FROM roasts r WHERE r.chain = c.chain AND r.state = 1) \
                  GROUP BY origin LIMIT 16",
             )
@@ -379,6 +379,7 @@ impl Journal {
             meta.execute(params!["last_digest", digest.0])?;
             if let Some(closed) = closed {
                 put_roast(&tx, frame.chain, &closed.roast, Some(closed.last_frame))?;
+                put_receipt(&tx, &frame.origin, frame.chain, closed)?;
             }
             if let Some(roast) = running {
                 put_roast(&tx, frame.chain, roast, None)?;

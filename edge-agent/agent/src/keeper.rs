@@ -12,15 +12,18 @@ use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
 use crate::board::{Ahead, Board, Part};
 use crate::clock::Clock;
-use crate::journal::{Journal, JournalError, Message, Outgoing, receipt_of};
-use crate::recorder::{Closed, Cut, Recorder, Sample};
+use crate::journal::{Journal, JournalError, Message, Outgoing};
+use crate::recorder::{Cut, Recorder, Sample};
 use crate::signing::Signing;
 
 /// Frames held in memory while the disk does not take them: about ten minutes. Past it the newest
 /// is given up and counted, so that what was measured first is kept first.
 const UNKEPT_MAX: usize = 600;
-/// Frames that waited for the key and are signed at once; on a slow token about a third of a second.
+/// Frames that waited for the key and are signed at once, and for how long: a slow token must not
+/// keep samples waiting.
 const CATCH_UP_MAX: usize = 50;
+const CATCH_UP_MS_MAX: u64 = 150;
+const RECEIPTS_MAX: usize = 5;
 /// The quota is looked after, and the journal counted, at most this often.
 const LOOK_AFTER_EVERY_MS: u64 = 1_000;
 /// A restart sooner than this goes on with the roast that was running.
@@ -209,6 +212,7 @@ impl Keeper {
             }
         }
         while let Some(cut) = self.unkept.pop_front() {
+            self.board.beat(Part::Keeper, self.clock.mono_ms());
             match self.keep(&cut) {
                 Ok(outgoing) => {
                     if let Some(outgoing) = outgoing {
@@ -250,62 +254,53 @@ impl Keeper {
             let running = cut.running.as_ref().map(|roast| &roast.session);
             self.heard(self.journal.abandon_roasts(running));
         }
-        if let Some(closed) = &cut.closed {
-            self.issue_receipt(cut.frame.chain, closed);
+        if cut.closed.is_some() {
+            let signed = self.sign_receipts();
+            self.heard(signed);
+            self.tell_of_key();
         }
         Ok(outgoing)
     }
 
-    /// Signs what the closed roast consists of. Without it the cloud never says "complete", and
-    /// that is the truth: something of the roast is gone.
-    fn issue_receipt(&mut self, chain: ChainId, closed: &Closed) {
-        let session = &closed.roast.session;
-        match self.try_receipt(chain, closed) {
-            Ok(true) => tracing::info!(%session, "roast closed, receipt signed"),
-            Ok(false) => tracing::warn!(%session, "roast closed; its receipt waits for the key"),
-            Err(problem) => tracing::error!(%session, problem, "no receipt for a roast"),
-        }
-    }
-
-    /// Whether it is signed already.
-    fn try_receipt(&mut self, chain: ChainId, closed: &Closed) -> Result<bool, String> {
-        let digests = self.journal.digests(chain, closed.roast.first_frame, closed.last_frame);
-        let Some(digests) = digests.map_err(|e| e.to_string())? else {
-            return Err("frames of the roast are gone from the journal".to_owned());
-        };
-        let receipt = receipt_of(&self.recorder_origin(), chain, closed, trust::digest(&digests));
-        let now = self.clock.mono_ms();
-        let signed = self.signing.sign(CONTENT_RECEIPT, receipt.encode(), now);
-        self.tell_of_key();
-        let kept = match &signed {
-            Some(signed) => self.journal.keep_receipt(&receipt, signed),
-            None => self.journal.keep_unsigned_receipt(&receipt),
-        };
-        kept.map(|()| signed.is_some()).map_err(|e| e.to_string())
-    }
-
-    /// Signs what waited for the key, oldest first, a bounded number at a time; frames before
-    /// receipts, since a receipt speaks of frames.
+    /// Signs what waited for the key, oldest first, for a bounded time; frames before receipts,
+    /// since a receipt speaks of frames.
     fn catch_up(&mut self) -> Result<(), JournalError> {
-        let mut signed = Vec::new();
+        let began = self.clock.mono_ms();
         let waiting = self.journal.unsigned_frames(CATCH_UP_MAX)?;
+        let mut signed = Vec::new();
         for frame in &waiting {
             let now = self.clock.mono_ms();
+            if now.saturating_sub(began) > CATCH_UP_MS_MAX {
+                break;
+            }
             match self.signing.sign(CONTENT_FRAME, frame.text.clone(), now) {
                 Some(message) => signed.push((frame.key, message)),
                 None => break,
             }
         }
         self.journal.frames_signed(&signed)?;
-        if signed.len() < waiting.len() || waiting.len() == CATCH_UP_MAX {
-            return Ok(());
+        if !signed.is_empty()
+            && let Some(newest) = self.journal.newest_unsent()?
+        {
+            // Out of turn on the live lane: the uplink sees that frames came without passing it,
+            // and looks for them.
+            let _ = self.live.try_send(newest);
         }
-        for receipt in self.journal.unsigned_receipts(CATCH_UP_MAX)? {
+        if signed.len() == waiting.len() && waiting.len() < CATCH_UP_MAX {
+            self.sign_receipts()?;
+        }
+        Ok(())
+    }
+
+    /// Without its receipt the cloud never calls a roast complete.
+    fn sign_receipts(&mut self) -> Result<(), JournalError> {
+        for receipt in self.journal.unsigned_receipts(RECEIPTS_MAX)? {
             let now = self.clock.mono_ms();
             let Some(message) = self.signing.sign(CONTENT_RECEIPT, receipt.text, now) else {
                 break;
             };
             self.journal.receipt_signed(&receipt.key, &message)?;
+            tracing::info!(session = receipt.key, "roast closed, receipt signed");
         }
         Ok(())
     }
@@ -322,10 +317,6 @@ impl Keeper {
                 state.key_error = problem.map(str::to_owned);
             }
         });
-    }
-
-    fn recorder_origin(&self) -> Origin {
-        self.recorder.origin().clone()
     }
 
     fn apply(&mut self, ack: &Ack) {
@@ -364,12 +355,13 @@ impl Keeper {
         if now.saturating_sub(self.looked_ms) < LOOK_AFTER_EVERY_MS {
             return;
         }
-        self.looked_ms = now;
         if !self.signing.rests(now) {
             let caught_up = self.catch_up();
             self.heard(caught_up);
             self.tell_of_key();
         }
+        // After the work, so that a slow token leaves the most of each second to samples.
+        self.looked_ms = self.clock.mono_ms();
         let freed = self.journal.keep_quota();
         if let Some(lost) = self.heard(freed)
             && lost > 0

@@ -67,7 +67,11 @@ pub async fn run(
                     Sample { mono_ms, wall: clock.wall(), clock: clock.quality(), reading };
                 hand_over(&jobs, sample, &board);
             }
-            Err(DriverError::Ended) => return End::Played,
+            Err(DriverError::Ended) => {
+                // Nobody waits for it to move again.
+                board.beat(Part::Sampler, u64::MAX);
+                return End::Played;
+            }
             Err(error) => {
                 metrics::counter!("simcorp_edge_driver_errors_total").increment(1);
                 if !failing {

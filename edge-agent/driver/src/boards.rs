@@ -6,6 +6,7 @@
 use embedded_hal::i2c::I2c;
 use embedded_hal::spi::SpiDevice;
 use firmware_profiles::address::{Address, Chip};
+use linux_embedded_hal::spidev::{SpiModeFlags, SpidevOptions};
 use linux_embedded_hal::{I2cdev, SpidevDevice};
 
 use crate::DriverError;
@@ -79,19 +80,29 @@ impl Board {
                 let mut bus = I2cdev::new(&self.device).map_err(|e| gone(&e))?;
                 mcp9600(&mut bus, self.at)
             }
-            Chip::Max31855 => {
-                let mut bus = SpidevDevice::open(&self.device).map_err(|e| gone(&e))?;
-                max31855(&mut bus)
-            }
+            Chip::Max31855 => max31855(&mut self.spi(SpiModeFlags::SPI_MODE_0)?),
             Chip::Max31856 => {
-                let mut bus = SpidevDevice::open(&self.device).map_err(|e| gone(&e))?;
+                let mut bus = self.spi(SpiModeFlags::SPI_MODE_1)?;
                 if !self.started {
                     max31856_start(&mut bus)?;
                     self.started = true;
+                    // The first conversion takes a while; until then the chip shows 0 °C.
+                    return Ok(None);
                 }
                 max31856(&mut bus)
             }
         }
+    }
+}
+
+impl Board {
+    /// Both chips take 5 MHz; long wires do not.
+    fn spi(&self, mode: SpiModeFlags) -> Result<SpidevDevice, String> {
+        let gone = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
+        let mut bus = SpidevDevice::open(&self.device).map_err(|e| gone(&e))?;
+        let options = SpidevOptions::new().mode(mode).max_speed_hz(1_000_000).build();
+        bus.configure(&options).map_err(|e| gone(&e))?;
+        Ok(bus)
     }
 }
 
@@ -112,22 +123,30 @@ fn max31855(bus: &mut impl SpiDevice) -> Celsius {
     Ok((!fault).then(|| f64::from(quarters) / 4.0))
 }
 
-/// Continuous conversion, open-circuit detection, 50 Hz rejected; type K.
+/// Continuous conversion, open-circuit detection, 50 Hz rejected.
+const CR0: u8 = 0b1001_0001;
+/// Type K, one reading without averaging.
+const CR1: u8 = 0x03;
+
 fn max31856_start(bus: &mut impl SpiDevice) -> Result<(), String> {
-    bus.write(&[0x80, 0b1001_0001, 0x03]).map_err(|e| failed(&e))?;
+    bus.write(&[0x80, CR0, CR1]).map_err(|e| failed(&e))?;
     let mut answer = [0; 2];
     bus.transfer(&mut answer, &[0x01, 0]).map_err(|e| failed(&e))?;
-    if answer[1] & 0x0f != 0x03 {
+    if answer[1] != CR1 {
         return Err("no MAX31856 answers".to_owned());
     }
     Ok(())
 }
 
-/// 19 bits of °C/128 in registers 0x0C–0x0E, faults in 0x0F.
+/// 19 bits of °C/128 in registers 0x0C–0x0E, faults in 0x0F. Read with the registers that were set:
+/// a chip that an igniter's spark has reset shows 0 °C for ever.
 fn max31856(bus: &mut impl SpiDevice) -> Celsius {
-    let mut answer = [0; 5];
-    bus.transfer(&mut answer, &[0x0c, 0, 0, 0, 0]).map_err(|e| failed(&e))?;
-    let [_, high, middle, low, faults] = answer;
+    let mut answer = [0; 17];
+    bus.transfer(&mut answer, &[0; 17]).map_err(|e| failed(&e))?;
+    if answer[1..3] != [CR0, CR1] {
+        return Err("the chip has forgotten its settings; it is started anew".to_owned());
+    }
+    let [high, middle, low, faults] = [answer[13], answer[14], answer[15], answer[16]];
     let raw = i32::from_be_bytes([high, middle, low, 0]) >> 13;
     // Open thermocouple, or a voltage that none makes.
     let fault = faults & 0b01 != 0 || faults & 0b10 != 0;
@@ -205,10 +224,14 @@ mod tests {
         assert_eq!(read([0x00, 0x01, 0x19, 0x01]), Ok(None), "an open thermocouple");
         assert!(read([0; 4]).is_err());
         // +1000 °C, −1 °C: table 4 of the MAX31856 data sheet.
-        let read = |b: [u8; 4]| max31856(&mut Answers([&[0][..], &b].concat()));
+        let chip = |set: [u8; 2], b: [u8; 4]| {
+            max31856(&mut Answers([&[0][..], &set, &[0; 10], &b].concat()))
+        };
+        let read = |b: [u8; 4]| chip([CR0, CR1], b);
         assert_eq!(read([0x3e, 0x80, 0x00, 0]), Ok(Some(1000.0)));
         assert_eq!(read([0xff, 0xf0, 0x00, 0]), Ok(Some(-1.0)));
         assert_eq!(read([0x3e, 0x80, 0x00, 1]), Ok(None));
+        assert!(chip([0, CR1], [0; 4]).is_err(), "reset by a spark");
         let read = |status: u8| mcp9600(&mut Answers(vec![0x0b, 0xb8, 0, 0, status]), 0x67);
         assert_eq!(read(0), Ok(Some(187.5)));
         assert_eq!(read(0b0001_0000), Ok(None));

@@ -211,6 +211,13 @@ impl ProfileDriver {
 
     async fn ask(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
         match self.bus.poll(mono_ms).await {
+            Ok(raws) if raws.values.iter().all(Option::is_none) => {
+                let why = "answers, and has none of the profile's values";
+                self.gap.get_or_insert_with(|| (mono_ms, why.to_owned()));
+                let id = self.profile.machine.id.clone();
+                let why = format!("the machine {why}; {}", raws.ailing.join("; "));
+                Err(DriverError::Profile(id, why.trim_end_matches("; ").to_owned()))
+            }
             Ok(raws) => {
                 let mut reading = self.reading(mono_ms, raws);
                 if let Some((since_ms, why)) = self.gap.take() {
@@ -281,7 +288,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_state_that_begins_is_a_mark_and_one_that_was_found_is_not() {
-        let poll = |state: Option<f64>| Some(vec![None, None, state]);
+        let poll = |state: Option<f64>| Some(vec![None, Some(50.0), state]);
         let states = [Some(1.0), Some(0.0), None, Some(1.0), Some(1.0)];
         let mut driver = driver(states.map(poll).to_vec());
         let mut marks = Vec::new();

@@ -16,6 +16,9 @@ use crate::profile::{Bus, Point, Polling, Raws, limit};
 /// What one reading takes from the connection: a source that floods does not hold up the rest.
 const BYTES_MAX: usize = 64 * 1024;
 
+/// Silent readings after which a connection is opened anew.
+const SILENT_MAX: u32 = 3;
+
 /// Understands what it hears.
 pub enum Ear {
     Hottop(hottop::Decoder),
@@ -103,11 +106,13 @@ pub struct Told {
     points: Vec<Point>,
     ear: Ear,
     stream: Option<Box<dyn Stream>>,
+    /// Readings in a row in which nothing came.
+    silent: u32,
 }
 
 impl Told {
     pub const fn new(place: Place, timing: Timing, points: Vec<Point>, ear: Ear) -> Self {
-        Self { place, timing, points, ear, stream: None }
+        Self { place, timing, points, ear, stream: None, silent: 0 }
     }
 
     /// Reads what has come, and waits for something if nothing has.
@@ -131,10 +136,12 @@ impl Told {
                     self.ear.hear(&bytes[..read], &mut heard);
                 }
                 Ok(Err(error)) => return Err(DriverError::Unreachable(self.place.name(), error)),
-                Err(_) => break,
+                Err(_) => return Ok(heard),
             }
         }
-        Ok(heard)
+        // More than we can follow: what is heard would be older with each reading.
+        let flood = "sends more than can be read; the connection is closed".to_owned();
+        Err(DriverError::Protocol(self.place.name(), flood))
     }
 
     async fn poll_once(&mut self) -> Result<Raws, DriverError> {
@@ -145,10 +152,18 @@ impl Told {
             self.place.open(limit(&self.timing)).await?
         };
         let heard = self.listen(&mut stream).await?;
-        self.stream = Some(stream);
         if heard.is_empty() {
+            self.silent += 1;
+            // A machine that was switched off leaves a connection that looks alive for ever.
+            if self.silent < SILENT_MAX || matches!(self.place, Place::Serial { .. }) {
+                self.stream = Some(stream);
+            } else {
+                self.silent = 0;
+            }
             return Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms));
         }
+        self.silent = 0;
+        self.stream = Some(stream);
         let told_once = self.ear.states_last();
         let value = |point: &Point| match &point.address {
             Address::Name(name) => heard.get(name).copied(),
@@ -156,7 +171,7 @@ impl Told {
                 let value = heard.get(&format!("{target:02X}")).copied();
                 // An event's message is its beginning; between two there is none.
                 let is_event = told_once && (0x80..=0x84).contains(target);
-                if is_event { Some(value.map_or(0.0, |_| 1.0)) } else { value }
+                if is_event { Some(f64::from(value.is_some_and(|v| v != 0.0))) } else { value }
             }
             _ => None,
         };

@@ -13,6 +13,8 @@ use crate::profile::{Bus, Point, Polling, Raws, limit};
 
 /// Small controllers lose what comes too fast.
 const BETWEEN_WORDS: Duration = Duration::from_millis(20);
+/// A line that takes longer to take a greeting is none.
+const GREETING_MAX: Duration = Duration::from_millis(200);
 
 /// Which language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,10 @@ impl Asked {
         Self { place, timing, points, dialect, line: None }
     }
 
+    fn silent(&self) -> DriverError {
+        DriverError::Silent(self.place.name(), self.timing.timeout_ms)
+    }
+
     /// What is said before the first question. A machine that is starting hears nothing yet.
     async fn greet(&self, line: &mut Line, mono_ms: u64) -> Result<(), DriverError> {
         let settled = line.opened_ms + self.timing.settle_ms;
@@ -105,12 +111,16 @@ impl Asked {
         // What came unasked is not the answer to this question.
         line.held.clear();
         let mut bytes = [0; 512];
+        // The rest of a line whose beginning was read away would pass for a shorter one.
+        let mut in_the_middle = false;
         while let Ok(read) =
             tokio::time::timeout(Duration::ZERO, line.stream.read(&mut bytes)).await
         {
-            if read.map_err(broken)? == 0 {
+            let read = read.map_err(broken)?;
+            if read == 0 {
                 return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
             }
+            in_the_middle = bytes[read - 1] != b'\n';
         }
         line.stream.write_all(self.dialect.question().as_bytes()).await.map_err(broken)?;
         loop {
@@ -122,6 +132,9 @@ impl Asked {
             while let Some(end) = line.held.iter().position(|b| *b == b'\n') {
                 let text = String::from_utf8_lossy(&line.held[..end]).into_owned();
                 line.held.drain(..=end);
+                if std::mem::take(&mut in_the_middle) {
+                    continue;
+                }
                 if let Some(values) = self.dialect.values(&text, &self.points) {
                     return Ok(Raws { values, ailing: Vec::new() });
                 }
@@ -143,11 +156,11 @@ impl Asked {
                 greeted: false,
             },
         };
-        let answer = match self.greet(&mut line, mono_ms).await {
+        let greeting = tokio::time::timeout(GREETING_MAX, self.greet(&mut line, mono_ms)).await;
+        let answer = match greeting.unwrap_or_else(|_| Err(self.silent())) {
             Ok(()) => {
-                tokio::time::timeout(limit(&self.timing), self.ask(&mut line)).await.unwrap_or_else(
-                    |_| Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms)),
-                )
+                let asked = tokio::time::timeout(limit(&self.timing), self.ask(&mut line)).await;
+                asked.unwrap_or_else(|_| Err(self.silent()))
             }
             Err(error) => Err(error),
         };
@@ -155,6 +168,10 @@ impl Asked {
         // answer is read away before the next question.
         let keeps =
             matches!(answer, Ok(_) | Err(DriverError::Silent(..) | DriverError::Settling(..)));
+        if matches!(answer, Err(DriverError::Silent(..))) {
+            // It may have restarted behind the open port, and speaks °F until it is told.
+            line.greeted = false;
+        }
         if keeps {
             self.line = Some(line);
         }

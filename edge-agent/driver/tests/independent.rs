@@ -28,7 +28,7 @@ async fn a_siemens_controller_is_read_as_it_is() {
             ("gasPct", 63.0),
             ("fanPct", 40.0),
             ("drumPressurePa", 110.0),
-            ("drumHz", 44.0),
+            ("drumSetHz", 44.0),
         ];
         assert_eq!(found, expected);
     }

@@ -19,9 +19,8 @@ pub async fn serve_tc4(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
                 let value = |name: &str| {
                     told.iter().find(|(n, _)| n == name).map_or(0.0, |(_, value)| *value)
                 };
-                let four = told.iter().any(|(n, _)| n == "ch3" || n == "ch4");
-                let all = TC4_READS.iter().filter(|n| four || !matches!(**n, "ch3" | "ch4"));
-                let words: Vec<String> = all.map(|n| format!("{:.2}", value(n))).collect();
+                let words: Vec<String> =
+                    TC4_READS.iter().map(|n| format!("{:.2}", value(n))).collect();
                 words.join(",") + "\r\n"
             }
         } else if line.starts_with("CHAN;") {

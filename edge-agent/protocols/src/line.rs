@@ -29,9 +29,11 @@ impl Csv {
         if words.len() > FIELDS_MAX {
             return None;
         }
-        // A source that begins anew says its names again.
-        let is_names = words.iter().all(|w| !w.is_empty() && w.parse::<f64>().is_err());
-        if is_names {
+        // A source that begins anew says its names again; a row of errors has other words.
+        let texts = words.iter().all(|w| !w.is_empty() && w.parse::<f64>().is_err());
+        let known =
+            self.names.is_empty() || words.iter().any(|w| self.names.iter().any(|n| n == w));
+        if texts && known {
             self.names = words.into_iter().map(|w| w.trim_matches('"').to_owned()).collect();
             return None;
         }
@@ -58,6 +60,8 @@ mod tests {
         assert_eq!(csv.parse("btC,etC\r\n"), None);
         assert_eq!(csv.parse("180.5,"), Some(vec![("btC".to_owned(), 180.5)]));
         assert_eq!(csv.parse("180.5"), None, "half a line");
+        assert_eq!(csv.parse("ERR,ERR"), Some(vec![]), "both probes are open for a moment");
+        assert_eq!(csv.parse("181,200").map(|v| v.len()), Some(2));
     }
 
     proptest::proptest! {

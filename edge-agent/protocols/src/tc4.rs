@@ -22,26 +22,24 @@ pub fn parse(line: &str) -> Option<Reading> {
         .take(9)
         .map(|word| word.trim().parse().ok().filter(|v: &f64| v.is_finite()))
         .collect();
-    values.filter(|v| (3..=8).contains(&v.len())).map(|values| Reading { values })
+    // `CHAN;1200` asks for two probes: ambient and both, and with PID on heater, fan, set value.
+    values.filter(|v| matches!(v.len(), 3 | 6)).map(|values| Reading { values })
 }
 
 impl Reading {
-    /// A value by its name. The three values that follow the probes are heater, fan and set value;
-    /// how many probes there are, the line's length says.
+    /// A value by its name. The three values that follow the probes, where there are any, are
+    /// heater, fan and set value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f64> {
         let all = &self.values;
         let (probes, tail) = match all.len() {
-            // ambient and two or four probes, then heater, fan, set value.
-            6 | 8 => all.split_at(all.len() - 3),
+            6 => all.split_at(3),
             _ => (all.as_slice(), &[][..]),
         };
         match name {
             "ambient" => probes.first(),
             "ch1" => probes.get(1),
             "ch2" => probes.get(2),
-            "ch3" => probes.get(3),
-            "ch4" => probes.get(4),
             "heater" => tail.first(),
             "fan" => tail.get(1),
             "sv" => tail.get(2),
@@ -61,8 +59,7 @@ mod tests {
         assert_eq!(get("24.1,201.5,187.25\r\n", "ch2"), Some(187.25));
         assert_eq!(get("24.1,201.5,187.25", "heater"), None);
         assert_eq!(get("24.1,201.5,187.25,80,45,0", "heater"), Some(80.0));
-        assert_eq!(get("24.1,201.5,187.25,80,45,0", "ch3"), None);
-        assert_eq!(get("24.1,201.5,187.25,1,2,80,45,0", "ch4"), Some(2.0));
+        assert_eq!(parse("1.5,187.25,80,45,0"), None, "the end of a longer one");
         assert_eq!(parse("# Active channels set to 1200"), None);
         assert_eq!(parse("24.1,nan,187.25"), None);
         assert_eq!(parse("24.1,20"), None, "half a line");

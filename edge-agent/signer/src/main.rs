@@ -19,7 +19,7 @@ use trust::{Algorithm, PublicKey};
 
 use crate::config::SignerConfig;
 use crate::pool::Pool;
-use crate::token::Token;
+use crate::token::{Token, TokenError};
 
 #[derive(Parser)]
 #[command(name = "simcorp-signer", version, about = "Signs with a key that cannot be copied")]
@@ -111,7 +111,17 @@ fn run(config: &SignerConfig) -> anyhow::Result<()> {
     let allowed = config.allowed_users().context("socket.users")?;
     let limit = Duration::from_millis(config.socket.time_limit_ms);
     let key_id = config.key_id().context("the configuration names no device")?;
-    let pool = Pool::start(config, key_id.clone())?;
-    tracing::info!(kid = %key_id, token = config.token.label, "the signer is ready");
+    let pool = match Pool::start(config, key_id.clone()) {
+        Ok(pool) => Some(pool),
+        Err(error @ TokenError::WrongPin) => {
+            // Ended and started again we would try again, until the token locks for good.
+            tracing::error!(%error, "refusing everything until the PIN is mended and we are restarted");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if pool.is_some() {
+        tracing::info!(kid = %key_id, token = config.token.label, "the signer is ready");
+    }
     serve::run(&listener, &Arc::new(pool), allowed, limit)
 }

@@ -39,13 +39,13 @@ pub fn listener(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until the process ends.
+/// Answers until the process ends; without a pool, that the token cannot be used.
 ///
 /// # Errors
 /// When the socket breaks.
 pub fn run(
     listener: &UnixListener,
-    pool: &Arc<Pool>,
+    pool: &Arc<Option<Pool>>,
     allowed: Vec<u32>,
     limit: Duration,
 ) -> anyhow::Result<()> {
@@ -60,14 +60,14 @@ pub fn run(
         open.fetch_add(1, Ordering::Relaxed);
         let (pool, allowed, open) = (Arc::clone(pool), Arc::clone(&allowed), Arc::clone(&open));
         std::thread::spawn(move || {
-            answer(stream, &pool, &allowed, limit);
+            answer(stream, pool.as_ref().as_ref(), &allowed, limit);
             open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
 /// One connection, until the other side ends it.
-fn answer(mut stream: UnixStream, pool: &Pool, allowed: &[u32], limit: Duration) {
+fn answer(mut stream: UnixStream, pool: Option<&Pool>, allowed: &[u32], limit: Duration) {
     match socket_peercred(&stream) {
         Ok(peer) if allowed.contains(&peer.uid.as_raw()) => {}
         Ok(peer) => {
@@ -87,8 +87,11 @@ fn answer(mut stream: UnixStream, pool: &Pool, allowed: &[u32], limit: Duration)
     }
     loop {
         let answer = match read_request(&mut stream) {
-            Ok(Request::PublicKey) => Ok(pool.public_key().to_spki()),
-            Ok(Request::Sign(message)) => pool.sign(message, limit),
+            Ok(request) => match (pool, request) {
+                (None, _) => Err(Refusal::Token),
+                (Some(pool), Request::PublicKey) => Ok(pool.public_key().to_spki()),
+                (Some(pool), Request::Sign(message)) => pool.sign(message, limit),
+            },
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                 // Where the next request begins is anybody's guess.
                 let _ = write_answer(&mut stream, &Err(Refusal::Malformed));

@@ -110,7 +110,7 @@ impl Gateway {
 async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let token = Token::soft(folder.path()).unwrap();
-    let gateway = Gateway::start(folder, token, "").await;
+    let mut gateway = Gateway::start(folder, token, "").await;
     assert!(gateway.command("check").status.success());
     let again = gateway.command("create");
     assert!(!again.status.success(), "a key is not replaced under its name");
@@ -129,6 +129,17 @@ async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let client = [&[b' '; 64][..], b"TLS 1.3, client CertificateVerify\0", &[0; 32]].concat();
     let proof = gateway.key().sign(&client).unwrap();
     assert!(gateway.key().public_key().unwrap().verifies(&client, &proof));
+    // A wrong PIN is tried once; the signer stays, so that nothing starts it to try again.
+    gateway.signer.kill();
+    std::fs::write(gateway.folder.path().join("pin"), "000000").unwrap();
+    gateway.signer.start().unwrap();
+    wait_for("the refusal", PATIENCE, || async {
+        let asked = gateway.key().public_key().map_err(|e| e.to_string());
+        asked.is_err_and(|e| e.contains("the token cannot be used"))
+    })
+    .await
+    .unwrap();
+    assert!(gateway.signer.is_running() && gateway.log().contains("refusing everything"));
 }
 
 /// Keeps what it is asked to sign.

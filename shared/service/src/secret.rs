@@ -3,13 +3,13 @@
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A secret as it stands in a configuration: `file:/run/secrets/x`, `env:NAME`,
 /// `credential:NAME` (systemd's `LoadCredential`), or — for
 /// development — the secret itself.
-#[derive(Clone, Default, Deserialize)]
-#[serde(from = "String")]
+#[derive(Clone, Default)]
 pub struct Secret(Option<SecretString>);
 
 /// Why a reference has nothing behind it.
@@ -58,6 +58,18 @@ impl Secret {
             return Ok(Some(value.into()));
         }
         Ok(Some(configured.clone()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    /// A PIN without quotes is a number; what is said about it must not repeat it.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = toml::Value::deserialize(deserializer).ok().and_then(|value| match value {
+            toml::Value::String(text) => Some(text),
+            _ => None,
+        });
+        let refused = || D::Error::custom("invalid type, expected a string in quotes");
+        text.map(Self::from).ok_or_else(refused)
     }
 }
 

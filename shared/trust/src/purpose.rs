@@ -15,6 +15,8 @@ pub const MESSAGE_BYTES_MAX: usize = 300 * 1024;
 /// RFC 8446, 4.4.3: what a TLS 1.3 client signs, before the transcript's hash.
 const TLS_CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
 const TLS_PADDING: usize = 64;
+/// The OID of a common name, 2.5.4.3, in DER.
+const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +43,7 @@ impl Purpose {
             _ if message.len() > MESSAGE_BYTES_MAX => None,
             0x84 => statement(message, key_id, public.algorithm()),
             b' ' => handshake(message).then_some(Self::TlsHandshake),
-            0x30 => request(message, public).then_some(Self::CertificateRequest),
+            0x30 => request(message, key_id, public).then_some(Self::CertificateRequest),
             _ => None,
         }
     }
@@ -95,16 +97,24 @@ fn handshake(message: &[u8]) -> bool {
     padding.iter().all(|b| *b == b' ') && matches!(hash.len(), 32 | 48)
 }
 
-/// `CertificationRequestInfo` of RFC 2986: version 0, subject, and our own public key, so that
-/// nobody gets a certificate for another key by our signature.
-fn request(message: &[u8], public: &PublicKey) -> bool {
+/// `CertificationRequestInfo` of RFC 2986: version 0, a subject that is our own name and nothing
+/// else, our own public key, and no attributes: nobody gets a certificate for another key, another
+/// name or another use by our signature.
+fn request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
     let inner = || {
         let (0x30, inner, []) = element(message)? else { return None };
         let (0x02, [0], rest) = element(inner)? else { return None };
-        let (0x30, _subject, rest) = element(rest)? else { return None };
+        let (0x30, subject, rest) = element(rest)? else { return None };
+        let (0x31, name, []) = element(subject)? else { return None };
+        let (0x30, name, []) = element(name)? else { return None };
+        let name = name.strip_prefix(&COMMON_NAME)?;
+        let (0x0c, name, []) = element(name)? else { return None };
+        if name != key_id.as_str().as_bytes() {
+            return None;
+        }
         let spki = public.to_spki();
         let rest = rest.strip_prefix(spki.as_slice())?;
-        let (0xa0, _attributes, []) = element(rest)? else { return None };
+        let (0xa0, [], []) = element(rest)? else { return None };
         Some(())
     };
     inner().is_some()
@@ -195,11 +205,20 @@ mod tests {
     fn a_certificate_is_asked_for_our_own_key_alone() {
         let (_, public) = asked(Algorithm::EdDsa, CONTENT_FRAME, vec![]);
         let (_, another) = asked(Algorithm::EdDsa, CONTENT_FRAME, vec![]);
-        let info = |key: &PublicKey| {
-            let body = [&[0x02, 1, 0, 0x30, 0][..], &key.to_spki(), &[0xa0, 0]].concat();
-            [&[0x30, u8::try_from(body.len()).unwrap()][..], &body].concat()
+        let tlv = |tag: u8, body: &[u8]| -> Vec<u8> {
+            [&[tag, 0x81, u8::try_from(body.len()).unwrap()][..], body].concat()
         };
-        assert_eq!(Purpose::of(&info(&public), &kid(), &public), Some(Purpose::CertificateRequest));
-        assert_eq!(Purpose::of(&info(&another), &kid(), &public), None);
+        let info = |name: &str, key: &PublicKey, attributes: &[u8]| {
+            let name = [&COMMON_NAME[..], &tlv(0x0c, name.as_bytes())].concat();
+            let subject = tlv(0x30, &tlv(0x31, &tlv(0x30, &name)));
+            let attributes = tlv(0xa0, attributes);
+            tlv(0x30, &[&[0x02, 1, 0][..], &subject, &key.to_spki(), &attributes].concat())
+        };
+        let is = |message: &[u8]| Purpose::of(message, &kid(), &public);
+        let ours = kid().as_str().to_owned();
+        assert_eq!(is(&info(&ours, &public, &[])), Some(Purpose::CertificateRequest));
+        assert_eq!(is(&info(&ours, &another, &[])), None, "another's key");
+        assert_eq!(is(&info("device:eve@leipzig", &public, &[])), None, "another's name");
+        assert_eq!(is(&info(&ours, &public, &[0x30, 0])), None, "more than was agreed on");
     }
 }

@@ -140,7 +140,7 @@ impl SocketKey {
             SignError { key_id: self.key_id.clone(), problem }
         };
         let exchange = || -> io::Result<Vec<u8>> {
-            let mut stream = UnixStream::connect(&self.path)?;
+            let mut stream = connect(&self.path)?;
             stream.set_read_timeout(Some(self.time_limit))?;
             stream.set_write_timeout(Some(self.time_limit))?;
             match request {
@@ -159,6 +159,20 @@ impl SocketKey {
             }
         }
     }
+}
+
+/// Connects without waiting: a signer that accepts nobody fills its queue, and `connect` would wait
+/// for room in it without end.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 impl Signer for SocketKey {

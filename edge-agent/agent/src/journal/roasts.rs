@@ -1,11 +1,11 @@
 //! Roasts in the journal: which runs, which are closed, and what the cloud says of them.
 
-use contract::{ChainId, Digest, EpochMs, EventKind, Origin, Receipt, SessionId};
+use contract::{ChainId, EpochMs, EventKind, Origin, SessionId};
 use roast::learn::Learned;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, origin_at};
-use crate::recorder::{Closed, Roast};
+use crate::recorder::Roast;
 
 impl Journal {
     /// Gives up the roasts that were running and are not `resumed`: nobody saw them end, and they
@@ -68,49 +68,6 @@ impl Journal {
             )
             .optional()
             .map_err(JournalError::sql("finding the running roast"))
-    }
-
-    /// The digest of a roast: over its frames' digests, in order. `None` when one is gone.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn digests(
-        &self,
-        chain: ChainId,
-        first: u64,
-        last: u64,
-    ) -> Result<Option<Vec<u8>>, JournalError> {
-        const DOING: &str = "reading a roast's digests";
-        if last < first {
-            return Ok(None);
-        }
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let mut rows = self
-            .db
-            .prepare_cached(
-                "SELECT digest FROM frames WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number",
-            )
-            .map_err(JournalError::sql(DOING))?;
-        let digests: Vec<[u8; 32]> = rows
-            .query_map(params![chain.0, number(first), number(last)], |row| row.get(0))
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))?;
-        let whole = digests.len() as u64 == last - first + 1;
-        Ok(whole.then(|| digests.concat()))
-    }
-
-    /// Keeps the signed receipt of a closed roast.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub fn keep_receipt(&self, receipt: &Receipt, signed: &[u8]) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "UPDATE roasts SET receipt = ?2 WHERE session = ?1",
-                params![receipt.session.as_str(), signed],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("keeping a receipt"))
     }
 
     /// What the machine had taught when its last roast ended; nothing, of a new machine or where it
@@ -183,21 +140,4 @@ pub(super) fn put_roast(
         i64::from(last_frame.is_some())
     ])
     .map(drop)
-}
-
-/// The receipt of a closed roast.
-#[must_use]
-pub fn receipt_of(origin: &Origin, chain: ChainId, closed: &Closed, digest: Digest) -> Receipt {
-    Receipt {
-        origin: origin.clone(),
-        session: closed.roast.session.clone(),
-        chain,
-        first_frame: closed.roast.first_frame,
-        last_frame: closed.last_frame,
-        first_seq: closed.roast.first_seq,
-        last_seq: closed.last_seq,
-        started: closed.roast.started,
-        ended: closed.ended,
-        digest,
-    }
 }

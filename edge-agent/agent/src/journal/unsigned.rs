@@ -1,9 +1,10 @@
 //! Frames and receipts that wait for the key: kept like the others, sent once they are signed.
 
-use contract::Receipt;
-use rusqlite::params;
+use contract::{ChainId, Origin, Receipt};
+use rusqlite::{Transaction, params};
 
 use super::{Journal, JournalError};
+use crate::recorder::Closed;
 
 /// `frames.state` of a frame that is not signed yet.
 pub const STATE: i64 = 3;
@@ -50,21 +51,7 @@ impl Journal {
         tx.commit().map_err(JournalError::sql(DOING))
     }
 
-    /// Keeps a receipt that cannot be signed now.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub fn keep_unsigned_receipt(&self, receipt: &Receipt) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "UPDATE roasts SET unsigned_receipt = ?2 WHERE session = ?1",
-                params![receipt.session.as_str(), receipt.encode()],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("keeping a receipt that waits for the key"))
-    }
-
-    /// A receipt that waits for the key.
+    /// Receipts that wait for the key.
     ///
     /// # Errors
     /// When the disk does not answer.
@@ -97,4 +84,44 @@ impl Journal {
             .map(drop)
             .map_err(JournalError::sql("keeping a signed receipt"))
     }
+}
+
+/// Writes down what a closed roast consists of, over its frames' digests in order, in the
+/// transaction of its last frame: after a power cut it is there, or the roast still runs. A roast
+/// of which a frame is gone gets none, and the cloud never calls it complete.
+pub(super) fn put_receipt(
+    tx: &Transaction<'_>,
+    origin: &Origin,
+    chain: ChainId,
+    closed: &Closed,
+) -> rusqlite::Result<()> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let (first, last) = (closed.roast.first_frame, closed.last_frame);
+    let mut rows = tx.prepare_cached(
+        "SELECT digest FROM frames WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number",
+    )?;
+    let digests =
+        rows.query_map(params![chain.0, number(first), number(last)], |row| row.get(0))?;
+    let digests: Vec<[u8; 32]> = digests.collect::<Result<_, _>>()?;
+    if digests.is_empty() || Some(digests.len() as u64) != (last + 1).checked_sub(first) {
+        tracing::error!(session = %closed.roast.session, "frames of the roast are gone: no receipt");
+        return Ok(());
+    }
+    let receipt = Receipt {
+        origin: origin.clone(),
+        session: closed.roast.session.clone(),
+        chain,
+        first_frame: first,
+        last_frame: last,
+        first_seq: closed.roast.first_seq,
+        last_seq: closed.last_seq,
+        started: closed.roast.started,
+        ended: closed.ended,
+        digest: trust::digest(&digests.concat()),
+    };
+    tx.execute(
+        "UPDATE roasts SET unsigned_receipt = ?2 WHERE session = ?1",
+        params![receipt.session.as_str(), receipt.encode()],
+    )
+    .map(drop)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use firmware_profiles::Timing;
 use firmware_profiles::address::Table;
+use tokio::time::Instant;
 use tokio_modbus::ExceptionCode;
 use tokio_modbus::client::{Context, Reader as _, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext as _};
@@ -55,7 +56,7 @@ impl Modbus {
             return Ok(connection);
         }
         let stream = self.place.open(limit(&self.timing)).await?;
-        self.opened_ms.get_or_insert(mono_ms);
+        self.opened_ms = Some(mono_ms);
         Ok(match self.place {
             Place::Tcp { .. } => tcp::attach(stream),
             Place::Serial { .. } => rtu::attach(stream),
@@ -99,9 +100,20 @@ impl Modbus {
     }
 
     /// Asks one unit for all of its blocks.
-    async fn ask(&mut self, unit: usize, mono_ms: u64, raws: &mut Raws) -> Result<(), DriverError> {
+    async fn ask(
+        &mut self,
+        unit: usize,
+        mono_ms: u64,
+        until: Instant,
+        raws: &mut Raws,
+    ) -> Result<(), DriverError> {
         let mut at = 0;
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
+            if Instant::now() >= until {
+                // Values of two moments are no sample.
+                raws.ailing.push(format!("{}: too slow to be read whole", self.name(unit)));
+                return Ok(());
+            }
             match self.request(unit, &block, mono_ms).await {
                 Ok(words) => {
                     for point in &block.points {
@@ -127,19 +139,20 @@ impl Modbus {
     }
 
     async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
-        if let Some(opened) = self.opened_ms {
-            let settled = opened + self.timing.settle_ms;
+        if self.timing.settle_ms > 0 {
+            // Opening a port restarts some machines: each time it was opened, not the first alone.
+            let connection = self.connect(mono_ms).await?;
+            self.connection = Some(connection);
+            let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
             if mono_ms < settled {
                 return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
             }
-        } else if self.timing.settle_ms > 0 {
-            self.connection = Some(self.connect(mono_ms).await?);
-            return Err(DriverError::Settling(self.place.name(), self.timing.settle_ms));
         }
         let mut raws = Raws { values: vec![None; self.points.len()], ailing: Vec::new() };
+        let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
         let (mut answered, mut last) = (false, None);
         for unit in order(&self.health, mono_ms) {
-            match self.ask(unit, mono_ms, &mut raws).await {
+            match self.ask(unit, mono_ms, until, &mut raws).await {
                 Ok(()) => {
                     self.health[unit].answered();
                     answered = true;

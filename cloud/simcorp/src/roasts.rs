@@ -14,7 +14,7 @@ use roast::event::{Change, Inference};
 use roast::learn::Learned;
 use roast::recording::{FILE_BYTES_MAX, Recording};
 use roast::score::{Score, Sheet};
-use roast::{plot, score};
+use roast::{export, plot, score};
 use serde_json::json;
 
 use crate::image;
@@ -37,6 +37,13 @@ pub enum RoastCommand {
     Consistency {
         #[arg(required = true, num_args = 2..)]
         files: Vec<PathBuf>,
+    },
+    /// Write a recording anew: as Artisan's .alog or as a .csv, in °C, whatever it was
+    Export {
+        file: PathBuf,
+        /// Where to, as .alog or .csv; never over a file that is there
+        #[arg(short, long)]
+        to: PathBuf,
     },
     /// Draw the curve with its marks, phases and forecast
     Plot {
@@ -82,6 +89,7 @@ pub fn act(command: RoastCommand, output: Output) -> anyhow::Result<()> {
         RoastCommand::Compare(args) => compare_files(&args, as_json),
         RoastCommand::Score { dir } => score_folder(&dir, as_json),
         RoastCommand::Consistency { files } => consistency_of(&files, as_json),
+        RoastCommand::Export { file, to } => write_anew(&file, &to),
         RoastCommand::Plot { file, to } => draw(&file, to),
     }
 }
@@ -377,6 +385,21 @@ fn print_scores(scores: &[(String, Score)]) {
             score.recordings, score.false_charges, score.phantom_drops
         );
     }
+}
+
+fn write_anew(file: &Path, to: &Path) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let recording = read(file)?;
+    let text = match to.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("alog") => export::alog(&recording),
+        Some("csv") => export::csv(&recording),
+        _ => anyhow::bail!("{}: a recording is written as .alog or .csv", to.display()),
+    };
+    let new = std::fs::OpenOptions::new().write(true).create_new(true).open(to);
+    let mut new = new.with_context(|| format!("cannot write {}", to.display()))?;
+    new.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", to.display()))?;
+    println!("{}", to.display());
+    Ok(())
 }
 
 fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {

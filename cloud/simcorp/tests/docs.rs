@@ -31,6 +31,16 @@ fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
 }
 
 #[test]
+fn the_key_guides_signer_is_right() {
+    let page = std::fs::read_to_string(workspace().join("docs/guides/keys.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("signer.toml");
+    std::fs::write(&file, block(&page, "simcorp-signer")).unwrap();
+    let shown = run("simcorp-signer", &["--config", &file.display().to_string(), "--print-config"]);
+    assert!(shown.contains("certificate-request") && shown.contains("credential:pin"), "{shown}");
+}
+
+#[test]
 fn completions_and_manual_pages_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(run("simcorp", &["completions", shell]).contains("consistency"), "{shell}");

@@ -98,6 +98,14 @@ fn roasts_are_compared_scored_and_drawn() {
     said(&["plot", &one, "--to", image.to_str().unwrap()]);
     let image = std::fs::read(image).unwrap();
     assert!(image.starts_with(b"\x89PNG") && image.len() > 20_000, "{} bytes", image.len());
+    // Artisan's own file, written anew, is found to be the same roast.
+    for name in ["again.alog", "again.csv"] {
+        let again = out.path().join(name).display().to_string();
+        said(&["export", &one, "--to", &again]);
+        let compared: Value =
+            serde_json::from_str(&said(&["compare", "--output", "json", &again, &one])).unwrap();
+        assert_eq!(compared["btRmseC"].as_f64(), Some(0.0), "{name}: {compared}");
+    }
     let alike: Value =
         serde_json::from_str(&said(&["consistency", "--output", "json", &one, &other])).unwrap();
     assert_eq!(alike["dropSeconds"]["roasts"], 2);

@@ -21,6 +21,7 @@ pub struct EdgeConfig {
     /// The cloud's broker. Without one everything is kept and shown here.
     pub uplink: Broker,
     pub local: LocalConfig,
+    pub artisan: ArtisanConfig,
     pub log: LogConfig,
 }
 
@@ -203,6 +204,15 @@ impl Default for LocalConfig {
     }
 }
 
+/// What Artisan may see of the machine, through us.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArtisanConfig {
+    /// Where a Modbus machine's registers are shown as we have read them. Off when not set. It has
+    /// no login, as Modbus has none, and only shows.
+    pub modbus: Option<SocketAddr>,
+}
+
 impl EdgeConfig {
     /// The machine's full name. `None` until [`Config::check`] has found nothing wrong.
     #[must_use]
@@ -282,6 +292,17 @@ impl Config for EdgeConfig {
             self.local.listen.ip().is_loopback(),
             "local.listen",
             "not a loopback address; the local page has no login",
+        );
+        let modbus = self.machine.driver == DriverKind::Profile
+            && self
+                .machine
+                .profile
+                .load()
+                .is_ok_and(|checked| checked.profile.transport.station().is_some());
+        mistakes.require(
+            self.artisan.modbus.is_none() || modbus,
+            "artisan.modbus",
+            "is set, and the machine is none that speaks Modbus",
         );
         match self.machine.driver {
             DriverKind::Simulated => self.machine.simulated.check(mistakes),

@@ -5,13 +5,14 @@
 //! for the quota, in this order: acknowledged ones, oldest first; then, with a warning each, frames
 //! of past roasts that the cloud does not have; the running roast stays.
 
+mod delivery;
 mod roasts;
 mod unsigned;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use contract::{ChainId, Digest, EpochMs, FrameRange, IdError, Origin};
+use contract::{ChainId, Digest, EpochMs, IdError, Origin};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -308,26 +309,6 @@ impl Journal {
         row.optional().map_err(JournalError::sql("finding a chain's machine"))
     }
 
-    /// The machines whose frames or receipts the cloud still lacks, at most 16.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn unsent_origins(&self) -> Result<Vec<Origin>, JournalError> {
-        const DOING: &str = "listing the machines of what is to be sent";
-        let mut rows = self
-            .db
-            .prepare(
-                "SELECT origin FROM chains c WHERE \
-                 EXISTS (SELECT 1 FROM frames f WHERE f.chain = c.chain AND f.state IN (0, 3)) OR \
-                 EXISTS (SELECT 1 FROM roasts r WHERE r.chain = c.chain AND r.state = 1) \
-                 GROUP BY origin LIMIT 16",
-            )
-            .map_err(JournalError::sql(DOING))?;
-        rows.query_map([], |row| origin_at(row, 0))
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))
-    }
-
     /// When the newest frame was made.
     ///
     /// # Errors
@@ -396,100 +377,6 @@ impl Journal {
             number: frame.number,
             signed: signed.to_vec(),
         }))
-    }
-
-    /// Frames to be sent with ids in a range, oldest first, of all chains but those `except` (the
-    /// first four of them).
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn unsent(
-        &self,
-        after: i64,
-        before: i64,
-        limit: usize,
-        except: &[ChainId],
-    ) -> Result<Vec<Outgoing>, JournalError> {
-        const DOING: &str = "reading what is to be sent";
-        let mut rows = self
-            .db
-            .prepare_cached(
-                "SELECT id, chain, number, signed, \
-                 (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
-                 WHERE state = 0 AND id > ?1 AND id < ?2 AND chain NOT IN (?4, ?5, ?6, ?7) \
-                 ORDER BY id LIMIT ?3",
-            )
-            .map_err(JournalError::sql(DOING))?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let except = |i: usize| except.get(i).map_or([0; 16], |chain| chain.0);
-        let values = params![after, before, limit, except(0), except(1), except(2), except(3)];
-        rows.query_map(values, outgoing)
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))
-    }
-
-    /// The newest frame to be sent: after an outage the present comes first.
-    ///
-    /// # Errors
-    /// When the disk does not answer.
-    pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
-        self.db
-            .query_row(
-                "SELECT id, chain, number, signed, \
-                 (SELECT origin FROM chains c WHERE c.chain = frames.chain) FROM frames \
-                 WHERE state = 0 ORDER BY id DESC LIMIT 1",
-                [],
-                outgoing,
-            )
-            .optional()
-            .map_err(JournalError::sql("reading the newest frame to be sent"))
-    }
-
-    /// Applies what the cloud said: acknowledged, needed again, refused, complete.
-    ///
-    /// # Errors
-    /// When the disk does not take it; the cloud will say it again.
-    pub fn apply(&mut self, ack: &contract::Ack) -> Result<(), JournalError> {
-        const DOING: &str = "noting what the cloud has";
-        let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
-        let ends = |range: &FrameRange| {
-            let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            (number(range.first), number(range.last))
-        };
-        let put = || -> rusqlite::Result<()> {
-            let mut state = tx.prepare_cached(
-                "UPDATE frames SET state = ?4 \
-                 WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 AND state <> ?4",
-            )?;
-            for range in &ack.acked {
-                let (first, last) = ends(range);
-                state.execute(params![ack.chain.0, first, last, 1])?;
-            }
-            for range in &ack.need {
-                let (first, last) = ends(range);
-                tx.prepare_cached(
-                    "UPDATE frames SET state = 0 \
-                     WHERE chain = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1",
-                )?
-                .execute(params![ack.chain.0, first, last])?;
-            }
-            // Only what is said after our signature was verified is final. "Unknown key" may be
-            // cured by registering it, and anybody could have provoked "bad signature".
-            for refused in ack.refused.iter().filter(|refused| refused.reason.is_final()) {
-                let number = i64::try_from(refused.frame).unwrap_or(i64::MAX);
-                tx.prepare_cached(
-                    "UPDATE frames SET state = 2 WHERE chain = ?1 AND number = ?2 AND state = 0",
-                )?
-                .execute(params![ack.chain.0, number])?;
-            }
-            for verdict in ack.receipts.iter().filter(|verdict| verdict.complete) {
-                tx.prepare_cached("UPDATE roasts SET state = 2 WHERE session = ?1 AND state = 1")?
-                    .execute([verdict.session_id.as_str()])?;
-            }
-            Ok(())
-        };
-        put().map_err(JournalError::sql(DOING))?;
-        tx.commit().map_err(JournalError::sql(DOING))
     }
 
     /// Frees what the quota asks for. Answers how many unsent frames were given up.
@@ -568,16 +455,6 @@ impl Journal {
             .optional()
             .map_err(JournalError::sql("reading the journal's state"))
     }
-}
-
-fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
-    Ok(Outgoing {
-        id: row.get(0)?,
-        chain: ChainId(row.get(1)?),
-        number: row.get::<_, i64>(2)?.unsigned_abs(),
-        signed: row.get(3)?,
-        origin: origin_at(row, 4)?,
-    })
 }
 
 fn origin_at(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {

@@ -4,6 +4,7 @@
 //! Three parts share nothing but bounded queues: the sampler (a thread, the machine), the keeper (a
 //! thread: recorder, key, journal), and the uplink with the local page (the async runtime).
 
+mod artisan;
 mod board;
 mod clock;
 mod config;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
+use driver::Image;
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use crate::config::EdgeConfig;
 use crate::journal::Journal;
 use crate::keeper::{Job, Keeper};
 use crate::recorder::Recorder;
-use crate::{local, machine, sampler, uplink, watchdog};
+use crate::{artisan, local, machine, sampler, uplink, watchdog};
 
 /// Samples and questions waiting for the keeper: over a minute at 10 Hz.
 const JOBS_MAX: usize = 1024;
@@ -79,7 +80,9 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
     // The sampler first: while a large journal is being opened, samples wait in the queue.
-    let sampling = start_sampler(&config, clock, jobs.clone(), &board, stop.clone())?;
+    let image = Image::default();
+    let sampling =
+        start_sampler(&config, clock, jobs.clone(), &board, image.clone(), stop.clone())?;
     let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
     let mut origins = keeper.journal.unsent_origins()?;
     if !origins.contains(&origin) {
@@ -95,6 +98,11 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
         uplinking = Some(tokio::spawn(link));
     } else {
         tracing::info!("no uplink is configured; everything is kept and shown here");
+    }
+    if let Some(listen) = config.artisan.modbus {
+        let listener = http::listen(listen, "artisan.modbus").await?;
+        let age_max_ms = 3 * config.sampling.period_ms;
+        tokio::spawn(artisan::serve(listener, image, clock, age_max_ms, stop.clone()));
     }
     let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
@@ -167,15 +175,16 @@ fn start_sampler(
     clock: Clock,
     jobs: SyncSender<Job>,
     board: &Board,
+    image: Image,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<sampler::End>> {
     let config = config.clone();
     // Opened once here, so that a wrong recording stops the start and not the thread.
-    drop(machine::open(&config)?);
+    drop(machine::open(&config, image.clone())?);
     let board = board.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
-        let Ok(driver) = machine::open(&config) else { return sampler::End::Stopped };
+        let Ok(driver) = machine::open(&config, image) else { return sampler::End::Stopped };
         runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
     });
     Ok(thread?)

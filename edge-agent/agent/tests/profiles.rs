@@ -127,6 +127,51 @@ async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read()
     }
 }
 
+/// One Modbus request and the PDU that comes back, by hand: nobody's code but this test's.
+fn modbus(port: u16, pdu: &[u8]) -> Vec<u8> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let length = u8::try_from(pdu.len() + 1).unwrap();
+    stream.write_all(&[&[0, 9, 0, 0, 0, length, 1][..], pdu].concat()).unwrap();
+    let mut head = [0; 7];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(head[..2], [0, 9]);
+    let mut pdu = vec![0; usize::from(head[5]) - 1];
+    stream.read_exact(&mut pdu).unwrap();
+    pdu
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
+    let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let every = Duration::from_millis(50);
+    let machine = Emulator::start(&checked.profile, any, 500, every).await.unwrap();
+    let Place::Tcp(address) = machine.place() else { panic!("a TCP machine") };
+    let port = free_port().unwrap();
+    let mut gateway = Gateway::new(&format!(
+        "id = \"toper.tkm-sx.plc\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n\
+         [artisan]\nmodbus = \"127.0.0.1:{port}\"\n",
+        address.port()
+    ));
+    gateway.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    wait_for("a reading", PATIENCE, || async { machine.served().len() > 20 }).await.unwrap();
+    let bt = modbus(port, &[3, 0, 2, 0, 1]);
+    assert_eq!(bt[..2], [3, 2], "{bt:?}");
+    let shown = f64::from(u16::from_be_bytes([bt[2], bt[3]])) / 10.0;
+    let known = machine.served().iter().any(|s| (s.values[0] - shown).abs() < 1e-9);
+    assert!(known, "{shown} °C was never shown by the machine");
+    assert_eq!(modbus(port, &[3, 0, 3, 0, 1]), [0x83, 2], "a register the profile does not read");
+    assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "the burner is not Artisan's to move");
+    machine.fail(None, emulator::Fault::Silent);
+    wait_for("staleness", PATIENCE, || async { modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11] })
+        .await
+        .unwrap();
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+}
+
 #[test]
 fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 
 mod boards;
 mod health;
+mod image;
 mod modbus;
 mod port;
 mod profile;
@@ -21,6 +22,7 @@ use std::pin::Pin;
 use contract::{Channel, EventKind, Quality};
 use firmware_profiles::Profile;
 
+pub use image::{Image, NoImage};
 pub use profile::Site;
 pub use replay::Replay;
 pub use simulated::Simulated;
@@ -68,10 +70,11 @@ pub trait Driver {
     fn read(&mut self, mono_ms: u64) -> Answer<'_>;
 }
 
-/// The driver of a machine that is read by its profile.
+/// The driver of a machine that is read by its profile. What a Modbus machine answers is kept in
+/// `image` too.
 ///
 /// # Errors
 /// When the site's address is missing.
-pub fn open(profile: &Profile, site: &Site) -> Result<Box<dyn Driver>, DriverError> {
-    profile::open(profile, site)
+pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driver>, DriverError> {
+    profile::open(profile, site, image)
 }

@@ -11,7 +11,7 @@ use firmware_profiles::encoding::{Order, Type};
 use firmware_profiles::{Profile, Timing, Transport};
 
 use crate::port::Place;
-use crate::{Answer, Driver, DriverError, Reading, boards, modbus, s7, streams, texts};
+use crate::{Answer, Driver, DriverError, Image, Reading, boards, modbus, s7, streams, texts};
 
 /// One raw value that the profile wants: a channel's or a state's.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +47,7 @@ pub struct Site {
     pub timeout_ms: Option<u64>,
 }
 
-pub fn open(profile: &Profile, site: &Site) -> Result<Box<dyn Driver>, DriverError> {
+pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driver>, DriverError> {
     let id = profile.machine.id.clone();
     let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
     let mut profile = profile.clone();
@@ -59,7 +59,7 @@ pub fn open(profile: &Profile, site: &Site) -> Result<Box<dyn Driver>, DriverErr
     let place = || place(&profile, site).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
         Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
-            Box::new(modbus::Modbus::new(place()?, timing, &points))
+            Box::new(modbus::Modbus::new(place()?, timing, &points, image))
         }
         Transport::S7 { rack, slot, .. } => {
             Box::new(s7::S7::new(place()?, *rack, *slot, timing, points))

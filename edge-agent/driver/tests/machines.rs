@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use contract::EventKind;
-use driver::{Driver, Reading, Site};
+use driver::{Driver, Image, Reading, Site};
 use emulator::{Emulator, Fault, Place, Served};
 use firmware_profiles::{Profile, SHIPPED, Transport, check, shipped};
 use futures_util::future::join_all;
@@ -37,7 +37,7 @@ async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
         },
         Place::Serial(device) => Site { device: Some(device.clone()), ..Site::default() },
     };
-    let driver = driver::open(profile, &site).unwrap();
+    let driver = driver::open(profile, &site, Image::default()).unwrap();
     (emulator, driver)
 }
 

@@ -10,6 +10,7 @@ pub mod causal;
 pub mod clean;
 pub mod csv;
 pub mod event;
+pub mod export;
 pub mod forecast;
 pub mod learn;
 pub mod live;

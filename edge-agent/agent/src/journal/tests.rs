@@ -1,7 +1,7 @@
 //! What the journal promises: quota, power cuts, damage, a cloud that forgets.
 
 use super::*;
-use contract::{ClockQuality, EventKind, Frame, ReceiptVerdict, SessionId};
+use contract::{ClockQuality, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([1; 16]);

@@ -15,10 +15,10 @@ use tokio_modbus::client::{Context, Reader as _, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext as _};
 
 use self::plan::{Block, Unit};
-use crate::DriverError;
 use crate::health::{Health, order};
 use crate::port::Place;
 use crate::profile::{Bus, Point, Polling, Raws, limit};
+use crate::{DriverError, Image};
 
 pub struct Modbus {
     place: Place,
@@ -29,6 +29,7 @@ pub struct Modbus {
     connection: Option<Context>,
     /// When the port was opened, for machines that start when it is.
     opened_ms: Option<u64>,
+    image: Image,
 }
 
 /// Why one request brought nothing.
@@ -40,11 +41,11 @@ enum Miss {
 }
 
 impl Modbus {
-    pub fn new(place: Place, timing: Timing, points: &[Point]) -> Self {
+    pub fn new(place: Place, timing: Timing, points: &[Point], image: Image) -> Self {
         let units = plan::units(points, timing.block_max, timing.gaps);
         let health = vec![Health::default(); units.len()];
         let points = points.to_vec();
-        Self { place, timing, points, units, health, connection: None, opened_ms: None }
+        Self { place, timing, points, units, health, connection: None, opened_ms: None, image }
     }
 
     fn name(&self, unit: usize) -> String {
@@ -116,6 +117,8 @@ impl Modbus {
             }
             match self.request(unit, &block, mono_ms).await {
                 Ok(words) => {
+                    let station = self.units[unit].station;
+                    self.image.keep(station, block.table, block.start, &words, mono_ms);
                     for point in &block.points {
                         raws.values[*point] = plan::raw(&self.points[*point], &block, &words);
                     }

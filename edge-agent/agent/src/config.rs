@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use contract::{DeviceId, Digest, EventKind, KeyId, MachineId, OrgId, Origin, SiteId};
 use driver::Site;
@@ -115,6 +116,10 @@ pub struct ProfileConfig {
     pub device: Option<PathBuf>,
     pub baud: Option<u32>,
     pub timeout_ms: Option<u64>,
+    /// What was loaded first: what is read by and what frames say of it must be one text, whatever
+    /// happens to the file meanwhile.
+    #[serde(skip)]
+    loaded: OnceLock<Checked>,
 }
 
 impl ProfileConfig {
@@ -140,11 +145,19 @@ impl ProfileConfig {
         }
     }
 
-    /// Reads and checks the profile.
+    /// Reads and checks the profile, once.
     ///
     /// # Errors
     /// In a sentence: unknown, unreadable, wrong, or not signed by whom it should be.
     pub fn load(&self) -> Result<Checked, String> {
+        if let Some(loaded) = self.loaded.get() {
+            return Ok(loaded.clone());
+        }
+        let loaded = self.read()?;
+        Ok(self.loaded.get_or_init(|| loaded).clone())
+    }
+
+    fn read(&self) -> Result<Checked, String> {
         if self.file.as_os_str().is_empty() {
             let entry = firmware_profiles::shipped(&self.id)
                 .ok_or("is not one that the agent carries; see: simcorp-edge profile list")?;

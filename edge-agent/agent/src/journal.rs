@@ -63,6 +63,7 @@ CREATE TABLE IF NOT EXISTS chains (
 const UNSIGNED: &str = "
 CREATE INDEX frames_unsigned ON frames (id) WHERE state = 3;
 ALTER TABLE roasts ADD COLUMN unsigned_receipt BLOB;
+CREATE INDEX roasts_unsigned ON roasts (session) WHERE unsigned_receipt IS NOT NULL;
 ";
 
 /// Why the journal cannot be used.

@@ -123,7 +123,7 @@ pub fn points(profile: &Profile) -> Result<Vec<Point>, String> {
     channels.chain(states).map(point).collect()
 }
 
-/// Whether all of a machine's points may be read every `timing.poll_ms`.
+/// How long one answer may take.
 pub fn limit(timing: &Timing) -> std::time::Duration {
     std::time::Duration::from_millis(timing.timeout_ms)
 }

@@ -1,6 +1,7 @@
 //! A Modbus machine, over TCP and on a serial line.
 
 use firmware_profiles::address::{Address, Table};
+use protocols::crc16;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::show::Place;
@@ -53,7 +54,7 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             let framed = |station: u8| {
                 let mut frame = vec![station];
                 frame.extend_from_slice(&reply);
-                frame.extend_from_slice(&crc(&frame).to_le_bytes());
+                frame.extend_from_slice(&crc16(&frame).to_le_bytes());
                 frame
             };
             let other = framed(station ^ 0x40);
@@ -71,7 +72,7 @@ fn take_rtu(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     (0..held.len()).find_map(|at| {
         let frame = held.get(at..at + 8)?;
         let sum = u16::from_le_bytes([frame[6], frame[7]]);
-        let reads = matches!(frame[1], 1..=6) && crc(&frame[..6]) == sum;
+        let reads = matches!(frame[1], 1..=6) && crc16(&frame[..6]) == sum;
         reads.then(|| (frame[0], frame[1..6].to_vec(), at + 8))
     })
 }
@@ -154,12 +155,4 @@ fn read_answer(function: u8, words: &[u16]) -> Vec<u8> {
     let mut pdu = vec![function, data.len() as u8];
     pdu.extend(data);
     pdu
-}
-
-fn crc(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0xffff, |crc, byte| {
-        (0..8).fold(crc ^ u16::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0xa001 } else { crc >> 1 }
-        })
-    })
 }

@@ -13,3 +13,13 @@ pub mod tc4;
 
 /// The longest text line that any machine sends, in bytes.
 pub const LINE_BYTES_MAX: usize = 4096;
+
+/// CRC-16/MODBUS, by which Modbus frames on serial lines end, and Santoker's data.
+#[must_use]
+pub fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0xffff, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0xa001 } else { crc >> 1 }
+        })
+    })
+}

@@ -1,5 +1,7 @@
 //! Santoker Q, X and R Master over Wi-Fi: `EE A5`, target, `02 04`, length, data, CRC, `FF FC FF FF`.
 
+use crate::crc16;
+
 const HEAD: [u8; 2] = [0xee, 0xa5];
 const CODE: [u8; 2] = [0x02, 0x04];
 const TAIL: [u8; 4] = [0xff, 0xfc, 0xff, 0xff];
@@ -32,22 +34,13 @@ impl Message {
         #[allow(clippy::cast_possible_truncation)] // at most 4
         summed.push(bytes as u8);
         summed.extend_from_slice(&self.data.to_be_bytes()[4 - bytes..]);
-        let crc = crc(&summed);
+        let crc = crc16(&summed);
         let mut frame = vec![HEAD[0], HEAD[1], self.target];
         frame.extend_from_slice(&summed);
         frame.extend_from_slice(&crc.to_be_bytes());
         frame.extend_from_slice(&TAIL);
         frame
     }
-}
-
-/// CRC-16/MODBUS.
-fn crc(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0xffff, |crc, byte| {
-        (0..8).fold(crc ^ u16::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0xa001 } else { crc >> 1 }
-        })
-    })
 }
 
 /// Finds messages in a stream of bytes.
@@ -101,7 +94,7 @@ fn read(bytes: &[u8]) -> Found {
     if frame[end + 2..] != TAIL {
         return Found::Nothing;
     }
-    let [high, low] = crc(&frame[3..end]).to_be_bytes();
+    let [high, low] = crc16(&frame[3..end]).to_be_bytes();
     // Real machines often send 0 for the first byte of the sum.
     let sums = frame[end + 1] == low && (frame[end] == high || frame[end] == 0);
     if !sums {

@@ -10,6 +10,17 @@ use crate::sample::Sample;
 /// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
 pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
+/// What `timeindex` lists, in its order.
+pub(crate) const TIMEINDEX: [EventKind; 8] = [
+    EventKind::Charge,
+    EventKind::DryEnd,
+    EventKind::Fc,
+    EventKind::FcEnd,
+    EventKind::Sc,
+    EventKind::ScEnd,
+    EventKind::Drop,
+    EventKind::CoolEnd,
+];
 
 /// Why a text is not a recording.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -104,18 +115,8 @@ fn weights(file: &Map<String, Value>) -> (Option<f64>, Option<f64>) {
 
 /// `timeindex` = [CHARGE (−1 unset), DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL] (0 unset).
 fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, usize)> {
-    const KINDS: [EventKind; 8] = [
-        EventKind::Charge,
-        EventKind::DryEnd,
-        EventKind::Fc,
-        EventKind::FcEnd,
-        EventKind::Sc,
-        EventKind::ScEnd,
-        EventKind::Drop,
-        EventKind::CoolEnd,
-    ];
     let indexes = file.get("timeindex").and_then(Value::as_array);
-    let mut marks: Vec<(EventKind, usize)> = KINDS
+    let mut marks: Vec<(EventKind, usize)> = TIMEINDEX
         .into_iter()
         .zip(indexes.into_iter().flatten())
         .filter_map(|(kind, index)| {

@@ -5,20 +5,10 @@ use std::fmt::Write as _;
 use contract::EventKind;
 use serde_json::json;
 
+use crate::alog::TIMEINDEX;
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-/// Artisan's `timeindex`, in its order.
-const MARKS: [EventKind; 8] = [
-    EventKind::Charge,
-    EventKind::DryEnd,
-    EventKind::Fc,
-    EventKind::FcEnd,
-    EventKind::Sc,
-    EventKind::ScEnd,
-    EventKind::Drop,
-    EventKind::CoolEnd,
-];
 /// Artisan's number of a reading that was not there.
 const MISSING: f64 = -1.0;
 /// Artisan's special events: which kind a control is.
@@ -59,7 +49,7 @@ pub fn alog(recording: &Recording) -> String {
         "timex": seconds,
         "temp1": readings(|s| s.et_c),
         "temp2": readings(|s| s.bt_c),
-        "timeindex": MARKS.map(index),
+        "timeindex": TIMEINDEX.map(index),
         "etypes": ["Air", "Drum", "Damper", "Burner", "--"],
         "specialevents": moves.iter().map(|m| m.at).collect::<Vec<_>>(),
         "specialeventstype": moves.iter().map(|m| m.kind).collect::<Vec<_>>(),

@@ -316,9 +316,19 @@ impl Writer {
         // One core a writer: the writers are the parallelism.
         let mut verdicts = trust::verify_many(&questions, 1).into_iter();
         let mut receipts = Vec::new();
-        for ((i, claim, is_receipt), key) in claims.into_iter().zip(keys) {
-            let verdict = match key {
-                Some(_) => verdicts.next().unwrap_or(Err(trust::CoseError::Signature)),
+        for ((i, claim, is_receipt), mut key) in claims.into_iter().zip(keys) {
+            let verdict = match &key {
+                Some(known) => {
+                    let verdict = verdicts.next().unwrap_or(Err(trust::CoseError::Signature));
+                    let verdict = known.or_older(&claim.signed, verdict, received);
+                    if verdict.is_err() {
+                        let again;
+                        (key, again) = self.verify_anew(&claim, received).await;
+                        again
+                    } else {
+                        verdict
+                    }
+                }
                 None => Err(trust::CoseError::Signature),
             };
             let origin = answering[i].origin.clone();
@@ -354,6 +364,22 @@ impl Writer {
                 Err(error) => pause(&mut wait, &error).await,
             }
         }
+    }
+
+    /// With the key as the registry has it now. While the database is away the first verdict stands:
+    /// the edge is told, keeps the frame and sends it again.
+    async fn verify_anew(
+        &self,
+        claim: &Claim,
+        now: EpochMs,
+    ) -> (Option<Arc<TrustedKey>>, Result<(), trust::CoseError>) {
+        let (org, kid) = (&claim.origin.org, claim.signed.key_id());
+        let Ok(Some(key)) = self.keys.find_anew(&self.store, org, kid).await else {
+            return (None, Err(trust::CoseError::Signature));
+        };
+        let verdict = claim.signed.verify(&key.public);
+        let verdict = key.or_older(&claim.signed, verdict, now);
+        (Some(key), verdict)
     }
 
     async fn commit(&self, frames: Vec<(usize, VerifiedFrame)>, answering: &mut [Answering]) {

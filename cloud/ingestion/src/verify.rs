@@ -22,8 +22,30 @@ const KEYS_MAX: usize = 100_000;
 #[derive(Debug)]
 pub struct TrustedKey {
     pub public: PublicKey,
+    /// Those it had before, and until when what they have signed is taken: frames that waited in a
+    /// journal while the key was replaced.
+    pub older: Vec<(PublicKey, EpochMs)>,
     pub site: String,
     pub machines: Vec<String>,
+}
+
+impl TrustedKey {
+    /// The verdict, once the keys that came before this one have been tried too.
+    ///
+    /// # Errors
+    /// The verdict of the present key, when none of the others fits either.
+    pub fn or_older(
+        &self,
+        signed: &Signed,
+        verdict: Result<(), trust::CoseError>,
+        now: EpochMs,
+    ) -> Result<(), trust::CoseError> {
+        verdict.or_else(|error| {
+            let mut believed = self.older.iter().filter(|(_, until)| now.0 < until.0);
+            let fits = believed.any(|(key, _)| signed.verify(key).is_ok());
+            if fits { Ok(()) } else { Err(error) }
+        })
+    }
 }
 
 type Entry = (Instant, Option<Arc<TrustedKey>>);
@@ -45,12 +67,35 @@ impl KeyCache {
         org: &OrgId,
         kid: &KeyId,
     ) -> Result<Option<Arc<TrustedKey>>, StoreError> {
+        self.look_up(store, (org, kid), KNOWN_FOR).await
+    }
+
+    /// The same, for a signature that does not fit the key as it is known: the gateway may have got
+    /// another one since. What was read just now is not read again.
+    ///
+    /// # Errors
+    /// As [`KeyCache::find`].
+    pub async fn find_anew(
+        &self,
+        store: &IngestStore,
+        org: &OrgId,
+        kid: &KeyId,
+    ) -> Result<Option<Arc<TrustedKey>>, StoreError> {
+        self.look_up(store, (org, kid), UNKNOWN_FOR).await
+    }
+
+    async fn look_up(
+        &self,
+        store: &IngestStore,
+        (org, kid): (&OrgId, &KeyId),
+        known_for: Duration,
+    ) -> Result<Option<Arc<TrustedKey>>, StoreError> {
         let name = (org.clone(), kid.clone());
         let now = Instant::now();
         {
             let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((read, key)) = entries.get(&name) {
-                let fresh = if key.is_some() { KNOWN_FOR } else { UNKNOWN_FOR };
+                let fresh = if key.is_some() { known_for } else { UNKNOWN_FOR };
                 if now.duration_since(*read) < fresh {
                     return Ok(key.clone());
                 }

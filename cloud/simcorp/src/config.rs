@@ -25,6 +25,7 @@ pub struct CloudConfig {
     pub mqtt: service::mqtt::Broker,
     pub kernel: kernel::KernelConfig,
     pub ingestion: ingestion::IngestionConfig,
+    pub fleet: fleet::FleetConfig,
     pub analytics: analytics::AnalyticsConfig,
     pub inference: inference::InferenceConfig,
     pub eval: eval::EvalConfig,
@@ -168,6 +169,7 @@ impl Config for CloudConfig {
             ("eval.listen", self.eval.listen),
             ("simulation.twin_listen", self.simulation.twin_listen),
             ("simulation.publisher_listen", self.simulation.publisher_listen),
+            ("fleet.listen", self.fleet.listen),
             ("reports.listen", self.reports.listen),
             ("dispatcher.listen", self.dispatcher.listen),
         ];
@@ -195,6 +197,7 @@ impl Config for CloudConfig {
         self.mqtt.check("mqtt", mistakes);
         self.kernel.check(mistakes);
         self.ingestion.check(mistakes);
+        self.fleet.check(mistakes);
         self.analytics.check(mistakes);
         self.inference.check(mistakes);
         self.eval.check(mistakes);

@@ -1,6 +1,7 @@
 //! `simcorp`: the control plane. `simcorp serve [SERVICE…]` runs its services, all or the named
 //! ones; the other commands are the operator's.
 
+mod authority;
 mod broker;
 mod config;
 mod device;
@@ -23,6 +24,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use service::config::{ConfigError, Sources};
 use store::Store;
 
+use crate::authority::AuthorityCommand;
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
 use crate::evaluate::EvalCommand;
@@ -72,6 +74,9 @@ enum Command {
     /// The gateways whose signatures are believed
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// By whom gateways are certified
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
     /// API keys of services and scripts
     #[command(subcommand)]
     Token(TokenCommand),
@@ -134,6 +139,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve { services } => serve::serve(config, &services).await,
             Command::Migrate(command) => migrate(&config, &command, output).await,
             Command::Device(command) => device::act(&config, org, command, output).await,
+            Command::Authority(command) => authority::act(&config, &command),
             Command::ImportSqlite { file } => import::import(&config, &file, output).await,
             Command::User(command) => user::act(&config, org, command, output).await,
             Command::Mission(command) => mission::act(&config, org, command, output).await,

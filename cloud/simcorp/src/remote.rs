@@ -17,6 +17,7 @@ const TOKEN: &str = "SIMCORP_TOKEN";
 pub struct Remote {
     pub kernel: Peer,
     pub eval: Peer,
+    pub fleet: Peer,
     pub org: OrgId,
 }
 
@@ -37,6 +38,7 @@ impl Remote {
         Ok(Self {
             kernel,
             eval: Peer::new("eval", &config.kernel.eval_url, &token)?,
+            fleet: Peer::new("fleet", &config.fleet.url, &token)?,
             org: OrgId::new(org)?,
         })
     }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cache::{Cache, Redis};
-use contract::{EpochMs, KeyId, OrgId, SiteId};
+use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId, SiteId};
+use fleet::FleetStore;
+use fleet::device::{NewDevice, Registered};
+use fleet::store::By;
 use guard::{Door, Limits};
-use ingestion::IngestStore;
 use service::metrics::Metrics;
 use service::secret::Secret;
 use service::shutdown::{self, CancellationToken};
-use service::{http, log};
+use service::{http, log, tls};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -36,6 +38,8 @@ pub enum ServiceName {
     Dispatcher,
     /// The twin, and simulated machines
     Simulation,
+    /// Gateways, their keys and certificates
+    Fleet,
     Console,
 }
 
@@ -154,6 +158,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         ServiceName::Inference,
         ServiceName::Eval,
         ServiceName::Simulation,
+        ServiceName::Fleet,
     ];
     let mut database = None;
     if stored.into_iter().any(runs) {
@@ -208,6 +213,20 @@ impl Start<'_> {
             let i = ingestion::start(section, with, database.clone(), &clock, &tracker, &stop)?;
             self.serving.serve(listener, (i.router, i.openapi, i.health));
         }
+        if let Some(listener) = self.listeners.remove("fleet.listen") {
+            let home = fleet::Home {
+                data: &config.database.data,
+                make_authority: config.auth.mode == AuthMode::Dev,
+            };
+            let (section, database) = ((&config.fleet, &config.mqtt), database.clone());
+            let f = fleet::start(section, &self.door, database, home, &clock, (&tracker, &stop))?;
+            let gateways = self.listeners.remove("fleet.gateway_listen").zip(f.gateways);
+            if let Some((listener, gateways)) = gateways {
+                let listener = tls::TlsListener::new(listener, gateways.tls)?;
+                self.serving.servers.spawn(tls::serve(listener, gateways.router, stop.clone()));
+            }
+            self.serving.serve(listener, (f.router, f.openapi, f.health));
+        }
         if let Some(listener) = self.listeners.remove("eval.listen") {
             let with = (&self.door, token);
             let e = eval::start(&config.eval, with, database.clone(), &clock, &tracker, &stop)?;
@@ -231,7 +250,7 @@ impl Start<'_> {
             self.serving.serve(listener, (s.router, s.openapi, s.health));
         }
         if let Some(listener) = self.listeners.remove("simulation.publisher_listen") {
-            let believed = Believed { store: IngestStore::new(database.clone()) };
+            let believed = Believed { store: FleetStore::new(database.clone()) };
             let (section, mqtt, door) = (&config.simulation, &config.mqtt, &self.door);
             let believed = Arc::new(believed);
             let s = simulation::publisher(section, mqtt, door, believed, clock, &tracker, &stop)?;
@@ -267,9 +286,14 @@ impl Start<'_> {
     }
 }
 
-/// Where simulated gateways become ones that are believed: ingestion's own list.
+/// Where simulated gateways become ones that are believed: the fleet's own list.
 struct Believed {
-    store: IngestStore,
+    store: FleetStore,
+}
+
+fn simulation(org: &OrgId) -> Actor {
+    let org = Some(org.clone());
+    Actor { kind: ActorKind::System, id: "simulation".to_owned(), display: None, org }
 }
 
 impl simulation::Registry for Believed {
@@ -291,15 +315,33 @@ impl simulation::Registry for Believed {
                     ));
                 }
             }
-            let added = self.store.add_device(org, kid, site.as_str(), machines, key, now()).await;
-            let added = added.map_err(|error| error.to_string())?;
-            added.then_some(()).ok_or_else(|| format!("{kid} has another key"))
+            let machines = machines.iter().map(|name| MachineId::new(name.clone()));
+            let machines: Vec<MachineId> =
+                machines.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+            let new = NewDevice {
+                org,
+                key_id: kid,
+                site,
+                machines: &machines,
+                public: key,
+                enrols: false,
+                replaces: false,
+            };
+            let actor = simulation(org);
+            let by = By { actor: &actor, now: now() };
+            let registered = self.store.register(&new, by).await;
+            match registered.map_err(|error| error.to_string())? {
+                Registered::As(_) => Ok(()),
+                Registered::OtherKey | Registered::Revoked => Err(format!("{kid} has another key")),
+            }
         })
     }
 
     fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> simulation::Told<'r> {
         Box::pin(async move {
-            let revoked = self.store.revoke_device(org, kid, now()).await;
+            let actor = simulation(org);
+            let by = By { actor: &actor, now: now() };
+            let revoked = self.store.revoke(org, kid.as_str(), by).await;
             revoked.map(drop).map_err(|error| error.to_string())
         })
     }
@@ -321,6 +363,8 @@ async fn listen(
         (ServiceName::Dispatcher, config.dispatcher.listen, "dispatcher.listen"),
         (ServiceName::Simulation, simulation.twin_listen, "simulation.twin_listen"),
         (ServiceName::Simulation, simulation.publisher_listen, "simulation.publisher_listen"),
+        (ServiceName::Fleet, config.fleet.listen, "fleet.listen"),
+        (ServiceName::Fleet, config.fleet.gateway_listen, "fleet.gateway_listen"),
         (ServiceName::Console, config.console.listen, "console.listen"),
     ];
     let mut listeners = BTreeMap::new();

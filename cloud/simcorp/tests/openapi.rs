@@ -10,7 +10,8 @@ use anyhow::ensure;
 use common::{Stack, client};
 use serde_json::Value;
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
+    "fleet",
     "kernel",
     "ingestion",
     "analytics",

@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use testbed::{Postgres, Process, binary, free_port, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(1);
-const SERVED: [&str; 8] = [
+const SERVED: [&str; 9] = [
+    "fleet",
     "kernel",
     "ingestion",
     "analytics",
@@ -33,7 +34,8 @@ const SERVED: [&str; 8] = [
     "simulation",
 ];
 /// Who listens: the simulation does twice.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
+    "fleet",
     "kernel",
     "ingestion",
     "analytics",
@@ -123,6 +125,12 @@ impl Cloud {
             Ok(String::from_utf8(output.stdout)?.trim().to_owned())
         };
         operate(&["migrate", "up"])?;
+        let place = |what: &str, file: &str| {
+            format!("fleet.authority.{what}={}", folder.path().join(file).display())
+        };
+        let authority = [place("cert_file", "authority.pem"), place("key_file", "authority.key")];
+        let set = authority.each_ref().map(|place| format!("--set={place}"));
+        operate(&["authority", "create", set[0].as_str(), set[1].as_str()])?;
         let token = operate(&["token", "create", "--name", "services", "--all-orgs"])?;
         let file = folder.path().join("service-token");
         std::fs::write(&file, token)?;
@@ -145,7 +153,9 @@ impl Cloud {
             format!("reports.ingestion_url={}", at("ingestion")),
             format!("reports.analytics_url={}", at("analytics")),
             "reports.poll_ms=200".to_owned(),
+            format!("fleet.gateway_listen=127.0.0.1:{}", free_port()?),
         ];
+        settings.extend(authority);
         for (service, port) in &ports {
             let field = match *service {
                 "twin" => "simulation.twin_listen".to_owned(),
@@ -343,7 +353,18 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str,
     let asking = ("inference", Method::POST, "/config");
     let (status, answer) = cloud.ask(asking, ada, Some(&settings)).await?;
     assert_eq!((status, &answer["minFirstCrackSeconds"]), (200, &json!(300.0)), "{answer}");
-    Ok(BTreeMap::from([("case", case), ("run", run), ("event", event)]))
+    let device = json!({"siteId": "s", "machines": ["m"], "kid": "device:gw-secret@s",
+        "publicKey": "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"});
+    let asking = ("fleet", Method::POST, "/devices");
+    let (status, answer) = cloud.ask(asking, ada, Some(&device)).await?;
+    assert_eq!(status, 201, "{answer}");
+    let enrollment = json!({"siteId": "s", "device": "gw2-secret", "machines": ["m"]});
+    let asking = ("fleet", Method::POST, "/enrollments");
+    let (status, enrollment) = cloud.ask(asking, ada, Some(&enrollment)).await?;
+    assert_eq!(status, 201, "{enrollment}");
+    let enrollment = enrollment["id"].as_str().context("an enrolment")?.to_owned();
+    let given = [("case", case), ("run", run), ("event", event), ("enrollment", enrollment)];
+    Ok(BTreeMap::from(given))
 }
 
 /// The id of Acme's that stands for `{id}` in a path.
@@ -353,6 +374,8 @@ fn id_of<'i>(path: &str, given: &'i BTreeMap<&str, String>, key: &'i str) -> &'i
         Some("agents") => "a-secret",
         Some("tools") => "t-secret",
         Some("keys") => key,
+        Some("devices" | "recoveries") => "device:gw-secret@s",
+        Some("enrollments") => given["enrollment"].as_str(),
         Some("golden-cases" | "saturation") => given["case"].as_str(),
         Some("evaluations") => given["run"].as_str(),
         Some("api") => given["event"].as_str(),
@@ -408,6 +431,10 @@ fn sent(method: &Method, path: &str) -> Option<Value> {
         (_, "/replay") => Some(json!({"type": "session.closed", "version": 1,
             "emittedAt": "2025-10-05T21:08:15.000Z", "orgId": "acme", "siteId": "s",
             "machineId": "m", "sessionId": "S-secret", "reportKind": "POST_ROAST_V1"})),
+        (_, "/devices") => Some(json!({"siteId": "s", "machines": ["m"], "kid": "device:e@s",
+            "publicKey": "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"})),
+        (_, "/devices/{id}/machines") => Some(json!({"machines": ["m"]})),
+        (_, "/enrollments") => Some(json!({"siteId": "s", "device": "e", "machines": ["m"]})),
         (_, "/publish/stop") => Some(json!({"sessionId": "e"})),
         (_, "/profiles/import") => Some(json!({"profiles": []})),
         (_, path) if path.ends_with("/new-version") => Some(json!({"profile": {"name": "e"}})),
@@ -474,6 +501,8 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                         "run-secret",
                         "incident-secret",
                         "machine-secret",
+                        "gw-secret",
+                        "gw2-secret",
                         "299.125",
                     ]
                     .into_iter()
@@ -484,6 +513,7 @@ async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
                     // These are about oneself, or say whose they are in another way.
                     let about_oneself = [
                         "/whoami",
+                        "/authority",
                         "/missions/claim",
                         "/simulate/roast",
                         "/config/defaults",

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use common::{Agent, Cloud, PATIENCE};
 use testbed::token::{PIN, Token};
-use testbed::{Process, binary, wait_for};
+use testbed::{Process, wait_for};
 
 const DRIVER: &str = "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\n\
                       [sampling]\nperiod_ms = 50\nframe_ms = 200\n";
@@ -42,20 +42,7 @@ fn known_key(folder: &Path, token: &Token) -> anyhow::Result<Vec<u8>> {
 }
 
 fn signer(agent: &Agent, token: &Token) -> anyhow::Result<Process> {
-    let at = agent.folder.path();
-    std::fs::write(at.join("pin"), PIN)?;
-    let config = format!(
-        "[token]\nmodule = \"{}\"\nlabel = \"{}\"\npin = \"file:{}/pin\"\n\
-         [key]\nsite = \"leipzig\"\ndevice = \"gw-drum-1\"\n[socket]\npath = \"{}/signer.sock\"\n",
-        token.module.display(),
-        token.label,
-        at.display(),
-        at.display()
-    );
-    std::fs::write(at.join("signer.toml"), config)?;
-    let arguments = ["-c".to_owned(), at.join("signer.toml").display().to_string()];
-    let signer = Process::new(binary("simcorp-signer")?, arguments, at.join("signer.log"));
-    Ok(token.environment.iter().fold(signer, |signer, (name, value)| signer.env(name, value)))
+    common::signer(agent.folder.path(), token, ("leipzig", "gw-drum-1"), "")
 }
 
 /// Whether `needle` is in the memory of a process: what a core dump of it would show.

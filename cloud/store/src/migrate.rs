@@ -17,6 +17,7 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (8, "control", include_str!("../migrations/sqlite/0008_control.sql")),
     (9, "lists", include_str!("../migrations/sqlite/0009_lists.sql")),
     (10, "profile names", include_str!("../migrations/sqlite/0010_profile_names.sql")),
+    (11, "fleet", include_str!("../migrations/sqlite/0011_fleet.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
@@ -29,6 +30,7 @@ const POSTGRES: &[(i64, &str, &str)] = &[
     (8, "control", include_str!("../migrations/postgres/0008_control.sql")),
     (9, "lists", include_str!("../migrations/postgres/0009_lists.sql")),
     (10, "profile names", include_str!("../migrations/postgres/0010_profile_names.sql")),
+    (11, "fleet", include_str!("../migrations/postgres/0011_fleet.sql")),
 ];
 
 /// Why this program and this database do not fit.

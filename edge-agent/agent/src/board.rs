@@ -78,6 +78,10 @@ pub struct State {
     pub journal_error: Option<String>,
     /// Why frames wait for the key.
     pub key_error: Option<String>,
+    /// Until when the certificate is good; none: the gateway has not enrolled.
+    pub certificate_until_ms: Option<i64>,
+    /// Why there is no certificate, or will soon be none.
+    pub identity_error: Option<String>,
     pub uplink_connected: bool,
     pub uplink_error: Option<String>,
     pub session: Option<String>,

@@ -11,13 +11,26 @@ const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
+    /// For tests: a wall clock that was set, and stands still.
+    #[cfg(test)]
+    set: Option<EpochMs>,
 }
 
 #[allow(clippy::disallowed_methods, clippy::unused_self)] // this is where time enters, by a value
 impl Clock {
     #[must_use]
     pub fn start() -> Self {
-        Self { started: Instant::now() }
+        Self {
+            started: Instant::now(),
+            #[cfg(test)]
+            set: None,
+        }
+    }
+
+    /// A wall clock that says `at`.
+    #[cfg(test)]
+    pub fn at(at: EpochMs) -> Self {
+        Self { set: Some(at), ..Self::start() }
     }
 
     /// Milliseconds since the agent started.
@@ -28,6 +41,10 @@ impl Clock {
 
     #[must_use]
     pub fn wall(&self) -> EpochMs {
+        #[cfg(test)]
+        if let Some(at) = self.set {
+            return at;
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         EpochMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }

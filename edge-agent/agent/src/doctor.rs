@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use contract::ClockQuality;
 use driver::{DriverError, Image};
-use rumqttc::{AsyncClient, Event, Incoming};
+use rumqttc::MqttOptions;
 
 use crate::clock::Clock;
 use crate::config::{DriverKind, EdgeConfig};
+use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
-use crate::{machine, run, uplink};
+use crate::known_time::KnownTime;
+use crate::{identity, machine, run, uplink};
 
 /// Below this the journal's quota cannot be kept for long.
 const FREE_MB_MIN: u64 = 64;
-const LINK_TIME_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Report {
@@ -60,7 +61,8 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
         report.say("line", line(device));
     }
     report.say("machine", runtime.block_on(machine(config)));
-    report.say("cloud", runtime.block_on(link(config)));
+    report.say("certificate", runtime.block_on(identity(config, clock)));
+    report.say("cloud", runtime.block_on(link(config, clock)));
     anyhow::ensure!(report.failed == 0, "{} of {} are wrong", report.failed, report.looked_at);
     Ok(())
 }
@@ -151,28 +153,43 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
     Ok(shown.collect::<Vec<_>>().join(", "))
 }
 
-async fn link(config: &EdgeConfig) -> Result<String, String> {
+/// The certificate that enrolment gave, shown to the fleet.
+async fn identity(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+    let folder = identity::folder(config);
+    let id = run::key_id(config).map_err(|e| e.to_string())?;
+    let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
+    let time = KnownTime::open(&folder, clock);
+    let opened = Identity::open(&folder, signer, time).map_err(|e| e.to_string())?;
+    let Some(identity) = opened else {
+        return Ok("not enrolled; a certificate comes with: simcorp-edge enroll".to_owned());
+    };
+    identity.examine().await
+}
+
+async fn link(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+    let folder = identity::folder(config);
+    let id = run::key_id(config).map_err(|e| e.to_string())?;
+    let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
+    let time = KnownTime::open(&folder, clock);
+    let identity = Identity::open(&folder, signer, time).unwrap_or_default();
+    let route = identity.as_ref().map(|identity| uplink::Route::of(config, identity));
+    if let (Some(identity), Some(route)) = (&identity, route) {
+        let route = route.map_err(|e| format!("uplink.ca_file: {e}"))?;
+        if let Some(route) = route {
+            let tls = identity.tls(&route.authority).map_err(|e| e.to_string())?;
+            let options = route.options(tls, "-doctor").map_err(|e| e.to_string())?;
+            return connect(options, &route.target()).await;
+        }
+    }
     if !config.uplink.is_configured() {
         return Ok("not configured".to_owned());
     }
     let options =
         config.uplink.options("simcorp-edge-doctor", uplink::BOUNDS).map_err(|e| e.to_string())?;
-    let (client, mut events) = AsyncClient::builder(options).capacity(4).build();
-    let target = format!("{}:{}", config.uplink.host, config.uplink.port);
-    let connect = async {
-        loop {
-            match events.poll().await {
-                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return Err(format!("{target}: {error}")),
-            }
-        }
-    };
-    let answered = tokio::time::timeout(LINK_TIME_MAX, connect).await;
-    let _ = client.try_disconnect();
-    match answered {
-        Ok(Ok(())) => Ok(format!("{target} answers")),
-        Ok(Err(problem)) => Err(problem),
-        Err(_) => Err(format!("{target} does not answer within {} s", LINK_TIME_MAX.as_secs())),
-    }
+    connect(options, &format!("{}:{}", config.uplink.host, config.uplink.port)).await
+}
+
+async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
+    let answered = uplink::connect_once(options).await;
+    answered.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
 }

@@ -9,8 +9,10 @@ mod board;
 mod clock;
 mod config;
 mod doctor;
+mod identity;
 mod journal;
 mod keeper;
+mod known_time;
 mod local;
 mod machine;
 mod pace;
@@ -63,6 +65,12 @@ enum Command {
     /// The signing key
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Spend an enrolment token: the key that is here gets its certificate
+    Enroll {
+        /// What `simcorp device enroll` printed; - reads it from a pipe
+        #[arg(long)]
+        token: String,
+    },
     /// Machine profiles
     #[command(subcommand)]
     Profile(profiles::ProfileCommand),
@@ -134,6 +142,12 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Key(command) => key(&config, &command),
+        Command::Enroll { token } => {
+            let piped = token == "-";
+            let token = if piped { std::io::read_to_string(std::io::stdin())? } else { token };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(identity::enroll::enroll(&config, &token))
+        }
         Command::Profile(command) => profiles::act(&command),
     }
 }

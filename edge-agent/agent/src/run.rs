@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::Image;
+use rumqttc::MqttOptions;
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +17,10 @@ use trust::{FileKey, Signer, SocketKey};
 use crate::board::Board;
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
+use crate::identity::{self, Identity, renewal};
 use crate::journal::Journal;
 use crate::keeper::{Job, Keeper};
+use crate::known_time::KnownTime;
 use crate::recorder::Recorder;
 use crate::{artisan, local, machine, sampler, uplink, watchdog};
 
@@ -76,6 +79,13 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let listener = http::listen(config.local.listen, "local.listen").await?;
     let signer = signer(&config, &key_id)?;
+    let folder = identity::folder(&config);
+    let time = KnownTime::open(&folder, clock);
+    // Without an identity that can be read the samples are still kept.
+    let identity = Identity::open(&folder, signer.clone(), time).unwrap_or_else(|error| {
+        tracing::error!(%error, "the gateway cannot show who it is");
+        None
+    });
     let board = Board::new(origin.to_string());
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
@@ -90,9 +100,14 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     }
     let keeping = start_keeper(keeper, jobs_in)?;
     let mut uplinking = None;
-    if config.uplink.is_configured() {
-        let client = format!("simcorp-edge-{key_id}-{}", origin.machine).replace([':', '@'], "-");
-        let options = config.uplink.options(&client, uplink::BOUNDS)?;
+    let way = way(&config, &origin, &key_id, identity.as_ref())?;
+    if let Some(identity) = identity {
+        let route = uplink::Route::of(&config, &identity)?;
+        let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
+        tokio::spawn(renewal::keep(identity, route, board.clone(), share, stop.clone()));
+    }
+    let sends = way.is_some();
+    if let Some(options) = way {
         let link =
             uplink::run(options, origins, jobs.clone(), live_in, board.clone(), stop.clone());
         uplinking = Some(tokio::spawn(link));
@@ -119,7 +134,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler broke"))?;
     if ended == sampler::End::Played {
         tracing::info!("the recording has been played");
-        if until == Until::Delivered && config.uplink.is_configured() {
+        if until == Until::Delivered && sends {
             delivered(&jobs, &stop).await?;
         } else {
             stop.cancelled().await;
@@ -137,6 +152,26 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     serving.await??;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// How the cloud is reached: with the certificate that enrolment gave, or as configured.
+fn way(
+    config: &EdgeConfig,
+    origin: &Origin,
+    key_id: &KeyId,
+    identity: Option<&Identity>,
+) -> anyhow::Result<Option<MqttOptions>> {
+    if let Some(identity) = identity
+        && let Some(route) = uplink::Route::of(config, identity)?
+    {
+        let tls = identity.tls(&route.authority)?;
+        return Ok(Some(route.options(tls, "")?));
+    }
+    if !config.uplink.is_configured() {
+        return Ok(None);
+    }
+    let client = format!("simcorp-edge-{}-{key_id}-{}", origin.org, origin.machine);
+    Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::BOUNDS)?))
 }
 
 fn keeper(

@@ -5,21 +5,26 @@
 //! number at a time. A frame counts as delivered only when the cloud says that it is committed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use contract::topic::Kind;
 use contract::{Ack, ChainId, Origin, Refusal};
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS, SubscribeFilterInput,
+    AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS,
+    SubscribeFilterInput, SubscribeReasonCode, TlsConfiguration, Transport,
 };
+use rustls::ClientConfig;
 use service::backoff::Backoff;
-use service::mqtt::Bounds;
+use service::mqtt::{Bounds, Broker, BrokerError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
+use crate::config::EdgeConfig;
+use crate::identity::Identity;
 use crate::journal::Outgoing;
 use crate::keeper::Job;
 use crate::pace::Pace;
@@ -36,6 +41,82 @@ const PUT_OFF_MAX: usize = 32;
 /// Chains refused as a whole that are passed over.
 const CHAINS_OFF_MAX: usize = 4;
 const RECEIPTS_AT_ONCE: usize = 20;
+
+/// How the broker is reached with the certificate that enrolment gave.
+#[derive(Debug, Clone)]
+pub struct Route {
+    broker: Broker,
+    /// Who certifies it, PEM.
+    pub authority: String,
+    client: String,
+}
+
+impl Route {
+    /// As the configuration says, or else the fleet. `None`: by the configuration alone, without the
+    /// certificate that was given.
+    ///
+    /// # Errors
+    /// When `uplink.ca_file` cannot be read.
+    pub fn of(config: &EdgeConfig, identity: &Identity) -> std::io::Result<Option<Self>> {
+        let enrolled = identity.enrolled();
+        let machine = &config.machine.id;
+        // Unlike the key's name this is one name over all organisations: two who call themselves alike
+        // would throw each other out.
+        let client = format!("{}-{machine}", enrolled.certificate.name);
+        let configured = &config.uplink;
+        if !configured.is_configured() {
+            let Some(broker) = enrolled.granted.broker else { return Ok(None) };
+            let (host, port) = (broker.host, broker.port);
+            let named = Broker { host, port, ..Broker::default() };
+            return Ok(Some(Self { broker: named, authority: broker.authority, client }));
+        }
+        match (&configured.ca_file, &configured.cert_file) {
+            (Some(path), None) => {
+                let authority = std::fs::read_to_string(path)?;
+                let broker = Broker { ca_file: None, ..configured.clone() };
+                Ok(Some(Self { broker, authority, client }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A connection's options; `mark` tells it from another of the same gateway.
+    ///
+    /// # Errors
+    /// When the password cannot be read.
+    pub fn options(&self, tls: ClientConfig, mark: &str) -> Result<MqttOptions, BrokerError> {
+        let mut options = self.broker.options(&format!("{}{mark}", self.client), BOUNDS)?;
+        let tls = TlsConfiguration::Rustls(Arc::new(tls));
+        options.set_transport(Transport::Tls(tls));
+        Ok(options)
+    }
+
+    #[must_use]
+    pub fn target(&self) -> String {
+        format!("{}:{}", self.broker.host, self.broker.port)
+    }
+}
+
+/// Connects, and leaves again.
+///
+/// # Errors
+/// In a sentence, why not.
+pub async fn connect_once(options: MqttOptions) -> Result<(), String> {
+    const TIME_MAX: Duration = Duration::from_secs(10);
+    let (client, mut events) = AsyncClient::builder(options).capacity(4).build();
+    let connect = async {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Incoming::ConnAck(_))) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    };
+    let answered = tokio::time::timeout(TIME_MAX, connect).await;
+    let _ = client.try_disconnect();
+    answered.map_err(|_| format!("does not answer within {} s", TIME_MAX.as_secs()))?
+}
 
 /// What the connection tells.
 enum News {
@@ -96,10 +177,11 @@ async fn poll(
     stop: CancellationToken,
 ) {
     let mut wait = Backoff::new(Duration::from_millis(200), Duration::from_secs(20));
+    // We have ended the connection ourselves: why has been told.
+    let mut left = false;
     loop {
         let told = match events.poll().await {
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                wait.reset();
                 // Answers must be able to reach us before anything is sent.
                 let filter =
                     |origin| SubscribeFilterInput::new(Kind::Ack.topic(origin), QoS::AtLeastOnce);
@@ -112,7 +194,22 @@ async fn poll(
                 });
                 continue;
             }
-            Ok(Event::Incoming(Incoming::SubAck(_))) => News::Ready,
+            Ok(Event::Incoming(Incoming::SubAck(taken))) => {
+                let heard =
+                    |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
+                if taken.return_codes.iter().all(heard) {
+                    wait.reset();
+                    News::Ready
+                } else {
+                    // Without answers nothing is ever delivered. A gateway that has just enrolled is
+                    // let in within seconds; one that was revoked never again.
+                    let _ = client.try_disconnect();
+                    left = true;
+                    let problem = "the broker does not let this gateway hear answers; is it \
+                                   enrolled for this machine, or was it revoked?";
+                    News::Down(problem.to_owned())
+                }
+            }
             Ok(Event::Incoming(Incoming::Publish(publish))) => {
                 match serde_json::from_slice::<Ack>(&publish.payload) {
                     Ok(ack) => News::Ack(ack),
@@ -127,7 +224,8 @@ async fn poll(
                 if stop.is_cancelled() {
                     return;
                 }
-                if news.send(News::Down(error.to_string())).await.is_err() {
+                let tell = !std::mem::take(&mut left);
+                if tell && news.send(News::Down(error.to_string())).await.is_err() {
                     return;
                 }
                 let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);

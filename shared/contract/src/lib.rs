@@ -9,6 +9,7 @@
 pub mod ack;
 pub mod actor;
 mod cbor;
+pub mod enroll;
 pub mod envelope;
 pub mod event;
 pub mod frame;

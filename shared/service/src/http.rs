@@ -65,11 +65,20 @@ pub fn shell(
         tracing::error!(%error, "a document that cannot be written");
         serde_json::Value::Null
     });
-    let routes = bounded(routes, AT_ONCE_MAX)
+    let own = Router::new()
         .route("/openapi.json", get(async move || Json(document)))
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
         .route("/metrics", get(async move || prometheus(&metrics)));
+    around(bounded(routes, AT_ONCE_MAX).merge(own), service)
+}
+
+/// The shell without what it shows of itself: for routes that strangers reach.
+pub fn bare(routes: Router, service: &'static str) -> Router {
+    around(bounded(routes, AT_ONCE_MAX), service)
+}
+
+fn around(routes: Router, service: &'static str) -> Router {
     routes
         .fallback(not_found)
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
@@ -165,8 +174,16 @@ pub async fn serve(
     let asked = stop.clone();
     let serving =
         axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
+    drained(async { serving.await }, stop).await
+}
+
+/// Waits for `serving` to end by itself after `stop`, a bounded time.
+pub(crate) async fn drained(
+    serving: impl Future<Output = std::io::Result<()>>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     tokio::select! {
-        done = async { serving.await } => done,
+        done = serving => done,
         () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_TIME_MAX).await } => {
             tracing::warn!(drain_s = DRAIN_TIME_MAX.as_secs(), "cut requests that did not end");
             Ok(())

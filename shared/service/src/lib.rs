@@ -17,3 +17,4 @@ pub mod openapi;
 pub mod query;
 pub mod secret;
 pub mod shutdown;
+pub mod tls;

@@ -152,6 +152,48 @@ impl Mosquitto {
         Ok(broker)
     }
 
+    /// As production runs it for a fleet: services on one listener by certificates of `authority`,
+    /// gateways on another by those of `gateways` (PEM); who may what is told over the bus by the
+    /// service whose certificate says `simcorp`. Answers the gateways' port beside the broker.
+    ///
+    /// # Errors
+    /// As [`Mosquitto::start`]; and when its dynamic security plugin is not there.
+    pub async fn start_fleet(authority: &Authority, gateways: &str) -> anyhow::Result<(Self, u16)> {
+        let plugin = ["/usr/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu"]
+            .map(|folder| PathBuf::from(folder).join("mosquitto_dynamic_security.so"));
+        let plugin = plugin.into_iter().find(|path| path.is_file());
+        let plugin = plugin.context("there is no mosquitto_dynamic_security.so")?;
+        let (folder, port, outer) = (tempfile::tempdir()?, free_port()?, free_port()?);
+        let server = authority.issue("localhost")?;
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("gateways.pem"), gateways)?;
+        let shipped = workspace().join("packaging/mosquitto/dynamic-security.json");
+        std::fs::copy(shipped, at("dynamic-security.json"))?;
+        let (certificate, key) = (server.certificate.display(), server.key.display());
+        let listener = |port: u16, ca: &std::path::Path, more: &str| {
+            format!(
+                "listener {port} 127.0.0.1\ncafile {}\ncertfile {certificate}\nkeyfile {key}\n\
+                 require_certificate true\nuse_identity_as_username true\n{more}",
+                ca.display()
+            )
+        };
+        let text = format!(
+            "allow_anonymous false\nuser root\nmax_queued_messages 100000\nplugin {}\n\
+             plugin_opt_config_file {}\n{}{}",
+            plugin.display(),
+            at("dynamic-security.json").display(),
+            listener(port, &authority.certificate(), ""),
+            listener(outer, &at("gateways.pem"), "use_username_as_clientid true\n"),
+        );
+        std::fs::write(at("mosquitto.conf"), text)?;
+        let arguments = ["-c".to_owned(), at("mosquitto.conf").display().to_string()];
+        let log = folder.path().join("mosquitto.log");
+        let process = Process::new(PathBuf::from("/usr/sbin/mosquitto"), arguments, log);
+        let mut broker = Self { port, process, _folder: folder };
+        broker.start_again().await?;
+        Ok((broker, outer))
+    }
+
     pub fn kill(&mut self) {
         self.process.kill();
     }

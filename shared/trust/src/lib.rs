@@ -7,15 +7,19 @@
 //! This crate must never log, print or return a private key.
 
 mod cose;
+mod enrollment;
 mod file_key;
 pub mod jws;
 mod key;
 mod purpose;
 pub mod socket;
+pub mod tls;
+pub mod x509;
 
 pub use cose::{
     CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many,
 };
+pub use enrollment::EnrollmentToken;
 pub use file_key::{FileKey, FileKeyError};
 pub use key::{Algorithm, KeyError, PublicKey, SignError, Signer};
 pub use purpose::{MESSAGE_BYTES_MAX, Purpose};

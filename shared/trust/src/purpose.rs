@@ -30,10 +30,13 @@ pub enum Purpose {
     CertificateRequest,
     /// The proof that the key is here, in a TLS 1.3 handshake.
     TlsHandshake,
+    /// Somebody's certificate: an authority's key alone signs these, and nothing else.
+    Certificate,
 }
 
 impl Purpose {
-    pub const ALL: [Self; 5] =
+    /// What a gateway's key signs.
+    pub const OF_A_DEVICE: [Self; 5] =
         [Self::Frame, Self::Receipt, Self::Outcome, Self::CertificateRequest, Self::TlsHandshake];
 
     /// What `message` is, if it is anything that the key `key_id` with that public half may sign.
@@ -43,7 +46,8 @@ impl Purpose {
             _ if message.len() > MESSAGE_BYTES_MAX => None,
             0x84 => statement(message, key_id, public.algorithm()),
             b' ' => handshake(message).then_some(Self::TlsHandshake),
-            0x30 => request(message, key_id, public).then_some(Self::CertificateRequest),
+            0x30 if request(message, key_id, public) => Some(Self::CertificateRequest),
+            0x30 => certificate(message).then_some(Self::Certificate),
             _ => None,
         }
     }
@@ -118,6 +122,13 @@ fn request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
         Some(())
     };
     inner().is_some()
+}
+
+/// `TBSCertificate` of RFC 5280, 4.1: version 3, then its serial number.
+fn certificate(message: &[u8]) -> bool {
+    let Some((0x30, inner, [])) = element(message) else { return false };
+    let Some((0xa0, [0x02, 0x01, 0x02], rest)) = element(inner) else { return false };
+    matches!(element(rest), Some((0x02, _, _)))
 }
 
 /// One DER element: tag, content, and what follows it.

@@ -20,7 +20,6 @@ use contract::{ChainId, EpochMs, Origin};
 
 pub use commit::{Committed, Outcome};
 pub use curve::Curveless;
-pub use devices::Device;
 pub use outbox::{Untold, Wait};
 pub use profiles::ProfileFilter;
 pub use read::{ArrivedFrame, EventRow, MachineRow, SessionFilter};

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use testbed::token::{PIN, Token};
 use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
 
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -155,6 +156,41 @@ pub fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap()
 }
 
+/// A signer in `folder` for the device of a site, with `more` of `[key]`; not started.
+pub fn signer(
+    folder: &Path,
+    token: &Token,
+    (site, device): (&str, &str),
+    more: &str,
+) -> anyhow::Result<Process> {
+    std::fs::write(folder.join("pin"), PIN)?;
+    let at = folder.display();
+    let config = format!(
+        "[token]\nmodule = \"{}\"\nlabel = \"{}\"\npin = \"file:{at}/pin\"\n\
+         [key]\nsite = \"{site}\"\ndevice = \"{device}\"\n{more}\n\
+         [socket]\npath = \"{at}/signer.sock\"\n",
+        token.module.display(),
+        token.label,
+    );
+    std::fs::write(folder.join("signer.toml"), config)?;
+    let arguments = ["-c".to_owned(), folder.join("signer.toml").display().to_string()];
+    let signer = Process::new(binary("simcorp-signer")?, arguments, folder.join("signer.log"));
+    Ok(token.environment.iter().fold(signer, |signer, (name, value)| signer.env(name, value)))
+}
+
+/// Makes the key that a signer's configuration in `folder` names.
+pub fn create_key(folder: &Path, token: &Token) -> anyhow::Result<()> {
+    let environment = token.environment.iter().map(|(name, value)| (name, value));
+    let output = Command::new(binary("simcorp-signer")?)
+        .arg("-c")
+        .arg(folder.join("signer.toml"))
+        .arg("create")
+        .envs(environment)
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// A driver for a simulated machine that samples fast and roasts faster.
 pub fn simulated(speed: u32) -> String {
     format!(
@@ -168,7 +204,8 @@ pub fn script(name: &str) -> PathBuf {
 }
 
 /// Every field by which one service finds another.
-const PEERS: [(&str, &str); 11] = [
+const PEERS: [(&str, &str); 12] = [
+    ("fleet.url", "fleet"),
     ("auth.kernel_url", "kernel"),
     ("kernel.eval_url", "eval"),
     ("dispatcher.kernel_url", "kernel"),
@@ -182,7 +219,8 @@ const PEERS: [(&str, &str); 11] = [
     ("console.ingestion_url", "ingestion"),
 ];
 /// Every listener.
-const LISTENERS: [(&str, &str); 10] = [
+const LISTENERS: [(&str, &str); 11] = [
+    ("fleet", "fleet.listen"),
     ("kernel", "kernel.listen"),
     ("ingestion", "ingestion.listen"),
     ("inference", "inference.listen"),
@@ -203,6 +241,8 @@ pub struct Stack {
     ports: std::collections::BTreeMap<&'static str, u16>,
     served: Vec<&'static str>,
     settings: Vec<String>,
+    /// Where gateways are answered, by TLS.
+    pub gateways: u16,
     pub folder: tempfile::TempDir,
 }
 
@@ -214,8 +254,10 @@ impl Stack {
         for (name, _) in LISTENERS {
             ports.insert(name, free_port()?);
         }
-        let broker = free_port()?;
+        let (broker, gateways) = (free_port()?, free_port()?);
         let mut all = vec![
+            format!("fleet.gateway_listen=127.0.0.1:{gateways}"),
+            format!("fleet.gateway_url=https://localhost:{gateways}"),
             format!("database.data={}", folder.path().display()),
             format!("broker.listen=127.0.0.1:{broker}"),
             format!("broker.listen_v4=127.0.0.1:{}", free_port()?),
@@ -243,7 +285,7 @@ impl Stack {
                 services.is_empty() || services.contains(&service)
             })
             .collect();
-        let mut stack = Self { process, broker, ports, served, settings: all, folder };
+        let mut stack = Self { process, broker, ports, served, settings: all, gateways, folder };
         stack.start_again().await?;
         Ok(stack)
     }

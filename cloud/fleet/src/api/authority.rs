@@ -1,0 +1,50 @@
+//! By whom gateways are certified.
+
+use axum::Json;
+use axum::extract::State as Extract;
+use contract::EpochMs;
+use serde::Serialize;
+use service::auth::Caller;
+use service::error::ApiError;
+use utoipa::ToSchema;
+
+use super::State;
+use crate::authority::Authority;
+
+/// The authority, for brokers and whoever verifies.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorityShown {
+    /// PEM; the issuing one first.
+    pub certificates: String,
+    /// SHA-256 of the issuing one, hex.
+    pub fingerprint: String,
+    pub not_after: EpochMs,
+}
+
+impl State {
+    /// # Errors
+    /// 503 while there is none.
+    pub(super) fn authority(&self) -> Result<&Authority, ApiError> {
+        self.authority.as_deref().ok_or_else(|| {
+            let problem = "there is no authority; make one with: simcorp authority create";
+            ApiError::Unavailable(problem.to_owned())
+        })
+    }
+}
+
+/// The certificates by which gateways are known.
+#[utoipa::path(get, path = "/authority", tag = "authority",
+    responses((status = 200, body = AuthorityShown), (status = 503)))]
+pub async fn show(
+    Extract(state): Extract<State>,
+    _caller: Caller,
+) -> Result<Json<AuthorityShown>, ApiError> {
+    let authority = state.authority()?;
+    let certificate = authority.certificate();
+    Ok(Json(AuthorityShown {
+        certificates: authority.pem().to_owned(),
+        fingerprint: contract::Digest(certificate.fingerprint()).to_string(),
+        not_after: certificate.not_after,
+    }))
+}

@@ -1,0 +1,215 @@
+//! Gateways that are known.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::StatusCode;
+use axum::response::Response;
+use contract::{EpochMs, KeyId, MachineId, SiteId};
+use serde::{Deserialize, Serialize};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::{Params, cursor, page};
+use trust::PublicKey;
+use utoipa::ToSchema;
+
+use super::State;
+use crate::device::{Device, DeviceKey, Issued, NewDevice, Registered};
+use crate::store::By;
+
+const MACHINES_MAX: usize = 64;
+const PEM_BYTES_MAX: usize = 1024;
+
+/// A gateway, its keys and its certificates.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceShown {
+    #[serde(flatten)]
+    pub device: Device,
+    pub keys: Vec<DeviceKey>,
+    /// The last twenty, the newest first.
+    pub certificates: Vec<Issued>,
+}
+
+/// What `simcorp-edge key show` prints.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewDeviceBody {
+    /// Your own, if it is said.
+    #[serde(default)]
+    pub org_id: Option<String>,
+    #[schema(value_type = String)]
+    pub site_id: SiteId,
+    #[schema(value_type = Vec<String>)]
+    pub machines: Vec<MachineId>,
+    #[schema(value_type = String)]
+    pub kid: KeyId,
+    /// PEM
+    pub public_key: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Machines {
+    #[schema(value_type = Vec<String>)]
+    pub machines: Vec<MachineId>,
+}
+
+/// Names what is wrong with a gateway's names.
+pub(super) fn check_names(key_id: &KeyId, site: &SiteId, machines: &[MachineId]) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    if !key_id.as_str().ends_with(&format!("@{site}")) {
+        issues.push(Issue::new("siteId", format!("{key_id} is not of the site {site}")));
+    }
+    if key_id.as_str().starts_with("device:sim-") {
+        issues.push(Issue::new("kid", "sim-… is what simulated gateways are called"));
+    }
+    issues.extend(check_machines(machines));
+    issues
+}
+
+fn check_machines(machines: &[MachineId]) -> Option<Issue> {
+    let fits = (1..=MACHINES_MAX).contains(&machines.len());
+    (!fits).then(|| Issue::new("machines", format!("not 1 to {MACHINES_MAX}")))
+}
+
+/// The gateways of your organisation, by name.
+#[utoipa::path(get, path = "/devices", tag = "devices",
+    params(("limit" = Option<i64>, Query), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Device>), (status = 400)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let limit = params.limit(100, 500)?;
+    let after = params.cursor()?.map_or(String::new(), |(_, after)| after);
+    let devices = state.store.devices(&org, &after, limit).await?;
+    Ok(page(devices, limit, |device| cursor(0, device.key_id.as_str())))
+}
+
+/// One gateway, with every key it ever had and its last certificates.
+#[utoipa::path(get, path = "/devices/{id}", tag = "devices", params(("id" = String, Path)),
+    responses((status = 200, body = DeviceShown), (status = 404)))]
+pub async fn one(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<DeviceShown>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let device = state.store.device(&org, &id).await?.ok_or(ApiError::NotFound("device"))?;
+    let keys = state.store.keys(&org, &device.key_id).await?;
+    let certificates = state.store.certificates(&org, &device.key_id).await?;
+    Ok(Json(DeviceShown { device, keys, certificates }))
+}
+
+/// Believe a gateway by hand: it signs with this key, and has no certificate. The same key again
+/// changes its machines.
+#[utoipa::path(post, path = "/devices", tag = "devices", request_body = NewDeviceBody,
+    responses((status = 201, body = Device), (status = 400), (status = 403), (status = 409)))]
+pub async fn register(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(new): Body<NewDeviceBody>,
+) -> Result<(StatusCode, Json<Device>), ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(new.org_id.as_deref().or(params.get("orgId")))?;
+    let mut issues = check_names(&new.kid, &new.site_id, &new.machines);
+    let public = if new.public_key.len() > PEM_BYTES_MAX {
+        Err(trust::KeyError::NotPem)
+    } else {
+        PublicKey::from_pem(&new.public_key)
+    };
+    let public = public.map_err(|error| issues.push(Issue::new("publicKey", error))).ok();
+    let Some(public) = public.filter(|_| issues.is_empty()) else {
+        return Err(ApiError::Issues(issues));
+    };
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let device = NewDevice {
+        org: &org,
+        key_id: &new.kid,
+        site: &new.site_id,
+        machines: &new.machines,
+        public: &public,
+        enrols: false,
+        replaces: false,
+    };
+    refused(state.store.register(&device, by).await?, &new.kid)?;
+    state.changed.notify_one();
+    let known = state.store.device(&org, new.kid.as_str()).await?;
+    Ok((StatusCode::CREATED, Json(known.ok_or(ApiError::NotFound("device"))?)))
+}
+
+/// A sentence for a registration that was refused; else the key's number.
+///
+/// # Errors
+/// 409
+pub fn refused(registered: Registered, key_id: &KeyId) -> Result<i64, ApiError> {
+    match registered {
+        Registered::As(number) => Ok(number),
+        Registered::OtherKey => Err(ApiError::Conflict(format!(
+            "{key_id} is known with another key; enrol it with a token that replaces, or give the \
+             gateway another name"
+        ))),
+        Registered::Revoked => Err(ApiError::Conflict(format!(
+            "{key_id} was revoked, for good; give the gateway another name"
+        ))),
+    }
+}
+
+/// Say for which machines a gateway may speak.
+#[utoipa::path(put, path = "/devices/{id}/machines", tag = "devices", request_body = Machines,
+    params(("id" = String, Path)),
+    responses((status = 200, body = Device), (status = 400), (status = 403), (status = 404)))]
+pub async fn set_machines(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+    Body(wanted): Body<Machines>,
+) -> Result<Json<Device>, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    if let Some(issue) = check_machines(&wanted.machines) {
+        return Err(ApiError::Issues(vec![issue]));
+    }
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    if !state.store.set_machines(&org, &id, &wanted.machines, by).await? {
+        return Err(ApiError::NotFound("device"));
+    }
+    state.changed.notify_one();
+    let device = state.store.device(&org, &id).await?;
+    Ok(Json(device.ok_or(ApiError::NotFound("device"))?))
+}
+
+/// When a gateway was revoked.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Revoked {
+    pub revoked_at: EpochMs,
+}
+
+/// Believe a gateway no longer: within a minute it is refused everywhere, for good. What it has sent
+/// stays.
+#[utoipa::path(post, path = "/devices/{id}/revoke", tag = "devices", params(("id" = String, Path)),
+    responses((status = 200, body = Revoked), (status = 403), (status = 404)))]
+pub async fn revoke(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Revoked>, ApiError> {
+    caller.need(Role::Approver)?;
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let by = By { actor: &caller.actor, now };
+    state.store.revoke(&org, &id, by).await?;
+    state.changed.notify_one();
+    // Once more is no mistake: it is revoked since then.
+    let device = state.store.device(&org, &id).await?;
+    let revoked_at = device.and_then(|device| device.revoked_at);
+    Ok(Json(Revoked { revoked_at: revoked_at.ok_or(ApiError::NotFound("device"))? }))
+}

@@ -1,0 +1,140 @@
+//! Tokens by which gateways are let in.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use contract::{DeviceId, KeyId, MachineId, SiteId};
+use serde::{Deserialize, Serialize};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::{Params, cursor, page};
+use trust::EnrollmentToken;
+use utoipa::ToSchema;
+
+use super::State;
+use super::devices::check_names;
+use crate::store::{By, Enrollment, NewEnrollment};
+
+const HOURS: u32 = 72;
+const HOURS_MAX: u32 = 24 * 30;
+
+/// A gateway to come.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewEnrollmentBody {
+    #[schema(value_type = String)]
+    pub site_id: SiteId,
+    /// The gateway's name at its site.
+    #[schema(value_type = String)]
+    pub device: DeviceId,
+    /// The machines it may speak for.
+    #[schema(value_type = Vec<String>)]
+    pub machines: Vec<MachineId>,
+    /// It is known already, and gets a new key: a new gateway or token in place of the old.
+    #[serde(default)]
+    pub replaces: bool,
+    /// 1 to 720; 72
+    #[serde(default)]
+    pub expires_in_hours: Option<u32>,
+}
+
+/// An enrolment with its token, which is told this once.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnrollmentMade {
+    #[serde(flatten)]
+    pub enrollment: Enrollment,
+    /// For `simcorp-edge enroll --token`.
+    pub token: String,
+}
+
+/// Let a gateway in, once. The token is for the technician, and is told this once.
+#[utoipa::path(post, path = "/enrollments", tag = "enrolments", request_body = NewEnrollmentBody,
+    responses((status = 201, body = EnrollmentMade), (status = 400), (status = 403),
+              (status = 409), (status = 503)))]
+pub async fn create(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+    Body(new): Body<NewEnrollmentBody>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let key_id = KeyId::new(&new.device, &new.site_id);
+    let mut issues = check_names(&key_id, &new.site_id, &new.machines);
+    let hours = new.expires_in_hours.unwrap_or(HOURS);
+    if !(1..=HOURS_MAX).contains(&hours) {
+        issues.push(Issue::new("expiresInHours", format!("not between 1 and {HOURS_MAX}")));
+    }
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    let authority = state.authority()?;
+    let known = state.store.device(&org, key_id.as_str()).await?;
+    match known.map(|device| device.revoked_at.is_some()) {
+        Some(true) => {
+            return Err(ApiError::Conflict(format!(
+                "{key_id} was revoked, for good; give the gateway another name"
+            )));
+        }
+        Some(false) if !new.replaces => {
+            return Err(ApiError::Conflict(format!(
+                "{key_id} is known; say replaces, if it is to get a new key"
+            )));
+        }
+        _ => {}
+    }
+    let token =
+        EnrollmentToken::generate(&state.gateway_url, authority.certificate().fingerprint())
+            .map_err(ApiError::internal)?;
+    let now = (state.clock)();
+    let by = By { actor: &caller.actor, now };
+    let new = NewEnrollment {
+        key_id,
+        site_id: new.site_id,
+        machines: new.machines,
+        replaces: new.replaces,
+        expires_at: now.plus(i64::from(hours) * 3_600_000),
+    };
+    let enrollment = state.store.add_enrollment(&org, &token, new, by).await?;
+    let made = EnrollmentMade { enrollment, token: token.show() };
+    let once = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, once, Json(made)).into_response())
+}
+
+/// Who was to be let in, the newest first.
+#[utoipa::path(get, path = "/enrollments", tag = "enrolments",
+    params(("limit" = Option<i64>, Query), ("cursor" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Enrollment>), (status = 400), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let limit = params.limit(50, 200)?;
+    let found = state.store.enrollments(&org, params.cursor()?, limit).await?;
+    Ok(page(found, limit, |e: &Enrollment| cursor(e.created_at.0, &e.id)))
+}
+
+/// Take a token back that nobody has used.
+#[utoipa::path(delete, path = "/enrollments/{id}", tag = "enrolments",
+    params(("id" = String, Path)),
+    responses((status = 204), (status = 403), (status = 404)))]
+pub async fn withdraw(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    if state.store.withdraw_enrollment(&org, &id, by).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(ApiError::NotFound("enrolment that nobody has used"))
+}

@@ -1,0 +1,64 @@
+//! Gateways whose certificates have expired: a person says whether they are still ours.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use service::auth::{Caller, Role};
+use service::error::ApiError;
+use service::query::Params;
+
+use super::State;
+use crate::store::{By, Recovery};
+
+/// Gateways that ask for a certificate after their last has expired.
+#[utoipa::path(get, path = "/recoveries", tag = "recoveries",
+    responses((status = 200, body = Vec<Recovery>)))]
+pub async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Recovery>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(Json(state.store.recoveries(&org).await?))
+}
+
+/// Let it have one: it has proven that it still has its key, and you know where it is. Only a person
+/// may.
+#[utoipa::path(post, path = "/recoveries/{id}/approve", tag = "recoveries",
+    params(("id" = String, Path)),
+    responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
+pub async fn approve(
+    state: Extract<State>,
+    caller: Caller,
+    id: Path<String>,
+    params: Params,
+) -> Result<Json<Recovery>, ApiError> {
+    decide(state, &caller, id, &params, true).await
+}
+
+/// Let it have none. Only a person may.
+#[utoipa::path(post, path = "/recoveries/{id}/refuse", tag = "recoveries",
+    params(("id" = String, Path)),
+    responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
+pub async fn refuse(
+    state: Extract<State>,
+    caller: Caller,
+    id: Path<String>,
+    params: Params,
+) -> Result<Json<Recovery>, ApiError> {
+    decide(state, &caller, id, &params, false).await
+}
+
+async fn decide(
+    Extract(state): Extract<State>,
+    caller: &Caller,
+    Path(id): Path<String>,
+    params: &Params,
+    approve: bool,
+) -> Result<Json<Recovery>, ApiError> {
+    caller.need(Role::Approver)?;
+    caller.need_person()?;
+    let org = caller.org(params.get("orgId"))?;
+    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let decided = state.store.decide_recovery(&org, &id, approve, by).await?;
+    Ok(Json(decided.ok_or(ApiError::NotFound("recovery that waits"))?))
+}

@@ -1,0 +1,361 @@
+//! What the broker lets gateways do: Mosquitto's dynamic security is told over the bus itself, so that
+//! a gateway is let in as soon as it has enrolled, and cut off as soon as it is revoked.
+//!
+//! The registry is the truth; the broker's list is made to follow it. One instance does so at a time.
+//! After each new connection everything is compared, between them what has changed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::Origin;
+use contract::topic::Kind;
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
+use serde_json::{Value, json};
+use service::backoff::Backoff;
+use service::mqtt::{Bounds, Broker, BrokerError};
+use store::StoreError;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::device::Device;
+use crate::store::FleetStore;
+use crate::{Clock, FleetConfig};
+
+const CONTROL: &str = "$CONTROL/dynamic-security/v1";
+const RESPONSE: &str = "$CONTROL/dynamic-security/v1/response";
+const BOUNDS: Bounds = Bounds { in_flight: 16, receive: 64, packet: 1024 * 1024 };
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Everything once more, in case somebody else has changed the broker's list.
+const COMPARE_EVERY: Duration = Duration::from_hours(1);
+const LEASE: &str = "fleet-broker";
+const LEASE_MS: i64 = 30_000;
+/// Instances' clocks differ, and a transaction is committed after its time.
+const OVERLAP_MS: i64 = 120_000;
+/// The plugin's words, which differ from command to command.
+const NO_ROLE: [&str; 2] = ["Role not found", "Role does not exist"];
+const NOT_THERE: [&str; 3] = ["Client not found", "Role not found", "Role does not exist"];
+const AT_ONCE: usize = 50;
+const NAMES_AT_ONCE: i64 = 1_000;
+
+/// Whether the broker's list is the registry's.
+#[derive(Clone)]
+pub struct Told(Arc<Mutex<Result<(), String>>>);
+
+impl Told {
+    /// # Errors
+    /// Why not, in a sentence.
+    pub fn is_current(&self) -> Result<(), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, now: Result<(), String>) {
+        let current = if now.is_ok() { 1.0 } else { 0.0 };
+        metrics::gauge!("simcorp_fleet_broker_current").set(current);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+/// Why the broker was not told.
+#[derive(Debug, thiserror::Error)]
+enum TellError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("no connection to the broker")]
+    Down,
+    #[error(
+        "the broker does not answer on $CONTROL/dynamic-security: is the plugin loaded, and may we?"
+    )]
+    Silent,
+    #[error("the broker refuses {command}: {problem}")]
+    Refused { command: String, problem: String },
+}
+
+enum News {
+    Ready,
+    Down,
+    Answer(Value),
+}
+
+/// Keeps telling, until `stop`.
+pub fn start(
+    (config, mqtt): (&FleetConfig, &Broker),
+    store: FleetStore,
+    changed: Arc<Notify>,
+    clock: Clock,
+    (tracker, stop): (&TaskTracker, &CancellationToken),
+) -> Result<Told, BrokerError> {
+    let options = mqtt.options(&format!("simcorp-fleet-{}", config.instance), BOUNDS)?;
+    let (client, events) = AsyncClient::builder(options).capacity(64).build();
+    let told = Told(Arc::new(Mutex::new(Err("not connected yet".to_owned()))));
+    let (news_out, news) = mpsc::channel(64);
+    tracker.spawn(poll(client.clone(), events, news_out, stop.clone()));
+    let holder = format!("fleet-{}-{}", config.instance, std::process::id());
+    let teller = Teller { client, news, store, clock, holder, asked: 0 };
+    tracker.spawn(teller.run(changed, told.clone(), stop.clone()));
+    Ok(told)
+}
+
+async fn poll(
+    client: AsyncClient,
+    mut events: EventLoop,
+    news: mpsc::Sender<News>,
+    stop: CancellationToken,
+) {
+    let mut wait = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.poll() => event,
+        };
+        let told = match event {
+            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
+                wait.reset();
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let _ = client.subscribe(RESPONSE, QoS::AtLeastOnce).await;
+                });
+                continue;
+            }
+            Ok(Event::Incoming(Incoming::SubAck(_))) => News::Ready,
+            Ok(Event::Incoming(Incoming::Publish(publish))) => {
+                News::Answer(serde_json::from_slice(&publish.payload).unwrap_or_default())
+            }
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::debug!(%error, "no connection to the broker");
+                let _ = news.send(News::Down).await;
+                let spread = u64::from(Instant::now().elapsed().subsec_nanos());
+                tokio::time::sleep(wait.next(spread)).await;
+                continue;
+            }
+        };
+        if news.send(told).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Teller {
+    client: AsyncClient,
+    news: mpsc::Receiver<News>,
+    store: FleetStore,
+    clock: Clock,
+    holder: String,
+    /// Counts what was asked, so that a late answer is not taken for another's.
+    asked: u64,
+}
+
+impl Teller {
+    async fn run(mut self, changed: Arc<Notify>, told: Told, stop: CancellationToken) {
+        let mut ready = false;
+        let mut compared: Option<Instant> = None;
+        let mut seen_ms = 0;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                news = self.news.recv() => match news {
+                    Some(News::Ready) => (ready, compared) = (true, None),
+                    Some(News::Down) => {
+                        ready = false;
+                        told.set(Err(TellError::Down.to_string()));
+                        continue;
+                    }
+                    Some(News::Answer(_)) => continue, // to somebody who has given up
+                    None => return,
+                },
+                () = changed.notified() => {}
+                _ = look.tick() => {}
+            }
+            if !ready {
+                continue;
+            }
+            let done = self.pass(&mut compared, &mut seen_ms).await;
+            if let Err(error) = &done {
+                tracing::warn!(%error, "the broker does not know what gateways may; trying again");
+                compared = None;
+            }
+            if let Err(TellError::Down) = done {
+                ready = false;
+            }
+            told.set(done.map_err(|error| error.to_string()));
+        }
+    }
+
+    /// Tells what has changed, or everything where that is due. Nothing while another instance does.
+    async fn pass(
+        &mut self,
+        compared: &mut Option<Instant>,
+        seen_ms: &mut i64,
+    ) -> Result<(), TellError> {
+        let now = (self.clock)();
+        let lease = self.store.database().lease(LEASE, &self.holder, LEASE_MS, now).await?;
+        if lease.is_none() {
+            *compared = None;
+            return Ok(());
+        }
+        let all = compared.is_none_or(|at| at.elapsed() > COMPARE_EVERY);
+        let since = if all { 0 } else { *seen_ms - OVERLAP_MS };
+        let devices = self.store.changed_since(since).await?;
+        if all {
+            self.forget_strangers(&devices).await?;
+        }
+        for some in devices.chunks(AT_ONCE) {
+            self.tell(some).await?;
+        }
+        if let Some((_, last)) = devices.last() {
+            *seen_ms = (*seen_ms).max(*last);
+        }
+        if all {
+            *compared = Some(Instant::now());
+            tracing::info!(gateways = devices.len(), "the broker knows what each gateway may");
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, devices: &[(Device, i64)]) -> Result<(), TellError> {
+        let named =
+            || devices.iter().filter_map(|(d, _)| Some((d, d.certificate_name.as_deref()?)));
+        let gone = named().filter(|(device, _)| device.revoked_at.is_some());
+        let mut commands = Vec::new();
+        for (_, name) in gone {
+            // Cuts its connection too.
+            commands.push(json!({"command": "deleteClient", "username": name}));
+            commands.push(json!({"command": "deleteRole", "rolename": name}));
+        }
+        self.ask(commands, &NOT_THERE).await?;
+        let known = || named().filter(|(device, _)| device.revoked_at.is_none());
+        let role = |command: &str, device: &Device, name: &str| {
+            json!({"command": command, "rolename": name, "acls": rights(device),
+                "textdescription": format!("{} of {}", device.key_id, device.org_id)})
+        };
+        let modify = known().map(|(device, name)| role("modifyRole", device, name)).collect();
+        let unknown = self.ask(modify, &NO_ROLE).await?;
+        let create = known()
+            .enumerate()
+            .filter(|(i, _)| unknown.contains(i))
+            .map(|(_, (device, name))| role("createRole", device, name))
+            .collect();
+        self.ask(create, &[]).await?;
+        let clients = known().map(|(_, name)| {
+            json!({"command": "createClient", "username": name, "roles": [{"rolename": name}]})
+        });
+        self.ask(clients.collect(), &["Client already exists"]).await?;
+        Ok(())
+    }
+
+    /// Removes gateways that the broker knows and the registry does not.
+    async fn forget_strangers(&mut self, devices: &[(Device, i64)]) -> Result<(), TellError> {
+        let ours: std::collections::HashSet<&str> =
+            devices.iter().filter_map(|(device, _)| device.certificate_name.as_deref()).collect();
+        let mut strangers = Vec::new();
+        let mut offset = 0;
+        loop {
+            let list = json!({"command": "listClients", "verbose": false, "count": NAMES_AT_ONCE,
+                "offset": offset});
+            let answers = self.exchange(vec![list]).await?;
+            let names = answers.first().and_then(|a| a["data"]["clients"].as_array().cloned());
+            let names = names.unwrap_or_default();
+            let known = names.iter().filter_map(Value::as_str);
+            strangers.extend(
+                known
+                    .filter(|name| name.starts_with("gw-") && !ours.contains(name))
+                    .map(str::to_owned),
+            );
+            if names.is_empty() {
+                break;
+            }
+            offset += NAMES_AT_ONCE;
+        }
+        for some in strangers.chunks(AT_ONCE) {
+            let remove = some.iter().flat_map(|name| {
+                [
+                    json!({"command": "deleteClient", "username": name}),
+                    json!({"command": "deleteRole", "rolename": name}),
+                ]
+            });
+            tracing::warn!(gateways = ?some, "the broker knew gateways that are not registered");
+            self.ask(remove.collect(), &NOT_THERE).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends commands; answers the places of those that were refused for one of the `expected`
+    /// reasons.
+    async fn ask(
+        &mut self,
+        commands: Vec<Value>,
+        expected: &[&str],
+    ) -> Result<Vec<usize>, TellError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.exchange(commands).await?;
+        let mut refused = Vec::new();
+        for (i, answer) in answers.iter().enumerate() {
+            match answer["error"].as_str() {
+                None => {}
+                Some(problem) if expected.contains(&problem) => refused.push(i),
+                Some(problem) => {
+                    let command = answer["command"].as_str().unwrap_or_default().to_owned();
+                    return Err(TellError::Refused { command, problem: problem.to_owned() });
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// One message of commands, and its answers in their order.
+    async fn exchange(&mut self, mut commands: Vec<Value>) -> Result<Vec<Value>, TellError> {
+        self.asked += 1;
+        let mark = format!("{}-{}", self.holder, self.asked);
+        let wanted = commands.len();
+        for command in &mut commands {
+            command["correlationData"] = mark.as_str().into();
+        }
+        let body = json!({ "commands": commands }).to_string();
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client
+            .try_publish(CONTROL, body.into_bytes(), options)
+            .map_err(|_| TellError::Down)?;
+        let end = Instant::now() + ANSWER_TIME_MAX;
+        loop {
+            let news = tokio::time::timeout_at(end, self.news.recv()).await;
+            match news.map_err(|_| TellError::Silent)? {
+                Some(News::Answer(mut answer)) => {
+                    let answers = answer["responses"].as_array_mut().map(std::mem::take);
+                    let answers = answers.unwrap_or_default();
+                    let ours = |answer: &Value| answer["correlationData"] == mark.as_str();
+                    if answers.len() == wanted && answers.iter().all(ours) {
+                        return Ok(answers);
+                    }
+                }
+                Some(News::Ready) => {}
+                Some(News::Down) | None => return Err(TellError::Down),
+            }
+        }
+    }
+}
+
+/// What a gateway may on the bus: speak for its machines, and hear what is answered to them.
+fn rights(device: &Device) -> Vec<Value> {
+    const SPEAKS: [Kind; 5] =
+        [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+    let mut rights = Vec::new();
+    for machine in &device.machines {
+        let origin = Origin {
+            org: device.org_id.clone(),
+            site: device.site_id.clone(),
+            machine: machine.clone(),
+        };
+        let right = |acl: &str, kind: Kind| json!({"acltype": acl, "topic": kind.topic(&origin), "allow": true});
+        rights.extend(SPEAKS.map(|kind| right("publishClientSend", kind)));
+        rights.push(right("subscribeLiteral", Kind::Ack));
+        rights.push(right("publishClientReceive", Kind::Ack));
+    }
+    rights
+}

@@ -1,0 +1,67 @@
+-- What a gateway is called in its certificates, which the broker takes for its name: unlike its key's
+-- name it is one name over all organisations. Null: it has never enrolled.
+ALTER TABLE devices ADD COLUMN certificate_name text;
+-- When broker and registry may have come to differ.
+ALTER TABLE devices ADD COLUMN changed_ms bigint NOT NULL DEFAULT 0;
+CREATE UNIQUE INDEX devices_certificate ON devices (certificate_name);
+CREATE INDEX devices_changed ON devices (changed_ms);
+
+-- Every key a gateway ever had: what one signed can be verified for ever.
+CREATE TABLE device_keys (
+    org_id            text   NOT NULL,
+    kid               text   NOT NULL,
+    key_no            bigint NOT NULL,
+    public_key        text   NOT NULL, -- PEM
+    added_ms          bigint NOT NULL,
+    retired_ms        bigint,          -- another took its place
+    believed_until_ms bigint,          -- what it has signed is still taken until then
+    PRIMARY KEY (org_id, kid, key_no)
+);
+INSERT INTO device_keys (org_id, kid, key_no, public_key, added_ms)
+    SELECT org_id, kid, 1, public_key, created_ms FROM devices;
+ALTER TABLE devices DROP COLUMN public_key;
+
+-- Words by which a gateway is let in once.
+CREATE TABLE enrollments (
+    token_id     text   NOT NULL PRIMARY KEY,
+    org_id       text   NOT NULL,
+    kid          text   NOT NULL,
+    site_id      text   NOT NULL,
+    machines     text   NOT NULL, -- JSON array
+    replaces     bigint NOT NULL, -- 1: may take the place of the key that the device has
+    digest       bytea  NOT NULL, -- of the secret
+    created_ms   bigint NOT NULL,
+    created_by   text   NOT NULL, -- JSON actor
+    expires_ms   bigint NOT NULL,
+    withdrawn_ms bigint,
+    spent_ms     bigint,
+    spent_by     text             -- PEM of the key
+);
+CREATE INDEX enrollments_recent ON enrollments (org_id, created_ms DESC, token_id DESC);
+
+CREATE TABLE certificates (
+    serial        text   NOT NULL PRIMARY KEY, -- hex
+    org_id        text   NOT NULL,
+    kid           text   NOT NULL,
+    key_no        bigint NOT NULL,
+    why           text   NOT NULL, -- enrolled, renewed, recovered
+    not_before_ms bigint NOT NULL,
+    not_after_ms  bigint NOT NULL,
+    issued_ms     bigint NOT NULL,
+    pem           text   NOT NULL
+);
+CREATE INDEX certificates_device ON certificates (org_id, kid, issued_ms DESC);
+
+-- A gateway whose certificate has expired asks for another with the same key; a person decides.
+CREATE TABLE recoveries (
+    org_id     text   NOT NULL,
+    kid        text   NOT NULL,
+    public_key text   NOT NULL, -- PEM
+    asked_ms   bigint NOT NULL, -- first
+    seen_ms    bigint NOT NULL, -- last
+    state      text   NOT NULL, -- waiting, approved, refused, used
+    decided_ms bigint,
+    decided_by text,            -- JSON actor
+    PRIMARY KEY (org_id, kid)
+);
+CREATE INDEX recoveries_waiting ON recoveries (org_id, state, asked_ms);

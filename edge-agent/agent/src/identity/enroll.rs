@@ -1,0 +1,56 @@
+//! `simcorp-edge enroll`: a token is spent, and a certificate comes back.
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use contract::enroll::Enroll;
+use contract::{DeviceId, SiteId};
+use trust::EnrollmentToken;
+
+use super::cloud::Fleet;
+use super::{Enrolled, folder, save, tls};
+use crate::clock::Clock;
+use crate::config::EdgeConfig;
+use crate::known_time::KnownTime;
+use crate::run;
+
+/// Spends the token.
+///
+/// # Errors
+/// In a sentence: what to do about it.
+pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
+    let token = EnrollmentToken::parse(text)
+        .context("this is no enrolment token; it begins with sce1. and is one long word")?;
+    let (key_id, origin) = (run::key_id(config)?, run::origin(config)?);
+    let signer = run::signer(config, &key_id)?;
+    let request = trust::x509::request(&*signer).context("asking for a certificate")?;
+    let folder = folder(config);
+    std::fs::create_dir_all(&folder).with_context(|| {
+        format!("cannot write to {}; run this as the agent's user", folder.display())
+    })?;
+    let time = KnownTime::open(&folder, Clock::start());
+    let fleet = Fleet::at(&token.url, tls::pinned(token.authority, &time)?)?;
+    let asked = Enroll {
+        token: text.trim().to_owned(),
+        org_id: origin.org,
+        site_id: SiteId::new(config.identity.site.clone())?,
+        device: DeviceId::new(config.identity.device.clone())?,
+        machines: vec![origin.machine],
+        request: BASE64.encode(request),
+    };
+    let granted = fleet.enroll(&asked).await?;
+    let enrolled = Enrolled::given(granted, &*signer)?;
+    save(&folder, &enrolled.granted)?;
+    time.at_least(enrolled.granted.now);
+    let machines: Vec<&str> =
+        enrolled.granted.machines.iter().map(contract::MachineId::as_str).collect();
+    println!("{key_id} is enrolled for {}", machines.join(", "));
+    println!("its certificate ends {}", enrolled.certificate.not_after);
+    match (&enrolled.granted.broker, config.uplink.is_configured()) {
+        (_, true) => println!("frames go to {}, as configured", config.uplink.host),
+        (Some(broker), _) => println!("frames will go to {}:{}", broker.host, broker.port),
+        (None, _) => println!("the fleet names no broker: set uplink.host"),
+    }
+    println!("restart the agent, so that it shows it: systemctl restart simcorp-edge");
+    Ok(())
+}

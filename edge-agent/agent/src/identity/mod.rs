@@ -1,0 +1,198 @@
+//! Who this gateway is to the cloud: the certificate that its key was given, and how it gets the next.
+
+mod cloud;
+pub mod enroll;
+pub mod renewal;
+mod tls;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::EpochMs;
+use contract::enroll::Granted;
+use rustls::ClientConfig;
+use trust::tls::{HandshakeKey, Shown};
+use trust::x509::{Certificate, X509Error};
+use trust::{SignError, Signer};
+
+use crate::config::EdgeConfig;
+use crate::known_time::KnownTime;
+
+const FILE: &str = "identity.json";
+
+/// Why the gateway has no identity, or none that works.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("{path} cannot be used: {problem}; enrol again", path = path.display())]
+    File { path: PathBuf, problem: String },
+    #[error("{path}: {source}", path = path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("the certificate is of another key than the gateway's; enrol again")]
+    OtherKey,
+    #[error("the certificate: {0}")]
+    Certificate(#[from] X509Error),
+    #[error(transparent)]
+    Key(#[from] SignError),
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+}
+
+/// What enrolment gave.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    pub granted: Granted,
+    pub certificate: Certificate,
+}
+
+impl Enrolled {
+    /// What was kept. The key is not asked: the signer may start later than we do.
+    ///
+    /// # Errors
+    /// When it holds no certificate.
+    pub fn kept(granted: Granted) -> Result<Self, IdentityError> {
+        let certificate = Certificate::from_pem(&granted.certificate)?;
+        Ok(Self { granted, certificate })
+    }
+
+    /// What was just given.
+    ///
+    /// # Errors
+    /// When it is no certificate of that key.
+    pub fn given(granted: Granted, signer: &dyn Signer) -> Result<Self, IdentityError> {
+        let enrolled = Self::kept(granted)?;
+        if enrolled.certificate.public != signer.public_key()? {
+            return Err(IdentityError::OtherKey);
+        }
+        Ok(enrolled)
+    }
+}
+
+/// The folder of what enrolment gave.
+#[must_use]
+pub fn folder(config: &EdgeConfig) -> PathBuf {
+    config.journal.folder.join("identity")
+}
+
+/// Reads what enrolment gave; `None`: this gateway has never enrolled.
+///
+/// # Errors
+/// When the file is damaged.
+pub fn read(folder: &Path) -> Result<Option<Granted>, IdentityError> {
+    let path = folder.join(FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(IdentityError::File { path, problem: error.to_string() }),
+    };
+    let damaged =
+        |error: serde_json::Error| IdentityError::File { path, problem: error.to_string() };
+    serde_json::from_str(&text).map(Some).map_err(damaged)
+}
+
+/// Keeps what enrolment gave.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn save(folder: &Path, granted: &Granted) -> Result<(), IdentityError> {
+    let path = folder.join(FILE);
+    let write = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        write_whole(&path, serde_json::to_string_pretty(granted)?.as_bytes())?;
+        belong_to_the_agent(folder, &path)
+    };
+    write().map_err(|source| IdentityError::Write { path: path.clone(), source })
+}
+
+/// Writes a file so that a power cut leaves the old one or the new one, and nothing between.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = std::fs::File::create(&next)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&next, path)?;
+    if let Some(folder) = path.parent() {
+        std::fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Enrolled by root, it is still the agent that renews: what is written belongs to whom the journal
+/// belongs to.
+fn belong_to_the_agent(folder: &Path, file: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(journal) = folder.parent() else { return Ok(()) };
+    let owner = std::fs::metadata(journal)?;
+    for path in [folder, file] {
+        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
+}
+
+/// The identity as the running agent uses it: shared by the uplink, which shows it, and the renewal,
+/// which replaces it.
+#[derive(Clone)]
+pub struct Identity {
+    folder: PathBuf,
+    signer: Arc<dyn Signer>,
+    enrolled: Arc<Mutex<Enrolled>>,
+    shown: Shown,
+    time: KnownTime,
+}
+
+impl Identity {
+    /// What was enrolled, ready to be shown; `None`: never.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn open(
+        folder: &Path,
+        signer: Arc<dyn Signer>,
+        time: KnownTime,
+    ) -> Result<Option<Self>, IdentityError> {
+        let Some(granted) = read(folder)? else { return Ok(None) };
+        let enrolled = Enrolled::kept(granted)?;
+        time.at_least(enrolled.certificate.not_before);
+        let shown = Shown::default();
+        let folder = folder.to_owned();
+        let identity =
+            Self { folder, signer, enrolled: Arc::new(Mutex::new(enrolled.clone())), shown, time };
+        identity.show(&enrolled);
+        Ok(Some(identity))
+    }
+
+    fn show(&self, enrolled: &Enrolled) {
+        let key = HandshakeKey::new(self.signer.clone(), &enrolled.certificate.public);
+        self.shown.change(&enrolled.certificate.der, key);
+    }
+
+    #[must_use]
+    pub fn enrolled(&self) -> Enrolled {
+        self.enrolled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[must_use]
+    pub fn expires(&self) -> EpochMs {
+        self.enrolled().certificate.not_after
+    }
+
+    /// From the next handshake on `enrolled`, and after a restart too.
+    fn replace(&self, enrolled: Enrolled) -> Result<(), IdentityError> {
+        save(&self.folder, &enrolled.granted)?;
+        self.show(&enrolled);
+        self.time.at_least(enrolled.certificate.not_before);
+        *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) = enrolled;
+        Ok(())
+    }
+
+    /// TLS towards whoever `authorities` (PEM) certify, showing this gateway's certificate.
+    ///
+    /// # Errors
+    /// When `authorities` are none.
+    pub fn tls(&self, authorities: &str) -> Result<ClientConfig, IdentityError> {
+        tls::towards(authorities, Some(self.shown.clone()), &self.time)
+    }
+}

@@ -1,0 +1,241 @@
+//! The next certificate, before the present one ends; and what can still be done after that.
+//!
+//! A renewal is due after two thirds of the certificate's life, a little later at random, so that a
+//! fleet does not ask at once. The new certificate replaces the old only when a real connection was
+//! made with it, to the fleet and to the broker. Without internet the old one goes on; once it has
+//! expired, the same key asks for another, and a person decides.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use contract::EpochMs;
+use contract::enroll::{Granted, Recover, Renew};
+use service::backoff::Backoff;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use trust::tls::{HandshakeKey, Shown};
+
+use super::cloud::{AskError, Fleet, Recovered};
+use super::{Enrolled, Identity, IdentityError, tls};
+use crate::board::Board;
+use crate::uplink::{self, Route};
+
+/// How often is looked whether it is due. A gateway may sleep, and its clock may jump.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const TRY_MIN: Duration = Duration::from_secs(10);
+const TRY_MAX: Duration = Duration::from_mins(30);
+/// How often a person's decision is asked for: often at first, while they stand beside it.
+const DECIDED_MIN: Duration = Duration::from_secs(5);
+const DECIDED_MAX: Duration = Duration::from_mins(5);
+/// How often the fleet is greeted: it says what time it is, and whether we are still known.
+const HELLO_EVERY: Duration = Duration::from_hours(6);
+
+/// How often is written down what time it is: a power cut forgets at most this.
+const KEEP_EVERY: Duration = Duration::from_hours(1);
+
+/// Why there is no new certificate yet.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the new certificate does not work, the old one stays: {0}")]
+    Unproven(String),
+    #[error("the certificate expired {0}; {1}")]
+    Waiting(EpochMs, String),
+}
+
+/// When a certificate is renewed: after two thirds of its life and up to a twelfth more, which
+/// `share` (0 to 1) decides.
+fn due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
+    let life = (not_after.0 - not_before.0).max(0) as f64;
+    #[allow(clippy::cast_possible_truncation)] // below the life's own milliseconds
+    let after = (life * (2.0 / 3.0 + share.clamp(0.0, 1.0) / 12.0)) as i64;
+    not_before.plus(after)
+}
+
+/// Keeps the identity good, until `stop`. `route`: how the broker is reached, to prove a new
+/// certificate there.
+pub async fn keep(
+    identity: Identity,
+    route: Option<Route>,
+    board: Board,
+    share: f64,
+    stop: CancellationToken,
+) {
+    let mut wait = Backoff::new(TRY_MIN, TRY_MAX);
+    let mut decision = Backoff::new(DECIDED_MIN, DECIDED_MAX);
+    let mut greeted: Option<Instant> = None;
+    let mut kept = Instant::now();
+    loop {
+        if kept.elapsed() >= KEEP_EVERY {
+            kept = Instant::now();
+            identity.time.keep();
+        }
+        show_end(&board, &identity);
+        let certificate = identity.enrolled().certificate;
+        let now = identity.time.now();
+        let expired = now >= certificate.not_after;
+        let greet_due = greeted.is_none_or(|at| at.elapsed() >= HELLO_EVERY);
+        let done = if expired {
+            recover(&identity, route.as_ref(), certificate.not_after).await.map(|()| true)
+        } else if now >= due(certificate.not_before, certificate.not_after, share) {
+            renew(&identity, route.as_ref()).await.map(|()| true)
+        } else if greet_due {
+            greet(&identity).await.map(|()| true)
+        } else {
+            Ok(false)
+        };
+        let pause = match done {
+            Ok(false) => {
+                let at = due(certificate.not_before, certificate.not_after, share);
+                let ahead = u64::try_from(at.0 - now.0).unwrap_or(0);
+                LOOK_EVERY.min(Duration::from_millis(ahead))
+            }
+            Ok(true) => {
+                wait.reset();
+                decision.reset();
+                greeted = Some(Instant::now());
+                board.update(|state| state.identity_error = None);
+                continue; // and look at the certificate that there is now
+            }
+            Err(error) => {
+                tracing::warn!(%error, until = %certificate.not_after, "the certificate");
+                metrics::counter!("simcorp_edge_identity_failures_total").increment(1);
+                let pause = match &error {
+                    RenewalError::Waiting(..) => decision.next(spread()),
+                    _ => wait.next(spread()),
+                };
+                // Not to be reached is nothing to be told while the certificate is good.
+                if expired || !matches!(error, RenewalError::Ask(AskError::Away { .. })) {
+                    board.update(|state| state.identity_error = Some(error.to_string()));
+                }
+                pause
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {
+                identity.time.keep();
+                return;
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn show_end(board: &Board, identity: &Identity) {
+    let until = identity.expires();
+    let left_s = (until.0 - identity.time.now().0) as f64 / 1000.0;
+    metrics::gauge!("simcorp_edge_certificate_left_seconds").set(left_s);
+    board.update(|state| state.certificate_until_ms = Some(until.0));
+}
+
+fn spread() -> u64 {
+    trust::random::<8>().map_or(0, u64::from_le_bytes)
+}
+
+impl Identity {
+    /// Shows the certificate to the fleet; says until when it is good.
+    ///
+    /// # Errors
+    /// In a sentence, what is wrong with it.
+    pub async fn examine(&self) -> Result<String, String> {
+        let certificate = self.enrolled().certificate;
+        if self.signer.public_key().map_err(|e| e.to_string())? != certificate.public {
+            return Err(IdentityError::OtherKey.to_string());
+        }
+        let (now, until) = (self.time.now(), certificate.not_after);
+        if now >= until {
+            return Err(format!("expired {until}; somebody has to let it have another one"));
+        }
+        greet(self).await.map_err(|error| error.to_string())?;
+        Ok(format!("good until {until}, and the fleet takes it"))
+    }
+}
+
+async fn greet(identity: &Identity) -> Result<(), RenewalError> {
+    let hello = fleet(identity)?.hello().await?;
+    identity.time.at_least(hello.now);
+    Ok(())
+}
+
+fn fleet(identity: &Identity) -> Result<Fleet, RenewalError> {
+    let granted = identity.enrolled().granted;
+    Ok(Fleet::at(&granted.fleet_url, identity.tls(&granted.authority)?)?)
+}
+
+/// A request by our key; a token takes its time, so beside everything else.
+async fn request(identity: &Identity) -> Result<String, RenewalError> {
+    let signer = identity.signer.clone();
+    let made = tokio::task::spawn_blocking(move || trust::x509::request(&*signer)).await;
+    let made = made.map_err(|error| IdentityError::Tls(error.to_string()))?;
+    Ok(BASE64.encode(made.map_err(IdentityError::from)?))
+}
+
+async fn renew(identity: &Identity, route: Option<&Route>) -> Result<(), RenewalError> {
+    let asked = Renew { request: request(identity).await? };
+    let granted = fleet(identity)?.renew(&asked).await?;
+    adopt(identity, route, granted).await
+}
+
+async fn recover(
+    identity: &Identity,
+    route: Option<&Route>,
+    expired: EpochMs,
+) -> Result<(), RenewalError> {
+    let known = identity.enrolled().granted;
+    let asked =
+        Recover { org_id: known.org_id, key_id: known.key_id, request: request(identity).await? };
+    // Nobody takes the old certificate any more: none is shown.
+    let tls = tls::towards(&known.authority, None, &identity.time)?;
+    match Fleet::at(&known.fleet_url, tls)?.recover(&asked).await? {
+        Recovered::Waiting(waiting) => Err(RenewalError::Waiting(expired, waiting.waiting)),
+        Recovered::Granted(granted) => adopt(identity, route, *granted).await,
+    }
+}
+
+/// Proves a new certificate by connecting with it; then it is the one.
+async fn adopt(
+    identity: &Identity,
+    route: Option<&Route>,
+    granted: Granted,
+) -> Result<(), RenewalError> {
+    let old = identity.enrolled().granted;
+    let next = Enrolled::given(granted, &*identity.signer)?;
+    if (&next.granted.org_id, &next.granted.key_id) != (&old.org_id, &old.key_id) {
+        return Err(RenewalError::Unproven("it is for somebody else".to_owned()));
+    }
+    identity.time.at_least(next.certificate.not_before);
+    let shown = Shown::default();
+    let key = HandshakeKey::new(identity.signer.clone(), &next.certificate.public);
+    shown.change(&next.certificate.der, key);
+    let tls = tls::towards(&next.granted.authority, Some(shown.clone()), &identity.time)?;
+    let hello = Fleet::at(&next.granted.fleet_url, tls)?.hello().await;
+    let hello = hello.map_err(|error| RenewalError::Unproven(error.to_string()))?;
+    if let Some(route) = route {
+        let tls = tls::towards(&route.authority, Some(shown), &identity.time)?;
+        let options = route.options(tls, "-proof");
+        let options = options.map_err(|error| RenewalError::Unproven(error.to_string()))?;
+        uplink::connect_once(options).await.map_err(RenewalError::Unproven)?;
+    }
+    identity.replace(next)?;
+    identity.time.at_least(hello.now);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_due_between_two_and_three_thirds() {
+        let (from, to) = (EpochMs(1_000_000), EpochMs(1_000_000 + 90 * 86_400_000));
+        let days = |share| (due(from, to, share).0 - from.0) as f64 / 86_400_000.0;
+        assert!((days(0.0) - 60.0).abs() < 0.01 && (days(1.0) - 67.5).abs() < 0.01);
+        assert!((days(7.0) - 67.5).abs() < 0.01);
+        // One that ends before it begins is due at once.
+        assert_eq!(due(to, from, 0.5), to);
+    }
+}

@@ -1,0 +1,137 @@
+//! A listener that speaks TLS and tells who is at the other end by their certificate.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::drained;
+
+/// Connections at once, those in their handshake among them; at the bound new ones wait in the
+/// system's queue.
+const CONNECTIONS_MAX: usize = 4_096;
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// A connection on which nothing comes for so long is ended.
+const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The certificate it has shown and proven, DER; verified as the listener is configured.
+    pub certificate: Option<Arc<[u8]>>,
+    /// Given back with the last clone, which is the connection's.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+/// What a connection is read and written by.
+pub type Stream = TlsStream<Pin<Box<TimeoutStream<TcpStream>>>>;
+
+/// Shakes hands beside accepting, so that one who is slow holds up nobody.
+pub struct TlsListener {
+    shaken: mpsc::Receiver<(Stream, Peer)>,
+    address: SocketAddr,
+}
+
+impl TlsListener {
+    /// Takes a port's connections from here on; ends when it is dropped.
+    ///
+    /// # Errors
+    /// When the port has no address.
+    pub fn new(tcp: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let address = tcp.local_addr()?;
+        let (done, shaken) = mpsc::channel(64);
+        tokio::spawn(accept(tcp, TlsAcceptor::from(config), done));
+        Ok(Self { shaken, address })
+    }
+}
+
+async fn accept(tcp: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<(Stream, Peer)>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = tcp.accept() => accepted,
+            () = done.closed() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Mostly no file descriptors left: others have to end first.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, done) = (acceptor.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_read_timeout(Some(IDLE_TIME_MAX));
+            stream.set_write_timeout(Some(IDLE_TIME_MAX));
+            let shake = acceptor.accept(Box::pin(stream));
+            let shaken = match tokio::time::timeout(HANDSHAKE_TIME_MAX, shake).await {
+                Ok(Ok(shaken)) => shaken,
+                Ok(Err(error)) => {
+                    tracing::debug!(%address, %error, "a handshake failed");
+                    metrics::counter!("simcorp_tls_handshakes_failed_total").increment(1);
+                    return;
+                }
+                Err(_) => return,
+            };
+            let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certificate = shown.map(|der| Arc::from(der.as_ref()));
+            let peer = Peer { address, certificate, _place: Some(Arc::new(place)) };
+            let _ = done.send((shaken, peer)).await;
+        });
+    }
+}
+
+impl Listener for TlsListener {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Stream, Peer) {
+        match self.shaken.recv().await {
+            Some(shaken) => shaken,
+            None => std::future::pending().await, // whoever accepts has broken: nobody comes any more
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        Ok(Peer { address: self.address, certificate: None, _place: None })
+    }
+}
+
+/// Serves until `stop`, as [`crate::http::serve`]; handlers find a [`Peer`] in their `ConnectInfo`.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TlsListener,
+    app: Router,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let asked = stop.clone();
+    let app = app.into_make_service_with_connect_info::<Peer>();
+    let serving =
+        axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
+    drained(async { serving.await }, stop).await
+}

@@ -1,0 +1,222 @@
+//! Certificates: asking for one with a key that stays where it is, and reading one.
+
+use contract::{EpochMs, KeyId};
+use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData, SigningKey};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509CertificationRequest};
+
+use crate::key::{Algorithm, KeyError, PublicKey, SignError, Signer, pem_body, to_pem};
+use crate::purpose::Purpose;
+
+const LABEL: &str = "CERTIFICATE";
+/// A request or a certificate of ours is below 2 KB.
+const DER_BYTES_MAX: usize = 16 * 1024;
+
+/// Why something is not a certificate, or not a request for one.
+#[derive(Debug, thiserror::Error)]
+pub enum X509Error {
+    #[error("not a certificate (-----BEGIN CERTIFICATE-----)")]
+    NotPem,
+    #[error("not in the form of a certificate: {0}")]
+    Malformed(String),
+    #[error("the key in it is {0}")]
+    Key(#[from] KeyError),
+    #[error("not a request of {0} for a certificate of its own key")]
+    NotItsOwn(String),
+    #[error("the signature does not fit")]
+    Signature,
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+/// A [`Signer`] as `rcgen` asks for it.
+pub struct Issuing<'s> {
+    signer: &'s dyn Signer,
+    public: PublicKey,
+}
+
+impl<'s> Issuing<'s> {
+    /// # Errors
+    /// When the public key cannot be asked for.
+    pub fn new(signer: &'s dyn Signer) -> Result<Self, SignError> {
+        Ok(Self { public: signer.public_key()?, signer })
+    }
+}
+
+impl PublicKeyData for Issuing<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        match &self.public {
+            PublicKey::Ed25519(key) => key,
+            PublicKey::P256(key) => key,
+        }
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        match self.public.algorithm() {
+            Algorithm::EdDsa => &rcgen::PKCS_ED25519,
+            Algorithm::Es256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+        }
+    }
+}
+
+impl SigningKey for Issuing<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        // rcgen keeps no cause; ours is in the log of whoever holds the key.
+        let signature = self.signer.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
+        Ok(in_der(self.public.algorithm(), signature))
+    }
+}
+
+/// A signature as certificates and TLS carry it: r‖s of ECDSA becomes a DER sequence of two
+/// integers (RFC 3279, 2.2.3).
+pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
+    if algorithm == Algorithm::EdDsa {
+        return signature;
+    }
+    let integer = |bytes: &[u8]| {
+        let start = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len() - 1);
+        let digits = &bytes[start..];
+        // A leading bit of one would make it negative.
+        let pad = usize::from(digits[0] & 0x80 != 0);
+        let mut der = vec![0x02, u8::try_from(digits.len() + pad).unwrap_or(0)];
+        der.resize(2 + pad, 0);
+        der.extend_from_slice(digits);
+        der
+    };
+    let (r, s) = signature.split_at(signature.len() / 2);
+    if r.is_empty() {
+        return signature; // no signature at all: nobody will take it for one
+    }
+    let inner = [integer(r), integer(s)].concat();
+    // 2 × (2 + 33) bytes at most: a length of one byte.
+    [&[0x30, u8::try_from(inner.len()).unwrap_or(0)], &inner[..]].concat()
+}
+
+/// A request (PKCS#10, DER) for a certificate of `signer`'s key in its own name.
+///
+/// # Errors
+/// When the key cannot sign now.
+pub fn request(signer: &dyn Signer) -> Result<Vec<u8>, X509Error> {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, signer.key_id().as_str());
+    params.distinguished_name = name;
+    let request = params.serialize_request(&Issuing::new(signer)?).map_err(|_| SignError {
+        key_id: signer.key_id().clone(),
+        problem: "the key did not sign the request".to_owned(),
+    })?;
+    Ok(request.der().to_vec())
+}
+
+/// Reads a request that only `key_id` itself can have made; answers the key it proves to have.
+///
+/// # Errors
+/// When it is malformed, of another name, asks for more, or its signature is not the key's.
+pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error> {
+    if der.len() > DER_BYTES_MAX {
+        return Err(X509Error::Malformed(format!("longer than {DER_BYTES_MAX} bytes")));
+    }
+    let (rest, request) = X509CertificationRequest::from_der(der)
+        .map_err(|error| X509Error::Malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(X509Error::Malformed("bytes after its end".to_owned()));
+    }
+    let info = &request.certification_request_info;
+    let public = PublicKey::from_spki(info.subject_pki.raw)?;
+    if Purpose::of(info.raw, key_id, &public) != Some(Purpose::CertificateRequest) {
+        return Err(X509Error::NotItsOwn(key_id.to_string()));
+    }
+    request.verify_signature().map_err(|_| X509Error::Signature)?;
+    Ok(public)
+}
+
+/// What of a certificate we look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pub der: Vec<u8>,
+    /// The common name of its subject.
+    pub name: String,
+    pub public: PublicKey,
+    /// Hex.
+    pub serial: String,
+    pub not_before: EpochMs,
+    pub not_after: EpochMs,
+}
+
+impl Certificate {
+    /// # Errors
+    /// When it is none, or of a key that is neither Ed25519 nor P-256. Who signed it is not looked at.
+    pub fn from_der(der: &[u8]) -> Result<Self, X509Error> {
+        let malformed = |error: &dyn std::fmt::Display| X509Error::Malformed(error.to_string());
+        let (_, parsed) = X509Certificate::from_der(der).map_err(|error| malformed(&error))?;
+        let name = parsed.subject().iter_common_name().next();
+        let name = name.and_then(|name| name.as_str().ok()).unwrap_or_default();
+        let at = |time: x509_parser::time::ASN1Time| EpochMs(time.timestamp().saturating_mul(1000));
+        Ok(Self {
+            der: der.to_vec(),
+            name: name.to_owned(),
+            public: PublicKey::from_spki(parsed.public_key().raw)?,
+            serial: parsed.raw_serial_as_string().replace(':', ""),
+            not_before: at(parsed.validity().not_before),
+            not_after: at(parsed.validity().not_after),
+        })
+    }
+
+    /// The first certificate of a PEM.
+    ///
+    /// # Errors
+    /// As [`Certificate::from_der`].
+    pub fn from_pem(text: &str) -> Result<Self, X509Error> {
+        Self::from_der(&pem_body(text, LABEL).ok_or(X509Error::NotPem)?)
+    }
+
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        to_pem(LABEL, &self.der)
+    }
+
+    /// SHA-256 of the whole certificate: what pins it.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        crate::digest(&self.der).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FileKey;
+
+    fn key(name: &str, algorithm: Algorithm) -> FileKey {
+        FileKey::generate(format!("device:{name}@leipzig").parse().unwrap(), algorithm).unwrap()
+    }
+
+    #[test]
+    fn a_request_proves_its_own_key_and_name_alone() {
+        for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
+            for _ in 0..50 {
+                let key = key("gw", algorithm);
+                let der = request(&key).unwrap();
+                let id = Signer::key_id(&key);
+                assert_eq!(verify_request(&der, id).unwrap(), *key.public_key());
+                let other = "device:other@leipzig".parse().unwrap();
+                assert!(matches!(verify_request(&der, &other), Err(X509Error::NotItsOwn(_))));
+                let mut forged = der.clone();
+                *forged.last_mut().unwrap() ^= 1;
+                assert!(verify_request(&forged, id).is_err());
+                assert!(verify_request(&der[..der.len() - 1], id).is_err());
+                assert!(verify_request(&[&der[..], &[0]].concat(), id).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn integers_of_a_signature_are_never_negative_nor_padded() {
+        let mut raw = [0; 64];
+        raw[31] = 0x80;
+        raw[32] = 0xff;
+        let der = in_der(Algorithm::Es256, raw.to_vec());
+        assert_eq!(&der[..6], &[0x30, 39, 0x02, 2, 0, 0x80]);
+        assert_eq!(&der[6..10], &[0x02, 33, 0, 0xff]);
+        assert_eq!(in_der(Algorithm::Es256, vec![0; 64]), [0x30, 6, 2, 1, 0, 2, 1, 0]);
+    }
+}

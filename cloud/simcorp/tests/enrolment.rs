@@ -106,7 +106,7 @@ impl Gateway {
         std::fs::write(&agent.config, text.replace(&key, &socket))?;
         let device = format!("gw-{machine}");
         let signer = signer(folder, &token, ("leipzig", &device), "")?;
-        let mut gateway = Self { signer, token, agent };
+        let mut gateway = Self { agent, token, signer };
         gateway.new_key("").await?;
         Ok(gateway)
     }
@@ -196,7 +196,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     // Revoked: cut off at the broker, and refused by the fleet.
     let started = tokio::time::Instant::now();
     cloud.stack.operate(&["device", "revoke", "device:gw-r-1@leipzig"])?;
-    wait_for("the end", Duration::from_secs(60), || async {
+    wait_for("the end", Duration::from_mins(1), || async {
         honest.state().await["uplinkConnected"] == false
     })
     .await?;

@@ -17,8 +17,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::dating::Dating;
 use crate::store::{ChainNo, Committed, IngestStore, Outcome};
-use crate::verify::{Claim, KeyCache, TrustedKey, VerifiedFrame};
+use crate::verify::{Claim, KeyCache, Numbering, TrustedKey, VerifiedFrame};
 use crate::{Clock, IngestionConfig, metric, reference};
 
 /// Frames a transaction.
@@ -88,7 +89,7 @@ impl Pipeline {
         config: &IngestionConfig,
         store: &IngestStore,
         clock: &Clock,
-        wake: &Arc<Notify>,
+        (wake, dating): (&Arc<Notify>, &Dating),
         tracker: &TaskTracker,
     ) -> Self {
         let (answer, answers) = mpsc::channel(config.queue);
@@ -104,6 +105,7 @@ impl Pipeline {
                 clock: clock.clone(),
                 answer: answer.clone(),
                 wake: wake.clone(),
+                dating: dating.clone(),
                 receipts: receipts.clone(),
                 accept_unsigned: config.accept_unsigned,
                 logged: LogOnce::default(),
@@ -169,6 +171,7 @@ struct Writer {
     clock: Clock,
     answer: mpsc::Sender<(Origin, Ack)>,
     wake: Arc<Notify>,
+    dating: Dating,
     receipts: Arc<Notify>,
     accept_unsigned: bool,
     logged: LogOnce,
@@ -397,6 +400,9 @@ impl Writer {
                 origin = %frame.origin, chain = %frame.chain, frame = frame.number, ?outcome,
                 "committed"
             );
+            if *outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
+                self.dating.note(no.chain, frame);
+            }
             let ack = match outcome {
                 Outcome::Stored | Outcome::Duplicate => {
                     let mut ack = Ack::new(frame.chain);

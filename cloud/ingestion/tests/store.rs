@@ -129,6 +129,53 @@ async fn a_used_number_with_other_content_is_refused(store: &IngestStore) {
     assert_eq!(seqs(store).await.len(), 20);
 }
 
+/// Frames of a gateway that woke up in 1970, and whose clock was set with the sixth.
+fn waking(n: u64) -> VerifiedFrame {
+    let mut verified = frame(n, 0.0);
+    let f = &mut verified.frame;
+    f.boot = 77;
+    if n < 6 {
+        f.clock = ClockQuality::FreeRunning;
+        f.wall = EpochMs((n as i64 - 1) * 1000);
+        for event in &mut f.events {
+            event.at = EpochMs(event.at.0 - NOW.0);
+        }
+    }
+    verified
+}
+
+async fn dates_are_put_right_in_any_order(store: &IngestStore) {
+    let no = name(store).await;
+    let boot = 77;
+    let offset = NOW.0 - 1000; // of frame(n): wall is NOW + (n-1) s, mono n s
+    // First what nobody can date, then the date, then more of what nobody could.
+    commit(store, &[waking(1), waking(2), waking(4), waking(5)]).await;
+    assert_eq!(store.date(no.chain, boot).await.unwrap(), 0, "nobody knows yet");
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert!(session.started_ms < 10_000, "in 1970");
+    commit(store, &[waking(6)]).await;
+    store.note_offset(no.chain, boot, offset).await.unwrap();
+    store.note_offset(no.chain, boot, 5).await.unwrap();
+    assert_eq!(store.undated().await.unwrap(), [(no.chain, boot)]);
+    assert_eq!(store.date(no.chain, boot).await.unwrap(), 4);
+    commit(store, &[waking(3)]).await;
+    assert_eq!(store.date(no.chain, boot).await.unwrap(), 1);
+    assert_eq!(store.date(no.chain, boot).await.unwrap(), 0, "once");
+    assert_eq!(store.undated().await.unwrap(), []);
+    // All is as if the clock had been right from the start; what was signed is untouched.
+    let frames = store.frames_of_range(&origin().org, no.chain, 0, 1 << 40, 100).await.unwrap();
+    let starts: Vec<i64> = frames.iter().map(|f| f.t0_ms - NOW.0).collect();
+    assert_eq!(starts, [0, 1000, 2000, 3000, 4000, 5000]);
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert_eq!(session.started_ms, NOW.0 + 1500);
+    assert_eq!(session.ended_ms, Some(NOW.0 + 4400));
+    let events = store.events_of(&origin().org, "S-1").await.unwrap();
+    let at: Vec<i64> = events.iter().map(|event| event.at_ms - NOW.0).collect();
+    assert_eq!(at, [1500, 3300, 4400]);
+    let digests = store.digests(no.chain, 1, 2).await.unwrap();
+    assert_eq!(digests, [waking(1).digest.0.to_vec(), waking(2).digest.0.to_vec()]);
+}
+
 async fn holes_are_known_and_filled(store: &IngestStore) {
     let (outcomes, gaps) = commit(store, &[frame(6, 0.0), frame(1, 0.0), frame(3, 0.0)]).await;
     assert_eq!(outcomes, [Outcome::Stored; 3], "in any order");
@@ -351,6 +398,7 @@ macro_rules! on_both {
 }
 on_both!(
     twice_changes_nothing,
+    dates_are_put_right_in_any_order,
     a_used_number_with_other_content_is_refused,
     holes_are_known_and_filled,
     a_roast_is_the_same_in_any_order_of_arrival,

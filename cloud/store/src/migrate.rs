@@ -18,6 +18,7 @@ const SQLITE: &[(i64, &str, &str)] = &[
     (9, "lists", include_str!("../migrations/sqlite/0009_lists.sql")),
     (10, "profile names", include_str!("../migrations/sqlite/0010_profile_names.sql")),
     (11, "fleet", include_str!("../migrations/sqlite/0011_fleet.sql")),
+    (12, "dating", include_str!("../migrations/sqlite/0012_dating.sql")),
 ];
 const POSTGRES: &[(i64, &str, &str)] = &[
     (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
@@ -31,6 +32,7 @@ const POSTGRES: &[(i64, &str, &str)] = &[
     (9, "lists", include_str!("../migrations/postgres/0009_lists.sql")),
     (10, "profile names", include_str!("../migrations/postgres/0010_profile_names.sql")),
     (11, "fleet", include_str!("../migrations/postgres/0011_fleet.sql")),
+    (12, "dating", include_str!("../migrations/postgres/0012_dating.sql")),
 ];
 
 /// Why this program and this database do not fit.

@@ -97,6 +97,9 @@ pub struct Position {
     pub previous: Option<Digest>,
 }
 
+/// A wall clock that differs by this from the roast's own was set meanwhile, ms.
+const SET_MS: i64 = 1_000;
+
 /// Samples waiting for their frame.
 #[derive(Default)]
 struct Waiting {
@@ -218,7 +221,12 @@ impl Recorder {
         if let (Some(roast), Some(charge_ms)) = (&self.roast, self.charge_ms) {
             // While a roast runs its time is counted on the monotonic clock: a wall clock that is
             // set meanwhile must not bend the curve.
-            sample.wall = roast.started.plus(t_ms - charge_ms);
+            let counted = roast.started.plus(t_ms - charge_ms);
+            if counted.since(sample.wall).abs() >= SET_MS {
+                // The date that the roast began with was wrong, and whoever reads has to know it.
+                sample.clock = ClockQuality::FreeRunning;
+            }
+            sample.wall = counted;
         }
         self.remember(at);
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));

@@ -3,6 +3,7 @@
 
 mod commit;
 mod curve;
+mod dating;
 mod devices;
 mod outbox;
 mod profiles;

@@ -142,3 +142,29 @@ fn a_new_charge_closes_a_roast_whose_end_was_missed() {
     assert!(cut.running.is_some());
     assert!(!cut.frame.events.iter().any(|e| e.kind == EventKind::Drop), "nobody saw a drop");
 }
+
+#[test]
+fn a_clock_that_is_set_in_a_roast_bends_nothing_and_is_told() {
+    let mut recorder = recorder(1000);
+    let mut frames = Vec::new();
+    for i in 0..120 {
+        let marks: &[EventKind] = match i {
+            20 => &[EventKind::Charge],
+            80 => &[EventKind::Drop],
+            _ => &[],
+        };
+        let mut sample = sample(i, 180.0, marks);
+        // In 1970 until the fifth second, then set from the network.
+        if i < 50 {
+            sample.wall = EpochMs(i as i64 * 100);
+            sample.clock = ClockQuality::FreeRunning;
+        }
+        frames.extend(recorder.push(sample).map(|cut| cut.frame));
+    }
+    let at = |mono| frames.iter().find(|frame| frame.mono >= mono).unwrap();
+    let running = at(6_000);
+    assert_eq!((running.wall, running.clock), (EpochMs(6_000), ClockQuality::FreeRunning));
+    let after = at(9_000);
+    assert_eq!(after.clock, ClockQuality::Synchronised);
+    assert_eq!(after.wall.0 - i64::try_from(after.mono).unwrap(), 1_760_000_000_000);
+}

@@ -1,0 +1,10 @@
+-- What a gateway's clock was found to be off by, once it had been set from the network: wall minus
+-- monotonic time, the same for a whole boot.
+CREATE TABLE clock_offsets (
+    chain_no  INTEGER NOT NULL REFERENCES chains,
+    boot      INTEGER NOT NULL,
+    offset_ms INTEGER NOT NULL,
+    PRIMARY KEY (chain_no, boot)
+);
+-- frames.clock: 0 unknown, 1 free running, 2 synchronised, 3 dated by what was found out later.
+CREATE INDEX frames_undated ON frames (chain_no, boot, number) WHERE clock < 2;

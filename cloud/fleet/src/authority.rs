@@ -22,8 +22,6 @@ const SIGN_TIME_MAX: Duration = Duration::from_secs(5);
 const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
 const DAY_S: u32 = 86_400;
 const OWN_LIFE_S: u32 = 3_650 * DAY_S;
-/// The certificate of our own listener; each start makes another.
-const LISTENER_LIFE_S: u32 = 365 * DAY_S;
 
 /// Why there is no authority, or why it does not certify.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +101,12 @@ impl Authority {
         if places.certificate.exists() {
             return Err(AuthorityError::Exists { path: places.certificate.clone() });
         }
+        for file in [&places.certificate, &places.key] {
+            if let Some(folder) = file.parent() {
+                std::fs::create_dir_all(folder)
+                    .map_err(|source| AuthorityError::Write { path: file.clone(), source })?;
+            }
+        }
         let signer = match &places.socket {
             Some(_) => places.signer()?,
             // A key without a certificate is what an interrupted creation leaves.
@@ -119,7 +123,10 @@ impl Authority {
         let certificate = Certificate::from_der(made.der())
             .map_err(|error| AuthorityError::Make(error.to_string()))?;
         let path = &places.certificate;
-        std::fs::write(path, certificate.to_pem())
+        // Whole or not at all: half a certificate would stop every start after it.
+        let next = path.with_extension("pem.new");
+        std::fs::write(&next, certificate.to_pem())
+            .and_then(|()| std::fs::rename(&next, path))
             .map_err(|source| AuthorityError::Write { path: path.clone(), source })?;
         Ok(Self { signer, pem: certificate.to_pem(), certificate })
     }
@@ -182,7 +189,6 @@ impl Authority {
     pub fn listener(
         &self,
         host: &str,
-        now: EpochMs,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), AuthorityError> {
         let key = rcgen::KeyPair::generate()?;
         let public = PublicKey::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&key))
@@ -190,7 +196,9 @@ impl Authority {
         let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name = named(None, "Sim-Corp fleet");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        limits(&mut params, now, LISTENER_LIFE_S)?;
+        // As long as the authority itself, and from when it was made: a gateway whose clock is behind
+        // reaches us, and one that has run for years too. The key ends with this process.
+        between(&mut params, self.certificate.not_before, self.certificate.not_after)?;
         let certificate = self.sign(params, &public)?;
         let private = PrivatePkcs8KeyDer::from(key.serialize_der());
         // The authority's own too: a gateway that enrols knows it by its fingerprint alone.
@@ -232,15 +240,23 @@ fn serial() -> Result<SerialNumber, AuthorityError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
+/// From a little before now, for clocks that are behind ours.
 fn limits(params: &mut CertificateParams, now: EpochMs, life_s: u32) -> Result<(), AuthorityError> {
-    let at = |ms: i64| {
-        let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-        rcgen::date_time_ymd(1970, 1, 1)
-            .checked_add(since.try_into().map_err(|_| AuthorityError::Make("a date".to_owned()))?)
-            .ok_or_else(|| AuthorityError::Make("a date".to_owned()))
+    let slack_ms = CLOCK_SLACK_MS.min(i64::from(life_s) * 100);
+    between(params, now.plus(-slack_ms), now.plus(i64::from(life_s) * 1000))
+}
+
+fn between(
+    params: &mut CertificateParams,
+    from: EpochMs,
+    to: EpochMs,
+) -> Result<(), AuthorityError> {
+    let date = |at: EpochMs| {
+        let since = Duration::from_millis(u64::try_from(at.0).unwrap_or(0));
+        rcgen::date_time_ymd(1970, 1, 1).checked_add(since.try_into().ok()?)
     };
-    let life_ms = i64::from(life_s) * 1000;
-    params.not_before = at(now.0 - CLOCK_SLACK_MS.min(life_ms / 10))?;
-    params.not_after = at(now.0 + life_ms)?;
+    let none = || AuthorityError::Make("a date that is none".to_owned());
+    params.not_before = date(from).ok_or_else(none)?;
+    params.not_after = date(to).ok_or_else(none)?;
     Ok(())
 }

@@ -4,11 +4,12 @@
 //! The registry is the truth; the broker's list is made to follow it. One instance does so at a time.
 //! After each new connection everything is compared, between them what has changed.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::Origin;
 use contract::topic::Kind;
+use contract::{KeyId, OrgId, Origin};
 use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
 use serde_json::{Value, json};
 use service::backoff::Backoff;
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::device::Device;
+use crate::device::{Device, certificate_name};
 use crate::store::FleetStore;
 use crate::{Clock, FleetConfig};
 
@@ -32,13 +33,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const COMPARE_EVERY: Duration = Duration::from_hours(1);
 const LEASE: &str = "fleet-broker";
 const LEASE_MS: i64 = 30_000;
-/// Instances' clocks differ, and a transaction is committed after its time.
+/// A transaction is committed after its time.
 const OVERLAP_MS: i64 = 120_000;
 /// The plugin's words, which differ from command to command.
 const NO_ROLE: [&str; 2] = ["Role not found", "Role does not exist"];
 const NOT_THERE: [&str; 3] = ["Client not found", "Role not found", "Role does not exist"];
 const AT_ONCE: usize = 50;
-const NAMES_AT_ONCE: i64 = 1_000;
+const NAMES_AT_ONCE: usize = 200;
+/// Keys before the present one whose names are removed.
+const KEYS_BEFORE: usize = 8;
 
 /// Whether the broker's list is the registry's.
 #[derive(Clone)]
@@ -93,7 +96,8 @@ pub fn start(
     let (news_out, news) = mpsc::channel(64);
     tracker.spawn(poll(client.clone(), events, news_out, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
-    let teller = Teller { client, news, store, clock, holder, asked: 0 };
+    let told_before = HashMap::new();
+    let teller = Teller { client, news, store, clock, holder, told: told_before, asked: 0 };
     tracker.spawn(teller.run(changed, told.clone(), stop.clone()));
     Ok(told)
 }
@@ -144,6 +148,8 @@ struct Teller {
     store: FleetStore,
     clock: Clock,
     holder: String,
+    /// The last change of each gateway that the broker was told of, since everything was compared.
+    told: HashMap<(OrgId, KeyId), i64>,
     /// Counts what was asked, so that a late answer is not taken for another's.
     asked: u64,
 }
@@ -186,29 +192,44 @@ impl Teller {
         }
     }
 
-    /// Tells what has changed, or everything where that is due. Nothing while another instance does.
+    /// Tells what has changed, or what differs where everything is compared. Nothing while another
+    /// instance does.
     async fn pass(
         &mut self,
         compared: &mut Option<Instant>,
         seen_ms: &mut i64,
     ) -> Result<(), TellError> {
-        let now = (self.clock)();
-        let lease = self.store.database().lease(LEASE, &self.holder, LEASE_MS, now).await?;
-        if lease.is_none() {
+        if !self.holds_lease().await? {
             *compared = None;
             return Ok(());
         }
         let all = compared.is_none_or(|at| at.elapsed() > COMPARE_EVERY);
-        let since = if all { 0 } else { *seen_ms - OVERLAP_MS };
-        let devices = self.store.changed_since(since).await?;
         if all {
-            self.forget_strangers(&devices).await?;
+            self.told.clear();
+        }
+        let since = if all { 0 } else { *seen_ms - OVERLAP_MS };
+        let mut devices = self.store.changed_since(since).await?;
+        devices.retain(|(device, changed)| self.told.get(&key_of(device)) != Some(changed));
+        let known = if all { Some(self.list().await?) } else { None };
+        if let Some(known) = &known {
+            self.forget_strangers(&devices, known).await?;
         }
         for some in devices.chunks(AT_ONCE) {
-            self.tell(some).await?;
-        }
-        if let Some((_, last)) = devices.last() {
-            *seen_ms = (*seen_ms).max(*last);
+            // Somebody else may have taken over while we were slow, with a newer list.
+            if !self.holds_lease().await? {
+                *compared = None;
+                return Ok(());
+            }
+            let differ: Vec<&Device> = some
+                .iter()
+                .map(|(device, _)| device)
+                .filter(|device| known.as_ref().is_none_or(|known| known.differs(device)))
+                .collect();
+            self.tell(&differ).await?;
+            for (device, changed) in some {
+                self.told.insert(key_of(device), *changed);
+                *seen_ms = (*seen_ms).max(*changed);
+            }
         }
         if all {
             *compared = Some(Instant::now());
@@ -217,60 +238,106 @@ impl Teller {
         Ok(())
     }
 
-    async fn tell(&mut self, devices: &[(Device, i64)]) -> Result<(), TellError> {
-        let named =
-            || devices.iter().filter_map(|(d, _)| Some((d, d.certificate_name.as_deref()?)));
-        let gone = named().filter(|(device, _)| device.revoked_at.is_some());
+    async fn holds_lease(&self) -> Result<bool, TellError> {
+        let now = (self.clock)();
+        let lease = self.store.database().lease(LEASE, &self.holder, LEASE_MS, now).await?;
+        Ok(lease.is_some())
+    }
+
+    async fn tell(&mut self, devices: &[&Device]) -> Result<(), TellError> {
         let mut commands = Vec::new();
-        for (_, name) in gone {
+        let mut remove = |name: &str| {
             // Cuts its connection too.
             commands.push(json!({"command": "deleteClient", "username": name}));
             commands.push(json!({"command": "deleteRole", "rolename": name}));
+        };
+        for device in devices {
+            if device.revoked_at.is_some() {
+                device.certificate_name.iter().for_each(|name| remove(name));
+            }
+            // A key that was replaced has a certificate of another name, which may still be good.
+            let present = device.key_number;
+            for number in (1..present).rev().take(KEYS_BEFORE) {
+                remove(&certificate_name(&device.org_id, &device.key_id, number));
+            }
         }
         self.ask(commands, &NOT_THERE).await?;
-        let known = || named().filter(|(device, _)| device.revoked_at.is_none());
-        let role = |command: &str, device: &Device, name: &str| {
-            json!({"command": command, "rolename": name, "acls": rights(device),
+        let known: Vec<(&Device, &str)> = devices
+            .iter()
+            .filter(|device| device.revoked_at.is_none())
+            .filter_map(|device| Some((*device, device.certificate_name.as_deref()?)))
+            .collect();
+        let role = |command: &str, (device, name): &(&Device, &str)| {
+            let acls: Vec<Value> = rights(device).iter().map(Right::json).collect();
+            json!({"command": command, "rolename": name, "acls": acls,
                 "textdescription": format!("{} of {}", device.key_id, device.org_id)})
         };
-        let modify = known().map(|(device, name)| role("modifyRole", device, name)).collect();
+        let modify = known.iter().map(|one| role("modifyRole", one)).collect();
         let unknown = self.ask(modify, &NO_ROLE).await?;
-        let create = known()
-            .enumerate()
-            .filter(|(i, _)| unknown.contains(i))
-            .map(|(_, (device, name))| role("createRole", device, name))
-            .collect();
-        self.ask(create, &[]).await?;
-        let clients = known().map(|(_, name)| {
-            json!({"command": "createClient", "username": name, "roles": [{"rolename": name}]})
-        });
-        self.ask(clients.collect(), &["Client already exists"]).await?;
+        let create =
+            unknown.iter().filter_map(|i| known.get(*i)).map(|one| role("createRole", one));
+        self.ask(create.collect(), &[]).await?;
+        let client = |command: &str, name: &str| json!({"command": command, "username": name, "roles": [{"rolename": name}]});
+        let create = known.iter().map(|(_, name)| client("createClient", name)).collect();
+        let there = self.ask(create, &["Client already exists"]).await?;
+        let there = || there.iter().filter_map(|i| known.get(*i));
+        let modify = there().map(|(_, name)| client("modifyClient", name));
+        let enable = there().map(|(_, name)| json!({"command": "enableClient", "username": name}));
+        self.ask(modify.chain(enable).collect(), &[]).await?;
         Ok(())
     }
 
-    /// Removes gateways that the broker knows and the registry does not.
-    async fn forget_strangers(&mut self, devices: &[(Device, i64)]) -> Result<(), TellError> {
-        let ours: std::collections::HashSet<&str> =
-            devices.iter().filter_map(|(device, _)| device.certificate_name.as_deref()).collect();
-        let mut strangers = Vec::new();
-        let mut offset = 0;
-        loop {
-            let list = json!({"command": "listClients", "verbose": false, "count": NAMES_AT_ONCE,
-                "offset": offset});
-            let answers = self.exchange(vec![list]).await?;
-            let names = answers.first().and_then(|a| a["data"]["clients"].as_array().cloned());
-            let names = names.unwrap_or_default();
-            let known = names.iter().filter_map(Value::as_str);
-            strangers.extend(
-                known
-                    .filter(|name| name.starts_with("gw-") && !ours.contains(name))
-                    .map(str::to_owned),
-            );
-            if names.is_empty() {
-                break;
-            }
-            offset += NAMES_AT_ONCE;
+    /// What the broker knows.
+    async fn list(&mut self) -> Result<Listed, TellError> {
+        let mut listed = Listed::default();
+        for role in self.pages("listRoles", "roles").await? {
+            let rights = role["acls"].as_array().into_iter().flatten().filter_map(Right::read);
+            let name = role["rolename"].as_str().unwrap_or_default().to_owned();
+            listed.roles.insert(name, rights.collect());
         }
+        for client in self.pages("listClients", "clients").await? {
+            let roles = client["roles"].as_array().into_iter().flatten();
+            let roles = roles.filter_map(|role| Some(role["rolename"].as_str()?.to_owned()));
+            let disabled = client["disabled"] == true;
+            let name = client["username"].as_str().unwrap_or_default().to_owned();
+            listed.clients.insert(name, (roles.collect(), disabled));
+        }
+        Ok(listed)
+    }
+
+    async fn pages(&mut self, command: &str, of: &str) -> Result<Vec<Value>, TellError> {
+        let mut all = Vec::new();
+        loop {
+            let list = json!({"command": command, "verbose": true, "count": NAMES_AT_ONCE,
+                "offset": all.len()});
+            let mut answers = self.exchange(vec![list]).await?;
+            let answer = answers.first_mut().map(Value::take).unwrap_or_default();
+            if let Some(problem) = answer["error"].as_str() {
+                let (command, problem) = (command.to_owned(), problem.to_owned());
+                return Err(TellError::Refused { command, problem });
+            }
+            let page = answer["data"][of].as_array().cloned().unwrap_or_default();
+            let done = page.len() < NAMES_AT_ONCE;
+            all.extend(page);
+            if done {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Removes gateways that the broker knows and the registry does not.
+    async fn forget_strangers(
+        &mut self,
+        devices: &[(Device, i64)],
+        known: &Listed,
+    ) -> Result<(), TellError> {
+        let ours: BTreeSet<&str> =
+            devices.iter().filter_map(|(device, _)| device.certificate_name.as_deref()).collect();
+        let names: BTreeSet<&String> = known.clients.keys().chain(known.roles.keys()).collect();
+        let strangers: Vec<&String> = names
+            .into_iter()
+            .filter(|name| name.starts_with("gw-") && !ours.contains(name.as_str()))
+            .collect();
         for some in strangers.chunks(AT_ONCE) {
             let remove = some.iter().flat_map(|name| {
                 [
@@ -341,21 +408,73 @@ impl Teller {
     }
 }
 
-/// What a gateway may on the bus: speak for its machines, and hear what is answered to them.
-fn rights(device: &Device) -> Vec<Value> {
+/// What the broker knows of gateways.
+#[derive(Default)]
+struct Listed {
+    roles: BTreeMap<String, BTreeSet<Right>>,
+    /// Its roles, and whether it is disabled.
+    clients: BTreeMap<String, (Vec<String>, bool)>,
+}
+
+impl Listed {
+    /// Whether the broker has to be told of this gateway.
+    fn differs(&self, device: &Device) -> bool {
+        let Some(name) = device.certificate_name.as_deref() else { return false };
+        let before = (1..device.key_number).rev().take(KEYS_BEFORE);
+        let mut before = before.map(|n| certificate_name(&device.org_id, &device.key_id, n));
+        if before.any(|name| self.clients.contains_key(&name)) {
+            return true;
+        }
+        if device.revoked_at.is_some() {
+            return self.clients.contains_key(name) || self.roles.contains_key(name);
+        }
+        self.roles.get(name) != Some(&rights(device))
+            || self.clients.get(name) != Some(&(vec![name.to_owned()], false))
+    }
+}
+
+/// One thing that a gateway may on the bus.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    acl: String,
+    topic: String,
+}
+
+impl Right {
+    fn json(&self) -> Value {
+        json!({"acltype": self.acl, "topic": self.topic, "allow": true})
+    }
+
+    /// `None`: something that is not allowed, and was never told by us.
+    fn read(acl: &Value) -> Option<Self> {
+        let text = |name: &str| Some(acl[name].as_str()?.to_owned());
+        let right = Self { acl: text("acltype")?, topic: text("topic")? };
+        (acl["allow"] == true).then_some(right)
+    }
+}
+
+/// A gateway may speak for its machines, and hear what is answered to them.
+fn rights(device: &Device) -> BTreeSet<Right> {
     const SPEAKS: [Kind; 5] =
         [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
-    let mut rights = Vec::new();
+    let mut rights = BTreeSet::new();
     for machine in &device.machines {
         let origin = Origin {
             org: device.org_id.clone(),
             site: device.site_id.clone(),
             machine: machine.clone(),
         };
-        let right = |acl: &str, kind: Kind| json!({"acltype": acl, "topic": kind.topic(&origin), "allow": true});
-        rights.extend(SPEAKS.map(|kind| right("publishClientSend", kind)));
-        rights.push(right("subscribeLiteral", Kind::Ack));
-        rights.push(right("publishClientReceive", Kind::Ack));
+        let mut may = |acl: &str, kind: Kind| {
+            rights.insert(Right { acl: acl.to_owned(), topic: kind.topic(&origin) });
+        };
+        SPEAKS.into_iter().for_each(|kind| may("publishClientSend", kind));
+        may("subscribeLiteral", Kind::Ack);
+        may("publishClientReceive", Kind::Ack);
     }
     rights
+}
+
+/// Whose change it was.
+fn key_of(device: &Device) -> (OrgId, KeyId) {
+    (device.org_id.clone(), device.key_id.clone())
 }

@@ -10,10 +10,11 @@ use utoipa::ToSchema;
 pub const OLD_KEY_BELIEVED_MS: i64 = 90 * 86_400_000;
 
 /// What a gateway is called in its certificates: the broker takes it for the user's name, so it is
-/// one name over all organisations, short, and without what topics are made of.
+/// one name over all organisations, short, and without what topics are made of. Each of its keys has
+/// another, so that the broker refuses a key that was replaced.
 #[must_use]
-pub fn certificate_name(org: &OrgId, key_id: &KeyId) -> String {
-    let digest = trust::digest(format!("{org}\0{key_id}").as_bytes());
+pub fn certificate_name(org: &OrgId, key_id: &KeyId, key_number: i64) -> String {
+    let digest = trust::digest(format!("{org}\0{key_id}\0{key_number}").as_bytes());
     let hex = digest.0.iter().take(15).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     format!("gw-{hex}")
 }
@@ -31,6 +32,8 @@ pub struct Device {
     /// The machines it may speak for.
     #[schema(value_type = Vec<String>)]
     pub machines: Vec<MachineId>,
+    /// The number of its present key.
+    pub key_number: i64,
     /// What its certificates are called; none: it was registered by hand and has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate_name: Option<String>,
@@ -70,6 +73,8 @@ pub struct NewDevice<'n> {
     pub enrols: bool,
     /// Its key may take the place of the one that is known.
     pub replaces: bool,
+    /// What the key before it signs is believed no longer: somebody may have it.
+    pub compromised: bool,
 }
 
 /// What became of a registration.

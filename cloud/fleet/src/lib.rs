@@ -36,6 +36,9 @@ pub use store::FleetStore;
 /// The wall clock, passed in so that tests can hold it.
 pub type Clock = Arc<dyn Fn() -> EpochMs + Send + Sync>;
 
+/// Gateways answered at once: strangers reach these routes, and share the database with everybody.
+const AT_ONCE_MAX: usize = 64;
+
 /// A running fleet: its routes, and what they need.
 pub struct Fleet {
     pub router: axum::Router,
@@ -84,7 +87,14 @@ pub fn start(
     clock: &Clock,
     (tracker, stop): (&TaskTracker, &CancellationToken),
 ) -> Result<Fleet, StartError> {
-    let authority = open_authority(config, home, clock())?.map(Arc::new);
+    // Without it nobody new is let in; all else goes on.
+    let (authority, problem) = match open_authority(config, home, clock()) {
+        Ok(authority) => (authority.map(Arc::new), None),
+        Err(error) => {
+            tracing::error!(%error, "no gateway can be certified until this is mended");
+            (None, Some(format!("{error}; start anew when it is mended")))
+        }
+    };
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = FleetStore::new(database);
     let changed = Arc::new(Notify::new());
@@ -93,6 +103,10 @@ pub fn start(
     health = health.check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
+    });
+    health = health.check("authority", move || {
+        let problem = problem.clone();
+        async move { problem.map_or(Ok(()), Err) }
     });
     if config.broker.dynamic_security && mqtt.is_configured() {
         let told = broker::start(
@@ -108,7 +122,7 @@ pub fn start(
         });
     }
     let gateways = authority.clone().map(|authority| -> Result<Gateways, StartError> {
-        let tls = tls(&authority, config, clock())?;
+        let tls = tls(&authority, config)?;
         let state = gateway::State {
             store: store.clone(),
             clock: clock.clone(),
@@ -118,7 +132,7 @@ pub fn start(
             gateway_url: config.gateway_url.clone(),
             changed: changed.clone(),
         };
-        let router = service::http::bare(gateway::routes(state), "fleet-gateways");
+        let router = service::http::bare(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
         Ok(Gateways { router, tls })
     });
     let state = api::State {
@@ -144,7 +158,7 @@ fn open_authority(
     if home.make_authority {
         match Authority::create(&places, now) {
             // Another instance was faster.
-            Err(AuthorityError::Exists { .. }) => return Authority::open(&places).map(Some),
+            Err(_) if places.certificate.exists() => return Authority::open(&places).map(Some),
             made => return made.map(Some),
         }
     }
@@ -165,17 +179,18 @@ fn broker_address(
             StartError::BrokerAuthority { path: path.display().to_string(), source }
         })?,
     };
+    let mut certificates = rustls_certificates(&certified_by);
+    if !certificates.next().is_some_and(|first| first.is_ok()) || certificates.any(|c| c.is_err()) {
+        return Err(StartError::Tls("fleet.broker.ca_file holds no certificate".to_owned()));
+    }
+    drop(certificates);
     let (host, port) = (config.broker.host.clone(), config.broker.port);
     Ok(Some(BrokerAddress { host, port, authority: certified_by }))
 }
 
 /// TLS 1.3 with a certificate of our own authority. Who shows a certificate is verified; who shows
 /// none may still enrol or recover.
-fn tls(
-    authority: &Authority,
-    config: &FleetConfig,
-    now: EpochMs,
-) -> Result<Arc<ServerConfig>, StartError> {
+fn tls(authority: &Authority, config: &FleetConfig) -> Result<Arc<ServerConfig>, StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
     let mut roots = rustls::RootCertStore::empty();
     for certificate in rustls_certificates(authority.pem()) {
@@ -186,7 +201,7 @@ fn tls(
         .build()
         .map_err(|error| wrong(&error))?;
     let host = config.host().unwrap_or_default();
-    let (chain, key) = authority.listener(host, now)?;
+    let (chain, key) = authority.listener(host)?;
     let mut tls = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)

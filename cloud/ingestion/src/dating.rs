@@ -4,7 +4,7 @@
 //!
 //! It does not matter which comes first, and nothing of it stands in the way of storing frames.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,11 +28,11 @@ type Boot = (i64, i64);
 #[derive(Default)]
 struct Noted {
     /// What clocks were found to be off by.
-    offsets: HashMap<Boot, i64>,
+    offsets: BTreeMap<Boot, i64>,
     /// With frames whose dates nobody can believe.
-    undated: HashSet<Boot>,
+    undated: BTreeSet<Boot>,
     /// Whose offset the database has.
-    known: HashSet<Boot>,
+    known: BTreeSet<Boot>,
 }
 
 /// Where the pipeline notes what it has stored.
@@ -54,7 +54,7 @@ impl Dating {
         }
     }
 
-    fn take(&self) -> (HashMap<Boot, i64>, HashSet<Boot>) {
+    fn take(&self) -> (BTreeMap<Boot, i64>, BTreeSet<Boot>) {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (std::mem::take(&mut noted.offsets), std::mem::take(&mut noted.undated))
     }

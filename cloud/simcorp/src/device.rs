@@ -52,6 +52,9 @@ pub struct EnrollArgs {
     /// It is known, and its new key takes the place of the old
     #[arg(long)]
     replaces: bool,
+    /// With --replaces: what the old key signs is believed no longer, somebody may have it
+    #[arg(long, requires = "replaces")]
+    compromised: bool,
     /// The token's time
     #[arg(long, default_value_t = 72)]
     hours: u32,
@@ -98,7 +101,8 @@ pub async fn act(
 
 async fn enroll(remote: &Remote, args: EnrollArgs) -> anyhow::Result<()> {
     let body = json!({"siteId": args.site, "device": args.device, "machines": args.machines,
-                      "replaces": args.replaces, "expiresInHours": args.hours});
+                      "replaces": args.replaces, "compromised": args.compromised,
+                      "expiresInHours": args.hours});
     let made = remote.post(&remote.fleet, &["enrollments"], &body).await?;
     let token = made["token"].as_str().context("the fleet's answer has no token")?;
     println!("{token}");
@@ -175,6 +179,7 @@ impl Registry {
             public: &public,
             enrols: false,
             replaces: false,
+            compromised: false,
         };
         if !matches!(self.store.register(&new, self.by()).await?, Registered::As(_)) {
             bail!(

@@ -326,6 +326,7 @@ impl simulation::Registry for Believed {
                 public: key,
                 enrols: false,
                 replaces: false,
+                compromised: false,
             };
             let actor = simulation(org);
             let by = By { actor: &actor, now: now() };

@@ -158,10 +158,10 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
             || refused.contains("the token is for device:gw-r-1@leipzig"),
         "{refused}"
     );
-    let told = honest.enroll(&token)?;
+    let told = honest.enroll(&token).map_err(|e| e.context(cloud.stack.process.log()))?;
     assert!(told.contains("device:gw-r-1@leipzig is enrolled for r-1"), "{told}");
     // The same gateway again, as if the answer had been lost; and never another key.
-    honest.enroll(&token)?;
+    honest.enroll(&token).map_err(|e| e.context(cloud.stack.process.log()))?;
     let mut thief = Gateway::new("r-1").await?;
     let refused = thief.enroll(&token).unwrap_err().to_string();
     assert!(refused.contains("was used by another gateway"), "{refused}");
@@ -183,7 +183,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     // Another gateway of the fleet speaks for a machine that is not its own.
     let text = std::fs::read_to_string(&other.agent.config)?;
     let second = cloud.token("gw-r-2", "r-2", &[])?;
-    other.enroll(&second)?;
+    other.enroll(&second).map_err(|e| e.context(cloud.stack.process.log()))?;
     std::fs::write(&other.agent.config, text.replace("id = \"r-2\"", "id = \"r-9\""))?;
     let mut other = other;
     other.agent.start().await?;
@@ -192,6 +192,14 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     })
     .await?;
     assert!(!cloud.machines().await.contains("r-9"));
+    // Somebody says that it may; it is let in without being started anew.
+    let body = serde_json::json!({"machines": ["r-2", "r-9"]});
+    let at = ("fleet", "/devices/device:gw-r-2@leipzig/machines");
+    let (status, told) = cloud.stack.send(reqwest::Method::PUT, at, &body).await?;
+    assert_eq!(status, 200, "{told}");
+    wait_for("the other machine", PATIENCE, || async { cloud.points("r-9").await > 50 })
+        .await
+        .map_err(|e| e.context(other.agent.process.log()).context(cloud.stack.process.log()))?;
 
     // Revoked: cut off at the broker, and refused by the fleet.
     let started = tokio::time::Instant::now();

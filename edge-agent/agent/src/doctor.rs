@@ -172,7 +172,7 @@ async fn link(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
     let time = KnownTime::open(&folder, clock);
     let identity = Identity::open(&folder, signer, time).unwrap_or_default();
-    let route = identity.as_ref().map(|identity| uplink::Route::of(config, identity));
+    let route = identity.as_ref().map(|i| uplink::Route::of(config, &i.enrolled()));
     if let (Some(identity), Some(route)) = (&identity, route) {
         let route = route.map_err(|e| format!("uplink.ca_file: {e}"))?;
         if let Some(route) = route {

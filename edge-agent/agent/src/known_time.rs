@@ -27,6 +27,8 @@ pub struct KnownTime {
     clock: Clock,
     /// No earlier than this, when the agent had run for so many ms.
     known: Arc<Mutex<(EpochMs, u64)>>,
+    /// What the fleet said in this run, and when the agent had run for so many ms.
+    told: Arc<Mutex<Option<(EpochMs, u64)>>>,
     file: PathBuf,
 }
 
@@ -38,7 +40,8 @@ impl KnownTime {
         let kept = std::fs::read_to_string(&file).ok();
         let kept = kept.and_then(|text| text.trim().parse().ok()).map_or(WRITTEN, EpochMs);
         let known = if kept.0 > LATEST.0 { WRITTEN } else { kept.max(WRITTEN) };
-        Self { clock, known: Arc::new(Mutex::new((known, clock.mono_ms()))), file }
+        let known = Arc::new(Mutex::new((known, clock.mono_ms())));
+        Self { clock, known, told: Arc::default(), file }
     }
 
     #[must_use]
@@ -46,10 +49,29 @@ impl KnownTime {
         self.clock.wall().max(self.floor())
     }
 
-    fn floor(&self) -> EpochMs {
-        let (at, mono_ms) = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The fleet's own time, once it has said it in this run; else [`KnownTime::now`]. A clock that is
+    /// far ahead must not have certificates renewed again and again.
+    #[must_use]
+    pub fn by_the_fleet(&self) -> EpochMs {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.map_or_else(|| self.now(), |(at, mono_ms)| self.since(at, mono_ms))
+    }
+
+    /// The fleet has said what time it is.
+    pub fn tell(&self, at: EpochMs) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((at, self.clock.mono_ms()));
+        self.at_least(at);
+    }
+
+    fn since(&self, at: EpochMs, mono_ms: u64) -> EpochMs {
         let since = self.clock.mono_ms().saturating_sub(mono_ms);
         at.plus(i64::try_from(since).unwrap_or(0))
+    }
+
+    fn floor(&self) -> EpochMs {
+        let (at, mono_ms) = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.since(at, mono_ms)
     }
 
     /// Somebody who is believed says that it is at least this late.

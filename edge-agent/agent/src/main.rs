@@ -13,6 +13,7 @@ mod identity;
 mod journal;
 mod keeper;
 mod known_time;
+mod link;
 mod local;
 mod machine;
 mod pace;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::Image;
-use rumqttc::MqttOptions;
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +20,9 @@ use crate::identity::{self, Identity, renewal};
 use crate::journal::Journal;
 use crate::keeper::{Job, Keeper};
 use crate::known_time::KnownTime;
+use crate::link::Link;
 use crate::recorder::Recorder;
-use crate::{artisan, local, machine, sampler, uplink, watchdog};
+use crate::{artisan, local, machine, sampler, watchdog};
 
 /// Samples and questions waiting for the keeper: over a minute at 10 Hz.
 const JOBS_MAX: usize = 1024;
@@ -95,25 +95,18 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
         start_sampler(&config, clock, jobs.clone(), &board, image.clone(), stop.clone())?;
     let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
     let mut origins = keeper.journal.unsent_origins()?;
-    if !origins.contains(&origin) {
-        origins.push(origin.clone());
-    }
+    origins.retain(|known| *known != origin);
+    origins.insert(0, origin.clone());
     let keeping = start_keeper(keeper, jobs_in)?;
-    let mut uplinking = None;
-    let way = way(&config, &origin, &key_id, identity.as_ref())?;
-    if let Some(identity) = identity {
-        let route = uplink::Route::of(&config, &identity)?;
+    if let Some(identity) = identity.clone() {
         let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
-        tokio::spawn(renewal::keep(identity, route, board.clone(), share, stop.clone()));
+        let config = config.clone();
+        tokio::spawn(renewal::keep(identity, config, board.clone(), share, stop.clone()));
     }
-    let sends = way.is_some();
-    if let Some(options) = way {
-        let link =
-            uplink::run(options, origins, jobs.clone(), live_in, board.clone(), stop.clone());
-        uplinking = Some(tokio::spawn(link));
-    } else {
-        tracing::info!("no uplink is configured; everything is kept and shown here");
-    }
+    let sends = config.uplink.is_configured()
+        || identity.as_ref().is_some_and(|i| i.enrolled().granted.broker.is_some());
+    let link = Link { config: config.clone(), identity, key_id: key_id.clone(), origins };
+    let uplinking = tokio::spawn(link.keep(jobs.clone(), live_in, board.clone(), stop.clone()));
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
@@ -146,32 +139,10 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || keeping.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the keeper broke"))?;
-    if let Some(uplinking) = uplinking {
-        let _ = uplinking.await;
-    }
+    let _ = uplinking.await;
     serving.await??;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// How the cloud is reached: with the certificate that enrolment gave, or as configured.
-fn way(
-    config: &EdgeConfig,
-    origin: &Origin,
-    key_id: &KeyId,
-    identity: Option<&Identity>,
-) -> anyhow::Result<Option<MqttOptions>> {
-    if let Some(identity) = identity
-        && let Some(route) = uplink::Route::of(config, identity)?
-    {
-        let tls = identity.tls(&route.authority)?;
-        return Ok(Some(route.options(tls, "")?));
-    }
-    if !config.uplink.is_configured() {
-        return Ok(None);
-    }
-    let client = format!("simcorp-edge-{}-{key_id}-{}", origin.org, origin.machine);
-    Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::BOUNDS)?))
 }
 
 fn keeper(

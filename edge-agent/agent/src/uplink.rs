@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::config::EdgeConfig;
-use crate::identity::Identity;
+use crate::identity::Enrolled;
 use crate::journal::Outgoing;
 use crate::keeper::Job;
 use crate::pace::Pace;
@@ -57,18 +57,17 @@ impl Route {
     ///
     /// # Errors
     /// When `uplink.ca_file` cannot be read.
-    pub fn of(config: &EdgeConfig, identity: &Identity) -> std::io::Result<Option<Self>> {
-        let enrolled = identity.enrolled();
+    pub fn of(config: &EdgeConfig, enrolled: &Enrolled) -> std::io::Result<Option<Self>> {
         let machine = &config.machine.id;
         // Unlike the key's name this is one name over all organisations: two who call themselves alike
         // would throw each other out.
         let client = format!("{}-{machine}", enrolled.certificate.name);
         let configured = &config.uplink;
         if !configured.is_configured() {
-            let Some(broker) = enrolled.granted.broker else { return Ok(None) };
-            let (host, port) = (broker.host, broker.port);
+            let Some(broker) = &enrolled.granted.broker else { return Ok(None) };
+            let (host, port) = (broker.host.clone(), broker.port);
             let named = Broker { host, port, ..Broker::default() };
-            return Ok(Some(Self { broker: named, authority: broker.authority, client }));
+            return Ok(Some(Self { broker: named, authority: broker.authority.clone(), client }));
         }
         match (&configured.ca_file, &configured.cert_file) {
             (Some(path), None) => {
@@ -126,12 +125,12 @@ enum News {
 }
 
 /// Keeps the connection up and everything kept on its way, until `stop`. Answers come for the
-/// machines of `origins`: the present one, and those whose frames still wait.
+/// machines of `origins`: the present one first, and those whose frames still wait.
 pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
     jobs: SyncSender<Job>,
-    mut live: mpsc::Receiver<Outgoing>,
+    live: &mut mpsc::Receiver<Outgoing>,
     board: Board,
     stop: CancellationToken,
 ) {
@@ -177,34 +176,28 @@ async fn poll(
     stop: CancellationToken,
 ) {
     let mut wait = Backoff::new(Duration::from_millis(200), Duration::from_secs(20));
-    // We have ended the connection ourselves: why has been told.
-    let mut left = false;
     loop {
         let told = match events.poll().await {
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                // Answers must be able to reach us before anything is sent.
-                let filter =
-                    |origin| SubscribeFilterInput::new(Kind::Ack.topic(origin), QoS::AtLeastOnce);
-                let (client, filters) =
-                    (client.clone(), origins.iter().map(filter).collect::<Vec<_>>());
-                tokio::spawn(async move {
-                    if let Err(error) = client.subscribe_many(filters).await {
-                        tracing::warn!(%error, "could not subscribe to answers");
-                    }
-                });
+                subscribe(client.clone(), &origins, Duration::ZERO);
                 continue;
             }
             Ok(Event::Incoming(Incoming::SubAck(taken))) => {
                 let heard =
                     |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
-                if taken.return_codes.iter().all(heard) {
+                for (origin, _) in
+                    origins.iter().zip(&taken.return_codes).filter(|(_, code)| !heard(code))
+                {
+                    tracing::warn!(%origin, "the broker does not let us hear answers");
+                }
+                // Those after the first are machines that this gateway was beside before.
+                if taken.return_codes.first().is_some_and(heard) {
                     wait.reset();
                     News::Ready
                 } else {
                     // Without answers nothing is ever delivered. A gateway that has just enrolled is
                     // let in within seconds; one that was revoked never again.
-                    let _ = client.try_disconnect();
-                    left = true;
+                    subscribe(client.clone(), &origins, wait.next(spread()));
                     let problem = "the broker does not let this gateway hear answers; is it \
                                    enrolled for this machine, or was it revoked?";
                     News::Down(problem.to_owned())
@@ -224,14 +217,12 @@ async fn poll(
                 if stop.is_cancelled() {
                     return;
                 }
-                let tell = !std::mem::take(&mut left);
-                if tell && news.send(News::Down(error.to_string())).await.is_err() {
+                if news.send(News::Down(error.to_string())).await.is_err() {
                     return;
                 }
-                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(wait.next(spread)) => {}
+                    () = tokio::time::sleep(wait.next(spread())) => {}
                 }
                 continue;
             }
@@ -240,6 +231,22 @@ async fn poll(
             return;
         }
     }
+}
+
+fn spread() -> u64 {
+    trust::random::<8>().map_or(0, u64::from_le_bytes)
+}
+
+/// Asks to hear answers, after a while: they must be able to reach us before anything is sent.
+fn subscribe(client: AsyncClient, origins: &[Origin], after: Duration) {
+    let filter = |origin| SubscribeFilterInput::new(Kind::Ack.topic(origin), QoS::AtLeastOnce);
+    let filters = origins.iter().map(filter).collect::<Vec<_>>();
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        if let Err(error) = client.subscribe_many(filters).await {
+            tracing::warn!(%error, "could not subscribe to answers");
+        }
+    });
 }
 
 /// Where each lane of the backlog has got to, by journal id.

@@ -78,6 +78,12 @@ pub struct Hello {
     pub now: EpochMs,
 }
 
+/// The fleet's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Time {
+    pub now: EpochMs,
+}
+
 /// Nobody has decided yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -74,8 +74,8 @@ pub fn shell(
 }
 
 /// The shell without what it shows of itself: for routes that strangers reach.
-pub fn bare(routes: Router, service: &'static str) -> Router {
-    around(bounded(routes, AT_ONCE_MAX), service)
+pub fn bare(routes: Router, service: &'static str, at_once: usize) -> Router {
+    around(bounded(routes, at_once), service)
 }
 
 fn around(routes: Router, service: &'static str) -> Router {

@@ -87,11 +87,17 @@ impl FileKey {
             Pair::P256(pair) => pair.to_pkcs8v1().map(|d| d.as_ref().to_vec()),
         };
         let der = der.map_err(|_| FileKeyError::Random)?;
+        // Whole or not at all, and never over one that is there: a link is not made where a file is.
+        let next = path.with_extension("new");
         let write = || -> std::io::Result<()> {
+            let _ = std::fs::remove_file(&next);
             let mut file =
-                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
             file.write_all(to_pem("PRIVATE KEY", &der).as_bytes())?;
-            file.sync_all()
+            file.sync_all()?;
+            let linked = std::fs::hard_link(&next, path);
+            std::fs::remove_file(&next)?;
+            linked
         };
         write().map_err(|source| FileKeyError::Open { path: path.to_owned(), source })?;
         Ok(key)

@@ -181,6 +181,13 @@ impl Certificate {
     }
 }
 
+/// When a certificate, whatever its key, begins to be good; `None`: it is none.
+#[must_use]
+pub fn not_before(der: &[u8]) -> Option<EpochMs> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    Some(EpochMs(parsed.validity().not_before.timestamp().saturating_mul(1000)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

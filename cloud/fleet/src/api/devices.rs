@@ -136,6 +136,7 @@ pub async fn register(
         public: &public,
         enrols: false,
         replaces: false,
+        compromised: false,
     };
     refused(state.store.register(&device, by).await?, &new.kid)?;
     state.changed.notify_one();

@@ -35,6 +35,9 @@ pub struct NewEnrollmentBody {
     /// It is known already, and gets a new key: a new gateway or token in place of the old.
     #[serde(default)]
     pub replaces: bool,
+    /// What its old key signs is believed no longer: somebody may have it. Frames that wait are lost.
+    #[serde(default)]
+    pub compromised: bool,
     /// 1 to 720; 72
     #[serde(default)]
     pub expires_in_hours: Option<u32>,
@@ -68,6 +71,9 @@ pub async fn create(
     if !(1..=HOURS_MAX).contains(&hours) {
         issues.push(Issue::new("expiresInHours", format!("not between 1 and {HOURS_MAX}")));
     }
+    if new.compromised && !new.replaces {
+        issues.push(Issue::new("compromised", "says something of a key that is replaced"));
+    }
     if !issues.is_empty() {
         return Err(ApiError::Issues(issues));
     }
@@ -96,6 +102,7 @@ pub async fn create(
         site_id: new.site_id,
         machines: new.machines,
         replaces: new.replaces,
+        compromised: new.compromised,
         expires_at: now.plus(i64::from(hours) * 3_600_000),
     };
     let enrollment = state.store.add_enrollment(&org, &token, new, by).await?;

@@ -13,7 +13,10 @@ use crate::device::{
 
 const DOING: &str = "reading a device";
 const COLUMNS: &str =
-    "org_id, kid, site_id, machines, certificate_name, created_ms, revoked_ms, changed_ms";
+    "org_id, kid, site_id, machines, key_no, certificate_name, created_ms, revoked_ms, changed_ms";
+/// When a change is noted as made: later than every other, whoever's clock is behind.
+const CHANGED: &str = "(SELECT CASE WHEN COALESCE(MAX(changed_ms), 0) >= $2 \
+     THEN MAX(changed_ms) + 1 ELSE $2 END FROM devices)";
 
 #[derive(FromRow)]
 struct Row {
@@ -21,6 +24,7 @@ struct Row {
     kid: String,
     site_id: String,
     machines: String,
+    key_no: i64,
     certificate_name: Option<String>,
     created_ms: i64,
     revoked_ms: Option<i64>,
@@ -34,6 +38,7 @@ impl Row {
             key_id: read(DOING, &self.kid)?,
             site_id: contract::SiteId::new(self.site_id).map_err(|e| StoreError::row(DOING, e))?,
             machines: read_json(DOING, &self.machines)?,
+            key_number: self.key_no,
             certificate_name: self.certificate_name,
             created_at: EpochMs(self.created_ms),
             revoked_at: self.revoked_ms.map(EpochMs),
@@ -92,14 +97,15 @@ impl FleetStore {
         row.map(Row::device).transpose()
     }
 
-    /// Gateways with certificates that changed since, of all organisations; and when each did.
+    /// Gateways with certificates that changed since, of all organisations; and when each did. Those
+    /// that are out come first.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn changed_since(&self, ms: i64) -> Result<Vec<(Device, i64)>, StoreError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM devices WHERE changed_ms >= $1 AND certificate_name IS NOT NULL \
-             ORDER BY changed_ms"
+             ORDER BY revoked_ms IS NULL, changed_ms"
         );
         let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(ms).fetch_all(pool).await)
@@ -187,14 +193,12 @@ impl FleetStore {
         const DOING: &str = "registering a device";
         let (org, kid, now) = (new.org.as_str(), new.key_id.as_str(), by.now.0);
         let machines = json(&new.machines)?;
-        let name = new.enrols.then(|| certificate_name(new.org, new.key_id));
         // The row orders those who register one name.
         let revoked: Option<i64> = on_tx!(&mut *tx, c => query_scalar(
-            "INSERT INTO devices (org_id, kid, site_id, machines, certificate_name, created_ms, \
-             changed_ms) VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (org_id, kid) DO UPDATE SET \
-             certificate_name = COALESCE(devices.certificate_name, EXCLUDED.certificate_name) \
-             RETURNING revoked_ms")
-            .bind(org).bind(kid).bind(new.site.as_str()).bind(&machines).bind(name).bind(now)
+            "INSERT INTO devices (org_id, kid, site_id, machines, created_ms) \
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (org_id, kid) DO UPDATE SET \
+             machines = devices.machines RETURNING revoked_ms")
+            .bind(org).bind(kid).bind(new.site.as_str()).bind(&machines).bind(now)
             .fetch_one(c).await)
         .map_err(StoreError::query(DOING))?;
         if revoked.is_some() {
@@ -213,7 +217,8 @@ impl FleetStore {
             _ if keys.iter().any(|(_, known, _)| *known == pem) => return Ok(Registered::OtherKey),
             _ => {
                 let number = keys.first().map_or(1, |(last, _, _)| last + 1);
-                Self::add_key(tx, (org, kid), (number, &pem), now).await?;
+                let believed = if new.compromised { 0 } else { OLD_KEY_BELIEVED_MS };
+                Self::add_key(tx, (org, kid), (number, &pem), (now, now + believed)).await?;
                 let algorithm = new.public.algorithm().as_str();
                 let details = json!({"number": number, "algorithm": algorithm, "publicKey": pem,
                     "replaces": present.map(|(old, _, _)| old)});
@@ -221,9 +226,14 @@ impl FleetStore {
                 number
             }
         };
-        on_tx!(&mut *tx, c => query(
-            "UPDATE devices SET machines = $3, changed_ms = $4 WHERE org_id = $1 AND kid = $2")
-            .bind(org).bind(kid).bind(&machines).bind(now).execute(c).await.map(drop))
+        let name = new.enrols.then(|| certificate_name(new.org, new.key_id, number));
+        let sql = format!(
+            "UPDATE devices SET machines = $4, key_no = $5, changed_ms = {CHANGED}, \
+             certificate_name = COALESCE($6, certificate_name) WHERE org_id = $1 AND kid = $3"
+        );
+        on_tx!(&mut *tx, c => query(AssertSqlSafe(sql))
+            .bind(org).bind(now).bind(kid).bind(&machines).bind(number).bind(name)
+            .execute(c).await.map(drop))
         .map_err(StoreError::query(DOING))?;
         let details = json!({"site": new.site, "machines": new.machines, "key": number});
         by.audit(tx, new.org, ("device.register", kid, details)).await?;
@@ -234,13 +244,13 @@ impl FleetStore {
         tx: &mut Tx,
         (org, kid): (&str, &str),
         (number, pem): (i64, &str),
-        now: i64,
+        (now, believed_until): (i64, i64),
     ) -> Result<(), StoreError> {
         const DOING: &str = "adding a device's key";
         on_tx!(&mut *tx, c => query(
             "UPDATE device_keys SET retired_ms = $3, believed_until_ms = $4 \
              WHERE org_id = $1 AND kid = $2 AND retired_ms IS NULL")
-            .bind(org).bind(kid).bind(now).bind(now + OLD_KEY_BELIEVED_MS)
+            .bind(org).bind(kid).bind(now).bind(believed_until)
             .execute(c).await.map(drop))
         .map_err(StoreError::query(DOING))?;
         on_tx!(&mut *tx, c => query(
@@ -264,10 +274,12 @@ impl FleetStore {
     ) -> Result<bool, StoreError> {
         let text = json(&machines)?;
         let mut tx = self.begin().await?;
-        let changed = on_tx!(&mut tx, c => query(
-            "UPDATE devices SET machines = $3, changed_ms = $4 \
-             WHERE org_id = $1 AND kid = $2 AND revoked_ms IS NULL")
-            .bind(org.as_str()).bind(key_id).bind(text).bind(by.now.0)
+        let sql = format!(
+            "UPDATE devices SET machines = $4, changed_ms = {CHANGED} \
+             WHERE org_id = $1 AND kid = $3 AND revoked_ms IS NULL"
+        );
+        let changed = on_tx!(&mut tx, c => query(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(by.now.0).bind(key_id).bind(text)
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query("changing a device's machines"))?;
         if changed {
@@ -285,10 +297,12 @@ impl FleetStore {
     /// When the database does not answer.
     pub async fn revoke(&self, org: &OrgId, key_id: &str, by: By<'_>) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let revoked = on_tx!(&mut tx, c => query(
-            "UPDATE devices SET revoked_ms = $3, changed_ms = $3 \
-             WHERE org_id = $1 AND kid = $2 AND revoked_ms IS NULL")
-            .bind(org.as_str()).bind(key_id).bind(by.now.0)
+        let sql = format!(
+            "UPDATE devices SET revoked_ms = $2, changed_ms = {CHANGED} \
+             WHERE org_id = $1 AND kid = $3 AND revoked_ms IS NULL"
+        );
+        let revoked = on_tx!(&mut tx, c => query(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(by.now.0).bind(key_id)
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query("revoking a device"))?;
         if revoked {

@@ -1,6 +1,6 @@
 //! Tokens by which a gateway is let in once.
 
-use ::store::sqlx::{AssertSqlSafe, FromRow, query, query_as};
+use ::store::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::store::{StoreError, Tx, on, on_tx};
 use contract::{EpochMs, KeyId, MachineId, OrgId, SiteId};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::{By, FleetStore, json, read, read_json};
 
 const DOING: &str = "reading an enrolment";
-const COLUMNS: &str = "token_id, org_id, kid, site_id, machines, replaces, digest, created_ms, \
+const COLUMNS: &str = "token_id, org_id, kid, site_id, machines, replaces, compromised, digest, created_ms, \
      created_by, expires_ms, withdrawn_ms, spent_ms, spent_by";
 /// A gateway whose answer was lost asks again with the same key, and is answered again for so long.
 const AGAIN_MS: i64 = 60 * 60 * 1000;
@@ -32,6 +32,8 @@ pub struct Enrollment {
     pub machines: Vec<MachineId>,
     /// The gateway's new key takes the place of the one it had.
     pub replaces: bool,
+    /// What the old key signs is believed no longer.
+    pub compromised: bool,
     pub created_at: EpochMs,
     #[schema(value_type = Object)]
     pub created_by: Value,
@@ -56,6 +58,7 @@ struct Row {
     site_id: String,
     machines: String,
     replaces: i64,
+    compromised: i64,
     digest: Vec<u8>,
     created_ms: i64,
     created_by: String,
@@ -74,6 +77,7 @@ impl Row {
             site_id: SiteId::new(self.site_id).map_err(|e| StoreError::row(DOING, e))?,
             machines: read_json(DOING, &self.machines)?,
             replaces: self.replaces != 0,
+            compromised: self.compromised != 0,
             created_at: EpochMs(self.created_ms),
             created_by: read_json(DOING, &self.created_by)?,
             expires_at: EpochMs(self.expires_ms),
@@ -92,6 +96,7 @@ pub struct NewEnrollment {
     pub site_id: SiteId,
     pub machines: Vec<MachineId>,
     pub replaces: bool,
+    pub compromised: bool,
     pub expires_at: EpochMs,
 }
 
@@ -120,15 +125,17 @@ impl FleetStore {
         let (machines, actor) = (json(&new.machines)?, json(by.actor)?);
         let mut tx = self.begin().await?;
         on_tx!(&mut tx, c => query(
-            "INSERT INTO enrollments (token_id, org_id, kid, site_id, machines, replaces, digest, \
-             created_ms, created_by, expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
+            "INSERT INTO enrollments (token_id, org_id, kid, site_id, machines, replaces, \
+             compromised, digest, created_ms, created_by, expires_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
             .bind(&token.id).bind(org.as_str()).bind(new.key_id.as_str())
             .bind(new.site_id.as_str()).bind(machines).bind(i64::from(new.replaces))
+            .bind(i64::from(new.compromised))
             .bind(token.digest().as_slice()).bind(by.now.0).bind(&actor).bind(new.expires_at.0)
             .execute(c).await.map(drop))
         .map_err(StoreError::query("keeping an enrolment"))?;
         let details = json!({"keyId": new.key_id, "machines": new.machines,
-            "replaces": new.replaces, "expiresAt": new.expires_at});
+            "replaces": new.replaces, "compromised": new.compromised, "expiresAt": new.expires_at});
         by.audit(&mut tx, org, ("enrollment.create", &token.id, details)).await?;
         tx.commit().await?;
         Ok(Enrollment {
@@ -138,6 +145,7 @@ impl FleetStore {
             site_id: new.site_id,
             machines: new.machines,
             replaces: new.replaces,
+            compromised: new.compromised,
             created_at: by.now,
             created_by: read_json(DOING, &actor)?,
             expires_at: new.expires_at,
@@ -192,6 +200,18 @@ impl FleetStore {
             tx.commit().await?;
         }
         Ok(withdrawn)
+    }
+
+    /// Whether there is such a token at all: asked before anything is done for whoever shows it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn knows(&self, token: &EnrollmentToken) -> Result<bool, StoreError> {
+        let found: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT created_ms FROM enrollments WHERE token_id = $1 AND digest = $2")
+            .bind(&token.id).bind(token.digest().as_slice()).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        Ok(found.is_some())
     }
 
     /// Spends a token for a key, inside the transaction of what it is spent for. The same key may

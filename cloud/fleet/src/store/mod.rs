@@ -29,6 +29,15 @@ pub struct By<'b> {
 }
 
 impl By<'_> {
+    /// Notes that a token was spent, in the transaction of what it was spent for.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn spent(&self, tx: &mut Tx, enrollment: &Enrollment) -> Result<(), StoreError> {
+        let details = serde_json::json!({"keyId": enrollment.key_id});
+        self.audit(tx, &enrollment.org_id, ("enrollment.spend", &enrollment.id, details)).await
+    }
+
     /// Writes an entry of the audit log.
     async fn audit(
         &self,

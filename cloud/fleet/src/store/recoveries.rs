@@ -15,7 +15,7 @@ const COLUMNS: &str = "org_id, kid, asked_ms, seen_ms, state, decided_ms, decide
 /// What a person decided holds so long; then the gateway has to ask anew.
 const DECIDED_FOR_MS: i64 = 7 * 86_400_000;
 /// A gateway whose answer was lost is answered again for so long.
-const AGAIN_MS: i64 = 60 * 60 * 1000;
+const AGAIN_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A gateway that asks for a certificate after its last has expired.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
@@ -136,7 +136,7 @@ impl FleetStore {
         rows.into_iter().map(Row::recovery).collect()
     }
 
-    /// A person decides. `Ok(None)`: it does not ask, or somebody has decided.
+    /// A person decides, or thinks better of it. `Ok(None)`: it does not ask, or has its certificate.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -152,7 +152,8 @@ impl FleetStore {
         let mut tx = self.begin().await?;
         let sql = format!(
             "UPDATE recoveries SET state = $3, decided_ms = $4, decided_by = $5 \
-             WHERE org_id = $1 AND kid = $2 AND state = 'waiting' RETURNING {COLUMNS}"
+             WHERE org_id = $1 AND kid = $2 AND state IN ('waiting', 'approved', 'refused') \
+             RETURNING {COLUMNS}"
         );
         let row: Option<Row> = on_tx!(&mut tx, c => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(key_id).bind(state).bind(by.now.0).bind(json(by.actor)?)

@@ -1,7 +1,9 @@
 -- What a gateway is called in its certificates, which the broker takes for its name: unlike its key's
 -- name it is one name over all organisations. Null: it has never enrolled.
 ALTER TABLE devices ADD COLUMN certificate_name text;
--- When broker and registry may have come to differ.
+-- The number of its present key; each key has a certificate name of its own.
+ALTER TABLE devices ADD COLUMN key_no bigint NOT NULL DEFAULT 1;
+-- Ascends with every change, in ms where clocks allow: where broker and registry may differ.
 ALTER TABLE devices ADD COLUMN changed_ms bigint NOT NULL DEFAULT 0;
 CREATE UNIQUE INDEX devices_certificate ON devices (certificate_name);
 CREATE INDEX devices_changed ON devices (changed_ms);
@@ -29,6 +31,7 @@ CREATE TABLE enrollments (
     site_id      text   NOT NULL,
     machines     text   NOT NULL, -- JSON array
     replaces     bigint NOT NULL, -- 1: may take the place of the key that the device has
+    compromised  bigint NOT NULL, -- 1: what the old key signs is believed no longer
     digest       bytea  NOT NULL, -- of the secret
     created_ms   bigint NOT NULL,
     created_by   text   NOT NULL, -- JSON actor

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use contract::enroll::{Enroll, Granted, Hello, Recover, Renew, Waiting};
+use contract::EpochMs;
+use contract::enroll::{Enroll, Granted, Hello, Recover, Renew, Time, Waiting};
 use reqwest::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde::Serialize;
@@ -73,6 +74,13 @@ impl Fleet {
     pub async fn hello(&self) -> Result<Hello, AskError> {
         let (_, body) = self.ask(Method::GET, "/v1/hello", None::<&()>).await?;
         self.read(&body)
+    }
+
+    /// The fleet's clock. It is told to anybody, so that nobody needs a good certificate to learn that
+    /// theirs has expired.
+    pub async fn time(&self) -> Result<EpochMs, AskError> {
+        let (_, body) = self.ask(Method::GET, "/v1/time", None::<&()>).await?;
+        self.read::<Time>(&body).map(|time| time.now)
     }
 
     async fn ask(

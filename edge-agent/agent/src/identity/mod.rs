@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use contract::EpochMs;
 use contract::enroll::Granted;
 use rustls::ClientConfig;
+use tokio::sync::Notify;
 use trust::tls::{HandshakeKey, Shown};
 use trust::x509::{Certificate, X509Error};
 use trust::{SignError, Signer};
@@ -63,6 +64,11 @@ impl Enrolled {
         let enrolled = Self::kept(granted)?;
         if enrolled.certificate.public != signer.public_key()? {
             return Err(IdentityError::OtherKey);
+        }
+        // What is kept must work at the next start.
+        tls::authorities(&enrolled.granted.authority)?;
+        if let Some(broker) = &enrolled.granted.broker {
+            tls::authorities(&broker.authority)?;
         }
         Ok(enrolled)
     }
@@ -141,6 +147,8 @@ pub struct Identity {
     enrolled: Arc<Mutex<Enrolled>>,
     shown: Shown,
     time: KnownTime,
+    /// The fleet has named another broker.
+    moved: Arc<Notify>,
 }
 
 impl Identity {
@@ -158,8 +166,8 @@ impl Identity {
         time.at_least(enrolled.certificate.not_before);
         let shown = Shown::default();
         let folder = folder.to_owned();
-        let identity =
-            Self { folder, signer, enrolled: Arc::new(Mutex::new(enrolled.clone())), shown, time };
+        let kept = Arc::new(Mutex::new(enrolled.clone()));
+        let identity = Self { folder, signer, enrolled: kept, shown, time, moved: Arc::default() };
         identity.show(&enrolled);
         Ok(Some(identity))
     }
@@ -184,8 +192,17 @@ impl Identity {
         save(&self.folder, &enrolled.granted)?;
         self.show(&enrolled);
         self.time.at_least(enrolled.certificate.not_before);
+        let moved = self.enrolled().granted.broker != enrolled.granted.broker;
         *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) = enrolled;
+        if moved {
+            self.moved.notify_one();
+        }
         Ok(())
+    }
+
+    /// Waits until the fleet names another broker than before.
+    pub async fn moved(&self) {
+        self.moved.notified().await;
     }
 
     /// TLS towards whoever `authorities` (PEM) certify, showing this gateway's certificate.

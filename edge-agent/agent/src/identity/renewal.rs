@@ -19,12 +19,15 @@ use trust::tls::{HandshakeKey, Shown};
 use super::cloud::{AskError, Fleet, Recovered};
 use super::{Enrolled, Identity, IdentityError, tls};
 use crate::board::Board;
+use crate::config::EdgeConfig;
 use crate::uplink::{self, Route};
 
 /// How often is looked whether it is due. A gateway may sleep, and its clock may jump.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const TRY_MIN: Duration = Duration::from_secs(10);
 const TRY_MAX: Duration = Duration::from_mins(30);
+/// Not at once: a clock that runs wild must not have certificates made one after the other.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often a person's decision is asked for: often at first, while they stand beside it.
 const DECIDED_MIN: Duration = Duration::from_secs(5);
 const DECIDED_MAX: Duration = Duration::from_mins(5);
@@ -56,11 +59,10 @@ fn due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
     not_before.plus(after)
 }
 
-/// Keeps the identity good, until `stop`. `route`: how the broker is reached, to prove a new
-/// certificate there.
+/// Keeps the identity good, until `stop`.
 pub async fn keep(
     identity: Identity,
-    route: Option<Route>,
+    config: EdgeConfig,
     board: Board,
     share: f64,
     stop: CancellationToken,
@@ -76,13 +78,13 @@ pub async fn keep(
         }
         show_end(&board, &identity);
         let certificate = identity.enrolled().certificate;
-        let now = identity.time.now();
+        let now = identity.time.by_the_fleet();
         let expired = now >= certificate.not_after;
         let greet_due = greeted.is_none_or(|at| at.elapsed() >= HELLO_EVERY);
         let done = if expired {
-            recover(&identity, route.as_ref(), certificate.not_after).await.map(|()| true)
+            recover(&identity, certificate.not_after).await.map(|()| true)
         } else if now >= due(certificate.not_before, certificate.not_after, share) {
-            renew(&identity, route.as_ref()).await.map(|()| true)
+            renew(&identity, &config).await.map(|()| true)
         } else if greet_due {
             greet(&identity).await.map(|()| true)
         } else {
@@ -99,7 +101,8 @@ pub async fn keep(
                 decision.reset();
                 greeted = Some(Instant::now());
                 board.update(|state| state.identity_error = None);
-                continue; // and look at the certificate that there is now
+                show_end(&board, &identity);
+                AGAIN_AFTER
             }
             Err(error) => {
                 tracing::warn!(%error, until = %certificate.not_after, "the certificate");
@@ -108,6 +111,12 @@ pub async fn keep(
                     RenewalError::Waiting(..) => decision.next(spread()),
                     _ => wait.next(spread()),
                 };
+                // Perhaps it has expired, and our clock does not know.
+                if let RenewalError::Ask(AskError::Away { .. }) = error
+                    && let Ok(now) = ask_time(&identity).await
+                {
+                    identity.time.tell(now);
+                }
                 // Not to be reached is nothing to be told while the certificate is good.
                 if expired || !matches!(error, RenewalError::Ask(AskError::Away { .. })) {
                     board.update(|state| state.identity_error = Some(error.to_string()));
@@ -157,7 +166,7 @@ impl Identity {
 
 async fn greet(identity: &Identity) -> Result<(), RenewalError> {
     let hello = fleet(identity)?.hello().await?;
-    identity.time.at_least(hello.now);
+    identity.time.tell(hello.now);
     Ok(())
 }
 
@@ -174,17 +183,19 @@ async fn request(identity: &Identity) -> Result<String, RenewalError> {
     Ok(BASE64.encode(made.map_err(IdentityError::from)?))
 }
 
-async fn renew(identity: &Identity, route: Option<&Route>) -> Result<(), RenewalError> {
-    let asked = Renew { request: request(identity).await? };
-    let granted = fleet(identity)?.renew(&asked).await?;
-    adopt(identity, route, granted).await
+async fn ask_time(identity: &Identity) -> Result<EpochMs, RenewalError> {
+    let granted = identity.enrolled().granted;
+    let tls = tls::towards(&granted.authority, None, &identity.time)?;
+    Ok(Fleet::at(&granted.fleet_url, tls)?.time().await?)
 }
 
-async fn recover(
-    identity: &Identity,
-    route: Option<&Route>,
-    expired: EpochMs,
-) -> Result<(), RenewalError> {
+async fn renew(identity: &Identity, config: &EdgeConfig) -> Result<(), RenewalError> {
+    let asked = Renew { request: request(identity).await? };
+    let granted = fleet(identity)?.renew(&asked).await?;
+    adopt(identity, Some(config), granted).await
+}
+
+async fn recover(identity: &Identity, expired: EpochMs) -> Result<(), RenewalError> {
     let known = identity.enrolled().granted;
     let asked =
         Recover { org_id: known.org_id, key_id: known.key_id, request: request(identity).await? };
@@ -192,14 +203,16 @@ async fn recover(
     let tls = tls::towards(&known.authority, None, &identity.time)?;
     match Fleet::at(&known.fleet_url, tls)?.recover(&asked).await? {
         Recovered::Waiting(waiting) => Err(RenewalError::Waiting(expired, waiting.waiting)),
-        Recovered::Granted(granted) => adopt(identity, route, *granted).await,
+        // Nothing that works is replaced: the fleet's word is proof enough.
+        Recovered::Granted(granted) => adopt(identity, None, *granted).await,
     }
 }
 
-/// Proves a new certificate by connecting with it; then it is the one.
+/// Proves a new certificate by connecting with it, to the fleet and to the broker as `config` says;
+/// then it is the one.
 async fn adopt(
     identity: &Identity,
-    route: Option<&Route>,
+    config: Option<&EdgeConfig>,
     granted: Granted,
 ) -> Result<(), RenewalError> {
     let old = identity.enrolled().granted;
@@ -214,14 +227,16 @@ async fn adopt(
     let tls = tls::towards(&next.granted.authority, Some(shown.clone()), &identity.time)?;
     let hello = Fleet::at(&next.granted.fleet_url, tls)?.hello().await;
     let hello = hello.map_err(|error| RenewalError::Unproven(error.to_string()))?;
-    if let Some(route) = route {
+    let unproven = |error: std::io::Error| RenewalError::Unproven(error.to_string());
+    let route = config.map(|config| Route::of(config, &next)).transpose().map_err(unproven)?;
+    if let Some(route) = route.flatten() {
         let tls = tls::towards(&route.authority, Some(shown), &identity.time)?;
         let options = route.options(tls, "-proof");
         let options = options.map_err(|error| RenewalError::Unproven(error.to_string()))?;
         uplink::connect_once(options).await.map_err(RenewalError::Unproven)?;
     }
     identity.replace(next)?;
-    identity.time.at_least(hello.now);
+    identity.time.tell(hello.now);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! by whoever holds the key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,51 +19,84 @@ fn wrong(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Tls(error.to_string())
 }
 
-/// Towards whoever `authorities` (PEM) certify.
-pub fn towards(
-    authorities: &str,
-    shown: Option<Shown>,
-    time: &KnownTime,
-) -> Result<ClientConfig, IdentityError> {
+/// The certificates of a PEM, as somebody to trust.
+pub fn authorities(pem: &str) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate.map_err(wrong)?).map_err(wrong)?;
     }
     if roots.is_empty() {
         return Err(wrong("no certificate of an authority"));
     }
+    Ok(roots)
+}
+
+/// Towards whoever `pem` certifies.
+pub fn towards(
+    pem: &str,
+    shown: Option<Shown>,
+    time: &KnownTime,
+) -> Result<ClientConfig, IdentityError> {
+    config(Trusted::These(Arc::new(authorities(pem)?)), shown, time)
+}
+
+/// Towards somebody whose authority is known by its fingerprint alone.
+pub fn pinned(fingerprint: [u8; 32], time: &KnownTime) -> Result<ClientConfig, IdentityError> {
+    config(Trusted::ByFingerprint(fingerprint), None, time)
+}
+
+fn config(
+    trusted: Trusted,
+    shown: Option<Shown>,
+    time: &KnownTime,
+) -> Result<ClientConfig, IdentityError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Verifier { trusted, provider: provider.clone() };
     let builder = ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(wrong)?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
     Ok(match shown {
         Some(shown) => builder.with_client_cert_resolver(Arc::new(shown)),
         None => builder.with_no_client_auth(),
     })
 }
 
-/// Towards somebody whose authority is known by its fingerprint alone.
-pub fn pinned(fingerprint: [u8; 32], time: &KnownTime) -> Result<ClientConfig, IdentityError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Pinned { fingerprint, provider: provider.clone() };
-    Ok(ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
-        .with_protocol_versions(&[&version::TLS13])
-        .map_err(wrong)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
+/// Who may certify the other side.
+#[derive(Debug)]
+enum Trusted {
+    These(Arc<RootCertStore>),
+    /// Whom the other side shows itself, if it has this fingerprint.
+    ByFingerprint([u8; 32]),
 }
 
-/// Takes the authority that the other side shows, if it is the one with the fingerprint; all else is
-/// verified as ever.
+/// Verifies as ever, but for two things: an authority may be known by its fingerprint, and a
+/// certificate that is not good yet is taken for good: that it was issued says that our clock is
+/// behind.
 #[derive(Debug)]
-struct Pinned {
-    fingerprint: [u8; 32],
+struct Verifier {
+    trusted: Trusted,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl Verifier {
+    fn roots(&self, shown: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
+        let fingerprint = match &self.trusted {
+            Trusted::These(roots) => return Ok(roots.clone()),
+            Trusted::ByFingerprint(fingerprint) => fingerprint,
+        };
+        let ours = |der: &&CertificateDer<'_>| trust::digest(der).0 == *fingerprint;
+        let authority = shown.iter().find(ours).ok_or_else(|| {
+            Error::General("certified by another authority than the token names".to_owned())
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        Ok(Arc::new(roots))
+    }
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -71,16 +105,17 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ours = |der: &&CertificateDer<'_>| trust::digest(der).0 == self.fingerprint;
-        let authority = intermediates.iter().find(ours).ok_or_else(|| {
-            Error::General("certified by another authority than the token names".to_owned())
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let issued = trust::x509::not_before(end_entity).map_or(0, |at| at.0.max(0) / 1000);
+        let issued = Duration::from_secs(u64::try_from(issued).unwrap_or(0));
+        let now =
+            if now.as_secs() < issued.as_secs() { UnixTime::since_unix_epoch(issued) } else { now };
+        WebPkiServerVerifier::builder_with_provider(
+            self.roots(intermediates)?,
+            self.provider.clone(),
+        )
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?
+        .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

@@ -1,0 +1,87 @@
+//! The way to the cloud, whatever becomes of the identity meanwhile.
+
+use std::sync::mpsc::SyncSender;
+
+use contract::{KeyId, Origin};
+use rumqttc::MqttOptions;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::config::EdgeConfig;
+use crate::identity::Identity;
+use crate::journal::Outgoing;
+use crate::keeper::Job;
+use crate::uplink;
+
+/// Which way frames go.
+pub struct Link {
+    pub config: EdgeConfig,
+    pub identity: Option<Identity>,
+    pub key_id: KeyId,
+    /// The present machine first.
+    pub origins: Vec<Origin>,
+}
+
+impl Link {
+    /// Keeps the uplink, and starts it anew when the fleet names another broker. One that cannot be
+    /// set up costs no sample: everything is kept.
+    pub async fn keep(
+        self,
+        jobs: SyncSender<Job>,
+        mut live: mpsc::Receiver<Outgoing>,
+        board: Board,
+        stop: CancellationToken,
+    ) {
+        while !stop.is_cancelled() {
+            let moved = async {
+                match &self.identity {
+                    Some(identity) => identity.moved().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let ended = stop.child_token();
+            let options = self.options().unwrap_or_else(|error| {
+                let problem = format!("{error:#}");
+                tracing::error!(problem, "no way to the cloud; everything is kept");
+                board.update(|state| state.uplink_error = Some(problem));
+                None
+            });
+            let (board, jobs, origins) = (board.clone(), jobs.clone(), self.origins.clone());
+            let link = async {
+                if let Some(options) = options {
+                    uplink::run(options, origins, jobs, &mut live, board, ended.clone()).await;
+                } else {
+                    tracing::info!("no uplink; everything is kept and shown here");
+                    ended.cancelled().await;
+                }
+            };
+            tokio::pin!(link);
+            tokio::select! {
+                () = &mut link => {}
+                () = moved => {
+                    tracing::info!("the fleet names another broker");
+                    ended.cancel();
+                    link.await;
+                }
+            }
+        }
+    }
+
+    /// How the broker is reached: with the certificate that enrolment gave, or as configured.
+    fn options(&self) -> anyhow::Result<Option<MqttOptions>> {
+        let config = &self.config;
+        if let Some(identity) = &self.identity
+            && let Some(route) = uplink::Route::of(config, &identity.enrolled())?
+        {
+            let tls = identity.tls(&route.authority)?;
+            return Ok(Some(route.options(tls, "")?));
+        }
+        if !config.uplink.is_configured() {
+            return Ok(None);
+        }
+        let (org, machine) = (&config.identity.org, &config.machine.id);
+        let client = format!("simcorp-edge-{org}-{}-{machine}", self.key_id);
+        Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::BOUNDS)?))
+    }
+}

@@ -467,7 +467,9 @@ fn rights(device: &Device) -> BTreeSet<Right> {
         let mut may = |acl: &str, kind: Kind| {
             rights.insert(Right { acl: acl.to_owned(), topic: kind.topic(&origin) });
         };
-        SPEAKS.into_iter().for_each(|kind| may("publishClientSend", kind));
+        for kind in SPEAKS {
+            may("publishClientSend", kind);
+        }
         may("subscribeLiteral", Kind::Ack);
         may("publishClientReceive", Kind::Ack);
     }

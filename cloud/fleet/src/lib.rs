@@ -180,7 +180,7 @@ fn broker_address(
         })?,
     };
     let mut certificates = rustls_certificates(&certified_by);
-    if !certificates.next().is_some_and(|first| first.is_ok()) || certificates.any(|c| c.is_err()) {
+    if certificates.next().is_none_or(|first| first.is_err()) || certificates.any(|c| c.is_err()) {
         return Err(StartError::Tls("fleet.broker.ca_file holds no certificate".to_owned()));
     }
     drop(certificates);

@@ -15,6 +15,7 @@ mod roasts;
 mod serve;
 mod token;
 mod user;
+mod workbook;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::image;
 use crate::output::Output;
+use crate::workbook;
 
 #[derive(Subcommand)]
 pub enum RoastCommand {
@@ -100,6 +101,9 @@ fn read(path: &Path) -> anyhow::Result<Recording> {
     ensure!(size <= FILE_BYTES_MAX as u64, "{shown} is larger than {FILE_BYTES_MAX} bytes");
     // Importers write what they found: a byte that is no UTF-8 costs one letter, not the roast.
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+    if workbook::is_one(&bytes) {
+        return workbook::read(&bytes).with_context(|| format!("{shown}"));
+    }
     let text = String::from_utf8_lossy(&bytes);
     Recording::read(&text).with_context(|| format!("{shown}"))
 }

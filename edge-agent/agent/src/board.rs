@@ -30,6 +30,14 @@ pub struct Point {
     pub mark: Option<EventKind>,
 }
 
+/// The newest sample, whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Newest {
+    /// When it came, ms since the start.
+    pub mono_ms: u64,
+    pub values: Vec<(Channel, f64)>,
+}
+
 /// What is expected of the running roast, as people read it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,6 +114,7 @@ pub struct Board {
     state: Arc<Mutex<State>>,
     points: Arc<Mutex<VecDeque<Point>>>,
     live: broadcast::Sender<Point>,
+    newest: Arc<Mutex<Option<Newest>>>,
     /// When each [`Part`] moved last, ms since the start.
     beats: Arc<[AtomicU64; 2]>,
 }
@@ -117,6 +126,7 @@ impl Board {
             state: Arc::new(Mutex::new(State { machine, ..State::default() })),
             points: Arc::default(),
             live: broadcast::channel(256).0,
+            newest: Arc::default(),
             beats: Arc::default(),
         }
     }
@@ -144,8 +154,22 @@ impl Board {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a frame's samples to the picture.
-    pub fn add(&self, frame: &contract::Frame) {
+    /// The newest sample; nobody says how old it is.
+    #[must_use]
+    pub fn newest(&self) -> Option<Newest> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds a frame's samples to the picture, `mono_ms` after the start.
+    pub fn add(&self, frame: &contract::Frame, mono_ms: u64) {
+        if let Some(last) = frame.sample_count().checked_sub(1) {
+            let value = |column: &contract::Column| {
+                Some((column.channel.clone(), column.values.get(last).copied().flatten()?))
+            };
+            let values = frame.columns.iter().filter_map(value).collect();
+            *self.newest.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(Newest { mono_ms, values });
+        }
         let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
         #[allow(clippy::cast_possible_truncation)] // for a picture
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);

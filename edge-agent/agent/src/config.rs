@@ -224,6 +224,9 @@ pub struct ArtisanConfig {
     /// Where a Modbus machine's registers are shown as we have read them. Off when not set. It has
     /// no login, as Modbus has none, and only shows.
     pub modbus: Option<SocketAddr>,
+    /// Where the newest sample is shown as JSON, for Artisan's WebSocket device. Off when not set; no
+    /// login either.
+    pub websocket: Option<SocketAddr>,
 }
 
 impl EdgeConfig {

@@ -190,7 +190,7 @@ impl Keeper {
         if let Some(cut) = cut {
             // The next frame links to this one whether or not the disk has taken it yet.
             self.recorder.chained(trust::digest(&cut.frame.encode()));
-            self.board.add(&cut.frame);
+            self.board.add(&cut.frame, self.clock.mono_ms());
             let session = cut.running.as_ref();
             let (name, started) =
                 (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));

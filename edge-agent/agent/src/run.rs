@@ -110,7 +110,13 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
-        tokio::spawn(artisan::serve(listener, image, clock, age_max_ms, stop.clone()));
+        tokio::spawn(artisan::modbus::serve(listener, image, clock, age_max_ms, stop.clone()));
+    }
+    if let Some(listen) = config.artisan.websocket {
+        let listener = http::listen(listen, "artisan.websocket").await?;
+        let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
+        let app = artisan::websocket::app(board.clone(), clock, age_max_ms, stop.clone());
+        tokio::spawn(http::serve(listener, app, stop.clone()));
     }
     let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));

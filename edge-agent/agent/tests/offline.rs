@@ -193,3 +193,45 @@ async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
     }
     assert!(starts as u64 > kills / 3 && kept.len() > 20, "{starts} starts, {} frames", kept.len());
 }
+
+#[tokio::test]
+async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::Message;
+    let port = free_port().unwrap();
+    let mut gateway = Gateway::new(&format!(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 3\nspeed = 20\n\
+         [sampling]\nperiod_ms = 50\nframe_ms = 100\n[artisan]\nwebsocket = \"127.0.0.1:{port}\"\n"
+    ));
+    gateway.process.start().unwrap();
+    answers(port).await.unwrap();
+    let url = format!("ws://127.0.0.1:{port}/WebSocket");
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let (mut shown, mut begun, mut refused) = (false, false, false);
+    let end = tokio::time::Instant::now() + PATIENCE;
+    for id in 0.. {
+        let question = if id == 3 {
+            format!("{{\"command\":\"setBurner\",\"value\":50,\"id\":{id}}}")
+        } else {
+            format!("{{\"command\":\"getData\",\"id\":{id},\"roasterID\":0}}")
+        };
+        socket.send(Message::text(question)).await.unwrap();
+        // Marks are told between answers, without being asked for.
+        loop {
+            let said = tokio::time::timeout_at(end, socket.next()).await.unwrap().unwrap().unwrap();
+            let said: serde_json::Value = serde_json::from_str(said.to_text().unwrap()).unwrap();
+            begun |= said["pushMessage"] == "startRoasting";
+            if said["id"] == id {
+                let (bt, et) = (&said["data"]["BT"], &said["data"]["ET"]);
+                shown |= bt.as_f64().is_some_and(|bt| bt > 20.0) && et.is_f64();
+                refused |= said["error"].to_string().contains("moves nothing");
+                break;
+            }
+        }
+        if shown && begun && refused {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "shown {shown} begun {begun} refused {refused}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -12,6 +12,7 @@ pub mod csv;
 pub mod event;
 pub mod export;
 pub mod forecast;
+pub mod import;
 pub mod learn;
 pub mod live;
 pub mod noise;

@@ -3,7 +3,7 @@
 use contract::EventKind;
 
 use crate::sample::Sample;
-use crate::{alog, csv};
+use crate::{alog, csv, import};
 
 /// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
 pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -35,13 +35,23 @@ pub enum RecordingError {
 }
 
 impl Recording {
-    /// Reads Artisan's `.alog` or a table with a header line, whichever the text is.
+    /// Reads Artisan's `.alog`, a maker's own form, or a table with a header line, whichever the text is.
     ///
     /// # Errors
     /// When it is neither, with the reason.
     pub fn read(text: &str) -> Result<Self, RecordingError> {
         let start = text.trim_start_matches('\u{feff}').trim_start();
-        if start.starts_with('{') { Ok(alog::read(text)?) } else { Ok(csv::read(text)?) }
+        if start.starts_with('{') {
+            return Ok(alog::read(text)?);
+        }
+        if text.len() > FILE_BYTES_MAX {
+            return Err(csv::CsvError::TooLarge.into());
+        }
+        // A maker's own form first: the same names mean other units there.
+        if let Some(recording) = import::read(text) {
+            return Ok(recording);
+        }
+        Ok(csv::read(text)?)
     }
 
     /// When a mark lies, ms.

@@ -1,4 +1,4 @@
-//! Artisan beside the agent: a Modbus TCP server that shows the machine's registers as the agent has
+//! A Modbus TCP server that shows the machine's registers as the agent has
 //! read them last, so that Artisan connects to the gateway in place of the machine. It asks the
 //! machine nothing, and it writes nothing: a control is moved through the agent's own rules alone.
 

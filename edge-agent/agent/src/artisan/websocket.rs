@@ -1,0 +1,136 @@
+//! JSON over a WebSocket, as Artisan asks for it: `{"command":"getData","id":7}` is answered with
+//! `{"id":7,"data":{"BT":180.5,"ET":201.2}}`, and marks are told without being asked. Names and messages
+//! are those that Artisan has by default.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use contract::{Channel, EventKind};
+use serde_json::{Map, Value, json};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::clock::Clock;
+
+/// Past it a new connection is refused.
+const CONNECTIONS_MAX: usize = 8;
+/// A question is a few dozen bytes.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+
+/// What connections are served from.
+#[derive(Clone)]
+struct Shown {
+    board: Board,
+    clock: Clock,
+    age_max_ms: u64,
+    open: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+/// The routes: any path, since Artisan's can be set.
+pub fn app(board: Board, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
+    let shown = Shown { board, clock, age_max_ms, open: Arc::default(), stop };
+    Router::new().fallback(axum::routing::get(connect)).with_state(shown)
+}
+
+async fn connect(Extract(shown): Extract<Shown>, upgrade: WebSocketUpgrade) -> Response {
+    if shown.open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        shown.open.fetch_sub(1, Ordering::Relaxed);
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    let place = Place(shown.open.clone());
+    upgrade.max_message_size(MESSAGE_BYTES_MAX).on_upgrade(async move |socket| {
+        serve(socket, shown).await;
+        drop(place);
+    })
+}
+
+/// Gives its place back.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve(mut socket: WebSocket, shown: Shown) {
+    let mut live = shown.board.watch();
+    loop {
+        let said = tokio::select! {
+            () = shown.stop.cancelled() => return,
+            asked = socket.recv() => match asked {
+                Some(Ok(Message::Text(text))) => answer(&text, &shown),
+                Some(Ok(_)) => None, // pings are answered below us
+                Some(Err(_)) | None => return,
+            },
+            point = live.recv() => match point {
+                Ok(point) => point.mark.and_then(told),
+                Err(RecvError::Lagged(_)) => None,
+                Err(RecvError::Closed) => return,
+            },
+        };
+        if let Some(said) = said
+            && socket.send(Message::Text(said.to_string().into())).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The answer to a question; what is no question is not answered. A command is one too: it is told
+/// that nothing is written here.
+fn answer(text: &str, shown: &Shown) -> Option<Value> {
+    let asked: Value = serde_json::from_str(text).ok()?;
+    let id = asked.get("id").filter(|id| id.is_number() || id.is_string())?;
+    if asked["command"] != "getData" {
+        tracing::warn!(command = %asked["command"], "Artisan would do something: refused");
+        let error = "this gateway shows the machine and moves nothing";
+        return Some(json!({"id": id, "error": error}));
+    }
+    let mut data = Map::new();
+    // An old value is none: Artisan shows a gap then, as it should.
+    let newest = shown.board.newest();
+    let now = shown.clock.mono_ms();
+    if let Some(newest) = newest.filter(|n| now.saturating_sub(n.mono_ms) <= shown.age_max_ms) {
+        for (channel, value) in newest.values {
+            data.insert(name(&channel).to_owned(), json!(value));
+        }
+    }
+    Some(json!({"id": id, "data": data}))
+}
+
+/// What Artisan calls a channel, where it has a word for it.
+fn name(channel: &Channel) -> &str {
+    match channel {
+        Channel::Bt => "BT",
+        Channel::Et => "ET",
+        Channel::Ror => "RoR",
+        Channel::Gas => "burner",
+        Channel::Fan => "fan",
+        Channel::Drum => "drum",
+        Channel::Ambient => "ambient",
+        Channel::Extra(name) => name,
+    }
+}
+
+/// A mark as Artisan is told of it.
+fn told(mark: EventKind) -> Option<Value> {
+    let event = match mark {
+        EventKind::Charge => return Some(json!({"pushMessage": "startRoasting"})),
+        EventKind::Drop => return Some(json!({"pushMessage": "endRoasting"})),
+        EventKind::DryEnd => "colorChangeEvent",
+        EventKind::Fc => "firstCrackBeginningEvent",
+        EventKind::FcEnd => "firstCrackEndEvent",
+        EventKind::Sc => "secondCrackBeginningEvent",
+        EventKind::ScEnd => "secondCrackEndEvent",
+        _ => return None,
+    };
+    Some(json!({"pushMessage": "addEvent", "data": {"event": event}}))
+}

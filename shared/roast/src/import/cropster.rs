@@ -1,0 +1,291 @@
+//! Cropster's workbook: a sheet about the roast, one of comments, and one for each curve with seconds
+//! from CHARGE and a value; temperatures in the unit that the curve's heading names, weights in the one
+//! that stands beside them. Whoever opens the file turns it into [`Sheet`]s.
+
+use contract::EventKind;
+
+use super::{Rows, celsius, percent};
+use crate::recording::Recording;
+use crate::sample::Sample;
+
+/// What a cell holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell {
+    Empty,
+    Number(f64),
+    Text(String),
+}
+
+/// A sheet of a workbook.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sheet {
+    pub name: String,
+    pub rows: Vec<Vec<Cell>>,
+}
+
+/// Why a workbook is no roast.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CropsterError {
+    #[error("no sheet is called \"Curve - Bean temperature\" (in any of Cropster's languages)")]
+    NoBeans,
+    #[error("the bean temperature's sheet has no rows of seconds and degrees")]
+    NoRows,
+}
+
+/// What follows "Curve - " (or its like) in the names of sheets, in the languages of the program.
+const BEANS: [&str; 12] = [
+    "bean temp",
+    "bohnentemp",
+    "temp. del grano",
+    "temperatura del grano",
+    "temp. grain",
+    "température des grains",
+    "temp. chicco",
+    "temperatura del chicco",
+    "temp. do grão",
+    "temperatura do grão",
+    "豆温",
+    "豆溫",
+];
+const AIR: [&str; 14] = [
+    "env. temp",
+    "umgebungstemp",
+    "temp. ambiente",
+    "temperatura ambiente",
+    "temp. env",
+    "exhaust temp",
+    "ablufttemp",
+    "temp. de salida",
+    "temp. échappement",
+    "temp. fumi",
+    "temperatura dei fumi",
+    "temp. de exaustão",
+    "炉温",
+    "爐溫",
+];
+const GAS: [&str; 5] = ["gas control", "gas-kontrolle", "control del gas", "controllo gas", "gas"];
+const FAN: [&str; 4] = ["airflow", "flujo de aire", "flusso d'aria", "fluxo de ar"];
+const DRUM: [&str; 4] = ["drum speed", "trommelgeschw", "velocidad del tambor", "velocità tamburo"];
+const COLOUR: [&str; 6] = [
+    "color change",
+    "farbänderung",
+    "cambio de color",
+    "changement de couleur",
+    "cambiamento di colore",
+    "mudança de cor",
+];
+const FIRST: [&str; 5] = ["first crack", "1. crack", "primer crac", "premier crack", "primo crack"];
+const SECOND: [&str; 4] = ["second crack", "2. crack", "segundo crac", "secondo crack"];
+const WEIGHT_IN: [&str; 4] = ["start weight", "startgewicht", "peso inicial", "poids initial"];
+const WEIGHT_OUT: [&str; 4] = ["end weight", "endgewicht", "peso final", "poids final"];
+
+/// Reads a workbook.
+///
+/// # Errors
+/// When it has no bean temperature.
+pub fn cropster(sheets: &[Sheet]) -> Result<Recording, CropsterError> {
+    let beans = curve(sheets, &BEANS).ok_or(CropsterError::NoBeans)?;
+    let fahrenheit = is_fahrenheit(beans);
+    let mut rows = Rows::default();
+    rows.recording.fahrenheit = fahrenheit;
+    for (t_ms, value) in points(beans) {
+        let bt_c = celsius(value, fahrenheit);
+        rows.push(Sample { t_ms, bt_c, ..Sample::default() });
+    }
+    let first = points(beans).map(|(t_ms, _)| t_ms).next().ok_or(CropsterError::NoRows)?;
+    lay(&mut rows, sheets, &AIR, first, |sample, value, f| sample.et_c = celsius(value, f));
+    lay(&mut rows, sheets, &GAS, first, |sample, value, _| sample.gas_pct = percent(value));
+    lay(&mut rows, sheets, &FAN, first, |sample, value, _| sample.fan_pct = percent(value));
+    lay(&mut rows, sheets, &DRUM, first, |sample, value, _| sample.drum_pct = percent(value));
+    // Seconds count from CHARGE; what is before is the preheating.
+    let charge = rows.nearest(-first);
+    rows.mark_at(EventKind::Charge, charge);
+    marks(&mut rows, sheets, first);
+    rows.mark(EventKind::Drop);
+    about(&mut rows.recording, sheets);
+    let machine = std::mem::take(&mut rows.recording.machine);
+    rows.done(&machine).ok_or(CropsterError::NoRows)
+}
+
+/// The sheet of a curve, whose name ends as one of `names` begins.
+fn curve<'s>(sheets: &'s [Sheet], names: &[&str]) -> Option<&'s Sheet> {
+    let of = |name: &&str| {
+        sheets.iter().find(|sheet| {
+            let full = sheet.name.to_lowercase();
+            let prefixes = [
+                "curve -", "kurve -", "curva -", "curva ", "courbe -", "courbe ", "曲线 -",
+                "曲線 -",
+            ];
+            let rest = prefixes.iter().find_map(|prefix| full.strip_prefix(prefix));
+            rest.is_some_and(|rest| rest.trim().starts_with(*name))
+        })
+    };
+    names.iter().find_map(of)
+}
+
+fn is_fahrenheit(sheet: &Sheet) -> bool {
+    let heading = sheet.rows.first().and_then(|row| row.get(1));
+    matches!(heading, Some(Cell::Text(text)) if text.to_uppercase().contains("FAHRENHEIT"))
+}
+
+/// Time in ms from CHARGE, and the value.
+#[allow(clippy::cast_possible_truncation)] // checked against its bounds
+fn points(sheet: &Sheet) -> impl Iterator<Item = (i64, f64)> {
+    sheet.rows.iter().skip(1).take(super::ROWS_MAX).filter_map(|row| {
+        let (seconds, value) = (number(row.first()?)?, number(row.get(1)?)?);
+        let within = seconds.abs() < 1e6 && value.is_finite();
+        within.then(|| ((seconds * 1000.0).round() as i64, value))
+    })
+}
+
+fn number(cell: &Cell) -> Option<f64> {
+    match cell {
+        Cell::Number(value) => Some(*value).filter(|value| value.is_finite()),
+        Cell::Text(text) => {
+            text.trim().replace(',', ".").parse().ok().filter(|v: &f64| v.is_finite())
+        }
+        Cell::Empty => None,
+    }
+}
+
+/// Lays another curve beside the beans', each of its values from its time on until the next.
+fn lay(
+    rows: &mut Rows,
+    sheets: &[Sheet],
+    names: &[&str],
+    first: i64,
+    set: impl Fn(&mut Sample, f64, bool),
+) {
+    let Some(sheet) = curve(sheets, names) else { return };
+    let fahrenheit = is_fahrenheit(sheet);
+    let mut points = points(sheet).peekable();
+    let mut now = None;
+    for sample in &mut rows.recording.samples {
+        while let Some((_, value)) = points.next_if(|(t_ms, _)| t_ms - first <= sample.t_ms) {
+            now = Some(value);
+        }
+        if let Some(value) = now {
+            set(sample, value, fahrenheit);
+        }
+    }
+}
+
+/// Marks are comments of a kind: time, …, kind.
+fn marks(rows: &mut Rows, sheets: &[Sheet], first: i64) {
+    let Some(comments) = sheets.get(1) else { return };
+    for row in comments.rows.iter().skip(1).take(10_000) {
+        let (Some(seconds), Some(Cell::Text(kind))) =
+            (row.first().and_then(number).filter(|s| s.abs() < 1e6), row.get(2))
+        else {
+            continue;
+        };
+        let kind = kind.trim().to_lowercase();
+        let is = |names: &[&str]| names.contains(&kind.as_str());
+        let kind = match kind.as_str() {
+            "first crack end" => EventKind::FcEnd,
+            "second crack end" => EventKind::ScEnd,
+            "duration" => EventKind::Drop,
+            _ if is(&COLOUR) => EventKind::DryEnd,
+            _ if is(&FIRST) => EventKind::Fc,
+            _ if is(&SECOND) => EventKind::Sc,
+            _ => continue,
+        };
+        #[allow(clippy::cast_possible_truncation)] // checked above
+        let at = rows.nearest((seconds * 1000.0).round() as i64 - first);
+        rows.mark_at(kind, at);
+    }
+}
+
+/// What the first sheet says: a row of names and one of values.
+fn about(recording: &mut Recording, sheets: &[Sheet]) {
+    let Some([names, values, ..]) = sheets.first().map(|sheet| sheet.rows.as_slice()) else {
+        return;
+    };
+    let value = |wanted: &[&str], suffix: &str| {
+        let at = names.iter().position(|name| {
+            let Cell::Text(name) = name else { return false };
+            let name = name.trim().to_lowercase();
+            wanted.iter().any(|wanted| name == format!("{wanted}{suffix}"))
+        })?;
+        values.get(at)
+    };
+    let text = |wanted: &[&str]| match value(wanted, "") {
+        Some(Cell::Text(text)) => text.trim().to_owned(),
+        _ => String::new(),
+    };
+    recording.beans = text(&["lot name", "chargenname", "nombre del lote", "nom du lot"]);
+    recording.title = text(&["profile", "profil", "perfil", "profilo"]);
+    recording.machine = text(&["machine", "maschine", "tostador", "macchina"]);
+    let grams = |wanted: &[&str], suffix: &str| {
+        let unit = match value(wanted, suffix) {
+            Some(Cell::Text(unit)) => unit.trim().to_uppercase(),
+            _ => String::new(),
+        };
+        let factor = match unit.as_str() {
+            "KG" => 1000.0,
+            "LB" | "LBS" => 453.592_37,
+            "OZ" => 28.349_523_125,
+            _ => 1.0,
+        };
+        value(wanted, "").and_then(number).filter(|weight| *weight > 0.0).map(|w| w * factor)
+    };
+    recording.weight_in_g = grams(&WEIGHT_IN, " unit");
+    recording.weight_out_g = grams(&WEIGHT_OUT, " unit");
+    let ambient = value(&["ambient temp.", "raumtemp.", "temperatura ambiente"], "");
+    recording.ambient_c = ambient.and_then(number).and_then(|v| celsius(v, recording.fahrenheit));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Cell {
+        Cell::Text(text.to_owned())
+    }
+
+    fn curve_of(name: &str, unit: &str, points: &[(f64, f64)]) -> Sheet {
+        let mut rows = vec![vec![text("time"), text(unit)]];
+        rows.extend(points.iter().map(|(t, v)| vec![Cell::Number(*t), Cell::Number(*v)]));
+        Sheet { name: name.to_owned(), rows }
+    }
+
+    #[test]
+    fn a_workbook_in_fahrenheit_and_pounds_becomes_a_roast() {
+        let about = vec![
+            ["Id-Tag", "Lot name", "Profile", "Machine", "Start weight", "Start weight unit"]
+                .map(text)
+                .to_vec(),
+            vec![
+                text("PR-1"),
+                text("Sidamo"),
+                text("Filter"),
+                text("L-5"),
+                Cell::Number(10.0),
+                text("LBS"),
+            ],
+        ];
+        let comments = vec![
+            ["Time", "Temp", "Type", "Value"].map(text).to_vec(),
+            vec![Cell::Number(2.0), Cell::Empty, text("First crack"), Cell::Empty],
+        ];
+        let sheets = [
+            Sheet { name: "General".to_owned(), rows: about },
+            Sheet { name: "Comments".to_owned(), rows: comments },
+            curve_of(
+                "Curve - Bean temperature",
+                "FAHRENHEIT",
+                &[(-1.0, 392.0), (0.0, 374.0), (1.0, 356.0), (2.0, 338.0)],
+            ),
+            curve_of("Curve - Gas control", "PERCENT", &[(0.5, 80.0)]),
+        ];
+        let r = cropster(&sheets).unwrap();
+        assert_eq!((r.beans.as_str(), r.machine.as_str(), r.fahrenheit), ("Sidamo", "L-5", true));
+        assert!((r.weight_in_g.unwrap() - 4535.9237).abs() < 1e-6);
+        let bt: Vec<f64> = r.samples.iter().map(|s| s.bt_c.unwrap().round()).collect();
+        assert_eq!(bt, [200.0, 190.0, 180.0, 170.0]);
+        assert_eq!((r.samples[1].gas_pct, r.samples[2].gas_pct), (None, Some(80.0)));
+        let marks = [EventKind::Charge, EventKind::Fc, EventKind::Drop];
+        assert_eq!(marks.map(|kind| r.mark_ms(kind)), [1000, 3000, 3000].map(Some));
+        assert_eq!(cropster(&sheets[..2]), Err(CropsterError::NoBeans));
+    }
+}

@@ -1,0 +1,109 @@
+//! Recordings of other makers' programs: each its own file, its own units and its own traps.
+//!
+//! What is wrong in a row costs that row or that value, never the roast. A rate of rise is never taken
+//! over: makers tell it per minute or per half minute, and ours is made of the temperatures.
+
+mod cropster;
+mod giesen;
+mod ikawa;
+mod kaleido;
+mod loring;
+mod petroncini;
+mod roest;
+mod table;
+
+use contract::EventKind;
+
+use crate::recording::Recording;
+use crate::sample::Sample;
+
+pub use cropster::{Cell, CropsterError, Sheet, cropster};
+
+/// Rows at most: a day at 10 Hz.
+const ROWS_MAX: usize = 864_000;
+
+/// A recording of a maker whose form is known by its first lines; `None`: of none of them.
+#[must_use]
+pub fn read(text: &str) -> Option<Recording> {
+    [petroncini::read, loring::read, roest::read, ikawa::read, giesen::read, kaleido::read]
+        .into_iter()
+        .find_map(|read| read(text))
+}
+
+/// Gathers rows into a recording; times must ascend.
+#[derive(Default)]
+struct Rows {
+    recording: Recording,
+    start_ms: Option<i64>,
+}
+
+impl Rows {
+    /// Adds a sample whose time counts from anywhere; one whose time does not ascend is left out.
+    /// Answers whether it was added.
+    fn push(&mut self, mut sample: Sample) -> bool {
+        let start = *self.start_ms.get_or_insert(sample.t_ms);
+        sample.t_ms = sample.t_ms.saturating_sub(start);
+        let samples = &mut self.recording.samples;
+        let later = samples.last().is_none_or(|last| sample.t_ms > last.t_ms);
+        let added = later && samples.len() < ROWS_MAX;
+        if added {
+            samples.push(sample);
+        }
+        added
+    }
+
+    /// Marks the newest sample; the first mark of a kind counts.
+    fn mark(&mut self, kind: EventKind) {
+        let newest = self.recording.samples.len().checked_sub(1);
+        self.mark_at(kind, newest);
+    }
+
+    fn mark_at(&mut self, kind: EventKind, at: Option<usize>) {
+        let marks = &mut self.recording.marks;
+        if let Some(at) = at
+            && !marks.iter().any(|(known, _)| *known == kind)
+        {
+            marks.push((kind, at));
+        }
+    }
+
+    /// The sample nearest to a time, ms from the first.
+    fn nearest(&self, t_ms: i64) -> Option<usize> {
+        let samples = &self.recording.samples;
+        let after = samples.partition_point(|sample| sample.t_ms < t_ms);
+        let before = after.checked_sub(1);
+        let distance = |at: usize| samples.get(at).map(|s| (s.t_ms - t_ms).unsigned_abs());
+        [before, Some(after)]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at < samples.len())
+            .min_by_key(|at| distance(*at))
+    }
+
+    /// The file is the roast: it begins with its first row and ends with its last.
+    fn whole(&mut self) {
+        self.mark_at(EventKind::Charge, self.recording.samples.first().map(|_| 0));
+        self.mark(EventKind::Drop);
+    }
+
+    /// The recording, its marks in the order of their samples; `None` where it has no sample.
+    fn done(mut self, machine: &str) -> Option<Recording> {
+        self.recording.marks.sort_by_key(|(_, at)| *at);
+        machine.clone_into(&mut self.recording.machine);
+        (!self.recording.samples.is_empty()).then_some(self.recording)
+    }
+}
+
+/// What a probe in a roaster can say, °C; anything else is a sentinel or a broken wire.
+fn plausible(c: f64) -> Option<f64> {
+    (-60.0..=900.0).contains(&c).then_some(c)
+}
+
+fn celsius(value: f64, fahrenheit: bool) -> Option<f64> {
+    plausible(if fahrenheit { (value - 32.0) / 1.8 } else { value })
+}
+
+/// 0 to 100; a control that says more says something else.
+fn percent(value: f64) -> Option<f64> {
+    (0.0..=100.0).contains(&value).then_some(value)
+}

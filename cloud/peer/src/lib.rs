@@ -131,7 +131,7 @@ impl Peer {
     /// # Errors
     /// [`PeerError`]
     pub async fn me<T: DeserializeOwned>(&self) -> Result<T, PeerError> {
-        let answer = self.send::<(), T>(Method::GET, None, &["whoami"], &[], None).await?;
+        let answer = self.send::<T>(Method::GET, None, &["whoami"], &[], |asked| asked).await?;
         answer.map(|answer| answer.body).ok_or_else(|| self.unreadable("an empty body"))
     }
 
@@ -158,7 +158,7 @@ impl Peer {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Option<Answer<T>>, PeerError> {
-        match self.send::<(), T>(Method::GET, Some(org), path, query, None).await {
+        match self.send::<T>(Method::GET, Some(org), path, query, |asked| asked).await {
             Ok(Some(answer)) => Ok(Some(answer)),
             Ok(None) => Err(self.unreadable("an empty body")),
             Err(PeerError::Refused { status: 404, .. }) => Ok(None),
@@ -176,16 +176,31 @@ impl Peer {
         path: &[&str],
         body: &B,
     ) -> Result<Option<Answer<T>>, PeerError> {
-        self.send(Method::POST, org, path, &[], Some(body)).await
+        self.send(Method::POST, org, path, &[], |asked| asked.json(body)).await
     }
 
-    async fn send<B: Serialize + Sync, T: DeserializeOwned>(
+    /// Hands in what is no JSON.
+    ///
+    /// # Errors
+    /// [`PeerError`]
+    pub async fn post_bytes<T: DeserializeOwned>(
+        &self,
+        org: &OrgId,
+        path: &[&str],
+        (kind, bytes): (&'static str, Vec<u8>),
+    ) -> Result<Option<Answer<T>>, PeerError> {
+        let with =
+            |asked: reqwest::RequestBuilder| asked.header(header::CONTENT_TYPE, kind).body(bytes);
+        self.send(Method::POST, Some(org), path, &[], with).await
+    }
+
+    async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
         org: Option<&OrgId>,
         path: &[&str],
         query: &[(&str, &str)],
-        body: Option<&B>,
+        with: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
     ) -> Result<Option<Answer<T>>, PeerError> {
         let mut url = reqwest::Url::parse(&self.base)
             .map_err(|error| PeerError::Away { peer: self.name, problem: error.to_string() })?;
@@ -205,10 +220,7 @@ impl Peer {
         if let Some(token) = token {
             request = request.bearer_auth(token.expose_secret());
         }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await.map_err(|error| self.away(&error))?;
+        let answer = with(request).send().await.map_err(|error| self.away(&error))?;
         let status = answer.status();
         let etag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
         let etag = etag.map(str::to_owned);
@@ -275,7 +287,7 @@ impl Who for Whoami {
             let token = Credential::Shown(token.to_owned().into());
             let shown = Peer { token, ..self.0.clone() };
             let path = ["whoami"];
-            match shown.send::<(), Caller>(Method::GET, None, &path, &[], None).await {
+            match shown.send::<Caller>(Method::GET, None, &path, &[], |asked| asked).await {
                 Ok(Some(answer)) => Ok(answer.body),
                 Err(PeerError::Refused { status: 401, .. }) => Err(ApiError::unauthorized()),
                 Ok(None) => Err(ApiError::Unavailable("the kernel says nobody".to_owned())),

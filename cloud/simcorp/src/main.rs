@@ -2,6 +2,7 @@
 //! ones; the other commands are the operator's.
 
 mod authority;
+mod backfill;
 mod broker;
 mod config;
 mod device;
@@ -162,6 +163,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Man { folder } => std::fs::create_dir_all(&folder)
                 .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
                 .with_context(|| format!("cannot write to {}", folder.display())),
+            Command::Roast(RoastCommand::Import(args)) => backfill::act(&config, org, args).await,
             Command::Roast(command) => roasts::act(command, output),
         }
     })

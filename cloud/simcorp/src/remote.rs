@@ -18,6 +18,7 @@ pub struct Remote {
     pub kernel: Peer,
     pub eval: Peer,
     pub fleet: Peer,
+    pub ingestion: Peer,
     pub org: OrgId,
 }
 
@@ -38,6 +39,7 @@ impl Remote {
         Ok(Self {
             kernel,
             eval: Peer::new("eval", &config.kernel.eval_url, &token)?,
+            ingestion: Peer::new("ingestion", &config.analytics.ingestion_url, &token)?,
             fleet: Peer::new("fleet", &config.fleet.url, &token)?,
             org: OrgId::new(org)?,
         })

@@ -46,6 +46,8 @@ pub enum RoastCommand {
         #[arg(short, long)]
         to: PathBuf,
     },
+    /// Bring recordings into the cloud, as roasts of a machine that were long ago
+    Import(ImportArgs),
     /// Draw the curve with its marks, phases and forecast
     Plot {
         file: PathBuf,
@@ -53,6 +55,19 @@ pub enum RoastCommand {
         #[arg(short, long)]
         to: Option<PathBuf>,
     },
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    #[arg(long)]
+    pub site: String,
+    #[arg(long)]
+    pub machine: String,
+    /// When the one file begins, as 2026-05-18T19:32:48Z; without, when each was written last
+    #[arg(long)]
+    pub at: Option<String>,
 }
 
 #[derive(Args)]
@@ -92,6 +107,8 @@ pub fn act(command: RoastCommand, output: Output) -> anyhow::Result<()> {
         RoastCommand::Consistency { files } => consistency_of(&files, as_json),
         RoastCommand::Export { file, to } => write_anew(&file, &to),
         RoastCommand::Plot { file, to } => draw(&file, to),
+        // It needs the services, and is taken by whoever has them.
+        RoastCommand::Import(_) => Ok(()),
     }
 }
 
@@ -109,14 +126,14 @@ fn read(path: &Path) -> anyhow::Result<Recording> {
 }
 
 /// One file, walked with what came before it.
-struct Found {
-    recording: Recording,
+pub struct Found {
+    pub recording: Recording,
     walk: Walk,
-    marks: Vec<Inference>,
+    pub marks: Vec<Inference>,
     analysis: Option<Analysis>,
 }
 
-fn walk_next(path: &Path, learned: &mut Learned) -> anyhow::Result<Found> {
+pub fn walk_next(path: &Path, learned: &mut Learned) -> anyhow::Result<Found> {
     let recording = read(path)?;
     let walk = causal::walk(&recording, learned);
     learned.ahead.clone_from(&walk.ahead);

@@ -1,6 +1,8 @@
 //! Recordings of other makers, as people have them on their disks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
+mod common;
+
 use std::fmt::Write as _;
 use std::process::Command;
 
@@ -91,4 +93,48 @@ fn a_maker_s_own_file_is_read_in_its_own_units() {
     let table = roast::recording::Recording::read(&std::fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(table.samples.last().unwrap().t_ms, 599_000);
     assert_eq!(table.mark_ms(contract::EventKind::Fc), Some(520_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_is_brought_into_the_cloud_once() -> anyhow::Result<()> {
+    let stack = common::Stack::start(&["kernel", "ingestion", "fleet"], &[]).await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("roast.csv");
+    let mut text = "time,bean_temp_c,event\n".to_owned();
+    for second in 0..700 {
+        let bt = match second {
+            0..60 => 190.0,
+            60..150 => 190.0 - f64::from(second - 60),
+            _ => 100.0 + f64::from(second - 150) / 4.9,
+        };
+        let event = match second {
+            60 => "charge",
+            560 => "fc",
+            690 => "drop",
+            _ => "",
+        };
+        writeln!(text, "{second},{bt:.1},{event}")?;
+    }
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    let import = ["roast", "import", &file, "--site", "leipzig", "--machine", "old", "--at"];
+    let import = [&import[..], &["2024-02-03T10:00:00Z"]].concat();
+    let told = stack.operate(&import)?;
+    assert!(told.contains("700 samples"), "{told}");
+    assert_eq!(stack.operate(&import)?, told, "the same file is the same roast");
+    let list = stack.get("ingestion", "/sessions?limit=10").await?;
+    let list = list.as_array().unwrap();
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert_eq!(list[0]["startedAt"], "2024-02-03T10:01:00.000Z");
+    assert_eq!(list[0]["status"], "CLOSED");
+    let id = list[0]["sessionId"].as_str().unwrap();
+    let events = stack.get("ingestion", &format!("/sessions/{id}/events")).await?.to_string();
+    assert!(events.contains("FC") && events.contains("DROP"), "{events}");
+    // Nobody can sign with its key any more.
+    let devices = stack.operate(&["device", "list"])?;
+    assert!(devices.matches("device:import-").count() == 2, "{devices}");
+    assert!(!devices.contains("believed"), "{devices}");
+    let wrong = stack.operate(&["roast", "import", &file, "--site", "leipzig", "--machine", "a b"]);
+    assert!(wrong.unwrap_err().to_string().contains("machine"));
+    Ok(())
 }

@@ -87,6 +87,11 @@ impl Cloud {
     }
 }
 
+fn machine_of(agent: &Agent) -> anyhow::Result<String> {
+    let text: toml::Table = std::fs::read_to_string(&agent.config)?.parse()?;
+    Ok(text["machine"]["id"].as_str().unwrap().to_owned())
+}
+
 /// A gateway whose key is in a token, behind its signer.
 struct Gateway {
     agent: Agent,
@@ -97,8 +102,20 @@ struct Gateway {
 impl Gateway {
     async fn new(machine: &str) -> anyhow::Result<Self> {
         let agent = Agent::new(machine, &simulated(20), "")?;
+        let token = Token::soft(agent.folder.path())?;
+        Self::with(agent, token).await
+    }
+
+    /// With a TPM: its key is P-256, and it takes its time.
+    async fn with_tpm(machine: &str) -> anyhow::Result<Self> {
+        let agent = Agent::new(machine, &simulated(20), "")?;
+        let token = Token::tpm(agent.folder.path()).await?;
+        Self::with(agent, token).await
+    }
+
+    async fn with(agent: Agent, token: Token) -> anyhow::Result<Self> {
         let folder = agent.folder.path();
-        let token = Token::soft(folder)?;
+        let machine = machine_of(&agent)?;
         let text = std::fs::read_to_string(&agent.config)?;
         let key = format!("key_file = \"{}/key.pem\"", folder.display());
         let socket = format!("signer_socket = \"{}/signer.sock\"", folder.display());
@@ -114,7 +131,7 @@ impl Gateway {
     /// Makes a key in the token, and has the signer use it.
     async fn new_key(&mut self, label: &str) -> anyhow::Result<()> {
         let folder = self.agent.folder.path();
-        let device = format!("gw-{}", self.machine()?);
+        let device = format!("gw-{}", machine_of(&self.agent)?);
         let more = if label.is_empty() { String::new() } else { format!("label = \"{label}\"") };
         self.signer.kill();
         let socket = folder.join("signer.sock");
@@ -123,11 +140,6 @@ impl Gateway {
         create_key(folder, &self.token)?;
         self.signer.start()?;
         wait_for("the signer", PATIENCE, || async { socket.exists() }).await
-    }
-
-    fn machine(&self) -> anyhow::Result<String> {
-        let text: toml::Table = std::fs::read_to_string(&self.agent.config)?.parse()?;
-        Ok(text["machine"]["id"].as_str().unwrap().to_owned())
     }
 
     fn enroll(&self, token: &str) -> anyhow::Result<String> {
@@ -248,7 +260,7 @@ async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow:
     let (_token, _signer, mut settings) = authority_in_a_token(folder.path()).await?;
     settings.push("fleet.certificate_life_s=20".to_owned());
     let cloud = Cloud::start(&settings).await?;
-    let mut gateway = Gateway::new("r-1").await?;
+    let mut gateway = Gateway::with_tpm("r-1").await?;
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &[])?)?;
     let first = gateway.certificate();
     gateway.agent.start().await?;

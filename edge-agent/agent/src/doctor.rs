@@ -13,6 +13,7 @@ use crate::config::{DriverKind, EdgeConfig};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::known_time::KnownTime;
+use crate::route::{Route, connect_once};
 use crate::{identity, machine, run, uplink};
 
 /// Below this the journal's quota cannot be kept for long.
@@ -172,7 +173,7 @@ async fn link(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
     let time = KnownTime::open(&folder, clock);
     let identity = Identity::open(&folder, signer, time).unwrap_or_default();
-    let route = identity.as_ref().map(|i| uplink::Route::of(config, &i.enrolled()));
+    let route = identity.as_ref().map(|i| Route::of(config, &i.enrolled()));
     if let (Some(identity), Some(route)) = (&identity, route) {
         let route = route.map_err(|e| format!("uplink.ca_file: {e}"))?;
         if let Some(route) = route {
@@ -190,6 +191,6 @@ async fn link(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
 }
 
 async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
-    let answered = uplink::connect_once(options).await;
+    let answered = connect_once(options).await;
     answered.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
 }

@@ -12,6 +12,7 @@ use crate::config::EdgeConfig;
 use crate::identity::Identity;
 use crate::journal::Outgoing;
 use crate::keeper::Job;
+use crate::route::Route;
 use crate::uplink;
 
 /// Which way frames go.
@@ -72,7 +73,7 @@ impl Link {
     fn options(&self) -> anyhow::Result<Option<MqttOptions>> {
         let config = &self.config;
         if let Some(identity) = &self.identity
-            && let Some(route) = uplink::Route::of(config, &identity.enrolled())?
+            && let Some(route) = Route::of(config, &identity.enrolled())?
         {
             let tls = identity.tls(&route.authority)?;
             return Ok(Some(route.options(tls, "")?));

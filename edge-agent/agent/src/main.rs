@@ -19,6 +19,7 @@ mod machine;
 mod pace;
 mod profiles;
 mod recorder;
+mod route;
 mod run;
 mod sampler;
 mod signing;

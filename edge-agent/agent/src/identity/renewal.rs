@@ -20,7 +20,7 @@ use super::cloud::{AskError, Fleet, Recovered};
 use super::{Enrolled, Identity, IdentityError, tls};
 use crate::board::Board;
 use crate::config::EdgeConfig;
-use crate::uplink::{self, Route};
+use crate::route::{Route, connect_once};
 
 /// How often is looked whether it is due. A gateway may sleep, and its clock may jump.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -118,8 +118,14 @@ pub async fn keep(
                     identity.time.tell(now);
                 }
                 // Not to be reached is nothing to be told while the certificate is good.
-                if expired || !matches!(error, RenewalError::Ask(AskError::Away { .. })) {
-                    board.update(|state| state.identity_error = Some(error.to_string()));
+                let away = matches!(error, RenewalError::Ask(AskError::Away { .. }));
+                let told = match (expired, away) {
+                    (true, true) => Some(format!("it has expired, and {error}")),
+                    (false, true) => None,
+                    _ => Some(error.to_string()),
+                };
+                if told.is_some() {
+                    board.update(|state| state.identity_error = told);
                 }
                 pause
             }
@@ -233,7 +239,7 @@ async fn adopt(
         let tls = tls::towards(&route.authority, Some(shown), &identity.time)?;
         let options = route.options(tls, "-proof");
         let options = options.map_err(|error| RenewalError::Unproven(error.to_string()))?;
-        uplink::connect_once(options).await.map_err(RenewalError::Unproven)?;
+        connect_once(options).await.map_err(RenewalError::Unproven)?;
     }
     identity.replace(next)?;
     identity.time.tell(hello.now);

@@ -258,7 +258,7 @@ async fn authority_in_a_token(folder: &Path) -> anyhow::Result<(Token, Process, 
 async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let (_token, _signer, mut settings) = authority_in_a_token(folder.path()).await?;
-    settings.push("fleet.certificate_life_s=20".to_owned());
+    settings.push("fleet.certificate_life_s=30".to_owned());
     let cloud = Cloud::start(&settings).await?;
     let mut gateway = Gateway::with_tpm("r-1").await?;
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &[])?)?;
@@ -272,7 +272,7 @@ async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow:
 
     // Off for longer than the certificate lasts; then it asks, and a person decides.
     gateway.agent.process.stop(Duration::from_secs(10)).await?;
-    tokio::time::sleep(Duration::from_secs(21)).await;
+    tokio::time::sleep(Duration::from_secs(31)).await;
     gateway.agent.start().await?;
     wait_for("the question", PATIENCE, || async {
         cloud.stack.operate(&["device", "recover"]).unwrap().contains("device:gw-r-1@leipzig")

@@ -194,3 +194,22 @@ async fn one_dead_unit_of_three_costs_the_others_nothing() {
     }
     assert!(back >= 4, "back within five seconds: {back}");
 }
+
+/// Nothing of ours writes yet; whoever will needs a machine that says "done" and has done nothing.
+#[tokio::test]
+async fn an_emulated_machine_takes_a_write_or_only_says_so() {
+    use tokio_modbus::prelude::{ExceptionCode, Reader as _, Slave, Writer as _};
+    let profile = profile("imf.rm.tcp");
+    let (emulator, _driver) = start(&profile).await;
+    let Place::Tcp(address) = emulator.place().clone() else { panic!("a serial line") };
+    let mut client = tokio_modbus::client::tcp::connect_slave(address, Slave(1)).await.unwrap();
+    client.write_single_register(40, 0x42a0).await.unwrap().unwrap();
+    assert_eq!(client.read_holding_registers(40, 1).await.unwrap().unwrap(), [0x42a0]);
+    emulator.fail(None, Fault::Ignores);
+    client.write_single_register(40, 0x4120).await.unwrap().unwrap();
+    assert_eq!(client.read_holding_registers(40, 1).await.unwrap().unwrap(), [0x42a0]);
+    let refused = client.write_single_register(7, 1).await.unwrap();
+    assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress));
+    let refused = client.write_single_coil(40, true).await.unwrap();
+    assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress), "another table");
+}

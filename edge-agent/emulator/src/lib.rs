@@ -10,6 +10,7 @@ mod show;
 mod streams;
 mod texts;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use firmware_profiles::address::Table;
 use firmware_profiles::{Profile, Transport};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -41,6 +43,8 @@ pub enum Fault {
     Garbage,
     /// The connection ends in the middle of the answer.
     HangsUp,
+    /// A write is answered as done, and nothing has moved.
+    Ignores,
     /// Another master's request and its answer lie on the line before ours.
     OtherMaster,
 }
@@ -63,12 +67,15 @@ pub struct Emulator {
 
 /// By Modbus unit; `None` is every unit, and every other protocol.
 type Faults = Vec<(Option<u8>, Fault)>;
+type Written = BTreeMap<(u8, Table, u16), u16>;
 
 /// What the connections of one machine share.
 #[derive(Clone)]
 struct Machine {
     show: Arc<Mutex<Show>>,
     faults: Arc<Mutex<Faults>>,
+    /// Modbus registers that somebody has written, by unit: they stay as they were set.
+    written: Arc<Mutex<Written>>,
     /// From one unasked message to the next.
     tells_every: Duration,
 }
@@ -76,6 +83,10 @@ struct Machine {
 impl Machine {
     fn show(&self) -> MutexGuard<'_, Show> {
         self.show.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fault(&self, station: Option<u8>) -> Option<Fault> {
@@ -104,6 +115,7 @@ impl Emulator {
         let machine = Machine {
             show: Arc::new(Mutex::new(Show::new(profile, 7, step_ms))),
             faults: Arc::default(),
+            written: Arc::default(),
             tells_every,
         };
         let transport = profile.transport.clone();
@@ -225,6 +237,6 @@ async fn answer(
             wire.write_all(bytes).await
         }
         // The protocol has made its refusal already.
-        Some(Fault::Refuses(_)) | None => wire.write_all(bytes).await,
+        Some(Fault::Refuses(_) | Fault::Ignores) | None => wire.write_all(bytes).await,
     }
 }

@@ -9,6 +9,7 @@ use crate::{Fault, Machine, Wire, answer};
 
 const ILLEGAL_FUNCTION: u8 = 1;
 const ILLEGAL_ADDRESS: u8 = 2;
+const ILLEGAL_VALUE: u8 = 3;
 
 /// One request after the other, each with its transaction's number.
 pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
@@ -95,6 +96,19 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     if fault == Some(Fault::Silent) {
         return None;
     }
+    if let (5 | 6, Some(asked)) = (function, pdu.first_chunk::<5>()) {
+        let there = |table, register: u16| {
+            show.places().iter().any(|place| {
+                let first = first_of(place, station, table).map(u32::from);
+                let words = u32::from(place.kind.words());
+                first.is_some_and(|f| (f..f + words).contains(&u32::from(register)))
+            })
+        };
+        return match write(machine, station, fault, *asked, there) {
+            Ok(()) => Some(asked.to_vec()),
+            Err(code) => refuse(code),
+        };
+    }
     let table = match function {
         1 => Table::Coil,
         2 => Table::Discrete,
@@ -121,15 +135,42 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     }
     let mut words = Vec::with_capacity(wanted.len());
     let mut last: Option<(usize, Vec<u16>)> = None;
-    for (point, offset) in wanted {
+    let written = machine.written();
+    for (register, (point, offset)) in (start..=u16::MAX).zip(wanted) {
         if last.as_ref().is_none_or(|(p, _)| *p != point) {
             let raw = show.read(point);
             let place = &show.places()[point];
             last = Some((point, place.kind.encode(place.order, raw).unwrap_or_default()));
         }
-        words.push(last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0));
+        let shown = last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0);
+        words.push(written.get(&(station, table, register)).copied().unwrap_or(shown));
     }
     Some(read_answer(function, &words))
+}
+
+/// One coil or register is set, if it is there.
+fn write(
+    machine: &Machine,
+    station: u8,
+    fault: Option<Fault>,
+    asked: [u8; 5],
+    there: impl Fn(Table, u16) -> bool,
+) -> Result<(), u8> {
+    let [function, high, low, value @ ..] = asked;
+    let (register, value) = (u16::from_be_bytes([high, low]), u16::from_be_bytes(value));
+    let (table, word) = match (function, value) {
+        (5, 0xff00) => (Table::Coil, 1),
+        (5, 0) => (Table::Coil, 0),
+        (5, _) => return Err(ILLEGAL_VALUE),
+        _ => (Table::Holding, value),
+    };
+    if !there(table, register) {
+        return Err(ILLEGAL_ADDRESS);
+    }
+    if fault != Some(Fault::Ignores) {
+        machine.written().insert((station, table, register), word);
+    }
+    Ok(())
 }
 
 /// The first register of a place, where it is one of that unit's table.

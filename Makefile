@@ -31,7 +31,7 @@ bench:
 ## A minute of each decoder's fuzz target.
 fuzz:
 	@tools/install fuzz
-	cd fuzz && for target in frame receipt envelope cose alog recording machines profile purpose; do \
+	cd fuzz && for target in frame receipt envelope cose alog recording workbook machines profile purpose; do \
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
 
 clean:

@@ -4,7 +4,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use contract::{ClockQuality, EpochMs};
 
-/// Written by systemd-timesyncd once the clock has been set from the network.
+/// Written by systemd-timesyncd once the clock has been set from the network. Beside a clock chip
+/// that keeps local time it does not tell the kernel.
 const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
 /// Reads the system's clocks. The one place that does.
@@ -51,10 +52,8 @@ impl Clock {
 
     #[must_use]
     pub fn quality(&self) -> ClockQuality {
-        if std::path::Path::new(SYNCHRONISED).exists() {
-            ClockQuality::Synchronised
-        } else {
-            ClockQuality::FreeRunning
-        }
+        let synchronised = kernel_clock::is_synchronised() == Some(true)
+            || std::path::Path::new(SYNCHRONISED).exists();
+        if synchronised { ClockQuality::Synchronised } else { ClockQuality::FreeRunning }
     }
 }

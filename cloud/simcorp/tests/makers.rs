@@ -6,49 +6,7 @@ mod common;
 use std::fmt::Write as _;
 use std::process::Command;
 
-use testbed::binary;
-
-/// A workbook made by Python's own zip, with no spreadsheet library: General, Comments, two curves.
-const WORKBOOK: &str = r#"
-import sys, zipfile
-def cell(value):
-    if isinstance(value, str):
-        return f'<c t="inlineStr"><is><t>{value}</t></is></c>'
-    return f'<c><v>{value}</v></c>'
-def sheet(rows):
-    body = ''.join('<row>' + ''.join(map(cell, row)) + '</row>' for row in rows)
-    return ('<?xml version="1.0" encoding="UTF-8"?><worksheet xmlns='
-            '"http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
-            f'{body}</sheetData></worksheet>')
-roast = [(t, 212 + abs(t - 90) * 0.9) for t in range(0, 600, 2)]
-sheets = {
-    'General': [['Id-Tag', 'Lot name', 'Profile', 'Machine', 'Start weight', 'Start weight unit'],
-                ['PR-7', 'Sidamo', 'Filter', 'L-5', 10.5, 'LBS']],
-    'Comments': [['Time', 'Temp', 'Type', 'Value'], [480.0, 400.0, 'First crack', '']],
-    'Curve - Bean temperature': [['time', 'temperature FAHRENHEIT']] + [list(r) for r in roast],
-    'Curve - Gas control': [['time', 'PERCENT'], [0.0, 80.0], [300.0, 40.0]],
-}
-ns = 'http://schemas.openxmlformats.org'
-with zipfile.ZipFile(sys.argv[1], 'w') as book:
-    types = ''.join(f'<Override PartName="/xl/worksheets/s{i}.xml" ContentType="application/vnd.'
-        'openxmlformats-officedocument.spreadsheetml.worksheet+xml"/>' for i in range(len(sheets)))
-    book.writestr('[Content_Types].xml', f'<Types xmlns="{ns}/package/2006/content-types">'
-        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-        '<Override PartName="/xl/workbook.xml" ContentType="application/vnd.openxmlformats-'
-        f'officedocument.spreadsheetml.sheet.main+xml"/>{types}</Types>')
-    book.writestr('_rels/.rels', f'<Relationships xmlns="{ns}/package/2006/relationships">'
-        f'<Relationship Id="r0" Type="{ns}/officeDocument/2006/relationships/officeDocument" '
-        'Target="xl/workbook.xml"/></Relationships>')
-    names = ''.join(f'<sheet name="{n}" sheetId="{i+1}" r:id="r{i}"/>' for i, n in enumerate(sheets))
-    book.writestr('xl/workbook.xml', f'<workbook xmlns="{ns}/spreadsheetml/2006/main" '
-        f'xmlns:r="{ns}/officeDocument/2006/relationships"><sheets>{names}</sheets></workbook>')
-    rels = ''.join(f'<Relationship Id="r{i}" Type="{ns}/officeDocument/2006/relationships/worksheet" '
-        f'Target="worksheets/s{i}.xml"/>' for i in range(len(sheets)))
-    book.writestr('xl/_rels/workbook.xml.rels',
-        f'<Relationships xmlns="{ns}/package/2006/relationships">{rels}</Relationships>')
-    for i, rows in enumerate(sheets.values()):
-        book.writestr(f'xl/worksheets/s{i}.xml', sheet(rows))
-"#;
+use testbed::{binary, workspace};
 
 fn simcorp(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(binary("simcorp").unwrap()).args(arguments).output().unwrap();
@@ -60,16 +18,22 @@ fn simcorp(arguments: &[&str]) -> Result<String, String> {
 fn a_cropster_workbook_becomes_a_roast_artisan_can_open() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let made = Command::new("python3").args(["-c", WORKBOOK, &at("roast.xlsx")]).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    simcorp(&["roast", "export", &at("roast.xlsx"), "--to", &at("roast.alog")]).unwrap();
-    let text = std::fs::read_to_string(at("roast.alog")).unwrap();
-    let roast = roast::recording::Recording::read(&text).unwrap();
-    assert_eq!((roast.samples.len(), roast.beans.as_str()), (300, "Sidamo"));
-    // 212 + 81 °F at CHARGE.
-    assert!((roast.samples[0].bt_c.unwrap() - 145.0).abs() < 0.01);
-    assert_eq!(roast.mark_ms(contract::EventKind::Fc), Some(480_000));
-    assert!((roast.weight_in_g.unwrap() - 4_762.72).abs() < 0.1);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cropster_workbook.py");
+    // What Cropster gives away is the older form; people save it again in the newer one.
+    for form in ["roast.xls", "roast.xlsx"] {
+        let mut python = Command::new(workspace().join("target/python/bin/python"));
+        let made = python.args([script, &at(form)]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let alog = at(&format!("{form}.alog"));
+        simcorp(&["roast", "export", &at(form), "--to", &alog]).unwrap();
+        let text = std::fs::read_to_string(&alog).unwrap();
+        let roast = roast::recording::Recording::read(&text).unwrap();
+        assert_eq!((roast.samples.len(), roast.beans.as_str()), (300, "Sidamo"), "{form}");
+        // 212 + 81 °F at CHARGE.
+        assert!((roast.samples[0].bt_c.unwrap() - 145.0).abs() < 0.01, "{form}");
+        assert_eq!(roast.mark_ms(contract::EventKind::Fc), Some(480_000), "{form}");
+        assert!((roast.weight_in_g.unwrap() - 4_762.72).abs() < 0.1, "{form}");
+    }
     // Another workbook is told for what it is.
     std::fs::write(at("other.xlsx"), b"PK\x03\x04 and nothing more").unwrap();
     let told = simcorp(&["roast", "analyze", &at("other.xlsx")]).unwrap_err();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+use testbed::{Authority, Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
 
 use crate::stats;
 
@@ -18,26 +18,39 @@ pub struct Options {
     /// How long to measure memory, jitter and flash
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Seconds of backlog, at 50 Hz, to drain
-    #[arg(long, default_value_t = 20)]
-    backlog_seconds: u64,
+    /// Samples to drain, which take two milliseconds each to make
+    #[arg(long, default_value_t = 10_000)]
+    backlog: u64,
 }
 
 #[allow(clippy::disallowed_methods)] // measuring is reading the clock
 pub async fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((5..=3600).contains(&options.seconds), "--seconds: not between 5 and 3600");
+    ensure!((1..=1_000_000).contains(&options.backlog), "--backlog: not between 1 and 1000000");
     let agent = options.agent.clone().map_or_else(|| binary("simcorp-edge"), Ok)?;
     let folder = tempfile::tempdir()?;
-    let broker = Mosquitto::start().await?;
+    let authority = Authority::new()?;
+    let broker = Mosquitto::start_private(&authority, "pattern readwrite #\n").await?;
     let database = Postgres::start().await?;
     let cloud_port = free_port()?;
+    let own = authority.issue("bench")?;
+    let ca = authority.certificate().display().to_string();
+    let (certificate, key) = (own.certificate.display(), own.key.display());
     let settings = [
         format!("--set=database.url={}", database.url()),
         "--set=database.migrate=true".to_owned(),
-        "--set=mqtt.host=127.0.0.1".to_owned(),
+        "--set=mqtt.host=localhost".to_owned(),
         format!("--set=mqtt.port={}", broker.port),
+        format!("--set=mqtt.ca_file={ca}"),
+        format!("--set=mqtt.cert_file={certificate}"),
+        format!("--set=mqtt.key_file={key}"),
         format!("--set=ingestion.listen=127.0.0.1:{cloud_port}"),
     ];
+    let uplink = format!(
+        "host = \"localhost\"\nport = {}\nca_file = \"{ca}\"\ncert_file = \"{certificate}\"\n\
+         key_file = \"{key}\"\n",
+        broker.port
+    );
     let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
     arguments.extend(settings.iter().cloned());
     let simcorp = binary("simcorp")?;
@@ -46,7 +59,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     answers(cloud_port).await.with_context(|| cloud.log())?;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let steady = Gateway::new(folder.path(), &agent, "steady", 100, broker.port)?;
+    let steady = Gateway::new(folder.path(), &agent, "steady", &uplink)?;
+    steady.sample_every(100)?;
     steady.register(&simcorp, &settings)?;
     let mut process = steady.process();
     let start = Instant::now();
@@ -63,10 +77,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     let flash = (stats::written_bytes(pid) - written) as f64 / sampled;
     let journal = now["journal"]["bytes"].as_f64().unwrap_or(0.0) / count(&now).max(1.0);
     let (rss, pss) = (stats::memory_mb(pid, "VmRSS"), stats::memory_mb(pid, "Pss"));
-    let jitter = steady.jitter_ms().await?;
+    let jitter = steady.jitter_ms(0.0).await?;
     process.stop(Duration::from_secs(10)).await?;
 
-    let drain = drain(options, folder.path(), &agent, &simcorp, &settings, broker).await?;
+    let backlogged = Gateway::new(folder.path(), &agent, "backlogged", &uplink)?;
+    backlogged.register(&simcorp, &settings)?;
+    let drain = drain(&backlogged, options.backlog, broker).await?;
     let size = std::fs::metadata(&agent)?.len() as f64 / 1e6;
     Ok(json!({
         "binary_mb": (size * 100.0).round() / 100.0,
@@ -74,78 +90,84 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         "pss_mb": pss,
         "start_to_first_sample_ms": first_ms.round(),
         "jitter_ms": jitter,
-        "drain_samples_per_s": drain.round(),
+        "drain": drain,
         "flash_bytes_per_sample": flash.round(),
         "journal_bytes_per_sample": journal.round(),
     }))
 }
 
-/// Fills a backlog while the broker is gone, and measures how fast it is delivered.
+/// Fills a backlog while the broker is gone, then samples at 10 Hz, without the broker and while
+/// the backlog is delivered.
 #[allow(clippy::disallowed_methods)] // measuring is reading the clock
-async fn drain(
-    options: &Options,
-    folder: &Path,
-    agent: &Path,
-    simcorp: &Path,
-    settings: &[String],
-    mut broker: Mosquitto,
-) -> anyhow::Result<f64> {
-    let gateway = Gateway::new(folder, agent, "drain", 20, broker.port)?;
-    gateway.register(simcorp, settings)?;
+async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow::Result<Value> {
     broker.kill();
+    gateway.sample_every(2)?;
     let mut process = gateway.process();
     process.start()?;
-    tokio::time::sleep(Duration::from_secs(options.backlog_seconds)).await;
+    let limit = Duration::from_millis(backlog * 4) + Duration::from_secs(30);
+    wait_for("the backlog", limit, || async {
+        gateway.unsent().await.is_ok_and(|unsent| unsent >= backlog as f64)
+    })
+    .await?;
     process.stop(Duration::from_secs(10)).await?;
-    let db = rusqlite::Connection::open(gateway.folder.join("journal/journal.db"))?;
-    let samples: f64 =
-        db.query_row("SELECT SUM(samples) FROM frames WHERE state = 0", [], |row| row.get(0))?;
-    drop(db);
-    broker.start_again().await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    gateway.sample_every(100)?;
     process.start()?;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let (samples, without) = (gateway.unsent().await?, gateway.jitter_ms(0.0).await?);
+    let since = gateway.newest_ms().await?;
+    broker.start_again().await?;
     wait_for("a connection", Duration::from_secs(30), || async {
         gateway.status().await.is_ok_and(|s| s["uplinkConnected"] == true)
     })
     .await?;
     let start = Instant::now();
-    wait_for("the drain", Duration::from_mins(2), || async {
+    wait_for("the drain", Duration::from_mins(5), || async {
         gateway.unsent().await.is_ok_and(|unsent| unsent < 20.0)
     })
     .await?;
     let took = start.elapsed().as_secs_f64();
+    let pid = process.pid().context("the agent has ended")?;
+    let told = json!({
+        "backlog_samples": samples,
+        "samples_per_s": (samples / took.max(0.02)).round(),
+        "jitter_ms_without_broker": without,
+        "jitter_ms": gateway.jitter_ms(since).await?,
+        "rss_peak_mb": stats::memory_mb(pid, "VmHWM"),
+    });
     process.stop(Duration::from_secs(10)).await?;
-    Ok(samples / took.max(0.02))
+    Ok(told)
 }
 
 struct Gateway {
     folder: PathBuf,
     agent: PathBuf,
     port: u16,
+    /// Its configuration but for sampling.
+    text: String,
 }
 
 impl Gateway {
-    fn new(
-        folder: &Path,
-        agent: &Path,
-        name: &str,
-        period_ms: u32,
-        broker: u16,
-    ) -> anyhow::Result<Self> {
+    fn new(folder: &Path, agent: &Path, name: &str, uplink: &str) -> anyhow::Result<Self> {
         let (folder, port) = (folder.join(name), free_port()?);
         std::fs::create_dir_all(&folder)?;
         let at = folder.display();
-        std::fs::write(
-            folder.join("edge.toml"),
-            format!(
-                "[identity]\norg = \"org\"\nsite = \"bench\"\ndevice = \"{name}\"\n\
-                 key_file = \"{at}/key.pem\"\n[machine]\nid = \"{name}\"\n\
-                 [sampling]\nperiod_ms = {period_ms}\n[journal]\nfolder = \"{at}/journal\"\n\
-                 [uplink]\nhost = \"127.0.0.1\"\nport = {broker}\n\
-                 [local]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"warn\"\n"
-            ),
-        )?;
-        Ok(Self { folder, agent: agent.to_owned(), port })
+        let text = format!(
+            "[identity]\norg = \"org\"\nsite = \"bench\"\ndevice = \"{name}\"\n\
+             key_file = \"{at}/key.pem\"\n[machine]\nid = \"{name}\"\n\
+             [journal]\nfolder = \"{at}/journal\"\n[uplink]\n{uplink}\
+             [local]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"warn\"\n"
+        );
+        let gateway = Self { folder, agent: agent.to_owned(), port, text };
+        gateway.sample_every(1000)?;
+        Ok(gateway)
+    }
+
+    /// Ten samples a frame, as at 10 Hz with the default of a frame a second.
+    fn sample_every(&self, period_ms: u32) -> anyhow::Result<()> {
+        let frame_ms = 10 * period_ms;
+        let sampling = format!("[sampling]\nperiod_ms = {period_ms}\nframe_ms = {frame_ms}\n");
+        Ok(std::fs::write(self.config(), format!("{}{sampling}", self.text))?)
     }
 
     fn config(&self) -> String {
@@ -198,14 +220,24 @@ impl Gateway {
         .await
     }
 
-    /// How far samples lie from their period, from the samples' own times.
-    async fn jitter_ms(&self) -> anyhow::Result<Value> {
+    async fn times_ms(&self) -> anyhow::Result<Vec<f64>> {
         let points: Vec<Value> = serde_json::from_str(&self.get("/points").await?)?;
-        let times: Vec<f64> = points.iter().filter_map(|p| p["t"].as_f64()).collect();
+        Ok(points.iter().filter_map(|point| point["t"].as_f64()).collect())
+    }
+
+    async fn newest_ms(&self) -> anyhow::Result<f64> {
+        self.times_ms().await?.last().copied().context("no samples")
+    }
+
+    /// How far samples since then lie from their period, from the samples' own times.
+    async fn jitter_ms(&self, since: f64) -> anyhow::Result<Value> {
+        let mut times = self.times_ms().await?;
+        times.retain(|t| *t >= since);
         let deviations = times.windows(2).map(|pair| (pair[1] - pair[0] - 100.0).abs());
         let mut all = stats::percentiles(deviations.collect());
         if let Some(fields) = all.as_object_mut() {
             fields.remove("p95");
+            fields.insert("samples".to_owned(), json!(times.len()));
         }
         Ok(all)
     }

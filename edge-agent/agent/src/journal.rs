@@ -18,6 +18,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::recorder::{Closed, Position, Roast};
 
+pub use delivery::Room;
 use roasts::put_roast;
 use unsigned::put_receipt;
 

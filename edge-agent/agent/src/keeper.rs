@@ -12,7 +12,7 @@ use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
 use crate::board::{Ahead, Board, Part};
 use crate::clock::Clock;
-use crate::journal::{Journal, JournalError, Message, Outgoing};
+use crate::journal::{Journal, JournalError, Message, Outgoing, Room};
 use crate::recorder::{Cut, Recorder, Sample};
 use crate::signing::Signing;
 
@@ -41,7 +41,7 @@ pub enum Job {
     Unsent {
         after: i64,
         before: i64,
-        limit: usize,
+        room: Room,
         /// Chains that are passed over.
         except: Vec<ChainId>,
         answer: oneshot::Sender<Vec<Outgoing>>,
@@ -165,8 +165,8 @@ impl Keeper {
                 self.take(marked.unwrap_or_default());
             }
             Job::Ack(ack) => self.apply(&ack),
-            Job::Unsent { after, before, limit, except, answer } => {
-                let unsent = self.journal.unsent(after, before, limit, &except);
+            Job::Unsent { after, before, room, except, answer } => {
+                let unsent = self.journal.unsent(after, before, room, &except);
                 let _ = answer.send(self.heard(unsent).unwrap_or_default());
             }
             Job::NewestUnsent { answer } => {

@@ -3,15 +3,21 @@
 //!
 //! The time limit is the retransmission timer of RFC 6298 (smoothed time and variation, doubled at
 //! each timeout, never learned from a frame that was sent twice); the window halves when answers
-//! fail to come and grows by one with each that does.
+//! fail to come and grows by one with each that does. Past its start it grows while answers come
+//! soon and shrinks when they do not: what waits in a slow link would only stand before live frames.
 
 use std::time::Duration;
 
-const WINDOW_MAX: usize = 64;
+/// `uplink::UNDER_WAY_BYTES_MAX` bounds what so many frames hold.
+const WINDOW_MAX: usize = 256;
+const WINDOW_START: usize = 64;
 const WINDOW_MIN: usize = 2;
 const LIMIT_MIN: Duration = Duration::from_secs(1);
 const LIMIT_START: Duration = Duration::from_secs(3);
 const LIMIT_MAX: Duration = Duration::from_mins(2);
+
+/// An answer that is no sooner says that frames wait on the way.
+const SOON: Duration = Duration::from_millis(250);
 
 /// The pace of one link.
 #[derive(Debug, Clone)]
@@ -24,7 +30,7 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { window: WINDOW_MAX, limit: LIMIT_START, learned: None }
+        Self { window: WINDOW_START, limit: LIMIT_START, learned: None }
     }
 }
 
@@ -51,7 +57,10 @@ impl Pace {
         self.learned = Some((smooth, spread));
         let limit = Duration::from_secs_f64((smooth + 4.0 * spread).min(LIMIT_MAX.as_secs_f64()));
         self.limit = limit.clamp(LIMIT_MIN, LIMIT_MAX);
-        self.window = (self.window + 1).min(WINDOW_MAX);
+        self.window = match self.window {
+            window if window >= WINDOW_START && after > SOON => (window - 1).max(WINDOW_START),
+            window => (window + 1).min(WINDOW_MAX),
+        };
     }
 
     /// Answers failed to come in time.
@@ -74,7 +83,16 @@ mod tests {
             quick.answered(Duration::from_millis(2));
             slow.answered(Duration::from_secs(20));
         }
-        assert_eq!(quick.limit(), LIMIT_MIN);
+        assert_eq!((quick.limit(), quick.window()), (LIMIT_MIN, WINDOW_START + 50));
+        assert_eq!(slow.window(), WINDOW_START);
+        for _ in 0..1_000 {
+            quick.answered(Duration::from_millis(2));
+        }
+        assert_eq!(quick.window(), WINDOW_MAX);
+        for _ in 0..1_000 {
+            quick.answered(Duration::from_millis(300));
+        }
+        assert_eq!(quick.window(), WINDOW_START, "what waits on the way is let go");
         assert!((20..40).contains(&slow.limit().as_secs()), "{:?}", slow.limit());
     }
 

@@ -21,12 +21,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
-use crate::journal::Outgoing;
+use crate::journal::{Outgoing, Room};
 use crate::keeper::Job;
 use crate::pace::Pace;
 
 /// More slots than [`Pace`] ever fills: the client keeps memory for each, used or not.
-pub const BOUNDS: Bounds = Bounds { in_flight: 128, receive: 64, packet: 64 * 1024 };
+pub const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 64, packet: 64 * 1024 };
+/// What the frames under way may hold together, but for one: memory on the gateway is the budget.
+const UNDER_WAY_BYTES_MAX: usize = 512 * 1024;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that is not registered yet asks again this often.
@@ -55,7 +57,7 @@ pub async fn run(
     board: Board,
     stop: CancellationToken,
 ) {
-    let (client, events) = AsyncClient::builder(options).capacity(256).build();
+    let (client, events) = AsyncClient::builder(options).capacity(512).build();
     let (news_out, mut news) = mpsc::channel(1024);
     let connection = tokio::spawn(poll(client.clone(), events, origins, news_out, stop.clone()));
     let mut sender = Sender {
@@ -190,13 +192,21 @@ impl Lanes {
     }
 }
 
+/// A frame that was sent and not answered yet.
+struct UnderWay {
+    /// In the journal.
+    id: i64,
+    sent: Instant,
+    bytes: usize,
+}
+
 struct Sender {
     client: AsyncClient,
     jobs: SyncSender<Job>,
     pace: Pace,
     ready: bool,
-    /// By (chain, number): journal id, and when it was sent.
-    under_way: BTreeMap<(ChainId, u64), (i64, Instant)>,
+    /// By chain and number.
+    under_way: BTreeMap<(ChainId, u64), UnderWay>,
     /// Frames up to this journal id may have been sent twice: their answers teach no pace.
     sent_before: i64,
     /// Frames and whole chains that were refused for now, and until when they are passed over.
@@ -308,9 +318,9 @@ impl Sender {
     fn settled(&mut self, chain: ChainId, first: u64, last: u64) {
         let now = Instant::now();
         let done = self.under_way.extract_if((chain, first)..=(chain, last), |_, _| true);
-        for (_, (id, sent)) in done {
-            if id > self.sent_before {
-                self.pace.answered(now.saturating_duration_since(sent));
+        for (_, frame) in done {
+            if frame.id > self.sent_before {
+                self.pace.answered(now.saturating_duration_since(frame.sent));
             }
         }
     }
@@ -343,11 +353,12 @@ impl Sender {
     /// `false` when the connection takes nothing more now; the frame is found again later.
     fn publish(&mut self, kind: Kind, frame: Outgoing) -> bool {
         let key = (frame.chain, frame.number);
+        let under_way = UnderWay { id: frame.id, sent: Instant::now(), bytes: frame.signed.len() };
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let sent =
             self.client.try_publish(kind.topic(&frame.origin), frame.signed, options).is_ok();
         // Not sent is kept as under way too: it becomes due again by its age.
-        self.under_way.insert(key, (frame.id, Instant::now()));
+        self.under_way.insert(key, under_way);
         sent
     }
 
@@ -355,7 +366,7 @@ impl Sender {
     fn look_for_overdue(&mut self, now: Instant) {
         let limit = self.pace.limit();
         let before = self.under_way.len();
-        self.under_way.retain(|_, (_, sent)| now.saturating_duration_since(*sent) <= limit);
+        self.under_way.retain(|_, frame| now.saturating_duration_since(frame.sent) <= limit);
         if self.under_way.len() < before {
             self.pace.timed_out();
             self.sent_before = self.lanes.live_last.max(self.lanes.older_at).max(self.sent_before);
@@ -410,13 +421,17 @@ impl Sender {
 
     /// Sends the frames after `after` and before `before` that fit the window. Answers the last.
     async fn send_lane(&mut self, after: i64, before: i64) -> Option<i64> {
-        let room = self.pace.window().saturating_sub(self.under_way.len());
-        if room == 0 || after >= before.saturating_sub(1) {
+        let held: usize = self.under_way.values().map(|frame| frame.bytes).sum();
+        let room = Room {
+            frames: self.pace.window().saturating_sub(self.under_way.len()),
+            bytes: UNDER_WAY_BYTES_MAX.saturating_sub(held),
+        };
+        if room.frames == 0 || room.bytes == 0 || after >= before.saturating_sub(1) {
             return None;
         }
         let (answer, waiting) = oneshot::channel();
         let except = self.chains_off.clone();
-        let job = Job::Unsent { after, before, limit: room, except, answer };
+        let job = Job::Unsent { after, before, room, except, answer };
         let frames = self.ask(job, waiting).await.unwrap_or_default();
         let mut at = None;
         for frame in frames {

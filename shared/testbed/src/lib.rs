@@ -91,6 +91,9 @@ where
     }
 }
 
+/// How much of it is under way at once, as in `packaging/mosquitto/simcorp.conf`.
+const PACE: &str = "max_queued_messages 100000\nmax_inflight_messages 2000\nset_tcp_nodelay true\n";
+
 /// Mosquitto as production runs it, without its TLS.
 pub struct Mosquitto {
     pub port: u16,
@@ -112,8 +115,7 @@ impl Mosquitto {
             &file,
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
-                 persistence_location {data}/\nmax_queued_messages 100000\n\
-                 max_inflight_messages 2000\nset_tcp_nodelay true\nuser root\n"
+                 persistence_location {data}/\nuser root\n{PACE}"
             ),
         )?;
         let arguments = ["-c".to_owned(), file.display().to_string()];
@@ -137,7 +139,7 @@ impl Mosquitto {
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous false\nuser root\n\
                  cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n\
-                 use_identity_as_username true\nacl_file {}\nmax_queued_messages 100000\n",
+                 use_identity_as_username true\nacl_file {}\n{PACE}",
                 authority.certificate().display(),
                 server.certificate.display(),
                 server.key.display(),
@@ -178,7 +180,7 @@ impl Mosquitto {
             )
         };
         let text = format!(
-            "allow_anonymous false\nuser root\nmax_queued_messages 100000\nplugin {}\n\
+            "allow_anonymous false\nuser root\n{PACE}plugin {}\n\
              plugin_opt_config_file {}\n{}{}",
             plugin.display(),
             at("dynamic-security.json").display(),

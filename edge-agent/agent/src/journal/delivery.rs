@@ -5,6 +5,22 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, Outgoing, origin_at};
 
+/// How much may be read of what is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub frames: usize,
+    /// Of the first frame there is always enough.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// So many frames of any size.
+    #[must_use]
+    pub const fn frames(frames: usize) -> Self {
+        Self { frames, bytes: usize::MAX }
+    }
+}
+
 impl Journal {
     /// The machines whose frames or receipts the cloud still lacks, at most 16.
     ///
@@ -35,7 +51,7 @@ impl Journal {
         &self,
         after: i64,
         before: i64,
-        limit: usize,
+        room: Room,
         except: &[ChainId],
     ) -> Result<Vec<Outgoing>, JournalError> {
         const DOING: &str = "reading what is to be sent";
@@ -48,12 +64,20 @@ impl Journal {
                  ORDER BY id LIMIT ?3",
             )
             .map_err(JournalError::sql(DOING))?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let limit = i64::try_from(room.frames).unwrap_or(i64::MAX);
         let except = |i: usize| except.get(i).map_or([0; 16], |chain| chain.0);
         let values = params![after, before, limit, except(0), except(1), except(2), except(3)];
-        rows.query_map(values, outgoing)
-            .and_then(Iterator::collect)
-            .map_err(JournalError::sql(DOING))
+        let mut found = rows.query(values).map_err(JournalError::sql(DOING))?;
+        let (mut frames, mut bytes): (Vec<Outgoing>, usize) = (Vec::new(), 0);
+        while let Some(row) = found.next().map_err(JournalError::sql(DOING))? {
+            let frame = outgoing(row).map_err(JournalError::sql(DOING))?;
+            bytes = bytes.saturating_add(frame.signed.len());
+            if bytes > room.bytes && !frames.is_empty() {
+                break;
+            }
+            frames.push(frame);
+        }
+        Ok(frames)
     }
 
     /// The newest frame to be sent: after an outage the present comes first.

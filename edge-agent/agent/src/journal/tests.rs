@@ -74,7 +74,7 @@ fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
     journal.apply(&ack(51, 120)).unwrap();
     let lost = journal.keep_quota().unwrap();
     assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, and the quota asks for more");
-    let left = journal.unsent(0, i64::MAX, 1000, &[]).unwrap();
+    let left = journal.unsent(0, i64::MAX, Room::frames(1000), &[]).unwrap();
     assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
     assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is whole");
     assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 401);
@@ -86,14 +86,18 @@ fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
     let mut journal = open(&folder);
     (1..=4).for_each(|number| append(&mut journal, number, None));
     journal.apply(&ack(1, 4)).unwrap();
-    assert!(journal.unsent(0, i64::MAX, 10, &[]).unwrap().is_empty());
+    assert!(journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap().is_empty());
     let mut answer = contract::Ack::new(CHAIN);
     answer.need.push(FrameRange { first: 2, last: 3 });
     answer.refused.push(contract::Refused { frame: 2, reason: contract::Refusal::SequenceReused });
     answer.refused.push(contract::Refused { frame: 3, reason: contract::Refusal::BadSignature });
     journal.apply(&answer).unwrap();
-    let unsent: Vec<u64> =
-        journal.unsent(0, i64::MAX, 10, &[]).unwrap().iter().map(|f| f.number).collect();
+    let unsent: Vec<u64> = journal
+        .unsent(0, i64::MAX, Room::frames(10), &[])
+        .unwrap()
+        .iter()
+        .map(|f| f.number)
+        .collect();
     assert_eq!(unsent, [3], "a forged frame of our number must not cost us ours");
     assert_eq!(journal.totals().unwrap().refused_frames, 1);
 }
@@ -167,8 +171,12 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
         std::fs::write(copy.path().join(FILE), &database).unwrap();
         std::fs::write(copy.path().join(format!("{FILE}-wal")), &left).unwrap();
         let reopened = Journal::open(copy.path(), 16, NOW).unwrap();
-        let found: Vec<u64> =
-            reopened.unsent(0, i64::MAX, 99, &[]).unwrap().iter().map(|f| f.number).collect();
+        let found: Vec<u64> = reopened
+            .unsent(0, i64::MAX, Room::frames(99), &[])
+            .unwrap()
+            .iter()
+            .map(|f| f.number)
+            .collect();
         let whole = lengths.iter().filter(|length| **length <= cut as u64).count() as u64;
         assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "a prefix, cut at {cut}");
         assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
@@ -194,7 +202,7 @@ fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
     drop(journal);
     let mut journal = open(&folder);
     let sent = |journal: &Journal| -> Vec<(u64, Vec<u8>)> {
-        let unsent = journal.unsent(0, i64::MAX, 99, &[]).unwrap();
+        let unsent = journal.unsent(0, i64::MAX, Room::frames(99), &[]).unwrap();
         unsent.into_iter().map(|f| (f.number, f.signed)).collect()
     };
     assert_eq!(sent(&journal), [(1, b"one".to_vec())]);
@@ -265,7 +273,7 @@ fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     let mut next = frame(1);
     (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
     journal.append(&next, Digest([3; 32]), Message::Signed(b"frame"), None, None).unwrap();
-    let unsent = journal.unsent(0, i64::MAX, 10, &[]).unwrap();
+    let unsent = journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap();
     let origins: Vec<_> = unsent.into_iter().map(|frame| frame.origin).collect();
     assert_eq!(origins, [origin(), moved.clone()]);
     assert_eq!(journal.unsent_origins().unwrap(), [origin(), moved.clone()]);
@@ -285,8 +293,11 @@ fn a_journal_of_the_first_version_is_read_on() {
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
     let position = journal.position(&origin(), ChainId([9; 16])).unwrap();
     assert_eq!(position.chain, CHAIN, "the chain goes on");
-    assert_eq!(journal.unsent(0, i64::MAX, 10, &[]).unwrap()[0].origin, origin());
-    assert!(journal.unsent(0, i64::MAX, 10, &[CHAIN]).unwrap().is_empty(), "passed over");
+    assert_eq!(journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap()[0].origin, origin());
+    assert!(
+        journal.unsent(0, i64::MAX, Room::frames(10), &[CHAIN]).unwrap().is_empty(),
+        "passed over"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 pub mod address;
 mod catalogue;
-mod condition;
+pub mod condition;
 mod document;
 pub mod encoding;
 mod lint;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use contract::{DeviceId, Digest, EventKind, KeyId, MachineId, OrgId, Origin, SiteId};
 use driver::Site;
-use firmware_profiles::Checked;
+use firmware_profiles::{Checked, Writes};
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
@@ -222,8 +222,10 @@ impl Default for LocalConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct ArtisanConfig {
     /// Where a Modbus machine's registers are shown as we have read them. Off when not set. It has
-    /// no login, as Modbus has none, and only shows.
+    /// no login, as Modbus has none.
     pub modbus: Option<SocketAddr>,
+    /// Whether Artisan may move there what the profile lets be moved.
+    pub writes: bool,
     /// Where the newest sample is shown as JSON, for Artisan's WebSocket device. Off when not set; no
     /// login either.
     pub websocket: Option<SocketAddr>,
@@ -293,7 +295,9 @@ impl Config for EdgeConfig {
         );
         let s = &self.sampling;
         mistakes.require(
-            (20..=60_000).contains(&s.period_ms),
+            // No machine is asked more often; a simulated one tests what follows.
+            (if self.machine.driver == DriverKind::Simulated { 1 } else { 20 }..=60_000)
+                .contains(&s.period_ms),
             "sampling.period_ms",
             "not between 20 and 60000",
         );
@@ -319,6 +323,18 @@ impl Config for EdgeConfig {
             self.artisan.modbus.is_none() || modbus,
             "artisan.modbus",
             "is set, and the machine is none that speaks Modbus",
+        );
+        let allowed = modbus
+            && self
+                .machine
+                .profile
+                .load()
+                .is_ok_and(|c| c.profile.machine.writes == Writes::Enabled);
+        mistakes.require(
+            !self.artisan.writes || (self.artisan.modbus.is_some() && allowed),
+            "artisan.writes",
+            "is on, and either artisan.modbus is not set or the profile lets nothing be written: it \
+             says so after a bring-up at the machine by two people (writes = \"enabled\")",
         );
         match self.machine.driver {
             DriverKind::Simulated => self.machine.simulated.check(mistakes),

@@ -1,14 +1,14 @@
 //! The machine that the configuration names.
 
-use driver::{Driver, DriverError, Image, Replay, Simulated};
+use driver::{Driver, DriverError, Replay, Share, Simulated};
 
 use crate::config::{DriverKind, EdgeConfig};
 
-/// Its driver; a Modbus machine's registers are kept in `image` too.
+/// Its driver, and what others may see and move through it.
 ///
 /// # Errors
 /// When a recording or a profile cannot be read.
-pub fn open(config: &EdgeConfig, image: Image) -> Result<Box<dyn Driver>, DriverError> {
+pub fn open(config: &EdgeConfig, share: Share) -> Result<Box<dyn Driver>, DriverError> {
     let machine = &config.machine;
     match machine.driver {
         DriverKind::Simulated => {
@@ -21,7 +21,7 @@ pub fn open(config: &EdgeConfig, image: Image) -> Result<Box<dyn Driver>, Driver
         DriverKind::Profile => {
             let p = &machine.profile;
             let checked = p.load().map_err(|problem| DriverError::Profile(p.name(), problem))?;
-            driver::open(&checked.profile, &p.site(), image)
+            driver::open(&checked.profile, &p.site(), share)
         }
     }
 }

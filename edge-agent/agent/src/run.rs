@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
-use driver::Image;
+use driver::{Hand, Share};
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::board::Board;
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
 use crate::identity::{self, Identity, renewal};
-use crate::journal::Journal;
+use crate::journal::{Journal, Room};
 use crate::keeper::{Job, Keeper};
 use crate::known_time::KnownTime;
 use crate::link::Link;
@@ -90,9 +90,9 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
     // The sampler first: while a large journal is being opened, samples wait in the queue.
-    let image = Image::default();
+    let share = share(&config);
     let sampling =
-        start_sampler(&config, clock, jobs.clone(), &board, image.clone(), stop.clone())?;
+        start_sampler(&config, clock, jobs.clone(), &board, share.clone(), stop.clone())?;
     let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
     let mut origins = keeper.journal.unsent_origins()?;
     origins.retain(|known| *known != origin);
@@ -110,7 +110,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
-        tokio::spawn(artisan::modbus::serve(listener, image, clock, age_max_ms, stop.clone()));
+        tokio::spawn(artisan::modbus::serve(listener, share, clock, age_max_ms, stop.clone()));
     }
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
@@ -182,21 +182,28 @@ fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHand
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run(&jobs))
 }
 
+/// A hand on the machine's controls where this site and its profile both allow one.
+fn share(config: &EdgeConfig) -> Share {
+    let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
+    let hand = checked.map(|checked| Hand::new(&checked.profile));
+    Share { hand, ..Share::default() }
+}
+
 fn start_sampler(
     config: &EdgeConfig,
     clock: Clock,
     jobs: SyncSender<Job>,
     board: &Board,
-    image: Image,
+    share: Share,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<sampler::End>> {
     let config = config.clone();
     // Opened once here, so that a wrong recording stops the start and not the thread.
-    drop(machine::open(&config, image.clone())?);
+    drop(machine::open(&config, share.clone())?);
     let board = board.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
-        let Ok(driver) = machine::open(&config, image) else { return sampler::End::Stopped };
+        let Ok(driver) = machine::open(&config, share) else { return sampler::End::Stopped };
         runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
     });
     Ok(thread?)
@@ -220,7 +227,7 @@ async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::
             let asked = jobs.try_send(Job::Unsent {
                 after: 0,
                 before: i64::MAX,
-                limit: 1,
+                room: Room::frames(1),
                 except: Vec::new(),
                 answer,
             });

@@ -37,8 +37,14 @@ pub async fn run(
     let mut failing = false;
     loop {
         let due = tokio::select! {
+            // Samples first: whoever would move something is heard in the midst of a sample too.
+            biased;
             () = stop.cancelled() => return End::Stopped,
             due = schedule.tick() => due,
+            () = driver.asked() => {
+                driver.obey(clock.mono_ms()).await;
+                continue;
+            }
         };
         let late = Instant::now().duration_since(due);
         metrics::histogram!("simcorp_edge_sample_lateness_seconds").record(late.as_secs_f64());

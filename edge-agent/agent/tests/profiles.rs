@@ -178,6 +178,89 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_limits() {
+    let shipped = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let text = shipped.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
+    );
+    let checked = firmware_profiles::check(&text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let machine =
+        Emulator::start(&checked.profile, any, 500, Duration::from_millis(50)).await.unwrap();
+    let Place::Tcp(address) = machine.place() else { panic!("a TCP machine") };
+    let port = free_port().unwrap();
+    let settings = |writes: bool| {
+        format!(
+            "host = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n\
+             [artisan]\nmodbus = \"127.0.0.1:{port}\"\nwrites = {writes}\n",
+            address.port()
+        )
+    };
+    // Nothing is moved by a profile as it is shipped, whatever the configuration says.
+    let shipped = Gateway::new(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
+    let config = shipped.folder.path().join("edge.toml").display().to_string();
+    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
+    std::fs::write(&config, open).unwrap();
+    let told = said(&edge(&["-c", &config, "config", "check"]));
+    assert!(told.contains("artisan.writes: is on, and"), "{told}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("toper.toml");
+    std::fs::write(&file, &text).unwrap();
+    let machine_file = format!("file = \"{}\"\n", file.display());
+    let burner = |value: u16| {
+        let [high, low] = value.to_be_bytes();
+        modbus(port, &[6, 4, 81, high, low])
+    };
+    let mut closed = Gateway::new(&format!("{machine_file}{}", settings(false)));
+    closed.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
+    wait_for("a reading", PATIENCE, || async { machine.served().len() > 5 }).await.unwrap();
+    assert_eq!(burner(0), [0x86, 1], "and the site has to say so too");
+    assert!(closed.process.stop(PATIENCE).await.unwrap().success());
+
+    let mut gateway = Gateway::new(&format!("{machine_file}{}", settings(true)));
+    gateway.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    wait_for("a roast", PATIENCE, || async {
+        said(&edge(&["-c", &config, "status"])).contains("\"session\": \"")
+    })
+    .await
+    .unwrap();
+    assert_eq!(burner(0), [6, 4, 81, 0, 0], "{}", gateway.log());
+    wait_for("the burner", PATIENCE, || async { modbus(port, &[3, 4, 81, 0, 1]) == [3, 2, 0, 0] })
+        .await
+        .unwrap();
+    assert_eq!(burner(101), [0x86, 3], "out of its range");
+    assert_eq!(burner(15), [0x86, 6], "sooner than two seconds after");
+    assert_eq!(
+        modbus(port, &[5, 0, 32, 255, 0]),
+        [0x85, 1],
+        "the feed is moved at the machine alone"
+    );
+    assert_eq!(modbus(port, &[6, 0, 2, 0, 1]), [0x86, 2], "no control is there");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(burner(45), [0x86, 3], "more than 20 at once");
+    assert_eq!(burner(15), [6, 4, 81, 0, 15], "{}", gateway.log());
+    // Less heat is never kept waiting; a machine that says nothing is not believed to have moved.
+    machine.fail(None, emulator::Fault::Silent);
+    assert_eq!(burner(0), [0x86, 11]);
+    machine.heal();
+    wait_for("the way back", PATIENCE, || async { burner(0) == [6, 4, 81, 0, 0] }).await.unwrap();
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+    let events = gateway.frames().into_iter().flat_map(|frame| frame.events);
+    let notes: Vec<String> = events.filter_map(|event| event.note).collect();
+    for told in ["Artisan: burner to 0", "Artisan: burner to 15"] {
+        assert!(notes.iter().any(|note| note == told), "{told}: {notes:?}");
+    }
+    let doubt = "Artisan: burner to 0; the machine did not confirm it";
+    assert!(notes.iter().any(|note| note.starts_with(doubt)), "{notes:?}");
+}
+
 #[test]
 fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
     let folder = tempfile::tempdir().unwrap();

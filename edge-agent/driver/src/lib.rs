@@ -1,10 +1,12 @@
 //! Drivers: each owns its machine alone and answers one question — what do you show now?
 //!
-//! A driver only reads. It never waits longer than its own time limit, so a dead unit costs the
+//! A driver reads, and writes what its [`Hand`] has allowed, where it has one. It never waits longer than its own time limit, so a dead unit costs the
 //! schedule nothing but its own samples. What a machine offers and in which form, its profile says;
 //! a bus brings the raw values, `profile` knows what they mean.
 
 mod boards;
+mod guard;
+mod hand;
 mod health;
 mod image;
 mod modbus;
@@ -22,6 +24,8 @@ use std::pin::Pin;
 use contract::{Channel, EventKind, Quality};
 use firmware_profiles::Profile;
 
+pub use guard::Refused;
+pub use hand::Hand;
 pub use image::{Image, NoImage};
 pub use profile::Site;
 pub use replay::Replay;
@@ -68,13 +72,31 @@ type Answer<'d> = Pin<Box<dyn Future<Output = Result<Reading, DriverError>> + 'd
 /// recorded machines need none of their own.
 pub trait Driver {
     fn read(&mut self, mono_ms: u64) -> Answer<'_>;
+
+    /// Waits until a control is to be moved. May be given up at any time.
+    fn asked(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Moves what is to be moved; takes no longer than one answer.
+    fn obey(&mut self, _mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
-/// The driver of a machine that is read by its profile. What a Modbus machine answers is kept in
-/// `image` too.
+/// What other programs may see and move of a machine through its driver.
+#[derive(Debug, Clone, Default)]
+pub struct Share {
+    /// What a Modbus machine has answered.
+    pub image: Image,
+    /// None where nothing is ever moved.
+    pub hand: Option<Hand>,
+}
+
+/// The driver of a machine that is read by its profile.
 ///
 /// # Errors
 /// When the site's address is missing.
-pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driver>, DriverError> {
-    profile::open(profile, site, image)
+pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driver>, DriverError> {
+    profile::open(profile, site, share)
 }

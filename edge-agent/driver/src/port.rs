@@ -1,7 +1,7 @@
 //! The way to a machine: a TCP connection or a serial line, opened when it is needed and dropped
 //! when anything is wrong with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use firmware_profiles::{Parity, Serial};
@@ -49,6 +49,7 @@ impl Place {
                 Ok(Box::new(stream))
             }
             Self::Serial { device, serial } => {
+                leave_signals_up(device);
                 let stream = open_serial(&device.display().to_string(), serial)
                     .map_err(|e| unreachable(e.into()))?;
                 // What was on its way to whoever had the line before must not be our answer.
@@ -72,6 +73,20 @@ impl Place {
             }
         }
     }
+}
+
+/// Closing a line lets its signals fall, by which some boards (every Arduino) start anew: a line that
+/// is opened again after an error would restart the machine. So it is told to leave them up; one that
+/// cannot be told is opened all the same, and what is wrong with it said then.
+fn leave_signals_up(device: &Path) {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let _ = rustix::fs::open(device, flags, Mode::empty()).and_then(|line| {
+        let mut modes = tcgetattr(&line)?;
+        modes.control_modes -= ControlModes::HUPCL;
+        tcsetattr(&line, OptionalActions::Now, &modes)
+    });
 }
 
 /// The line is opened for us alone, so that two programs never speak on it at once.

@@ -10,8 +10,11 @@ use firmware_profiles::address::{Address, Use};
 use firmware_profiles::encoding::{Order, Type};
 use firmware_profiles::{Profile, Timing, Transport};
 
+use crate::guard::Known;
 use crate::port::Place;
-use crate::{Answer, Driver, DriverError, Image, Reading, boards, modbus, s7, streams, texts};
+use crate::{
+    Answer, Driver, DriverError, Hand, Reading, Share, boards, modbus, s7, streams, texts,
+};
 
 /// One raw value that the profile wants: a channel's or a state's.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +38,11 @@ pub type Polling<'b> = Pin<Box<dyn Future<Output = Result<Raws, DriverError>> + 
 pub trait Bus {
     /// Asks for every point once. An error when nothing answered at all.
     fn poll(&mut self, mono_ms: u64) -> Polling<'_>;
+
+    /// Writes what is to be written, within one time limit.
+    fn obey(&mut self, _mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Where the machine is at this site, when not at its maker's default.
@@ -47,7 +55,7 @@ pub struct Site {
     pub timeout_ms: Option<u64>,
 }
 
-pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driver>, DriverError> {
+pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driver>, DriverError> {
     let id = profile.machine.id.clone();
     let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
     let mut profile = profile.clone();
@@ -59,7 +67,7 @@ pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driv
     let place = || place(&profile, site).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
         Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
-            Box::new(modbus::Modbus::new(place()?, timing, &points, image))
+            Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
         }
         Transport::S7 { rack, slot, .. } => {
             Box::new(s7::S7::new(place()?, *rack, *slot, timing, points))
@@ -81,7 +89,7 @@ pub fn open(profile: &Profile, site: &Site, image: Image) -> Result<Box<dyn Driv
         }
         Transport::Boards {} => Box::new(boards::Boards::new(&points)),
     };
-    Ok(Box::new(ProfileDriver::new(profile, bus)))
+    Ok(Box::new(ProfileDriver::new(profile, bus, share.hand)))
 }
 
 /// The profile's address, or this site's.
@@ -133,6 +141,7 @@ struct ProfileDriver {
     channels: Vec<Channel>,
     derived: Vec<Channel>,
     bus: Box<dyn Bus>,
+    hand: Option<Hand>,
     /// Whether each state held at the last answer; `None` before the first.
     held: Vec<Option<bool>>,
     /// Each channel's last value and when, for steps that cannot be.
@@ -142,7 +151,7 @@ struct ProfileDriver {
 }
 
 impl ProfileDriver {
-    fn new(profile: Profile, bus: Box<dyn Bus>) -> Self {
+    fn new(profile: Profile, bus: Box<dyn Bus>, hand: Option<Hand>) -> Self {
         // The linter has seen that each name is a channel's.
         let named =
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
@@ -150,7 +159,7 @@ impl ProfileDriver {
         let derived = profile.derived.iter().map(|d| named(&d.name)).collect();
         let held = vec![None; profile.states.len()];
         let last = vec![None; channels.len()];
-        Self { profile, channels, derived, bus, held, last, gap: None }
+        Self { profile, channels, derived, bus, hand, held, last, gap: None }
     }
 
     /// What raw values mean. Pure but for what it remembers of the last ones.
@@ -209,6 +218,24 @@ impl ProfileDriver {
         marks
     }
 
+    /// What the guard of its controls may go by.
+    fn known(&self, mono_ms: u64, reading: &Reading) -> Known {
+        let value = |(channel, value): &(Channel, Option<f64>)| {
+            Some((channel.as_str().to_owned(), (*value)?))
+        };
+        let remark =
+            |(channel, remark): &(Channel, Quality)| (channel.as_str().to_owned(), *remark);
+        let states = self.profile.states.iter().zip(&self.held);
+        Known {
+            at_ms: Some(mono_ms),
+            values: reading.values.iter().filter_map(value).collect(),
+            remarks: reading.remarks.iter().map(remark).collect(),
+            states: states
+                .filter_map(|(state, held)| Some((state.name.clone(), (*held)?)))
+                .collect(),
+        }
+    }
+
     async fn ask(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
         match self.bus.poll(mono_ms).await {
             Ok(raws) if raws.values.iter().all(Option::is_none) => {
@@ -224,6 +251,10 @@ impl ProfileDriver {
                     let seconds = mono_ms.saturating_sub(since_ms) as f64 / 1000.0;
                     reading.notes.push(format!("gap of {seconds:.1} s: {why}"));
                 }
+                if let Some(hand) = &self.hand {
+                    reading.notes.extend(hand.notes());
+                    hand.saw(self.known(mono_ms, &reading));
+                }
                 Ok(reading)
             }
             Err(error) => {
@@ -237,6 +268,17 @@ impl ProfileDriver {
 impl Driver for ProfileDriver {
     fn read(&mut self, mono_ms: u64) -> Answer<'_> {
         Box::pin(self.ask(mono_ms))
+    }
+
+    fn asked(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        match &self.hand {
+            Some(hand) => Box::pin(hand.asked()),
+            None => Box::pin(std::future::pending()),
+        }
+    }
+
+    fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        self.bus.obey(mono_ms)
     }
 }
 
@@ -267,7 +309,7 @@ mod tests {
             [[state]]\nname = \"charged\"\naddr = \"coil 4\"\ntype = \"bool\"\nequals = 1\nmark = \"CHARGE\"\n\
             [safe_state]\norder = []\n";
         let profile = firmware_profiles::check(text).unwrap().profile;
-        ProfileDriver::new(profile, Box::new(Script(polls)))
+        ProfileDriver::new(profile, Box::new(Script(polls)), None)
     }
 
     #[tokio::test]

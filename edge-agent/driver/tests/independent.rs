@@ -1,7 +1,7 @@
 //! Machines by programs that share no code with us. (Modbus: `cloud/simcorp/tests/recordings.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
-use driver::{Image, Site};
+use driver::{Share, Site};
 use firmware_profiles::{check, shipped};
 use testbed::{Process, answers, free_port, workspace};
 
@@ -17,7 +17,7 @@ async fn a_siemens_controller_is_read_as_it_is() {
     answers(port).await.unwrap();
     let profile = check(shipped("giesen.wxa.s7-2019").unwrap().text).unwrap().profile;
     let site = Site { host: Some("127.0.0.1".to_owned()), port: Some(port), ..Site::default() };
-    let mut driver = driver::open(&profile, &site, Image::default()).unwrap();
+    let mut driver = driver::open(&profile, &site, Share::default()).unwrap();
     for second in 0..3 {
         let reading = driver.read(second * 1000).await.unwrap();
         let found: Vec<(&str, f64)> =

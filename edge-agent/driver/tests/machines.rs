@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use contract::EventKind;
-use driver::{Driver, Image, Reading, Site};
+use driver::{Driver, Hand, Reading, Refused, Share, Site};
 use emulator::{Emulator, Fault, Place, Served};
 use firmware_profiles::{Profile, SHIPPED, Transport, check, shipped};
 use futures_util::future::join_all;
@@ -27,6 +27,10 @@ fn profile(id: &str) -> Profile {
 }
 
 async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
+    start_shared(profile, Share::default()).await
+}
+
+async fn start_shared(profile: &Profile, share: Share) -> (Emulator, Box<dyn Driver>) {
     let any = "127.0.0.1:0".parse().unwrap();
     let every = Duration::from_millis(5);
     let emulator = Emulator::start(profile, any, STEP_MS, every).await.unwrap();
@@ -38,7 +42,7 @@ async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
         },
         Place::Serial(device) => Site { device: Some(device.clone()), ..Site::default() },
     };
-    let driver = driver::open(profile, &site, Image::default()).unwrap();
+    let driver = driver::open(profile, &site, share).unwrap();
     (emulator, driver)
 }
 
@@ -195,7 +199,56 @@ async fn one_dead_unit_of_three_costs_the_others_nothing() {
     assert!(back >= 4, "back within five seconds: {back}");
 }
 
-/// Nothing of ours writes yet; whoever will needs a machine that says "done" and has done nothing.
+#[tokio::test]
+async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
+    let mut profile = profile("toper.tkm-sx.plc");
+    profile.machine.writes = firmware_profiles::Writes::Enabled;
+    profile.timing.block_max = 1;
+    let hand = Hand::new(&profile);
+    let share = Share { hand: Some(hand.clone()), ..Share::default() };
+    let (emulator, mut driver) = start_shared(&profile, share).await;
+    driver.read(0).await.unwrap();
+    let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
+    // Asked while a slow reading is under way, it waits for one answer of many.
+    emulator.fail(None, Fault::Slow(Duration::from_millis(100)));
+    let runs = profile.channels.len() + profile.states.len();
+    assert!(runs >= 3, "{runs}");
+    let began = Instant::now();
+    let moved = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        hand.write("a test", 1, off.clone(), 100).await.map(|_| began.elapsed())
+    };
+    let (reading, moved) = tokio::join!(driver.read(100), moved);
+    let took = began.elapsed();
+    let moved = moved.unwrap();
+    assert!(
+        moved < Duration::from_millis(550) && moved + Duration::from_millis(150) < took,
+        "{moved:?} of {took:?}"
+    );
+    let reading = reading.unwrap();
+    assert!(reading.values.iter().all(|(_, value)| value.is_some()), "and costs no value");
+    assert_eq!(reading.notes, ["a test: burner to 0"]);
+    emulator.heal();
+    // Between two readings it is heard too.
+    let (moved, ()) = tokio::join!(hand.write("a test", 1, off, 200), async {
+        driver.asked().await;
+        driver.obey(200).await;
+    });
+    assert_eq!(moved.unwrap(), "burner to 0");
+    emulator.fail(None, Fault::Refuses(4));
+    let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
+    let (moved, ()) = tokio::join!(hand.write("a test", 1, off, 300), async {
+        driver.asked().await;
+        driver.obey(300).await;
+    });
+    assert!(matches!(moved, Err(Refused::Unconfirmed(_))), "{moved:?}");
+    emulator.heal();
+    let notes = driver.read(1_000).await.unwrap().notes;
+    assert_eq!(notes[0], "a test: burner to 0");
+    let doubt = "a test: burner to 0; the machine did not confirm it";
+    assert!(notes[1].starts_with(doubt), "{notes:?}");
+}
+
 #[tokio::test]
 async fn an_emulated_machine_takes_a_write_or_only_says_so() {
     use tokio_modbus::prelude::{ExceptionCode, Reader as _, Slave, Writer as _};

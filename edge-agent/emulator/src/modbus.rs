@@ -71,10 +71,17 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
 /// The first whole request: unit, PDU, bytes taken with what lies before it.
 fn take_rtu(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     (0..held.len()).find_map(|at| {
-        let frame = held.get(at..at + 8)?;
-        let sum = u16::from_le_bytes([frame[6], frame[7]]);
-        let reads = matches!(frame[1], 1..=6) && crc16(&frame[..6]) == sum;
-        reads.then(|| (frame[0], frame[1..6].to_vec(), at + 8))
+        let head = held.get(at..at + 8)?;
+        let length = match head[1] {
+            1..=6 => 8,
+            // Their data, whose length they tell.
+            15 | 16 => 9 + usize::from(head[6]),
+            22 => 10,
+            _ => return None,
+        };
+        let (frame, sum) = held.get(at..at + length)?.split_last_chunk::<2>()?;
+        let whole = crc16(frame) == u16::from_le_bytes(*sum);
+        whole.then(|| (frame[0], frame[1..].to_vec(), at + length))
     })
 }
 
@@ -96,16 +103,12 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     if fault == Some(Fault::Silent) {
         return None;
     }
-    if let (5 | 6, Some(asked)) = (function, pdu.first_chunk::<5>()) {
-        let there = |table, register: u16| {
-            show.places().iter().any(|place| {
-                let first = first_of(place, station, table).map(u32::from);
-                let words = u32::from(place.kind.words());
-                first.is_some_and(|f| (f..f + words).contains(&u32::from(register)))
-            })
-        };
-        return match write(machine, station, fault, *asked, there) {
-            Ok(()) => Some(asked.to_vec()),
+    if matches!(function, 5 | 6 | 15 | 16 | 22) {
+        let mut places: Vec<(Address, u16)> = show.controls();
+        places.extend(show.places().iter().map(|p| (p.address.clone(), p.kind.words())));
+        return match write(machine, station, fault, pdu, &places) {
+            // What was asked for in its first five bytes, or seven: as the protocol has it.
+            Ok(()) => Some(pdu[..if function == 22 { 7 } else { 5 }].to_vec()),
             Err(code) => refuse(code),
         };
     }
@@ -148,27 +151,52 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     Some(read_answer(function, &words))
 }
 
-/// One coil or register is set, if it is there.
+/// Coils or registers are set, if they are there.
 fn write(
     machine: &Machine,
     station: u8,
     fault: Option<Fault>,
-    asked: [u8; 5],
-    there: impl Fn(Table, u16) -> bool,
+    pdu: &[u8],
+    places: &[(Address, u16)],
 ) -> Result<(), u8> {
-    let [function, high, low, value @ ..] = asked;
-    let (register, value) = (u16::from_be_bytes([high, low]), u16::from_be_bytes(value));
-    let (table, word) = match (function, value) {
-        (5, 0xff00) => (Table::Coil, 1),
-        (5, 0) => (Table::Coil, 0),
-        (5, _) => return Err(ILLEGAL_VALUE),
-        _ => (Table::Holding, value),
+    let [function, high, low, third, fourth, data @ ..] = pdu else { return Err(ILLEGAL_VALUE) };
+    let register = u16::from_be_bytes([*high, *low]);
+    let value = u16::from_be_bytes([*third, *fourth]);
+    let table = if matches!(function, 5 | 15) { Table::Coil } else { Table::Holding };
+    let mut kept = machine.written();
+    let words = match (function, value, data) {
+        (5, 0xff00, []) => vec![1],
+        (5, 0, []) => vec![0],
+        (6, _, []) => vec![value],
+        (15, count @ 1..=8, [1, bits]) => (0..count).map(|i| u16::from(bits >> i & 1)).collect(),
+        (16, count, [length, data @ ..])
+            if usize::from(*length) == data.len() && data.len() == 2 * usize::from(count) =>
+        {
+            data.as_chunks::<2>().0.iter().map(|word| u16::from_be_bytes(*word)).collect()
+        }
+        (22, and, [high, low]) => {
+            let or = u16::from_be_bytes([*high, *low]);
+            let now = kept.get(&(station, table, register)).copied().unwrap_or(0);
+            vec![(now & and) | (or & !and)]
+        }
+        _ => return Err(ILLEGAL_VALUE),
     };
-    if !there(table, register) {
+    let there = |register: u32| {
+        places.iter().any(|(address, words)| match address {
+            Address::Modbus { station: s, table: t, register: first, .. } => {
+                let first = u32::from(*first);
+                (*s, *t) == (station, table)
+                    && (first..first + u32::from(*words)).contains(&register)
+            }
+            _ => false,
+        })
+    };
+    let registers = u32::from(register)..;
+    if !registers.zip(&words).all(|(register, _)| there(register)) {
         return Err(ILLEGAL_ADDRESS);
     }
     if fault != Some(Fault::Ignores) {
-        machine.written().insert((station, table, register), word);
+        kept.extend((register..).zip(words).map(|(at, word)| ((station, table, at), word)));
     }
     Ok(())
 }

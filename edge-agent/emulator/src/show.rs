@@ -132,6 +132,18 @@ impl Show {
         &self.places
     }
 
+    /// What can be written, and how many registers it takes.
+    #[must_use]
+    pub fn controls(&self) -> Vec<(Address, u16)> {
+        let parse = |station, text: &str| Address::parse(&self.profile, station, text, Use::Write);
+        let controls = self.profile.controls.iter().flat_map(|control| {
+            let own = (parse(control.station, &control.addr), control.kind.map_or(1, Type::words));
+            let apply = control.apply.as_ref().map(|a| (parse(control.station, &a.addr), 1));
+            [Some(own), apply]
+        });
+        controls.flatten().filter_map(|(address, words)| Some((address.ok()?, words))).collect()
+    }
+
     #[must_use]
     pub fn profile(&self) -> &Profile {
         &self.profile

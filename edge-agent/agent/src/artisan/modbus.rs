@@ -1,12 +1,13 @@
 //! A Modbus TCP server that shows the machine's registers as the agent has
-//! read them last, so that Artisan connects to the gateway in place of the machine. It asks the
-//! machine nothing, and it writes nothing: a control is moved through the agent's own rules alone.
+//! read them last, so that Artisan connects to the gateway in place of the machine. What Artisan
+//! would move goes through the agent's one hand, where profile and site allow any; else it is refused.
 
-use std::future::{Ready, ready};
+use std::future::{Future, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use driver::{Image, NoImage};
+use driver::{Hand, NoImage, Refused, Share};
 use firmware_profiles::address::Table;
 use tokio::net::TcpListener;
 use tokio_modbus::server::Service;
@@ -21,7 +22,7 @@ const CONNECTIONS_MAX: usize = 8;
 
 /// What one connection is served from.
 struct Mirror {
-    image: Image,
+    share: Share,
     clock: Clock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
@@ -31,7 +32,8 @@ impl Mirror {
     fn answer(&self, asked: &SlaveRequest<'static>) -> Result<Response, ExceptionCode> {
         let read = |table, start, count| {
             let now = self.clock.mono_ms();
-            let read = self.image.read(asked.slave, table, start, count, now, self.age_max_ms);
+            let read =
+                self.share.image.read(asked.slave, table, start, count, now, self.age_max_ms);
             read.map_err(|none| match none {
                 NoImage::Unknown => ExceptionCode::IllegalDataAddress,
                 // As a gateway says it whose machine does not answer.
@@ -52,22 +54,78 @@ impl Mirror {
             Request::ReadInputRegisters(start, count) => {
                 read(Table::Input, start, count).map(Response::ReadInputRegisters)
             }
-            _ => {
-                tracing::warn!(unit = asked.slave, "somebody would write to the machine: refused");
-                Err(ExceptionCode::IllegalFunction)
-            }
+            _ => Err(ExceptionCode::IllegalFunction),
         }
     }
+}
+
+/// Moves a control, if the machine's profile allows it now.
+async fn write(
+    hand: Option<Hand>,
+    asked: SlaveRequest<'static>,
+    mono_ms: u64,
+) -> Result<Response, ExceptionCode> {
+    let SlaveRequest { slave: unit, request } = asked;
+    let done = match &request {
+        Request::WriteSingleCoil(at, on) => Response::WriteSingleCoil(*at, *on),
+        Request::WriteSingleRegister(at, word) => Response::WriteSingleRegister(*at, *word),
+        // At most 1968 and 123, by the length of a request.
+        Request::WriteMultipleCoils(at, bits) => {
+            Response::WriteMultipleCoils(*at, u16::try_from(bits.len()).unwrap_or(u16::MAX))
+        }
+        Request::WriteMultipleRegisters(at, words) => {
+            Response::WriteMultipleRegisters(*at, u16::try_from(words.len()).unwrap_or(u16::MAX))
+        }
+        Request::MaskWriteRegister(at, and, or) => Response::MaskWriteRegister(*at, *and, *or),
+        _ => return Err(ExceptionCode::IllegalFunction),
+    };
+    let outcome = match hand {
+        Some(hand) => hand.write("Artisan", unit, request, mono_ms).await,
+        None => Err(Refused::Disabled),
+    };
+    outcome.map(|moved| tracing::info!(moved, "Artisan moved something")).map_err(|refused| {
+        tracing::warn!(unit, %refused, "Artisan would move something");
+        metrics::counter!("simcorp_edge_artisan_writes_refused_total").increment(1);
+        exception(&refused)
+    })?;
+    Ok(done)
+}
+
+/// What comes nearest in Modbus' own words; which rule it was, the log says.
+const fn exception(refused: &Refused) -> ExceptionCode {
+    match refused {
+        Refused::Disabled | Refused::Local(_) => ExceptionCode::IllegalFunction,
+        Refused::Unknown => ExceptionCode::IllegalDataAddress,
+        Refused::Range { .. } | Refused::Step { .. } | Refused::Forbidden(_) => {
+            ExceptionCode::IllegalDataValue
+        }
+        Refused::Soon { .. } | Refused::Worn(_) | Refused::Busy => ExceptionCode::ServerDeviceBusy,
+        Refused::Needs { .. } | Refused::Unsound(_) => ExceptionCode::ServerDeviceFailure,
+        Refused::Unconfirmed(_) => ExceptionCode::GatewayTargetDevice,
+    }
+}
+
+const fn reads(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::ReadCoils(..)
+            | Request::ReadDiscreteInputs(..)
+            | Request::ReadHoldingRegisters(..)
+            | Request::ReadInputRegisters(..)
+    )
 }
 
 impl Service for Mirror {
     type Request = SlaveRequest<'static>;
     type Response = Response;
     type Exception = ExceptionCode;
-    type Future = Ready<Result<Response, ExceptionCode>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, ExceptionCode>> + Send>>;
 
     fn call(&self, asked: Self::Request) -> Self::Future {
-        ready(self.answer(&asked))
+        if reads(&asked.request) {
+            return Box::pin(ready(self.answer(&asked)));
+        }
+        Box::pin(write(self.share.hand.clone(), asked, self.clock.mono_ms()))
     }
 }
 
@@ -83,7 +141,7 @@ impl Drop for Mirror {
 /// When the listener breaks.
 pub async fn serve(
     listener: TcpListener,
-    image: Image,
+    share: Share,
     clock: Clock,
     age_max_ms: u64,
     stop: CancellationToken,
@@ -91,7 +149,7 @@ pub async fn serve(
     let open = Arc::<AtomicUsize>::default();
     let connected = |stream, from| {
         let taken = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
-        let mirror = Mirror { image: image.clone(), clock, age_max_ms, open: Arc::clone(&open) };
+        let mirror = Mirror { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
         if !taken {
             tracing::warn!(%from, "more connections than {CONNECTIONS_MAX}; one is closed");
         }

@@ -1,24 +1,26 @@
-//! Modbus over TCP and serial lines, reading only.
+//! Modbus over TCP and serial lines: reading in runs, and between two runs what is to be written.
 //!
 //! A late answer to a request that timed out would be taken for the next one's, so any error or
 //! timeout closes the connection; the next request opens a new one.
 
 mod plan;
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use firmware_profiles::Timing;
 use firmware_profiles::address::Table;
 use tokio::time::Instant;
-use tokio_modbus::ExceptionCode;
-use tokio_modbus::client::{Context, Reader as _, rtu, tcp};
+use tokio_modbus::client::{Context, Reader as _, Writer as _, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext as _};
+use tokio_modbus::{ExceptionCode, Request};
 
 use self::plan::{Block, Unit};
+use crate::hand::Written;
 use crate::health::{Health, order};
 use crate::port::Place;
 use crate::profile::{Bus, Point, Polling, Raws, limit};
-use crate::{DriverError, Image};
+use crate::{DriverError, Share};
 
 pub struct Modbus {
     place: Place,
@@ -29,7 +31,7 @@ pub struct Modbus {
     connection: Option<Context>,
     /// When the port was opened, for machines that start when it is.
     opened_ms: Option<u64>,
-    image: Image,
+    share: Share,
 }
 
 /// Why one request brought nothing.
@@ -41,15 +43,15 @@ enum Miss {
 }
 
 impl Modbus {
-    pub fn new(place: Place, timing: Timing, points: &[Point], image: Image) -> Self {
+    pub fn new(place: Place, timing: Timing, points: &[Point], share: Share) -> Self {
         let units = plan::units(points, timing.block_max, timing.gaps);
         let health = vec![Health::default(); units.len()];
         let points = points.to_vec();
-        Self { place, timing, points, units, health, connection: None, opened_ms: None, image }
+        Self { place, timing, points, units, health, connection: None, opened_ms: None, share }
     }
 
-    fn name(&self, unit: usize) -> String {
-        format!("{} unit {}", self.place.name(), self.units[unit].station)
+    fn name(&self, station: u8) -> String {
+        format!("{} unit {station}", self.place.name())
     }
 
     async fn connect(&mut self, mono_ms: u64) -> Result<Context, DriverError> {
@@ -64,6 +66,19 @@ impl Modbus {
         })
     }
 
+    /// Opening a port restarts some machines: each time it was opened, not the first alone.
+    async fn settled(&mut self, mono_ms: u64) -> Result<(), DriverError> {
+        if self.timing.settle_ms > 0 {
+            let connection = self.connect(mono_ms).await?;
+            self.connection = Some(connection);
+            let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
+            if mono_ms < settled {
+                return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+            }
+        }
+        Ok(())
+    }
+
     /// One request, and its answer's words.
     async fn request(
         &mut self,
@@ -71,23 +86,31 @@ impl Modbus {
         block: &Block,
         mono_ms: u64,
     ) -> Result<Vec<u16>, Miss> {
-        let mut connection = self.connect(mono_ms).await.map_err(Miss::Failed)?;
-        connection.set_slave(Slave(self.units[unit].station));
         let (start, words) = (block.start, block.words);
         let bits = |answer: Vec<bool>| answer.into_iter().map(u16::from).collect::<Vec<u16>>();
-        let asked = async {
-            match block.table {
-                Table::Holding => connection.read_holding_registers(start, words).await,
-                Table::Input => connection.read_input_registers(start, words).await,
-                Table::Coil => connection.read_coils(start, words).await.map(|r| r.map(bits)),
-                Table::Discrete => {
-                    connection.read_discrete_inputs(start, words).await.map(|r| r.map(bits))
-                }
+        let read = async |connection: &mut Context| match block.table {
+            Table::Holding => connection.read_holding_registers(start, words).await,
+            Table::Input => connection.read_input_registers(start, words).await,
+            Table::Coil => connection.read_coils(start, words).await.map(|r| r.map(bits)),
+            Table::Discrete => {
+                connection.read_discrete_inputs(start, words).await.map(|r| r.map(bits))
             }
         };
+        self.exchange(self.units[unit].station, mono_ms, read).await
+    }
+
+    /// One request of any kind, and its answer.
+    async fn exchange<T>(
+        &mut self,
+        station: u8,
+        mono_ms: u64,
+        talk: impl AsyncFnOnce(&mut Context) -> tokio_modbus::Result<T>,
+    ) -> Result<T, Miss> {
+        let mut connection = self.connect(mono_ms).await.map_err(Miss::Failed)?;
+        connection.set_slave(Slave(station));
         // A timeout or an error drops the connection.
-        let name = self.name(unit);
-        let answer = tokio::time::timeout(limit(&self.timing), asked)
+        let name = self.name(station);
+        let answer = tokio::time::timeout(limit(&self.timing), talk(&mut connection))
             .await
             .map_err(|_| Miss::Failed(DriverError::Silent(name.clone(), self.timing.timeout_ms)))?;
         let answer =
@@ -108,17 +131,19 @@ impl Modbus {
         until: Instant,
         raws: &mut Raws,
     ) -> Result<(), DriverError> {
+        let station = self.units[unit].station;
         let mut at = 0;
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
             if Instant::now() >= until {
                 // Values of two moments are no sample.
-                raws.ailing.push(format!("{}: too slow to be read whole", self.name(unit)));
+                raws.ailing.push(format!("{}: too slow to be read whole", self.name(station)));
                 return Ok(());
             }
+            // Whoever moves a control waits for one run of registers, not for all of them.
+            self.obey_next(mono_ms).await;
             match self.request(unit, &block, mono_ms).await {
                 Ok(words) => {
-                    let station = self.units[unit].station;
-                    self.image.keep(station, block.table, block.start, &words, mono_ms);
+                    self.share.image.keep(station, block.table, block.start, &words, mono_ms);
                     for point in &block.points {
                         raws.values[*point] = plan::raw(&self.points[*point], &block, &words);
                     }
@@ -132,7 +157,7 @@ impl Modbus {
                     continue;
                 }
                 Err(Miss::Exception(code)) => {
-                    raws.ailing.push(format!("{}: {code} at {}", self.name(unit), block.start));
+                    raws.ailing.push(format!("{}: {code} at {}", self.name(station), block.start));
                 }
                 Err(Miss::Failed(error)) => return Err(error),
             }
@@ -141,16 +166,44 @@ impl Modbus {
         Ok(())
     }
 
-    async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
-        if self.timing.settle_ms > 0 {
-            // Opening a port restarts some machines: each time it was opened, not the first alone.
-            let connection = self.connect(mono_ms).await?;
-            self.connection = Some(connection);
-            let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
-            if mono_ms < settled {
-                return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+    /// Writes one value, if one is to be written.
+    async fn obey_next(&mut self, mono_ms: u64) {
+        let Some(hand) = self.share.hand.clone() else { return };
+        let Some(written) = hand.next() else { return };
+        let outcome = match self.write(&written, mono_ms).await {
+            Ok(()) => Ok(()),
+            Err(Miss::Exception(code)) => Err(format!("the machine says: {code}")),
+            Err(Miss::Failed(error)) => Err(error.to_string()),
+        };
+        hand.ended(written, outcome);
+    }
+
+    /// The client looks whether the machine's answer repeats what it was told.
+    async fn write(&mut self, written: &Written, mono_ms: u64) -> Result<(), Miss> {
+        self.settled(mono_ms).await.map_err(Miss::Failed)?;
+        let request = written.request.clone();
+        let write = async |connection: &mut Context| match request {
+            Request::WriteSingleCoil(at, on) => connection.write_single_coil(at, on).await,
+            Request::WriteMultipleCoils(at, bits) => {
+                connection.write_multiple_coils(at, &bits).await
             }
-        }
+            Request::WriteSingleRegister(at, word) => {
+                connection.write_single_register(at, word).await
+            }
+            Request::WriteMultipleRegisters(at, words) => {
+                connection.write_multiple_registers(at, &words).await
+            }
+            Request::MaskWriteRegister(at, and, or) => {
+                connection.masked_write_register(at, and, or).await
+            }
+            // The hand lets through what a control's function writes.
+            _ => Ok(Err(ExceptionCode::IllegalFunction)),
+        };
+        self.exchange(written.station, mono_ms, write).await
+    }
+
+    async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
+        self.settled(mono_ms).await?;
         let mut raws = Raws { values: vec![None; self.points.len()], ailing: Vec::new() };
         let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
         let (mut answered, mut last) = (false, None);
@@ -171,7 +224,10 @@ impl Modbus {
             }
         }
         for unit in (0..self.units.len()).filter(|unit| self.health[*unit].rests(mono_ms)) {
-            raws.ailing.push(format!("{} rests until it is tried again", self.name(unit)));
+            raws.ailing.push(format!(
+                "{} rests until it is tried again",
+                self.name(self.units[unit].station)
+            ));
         }
         // Only resting units: nothing was asked, and nothing is known.
         let silent = || DriverError::Silent(self.place.name(), self.timing.timeout_ms);
@@ -182,5 +238,9 @@ impl Modbus {
 impl Bus for Modbus {
     fn poll(&mut self, mono_ms: u64) -> Polling<'_> {
         Box::pin(self.poll_all(mono_ms))
+    }
+
+    fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(self.obey_next(mono_ms))
     }
 }

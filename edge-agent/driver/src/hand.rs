@@ -1,0 +1,272 @@
+//! The one hand on a Modbus machine's controls: what another program asks for is looked at by the
+//! guard and then written by the driver, between two reads.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use firmware_profiles::address::{Address, Table, Use};
+use firmware_profiles::encoding::{Order, Type};
+use firmware_profiles::{Control, Profile};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_modbus::Request;
+
+use crate::guard::{Guard, Known, Move, Refused};
+
+/// Past it whoever asks is told that the machine is busy.
+const WAITING_MAX: usize = 8;
+/// What was not begun by then is dropped: nobody wants a slider's position of a while ago.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A driver that stands still answers nobody.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
+/// Sentences that wait for the next reading; past it the oldest go.
+const NOTES_MAX: usize = 32;
+
+/// A write that was allowed.
+#[derive(Debug)]
+pub struct Written {
+    pub station: u8,
+    pub request: Request<'static>,
+    who: String,
+    wanted: Move,
+    done: oneshot::Sender<Result<String, Refused>>,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Shared {
+    guard: Guard,
+    waiting: VecDeque<Written>,
+    notes: VecDeque<String>,
+}
+
+/// Shared between the driver, which writes, and whoever asks. Clones are one hand.
+#[derive(Debug, Clone)]
+pub struct Hand {
+    shared: Arc<Mutex<Shared>>,
+    rang: Arc<Notify>,
+}
+
+impl Hand {
+    #[must_use]
+    pub fn new(profile: &Profile) -> Self {
+        let guard = Guard::new(profile.clone());
+        let shared = Shared { guard, waiting: VecDeque::new(), notes: VecDeque::new() };
+        Self { shared: Arc::new(Mutex::new(shared)), rang: Arc::default() }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what `who` asks for, if the profile allows it now, and waits until the machine has
+    /// answered. Says what was moved: `burner to 45`.
+    ///
+    /// # Errors
+    /// Why it was not written; [`Refused::Unconfirmed`] when that is not known.
+    pub async fn write(
+        &self,
+        who: &str,
+        station: u8,
+        request: Request<'static>,
+        mono_ms: u64,
+    ) -> Result<String, Refused> {
+        let answer = self.ask(who, station, request, mono_ms)?;
+        self.rang.notify_one();
+        match tokio::time::timeout(PATIENCE_MAX, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            // Dropped before it was begun.
+            Ok(Err(_)) => Err(Refused::Busy),
+            Err(_) => Err(Refused::Unconfirmed("the driver does not answer".to_owned())),
+        }
+    }
+
+    /// Asks the guard, and queues what it allows.
+    fn ask(
+        &self,
+        who: &str,
+        station: u8,
+        request: Request<'static>,
+        mono_ms: u64,
+    ) -> Result<oneshot::Receiver<Result<String, Refused>>, Refused> {
+        let mut shared = self.shared();
+        let wanted = meant(shared.guard.profile(), station, &request).ok_or(Refused::Unknown)?;
+        if shared.waiting.len() >= WAITING_MAX {
+            return Err(Refused::Busy);
+        }
+        shared.guard.allow(wanted, mono_ms)?;
+        let (done, answer) = oneshot::channel();
+        let (who, until) = (who.to_owned(), Instant::now() + PATIENCE);
+        shared.waiting.push_back(Written { station, request, who, wanted, done, until });
+        Ok(answer)
+    }
+
+    /// Waits until something is to be written. May be given up at any time.
+    pub(crate) async fn asked(&self) {
+        while self.shared().waiting.is_empty() {
+            self.rang.notified().await;
+        }
+    }
+
+    /// What is to be written next. What waited too long, or for somebody who has gone, is dropped.
+    pub(crate) fn next(&self) -> Option<Written> {
+        let now = Instant::now();
+        let mut shared = self.shared();
+        loop {
+            let next = shared.waiting.pop_front()?;
+            if now <= next.until && !next.done.is_closed() {
+                return Some(next);
+            }
+            shared.guard.unconfirmed(next.wanted);
+        }
+    }
+
+    /// How a write ended: for whoever asked, the guard, and the curve.
+    pub(crate) fn ended(&self, written: Written, outcome: Result<(), String>) {
+        let outcome = outcome.map_err(Refused::Unconfirmed);
+        let mut shared = self.shared();
+        let (Move::To(at, _) | Move::Apply(at) | Move::HandBack(at)) = written.wanted;
+        let control = shared.guard.profile().controls.get(at).map_or("", |c| &c.name);
+        let what = match written.wanted {
+            Move::To(_, value) => format!("{control} to {}", (value * 100.0).round() / 100.0),
+            Move::Apply(_) => format!("{control} applied"),
+            Move::HandBack(_) => format!("{control} back to the machine"),
+        };
+        let doubt = outcome.as_ref().err().map(|e| format!("; {e}")).unwrap_or_default();
+        let note = format!("{}: {what}{doubt}", written.who);
+        if shared.notes.len() >= NOTES_MAX {
+            shared.notes.pop_front();
+        }
+        shared.notes.push_back(note);
+        if outcome.is_err() {
+            shared.guard.unconfirmed(written.wanted);
+        }
+        // Nobody may be there any more to hear it.
+        let _ = written.done.send(outcome.map(|()| what));
+    }
+
+    /// What the guard goes by from now on.
+    pub(crate) fn saw(&self, known: Known) {
+        self.shared().guard.known = known;
+    }
+
+    /// What was moved since the last reading, in sentences.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        self.shared().notes.drain(..).collect()
+    }
+}
+
+/// Which control a request moves: it must be the one write that the profile describes, by the same
+/// function and of the same length. Anything else moves nothing that we know.
+fn meant(profile: &Profile, station: u8, request: &Request<'_>) -> Option<Move> {
+    profile.controls.iter().enumerate().find_map(|(at, control)| {
+        let place = |text: &str| Address::parse(profile, control.station, text, Use::Write).ok();
+        if let (Some(apply), Request::MaskWriteRegister(register, and, or)) =
+            (&control.apply, request)
+            && place(&apply.addr) == Some(holding(station, *register))
+            && (*and, *or) == (apply.and, apply.or)
+        {
+            return Some(Move::Apply(at));
+        }
+        let raw = raw(control, &place(&control.addr)?, station, request)?;
+        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
+        let value = (raw - control.map.offset) / control.map.factor;
+        Some(if handed { Move::HandBack(at) } else { Move::To(at, value) })
+    })
+}
+
+const fn holding(station: u8, register: u16) -> Address {
+    Address::Modbus { station, table: Table::Holding, register, bit: None }
+}
+
+/// The raw value that a request writes to a control, if it is that control's.
+fn raw(control: &Control, place: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
+    let Address::Modbus { station: theirs, table, register, bit } = *place else { return None };
+    let decode = |words: &[u16]| {
+        let kind = control.kind.unwrap_or(Type::U16);
+        let whole = words.len() == usize::from(kind.words());
+        whole.then(|| kind.decode(control.order.unwrap_or(Order::HighFirst), words)).flatten()
+    };
+    let (function, table_of, at, raw) = match request {
+        Request::WriteSingleCoil(at, on) => (5, Table::Coil, *at, Some(f64::from(*on))),
+        Request::WriteMultipleCoils(at, bits) => match bits[..] {
+            [on] => (15, Table::Coil, *at, Some(f64::from(on))),
+            _ => return None,
+        },
+        Request::WriteSingleRegister(at, word) => (6, Table::Holding, *at, decode(&[*word])),
+        Request::WriteMultipleRegisters(at, words) => (16, Table::Holding, *at, decode(words)),
+        Request::MaskWriteRegister(at, and, or) => {
+            let mask = 1_u16.checked_shl(u32::from(bit?))?;
+            let alone = *and == !mask && or & !mask == 0;
+            (22, Table::Holding, *at, alone.then_some(f64::from(u8::from(or & mask != 0))))
+        }
+        _ => return None,
+    };
+    let same = (station, table_of, at) == (theirs, table, register);
+    raw.filter(|_| same && control.function == Some(function))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    fn profile() -> Profile {
+        firmware_profiles::check(
+            firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap().text,
+        )
+        .unwrap()
+        .profile
+    }
+
+    #[test]
+    fn a_request_is_a_control_s_when_it_is_the_very_write_that_the_profile_describes() {
+        let mut profile = profile();
+        let meant = |request| super::meant(&profile, 1, &request);
+        assert_eq!(meant(Request::WriteSingleRegister(12290, 4_500)), Some(Move::To(0, 45.0)));
+        let apply = Request::MaskWriteRegister(12318, 65_531, 4);
+        assert_eq!(meant(apply.clone()), Some(Move::Apply(0)));
+        for other in [
+            Request::MaskWriteRegister(12318, 0, 4),
+            Request::WriteSingleRegister(12291, 45),
+            Request::WriteMultipleRegisters(12290, Cow::Owned(vec![4_500])),
+            Request::WriteMultipleRegisters(12290, Cow::Owned(vec![4_500, 1])),
+            Request::WriteMultipleRegisters(12290, Cow::Owned(Vec::new())),
+            Request::WriteSingleCoil(12290, true),
+            Request::ReadHoldingRegisters(12290, 1),
+            Request::Custom(0x41, Cow::Owned(vec![1])),
+        ] {
+            assert_eq!(meant(other.clone()), None, "{other:?}");
+        }
+        assert_eq!(super::meant(&profile, 2, &apply), None, "another unit");
+        profile.controls[0].auto_raw = Some(20_000.0);
+        let back = Request::WriteSingleRegister(12290, 20_000);
+        assert_eq!(super::meant(&profile, 1, &back), Some(Move::HandBack(0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waited_too_long_is_never_written() {
+        let mut profile = profile();
+        profile.machine.writes = firmware_profiles::Writes::Enabled;
+        let hand = Hand::new(&profile);
+        let off = || Request::WriteSingleRegister(12290, 0);
+        let asking = hand.clone();
+        let asked = tokio::spawn(async move { asking.write("Artisan", 1, off(), 0).await });
+        hand.asked().await;
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(hand.next().is_none());
+        assert_eq!(asked.await.unwrap(), Err(Refused::Busy));
+        assert!(hand.notes().is_empty(), "nothing has happened");
+        // In time it is, and is told.
+        let asking = hand.clone();
+        let asked = tokio::spawn(async move { asking.write("Artisan", 1, off(), 3_000).await });
+        hand.asked().await;
+        let next = hand.next().unwrap();
+        assert_eq!(next.request, off());
+        hand.ended(next, Ok(()));
+        assert_eq!(asked.await.unwrap(), Ok("burner to 0".to_owned()));
+        assert_eq!(hand.notes(), ["Artisan: burner to 0"]);
+    }
+}

@@ -1,5 +1,5 @@
 # The two commands: `make demo` shows it, `make test` proves it. Each installs what it needs.
-.PHONY: demo test bench deny install clean fuzz
+.PHONY: demo test bench deny install clean fuzz package
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
@@ -33,6 +33,12 @@ fuzz:
 	@tools/install fuzz
 	cd fuzz && for target in frame receipt envelope cose alog recording workbook machines profile purpose; do \
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
+
+## The gateway's package, installed and lived with under a systemd of its own. Needs root.
+package:
+	@tools/install package
+	packaging/build-deb
+	packaging/tests/run
 
 clean:
 	cargo clean

@@ -324,6 +324,7 @@ impl Config for EdgeConfig {
             "artisan.modbus",
             "is set, and the machine is none that speaks Modbus",
         );
+        let signed = !self.machine.profile.trusted_keys.is_empty();
         let allowed = modbus
             && self
                 .machine
@@ -331,10 +332,11 @@ impl Config for EdgeConfig {
                 .load()
                 .is_ok_and(|c| c.profile.machine.writes == Writes::Enabled);
         mistakes.require(
-            !self.artisan.writes || (self.artisan.modbus.is_some() && allowed),
+            !self.artisan.writes || (self.artisan.modbus.is_some() && allowed && signed),
             "artisan.writes",
-            "is on, and either artisan.modbus is not set or the profile lets nothing be written: it \
-             says so after a bring-up at the machine by two people (writes = \"enabled\")",
+            "is on, and artisan.modbus is not set, machine.profile.trusted_keys names nobody who \
+             signs the profile, or the profile lets nothing be written: it says so after a \
+             bring-up at the machine by two people (writes = \"enabled\")",
         );
         match self.machine.driver {
             DriverKind::Simulated => self.machine.simulated.check(mistakes),

@@ -210,7 +210,23 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("toper.toml");
     std::fs::write(&file, &text).unwrap();
-    let machine_file = format!("file = \"{}\"\n", file.display());
+    let (at, key) = (file.display(), folder.path().join("office.key"));
+    let kid = "device:office@leipzig";
+    let office =
+        trust::FileKey::create(&key, kid.parse().unwrap(), trust::Algorithm::EdDsa).unwrap();
+    std::fs::write(folder.path().join("office.pub"), office.public_key().to_pem()).unwrap();
+    let key = key.display().to_string();
+    let signed = ["profile", "sign", &at.to_string(), "--key-file", &key, "--kid", kid];
+    assert!(edge(&signed).status.success());
+    let trusted = folder.path().join("office.pub");
+    let machine_file = format!("file = \"{at}\"\ntrusted_keys = [\"{}\"]\n", trusted.display());
+    // Nor by one that nobody has signed.
+    let unsigned = Gateway::new(&format!("file = \"{at}\"\n{}", settings(false)));
+    let config = unsigned.folder.path().join("edge.toml").display().to_string();
+    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
+    std::fs::write(&config, open).unwrap();
+    let told = said(&edge(&["-c", &config, "config", "check"]));
+    assert!(told.contains("trusted_keys names nobody"), "{told}");
     let burner = |value: u16| {
         let [high, low] = value.to_be_bytes();
         modbus(port, &[6, 4, 81, high, low])

@@ -129,6 +129,26 @@ fn a_bring_up_of_two_people_allows_what_one_does_not() {
 }
 
 #[test]
+fn what_is_written_by_is_worth_believing() {
+    let text = shipped(TOPER).unwrap().text.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"Ada\", \"Grace\"], on = \"2026-11-22\", record = \"site file 12\" }",
+    );
+    let rules = |from: &str, to: &str| -> Vec<&'static str> {
+        assert!(text.contains(from), "{from}");
+        lint(&parse(&text.replacen(from, to, 1)).unwrap()).into_iter().map(|f| f.rule).collect()
+    };
+    assert!(rules("valid", "valid").is_empty());
+    let unit = "addr = \"holding 1215\"\ntype = \"u16\"\nunit = \"pct\"\n";
+    let drum = format!("{unit}valid = [0, 100]\n");
+    assert_eq!(rules(&drum, unit), ["judged"], "the burner needs the drum");
+    assert_eq!(rules("required = true\n", ""), ["judged"], "how hot the beans are");
+    let burner = "function = 6\nunit = \"pct\"";
+    assert!(rules(burner, "function = 6\nunit = \"none\"").contains(&"judged"), "another unit");
+}
+
+#[test]
 fn what_no_profile_has_is_named_with_its_line() {
     let text = shipped(TOPER).unwrap().text.replace("divisor = 10", "divider = 10");
     let error = parse(&text).unwrap_err().to_string();

@@ -185,7 +185,11 @@ fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHand
 /// A hand on the machine's controls where this site and its profile both allow one.
 fn share(config: &EdgeConfig) -> Share {
     let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
-    let hand = checked.map(|checked| Hand::new(&checked.profile));
+    let timeout_ms = config.machine.profile.timeout_ms;
+    let hand = checked.map(|checked| {
+        let ms = timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
+        Hand::new(&checked.profile, Duration::from_millis(ms))
+    });
     Share { hand, ..Share::default() }
 }
 

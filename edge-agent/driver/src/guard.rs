@@ -2,7 +2,9 @@
 //! the machine last. Pure; the clock is passed in.
 //!
 //! Less heat is never kept waiting: whoever takes heat away is not asked how much, how soon, or
-//! whether the machine can be read.
+//! whether the machine can be read. Less is what lies below everything that the control may stand at:
+//! below what the machine shows, and, until it shows that it has followed, below what was ordered
+//! too. Where nothing is shown, it is the least there is.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,6 +17,10 @@ const FRESH_MS: u64 = 3_000;
 /// A value that was written is applied at once or not at all, ms.
 const APPLY_WITHIN_MS: u64 = 10_000;
 const HOUR_MS: u64 = 3_600_000;
+/// The burner rises by at most this share of its range at once, whatever its unit.
+const HEAT_STEP_SHARE_MAX: f64 = 0.2;
+/// A forbidden value is meant with what lies this near to it, as a share of the control's range.
+const NEAR: f64 = 0.01;
 
 /// Why something is not moved.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -39,9 +45,13 @@ pub enum Refused {
     Forbidden(String),
     #[error("the machine is not read soundly: {0}")]
     Unsound(String),
-    /// More is asked for than is looked at, or it waited too long.
+    #[error("the machine did not follow when {0} was moved last; only less heat is written to it")]
+    Unheeded(String),
+    /// More is asked for than is looked at, it waited too long, or something newer took its place.
     #[error("the machine is busy")]
     Busy,
+    #[error("it was not written: {0}")]
+    Unsent(String),
     /// It was written, or may have been, and the machine did not say that it took it.
     #[error("the machine did not confirm it: {0}")]
     Unconfirmed(String),
@@ -59,7 +69,7 @@ pub enum Move {
 }
 
 impl Move {
-    const fn control(self) -> usize {
+    pub const fn control(self) -> usize {
         match self {
             Self::To(at, _) | Self::Apply(at) | Self::HandBack(at) => at,
         }
@@ -69,18 +79,28 @@ impl Move {
 /// What was read of the machine last.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Known {
+    /// When the reading began.
     pub at_ms: Option<u64>,
-    /// By the profile's names: °C, %, ….
+    /// By the profile's names: °C, %, …. What has a remark is not among them, nor what is derived
+    /// from such.
     pub values: BTreeMap<String, f64>,
     pub remarks: BTreeMap<String, Quality>,
+    /// Those that were read this time.
     pub states: BTreeMap<String, bool>,
 }
 
+/// The last thing that was done with a control.
 #[derive(Debug, Clone, Copy, Default)]
 struct Moved {
     at_ms: Option<u64>,
-    /// `None` when it is not known whether the machine took it.
-    value: Option<f64>,
+    /// The value that was asked for, whether or not the machine confirmed it.
+    ordered: Option<f64>,
+    /// When the write had ended; a reading that began later shows what came of it.
+    ended_ms: Option<u64>,
+    /// The machine was seen where it was ordered to.
+    followed: bool,
+    /// What an apply may still apply; whether it was less heat.
+    to_apply: Option<bool>,
 }
 
 /// Watches over one machine's controls.
@@ -88,63 +108,153 @@ struct Moved {
 pub struct Guard {
     profile: Profile,
     moved: Vec<Moved>,
+    /// What was before the move that is under way.
+    before: Vec<Moved>,
     written_ms: VecDeque<u64>,
-    pub known: Known,
+    known: Known,
 }
 
 impl Guard {
     pub fn new(profile: Profile) -> Self {
         let moved = vec![Moved::default(); profile.controls.len()];
-        Self { profile, moved, written_ms: VecDeque::new(), known: Known::default() }
+        let before = moved.clone();
+        Self { profile, moved, before, written_ms: VecDeque::new(), known: Known::default() }
     }
 
     pub const fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Lets it happen, and remembers that it did; or says why not.
+    /// Takes a reading to heart.
+    pub fn saw(&mut self, known: Known) {
+        self.known = known;
+        let began_ms = self.known.at_ms.unwrap_or(0);
+        for at in 0..self.moved.len() {
+            let Some(shown) = self.shown(at, began_ms) else { continue };
+            let tolerance = self.profile.controls[at].readback_tol.unwrap_or(0.0);
+            let moved = &mut self.moved[at];
+            let later = moved.ended_ms.is_some_and(|ended| began_ms > ended);
+            if later && moved.ordered.is_some_and(|o| (o - shown).abs() <= tolerance + 1e-9) {
+                moved.followed = true;
+            }
+        }
+    }
+
+    /// Whether it may happen now, and whether it goes before everything else that waits: it takes
+    /// heat away.
     ///
     /// # Errors
     /// The first rule that speaks against it.
-    pub fn allow(&mut self, wanted: Move, now_ms: u64) -> Result<(), Refused> {
+    pub fn look(&self, wanted: Move, now_ms: u64) -> Result<bool, Refused> {
         let at = wanted.control();
         let control = self.profile.controls.get(at).ok_or(Refused::Unknown)?;
         if self.profile.machine.writes == Writes::Disabled {
             return Err(Refused::Disabled);
         }
-        if control.remote == Remote::Never {
+        // A set-point moves heat by the machine's own judgement, and a mode says whose that is.
+        let known_role = matches!(control.role, Role::Burner | Role::Air | Role::Drum);
+        if control.remote == Remote::Never || !known_role {
             return Err(Refused::Local(control.name.clone()));
         }
         match wanted {
-            Move::To(_, value) => {
-                range(control, value)?;
-                self.forbidden(control, value, now_ms)?;
-                if !self.cuts_heat(at, value, now_ms) {
-                    self.rested(at, now_ms)?;
-                    self.sound(now_ms)?;
-                    self.step(at, value, now_ms)?;
-                    self.needed(control, now_ms)?;
-                    self.count(now_ms)?;
-                }
-                self.moved[at] = Moved { at_ms: Some(now_ms), value: Some(value) };
+            Move::To(_, value) => self.to(at, value, now_ms),
+            Move::Apply(_) => self.apply(at, now_ms),
+            Move::HandBack(_) => {
+                self.rested(at, now_ms)?;
+                self.sound(now_ms)?;
+                self.needed(control, now_ms)?;
+                self.unworn(now_ms)?;
+                Ok(false)
             }
-            // What it applies was allowed; less heat must not fail for the want of it.
-            Move::Apply(_) => {
-                let passed = self.moved[at].at_ms.map(|then| now_ms.saturating_sub(then));
-                if passed.is_none_or(|passed| passed > APPLY_WITHIN_MS) {
-                    return Err(Refused::Unknown);
-                }
-            }
-            Move::HandBack(_) => self.moved[at] = Moved { at_ms: Some(now_ms), value: None },
         }
+    }
+
+    /// Looks once more, now that it is about to be written, and remembers it.
+    ///
+    /// # Errors
+    /// As [`Guard::look`].
+    pub fn begin(&mut self, wanted: Move, now_ms: u64) -> Result<(), Refused> {
+        let cuts = self.look(wanted, now_ms)?;
+        self.count(now_ms);
+        let at = wanted.control();
+        let moved = &mut self.moved[at];
+        self.before[at] = *moved;
+        let begun = Moved { at_ms: Some(now_ms), ..Moved::default() };
+        *moved = match wanted {
+            Move::To(_, value) => Moved { ordered: Some(value), to_apply: Some(cuts), ..begun },
+            Move::Apply(_) => Moved { to_apply: None, ended_ms: None, ..*moved },
+            // It follows the machine now, wherever that goes.
+            Move::HandBack(_) => Moved { followed: true, ..begun },
+        };
         Ok(())
     }
 
-    /// The machine did not confirm what was allowed: where it stands is not known from us.
-    pub fn unconfirmed(&mut self, wanted: Move) {
-        if let Some(moved) = self.moved.get_mut(wanted.control()) {
-            moved.value = None;
+    /// Whether an apply of this control would apply something.
+    pub fn expects_apply(&self, at: usize) -> bool {
+        self.moved.get(at).is_some_and(|moved| moved.to_apply.is_some())
+    }
+
+    /// How what was begun has ended, while the reading or errand of `mono_ms` was under way.
+    pub fn ended(&mut self, wanted: Move, outcome: &Result<(), Refused>, mono_ms: u64) {
+        let at = wanted.control();
+        let Some(moved) = self.moved.get_mut(at) else { return };
+        moved.ended_ms = Some(mono_ms);
+        match outcome {
+            Ok(()) => {}
+            // It never left: nothing has changed.
+            Err(Refused::Unsent(_)) => *moved = self.before[at],
+            // Whether it was taken is not known; what is staged there is not ours to apply.
+            Err(_) => moved.to_apply = None,
         }
+    }
+
+    /// Whether it takes heat away.
+    fn to(&self, at: usize, value: f64, now_ms: u64) -> Result<bool, Refused> {
+        let control = &self.profile.controls[at];
+        let [low, high] = range(control);
+        if !(low - 1e-9..=high + 1e-9).contains(&value) {
+            return Err(Refused::Range { control: control.name.clone(), value, low, high });
+        }
+        self.forbidden(control, value, now_ms)?;
+        let stands = self.stands(at, now_ms);
+        let below = stands.is_some_and(|[lowest, _]| value < lowest - 1e-9);
+        if control.role.heats() && (below || value <= low + 1e-9) {
+            return Ok(true);
+        }
+        self.sound(now_ms)?;
+        let Some([lowest, highest]) = stands else {
+            let problem = format!("nothing tells where {} stands", control.name);
+            return Err(Refused::Unsound(problem));
+        };
+        // Less than was ordered a moment ago, and no less than is shown: not held up by the clock.
+        let ordered = self.moved[at].ordered.filter(|_| !self.moved[at].followed);
+        if !(control.role.heats() && ordered.is_some_and(|ordered| value < ordered - 1e-9)) {
+            self.rested(at, now_ms)?;
+            self.unworn(now_ms)?;
+        }
+        self.heeded(at, now_ms)?;
+        step(control, [lowest, highest], value)?;
+        self.needed(control, now_ms)?;
+        if !control.role.heats() && value < highest - 1e-9 {
+            self.needed_by_heat(control, value, now_ms)?;
+        }
+        Ok(false)
+    }
+
+    fn apply(&self, at: usize, now_ms: u64) -> Result<bool, Refused> {
+        let moved = &self.moved[at];
+        let passed = moved.at_ms.map(|then| now_ms.saturating_sub(then));
+        let Some(cuts) = moved.to_apply.filter(|_| passed.is_some_and(|p| p <= APPLY_WITHIN_MS))
+        else {
+            return Err(Refused::Unknown);
+        };
+        if !cuts {
+            let control = &self.profile.controls[at];
+            self.sound(now_ms)?;
+            self.needed(control, now_ms)?;
+            self.forbidden(control, moved.ordered.unwrap_or(f64::INFINITY), now_ms)?;
+        }
+        Ok(cuts)
     }
 
     /// What is known now, if it was read of late.
@@ -153,26 +263,23 @@ impl Guard {
         fresh.then_some(&self.known)
     }
 
-    /// Where a control stands: as the machine shows it, or as it was moved last.
-    fn stands(&self, at: usize, now_ms: u64) -> Option<f64> {
-        let shown = self.profile.controls[at].readback.as_ref().and_then(|channel| {
-            self.fresh(now_ms).and_then(|known| known.values.get(channel).copied())
-        });
-        shown.or(self.moved[at].value)
+    /// Where the machine shows a control to stand.
+    fn shown(&self, at: usize, now_ms: u64) -> Option<f64> {
+        let channel = self.profile.controls[at].readback.as_ref()?;
+        self.fresh(now_ms)?.values.get(channel).copied()
     }
 
-    /// Less heat than now; where now is not known, the least there is.
-    fn cuts_heat(&self, at: usize, value: f64, now_ms: u64) -> bool {
-        let control = &self.profile.controls[at];
-        let least = control.range.is_some_and(|[low, _]| value <= low);
-        let less = self.stands(at, now_ms).is_some_and(|stands| value <= stands);
-        control.role.heats() && (least || less)
+    /// The lowest and the highest that a control may stand at.
+    fn stands(&self, at: usize, now_ms: u64) -> Option<[f64; 2]> {
+        let shown = self.shown(at, now_ms)?;
+        let moved = &self.moved[at];
+        let ordered = moved.ordered.filter(|_| !moved.followed).unwrap_or(shown);
+        Some([shown.min(ordered), shown.max(ordered)])
     }
 
     fn rested(&self, at: usize, now_ms: u64) -> Result<(), Refused> {
         let control = &self.profile.controls[at];
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // seconds, by the linter
-        let least = (control.min_interval_s.unwrap_or(0.0) * 1000.0) as u64;
+        let least = ms(control.min_interval_s.unwrap_or(0.0));
         let passed = self.moved[at].at_ms.map_or(u64::MAX, |then| now_ms.saturating_sub(then));
         if passed < least {
             let (control, wait_ms) = (control.name.clone(), least - passed);
@@ -181,15 +288,14 @@ impl Guard {
         Ok(())
     }
 
-    fn step(&self, at: usize, value: f64, now_ms: u64) -> Result<(), Refused> {
-        let control = &self.profile.controls[at];
-        let Some(most) = control.max_step else { return Ok(()) };
-        let stands = self.stands(at, now_ms).ok_or_else(|| {
-            Refused::Unsound(format!("nothing tells where {} stands", control.name))
-        })?;
-        let step = (value - stands).abs();
-        if step > most + 1e-9 {
-            return Err(Refused::Step { control: control.name.clone(), step, most });
+    /// The machine has gone where it was ordered last, or still has time to.
+    fn heeded(&self, at: usize, now_ms: u64) -> Result<(), Refused> {
+        let (control, moved) = (&self.profile.controls[at], &self.moved[at]);
+        let Some(then) = moved.at_ms.filter(|_| !moved.followed && moved.ordered.is_some()) else {
+            return Ok(());
+        };
+        if now_ms.saturating_sub(then) > ms(control.readback_s.unwrap_or(0.0)) {
+            return Err(Refused::Unheeded(control.name.clone()));
         }
         Ok(())
     }
@@ -201,11 +307,11 @@ impl Guard {
             return unsound(format!("not within {} s", FRESH_MS / 1000));
         };
         for channel in self.profile.channels.iter().filter(|channel| channel.required) {
-            if !known.values.contains_key(&channel.name) {
-                return unsound(format!("{} has no value", channel.name));
-            }
             if let Some(remark) = known.remarks.get(&channel.name) {
                 return unsound(format!("{} is {}", channel.name, word(*remark)));
+            }
+            if !known.values.contains_key(&channel.name) {
+                return unsound(format!("{} has no value", channel.name));
             }
         }
         let limits = &self.profile.limits;
@@ -227,19 +333,43 @@ impl Guard {
         unmet.map_or(Ok(()), refused)
     }
 
+    /// Air and drum are not taken away from under a burner that needs them.
+    fn needed_by_heat(&self, control: &Control, value: f64, now_ms: u64) -> Result<(), Refused> {
+        let Some(shown_as) = &control.readback else { return Ok(()) };
+        for (at, burner) in self.profile.controls.iter().enumerate() {
+            let off = self.stands(at, now_ms).is_some_and(|[_, high]| high <= range(burner)[0]);
+            if !burner.role.heats() || off {
+                continue;
+            }
+            let unmet = burner.needs.iter().find(|need| match Condition::parse(need) {
+                Some(Condition::Compare { channel, operator, value: bound }) => {
+                    channel == *shown_as && !compare(value, operator, bound)
+                }
+                _ => false,
+            });
+            if let Some(need) = unmet {
+                let (control, need) = (burner.name.clone(), need.clone());
+                return Err(Refused::Needs { control, need });
+            }
+        }
+        Ok(())
+    }
+
     /// What is forbidden while something holds is forbidden too while that is not known.
     fn forbidden(&self, control: &Control, value: f64, now_ms: u64) -> Result<(), Refused> {
+        let [low, high] = range(control);
+        let near = (high - low) * NEAR;
         for text in self.profile.safe_state.iter().flat_map(|safe| &safe.forbid) {
             let Some(rule) = Forbidden::parse(text).filter(|r| r.control == control.name) else {
                 continue;
             };
-            let meant = rule.value.is_none_or(|forbidden| (forbidden - value).abs() < 1e-9);
+            let meant = rule.value.is_none_or(|forbidden| (forbidden - value).abs() <= near);
             let holds = rule.while_.as_ref().is_none_or(|w| self.holds(w, now_ms) != Some(false));
             if meant && holds {
                 return Err(Refused::Forbidden(text.clone()));
             }
         }
-        let stops = control.role == Role::Drum && value <= 0.0;
+        let stops = control.role == Role::Drum && value <= near;
         let most = self.profile.limits.drum_stop_below_c;
         let bt_c = self.fresh(now_ms).and_then(|known| known.values.get("btC"));
         if stops && bt_c.is_none_or(|bt_c| *bt_c > most) {
@@ -254,28 +384,62 @@ impl Guard {
         match condition {
             Condition::State(name) => known.states.get(name).copied(),
             Condition::Compare { channel, operator, value } => {
-                let shown = known.values.get(channel)?;
-                Some(match operator {
-                    Operator::Less => shown < value,
-                    Operator::AtMost => shown <= value,
-                    Operator::AtLeast => shown >= value,
-                    Operator::More => shown > value,
-                })
+                Some(compare(*known.values.get(channel)?, *operator, *value))
             }
         }
     }
 
     /// Some panels keep what is written in a memory that wears.
-    fn count(&mut self, now_ms: u64) -> Result<(), Refused> {
-        while self.written_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) >= HOUR_MS) {
-            self.written_ms.pop_front();
-        }
+    fn unworn(&self, now_ms: u64) -> Result<(), Refused> {
         let most = self.profile.limits.writes_per_hour_max;
-        if self.written_ms.len() >= most as usize {
+        let within = |at: &&u64| now_ms.saturating_sub(**at) < HOUR_MS;
+        if self.written_ms.iter().filter(within).count() >= most as usize {
             return Err(Refused::Worn(most));
         }
-        self.written_ms.push_back(now_ms);
         Ok(())
+    }
+
+    /// Every write counts; those past the bound need not be remembered to be past it.
+    fn count(&mut self, now_ms: u64) {
+        if self.written_ms.len() >= self.profile.limits.writes_per_hour_max as usize {
+            self.written_ms.pop_front();
+        }
+        self.written_ms.push_back(now_ms);
+    }
+}
+
+/// A switch without a range is off or on.
+fn range(control: &Control) -> [f64; 2] {
+    control.range.unwrap_or([0.0, 1.0])
+}
+
+/// From wherever it may stand. Less heat than was ordered is measured from what is shown alone.
+fn step(control: &Control, [lowest, highest]: [f64; 2], value: f64) -> Result<(), Refused> {
+    let [low, high] = range(control);
+    let mut most = control.max_step.unwrap_or(f64::INFINITY);
+    let mut step = value - lowest;
+    if control.role.heats() {
+        most = most.min((high - low) * HEAT_STEP_SHARE_MAX);
+    } else {
+        step = step.max(highest - value);
+    }
+    if step > most + 1e-9 {
+        return Err(Refused::Step { control: control.name.clone(), step, most });
+    }
+    Ok(())
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // the linter bounds seconds
+fn ms(seconds: f64) -> u64 {
+    (seconds * 1000.0) as u64
+}
+
+fn compare(shown: f64, operator: Operator, value: f64) -> bool {
+    match operator {
+        Operator::Less => shown < value,
+        Operator::AtMost => shown <= value,
+        Operator::AtLeast => shown >= value,
+        Operator::More => shown > value,
     }
 }
 
@@ -288,126 +452,5 @@ const fn word(remark: Quality) -> &'static str {
     }
 }
 
-fn range(control: &Control, value: f64) -> Result<(), Refused> {
-    let [low, high] = control.range.unwrap_or([0.0, 1.0]);
-    if !(low - 1e-9..=high + 1e-9).contains(&value) {
-        return Err(Refused::Range { control: control.name.clone(), value, low, high });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
-    fn guard(more: &str) -> Guard {
-        let entry = firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap();
-        let text = entry.text.replace(
-            "verified = false\nwrites = \"disabled\"",
-            "verified = true\nwrites = \"enabled\"\n\
-             bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
-        );
-        let profile = firmware_profiles::check(&format!("{text}\n{more}")).unwrap().profile;
-        Guard::new(profile)
-    }
-
-    fn seen(guard: &mut Guard, at_ms: u64, values: &[(&str, f64)]) {
-        let usual = [("btC", 150.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
-        let all = usual.iter().chain(values).map(|(name, value)| ((*name).to_owned(), *value));
-        guard.known = Known { at_ms: Some(at_ms), values: all.collect(), ..Known::default() };
-    }
-
-    const BURNER: usize = 0;
-    const DRUM: usize = 2;
-
-    #[test]
-    fn a_profile_as_it_is_shipped_moves_nothing() {
-        for entry in firmware_profiles::SHIPPED {
-            let profile = firmware_profiles::check(entry.text).unwrap().profile;
-            let controls = profile.controls.len();
-            let mut guard = Guard::new(profile);
-            for at in 0..controls {
-                assert_eq!(guard.allow(Move::To(at, 0.0), 0), Err(Refused::Disabled));
-            }
-        }
-    }
-
-    #[test]
-    fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
-        let mut guard = guard("");
-        seen(&mut guard, 1_000, &[]);
-        let step = guard.allow(Move::To(BURNER, 70.0), 1_000).unwrap_err();
-        assert_eq!(step, Refused::Step { control: "burner".into(), step: 30.0, most: 20.0 });
-        assert_eq!(guard.allow(Move::To(BURNER, 60.0), 1_000), Ok(()));
-        seen(&mut guard, 2_000, &[("gasPct", 60.0)]);
-        let soon = guard.allow(Move::To(BURNER, 65.0), 2_000).unwrap_err();
-        assert_eq!(soon, Refused::Soon { control: "burner".into(), wait_ms: 1_000 });
-        assert_eq!(guard.allow(Move::To(BURNER, 5.0), 2_000), Ok(()), "all at once, at any time");
-        // The machine is not read, and where the burner stands is not known.
-        guard.known = Known::default();
-        guard.unconfirmed(Move::To(BURNER, 5.0));
-        assert_eq!(guard.allow(Move::To(BURNER, 0.0), 3_000), Ok(()));
-        assert!(matches!(guard.allow(Move::To(BURNER, 1.0), 9_000), Err(Refused::Unsound(_))));
-        let range = guard.allow(Move::To(BURNER, 101.0), 9_000);
-        assert!(matches!(range, Err(Refused::Range { .. })), "{range:?}");
-        assert!(matches!(
-            guard.allow(Move::To(BURNER, f64::NAN), 9_000),
-            Err(Refused::Range { .. })
-        ));
-    }
-
-    #[test]
-    fn more_heat_needs_a_machine_that_turns_moves_air_and_is_read_soundly() {
-        let mut guard = guard("");
-        let up = Move::To(BURNER, 50.0);
-        for (values, problem) in [
-            (("drumPct", 10.0), "burner needs drumPct >= 40"),
-            (("fanPct", 10.0), "burner needs fanPct >= 25"),
-            (("btC", 236.0), "btC is at the profile's limit of 235 °C"),
-        ] {
-            seen(&mut guard, 1_000, &[values]);
-            let told = guard.allow(up, 1_000).unwrap_err().to_string();
-            assert!(told.contains(problem), "{told}");
-        }
-        seen(&mut guard, 1_000, &[]);
-        guard.known.remarks.insert("btC".into(), Quality::Spike);
-        let told = guard.allow(up, 1_000).unwrap_err().to_string();
-        assert!(told.contains("btC is a spike"), "{told}");
-        seen(&mut guard, 1_000, &[]);
-        assert!(matches!(guard.allow(up, 5_000), Err(Refused::Unsound(_))), "read too long ago");
-        assert_eq!(guard.allow(up, 3_000), Ok(()));
-    }
-
-    #[test]
-    fn a_drum_turns_while_beans_are_hot() {
-        let mut guard = guard("forbid = [\"drum=55 while btC > 100\"]");
-        seen(&mut guard, 1_000, &[("drumPct", 60.0)]);
-        let told = guard.allow(Move::To(DRUM, 55.0), 1_000).unwrap_err();
-        assert_eq!(told, Refused::Forbidden("drum=55 while btC > 100".into()));
-        guard.profile.controls[DRUM].range = Some([0.0, 100.0]);
-        let told = guard.allow(Move::To(DRUM, 0.0), 1_000).unwrap_err();
-        assert!(matches!(told, Refused::Forbidden(_)), "{told}");
-        guard.known = Known::default();
-        let told = guard.allow(Move::To(DRUM, 0.0), 1_000).unwrap_err();
-        assert!(matches!(told, Refused::Forbidden(_)), "not known to be cold: {told}");
-        seen(&mut guard, 1_000, &[("btC", 30.0), ("drumPct", 5.0)]);
-        assert_eq!(guard.allow(Move::To(DRUM, 0.0), 1_000), Ok(()));
-    }
-
-    #[test]
-    fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
-        let mut guard = guard("[limits]\nwrites_per_hour_max = 3");
-        for i in 0..3 {
-            seen(&mut guard, i * 10_000, &[]);
-            guard.allow(Move::To(BURNER, 45.0), i * 10_000).unwrap();
-        }
-        seen(&mut guard, 40_000, &[]);
-        assert_eq!(guard.allow(Move::To(BURNER, 45.0), 40_000), Err(Refused::Worn(3)));
-        assert_eq!(guard.allow(Move::Apply(BURNER), 40_000), Err(Refused::Unknown));
-        assert_eq!(guard.allow(Move::To(BURNER, 0.0), 40_000), Ok(()));
-        assert_eq!(guard.allow(Move::Apply(BURNER), 40_500), Ok(()));
-        seen(&mut guard, HOUR_MS, &[]);
-        assert_eq!(guard.allow(Move::To(BURNER, 45.0), HOUR_MS), Ok(()), "an hour later");
-    }
-}
+mod tests;

@@ -16,7 +16,8 @@ use crate::guard::{Guard, Known, Move, Refused};
 
 /// Past it whoever asks is told that the machine is busy.
 const WAITING_MAX: usize = 8;
-/// What was not begun by then is dropped: nobody wants a slider's position of a while ago.
+/// What was not begun by then is dropped: nobody wants a slider's position of a while ago. Longer
+/// where an answer that is under way may take longer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A driver that stands still answers nobody.
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
@@ -30,6 +31,8 @@ pub struct Written {
     pub request: Request<'static>,
     who: String,
     wanted: Move,
+    /// It takes heat away.
+    urgent: bool,
     done: oneshot::Sender<Result<String, Refused>>,
     until: Instant,
 }
@@ -39,6 +42,7 @@ struct Shared {
     guard: Guard,
     waiting: VecDeque<Written>,
     notes: VecDeque<String>,
+    patience: Duration,
 }
 
 /// Shared between the driver, which writes, and whoever asks. Clones are one hand.
@@ -49,10 +53,13 @@ pub struct Hand {
 }
 
 impl Hand {
+    /// For a machine whose answers take at most `timeout`.
     #[must_use]
-    pub fn new(profile: &Profile) -> Self {
+    pub fn new(profile: &Profile, timeout: Duration) -> Self {
         let guard = Guard::new(profile.clone());
-        let shared = Shared { guard, waiting: VecDeque::new(), notes: VecDeque::new() };
+        let (waiting, notes) = (VecDeque::new(), VecDeque::new());
+        let patience = PATIENCE.max(3 * timeout);
+        let shared = Shared { guard, waiting, notes, patience };
         Self { shared: Arc::new(Mutex::new(shared)), rang: Arc::default() }
     }
 
@@ -82,7 +89,8 @@ impl Hand {
         }
     }
 
-    /// Asks the guard, and queues what it allows.
+    /// Asks the guard, and queues what it allows: what takes heat away first, and in the place of
+    /// what the same control was to be moved to.
     fn ask(
         &self,
         who: &str,
@@ -90,15 +98,28 @@ impl Hand {
         request: Request<'static>,
         mono_ms: u64,
     ) -> Result<oneshot::Receiver<Result<String, Refused>>, Refused> {
-        let mut shared = self.shared();
-        let wanted = meant(shared.guard.profile(), station, &request).ok_or(Refused::Unknown)?;
-        if shared.waiting.len() >= WAITING_MAX {
-            return Err(Refused::Busy);
+        let mut guarded = self.shared();
+        let shared = &mut *guarded;
+        let wanted = meant(&shared.guard, station, &request).ok_or(Refused::Unknown)?;
+        let urgent = match wanted {
+            // What it applies may still be waiting; it is looked at when its turn comes.
+            Move::Apply(_) => false,
+            _ => shared.guard.look(wanted, mono_ms)?,
+        };
+        if matches!(wanted, Move::To(..) | Move::HandBack(_)) {
+            let same = |w: &Written| w.wanted.control() == wanted.control();
+            shared.waiting.retain(|w| !same(w) || matches!(w.wanted, Move::Apply(_)));
         }
-        shared.guard.allow(wanted, mono_ms)?;
+        if shared.waiting.len() >= WAITING_MAX {
+            let raise = shared.waiting.iter().rposition(|w| urgent && !w.urgent);
+            shared.waiting.remove(raise.ok_or(Refused::Busy)?);
+        }
         let (done, answer) = oneshot::channel();
-        let (who, until) = (who.to_owned(), Instant::now() + PATIENCE);
-        shared.waiting.push_back(Written { station, request, who, wanted, done, until });
+        let (who, until) = (who.to_owned(), Instant::now() + shared.patience);
+        let written = Written { station, request, who, wanted, urgent, done, until };
+        let behind = shared.waiting.iter().take_while(|w| w.urgent).count();
+        let at = if urgent { behind } else { shared.waiting.len() };
+        shared.waiting.insert(at, written);
         Ok(answer)
     }
 
@@ -109,25 +130,31 @@ impl Hand {
         }
     }
 
-    /// What is to be written next. What waited too long, or for somebody who has gone, is dropped.
-    pub(crate) fn next(&self) -> Option<Written> {
+    /// What is to be written next, looked at once more. What waited too long, or for somebody who has
+    /// gone, is dropped.
+    pub(crate) fn next(&self, mono_ms: u64) -> Option<Written> {
         let now = Instant::now();
         let mut shared = self.shared();
         loop {
             let next = shared.waiting.pop_front()?;
-            if now <= next.until && !next.done.is_closed() {
-                return Some(next);
+            if now > next.until || next.done.is_closed() {
+                continue;
             }
-            shared.guard.unconfirmed(next.wanted);
+            match shared.guard.begin(next.wanted, mono_ms) {
+                Ok(()) => return Some(next),
+                Err(refused) => {
+                    let _ = next.done.send(Err(refused));
+                }
+            }
         }
     }
 
     /// How a write ended: for whoever asked, the guard, and the curve.
-    pub(crate) fn ended(&self, written: Written, outcome: Result<(), String>) {
-        let outcome = outcome.map_err(Refused::Unconfirmed);
+    pub(crate) fn ended(&self, written: Written, outcome: Result<(), Refused>, mono_ms: u64) {
         let mut shared = self.shared();
-        let (Move::To(at, _) | Move::Apply(at) | Move::HandBack(at)) = written.wanted;
-        let control = shared.guard.profile().controls.get(at).map_or("", |c| &c.name);
+        shared.guard.ended(written.wanted, &outcome, mono_ms);
+        let control = shared.guard.profile().controls.get(written.wanted.control());
+        let control = control.map_or("", |control| &control.name);
         let what = match written.wanted {
             Move::To(_, value) => format!("{control} to {}", (value * 100.0).round() / 100.0),
             Move::Apply(_) => format!("{control} applied"),
@@ -139,16 +166,13 @@ impl Hand {
             shared.notes.pop_front();
         }
         shared.notes.push_back(note);
-        if outcome.is_err() {
-            shared.guard.unconfirmed(written.wanted);
-        }
         // Nobody may be there any more to hear it.
         let _ = written.done.send(outcome.map(|()| what));
     }
 
     /// What the guard goes by from now on.
     pub(crate) fn saw(&self, known: Known) {
-        self.shared().guard.known = known;
+        self.shared().guard.saw(known);
     }
 
     /// What was moved since the last reading, in sentences.
@@ -158,22 +182,33 @@ impl Hand {
 }
 
 /// Which control a request moves: it must be the one write that the profile describes, by the same
-/// function and of the same length. Anything else moves nothing that we know.
-fn meant(profile: &Profile, station: u8, request: &Request<'_>) -> Option<Move> {
-    profile.controls.iter().enumerate().find_map(|(at, control)| {
+/// function and of the same length. Anything else moves nothing that we know. Where several controls
+/// are applied by one write, it is the one's that waits for it.
+fn meant(guard: &Guard, station: u8, request: &Request<'_>) -> Option<Move> {
+    let profile = guard.profile();
+    let mut applied = None;
+    for (at, control) in profile.controls.iter().enumerate() {
         let place = |text: &str| Address::parse(profile, control.station, text, Use::Write).ok();
         if let (Some(apply), Request::MaskWriteRegister(register, and, or)) =
             (&control.apply, request)
             && place(&apply.addr) == Some(holding(station, *register))
             && (*and, *or) == (apply.and, apply.or)
         {
-            return Some(Move::Apply(at));
+            if guard.expects_apply(at) {
+                return Some(Move::Apply(at));
+            }
+            applied = applied.or(Some(Move::Apply(at)));
         }
-        let raw = raw(control, &place(&control.addr)?, station, request)?;
+        let Some(raw) =
+            place(&control.addr).and_then(|place| raw(control, &place, station, request))
+        else {
+            continue;
+        };
         let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
         let value = (raw - control.map.offset) / control.map.factor;
-        Some(if handed { Move::HandBack(at) } else { Move::To(at, value) })
-    })
+        return Some(if handed { Move::HandBack(at) } else { Move::To(at, value) });
+    }
+    applied
 }
 
 const fn holding(station: u8, register: u16) -> Address {
@@ -214,20 +249,37 @@ mod tests {
     use super::*;
 
     fn profile() -> Profile {
-        firmware_profiles::check(
-            firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap().text,
-        )
-        .unwrap()
-        .profile
+        let entry = firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap();
+        let mut profile = firmware_profiles::check(entry.text).unwrap().profile;
+        profile.machine.writes = firmware_profiles::Writes::Enabled;
+        profile
     }
+
+    fn known() -> Known {
+        let values = [("btC", 150.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
+        let values = values.map(|(name, value)| (name.to_owned(), value)).into();
+        Known { at_ms: Some(0), values, ..Known::default() }
+    }
+
+    fn hand() -> Hand {
+        let hand = Hand::new(&profile(), Duration::from_millis(300));
+        hand.saw(known());
+        hand
+    }
+
+    fn burner(value: u16) -> Request<'static> {
+        Request::WriteSingleRegister(12290, value * 100)
+    }
+
+    const APPLY: Request<'static> = Request::MaskWriteRegister(12318, 65_531, 4);
 
     #[test]
     fn a_request_is_a_control_s_when_it_is_the_very_write_that_the_profile_describes() {
         let mut profile = profile();
-        let meant = |request| super::meant(&profile, 1, &request);
-        assert_eq!(meant(Request::WriteSingleRegister(12290, 4_500)), Some(Move::To(0, 45.0)));
-        let apply = Request::MaskWriteRegister(12318, 65_531, 4);
-        assert_eq!(meant(apply.clone()), Some(Move::Apply(0)));
+        let guard = Guard::new(profile.clone());
+        let meant = |request| super::meant(&guard, 1, &request);
+        assert_eq!(meant(burner(45)), Some(Move::To(0, 45.0)));
+        assert_eq!(meant(APPLY), Some(Move::Apply(0)));
         for other in [
             Request::MaskWriteRegister(12318, 0, 4),
             Request::WriteSingleRegister(12291, 45),
@@ -240,33 +292,67 @@ mod tests {
         ] {
             assert_eq!(meant(other.clone()), None, "{other:?}");
         }
-        assert_eq!(super::meant(&profile, 2, &apply), None, "another unit");
+        assert_eq!(super::meant(&guard, 2, &APPLY), None, "another unit");
         profile.controls[0].auto_raw = Some(20_000.0);
         let back = Request::WriteSingleRegister(12290, 20_000);
-        assert_eq!(super::meant(&profile, 1, &back), Some(Move::HandBack(0)));
+        assert_eq!(super::meant(&Guard::new(profile), 1, &back), Some(Move::HandBack(0)));
+    }
+
+    #[test]
+    fn an_apply_that_controls_share_is_the_one_s_that_waits_for_it() {
+        let mut profile = profile();
+        profile.controls[1].apply = profile.controls[0].apply.clone();
+        let mut guard = Guard::new(profile);
+        guard.saw(known());
+        guard.begin(Move::To(1, 65.0), 0).unwrap();
+        assert_eq!(meant(&guard, 1, &APPLY), Some(Move::Apply(1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_waited_too_long_is_never_written() {
-        let mut profile = profile();
-        profile.machine.writes = firmware_profiles::Writes::Enabled;
-        let hand = Hand::new(&profile);
-        let off = || Request::WriteSingleRegister(12290, 0);
+        let hand = hand();
         let asking = hand.clone();
-        let asked = tokio::spawn(async move { asking.write("Artisan", 1, off(), 0).await });
+        let asked = tokio::spawn(async move { asking.write("Artisan", 1, burner(0), 0).await });
         hand.asked().await;
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(hand.next().is_none());
+        assert!(hand.next(2_000).is_none());
         assert_eq!(asked.await.unwrap(), Err(Refused::Busy));
         assert!(hand.notes().is_empty(), "nothing has happened");
         // In time it is, and is told.
         let asking = hand.clone();
-        let asked = tokio::spawn(async move { asking.write("Artisan", 1, off(), 3_000).await });
+        let asked = tokio::spawn(async move { asking.write("Artisan", 1, burner(0), 3_000).await });
         hand.asked().await;
-        let next = hand.next().unwrap();
-        assert_eq!(next.request, off());
-        hand.ended(next, Ok(()));
+        let next = hand.next(3_000).unwrap();
+        assert_eq!(next.request, burner(0));
+        hand.ended(next, Ok(()), 3_000);
         assert_eq!(asked.await.unwrap(), Ok("burner to 0".to_owned()));
         assert_eq!(hand.notes(), ["Artisan: burner to 0"]);
+    }
+
+    #[tokio::test]
+    async fn less_heat_goes_first_and_takes_the_place_of_more() {
+        let hand = hand();
+        let air = Request::WriteSingleRegister(12363, 650);
+        let _air = hand.ask("a", 1, air.clone(), 0).unwrap();
+        let raise = hand.ask("a", 1, burner(50), 0).unwrap();
+        let _apply = hand.ask("a", 1, APPLY, 0).unwrap();
+        let _cut = hand.ask("b", 1, burner(10), 0).unwrap();
+        assert!(raise.await.is_err(), "nobody wants it any more");
+        let order: Vec<_> = std::iter::from_fn(|| hand.next(0).map(|w| w.request)).collect();
+        assert_eq!(order, [burner(10), air, APPLY]);
+        // With every place taken, one of those that raise anything is given up for it.
+        let kept: Vec<_> = (0..2 * WAITING_MAX).map(|_| hand.ask("a", 1, APPLY, 0)).collect();
+        assert_eq!(kept.iter().filter(|asked| asked.is_ok()).count(), WAITING_MAX);
+        let _cut = hand.ask("b", 1, burner(0), 0).unwrap();
+        assert_eq!(hand.next(0).unwrap().request, burner(0));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_allowed_any_more_when_its_turn_comes_is_not_written() {
+        let hand = hand();
+        let raise = hand.ask("a", 1, burner(50), 0).unwrap();
+        hand.saw(Known::default());
+        assert!(hand.next(100).is_none());
+        assert!(matches!(raise.await.unwrap(), Err(Refused::Unsound(_))));
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use contract::{Channel, EventKind, Quality};
 use firmware_profiles::address::{Address, Use};
 use firmware_profiles::encoding::{Order, Type};
-use firmware_profiles::{Profile, Timing, Transport};
+use firmware_profiles::{Profile, State, Timing, Transport};
 
 use crate::guard::Known;
 use crate::port::Place;
@@ -136,6 +136,11 @@ pub fn limit(timing: &Timing) -> std::time::Duration {
     std::time::Duration::from_millis(timing.timeout_ms)
 }
 
+/// Whether a state holds by a raw value; `None` where it was not read.
+fn holds(state: &State, raw: Option<f64>) -> Option<bool> {
+    Some((raw? - state.equals).abs() < 1e-6)
+}
+
 struct ProfileDriver {
     profile: Profile,
     channels: Vec<Channel>,
@@ -144,6 +149,8 @@ struct ProfileDriver {
     hand: Option<Hand>,
     /// Whether each state held at the last answer; `None` before the first.
     held: Vec<Option<bool>>,
+    /// Whether each state holds by the last answer alone.
+    states: Vec<Option<bool>>,
     /// Each channel's last value and when, for steps that cannot be.
     last: Vec<Option<(u64, f64)>>,
     /// Since when nothing has answered, and why.
@@ -157,9 +164,9 @@ impl ProfileDriver {
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
         let channels: Vec<Channel> = profile.channels.iter().map(|c| named(&c.name)).collect();
         let derived = profile.derived.iter().map(|d| named(&d.name)).collect();
-        let held = vec![None; profile.states.len()];
+        let (held, states) = (vec![None; profile.states.len()], vec![None; profile.states.len()]);
         let last = vec![None; channels.len()];
-        Self { profile, channels, derived, bus, hand, held, last, gap: None }
+        Self { profile, channels, derived, bus, hand, held, states, last, gap: None }
     }
 
     /// What raw values mean. Pure but for what it remembers of the last ones.
@@ -186,6 +193,8 @@ impl ProfileDriver {
             reading.values.push((channel.clone(), sum));
         }
         reading.marks = self.marks(states);
+        self.states =
+            self.profile.states.iter().zip(states).map(|(state, raw)| holds(state, *raw)).collect();
         reading
     }
 
@@ -208,8 +217,7 @@ impl ProfileDriver {
     fn marks(&mut self, states: &[Option<f64>]) -> Vec<EventKind> {
         let mut marks = Vec::new();
         for ((state, held), raw) in self.profile.states.iter().zip(&mut self.held).zip(states) {
-            let Some(raw) = raw else { continue };
-            let now = (raw - state.equals).abs() < 1e-6;
+            let Some(now) = holds(state, *raw) else { continue };
             if now && *held == Some(false) {
                 marks.extend(state.mark.as_deref().and_then(EventKind::parse));
             }
@@ -220,19 +228,21 @@ impl ProfileDriver {
 
     /// What the guard of its controls may go by.
     fn known(&self, mono_ms: u64, reading: &Reading) -> Known {
-        let value = |(channel, value): &(Channel, Option<f64>)| {
-            Some((channel.as_str().to_owned(), (*value)?))
+        let remarked: Vec<&Channel> = reading.remarks.iter().map(|(channel, _)| channel).collect();
+        let doubtful = |channel: &Channel| {
+            let terms = self.profile.derived.iter().zip(&self.derived);
+            let terms = terms.filter(|(_, name)| *name == channel).flat_map(|(d, _)| &d.terms);
+            let mut names = terms.map(|term| term.channel.as_str()).chain([channel.as_str()]);
+            names.any(|name| remarked.iter().any(|channel| channel.as_str() == name))
         };
-        let remark =
-            |(channel, remark): &(Channel, Quality)| (channel.as_str().to_owned(), *remark);
-        let states = self.profile.states.iter().zip(&self.held);
+        let named = |channel: &Channel| channel.as_str().to_owned();
+        let sure = reading.values.iter().filter(|(channel, _)| !doubtful(channel));
+        let states = self.profile.states.iter().zip(&self.states);
         Known {
             at_ms: Some(mono_ms),
-            values: reading.values.iter().filter_map(value).collect(),
-            remarks: reading.remarks.iter().map(remark).collect(),
-            states: states
-                .filter_map(|(state, held)| Some((state.name.clone(), (*held)?)))
-                .collect(),
+            values: sure.filter_map(|(channel, value)| Some((named(channel), (*value)?))).collect(),
+            remarks: reading.remarks.iter().map(|(c, remark)| (named(c), *remark)).collect(),
+            states: states.filter_map(|(state, now)| Some((state.name.clone(), (*now)?))).collect(),
         }
     }
 

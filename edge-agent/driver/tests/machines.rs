@@ -204,7 +204,7 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
     let mut profile = profile("toper.tkm-sx.plc");
     profile.machine.writes = firmware_profiles::Writes::Enabled;
     profile.timing.block_max = 1;
-    let hand = Hand::new(&profile);
+    let hand = Hand::new(&profile, Duration::from_secs(5));
     let share = Share { hand: Some(hand.clone()), ..Share::default() };
     let (emulator, mut driver) = start_shared(&profile, share).await;
     driver.read(0).await.unwrap();

@@ -4,7 +4,7 @@ use super::reading::{address, switches, typed};
 use super::{Findings, has_channel, unknown_in};
 use crate::address::{Address, Table, Use};
 use crate::condition::{Condition, is_name};
-use crate::document::{Control, Profile, Remote, Role};
+use crate::document::{Control, Profile, Remote, Role, Writes};
 use crate::encoding::Type;
 
 /// The largest step of heat at once, in % (rule S9).
@@ -13,6 +13,9 @@ const HEAT_STEP_MAX: f64 = 20.0;
 const INTERVAL_S_MIN: f64 = 2.0;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
+    if profile.machine.writes == Writes::Enabled {
+        judged(profile, findings);
+    }
     for (i, control) in profile.controls.iter().enumerate() {
         let at = format!("control {}", control.name);
         let twice = profile.controls[..i].iter().any(|c| c.name == control.name);
@@ -39,6 +42,42 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
         range(control, &at, findings);
         readback(profile, control, &at, findings);
         remote(profile, control, &at, findings);
+    }
+}
+
+/// Where anything is written, whatever is judged by must be worth believing: a broken sensor's number
+/// may satisfy a need, or make more heat look like less.
+fn judged(profile: &Profile, findings: &mut Findings) {
+    let bt = profile.channels.iter().find(|channel| channel.name == "btC");
+    findings.require(
+        bt.is_some_and(|bt| bt.required && bt.valid.is_some()),
+        "judged",
+        "channel btC",
+        "is not required with valid, and writes are enabled",
+    );
+    for control in profile.controls.iter().filter(|control| control.remote == Remote::Guarded) {
+        let at = format!("control {}", control.name);
+        let needs = control.needs.iter().filter_map(|need| match Condition::parse(need)? {
+            Condition::Compare { channel, .. } => Some(channel),
+            Condition::State(_) => None,
+        });
+        let judged = needs.chain(control.readback.clone());
+        let unbounded = judged.filter(|name| {
+            let mut own = profile.channels.iter().filter(|channel| channel.name == *name);
+            own.any(|channel| channel.valid.is_none())
+        });
+        for name in unbounded {
+            let sentence =
+                format!("is judged by {name}, which has no valid, and writes are enabled");
+            findings.add("judged", &at, sentence);
+        }
+        let shown = profile.channels.iter().find(|c| Some(&c.name) == control.readback.as_ref());
+        findings.require(
+            shown.is_none_or(|channel| channel.unit == control.unit),
+            "judged",
+            &at,
+            "is in another unit than its readback, and writes are enabled",
+        );
     }
 }
 

@@ -6,10 +6,11 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use driver::{Hand, NoImage, Refused, Share};
 use firmware_profiles::address::Table;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_modbus::server::Service;
 use tokio_modbus::server::tcp::Server;
 use tokio_modbus::{ExceptionCode, Request, Response, SlaveRequest};
@@ -100,7 +101,10 @@ const fn exception(refused: &Refused) -> ExceptionCode {
             ExceptionCode::IllegalDataValue
         }
         Refused::Soon { .. } | Refused::Worn(_) | Refused::Busy => ExceptionCode::ServerDeviceBusy,
-        Refused::Needs { .. } | Refused::Unsound(_) => ExceptionCode::ServerDeviceFailure,
+        Refused::Needs { .. } | Refused::Unsound(_) | Refused::Unheeded(_) => {
+            ExceptionCode::ServerDeviceFailure
+        }
+        Refused::Unsent(_) => ExceptionCode::GatewayPathUnavailable,
         Refused::Unconfirmed(_) => ExceptionCode::GatewayTargetDevice,
     }
 }
@@ -135,6 +139,18 @@ impl Drop for Mirror {
     }
 }
 
+/// A computer that was switched off must not keep its place: it is noticed within a minute.
+fn notice_when_it_is_gone(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let told = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10)))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3));
+    if let Err(error) = told {
+        tracing::debug!(%error, "a connection of Artisan's is not watched");
+    }
+}
+
 /// Serves until `stop`; values older than `age_max_ms` are not shown.
 ///
 /// # Errors
@@ -147,7 +163,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let open = Arc::<AtomicUsize>::default();
-    let connected = |stream, from| {
+    let connected = |stream: TcpStream, from| {
+        notice_when_it_is_gone(&stream);
         let taken = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
         let mirror = Mirror { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
         if !taken {

@@ -11,16 +11,16 @@ use std::time::Duration;
 use firmware_profiles::Timing;
 use firmware_profiles::address::Table;
 use tokio::time::Instant;
-use tokio_modbus::client::{Context, Reader as _, Writer as _, rtu, tcp};
+use tokio_modbus::client::{Client as _, Context, Reader as _, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext as _};
-use tokio_modbus::{ExceptionCode, Request};
+use tokio_modbus::{ExceptionCode, Request, Response};
 
 use self::plan::{Block, Unit};
 use crate::hand::Written;
 use crate::health::{Health, order};
 use crate::port::Place;
 use crate::profile::{Bus, Point, Polling, Raws, limit};
-use crate::{DriverError, Share};
+use crate::{DriverError, Refused, Share};
 
 pub struct Modbus {
     place: Place,
@@ -169,37 +169,25 @@ impl Modbus {
     /// Writes one value, if one is to be written.
     async fn obey_next(&mut self, mono_ms: u64) {
         let Some(hand) = self.share.hand.clone() else { return };
-        let Some(written) = hand.next() else { return };
-        let outcome = match self.write(&written, mono_ms).await {
-            Ok(()) => Ok(()),
-            Err(Miss::Exception(code)) => Err(format!("the machine says: {code}")),
-            Err(Miss::Failed(error)) => Err(error.to_string()),
-        };
-        hand.ended(written, outcome);
+        let Some(written) = hand.next(mono_ms) else { return };
+        let outcome = self.write(&written, mono_ms).await;
+        hand.ended(written, outcome, mono_ms);
     }
 
-    /// The client looks whether the machine's answer repeats what it was told.
-    async fn write(&mut self, written: &Written, mono_ms: u64) -> Result<(), Miss> {
-        self.settled(mono_ms).await.map_err(Miss::Failed)?;
+    /// The machine has taken what it repeats; anything else it says is no.
+    async fn write(&mut self, written: &Written, mono_ms: u64) -> Result<(), Refused> {
+        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
+        self.settled(mono_ms).await.map_err(unsent)?;
+        let connection = self.connect(mono_ms).await.map_err(unsent)?;
+        self.connection = Some(connection);
         let request = written.request.clone();
-        let write = async |connection: &mut Context| match request {
-            Request::WriteSingleCoil(at, on) => connection.write_single_coil(at, on).await,
-            Request::WriteMultipleCoils(at, bits) => {
-                connection.write_multiple_coils(at, &bits).await
-            }
-            Request::WriteSingleRegister(at, word) => {
-                connection.write_single_register(at, word).await
-            }
-            Request::WriteMultipleRegisters(at, words) => {
-                connection.write_multiple_registers(at, &words).await
-            }
-            Request::MaskWriteRegister(at, and, or) => {
-                connection.masked_write_register(at, and, or).await
-            }
-            // The hand lets through what a control's function writes.
-            _ => Ok(Err(ExceptionCode::IllegalFunction)),
-        };
-        self.exchange(written.station, mono_ms, write).await
+        let say = async |connection: &mut Context| connection.call(request).await;
+        match self.exchange(written.station, mono_ms, say).await {
+            Ok(response) if repeats(&response, &written.request) => Ok(()),
+            Ok(_) => Err(Refused::Unconfirmed("it answers something else".to_owned())),
+            Err(Miss::Exception(code)) => Err(Refused::Unconfirmed(format!("it says: {code}"))),
+            Err(Miss::Failed(error)) => Err(Refused::Unconfirmed(error.to_string())),
+        }
     }
 
     async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
@@ -232,6 +220,28 @@ impl Modbus {
         // Only resting units: nothing was asked, and nothing is known.
         let silent = || DriverError::Silent(self.place.name(), self.timing.timeout_ms);
         if answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
+    }
+}
+
+/// Whether an answer says that this request was done.
+fn repeats(response: &Response, request: &Request<'_>) -> bool {
+    let length = |of: usize, said: u16| usize::from(said) == of;
+    match (response, request) {
+        (Response::WriteSingleCoil(at, on), Request::WriteSingleCoil(a, o)) => (at, on) == (a, o),
+        (Response::WriteSingleRegister(at, word), Request::WriteSingleRegister(a, w)) => {
+            (at, word) == (a, w)
+        }
+        (Response::WriteMultipleCoils(at, count), Request::WriteMultipleCoils(a, bits)) => {
+            at == a && length(bits.len(), *count)
+        }
+        (
+            Response::WriteMultipleRegisters(at, count),
+            Request::WriteMultipleRegisters(a, words),
+        ) => at == a && length(words.len(), *count),
+        (Response::MaskWriteRegister(at, and, or), Request::MaskWriteRegister(a, n, o)) => {
+            (at, and, or) == (a, n, o)
+        }
+        _ => false,
     }
 }
 

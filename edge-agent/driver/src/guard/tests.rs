@@ -1,0 +1,209 @@
+//! What the guard lets happen, and what not.
+
+use super::*;
+
+/// Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
+fn guard(more: &str) -> Guard {
+    let entry = firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap();
+    let text = entry.text.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
+    );
+    let profile = firmware_profiles::check(&format!("{text}\n{more}")).unwrap().profile;
+    Guard::new(profile)
+}
+
+fn seen(guard: &mut Guard, at_ms: u64, values: &[(&str, f64)]) {
+    let usual = [("btC", 150.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
+    let all = usual.iter().chain(values).map(|(name, value)| ((*name).to_owned(), *value));
+    guard.saw(Known { at_ms: Some(at_ms), values: all.collect(), ..Known::default() });
+}
+
+/// Done, and confirmed by the machine.
+fn done(guard: &mut Guard, wanted: Move, now_ms: u64) -> Result<(), Refused> {
+    guard.begin(wanted, now_ms)?;
+    guard.ended(wanted, &Ok(()), now_ms);
+    Ok(())
+}
+
+const BURNER: usize = 0;
+const AIR: usize = 1;
+const DRUM: usize = 2;
+
+fn burner(value: f64) -> Move {
+    Move::To(BURNER, value)
+}
+
+#[test]
+fn a_profile_as_it_is_shipped_moves_nothing() {
+    for entry in firmware_profiles::SHIPPED {
+        let profile = firmware_profiles::check(entry.text).unwrap().profile;
+        let controls = profile.controls.len();
+        let guard = Guard::new(profile);
+        for at in 0..controls {
+            for wanted in [Move::To(at, 0.0), Move::Apply(at), Move::HandBack(at)] {
+                assert_eq!(guard.look(wanted, 0), Err(Refused::Disabled));
+            }
+        }
+    }
+}
+
+#[test]
+fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    let step = guard.look(burner(70.0), 1_000).unwrap_err();
+    assert_eq!(step, Refused::Step { control: "burner".into(), step: 30.0, most: 20.0 });
+    assert_eq!(done(&mut guard, burner(60.0), 1_000), Ok(()));
+    seen(&mut guard, 2_000, &[("gasPct", 60.0)]);
+    let soon = guard.look(burner(65.0), 2_000).unwrap_err();
+    assert_eq!(soon, Refused::Soon { control: "burner".into(), wait_ms: 1_000 });
+    assert_eq!(guard.look(burner(5.0), 2_000), Ok(true), "all at once, at any time");
+    let range = guard.look(burner(101.0), 9_000);
+    assert!(matches!(range, Err(Refused::Range { .. })), "{range:?}");
+    assert!(matches!(guard.look(burner(f64::NAN), 9_000), Err(Refused::Range { .. })));
+    guard.profile.controls[BURNER].max_step = Some(80.0);
+    seen(&mut guard, 9_000, &[("gasPct", 60.0)]);
+    let most = guard.look(burner(81.0), 9_000).unwrap_err();
+    assert!(matches!(most, Refused::Step { most: 20.0, .. }), "a fifth of its range: {most}");
+}
+
+#[test]
+fn an_old_reading_makes_no_raise_a_cut() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(0.0), 1_100), Ok(()));
+    // The machine still shows 60: back to it is a raise from 0.
+    for more in [60.0, 15.0] {
+        assert!(matches!(guard.look(burner(more), 1_200), Err(Refused::Soon { .. })));
+    }
+    seen(&mut guard, 4_000, &[("gasPct", 60.0)]);
+    assert!(matches!(guard.look(burner(60.0), 4_000), Err(Refused::Step { .. })));
+    assert_eq!(guard.look(burner(15.0), 4_000), Ok(false), "a step from 0");
+    // Not read any more: only the least there is, whatever was ordered or shown before.
+    assert!(matches!(guard.look(burner(10.0), 8_000), Err(Refused::Unsound(_))));
+    assert_eq!(guard.look(burner(0.0), 8_000), Ok(true));
+    // What cannot be believed is not shown.
+    guard.saw(Known {
+        at_ms: Some(9_000),
+        remarks: [("gasPct".to_owned(), Quality::Range)].into(),
+        values: [("btC".to_owned(), 150.0)].into(),
+        ..Known::default()
+    });
+    assert!(matches!(guard.look(burner(10.0), 9_000), Err(Refused::Unsound(_))));
+}
+
+#[test]
+fn less_than_was_ordered_waits_for_no_clock() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(done(&mut guard, burner(60.0), 1_000), Ok(()));
+    assert_eq!(guard.look(burner(50.0), 1_200), Ok(false), "shown at 40, ordered to 60");
+    assert_eq!(guard.look(burner(39.0), 1_200), Ok(true));
+}
+
+#[test]
+fn a_machine_that_does_not_follow_is_given_less_heat_alone() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(done(&mut guard, burner(50.0), 1_000), Ok(()));
+    seen(&mut guard, 11_500, &[]);
+    assert_eq!(guard.look(burner(45.0), 11_500), Err(Refused::Unheeded("burner".into())));
+    assert_eq!(done(&mut guard, burner(30.0), 11_500), Ok(()));
+    seen(&mut guard, 14_000, &[("gasPct", 30.0)]);
+    assert_eq!(guard.look(burner(45.0), 14_000), Ok(false), "it followed that");
+    // What never left the gateway was no order.
+    guard.begin(burner(45.0), 14_000).unwrap();
+    guard.ended(burner(45.0), &Err(Refused::Unsent("no way".into())), 14_000);
+    seen(&mut guard, 30_000, &[("gasPct", 30.0)]);
+    assert_eq!(guard.look(burner(45.0), 30_000), Ok(false));
+}
+
+#[test]
+fn more_heat_needs_a_machine_that_turns_moves_air_and_is_read_soundly() {
+    let mut guard = guard("");
+    for (values, problem) in [
+        (("drumPct", 10.0), "burner needs drumPct >= 40"),
+        (("fanPct", 10.0), "burner needs fanPct >= 25"),
+        (("btC", 236.0), "btC is at the profile's limit of 235 °C"),
+    ] {
+        seen(&mut guard, 1_000, &[values]);
+        for wanted in [burner(50.0), Move::HandBack(BURNER)] {
+            let told = guard.look(wanted, 1_000).unwrap_err().to_string();
+            assert!(told.contains(problem), "{told}");
+        }
+    }
+    seen(&mut guard, 1_000, &[]);
+    guard.known.remarks.insert("btC".into(), Quality::Spike);
+    let told = guard.look(burner(50.0), 1_000).unwrap_err().to_string();
+    assert!(told.contains("btC is a spike"), "{told}");
+    seen(&mut guard, 1_000, &[]);
+    let old = guard.look(burner(50.0), 5_000);
+    assert!(matches!(old, Err(Refused::Unsound(_))), "read too long ago");
+    assert_eq!(guard.look(burner(50.0), 3_000), Ok(false));
+}
+
+#[test]
+fn what_was_not_allowed_any_more_is_not_applied() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(guard.look(Move::Apply(BURNER), 1_000), Err(Refused::Unknown), "nothing to apply");
+    assert_eq!(done(&mut guard, burner(50.0), 1_000), Ok(()));
+    seen(&mut guard, 2_000, &[("drumPct", 0.0)]);
+    assert!(matches!(guard.look(Move::Apply(BURNER), 2_000), Err(Refused::Needs { .. })));
+    assert_eq!(done(&mut guard, burner(0.0), 2_000), Ok(()));
+    assert_eq!(done(&mut guard, Move::Apply(BURNER), 2_100), Ok(()));
+    assert_eq!(guard.look(Move::Apply(BURNER), 2_200), Err(Refused::Unknown), "once");
+    // The machine may have refused it: what is staged there is somebody else's.
+    guard.begin(burner(0.0), 3_000).unwrap();
+    guard.ended(burner(0.0), &Err(Refused::Unconfirmed("no".into())), 3_000);
+    assert_eq!(guard.look(Move::Apply(BURNER), 3_100), Err(Refused::Unknown));
+}
+
+#[test]
+fn air_and_drum_stay_while_the_burner_needs_them() {
+    let mut guard = guard("forbid = [\"drum=55 while btC > 100\"]");
+    for at in [AIR, DRUM] {
+        guard.profile.controls[at].range = Some([0.0, 100.0]);
+    }
+    let bound = [("fanPct", 30.0), ("drumPct", 45.0)];
+    seen(&mut guard, 1_000, &bound);
+    for (at, low, need) in [(AIR, 20.0, "fanPct >= 25"), (DRUM, 38.0, "drumPct >= 40")] {
+        let told = guard.look(Move::To(at, low), 1_000).unwrap_err();
+        assert_eq!(told, Refused::Needs { control: "burner".into(), need: need.into() });
+    }
+    seen(&mut guard, 1_000, &[bound[0], bound[1], ("gasPct", 0.0)]);
+    assert_eq!(guard.look(Move::To(AIR, 20.0), 1_000), Ok(false), "the burner is off");
+    seen(&mut guard, 1_000, &[("fanPct", 5.0)]);
+    assert_eq!(guard.look(Move::To(AIR, 15.0), 1_000), Ok(false), "more of it is always right");
+
+    seen(&mut guard, 1_000, &[("drumPct", 60.0)]);
+    let told = guard.look(Move::To(DRUM, 55.0), 1_000).unwrap_err();
+    assert_eq!(told, Refused::Forbidden("drum=55 while btC > 100".into()));
+    for stopped in [0.0, 0.5] {
+        let told = guard.look(Move::To(DRUM, stopped), 1_000).unwrap_err();
+        assert!(matches!(told, Refused::Forbidden(_)), "{told}");
+    }
+    guard.saw(Known::default());
+    let told = guard.look(Move::To(DRUM, 0.0), 1_000).unwrap_err();
+    assert!(matches!(told, Refused::Forbidden(_)), "not known to be cold: {told}");
+    seen(&mut guard, 1_000, &[("btC", 30.0), ("drumPct", 5.0), ("gasPct", 0.0)]);
+    assert_eq!(guard.look(Move::To(DRUM, 0.0), 1_000), Ok(false));
+}
+
+#[test]
+fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
+    let mut guard = guard("[limits]\nwrites_per_hour_max = 3");
+    for i in 0..3 {
+        seen(&mut guard, i * 10_000, &[]);
+        done(&mut guard, burner(40.0), i * 10_000).unwrap();
+    }
+    seen(&mut guard, 40_000, &[]);
+    assert_eq!(guard.look(burner(40.0), 40_000), Err(Refused::Worn(3)));
+    assert_eq!(guard.look(Move::HandBack(AIR), 40_000), Err(Refused::Worn(3)));
+    assert_eq!(done(&mut guard, burner(0.0), 40_000), Ok(()));
+    assert_eq!(done(&mut guard, Move::Apply(BURNER), 40_500), Ok(()));
+    seen(&mut guard, HOUR_MS + 30_000, &[("gasPct", 0.0)]);
+    assert_eq!(guard.look(burner(5.0), HOUR_MS + 30_000), Ok(false), "an hour later");
+}

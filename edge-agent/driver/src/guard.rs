@@ -4,7 +4,7 @@
 //! Less heat is never kept waiting: whoever takes heat away is not asked how much, how soon, or
 //! whether the machine can be read. Less is what lies below everything that the control may stand at:
 //! below what the machine shows, and, until it shows that it has followed, below what was ordered
-//! too. Where nothing is shown, it is the least there is.
+//! too. Where nothing is shown, it is none at all.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -89,18 +89,27 @@ pub struct Known {
     pub states: BTreeMap<String, bool>,
 }
 
-/// The last thing that was done with a control.
+/// What was done with a control and is not seen to have come true yet.
 #[derive(Debug, Clone, Copy, Default)]
 struct Moved {
+    /// When it was moved last.
     at_ms: Option<u64>,
-    /// The value that was asked for, whether or not the machine confirmed it.
-    ordered: Option<f64>,
-    /// When the write had ended; a reading that began later shows what came of it.
+    /// The lowest and the highest that was ordered, and the last: the machine may stand at any.
+    orders: Option<Orders>,
+    /// When the last write ended; a reading that began later shows what came of it.
     ended_ms: Option<u64>,
-    /// The machine was seen where it was ordered to.
-    followed: bool,
-    /// What an apply may still apply; whether it was less heat.
-    to_apply: Option<bool>,
+    /// The machine was told to take it back: where it goes only a later reading tells.
+    handed: bool,
+    /// A value that waits to be applied, and what was ordered before it.
+    staged: Option<(f64, Option<Orders>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Orders {
+    since_ms: u64,
+    low: f64,
+    high: f64,
+    last: f64,
 }
 
 /// Watches over one machine's controls.
@@ -131,11 +140,12 @@ impl Guard {
         let began_ms = self.known.at_ms.unwrap_or(0);
         for at in 0..self.moved.len() {
             let Some(shown) = self.shown(at, began_ms) else { continue };
-            let tolerance = self.profile.controls[at].readback_tol.unwrap_or(0.0);
+            let tolerance = self.profile.controls[at].readback_tol.unwrap_or(0.0) + 1e-9;
             let moved = &mut self.moved[at];
-            let later = moved.ended_ms.is_some_and(|ended| began_ms > ended);
-            if later && moved.ordered.is_some_and(|o| (o - shown).abs() <= tolerance + 1e-9) {
-                moved.followed = true;
+            if moved.ended_ms.is_some_and(|ended| began_ms > ended) {
+                moved.handed = false;
+                let there = |orders: &Orders| (orders.last - shown).abs() <= tolerance;
+                moved.orders = moved.orders.filter(|orders| !there(orders));
             }
         }
     }
@@ -159,11 +169,18 @@ impl Guard {
         match wanted {
             Move::To(_, value) => self.to(at, value, now_ms),
             Move::Apply(_) => self.apply(at, now_ms),
+            // It may do there what it likes, so it is as much heat, and as little air, as there is.
             Move::HandBack(_) => {
                 self.rested(at, now_ms)?;
-                self.sound(now_ms)?;
-                self.needed(control, now_ms)?;
                 self.unworn(now_ms)?;
+                self.sound(control, now_ms)?;
+                self.heeded(at, now_ms)?;
+                self.needed(control, now_ms)?;
+                let [low, high] = range(control);
+                self.forbidden(control, if control.role.heats() { high } else { low }, now_ms)?;
+                if !control.role.heats() {
+                    self.needed_by_heat(control, low, now_ms)?;
+                }
                 Ok(false)
             }
         }
@@ -174,24 +191,32 @@ impl Guard {
     /// # Errors
     /// As [`Guard::look`].
     pub fn begin(&mut self, wanted: Move, now_ms: u64) -> Result<(), Refused> {
-        let cuts = self.look(wanted, now_ms)?;
+        self.look(wanted, now_ms)?;
         self.count(now_ms);
         let at = wanted.control();
         let moved = &mut self.moved[at];
         self.before[at] = *moved;
-        let begun = Moved { at_ms: Some(now_ms), ..Moved::default() };
-        *moved = match wanted {
-            Move::To(_, value) => Moved { ordered: Some(value), to_apply: Some(cuts), ..begun },
-            Move::Apply(_) => Moved { to_apply: None, ended_ms: None, ..*moved },
-            // It follows the machine now, wherever that goes.
-            Move::HandBack(_) => Moved { followed: true, ..begun },
-        };
+        (moved.at_ms, moved.ended_ms) = (Some(now_ms), None);
+        match wanted {
+            Move::To(_, value) => {
+                moved.staged = Some((value, moved.orders));
+                let before = moved.orders;
+                moved.orders = Some(Orders {
+                    since_ms: before.map_or(now_ms, |orders| orders.since_ms),
+                    low: before.map_or(value, |orders| orders.low.min(value)),
+                    high: before.map_or(value, |orders| orders.high.max(value)),
+                    last: value,
+                });
+            }
+            Move::Apply(_) => moved.staged = None,
+            Move::HandBack(_) => (moved.staged, moved.handed) = (None, true),
+        }
         Ok(())
     }
 
     /// Whether an apply of this control would apply something.
     pub fn expects_apply(&self, at: usize) -> bool {
-        self.moved.get(at).is_some_and(|moved| moved.to_apply.is_some())
+        self.moved.get(at).is_some_and(|moved| moved.staged.is_some())
     }
 
     /// How what was begun has ended, while the reading or errand of `mono_ms` was under way.
@@ -200,11 +225,12 @@ impl Guard {
         let Some(moved) = self.moved.get_mut(at) else { return };
         moved.ended_ms = Some(mono_ms);
         match outcome {
+            Ok(()) if matches!(wanted, Move::HandBack(_)) => moved.orders = None,
             Ok(()) => {}
             // It never left: nothing has changed.
             Err(Refused::Unsent(_)) => *moved = self.before[at],
             // Whether it was taken is not known; what is staged there is not ours to apply.
-            Err(_) => moved.to_apply = None,
+            Err(_) => moved.staged = None,
         }
     }
 
@@ -215,46 +241,56 @@ impl Guard {
         if !(low - 1e-9..=high + 1e-9).contains(&value) {
             return Err(Refused::Range { control: control.name.clone(), value, low, high });
         }
-        self.forbidden(control, value, now_ms)?;
         let stands = self.stands(at, now_ms);
-        let below = stands.is_some_and(|[lowest, _]| value < lowest - 1e-9);
-        if control.role.heats() && (below || value <= low + 1e-9) {
+        if cuts(control, stands, value) {
+            self.forbidden_value(control, value, now_ms)?;
             return Ok(true);
         }
-        self.sound(now_ms)?;
-        let Some([lowest, highest]) = stands else {
-            let problem = format!("nothing tells where {} stands", control.name);
-            return Err(Refused::Unsound(problem));
-        };
         // Less than was ordered a moment ago, and no less than is shown: not held up by the clock.
-        let ordered = self.moved[at].ordered.filter(|_| !self.moved[at].followed);
-        if !(control.role.heats() && ordered.is_some_and(|ordered| value < ordered - 1e-9)) {
+        let last = self.moved[at].orders.map(|orders| orders.last);
+        if !(control.role.heats() && last.is_some_and(|last| value < last - 1e-9)) {
             self.rested(at, now_ms)?;
             self.unworn(now_ms)?;
         }
         self.heeded(at, now_ms)?;
+        self.raise(control, stands, value, now_ms)?;
+        Ok(false)
+    }
+
+    /// Whether what is staged would take heat away, by what is known now.
+    fn apply(&self, at: usize, now_ms: u64) -> Result<bool, Refused> {
+        let (control, moved) = (&self.profile.controls[at], &self.moved[at]);
+        let passed = moved.at_ms.map(|then| now_ms.saturating_sub(then));
+        let staged = moved.staged.filter(|_| passed.is_some_and(|p| p <= APPLY_WITHIN_MS));
+        let Some((value, before)) = staged else { return Err(Refused::Unknown) };
+        let stands = self.between(at, before, now_ms);
+        if cuts(control, stands, value) {
+            return Ok(true);
+        }
+        self.raise(control, stands, value, now_ms)?;
+        Ok(false)
+    }
+
+    /// Every rule of a move that is no cut, but for those of the clock.
+    fn raise(
+        &self,
+        control: &Control,
+        stands: Option<[f64; 2]>,
+        value: f64,
+        now_ms: u64,
+    ) -> Result<(), Refused> {
+        self.forbidden(control, value, now_ms)?;
+        self.sound(control, now_ms)?;
+        let Some([lowest, highest]) = stands else {
+            let problem = format!("nothing tells where {} stands", control.name);
+            return Err(Refused::Unsound(problem));
+        };
         step(control, [lowest, highest], value)?;
         self.needed(control, now_ms)?;
         if !control.role.heats() && value < highest - 1e-9 {
             self.needed_by_heat(control, value, now_ms)?;
         }
-        Ok(false)
-    }
-
-    fn apply(&self, at: usize, now_ms: u64) -> Result<bool, Refused> {
-        let moved = &self.moved[at];
-        let passed = moved.at_ms.map(|then| now_ms.saturating_sub(then));
-        let Some(cuts) = moved.to_apply.filter(|_| passed.is_some_and(|p| p <= APPLY_WITHIN_MS))
-        else {
-            return Err(Refused::Unknown);
-        };
-        if !cuts {
-            let control = &self.profile.controls[at];
-            self.sound(now_ms)?;
-            self.needed(control, now_ms)?;
-            self.forbidden(control, moved.ordered.unwrap_or(f64::INFINITY), now_ms)?;
-        }
-        Ok(cuts)
+        Ok(())
     }
 
     /// What is known now, if it was read of late.
@@ -271,10 +307,13 @@ impl Guard {
 
     /// The lowest and the highest that a control may stand at.
     fn stands(&self, at: usize, now_ms: u64) -> Option<[f64; 2]> {
-        let shown = self.shown(at, now_ms)?;
-        let moved = &self.moved[at];
-        let ordered = moved.ordered.filter(|_| !moved.followed).unwrap_or(shown);
-        Some([shown.min(ordered), shown.max(ordered)])
+        self.between(at, self.moved[at].orders, now_ms)
+    }
+
+    fn between(&self, at: usize, orders: Option<Orders>, now_ms: u64) -> Option<[f64; 2]> {
+        let shown = self.shown(at, now_ms).filter(|_| !self.moved[at].handed)?;
+        let ends = orders.map_or([shown; 2], |o| [o.low.min(shown), o.high.max(shown)]);
+        Some(ends)
     }
 
     fn rested(&self, at: usize, now_ms: u64) -> Result<(), Refused> {
@@ -290,18 +329,16 @@ impl Guard {
 
     /// The machine has gone where it was ordered last, or still has time to.
     fn heeded(&self, at: usize, now_ms: u64) -> Result<(), Refused> {
-        let (control, moved) = (&self.profile.controls[at], &self.moved[at]);
-        let Some(then) = moved.at_ms.filter(|_| !moved.followed && moved.ordered.is_some()) else {
-            return Ok(());
-        };
-        if now_ms.saturating_sub(then) > ms(control.readback_s.unwrap_or(0.0)) {
+        let control = &self.profile.controls[at];
+        let since = self.moved[at].orders.map(|orders| now_ms.saturating_sub(orders.since_ms));
+        if since.is_some_and(|since| since > ms(control.readback_s.unwrap_or(0.0))) {
             return Err(Refused::Unheeded(control.name.clone()));
         }
         Ok(())
     }
 
-    /// The machine is read, each channel that is required is right, and none is too hot.
-    fn sound(&self, now_ms: u64) -> Result<(), Refused> {
+    /// The machine is read, each channel that is required is right, and for more heat none too hot.
+    fn sound(&self, control: &Control, now_ms: u64) -> Result<(), Refused> {
         let unsound = |problem: String| Err(Refused::Unsound(problem));
         let Some(known) = self.fresh(now_ms) else {
             return unsound(format!("not within {} s", FRESH_MS / 1000));
@@ -315,35 +352,62 @@ impl Guard {
             }
         }
         let limits = &self.profile.limits;
-        for (channel, most) in [("btC", limits.bt_max_c), ("etC", limits.et_max_c)] {
-            if known.values.get(channel).is_some_and(|value| *value >= most) {
-                return unsound(format!("{channel} is at the profile's limit of {most} °C"));
+        let limited = [("btC", limits.bt_max_c), ("etC", limits.et_max_c)];
+        for (channel, most) in limited.into_iter().filter(|_| control.role.heats()) {
+            let own = self.profile.channels.iter().any(|c| c.name == channel)
+                || self.profile.derived.iter().any(|d| d.name == channel);
+            match known.values.get(channel) {
+                Some(value) if *value >= most => {
+                    return unsound(format!("{channel} is at the profile's limit of {most} °C"));
+                }
+                None if own => return unsound(format!("{channel} is not known")),
+                _ => {}
             }
         }
         Ok(())
     }
 
     fn needed(&self, control: &Control, now_ms: u64) -> Result<(), Refused> {
-        let unmet = control.needs.iter().find(|need| {
-            Condition::parse(need).and_then(|need| self.holds(&need, now_ms)) != Some(true)
-        });
+        let met = |need: &String| match Condition::parse(need) {
+            // Where it is another control's to say, that is where it is shown and where it was
+            // ordered to.
+            Some(Condition::Compare { channel, operator, value }) => {
+                let shown = self.fresh(now_ms).and_then(|known| known.values.get(&channel));
+                let mut ends: Vec<Option<f64>> = vec![shown.copied()];
+                for (at, other) in self.profile.controls.iter().enumerate() {
+                    if other.readback.as_ref() == Some(&channel) {
+                        let stands = self.stands(at, now_ms);
+                        ends.extend([stands.map(|[low, _]| low), stands.map(|[_, high]| high)]);
+                    }
+                }
+                ends.into_iter().all(|end| end.is_some_and(|end| compare(end, operator, value)))
+            }
+            Some(state) => self.holds(&state, now_ms) == Some(true),
+            None => false,
+        };
         let refused = |need: &String| {
             Err(Refused::Needs { control: control.name.clone(), need: need.clone() })
         };
-        unmet.map_or(Ok(()), refused)
+        control.needs.iter().find(|need| !met(need)).map_or(Ok(()), refused)
     }
 
-    /// Air and drum are not taken away from under a burner that needs them.
+    /// Air and drum are not taken away from under a burner that needs them, nor where what it needs of
+    /// them is shown by another channel than theirs.
     fn needed_by_heat(&self, control: &Control, value: f64, now_ms: u64) -> Result<(), Refused> {
         let Some(shown_as) = &control.readback else { return Ok(()) };
         for (at, burner) in self.profile.controls.iter().enumerate() {
-            let off = self.stands(at, now_ms).is_some_and(|[_, high]| high <= range(burner)[0]);
+            let off = self.stands(at, now_ms).is_some_and(|[_, high]| high <= 0.0);
             if !burner.role.heats() || off {
                 continue;
             }
             let unmet = burner.needs.iter().find(|need| match Condition::parse(need) {
                 Some(Condition::Compare { channel, operator, value: bound }) => {
-                    channel == *shown_as && !compare(value, operator, bound)
+                    let theirs: &[&str] = match control.role {
+                        Role::Air => &["fan", "air"],
+                        _ => &["drum"],
+                    };
+                    let about = theirs.iter().any(|word| channel.starts_with(word));
+                    if channel == *shown_as { !compare(value, operator, bound) } else { about }
                 }
                 _ => false,
             });
@@ -357,19 +421,13 @@ impl Guard {
 
     /// What is forbidden while something holds is forbidden too while that is not known.
     fn forbidden(&self, control: &Control, value: f64, now_ms: u64) -> Result<(), Refused> {
-        let [low, high] = range(control);
-        let near = (high - low) * NEAR;
-        for text in self.profile.safe_state.iter().flat_map(|safe| &safe.forbid) {
-            let Some(rule) = Forbidden::parse(text).filter(|r| r.control == control.name) else {
-                continue;
-            };
-            let meant = rule.value.is_none_or(|forbidden| (forbidden - value).abs() <= near);
-            let holds = rule.while_.as_ref().is_none_or(|w| self.holds(w, now_ms) != Some(false));
-            if meant && holds {
-                return Err(Refused::Forbidden(text.clone()));
+        self.forbidden_value(control, value, now_ms)?;
+        for (text, rule) in self.rules(control).filter(|(_, rule)| rule.value.is_none()) {
+            if rule.while_.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
+                return Err(Refused::Forbidden(text));
             }
         }
-        let stops = control.role == Role::Drum && value <= near;
+        let stops = control.role == Role::Drum && value <= near(control);
         let most = self.profile.limits.drum_stop_below_c;
         let bt_c = self.fresh(now_ms).and_then(|known| known.values.get("btC"));
         if stops && bt_c.is_none_or(|bt_c| *bt_c > most) {
@@ -377,6 +435,23 @@ impl Guard {
             return Err(Refused::Forbidden(rule));
         }
         Ok(())
+    }
+
+    /// The rules that name a value: those alone speak to a cut, since `burner while …` means more.
+    fn forbidden_value(&self, control: &Control, value: f64, now_ms: u64) -> Result<(), Refused> {
+        for (text, rule) in self.rules(control) {
+            let meant = rule.value.is_some_and(|named| (named - value).abs() <= near(control));
+            if meant && rule.while_.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
+                return Err(Refused::Forbidden(text));
+            }
+        }
+        Ok(())
+    }
+
+    fn rules(&self, control: &Control) -> impl Iterator<Item = (String, Forbidden)> {
+        let texts = self.profile.safe_state.iter().flat_map(|safe| &safe.forbid);
+        let rules = texts.filter_map(|text| Some((text.clone(), Forbidden::parse(text)?)));
+        rules.filter(|(_, rule)| rule.control == control.name)
     }
 
     fn holds(&self, condition: &Condition, now_ms: u64) -> Option<bool> {
@@ -406,6 +481,17 @@ impl Guard {
         }
         self.written_ms.push_back(now_ms);
     }
+}
+
+/// Less heat than whatever it may stand at, or none.
+fn cuts(control: &Control, stands: Option<[f64; 2]>, value: f64) -> bool {
+    let below = stands.is_some_and(|[lowest, _]| value < lowest - 1e-9);
+    control.role.heats() && (below || value <= 1e-9)
+}
+
+fn near(control: &Control) -> f64 {
+    let [low, high] = range(control);
+    (high - low) * NEAR
 }
 
 /// A switch without a range is off or on.

@@ -101,14 +101,23 @@ impl Hand {
         let mut guarded = self.shared();
         let shared = &mut *guarded;
         let wanted = meant(&shared.guard, station, &request).ok_or(Refused::Unknown)?;
+        let same = |w: &Written| w.wanted.control() == wanted.control();
         let urgent = match wanted {
             // What it applies may still be waiting; it is looked at when its turn comes.
-            Move::Apply(_) => false,
+            Move::Apply(at) => {
+                shared.waiting.iter().any(|w| same(w) && w.urgent)
+                    || shared.guard.look(Move::Apply(at), mono_ms) == Ok(true)
+            }
             _ => shared.guard.look(wanted, mono_ms)?,
         };
-        if matches!(wanted, Move::To(..) | Move::HandBack(_)) {
-            let same = |w: &Written| w.wanted.control() == wanted.control();
-            shared.waiting.retain(|w| !same(w) || matches!(w.wanted, Move::Apply(_)));
+        if let (Move::To(_, value), true) = (wanted, urgent) {
+            // It takes the place of more heat that waits, and never of less.
+            let more = |w: &Written| match w.wanted {
+                Move::To(_, other) => same(w) && other >= value,
+                Move::HandBack(_) => same(w),
+                Move::Apply(_) => false,
+            };
+            shared.waiting.retain(|w| !more(w));
         }
         if shared.waiting.len() >= WAITING_MAX {
             let raise = shared.waiting.iter().rposition(|w| urgent && !w.urgent);
@@ -256,7 +265,8 @@ mod tests {
     }
 
     fn known() -> Known {
-        let values = [("btC", 150.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
+        let values =
+            [("btC", 150.0), ("etC", 200.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
         let values = values.map(|(name, value)| (name.to_owned(), value)).into();
         Known { at_ms: Some(0), values, ..Known::default() }
     }
@@ -345,6 +355,23 @@ mod tests {
         assert_eq!(kept.iter().filter(|asked| asked.is_ok()).count(), WAITING_MAX);
         let _cut = hand.ask("b", 1, burner(0), 0).unwrap();
         assert_eq!(hand.next(0).unwrap().request, burner(0));
+    }
+
+    #[tokio::test]
+    async fn less_heat_that_waits_is_not_lost_to_somebody_who_wants_more() {
+        let hand = hand();
+        let _off = hand.ask("a", 1, burner(0), 0).unwrap();
+        let _apply = hand.ask("a", 1, APPLY, 0).unwrap();
+        let more = hand.ask("b", 1, burner(50), 0).unwrap();
+        let less = hand.ask("b", 1, burner(30), 0).unwrap();
+        assert!(more.await.is_err(), "30 takes the place of 50, and not of 0");
+        let off = hand.next(0).unwrap();
+        assert_eq!(off.request, burner(0));
+        hand.ended(off, Ok(()), 0);
+        assert_eq!(hand.next(0).unwrap().request, APPLY, "before everything else");
+        // 30 is judged anew, now that it was turned off.
+        assert!(hand.next(0).is_none());
+        assert!(matches!(less.await.unwrap(), Err(Refused::Soon { .. })));
     }
 
     #[tokio::test]

@@ -61,7 +61,13 @@ fn judged(profile: &Profile, findings: &mut Findings) {
             Condition::Compare { channel, .. } => Some(channel),
             Condition::State(_) => None,
         });
-        let judged = needs.chain(control.readback.clone());
+        // What is derived is worth what it is derived from.
+        let terms = |name: String| -> Vec<String> {
+            let derived = profile.derived.iter().find(|derived| derived.name == name);
+            let of = derived.map(|d| d.terms.iter().map(|term| term.channel.clone()).collect());
+            of.unwrap_or_else(|| vec![name])
+        };
+        let judged = needs.chain(control.readback.clone()).flat_map(terms);
         let unbounded = judged.filter(|name| {
             let mut own = profile.channels.iter().filter(|channel| channel.name == *name);
             own.any(|channel| channel.valid.is_none())
@@ -71,12 +77,28 @@ fn judged(profile: &Profile, findings: &mut Findings) {
                 format!("is judged by {name}, which has no valid, and writes are enabled");
             findings.add("judged", &at, sentence);
         }
-        let shown = profile.channels.iter().find(|c| Some(&c.name) == control.readback.as_ref());
+        let own = profile.channels.iter().map(|channel| (&channel.name, channel.unit));
+        let derived = profile.derived.iter().map(|derived| (&derived.name, derived.unit));
+        let mut shown =
+            own.chain(derived).filter(|(name, _)| Some(*name) == control.readback.as_ref());
         findings.require(
-            shown.is_none_or(|channel| channel.unit == control.unit),
+            shown.all(|(_, unit)| unit == control.unit),
             "judged",
             &at,
             "is in another unit than its readback, and writes are enabled",
+        );
+        let near = control.readback_tol.zip(control.max_step).is_none_or(|(tol, step)| tol <= step);
+        findings.require(
+            near,
+            "judged",
+            &at,
+            "has a readback_tol above its max_step, so nobody sees whether a step was taken",
+        );
+        findings.require(
+            control.role != Role::Burner || control.range.is_none_or(|[low, _]| low <= 0.0),
+            "judged",
+            &at,
+            "is a burner whose range does not begin at 0, so nobody could turn it off",
         );
     }
 }

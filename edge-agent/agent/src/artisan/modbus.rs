@@ -145,7 +145,9 @@ fn notice_when_it_is_gone(stream: &TcpStream) {
     let told = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10)))
-        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3));
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3))
+        // Keeping alive waits for what it has not acknowledged.
+        .and_then(|()| sockopt::set_tcp_user_timeout(stream, 60_000));
     if let Err(error) = told {
         tracing::debug!(%error, "a connection of Artisan's is not watched");
     }

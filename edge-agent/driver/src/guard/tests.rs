@@ -15,7 +15,8 @@ fn guard(more: &str) -> Guard {
 }
 
 fn seen(guard: &mut Guard, at_ms: u64, values: &[(&str, f64)]) {
-    let usual = [("btC", 150.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
+    let usual =
+        [("btC", 150.0), ("etC", 200.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
     let all = usual.iter().chain(values).map(|(name, value)| ((*name).to_owned(), *value));
     guard.saw(Known { at_ms: Some(at_ms), values: all.collect(), ..Known::default() });
 }
@@ -206,4 +207,63 @@ fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
     assert_eq!(done(&mut guard, Move::Apply(BURNER), 40_500), Ok(()));
     seen(&mut guard, HOUR_MS + 30_000, &[("gasPct", 0.0)]);
     assert_eq!(guard.look(burner(5.0), HOUR_MS + 30_000), Ok(false), "an hour later");
+}
+
+#[test]
+fn whatever_was_ordered_and_not_seen_counts() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(0.0), 1_000), Ok(()));
+    seen(&mut guard, 3_500, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(15.0), 3_500), Ok(()));
+    // Shown 60, ordered to 0 and 15: 10 may be more than it is.
+    assert_eq!(guard.look(burner(10.0), 3_600), Ok(false), "not a cut, and less than the last");
+    // Ordered again and again, the machine has no more time for that.
+    seen(&mut guard, 12_000, &[("gasPct", 60.0)]);
+    assert_eq!(guard.look(burner(15.0), 12_000), Err(Refused::Unheeded("burner".into())));
+}
+
+#[test]
+fn air_that_was_ordered_away_does_not_satisfy_a_burner_that_is_lit_after_it() {
+    let mut guard = guard("");
+    guard.profile.controls[AIR].range = Some([0.0, 100.0]);
+    let off = [("gasPct", 0.0), ("fanPct", 35.0)];
+    seen(&mut guard, 1_000, &off);
+    assert_eq!(done(&mut guard, Move::To(AIR, 15.0), 1_000), Ok(()));
+    let told = guard.look(burner(20.0), 1_100).unwrap_err();
+    assert_eq!(told, Refused::Needs { control: "burner".into(), need: "fanPct >= 25".into() });
+    seen(&mut guard, 2_000, &[("gasPct", 0.0), ("fanPct", 15.0)]);
+    assert_eq!(done(&mut guard, Move::To(AIR, 35.0), 3_100), Ok(()), "{:?}", guard.moved[AIR]);
+}
+
+#[test]
+fn a_rule_against_the_burner_is_none_against_less_of_it() {
+    let mut guard = guard("forbid = [\"burner while btC > 230\"]");
+    seen(&mut guard, 1_000, &[("btC", 232.0)]);
+    assert!(matches!(guard.look(burner(45.0), 1_000), Err(Refused::Forbidden(_))));
+    assert_eq!(guard.look(burner(20.0), 1_000), Ok(true));
+    guard.saw(Known::default());
+    assert_eq!(guard.look(burner(0.0), 1_000), Ok(true));
+}
+
+#[test]
+fn what_the_machine_took_back_is_where_a_later_reading_shows_it() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, Move::HandBack(BURNER), 1_000), Ok(()));
+    let told = guard.look(burner(50.0), 3_500).unwrap_err();
+    assert!(matches!(told, Refused::Unsound(_)), "60 was before it was taken back: {told}");
+    assert_eq!(guard.look(burner(0.0), 3_500), Ok(true));
+    seen(&mut guard, 3_600, &[("gasPct", 30.0)]);
+    assert_eq!(guard.look(burner(45.0), 3_600), Ok(false));
+}
+
+#[test]
+fn a_value_that_was_staged_as_less_is_not_applied_as_more() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(30.0), 1_000), Ok(()));
+    // Somebody turned it off at the panel meanwhile.
+    seen(&mut guard, 9_000, &[("gasPct", 0.0)]);
+    assert!(matches!(guard.look(Move::Apply(BURNER), 9_000), Err(Refused::Step { .. })));
 }

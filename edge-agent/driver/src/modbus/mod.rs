@@ -32,6 +32,8 @@ pub struct Modbus {
     /// When the port was opened, for machines that start when it is.
     opened_ms: Option<u64>,
     share: Share,
+    /// When the poll or errand that is under way began.
+    began: Instant,
 }
 
 /// Why one request brought nothing.
@@ -47,7 +49,17 @@ impl Modbus {
         let units = plan::units(points, timing.block_max, timing.gaps);
         let health = vec![Health::default(); units.len()];
         let points = points.to_vec();
-        Self { place, timing, points, units, health, connection: None, opened_ms: None, share }
+        Self {
+            place,
+            timing,
+            points,
+            units,
+            health,
+            connection: None,
+            opened_ms: None,
+            share,
+            began: Instant::now(),
+        }
     }
 
     fn name(&self, station: u8) -> String {
@@ -169,9 +181,16 @@ impl Modbus {
     /// Writes one value, if one is to be written.
     async fn obey_next(&mut self, mono_ms: u64) {
         let Some(hand) = self.share.hand.clone() else { return };
-        let Some(written) = hand.next(mono_ms) else { return };
+        // In the midst of a poll it is later than when the poll began.
+        let now_ms = mono_ms + self.since_ms();
+        let Some(written) = hand.next(now_ms) else { return };
         let outcome = self.write(&written, mono_ms).await;
-        hand.ended(written, outcome, mono_ms);
+        hand.ended(written, outcome, mono_ms + self.since_ms());
+    }
+
+    /// Since the poll or errand began, ms.
+    fn since_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The machine has taken what it repeats; anything else it says is no.
@@ -191,6 +210,7 @@ impl Modbus {
     }
 
     async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
+        self.began = Instant::now();
         self.settled(mono_ms).await?;
         let mut raws = Raws { values: vec![None; self.points.len()], ailing: Vec::new() };
         let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
@@ -251,6 +271,7 @@ impl Bus for Modbus {
     }
 
     fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        self.began = Instant::now();
         Box::pin(self.obey_next(mono_ms))
     }
 }

@@ -95,11 +95,21 @@ pub struct State {
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
     pub ahead: Option<Ahead>,
+    /// What was noted last in this roast: a gap, a control that was moved.
+    pub noted: Option<Noted>,
     pub last_sample_ms: Option<i64>,
     pub samples: u64,
     pub samples_dropped: u64,
     pub frames_lost: u64,
     pub journal: Totals,
+}
+
+/// What a person reads beside the curve.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Noted {
+    /// Unix time, ms.
+    pub t: i64,
+    pub text: String,
 }
 
 /// A thread that must keep moving.
@@ -170,6 +180,12 @@ impl Board {
             *self.newest.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(Newest { mono_ms, values });
         }
+        // A sentence is no line across the picture.
+        let marks = || frame.events.iter().filter(|event| event.kind != EventKind::Note);
+        if let Some(note) = frame.events.iter().rfind(|event| event.kind == EventKind::Note) {
+            let text = note.note.clone().unwrap_or_default();
+            self.update(|state| state.noted = Some(Noted { t: note.at.0, text }));
+        }
         let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
         #[allow(clippy::cast_possible_truncation)] // for a picture
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
@@ -180,7 +196,7 @@ impl Board {
                 bt: value(&Channel::Bt, i),
                 et: value(&Channel::Et, i),
                 ror: value(&Channel::Ror, i),
-                mark: frame.events.iter().find(|e| e.seq == seq).map(|e| e.kind),
+                mark: marks().find(|e| e.seq == seq).map(|e| e.kind),
             };
             if points.len() >= POINTS_MAX {
                 points.pop_front();
@@ -192,7 +208,7 @@ impl Board {
         // A mark may lie on a sample of an earlier frame: found later than it happened, or set by a
         // person right after a frame was cut.
         let held = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
-        for event in frame.events.iter().filter(|event| !held.contains(&event.seq)) {
+        for event in marks().filter(|event| !held.contains(&event.seq)) {
             let mark = Some(event.kind);
             let point = Point { t: event.at.0, bt: None, et: None, ror: None, mark };
             if points.len() >= POINTS_MAX {

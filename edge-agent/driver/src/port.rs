@@ -109,3 +109,28 @@ fn open_serial(device: &str, serial: &Serial) -> tokio_serial::Result<SerialStre
     let builder = tokio_serial::new(device, serial.baud);
     builder.data_bits(data_bits).stop_bits(stop_bits).parity(parity).open_native_async()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags};
+    use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
+
+    #[tokio::test]
+    async fn a_line_is_told_to_keep_its_signals_when_it_is_closed() {
+        let (_near, far) = SerialStream::pair().unwrap();
+        let device = PathBuf::from(far.name().unwrap());
+        drop(far); // A serial port is locked by whoever opened it as one.
+        let flags = OFlags::RDWR | OFlags::NOCTTY;
+        let line = rustix::fs::open(&device, flags, Mode::empty()).unwrap();
+        let mut modes = tcgetattr(&line).unwrap();
+        modes.control_modes |= ControlModes::HUPCL;
+        tcsetattr(&line, OptionalActions::Now, &modes).unwrap();
+        leave_signals_up(&device);
+        assert!(!tcgetattr(&line).unwrap().control_modes.contains(ControlModes::HUPCL));
+        let serial = Serial { baud: 9600, data_bits: 8, parity: Parity::None, stop_bits: 1 };
+        let opened = Place::Serial { device, serial }.open(Duration::from_secs(1)).await;
+        assert!(opened.is_ok(), "{opened:?}");
+        assert!(!tcgetattr(&line).unwrap().control_modes.contains(ControlModes::HUPCL));
+    }
+}

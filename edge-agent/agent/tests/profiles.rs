@@ -178,6 +178,15 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
 }
 
+/// What is said of a gateway's configuration once it lets Artisan write.
+fn opened(machine: &str) -> String {
+    let gateway = Gateway::new(machine);
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
+    std::fs::write(&config, open).unwrap();
+    said(&edge(&["-c", &config, "config", "check"]))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_limits() {
     let shipped = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
@@ -200,11 +209,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
         )
     };
     // Nothing is moved by a profile as it is shipped, whatever the configuration says.
-    let shipped = Gateway::new(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
-    let config = shipped.folder.path().join("edge.toml").display().to_string();
-    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
-    std::fs::write(&config, open).unwrap();
-    let told = said(&edge(&["-c", &config, "config", "check"]));
+    let told = opened(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
     assert!(told.contains("artisan.writes: is on, and"), "{told}");
 
     let folder = tempfile::tempdir().unwrap();
@@ -221,11 +226,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     let trusted = folder.path().join("office.pub");
     let machine_file = format!("file = \"{at}\"\ntrusted_keys = [\"{}\"]\n", trusted.display());
     // Nor by one that nobody has signed.
-    let unsigned = Gateway::new(&format!("file = \"{at}\"\n{}", settings(false)));
-    let config = unsigned.folder.path().join("edge.toml").display().to_string();
-    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
-    std::fs::write(&config, open).unwrap();
-    let told = said(&edge(&["-c", &config, "config", "check"]));
+    let told = opened(&format!("file = \"{at}\"\n{}", settings(false)));
     assert!(told.contains("trusted_keys names nobody"), "{told}");
     let burner = |value: u16| {
         let [high, low] = value.to_be_bytes();

@@ -208,6 +208,53 @@ async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
     assert_eq!(listed.unwrap().len(), 1);
 }
 
+/// One of the reference's messages: a point at `second` of a roast, or its DROP.
+fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
+    let mut verified = frame(1, 0.0);
+    let (session, at) = (SessionId::new("S-1").unwrap(), NOW.plus(second * 1000));
+    let event = MachineEvent {
+        kind: EventKind::Drop,
+        seq: 0,
+        at,
+        elapsed_s: second as f64,
+        session: session.clone(),
+        source: EventSource::Machine,
+        bt_c: None,
+        note: None,
+    };
+    let bt = Column { channel: Channel::Bt, values: vec![Some(200.0)], quality: vec![] };
+    verified.frame.wall = at;
+    verified.frame.offsets_ms = if drop { vec![] } else { vec![0] };
+    verified.frame.columns = if drop { vec![] } else { vec![bt] };
+    verified.frame.events = if drop { vec![event] } else { vec![] };
+    verified.digest = trust::digest(format!("{second} {drop}").as_bytes());
+    verified.numbering = Numbering::Arrival { opens: opens.then_some((session, NOW)) };
+    verified
+}
+
+async fn what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast(store: &IngestStore) {
+    let org = origin().org;
+    for (second, drop) in [(0, false), (1, false), (3, true), (2, false)] {
+        commit(store, &[told(second, second == 0, drop)]).await;
+    }
+    let points = async || {
+        let session = store.session(&org, "S-1").await.unwrap().unwrap();
+        assert_eq!((session.status.as_str(), session.drop_s), ("CLOSED", Some(3.0)));
+        store.totals(&org, &session).await.unwrap().points
+    };
+    assert_eq!(points().await, 3);
+    // Its curve was the last word until the very last sample came; what cools afterwards is not it.
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    store.make_curve(&org, &session, true, NOW).await.unwrap();
+    let curveless =
+        async || store.curveless(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len();
+    assert_eq!(curveless().await, 0);
+    commit(store, &[told(4, false, false)]).await;
+    assert_eq!((points().await, curveless().await), (3, 0));
+    commit(store, &[told(3, false, false)]).await;
+    assert_eq!(curveless().await, 1);
+}
+
 async fn another_tenant_sees_nothing(store: &IngestStore) {
     commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
     let (rival, no) = (OrgId::new("rival").unwrap(), name(store).await);
@@ -402,6 +449,7 @@ on_both!(
     a_used_number_with_other_content_is_refused,
     holes_are_known_and_filled,
     a_roast_is_the_same_in_any_order_of_arrival,
+    what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast,
     another_tenant_sees_nothing,
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,

@@ -86,6 +86,11 @@ trait Bulk: Send {
         &mut self,
         change: &SessionChange,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Takes a single message's sample into the roast that has ended but ran when it was taken.
+    fn append_late(
+        &mut self,
+        new: &NewFrame<'_>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND number = $2 LIMIT 1";
@@ -93,6 +98,10 @@ const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND numbe
 /// The newest sample of a chain of single messages that is older than a time.
 const BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 AND samples > 0 AND t0_ms < $2 \
                       ORDER BY number DESC LIMIT 1";
+/// The DROP came before the last samples: they have topics of their own, and none waits for the other.
+const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
+     AND chain_no = $2 AND last_seq < $3 AND ended_ms >= $4 AND started_ms = \
+     (SELECT MAX(started_ms) FROM sessions WHERE machine_no = $1 AND started_ms <= $4)";
 const HAS: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
@@ -232,6 +241,12 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Postgres> {
         }
         Ok(())
     }
+
+    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+        let (no, at) = (new.no, new.verified.frame.wall.0);
+        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
+        late.execute(&mut **self).await.map(drop)
+    }
 }
 
 impl Bulk for sqlx::Transaction<'_, sqlx::Sqlite> {
@@ -306,6 +321,12 @@ impl Bulk for sqlx::Transaction<'_, sqlx::Sqlite> {
             statement.bind_sqlite().execute(&mut **self).await?;
         }
         Ok(())
+    }
+
+    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+        let (no, at) = (new.no, new.verified.frame.wall.0);
+        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
+        late.execute(&mut **self).await.map(drop)
     }
 }
 
@@ -427,6 +448,11 @@ async fn decide(
         if let Numbering::Arrival { opens: Some((session, started)) } = &new.verified.numbering {
             let opened = SessionChange::opened(new.org, new.no, session, *started, new.first_seq);
             tx.apply(&opened).await?;
+        }
+        if let Numbering::Arrival { opens: None } = &new.verified.numbering
+            && new.verified.frame.sample_count() > 0
+        {
+            tx.append_late(new).await?;
         }
         for event in &new.verified.frame.events {
             let seq = seq_of(tx, new, event).await?;

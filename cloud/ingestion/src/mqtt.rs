@@ -25,6 +25,11 @@ use crate::{IngestionConfig, announce, metric};
 /// Answers are sent once (`QoS` 0) and need no slots; the broker waits for our PUBACK of 2 000 frames.
 const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
 const GROUP: &str = "ingestion";
+/// What machines say, each kind by a subscription of its own.
+const HEARD: [Kind; 5] =
+    [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+/// These, and what services took of what they were told.
+const SUBSCRIPTIONS: usize = HEARD.len() + 1;
 
 /// A handle on the bus.
 #[derive(Clone)]
@@ -87,6 +92,7 @@ async fn receive(
 ) {
     let mut wait = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut told = false;
+    let mut unheard = SUBSCRIPTIONS;
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => break,
@@ -94,11 +100,18 @@ async fn receive(
         };
         match event {
             Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                bus.connected.store(true, Ordering::Relaxed);
-                tracing::info!("connected to the broker");
                 (told, wait) =
                     (false, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
+                unheard = SUBSCRIPTIONS;
                 subscribe(&bus.client);
+            }
+            // The reference's publishers never send again: nobody is told "ready" before this.
+            Ok(Event::Incoming(Incoming::SubAck(_))) => {
+                unheard = unheard.saturating_sub(1);
+                if unheard == 0 {
+                    bus.connected.store(true, Ordering::Relaxed);
+                    tracing::info!("connected to the broker");
+                }
             }
             Ok(Event::Incoming(Incoming::Publish(publish))) => {
                 let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
@@ -131,9 +144,7 @@ async fn receive(
 fn subscribe(client: &AsyncClient) {
     let client = client.clone();
     tokio::spawn(async move {
-        let kinds =
-            [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
-        for kind in kinds {
+        for kind in HEARD {
             let filter = kind.shared_filter(GROUP);
             if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
                 tracing::error!(%error, "could not subscribe");

@@ -147,6 +147,12 @@ impl Control {
         let [low, high] = self.range.unwrap_or([f64::MIN, f64::MAX]);
         value.max(low).min(high) * self.map.factor + self.map.offset
     }
+
+    /// The value that a raw one is, in the control's unit.
+    #[must_use]
+    pub fn value(&self, raw: f64) -> f64 {
+        (raw - self.map.offset) / self.map.factor
+    }
 }
 
 #[cfg(test)]

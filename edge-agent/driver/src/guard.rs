@@ -9,6 +9,7 @@
 mod refused;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use contract::Quality;
 use firmware_profiles::condition::{Condition, Forbidden, Operator};
@@ -84,7 +85,7 @@ struct Orders {
 /// Watches over one machine's controls.
 #[derive(Debug)]
 pub struct Guard {
-    profile: Profile,
+    profile: Arc<Profile>,
     moved: Vec<Moved>,
     /// What was before the move that is under way.
     before: Vec<Moved>,
@@ -93,13 +94,13 @@ pub struct Guard {
 }
 
 impl Guard {
-    pub fn new(profile: Profile) -> Self {
+    pub fn new(profile: Arc<Profile>) -> Self {
         let moved = vec![Moved::default(); profile.controls.len()];
         let before = moved.clone();
         Self { profile, moved, before, written_ms: VecDeque::new(), known: Known::default() }
     }
 
-    pub const fn profile(&self) -> &Profile {
+    pub fn profile(&self) -> &Profile {
         &self.profile
     }
 

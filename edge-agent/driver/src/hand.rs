@@ -1,18 +1,17 @@
-//! The one hand on a Modbus machine's controls: what another program asks for is looked at by the
-//! guard and then written by the driver, between two reads.
+//! The one hand on a machine's controls: what somebody asks for is looked at by the guard and then
+//! written by the driver, between two reads.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use firmware_profiles::address::{Address, Table, Use};
-use firmware_profiles::encoding::{Order, Type};
 use firmware_profiles::{Control, Profile};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_modbus::Request;
 
 use crate::guard::{Guard, Known, Move, Refused};
+use crate::modbus;
 
 /// Past it whoever asks is told that the machine is busy.
 const WAITING_MAX: usize = 8;
@@ -27,10 +26,8 @@ const NOTES_MAX: usize = 32;
 /// A write that was allowed.
 #[derive(Debug)]
 pub struct Written {
-    pub station: u8,
-    pub request: Request<'static>,
+    pub wanted: Move,
     who: String,
-    wanted: Move,
     /// It takes heat away.
     urgent: bool,
     done: oneshot::Sender<Result<String, Refused>>,
@@ -48,6 +45,7 @@ struct Shared {
 /// Shared between the driver, which writes, and whoever asks. Clones are one hand.
 #[derive(Debug, Clone)]
 pub struct Hand {
+    profile: Arc<Profile>,
     shared: Arc<Mutex<Shared>>,
     rang: Arc<Notify>,
 }
@@ -56,30 +54,62 @@ impl Hand {
     /// For a machine whose answers take at most `timeout`.
     #[must_use]
     pub fn new(profile: &Profile, timeout: Duration) -> Self {
+        let profile = Arc::new(profile.clone());
         let guard = Guard::new(profile.clone());
         let (waiting, notes) = (VecDeque::new(), VecDeque::new());
         let patience = PATIENCE.max(3 * timeout);
         let shared = Shared { guard, waiting, notes, patience };
-        Self { shared: Arc::new(Mutex::new(shared)), rang: Arc::default() }
+        Self { profile, shared: Arc::new(Mutex::new(shared)), rang: Arc::default() }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what `who` asks for, if the profile allows it now, and waits until the machine has
-    /// answered. Says what was moved: `burner to 45`.
+    /// The profile whose controls it moves.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Moves a control to a value, in its unit, if the profile allows it now, and waits until the
+    /// machine has taken it. Says what was moved: `burner to 45`.
     ///
     /// # Errors
-    /// Why it was not written; [`Refused::Unconfirmed`] when that is not known.
+    /// Why it was not moved; [`Refused::Unconfirmed`] when that is not known.
+    pub async fn move_to(
+        &self,
+        who: &str,
+        control: &str,
+        value: f64,
+        mono_ms: u64,
+    ) -> Result<String, Refused> {
+        let found = self.profile.controls.iter().enumerate().find(|(_, c)| c.name == control);
+        let (at, control) = found.ok_or(Refused::Unknown)?;
+        let moved = self.make(who, Move::To(at, held(control, value)), mono_ms).await?;
+        if control.apply.is_some() {
+            self.make(who, Move::Apply(at), mono_ms).await?;
+        }
+        Ok(moved)
+    }
+
+    /// The same by a Modbus request, which must be the very write that the profile describes.
+    ///
+    /// # Errors
+    /// As [`Hand::move_to`].
     pub async fn write(
         &self,
         who: &str,
         station: u8,
-        request: Request<'static>,
+        request: &Request<'_>,
         mono_ms: u64,
     ) -> Result<String, Refused> {
-        let answer = self.ask(who, station, request, mono_ms)?;
+        let meant = modbus::meant(&self.shared().guard, station, request);
+        self.make(who, meant.ok_or(Refused::Unknown)?, mono_ms).await
+    }
+
+    async fn make(&self, who: &str, wanted: Move, mono_ms: u64) -> Result<String, Refused> {
+        let answer = self.ask(who, wanted, mono_ms)?;
         self.rang.notify_one();
         match tokio::time::timeout(PATIENCE_MAX, answer).await {
             Ok(Ok(outcome)) => outcome,
@@ -94,13 +124,11 @@ impl Hand {
     fn ask(
         &self,
         who: &str,
-        station: u8,
-        request: Request<'static>,
+        wanted: Move,
         mono_ms: u64,
     ) -> Result<oneshot::Receiver<Result<String, Refused>>, Refused> {
         let mut guarded = self.shared();
         let shared = &mut *guarded;
-        let wanted = meant(&shared.guard, station, &request).ok_or(Refused::Unknown)?;
         let same = |w: &Written| w.wanted.control() == wanted.control();
         let urgent = match wanted {
             // What it applies may still be waiting; it is looked at when its turn comes.
@@ -125,7 +153,7 @@ impl Hand {
         }
         let (done, answer) = oneshot::channel();
         let (who, until) = (who.to_owned(), Instant::now() + shared.patience);
-        let written = Written { station, request, who, wanted, urgent, done, until };
+        let written = Written { wanted, who, urgent, done, until };
         let behind = shared.waiting.iter().take_while(|w| w.urgent).count();
         let at = if urgent { behind } else { shared.waiting.len() };
         shared.waiting.insert(at, written);
@@ -162,7 +190,7 @@ impl Hand {
     pub(crate) fn ended(&self, written: Written, outcome: Result<(), Refused>, mono_ms: u64) {
         let mut shared = self.shared();
         shared.guard.ended(written.wanted, &outcome, mono_ms);
-        let control = shared.guard.profile().controls.get(written.wanted.control());
+        let control = self.profile.controls.get(written.wanted.control());
         let control = control.map_or("", |control| &control.name);
         let what = match written.wanted {
             Move::To(_, value) => format!("{control} to {}", (value * 100.0).round() / 100.0),
@@ -190,71 +218,21 @@ impl Hand {
     }
 }
 
-/// Which control a request moves: it must be the one write that the profile describes, by the same
-/// function and of the same length. Anything else moves nothing that we know. Where several controls
-/// are applied by one write, it is the one's that waits for it.
-fn meant(guard: &Guard, station: u8, request: &Request<'_>) -> Option<Move> {
-    let profile = guard.profile();
-    let mut applied = None;
-    for (at, control) in profile.controls.iter().enumerate() {
-        let place = |text: &str| Address::parse(profile, control.station, text, Use::Write).ok();
-        if let (Some(apply), Request::MaskWriteRegister(register, and, or)) =
-            (&control.apply, request)
-            && place(&apply.addr) == Some(holding(station, *register))
-            && (*and, *or) == (apply.and, apply.or)
-        {
-            if guard.expects_apply(at) {
-                return Some(Move::Apply(at));
-            }
-            applied = applied.or(Some(Move::Apply(at)));
-        }
-        let Some(raw) =
-            place(&control.addr).and_then(|place| raw(control, &place, station, request))
-        else {
-            continue;
-        };
-        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
-        let value = (raw - control.map.offset) / control.map.factor;
-        return Some(if handed { Move::HandBack(at) } else { Move::To(at, value) });
-    }
-    applied
-}
-
-const fn holding(station: u8, register: u16) -> Address {
-    Address::Modbus { station, table: Table::Holding, register, bit: None }
-}
-
-/// The raw value that a request writes to a control, if it is that control's.
-fn raw(control: &Control, place: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
-    let Address::Modbus { station: theirs, table, register, bit } = *place else { return None };
-    let decode = |words: &[u16]| {
-        let kind = control.kind.unwrap_or(Type::U16);
-        let whole = words.len() == usize::from(kind.words());
-        whole.then(|| kind.decode(control.order.unwrap_or(Order::HighFirst), words)).flatten()
+/// The nearest value that the machine can be told. What has no type is told in whole numbers.
+fn held(control: &Control, value: f64) -> f64 {
+    let order = control.order.unwrap_or_default();
+    let whole = |raw: f64| match control.kind {
+        Some(kind) => kind.encode(order, raw).and_then(|words| kind.decode(order, &words)),
+        None => Some(raw.round()),
     };
-    let (function, table_of, at, raw) = match request {
-        Request::WriteSingleCoil(at, on) => (5, Table::Coil, *at, Some(f64::from(*on))),
-        Request::WriteMultipleCoils(at, bits) => match bits[..] {
-            [on] => (15, Table::Coil, *at, Some(f64::from(on))),
-            _ => return None,
-        },
-        Request::WriteSingleRegister(at, word) => (6, Table::Holding, *at, decode(&[*word])),
-        Request::WriteMultipleRegisters(at, words) => (16, Table::Holding, *at, decode(words)),
-        Request::MaskWriteRegister(at, and, or) => {
-            let mask = 1_u16.checked_shl(u32::from(bit?))?;
-            let alone = *and == !mask && or & !mask == 0;
-            (22, Table::Holding, *at, alone.then_some(f64::from(u8::from(or & mask != 0))))
-        }
-        _ => return None,
-    };
-    let same = (station, table_of, at) == (theirs, table, register);
-    raw.filter(|_| same && control.function == Some(function))
+    // What lies outside its range is the guard's to refuse.
+    let inside = control.range.is_none_or(|[low, high]| (low..=high).contains(&value));
+    let raw = if inside { whole(control.raw(value)) } else { None };
+    raw.map_or(value, |raw| control.value(raw))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
 
     fn profile() -> Profile {
@@ -277,52 +255,17 @@ mod tests {
         hand
     }
 
-    fn burner(value: u16) -> Request<'static> {
-        Request::WriteSingleRegister(12290, value * 100)
+    fn burner(value: f64) -> Move {
+        Move::To(0, value)
     }
 
-    const APPLY: Request<'static> = Request::MaskWriteRegister(12318, 65_531, 4);
-
-    #[test]
-    fn a_request_is_a_control_s_when_it_is_the_very_write_that_the_profile_describes() {
-        let mut profile = profile();
-        let guard = Guard::new(profile.clone());
-        let meant = |request| super::meant(&guard, 1, &request);
-        assert_eq!(meant(burner(45)), Some(Move::To(0, 45.0)));
-        assert_eq!(meant(APPLY), Some(Move::Apply(0)));
-        for other in [
-            Request::MaskWriteRegister(12318, 0, 4),
-            Request::WriteSingleRegister(12291, 45),
-            Request::WriteMultipleRegisters(12290, Cow::Owned(vec![4_500])),
-            Request::WriteMultipleRegisters(12290, Cow::Owned(vec![4_500, 1])),
-            Request::WriteMultipleRegisters(12290, Cow::Owned(Vec::new())),
-            Request::WriteSingleCoil(12290, true),
-            Request::ReadHoldingRegisters(12290, 1),
-            Request::Custom(0x41, Cow::Owned(vec![1])),
-        ] {
-            assert_eq!(meant(other.clone()), None, "{other:?}");
-        }
-        assert_eq!(super::meant(&guard, 2, &APPLY), None, "another unit");
-        profile.controls[0].auto_raw = Some(20_000.0);
-        let back = Request::WriteSingleRegister(12290, 20_000);
-        assert_eq!(super::meant(&Guard::new(profile), 1, &back), Some(Move::HandBack(0)));
-    }
-
-    #[test]
-    fn an_apply_that_controls_share_is_the_one_s_that_waits_for_it() {
-        let mut profile = profile();
-        profile.controls[1].apply = profile.controls[0].apply.clone();
-        let mut guard = Guard::new(profile);
-        guard.saw(known());
-        guard.begin(Move::To(1, 65.0), 0).unwrap();
-        assert_eq!(meant(&guard, 1, &APPLY), Some(Move::Apply(1)));
-    }
+    const APPLY: Move = Move::Apply(0);
 
     #[tokio::test(start_paused = true)]
     async fn what_waited_too_long_is_never_written() {
         let hand = hand();
         let asking = hand.clone();
-        let asked = tokio::spawn(async move { asking.write("Artisan", 1, burner(0), 0).await });
+        let asked = tokio::spawn(async move { asking.make("Artisan", burner(0.0), 0).await });
         hand.asked().await;
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(hand.next(2_000).is_none());
@@ -330,10 +273,10 @@ mod tests {
         assert!(hand.notes().is_empty(), "nothing has happened");
         // In time it is, and is told.
         let asking = hand.clone();
-        let asked = tokio::spawn(async move { asking.write("Artisan", 1, burner(0), 3_000).await });
+        let asked = tokio::spawn(async move { asking.make("Artisan", burner(0.0), 3_000).await });
         hand.asked().await;
         let next = hand.next(3_000).unwrap();
-        assert_eq!(next.request, burner(0));
+        assert_eq!(next.wanted, burner(0.0));
         hand.ended(next, Ok(()), 3_000);
         assert_eq!(asked.await.unwrap(), Ok("burner to 0".to_owned()));
         assert_eq!(hand.notes(), ["Artisan: burner to 0"]);
@@ -342,33 +285,33 @@ mod tests {
     #[tokio::test]
     async fn less_heat_goes_first_and_takes_the_place_of_more() {
         let hand = hand();
-        let air = Request::WriteSingleRegister(12363, 650);
-        let _air = hand.ask("a", 1, air.clone(), 0).unwrap();
-        let raise = hand.ask("a", 1, burner(50), 0).unwrap();
-        let _apply = hand.ask("a", 1, APPLY, 0).unwrap();
-        let _cut = hand.ask("b", 1, burner(10), 0).unwrap();
+        let air = Move::To(1, 65.0);
+        let _air = hand.ask("a", air, 0).unwrap();
+        let raise = hand.ask("a", burner(50.0), 0).unwrap();
+        let _apply = hand.ask("a", APPLY, 0).unwrap();
+        let _cut = hand.ask("b", burner(10.0), 0).unwrap();
         assert!(raise.await.is_err(), "nobody wants it any more");
-        let order: Vec<_> = std::iter::from_fn(|| hand.next(0).map(|w| w.request)).collect();
-        assert_eq!(order, [burner(10), air, APPLY]);
+        let order: Vec<_> = std::iter::from_fn(|| hand.next(0).map(|w| w.wanted)).collect();
+        assert_eq!(order, [burner(10.0), air, APPLY]);
         // With every place taken, one of those that raise anything is given up for it.
-        let kept: Vec<_> = (0..2 * WAITING_MAX).map(|_| hand.ask("a", 1, APPLY, 0)).collect();
+        let kept: Vec<_> = (0..2 * WAITING_MAX).map(|_| hand.ask("a", APPLY, 0)).collect();
         assert_eq!(kept.iter().filter(|asked| asked.is_ok()).count(), WAITING_MAX);
-        let _cut = hand.ask("b", 1, burner(0), 0).unwrap();
-        assert_eq!(hand.next(0).unwrap().request, burner(0));
+        let _cut = hand.ask("b", burner(0.0), 0).unwrap();
+        assert_eq!(hand.next(0).unwrap().wanted, burner(0.0));
     }
 
     #[tokio::test]
     async fn less_heat_that_waits_is_not_lost_to_somebody_who_wants_more() {
         let hand = hand();
-        let _off = hand.ask("a", 1, burner(0), 0).unwrap();
-        let _apply = hand.ask("a", 1, APPLY, 0).unwrap();
-        let more = hand.ask("b", 1, burner(50), 0).unwrap();
-        let less = hand.ask("b", 1, burner(30), 0).unwrap();
+        let _off = hand.ask("a", burner(0.0), 0).unwrap();
+        let _apply = hand.ask("a", APPLY, 0).unwrap();
+        let more = hand.ask("b", burner(50.0), 0).unwrap();
+        let less = hand.ask("b", burner(30.0), 0).unwrap();
         assert!(more.await.is_err(), "30 takes the place of 50, and not of 0");
         let off = hand.next(0).unwrap();
-        assert_eq!(off.request, burner(0));
+        assert_eq!(off.wanted, burner(0.0));
         hand.ended(off, Ok(()), 0);
-        assert_eq!(hand.next(0).unwrap().request, APPLY, "before everything else");
+        assert_eq!(hand.next(0).unwrap().wanted, APPLY, "before everything else");
         // 30 is judged anew, now that it was turned off.
         assert!(hand.next(0).is_none());
         assert!(matches!(less.await.unwrap(), Err(Refused::Soon { .. })));
@@ -377,9 +320,18 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_allowed_any_more_when_its_turn_comes_is_not_written() {
         let hand = hand();
-        let raise = hand.ask("a", 1, burner(50), 0).unwrap();
+        let raise = hand.ask("a", burner(50.0), 0).unwrap();
         hand.saw(Known::default());
         assert!(hand.next(100).is_none());
         assert!(matches!(raise.await.unwrap(), Err(Refused::Unsound(_))));
+    }
+
+    #[test]
+    fn a_value_is_asked_for_as_the_machine_can_hold_it() {
+        let mut control = profile().controls[0].clone();
+        assert!((held(&control, 45.004) - 45.0).abs() < 1e-9, "hundredths of a per cent");
+        assert!((held(&control, 145.5) - 145.5).abs() < 1e-9, "outside: refused as it is");
+        (control.kind, control.map.factor) = (None, 1.0);
+        assert!((held(&control, 45.4) - 45.0).abs() < 1e-9, "a line of text");
     }
 }

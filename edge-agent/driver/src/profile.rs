@@ -7,13 +7,14 @@ use std::pin::Pin;
 
 use contract::{Channel, EventKind, Quality};
 use firmware_profiles::address::{Address, Use};
-use firmware_profiles::encoding::{Order, Type};
-use firmware_profiles::{Profile, State, Timing, Transport};
+use firmware_profiles::encoding::{self, Type};
+use firmware_profiles::{Control, Profile, State, Timing, Transport};
+use tokio::time::Instant;
 
-use crate::guard::Known;
+use crate::guard::{Known, Move};
 use crate::port::Place;
 use crate::{
-    Answer, Driver, DriverError, Hand, Reading, Share, boards, modbus, s7, streams, texts,
+    Answer, Driver, DriverError, Hand, Reading, Refused, Share, boards, modbus, s7, streams, texts,
 };
 
 /// One raw value that the profile wants: a channel's or a state's.
@@ -21,7 +22,7 @@ use crate::{
 pub struct Point {
     pub address: Address,
     pub kind: Type,
-    pub order: Order,
+    pub order: encoding::Order,
 }
 
 /// What a bus brought: a raw value a point, in the points' order.
@@ -33,15 +34,18 @@ pub struct Raws {
 }
 
 pub type Polling<'b> = Pin<Box<dyn Future<Output = Result<Raws, DriverError>> + 'b>>;
+pub type Writing<'b> = Pin<Box<dyn Future<Output = Result<(), Refused>> + 'b>>;
 
 /// A connection to a machine in one protocol.
 pub trait Bus {
     /// Asks for every point once. An error when nothing answered at all.
     fn poll(&mut self, mono_ms: u64) -> Polling<'_>;
 
-    /// Writes what is to be written, within one time limit.
-    fn obey(&mut self, _mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
-        Box::pin(std::future::ready(()))
+    /// Makes one move that was allowed, within one time limit. `Ok`: the machine has taken it, or,
+    /// where it never says so, it was sent.
+    fn write(&mut self, _wanted: Move, _mono_ms: u64) -> Writing<'_> {
+        let never = "nothing is ever written to such a machine".to_owned();
+        Box::pin(std::future::ready(Err(Refused::Unsent(never))))
     }
 }
 
@@ -63,6 +67,7 @@ pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driv
         profile.timing.timeout_ms = timeout_ms;
     }
     let points = points(&profile).map_err(wrong)?;
+    let orders = orders(&profile);
     let timing = profile.timing.clone();
     let place = || place(&profile, site).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
@@ -70,23 +75,29 @@ pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driv
             Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
         }
         Transport::S7 { rack, slot, .. } => {
-            Box::new(s7::S7::new(place()?, *rack, *slot, timing, points))
+            Box::new(s7::S7::new(place()?, (*rack, *slot), timing, points, orders))
         }
         Transport::Tc4 { .. } => {
-            Box::new(texts::Asked::new(place()?, timing, points, texts::Dialect::Tc4))
+            Box::new(texts::Asked::new(place()?, timing, (points, orders), texts::Dialect::Tc4))
         }
         Transport::Kaleido { .. } => {
-            Box::new(texts::Asked::new(place()?, timing, points, texts::Dialect::Kaleido))
+            Box::new(texts::Asked::new(place()?, timing, (points, orders), texts::Dialect::Kaleido))
         }
-        Transport::Line { format, .. } => {
-            Box::new(streams::Told::new(place()?, timing, points, streams::Ear::line(*format)))
-        }
+        Transport::Line { format, .. } => Box::new(streams::Told::new(
+            place()?,
+            timing,
+            (points, orders),
+            streams::Ear::line(*format),
+        )),
         Transport::Hottop { .. } => {
-            Box::new(streams::Told::new(place()?, timing, points, streams::Ear::hottop()))
+            Box::new(streams::Told::new(place()?, timing, (points, orders), streams::Ear::hottop()))
         }
-        Transport::Santoker { .. } => {
-            Box::new(streams::Told::new(place()?, timing, points, streams::Ear::santoker()))
-        }
+        Transport::Santoker { .. } => Box::new(streams::Told::new(
+            place()?,
+            timing,
+            (points, orders),
+            streams::Ear::santoker(),
+        )),
         Transport::Boards {} => Box::new(boards::Boards::new(&points)),
     };
     Ok(Box::new(ProfileDriver::new(profile, bus, share.hand)))
@@ -122,13 +133,54 @@ fn place(profile: &Profile, site: &Site) -> Result<Place, String> {
 pub fn points(profile: &Profile) -> Result<Vec<Point>, String> {
     let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
     let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
-    let point = |(station, addr, kind, order): (_, &String, Option<Type>, Option<Order>)| {
-        let address = Address::parse(profile, station, addr, Use::Read)
-            .map_err(|expected| format!("{addr:?} is not {expected}"))?;
-        // Text protocols carry numbers, whose form nobody needs to say.
-        Ok(Point { address, kind: kind.unwrap_or(Type::F32), order: order.unwrap_or_default() })
-    };
+    let point =
+        |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {
+            let address = Address::parse(profile, station, addr, Use::Read)
+                .map_err(|expected| format!("{addr:?} is not {expected}"))?;
+            // Text protocols carry numbers, whose form nobody needs to say.
+            Ok(Point { address, kind: kind.unwrap_or(Type::F32), order: order.unwrap_or_default() })
+        };
     channels.chain(states).map(point).collect()
+}
+
+/// A control as a bus writes it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub address: Address,
+    pub control: Control,
+}
+
+impl Order {
+    /// The raw value of a move; `None` where it is none of one value.
+    pub fn raw(&self, wanted: Move) -> Option<f64> {
+        match wanted {
+            Move::To(_, value) => Some(self.control.raw(value)),
+            Move::HandBack(_) => self.control.auto_raw,
+            Move::Apply(_) => None,
+        }
+    }
+}
+
+/// By the controls' places in the profile.
+pub struct Orders(Vec<Option<Order>>);
+
+impl Orders {
+    /// Where a move is written, and what.
+    ///
+    /// # Errors
+    /// When the profile describes no write for it.
+    pub fn of(&self, wanted: Move) -> Result<(&Order, f64), Refused> {
+        let order = self.0.get(wanted.control()).and_then(Option::as_ref);
+        order.and_then(|order| Some((order, order.raw(wanted)?))).ok_or(Refused::Unknown)
+    }
+}
+
+fn orders(profile: &Profile) -> Orders {
+    let order = |control: &Control| {
+        let address = Address::parse(profile, control.station, &control.addr, Use::Write).ok()?;
+        Some(Order { address, control: control.clone() })
+    };
+    Orders(profile.controls.iter().map(order).collect())
 }
 
 /// How long one answer may take.
@@ -246,6 +298,16 @@ impl ProfileDriver {
         }
     }
 
+    /// Makes the move that is next, if one is.
+    async fn obey_one(&mut self, mono_ms: u64) {
+        let Some(hand) = self.hand.clone() else { return };
+        let Some(next) = hand.next(mono_ms) else { return };
+        let began = Instant::now();
+        let outcome = self.bus.write(next.wanted, mono_ms).await;
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        hand.ended(next, outcome, mono_ms.saturating_add(took_ms));
+    }
+
     async fn ask(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
         match self.bus.poll(mono_ms).await {
             Ok(raws) if raws.values.iter().all(Option::is_none) => {
@@ -288,7 +350,7 @@ impl Driver for ProfileDriver {
     }
 
     fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
-        self.bus.obey(mono_ms)
+        Box::pin(self.obey_one(mono_ms))
     }
 }
 

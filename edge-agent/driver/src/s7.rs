@@ -1,4 +1,4 @@
-//! Siemens S7 over ISO on TCP, reading only: all points in one request of a few variables.
+//! Siemens S7 over ISO on TCP: all points in one request of a few variables, and one write at a time.
 
 use std::time::Duration;
 
@@ -7,10 +7,12 @@ use firmware_profiles::address::{Address, Area};
 use firmware_profiles::encoding::{Order, Type};
 use protocols::s7::{self, ITEMS_MAX, Item, S7Error};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
 
-use crate::DriverError;
+use crate::guard::Move;
 use crate::port::{Place, Stream};
-use crate::profile::{Bus, Point, Polling, Raws, limit};
+use crate::profile::{Bus, Orders, Point, Polling, Raws, Writing, limit};
+use crate::{DriverError, Refused};
 
 pub struct S7 {
     place: Place,
@@ -18,13 +20,20 @@ pub struct S7 {
     slot: u8,
     timing: Timing,
     points: Vec<Point>,
+    orders: Orders,
     connection: Option<Box<dyn Stream>>,
     reference: u16,
 }
 
 impl S7 {
-    pub fn new(place: Place, rack: u8, slot: u8, timing: Timing, points: Vec<Point>) -> Self {
-        Self { place, rack, slot, timing, points, connection: None, reference: 0 }
+    pub const fn new(
+        place: Place,
+        (rack, slot): (u8, u8),
+        timing: Timing,
+        points: Vec<Point>,
+        orders: Orders,
+    ) -> Self {
+        Self { place, rack, slot, timing, points, orders, connection: None, reference: 0 }
     }
 
     const fn next_reference(&mut self) -> u16 {
@@ -68,7 +77,8 @@ impl S7 {
 
     async fn read_all(&mut self) -> Result<Raws, DriverError> {
         let mut stream = self.connect().await?;
-        let items: Vec<Item> = self.points.iter().filter_map(item).collect();
+        let items: Vec<Item> =
+            self.points.iter().filter_map(|p| item(&p.address, p.kind)).collect();
         let mut values = Vec::with_capacity(self.points.len());
         for (points, items) in self.points.clone().chunks(ITEMS_MAX).zip(items.chunks(ITEMS_MAX)) {
             let reference = self.next_reference();
@@ -81,15 +91,56 @@ impl S7 {
     }
 }
 
+impl S7 {
+    /// How long `requests` may take, with connecting where that is to be done: two answers more.
+    fn patience(&self, requests: usize) -> Duration {
+        let answers = if self.connection.is_some() { requests } else { requests + 2 };
+        let gap = Duration::from_millis(self.timing.min_gap_ms);
+        limit(&self.timing) + gap * u32::try_from(answers).unwrap_or(u32::MAX)
+    }
+
+    async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
+        let (item, bit, bytes) = {
+            let (order, raw) = self.orders.of(wanted)?;
+            let kind = order.control.kind.ok_or(Refused::Unknown)?;
+            let item = item(&order.address, kind).ok_or(Refused::Unknown)?;
+            let Address::S7 { bit, .. } = order.address else { return Err(Refused::Unknown) };
+            let words = kind.encode(Order::HighFirst, raw).ok_or(Refused::Unknown)?;
+            let bytes: Vec<u8> = match bit {
+                Some(_) => vec![u8::from(raw.abs() > f64::EPSILON)],
+                None => words.iter().flat_map(|word| word.to_be_bytes()).collect(),
+            };
+            (item, bit, bytes)
+        };
+        let until = Instant::now() + self.patience(1);
+        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
+        let silent = DriverError::Silent(self.place.name(), self.timing.timeout_ms);
+        let mut stream = match tokio::time::timeout_at(until, self.connect()).await {
+            Ok(connected) => connected.map_err(unsent)?,
+            Err(_) => return Err(unsent(silent)),
+        };
+        // From here on it may have been taken, whatever becomes of the answer.
+        let reference = self.next_reference();
+        let request = s7::write(reference, item, bit, &bytes);
+        let unsure = |error: DriverError| Refused::Unconfirmed(error.to_string());
+        let answer = tokio::time::timeout_at(until, self.exchange(&mut stream, &request)).await;
+        let text = answer.map_err(|_| unsure(silent))?.map_err(unsure)?;
+        let outcome = s7::written(&text, reference);
+        if !matches!(outcome, Err(S7Error::Malformed(_) | S7Error::OtherRequest)) {
+            self.connection = Some(stream);
+        }
+        outcome.map_err(|error| unsure(self.problem(&error)))
+    }
+}
+
 impl Bus for S7 {
+    fn write(&mut self, wanted: Move, _mono_ms: u64) -> Writing<'_> {
+        Box::pin(self.write_one(wanted))
+    }
+
     fn poll(&mut self, _mono_ms: u64) -> Polling<'_> {
         Box::pin(async {
-            // The time limit is for one answer; connecting takes three.
-            let requests = self.points.len().div_ceil(ITEMS_MAX);
-            let answers = if self.connection.is_some() { requests } else { requests + 2 };
-            let gap = Duration::from_millis(self.timing.min_gap_ms);
-            let answers = u32::try_from(answers).unwrap_or(u32::MAX);
-            let limit = limit(&self.timing) + gap * answers;
+            let limit = self.patience(self.points.len().div_ceil(ITEMS_MAX));
             // A timeout drops the connection with the future that holds it.
             match tokio::time::timeout(limit, self.read_all()).await {
                 Ok(read) => read,
@@ -99,15 +150,15 @@ impl Bus for S7 {
     }
 }
 
-fn item(point: &Point) -> Option<Item> {
-    let Address::S7 { area, byte, bit } = point.address else { return None };
+fn item(address: &Address, kind: Type) -> Option<Item> {
+    let Address::S7 { area, byte, bit } = *address else { return None };
     let (area, block) = match area {
         Area::Input => (0x81, 0),
         Area::Output => (0x82, 0),
         Area::Flag => (0x83, 0),
         Area::Block(block) => (0x84, block),
     };
-    let bytes = if bit.is_some() { 1 } else { point.kind.words() * 2 };
+    let bytes = if bit.is_some() { 1 } else { kind.words() * 2 };
     Some(Item { area, block, byte, bytes })
 }
 

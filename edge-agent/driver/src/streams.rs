@@ -6,12 +6,13 @@ use firmware_profiles::{LineFormat, Timing};
 use protocols::line::Csv;
 use protocols::{LINE_BYTES_MAX, hottop, line, santoker};
 use std::collections::BTreeMap;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::DriverError;
+use crate::guard::Move;
 use crate::port::{Place, Stream};
-use crate::profile::{Bus, Point, Polling, Raws, limit};
+use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit};
+use crate::{DriverError, Refused};
 
 /// What one reading takes from the connection: a source that floods does not hold up the rest.
 const BYTES_MAX: usize = 64 * 1024;
@@ -79,6 +80,19 @@ impl Ear {
         };
     }
 
+    /// The bytes by which a control is moved; `None` where we never do. Hottop drops its
+    /// beans when whoever took the controls falls silent for a second, so nothing is written to it.
+    fn order(&self, order: &Order, raw: f64) -> Option<Vec<u8>> {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0–255 by the filter
+        let data = Some(raw.round()).filter(|raw| (0.0..=255.0).contains(raw))? as u32;
+        match (self, &order.address) {
+            (Self::Santoker(_), Address::Target(target)) => {
+                Some(santoker::Message { target: *target, data }.encode(santoker::HOST_BYTES))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a state that was not told again still holds: Santoker tells an event once.
     const fn states_last(&self) -> bool {
         matches!(self, Self::Santoker(_))
@@ -104,6 +118,7 @@ pub struct Told {
     place: Place,
     timing: Timing,
     points: Vec<Point>,
+    orders: Orders,
     ear: Ear,
     stream: Option<Box<dyn Stream>>,
     /// Readings in a row in which nothing came.
@@ -111,8 +126,33 @@ pub struct Told {
 }
 
 impl Told {
-    pub const fn new(place: Place, timing: Timing, points: Vec<Point>, ear: Ear) -> Self {
-        Self { place, timing, points, ear, stream: None, silent: 0 }
+    pub fn new(
+        place: Place,
+        timing: Timing,
+        (points, orders): (Vec<Point>, Orders),
+        ear: Ear,
+    ) -> Self {
+        Self { place, timing, points, orders, ear, stream: None, silent: 0 }
+    }
+
+    /// Sends one message. Nobody answers it, so whether it was done the read-back tells.
+    async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
+        let (order, raw) = self.orders.of(wanted)?;
+        let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
+        let bytes = self.ear.order(order, raw).ok_or_else(never)?;
+        let shut = || Refused::Unsent("there is no connection yet".to_owned());
+        let stream = self.stream.as_mut().ok_or_else(shut)?;
+        let said = async {
+            stream.write_all(&bytes).await?;
+            stream.flush().await
+        };
+        let outcome = tokio::time::timeout(limit(&self.timing), said).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        outcome.map_err(|error| {
+            // Half a message may have left: the next one begins on a new connection.
+            self.stream = None;
+            Refused::Unconfirmed(error.to_string())
+        })
     }
 
     /// Reads what has come, and waits for something if nothing has.
@@ -181,6 +221,10 @@ impl Told {
 }
 
 impl Bus for Told {
+    fn write(&mut self, wanted: Move, _mono_ms: u64) -> Writing<'_> {
+        Box::pin(self.write_one(wanted))
+    }
+
     fn poll(&mut self, _mono_ms: u64) -> Polling<'_> {
         Box::pin(self.poll_once())
     }

@@ -7,9 +7,10 @@ use firmware_profiles::address::Address;
 use protocols::{LINE_BYTES_MAX, kaleido, tc4};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::DriverError;
+use crate::guard::Move;
 use crate::port::{Place, Stream};
-use crate::profile::{Bus, Point, Polling, Raws, limit};
+use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit};
+use crate::{DriverError, Refused};
 
 /// Small controllers lose what comes too fast.
 const BETWEEN_WORDS: Duration = Duration::from_millis(20);
@@ -35,6 +36,15 @@ impl Dialect {
         match self {
             Self::Tc4 => tc4::READ,
             Self::Kaleido => kaleido::READ,
+        }
+    }
+
+    /// The line by which a control is moved; `None` where we never do. TC4's firmware keeps its
+    /// last duty when nobody is there any more, so nothing is written to it.
+    fn order(self, order: &Order, raw: f64) -> Option<String> {
+        match (self, &order.address) {
+            (Self::Kaleido, Address::Name(tag)) => Some(kaleido::write(tag, raw)),
+            _ => None,
         }
     }
 
@@ -75,13 +85,19 @@ pub struct Asked {
     place: Place,
     timing: Timing,
     points: Vec<Point>,
+    orders: Orders,
     dialect: Dialect,
     line: Option<Line>,
 }
 
 impl Asked {
-    pub const fn new(place: Place, timing: Timing, points: Vec<Point>, dialect: Dialect) -> Self {
-        Self { place, timing, points, dialect, line: None }
+    pub fn new(
+        place: Place,
+        timing: Timing,
+        (points, orders): (Vec<Point>, Orders),
+        dialect: Dialect,
+    ) -> Self {
+        Self { place, timing, points, orders, dialect, line: None }
     }
 
     fn silent(&self) -> DriverError {
@@ -179,7 +195,37 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// Says one line. Nobody answers it for certain, so whether it was done the read-back tells.
+    async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
+        let (order, raw) = self.orders.of(wanted)?;
+        let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
+        let words = self.dialect.order(order, raw).ok_or_else(never)?;
+        let shut = || Refused::Unsent("the line is not open yet".to_owned());
+        let line = self.line.as_mut().filter(|line| line.greeted).ok_or_else(shut)?;
+        let said = async {
+            line.stream.write_all(words.as_bytes()).await?;
+            line.stream.flush().await
+        };
+        match tokio::time::timeout(limit(&self.timing), said).await {
+            Ok(Ok(())) => {
+                tokio::time::sleep(BETWEEN_WORDS).await;
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                self.line = None;
+                Err(Refused::Unconfirmed(error.to_string()))
+            }
+            Err(_) => Err(Refused::Unconfirmed(self.silent().to_string())),
+        }
+    }
+}
+
 impl Bus for Asked {
+    fn write(&mut self, wanted: Move, _mono_ms: u64) -> Writing<'_> {
+        Box::pin(self.write_one(wanted))
+    }
+
     fn poll(&mut self, mono_ms: u64) -> Polling<'_> {
         Box::pin(self.poll_once(mono_ms))
     }

@@ -1,12 +1,14 @@
 //! Machines by programs that share no code with us. (Modbus: `cloud/simcorp/tests/recordings.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
-use driver::{Share, Site};
+use std::time::Duration;
+
+use driver::{Hand, Refused, Share, Site};
 use firmware_profiles::{check, shipped};
 use testbed::{Process, answers, free_port, workspace};
 
 #[tokio::test]
-async fn a_siemens_controller_is_read_as_it_is() {
+async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
     let port = free_port().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snap7_giesen.py");
@@ -15,9 +17,12 @@ async fn a_siemens_controller_is_read_as_it_is() {
     let mut controller = Process::new(python, arguments, folder.path().join("snap7.log"));
     controller.start().unwrap();
     answers(port).await.unwrap();
-    let profile = check(shipped("giesen.wxa.s7-2019").unwrap().text).unwrap().profile;
+    let mut profile = check(shipped("giesen.wxa.s7-2019").unwrap().text).unwrap().profile;
+    profile.machine.writes = firmware_profiles::Writes::Enabled;
+    let hand = Hand::new(&profile, Duration::from_millis(profile.timing.timeout_ms));
+    let share = Share { hand: Some(hand.clone()), ..Share::default() };
     let site = Site { host: Some("127.0.0.1".to_owned()), port: Some(port), ..Site::default() };
-    let mut driver = driver::open(&profile, &site, Share::default()).unwrap();
+    let mut driver = driver::open(&profile, &site, share).unwrap();
     for second in 0..3 {
         let reading = driver.read(second * 1000).await.unwrap();
         let found: Vec<(&str, f64)> =
@@ -32,4 +37,22 @@ async fn a_siemens_controller_is_read_as_it_is() {
         ];
         assert_eq!(found, expected);
     }
+    // Its air is shown where it was set to.
+    let (moved, ()) = tokio::join!(hand.move_to("a test", "air", 120.0, 3_000), async {
+        driver.asked().await;
+        driver.obey(3_000).await;
+    });
+    assert_eq!(moved, Ok("air to 120".to_owned()));
+    let mut shown = None;
+    for second in 4..14 {
+        let reading = driver.read(second * 1000).await.unwrap();
+        shown = reading.values[4].1;
+        if shown == Some(120.0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(shown, Some(120.0));
+    let burner = hand.move_to("a test", "burner", 0.0, 14_000).await;
+    assert_eq!(burner, Err(Refused::Local("burner".to_owned())), "0 is AUTO there");
 }

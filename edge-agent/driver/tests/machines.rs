@@ -216,7 +216,7 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
     let began = Instant::now();
     let moved = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        hand.write("a test", 1, off.clone(), 100).await.map(|_| began.elapsed())
+        hand.write("a test", 1, &off, 100).await.map(|_| began.elapsed())
     };
     let (reading, moved) = tokio::join!(driver.read(100), moved);
     let took = began.elapsed();
@@ -230,14 +230,14 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
     assert_eq!(reading.notes, ["a test: burner to 0"]);
     emulator.heal();
     // Between two readings it is heard too.
-    let (moved, ()) = tokio::join!(hand.write("a test", 1, off, 200), async {
+    let (moved, ()) = tokio::join!(hand.write("a test", 1, &off, 200), async {
         driver.asked().await;
         driver.obey(200).await;
     });
     assert_eq!(moved.unwrap(), "burner to 0");
     emulator.fail(None, Fault::Refuses(4));
     let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
-    let (moved, ()) = tokio::join!(hand.write("a test", 1, off, 300), async {
+    let (moved, ()) = tokio::join!(hand.write("a test", 1, &off, 300), async {
         driver.asked().await;
         driver.obey(300).await;
     });
@@ -265,4 +265,122 @@ async fn an_emulated_machine_takes_a_write_or_only_says_so() {
     assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress));
     let refused = client.write_single_coil(40, true).await.unwrap();
     assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress), "another table");
+}
+
+/// A machine with a bring-up record, the hand on it, and the time on its clock, ms.
+struct Held {
+    profile: Profile,
+    emulator: Emulator,
+    driver: Box<dyn Driver>,
+    hand: Hand,
+    now_ms: u64,
+}
+
+impl Held {
+    async fn start(id: &str) -> Self {
+        let mut profile = profile(id);
+        profile.machine.writes = firmware_profiles::Writes::Enabled;
+        let hand = Hand::new(&profile, Duration::from_secs(5));
+        let share = Share { hand: Some(hand.clone()), ..Share::default() };
+        let (emulator, driver) = start_shared(&profile, share).await;
+        let mut held = Self { profile, emulator, driver, hand, now_ms: 0 };
+        // Into the roast: its burner needs air.
+        for _ in 0..20 {
+            held.shows("btC").await;
+        }
+        held
+    }
+
+    /// What a channel shows a second later.
+    async fn shows(&mut self, channel: &str) -> f64 {
+        for _ in 0..20 {
+            self.now_ms += 1_000;
+            let Ok(reading) = self.driver.read(self.now_ms).await else { continue };
+            let found = reading.values.iter().find(|(c, _)| c.as_str() == channel);
+            if let Some((_, Some(value))) = found {
+                return *value;
+            }
+        }
+        panic!("{}: {channel} is not shown", self.profile.machine.id);
+    }
+
+    async fn moves(&mut self, control: &str, value: f64) -> Result<String, Refused> {
+        let (asked, ()) =
+            tokio::join!(self.hand.move_to("a test", control, value, self.now_ms), async {
+                // A move that is refused at once is never to be done.
+                let asked = tokio::time::timeout(Duration::from_millis(50), self.driver.asked());
+                if asked.await.is_ok() {
+                    self.driver.obey(self.now_ms).await;
+                }
+            });
+        asked
+    }
+}
+
+#[tokio::test]
+async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells() {
+    for id in ["giesen.wxa.s7-pro", "probat.g.s7", "kaleido.m.serial", "santoker.rmaster.wifi"] {
+        let mut machine = Held::start(id).await;
+        let guarded = machine.profile.controls.clone().into_iter();
+        let guarded = guarded.filter(|c| c.remote == firmware_profiles::Remote::Guarded);
+        let mut moved = 0;
+        for control in guarded {
+            let channel = control.readback.clone().unwrap();
+            let stands = machine.shows(&channel).await;
+            let [low, high] = control.range.unwrap();
+            let step = control.max_step.unwrap().min((high - low) / 5.0).floor();
+            // Air is not taken from under a burner: it goes up.
+            let up = !control.role.heats() && stands + step < high;
+            let to = if up { stands + step } else { (stands - step).max(low) }.round();
+            let said = machine.moves(&control.name, to).await;
+            assert_eq!(
+                said.unwrap_or_else(|e| panic!("{id}: {}: {e:?}", control.name)),
+                format!("{} to {to}", control.name),
+                "{id}"
+            );
+            let mut shown = f64::NAN;
+            for _ in 0..5 {
+                shown = machine.shows(&channel).await;
+            }
+            assert!((shown - to).abs() < 0.6, "{id}: {} shows {shown}, not {to}", control.name);
+            // The machine takes the next one and does nothing: more is not ordered from then on.
+            machine.emulator.fail(None, Fault::Ignores);
+            machine.now_ms += 5_000;
+            machine.shows(&channel).await;
+            let step = control.readback_tol.unwrap() + 1.0;
+            let away = if up && to + step < high { to + step } else { to - step };
+            machine.moves(&control.name, away).await.unwrap();
+            machine.now_ms += 30_000;
+            assert!((machine.shows(&channel).await - to).abs() < 0.6, "{id}: nothing was done");
+            let again = machine.moves(&control.name, to + 1.0).await;
+            assert_eq!(again, Err(Refused::Unheeded(control.name.clone())), "{id}");
+            machine.emulator.heal();
+            moved += 1;
+        }
+        assert!(moved >= 2, "{id}: {moved}");
+        for control in machine.profile.controls.clone() {
+            if control.remote == firmware_profiles::Remote::Never {
+                let refused = Err(Refused::Local(control.name.clone()));
+                assert_eq!(machine.moves(&control.name, 0.0).await, refused, "{id}");
+            }
+        }
+        assert_eq!(machine.moves("nothing", 0.0).await, Err(Refused::Unknown));
+    }
+}
+
+#[tokio::test]
+async fn a_controller_that_says_no_is_believed() {
+    let mut machine = Held::start("giesen.wxa.s7-pro").await;
+    machine.emulator.fail(None, Fault::Refuses(0x85));
+    let refused = machine.moves("burner", 0.0).await;
+    assert!(matches!(refused, Err(Refused::Unconfirmed(_))), "{refused:?}");
+    // The answer that never comes says neither yes nor no; the next one is to another request.
+    machine.profile.timing.timeout_ms = 60;
+    machine.emulator.fail(None, Fault::OtherMaster);
+    let refused = machine.moves("burner", 0.0).await;
+    assert!(matches!(refused, Err(Refused::Unconfirmed(_))), "{refused:?}");
+    machine.emulator.heal();
+    assert_eq!(machine.moves("burner", 0.0).await.unwrap(), "burner to 0");
+    assert!(machine.shows("gasPct").await >= 0.0);
+    assert!(machine.shows("gasPct").await < 0.5, "and it is off");
 }

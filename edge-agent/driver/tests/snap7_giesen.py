@@ -1,4 +1,5 @@
-"""A Siemens controller by python-snap7, which shares no code with us: a Giesen W6A at one moment.
+"""A Siemens controller by python-snap7, which shares no code with us: a Giesen W6A at one moment,
+whose air goes where it is set.
 
 Usage: snap7_giesen.py PORT
 """
@@ -20,4 +21,6 @@ server = Server(log=False)
 server.register_area(SrvArea.DB, 2, db2)
 server.register_area(SrvArea.DB, 3, db3)
 server.start(tcp_port=int(sys.argv[1]))
-threading.Event().wait()
+while not threading.Event().wait(0.02):
+    if any(db2[16:18]):
+        db2[52:54] = db2[16:18]

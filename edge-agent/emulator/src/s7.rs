@@ -1,10 +1,15 @@
 //! A Siemens controller.
 
-use firmware_profiles::address::{Address, Area};
+use firmware_profiles::address::{Address, Area, Use};
+use firmware_profiles::encoding::Order;
 use protocols::s7::{self, Item, Request};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{Fault, Machine, Wire, answer};
+
+/// What one variable's write came to.
+const TAKEN: u8 = 0xff;
+const NO_SUCH_ADDRESS: u8 = 0x05;
 
 pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
     loop {
@@ -19,8 +24,14 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
         let reply = match (&request, fault) {
             (Request::Connect, _) => s7::accept(),
             (Request::Setup { reference }, _) => s7::agree(*reference),
-            (Request::Read { reference, .. }, Some(Fault::Refuses(class))) => {
-                s7::refuse(*reference, class, 4)
+            (
+                Request::Read { reference, .. } | Request::Write { reference, .. },
+                Some(Fault::Refuses(class)),
+            ) => s7::refuse(*reference, class, 4),
+            (Request::Write { reference, item, bit, bytes }, fault) => {
+                let done = fault == Some(Fault::Ignores)
+                    || write(machine, (*item, *bit), bytes) == Some(true);
+                s7::answer_write(*reference, if done { TAKEN } else { NO_SUCH_ADDRESS })
             }
             (Request::Read { reference, items }, _) => {
                 let values: Vec<_> = items.iter().map(|item| bytes_of(machine, *item)).collect();
@@ -33,6 +44,33 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
         }
         answer(wire, fault, &reply, std::future::ready(other)).await?;
     }
+}
+
+/// The control that a write is to, if there is one of that place and length.
+fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Option<bool> {
+    let mut show = machine.show();
+    let area = match (item.area, item.block) {
+        (0x82, _) => Area::Output,
+        (0x83, _) => Area::Flag,
+        (0x84, block) => Area::Block(block),
+        _ => return None,
+    };
+    let address = Address::S7 { area, byte: item.byte, bit };
+    let controls = &show.profile().controls;
+    let kind = controls.iter().find(|c| {
+        Address::parse(show.profile(), c.station, &c.addr, Use::Write).as_ref() == Ok(&address)
+    })?;
+    let kind = kind.kind?;
+    let raw = match bit {
+        Some(_) => f64::from(u8::from(bytes.first().is_some_and(|byte| *byte != 0))),
+        None if bytes.len() == 2 * usize::from(kind.words()) => {
+            let words: Vec<u16> =
+                bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair)).collect();
+            kind.decode(Order::HighFirst, &words)?
+        }
+        None => return None,
+    };
+    Some(show.obey(&address, raw))
 }
 
 /// What lies at an item; `None` where the controller has nothing.

@@ -1,4 +1,7 @@
-//! What an emulated machine shows: a simulated roast, in the raw values of a profile.
+//! What an emulated machine shows: a simulated roast, in the raw values of a profile. A control that
+//! somebody moves is shown where it was moved to; the roast itself goes its own way.
+
+use std::collections::BTreeMap;
 
 use contract::EventKind;
 use firmware_profiles::address::{Address, Use};
@@ -34,6 +37,8 @@ pub struct Show {
     step_ms: u64,
     /// Channels, then states.
     places: Vec<Place>,
+    /// Where controls stand that the roast does not move, by the channel that shows them.
+    stands: BTreeMap<String, f64>,
     now: Served,
     served: Vec<Served>,
 }
@@ -48,8 +53,13 @@ impl Show {
             let (kind, order) = (kind.unwrap_or(Type::F32), order.unwrap_or_default());
             Some(Place { address, kind, order, raw: 0.0, read: false })
         });
+        let stands = profile.controls.iter().filter_map(|control| {
+            let ([low, high], channel) = (control.range?, control.readback.clone()?);
+            (!ROASTED.contains(&channel.as_str())).then(|| (channel, f64::midpoint(low, high)))
+        });
         let mut show = Self {
             places: places.collect(),
+            stands: stands.collect(),
             twin: Twin::new(PRESETS[0], seed, READY_MS),
             step_ms,
             now: Served { values: Vec::new(), marks: Vec::new() },
@@ -71,7 +81,9 @@ impl Show {
         let profile = &self.profile;
         let mut values = Vec::with_capacity(profile.channels.len());
         for (i, (channel, place)) in profile.channels.iter().zip(&mut self.places).enumerate() {
-            let raw = channel.raw(shown(&channel.name, channel.unit, i, &reading));
+            let stands = self.stands.get(&channel.name).copied();
+            let value = stands.unwrap_or_else(|| shown(&channel.name, channel.unit, i, &reading));
+            let raw = channel.raw(value);
             place.raw = held(&profile.transport, place, raw);
             place.read = false;
             values.push(channel.value(place.raw).unwrap_or(f64::NAN));
@@ -132,6 +144,26 @@ impl Show {
         &self.places
     }
 
+    /// Takes what is written to a control; the next moment shows it. `false` when there is no such
+    /// control.
+    pub fn obey(&mut self, address: &Address, raw: f64) -> bool {
+        let profile = &self.profile;
+        let at = |control: &&firmware_profiles::Control| {
+            Address::parse(profile, control.station, &control.addr, Use::Write).as_ref()
+                == Ok(address)
+        };
+        let Some(control) = profile.controls.iter().find(at) else { return false };
+        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
+        if let Some(channel) = &control.readback {
+            if handed {
+                self.stands.remove(channel);
+            } else {
+                self.stands.insert(channel.clone(), control.value(raw));
+            }
+        }
+        true
+    }
+
     /// What can be written, and how many registers it takes.
     #[must_use]
     pub fn controls(&self) -> Vec<(Address, u16)> {
@@ -155,6 +187,9 @@ impl Show {
         self.served.iter().chain(whole.then_some(&self.now)).cloned().collect()
     }
 }
+
+/// What the simulated roast moves itself.
+const ROASTED: [&str; 6] = ["btC", "etC", "gasPct", "fanPct", "drumRpm", "ambientC"];
 
 /// What a machine would show on a channel.
 fn shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) -> f64 {

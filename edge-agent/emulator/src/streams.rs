@@ -1,22 +1,40 @@
 //! Machines that talk unasked: Hottop, Santoker and lines.
 
 use contract::EventKind;
+use firmware_profiles::Transport;
+use firmware_profiles::address::Address;
 use protocols::{hottop, santoker};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{Fault, Machine, Wire, answer};
 
 type Told = (Vec<(String, f64)>, Vec<EventKind>);
 
-/// Says what is shown, moment by moment.
+/// Says what is shown, moment by moment; one of them hears Santoker's messages too.
 pub async fn tell(
     wire: &mut dyn Wire,
     machine: &Machine,
     encode: fn(&Told) -> Vec<u8>,
 ) -> std::io::Result<()> {
+    let hears = matches!(machine.show().profile().transport, Transport::Santoker { .. });
     let mut every = tokio::time::interval(machine.tells_every);
+    let (mut told, mut bytes) = (santoker::Decoder::default(), [0; 256]);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => {}
+            read = wire.read(&mut bytes), if hears => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                for message in told.push(&bytes[..read]) {
+                    if !matches!(machine.fault(None), Some(Fault::Ignores)) {
+                        machine.show().obey(&Address::Target(message.target), message.raw());
+                    }
+                }
+                continue;
+            }
+        }
         let fault = machine.fault(None);
         if matches!(fault, Some(Fault::Silent | Fault::Refuses(_))) {
             continue;

@@ -1,6 +1,6 @@
 //! Machines that answer lines: TC4 and Kaleido.
 
-use firmware_profiles::address::TC4_READS;
+use firmware_profiles::address::{Address, TC4_READS};
 use protocols::kaleido;
 use tokio::io::AsyncReadExt as _;
 
@@ -47,6 +47,13 @@ pub async fn serve_kaleido(wire: &mut dyn Wire, machine: &Machine) -> std::io::R
                 format!("{{0,{}}}\n", words.join(","))
             }
             Some(("PI", _)) => "{0,PI:1}\n".to_owned(),
+            Some((tag, Some(value))) if value.parse::<f64>().is_ok() => {
+                if !matches!(fault, Some(Fault::Ignores | Fault::Refuses(_))) {
+                    let raw = value.parse().unwrap_or(0.0);
+                    machine.show().obey(&Address::Name(tag.to_owned()), raw);
+                }
+                continue; // the read-back tells
+            }
             _ => continue,
         };
         answer(wire, fault, reply.as_bytes(), async { b"{0,SN:1}\n".to_vec() }).await?;

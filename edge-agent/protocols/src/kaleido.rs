@@ -21,6 +21,12 @@ pub fn parse(line: &str) -> Vec<(&str, f64)> {
     numbers.collect()
 }
 
+/// The line that moves a control to a whole number, such as `{[HP 80]}`.
+#[must_use]
+pub fn write(tag: &str, value: f64) -> String {
+    format!("{{[{tag} {value:.0}]}}\n")
+}
+
 /// What a machine reads: the tag and value of `{[HP 80]}`.
 #[must_use]
 pub fn parse_request(line: &str) -> Option<(&str, Option<&str>)> {
@@ -45,6 +51,7 @@ mod tests {
         assert!(parse("BT:182.4").is_empty());
         assert_eq!(parse_request("{[HP 80]}"), Some(("HP", Some("80"))));
         assert_eq!(parse_request("{[PI]}"), Some(("PI", None)));
+        assert_eq!(parse_request(&write("FC", 45.0)), Some(("FC", Some("45"))));
     }
 
     proptest::proptest! {

@@ -1,5 +1,5 @@
-//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that reading needs — connect, agree on a
-//! size, read variables. Both sides, since the emulator answers what the driver asks.
+//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that a roaster needs — connect, agree on a
+//! size, read variables, write one. Both sides, since the emulator answers what the driver asks.
 
 /// The largest message that is asked for, in bytes; the controller may say less.
 pub const PDU_BYTES: u16 = 480;
@@ -15,6 +15,10 @@ pub enum S7Error {
     Malformed(&'static str),
     #[error("the controller refuses: class {class:#04x}, code {code:#04x}")]
     Refused { class: u8, code: u8 },
+    /// What one variable's write came to: 0x03 not allowed, 0x05 no such address, 0x06 another type,
+    /// 0x0a no such block.
+    #[error("the controller does not take the value: code {0:#04x}")]
+    Unwritten(u8),
     #[error("the answer is to another request")]
     OtherRequest,
 }
@@ -56,14 +60,33 @@ pub fn read(reference: u16, items: &[Item]) -> Vec<u8> {
     #[allow(clippy::cast_possible_truncation)] // at most ITEMS_MAX
     let mut parameters = vec![0x04, items.len() as u8];
     for item in items {
-        parameters.extend_from_slice(&[0x12, 0x0a, 0x10, 0x02]);
-        parameters.extend_from_slice(&item.bytes.to_be_bytes());
-        parameters.extend_from_slice(&item.block.to_be_bytes());
-        parameters.push(item.area);
-        let bit = u32::from(item.byte) << 3;
-        parameters.extend_from_slice(&bit.to_be_bytes()[1..]);
+        push_item(&mut parameters, *item, None);
     }
     job(reference, &parameters, &[])
+}
+
+/// Asks for one write: the bytes of `item`, or with `bit` that bit of its byte alone (0 or 1).
+#[must_use]
+pub fn write(reference: u16, item: Item, bit: Option<u8>, bytes: &[u8]) -> Vec<u8> {
+    let mut parameters = vec![0x05, 0x01];
+    push_item(&mut parameters, item, bit);
+    // Bytes are counted in bits, and a bit is one.
+    let kind = if bit.is_some() { 0x03 } else { 0x04 };
+    let length = if bit.is_some() { 1 } else { item.bytes.saturating_mul(8) };
+    let mut data = vec![0x00, kind];
+    data.extend_from_slice(&length.to_be_bytes());
+    data.extend_from_slice(bytes);
+    job(reference, &parameters, &data)
+}
+
+fn push_item(parameters: &mut Vec<u8>, item: Item, bit: Option<u8>) {
+    let kind = if bit.is_some() { 0x01 } else { 0x02 };
+    parameters.extend_from_slice(&[0x12, 0x0a, 0x10, kind]);
+    parameters.extend_from_slice(&item.bytes.to_be_bytes());
+    parameters.extend_from_slice(&item.block.to_be_bytes());
+    parameters.push(item.area);
+    let address = (u32::from(item.byte) << 3) | u32::from(bit.unwrap_or(0) & 7);
+    parameters.extend_from_slice(&address.to_be_bytes()[1..]);
 }
 
 fn job(reference: u16, parameters: &[u8], data: &[u8]) -> Vec<u8> {
@@ -174,6 +197,18 @@ pub fn values(
     Ok(values)
 }
 
+/// Whether the controller took what it was told to write.
+///
+/// # Errors
+/// When the answer is none, to another request, or a refusal.
+pub fn written(text: &[u8], reference: u16) -> Result<(), S7Error> {
+    match answer(text, reference)? {
+        ([0x05, 0x01], [0xff]) => Ok(()),
+        ([0x05, 0x01], [code]) => Err(S7Error::Unwritten(*code)),
+        _ => Err(S7Error::Malformed("not the answer to a write")),
+    }
+}
+
 /// Parameters and data of an answer.
 fn answer(text: &[u8], reference: u16) -> Result<(&[u8], &[u8]), S7Error> {
     let header = text.get(3..15).ok_or(S7Error::Malformed("too short"))?;
@@ -205,12 +240,13 @@ pub enum Request {
     Connect,
     Setup { reference: u16 },
     Read { reference: u16, items: Vec<Item> },
+    Write { reference: u16, item: Item, bit: Option<u8>, bytes: Vec<u8> },
 }
 
 /// Reads a request, on the controller's side.
 ///
 /// # Errors
-/// When it is none of the three.
+/// When it is none of the four.
 pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
     if text.get(1) == Some(&0xe0) {
         return Ok(Request::Connect);
@@ -220,21 +256,43 @@ pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
         return Err(S7Error::Malformed("not a request"));
     }
     let reference = u16::from_be_bytes([header[4], header[5]]);
-    let (parameters, _) = split(header, &text[13..])?;
+    let (parameters, data) = split(header, &text[13..])?;
     match parameters {
         [0xf0, ..] => Ok(Request::Setup { reference }),
         [0x04, _, rest @ ..] => {
-            let items = rest.chunks_exact(12).map(|item| Item {
-                bytes: u16::from_be_bytes([item[4], item[5]]),
-                block: u16::from_be_bytes([item[6], item[7]]),
-                area: item[8],
-                // 24 bits of bit address are at most 65,535 bytes and a few: those are nobody's.
-                byte: u16::try_from(u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3)
-                    .unwrap_or(u16::MAX),
-            });
+            let items = rest.as_chunks().0.iter().map(parse_item);
             Ok(Request::Read { reference, items: items.take(ITEMS_MAX).collect() })
         }
-        _ => Err(S7Error::Malformed("neither a set-up nor a read")),
+        [0x05, 0x01, rest @ ..] => {
+            let item = rest.first_chunk().ok_or(S7Error::Malformed("a write of nothing"))?;
+            let bit = (item[3] == 0x01).then_some(item[11] & 7);
+            let item = parse_item(item);
+            match data {
+                [_, 0x03, 0, 1, value] if bit.is_some() => {
+                    Ok(Request::Write { reference, item, bit, bytes: vec![*value] })
+                }
+                [_, 0x04, high, low, bytes @ ..]
+                    if bit.is_none()
+                        && usize::from(item.bytes) == bytes.len()
+                        && usize::from(u16::from_be_bytes([*high, *low])) == 8 * bytes.len() =>
+                {
+                    Ok(Request::Write { reference, item, bit, bytes: bytes.to_vec() })
+                }
+                _ => Err(S7Error::Malformed("a write whose value has another length")),
+            }
+        }
+        _ => Err(S7Error::Malformed("neither a set-up, a read nor a write")),
+    }
+}
+
+fn parse_item(item: &[u8; 12]) -> Item {
+    Item {
+        bytes: u16::from_be_bytes([item[4], item[5]]),
+        block: u16::from_be_bytes([item[6], item[7]]),
+        area: item[8],
+        // 24 bits of bit address are at most 65,535 bytes and a few: those are nobody's.
+        byte: u16::try_from(u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3)
+            .unwrap_or(u16::MAX),
     }
 }
 
@@ -267,6 +325,12 @@ pub fn answer_read(reference: u16, values: &[Option<Vec<u8>>]) -> Vec<u8> {
         }
     }
     message(0x03, reference, Some([0, 0]), &[0x04, values.len() as u8], &data)
+}
+
+/// The answer to a write: `code` 0xff is "taken".
+#[must_use]
+pub fn answer_write(reference: u16, code: u8) -> Vec<u8> {
+    message(0x03, reference, Some([0, 0]), &[0x05, 0x01], &[code])
 }
 
 #[must_use]
@@ -302,11 +366,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_told_to_be_written_is_understood() {
+        let whole = write(7, ITEMS[2], None, &[0x12, 0x34]);
+        assert_eq!(length(*whole.first_chunk().unwrap()), Ok(whole.len()));
+        let expected =
+            Request::Write { reference: 7, item: ITEMS[2], bit: None, bytes: vec![0x12, 0x34] };
+        assert_eq!(parse_request(&whole[4..]), Ok(expected));
+        let bit = write(8, ITEMS[1], Some(5), &[1]);
+        let expected =
+            Request::Write { reference: 8, item: ITEMS[1], bit: Some(5), bytes: vec![1] };
+        assert_eq!(parse_request(&bit[4..]), Ok(expected));
+        assert_eq!(written(&answer_write(7, 0xff)[4..], 7), Ok(()));
+        assert_eq!(written(&answer_write(7, 0x05)[4..], 7), Err(S7Error::Unwritten(5)));
+        assert_eq!(written(&answer_write(7, 0xff)[4..], 8), Err(S7Error::OtherRequest));
+        let refused = Err(S7Error::Refused { class: 0x85, code: 0 });
+        assert_eq!(written(&refuse(7, 0x85, 0)[4..], 7), refused);
+        let another = Err(S7Error::Malformed("not the answer to a write"));
+        assert_eq!(written(&answer_read(7, &[Some(vec![1])])[4..], 7), another);
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes_are_an_answer_or_not(text: Vec<u8>, reference: u16) {
             let _ = (
                 values(&text, reference, &ITEMS),
+                written(&text, reference),
                 agreed(&text, reference),
                 connected(&text),
                 parse_request(&text),

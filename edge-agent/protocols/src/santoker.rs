@@ -6,6 +6,8 @@ const HEAD: [u8; 2] = [0xee, 0xa5];
 const CODE: [u8; 2] = [0x02, 0x04];
 const TAIL: [u8; 4] = [0xff, 0xfc, 0xff, 0xff];
 const DATA_BYTES_MAX: usize = 4;
+/// Bytes of data in what a host sends.
+pub const HOST_BYTES: usize = 3;
 const FRAME_BYTES_MAX: usize = 2 + 1 + 2 + 1 + DATA_BYTES_MAX + 2 + 4;
 
 /// One value: which, and what it is now.
@@ -26,7 +28,7 @@ impl Message {
         f64::from(self.data)
     }
 
-    /// The frame of a value, in `bytes` bytes of data (a machine sends two or one, a host three).
+    /// The frame of a value, in `bytes` bytes of data (a machine sends two or one, a host [`HOST_BYTES`]).
     #[must_use]
     pub fn encode(&self, bytes: usize) -> Vec<u8> {
         let bytes = bytes.clamp(1, DATA_BYTES_MAX);

@@ -445,20 +445,7 @@ async fn decide(
     }
     tx.insert(&fresh).await?;
     for new in &fresh {
-        if let Numbering::Arrival { opens: Some((session, started)) } = &new.verified.numbering {
-            let opened = SessionChange::opened(new.org, new.no, session, *started, new.first_seq);
-            tx.apply(&opened).await?;
-        }
-        if let Numbering::Arrival { opens: None } = &new.verified.numbering
-            && new.verified.frame.sample_count() > 0
-        {
-            tx.append_late(new).await?;
-        }
-        for event in &new.verified.frame.events {
-            let seq = seq_of(tx, new, event).await?;
-            let trust = new.verified.trust.code();
-            tx.apply(&SessionChange::of(new.org, new.no, seq, event).trusted(trust)).await?;
-        }
+        note_in_roasts(tx, new).await?;
     }
     let progress: Vec<Progress> = chains
         .iter()
@@ -473,6 +460,26 @@ async fn decide(
     tx.note(&progress, now).await?;
     let gaps = chains.into_iter().map(|(no, state)| (no, state.gaps)).collect();
     Ok(Committed { outcomes, gaps })
+}
+
+/// What a new frame opens, ends or adds to.
+async fn note_in_roasts(tx: &mut impl Bulk, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+    match &new.verified.numbering {
+        Numbering::Arrival { opens: Some((session, started)) } => {
+            let opened = SessionChange::opened(new.org, new.no, session, *started, new.first_seq);
+            tx.apply(&opened).await?;
+        }
+        Numbering::Arrival { opens: None } if new.verified.frame.sample_count() > 0 => {
+            tx.append_late(new).await?;
+        }
+        Numbering::Arrival { .. } | Numbering::Edge => {}
+    }
+    for event in &new.verified.frame.events {
+        let seq = seq_of(tx, new, event).await?;
+        let trust = new.verified.trust.code();
+        tx.apply(&SessionChange::of(new.org, new.no, seq, event).trusted(trust)).await?;
+    }
+    Ok(())
 }
 
 /// The sample that an event lies at. What is told by a message of its own is told after it happened: it

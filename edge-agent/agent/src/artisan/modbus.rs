@@ -81,7 +81,7 @@ async fn write(
         _ => return Err(ExceptionCode::IllegalFunction),
     };
     let outcome = match hand {
-        Some(hand) => hand.write("Artisan", unit, request, mono_ms).await,
+        Some(hand) => hand.write("Artisan", unit, &request, mono_ms).await,
         None => Err(Refused::Disabled),
     };
     outcome.map(|moved| tracing::info!(moved, "Artisan moved something")).map_err(|refused| {

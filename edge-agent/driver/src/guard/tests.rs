@@ -1,5 +1,7 @@
 //! What the guard lets happen, and what not.
 
+use std::sync::Arc;
+
 use super::*;
 
 /// Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
@@ -11,7 +13,7 @@ fn guard(more: &str) -> Guard {
          bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
     );
     let profile = firmware_profiles::check(&format!("{text}\n{more}")).unwrap().profile;
-    Guard::new(profile)
+    Guard::new(Arc::new(profile))
 }
 
 fn seen(guard: &mut Guard, at_ms: u64, values: &[(&str, f64)]) {
@@ -41,7 +43,7 @@ fn a_profile_as_it_is_shipped_moves_nothing() {
     for entry in firmware_profiles::SHIPPED {
         let profile = firmware_profiles::check(entry.text).unwrap().profile;
         let controls = profile.controls.len();
-        let guard = Guard::new(profile);
+        let guard = Guard::new(Arc::new(profile));
         for at in 0..controls {
             for wanted in [Move::To(at, 0.0), Move::Apply(at), Move::HandBack(at)] {
                 assert_eq!(guard.look(wanted, 0), Err(Refused::Disabled));
@@ -64,7 +66,7 @@ fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
     let range = guard.look(burner(101.0), 9_000);
     assert!(matches!(range, Err(Refused::Range { .. })), "{range:?}");
     assert!(matches!(guard.look(burner(f64::NAN), 9_000), Err(Refused::Range { .. })));
-    guard.profile.controls[BURNER].max_step = Some(80.0);
+    Arc::make_mut(&mut guard.profile).controls[BURNER].max_step = Some(80.0);
     seen(&mut guard, 9_000, &[("gasPct", 60.0)]);
     let most = guard.look(burner(81.0), 9_000).unwrap_err();
     assert!(matches!(most, Refused::Step { most: 20.0, .. }), "a fifth of its range: {most}");
@@ -166,7 +168,7 @@ fn what_was_not_allowed_any_more_is_not_applied() {
 fn air_and_drum_stay_while_the_burner_needs_them() {
     let mut guard = guard("forbid = [\"drum=55 while btC > 100\"]");
     for at in [AIR, DRUM] {
-        guard.profile.controls[at].range = Some([0.0, 100.0]);
+        Arc::make_mut(&mut guard.profile).controls[at].range = Some([0.0, 100.0]);
     }
     let bound = [("fanPct", 30.0), ("drumPct", 45.0)];
     seen(&mut guard, 1_000, &bound);
@@ -226,7 +228,7 @@ fn whatever_was_ordered_and_not_seen_counts() {
 #[test]
 fn air_that_was_ordered_away_does_not_satisfy_a_burner_that_is_lit_after_it() {
     let mut guard = guard("");
-    guard.profile.controls[AIR].range = Some([0.0, 100.0]);
+    Arc::make_mut(&mut guard.profile).controls[AIR].range = Some([0.0, 100.0]);
     let off = [("gasPct", 0.0), ("fanPct", 35.0)];
     seen(&mut guard, 1_000, &off);
     assert_eq!(done(&mut guard, Move::To(AIR, 15.0), 1_000), Ok(()));

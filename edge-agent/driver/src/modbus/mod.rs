@@ -3,9 +3,9 @@
 //! A late answer to a request that timed out would be taken for the next one's, so any error or
 //! timeout closes the connection; the next request opens a new one.
 
+mod moves;
 mod plan;
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use firmware_profiles::Timing;
@@ -16,11 +16,13 @@ use tokio_modbus::slave::{Slave, SlaveContext as _};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use self::plan::{Block, Unit};
-use crate::hand::Written;
+use crate::guard::Move;
 use crate::health::{Health, order};
 use crate::port::Place;
-use crate::profile::{Bus, Point, Polling, Raws, limit};
-use crate::{DriverError, Refused, Share};
+use crate::profile::{Bus, Point, Polling, Raws, Writing, limit};
+use crate::{DriverError, Hand, Refused, Share};
+
+pub use self::moves::meant;
 
 pub struct Modbus {
     place: Place,
@@ -32,7 +34,7 @@ pub struct Modbus {
     /// When the port was opened, for machines that start when it is.
     opened_ms: Option<u64>,
     share: Share,
-    /// When the poll or errand that is under way began.
+    /// When the poll that is under way began.
     began: Instant,
 }
 
@@ -183,26 +185,29 @@ impl Modbus {
         let Some(hand) = self.share.hand.clone() else { return };
         // In the midst of a poll it is later than when the poll began.
         let now_ms = mono_ms + self.since_ms();
-        let Some(written) = hand.next(now_ms) else { return };
-        let outcome = self.write(&written, mono_ms).await;
-        hand.ended(written, outcome, mono_ms + self.since_ms());
+        let Some(next) = hand.next(now_ms) else { return };
+        let outcome = self.make(next.wanted, mono_ms).await;
+        hand.ended(next, outcome, mono_ms + self.since_ms());
     }
 
-    /// Since the poll or errand began, ms.
+    /// Since the poll began, ms.
     fn since_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The machine has taken what it repeats; anything else it says is no.
-    async fn write(&mut self, written: &Written, mono_ms: u64) -> Result<(), Refused> {
+    async fn make(&mut self, wanted: Move, mono_ms: u64) -> Result<(), Refused> {
+        let profile = self.share.hand.as_ref().map(Hand::profile);
+        let (station, request) =
+            profile.and_then(|profile| moves::request(profile, wanted)).ok_or(Refused::Unknown)?;
         let unsent = |error: DriverError| Refused::Unsent(error.to_string());
         self.settled(mono_ms).await.map_err(unsent)?;
         let connection = self.connect(mono_ms).await.map_err(unsent)?;
         self.connection = Some(connection);
-        let request = written.request.clone();
-        let say = async |connection: &mut Context| connection.call(request).await;
-        match self.exchange(written.station, mono_ms, say).await {
-            Ok(response) if repeats(&response, &written.request) => Ok(()),
+        let asked = request.clone();
+        let say = async |connection: &mut Context| connection.call(asked).await;
+        match self.exchange(station, mono_ms, say).await {
+            Ok(response) if repeats(&response, &request) => Ok(()),
             Ok(_) => Err(Refused::Unconfirmed("it answers something else".to_owned())),
             Err(Miss::Exception(code)) => Err(Refused::Unconfirmed(format!("it says: {code}"))),
             Err(Miss::Failed(error)) => Err(Refused::Unconfirmed(error.to_string())),
@@ -270,8 +275,7 @@ impl Bus for Modbus {
         Box::pin(self.poll_all(mono_ms))
     }
 
-    fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
-        self.began = Instant::now();
-        Box::pin(self.obey_next(mono_ms))
+    fn write(&mut self, wanted: Move, mono_ms: u64) -> Writing<'_> {
+        Box::pin(self.make(wanted, mono_ms))
     }
 }

@@ -1,14 +1,13 @@
 //! Ends of roasts come in by a shared subscription; that they were taken goes out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use contract::Origin;
 use contract::ops::{self, Kind, SessionClosed, Taken};
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
-use service::backoff::Backoff;
-use service::mqtt::{Bounds, Broker, BrokerError};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,8 +18,9 @@ const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 256, packet: 64 * 1024 }
 const GROUP: &str = "dispatcher";
 /// Ends waiting for the kernel; more are dropped, and told again.
 const WAITING: usize = 1_000;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LAST_WAIT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// What is being dispatched when the process ends has this long to be answered.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Connects to the broker, and keeps connecting. Answers whether it is connected, from now on.
 pub fn start(
@@ -30,78 +30,32 @@ pub fn start(
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Arc<AtomicBool>, BrokerError> {
-    let connected = Arc::new(AtomicBool::new(false));
     if !mqtt.is_configured() {
-        return Ok(connected);
+        return Ok(Arc::default());
     }
-    let name = format!("simcorp-dispatcher-{}", config.instance);
-    let (client, events) =
-        AsyncClient::builder(mqtt.options(&name, BOUNDS)?).capacity(WAITING).build();
+    let options = mqtt.options(&format!("simcorp-dispatcher-{}", config.instance), BOUNDS)?;
+    let topics = || vec![Kind::Closed.shared_filter(GROUP)];
+    let link = Link::new(options, WAITING, topics, (WAIT_MAX, trust::spread));
+    let (client, connected) = (link.client(), link.up());
     let (queue, waiting) = mpsc::channel(WAITING);
-    let up = connected.clone();
-    tracker.spawn(receive((client.clone(), events), work.clone(), queue, up, stop.clone()));
+    tracker.spawn(receive(link, work.clone(), queue, stop.clone()));
     tracker.spawn(dispatch(client, work, waiting, stop.clone()));
     Ok(connected)
 }
 
 type End = (Origin, SessionClosed);
 
-async fn receive(
-    (client, mut events): (AsyncClient, EventLoop),
-    work: Work,
-    queue: mpsc::Sender<End>,
-    connected: Arc<AtomicBool>,
-    stop: CancellationToken,
-) {
-    let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
-    let mut told = false;
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => break,
-            event = events.poll() => event,
-        };
-        match event {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                connected.store(true, Ordering::Relaxed);
-                tracing::info!("connected to the broker");
-                (told, wait) = (false, Backoff::new(FIRST_WAIT, LAST_WAIT));
-                let client = client.clone();
-                // On a task of its own: whoever polls must not wait for the request queue.
-                tokio::spawn(async move {
-                    let filter = Kind::Closed.shared_filter(GROUP);
-                    if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
-                        tracing::error!(%error, "could not subscribe");
-                    }
-                });
-            }
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
-                if let Some(end) = read(&work, topic, &publish.payload)
-                    && queue.try_send(end).is_err()
-                {
-                    tracing::warn!("too many ends of roasts wait; one is left to be told again");
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                connected.store(false, Ordering::Relaxed);
-                if !told {
-                    tracing::error!(%error, "no connection to the broker; trying again");
-                    told = true;
-                }
-                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(wait.next(spread)) => {}
-                }
-            }
+async fn receive(mut link: Link, work: Work, queue: mpsc::Sender<End>, stop: CancellationToken) {
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if let Some(end) = read(&work, &topic, &payload)
+            && queue.try_send(end).is_err()
+        {
+            tracing::warn!("too many ends of roasts wait; one is left to be told again");
         }
     }
-    // What is being dispatched is still answered while the client lives.
-    connected.store(false, Ordering::Relaxed);
     drop(queue);
-    let drain = async { while events.poll().await.is_ok() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
+    link.drain(LAST_WORDS).await;
 }
 
 fn read(work: &Work, topic: &str, payload: &[u8]) -> Option<End> {

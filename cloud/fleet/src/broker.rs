@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use contract::topic::Kind;
 use contract::{KeyId, OrgId, Origin};
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
 use serde_json::{Value, json};
-use service::backoff::Backoff;
-use service::mqtt::{Bounds, Broker, BrokerError};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
 use store::StoreError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -27,6 +26,9 @@ use crate::{Clock, FleetConfig};
 const CONTROL: &str = "$CONTROL/dynamic-security/v1";
 const RESPONSE: &str = "$CONTROL/dynamic-security/v1/response";
 const BOUNDS: Bounds = Bounds { in_flight: 16, receive: 64, packet: 1024 * 1024 };
+/// Messages to and from the broker that wait.
+const QUEUE: usize = 64;
+const WAIT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Everything once more, in case somebody else has changed the broker's list.
@@ -76,12 +78,6 @@ enum TellError {
     Refused { command: String, problem: String },
 }
 
-enum News {
-    Ready,
-    Down,
-    Answer(Value),
-}
-
 /// Keeps telling, until `stop`.
 pub fn start(
     (config, mqtt): (&FleetConfig, &Broker),
@@ -91,10 +87,12 @@ pub fn start(
     (tracker, stop): (&TaskTracker, &CancellationToken),
 ) -> Result<Told, BrokerError> {
     let options = mqtt.options(&format!("simcorp-fleet-{}", config.instance), BOUNDS)?;
-    let (client, events) = AsyncClient::builder(options).capacity(64).build();
+    let topics = || vec![RESPONSE.to_owned()];
+    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
+    let client = link.client();
     let told = Told(Arc::new(Mutex::new(Err("not connected yet".to_owned()))));
-    let (news_out, news) = mpsc::channel(64);
-    tracker.spawn(poll(client.clone(), events, news_out, stop.clone()));
+    let (news_out, news) = mpsc::channel(QUEUE);
+    tracker.spawn(poll(link, news_out, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
     let told_before = HashMap::new();
     let teller = Teller { client, news, store, clock, holder, told: told_before, asked: 0 };
@@ -102,40 +100,8 @@ pub fn start(
     Ok(told)
 }
 
-async fn poll(
-    client: AsyncClient,
-    mut events: EventLoop,
-    news: mpsc::Sender<News>,
-    stop: CancellationToken,
-) {
-    let mut wait = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => return,
-            event = events.poll() => event,
-        };
-        let told = match event {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                wait.reset();
-                let client = client.clone();
-                tokio::spawn(async move {
-                    let _ = client.subscribe(RESPONSE, QoS::AtLeastOnce).await;
-                });
-                continue;
-            }
-            Ok(Event::Incoming(Incoming::SubAck(_))) => News::Ready,
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                News::Answer(serde_json::from_slice(&publish.payload).unwrap_or_default())
-            }
-            Ok(_) => continue,
-            Err(error) => {
-                tracing::debug!(%error, "no connection to the broker");
-                let _ = news.send(News::Down).await;
-                let spread = u64::from(Instant::now().elapsed().subsec_nanos());
-                tokio::time::sleep(wait.next(spread)).await;
-                continue;
-            }
-        };
+async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken) {
+    while let Some(told) = link.next(&stop).await {
         if news.send(told).await.is_err() {
             return;
         }
@@ -166,12 +132,17 @@ impl Teller {
                 () = stop.cancelled() => return,
                 news = self.news.recv() => match news {
                     Some(News::Ready) => (ready, compared) = (true, None),
-                    Some(News::Down) => {
+                    Some(News::Down(_)) => {
                         ready = false;
                         told.set(Err(TellError::Down.to_string()));
                         continue;
                     }
-                    Some(News::Answer(_)) => continue, // to somebody who has given up
+                    Some(News::Refused) => {
+                        ready = false;
+                        told.set(Err(TellError::Silent.to_string()));
+                        continue;
+                    }
+                    Some(News::Message { .. }) => continue, // to somebody who has given up
                     None => return,
                 },
                 () = changed.notified() => {}
@@ -393,7 +364,8 @@ impl Teller {
         loop {
             let news = tokio::time::timeout_at(end, self.news.recv()).await;
             match news.map_err(|_| TellError::Silent)? {
-                Some(News::Answer(mut answer)) => {
+                Some(News::Message { payload, .. }) => {
+                    let mut answer: Value = serde_json::from_slice(&payload).unwrap_or_default();
                     let answers = answer["responses"].as_array_mut().map(std::mem::take);
                     let answers = answers.unwrap_or_default();
                     let ours = |answer: &Value| answer["correlationData"] == mark.as_str();
@@ -402,7 +374,8 @@ impl Teller {
                     }
                 }
                 Some(News::Ready) => {}
-                Some(News::Down) | None => return Err(TellError::Down),
+                Some(News::Refused) => return Err(TellError::Silent),
+                Some(News::Down(_)) | None => return Err(TellError::Down),
             }
         }
     }

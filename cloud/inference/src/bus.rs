@@ -9,9 +9,8 @@ use contract::envelope::{self, Envelope, Expect, Payload};
 use contract::point::RoastEvent;
 use contract::topic::{self, Kind};
 use contract::{EpochMs, Origin};
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
-use service::backoff::Backoff;
-use service::mqtt::{Bounds, Broker, BrokerError};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,8 +22,9 @@ use crate::{Clock, InferenceConfig};
 const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 1_000, packet: 256 * 1024 };
 /// Messages that wait for a machine's settings to be read; more are dropped.
 const WAITING: usize = 10_000;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LAST_WAIT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// What is told as the process ends has this long to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Whoever holds this speaks, ms.
 const LEASE: &str = "inference";
@@ -56,76 +56,34 @@ pub fn start(
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Arc<AtomicBool>, BrokerError> {
-    let connected = Arc::new(AtomicBool::new(false));
     if !mqtt.is_configured() {
-        return Ok(connected);
+        return Ok(Arc::default());
     }
     let name = format!("simcorp-inference-{}", config.instance);
-    let (client, events) =
-        AsyncClient::builder(mqtt.options(&name, BOUNDS)?).capacity(WAITING).build();
+    let topics = || {
+        let all = [Kind::Telemetry, Kind::Events];
+        all.map(|kind| format!("roaster/+/+/+/{}", kind.suffix())).into()
+    };
+    let options = mqtt.options(&name, BOUNDS)?;
+    let link = Link::new(options, WAITING, topics, (WAIT_MAX, trust::spread));
+    let (client, connected) = (link.client(), link.up());
     let (queue, waiting) = mpsc::channel(WAITING);
-    let up = connected.clone();
-    tracker.spawn(receive((client.clone(), events), queue, up, stop.clone()));
+    tracker.spawn(receive(link, queue, stop.clone()));
     tracker.spawn(follow(following.clone(), waiting, stop.clone()));
     tracker.spawn(speak(client, following, (name, connected.clone()), stop.clone()));
     Ok(connected)
 }
 
-async fn receive(
-    (client, mut events): (AsyncClient, EventLoop),
-    queue: mpsc::Sender<Message>,
-    connected: Arc<AtomicBool>,
-    stop: CancellationToken,
-) {
-    let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
-    let mut told = false;
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => break,
-            event = events.poll() => event,
-        };
-        match event {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                connected.store(true, Ordering::Relaxed);
-                tracing::info!("connected to the broker");
-                (told, wait) = (false, Backoff::new(FIRST_WAIT, LAST_WAIT));
-                let client = client.clone();
-                // On a task of its own: whoever polls must not wait for the request queue.
-                tokio::spawn(async move {
-                    for kind in [Kind::Telemetry, Kind::Events] {
-                        let filter = format!("roaster/+/+/+/{}", kind.suffix());
-                        if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
-                            tracing::error!(%error, "could not subscribe");
-                        }
-                    }
-                });
-            }
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
-                if let Some(message) = read(topic, &publish.payload)
-                    && queue.try_send(message).is_err()
-                {
-                    metrics::counter!("simcorp_inference_dropped_total").increment(1);
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                connected.store(false, Ordering::Relaxed);
-                if !told {
-                    tracing::error!(%error, "no connection to the broker; trying again");
-                    told = true;
-                }
-                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(wait.next(spread)) => {}
-                }
-            }
+async fn receive(mut link: Link, queue: mpsc::Sender<Message>, stop: CancellationToken) {
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if let Some(message) = read(&topic, &payload)
+            && queue.try_send(message).is_err()
+        {
+            metrics::counter!("simcorp_inference_dropped_total").increment(1);
         }
     }
-    connected.store(false, Ordering::Relaxed);
-    let drain = async { while events.poll().await.is_ok() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+    link.drain(LAST_WORDS).await;
 }
 
 /// What is no message of the reference is ingestion's to refuse.

@@ -12,10 +12,8 @@ use std::time::Duration;
 use contract::envelope::Expect;
 use contract::topic::{self, Kind};
 use contract::{Ack, Origin};
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
-use service::backoff::Backoff;
-use service::mqtt::{Bounds, Broker, BrokerError};
-use tokio::time::Instant;
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,11 +23,14 @@ use crate::{IngestionConfig, announce, metric};
 /// Answers are sent once (`QoS` 0) and need no slots; the broker waits for our PUBACK of 2 000 frames.
 const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
 const GROUP: &str = "ingestion";
-/// What machines say, each kind by a subscription of its own.
+/// What machines say.
 const HEARD: [Kind; 5] =
     [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
-/// These, and what services took of what they were told.
-const SUBSCRIPTIONS: usize = HEARD.len() + 1;
+/// Answers that wait to leave.
+const QUEUE: usize = 4_096;
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// What is still written as the process ends has this long to be answered.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A handle on the bus.
 #[derive(Clone)]
@@ -74,10 +75,17 @@ pub fn start(
         return Ok(None);
     }
     let client = format!("simcorp-ingestion-{}", config.instance);
+    // The reference's publishers never send again: nobody is told "ready" before all is heard.
+    let topics = || {
+        let mut topics: Vec<String> = HEARD.iter().map(|kind| kind.shared_filter(GROUP)).collect();
+        // And what services took of what they were told.
+        topics.push(contract::ops::Kind::Taken.shared_filter(GROUP));
+        topics
+    };
     let options = mqtt.options(&client, BOUNDS)?;
-    let (client, events) = AsyncClient::builder(options).capacity(4_096).build();
-    let bus = Bus { client, connected: Arc::default() };
-    tracker.spawn(receive(bus.clone(), events, (pipeline.clone(), taken), stop.clone()));
+    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(HEARD.len());
+    let bus = Bus { client: link.client(), connected: link.up() };
+    tracker.spawn(receive(link, (pipeline.clone(), taken), stop.clone()));
     if let Some(answers) = pipeline.take_answers() {
         tracker.spawn(send_answers(bus.clone(), answers));
     }
@@ -85,76 +93,21 @@ pub fn start(
 }
 
 async fn receive(
-    bus: Bus,
-    mut events: EventLoop,
+    mut link: Link,
     (pipeline, taken): (Pipeline, announce::Taken),
     stop: CancellationToken,
 ) {
-    let mut wait = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let mut told = false;
-    let mut unheard = SUBSCRIPTIONS;
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => break,
-            event = events.poll() => event,
-        };
-        match event {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                (told, wait) =
-                    (false, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)));
-                unheard = SUBSCRIPTIONS;
-                subscribe(&bus.client);
-            }
-            // The reference's publishers never send again: nobody is told "ready" before this.
-            Ok(Event::Incoming(Incoming::SubAck(_))) => {
-                unheard = unheard.saturating_sub(1);
-                if unheard == 0 {
-                    bus.connected.store(true, Ordering::Relaxed);
-                    tracing::info!("connected to the broker");
-                }
-            }
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
-                if topic.starts_with("ops/") {
-                    taken.note(topic, &publish.payload);
-                } else {
-                    forward(&pipeline, topic, publish.payload.to_vec()).await;
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                bus.connected.store(false, Ordering::Relaxed);
-                if !told {
-                    tracing::error!(%error, "no connection to the broker; trying again");
-                    told = true;
-                }
-                let spread = u64::from(Instant::now().elapsed().subsec_nanos());
-                tokio::time::sleep(wait.next(spread)).await;
-            }
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if topic.starts_with("ops/") {
+            taken.note(&topic, &payload);
+        } else {
+            forward(&pipeline, &topic, payload).await;
         }
     }
     // Nothing more comes in; what is queued is still written, and answered while the client lives.
-    bus.connected.store(false, Ordering::Relaxed);
     drop(pipeline);
-    let drain = async { while events.poll().await.is_ok() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(2), drain).await;
-}
-
-/// On a task of its own: whoever polls must not wait for the request queue.
-fn subscribe(client: &AsyncClient) {
-    let client = client.clone();
-    tokio::spawn(async move {
-        for kind in HEARD {
-            let filter = kind.shared_filter(GROUP);
-            if let Err(error) = client.subscribe(filter, QoS::AtLeastOnce).await {
-                tracing::error!(%error, "could not subscribe");
-            }
-        }
-        let taken = contract::ops::Kind::Taken.shared_filter(GROUP);
-        if let Err(error) = client.subscribe(taken, QoS::AtLeastOnce).await {
-            tracing::error!(%error, "could not subscribe");
-        }
-    });
+    link.drain(LAST_WORDS).await;
 }
 
 async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {

@@ -249,10 +249,15 @@ async fn what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast(store:
     let curveless =
         async || store.curveless(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len();
     assert_eq!(curveless().await, 0);
-    commit(store, &[told(4, false, false)]).await;
+    commit(store, &[told(50, false, false)]).await;
     assert_eq!((points().await, curveless().await), (3, 0));
+    // With it comes what lies before it: a second more is better than one less.
     commit(store, &[told(3, false, false)]).await;
-    assert_eq!(curveless().await, 1);
+    assert_eq!((points().await, curveless().await), (5, 1));
+    // Too late to be told in the wrong order; it is kept, and changes nothing.
+    commit(store, &[told(70, false, false)]).await;
+    commit(store, &[VerifiedFrame { digest: Digest([7; 32]), ..told(1, false, false) }]).await;
+    assert_eq!(points().await, 5);
 }
 
 async fn another_tenant_sees_nothing(store: &IngestStore) {

@@ -155,7 +155,7 @@ impl<J: Job> Worker<J> {
                 }
             }
             // Spread, so that workers that began together do not ask together.
-            let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
+            let spread = trust::spread();
             let most = u64::try_from(self.pace.poll.as_millis()).unwrap_or(u64::MAX).max(1);
             let wait = self.pace.poll / 2 + Duration::from_millis(spread % most);
             tokio::select! {

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use contract::topic::{self, Kind};
 use contract::{Ack, Origin};
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, PublishOptions, QoS};
-use service::backoff::Backoff;
-use service::mqtt::{Bounds, Broker, BrokerError};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,8 +20,7 @@ const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 512, packet: 256 * 1024
 const QUEUE: usize = 2_000;
 /// Acknowledgements that wait for one machine; more are dropped, since frames are sent again.
 const ACKS: usize = 64;
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LAST_WAIT: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 type Listeners = Arc<Mutex<HashMap<Origin, mpsc::Sender<Ack>>>>;
 
@@ -45,10 +43,20 @@ pub fn start(
         return Ok(None);
     }
     let name = format!("simcorp-simulation-{}", config.instance);
-    let (client, events) =
-        AsyncClient::builder(mqtt.options(&name, BOUNDS)?).capacity(QUEUE).build();
-    let bus = Bus { client, connected: Arc::default(), listeners: Arc::default() };
-    tracker.spawn(drive(bus.clone(), events, stop.clone()));
+    let listeners = Listeners::default();
+    let listening = listeners.clone();
+    let topics = move || {
+        let listeners = listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut topics: Vec<_> = listeners.keys().map(|origin| Kind::Ack.topic(origin)).collect();
+        topics.sort_unstable();
+        topics
+    };
+    let options = mqtt.options(&name, BOUNDS)?;
+    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
+    // Machines come and go: one that may not be heard keeps nobody else waiting.
+    let link = link.vital(0);
+    let bus = Bus { client: link.client(), connected: link.up(), listeners };
+    tracker.spawn(drive(bus.clone(), link, stop.clone()));
     Ok(Some(bus))
 }
 
@@ -91,55 +99,12 @@ impl Bus {
             let _ = listener.try_send(ack);
         }
     }
-
-    /// On a task of its own: whoever polls must not wait for the request queue.
-    fn subscribe_all(&self) {
-        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut topics: Vec<_> = listeners.keys().map(|origin| Kind::Ack.topic(origin)).collect();
-        topics.sort_unstable();
-        let client = self.client.clone();
-        tokio::spawn(async move {
-            for topic in topics {
-                if client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
 }
 
-async fn drive(bus: Bus, mut events: EventLoop, stop: CancellationToken) {
-    let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
-    let mut told = false;
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => break,
-            event = events.poll() => event,
-        };
-        match event {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                bus.connected.store(true, Ordering::Relaxed);
-                (told, wait) = (false, Backoff::new(FIRST_WAIT, LAST_WAIT));
-                bus.subscribe_all();
-            }
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
-                bus.heard(topic, &publish.payload);
-            }
-            Ok(_) => {}
-            Err(error) => {
-                bus.connected.store(false, Ordering::Relaxed);
-                if !told {
-                    tracing::error!(%error, "no connection to the broker; trying again");
-                    told = true;
-                }
-                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(wait.next(spread)) => {}
-                }
-            }
+async fn drive(bus: Bus, mut link: Link, stop: CancellationToken) {
+    while let Some(news) = link.next(&stop).await {
+        if let News::Message { topic, payload } = news {
+            bus.heard(&topic, &payload);
         }
     }
-    bus.connected.store(false, Ordering::Relaxed);
 }

@@ -146,12 +146,7 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
         }
         other => other,
     };
-    let reading = reading.map_err(|e| e.to_string())?;
-    let shown = reading.values.iter().map(|(channel, value)| match value {
-        Some(value) => format!("{} {value:.1}", channel.as_str()),
-        None => format!("{} —", channel.as_str()),
-    });
-    Ok(shown.collect::<Vec<_>>().join(", "))
+    reading.map(|reading| machine::shown(&reading)).map_err(|e| e.to_string())
 }
 
 /// The certificate that enrolment gave, shown to the fleet.

@@ -1,6 +1,6 @@
 //! The machine that the configuration names.
 
-use driver::{Driver, DriverError, Replay, Share, Simulated};
+use driver::{Driver, DriverError, Reading, Replay, Share, Simulated};
 
 use crate::config::{DriverKind, EdgeConfig};
 
@@ -24,4 +24,14 @@ pub fn open(config: &EdgeConfig, share: Share) -> Result<Box<dyn Driver>, Driver
             driver::open(&checked.profile, &p.site(), share)
         }
     }
+}
+
+/// A reading in a line, for people.
+#[must_use]
+pub fn shown(reading: &Reading) -> String {
+    let values = reading.values.iter().map(|(channel, value)| match value {
+        Some(value) => format!("{} {value:.1}", channel.as_str()),
+        None => format!("{} —", channel.as_str()),
+    });
+    values.chain(reading.ailing.iter().cloned()).collect::<Vec<_>>().join(", ")
 }

@@ -6,6 +6,7 @@
 
 mod artisan;
 mod board;
+mod bring_up;
 mod clock;
 mod config;
 mod doctor;
@@ -61,6 +62,8 @@ enum Command {
     Status,
     /// Try everything the agent needs, and say what is wrong
     Doctor,
+    /// Try the controls of the machine's profile, with two people beside it and the agent stopped
+    BringUp(bring_up::Arguments),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -139,6 +142,7 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
         }
         Command::Status => status::print(&config),
         Command::Doctor => doctor::examine(&config),
+        Command::BringUp(arguments) => bring_up::act(&config, arguments),
         Command::Config(ConfigCommand::Check) => {
             println!("the configuration is right");
             Ok(())

@@ -37,7 +37,7 @@ pub async fn run(
     let mut failing = false;
     loop {
         let due = tokio::select! {
-            // Samples first: whoever would move something is heard in the midst of a sample too.
+            // Samples first: whoever would move something is heard after each of them too.
             biased;
             () = stop.cancelled() => return End::Stopped,
             due = schedule.tick() => due,
@@ -52,6 +52,8 @@ pub async fn run(
         board.beat(Part::Sampler, mono_ms);
         let began = Instant::now();
         let answer = driver.read(mono_ms).await;
+        // A machine as slow as the schedule leaves no time between two samples.
+        driver.obey(clock.mono_ms()).await;
         metrics::histogram!("simcorp_edge_read_seconds").record(began.elapsed().as_secs_f64());
         match answer {
             Ok(reading) => {

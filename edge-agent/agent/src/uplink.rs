@@ -10,12 +10,8 @@ use std::time::Duration;
 
 use contract::topic::Kind;
 use contract::{Ack, ChainId, Origin, Refusal};
-use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, MqttOptions, PublishOptions, QoS,
-    SubscribeFilterInput, SubscribeReasonCode,
-};
-use service::backoff::Backoff;
-use service::mqtt::Bounds;
+use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
+use service::mqtt::{self, Bounds, Link};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +25,11 @@ use crate::pace::Pace;
 pub const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 64, packet: 64 * 1024 };
 /// What the frames under way may hold together, but for one: memory on the gateway is the budget.
 const UNDER_WAY_BYTES_MAX: usize = 512 * 1024;
+/// Messages that wait inside the client.
+const QUEUE: usize = 512;
+const WAIT_MAX: Duration = Duration::from_secs(20);
+/// To take leave of the broker when the agent stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that is not registered yet asks again this often.
@@ -57,9 +58,12 @@ pub async fn run(
     board: Board,
     stop: CancellationToken,
 ) {
-    let (client, events) = AsyncClient::builder(options).capacity(512).build();
+    let topics = move || origins.iter().map(|origin| Kind::Ack.topic(origin)).collect();
+    // Those after the first are machines that this gateway was beside before.
+    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(1);
+    let client = link.client();
     let (news_out, mut news) = mpsc::channel(1024);
-    let connection = tokio::spawn(poll(client.clone(), events, origins, news_out, stop.clone()));
+    let connection = tokio::spawn(poll(link, news_out, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         jobs,
@@ -87,89 +91,37 @@ pub async fn run(
         }
     }
     let _ = client.try_disconnect();
-    let _ = tokio::time::timeout(Duration::from_secs(1), connection).await;
+    // Whoever follows the connection may be waiting for room in here.
+    drop(news);
+    let _ = connection.await;
 }
 
-/// Polls the connection and only forwards: whoever polls must never wait for a publish.
-async fn poll(
-    client: AsyncClient,
-    mut events: EventLoop,
-    origins: Vec<Origin>,
-    news: mpsc::Sender<News>,
-    stop: CancellationToken,
-) {
-    let mut wait = Backoff::new(Duration::from_millis(200), Duration::from_secs(20));
-    loop {
-        let told = match events.poll().await {
-            Ok(Event::Incoming(Incoming::ConnAck(_))) => {
-                subscribe(client.clone(), &origins, Duration::ZERO);
-                continue;
+/// Follows the connection and only forwards: who follows it must never wait for a publish.
+async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken) {
+    while let Some(told) = link.next(&stop).await {
+        let told = match told {
+            mqtt::News::Ready => News::Ready,
+            // Without answers nothing is ever delivered. A gateway that has just enrolled is let in
+            // within seconds; one that was revoked never again.
+            mqtt::News::Refused => {
+                let problem = "the broker does not let this gateway hear answers; is it enrolled \
+                               for this machine, or was it revoked?";
+                News::Down(problem.to_owned())
             }
-            Ok(Event::Incoming(Incoming::SubAck(taken))) => {
-                let heard =
-                    |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
-                for (origin, _) in
-                    origins.iter().zip(&taken.return_codes).filter(|(_, code)| !heard(code))
-                {
-                    tracing::warn!(%origin, "the broker does not let us hear answers");
+            mqtt::News::Down(problem) => News::Down(problem),
+            mqtt::News::Message { payload, .. } => match serde_json::from_slice::<Ack>(&payload) {
+                Ok(ack) => News::Ack(ack),
+                Err(error) => {
+                    tracing::warn!(%error, "an answer that is none");
+                    continue;
                 }
-                // Those after the first are machines that this gateway was beside before.
-                if taken.return_codes.first().is_some_and(heard) {
-                    wait.reset();
-                    News::Ready
-                } else {
-                    // Without answers nothing is ever delivered. A gateway that has just enrolled is
-                    // let in within seconds; one that was revoked never again.
-                    subscribe(client.clone(), &origins, wait.next(spread()));
-                    let problem = "the broker does not let this gateway hear answers; is it \
-                                   enrolled for this machine, or was it revoked?";
-                    News::Down(problem.to_owned())
-                }
-            }
-            Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                match serde_json::from_slice::<Ack>(&publish.payload) {
-                    Ok(ack) => News::Ack(ack),
-                    Err(error) => {
-                        tracing::warn!(%error, "an answer that is none");
-                        continue;
-                    }
-                }
-            }
-            Ok(_) => continue,
-            Err(error) => {
-                if stop.is_cancelled() {
-                    return;
-                }
-                if news.send(News::Down(error.to_string())).await.is_err() {
-                    return;
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(wait.next(spread())) => {}
-                }
-                continue;
-            }
+            },
         };
         if news.send(told).await.is_err() {
-            return;
+            break;
         }
     }
-}
-
-fn spread() -> u64 {
-    trust::random::<8>().map_or(0, u64::from_le_bytes)
-}
-
-/// Asks to hear answers, after a while: they must be able to reach us before anything is sent.
-fn subscribe(client: AsyncClient, origins: &[Origin], after: Duration) {
-    let filter = |origin| SubscribeFilterInput::new(Kind::Ack.topic(origin), QoS::AtLeastOnce);
-    let filters = origins.iter().map(filter).collect::<Vec<_>>();
-    tokio::spawn(async move {
-        tokio::time::sleep(after).await;
-        if let Err(error) = client.subscribe_many(filters).await {
-            tracing::warn!(%error, "could not subscribe to answers");
-        }
-    });
+    link.drain(LAST_WORDS).await;
 }
 
 /// Where each lane of the backlog has got to, by journal id.
@@ -225,7 +177,6 @@ impl Sender {
     async fn hear(&mut self, news: News, board: &Board) {
         match news {
             News::Ready => {
-                tracing::info!("connected to the cloud");
                 self.ready = true;
                 self.restart_lanes();
                 board.update(|state| {
@@ -244,12 +195,6 @@ impl Sender {
             News::Down(problem) => {
                 self.ready = false;
                 board.update(|state| {
-                    if state.uplink_connected || state.uplink_error.is_none() {
-                        tracing::warn!(
-                            problem,
-                            "no connection to the cloud; keeping everything here"
-                        );
-                    }
                     state.uplink_connected = false;
                     state.uplink_error = Some(problem);
                 });

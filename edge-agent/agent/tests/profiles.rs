@@ -1,13 +1,17 @@
 //! Profiles as people use them: checked, signed, and read by the agent itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use contract::{Channel, Frame};
 use emulator::{Emulator, Place};
+use serde_json::Value;
 use testbed::{Process, binary, free_port, wait_for};
+use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -313,4 +317,132 @@ fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
     assert!(check().contains("by none of machine.profile.trusted_keys"), "{}", check());
     std::fs::remove_file(at("roaster.toml.sig")).unwrap();
     assert!(check().contains("roaster.toml.sig"), "{}", check());
+}
+
+/// Somebody at the keyboard of `simcorp-edge bring-up`.
+struct Typist {
+    running: Child,
+    keyboard: ChildStdin,
+    screen: Receiver<String>,
+    told: String,
+}
+
+impl Typist {
+    fn start(gateway: &Gateway, by: [&str; 2]) -> Self {
+        let at = |name: &str| gateway.folder.path().join(name).display().to_string();
+        let mut command = Command::new(binary("simcorp-edge").unwrap());
+        command.args(["-c", &at("edge.toml"), "bring-up", "--by", by[0], "--by", by[1]]);
+        command.args(["--record", &at("bring-up.jsonl")]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().unwrap();
+        let keyboard = running.stdin.take().unwrap();
+        let (shown, screen) = channel();
+        let lines = BufReader::new(running.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).try_for_each(|line| shown.send(line).map_err(drop))
+        });
+        Self { running, keyboard, screen, told: String::new() }
+    }
+
+    fn types(&mut self, line: &str) {
+        // It may have ended already, with the reason why.
+        let _ = self.keyboard.write_all(format!("{line}\n").as_bytes());
+    }
+
+    fn reads(&mut self, wanted: &str) {
+        loop {
+            let line = self.screen.recv_timeout(PATIENCE);
+            let Ok(line) = line else { panic!("no {wanted:?} in {}", self.told) };
+            self.told.push_str(&(line.clone() + "\n"));
+            if line.contains(wanted) {
+                return;
+            }
+        }
+    }
+
+    /// Whether it ended well, and all that it said.
+    fn ends(mut self) -> (bool, String) {
+        drop(self.keyboard);
+        let output = self.running.wait_with_output().unwrap();
+        self.told.extend(self.screen.iter().map(|line| line + "\n"));
+        (output.status.success(), self.told + &String::from_utf8_lossy(&output.stderr))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_down() {
+    let text = firmware_profiles::shipped("probat.g.s7").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let machine =
+        Emulator::start(&checked.profile, any, 500, Duration::from_millis(50)).await.unwrap();
+    let Place::Tcp(address) = machine.place() else { panic!("a TCP machine") };
+    let at = format!(
+        "id = \"probat.g.s7\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n",
+        address.port()
+    );
+    let mut gateway = Gateway::new(&at);
+    let record = gateway.folder.path().join("bring-up.jsonl");
+    for (by, typed, expected) in [
+        (["Anna", "Anna"], "probat.g.s7", "two people"),
+        (["Anna", "Ben"], "yes", "nothing was moved"),
+    ] {
+        let mut typist = Typist::start(&gateway, by);
+        typist.types(typed);
+        typist.types("burner 0");
+        let (done, told) = typist.ends();
+        assert!(!done && told.contains(expected), "{told}");
+    }
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
+    // The running agent has the machine.
+    gateway.process.start().unwrap();
+    testbed::answers(gateway.port).await.unwrap();
+    let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
+    assert!(!done && told.contains("the agent has the machine; stop it first"), "{told}");
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+
+    let mut typist = Typist::start(&gateway, ["Anna", "Ben"]);
+    typist.types("probat.g.s7");
+    typist.reads("btC");
+    for (typed, expected) in [
+        ("what", "a control and a value move it"),
+        ("burner 400", "burner goes from 0 to 100, not to 400"),
+        ("air 45", "fanPct follows within"),
+        ("drum 56", "drumRpm follows within"),
+        ("burner 20", "gasPct follows within"),
+    ] {
+        typist.types(typed);
+        typist.reads(expected);
+    }
+    // It takes what it is told and does nothing; whoever turns the fire off does not wait for that.
+    machine.fail(None, emulator::Fault::Ignores);
+    typist.types("burner 10");
+    typist.reads("burner to 10");
+    let began = Instant::now();
+    typist.types("burner 0");
+    typist.reads("burner to 0");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    typist.reads("gasPct does not follow");
+    machine.heal();
+    for (typed, expected) in [("burner 0", "gasPct follows within"), ("end", "burner: followed")] {
+        typist.types(typed);
+        typist.reads(expected);
+    }
+    let (done, told) = typist.ends();
+    assert!(done, "{told}");
+    let lines = std::fs::read_to_string(&record).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let controls: Vec<&str> = lines.iter().map(|line| line["control"].as_str().unwrap()).collect();
+    let expected = ["burner", "air", "drum", "burner", "burner", "burner", "burner"];
+    assert_eq!(controls, expected, "{told}");
+    assert_eq!((&lines[0]["written"], &lines[0]["shown"]), (&false.into(), &Value::Null));
+    assert_eq!((&lines[1]["written"], &lines[1]["shown"]), (&true.into(), &45.0.into()));
+    assert!(lines[1]["followedS"].is_f64() && lines[5]["followedS"].is_null(), "{lines:?}");
+    assert!(lines.iter().all(|line| line["by"] == serde_json::json!(["Anna", "Ben"])));
+    assert!(lines.iter().all(|line| line["digest"] == checked.digest.to_string()), "{lines:?}");
+    // What it says may stand in the profile, and is right there.
+    let block = told.split("in [machine]:\n").nth(1).unwrap().trim();
+    let brought_up = text.replacen("verified = false\nwrites = \"disabled\"", block, 1);
+    let brought_up = firmware_profiles::check(&brought_up).unwrap().profile;
+    assert_eq!(brought_up.machine.bring_up.unwrap().by, ["Anna", "Ben"]);
 }

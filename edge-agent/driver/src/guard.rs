@@ -198,7 +198,10 @@ impl Guard {
             Ok(()) if matches!(wanted, Move::HandBack(_)) => moved.orders = None,
             Ok(()) => {}
             // It never left: nothing has changed.
-            Err(Refused::Unsent(_)) => *moved = self.before[at],
+            Err(Refused::Unsent(_)) => {
+                *moved = self.before[at];
+                self.written_ms.pop_back();
+            }
             // Whether it was taken is not known; what is staged there is not ours to apply.
             Err(_) => moved.staged = None,
         }

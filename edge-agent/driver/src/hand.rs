@@ -88,7 +88,10 @@ impl Hand {
         let (at, control) = found.ok_or(Refused::Unknown)?;
         let moved = self.make(who, Move::To(at, held(control, value)), mono_ms).await?;
         if control.apply.is_some() {
-            self.make(who, Move::Apply(at), mono_ms).await?;
+            let applied = self.make(who, Move::Apply(at), mono_ms).await;
+            let staged =
+                |e: Refused| Refused::Unconfirmed(format!("written, and not applied: {e}"));
+            applied.map_err(staged)?;
         }
         Ok(moved)
     }

@@ -140,19 +140,28 @@ impl Told {
         let (order, raw) = self.orders.of(wanted)?;
         let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
         let bytes = self.ear.order(order, raw).ok_or_else(never)?;
-        let shut = || Refused::Unsent("there is no connection yet".to_owned());
-        let stream = self.stream.as_mut().ok_or_else(shut)?;
-        let said = async {
-            stream.write_all(&bytes).await?;
-            stream.flush().await
-        };
-        let outcome = tokio::time::timeout(limit(&self.timing), said).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        outcome.map_err(|error| {
-            // Half a message may have left: the next one begins on a new connection.
-            self.stream = None;
-            Refused::Unconfirmed(error.to_string())
-        })
+        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
+        let mut stream = self.open().await.map_err(unsent)?;
+        // Half a message may have left: the next one begins on a new connection.
+        match tokio::time::timeout(limit(&self.timing), stream.write_all(&bytes)).await {
+            Ok(Ok(())) => {
+                self.stream = Some(stream);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Refused::Unconfirmed(error.to_string())),
+            Err(_) => {
+                let silent = DriverError::Silent(self.place.name(), self.timing.timeout_ms);
+                Err(Refused::Unconfirmed(silent.to_string()))
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Box<dyn Stream>, DriverError> {
+        if let Some(stream) = self.stream.take() {
+            return Ok(stream);
+        }
+        self.ear.forget();
+        self.place.open(limit(&self.timing)).await
     }
 
     /// Reads what has come, and waits for something if nothing has.
@@ -185,12 +194,7 @@ impl Told {
     }
 
     async fn poll_once(&mut self) -> Result<Raws, DriverError> {
-        let mut stream = if let Some(stream) = self.stream.take() {
-            stream
-        } else {
-            self.ear.forget();
-            self.place.open(limit(&self.timing)).await?
-        };
+        let mut stream = self.open().await?;
         let heard = self.listen(&mut stream).await?;
         if heard.is_empty() {
             self.silent += 1;

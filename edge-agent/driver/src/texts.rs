@@ -163,15 +163,7 @@ impl Asked {
     }
 
     async fn poll_once(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
-        let mut line = match self.line.take() {
-            Some(line) => line,
-            None => Line {
-                stream: self.place.open(limit(&self.timing)).await?,
-                held: Vec::new(),
-                opened_ms: mono_ms,
-                greeted: false,
-            },
-        };
+        let mut line = self.open(mono_ms).await?;
         let greeting = tokio::time::timeout(GREETING_MAX, self.greet(&mut line, mono_ms)).await;
         let answer = match greeting.unwrap_or_else(|_| Err(self.silent())) {
             Ok(()) => {
@@ -197,33 +189,44 @@ impl Asked {
 
 impl Asked {
     /// Says one line. Nobody answers it for certain, so whether it was done the read-back tells.
-    async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
+    async fn write_one(&mut self, wanted: Move, mono_ms: u64) -> Result<(), Refused> {
         let (order, raw) = self.orders.of(wanted)?;
         let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
         let words = self.dialect.order(order, raw).ok_or_else(never)?;
-        let shut = || Refused::Unsent("the line is not open yet".to_owned());
-        let line = self.line.as_mut().filter(|line| line.greeted).ok_or_else(shut)?;
-        let said = async {
-            line.stream.write_all(words.as_bytes()).await?;
-            line.stream.flush().await
-        };
+        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
+        let mut line = self.open(mono_ms).await.map_err(unsent)?;
+        let greeting = tokio::time::timeout(GREETING_MAX, self.greet(&mut line, mono_ms)).await;
+        if let Err(error) = greeting.unwrap_or_else(|_| Err(self.silent())) {
+            if matches!(error, DriverError::Settling(..)) {
+                self.line = Some(line);
+            }
+            return Err(unsent(error));
+        }
+        // A line that takes half of it is closed, so that the next words are not taken for the rest.
+        let said = line.stream.write_all(words.as_bytes());
         match tokio::time::timeout(limit(&self.timing), said).await {
             Ok(Ok(())) => {
                 tokio::time::sleep(BETWEEN_WORDS).await;
+                self.line = Some(line);
                 Ok(())
             }
-            Ok(Err(error)) => {
-                self.line = None;
-                Err(Refused::Unconfirmed(error.to_string()))
-            }
+            Ok(Err(error)) => Err(Refused::Unconfirmed(error.to_string())),
             Err(_) => Err(Refused::Unconfirmed(self.silent().to_string())),
         }
+    }
+
+    async fn open(&mut self, mono_ms: u64) -> Result<Line, DriverError> {
+        if let Some(line) = self.line.take() {
+            return Ok(line);
+        }
+        let stream = self.place.open(limit(&self.timing)).await?;
+        Ok(Line { stream, held: Vec::new(), opened_ms: mono_ms, greeted: false })
     }
 }
 
 impl Bus for Asked {
-    fn write(&mut self, wanted: Move, _mono_ms: u64) -> Writing<'_> {
-        Box::pin(self.write_one(wanted))
+    fn write(&mut self, wanted: Move, mono_ms: u64) -> Writing<'_> {
+        Box::pin(self.write_one(wanted, mono_ms))
     }
 
     fn poll(&mut self, mono_ms: u64) -> Polling<'_> {

@@ -1,5 +1,6 @@
 //! What an emulated machine shows: a simulated roast, in the raw values of a profile. A control that
-//! somebody moves is shown where it was moved to; the roast itself goes its own way.
+//! somebody moves is shown where it was moved to, except on Modbus, where registers stay as they were
+//! written; the roast itself goes its own way.
 
 use std::collections::BTreeMap;
 

@@ -39,7 +39,7 @@ impl Message {
         let crc = crc16(&summed);
         let mut frame = vec![HEAD[0], HEAD[1], self.target];
         frame.extend_from_slice(&summed);
-        frame.extend_from_slice(&crc.to_be_bytes());
+        frame.extend_from_slice(&crc.to_le_bytes());
         frame.extend_from_slice(&TAIL);
         frame
     }
@@ -96,9 +96,9 @@ fn read(bytes: &[u8]) -> Found {
     if frame[end + 2..] != TAIL {
         return Found::Nothing;
     }
-    let [high, low] = crc16(&frame[3..end]).to_be_bytes();
+    let [low, high] = crc16(&frame[3..end]).to_le_bytes();
     // Real machines often send 0 for the first byte of the sum.
-    let sums = frame[end + 1] == low && (frame[end] == high || frame[end] == 0);
+    let sums = frame[end + 1] == high && (frame[end] == low || frame[end] == 0);
     if !sums {
         return Found::Nothing;
     }
@@ -125,6 +125,18 @@ mod tests {
         assert_eq!(decoder.push(&lazy), [bt], "a sum whose first byte is left out");
         lazy[9] ^= 1;
         assert_eq!(decoder.push(&lazy), []);
+    }
+
+    /// As Artisan sends it; the sum by pymodbus.
+    #[test]
+    fn a_message_is_what_others_make_of_it() {
+        let air = Message { target: 0xca, data: 80 }.encode(HOST_BYTES);
+        let theirs = [
+            0xee, 0xa5, 0xca, 0x02, 0x04, 0x03, 0x00, 0x00, 0x50, 0xf0, 0x41, 0xff, 0xfc, 0xff,
+            0xff,
+        ];
+        assert_eq!(air, theirs);
+        assert_eq!(Decoder::default().push(&theirs), [Message { target: 0xca, data: 80 }]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How a program reaches its MQTT broker: one configuration, one way to connect.
 
+mod link;
+
 use std::path::{Path, PathBuf};
 
 use rumqttc::{IncomingPacketSizeLimit, MqttOptions, NetworkOptions, TlsConfiguration, Transport};
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Mistakes;
 use crate::secret::{Secret, SecretError};
+
+pub use self::link::{Link, News};
 
 /// A broker, as `[mqtt]` and `[uplink]` name it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

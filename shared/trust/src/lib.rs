@@ -35,6 +35,12 @@ pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
     Ok(bytes)
 }
 
+/// Any number, to spread waits by; the same each time where there is no randomness.
+#[must_use]
+pub fn spread() -> u64 {
+    random::<8>().map_or(0, u64::from_le_bytes)
+}
+
 /// Whether two secrets, or digests of them, are the same, in a time that does not tell where they
 /// differ.
 #[must_use]

@@ -123,7 +123,7 @@ impl Model for Messages {
                     other => return other,
                 }
                 attempt += 1;
-                let spread = trust::random::<8>().map_or(0, u64::from_le_bytes);
+                let spread = trust::spread();
                 tokio::time::sleep(wait.next(spread)).await;
             }
         })

@@ -99,9 +99,13 @@ const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND numbe
 const BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 AND samples > 0 AND t0_ms < $2 \
                       ORDER BY number DESC LIMIT 1";
 /// The DROP came before the last samples: they have topics of their own, and none waits for the other.
+/// What comes a minute of samples later, or after the next roast has begun, changes no roast any more.
 const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
      AND chain_no = $2 AND last_seq < $3 AND ended_ms >= $4 AND started_ms = \
-     (SELECT MAX(started_ms) FROM sessions WHERE machine_no = $1 AND started_ms <= $4)";
+     (SELECT MAX(started_ms) FROM sessions WHERE machine_no = $1 AND started_ms <= $4) \
+     AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
+     AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
+     AND f.number < $3 AND f.t0_ms > sessions.ended_ms + 60000)";
 const HAS: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \

@@ -123,8 +123,11 @@ impl IngestStore {
             return Ok(());
         }
         on!(self.database, pool => query(
-            "UPDATE sessions SET curve_ms = $3 WHERE org_id = $1 AND session_id = $2")
+            "UPDATE sessions SET curve_ms = $3 WHERE org_id = $1 AND session_id = $2 \
+             AND COALESCE(last_seq, -1) = $4")
             .bind(org.as_str()).bind(&session.session_id).bind(now.0)
+            // It may have grown meanwhile: then the next pass makes it.
+            .bind(session.last_seq.unwrap_or(-1))
             .execute(pool).await.map(drop))
         .map_err(StoreError::query("noting a curve"))
     }

@@ -108,8 +108,8 @@ pub async fn keep(
                 tracing::warn!(%error, until = %certificate.not_after, "the certificate");
                 metrics::counter!("simcorp_edge_identity_failures_total").increment(1);
                 let pause = match &error {
-                    RenewalError::Waiting(..) => decision.next(spread()),
-                    _ => wait.next(spread()),
+                    RenewalError::Waiting(..) => decision.next(trust::spread()),
+                    _ => wait.next(trust::spread()),
                 };
                 // Perhaps it has expired, and our clock does not know.
                 if let RenewalError::Ask(AskError::Away { .. }) = error
@@ -145,10 +145,6 @@ fn show_end(board: &Board, identity: &Identity) {
     let left_s = (until.0 - identity.time.now().0) as f64 / 1000.0;
     metrics::gauge!("simcorp_edge_certificate_left_seconds").set(left_s);
     board.update(|state| state.certificate_until_ms = Some(until.0));
-}
-
-fn spread() -> u64 {
-    trust::random::<8>().map_or(0, u64::from_le_bytes)
 }
 
 impl Identity {

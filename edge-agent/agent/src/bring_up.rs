@@ -187,6 +187,8 @@ impl Session {
                 Some(words) => self.hear(words).await?,
             }
         }
+        self.show().await;
+        println!("Everything stays where it stands now; it is the panel's again.");
         self.conclude();
         Ok(())
     }

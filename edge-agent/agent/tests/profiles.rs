@@ -331,6 +331,8 @@ impl Typist {
     fn start(gateway: &Gateway, by: [&str; 2]) -> Self {
         let at = |name: &str| gateway.folder.path().join(name).display().to_string();
         let mut command = Command::new(binary("simcorp-edge").unwrap());
+        // No answer of this computer to itself takes longer, however busy it is.
+        command.args(["--set=sampling.period_ms=2000", "--set=machine.profile.timeout_ms=2000"]);
         command.args(["-c", &at("edge.toml"), "bring-up", "--by", by[0], "--by", by[1]]);
         command.args(["--record", &at("bring-up.jsonl")]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use contract::Digest;
+use contract::{Digest, EpochMs};
 use driver::{Driver, Hand, Reading, Refused, Share};
 use firmware_profiles::{BringUp, Control, Profile, Remote, Writes};
 use serde::Serialize;
@@ -39,26 +39,51 @@ pub struct Arguments {
     record: PathBuf,
 }
 
-/// One line of the record.
+/// One line of the record: a move as soon as it was made, and another of what was seen of it.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Tried<'t> {
-    at: contract::EpochMs,
-    by: &'t [String],
-    profile: &'t str,
-    digest: &'t Digest,
-    control: &'t str,
-    asked: f64,
-    /// What was done, or why not.
-    said: String,
-    /// Whether it was written to the machine, or may have been.
-    written: bool,
-    /// By which channel it is shown, where it is.
-    readback: Option<&'t str>,
-    /// What that showed last.
-    shown: Option<f64>,
-    /// How soon it showed what was asked, s; none: not in time.
-    followed_s: Option<f64>,
+#[serde(rename_all = "camelCase", tag = "step")]
+enum Line<'l> {
+    #[serde(rename_all = "camelCase")]
+    Moved {
+        at: EpochMs,
+        by: &'l [String],
+        profile: &'l str,
+        digest: &'l Digest,
+        control: &'l str,
+        /// As the machine can be told it.
+        asked: f64,
+        /// What was done, or why not.
+        said: &'l str,
+        /// Whether it was written to the machine, or may have been.
+        written: bool,
+    },
+    #[serde(rename_all = "camelCase")]
+    Seen {
+        at: EpochMs,
+        control: &'l str,
+        readback: &'l str,
+        /// What it showed before the move, and last.
+        before: Option<f64>,
+        shown: Option<f64>,
+        #[serde(flatten)]
+        found: Found,
+    },
+}
+
+/// What became of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "found")]
+enum Found {
+    /// It shows what was asked, and did not before.
+    #[serde(rename_all = "camelCase")]
+    Followed {
+        after_s: f64,
+    },
+    /// It showed that before, so nothing is proven.
+    StoodThere,
+    NotInTime,
+    /// Somebody had something else to do.
+    BrokenOff,
 }
 
 struct Session {
@@ -73,7 +98,13 @@ struct Session {
     lines: mpsc::Receiver<String>,
     /// What was typed while a move was watched.
     typed: Option<String>,
-    /// Of each control that was moved: whether it followed the last time.
+    /// When the machine was read last, and what it showed.
+    seen: Option<(u64, Reading)>,
+    /// Of each control that was moved: where to, last.
+    moved: BTreeMap<String, f64>,
+    /// Something could not be written down.
+    incomplete: bool,
+    /// Of each control whose move was watched to its end: whether it followed the last time.
     followed: BTreeMap<String, bool>,
 }
 
@@ -108,7 +139,7 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let driver = machine::open(config, share)?;
         let (digest, followed, lines) = (checked.digest, BTreeMap::new(), lines());
-        let typed = None;
+        let (typed, seen, moved, incomplete) = (None, None, BTreeMap::new(), false);
         let session = Session {
             profile,
             digest,
@@ -120,6 +151,9 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
             clock,
             lines,
             typed,
+            seen,
+            moved,
+            incomplete,
             followed,
         };
         session.run().await
@@ -184,11 +218,11 @@ impl Session {
             match line.as_deref().map(str::trim) {
                 None | Some("end") => break,
                 Some("") => self.show().await,
-                Some(words) => self.hear(words).await?,
+                Some(words) => self.hear(words).await,
             }
         }
         self.show().await;
-        println!("Everything stays where it stands now; it is the panel's again.");
+        self.say_what_stays();
         self.conclude();
         Ok(())
     }
@@ -201,58 +235,102 @@ impl Session {
     }
 
     async fn look(&mut self) -> Result<Reading, String> {
-        self.driver.read(self.clock.mono_ms()).await.map_err(|error| error.to_string())
+        let now_ms = self.clock.mono_ms();
+        let reading = self.driver.read(now_ms).await.map_err(|error| error.to_string())?;
+        self.seen = Some((now_ms, reading.clone()));
+        Ok(reading)
     }
 
-    async fn hear(&mut self, words: &str) -> anyhow::Result<()> {
+    async fn hear(&mut self, words: &str) {
         let asked = words.split_once(' ').and_then(|(name, value)| {
             let control = self.profile.controls.iter().find(|control| control.name == name)?;
             Some((control.clone(), value.trim().parse::<f64>().ok().filter(|v| v.is_finite())?))
         });
-        let Some((control, value)) = asked else {
-            println!("{HELP}");
-            return Ok(());
-        };
-        self.try_one(&control, value).await
+        match asked {
+            Some((control, value)) => self.try_one(&control, value).await,
+            None => println!("{HELP}"),
+        }
     }
 
     /// Moves one control, sees what becomes of it, and writes both down.
-    async fn try_one(&mut self, control: &Control, value: f64) -> anyhow::Result<()> {
+    async fn try_one(&mut self, control: &Control, value: f64) {
+        let channel = control.readback.as_deref().filter(|channel| *channel != "none");
+        let value = self.hand.nearest(&control.name, value);
+        // What was read a while ago is too old to judge by; less fire does not wait for that.
+        let old = |at_ms: u64| self.clock.mono_ms().saturating_sub(at_ms) > 1_000;
+        let stale = self.seen.as_ref().is_none_or(|(at_ms, _)| old(*at_ms));
+        if stale && !(control.role.heats() && value <= 0.0) {
+            let _ = self.look().await;
+        }
+        let before = channel.and_then(|channel| self.shows(channel));
         let at = self.clock.wall();
         let outcome = self.make(&control.name, value).await;
         let written = matches!(outcome, Ok(_) | Err(Refused::Unconfirmed(_)));
         let said = outcome.unwrap_or_else(|refused| refused.to_string());
         println!("{said}");
-        let readback = control.readback.as_deref().filter(|channel| *channel != "none");
-        let (mut last, mut followed_s) = (None, None);
-        if let (true, Some(channel)) = (written, readback) {
-            (last, followed_s) = self.follow(control, channel, value).await;
-            match (followed_s, last) {
-                (Some(s), _) => println!("{channel} follows within {s:.1} s"),
-                (None, Some(last)) => println!("{channel} does not follow: it shows {last:.1}"),
-                (None, None) => println!("{channel} shows nothing"),
+        let (by, digest) = (self.by.clone(), self.digest);
+        let profile = self.profile.machine.id.clone();
+        let (control_name, asked) = (control.name.as_str(), value);
+        self.keep(&Line::Moved {
+            at,
+            by: &by,
+            profile: &profile,
+            digest: &digest,
+            control: control_name,
+            asked,
+            said: &said,
+            written,
+        });
+        if !written {
+            return;
+        }
+        self.moved.insert(control.name.clone(), value);
+        let Some(channel) = channel else { return };
+        let tolerance = control.readback_tol.unwrap_or(0.0) + 1e-9;
+        let there = |shown: Option<f64>| shown.is_some_and(|s| (s - value).abs() <= tolerance);
+        let (shown, found) = if there(before) {
+            (before, Found::StoodThere)
+        } else {
+            self.watch(channel, there, control.readback_s.unwrap_or(0.0)).await
+        };
+        let last = shown.map_or_else(|| "nothing".to_owned(), |shown| format!("{shown:.1}"));
+        match found {
+            Found::Followed { after_s } => println!("{channel} follows within {after_s:.1} s"),
+            Found::StoodThere => println!("{channel} showed {last} before: it proves nothing"),
+            Found::NotInTime => println!("{channel} does not follow: it shows {last}"),
+            Found::BrokenOff => println!("{channel} was not watched to its end; it shows {last}"),
+        }
+        match found {
+            Found::Followed { .. } => drop(self.followed.insert(control.name.clone(), true)),
+            Found::NotInTime => drop(self.followed.insert(control.name.clone(), false)),
+            Found::StoodThere | Found::BrokenOff => {}
+        }
+        let at = self.clock.wall();
+        let readback = channel;
+        self.keep(&Line::Seen { at, control: control_name, readback, before, shown, found });
+    }
+
+    /// What a channel showed last.
+    fn shows(&self, channel: &str) -> Option<f64> {
+        let (_, reading) = self.seen.as_ref()?;
+        reading.values.iter().find(|(c, _)| c.as_str() == channel)?.1
+    }
+
+    /// Writes a line down. The disk takes its time by itself: whoever turns the fire off does not wait
+    /// for it.
+    fn keep(&mut self, line: &Line<'_>) {
+        let kept = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            self.record.write_all(&line)?;
+            self.record.try_clone()
+        });
+        match kept {
+            Ok(file) => drop(tokio::task::spawn_blocking(move || file.sync_data())),
+            Err(error) => {
+                self.incomplete = true;
+                println!("{} cannot be written: {error}", self.path.display());
             }
         }
-        if written {
-            self.followed.insert(control.name.clone(), followed_s.is_some());
-        }
-        let tried = Tried {
-            at,
-            by: &self.by,
-            profile: &self.profile.machine.id,
-            digest: &self.digest,
-            control: &control.name,
-            asked: value,
-            said,
-            written,
-            readback,
-            shown: last,
-            followed_s,
-        };
-        let mut line = serde_json::to_vec(&tried)?;
-        line.push(b'\n');
-        let kept = self.record.write_all(&line).and_then(|()| self.record.sync_data());
-        kept.with_context(|| self.path.display().to_string())
     }
 
     async fn make(&mut self, control: &str, value: f64) -> Result<String, Refused> {
@@ -269,40 +347,52 @@ impl Session {
         }
     }
 
-    /// Watches until the machine shows what was asked, for as long as the profile gives it, or until
-    /// somebody types something: the fire must never wait to be turned off. The last value, and how
-    /// soon it was there, s.
-    async fn follow(
+    /// Watches until the machine is `there`, for at most `most_s`, or until somebody types something:
+    /// the fire must never wait to be turned off. The last value, and what became of the move.
+    async fn watch(
         &mut self,
-        control: &Control,
         channel: &str,
-        value: f64,
-    ) -> (Option<f64>, Option<f64>) {
+        there: impl Fn(Option<f64>) -> bool,
+        most_s: f64,
+    ) -> (Option<f64>, Found) {
         let began_ms = self.clock.mono_ms();
-        let tolerance = control.readback_tol.unwrap_or(0.0) + 1e-9;
-        let most_s = control.readback_s.unwrap_or(0.0);
         let mut last = None;
         loop {
-            let passed_s = self.clock.mono_ms().saturating_sub(began_ms) as f64 / 1000.0;
-            if let Ok(reading) = self.look().await {
-                let found = reading.values.iter().find(|(c, _)| c.as_str() == channel);
-                last = found.and_then(|(_, value)| *value);
-                if last.is_some_and(|shown| (shown - value).abs() <= tolerance) {
-                    return (last, Some(passed_s));
-                }
+            let read = self.look().await.is_ok();
+            let after_s = self.clock.mono_ms().saturating_sub(began_ms) as f64 / 1000.0;
+            last = if read { self.shows(channel) } else { last };
+            if after_s > most_s {
+                return (last, Found::NotInTime);
             }
-            if passed_s > most_s {
-                return (last, None);
+            if read && there(last) {
+                return (last, Found::Followed { after_s });
             }
             match tokio::time::timeout(LOOK_EVERY / 2, self.lines.recv()).await {
+                Ok(Some(line)) if line.trim().is_empty() => self.show().await,
                 Ok(Some(line)) => {
                     self.typed = Some(line);
-                    return (last, None);
+                    return (last, Found::BrokenOff);
                 }
                 // Nobody types any more.
                 Ok(None) => tokio::time::sleep(LOOK_EVERY / 2).await,
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Nothing is put back: people stand there, and a jump would be worse.
+    fn say_what_stays(&self) {
+        if self.moved.is_empty() {
+            return;
+        }
+        println!("Nothing was put back; it is the panel's to do:");
+        for (name, value) in &self.moved {
+            let control = self.profile.controls.iter().find(|control| control.name == *name);
+            let lit = control.is_some_and(|c| c.role.heats()) && *value > 0.0;
+            let taken = control.is_some_and(|c| c.auto_raw.is_some());
+            let fire = if lit { "; the fire is on" } else { "" };
+            let regulation = if taken { "; not regulated by the machine any more" } else { "" };
+            println!("  {name} was moved to {value} last{fire}{regulation}");
         }
     }
 
@@ -321,6 +411,10 @@ impl Session {
         }
         if open > 0 {
             println!("{open} to go. Leave what does not follow to the panel: remote = \"never\".");
+            return;
+        }
+        if self.incomplete {
+            println!("The record is not complete, so it proves nothing.");
             return;
         }
         println!(

@@ -90,6 +90,8 @@ pub struct Guard {
     /// What was before the move that is under way.
     before: Vec<Moved>,
     written_ms: VecDeque<u64>,
+    /// What the count of the last write pushed out.
+    forgotten_ms: Option<u64>,
     known: Known,
 }
 
@@ -97,7 +99,14 @@ impl Guard {
     pub fn new(profile: Arc<Profile>) -> Self {
         let moved = vec![Moved::default(); profile.controls.len()];
         let before = moved.clone();
-        Self { profile, moved, before, written_ms: VecDeque::new(), known: Known::default() }
+        Self {
+            profile,
+            moved,
+            before,
+            written_ms: VecDeque::new(),
+            forgotten_ms: None,
+            known: Known::default(),
+        }
     }
 
     pub fn profile(&self) -> &Profile {
@@ -201,6 +210,9 @@ impl Guard {
             Err(Refused::Unsent(_)) => {
                 *moved = self.before[at];
                 self.written_ms.pop_back();
+                if let Some(oldest) = self.forgotten_ms.take() {
+                    self.written_ms.push_front(oldest);
+                }
             }
             // Whether it was taken is not known; what is staged there is not ours to apply.
             Err(_) => moved.staged = None,
@@ -449,9 +461,8 @@ impl Guard {
 
     /// Every write counts; those past the bound need not be remembered to be past it.
     fn count(&mut self, now_ms: u64) {
-        if self.written_ms.len() >= self.profile.limits.writes_per_hour_max as usize {
-            self.written_ms.pop_front();
-        }
+        let full = self.written_ms.len() >= self.profile.limits.writes_per_hour_max as usize;
+        self.forgotten_ms = if full { self.written_ms.pop_front() } else { None };
         self.written_ms.push_back(now_ms);
     }
 }

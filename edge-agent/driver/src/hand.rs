@@ -72,6 +72,13 @@ impl Hand {
         &self.profile
     }
 
+    /// The value nearest to `value` that the machine can be told.
+    #[must_use]
+    pub fn nearest(&self, control: &str, value: f64) -> f64 {
+        let control = self.profile.controls.iter().find(|c| c.name == control);
+        control.map_or(value, |control| held(control, value))
+    }
+
     /// Moves a control to a value, in its unit, if the profile allows it now, and waits until the
     /// machine has taken it. Says what was moved: `burner to 45`.
     ///

@@ -197,7 +197,7 @@ impl Asked {
         let mut line = self.open(mono_ms).await.map_err(unsent)?;
         let greeting = tokio::time::timeout(GREETING_MAX, self.greet(&mut line, mono_ms)).await;
         if let Err(error) = greeting.unwrap_or_else(|_| Err(self.silent())) {
-            if matches!(error, DriverError::Settling(..)) {
+            if matches!(error, DriverError::Settling(..) | DriverError::Silent(..)) {
                 self.line = Some(line);
             }
             return Err(unsent(error));

@@ -27,13 +27,17 @@ fn profile(id: &str) -> Profile {
 }
 
 async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
-    start_shared(profile, Share::default()).await
+    start_shared(profile, Share::default(), STEP_MS).await
 }
 
-async fn start_shared(profile: &Profile, share: Share) -> (Emulator, Box<dyn Driver>) {
+async fn start_shared(
+    profile: &Profile,
+    share: Share,
+    step_ms: u64,
+) -> (Emulator, Box<dyn Driver>) {
     let any = "127.0.0.1:0".parse().unwrap();
     let every = Duration::from_millis(5);
-    let emulator = Emulator::start(profile, any, STEP_MS, every).await.unwrap();
+    let emulator = Emulator::start(profile, any, step_ms, every).await.unwrap();
     let site = match emulator.place() {
         Place::Tcp(address) => Site {
             host: Some(address.ip().to_string()),
@@ -206,7 +210,7 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
     profile.timing.block_max = 1;
     let hand = Hand::new(&profile, Duration::from_secs(5));
     let share = Share { hand: Some(hand.clone()), ..Share::default() };
-    let (emulator, mut driver) = start_shared(&profile, share).await;
+    let (emulator, mut driver) = start_shared(&profile, share, STEP_MS).await;
     driver.read(0).await.unwrap();
     let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
     // Asked while a slow reading is under way, it waits for one answer of many.
@@ -283,7 +287,8 @@ impl Held {
         profile.timing.timeout_ms = 1_000;
         let hand = Hand::new(&profile, Duration::from_secs(1));
         let share = Share { hand: Some(hand.clone()), ..Share::default() };
-        let (emulator, driver) = start_shared(&profile, share).await;
+        // Slowly: a machine that talks unasked goes on while nobody listens, and a jump is a spike.
+        let (emulator, driver) = start_shared(&profile, share, 200).await;
         let mut held = Self { profile, emulator, driver, hand, now_ms: 0 };
         // Into the roast: its burner needs air.
         for _ in 0..20 {

@@ -101,6 +101,7 @@ impl Link {
     pub async fn next(&mut self, stop: &CancellationToken) -> Option<News> {
         loop {
             let event = tokio::select! {
+                biased;
                 () = stop.cancelled() => {
                     self.leaving |= self.up.swap(false, Ordering::Relaxed);
                     return None;

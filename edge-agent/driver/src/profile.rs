@@ -44,8 +44,7 @@ pub trait Bus {
     /// Makes one move that was allowed, within one time limit. `Ok`: the machine has taken it, or,
     /// where it never says so, it was sent.
     fn write(&mut self, _wanted: Move, _mono_ms: u64) -> Writing<'_> {
-        let never = "nothing is ever written to such a machine".to_owned();
-        Box::pin(std::future::ready(Err(Refused::Unsent(never))))
+        Box::pin(std::future::ready(Err(never())))
     }
 }
 
@@ -141,6 +140,11 @@ pub fn points(profile: &Profile) -> Result<Vec<Point>, String> {
             Ok(Point { address, kind: kind.unwrap_or(Type::F32), order: order.unwrap_or_default() })
         };
     channels.chain(states).map(point).collect()
+}
+
+/// What whoever asks is told where a machine's language has no word that we would say.
+pub fn never() -> Refused {
+    Refused::Unsent("nothing is ever written to such a machine".to_owned())
 }
 
 /// A control as a bus writes it.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::guard::Move;
 use crate::port::{Place, Stream};
-use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit};
+use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit, never};
 use crate::{DriverError, Refused};
 
 /// What one reading takes from the connection: a source that floods does not hold up the rest.
@@ -138,7 +138,6 @@ impl Told {
     /// Sends one message. Nobody answers it, so whether it was done the read-back tells.
     async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
         let (order, raw) = self.orders.of(wanted)?;
-        let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
         let bytes = self.ear.order(order, raw).ok_or_else(never)?;
         let unsent = |error: DriverError| Refused::Unsent(error.to_string());
         let mut stream = self.open().await.map_err(unsent)?;

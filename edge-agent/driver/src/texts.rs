@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::guard::Move;
 use crate::port::{Place, Stream};
-use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit};
+use crate::profile::{Bus, Order, Orders, Point, Polling, Raws, Writing, limit, never};
 use crate::{DriverError, Refused};
 
 /// Small controllers lose what comes too fast.
@@ -191,7 +191,6 @@ impl Asked {
     /// Says one line. Nobody answers it for certain, so whether it was done the read-back tells.
     async fn write_one(&mut self, wanted: Move, mono_ms: u64) -> Result<(), Refused> {
         let (order, raw) = self.orders.of(wanted)?;
-        let never = || Refused::Unsent("nothing is ever written to such a machine".to_owned());
         let words = self.dialect.order(order, raw).ok_or_else(never)?;
         let unsent = |error: DriverError| Refused::Unsent(error.to_string());
         let mut line = self.open(mono_ms).await.map_err(unsent)?;

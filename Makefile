@@ -16,7 +16,7 @@ demo:
 test:
 	@tools/install test
 	cargo nextest run --workspace
-	cd cloud/console/web && npm run --silent check
+	cd cloud/services/console/web && npm run --silent check
 
 deny:
 	@tools/install deny
@@ -42,4 +42,4 @@ package:
 
 clean:
 	cargo clean
-	rm -rf var cloud/console/web/node_modules
+	rm -rf var cloud/services/console/web/node_modules

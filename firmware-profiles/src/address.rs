@@ -80,7 +80,7 @@ pub const HOTTOP_WRITES: [&str; 6] =
 
 /// Whether an address is to be read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
+pub enum Access {
     Read,
     Write,
 }
@@ -94,10 +94,10 @@ impl Address {
         profile: &Profile,
         station: Option<u8>,
         text: &str,
-        wanted: Use,
+        wanted: Access,
     ) -> Result<Self, &'static str> {
         let named = |reads: &[&str], writes: &[&str]| {
-            let known = if wanted == Use::Read { reads } else { writes };
+            let known = if wanted == Access::Read { reads } else { writes };
             known.contains(&text).then(|| Self::Name(text.to_owned()))
         };
         match &profile.transport {
@@ -120,23 +120,23 @@ impl Address {
                 .filter(|_| text.len() == 2)
                 .map(Self::Target)
                 .ok_or("a target of two hexadecimal digits, such as `F1`"),
-            Transport::Line { .. } => (wanted == Use::Read && !text.is_empty() && text.len() <= 64)
+            Transport::Line { .. } => (wanted == Access::Read && !text.is_empty() && text.len() <= 64)
                 .then(|| Self::Name(text.to_owned()))
                 .ok_or("a field's or column's name, which is read and never written"),
             Transport::Boards {} => board(text)
-                .filter(|_| wanted == Use::Read)
+                .filter(|_| wanted == Access::Read)
                 .ok_or("`max31855 /dev/spidev0.0`, `max31856 /dev/spidev0.1` or `mcp9600 /dev/i2c-1 0x67`, which are read and never written"),
         }
     }
 }
 
-fn modbus(station: u8, text: &str, wanted: Use) -> Option<Address> {
+fn modbus(station: u8, text: &str, wanted: Access) -> Option<Address> {
     let (table, place) = text.split_once(' ')?;
     let table = match table {
         "coil" => Table::Coil,
-        "discrete" if wanted == Use::Read => Table::Discrete,
+        "discrete" if wanted == Access::Read => Table::Discrete,
         "holding" => Table::Holding,
-        "input" if wanted == Use::Read => Table::Input,
+        "input" if wanted == Access::Read => Table::Input,
         _ => return None,
     };
     let (register, bit) = match place.split_once('.') {

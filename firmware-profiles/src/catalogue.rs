@@ -2,7 +2,7 @@
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct ShippedProfile {
     pub id: &'static str,
     /// The TOML file.
     pub text: &'static str,
@@ -10,12 +10,12 @@ pub struct Entry {
 
 macro_rules! entries {
     ($($id:literal),* $(,)?) => {
-        [$(Entry { id: $id, text: include_str!(concat!("../machines/", $id, ".toml")) }),*]
+        [$(ShippedProfile { id: $id, text: include_str!(concat!("../machines/", $id, ".toml")) }),*]
     };
 }
 
 /// All of them, by name.
-pub const SHIPPED: &[Entry] = &entries![
+pub const SHIPPED: &[ShippedProfile] = &entries![
     "besca.bsc.auto-tcp",
     "coffed.sr5.auto",
     "coffeetech.fz94.evo",
@@ -44,6 +44,6 @@ pub const SHIPPED: &[Entry] = &entries![
 
 /// The profile of that name.
 #[must_use]
-pub fn shipped(id: &str) -> Option<&'static Entry> {
+pub fn shipped(id: &str) -> Option<&'static ShippedProfile> {
     SHIPPED.iter().find(|entry| entry.id == id)
 }

@@ -94,14 +94,14 @@ impl SafeStep {
 
 /// What never happens.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Forbidden {
+pub struct ForbidRule {
     pub control: String,
     /// Without one, any.
     pub value: Option<f64>,
-    pub while_: Option<Condition>,
+    pub condition: Option<Condition>,
 }
 
-impl Forbidden {
+impl ForbidRule {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (what, while_) = match text.split_once(" while ") {
@@ -113,7 +113,7 @@ impl Forbidden {
             None => (what, None),
         };
         let control = control.trim();
-        is_name(control).then(|| Self { control: control.to_owned(), value, while_ })
+        is_name(control).then(|| Self { control: control.to_owned(), value, condition: while_ })
     }
 }
 

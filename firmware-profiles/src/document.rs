@@ -1,5 +1,5 @@
-//! The profile's TOML, as types. What a person may forget is optional here, so that the linter can
-//! say so in a sentence; `docs/reference/profiles.md` explains each field.
+//! The profile's TOML, as types. Fields that an author may forget are optional here, so that the
+//! linter can report them in a sentence; `docs/reference/profiles.md` explains each field.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ pub struct Profile {
 pub struct Machine {
     /// `maker.model.controller`: two generations of one model are two profiles.
     pub id: String,
-    /// As people call it.
+    /// The machine's usual name.
     pub name: String,
     /// What tells this controller generation from the others.
     pub controller: String,
@@ -52,7 +52,7 @@ pub struct Machine {
     pub writes: Writes,
     #[serde(default)]
     pub bring_up: Option<BringUp>,
-    /// What whoever installs it should know.
+    /// What the installer should know.
     #[serde(default)]
     pub note: Option<String>,
 }
@@ -76,7 +76,7 @@ pub enum Writes {
     Enabled,
 }
 
-/// Who found at the machine itself that the profile is right.
+/// The record that the profile was verified at the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -229,14 +229,14 @@ pub enum Parity {
     Even,
 }
 
-/// How the machine wants to be asked.
+/// When and how the machine is polled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Timing {
     /// From one reading to the next, ms.
     pub poll_ms: u64,
-    /// An answer later than this is none, ms.
+    /// The time limit for an answer, ms.
     pub timeout_ms: u64,
     /// Between two requests, ms.
     pub min_gap_ms: u64,
@@ -244,7 +244,7 @@ pub struct Timing {
     pub settle_ms: u64,
     /// Words in one request.
     pub block_max: u16,
-    /// Whether registers nobody asked for may be read to join two that are.
+    /// Whether unused registers may be read to join two used ones.
     pub gaps: Gap,
 }
 
@@ -272,7 +272,7 @@ pub enum Gap {
     Small,
 }
 
-/// The unit that the machine speaks in.
+/// The unit of the machine's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Unit {
@@ -330,7 +330,7 @@ pub struct Channel {
     /// A step beyond this, in units a second, is remarked as a spike.
     #[serde(default)]
     pub max_step_per_s: Option<f64>,
-    /// Without it nothing may be written.
+    /// Without a valid value of it, nothing is written that does not reduce heat.
     #[serde(default)]
     pub required: bool,
     /// Raw values that mean "no reading".
@@ -389,7 +389,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// What a person does with a hand at the machine, and nobody from afar.
+    /// Returns whether the control is operated only at the machine, never remotely.
     #[must_use]
     pub const fn is_local_only(self) -> bool {
         matches!(
@@ -411,12 +411,12 @@ impl Role {
     }
 }
 
-/// Who may move a control.
+/// Whether the agent may move a control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Remote {
-    /// Nobody through this agent.
+    /// This agent never writes it.
     Never,
     /// An approved command, within every limit here.
     Guarded,
@@ -502,7 +502,7 @@ pub struct MaskWrite {
     pub or: u16,
 }
 
-/// A condition of the machine that it tells itself.
+/// A condition that the machine reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

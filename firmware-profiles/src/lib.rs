@@ -12,8 +12,8 @@ mod document;
 pub mod encoding;
 mod lint;
 
-pub use catalogue::{Entry, SHIPPED, shipped};
-pub use condition::{Condition, Forbidden, Operator, SafeStep};
+pub use catalogue::{SHIPPED, ShippedProfile, shipped};
+pub use condition::{Condition, ForbidRule, Operator, SafeStep};
 pub use document::{
     BringUp, Channel, Control, Derived, Fuel, Gap, Limits, LineFormat, Machine, Map, MaskWrite,
     Parity, Profile, Remote, Role, SafeState, Serial, State, Term, Timing, Transport, Unit, Writes,

@@ -1,4 +1,4 @@
-//! `simcorp-bench edge`: the agent as it is shipped, beside a simulated machine at 10 Hz.
+//! `simcorp-bench edge`: measures the agent as released, sampling a simulated machine at 10 Hz.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,18 +12,18 @@ use crate::stats;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// The agent to measure; default: the one beside this program
+    /// The agent program to measure; default: the one beside this program
     #[arg(long)]
     agent: Option<PathBuf>,
     /// How long to measure memory, jitter and flash
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Samples to drain, which take two milliseconds each to make
+    /// Samples in the backlog to drain; each takes two milliseconds to create
     #[arg(long, default_value_t = 10_000)]
     backlog: u64,
 }
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 pub async fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((5..=3600).contains(&options.seconds), "--seconds: not between 5 and 3600");
     ensure!((1..=1_000_000).contains(&options.backlog), "--backlog: not between 1 and 1000000");
@@ -67,7 +67,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     process.start()?;
     steady.first_sample().await?;
     let first_ms = start.elapsed().as_secs_f64() * 1000.0;
-    let pid = process.pid().context("the agent has ended")?;
+    let pid = process.pid().context("the agent has exited")?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (written, samples) = (stats::written_bytes(pid), steady.status().await?);
     tokio::time::sleep(Duration::from_secs(options.seconds)).await;
@@ -96,9 +96,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     }))
 }
 
-/// Fills a backlog while the broker is gone, then samples at 10 Hz, without the broker and while
-/// the backlog is delivered.
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+/// Fills a backlog while the broker is stopped, then measures sampling at 10 Hz, first without the
+/// broker and then while the backlog is delivered.
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow::Result<Value> {
     broker.kill();
     gateway.sample_every(2)?;
@@ -127,7 +127,7 @@ async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow
     })
     .await?;
     let took = start.elapsed().as_secs_f64();
-    let pid = process.pid().context("the agent has ended")?;
+    let pid = process.pid().context("the agent has exited")?;
     let told = json!({
         "backlog_samples": samples,
         "samples_per_s": (samples / took.max(0.02)).round(),
@@ -143,7 +143,7 @@ struct Gateway {
     folder: PathBuf,
     agent: PathBuf,
     port: u16,
-    /// Its configuration but for sampling.
+    /// Its configuration without `[sampling]`.
     text: String,
 }
 
@@ -163,7 +163,8 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Ten samples a frame, as at 10 Hz with the default of a frame a second.
+    /// Sets the sampling period. A frame holds ten samples, as at 10 Hz with the default of one
+    /// frame per second.
     fn sample_every(&self, period_ms: u32) -> anyhow::Result<()> {
         let frame_ms = 10 * period_ms;
         let sampling = format!("[sampling]\nperiod_ms = {period_ms}\nframe_ms = {frame_ms}\n");
@@ -200,14 +201,15 @@ impl Gateway {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        Ok(answer.split_once("\r\n\r\n").context("an answer that is cut off")?.1.to_owned())
+        Ok(answer.split_once("\r\n\r\n").context("the response is incomplete")?.1.to_owned())
     }
 
     async fn status(&self) -> anyhow::Result<Value> {
         Ok(serde_json::from_str(&self.get("/status").await?)?)
     }
 
-    /// From the agent's own gauge, which follows each frame.
+    /// Reads the number of unsent samples from the agent's own gauge, which is updated with each
+    /// frame.
     async fn unsent(&self) -> anyhow::Result<f64> {
         self.status().await?["journal"]["unsentSamples"].as_f64().context("no number")
     }
@@ -226,10 +228,11 @@ impl Gateway {
     }
 
     async fn newest_ms(&self) -> anyhow::Result<f64> {
-        self.times_ms().await?.last().copied().context("no samples")
+        self.times_ms().await?.last().copied().context("the agent has no samples")
     }
 
-    /// How far samples since then lie from their period, from the samples' own times.
+    /// Returns how far the intervals between samples since then deviate from the period, computed
+    /// from the samples' own times.
     async fn jitter_ms(&self, since: f64) -> anyhow::Result<Value> {
         let mut times = self.times_ms().await?;
         times.retain(|t| *t >= since);

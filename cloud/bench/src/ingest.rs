@@ -1,4 +1,4 @@
-//! `simcorp-bench ingest`
+//! `simcorp-bench ingest`: measures ingestion, from published frames to acknowledged rows.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,26 +9,26 @@ use rumqttc::AsyncClient;
 use serde_json::{Value, json};
 use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
 
-use crate::load::{Answers, Load};
-use crate::{limit, stats};
+use crate::load::{Acknowledgements, LoadGenerator};
+use crate::{copy_baseline, stats};
 
 #[derive(clap::Args)]
 pub struct Options {
     #[arg(long, default_value_t = 1000)]
     machines: usize,
-    /// Points a second, or `max` to find the highest without a growing backlog
+    /// Points per second, or `max` to find the highest rate without a growing backlog
     #[arg(long, default_value = "10000")]
     rate: String,
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// How much time one frame holds, ms
+    /// The time span of one frame, ms
     #[arg(long, default_value_t = 1000)]
     frame_ms: u64,
     #[arg(long, value_enum, default_value = "postgres")]
     database: Database,
     #[arg(long, value_enum, default_value = "mosquitto")]
     broker: Broker,
-    /// Also measure PostgreSQL's own COPY with the same points
+    /// Also measure PostgreSQL's own COPY of the same points, as an upper bound
     #[arg(long)]
     limit: bool,
 }
@@ -45,8 +45,8 @@ enum Broker {
     Embedded,
 }
 
-/// What is measured.
-struct System {
+/// The system under test: database, broker and `simcorp`.
+struct SystemUnderTest {
     folder: tempfile::TempDir,
     database: Option<Postgres>,
     simcorp: Process,
@@ -54,24 +54,25 @@ struct System {
     broker_port: u16,
 }
 
-/// One run at one rate.
-struct Run {
+/// The result of one run at one rate.
+struct RunResult {
     points_per_s: f64,
     sent: u64,
     acked: u64,
     ack_ms: Vec<f64>,
     refused: u64,
-    /// Frames without an answer when the load ended.
-    behind: usize,
+    /// Frames without an acknowledgement when the load ended.
+    frames_behind: usize,
     cpu_s: f64,
 }
 
-impl Run {
-    /// No growing backlog: what waits at the end is less than half a second's frames.
-    fn holds(&self, machines: usize, frame_ms: u64) -> bool {
+impl RunResult {
+    /// Returns true if the backlog does not grow: fewer than half a second's frames wait at the
+    /// end.
+    fn keeps_up(&self, machines: usize, frame_ms: u64) -> bool {
         let frames_a_second = machines as f64 * 1000.0 / frame_ms as f64;
         self.refused == 0
-            && (self.behind as f64) < frames_a_second * 0.5
+            && (self.frames_behind as f64) < frames_a_second * 0.5
             && stats::p95(&self.ack_ms) < 1000.0
     }
 }
@@ -80,22 +81,22 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
     ensure!((1..=100_000).contains(&options.machines), "--machines: not between 1 and 100000");
     ensure!((1..=600).contains(&options.seconds), "--seconds: not between 1 and 600");
     ensure!((20..=60_000).contains(&options.frame_ms), "--frame-ms: not between 20 and 60000");
-    let mut load = Load::new(options.machines)?;
-    let system = System::start(options, &load).await?;
+    let mut load = LoadGenerator::new(options.machines)?;
+    let system = SystemUnderTest::start(options, &load).await?;
     let (client, answered) = load.connect(system.broker_port).await?;
-    // Machines and chains are named at their first frame, once in their lives.
+    // Warm-up: machines and chains are inserted once, at their first frame.
     let warm = options.machines as u64 * 1000 / options.frame_ms;
     measure(&system, &mut load, &client, &answered, warm.max(1), options.frame_ms, 3).await?;
-    let before = system.counted()?;
+    let before = system.count_rows()?;
     let run = if options.rate == "max" {
-        highest(options, &system, &mut load, &client, &answered, quiet).await?
+        find_highest_rate(options, &system, &mut load, &client, &answered, quiet).await?
     } else {
         let rate = options.rate.parse().context("--rate: not a number and not max")?;
         ensure!(rate >= 1, "--rate: not at least 1");
         measure(&system, &mut load, &client, &answered, rate, options.frame_ms, options.seconds)
             .await?
     };
-    let counted = system.counted()?;
+    let counted = system.count_rows()?;
     let mut report = json!({
         "machines": options.machines,
         "frame_ms": options.frame_ms,
@@ -107,7 +108,7 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
         "lost": run.sent - run.acked.min(run.sent),
         "duplicated": counted.points - counted.distinct,
         "refused": run.refused,
-        "behind_frames": run.behind,
+        "behind_frames": run.frames_behind,
         "ack_ms": stats::percentiles(run.ack_ms.clone()),
         "rss_mb": system.simcorp.pid().map(|pid| stats::memory_mb(pid, "VmRSS")),
         "cpu_s": (run.cpu_s * 100.0).round() / 100.0,
@@ -115,23 +116,23 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
     });
     if options.limit {
         let Some(database) = &system.database else { bail!("--limit needs --database postgres") };
-        let copy = limit::copy_points_per_s(database, options.machines).await?;
+        let copy = copy_baseline::copy_points_per_s(database, options.machines).await?;
         report["copy_points_per_s"] = copy.round().into();
         report["ratio_to_copy"] = ((run.points_per_s / copy * 1000.0).round() / 1000.0).into();
     }
     Ok(report)
 }
 
-/// Doubles the rate until the backlog grows, then halves the distance a few times.
-async fn highest(
+/// Searches for the highest rate: doubles it until the backlog grows, then bisects a few times.
+async fn find_highest_rate(
     options: &Options,
-    system: &System,
-    load: &mut Load,
+    system: &SystemUnderTest,
+    load: &mut LoadGenerator,
     client: &AsyncClient,
-    answered: &Arc<Mutex<Answers>>,
+    answered: &Arc<Mutex<Acknowledgements>>,
     quiet: bool,
-) -> anyhow::Result<Run> {
-    let (mut good, mut bad) = (None::<(u64, Run)>, None::<u64>);
+) -> anyhow::Result<RunResult> {
+    let (mut good, mut bad) = (None::<(u64, RunResult)>, None::<u64>);
     let mut rate = 20_000_u64.max(options.machines as u64 * 1000 / options.frame_ms);
     for _ in 0..12 {
         let run = measure(
@@ -144,15 +145,15 @@ async fn highest(
             options.seconds.min(15),
         )
         .await?;
-        // The generator may be what cannot go faster: then the rate it reached is what counts.
+        // The generator may be the bottleneck: then the rate that it reached is the result.
         let reached = run.points_per_s > rate as f64 * 0.95;
-        let holds = run.holds(options.machines, options.frame_ms) && reached;
+        let holds = run.keeps_up(options.machines, options.frame_ms) && reached;
         if !quiet {
             eprintln!(
-                "{rate} points/s asked, {:.0} sent: p95 {:.1} ms, {} frames behind: {}",
+                "{rate} points/s requested, {:.0} sent: p95 {:.1} ms, {} frames behind: {}",
                 run.points_per_s,
                 stats::p95(&run.ack_ms),
-                run.behind,
+                run.frames_behind,
                 if holds { "holds" } else { "does not hold" }
             );
         }
@@ -169,55 +170,57 @@ async fn highest(
             Some(high) => u64::midpoint(low, high),
         };
     }
-    good.map(|(_, run)| run).context("no rate holds")
+    good.map(|(_, run)| run).context("the backlog grows at every rate")
 }
 
 async fn measure(
-    system: &System,
-    load: &mut Load,
+    system: &SystemUnderTest,
+    load: &mut LoadGenerator,
     client: &AsyncClient,
-    answered: &Arc<Mutex<Answers>>,
+    answered: &Arc<Mutex<Acknowledgements>>,
     rate: u64,
     frame_ms: u64,
     seconds: u64,
-) -> anyhow::Result<Run> {
-    *answered.lock().unwrap_or_else(PoisonError::into_inner) = Answers::default();
-    let pid = system.simcorp.pid().context("simcorp has ended")?;
+) -> anyhow::Result<RunResult> {
+    *answered.lock().unwrap_or_else(PoisonError::into_inner) = Acknowledgements::default();
+    let pid = system.simcorp.pid().context("simcorp has exited")?;
     let cpu = stats::cpu_s(pid);
     let (sent, took) = load.send(client, rate, frame_ms, Duration::from_secs(seconds)).await?;
-    let behind = load.unanswered();
-    let all = wait_for("all answers", Duration::from_mins(1), || async { load.unanswered() == 0 });
-    // Without an answer counts as lost; the report says so.
+    let behind = load.unacknowledged();
+    let all =
+        wait_for("all answers", Duration::from_mins(1), || async { load.unacknowledged() == 0 });
+    // A frame without an acknowledgement is reported as lost.
     let _ = all.await;
     let answers = std::mem::take(&mut *answered.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Run {
+    Ok(RunResult {
         points_per_s: sent as f64 / took.as_secs_f64(),
         sent,
         acked: answers.acked_samples,
         ack_ms: answers.ack_ms,
         refused: answers.refused,
-        behind,
+        frames_behind: behind,
         cpu_s: stats::cpu_s(pid) - cpu,
     })
 }
 
-/// Rows, counted independently of what anybody claims.
+/// Rows counted in the database, independently of the acknowledgements.
 #[derive(Debug, Clone, Copy)]
-struct Counted {
+struct RowCounts {
     points: i64,
     distinct: i64,
     bytes: i64,
 }
 
-impl Counted {
-    /// A search for the highest rate counts all its runs.
+impl RowCounts {
+    /// Returns the points to subtract from the final count: none for `--rate max`, whose runs all
+    /// count.
     fn points_before_max(self, options: &Options) -> i64 {
         if options.rate == "max" { 0 } else { self.points }
     }
 }
 
-impl System {
-    async fn start(options: &Options, load: &Load) -> anyhow::Result<Self> {
+impl SystemUnderTest {
+    async fn start(options: &Options, load: &LoadGenerator) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let database = match options.database {
             Database::Postgres => Some(Postgres::start().await?),
@@ -249,7 +252,7 @@ impl System {
         let settings: Vec<String> = settings.into_iter().map(|s| format!("--set={s}")).collect();
         let program = binary("simcorp")?;
         let device = folder.path().join("device.json");
-        std::fs::write(&device, load.device())?;
+        std::fs::write(&device, load.device_description())?;
         let add =
             Command::new(&program).args(["device", "add"]).arg(&device).args(&settings).output()?;
         ensure!(add.status.success(), "{}", String::from_utf8_lossy(&add.stderr));
@@ -262,7 +265,7 @@ impl System {
         Ok(Self { folder, database, simcorp, _broker: broker, broker_port })
     }
 
-    fn counted(&self) -> anyhow::Result<Counted> {
+    fn count_rows(&self) -> anyhow::Result<RowCounts> {
         const POINTS: &str = "SELECT COALESCE(SUM(samples), 0) FROM frames";
         const DISTINCT: &str = "SELECT COALESCE(SUM(samples), 0) FROM \
              (SELECT DISTINCT chain_no, number, samples FROM frames) AS d";
@@ -271,7 +274,7 @@ impl System {
                 "SELECT COALESCE(SUM(pg_total_relation_size(inhrelid)), 0)::bigint FROM pg_inherits \
                  WHERE inhparent = 'frames'::regclass",
             )?;
-            return Ok(Counted {
+            return Ok(RowCounts {
                 points: database.count(POINTS)?,
                 distinct: database.count(DISTINCT)?,
                 bytes,
@@ -281,6 +284,6 @@ impl System {
         let db = rusqlite::Connection::open(&path)?;
         let ask = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
         let bytes = i64::try_from(std::fs::metadata(&path)?.len())?;
-        Ok(Counted { points: ask(POINTS)?, distinct: ask(DISTINCT)?, bytes })
+        Ok(RowCounts { points: ask(POINTS)?, distinct: ask(DISTINCT)?, bytes })
     }
 }

@@ -1,5 +1,5 @@
-//! `simcorp-bench lists`: how long every list of the API takes, over HTTP, with many rows behind it; and
-//! that none scans a table.
+//! `simcorp-bench lists`: measures how long every list of the API takes over HTTP on large tables,
+//! and reports the large tables that were scanned sequentially (there should be none).
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,23 @@ use crate::stats;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rows behind each list
+    /// Rows in the table of each list
     #[arg(long, default_value_t = 1_000_000)]
     rows: u32,
-    /// How often each is asked
+    /// Requests per list
     #[arg(long, default_value_t = 40)]
     times: u32,
 }
 
-/// No list may take longer, ms.
-const MARK_MS: f64 = 50.0;
+/// The longest time that a list may take, ms.
+const LIST_MS_MAX: f64 = 50.0;
 const SERVICES: [&str; 3] = ["kernel", "ingestion", "eval"];
-/// Of these no sequential scan is counted.
-const LARGE: &str = "'missions','sessions','events','session_notes','reports','profiles',\
+/// The tables whose sequential scans are reported.
+const LARGE_TABLES: &str = "'missions','sessions','events','session_notes','reports','profiles',\
                      'profile_versions','traces','golden_cases','eval_runs','api_keys',\
                      'governance_records','user_roles'";
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 pub async fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!(
         (1_000..=5_000_000).contains(&options.rows) && (2..=1_000).contains(&options.times),
@@ -51,7 +51,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     let mut simcorp =
         Process::new(binary("simcorp")?, arguments, folder.path().join("simcorp.log"));
     simcorp.start()?;
-    // There is one provider in this process.
+    // Fails if a provider is installed already; only this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let http = reqwest::Client::new();
     for port in ports {
@@ -63,7 +63,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     let before = scans(&cluster)?;
     let mut told = serde_json::Map::new();
     let mut slow = Vec::new();
-    for (service, path) in wanted(options.rows) {
+    for (service, path) in list_paths(options.rows) {
         let at = SERVICES.iter().position(|known| *known == service).unwrap_or(0);
         let url = format!("http://127.0.0.1:{}{path}", ports[at]);
         let mut times = Vec::new();
@@ -74,15 +74,15 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
             times.push(start.elapsed().as_secs_f64() * 1000.0);
             ensure!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&bytes));
         }
-        // The first of all fills the cache of pages.
+        // The first request of each list fills the page cache.
         times.remove(0);
         let found = stats::percentiles(times);
-        if found["p95"].as_f64().is_some_and(|p95| p95 > MARK_MS) {
+        if found["p95"].as_f64().is_some_and(|p95| p95 > LIST_MS_MAX) {
             slow.push(path.clone());
         }
         told.insert(path, found);
     }
-    // The database's own count of sequential scans is written when a backend is idle.
+    // PostgreSQL updates its count of sequential scans when a backend becomes idle.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let scanned = scans(&cluster)?;
     let tables: Vec<_> =
@@ -95,8 +95,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     }))
 }
 
-/// Every list, by each of its filters: the first page, a late one, and what is rare.
-fn wanted(rows: u32) -> Vec<(&'static str, String)> {
+/// Returns every list with each of its filters: the first page, a late page, and rare values.
+fn list_paths(rows: u32) -> Vec<(&'static str, String)> {
     let half = rows / 2;
     let late = |prefix: &str| service::query::cursor(1_790_000_000_000 + i64::from(half), prefix);
     let plain = [
@@ -196,7 +196,7 @@ fn scans(cluster: &Postgres) -> anyhow::Result<String> {
         "simcorp",
         &format!(
             "SELECT relname || ' ' || seq_scan FROM pg_stat_user_tables \
-             WHERE relname IN ({LARGE}) ORDER BY relname"
+             WHERE relname IN ({LARGE_TABLES}) ORDER BY relname"
         ),
     )
 }

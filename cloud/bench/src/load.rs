@@ -1,4 +1,5 @@
-//! The generator: many machines' signed, chained frames at a steady rate, and their answers.
+//! The load generator: publishes signed, chained frames of many machines at a steady rate and
+//! collects their acknowledgements.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,11 +19,11 @@ use trust::{Algorithm, CONTENT_FRAME, FileKey, Signer as _};
 
 const ORG: &str = "org";
 const SITE: &str = "bench";
-/// All machines share one gateway's key: keys are looked up by name, signatures are checked one by
-/// one, so the work is the same as with a key each.
+/// All machines share the key of one gateway. The work is the same as with one key per machine,
+/// since keys are looked up by name and signatures are checked one by one.
 const DEVICE: &str = "generator";
 
-/// One machine's place in its chain.
+/// The position of one machine in its chain.
 struct Machine {
     origin: Origin,
     chain: ChainId,
@@ -31,32 +32,32 @@ struct Machine {
     previous: Option<Digest>,
 }
 
-/// The load.
-pub struct Load {
+/// The machines of the load, and their frames that are not acknowledged yet.
+pub struct LoadGenerator {
     machines: Vec<Machine>,
     key: FileKey,
     started: Instant,
     wall: i64,
-    sent: Arc<Mutex<HashMap<(ChainId, u64), Sent>>>,
+    sent: Arc<Mutex<HashMap<(ChainId, u64), SentFrame>>>,
 }
 
 #[derive(Clone, Copy)]
-struct Sent {
+struct SentFrame {
     at: Instant,
     samples: u64,
 }
 
-/// What came back.
+/// The acknowledgements that were received.
 #[derive(Default)]
-pub struct Answers {
+pub struct Acknowledgements {
     /// Milliseconds from publish to acknowledgement.
     pub ack_ms: Vec<f64>,
     pub acked_samples: u64,
     pub refused: u64,
 }
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
-impl Load {
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
+impl LoadGenerator {
     pub fn new(machines: usize) -> anyhow::Result<Self> {
         let kid = KeyId::new(&DeviceId::new(DEVICE)?, &SiteId::new(SITE)?);
         let key = FileKey::generate(kid, Algorithm::EdDsa)?;
@@ -72,8 +73,8 @@ impl Load {
         Ok(Self { machines, key, started: Instant::now(), wall, sent: Arc::default() })
     }
 
-    /// What `simcorp device add` reads.
-    pub fn device(&self) -> String {
+    /// Returns the device description that `simcorp device add` reads.
+    pub fn device_description(&self) -> String {
         let machines: Vec<_> = self.machines.iter().map(|m| m.origin.machine.clone()).collect();
         json!({
             "orgId": ORG, "siteId": SITE, "machines": machines,
@@ -82,8 +83,8 @@ impl Load {
         .to_string()
     }
 
-    /// Publishes `rate` points a second for `time`: each machine a frame every `frame_ms`, spread
-    /// evenly. Answers the points sent and the time it took.
+    /// Publishes `rate` points per second for `time`: one frame per machine every `frame_ms`,
+    /// spread evenly. Returns the points sent and the time taken.
     pub async fn send(
         &mut self,
         client: &AsyncClient,
@@ -107,7 +108,7 @@ impl Load {
                 }
                 due += gap;
                 let (topic, bytes, key) = self.next_frame(i, samples, frame_ms)?;
-                let sent = Sent { at: Instant::now(), samples: samples as u64 };
+                let sent = SentFrame { at: Instant::now(), samples: samples as u64 };
                 self.sent.lock().unwrap_or_else(PoisonError::into_inner).insert(key, sent);
                 client.publish(topic, bytes, PublishOptions::new(QoS::AtLeastOnce)).await?;
                 points += samples as u64;
@@ -163,19 +164,22 @@ impl Load {
         Ok((Kind::LiveFrame.topic(&frame.origin), signed, (frame.chain, frame.number)))
     }
 
-    /// Connects and listens to all answers.
-    pub async fn connect(&self, port: u16) -> anyhow::Result<(AsyncClient, Arc<Mutex<Answers>>)> {
+    /// Connects a publisher, and a listener that records all acknowledgements.
+    pub async fn connect(
+        &self,
+        port: u16,
+    ) -> anyhow::Result<(AsyncClient, Arc<Mutex<Acknowledgements>>)> {
         let (client, events) = connect(port, "simcorp-bench-publisher");
-        tokio::spawn(drive(events));
+        tokio::spawn(poll_publisher(events));
         let (listener, events) = connect(port, "simcorp-bench-listener");
-        let answers = Arc::new(Mutex::new(Answers::default()));
+        let answers = Arc::new(Mutex::new(Acknowledgements::default()));
         let (ready, mut readied) = mpsc::channel(1);
-        tokio::spawn(listen(listener, events, self.sent.clone(), answers.clone(), ready));
+        tokio::spawn(receive_acks(listener, events, self.sent.clone(), answers.clone(), ready));
         tokio::time::timeout(Duration::from_secs(10), readied.recv()).await?;
         Ok((client, answers))
     }
 
-    pub fn unanswered(&self) -> usize {
+    pub fn unacknowledged(&self) -> usize {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
@@ -183,14 +187,14 @@ impl Load {
 fn connect(port: u16, name: &str) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(name, ("127.0.0.1", port));
     options.set_keep_alive(30).set_clean_start(true).set_outgoing_inflight_upper_limit(2_000);
-    // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+    // Without this, Nagle's algorithm delays each small message by 40 ms.
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
     AsyncClient::builder(options).capacity(2_000).build()
 }
 
-async fn drive(mut events: EventLoop) {
+async fn poll_publisher(mut events: EventLoop) {
     loop {
         if let Err(error) = events.poll().await {
             eprintln!("simcorp-bench: publisher: {error}");
@@ -199,12 +203,12 @@ async fn drive(mut events: EventLoop) {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
-async fn listen(
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
+async fn receive_acks(
     client: AsyncClient,
     mut events: EventLoop,
-    sent: Arc<Mutex<HashMap<(ChainId, u64), Sent>>>,
-    answers: Arc<Mutex<Answers>>,
+    sent: Arc<Mutex<HashMap<(ChainId, u64), SentFrame>>>,
+    answers: Arc<Mutex<Acknowledgements>>,
     ready: mpsc::Sender<()>,
 ) {
     loop {

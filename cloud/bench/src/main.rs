@@ -1,9 +1,9 @@
-//! `simcorp-bench`: starts what it measures, counts every row, and prints one JSON object. It is
-//! the source of every figure we claim.
+//! `simcorp-bench`: starts the programs that it measures, counts every row, and prints one JSON
+//! object. Every performance figure that we publish comes from it.
 
+mod copy_baseline;
 mod edge;
 mod ingest;
-mod limit;
 mod lists;
 mod load;
 mod queue;
@@ -23,22 +23,23 @@ use clap::{Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print one JSON object and nothing else
+    /// Print the result as one line of JSON and nothing else
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Signed frames of many machines, through a broker, into a database, acknowledged
+    /// Measure ingestion: signed frames of many machines, through a broker into a database,
+    /// until they are acknowledged
     Ingest(ingest::Options),
-    /// The agent: size, memory, start, jitter, drain, flash
+    /// Measure the agent: size, memory, start time, jitter, backlog drain, flash writes
     Edge(edge::Options),
-    /// The mission queue: claims and completions, and lists with many behind them
+    /// Measure the mission queue: claims and completions, and lists of a large table
     Queue(queue::Options),
-    /// Every list of the API, with a million rows behind it
+    /// Measure every list of the API, with a million rows per table
     Lists(lists::Options),
-    /// Understanding a roast: whole, and one sample at a time
+    /// Measure the analysis of a roast: as a whole, and sample by sample
     Roast(roasting::Options),
 }
 

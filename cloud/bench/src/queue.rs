@@ -1,5 +1,5 @@
-//! `simcorp-bench queue`: how fast missions are claimed and completed, and how long lists take with
-//! many behind them.
+//! `simcorp-bench queue`: measures how fast missions are claimed and completed, and how long lists
+//! take on a large table.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use contract::mission::MissionStatus;
 use contract::{EpochMs, OrgId};
+use database::{DatabaseConfig, Store};
 use kernel::KernelStore;
-use kernel::store::{MissionFilter, Moved};
+use kernel::store::{MissionFilter, Transition};
 use serde_json::{Value, json};
-use store::{DatabaseConfig, Store};
 use testbed::Postgres;
 
 use crate::stats;
@@ -22,7 +22,7 @@ pub struct Options {
     missions: u32,
     #[arg(long, default_value_t = 16)]
     workers: u32,
-    /// Missions that are done already, behind them
+    /// Completed missions in the same table
     #[arg(long, default_value_t = 1_000_000)]
     behind: u32,
 }
@@ -30,7 +30,7 @@ pub struct Options {
 const NOW: EpochMs = EpochMs(1_790_000_000_000);
 const LEASE_MS: u32 = 600_000;
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 pub async fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((1..=64).contains(&options.workers), "--workers: not between 1 and 64");
     ensure!(
@@ -60,9 +60,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     let seconds = begun.elapsed().as_secs_f64();
     let counts = store.counts(None).await?;
     let done = i64::from(options.missions + options.behind);
-    ensure!(counts.get("DONE") == Some(&done), "not all are done: {counts:?}");
+    ensure!(counts.get("DONE") == Some(&done), "not all missions are done: {counts:?}");
 
-    let limit = reference(&cluster, options.workers)?;
+    let limit = baseline_updates_per_s(&cluster, options.workers)?;
     let pairs = f64::from(options.missions) / seconds;
     Ok(json!({
         "workers": options.workers,
@@ -87,7 +87,7 @@ fn fill(cluster: &Postgres, options: &Options) -> anyhow::Result<()> {
              5, 1790000000000 + i, 1790000000000 + i FROM generate_series(1, {count}) i;"
         )
     };
-    // The counters are set at once here; a trigger a row would be most of the filling.
+    // The counters are set directly: a trigger per row would take most of the time.
     let sql = format!(
         "ALTER TABLE missions DISABLE TRIGGER mission_made; {} \
          ALTER TABLE missions ENABLE TRIGGER mission_made; \
@@ -100,7 +100,7 @@ fn fill(cluster: &Postgres, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 async fn work(store: Arc<KernelStore>, w: u32) -> anyhow::Result<Vec<f64>> {
     let org = OrgId::new("org")?;
     let goals = ["generate-roast-report".to_owned()];
@@ -117,13 +117,13 @@ async fn work(store: Arc<KernelStore>, w: u32) -> anyhow::Result<Vec<f64>> {
         let start = Instant::now();
         let ended = store.complete(&org, &mission.mission_id, Some(&lease), None, NOW).await?;
         steps.push(start.elapsed().as_secs_f64() * 1000.0);
-        ensure!(matches!(ended, Moved::Done(_)), "{ended:?}");
+        ensure!(matches!(ended, Transition::Done(_)), "{ended:?}");
     }
 }
 
-/// What the same database does with as many connections that each update one row by its key, a
-/// transaction each: `pgbench`'s simplest. Updates a second.
-fn reference(cluster: &Postgres, connections: u32) -> anyhow::Result<f64> {
+/// Measures the baseline: the updates per second that the same database performs with as many
+/// connections, each updating one row by its key per transaction (`pgbench`'s simplest script).
+fn baseline_updates_per_s(cluster: &Postgres, connections: u32) -> anyhow::Result<f64> {
     cluster.query(
         "simcorp",
         "CREATE TABLE plain (id int PRIMARY KEY, n int NOT NULL); \
@@ -135,13 +135,14 @@ fn reference(cluster: &Postgres, connections: u32) -> anyhow::Result<f64> {
         "\\set id random(1, 100000)\nUPDATE plain SET n = n + 1 WHERE id = :id;\n",
     )?;
     let said = cluster.pgbench("simcorp", connections, 5, script.path())?;
-    let line = said.lines().find(|line| line.starts_with("tps")).context("pgbench said nothing")?;
-    let number = line.split_whitespace().nth(2).context("pgbench said no number")?;
+    let line =
+        said.lines().find(|line| line.starts_with("tps")).context("pgbench printed no tps")?;
+    let number = line.split_whitespace().nth(2).context("pgbench printed no number")?;
     Ok(number.parse()?)
 }
 
-/// The lists people look at, ms of the slowest of ten, each without a sequential scan.
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+/// Measures the lists that people use: the slowest of ten, ms. Fails on a sequential scan.
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 async fn lists(store: &KernelStore, cluster: &Postgres) -> anyhow::Result<Value> {
     let org = OrgId::new("org")?;
     let all = MissionFilter { limit: 200, ..MissionFilter::default() };
@@ -178,7 +179,7 @@ async fn lists(store: &KernelStore, cluster: &Postgres) -> anyhow::Result<Value>
     store.counts(Some(&org)).await?;
     slowest
         .insert("counts".to_owned(), json!((start.elapsed().as_secs_f64() * 1e4).round() / 10.0));
-    // The database's own count of sequential scans is written when a backend is idle.
+    // PostgreSQL updates its count of sequential scans when a backend becomes idle.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     ensure!(scans(cluster)? == before, "a list scanned the whole table");
     Ok(slowest.into())

@@ -1,4 +1,4 @@
-//! `simcorp-bench roast`: how long a roast takes to understand.
+//! `simcorp-bench roast`: measures how long the analysis of a roast takes.
 
 use std::time::Instant;
 
@@ -34,7 +34,7 @@ fn recording(seed: u64) -> Recording {
     Recording { samples: (0..SECONDS).map(sample).collect(), ..Recording::default() }
 }
 
-#[allow(clippy::disallowed_methods)] // measuring is reading the clock
+#[allow(clippy::disallowed_methods)] // a measurement reads the clock
 pub fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((10..=100_000).contains(&options.roasts), "--roasts: not between 10 and 100000");
     let learned = Learned::default();
@@ -47,8 +47,8 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
         let found = walk.roast().context("the simulated roast was not found")?;
         let analysis = analyze(recording, &Marks::found(&found.marks));
         whole.push(start.elapsed().as_secs_f64() * 1000.0);
-        ensure!(analysis.is_some_and(|a| a.drop_seconds.is_some()), "a roast without its end");
-        // The reference: the same samples written as JSON and read back, what any service does
+        ensure!(analysis.is_some_and(|a| a.drop_seconds.is_some()), "the analysis found no DROP");
+        // The baseline: the same samples written as JSON and read back, which every service does
         // with them at least once.
         let start = Instant::now();
         let text = serde_json::to_string(&recording.samples)?;

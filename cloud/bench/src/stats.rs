@@ -1,8 +1,8 @@
-//! Percentiles, and what a process has used.
+//! Computes percentiles, and reads the resources that a process has used.
 
 use serde_json::{Value, json};
 
-/// p50, p95 and p99 of milliseconds.
+/// Returns p50, p95 and p99 of milliseconds.
 pub fn percentiles(mut values: Vec<f64>) -> Value {
     values.sort_by(f64::total_cmp);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -14,12 +14,12 @@ pub fn percentiles(mut values: Vec<f64>) -> Value {
     json!({ "p50": at(0.50), "p95": at(0.95), "p99": at(0.99) })
 }
 
-/// The 95th percentile alone.
+/// Returns the 95th percentile alone.
 pub fn p95(values: &[f64]) -> f64 {
     percentiles(values.to_vec())["p95"].as_f64().unwrap_or(f64::MAX)
 }
 
-/// A field of `/proc/{pid}/status` or `smaps_rollup`, in MB.
+/// Returns a field of `/proc/{pid}/status` or `smaps_rollup`, in MB.
 pub fn memory_mb(pid: u32, field: &str) -> f64 {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
     let text = if field == "Pss" { read("smaps_rollup") } else { read("status") };
@@ -29,9 +29,9 @@ pub fn memory_mb(pid: u32, field: &str) -> f64 {
     (kb / 1024.0 * 10.0).round() / 10.0
 }
 
-/// CPU seconds a process has used, all threads.
+/// Returns the CPU seconds that a process has used, over all threads.
 pub fn cpu_s(pid: u32) -> f64 {
-    const TICKS_A_SECOND: f64 = 100.0; // USER_HZ of every Linux we run on
+    const TICKS_A_SECOND: f64 = 100.0; // USER_HZ of every Linux that we run on
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields: Vec<f64> =
@@ -39,7 +39,7 @@ pub fn cpu_s(pid: u32) -> f64 {
     (fields.get(11).unwrap_or(&0.0) + fields.get(12).unwrap_or(&0.0)) / TICKS_A_SECOND
 }
 
-/// Bytes a process has caused to be written to storage.
+/// Returns the bytes that a process has caused to be written to storage.
 pub fn written_bytes(pid: u32) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let line = io.lines().find(|line| line.starts_with("write_bytes:"));

@@ -1,4 +1,4 @@
-//! `simcorp authority`: by whom gateways are certified.
+//! `simcorp authority`: manages the certificate authority for gateways.
 
 use clap::Subcommand;
 use fleet::authority::{Authority, Places};
@@ -8,24 +8,24 @@ use crate::serve;
 
 #[derive(Subcommand)]
 pub enum AuthorityCommand {
-    /// Make a key, unless a signer has one, and a certificate of it by itself
+    /// Create the authority's key, unless a signer holds it, and its self-signed certificate
     Create,
-    /// Print the certificates, for a broker that has to know gateways
+    /// Print the authority's certificates, for a broker that authenticates gateways
     Show,
 }
 
-pub fn act(config: &CloudConfig, command: &AuthorityCommand) -> anyhow::Result<()> {
+pub fn run(config: &CloudConfig, command: &AuthorityCommand) -> anyhow::Result<()> {
     let places = Places::of(&config.fleet, &config.database.data);
     match command {
         AuthorityCommand::Create => {
-            // The data folder is there with SQLite alone.
+            // Only SQLite has created the data folder already.
             if let Some(folder) = places.certificate.parent() {
                 std::fs::create_dir_all(folder)?;
             }
             let made = Authority::create(&places, serve::now())?;
             let fingerprint = contract::Digest(made.certificate().fingerprint());
             println!("{}\nsha256 {fingerprint}", places.certificate.display());
-            println!("keep its key where nobody else gets it, and a copy where you find it again");
+            println!("store its key where only you have access, and keep a backup of it");
         }
         AuthorityCommand::Show => print!("{}", Authority::open(&places)?.pem()),
     }

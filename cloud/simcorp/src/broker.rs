@@ -1,4 +1,4 @@
-//! The embedded broker: rumqttd on loopback, in this process.
+//! The embedded MQTT broker: rumqttd on loopback, in this process.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -10,18 +10,18 @@ use crate::config::BrokerConfig;
 
 const PACKET_BYTES_MAX: usize = 512 * 1024;
 
-/// Starts the broker. It ends with the process: it holds nothing that anybody relies on.
+/// Starts the broker. It stops with the process: no client relies on anything that it stores.
 ///
 /// # Errors
-/// When a port is taken.
+/// When a port is in use.
 pub fn start(config: &BrokerConfig) -> anyhow::Result<()> {
     for (field, address) in
         [("broker.listen", config.listen), ("broker.listen_v4", config.listen_v4)]
     {
-        // rumqttd only logs that a port is taken; asked here, it is a clear sentence.
+        // rumqttd only logs that a port is in use; checked here, it is a clear error.
         TcpListener::bind(address).map(drop).with_context(|| {
             format!(
-                "{address} is taken, probably by another MQTT broker; set {field} to a free port, \
+                "{address} is in use, probably by another MQTT broker; set {field} to a free port, \
                  or mqtt.host to use that broker"
             )
         })?;
@@ -31,7 +31,7 @@ pub fn start(config: &BrokerConfig) -> anyhow::Result<()> {
         router: RouterConfig {
             max_connections: 10_010,
             max_outgoing_packet_count: 2_000,
-            // Per topic filter, at most this much waits for slow readers: 8 × 4 MB.
+            // Bounds what is buffered for slow readers, per topic filter: 8 × 4 MB.
             max_segment_size: 4 * 1024 * 1024,
             max_segment_count: 8,
             custom_segment: None,
@@ -44,7 +44,7 @@ pub fn start(config: &BrokerConfig) -> anyhow::Result<()> {
     };
     std::thread::Builder::new().name("broker".to_owned()).spawn(move || {
         if let Err(error) = Broker::new(settings).start() {
-            tracing::error!(%error, "the embedded broker ended");
+            tracing::error!(%error, "the embedded broker stopped");
         }
     })?;
     Ok(())

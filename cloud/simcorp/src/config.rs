@@ -1,12 +1,12 @@
-//! The control plane's configuration. Nothing set: everything on loopback, SQLite, an embedded
-//! broker, development auth.
+//! The control plane's configuration. Without any setting, everything listens on loopback, with
+//! SQLite, an embedded broker and development authentication.
 
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use contract::OrgId;
 use kernel::KernelStore;
-use kernel::people::People;
+use kernel::people::Authenticator;
 use kernel::people::oidc::Oidc;
 use serde::{Deserialize, Serialize};
 use service::auth::Auth;
@@ -18,9 +18,9 @@ use service::secret::Secret;
 #[serde(default, deny_unknown_fields)]
 pub struct CloudConfig {
     pub auth: AuthConfig,
-    pub database: store::DatabaseConfig,
+    pub database: database::DatabaseConfig,
     pub redis: cache::RedisConfig,
-    pub limits: guard::LimitsConfig,
+    pub limits: http_stack::LimitsConfig,
     pub broker: BrokerConfig,
     pub mqtt: service::mqtt::Broker,
     pub kernel: kernel::KernelConfig,
@@ -39,12 +39,12 @@ pub struct CloudConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
-    /// Everybody is one person of one organisation: loopback only.
+    /// Every caller is the same person of one organisation. Loopback only.
     #[default]
     Dev,
-    /// People by the tokens of `auth.oidc`, services by API keys.
+    /// Authenticates people by the tokens of `auth.oidc` and services by API keys.
     Oidc,
-    /// The same; the reference's name for it.
+    /// Upstream Sim-Corp's name for [`AuthMode::Oidc`]; it does the same.
     Clerk,
 }
 
@@ -53,12 +53,13 @@ pub enum AuthMode {
 #[serde(default, deny_unknown_fields)]
 pub struct AuthConfig {
     pub mode: AuthMode,
-    /// The organisation of development auth, and the one person in it.
+    /// The organisation of development authentication; `dev_user` is the only person in it.
     pub dev_org: String,
     pub dev_user: String,
-    /// What our own services show each other: an API key (`simcorp token create --all-orgs`).
+    /// The API key by which our own services authenticate to each other
+    /// (`simcorp token create --all-orgs`).
     pub service_token: Secret,
-    /// The kernel, which knows who shows a token.
+    /// The base URL of the kernel, which resolves tokens to callers for the other services.
     pub kernel_url: String,
     pub oidc: kernel::people::oidc::OidcConfig,
 }
@@ -76,17 +77,17 @@ impl Default for AuthConfig {
     }
 }
 
-/// `[broker]`: the embedded MQTT broker, for one machine. It keeps nothing over a restart and has
-/// neither TLS nor passwords; the agents' journals and our own acknowledgements are what makes
-/// delivery sure.
+/// `[broker]`: the embedded MQTT broker, for a deployment on one computer. It keeps nothing over a
+/// restart and has neither TLS nor passwords; the agents' journals and our own acknowledgements
+/// guarantee delivery.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerConfig {
     /// Used while `mqtt.host` is empty.
     pub embedded: bool,
-    /// MQTT 5: agents and services.
+    /// The listener for MQTT 5: agents and services.
     pub listen: SocketAddr,
-    /// MQTT 3.1.1: the reference's publishers and subscribers.
+    /// The listener for MQTT 3.1.1: publishers and subscribers written for upstream Sim-Corp.
     pub listen_v4: SocketAddr,
 }
 
@@ -101,51 +102,52 @@ impl Default for BrokerConfig {
 }
 
 impl CloudConfig {
-    /// The organisation of development auth; `None` until [`Config::check`] has found no mistake.
+    /// Returns the organisation of development authentication. `None` if `auth.dev_org` is not a
+    /// valid name, which [`Config::check`] reports.
     #[must_use]
-    pub fn org(&self) -> Option<OrgId> {
+    pub fn dev_org(&self) -> Option<OrgId> {
         OrgId::new(self.auth.dev_org.clone()).ok()
     }
 
-    /// How every service but the kernel tells callers apart.
+    /// Builds the authentication of every service except the kernel.
     ///
     /// # Errors
-    /// When the system gives no HTTP client.
-    pub fn callers(&self) -> anyhow::Result<Auth> {
-        if let Some(dev) = self.dev()? {
+    /// When the HTTP client cannot be created.
+    pub fn service_auth(&self) -> anyhow::Result<Auth> {
+        if let Some(dev) = self.dev_auth()? {
             return Ok(dev);
         }
-        Ok(Auth::bearer(peer::Whoami::of(&self.auth.kernel_url)?))
+        Ok(Auth::bearer(service_client::KernelTokenVerifier::new(&self.auth.kernel_url)?))
     }
 
-    /// How the kernel does.
+    /// Builds the authentication of the kernel, which verifies tokens itself.
     ///
     /// # Errors
-    /// When the system gives no HTTP client.
-    pub fn kernel_callers(
+    /// When the HTTP client cannot be created.
+    pub fn kernel_auth(
         &self,
         store: KernelStore,
         cache: cache::Cache,
-        clock: kernel::Clock,
+        clock: service::clock::Clock,
     ) -> anyhow::Result<Auth> {
-        if let Some(dev) = self.dev()? {
+        if let Some(dev) = self.dev_auth()? {
             return Ok(dev);
         }
         let oidc = Oidc::new(self.auth.oidc.clone(), cache)?;
-        Ok(Auth::bearer(People::new(store, clock, oidc)))
+        Ok(Auth::bearer(Authenticator::new(store, clock, oidc)))
     }
 
-    fn dev(&self) -> anyhow::Result<Option<Auth>> {
+    fn dev_auth(&self) -> anyhow::Result<Option<Auth>> {
         match self.auth.mode {
             AuthMode::Dev => {
-                let org = self.org().context("auth.dev_org is not set")?;
+                let org = self.dev_org().context("auth.dev_org is not set")?;
                 Ok(Some(Auth::dev(org, &self.auth.dev_user)))
             }
             AuthMode::Oidc | AuthMode::Clerk => Ok(None),
         }
     }
 
-    /// True when this process runs the broker.
+    /// Returns true when this process runs the broker.
     #[must_use]
     pub const fn embeds_broker(&self) -> bool {
         !self.mqtt.is_configured() && self.broker.embedded
@@ -173,15 +175,15 @@ impl Config for CloudConfig {
             ("reports.listen", self.reports.listen),
             ("dispatcher.listen", self.dispatcher.listen),
         ];
-        // Development auth asks nobody who they are: it must not be reachable.
+        // Development authentication accepts every caller: it must not be reachable from outside.
         for (field, address) in services.into_iter().filter(|_| dev) {
             mistakes.require(
                 address.ip().is_loopback(),
                 field,
-                "not a loopback address, and auth.mode = \"dev\" serves nothing else",
+                "not a loopback address, and auth.mode = \"dev\" allows no other; use 127.0.0.1",
             );
         }
-        // These ask nobody in any mode.
+        // These do not authenticate callers in any mode.
         for (field, address) in [
             ("console.listen", self.console.listen),
             ("broker.listen", self.broker.listen),
@@ -190,7 +192,7 @@ impl Config for CloudConfig {
             mistakes.require(
                 address.ip().is_loopback(),
                 field,
-                "not a loopback address, and it asks nobody who they are",
+                "not a loopback address, and it does not authenticate callers; use 127.0.0.1",
             );
         }
         self.database.check(mistakes);

@@ -1,68 +1,69 @@
-//! `simcorp device`: the gateways, and who lets them in.
+//! `simcorp device`: enrols, registers, lists, recovers and revokes devices (gateways).
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId};
+use database::Store;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, Registered};
 use fleet::store::By;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::Store;
 use trust::PublicKey;
 
 use crate::config::CloudConfig;
 use crate::output::Output;
-use crate::remote::Remote;
+use crate::remote::OperatorClient;
 use crate::serve;
 
 #[derive(Subcommand)]
 pub enum DeviceCommand {
-    /// Let a gateway in, once: prints the token for `simcorp-edge enroll`
+    /// Create an enrolment token for one gateway and print it, for `simcorp-edge enroll`
     Enroll(EnrollArgs),
-    /// Believe a gateway without certificates: FILE is what `simcorp-edge key show` prints; - reads
-    /// it from a pipe
+    /// Register a gateway's key without a certificate. FILE is the output of `simcorp-edge key
+    /// show`; - reads it from standard input
     Add { file: PathBuf },
-    /// List the gateways
+    /// List the registered devices
     List,
-    /// A gateway with its keys and certificates
+    /// Show a device with its keys and certificates
     Show { kid: String },
-    /// Gateways that ask for a certificate after theirs has expired; with KID let one have it
+    /// List the gateways that request a certificate after theirs has expired; with KID, approve
+    /// that gateway's request
     Recover {
         kid: Option<String>,
-        /// Let it have none
+        /// Refuse the request instead of approving it
         #[arg(long, requires = "kid")]
         refuse: bool,
     },
-    /// Believe a gateway no longer
+    /// Revoke a device permanently: its signatures are no longer accepted
     Revoke { kid: String },
 }
 
 #[derive(Args)]
 pub struct EnrollArgs {
-    /// Its name at its site
+    /// The device's name at its site
     device: String,
     #[arg(long)]
     site: String,
-    /// A machine it may speak for; once for each
+    /// A machine for which the device may send data; repeat the option for each machine
     #[arg(long = "machine", required = true)]
     machines: Vec<String>,
-    /// It is known, and its new key takes the place of the old
+    /// The device is registered already, and its new key replaces the old one
     #[arg(long)]
     replaces: bool,
-    /// With --replaces: what the old key signs is believed no longer, somebody may have it
+    /// With --replaces: reject signatures by the old key at once, because it may be compromised
     #[arg(long, requires = "replaces")]
     compromised: bool,
-    /// The token's time
+    /// The lifetime of the enrolment token, in hours
     #[arg(long, default_value_t = 72)]
     hours: u32,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Description {
+struct DeviceDescription {
     org_id: OrgId,
     site_id: contract::SiteId,
     machines: Vec<MachineId>,
@@ -70,52 +71,56 @@ struct Description {
     public_key: String,
 }
 
-pub async fn act(
+pub async fn run(
     config: &CloudConfig,
     org: Option<String>,
     command: DeviceCommand,
     output: Output,
 ) -> anyhow::Result<()> {
     match command {
-        DeviceCommand::Enroll(args) => enroll(&Remote::connect(config, org).await?, args).await,
-        DeviceCommand::Show { kid } => show(&Remote::connect(config, org).await?, &kid).await,
+        DeviceCommand::Enroll(args) => {
+            enroll(&OperatorClient::connect(config, org).await?, args).await
+        }
+        DeviceCommand::Show { kid } => {
+            show(&OperatorClient::connect(config, org).await?, &kid).await
+        }
         DeviceCommand::Recover { kid: None, .. } => {
-            waiting(&Remote::connect(config, org).await?, output).await
+            list_recoveries(&OperatorClient::connect(config, org).await?, output).await
         }
         DeviceCommand::Recover { kid: Some(kid), refuse } => {
-            let remote = Remote::connect(config, org).await?;
+            let remote = OperatorClient::connect(config, org).await?;
             let verb = if refuse { "refuse" } else { "approve" };
             remote.post(&remote.fleet, &["recoveries", &kid, verb], &json!({})).await?;
-            println!("{kid} {}", if refuse { "gets none" } else { "gets one within ten minutes" });
+            println!("{kid} {}", if refuse { "is refused" } else { "is certified within 10 min" });
             Ok(())
         }
-        // Where the database is: the first gateway may come before the first API key.
+        // Uses the database directly: the first gateway may be registered before an API key exists.
         DeviceCommand::Add { file } => {
-            let registry = Registry::open(config, org).await?;
+            let registry = LocalRegistry::open(config, org).await?;
             registry.add(&file).await
         }
-        DeviceCommand::List => Registry::open(config, org).await?.list(output).await,
-        DeviceCommand::Revoke { kid } => Registry::open(config, org).await?.revoke(&kid).await,
+        DeviceCommand::List => LocalRegistry::open(config, org).await?.list(output).await,
+        DeviceCommand::Revoke { kid } => LocalRegistry::open(config, org).await?.revoke(&kid).await,
     }
 }
 
-async fn enroll(remote: &Remote, args: EnrollArgs) -> anyhow::Result<()> {
+async fn enroll(remote: &OperatorClient, args: EnrollArgs) -> anyhow::Result<()> {
     let body = json!({"siteId": args.site, "device": args.device, "machines": args.machines,
                       "replaces": args.replaces, "compromised": args.compromised,
                       "expiresInHours": args.hours});
     let made = remote.post(&remote.fleet, &["enrollments"], &body).await?;
-    let token = made["token"].as_str().context("the fleet's answer has no token")?;
+    let token = made["token"].as_str().context("the response of the fleet service has no token")?;
     println!("{token}");
     Ok(())
 }
 
-async fn show(remote: &Remote, kid: &str) -> anyhow::Result<()> {
+async fn show(remote: &OperatorClient, kid: &str) -> anyhow::Result<()> {
     let device: Value = remote.get(&remote.fleet, &["devices", kid], &[]).await?;
     println!("{device:#}");
     Ok(())
 }
 
-async fn waiting(remote: &Remote, output: Output) -> anyhow::Result<()> {
+async fn list_recoveries(remote: &OperatorClient, output: Output) -> anyhow::Result<()> {
     let found: Vec<Value> = remote.get(&remote.fleet, &["recoveries"], &[]).await?;
     output.rows(&["kid", "asked", "seen"], &found, |recovery| {
         ["keyId", "askedAt", "seenAt"]
@@ -124,28 +129,28 @@ async fn waiting(remote: &Remote, output: Output) -> anyhow::Result<()> {
     })
 }
 
-/// The registry in the database.
-struct Registry {
+/// The device registry, accessed directly in the database.
+struct LocalRegistry {
     store: FleetStore,
     org: OrgId,
     operator: Actor,
 }
 
-impl Registry {
+impl LocalRegistry {
     async fn open(config: &CloudConfig, org: Option<String>) -> anyhow::Result<Self> {
         serve::make_data_folder(config)?;
         let database = Store::open(&config.database).await?;
         serve::prepare_schema(config, &database).await?;
         let org = match org {
             Some(org) => OrgId::new(org)?,
-            None => config.org().context("say which organisation, with --org")?,
+            None => config.dev_org().context("the organisation is not set: name it with --org")?,
         };
         let id = "simcorp device".to_owned();
         let operator = Actor { kind: ActorKind::System, id, display: None, org: None };
         Ok(Self { store: FleetStore::new(database), org, operator })
     }
 
-    fn by(&self) -> By<'_> {
+    fn changed_by(&self) -> By<'_> {
         By { actor: &self.operator, now: serve::now() }
     }
 
@@ -156,17 +161,17 @@ impl Registry {
             std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?
         };
-        let device: Description = serde_json::from_str(&text)
-            .context("this is not what `simcorp-edge key show` prints")?;
+        let device: DeviceDescription =
+            serde_json::from_str(&text).context("not the output of `simcorp-edge key show`")?;
         ensure!(
             device.org_id == self.org,
-            "the device is of organisation {}, this command works for {}",
+            "the device belongs to organisation {}, but this command acts for {}; set --org",
             device.org_id,
             self.org
         );
         ensure!(
             device.kid.as_str().ends_with(&format!("@{}", device.site_id)),
-            "{} does not name the site {}",
+            "the key id {} does not name the site {}",
             device.kid,
             device.site_id
         );
@@ -181,14 +186,14 @@ impl Registry {
             replaces: false,
             compromised: false,
         };
-        if !matches!(self.store.register(&new, self.by()).await?, Registered::As(_)) {
+        if !matches!(self.store.register(&new, self.changed_by()).await?, Registered::As(_)) {
             bail!(
-                "{} is known with another key, or was revoked; give the gateway another device name",
+                "{} is registered with another key, or was revoked; give the gateway another name",
                 device.kid
             );
         }
         let machines: Vec<&str> = device.machines.iter().map(MachineId::as_str).collect();
-        println!("{} is believed for {}", device.kid, machines.join(", "));
+        println!("{} is registered for {}", device.kid, machines.join(", "));
         Ok(())
     }
 
@@ -198,7 +203,7 @@ impl Registry {
         output.rows(&["kid", "machines", "state", "since"], &devices, |device| {
             let state = match device.revoked_at {
                 Some(at) => format!("revoked {at}"),
-                None => "believed".to_owned(),
+                None => "active".to_owned(),
             };
             let machines: Vec<&str> = device.machines.iter().map(MachineId::as_str).collect();
             let since: EpochMs = device.created_at;
@@ -208,9 +213,9 @@ impl Registry {
 
     async fn revoke(&self, kid: &str) -> anyhow::Result<()> {
         let kid: KeyId = kid.parse()?;
-        let revoked = self.store.revoke(&self.org, kid.as_str(), self.by()).await?;
-        ensure!(revoked, "no device {kid} is believed");
-        println!("{kid} is believed no longer, within a minute everywhere");
+        let revoked = self.store.revoke(&self.org, kid.as_str(), self.changed_by()).await?;
+        ensure!(revoked, "there is no active device {kid}");
+        println!("{kid} is revoked, everywhere within a minute");
         Ok(())
     }
 }

@@ -1,20 +1,20 @@
-//! `simcorp eval`: golden cases, and how roasts did at them.
+//! `simcorp eval`: manages golden cases and evaluations of sessions.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::config::CloudConfig;
 use crate::output::Output;
-use crate::remote::Remote;
+use crate::remote::OperatorClient;
 
 #[derive(Subcommand)]
 pub enum EvalCommand {
-    /// The golden cases, of one machine or of all
+    /// List the golden cases, of one machine or of all
     Cases {
         #[arg(long)]
         machine: Option<String>,
     },
-    /// Make a golden case of a roast that went well
+    /// Create a golden case from a session that went well
     Learn {
         session: String,
         #[arg(long)]
@@ -22,26 +22,26 @@ pub enum EvalCommand {
         #[arg(long)]
         name: String,
     },
-    /// Hold a roast against a case
+    /// Evaluate a session against a golden case
     Run { session: String, case: String },
-    /// How a roast did, or how roasts did at a case
+    /// List the evaluations of a session or of a golden case
     Runs {
         #[arg(long)]
         session: Option<String>,
         #[arg(long, conflicts_with = "session")]
         case: Option<String>,
     },
-    /// Whether a roast may be promoted
+    /// Show whether a session may be promoted, and if not, why
     Promotion { session: String },
 }
 
-pub async fn act(
+pub async fn run(
     config: &CloudConfig,
     org: Option<String>,
     command: EvalCommand,
     output: Output,
 ) -> anyhow::Result<()> {
-    let remote = Remote::connect(config, org).await?;
+    let remote = OperatorClient::connect(config, org).await?;
     let eval = &remote.eval;
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     match command {

@@ -1,20 +1,20 @@
-//! `simcorp`: the control plane. `simcorp serve [SERVICE…]` runs its services, all or the named
-//! ones; the other commands are the operator's.
+//! `simcorp`: the control plane. `simcorp serve [SERVICE…]` runs all services or the named ones;
+//! the other commands are for the operator.
 
+mod api_key;
 mod authority;
-mod backfill;
 mod broker;
 mod config;
 mod device;
 mod evaluate;
-mod image;
-mod import;
+mod import_sqlite;
 mod mission;
 mod output;
+mod png;
+mod recordings;
 mod remote;
-mod roasts;
+mod roast_import;
 mod serve;
-mod token;
 mod user;
 mod workbook;
 
@@ -23,17 +23,17 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use database::Store;
 use service::config::{ConfigError, Sources};
-use store::Store;
 
+use crate::api_key::ApiKeyCommand;
 use crate::authority::AuthorityCommand;
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
 use crate::evaluate::EvalCommand;
 use crate::mission::MissionCommand;
 use crate::output::Output;
-use crate::roasts::RoastCommand;
-use crate::token::TokenCommand;
+use crate::recordings::RoastCommand;
 use crate::user::UserCommand;
 
 #[derive(Parser)]
@@ -41,10 +41,10 @@ use crate::user::UserCommand;
 struct Cli {
     #[command(flatten)]
     sources: Sources,
-    /// How to answer
+    /// Output format
     #[arg(long, global = true, value_enum, default_value_t)]
     output: Output,
-    /// The organisation to work for, where it is not clear from your token or configuration
+    /// The organisation to act for; required where your token or the configuration does not name it
     #[arg(long, global = true)]
     org: Option<String>,
     #[command(subcommand)]
@@ -53,63 +53,64 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the services, all or the named ones
+    /// Run the named services, or all
     Serve { services: Vec<serve::ServiceName> },
-    /// The database's schema
+    /// Migrate the database schema
     #[command(subcommand)]
     Migrate(MigrateCommand),
-    /// Move a deployment from an SQLite file to the PostgreSQL database of `database.url`. Nothing
-    /// may write to the file meanwhile. Broken off, it goes on where it was
+    /// Copy a deployment from an SQLite file to the PostgreSQL database of `database.url`. No
+    /// program may write to the file meanwhile. If it is interrupted, run it again: it resumes
+    /// where it stopped
     ImportSqlite { file: PathBuf },
-    /// People whose roles are set here rather than by their issuer
+    /// Manage role overrides: roles of people that are set here instead of by their OIDC issuer
     #[command(subcommand)]
     User(UserCommand),
-    /// Missions: what waits, runs and has failed
+    /// List, show, approve, cancel and retry missions
     #[command(subcommand)]
     Mission(MissionCommand),
-    /// Golden cases, and how roasts did at them
+    /// Manage golden cases and evaluations of sessions
     #[command(subcommand)]
     Eval(EvalCommand),
-    /// The configuration: what counts, and whether it is right
+    /// Show or check the effective configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// The gateways whose signatures are believed
+    /// Enrol, list, recover and revoke the devices (gateways) whose signatures are accepted
     #[command(subcommand)]
     Device(DeviceCommand),
-    /// By whom gateways are certified
+    /// Manage the certificate authority for gateways
     #[command(subcommand)]
     Authority(AuthorityCommand),
-    /// API keys of services and scripts
+    /// Manage API keys for services and scripts
     #[command(subcommand)]
-    Token(TokenCommand),
-    /// Write a shell's completions to standard output
+    Token(ApiKeyCommand),
+    /// Write shell completions to standard output
     Completions { shell: clap_complete::Shell },
-    /// Write the manual pages, one a command, into a folder
+    /// Write the manual pages, one per command, into a folder
     Man { folder: PathBuf },
-    /// Recordings of roasts: analyze, compare, score, plot
+    /// Analyze, compare, score, export, import and plot recordings of roasts
     #[command(subcommand)]
     Roast(RoastCommand),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print what counts, secrets masked
+    /// Print the effective configuration, with secrets masked
     Show,
-    /// Say whether it is right; every mistake has its place
+    /// Check the configuration and list every mistake with its location
     Check,
 }
 
 #[derive(Subcommand)]
 enum MigrateCommand {
-    /// Bring the schema up to date
+    /// Apply all pending migrations
     Up,
-    /// Say what ran and what would
+    /// List applied and pending migrations
     Status,
-    /// Print the statements that `up` would run
+    /// Print the SQL statements that `up` would run
     Plan,
 }
 
-/// `EX_USAGE`: the configuration is wrong, and starting again will not help.
+/// `EX_USAGE`: the configuration is invalid, and a restart will not help.
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
@@ -117,7 +118,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One sentence and its causes; never a backtrace.
+            // Prints one sentence and its causes, never a backtrace.
             eprintln!("simcorp: {error:#}");
             let config = error.downcast_ref::<ConfigError>().is_some();
             if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
@@ -133,28 +134,28 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let command = cli
         .command
-        .context("say what to do: serve, migrate, device, token or roast; --help tells more")?;
+        .context("no command: use serve, migrate, device, token or roast; --help lists them all")?;
     let (output, org) = (cli.output, cli.org);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
             Command::Serve { services } => serve::serve(config, &services).await,
             Command::Migrate(command) => migrate(&config, &command, output).await,
-            Command::Device(command) => device::act(&config, org, command, output).await,
-            Command::Authority(command) => authority::act(&config, &command),
-            Command::ImportSqlite { file } => import::import(&config, &file, output).await,
-            Command::User(command) => user::act(&config, org, command, output).await,
-            Command::Mission(command) => mission::act(&config, org, command, output).await,
-            Command::Eval(command) => evaluate::act(&config, org, command, output).await,
+            Command::Device(command) => device::run(&config, org, command, output).await,
+            Command::Authority(command) => authority::run(&config, &command),
+            Command::ImportSqlite { file } => import_sqlite::run(&config, &file, output).await,
+            Command::User(command) => user::run(&config, org, command, output).await,
+            Command::Mission(command) => mission::run(&config, org, command, output).await,
+            Command::Eval(command) => evaluate::run(&config, org, command, output).await,
             Command::Config(ConfigCommand::Show) => {
                 print!("{}", service::config::print(&config)?);
                 Ok(())
             }
             Command::Config(ConfigCommand::Check) => {
-                println!("the configuration is right"); // or it was refused above
+                println!("the configuration is right"); // otherwise loading failed above
                 Ok(())
             }
-            Command::Token(command) => token::act(&config, org, command, output).await,
+            Command::Token(command) => api_key::run(&config, org, command, output).await,
             Command::Completions { shell } => {
                 let mut command = Cli::command();
                 clap_complete::generate(shell, &mut command, "simcorp", &mut std::io::stdout());
@@ -163,8 +164,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Man { folder } => std::fs::create_dir_all(&folder)
                 .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
                 .with_context(|| format!("cannot write to {}", folder.display())),
-            Command::Roast(RoastCommand::Import(args)) => backfill::act(&config, org, args).await,
-            Command::Roast(command) => roasts::act(command, output),
+            Command::Roast(RoastCommand::Import(args)) => {
+                roast_import::run(&config, org, args).await
+            }
+            Command::Roast(command) => recordings::run(command, output),
         }
     })
 }

@@ -1,15 +1,15 @@
-//! `simcorp mission`: what waits, runs and has failed.
+//! `simcorp mission`: lists, shows, approves, cancels and retries missions.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::config::CloudConfig;
 use crate::output::Output;
-use crate::remote::Remote;
+use crate::remote::OperatorClient;
 
 #[derive(Subcommand)]
 pub enum MissionCommand {
-    /// The newest missions
+    /// List the newest missions
     List {
         /// PENDING, RUNNING, RETRY, DONE, FAILED, QUARANTINED, BLOCKED or CANCELED
         #[arg(long)]
@@ -19,27 +19,27 @@ pub enum MissionCommand {
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
-    /// One mission, whole
+    /// Show a mission with all its fields
     Show { id: String },
-    /// Let a mission run that waits for a person
+    /// Approve a quarantined, blocked or failed mission, so that it runs
     Approve {
         id: String,
         #[arg(long)]
         note: Option<String>,
     },
-    /// End a mission
+    /// Cancel a mission
     Cancel { id: String },
-    /// Do not wait for the next attempt
+    /// Retry a mission now, without waiting for its next scheduled attempt
     Retry { id: String },
 }
 
-pub async fn act(
+pub async fn run(
     config: &CloudConfig,
     org: Option<String>,
     command: MissionCommand,
     output: Output,
 ) -> anyhow::Result<()> {
-    let remote = Remote::connect(config, org).await?;
+    let remote = OperatorClient::connect(config, org).await?;
     let moved = |id: String, step: &'static str, body: Value| {
         let remote = &remote;
         async move {

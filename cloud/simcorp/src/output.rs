@@ -1,4 +1,4 @@
-//! How commands answer: as a table for people, or as JSON for programs, an object a line.
+//! How commands print results: as a table for people, or as JSON for programs, one object per line.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 pub enum Output {
     #[default]
     Table,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -16,7 +16,8 @@ impl Output {
         self == Self::Json
     }
 
-    /// Prints rows: `cells` of each under `heads`, or each itself.
+    /// Prints rows: as a table with the headings `heads` and the `cells` of each row, or each row
+    /// as JSON.
     pub fn rows<T: Serialize>(
         self,
         heads: &[&str],
@@ -50,7 +51,7 @@ impl Output {
         Ok(())
     }
 
-    /// Says what was done: a sentence, or the thing itself.
+    /// Prints the result of an action: `sentence`, or `thing` as JSON.
     pub fn done<T: Serialize>(self, thing: &T, sentence: &str) -> anyhow::Result<()> {
         if self.is_json() {
             println!("{}", serde_json::to_string(thing)?);

@@ -1,4 +1,5 @@
-//! `simcorp serve`: ports first, then database, then services; and the way back.
+//! `simcorp serve`: binds the ports, opens the database, starts the services, and drains them on
+//! shutdown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,22 +8,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cache::{Cache, Redis};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId, SiteId};
+use database::Store;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, Registered};
 use fleet::store::By;
-use guard::{Door, Limits};
+use http_stack::{AccessLayer, Limits};
 use service::metrics::Metrics;
 use service::secret::Secret;
 use service::shutdown::{self, CancellationToken};
 use service::{http, log, tls};
-use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::broker;
 use crate::config::{AuthMode, CloudConfig};
 
-/// Everything must be written and answered by then.
+/// The longest time for writing pending data and answering open requests on shutdown.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 
@@ -30,27 +31,27 @@ const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 pub enum ServiceName {
     Kernel,
     Ingestion,
-    /// Marks of machines that send none
+    /// Detects roast events for machines that send none
     Inference,
     Analytics,
     Eval,
     Reports,
     Dispatcher,
-    /// The twin, and simulated machines
+    /// The digital twin, and simulated machines
     Simulation,
-    /// Gateways, their keys and certificates
+    /// The registry of gateways, their keys and certificates
     Fleet,
     Console,
 }
 
-/// The wall clock.
+/// Returns the time of the wall clock.
 #[allow(clippy::disallowed_methods)] // this is where time enters
 pub fn now() -> EpochMs {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     EpochMs(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
 }
 
-/// SQLite makes its file, not the folder around it.
+/// Creates the data folder: SQLite creates its file, but not the folder that contains it.
 pub fn make_data_folder(config: &CloudConfig) -> anyhow::Result<()> {
     if config.database.url.is_set() {
         return Ok(());
@@ -61,7 +62,8 @@ pub fn make_data_folder(config: &CloudConfig) -> anyhow::Result<()> {
     })
 }
 
-/// Migrates where that is configured, and otherwise checks that program and database fit.
+/// Applies pending migrations if `database.migrate` is set (on SQLite by default), then checks that
+/// the schema fits this program.
 pub async fn prepare_schema(config: &CloudConfig, store: &Store) -> anyhow::Result<()> {
     if config.database.migrate.unwrap_or(!store.is_postgres()) {
         store.migrate_up().await?;
@@ -70,26 +72,31 @@ pub async fn prepare_schema(config: &CloudConfig, store: &Store) -> anyhow::Resu
     Ok(())
 }
 
-/// What is served, and what all of it shares.
-struct Serving {
+/// The running HTTP servers, and what they share.
+struct RunningServers {
     metrics: Metrics,
     tracker: TaskTracker,
     stop: CancellationToken,
     servers: tokio::task::JoinSet<std::io::Result<()>>,
 }
 
-/// A service's routes and what its shell needs.
-type Routes = (axum::Router, utoipa::openapi::OpenApi, service::health::Health);
+/// A service's routes, OpenAPI document and health checks.
+type ServiceParts = (axum::Router, utoipa::openapi::OpenApi, service::health::Health);
 
-impl Serving {
-    fn serve(&mut self, listener: tokio::net::TcpListener, (router, openapi, health): Routes) {
+impl RunningServers {
+    fn serve(
+        &mut self,
+        listener: tokio::net::TcpListener,
+        (router, openapi, health): ServiceParts,
+    ) {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", health.service());
         let app = http::shell(router, &openapi, health, self.metrics.clone());
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
     }
 
-    /// Waits for the signal to stop, then until everything is written and answered.
-    async fn until_stopped(mut self) -> anyhow::Result<()> {
+    /// Waits for the signal to stop, then until pending data is written and open requests are
+    /// answered, at most `STOP_TIME_MAX`.
+    async fn run_until_stopped(mut self) -> anyhow::Result<()> {
         self.stop.cancelled().await;
         self.tracker.close();
         let drain = async {
@@ -110,24 +117,24 @@ impl Serving {
     }
 }
 
-/// What every service is started with.
-struct Start<'s> {
+/// The context with which every service is started.
+struct StartContext<'s> {
     config: &'s CloudConfig,
-    door: Door,
+    access: AccessLayer,
     token: &'s Secret,
     cache: Cache,
     clock: Arc<dyn Fn() -> EpochMs + Send + Sync>,
     listeners: BTreeMap<&'static str, TcpListener>,
-    serving: Serving,
+    serving: RunningServers,
 }
 
-/// Runs the named services, or all.
+/// Runs the named services, or all if none is named.
 pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Result<()> {
     log::LogConfig::start(&config.log);
     let runs = |name: ServiceName| names.is_empty() || names.contains(&name);
-    // The first provider wins; there is only one.
+    // Fails if a provider is installed already; only this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let serving = Serving {
+    let serving = RunningServers {
         metrics: Metrics::install()?,
         tracker: TaskTracker::new(),
         stop: shutdown::on_signal()?,
@@ -138,13 +145,13 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         config.mqtt.host = config.broker.listen.ip().to_string();
         config.mqtt.port = config.broker.listen.port();
     }
-    // Simulated machines stand beside real ones only where somebody has said so.
+    // Outside development, simulated machines run beside real ones only if that is configured.
     config.simulation.publish.get_or_insert(config.auth.mode == AuthMode::Dev);
-    let listeners = listen(&config, &runs).await?;
+    let listeners = bind_ports(&config, &runs).await?;
     let redis = Redis::open(&config.redis).map_err(|problem| anyhow::anyhow!(problem))?;
     let limits = Limits::new(&config.limits, redis.as_ref());
-    let start = Start {
-        door: Door { auth: config.callers()?, limits },
+    let start = StartContext {
+        access: AccessLayer { auth: config.service_auth()?, limits },
         token: &config.auth.service_token,
         cache: Cache::new(redis.as_ref()),
         clock: Arc::new(now),
@@ -173,32 +180,32 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         start.serving.tracker.spawn(watching);
         database = Some(opened);
     }
-    let serving = start.all(database)?;
-    tokio::spawn(upkeep(serving.metrics.clone(), serving.stop.clone()));
-    serving.until_stopped().await
+    let serving = start.start_all(database)?;
+    tokio::spawn(run_metrics_upkeep(serving.metrics.clone(), serving.stop.clone()));
+    serving.run_until_stopped().await
 }
 
-impl Start<'_> {
-    /// Starts what has a listener.
-    fn all(mut self, database: Option<Store>) -> anyhow::Result<Serving> {
+impl StartContext<'_> {
+    /// Starts every service that has a listener.
+    fn start_all(mut self, database: Option<Store>) -> anyhow::Result<RunningServers> {
         if let Some(database) = database {
-            self.stored(&database)?;
-            self.following(&database)?;
+            self.start_stateful(&database)?;
+            self.start_mqtt_services(&database)?;
         }
-        self.stateless()?;
+        self.start_stateless()?;
         Ok(self.serving)
     }
 
-    /// Services that keep something.
-    fn stored(&mut self, database: &Store) -> anyhow::Result<()> {
+    /// Starts the services that store data.
+    fn start_stateful(&mut self, database: &Store) -> anyhow::Result<()> {
         let Self { config, token, clock, .. } = self;
         let (config, token, clock) = (*config, *token, clock.clone());
         let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
         if let Some(listener) = self.listeners.remove("kernel.listen") {
             let store = kernel::KernelStore::new(database.clone());
-            let auth = config.kernel_callers(store, self.cache.clone(), clock.clone())?;
-            // The kernel knows callers by itself; everybody else asks it.
-            let door = Door { auth, limits: self.door.limits.clone() };
+            let auth = config.kernel_auth(store, self.cache.clone(), clock.clone())?;
+            // The kernel verifies tokens itself; the other services ask the kernel.
+            let door = AccessLayer { auth, limits: self.access.limits.clone() };
             let (section, stop) = (&config.kernel, stop.clone());
             let database = database.clone();
             let with = (&door, token);
@@ -207,9 +214,9 @@ impl Start<'_> {
         }
         if let Some(listener) = self.listeners.remove("ingestion.listen") {
             let keep = config.database.retention_days;
-            tracker.spawn(keep_partitions(database.clone(), keep, stop.clone()));
+            tracker.spawn(maintain_partitions(database.clone(), keep, stop.clone()));
             let section = (&config.ingestion, &config.mqtt);
-            let with = (&self.door, &self.cache);
+            let with = (&self.access, &self.cache);
             let i = ingestion::start(section, with, database.clone(), &clock, &tracker, &stop)?;
             self.serving.serve(listener, (i.router, i.openapi, i.health));
         }
@@ -219,7 +226,7 @@ impl Start<'_> {
                 make_authority: config.auth.mode == AuthMode::Dev,
             };
             let (section, database) = ((&config.fleet, &config.mqtt), database.clone());
-            let f = fleet::start(section, &self.door, database, home, &clock, (&tracker, &stop))?;
+            let f = fleet::start(section, &self.access, database, home, &clock, (&tracker, &stop))?;
             let gateways = self.listeners.remove("fleet.gateway_listen").zip(f.gateways);
             if let Some((listener, gateways)) = gateways {
                 let listener = tls::TlsListener::new(listener, gateways.tls)?;
@@ -228,30 +235,30 @@ impl Start<'_> {
             self.serving.serve(listener, (f.router, f.openapi, f.health));
         }
         if let Some(listener) = self.listeners.remove("eval.listen") {
-            let with = (&self.door, token);
+            let with = (&self.access, token);
             let e = eval::start(&config.eval, with, database.clone(), &clock, &tracker, &stop)?;
             self.serving.serve(listener, (e.router, e.openapi, e.health));
         }
         Ok(())
     }
 
-    /// Services that stand on the bus beside the machines.
-    fn following(&mut self, database: &Store) -> anyhow::Result<()> {
+    /// Starts the services that subscribe to, or publish on, the machines' MQTT topics.
+    fn start_mqtt_services(&mut self, database: &Store) -> anyhow::Result<()> {
         let (config, clock) = (self.config, self.clock.clone());
         let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
         if let Some(listener) = self.listeners.remove("inference.listen") {
-            let (section, mqtt, door) = (&config.inference, &config.mqtt, &self.door);
+            let (section, mqtt, door) = (&config.inference, &config.mqtt, &self.access);
             let (database, clock) = (database.clone(), clock.clone());
             let i = inference::start(section, mqtt, door, database, clock, &tracker, &stop)?;
             self.serving.serve(listener, (i.router, i.openapi, i.health));
         }
         if let Some(listener) = self.listeners.remove("simulation.twin_listen") {
-            let s = simulation::twin(&self.door, clock.clone());
+            let s = simulation::twin(&self.access, clock.clone());
             self.serving.serve(listener, (s.router, s.openapi, s.health));
         }
         if let Some(listener) = self.listeners.remove("simulation.publisher_listen") {
-            let believed = Believed { store: FleetStore::new(database.clone()) };
-            let (section, mqtt, door) = (&config.simulation, &config.mqtt, &self.door);
+            let believed = FleetRegistry { store: FleetStore::new(database.clone()) };
+            let (section, mqtt, door) = (&config.simulation, &config.mqtt, &self.access);
             let believed = Arc::new(believed);
             let s = simulation::publisher(section, mqtt, door, believed, clock, &tracker, &stop)?;
             self.serving.serve(listener, (s.router, s.openapi, s.health));
@@ -259,11 +266,11 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Services that keep nothing.
-    fn stateless(&mut self) -> anyhow::Result<()> {
+    /// Starts the services without a database.
+    fn start_stateless(&mut self) -> anyhow::Result<()> {
         let (config, clock) = (self.config, self.clock.clone());
         let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
-        let callers = (&self.door, self.token);
+        let callers = (&self.access, self.token);
         if let Some(listener) = self.listeners.remove("analytics.listen") {
             let cache = self.cache.clone();
             let a = analytics::start(&config.analytics, callers, cache, clock.clone())?;
@@ -286,17 +293,18 @@ impl Start<'_> {
     }
 }
 
-/// Where simulated gateways become ones that are believed: the fleet's own list.
-struct Believed {
+/// Registers simulated gateways in the fleet's device registry, so that their signatures are
+/// accepted.
+struct FleetRegistry {
     store: FleetStore,
 }
 
-fn simulation(org: &OrgId) -> Actor {
+fn simulation_actor(org: &OrgId) -> Actor {
     let org = Some(org.clone());
     Actor { kind: ActorKind::System, id: "simulation".to_owned(), display: None, org }
 }
 
-impl simulation::Registry for Believed {
+impl simulation::Registry for FleetRegistry {
     fn add<'r>(
         &'r self,
         org: &'r OrgId,
@@ -306,7 +314,7 @@ impl simulation::Registry for Believed {
         key: &'r trust::PublicKey,
     ) -> simulation::Told<'r> {
         Box::pin(async move {
-            // Nothing simulated may ever pass for what a real machine has measured.
+            // Simulated data must never be mistaken for measurements of a real machine.
             for machine in machines {
                 let real = self.store.is_real(org, site.as_str(), machine).await;
                 if real.map_err(|error| error.to_string())? {
@@ -328,7 +336,7 @@ impl simulation::Registry for Believed {
                 replaces: false,
                 compromised: false,
             };
-            let actor = simulation(org);
+            let actor = simulation_actor(org);
             let by = By { actor: &actor, now: now() };
             let registered = self.store.register(&new, by).await;
             match registered.map_err(|error| error.to_string())? {
@@ -340,7 +348,7 @@ impl simulation::Registry for Believed {
 
     fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> simulation::Told<'r> {
         Box::pin(async move {
-            let actor = simulation(org);
+            let actor = simulation_actor(org);
             let by = By { actor: &actor, now: now() };
             let revoked = self.store.revoke(org, kid.as_str(), by).await;
             revoked.map(drop).map_err(|error| error.to_string())
@@ -348,8 +356,8 @@ impl simulation::Registry for Believed {
     }
 }
 
-/// Takes all ports before anything is started, so that a busy one is a clear sentence.
-async fn listen(
+/// Binds all ports before any service starts, so that a port in use is reported clearly.
+async fn bind_ports(
     config: &CloudConfig,
     runs: &impl Fn(ServiceName) -> bool,
 ) -> anyhow::Result<BTreeMap<&'static str, TcpListener>> {
@@ -375,17 +383,17 @@ async fn listen(
     Ok(listeners)
 }
 
-/// Makes the partitions to come and drops those past their time.
-async fn keep_partitions(store: Store, retention_days: u32, stop: CancellationToken) {
+/// Creates upcoming partitions and drops those past the retention time, every `PARTITIONS_EVERY`.
+async fn maintain_partitions(store: Store, retention_days: u32, stop: CancellationToken) {
     let kept_ms = i64::from(retention_days) * 86_400_000;
     loop {
         if let Err(error) = store.ensure_partitions(now()).await {
-            tracing::warn!(%error, "could not make partitions; frames go to the default one");
+            tracing::warn!(%error, "could not create partitions; frames go to the default one");
         }
         if kept_ms > 0
             && let Err(error) = store.drop_frames(now().plus(-kept_ms)).await
         {
-            tracing::warn!(%error, "could not drop old frames; the next pass tries again");
+            tracing::warn!(%error, "could not drop old frames; the next pass retries");
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -394,7 +402,7 @@ async fn keep_partitions(store: Store, retention_days: u32, stop: CancellationTo
     }
 }
 
-async fn upkeep(metrics: Metrics, stop: CancellationToken) {
+async fn run_metrics_upkeep(metrics: Metrics, stop: CancellationToken) {
     let mut every = tokio::time::interval(Duration::from_secs(10));
     loop {
         tokio::select! {

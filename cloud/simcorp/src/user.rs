@@ -1,11 +1,11 @@
-//! `simcorp user`: what people may do, where their issuer's tokens do not say it.
+//! `simcorp user`: manages role overrides, for people whose role the OIDC token does not set.
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use contract::{Actor, ActorKind, OrgId};
+use database::Store;
 use kernel::KernelStore;
 use service::auth::Role;
-use store::Store;
 
 use crate::config::CloudConfig;
 use crate::output::Output;
@@ -13,23 +13,23 @@ use crate::serve;
 
 #[derive(Subcommand)]
 pub enum UserCommand {
-    /// The people whose roles are set here
+    /// List the people whose role is set here
     List,
-    /// Give a person a role, whatever their token says
+    /// Set a person's role; it takes precedence over the role in their token
     Grant {
-        /// The issuer's name for the person (`sub`)
+        /// The person's identifier at the OIDC issuer (the `sub` claim)
         user: String,
-        /// viewer, operator, approver or admin
+        /// The person's role: viewer, operator, approver or admin
         #[arg(long)]
         role: String,
     },
-    /// Let their token say again what a person may do
+    /// Remove the role override and use the role from the OIDC token
     Reset { user: String },
-    /// Let a person in no longer, within half a minute everywhere
+    /// Block a person; their requests are rejected everywhere within 30 seconds
     Block { user: String },
 }
 
-pub async fn act(
+pub async fn run(
     config: &CloudConfig,
     org: Option<String>,
     command: UserCommand,
@@ -41,7 +41,7 @@ pub async fn act(
     let store = KernelStore::new(database);
     let org = match org {
         Some(org) => OrgId::new(org)?,
-        None => config.org().context("say which organisation, with --org")?,
+        None => config.dev_org().context("the organisation is not set: name it with --org")?,
     };
     let actor =
         Actor { kind: ActorKind::System, id: "simcorp user".to_owned(), display: None, org: None };
@@ -58,17 +58,17 @@ pub async fn act(
             let role = Role::parse(&role)
                 .with_context(|| format!("{role}: not viewer, operator, approver or admin"))?;
             store.set_role(&org, &user, Some(role), by).await?;
-            println!("{user} is {} in {org}, within 30 s everywhere", role.as_str());
+            println!("{user} is {} in {org}, everywhere within 30 s", role.as_str());
             Ok(())
         }
         UserCommand::Block { user } => {
             store.set_role(&org, &user, None, by).await?;
-            println!("{user} is let into {org} no longer, within 30 s everywhere");
+            println!("{user} is blocked in {org}, everywhere within 30 s");
             Ok(())
         }
         UserCommand::Reset { user } => {
-            ensure!(store.reset_role(&org, &user, by).await?, "nothing is set for {user} in {org}");
-            println!("{user} is what their token says");
+            ensure!(store.reset_role(&org, &user, by).await?, "no role is set for {user} in {org}");
+            println!("{user} has the role that their token states");
             Ok(())
         }
     }

@@ -1,4 +1,4 @@
-//! Workbooks, which are how Cropster gives roasts away.
+//! Reads the workbooks (`.xls`, `.xlsx`) in which Cropster exports roasts.
 
 use std::io::Cursor;
 
@@ -6,20 +6,20 @@ use calamine::{Data, Reader as _, open_workbook_auto_from_rs};
 use roast::import::{Cell, Sheet, cropster};
 use roast::recording::Recording;
 
-/// Sheets of a Cropster export: two, and one for each curve.
+/// The most sheets that are read. A Cropster export has two, and one for each curve.
 const SHEETS_MAX: usize = 64;
-/// An `.xls` is a compound file, an `.xlsx` a zip archive.
+/// The first bytes of a workbook: an `.xls` is a compound file, an `.xlsx` a zip archive.
 const MAGIC: [&[u8]; 2] = [b"\xd0\xcf\x11\xe0", b"PK\x03\x04"];
 
-/// Whether the file is a workbook.
-pub fn is_one(bytes: &[u8]) -> bool {
+/// Returns true if the file is a workbook.
+pub fn is_workbook(bytes: &[u8]) -> bool {
     MAGIC.iter().any(|magic| bytes.starts_with(magic))
 }
 
-/// Reads Cropster's workbook.
+/// Reads a recording from a Cropster workbook.
 ///
 /// # Errors
-/// When it is damaged, or none of Cropster's.
+/// When the workbook is damaged, or is not a Cropster export.
 pub fn read(bytes: &[u8]) -> anyhow::Result<Recording> {
     let mut book = open_workbook_auto_from_rs(Cursor::new(bytes))?;
     let names: Vec<String> = book.sheet_names().into_iter().take(SHEETS_MAX).collect();

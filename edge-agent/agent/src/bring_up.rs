@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use contract::{Digest, EpochMs};
-use driver::{Driver, Hand, Reading, Refused, Share};
+use driver::{ControlQueue, Driver, DriverHandles, Reading, WriteError};
 use firmware_profiles::{BringUp, Control, Profile, Remote, Writes};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -93,7 +93,7 @@ struct Session {
     path: PathBuf,
     record: File,
     driver: Box<dyn Driver>,
-    hand: Hand,
+    hand: ControlQueue,
     clock: Clock,
     lines: mpsc::Receiver<String>,
     /// What was typed while a move was watched.
@@ -131,8 +131,8 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let checked = config.machine.profile.load().map_err(anyhow::Error::msg)?;
     let profile = as_if_brought_up(checked.profile)?;
     let limit_ms = config.machine.profile.timeout_ms.unwrap_or(profile.timing.timeout_ms);
-    let hand = Hand::new(&profile, Duration::from_millis(limit_ms));
-    let share = Share { hand: Some(hand.clone()), ..Share::default() };
+    let hand = ControlQueue::new(&profile, Duration::from_millis(limit_ms));
+    let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
     let record = File::options().create(true).append(true).open(&path);
     let record = record.with_context(|| path.display().to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -255,7 +255,7 @@ impl Session {
     /// Moves one control, sees what becomes of it, and writes both down.
     async fn try_one(&mut self, control: &Control, value: f64) {
         let channel = control.readback.as_deref().filter(|channel| *channel != "none");
-        let value = self.hand.nearest(&control.name, value);
+        let value = self.hand.nearest_value(&control.name, value);
         // What was read a while ago is too old to judge by; less fire does not wait for that.
         let old = |at_ms: u64| self.clock.mono_ms().saturating_sub(at_ms) > 1_000;
         let stale = self.seen.as_ref().is_none_or(|(at_ms, _)| old(*at_ms));
@@ -265,7 +265,7 @@ impl Session {
         let before = channel.and_then(|channel| self.shows(channel));
         let at = self.clock.wall();
         let outcome = self.make(&control.name, value).await;
-        let written = matches!(outcome, Ok(_) | Err(Refused::Unconfirmed(_)));
+        let written = matches!(outcome, Ok(_) | Err(WriteError::Unconfirmed(_)));
         let said = outcome.unwrap_or_else(|refused| refused.to_string());
         println!("{said}");
         let (by, digest) = (self.by.clone(), self.digest);
@@ -333,16 +333,16 @@ impl Session {
         }
     }
 
-    async fn make(&mut self, control: &str, value: f64) -> Result<String, Refused> {
+    async fn make(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
         let Self { hand, driver, clock, by, .. } = self;
         let who = by.join(" and ");
-        let moving = hand.move_to(&who, control, value, clock.mono_ms());
+        let moving = hand.set(&who, control, value, clock.mono_ms());
         tokio::pin!(moving);
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut moving => return outcome,
-                () = driver.asked() => driver.obey(clock.mono_ms()).await,
+                () = driver.wait_for_write() => driver.execute_pending(clock.mono_ms()).await,
             }
         }
     }

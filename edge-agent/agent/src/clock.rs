@@ -52,7 +52,7 @@ impl Clock {
 
     #[must_use]
     pub fn quality(&self) -> ClockQuality {
-        let synchronised = kernel_clock::is_synchronised() == Some(true)
+        let synchronised = clock_sync::is_synchronised() == Some(true)
             || std::path::Path::new(SYNCHRONISED).exists();
         if synchronised { ClockQuality::Synchronised } else { ClockQuality::FreeRunning }
     }

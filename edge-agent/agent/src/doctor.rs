@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use contract::ClockQuality;
-use driver::{DriverError, Share};
+use driver::{DriverError, DriverHandles};
 use rumqttc::MqttOptions;
 
 use crate::clock::Clock;
@@ -137,7 +137,7 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
 }
 
 async fn machine(config: &EdgeConfig) -> Result<String, String> {
-    let mut driver = machine::open(config, Share::default()).map_err(|e| e.to_string())?;
+    let mut driver = machine::open(config, DriverHandles::default()).map_err(|e| e.to_string())?;
     let reading = match driver.read(1_000).await {
         // An Arduino starts when its port is opened.
         Err(DriverError::Settling(_, ms)) => {

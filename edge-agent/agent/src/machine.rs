@@ -1,6 +1,6 @@
 //! The machine that the configuration names.
 
-use driver::{Driver, DriverError, Reading, Replay, Share, Simulated};
+use driver::{Driver, DriverError, DriverHandles, Reading, Replay, Simulated};
 
 use crate::config::{DriverKind, EdgeConfig};
 
@@ -8,7 +8,7 @@ use crate::config::{DriverKind, EdgeConfig};
 ///
 /// # Errors
 /// When a recording or a profile cannot be read.
-pub fn open(config: &EdgeConfig, share: Share) -> Result<Box<dyn Driver>, DriverError> {
+pub fn open(config: &EdgeConfig, share: DriverHandles) -> Result<Box<dyn Driver>, DriverError> {
     let machine = &config.machine;
     match machine.driver {
         DriverKind::Simulated => {
@@ -33,5 +33,5 @@ pub fn shown(reading: &Reading) -> String {
         Some(value) => format!("{} {value:.1}", channel.as_str()),
         None => format!("{} —", channel.as_str()),
     });
-    values.chain(reading.ailing.iter().cloned()).collect::<Vec<_>>().join(", ")
+    values.chain(reading.failed_units.iter().cloned()).collect::<Vec<_>>().join(", ")
 }

@@ -233,7 +233,7 @@ impl Recorder {
         let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
         let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
         let wall = sample.wall;
-        let told = std::mem::take(&mut sample.reading.marks);
+        let told = std::mem::take(&mut sample.reading.events);
         let notes = std::mem::take(&mut sample.reading.notes);
         self.newest = Some((at, wall));
         self.waiting.samples.push((sample, ror));
@@ -483,7 +483,7 @@ fn remarks(
         _ => f64::NEG_INFINITY..=f64::INFINITY,
     };
     let remark = |i: usize, value: f64| {
-        let told = samples[i].0.reading.remarks.iter().find(|(c, _)| c == channel);
+        let told = samples[i].0.reading.quality_flags.iter().find(|(c, _)| c == channel);
         told.map(|(_, quality)| *quality)
             .or_else(|| (!valid.contains(&value)).then_some(Quality::Range))
     };

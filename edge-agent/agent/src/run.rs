@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
-use driver::{Hand, Share};
+use driver::{ControlQueue, DriverHandles};
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -183,14 +183,14 @@ fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHand
 }
 
 /// A hand on the machine's controls where this site and its profile both allow one.
-fn share(config: &EdgeConfig) -> Share {
+fn share(config: &EdgeConfig) -> DriverHandles {
     let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
     let timeout_ms = config.machine.profile.timeout_ms;
     let hand = checked.map(|checked| {
         let ms = timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
-        Hand::new(&checked.profile, Duration::from_millis(ms))
+        ControlQueue::new(&checked.profile, Duration::from_millis(ms))
     });
-    Share { hand, ..Share::default() }
+    DriverHandles { controls: hand, ..DriverHandles::default() }
 }
 
 fn start_sampler(
@@ -198,7 +198,7 @@ fn start_sampler(
     clock: Clock,
     jobs: SyncSender<Job>,
     board: &Board,
-    share: Share,
+    share: DriverHandles,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<sampler::End>> {
     let config = config.clone();

@@ -41,8 +41,8 @@ pub async fn run(
             biased;
             () = stop.cancelled() => return End::Stopped,
             due = schedule.tick() => due,
-            () = driver.asked() => {
-                driver.obey(clock.mono_ms()).await;
+            () = driver.wait_for_write() => {
+                driver.execute_pending(clock.mono_ms()).await;
                 continue;
             }
         };
@@ -53,7 +53,7 @@ pub async fn run(
         let began = Instant::now();
         let answer = driver.read(mono_ms).await;
         // A machine as slow as the schedule leaves no time between two samples.
-        driver.obey(clock.mono_ms()).await;
+        driver.execute_pending(clock.mono_ms()).await;
         metrics::histogram!("simcorp_edge_read_seconds").record(began.elapsed().as_secs_f64());
         match answer {
             Ok(reading) => {
@@ -61,14 +61,15 @@ pub async fn run(
                     tracing::info!("the machine answers again");
                     failing = false;
                 }
-                let ailing = (!reading.ailing.is_empty()).then(|| reading.ailing.join("; "));
+                let ailing =
+                    (!reading.failed_units.is_empty()).then(|| reading.failed_units.join("; "));
                 board.update(|state| {
                     if ailing.is_some() && state.driver_error != ailing {
                         tracing::warn!(ailing, "a part of the machine does not answer");
                     }
                     state.driver_error = ailing;
                 });
-                if reading.values.is_empty() && reading.marks.is_empty() {
+                if reading.values.is_empty() && reading.events.is_empty() {
                     continue;
                 }
                 let sample =

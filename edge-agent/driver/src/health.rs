@@ -1,57 +1,59 @@
-//! Which units of a bus are asked, and when: a breaker a unit. Pure; the clock is passed in.
+//! Which units of a bus are polled, and when: one circuit breaker per unit. Pure; the clock is
+//! passed in.
 
-/// Failures in a row until a unit is left alone for a while.
+/// Failures in a row after which polling of a unit pauses.
 const FAILURES_MAX: u32 = 3;
 const PAUSE_MS_MIN: u64 = 500;
-/// A controller that is switched on again in the middle of a roast is not missed for longer.
+/// The longest pause: a controller that is switched on again during a roast is polled by then.
 const PAUSE_MS_MAX: u64 = 5_000;
 
 /// One unit's record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     failures: u32,
-    /// Until then it is not asked, on the monotonic clock.
-    rests_until_ms: u64,
+    /// The unit is not polled before this time, monotonic ms.
+    retry_at_ms: u64,
 }
 
 impl Health {
     pub const fn answered(&mut self) {
         self.failures = 0;
-        self.rests_until_ms = 0;
+        self.retry_at_ms = 0;
     }
 
-    /// Notes that it did not answer. `salt` spreads units that died together.
+    /// Records a failure. `salt` spreads the retries of units that failed together.
     pub fn failed(&mut self, mono_ms: u64, salt: u64) {
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES_MAX {
             let doublings = (self.failures - FAILURES_MAX).min(8);
             let pause = (PAUSE_MS_MIN << doublings).min(PAUSE_MS_MAX);
             let spread = (salt * 7_919 + u64::from(self.failures) * 104_729) % (pause / 4);
-            self.rests_until_ms = mono_ms + pause - spread;
+            self.retry_at_ms = mono_ms + pause - spread;
         }
     }
 
-    pub const fn is_well(&self) -> bool {
+    pub const fn is_healthy(&self) -> bool {
         self.failures == 0
     }
 
-    pub const fn rests(&self, mono_ms: u64) -> bool {
-        mono_ms < self.rests_until_ms
+    pub const fn is_backing_off(&self, mono_ms: u64) -> bool {
+        mono_ms < self.retry_at_ms
     }
 }
 
-/// The order in which units are asked now: the well ones first, then at most one that failed and
-/// does not rest, so that dead ones cost what is left of the time, and never another's. A unit that
-/// is alone is always asked, since nobody waits behind it.
+/// Returns the order in which to poll units now: healthy ones first, then at most one failed unit
+/// whose pause is over, so that failed units use only the remaining time and never another unit's.
+/// A single unit is always polled, since no other unit waits for it.
 #[must_use]
 pub fn order(units: &[Health], mono_ms: u64) -> Vec<usize> {
     if units.len() == 1 {
         return vec![0];
     }
-    let mut order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_well()).collect();
-    let ailing = (0..units.len()).filter(|i| !units[*i].is_well() && !units[*i].rests(mono_ms));
+    let mut order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_healthy()).collect();
+    let ailing =
+        (0..units.len()).filter(|i| !units[*i].is_healthy() && !units[*i].is_backing_off(mono_ms));
     // The one that has waited longest, so that each gets its turn.
-    order.extend(ailing.min_by_key(|i| (units[*i].rests_until_ms, *i)));
+    order.extend(ailing.min_by_key(|i| (units[*i].retry_at_ms, *i)));
     order
 }
 
@@ -95,6 +97,9 @@ mod tests {
         for _ in 0..1000 {
             unit.failed(1_000_000, 9);
         }
-        assert!(unit.rests(1_000_000 + 3_000) && !unit.rests(1_000_000 + PAUSE_MS_MAX));
+        assert!(
+            unit.is_backing_off(1_000_000 + 3_000)
+                && !unit.is_backing_off(1_000_000 + PAUSE_MS_MAX)
+        );
     }
 }

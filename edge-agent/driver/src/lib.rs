@@ -1,22 +1,23 @@
-//! Drivers: each owns its machine alone and answers one question — what do you show now?
+//! Drivers: each has exclusive access to its machine and reads its current values.
 //!
-//! A driver reads, and writes what its [`Hand`] has allowed, where it has one. It never waits longer than its own time limit, so a dead unit costs the
-//! schedule nothing but its own samples. What a machine offers and in which form, its profile says;
-//! a bus brings the raw values, `profile` knows what they mean.
+//! A driver reads, and writes what its [`Hand`] has allowed, where it has one. It never waits
+//! longer than its own time limit, so a dead unit costs the schedule only that unit's own samples.
+//! The profile describes what a machine offers and in which form; a bus reads the raw values, and
+//! the module `profile` converts them.
 
-mod boards;
-mod guard;
-mod hand;
+mod connection;
+mod control_queue;
 mod health;
-mod image;
+mod interlock;
 mod modbus;
-mod port;
+mod polled_text;
 mod profile;
+mod push_stream;
+mod register_cache;
 mod replay;
 mod s7;
 mod simulated;
-mod streams;
-mod texts;
+mod thermocouples;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,25 +25,25 @@ use std::pin::Pin;
 use contract::{Channel, EventKind, Quality};
 use firmware_profiles::Profile;
 
-pub use guard::Refused;
-pub use hand::Hand;
-pub use image::{Image, NoImage};
+pub use control_queue::ControlQueue;
+pub use interlock::WriteError;
 pub use profile::Site;
+pub use register_cache::{CacheMiss, RegisterCache};
 pub use replay::Replay;
 pub use simulated::Simulated;
 
-/// One answer of a machine.
+/// One reading of a machine.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reading {
     pub values: Vec<(Channel, Option<f64>)>,
-    /// What is wrong with values that are there.
-    pub remarks: Vec<(Channel, Quality)>,
-    /// What the machine says happened since the last answer.
-    pub marks: Vec<EventKind>,
-    /// What a person should read beside the curve: a gap, and why.
+    /// Quality remarks on values that are present.
+    pub quality_flags: Vec<(Channel, Quality)>,
+    /// Events that the machine reported since the last reading.
+    pub events: Vec<EventKind>,
+    /// Notes to show beside the curve: a gap and its reason, a write to a control.
     pub notes: Vec<String>,
-    /// Parts of the machine that do not answer, while others do.
-    pub ailing: Vec<String>,
+    /// Parts of the machine that do not answer although others do, as sentences.
+    pub failed_units: Vec<String>,
 }
 
 /// Why a machine did not answer.
@@ -54,49 +55,54 @@ pub enum DriverError {
     Silent(String, u64),
     #[error("{0}: {1}")]
     Protocol(String, String),
-    /// The port has just been opened, and the machine may be starting.
-    #[error("{0} has been opened; it settles for another {1} ms")]
+    /// The port was opened a moment ago, and the machine may still be starting.
+    #[error("{0} was opened; reading starts in {1} ms, after the settling time")]
     Settling(String, u64),
     #[error("cannot read the recording {0}: {1}")]
     Recording(String, String),
     #[error("the profile {0}: {1}")]
     Profile(String, String),
-    /// Nothing more will come: a recording has been played.
+    /// The recording has been played to its end; no more readings follow.
     #[error("the recording has ended")]
     Ended,
 }
 
-type Answer<'d> = Pin<Box<dyn Future<Output = Result<Reading, DriverError>> + 'd>>;
+type ReadFuture<'d> = Pin<Box<dyn Future<Output = Result<Reading, DriverError>> + 'd>>;
 
-/// A machine as the sampler sees it. `mono_ms` is the sampler's clock, so that simulated and
-/// recorded machines need none of their own.
+/// A machine as the sampler sees it. `mono_ms` is the sampler's monotonic clock, so that simulated
+/// and recorded machines need no clock of their own.
 pub trait Driver {
-    fn read(&mut self, mono_ms: u64) -> Answer<'_>;
+    /// Reads the machine once.
+    fn read(&mut self, mono_ms: u64) -> ReadFuture<'_>;
 
-    /// Waits until a control is to be moved. May be given up at any time.
-    fn asked(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+    /// Waits until a write to a control is queued. Cancel-safe.
+    fn wait_for_write(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(std::future::pending())
     }
 
-    /// Moves what is to be moved; takes no longer than one answer.
-    fn obey(&mut self, _mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+    /// Executes the next queued write; takes no longer than one answer.
+    fn execute_pending(&mut self, _mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(std::future::ready(()))
     }
 }
 
-/// What other programs may see and move of a machine through its driver.
+/// The access that other programs have to a machine through its driver.
 #[derive(Debug, Clone, Default)]
-pub struct Share {
-    /// What a Modbus machine has answered.
-    pub image: Image,
-    /// None where nothing is ever moved.
-    pub hand: Option<Hand>,
+pub struct DriverHandles {
+    /// The registers that a Modbus machine returned last.
+    pub registers: RegisterCache,
+    /// The queue of writes; `None` where the agent never writes.
+    pub controls: Option<ControlQueue>,
 }
 
-/// The driver of a machine that is read by its profile.
+/// Opens the driver of a machine that is described by a profile.
 ///
 /// # Errors
-/// When the site's address is missing.
-pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driver>, DriverError> {
+/// When the machine's address is missing, or an address in the profile is malformed.
+pub fn open(
+    profile: &Profile,
+    site: &Site,
+    share: DriverHandles,
+) -> Result<Box<dyn Driver>, DriverError> {
     profile::open(profile, site, share)
 }

@@ -1,54 +1,55 @@
-//! A machine read by its profile: raw values become channels in °C, %, 1/min, with what is wrong
-//! with them; states become marks.
+//! The driver of a machine that is described by a profile: converts raw values to channels in °C,
+//! %, 1/min with quality remarks, and states to events.
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 
 use contract::{Channel, EventKind, Quality};
-use firmware_profiles::address::{Address, Use};
+use firmware_profiles::address::{Access, Address};
 use firmware_profiles::encoding::{self, Type};
 use firmware_profiles::{Control, Profile, State, Timing, Transport};
 use tokio::time::Instant;
 
-use crate::guard::{Known, Move};
-use crate::port::Place;
+use crate::connection::Endpoint;
+use crate::interlock::{Command, MachineSnapshot};
 use crate::{
-    Answer, Driver, DriverError, Hand, Reading, Refused, Share, boards, modbus, s7, streams, texts,
+    ControlQueue, Driver, DriverError, DriverHandles, ReadFuture, Reading, WriteError, modbus,
+    polled_text, push_stream, s7, thermocouples,
 };
 
-/// One raw value that the profile wants: a channel's or a state's.
+/// One raw value to read, for a channel or a state of the profile.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Point {
+pub struct ReadPoint {
     pub address: Address,
     pub kind: Type,
     pub order: encoding::Order,
 }
 
-/// What a bus brought: a raw value a point, in the points' order.
+/// The result of one poll: one raw value per point, in the order of the points.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Raws {
+pub struct RawValues {
     pub values: Vec<Option<f64>>,
-    /// Units that did not answer while others did.
-    pub ailing: Vec<String>,
+    /// Units that did not answer although others did, as sentences.
+    pub failed_units: Vec<String>,
 }
 
-pub type Polling<'b> = Pin<Box<dyn Future<Output = Result<Raws, DriverError>> + 'b>>;
-pub type Writing<'b> = Pin<Box<dyn Future<Output = Result<(), Refused>> + 'b>>;
+pub type PollFuture<'b> = Pin<Box<dyn Future<Output = Result<RawValues, DriverError>> + 'b>>;
+pub type WriteFuture<'b> = Pin<Box<dyn Future<Output = Result<(), WriteError>> + 'b>>;
 
 /// A connection to a machine in one protocol.
 pub trait Bus {
-    /// Asks for every point once. An error when nothing answered at all.
-    fn poll(&mut self, mono_ms: u64) -> Polling<'_>;
+    /// Reads every point once. Returns an error only when nothing answered at all.
+    fn poll(&mut self, mono_ms: u64) -> PollFuture<'_>;
 
-    /// Makes one move that was allowed, within one time limit. `Ok`: the machine has taken it, or,
-    /// where it never says so, it was sent.
-    fn write(&mut self, _wanted: Move, _mono_ms: u64) -> Writing<'_> {
-        Box::pin(std::future::ready(Err(never())))
+    /// Writes one allowed value, within one time limit. `Ok`: the machine acknowledged it or, in
+    /// protocols without acknowledgement, it was sent.
+    fn write(&mut self, _wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(std::future::ready(Err(write_unsupported())))
     }
 }
 
-/// Where the machine is at this site, when not at its maker's default.
+/// The address of the machine at this site, where it differs from the profile's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Site {
     pub host: Option<String>,
@@ -58,7 +59,11 @@ pub struct Site {
     pub timeout_ms: Option<u64>,
 }
 
-pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driver>, DriverError> {
+pub fn open(
+    profile: &Profile,
+    site: &Site,
+    share: DriverHandles,
+) -> Result<Box<dyn Driver>, DriverError> {
     let id = profile.machine.id.clone();
     let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
     let mut profile = profile.clone();
@@ -66,9 +71,9 @@ pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driv
         profile.timing.timeout_ms = timeout_ms;
     }
     let points = points(&profile).map_err(wrong)?;
-    let orders = orders(&profile);
+    let orders = writable_controls(&profile);
     let timing = profile.timing.clone();
-    let place = || place(&profile, site).map_err(wrong);
+    let place = || endpoint(&profile, site).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
         Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
             Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
@@ -76,123 +81,137 @@ pub fn open(profile: &Profile, site: &Site, share: Share) -> Result<Box<dyn Driv
         Transport::S7 { rack, slot, .. } => {
             Box::new(s7::S7::new(place()?, (*rack, *slot), timing, points, orders))
         }
-        Transport::Tc4 { .. } => {
-            Box::new(texts::Asked::new(place()?, timing, (points, orders), texts::Dialect::Tc4))
-        }
-        Transport::Kaleido { .. } => {
-            Box::new(texts::Asked::new(place()?, timing, (points, orders), texts::Dialect::Kaleido))
-        }
-        Transport::Line { format, .. } => Box::new(streams::Told::new(
+        Transport::Tc4 { .. } => Box::new(polled_text::PolledText::new(
             place()?,
             timing,
             (points, orders),
-            streams::Ear::line(*format),
+            polled_text::Dialect::Tc4,
         )),
-        Transport::Hottop { .. } => {
-            Box::new(streams::Told::new(place()?, timing, (points, orders), streams::Ear::hottop()))
-        }
-        Transport::Santoker { .. } => Box::new(streams::Told::new(
+        Transport::Kaleido { .. } => Box::new(polled_text::PolledText::new(
             place()?,
             timing,
             (points, orders),
-            streams::Ear::santoker(),
+            polled_text::Dialect::Kaleido,
         )),
-        Transport::Boards {} => Box::new(boards::Boards::new(&points)),
+        Transport::Line { format, .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::line(*format),
+        )),
+        Transport::Hottop { .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::hottop(),
+        )),
+        Transport::Santoker { .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::santoker(),
+        )),
+        Transport::Boards {} => Box::new(thermocouples::Thermocouples::new(&points)),
     };
-    Ok(Box::new(ProfileDriver::new(profile, bus, share.hand)))
+    Ok(Box::new(ProfileDriver::new(profile, bus, share.controls)))
 }
 
-/// The profile's address, or this site's.
-fn place(profile: &Profile, site: &Site) -> Result<Place, String> {
+/// Returns the site's address, or the profile's where the site sets none.
+fn endpoint(profile: &Profile, site: &Site) -> Result<Endpoint, String> {
     match &profile.transport {
         Transport::ModbusTcp { host, port, .. }
         | Transport::S7 { host, port, .. }
         | Transport::Santoker { host, port }
         | Transport::Line { host, port, .. } => {
             let host = site.host.clone().unwrap_or_else(|| host.clone());
-            Ok(Place::Tcp { host, port: site.port.unwrap_or(*port) })
+            Ok(Endpoint::Tcp { host, port: site.port.unwrap_or(*port) })
         }
         Transport::ModbusRtu { serial, .. }
         | Transport::Tc4 { serial }
         | Transport::Kaleido { serial }
         | Transport::Hottop { serial } => {
             let device = site.device.clone().ok_or(
-                "is spoken on a serial line; set machine.profile.device, such as \
+                "uses a serial line; set machine.profile.device, such as \
                  /dev/serial/by-id/…",
             )?;
             let baud = site.baud.unwrap_or(serial.baud);
             let serial = firmware_profiles::Serial { baud, ..serial.clone() };
-            Ok(Place::Serial { device, serial })
+            Ok(Endpoint::Serial { device, serial })
         }
         Transport::Boards {} => Err("has no address".to_owned()),
     }
 }
 
-/// What is read, channels first, then states.
-pub fn points(profile: &Profile) -> Result<Vec<Point>, String> {
+/// Returns the points to read: channels first, then states.
+pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
     let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
     let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
     let point =
         |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {
-            let address = Address::parse(profile, station, addr, Use::Read)
+            let address = Address::parse(profile, station, addr, Access::Read)
                 .map_err(|expected| format!("{addr:?} is not {expected}"))?;
-            // Text protocols carry numbers, whose form nobody needs to say.
-            Ok(Point { address, kind: kind.unwrap_or(Type::F32), order: order.unwrap_or_default() })
+            // Text protocols carry plain numbers and need no type.
+            Ok(ReadPoint {
+                address,
+                kind: kind.unwrap_or(Type::F32),
+                order: order.unwrap_or_default(),
+            })
         };
     channels.chain(states).map(point).collect()
 }
 
-/// What whoever asks is told where a machine's language has no word that we would say.
-pub fn never() -> Refused {
-    Refused::Unsent("nothing is ever written to such a machine".to_owned())
+/// The error for protocols on which this agent never writes.
+pub fn write_unsupported() -> WriteError {
+    WriteError::NotSent("this agent never writes to this type of machine".to_owned())
 }
 
-/// A control as a bus writes it.
+/// A control and its parsed address, as a bus writes it.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct WritableControl {
     pub address: Address,
     pub control: Control,
 }
 
-impl Order {
-    /// The raw value of a move; `None` where it is none of one value.
-    pub fn raw(&self, wanted: Move) -> Option<f64> {
+impl WritableControl {
+    /// Returns the raw value to write; `None` where the write has no single value.
+    pub fn raw(&self, wanted: Command) -> Option<f64> {
         match wanted {
-            Move::To(_, value) => Some(self.control.raw(value)),
-            Move::HandBack(_) => self.control.auto_raw,
-            Move::Apply(_) => None,
+            Command::Set(_, value) => Some(self.control.raw(value)),
+            Command::ReleaseToLocal(_) => self.control.auto_raw,
+            Command::Apply(_) => None,
         }
     }
 }
 
-/// By the controls' places in the profile.
-pub struct Orders(Vec<Option<Order>>);
+/// The writable controls, by the controls' index in the profile.
+pub struct WritableControls(Vec<Option<WritableControl>>);
 
-impl Orders {
-    /// Where a move is written, and what.
+impl WritableControls {
+    /// Returns the control that a move writes, and the raw value.
     ///
     /// # Errors
     /// When the profile describes no write for it.
-    pub fn of(&self, wanted: Move) -> Result<(&Order, f64), Refused> {
+    pub fn resolve(&self, wanted: Command) -> Result<(&WritableControl, f64), WriteError> {
         let order = self.0.get(wanted.control()).and_then(Option::as_ref);
-        order.and_then(|order| Some((order, order.raw(wanted)?))).ok_or(Refused::Unknown)
+        order.and_then(|order| Some((order, order.raw(wanted)?))).ok_or(WriteError::NoSuchControl)
     }
 }
 
-fn orders(profile: &Profile) -> Orders {
+fn writable_controls(profile: &Profile) -> WritableControls {
     let order = |control: &Control| {
-        let address = Address::parse(profile, control.station, &control.addr, Use::Write).ok()?;
-        Some(Order { address, control: control.clone() })
+        let address =
+            Address::parse(profile, control.station, &control.addr, Access::Write).ok()?;
+        Some(WritableControl { address, control: control.clone() })
     };
-    Orders(profile.controls.iter().map(order).collect())
+    WritableControls(profile.controls.iter().map(order).collect())
 }
 
-/// How long one answer may take.
-pub fn limit(timing: &Timing) -> std::time::Duration {
+/// Returns the time limit for one answer.
+pub fn answer_timeout(timing: &Timing) -> std::time::Duration {
     std::time::Duration::from_millis(timing.timeout_ms)
 }
 
-/// Whether a state holds by a raw value; `None` where it was not read.
+/// Returns whether a state holds for a raw value; `None` where it was not read.
 fn holds(state: &State, raw: Option<f64>) -> Option<bool> {
     Some((raw? - state.equals).abs() < 1e-6)
 }
@@ -202,41 +221,42 @@ struct ProfileDriver {
     channels: Vec<Channel>,
     derived: Vec<Channel>,
     bus: Box<dyn Bus>,
-    hand: Option<Hand>,
+    controls: Option<ControlQueue>,
     /// Whether each state held at the last answer; `None` before the first.
-    held: Vec<Option<bool>>,
+    held_before: Vec<Option<bool>>,
     /// Whether each state holds by the last answer alone.
     states: Vec<Option<bool>>,
-    /// Each channel's last value and when, for steps that cannot be.
+    /// Each channel's last value and its time, to detect spikes.
     last: Vec<Option<(u64, f64)>>,
-    /// Since when nothing has answered, and why.
-    gap: Option<(u64, String)>,
+    /// Since when the machine has not answered, monotonic ms, and why.
+    outage: Option<(u64, String)>,
 }
 
 impl ProfileDriver {
-    fn new(profile: Profile, bus: Box<dyn Bus>, hand: Option<Hand>) -> Self {
-        // The linter has seen that each name is a channel's.
+    fn new(profile: Profile, bus: Box<dyn Bus>, controls: Option<ControlQueue>) -> Self {
+        // The linter has checked that each name is a channel's.
         let named =
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
         let channels: Vec<Channel> = profile.channels.iter().map(|c| named(&c.name)).collect();
         let derived = profile.derived.iter().map(|d| named(&d.name)).collect();
-        let (held, states) = (vec![None; profile.states.len()], vec![None; profile.states.len()]);
+        let (held_before, states) =
+            (vec![None; profile.states.len()], vec![None; profile.states.len()]);
         let last = vec![None; channels.len()];
-        Self { profile, channels, derived, bus, hand, held, states, last, gap: None }
+        Self { profile, channels, derived, bus, controls, held_before, states, last, outage: None }
     }
 
-    /// What raw values mean. Pure but for what it remembers of the last ones.
-    fn reading(&mut self, mono_ms: u64, raws: Raws) -> Reading {
-        let Raws { values: mut raws, ailing } = raws;
-        raws.resize(self.channels.len() + self.held.len(), None);
+    /// Converts raw values to a reading. Pure except for the remembered last values.
+    fn to_reading(&mut self, mono_ms: u64, raws: RawValues) -> Reading {
+        let RawValues { values: mut raws, failed_units: ailing } = raws;
+        raws.resize(self.channels.len() + self.held_before.len(), None);
         let (channels, states) = raws.split_at(self.channels.len());
-        let mut reading = Reading { ailing, ..Reading::default() };
+        let mut reading = Reading { failed_units: ailing, ..Reading::default() };
         for (i, raw) in channels.iter().enumerate() {
             let value = raw.and_then(|raw| self.profile.channels[i].value(raw));
             if let Some(value) = value
-                && let Some(remark) = self.remark(i, mono_ms, value)
+                && let Some(remark) = self.quality_flag(i, mono_ms, value)
             {
-                reading.remarks.push((self.channels[i].clone(), remark));
+                reading.quality_flags.push((self.channels[i].clone(), remark));
             }
             reading.values.push((self.channels[i].clone(), value));
         }
@@ -248,16 +268,17 @@ impl ProfileDriver {
             let sum = terms.sum::<Option<f64>>().map(|sum| sum + derived.offset);
             reading.values.push((channel.clone(), sum));
         }
-        reading.marks = self.marks(states);
+        reading.events = self.begun_events(states);
         self.states =
             self.profile.states.iter().zip(states).map(|(state, raw)| holds(state, *raw)).collect();
         reading
     }
 
-    fn remark(&mut self, i: usize, mono_ms: u64, value: f64) -> Option<Quality> {
+    fn quality_flag(&mut self, i: usize, mono_ms: u64, value: f64) -> Option<Quality> {
         let channel = &self.profile.channels[i];
         if channel.valid.is_some_and(|[low, high]| !(low..=high).contains(&value)) {
-            // Not remembered: the next true value is no spike because this one was none.
+            // Not remembered, so that the next valid value is not compared with it and remarked as
+            // a spike.
             return Some(Quality::Range);
         }
         let before = self.last[i].replace((mono_ms, value));
@@ -268,11 +289,14 @@ impl ProfileDriver {
         spike.then_some(Quality::Spike)
     }
 
-    /// States that begin to hold. At the first answer nothing has begun: a machine that is found
-    /// roasting was not charged this second. A state that was not read is as it was.
-    fn marks(&mut self, states: &[Option<f64>]) -> Vec<EventKind> {
+    /// Returns the events of states that begin to hold. The first answer yields none: a machine
+    /// that is already roasting was not charged this second. A state that was not read stays
+    /// unchanged.
+    fn begun_events(&mut self, states: &[Option<f64>]) -> Vec<EventKind> {
         let mut marks = Vec::new();
-        for ((state, held), raw) in self.profile.states.iter().zip(&mut self.held).zip(states) {
+        for ((state, held), raw) in
+            self.profile.states.iter().zip(&mut self.held_before).zip(states)
+        {
             let Some(now) = holds(state, *raw) else { continue };
             if now && *held == Some(false) {
                 marks.extend(state.mark.as_deref().and_then(EventKind::parse));
@@ -282,9 +306,10 @@ impl ProfileDriver {
         marks
     }
 
-    /// What the guard of its controls may go by.
-    fn known(&self, mono_ms: u64, reading: &Reading) -> Known {
-        let remarked: Vec<&Channel> = reading.remarks.iter().map(|(channel, _)| channel).collect();
+    /// Builds the snapshot that the guard checks writes against.
+    fn snapshot(&self, mono_ms: u64, reading: &Reading) -> MachineSnapshot {
+        let remarked: Vec<&Channel> =
+            reading.quality_flags.iter().map(|(channel, _)| channel).collect();
         let doubtful = |channel: &Channel| {
             let terms = self.profile.derived.iter().zip(&self.derived);
             let terms = terms.filter(|(_, name)| *name == channel).flat_map(|(d, _)| &d.terms);
@@ -294,47 +319,51 @@ impl ProfileDriver {
         let named = |channel: &Channel| channel.as_str().to_owned();
         let sure = reading.values.iter().filter(|(channel, _)| !doubtful(channel));
         let states = self.profile.states.iter().zip(&self.states);
-        Known {
+        MachineSnapshot {
             at_ms: Some(mono_ms),
             values: sure.filter_map(|(channel, value)| Some((named(channel), (*value)?))).collect(),
-            remarks: reading.remarks.iter().map(|(c, remark)| (named(c), *remark)).collect(),
+            quality_flags: reading
+                .quality_flags
+                .iter()
+                .map(|(c, remark)| (named(c), *remark))
+                .collect(),
             states: states.filter_map(|(state, now)| Some((state.name.clone(), (*now)?))).collect(),
         }
     }
 
-    /// Makes the move that is next, if one is.
-    async fn obey_one(&mut self, mono_ms: u64) {
-        let Some(hand) = self.hand.clone() else { return };
+    /// Executes the next queued write, if there is one.
+    async fn execute_next(&mut self, mono_ms: u64) {
+        let Some(hand) = self.controls.clone() else { return };
         let Some(next) = hand.next(mono_ms) else { return };
         let began = Instant::now();
-        let outcome = self.bus.write(next.wanted, mono_ms).await;
+        let outcome = self.bus.write(next.command, mono_ms).await;
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        hand.ended(next, outcome, mono_ms.saturating_add(took_ms));
+        hand.complete(next, outcome, mono_ms.saturating_add(took_ms));
     }
 
-    async fn ask(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
+    async fn read_once(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
         match self.bus.poll(mono_ms).await {
             Ok(raws) if raws.values.iter().all(Option::is_none) => {
-                let why = "answers, and has none of the profile's values";
-                self.gap.get_or_insert_with(|| (mono_ms, why.to_owned()));
+                let why = "answers, but without any of the profile's values";
+                self.outage.get_or_insert_with(|| (mono_ms, why.to_owned()));
                 let id = self.profile.machine.id.clone();
-                let why = format!("the machine {why}; {}", raws.ailing.join("; "));
+                let why = format!("the machine {why}; {}", raws.failed_units.join("; "));
                 Err(DriverError::Profile(id, why.trim_end_matches("; ").to_owned()))
             }
             Ok(raws) => {
-                let mut reading = self.reading(mono_ms, raws);
-                if let Some((since_ms, why)) = self.gap.take() {
+                let mut reading = self.to_reading(mono_ms, raws);
+                if let Some((since_ms, why)) = self.outage.take() {
                     let seconds = mono_ms.saturating_sub(since_ms) as f64 / 1000.0;
                     reading.notes.push(format!("gap of {seconds:.1} s: {why}"));
                 }
-                if let Some(hand) = &self.hand {
-                    reading.notes.extend(hand.notes());
-                    hand.saw(self.known(mono_ms, &reading));
+                if let Some(hand) = &self.controls {
+                    reading.notes.extend(hand.take_notes());
+                    hand.observe(self.snapshot(mono_ms, &reading));
                 }
                 Ok(reading)
             }
             Err(error) => {
-                self.gap.get_or_insert_with(|| (mono_ms, error.to_string()));
+                self.outage.get_or_insert_with(|| (mono_ms, error.to_string()));
                 Err(error)
             }
         }
@@ -342,19 +371,19 @@ impl ProfileDriver {
 }
 
 impl Driver for ProfileDriver {
-    fn read(&mut self, mono_ms: u64) -> Answer<'_> {
-        Box::pin(self.ask(mono_ms))
+    fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
+        Box::pin(self.read_once(mono_ms))
     }
 
-    fn asked(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
-        match &self.hand {
-            Some(hand) => Box::pin(hand.asked()),
+    fn wait_for_write(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        match &self.controls {
+            Some(hand) => Box::pin(hand.wait_for_write()),
             None => Box::pin(std::future::pending()),
         }
     }
 
-    fn obey(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
-        Box::pin(self.obey_one(mono_ms))
+    fn execute_pending(&mut self, mono_ms: u64) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(self.execute_next(mono_ms))
     }
 }
 
@@ -362,14 +391,14 @@ impl Driver for ProfileDriver {
 mod tests {
     use super::*;
 
-    /// Answers what it is given, one a poll; an error where there is none.
+    /// Returns the given answers, one per poll; an error for `None`.
     struct Script(Vec<Option<Vec<Option<f64>>>>);
 
     impl Bus for Script {
-        fn poll(&mut self, _: u64) -> Polling<'_> {
+        fn poll(&mut self, _: u64) -> PollFuture<'_> {
             let next = self.0.remove(0);
             Box::pin(std::future::ready(match next {
-                Some(values) => Ok(Raws { values, ailing: Vec::new() }),
+                Some(values) => Ok(RawValues { values, failed_units: Vec::new() }),
                 None => Err(DriverError::Silent("plc".to_owned(), 300)),
             }))
         }
@@ -396,12 +425,12 @@ mod tests {
         let value = |r: &Reading, i: usize| r.values[i].1;
         assert!((value(&first, 0).unwrap() - 200.0).abs() < 1e-9, "°F becomes °C");
         assert!((value(&first, 2).unwrap() - 60.0).abs() < 1e-9, "derived");
-        assert!(first.remarks.is_empty());
+        assert!(first.quality_flags.is_empty());
         let second = driver.read(1000).await.unwrap();
-        assert_eq!(second.remarks, [(Channel::Bt, Quality::Spike)], "50 °C in a second");
-        assert_eq!(value(&driver.read(2000).await.unwrap(), 0), None, "the machine's own no");
+        assert_eq!(second.quality_flags, [(Channel::Bt, Quality::Spike)], "50 °C in a second");
+        assert_eq!(value(&driver.read(2000).await.unwrap(), 0), None, "a missing value");
         let fourth = driver.read(3000).await.unwrap();
-        assert_eq!(fourth.remarks, [(Channel::Bt, Quality::Range)]);
+        assert_eq!(fourth.quality_flags, [(Channel::Bt, Quality::Range)]);
     }
 
     #[tokio::test]
@@ -411,7 +440,7 @@ mod tests {
         let mut driver = driver(states.map(poll).to_vec());
         let mut marks = Vec::new();
         for i in 0..5 {
-            marks.push(driver.read(i * 1000).await.unwrap().marks.len());
+            marks.push(driver.read(i * 1000).await.unwrap().events.len());
         }
         assert_eq!(marks, [0, 0, 0, 1, 0]);
     }

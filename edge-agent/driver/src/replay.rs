@@ -5,7 +5,7 @@ use std::path::Path;
 use contract::Channel;
 use roast::recording::{FILE_BYTES_MAX, Recording};
 
-use crate::{Answer, Driver, DriverError, Reading};
+use crate::{Driver, DriverError, ReadFuture, Reading};
 
 pub struct Replay {
     recording: Recording,
@@ -38,7 +38,7 @@ impl Replay {
 impl Driver for Replay {
     /// The newest sample that is due. At high speed samples between two reads are skipped, as they
     /// would be with a real machine; their marks are not.
-    fn read(&mut self, mono_ms: u64) -> Answer<'_> {
+    fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
         #[allow(clippy::cast_possible_truncation)] // recorded time, ms; far off saturates
         let due_ms = (mono_ms as f64 * self.speed) as i64;
         let samples = &self.recording.samples;
@@ -59,7 +59,7 @@ impl Driver for Replay {
                         (Channel::Gas, sample.gas_pct),
                         (Channel::Fan, sample.fan_pct),
                     ],
-                    marks: marks.map(|(kind, _)| *kind).collect(),
+                    events: marks.map(|(kind, _)| *kind).collect(),
                     ..Reading::default()
                 })
             }

@@ -9,29 +9,31 @@ use protocols::s7::{self, ITEMS_MAX, Item, S7Error};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::guard::Move;
-use crate::port::{Place, Stream};
-use crate::profile::{Bus, Orders, Point, Polling, Raws, Writing, limit};
-use crate::{DriverError, Refused};
+use crate::connection::{Endpoint, Stream};
+use crate::interlock::Command;
+use crate::profile::{
+    Bus, PollFuture, RawValues, ReadPoint, WritableControls, WriteFuture, answer_timeout,
+};
+use crate::{DriverError, WriteError};
 
 pub struct S7 {
-    place: Place,
+    place: Endpoint,
     rack: u8,
     slot: u8,
     timing: Timing,
-    points: Vec<Point>,
-    orders: Orders,
+    points: Vec<ReadPoint>,
+    orders: WritableControls,
     connection: Option<Box<dyn Stream>>,
     reference: u16,
 }
 
 impl S7 {
     pub const fn new(
-        place: Place,
+        place: Endpoint,
         (rack, slot): (u8, u8),
         timing: Timing,
-        points: Vec<Point>,
-        orders: Orders,
+        points: Vec<ReadPoint>,
+        orders: WritableControls,
     ) -> Self {
         Self { place, rack, slot, timing, points, orders, connection: None, reference: 0 }
     }
@@ -49,12 +51,12 @@ impl S7 {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let mut stream = self.place.open(limit(&self.timing)).await?;
+        let mut stream = self.place.open(answer_timeout(&self.timing)).await?;
         let text = self.exchange(&mut stream, &s7::connect(self.rack, self.slot)).await?;
-        s7::connected(&text).map_err(|e| self.problem(&e))?;
+        s7::parse_connect_answer(&text).map_err(|e| self.problem(&e))?;
         let reference = self.next_reference();
         let text = self.exchange(&mut stream, &s7::setup(reference)).await?;
-        s7::agreed(&text, reference).map_err(|e| self.problem(&e))?;
+        s7::parse_setup_answer(&text, reference).map_err(|e| self.problem(&e))?;
         Ok(stream)
     }
 
@@ -68,14 +70,14 @@ impl S7 {
         stream.write_all(request).await.map_err(broken)?;
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.map_err(broken)?;
-        let length = s7::length(head).map_err(|e| self.problem(&e))?;
+        let length = s7::message_length(head).map_err(|e| self.problem(&e))?;
         let mut text = vec![0; length - head.len()];
         stream.read_exact(&mut text).await.map_err(broken)?;
         tokio::time::sleep(Duration::from_millis(self.timing.min_gap_ms)).await;
         Ok(text)
     }
 
-    async fn read_all(&mut self) -> Result<Raws, DriverError> {
+    async fn read_all(&mut self) -> Result<RawValues, DriverError> {
         let mut stream = self.connect().await?;
         let items: Vec<Item> =
             self.points.iter().filter_map(|p| item(&p.address, p.kind)).collect();
@@ -83,37 +85,40 @@ impl S7 {
         for (points, items) in self.points.clone().chunks(ITEMS_MAX).zip(items.chunks(ITEMS_MAX)) {
             let reference = self.next_reference();
             let text = self.exchange(&mut stream, &s7::read(reference, items)).await?;
-            let found = s7::values(&text, reference, items).map_err(|e| self.problem(&e))?;
+            let found =
+                s7::parse_read_answer(&text, reference, items).map_err(|e| self.problem(&e))?;
             values.extend(points.iter().zip(found).map(|(point, b)| raw(point, &b?)));
         }
         self.connection = Some(stream);
-        Ok(Raws { values, ailing: Vec::new() })
+        Ok(RawValues { values, failed_units: Vec::new() })
     }
 }
 
 impl S7 {
     /// How long `requests` may take, with connecting where that is to be done: two answers more.
-    fn patience(&self, requests: usize) -> Duration {
+    fn time_limit(&self, requests: usize) -> Duration {
         let answers = if self.connection.is_some() { requests } else { requests + 2 };
         let gap = Duration::from_millis(self.timing.min_gap_ms);
-        limit(&self.timing) + gap * u32::try_from(answers).unwrap_or(u32::MAX)
+        answer_timeout(&self.timing) + gap * u32::try_from(answers).unwrap_or(u32::MAX)
     }
 
-    async fn write_one(&mut self, wanted: Move) -> Result<(), Refused> {
+    async fn write_one(&mut self, wanted: Command) -> Result<(), WriteError> {
         let (item, bit, bytes) = {
-            let (order, raw) = self.orders.of(wanted)?;
-            let kind = order.control.kind.ok_or(Refused::Unknown)?;
-            let item = item(&order.address, kind).ok_or(Refused::Unknown)?;
-            let Address::S7 { bit, .. } = order.address else { return Err(Refused::Unknown) };
-            let words = kind.encode(Order::HighFirst, raw).ok_or(Refused::Unknown)?;
+            let (order, raw) = self.orders.resolve(wanted)?;
+            let kind = order.control.kind.ok_or(WriteError::NoSuchControl)?;
+            let item = item(&order.address, kind).ok_or(WriteError::NoSuchControl)?;
+            let Address::S7 { bit, .. } = order.address else {
+                return Err(WriteError::NoSuchControl);
+            };
+            let words = kind.encode(Order::HighFirst, raw).ok_or(WriteError::NoSuchControl)?;
             let bytes: Vec<u8> = match bit {
                 Some(_) => vec![u8::from(raw.abs() > f64::EPSILON)],
                 None => words.iter().flat_map(|word| word.to_be_bytes()).collect(),
             };
             (item, bit, bytes)
         };
-        let until = Instant::now() + self.patience(1);
-        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
+        let until = Instant::now() + self.time_limit(1);
+        let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
         let silent = DriverError::Silent(self.place.name(), self.timing.timeout_ms);
         let mut stream = match tokio::time::timeout_at(until, self.connect()).await {
             Ok(connected) => connected.map_err(unsent)?,
@@ -122,10 +127,10 @@ impl S7 {
         // From here on it may have been taken, whatever becomes of the answer.
         let reference = self.next_reference();
         let request = s7::write(reference, item, bit, &bytes);
-        let unsure = |error: DriverError| Refused::Unconfirmed(error.to_string());
+        let unsure = |error: DriverError| WriteError::Unconfirmed(error.to_string());
         let answer = tokio::time::timeout_at(until, self.exchange(&mut stream, &request)).await;
         let text = answer.map_err(|_| unsure(silent))?.map_err(unsure)?;
-        let outcome = s7::written(&text, reference);
+        let outcome = s7::parse_write_answer(&text, reference);
         if !matches!(outcome, Err(S7Error::Malformed(_) | S7Error::OtherRequest)) {
             self.connection = Some(stream);
         }
@@ -134,13 +139,13 @@ impl S7 {
 }
 
 impl Bus for S7 {
-    fn write(&mut self, wanted: Move, _mono_ms: u64) -> Writing<'_> {
+    fn write(&mut self, wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
         Box::pin(self.write_one(wanted))
     }
 
-    fn poll(&mut self, _mono_ms: u64) -> Polling<'_> {
+    fn poll(&mut self, _mono_ms: u64) -> PollFuture<'_> {
         Box::pin(async {
-            let limit = self.patience(self.points.len().div_ceil(ITEMS_MAX));
+            let limit = self.time_limit(self.points.len().div_ceil(ITEMS_MAX));
             // A timeout drops the connection with the future that holds it.
             match tokio::time::timeout(limit, self.read_all()).await {
                 Ok(read) => read,
@@ -163,7 +168,7 @@ fn item(address: &Address, kind: Type) -> Option<Item> {
 }
 
 /// S7 is big-endian throughout.
-fn raw(point: &Point, bytes: &[u8]) -> Option<f64> {
+fn raw(point: &ReadPoint, bytes: &[u8]) -> Option<f64> {
     let Address::S7 { bit, .. } = point.address else { return None };
     if let Some(bit) = bit {
         return Some(f64::from((bytes.first()? >> bit) & 1));

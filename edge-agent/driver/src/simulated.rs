@@ -3,7 +3,7 @@
 use contract::{Channel, EventKind};
 use roast::twin::{PRESETS, Preset, Twin};
 
-use crate::{Answer, Driver, Reading};
+use crate::{Driver, ReadFuture, Reading};
 
 pub struct Simulated {
     twin: Twin,
@@ -22,7 +22,7 @@ impl Simulated {
 }
 
 impl Driver for Simulated {
-    fn read(&mut self, mono_ms: u64) -> Answer<'_> {
+    fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
         let passed = mono_ms.saturating_sub(self.at_ms) / 100 * 100;
         self.at_ms += passed;
         let marks: Vec<EventKind> = self.twin.advance(passed * self.speed);
@@ -35,6 +35,6 @@ impl Driver for Simulated {
             (Channel::Drum, Some(r.drum_rpm)),
             (Channel::Ambient, Some(r.ambient_c)),
         ];
-        Box::pin(std::future::ready(Ok(Reading { values, marks, ..Reading::default() })))
+        Box::pin(std::future::ready(Ok(Reading { values, events: marks, ..Reading::default() })))
     }
 }

@@ -1,14 +1,14 @@
-//! Machines that are not there: a profile, a simulated roast, and the bytes that such a machine
-//! would answer, over TCP or a pseudo serial line. For tests, and for whoever writes a profile.
+//! Emulated machines: a profile, a simulated roast, and the bytes that such a machine would answer,
+//! over TCP or a pseudo serial line. For tests, and for profile authors.
 //!
 //! Shares the profile and nothing else with the drivers of Modbus; of the other protocols the
 //! codecs of `protocols` too.
 
 mod modbus;
+mod panel;
+mod polled_text;
+mod push_stream;
 mod s7;
-mod show;
-mod streams;
-mod texts;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,19 +25,19 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_serial::{SerialPort as _, SerialStream};
 
-pub use show::{Served, Show};
+pub use panel::{Panel, ServedReading};
 
 /// Opening a line must not make it this program's terminal.
 const O_NOCTTY: i32 = 0o400;
 
-/// What goes wrong.
+/// A fault to inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// No answer.
     Silent,
     /// An answer, this much later.
     Slow(Duration),
-    /// The machine says no: a Modbus exception code, an S7 error class.
+    /// The machine refuses: a Modbus exception code, an S7 error class.
     Refuses(u8),
     /// Bytes that mean nothing.
     Garbage,
@@ -51,14 +51,14 @@ pub enum Fault {
 
 /// Where an emulated machine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Endpoint {
     Tcp(SocketAddr),
     Serial(PathBuf),
 }
 
 /// A machine that runs until it is dropped.
 pub struct Emulator {
-    place: Place,
+    place: Endpoint,
     machine: Machine,
     serving: JoinHandle<()>,
     /// Our end of the pseudo line's other side: while it is open the line does not hang up.
@@ -72,17 +72,17 @@ type Written = BTreeMap<(u8, Table, u16), u16>;
 /// What the connections of one machine share.
 #[derive(Clone)]
 struct Machine {
-    show: Arc<Mutex<Show>>,
+    panel: Arc<Mutex<Panel>>,
     faults: Arc<Mutex<Faults>>,
-    /// Modbus registers that somebody has written, by unit: they stay as they were set.
+    /// Modbus registers that a client has written, by unit: they keep the written value.
     written: Arc<Mutex<Written>>,
-    /// From one unasked message to the next.
-    tells_every: Duration,
+    /// The interval between two pushed messages.
+    push_every: Duration,
 }
 
 impl Machine {
-    fn show(&self) -> MutexGuard<'_, Show> {
-        self.show.lock().unwrap_or_else(PoisonError::into_inner)
+    fn panel(&self) -> MutexGuard<'_, Panel> {
+        self.panel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -102,7 +102,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 impl Emulator {
     /// Starts a machine of `profile` whose roast goes on by `step_ms` from one reading to the next.
-    /// Machines that talk unasked do so every `tells_every`.
+    /// Machines that send without being polled do so every `tells_every`.
     ///
     /// # Errors
     /// When there is no port, or the transport cannot be emulated.
@@ -113,10 +113,10 @@ impl Emulator {
         tells_every: Duration,
     ) -> anyhow::Result<Self> {
         let machine = Machine {
-            show: Arc::new(Mutex::new(Show::new(profile, 7, step_ms))),
+            panel: Arc::new(Mutex::new(Panel::new(profile, 7, step_ms))),
             faults: Arc::default(),
             written: Arc::default(),
-            tells_every,
+            push_every: tells_every,
         };
         let transport = profile.transport.clone();
         anyhow::ensure!(!matches!(transport, Transport::Boards {}), "boards have no line");
@@ -139,35 +139,35 @@ impl Emulator {
                     }
                 }
             });
-            let place = Place::Serial(name.into());
+            let place = Endpoint::Serial(name.into());
             return Ok(Self { place, machine, serving, _far_end: Some(far) });
         }
         let listener = TcpListener::bind(listen).await?;
-        let place = Place::Tcp(listener.local_addr()?);
+        let place = Endpoint::Tcp(listener.local_addr()?);
         let serving = tokio::spawn(accept(listener, transport, machine.clone()));
         Ok(Self { place, machine, serving, _far_end: None })
     }
 
     #[must_use]
-    pub const fn place(&self) -> &Place {
+    pub const fn endpoint(&self) -> &Endpoint {
         &self.place
     }
 
     /// What was read of it, reading by reading.
     #[must_use]
-    pub fn served(&self) -> Vec<Served> {
-        self.machine.show().served()
+    pub fn served(&self) -> Vec<ServedReading> {
+        self.machine.panel().served()
     }
 
     /// From now on this goes wrong, at one Modbus unit or everywhere.
-    pub fn fail(&self, station: Option<u8>, fault: Fault) {
+    pub fn inject_fault(&self, station: Option<u8>, fault: Fault) {
         let mut faults = self.machine.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.retain(|(at, _)| *at != station);
         faults.push((station, fault));
     }
 
     /// From now on nothing goes wrong.
-    pub fn heal(&self) {
+    pub fn clear_faults(&self) {
         self.machine.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
@@ -184,7 +184,7 @@ async fn accept(listener: TcpListener, transport: Transport, machine: Machine) {
         let (transport, machine) = (transport.clone(), machine.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
-            machine.show().again();
+            machine.panel().repeat_last();
             serve(&mut stream, &transport, &machine).await;
         });
         while connections.try_join_next().is_some() {}
@@ -198,14 +198,18 @@ async fn serve(wire: &mut dyn Wire, transport: &Transport, machine: &Machine) {
         Transport::ModbusTcp { .. } => modbus::serve_tcp(wire, machine).await,
         Transport::ModbusRtu { .. } => modbus::serve_rtu(wire, machine).await,
         Transport::S7 { .. } => s7::serve(wire, machine).await,
-        Transport::Tc4 { .. } => texts::serve_tc4(wire, machine).await,
-        Transport::Kaleido { .. } => texts::serve_kaleido(wire, machine).await,
-        Transport::Hottop { .. } => streams::tell(wire, machine, streams::hottop).await,
-        Transport::Santoker { .. } => streams::tell(wire, machine, streams::santoker).await,
-        Transport::Line { format: firmware_profiles::LineFormat::Jsonl, .. } => {
-            streams::tell(wire, machine, streams::json).await
+        Transport::Tc4 { .. } => polled_text::serve_tc4(wire, machine).await,
+        Transport::Kaleido { .. } => polled_text::serve_kaleido(wire, machine).await,
+        Transport::Hottop { .. } => {
+            push_stream::push_values(wire, machine, push_stream::hottop).await
         }
-        Transport::Line { .. } => streams::tell_csv(wire, machine).await,
+        Transport::Santoker { .. } => {
+            push_stream::push_values(wire, machine, push_stream::santoker).await
+        }
+        Transport::Line { format: firmware_profiles::LineFormat::Jsonl, .. } => {
+            push_stream::push_values(wire, machine, push_stream::json).await
+        }
+        Transport::Line { .. } => push_stream::push_csv(wire, machine).await,
         Transport::Boards {} => Ok(()),
     };
 }

@@ -1,17 +1,17 @@
-//! `simcorp-emulator`: a machine of a profile, for whoever writes one and has no roaster at hand.
+//! `simcorp-emulator`: emulates the machine of a profile, for profile authors without a roaster.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use emulator::{Emulator, Place};
+use emulator::{Emulator, Endpoint};
 
 #[derive(Parser)]
-#[command(name = "simcorp-emulator", version, about = "A machine that is not there")]
+#[command(name = "simcorp-emulator", version, about = "Emulates the machine of a profile")]
 struct Cli {
-    /// An id of `simcorp-edge profile list`, or a file
+    /// Profile id from `simcorp-edge profile list`, or a file
     profile: String,
-    /// Where a TCP machine listens; a serial one gets a line of its own
+    /// Listen address of a TCP machine; a serial machine gets a pseudo serial line
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Simulated ms from one reading to the next
@@ -29,14 +29,14 @@ async fn main() -> anyhow::Result<()> {
     let checked = firmware_profiles::check(&text)?;
     let every = Duration::from_millis(checked.profile.timing.poll_ms);
     let emulator = Emulator::start(&checked.profile, cli.listen, cli.step_ms, every).await?;
-    match emulator.place() {
-        Place::Tcp(address) => println!(
+    match emulator.endpoint() {
+        Endpoint::Tcp(address) => println!(
             "{} listens: machine.profile.host = \"{}\", machine.profile.port = {}",
             checked.profile.machine.id,
             address.ip(),
             address.port()
         ),
-        Place::Serial(device) => println!(
+        Endpoint::Serial(device) => println!(
             "{} listens: machine.profile.device = \"{}\"",
             checked.profile.machine.id,
             device.display()

@@ -4,7 +4,7 @@ use firmware_profiles::address::{Address, Table};
 use protocols::crc16;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::show::Place;
+use crate::panel::ValueSlot;
 use crate::{Fault, Machine, Wire, answer};
 
 const ILLEGAL_FUNCTION: u8 = 1;
@@ -48,7 +48,7 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             return Ok(());
         }
         held.extend_from_slice(&bytes[..read]);
-        while let Some((station, pdu, taken)) = take_rtu(&held) {
+        while let Some((station, pdu, taken)) = split_request(&held) {
             held.drain(..taken);
             let fault = machine.fault(Some(station));
             let Some(reply) = reply(machine, station, fault, &pdu) else { continue };
@@ -69,7 +69,7 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
 }
 
 /// The first whole request: unit, PDU, bytes taken with what lies before it.
-fn take_rtu(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
+fn split_request(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     (0..held.len()).find_map(|at| {
         let head = held.get(at..at + 8)?;
         let length = match head[1] {
@@ -89,9 +89,9 @@ fn take_rtu(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
 fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Option<Vec<u8>> {
     let function = *pdu.first()?;
     let refuse = |code: u8| Some(vec![function | 0x80, code]);
-    let mut show = machine.show();
+    let mut show = machine.panel();
     let known = show
-        .places()
+        .slots()
         .iter()
         .any(|p| matches!(p.address, Address::Modbus { station: s, .. } if s == station));
     if !known {
@@ -105,7 +105,7 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     }
     if matches!(function, 5 | 6 | 15 | 16 | 22) {
         let mut places: Vec<(Address, u16)> = show.controls();
-        places.extend(show.places().iter().map(|p| (p.address.clone(), p.kind.words())));
+        places.extend(show.slots().iter().map(|p| (p.address.clone(), p.kind.words())));
         return match write(machine, station, fault, pdu, &places) {
             // What was asked for in its first five bytes, or seven: as the protocol has it.
             Ok(()) => Some(pdu[..if function == 22 { 7 } else { 5 }].to_vec()),
@@ -125,12 +125,12 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     // Which point each register is part of: a controller faults on those it does not have.
     let mut wanted: Vec<(usize, usize)> = Vec::new();
     for register in u32::from(start)..u32::from(start) + u32::from(count) {
-        let holds = |place: &Place| {
-            let first = first_of(place, station, table)?;
+        let holds = |place: &ValueSlot| {
+            let first = first_register(place, station, table)?;
             let offset = register.checked_sub(u32::from(first))?;
             (offset < u32::from(place.kind.words())).then_some(offset as usize)
         };
-        let mut found = show.places().iter().enumerate();
+        let mut found = show.slots().iter().enumerate();
         match found.find_map(|(point, place)| Some((point, holds(place)?))) {
             Some(found) => wanted.push(found),
             None => return refuse(ILLEGAL_ADDRESS),
@@ -142,7 +142,7 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     for (register, (point, offset)) in (start..=u16::MAX).zip(wanted) {
         if last.as_ref().is_none_or(|(p, _)| *p != point) {
             let raw = show.read(point);
-            let place = &show.places()[point];
+            let place = &show.slots()[point];
             last = Some((point, place.kind.encode(place.order, raw).unwrap_or_default()));
         }
         let shown = last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0);
@@ -202,7 +202,7 @@ fn write(
 }
 
 /// The first register of a place, where it is one of that unit's table.
-fn first_of(place: &Place, station: u8, table: Table) -> Option<u16> {
+fn first_register(place: &ValueSlot, station: u8, table: Table) -> Option<u16> {
     match place.address {
         Address::Modbus { station: s, table: t, register, .. } => {
             (s == station && t == table).then_some(register)

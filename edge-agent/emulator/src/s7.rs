@@ -1,6 +1,6 @@
 //! A Siemens controller.
 
-use firmware_profiles::address::{Address, Area, Use};
+use firmware_profiles::address::{Access, Address, Area};
 use firmware_profiles::encoding::Order;
 use protocols::s7::{self, Item, Request};
 use tokio::io::AsyncReadExt as _;
@@ -16,18 +16,18 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
         let mut head = [0; 4];
         wire.read_exact(&mut head).await?;
         let invalid = |e| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
-        let length = s7::length(head).map_err(invalid)?;
+        let length = s7::message_length(head).map_err(invalid)?;
         let mut text = vec![0; length - head.len()];
         wire.read_exact(&mut text).await?;
         let fault = machine.fault(None);
         let request = s7::parse_request(&text).map_err(invalid)?;
         let reply = match (&request, fault) {
-            (Request::Connect, _) => s7::accept(),
-            (Request::Setup { reference }, _) => s7::agree(*reference),
+            (Request::Connect, _) => s7::answer_connect(),
+            (Request::Setup { reference }, _) => s7::answer_setup(*reference),
             (
                 Request::Read { reference, .. } | Request::Write { reference, .. },
                 Some(Fault::Refuses(class)),
-            ) => s7::refuse(*reference, class, 4),
+            ) => s7::answer_error(*reference, class, 4),
             (Request::Write { reference, item, bit, bytes }, fault) => {
                 let done = fault == Some(Fault::Ignores)
                     || write(machine, (*item, *bit), bytes) == Some(true);
@@ -48,7 +48,7 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
 
 /// The control that a write is to, if there is one of that place and length.
 fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Option<bool> {
-    let mut show = machine.show();
+    let mut show = machine.panel();
     let area = match (item.area, item.block) {
         (0x82, _) => Area::Output,
         (0x83, _) => Area::Flag,
@@ -58,7 +58,7 @@ fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Op
     let address = Address::S7 { area, byte: item.byte, bit };
     let controls = &show.profile().controls;
     let kind = controls.iter().find(|c| {
-        Address::parse(show.profile(), c.station, &c.addr, Use::Write).as_ref() == Ok(&address)
+        Address::parse(show.profile(), c.station, &c.addr, Access::Write).as_ref() == Ok(&address)
     })?;
     let kind = kind.kind?;
     let raw = match bit {
@@ -70,19 +70,19 @@ fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Op
         }
         None => return None,
     };
-    Some(show.obey(&address, raw))
+    Some(show.write_control(&address, raw))
 }
 
 /// What lies at an item; `None` where the controller has nothing.
 fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
-    let mut show = machine.show();
+    let mut show = machine.panel();
     let at = |area: Area| match area {
         Area::Input => (0x81, 0),
         Area::Output => (0x82, 0),
         Area::Flag => (0x83, 0),
         Area::Block(block) => (0x84, block),
     };
-    let index = show.places().iter().position(|place| match place.address {
+    let index = show.slots().iter().position(|place| match place.address {
         Address::S7 { area, byte, bit } => {
             let bytes = if bit.is_some() { 1 } else { place.kind.words() * 2 };
             at(area) == (item.area, item.block) && byte == item.byte && bytes == item.bytes
@@ -90,7 +90,7 @@ fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
         _ => false,
     })?;
     let raw = show.read(index);
-    let place = &show.places()[index];
+    let place = &show.slots()[index];
     if let Address::S7 { bit: Some(bit), .. } = place.address {
         return Some(vec![u8::from(raw != 0.0) << bit]);
     }

@@ -82,23 +82,23 @@ fn checksum(frame: &[u8; FRAME_BYTES]) -> u8 {
 /// Finds frames in a stream of bytes that may begin in the middle of one.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    held: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl Decoder {
     /// Takes bytes and gives the newest whole status in them. Holds less than a frame.
     pub fn push(&mut self, bytes: &[u8]) -> Option<Status> {
-        self.held.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         let mut newest = None;
         let mut at = 0;
-        while let Some(frame) = self.held[at..].first_chunk::<FRAME_BYTES>() {
+        while let Some(frame) = self.buffer[at..].first_chunk::<FRAME_BYTES>() {
             let whole = frame[..2] == HEAD && frame[35] == checksum(frame);
             if whole {
                 newest = Status::decode(frame).or(newest);
             }
             at += if whole { FRAME_BYTES } else { 1 };
         }
-        self.held.drain(..at);
+        self.buffer.drain(..at);
         newest
     }
 }
@@ -137,7 +137,7 @@ mod tests {
         fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
             let mut decoder = Decoder::default();
             let _ = decoder.push(&bytes);
-            proptest::prop_assert!(decoder.held.len() < FRAME_BYTES);
+            proptest::prop_assert!(decoder.buffer.len() < FRAME_BYTES);
         }
     }
 }

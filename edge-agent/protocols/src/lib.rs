@@ -1,8 +1,8 @@
-//! The bytes that roasters speak, where no well-kept crate speaks them: pure encoders and decoders,
-//! both sides of each, so that the agent and the emulators mean the same. No I/O, no clock.
+//! The roaster protocols that no well-maintained crate implements: pure encoders and decoders for
+//! both sides, so that the agent and the emulator use the same ones. No I/O, no clock.
 //!
-//! Every decoder takes bytes from a machine, and so from anybody: none panics, none allocates more
-//! than it was given, and what is not understood is skipped or refused, never guessed.
+//! Every decoder takes untrusted bytes: it must never panic, must not allocate more than its input,
+//! and skips or rejects what it does not understand, never guesses.
 
 pub mod hottop;
 pub mod kaleido;
@@ -14,7 +14,7 @@ pub mod tc4;
 /// The longest text line that any machine sends, in bytes.
 pub const LINE_BYTES_MAX: usize = 4096;
 
-/// CRC-16/MODBUS, by which Modbus frames on serial lines end, and Santoker's data.
+/// Computes CRC-16/MODBUS, which ends serial Modbus frames and Santoker's data.
 #[must_use]
 pub fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0xffff, |crc, byte| {

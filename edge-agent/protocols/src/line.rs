@@ -1,5 +1,5 @@
 //! Any source of text lines: a JSON object a line, or comma-separated values under a line of names,
-//! as the reference's `tcp-line` driver reads them.
+//! as upstream's `tcp-line` driver reads them.
 
 /// Numbers of one line by their names.
 pub type Values = Vec<(String, f64)>;

@@ -1,5 +1,5 @@
-//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that a roaster needs — connect, agree on a
-//! size, read variables, write one. Both sides, since the emulator answers what the driver asks.
+//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that a roaster needs — connect, agree on
+//! a size, read variables, write one. Both sides, since the emulator answers the driver's requests.
 
 /// The largest message that is asked for, in bytes; the controller may say less.
 pub const PDU_BYTES: u16 = 480;
@@ -8,17 +8,17 @@ pub const ITEMS_MAX: usize = 16;
 const TPKT_BYTES: usize = 4;
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Why an answer is none.
+/// Why an answer is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum S7Error {
     #[error("not an S7 message: {0}")]
     Malformed(&'static str),
     #[error("the controller refuses: class {class:#04x}, code {code:#04x}")]
-    Refused { class: u8, code: u8 },
-    /// What one variable's write came to: 0x03 not allowed, 0x05 no such address, 0x06 another type,
-    /// 0x0a no such block.
+    Rejected { class: u8, code: u8 },
+    /// What one variable's write came to: 0x03 not allowed, 0x05 no such address, 0x06 another
+    /// type, 0x0a no such block.
     #[error("the controller does not take the value: code {0:#04x}")]
-    Unwritten(u8),
+    WriteRejected(u8),
     #[error("the answer is to another request")]
     OtherRequest,
 }
@@ -38,7 +38,7 @@ pub struct Item {
 #[must_use]
 pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
     let place = ((rack & 0x07) << 5) | (slot & 0x1f);
-    framed(&[
+    tpkt_frame(&[
         0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00, // connection request, class 0
         0xc0, 0x01, 0x0a, // 1024 bytes a packet
         0xc1, 0x02, 0x01, 0x00, // us
@@ -50,7 +50,7 @@ pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
 #[must_use]
 pub fn setup(reference: u16) -> Vec<u8> {
     let [high, low] = PDU_BYTES.to_be_bytes();
-    job(reference, &[0xf0, 0x00, 0x00, 0x01, 0x00, 0x01, high, low], &[])
+    request_message(reference, &[0xf0, 0x00, 0x00, 0x01, 0x00, 0x01, high, low], &[])
 }
 
 /// Asks for the bytes of `items`, at most [`ITEMS_MAX`].
@@ -62,7 +62,7 @@ pub fn read(reference: u16, items: &[Item]) -> Vec<u8> {
     for item in items {
         push_item(&mut parameters, *item, None);
     }
-    job(reference, &parameters, &[])
+    request_message(reference, &parameters, &[])
 }
 
 /// Asks for one write: the bytes of `item`, or with `bit` that bit of its byte alone (0 or 1).
@@ -76,7 +76,7 @@ pub fn write(reference: u16, item: Item, bit: Option<u8>, bytes: &[u8]) -> Vec<u
     let mut data = vec![0x00, kind];
     data.extend_from_slice(&length.to_be_bytes());
     data.extend_from_slice(bytes);
-    job(reference, &parameters, &data)
+    request_message(reference, &parameters, &data)
 }
 
 fn push_item(parameters: &mut Vec<u8>, item: Item, bit: Option<u8>) {
@@ -89,7 +89,7 @@ fn push_item(parameters: &mut Vec<u8>, item: Item, bit: Option<u8>) {
     parameters.extend_from_slice(&address.to_be_bytes()[1..]);
 }
 
-fn job(reference: u16, parameters: &[u8], data: &[u8]) -> Vec<u8> {
+fn request_message(reference: u16, parameters: &[u8], data: &[u8]) -> Vec<u8> {
     message(0x01, reference, None, parameters, data)
 }
 
@@ -108,10 +108,10 @@ fn message(
     text.extend_from_slice(&error.unwrap_or_default()[..error.map_or(0, |e| e.len())]);
     text.extend_from_slice(parameters);
     text.extend_from_slice(data);
-    framed(&text)
+    tpkt_frame(&text)
 }
 
-fn framed(text: &[u8]) -> Vec<u8> {
+fn tpkt_frame(text: &[u8]) -> Vec<u8> {
     #[allow(clippy::cast_possible_truncation)] // below MESSAGE_BYTES_MAX
     let length = (TPKT_BYTES + text.len()) as u16;
     let mut bytes = vec![0x03, 0x00];
@@ -124,7 +124,7 @@ fn framed(text: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// When no message begins so.
-pub fn length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
+pub fn message_length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
     let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
     if head[0] != 0x03 || !(TPKT_BYTES + 3..=MESSAGE_BYTES_MAX).contains(&length) {
         return Err(S7Error::Malformed("no packet begins here"));
@@ -137,7 +137,7 @@ pub fn length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
 ///
 /// # Errors
 /// When it was not.
-pub fn connected(text: &[u8]) -> Result<(), S7Error> {
+pub fn parse_connect_answer(text: &[u8]) -> Result<(), S7Error> {
     match text.get(1) {
         Some(0xd0) => Ok(()),
         _ => Err(S7Error::Malformed(
@@ -150,7 +150,7 @@ pub fn connected(text: &[u8]) -> Result<(), S7Error> {
 ///
 /// # Errors
 /// When the answer is none, to another request, or a refusal.
-pub fn agreed(text: &[u8], reference: u16) -> Result<u16, S7Error> {
+pub fn parse_setup_answer(text: &[u8], reference: u16) -> Result<u16, S7Error> {
     let (parameters, _) = answer(text, reference)?;
     match parameters {
         [0xf0, _, _, _, _, _, high, low] => Ok(u16::from_be_bytes([*high, *low])),
@@ -162,7 +162,7 @@ pub fn agreed(text: &[u8], reference: u16) -> Result<u16, S7Error> {
 ///
 /// # Errors
 /// When the answer is none, to another request, a refusal, or of another form.
-pub fn values(
+pub fn parse_read_answer(
     text: &[u8],
     reference: u16,
     items: &[Item],
@@ -197,14 +197,14 @@ pub fn values(
     Ok(values)
 }
 
-/// Whether the controller took what it was told to write.
+/// Checks that the controller acknowledged the write.
 ///
 /// # Errors
 /// When the answer is none, to another request, or a refusal.
-pub fn written(text: &[u8], reference: u16) -> Result<(), S7Error> {
+pub fn parse_write_answer(text: &[u8], reference: u16) -> Result<(), S7Error> {
     match answer(text, reference)? {
         ([0x05, 0x01], [0xff]) => Ok(()),
-        ([0x05, 0x01], [code]) => Err(S7Error::Unwritten(*code)),
+        ([0x05, 0x01], [code]) => Err(S7Error::WriteRejected(*code)),
         _ => Err(S7Error::Malformed("not the answer to a write")),
     }
 }
@@ -219,7 +219,7 @@ fn answer(text: &[u8], reference: u16) -> Result<(&[u8], &[u8]), S7Error> {
         return Err(S7Error::OtherRequest);
     }
     if header[10..12] != [0, 0] {
-        return Err(S7Error::Refused { class: header[10], code: header[11] });
+        return Err(S7Error::Rejected { class: header[10], code: header[11] });
     }
     split(header, &text[15..])
 }
@@ -234,7 +234,7 @@ fn split<'t>(header: &[u8], rest: &'t [u8]) -> Result<(&'t [u8], &'t [u8]), S7Er
     Ok((&rest[..parameters], &rest[parameters..end]))
 }
 
-/// What a controller is asked.
+/// A request to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     Connect,
@@ -290,7 +290,7 @@ fn parse_item(item: &[u8; 12]) -> Item {
         bytes: u16::from_be_bytes([item[4], item[5]]),
         block: u16::from_be_bytes([item[6], item[7]]),
         area: item[8],
-        // 24 bits of bit address are at most 65,535 bytes and a few: those are nobody's.
+        // 24 bits of bit address are at most 65,535 bytes and a few: no item has those.
         byte: u16::try_from(u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3)
             .unwrap_or(u16::MAX),
     }
@@ -298,12 +298,12 @@ fn parse_item(item: &[u8; 12]) -> Item {
 
 /// The answers, on the controller's side.
 #[must_use]
-pub fn accept() -> Vec<u8> {
-    framed(&[0x06, 0xd0, 0x00, 0x01, 0x00, 0x01, 0x00])
+pub fn answer_connect() -> Vec<u8> {
+    tpkt_frame(&[0x06, 0xd0, 0x00, 0x01, 0x00, 0x01, 0x00])
 }
 
 #[must_use]
-pub fn agree(reference: u16) -> Vec<u8> {
+pub fn answer_setup(reference: u16) -> Vec<u8> {
     let [high, low] = PDU_BYTES.to_be_bytes();
     message(0x03, reference, Some([0, 0]), &[0xf0, 0, 0, 1, 0, 1, high, low], &[])
 }
@@ -334,7 +334,7 @@ pub fn answer_write(reference: u16, code: u8) -> Vec<u8> {
 }
 
 #[must_use]
-pub fn refuse(reference: u16, class: u8, code: u8) -> Vec<u8> {
+pub fn answer_error(reference: u16, class: u8, code: u8) -> Vec<u8> {
     message(0x03, reference, Some([class, code]), &[], &[])
 }
 
@@ -351,25 +351,25 @@ mod tests {
     #[test]
     fn what_is_asked_is_answered() {
         let request = read(7, &ITEMS);
-        assert_eq!(length(*request.first_chunk().unwrap()), Ok(request.len()));
+        assert_eq!(message_length(*request.first_chunk().unwrap()), Ok(request.len()));
         let expected = Request::Read { reference: 7, items: ITEMS.to_vec() };
         assert_eq!(parse_request(&request[4..]), Ok(expected));
         let held = vec![Some(vec![0x43, 0x36, 0, 0]), Some(vec![1]), None];
         let answer = answer_read(7, &held);
-        assert_eq!(values(&answer[4..], 7, &ITEMS), Ok(held));
-        assert_eq!(values(&answer[4..], 8, &ITEMS), Err(S7Error::OtherRequest));
-        assert_eq!(agreed(&agree(1)[4..], 1), Ok(PDU_BYTES));
-        assert_eq!(connected(&accept()[4..]), Ok(()));
+        assert_eq!(parse_read_answer(&answer[4..], 7, &ITEMS), Ok(held));
+        assert_eq!(parse_read_answer(&answer[4..], 8, &ITEMS), Err(S7Error::OtherRequest));
+        assert_eq!(parse_setup_answer(&answer_setup(1)[4..], 1), Ok(PDU_BYTES));
+        assert_eq!(parse_connect_answer(&answer_connect()[4..]), Ok(()));
         assert_eq!(
-            values(&refuse(7, 0x85, 0)[4..], 7, &ITEMS),
-            Err(S7Error::Refused { class: 0x85, code: 0 })
+            parse_read_answer(&answer_error(7, 0x85, 0)[4..], 7, &ITEMS),
+            Err(S7Error::Rejected { class: 0x85, code: 0 })
         );
     }
 
     #[test]
     fn what_is_told_to_be_written_is_understood() {
         let whole = write(7, ITEMS[2], None, &[0x12, 0x34]);
-        assert_eq!(length(*whole.first_chunk().unwrap()), Ok(whole.len()));
+        assert_eq!(message_length(*whole.first_chunk().unwrap()), Ok(whole.len()));
         let expected =
             Request::Write { reference: 7, item: ITEMS[2], bit: None, bytes: vec![0x12, 0x34] };
         assert_eq!(parse_request(&whole[4..]), Ok(expected));
@@ -377,23 +377,26 @@ mod tests {
         let expected =
             Request::Write { reference: 8, item: ITEMS[1], bit: Some(5), bytes: vec![1] };
         assert_eq!(parse_request(&bit[4..]), Ok(expected));
-        assert_eq!(written(&answer_write(7, 0xff)[4..], 7), Ok(()));
-        assert_eq!(written(&answer_write(7, 0x05)[4..], 7), Err(S7Error::Unwritten(5)));
-        assert_eq!(written(&answer_write(7, 0xff)[4..], 8), Err(S7Error::OtherRequest));
-        let refused = Err(S7Error::Refused { class: 0x85, code: 0 });
-        assert_eq!(written(&refuse(7, 0x85, 0)[4..], 7), refused);
+        assert_eq!(parse_write_answer(&answer_write(7, 0xff)[4..], 7), Ok(()));
+        assert_eq!(
+            parse_write_answer(&answer_write(7, 0x05)[4..], 7),
+            Err(S7Error::WriteRejected(5))
+        );
+        assert_eq!(parse_write_answer(&answer_write(7, 0xff)[4..], 8), Err(S7Error::OtherRequest));
+        let refused = Err(S7Error::Rejected { class: 0x85, code: 0 });
+        assert_eq!(parse_write_answer(&answer_error(7, 0x85, 0)[4..], 7), refused);
         let another = Err(S7Error::Malformed("not the answer to a write"));
-        assert_eq!(written(&answer_read(7, &[Some(vec![1])])[4..], 7), another);
+        assert_eq!(parse_write_answer(&answer_read(7, &[Some(vec![1])])[4..], 7), another);
     }
 
     proptest::proptest! {
         #[test]
         fn any_bytes_are_an_answer_or_not(text: Vec<u8>, reference: u16) {
             let _ = (
-                values(&text, reference, &ITEMS),
-                written(&text, reference),
-                agreed(&text, reference),
-                connected(&text),
+                parse_read_answer(&text, reference, &ITEMS),
+                parse_write_answer(&text, reference),
+                parse_setup_answer(&text, reference),
+                parse_connect_answer(&text),
                 parse_request(&text),
             );
         }
@@ -404,7 +407,7 @@ mod tests {
             if let Some(slot) = answer.get_mut(at) {
                 *slot = byte;
             }
-            let _ = values(&answer[4..], 7, &ITEMS);
+            let _ = parse_read_answer(&answer[4..], 7, &ITEMS);
         }
     }
 }

@@ -48,62 +48,62 @@ impl Message {
 /// Finds messages in a stream of bytes.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    held: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl Decoder {
     /// Takes bytes and gives the whole messages in them, oldest first. Holds less than a frame.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Message> {
-        self.held.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         let mut messages = Vec::new();
         let mut at = 0;
-        while at < self.held.len() {
-            match read(&self.held[at..]) {
-                Found::Message(message, length) => {
+        while at < self.buffer.len() {
+            match read(&self.buffer[at..]) {
+                Scan::Message(message, length) => {
                     messages.push(message);
                     at += length;
                 }
-                Found::Half if self.held.len() - at < FRAME_BYTES_MAX => break,
-                Found::Nothing | Found::Half => at += 1,
+                Scan::Incomplete if self.buffer.len() - at < FRAME_BYTES_MAX => break,
+                Scan::Invalid | Scan::Incomplete => at += 1,
             }
         }
-        self.held.drain(..at);
+        self.buffer.drain(..at);
         messages
     }
 }
 
-enum Found {
+enum Scan {
     Message(Message, usize),
-    Nothing,
+    Invalid,
     /// It may become one.
-    Half,
+    Incomplete,
 }
 
-fn read(bytes: &[u8]) -> Found {
+fn read(bytes: &[u8]) -> Scan {
     for (i, expected) in [(0, HEAD[0]), (1, HEAD[1]), (3, CODE[0]), (4, CODE[1])] {
         match bytes.get(i) {
-            None => return Found::Half,
-            Some(byte) if *byte != expected => return Found::Nothing,
+            None => return Scan::Incomplete,
+            Some(byte) if *byte != expected => return Scan::Invalid,
             Some(_) => {}
         }
     }
-    let Some(length) = bytes.get(5).map(|l| usize::from(*l)) else { return Found::Half };
+    let Some(length) = bytes.get(5).map(|l| usize::from(*l)) else { return Scan::Incomplete };
     if !(1..=DATA_BYTES_MAX).contains(&length) {
-        return Found::Nothing;
+        return Scan::Invalid;
     }
     let end = 6 + length;
-    let Some(frame) = bytes.get(..end + 6) else { return Found::Half };
+    let Some(frame) = bytes.get(..end + 6) else { return Scan::Incomplete };
     if frame[end + 2..] != TAIL {
-        return Found::Nothing;
+        return Scan::Invalid;
     }
     let [low, high] = crc16(&frame[3..end]).to_le_bytes();
     // Real machines often send 0 for the first byte of the sum.
     let sums = frame[end + 1] == high && (frame[end] == low || frame[end] == 0);
     if !sums {
-        return Found::Nothing;
+        return Scan::Invalid;
     }
     let data = frame[6..end].iter().fold(0, |data, byte| (data << 8) | u32::from(*byte));
-    Found::Message(Message { target: frame[2], data }, frame.len())
+    Scan::Message(Message { target: frame[2], data }, frame.len())
 }
 
 #[cfg(test)]
@@ -150,7 +150,7 @@ mod tests {
         fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
             let mut decoder = Decoder::default();
             let _ = decoder.push(&bytes);
-            proptest::prop_assert!(decoder.held.len() < FRAME_BYTES_MAX);
+            proptest::prop_assert!(decoder.buffer.len() < FRAME_BYTES_MAX);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Rules about what can be moved.
 
-use super::reading::{address, switches, typed};
-use super::{Findings, has_channel, unknown_in};
-use crate::address::{Address, Table, Use};
+use super::reading::{check_address, check_bit_type, check_type};
+use super::{Findings, has_channel, unknown_reference};
+use crate::address::{Access, Address, Table};
 use crate::condition::{Condition, is_name};
 use crate::document::{Control, Profile, Remote, Role, Writes};
 use crate::encoding::Type;
@@ -14,7 +14,7 @@ const INTERVAL_S_MIN: f64 = 2.0;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     if profile.machine.writes == Writes::Enabled {
-        judged(profile, findings);
+        check_judging_channels(profile, findings);
     }
     for (i, control) in profile.controls.iter().enumerate() {
         let at = format!("control {}", control.name);
@@ -26,9 +26,10 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             &at,
             "is not a name of letters, digits and _",
         );
-        let place = address(profile, control.station, &control.addr, Use::Write, &at, findings);
-        typed(profile, control.kind, control.order.is_some(), &at, findings);
-        switches(profile, control.station, &control.addr, control.kind, &at, findings);
+        let place =
+            check_address(profile, control.station, &control.addr, Access::Write, &at, findings);
+        check_type(profile, control.kind, control.order.is_some(), &at, findings);
+        check_bit_type(profile, control.station, &control.addr, control.kind, &at, findings);
         findings.require(
             control.unit.is_some(),
             "no-unit",
@@ -36,18 +37,18 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             "has no unit; say C, F, pct, rpm, Hz, Pa, mbar or none",
         );
         if let Some(place) = &place {
-            shared(profile, i, place, &at, findings);
-            function(control, place, &at, findings);
+            check_shared_address(profile, i, place, &at, findings);
+            check_function(control, place, &at, findings);
         }
-        range(control, &at, findings);
-        readback(profile, control, &at, findings);
-        remote(profile, control, &at, findings);
+        check_range(control, &at, findings);
+        check_readback(profile, control, &at, findings);
+        check_remote(profile, control, &at, findings);
     }
 }
 
-/// Where anything is written, whatever is judged by must be worth believing: a broken sensor's number
-/// may satisfy a need, or make more heat look like less.
-fn judged(profile: &Profile, findings: &mut Findings) {
+/// When writes are enabled, every channel that the write rules use must have bounds: a broken
+/// sensor's value may satisfy a need, or make more heat look like less.
+fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
     let bt = profile.channels.iter().find(|channel| channel.name == "btC");
     findings.require(
         bt.is_some_and(|bt| bt.required && bt.valid.is_some()),
@@ -92,21 +93,27 @@ fn judged(profile: &Profile, findings: &mut Findings) {
             near,
             "judged",
             &at,
-            "has a readback_tol above its max_step, so nobody sees whether a step was taken",
+            "has a readback_tol above its max_step, so the readback cannot show a single step",
         );
         findings.require(
             control.role != Role::Burner || control.range.is_none_or(|[low, _]| low <= 0.0),
             "judged",
             &at,
-            "is a burner whose range does not begin at 0, so nobody could turn it off",
+            "is a burner whose range does not begin at 0, so it could not be turned off",
         );
     }
 }
 
 /// A shipped setup once moved the burner with the drum's slider.
-fn shared(profile: &Profile, index: usize, place: &Address, at: &str, findings: &mut Findings) {
+fn check_shared_address(
+    profile: &Profile,
+    index: usize,
+    place: &Address,
+    at: &str,
+    findings: &mut Findings,
+) {
     for other in &profile.controls[..index] {
-        let theirs = Address::parse(profile, other.station, &other.addr, Use::Write);
+        let theirs = Address::parse(profile, other.station, &other.addr, Access::Write);
         let words = |c: &Control| c.kind.map_or(1, Type::words);
         if theirs.is_ok_and(|t| overlaps(place, words(&profile.controls[index]), &t, words(other)))
         {
@@ -150,7 +157,7 @@ fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
 }
 
 /// A change of the untyped write from function 6 to 16 once started a fan.
-fn function(control: &Control, place: &Address, at: &str, findings: &mut Findings) {
+fn check_function(control: &Control, place: &Address, at: &str, findings: &mut Findings) {
     let Address::Modbus { table, bit, .. } = place else {
         findings.require(
             control.function.is_none() && control.apply.is_none(),
@@ -180,7 +187,7 @@ fn function(control: &Control, place: &Address, at: &str, findings: &mut Finding
     );
 }
 
-fn range(control: &Control, at: &str, findings: &mut Findings) {
+fn check_range(control: &Control, at: &str, findings: &mut Findings) {
     let Some([low, high]) = control.range else {
         findings.require(
             control.kind == Some(Type::Bool),
@@ -221,7 +228,7 @@ fn range(control: &Control, at: &str, findings: &mut Findings) {
     }
 }
 
-fn readback(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
+fn check_readback(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
     match control.readback.as_deref() {
         None => findings.add(
             "no-readback",
@@ -250,9 +257,9 @@ fn readback(profile: &Profile, control: &Control, at: &str, findings: &mut Findi
     }
 }
 
-fn remote(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
+fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut Findings) {
     for need in &control.needs {
-        if let Some(problem) = unknown_in(profile, Condition::parse(need).as_ref()) {
+        if let Some(problem) = unknown_reference(profile, Condition::parse(need).as_ref()) {
             findings.add("needs", at, format!("{need:?} {problem}"));
         }
     }

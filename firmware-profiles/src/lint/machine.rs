@@ -1,19 +1,19 @@
 //! Rules about the machine, its transport and its timing.
 
 use super::Findings;
-use crate::address::{Address, Use};
+use crate::address::{Access, Address};
 use crate::document::{Parity, Profile, Serial, Transport, Writes};
 use crate::encoding::Type;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
-    identity(profile, findings);
-    trust(profile, findings);
-    timing(profile, findings);
+    check_identity(profile, findings);
+    check_verification(profile, findings);
+    check_timing(profile, findings);
     if let Some(serial) = profile.transport.serial() {
-        line(serial, findings);
+        check_serial(serial, findings);
     }
     match &profile.transport {
-        Transport::ModbusRtu { serial, .. } => load(profile, serial, findings),
+        Transport::ModbusRtu { serial, .. } => check_bus_load(profile, serial, findings),
         // The maker's own limit between two frames is 1 s, and then it ejects the beans.
         Transport::Hottop { .. } => findings.require(
             (100..=500).contains(&profile.timing.poll_ms),
@@ -31,7 +31,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
 }
 
-fn identity(profile: &Profile, findings: &mut Findings) {
+fn check_identity(profile: &Profile, findings: &mut Findings) {
     let m = &profile.machine;
     let parts: Vec<&str> = m.id.split('.').collect();
     let tidy = |part: &&str| {
@@ -66,7 +66,7 @@ fn identity(profile: &Profile, findings: &mut Findings) {
 }
 
 /// Nothing is written before two people have seen at the machine that the profile is right (S23).
-fn trust(profile: &Profile, findings: &mut Findings) {
+fn check_verification(profile: &Profile, findings: &mut Findings) {
     let m = &profile.machine;
     let recorded = m.bring_up.as_ref().is_some_and(|b| {
         let mut by: Vec<&str> = b.by.iter().map(|name| name.trim()).collect();
@@ -89,7 +89,7 @@ fn trust(profile: &Profile, findings: &mut Findings) {
     );
 }
 
-fn timing(profile: &Profile, findings: &mut Findings) {
+fn check_timing(profile: &Profile, findings: &mut Findings) {
     let t = &profile.timing;
     findings.require(
         (20..=60_000).contains(&t.poll_ms),
@@ -117,7 +117,7 @@ fn timing(profile: &Profile, findings: &mut Findings) {
     );
 }
 
-fn line(serial: &Serial, findings: &mut Findings) {
+fn check_serial(serial: &Serial, findings: &mut Findings) {
     findings.require(
         (300..=921_600).contains(&serial.baud),
         "serial",
@@ -133,7 +133,7 @@ fn line(serial: &Serial, findings: &mut Findings) {
 }
 
 /// A serial bus that is asked for more than it can carry loses samples by design.
-fn load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
+fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
     let bits = u32::from(1 + serial.data_bits + serial.stop_bits)
         + u32::from(serial.parity != Parity::None);
     let reads = profile
@@ -144,7 +144,7 @@ fn load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
     // As if nothing could be joined: eight bytes asked, five and the words answered, and twice the
     // silence of 3.5 characters between frames.
     let bytes: u32 = reads
-        .filter(|(station, addr, _)| Address::parse(profile, *station, addr, Use::Read).is_ok())
+        .filter(|(station, addr, _)| Address::parse(profile, *station, addr, Access::Read).is_ok())
         .map(|(_, _, kind)| 8 + 5 + 2 * u32::from(kind.map_or(1, Type::words)) + 7)
         .sum();
     let line_ms = u64::from(bytes * bits * 1000 / serial.baud.max(1));

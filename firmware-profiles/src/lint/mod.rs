@@ -16,14 +16,14 @@ pub struct Finding {
     /// The rule's short name, which `docs/reference/profiles.md` explains.
     pub rule: &'static str,
     /// Where: `control burner`, `channel btC`, `timing`.
-    pub at: String,
+    pub location: String,
     /// What is wrong and what to do, in a sentence.
-    pub sentence: String,
+    pub message: String,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} [{}]", self.at, self.sentence, self.rule)
+        write!(f, "{}: {} [{}]", self.location, self.message, self.rule)
     }
 }
 
@@ -44,7 +44,7 @@ struct Findings {
 
 impl Findings {
     fn add(&mut self, rule: &'static str, at: impl Into<String>, sentence: impl Into<String>) {
-        self.found.push(Finding { rule, at: at.into(), sentence: sentence.into() });
+        self.found.push(Finding { rule, location: at.into(), message: sentence.into() });
     }
 
     /// A finding unless `holds`.
@@ -62,7 +62,7 @@ fn has_channel(profile: &Profile, name: &str) -> bool {
 }
 
 /// Why a condition cannot be judged by this profile, if it cannot.
-fn unknown_in(profile: &Profile, condition: Option<&Condition>) -> Option<String> {
+fn unknown_reference(profile: &Profile, condition: Option<&Condition>) -> Option<String> {
     match condition {
         None => {
             Some("is neither a state's name nor a comparison such as `drumRpm >= 20`".to_owned())

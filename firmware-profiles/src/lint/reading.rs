@@ -1,7 +1,7 @@
 //! Rules about what is read.
 
 use super::{Findings, has_channel};
-use crate::address::{Address, Table, Use};
+use crate::address::{Access, Address, Table};
 use crate::condition::is_name;
 use crate::document::{Channel, Profile, State, Transport, Unit};
 use crate::encoding::Type;
@@ -14,16 +14,16 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
     for (i, channel) in profile.channels.iter().enumerate() {
         let at = format!("channel {}", channel.name);
-        name(profile, &channel.name, i, &at, findings);
-        unit(&channel.name, channel.unit, &at, findings);
-        address(profile, channel.station, &channel.addr, Use::Read, &at, findings);
-        form(profile, channel, &at, findings);
-        bounds(channel, &at, findings);
+        check_name(profile, &channel.name, i, &at, findings);
+        check_unit(&channel.name, channel.unit, &at, findings);
+        check_address(profile, channel.station, &channel.addr, Access::Read, &at, findings);
+        check_encoding(profile, channel, &at, findings);
+        check_bounds(channel, &at, findings);
     }
     for (i, derived) in profile.derived.iter().enumerate() {
         let at = format!("derived {}", derived.name);
-        name(profile, &derived.name, profile.channels.len() + i, &at, findings);
-        unit(&derived.name, derived.unit, &at, findings);
+        check_name(profile, &derived.name, profile.channels.len() + i, &at, findings);
+        check_unit(&derived.name, derived.unit, &at, findings);
         findings.require(
             !derived.terms.is_empty()
                 && derived.terms.iter().all(|t| t.factor.is_finite() && t.factor != 0.0),
@@ -53,8 +53,8 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             &at,
             "is not a name of letters, digits and _",
         );
-        address(profile, state.station, &state.addr, Use::Read, &at, findings);
-        kind_of_state(profile, state, &at, findings);
+        check_address(profile, state.station, &state.addr, Access::Read, &at, findings);
+        check_state_type(profile, state, &at, findings);
         let known = state.mark.as_deref().is_none_or(|m| contract::EventKind::parse(m).is_some());
         findings.require(
             known,
@@ -65,7 +65,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
 }
 
-fn name(profile: &Profile, name: &str, index: usize, at: &str, findings: &mut Findings) {
+fn check_name(profile: &Profile, name: &str, index: usize, at: &str, findings: &mut Findings) {
     let known = contract::Channel::parse(name).is_some_and(|c| c != contract::Channel::Ror);
     findings.require(
         known && is_name(name),
@@ -79,7 +79,7 @@ fn name(profile: &Profile, name: &str, index: usize, at: &str, findings: &mut Fi
 }
 
 /// The name carries the unit, as everywhere on the wire, so the two must agree.
-fn unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings) {
+fn check_unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings) {
     let Some(unit) = unit else {
         findings.add(
             "no-unit",
@@ -102,11 +102,11 @@ fn unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings) {
     );
 }
 
-pub(super) fn address(
+pub(super) fn check_address(
     profile: &Profile,
     station: Option<u8>,
     text: &str,
-    wanted: Use,
+    wanted: Access,
     at: &str,
     findings: &mut Findings,
 ) -> Option<Address> {
@@ -145,7 +145,7 @@ pub(super) fn address(
 }
 
 /// Protocols of words need to know what the words are; untyped writes once opened a flap.
-pub(super) fn typed(
+pub(super) fn check_type(
     profile: &Profile,
     kind: Option<Type>,
     ordered: bool,
@@ -173,19 +173,19 @@ pub(super) fn typed(
     );
 }
 
-fn form(profile: &Profile, channel: &Channel, at: &str, findings: &mut Findings) {
-    typed(profile, channel.kind, channel.order.is_some(), at, findings);
+fn check_encoding(profile: &Profile, channel: &Channel, at: &str, findings: &mut Findings) {
+    check_type(profile, channel.kind, channel.order.is_some(), at, findings);
     findings.require(
         matches!(channel.divisor, 1 | 10 | 100 | 1000),
         "divisor",
         at,
         "the divisor is not 1, 10, 100 or 1000",
     );
-    switches(profile, channel.station, &channel.addr, channel.kind, at, findings);
+    check_bit_type(profile, channel.station, &channel.addr, channel.kind, at, findings);
 }
 
 /// A bit is a bool, and a bool is a bit.
-pub(super) fn switches(
+pub(super) fn check_bit_type(
     profile: &Profile,
     station: Option<u8>,
     addr: &str,
@@ -193,7 +193,7 @@ pub(super) fn switches(
     at: &str,
     findings: &mut Findings,
 ) {
-    let bit = match Address::parse(profile, station, addr, Use::Read) {
+    let bit = match Address::parse(profile, station, addr, Access::Read) {
         Ok(Address::Modbus { table, bit, .. }) => {
             bit.is_some() || matches!(table, Table::Coil | Table::Discrete)
         }
@@ -210,9 +210,9 @@ pub(super) fn switches(
     }
 }
 
-fn kind_of_state(profile: &Profile, state: &State, at: &str, findings: &mut Findings) {
-    typed(profile, state.kind, true, at, findings);
-    switches(profile, state.station, &state.addr, state.kind, at, findings);
+fn check_state_type(profile: &Profile, state: &State, at: &str, findings: &mut Findings) {
+    check_type(profile, state.kind, true, at, findings);
+    check_bit_type(profile, state.station, &state.addr, state.kind, at, findings);
     let (low, high) = state.kind.map_or((f64::MIN, f64::MAX), Type::bounds);
     findings.require(
         (low..=high).contains(&state.equals),
@@ -222,7 +222,7 @@ fn kind_of_state(profile: &Profile, state: &State, at: &str, findings: &mut Find
     );
 }
 
-fn bounds(channel: &Channel, at: &str, findings: &mut Findings) {
+fn check_bounds(channel: &Channel, at: &str, findings: &mut Findings) {
     if let Some([low, high]) = channel.valid {
         findings.require(low < high, "valid", at, "valid is not [lowest, highest]");
     } else {

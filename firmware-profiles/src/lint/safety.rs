@@ -1,7 +1,7 @@
 //! Rules about the safe state and the agent's own limits.
 
-use super::{Findings, unknown_in};
-use crate::condition::{Forbidden, SafeStep};
+use super::{Findings, unknown_reference};
+use crate::condition::{ForbidRule, SafeStep};
 use crate::document::{Control, Profile, Role};
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
@@ -39,7 +39,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
                     "safe_state",
                     format!("{text:?} names {}, which is no [[control]] here", step.control()),
                 ),
-                Some(control) => sensible(control, &step, text, findings),
+                Some(control) => check_safe_step(control, &step, text, findings),
             },
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
         );
     }
     for text in &safe.forbid {
-        let Some(forbidden) = Forbidden::parse(text) else {
+        let Some(forbidden) = ForbidRule::parse(text) else {
             findings.add(
                 "forbid",
                 "safe_state",
@@ -72,8 +72,8 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
                 format!("{text:?} names {}, which is no [[control]] here", forbidden.control);
             findings.add("forbid", "safe_state", sentence);
         }
-        if let Some(condition) = &forbidden.while_
-            && let Some(problem) = unknown_in(profile, Some(condition))
+        if let Some(condition) = &forbidden.condition
+            && let Some(problem) = unknown_reference(profile, Some(condition))
         {
             findings.add("forbid", "safe_state", format!("{text:?} {problem}"));
         }
@@ -85,7 +85,7 @@ fn control<'p>(profile: &'p Profile, name: &str) -> Option<&'p Control> {
 }
 
 /// A drum that stops with hot beans in it is a fire; heat is never raised to be safe.
-fn sensible(control: &Control, step: &SafeStep, text: &str, findings: &mut Findings) {
+fn check_safe_step(control: &Control, step: &SafeStep, text: &str, findings: &mut Findings) {
     let [low, high] = control.range.unwrap_or([0.0, 1.0]);
     if let SafeStep::Set { value, .. } = step {
         findings.require(

@@ -1,11 +1,11 @@
-//! The cloud's answer to a device. A broker's PUBACK says that the broker has a message; only
-//! this says that the database has it.
+//! The cloud's acknowledgement to a device. A broker's PUBACK means only that the broker has a
+//! message; this acknowledgement means that the database has committed it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{ChainId, SessionId};
 
-/// Frame numbers from the first to the last, both included.
+/// A range of frame numbers from the first to the last, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u64, u64)", into = "(u64, u64)")]
 pub struct FrameRange {
@@ -25,7 +25,7 @@ impl From<FrameRange> for (u64, u64) {
     }
 }
 
-/// Why a frame was refused. Each is a metric label and a word in the log.
+/// Why a frame was rejected. Each reason is also a metric label and appears in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -34,9 +34,9 @@ pub enum Refusal {
     Malformed,
     #[error("no key of that name is trusted")]
     UnknownKey,
-    #[error("the signature does not fit the bytes")]
+    #[error("the signature does not match the bytes")]
     BadSignature,
-    #[error("the key does not speak for that machine")]
+    #[error("the key is not authorised for that machine")]
     WrongOrigin,
     #[error("the number was used before with other content")]
     SequenceReused,
@@ -47,8 +47,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// True when the frame will never be taken: said only of frames whose signature was verified,
-    /// so nobody else can provoke it. The others are sent again, later.
+    /// Returns true if the frame will never be accepted. The cloud gives these reasons only for
+    /// frames whose signature it has verified, so that no other party can provoke them. Frames that
+    /// are rejected for another reason are sent again later.
     #[must_use]
     pub const fn is_final(self) -> bool {
         matches!(self, Self::SequenceReused | Self::BrokenChain)
@@ -68,33 +69,34 @@ impl Refusal {
     }
 }
 
-/// A frame that will never be stored as it is.
+/// A frame that the cloud rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     pub frame: u64,
     pub reason: Refusal,
 }
 
-/// What the cloud found when it counted a closed roast.
+/// The result of the cloud's check of a closed roast against its receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptVerdict {
     pub session_id: SessionId,
-    /// True when every frame is there and the digest fits.
+    /// True if every frame is stored and the digest matches.
     pub complete: bool,
-    /// The receipt's own digest does not fit the frames that are there.
+    /// True if the receipt's digest does not match the stored frames.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub digest_differs: bool,
 }
 
-/// Published on `roaster/{org}/{site}/{machine}/acks`, and the answer to `POST /v1/frames`.
+/// The acknowledgement that the cloud publishes on `roaster/{org}/{site}/{machine}/acks` and
+/// returns from `POST /v1/frames`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     pub chain: ChainId,
-    /// Committed: the edge may delete these.
+    /// Committed frames. The edge agent may delete them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acked: Vec<FrameRange>,
-    /// Missing before what was committed: the edge sends these again.
+    /// Frames that are missing before committed ones. The edge agent sends them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub need: Vec<FrameRange>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -104,7 +106,7 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// An answer that says nothing yet.
+    /// Creates an empty acknowledgement.
     #[must_use]
     pub const fn new(chain: ChainId) -> Self {
         Self {
@@ -116,7 +118,7 @@ impl Ack {
         }
     }
 
-    /// Adds one committed frame, joined to the range before it where they touch.
+    /// Adds one committed frame. It is merged into the last range if it is adjacent to it.
     pub fn push_acked(&mut self, frame: u64) {
         match self.acked.last_mut() {
             Some(range) if range.last + 1 == frame => range.last = frame,

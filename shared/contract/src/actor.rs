@@ -1,9 +1,10 @@
-//! Who did something.
+//! Actors: who or what did something.
 
 use serde::{Deserialize, Serialize};
 
 use crate::OrgId;
 
+/// The kind of an actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -14,7 +15,7 @@ pub enum ActorKind {
     System,
 }
 
-/// A person, an agent, a device or a service.
+/// Who did something: a person, an agent, a device or a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -1,9 +1,9 @@
-//! A thin reader over `minicbor` that names the field in every error and bounds every length.
+//! A CBOR reader over `minicbor` that names the field in every error and bounds every length.
 
 use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
-/// Why bytes are not what they should be.
+/// Why bytes cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("{field}: {problem} (at byte {at})")]
@@ -61,7 +61,7 @@ impl<'b> Reader<'b> {
         }
     }
 
-    /// A number within `0..=max`.
+    /// Reads a number within `0..=max`.
     pub(crate) fn up_to(
         &mut self,
         field: &'static str,
@@ -99,13 +99,13 @@ impl<'b> Reader<'b> {
             .map_err(|_| self.malformed(field, format!("{} bytes instead of {N}", bytes.len())))
     }
 
-    /// The length of a definite array of at most `max` items.
+    /// Reads the length of a definite array of at most `max` items.
     pub(crate) fn array(&mut self, field: &'static str, max: u64) -> Result<usize, DecodeError> {
         let length = self.take(field, Decoder::array)?;
         self.bounded(field, length, max)
     }
 
-    /// The number of pairs of a definite map of at most `max` pairs.
+    /// Reads the number of pairs of a definite map of at most `max` pairs.
     pub(crate) fn map(&mut self, field: &'static str, max: u64) -> Result<usize, DecodeError> {
         let length = self.take(field, Decoder::map)?;
         self.bounded(field, length, max)
@@ -124,7 +124,7 @@ impl<'b> Reader<'b> {
         }
     }
 
-    /// An array of exactly `expected` items.
+    /// Reads the head of an array of exactly `expected` items.
     pub(crate) fn tuple(
         &mut self,
         field: &'static str,
@@ -137,7 +137,7 @@ impl<'b> Reader<'b> {
         Err(self.malformed(field, format!("{length} items instead of {expected}")))
     }
 
-    /// Consumes a null and says so.
+    /// Consumes a null if the next item is one, and returns whether it was.
     pub(crate) fn null(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         if self.take(field, |d| d.datatype())? == Type::Null {
             self.take(field, Decoder::null)?;
@@ -146,7 +146,8 @@ impl<'b> Reader<'b> {
         Ok(false)
     }
 
-    /// Skips one well-formed item: what a newer agent adds does not break an older cloud.
+    /// Skips one well-formed item, so that a field that a newer agent adds does not break an older
+    /// cloud.
     pub(crate) fn skip(&mut self, field: &'static str) -> Result<(), DecodeError> {
         self.take(field, Decoder::skip)
     }
@@ -159,8 +160,9 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// The proof that encoding into a `Vec` cannot fail: `minicbor::encode::Error<Infallible>` has a
-/// message variant only for custom encoders, and none is used here.
+/// Unwraps the result of encoding into a `Vec`, which cannot fail:
+/// `minicbor::encode::Error<Infallible>` has a message variant only for custom encoders, and none
+/// is used here.
 pub(crate) fn sure<T>(result: Result<T, minicbor::encode::Error<std::convert::Infallible>>) -> T {
     match result {
         Ok(value) => value,

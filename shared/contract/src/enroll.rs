@@ -1,10 +1,12 @@
-//! What a gateway and the fleet say to each other about certificates, as JSON over TLS.
+//! The requests and responses between a gateway and the fleet service about certificates, as JSON
+//! over TLS.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{DeviceId, EpochMs, KeyId, MachineId, OrgId, SiteId};
 
-/// A gateway's first words: the token it was given, and a request made by its own key.
+/// A gateway's enrolment request: its enrolment token and a certificate request signed by its own
+/// key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Enroll {
@@ -12,83 +14,83 @@ pub struct Enroll {
     pub org_id: OrgId,
     pub site_id: SiteId,
     pub device: DeviceId,
-    /// What its configuration says it speaks for.
+    /// The machines that the gateway's configuration names.
     pub machines: Vec<MachineId>,
-    /// PKCS#10, DER, in base64.
+    /// The certificate request: PKCS#10, DER, in base64.
     pub request: String,
 }
 
-/// A gateway with a good certificate asks for the next one.
+/// A gateway's request for its next certificate, made while its certificate is still valid.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Renew {
-    /// PKCS#10, DER, in base64.
+    /// The certificate request: PKCS#10, DER, in base64.
     pub request: String,
 }
 
-/// A gateway whose certificate has expired asks for another with the same key.
+/// A gateway's request for a new certificate of the same key, after its certificate has expired.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
     pub org_id: OrgId,
     pub key_id: KeyId,
-    /// PKCS#10, DER, in base64.
+    /// The certificate request: PKCS#10, DER, in base64.
     pub request: String,
 }
 
-/// What a gateway was given.
+/// The fleet service's response with a new certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Granted {
     pub org_id: OrgId,
     pub key_id: KeyId,
-    /// The machines it may speak for.
+    /// The machines that the gateway may send data for.
     pub machines: Vec<MachineId>,
-    /// PEM.
+    /// The gateway's certificate, PEM.
     pub certificate: String,
-    /// PEM; the fleet itself, and gateways, are certified by these.
+    /// The CA certificates of the fleet service itself and of gateways, PEM.
     pub authority: String,
-    /// Where the fleet answers gateways.
+    /// The URL at which the fleet service answers gateways.
     pub fleet_url: String,
-    /// Where frames go, when the fleet knows.
+    /// The broker to send frames to, when the fleet service knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker: Option<BrokerAddress>,
-    /// The fleet's clock.
+    /// The time by the fleet service's clock.
     pub now: EpochMs,
 }
 
-/// A broker, as gateways reach it.
+/// The address at which gateways reach a broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BrokerAddress {
     pub host: String,
     pub port: u16,
-    /// PEM: who certifies it.
+    /// The CA certificate of the broker, PEM.
     pub authority: String,
 }
 
-/// Who the fleet takes a gateway for.
+/// The identity of a gateway, as the fleet service has authenticated it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hello {
     pub org_id: OrgId,
     pub key_id: KeyId,
     pub machines: Vec<MachineId>,
-    /// The fleet's clock.
+    /// The time by the fleet service's clock.
     pub now: EpochMs,
 }
 
-/// The fleet's clock.
+/// The time by the fleet service's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Time {
     pub now: EpochMs,
 }
 
-/// Nobody has decided yet.
+/// The response while a request waits for a person's decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
-    /// For a person: what has to happen.
+    /// A sentence for people: what has to happen.
     pub waiting: String,
     pub since: EpochMs,
 }

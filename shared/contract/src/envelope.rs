@@ -1,5 +1,6 @@
-//! The reference's JSON envelope, nested (`{ts, origin, topic, payload, sig?, kid?}`) and flat
-//! (the payload itself with `sig?` and `kid?` beside its fields). Both are read; nested is written.
+//! Upstream Sim-Corp's JSON envelope, nested (`{ts, origin, topic, payload, sig?, kid?}`) or flat
+//! (the payload itself with `sig?` and `kid?` beside its fields). Both forms are read; only the
+//! nested form is written.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,7 +11,7 @@ use crate::{EpochMs, Origin};
 /// The largest envelope accepted, in bytes.
 pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 
-/// What an envelope carries.
+/// The content of an envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -19,7 +20,7 @@ pub enum Payload {
     Event(RoastEvent),
 }
 
-/// What ingestion found out about a signature.
+/// The result of ingestion's signature check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Verification {
@@ -28,7 +29,7 @@ pub struct Verification {
     pub error: Option<String>,
 }
 
-/// The nested form, as it is written and streamed.
+/// An envelope in the nested form, as it is written and streamed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -48,25 +49,25 @@ pub struct Envelope {
     pub verification: Option<Verification>,
 }
 
-/// Which of the two a topic promises.
+/// Which of the two payloads a topic carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
     Telemetry,
     Event,
 }
 
-/// An envelope as it was read.
+/// An envelope as it was received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Received {
     pub payload: Payload,
-    /// The payload's JSON as it came: what a signature was made over.
+    /// The payload's JSON as received, which is what a signature covers.
     pub raw_payload: Value,
     pub sig: Option<String>,
     pub kid: Option<String>,
     pub nested: bool,
 }
 
-/// Why an envelope is refused.
+/// Why an envelope is rejected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EnvelopeError {
     #[error("larger than {ENVELOPE_BYTES_MAX} bytes")]
@@ -79,7 +80,7 @@ pub enum EnvelopeError {
     Origin { claimed: String, actual: String },
 }
 
-/// Reads either form and checks that it speaks of the machine its topic names.
+/// Reads an envelope in either form and checks that it is about the machine that its topic names.
 ///
 /// # Errors
 /// Names the field that is missing, of the wrong type or out of bounds.
@@ -97,7 +98,7 @@ pub fn read(bytes: &[u8], expect: Expect, origin: &Origin) -> Result<Received, E
     let mut text = |name: &str| match fields.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(field(name, "not a text")),
+        Some(_) => Err(field(name, "not a string")),
     };
     let (sig, kid) = (text("sig")?, text("kid")?);
     let raw_payload = if nested {
@@ -163,7 +164,7 @@ fn typed<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, EnvelopeError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let problem = error.into_inner().to_string();
-        // A missing field is an error of the object that lacks it: its name is in the text.
+        // A missing field is an error of the enclosing object; its name is in the text.
         let name = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
         let name = name.map_or(path, str::to_owned);
         field(&name, problem)

@@ -1,4 +1,4 @@
-//! What happened to a roast, when, and who says so.
+//! Events of a roast: what happened, when, and where the information comes from.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,8 @@ type Encoder<'w> = minicbor::Encoder<&'w mut Vec<u8>>;
 /// The longest note, in bytes.
 pub const NOTE_BYTES_MAX: usize = 1024;
 
-/// The marks of a roast. `DEVELOPMENT_START` is the reference's second name for first crack's end
-/// of guessing; it is kept as its own kind because its publishers send it.
+/// The kind of an event. `DEVELOPMENT_START` is upstream Sim-Corp's second name for first crack,
+/// once it is no longer a guess. It is a separate kind because upstream's publishers send it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -44,7 +44,7 @@ impl EventKind {
         Self::Note,
     ];
 
-    /// The name on the wire.
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,7 +67,8 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 
-    /// True for the kinds the reference's clients know; the others would fail their validation.
+    /// Returns true for the kinds that upstream Sim-Corp's clients know. Their validation would
+    /// refuse the others.
     #[must_use]
     pub const fn in_reference(self) -> bool {
         matches!(
@@ -83,7 +84,8 @@ impl std::fmt::Display for EventKind {
     }
 }
 
-/// Who says so. A person's mark outranks the machine's word, which outranks an inference.
+/// Where an event comes from. An event set by a person takes precedence over one from the machine,
+/// which takes precedence over an inferred one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -113,18 +115,18 @@ impl EventSource {
     }
 }
 
-/// One event of one roast, in event time.
+/// One event of one roast, with the time at which it happened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineEvent {
     pub kind: EventKind,
-    /// The sample at which it happened.
+    /// The number of the sample at which the event happened.
     pub seq: u64,
     pub at: EpochMs,
     /// Seconds since CHARGE.
     pub elapsed_s: f64,
     pub session: SessionId,
     pub source: EventSource,
-    /// Bean temperature then, °C.
+    /// The bean temperature at the event, °C.
     pub bt_c: Option<f64>,
     pub note: Option<String>,
 }

@@ -1,12 +1,15 @@
-//! A frame: a run of samples and events of one machine, columnar, signed once, chained to the
-//! frame before it. `docs/reference/protocol.md` shows its bytes.
+//! Frames: consecutive samples and events of one machine, stored by column, signed once and chained
+//! to the frame before. `docs/reference/protocol.md` shows the bytes.
 
 use crate::cbor::{DecodeError, Reader, sure};
 use crate::{ChainId, Digest, EpochMs, MachineEvent, Origin};
 
-/// At the bound the encoder's caller cuts the frame; the decoder refuses.
+/// The largest number of samples. At this bound the encoder's caller completes the frame; the
+/// decoder refuses a larger frame.
 pub const SAMPLES_MAX: usize = 4096;
+/// The largest number of columns.
 pub const COLUMNS_MAX: usize = 32;
+/// The largest number of events.
 pub const EVENTS_MAX: usize = 64;
 /// The largest signed frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -14,15 +17,15 @@ pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 const DECIMALS_MAX: u8 = 6;
 const VERSION: u64 = 1;
 
-/// How far the wall clock can be believed.
+/// How far the gateway's wall clock can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClockQuality {
-    /// Nobody said.
+    /// Not stated.
     #[default]
     Unknown,
-    /// Running on its own since start: durations hold, dates may not.
+    /// Not synchronised since the start: durations are right, dates may be wrong.
     FreeRunning,
-    /// Disciplined by NTP or better.
+    /// Synchronised by NTP or better.
     Synchronised,
 }
 
@@ -47,16 +50,17 @@ impl ClockQuality {
     }
 }
 
-/// What is wrong with one value. A value without a remark is good; a missing one is `None`.
+/// A quality flag: what is wrong with one value. A value without a flag is good; a missing value
+/// is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quality {
-    /// Outside what the channel can be.
+    /// Outside the range of the channel.
     Range,
-    /// Further from its neighbours than the bean mass allows.
+    /// Further from its neighbours than the bean mass can physically change.
     Spike,
     /// The machine repeats an old value.
     Stale,
-    /// °F where °C was promised, or the other way round.
+    /// Probably °F where °C is expected, or the reverse.
     UnitSuspect,
 }
 
@@ -83,24 +87,24 @@ impl Quality {
     }
 }
 
-/// What a column holds. The unit is part of the name, as in the reference's JSON.
+/// What a column holds. The unit is part of its name, as in upstream Sim-Corp's JSON.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Channel {
     /// Bean temperature, °C.
     Bt,
     /// Environment (exhaust) temperature, °C.
     Et,
-    /// Rate of rise of BT, °C/min. Derived at the edge by the same estimator the cloud has.
+    /// Rate of rise of BT, °C/min. The edge agent derives it with the same estimator as the cloud.
     Ror,
-    /// Burner, %.
+    /// Burner power, %.
     Gas,
-    /// Air, %.
+    /// Fan, %.
     Fan,
     /// Drum speed, 1/min.
     Drum,
     /// Room temperature, °C.
     Ambient,
-    /// Anything else a machine offers, by its own name.
+    /// Any other value that a machine offers, by its own name.
     Extra(Box<str>),
 }
 
@@ -108,7 +112,7 @@ impl Channel {
     pub const STANDARD: [Self; 7] =
         [Self::Bt, Self::Et, Self::Ror, Self::Gas, Self::Fan, Self::Drum, Self::Ambient];
 
-    /// The name on the wire.
+    /// Returns the name on the wire.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -123,7 +127,8 @@ impl Channel {
         }
     }
 
-    /// Reads a name; `None` when it is not one of ours and not `A–Z a–z 0–9 _` of 1–32 letters.
+    /// Parses a name. Returns `None` if it is neither a standard name nor 1–32 characters of
+    /// `A–Z a–z 0–9 _`.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         if let Some(standard) = Self::STANDARD.into_iter().find(|c| c.as_str() == name) {
@@ -139,32 +144,33 @@ impl Channel {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
     pub channel: Channel,
-    /// One a sample; `None` is missing, never zero.
+    /// One value a sample; `None` means missing, never zero.
     pub values: Vec<Option<f64>>,
-    /// Remarks by sample index, ascending; what has none is good.
+    /// Quality flags by sample index, ascending. A value without a flag is good.
     pub quality: Vec<(u16, Quality)>,
 }
 
-/// A run of samples of one machine.
+/// Consecutive samples and events of one machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
     pub origin: Origin,
     pub chain: ChainId,
-    /// Position in the chain, from 1, without holes.
+    /// The position in the chain, from 1, without gaps.
     pub number: u64,
-    /// SHA-256 of the CBOR text of the frame before; `None` for the first. Of the text and not of
-    /// the signature, since an ES256 signature can be rewritten into another valid one.
+    /// The SHA-256 of the CBOR bytes of the frame before; `None` for the first frame. It covers the
+    /// bytes and not the signature, because an ES256 signature can be rewritten into another valid
+    /// one.
     pub previous: Option<Digest>,
-    /// Changes with every start of the gateway.
+    /// A random number that changes with every start of the edge agent.
     pub boot: u64,
-    /// The first sample's number; the others follow without holes. Runs on over boots.
+    /// The first sample's number; the others follow without gaps. Numbers continue across boots.
     pub first_seq: u64,
-    /// The first sample on the gateway's monotonic clock, ms.
+    /// The time of the first sample on the gateway's monotonic clock, ms.
     pub mono: u64,
-    /// The first sample on the wall clock.
+    /// The time of the first sample on the gateway's wall clock.
     pub wall: EpochMs,
     pub clock: ClockQuality,
-    /// SHA-256 of the machine profile by which the values were read; `None` where there is none.
+    /// The SHA-256 of the machine profile by which the values were read; `None` if there is none.
     pub profile: Option<Digest>,
     /// Monotonic milliseconds from the first sample to each; the first is 0.
     pub offsets_ms: Vec<u32>,
@@ -172,7 +178,7 @@ pub struct Frame {
     pub events: Vec<MachineEvent>,
 }
 
-/// Map keys. A new field takes a new number; a number is never used again.
+/// The CBOR map keys. A new field gets a new number; a number must never be reused.
 mod key {
     pub const VERSION: u64 = 0;
     pub const ORG: u64 = 1;
@@ -198,15 +204,15 @@ impl Frame {
         self.offsets_ms.len()
     }
 
-    /// The last sample's number; `None` for a frame of events alone.
+    /// Returns the last sample's number; `None` for a frame that contains only events.
     #[must_use]
     pub fn last_seq(&self) -> Option<u64> {
         let count = self.sample_count() as u64;
         (count > 0).then(|| self.first_seq + count - 1)
     }
 
-    /// The wall time of sample `index`: the first sample's, moved by the monotonic clock, so a
-    /// clock that jumps inside a frame cannot bend the curve.
+    /// Returns the wall-clock time of sample `index`: the first sample's time plus the offset by
+    /// the monotonic clock, so a wall clock that jumps inside a frame cannot distort the curve.
     #[must_use]
     pub fn wall_at(&self, index: usize) -> EpochMs {
         self.wall.plus(i64::from(self.offsets_ms.get(index).copied().unwrap_or(0)))
@@ -217,13 +223,13 @@ impl Frame {
         self.columns.iter().find(|column| column.channel == *channel)
     }
 
-    /// The value of `channel` at sample `index`.
+    /// Returns the value of `channel` at sample `index`.
     #[must_use]
     pub fn value(&self, channel: &Channel, index: usize) -> Option<f64> {
         self.column(channel).and_then(|column| column.values.get(index).copied().flatten())
     }
 
-    /// The CBOR text that is signed.
+    /// Encodes the frame as the CBOR bytes that are signed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256 + self.sample_count() * 12);
@@ -264,10 +270,10 @@ impl Frame {
         bytes
     }
 
-    /// Reads what [`Frame::encode`] wrote.
+    /// Decodes the bytes that [`Frame::encode`] wrote.
     ///
     /// # Errors
-    /// Names the field that is malformed, missing or beyond its bound. Unknown keys are skipped.
+    /// Names the field that is malformed, missing or out of bounds. Unknown keys are skipped.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
         let mut raw = Raw::default();
@@ -279,10 +285,11 @@ impl Frame {
     }
 }
 
-/// The length of the first CBOR item of `bytes`: where one message ends and the next begins.
+/// Returns the length of the first CBOR item of `bytes`: where one message ends and the next
+/// begins.
 ///
 /// # Errors
-/// When there is no whole item.
+/// When `bytes` does not begin with a complete item.
 pub fn item_length(bytes: &[u8]) -> Result<usize, DecodeError> {
     let mut decoder = minicbor::Decoder::new(bytes);
     decoder.skip().map_err(|error| DecodeError::Malformed {
@@ -293,7 +300,7 @@ pub fn item_length(bytes: &[u8]) -> Result<usize, DecodeError> {
     Ok(decoder.position())
 }
 
-/// A frame whose fields have not all been seen yet.
+/// A frame that is being decoded: some fields may still be absent.
 #[derive(Default)]
 struct Raw {
     version: Option<u64>,
@@ -314,7 +321,7 @@ struct Raw {
     events: Vec<MachineEvent>,
 }
 
-/// Numbers stay below 2^53, so that JSON, SQL and JavaScript all keep them exactly.
+/// The largest number. Numbers stay below 2^53, so that JSON, SQL and JavaScript keep them exactly.
 const NUMBER_MAX: u64 = (1 << 53) - 1;
 const NUMBER_EXPECTED: &str = "at most 2^53-1";
 
@@ -430,7 +437,7 @@ impl Raw {
     }
 }
 
-/// Steps between samples, summed up; a frame may span at most a day.
+/// Reads the steps between samples and sums them up to offsets. A frame may span at most a day.
 fn read_steps(r: &mut Reader<'_>) -> Result<Vec<u32>, DecodeError> {
     const SPAN_MS_MAX: u64 = 86_400_000;
     let count = r.array("steps", SAMPLES_MAX as u64)?;
@@ -446,8 +453,8 @@ fn read_steps(r: &mut Reader<'_>) -> Result<Vec<u32>, DecodeError> {
     Ok(offsets)
 }
 
-/// The smallest number of decimals that keeps every value exactly, if there is one.
-#[allow(clippy::float_cmp)] // exactly is the point
+/// Returns the smallest number of decimals that keeps every value exactly, if there is one.
+#[allow(clippy::float_cmp)] // exact equality is intended
 fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
     const WHOLE_MAX: f64 = 1e12;
     let mut decimals = 0_u8;
@@ -475,8 +482,9 @@ fn power(decimals: u8) -> f64 {
 }
 
 impl Column {
-    /// `[name, decimals|null, values, quality]`: with decimals, values are integers, each the
-    /// difference to the one before it; without, they are doubles. Either may hold nulls.
+    /// Encodes the column as `[name, decimals|null, values, quality]`. With decimals, the values
+    /// are integers, each the difference to the one before; without, they are doubles. Both forms
+    /// may contain nulls.
     fn encode(&self, e: &mut minicbor::Encoder<&mut Vec<u8>>) {
         sure(e.array(4));
         sure(e.str(self.channel.as_str()));

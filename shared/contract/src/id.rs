@@ -1,4 +1,4 @@
-//! Typed identities, so that a machine can never stand where a site was meant.
+//! Typed identities, so that a machine's identity can never be used where a site's is meant.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,8 +21,9 @@ pub enum IdError {
     Form { kind: &'static str, expected: &'static str },
 }
 
-/// MQTT's `/ + #` and everything a path, a URL or a shell could misread are kept out, so an
-/// identity can be a topic level, a file name and a label without escaping.
+/// Checks that a text is an identity. MQTT's `/ + #` and every character that a path, a URL or a
+/// shell could misread are refused, so an identity can be a topic level, a file name and a label
+/// without escaping.
 fn check(kind: &'static str, text: &str) -> Result<(), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty { kind });
@@ -49,7 +50,7 @@ macro_rules! text_id {
         pub struct $name(Box<str>);
 
         impl $name {
-            /// Checks and wraps a text.
+            /// Creates an identity from a text, after checking it.
             ///
             /// # Errors
             /// When the text is empty, too long or has a character outside `A–Z a–z 0–9 . _ - : @`.
@@ -94,7 +95,7 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// An organisation: the tenant every row belongs to.
+    /// An organisation: the tenant that every row belongs to.
     OrgId, "orgId"
 );
 text_id!(
@@ -110,13 +111,14 @@ text_id!(
     DeviceId, "deviceId"
 );
 text_id!(
-    /// One roast.
+    /// One session: a roast as it is stored.
     SessionId, "sessionId"
 );
 
 impl SessionId {
-    /// `S-<org>-<site>-<machine>-<YYYYMMDDTHHMMSS>-<6 hex>`, the reference's form. `salt` keeps
-    /// two roasts that began in the same second apart. An origin too long for the form is cut.
+    /// Creates `S-<org>-<site>-<machine>-<YYYYMMDDTHHMMSS>-<6 hex>`, upstream Sim-Corp's form.
+    /// `salt` distinguishes two roasts that began in the same second. An origin that is too long
+    /// for the form is truncated.
     #[must_use]
     pub fn compose(origin: &Origin, started: crate::EpochMs, salt: u32) -> Self {
         let mut head = format!("S-{}-{}-{}", origin.org, origin.site, origin.machine);
@@ -159,7 +161,7 @@ impl std::str::FromStr for Origin {
     }
 }
 
-/// A signing key's name: `device:{device}@{site}`.
+/// The identity of a signing key: `device:{device}@{site}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
@@ -263,12 +265,12 @@ macro_rules! byte_id {
 }
 
 byte_id!(
-    /// One journal's unbroken run of frames. A new journal is a new chain, so numbers that start
-    /// again can never be taken for a replay.
+    /// The identity of one journal's unbroken sequence of frames. A new journal is a new chain, so
+    /// frame numbers that start again can never be mistaken for a replay.
     ChainId, "chain", 16
 );
 byte_id!(
-    /// SHA-256.
+    /// A SHA-256 digest.
     Digest, "digest", 32
 );
 

@@ -1,10 +1,9 @@
-//! The words both halves of Sim-Corp speak: identities, samples, frames, events, sessions,
-//! missions,
-//! acknowledgements, receipts and topics, with their two encodings — CBOR frames for our own
-//! agents and the reference's JSON envelope for everybody else.
+//! The types that the edge agent and the cloud exchange: identities, samples, frames, events,
+//! sessions, missions, acknowledgements, receipts and topics, with their two encodings — CBOR
+//! frames for our own agents and upstream Sim-Corp's JSON envelope for all other publishers.
 //!
 //! Nothing in here does I/O, reads a clock or draws a random number. Every decoder takes
-//! untrusted bytes, answers with a typed error that names the field, and never panics.
+//! untrusted bytes, returns a typed error that names the field, and never panics.
 
 pub mod ack;
 pub mod actor;

@@ -1,15 +1,15 @@
-//! Missions: work that agents and workers claim, do and report, and what the governor said of it.
+//! Missions: work that agents and workers claim, do and report, and the governor's decisions on it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{Actor, EpochMs};
 
-/// The goal whose missions write roast reports.
+/// The goal of missions that write roast reports.
 pub const REPORT_GOAL: &str = "generate-roast-report";
-/// The goal whose missions hold a roast against the golden cases of its machine.
+/// The goal of missions that compare a roast with the golden cases of its machine.
 pub const EVAL_GOAL: &str = "evaluate-roast";
-/// The kind of report that follows every roast.
+/// The kind of the report that is written after every roast.
 pub const POST_ROAST: &str = "POST_ROAST_V1";
 
 macro_rules! words {
@@ -20,7 +20,7 @@ macro_rules! words {
             $($(#[$vdoc])* #[serde(rename = $word)] $variant),+
         }
 
-        // The derive does not see the words that a macro hands in.
+        // By hand, because the derive does not see the names that a macro passes in.
         #[cfg(feature = "openapi")]
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
@@ -42,7 +42,7 @@ macro_rules! words {
                 match self { $(Self::$variant => $word),+ }
             }
 
-            /// Reads a word, whatever its case.
+            /// Parses a name, ignoring its case.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|v| v.as_str().eq_ignore_ascii_case(text))
@@ -61,9 +61,9 @@ words! {
         Retry = "RETRY",
         Done = "DONE",
         Failed = "FAILED",
-        /// Waits for a person: the governor doubts it, or it has killed its workers.
+        /// Waits for a person: the governor quarantined it, or it crashed its workers.
         Quarantined = "QUARANTINED",
-        /// Against the policy.
+        /// The policy does not allow it.
         Blocked = "BLOCKED",
         Canceled = "CANCELED",
     }
@@ -80,7 +80,7 @@ words! {
 }
 
 words! {
-    /// What the governor decides.
+    /// A decision of the governor.
     Action {
         Allow = "ALLOW",
         Quarantine = "QUARANTINE",
@@ -116,7 +116,7 @@ words! {
     }
 }
 
-/// What a mission is for.
+/// The goal of a mission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", from = "GoalForm")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -128,7 +128,7 @@ pub struct Goal {
     pub desired_outcome: Option<String>,
 }
 
-/// Clients send either form.
+/// A goal as clients send it: a title alone, or all fields.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum GoalForm {
@@ -152,7 +152,7 @@ impl From<GoalForm> for Goal {
     }
 }
 
-/// A reason, with what it was judged by.
+/// A reason for a decision, with the values that it is based on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Reason {
@@ -176,7 +176,7 @@ impl Reason {
     }
 }
 
-/// What the governor, or a person after it, decided about a mission.
+/// The decision about a mission, by the governor or by a person after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -191,7 +191,7 @@ pub struct GovernanceDecision {
     pub decided_by: Decider,
 }
 
-/// What is known of the roast that a mission is about.
+/// What is known about the session that a mission is about.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -212,6 +212,7 @@ pub struct SessionSignals {
     pub last_telemetry_delta_sec: Option<f64>,
 }
 
+/// What the governor knows about a mission's subject.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MissionSignals {
@@ -219,14 +220,14 @@ pub struct MissionSignals {
     pub session: SessionSignals,
 }
 
-/// A mission as its creator describes it.
+/// A mission as its creator sends it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NewMission {
     #[serde(default, alias = "id", skip_serializing_if = "Option::is_none")]
     pub mission_id: Option<String>,
-    /// Two creations with one key are one mission.
+    /// A second request with the same key creates no second mission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// A title, or title, description and desired outcome.
@@ -236,7 +237,7 @@ pub struct NewMission {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub params: Map<String, Value>,
-    /// `orgId`, `siteId`, `machineId`, and whatever else the creator wants to find again.
+    /// `orgId`, `siteId`, `machineId`, and further fields that the creator may add.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub context: Map<String, Value>,
@@ -249,7 +250,7 @@ pub struct NewMission {
     pub signals: Option<MissionSignals>,
     #[serde(default)]
     pub priority: Priority,
-    /// 1 to 100; 5 when not given.
+    /// The largest number of attempts, 1 to 100; 5 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,13 +267,13 @@ pub struct LastError {
     pub details: Option<Map<String, Value>>,
 }
 
-/// A mission as the kernel holds it. What is unset is absent, never `null`.
+/// A mission as the kernel stores it. A field without a value is absent, never `null`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MissionRecord {
     pub mission_id: String,
-    /// The same.
+    /// The same as `missionId`.
     pub id: String,
     pub idempotency_key: String,
     pub goal: Goal,

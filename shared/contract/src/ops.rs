@@ -1,4 +1,5 @@
-//! What services tell each other about roasts, beside the machines' own topics.
+//! The messages that services publish for each other about roasts. Their topics are separate from
+//! the machines' own topics.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,15 +7,16 @@ use crate::mission::{CloseReason, POST_ROAST};
 use crate::topic::TopicError;
 use crate::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 
-/// A roast has ended and can be looked at. Told again until somebody has [`Taken`] it.
+/// The event that a roast has ended and can be processed. The publisher resends it until it
+/// receives [`Taken`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionClosed {
-    /// `session.closed`
+    /// Always `session.closed`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// 1
+    /// Always 1.
     pub version: u32,
     pub emitted_at: EpochMs,
     #[serde(flatten)]
@@ -46,7 +48,7 @@ impl SessionClosed {
     pub const KIND: &str = "session.closed";
     pub const VERSION: u32 = 1;
 
-    /// What is wrong with it, if anything: the type checks only the form.
+    /// Returns what is wrong with the event, if anything: deserialising checks only the form.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         if self.kind != Self::KIND || self.version != Self::VERSION {
@@ -62,14 +64,15 @@ impl SessionClosed {
     }
 }
 
-/// Whoever has made work of a [`SessionClosed`] says so; until then it is told again.
+/// Acknowledges a [`SessionClosed`] event: a service has created work for it. The publisher resends
+/// the event until it receives this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Taken {
     pub session_id: SessionId,
 }
 
-/// The two topics, `ops/{org}/{site}/{machine}/session/…`.
+/// The kind of a message on one of the two topics `ops/{org}/{site}/{machine}/session/…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Closed,
@@ -84,12 +87,13 @@ impl Kind {
         }
     }
 
+    /// Returns the topic of this kind for a machine.
     #[must_use]
     pub fn topic(self, origin: &Origin) -> String {
         format!("ops/{origin}/{}", self.suffix())
     }
 
-    /// A filter for all machines, shared by the members of `group`; see
+    /// Returns a topic filter for all machines, shared by the members of `group`; see
     /// [`crate::topic::Kind::shared_filter`].
     #[must_use]
     pub fn shared_filter(self, group: &str) -> String {
@@ -97,10 +101,10 @@ impl Kind {
     }
 }
 
-/// Reads a topic back.
+/// Parses a topic into origin and kind.
 ///
 /// # Errors
-/// When it is none of the two, or a level is not an identity.
+/// When it is neither of the two topics, or a level is not an identity.
 pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
     let mut levels = topic.splitn(5, '/');
     let mut next = || levels.next().ok_or(TopicError::Form);

@@ -1,4 +1,4 @@
-//! The reference's JSON words for a sample and an event, with its exact field names.
+//! Upstream Sim-Corp's JSON for a sample and an event, with its exact field names.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub enum ExtraValue {
     Text(String),
 }
 
-/// One sample as the reference's clients read and write it.
+/// One sample in the form that upstream Sim-Corp's clients read and write.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -35,10 +35,10 @@ pub struct TelemetryPoint {
     /// Rate of rise of BT, °C/min.
     #[serde(default, rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
     pub ror_c_per_min: Option<f64>,
-    /// Burner, 0..100 %.
+    /// Burner power, 0..100 %.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gas_pct: Option<f64>,
-    /// Air, 0..100 %.
+    /// Fan, 0..100 %.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fan_pct: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub struct TelemetryPoint {
     pub extras: BTreeMap<String, ExtraValue>,
 }
 
-/// One event as the reference's clients read and write it.
+/// One event in the form that upstream Sim-Corp's clients read and write.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -67,13 +67,13 @@ pub struct RoastEvent {
 }
 
 impl RoastEvent {
-    /// `payload.elapsedSeconds`, when it is a number ≥ 0.
+    /// Returns `payload.elapsedSeconds`, if it is a number ≥ 0.
     #[must_use]
     pub fn elapsed_seconds(&self) -> Option<f64> {
         self.number("elapsedSeconds").filter(|s| *s >= 0.0)
     }
 
-    /// A number of the payload.
+    /// Returns a number of the payload.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<f64> {
         self.payload.as_ref()?.get(name)?.as_f64()
@@ -89,7 +89,7 @@ pub struct FieldError {
 }
 
 impl TelemetryPoint {
-    /// The bounds that the types cannot carry.
+    /// Checks the bounds that the types cannot express.
     ///
     /// # Errors
     /// Names the first field outside its bounds.

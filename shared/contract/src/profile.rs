@@ -1,10 +1,10 @@
-//! Roast profiles: what a roast should be, as the reference's clients read it.
+//! Roast profiles: what a roast should be, in the form that upstream Sim-Corp's clients read.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Actor, EpochMs};
 
-/// What a roast aims at. °C, s, and a share.
+/// The targets of a roast: temperatures in °C, times in s, and a ratio.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -17,7 +17,7 @@ pub struct Targets {
     pub first_crack_temp_c: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_temp_c: Option<f64>,
-    /// Development's share of the whole, 0..1.
+    /// Development time as a share of the whole roast time, 0..1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_dev_ratio: Option<f64>,
     #[serde(rename = "targetTimeToFCSeconds", skip_serializing_if = "Option::is_none")]
@@ -26,7 +26,7 @@ pub struct Targets {
     pub target_drop_seconds: Option<f64>,
 }
 
-/// A point of the curve to follow; s since CHARGE.
+/// A point of the curve to follow. `elapsedSeconds` counts from CHARGE.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -40,7 +40,7 @@ pub struct CurvePoint {
     pub ror_c_per_min: Option<f64>,
 }
 
-/// How far a roast may lie from the curve.
+/// How far a roast may deviate from the curve.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -81,7 +81,7 @@ pub struct ProfileSource {
     pub session_id: Option<String>,
 }
 
-/// What a person says of a profile; the rest is ours.
+/// The fields of a profile that a person sets. The service sets all others.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -103,12 +103,12 @@ pub struct ProfileBody {
     pub source: ProfileSource,
 }
 
-/// More than this nobody follows.
+/// The largest number of points in a curve. No roast needs more.
 pub const CURVE_POINTS_MAX: usize = 5_000;
 const TAGS_MAX: usize = 50;
 
 impl ProfileBody {
-    /// What is wrong with it, each with its field.
+    /// Returns what is wrong with the profile, each with its field.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let mut found = Vec::new();
@@ -133,7 +133,7 @@ impl ProfileBody {
             self.batch_size_grams,
         ];
         let finite = numbers.iter().flatten().all(|value| value.is_finite());
-        require(finite, "targets", "a number that is none");
+        require(finite, "targets", "a number that is not finite");
         let share = t.target_dev_ratio.is_none_or(|ratio| (0.0..=1.0).contains(&ratio));
         require(share, "targets.targetDevRatio", "not between 0 and 1");
         let points = self.curve.as_ref().map_or(0, |curve| curve.points.len());
@@ -146,13 +146,13 @@ impl ProfileBody {
     }
 }
 
-/// A profile, one version of it.
+/// A roast profile in one of its versions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastProfile {
     pub profile_id: String,
-    /// From 1 on.
+    /// The version number; the first is 1.
     pub version: i64,
     pub org_id: String,
     pub created_at: EpochMs,
@@ -165,7 +165,7 @@ pub struct RoastProfile {
     pub body: ProfileBody,
 }
 
-/// A version as it was.
+/// A stored version of a profile, with a snapshot of the profile.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -1,10 +1,10 @@
-//! A receipt: the edge's signed word on what one roast consists of, so that the cloud can say
-//! "complete", or name exactly what is missing.
+//! Receipts: the edge agent's signed statement of what one roast consists of, so that the cloud can
+//! report the roast as complete, or name exactly what is missing.
 
 use crate::cbor::{DecodeError, Reader, sure};
 use crate::{ChainId, Digest, EpochMs, Origin, SessionId};
 
-/// What one closed roast consists of.
+/// The statement of what one closed roast consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     pub origin: Origin,
@@ -26,13 +26,13 @@ const VERSION: u64 = 1;
 const FIELDS: usize = 13;
 
 impl Receipt {
-    /// How many samples the roast has.
+    /// Returns how many samples the roast has.
     #[must_use]
     pub const fn sample_count(&self) -> u64 {
         self.last_seq - self.first_seq + 1
     }
 
-    /// The CBOR text that is signed: an array of thirteen.
+    /// Encodes the receipt as the CBOR bytes that are signed: an array of thirteen items.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256);
@@ -54,7 +54,7 @@ impl Receipt {
         bytes
     }
 
-    /// Reads what [`Receipt::encode`] wrote.
+    /// Decodes the bytes that [`Receipt::encode`] wrote.
     ///
     /// # Errors
     /// Names the field that is malformed, or whose range ends before it begins.

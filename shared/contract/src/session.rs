@@ -1,9 +1,10 @@
-//! A roast as the reference's clients read it.
+//! Sessions: roasts as they are stored, in the form that upstream Sim-Corp's clients read.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{EpochMs, Origin, SessionId};
 
+/// Whether a session is still running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -27,16 +28,16 @@ impl SessionStatus {
     }
 }
 
-/// How sure the cloud is that it holds the whole roast.
+/// Whether the cloud has stored the whole roast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Completeness {
-    /// No receipt yet: the roast is running, or its gateway is offline, or signs none.
+    /// No receipt yet: the roast is running, or its gateway is offline or signs no receipts.
     Open,
-    /// Every frame the gateway's receipt names is here and its digest fits.
+    /// Every frame that the gateway's receipt names is stored, and the receipt's digest matches.
     Complete,
-    /// The receipt names frames that are not here; they have been asked for.
+    /// The receipt names frames that are not stored. The cloud has requested them.
     Incomplete,
 }
 
@@ -56,7 +57,7 @@ impl Completeness {
     }
 }
 
-/// One line of `GET /sessions`.
+/// A session in the list that `GET /sessions` returns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -80,12 +81,12 @@ pub struct RoastSessionSummary {
     pub verified_points: u64,
     pub unsigned_points: u64,
     pub failed_points: u64,
-    /// The keys that signed it.
+    /// The keys that signed the session's data.
     pub device_ids: Vec<String>,
     pub completeness: Completeness,
 }
 
-/// `GET /sessions/{id}`.
+/// A session as `GET /sessions/{id}` returns it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -97,25 +98,25 @@ pub struct RoastSession {
     pub meta: serde_json::Map<String, serde_json::Value>,
 }
 
-/// One machine of `GET /machines`: what the fleet page shows.
+/// A machine in the list that `GET /machines` returns for the fleet page.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineStatus {
     #[serde(flatten)]
     pub origin: Origin,
-    /// When the newest sample was taken, by the machine's gateway.
+    /// The time of the newest sample, by the gateway's clock.
     pub last_sample_at: Option<EpochMs>,
-    /// When anything last arrived here.
+    /// When the cloud last received anything from the machine.
     pub last_seen_at: EpochMs,
     pub bt_c: Option<f64>,
     pub et_c: Option<f64>,
     pub ror_c_per_min: Option<f64>,
-    /// The running roast.
+    /// The running session.
     pub session_id: Option<SessionId>,
     pub session_started_at: Option<EpochMs>,
     pub last_event: Option<crate::EventKind>,
     pub last_event_at: Option<EpochMs>,
-    /// Frames known to be missing and asked for.
+    /// The number of frames that are known to be missing and that the cloud has requested.
     pub missing_frames: u64,
 }

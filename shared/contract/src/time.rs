@@ -8,12 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EpochMs(pub i64);
 
-/// 9999-12-31T00:00:00Z: past it ISO 8601 needs five-digit years.
+/// 9999-12-31T00:00:00Z. ISO 8601 needs five-digit years for later years.
 const MAX_MS: i64 = 253_402_214_400_000;
 
 impl EpochMs {
-    /// Parses a full date-time with seconds and `Z` or an offset; a text without one is refused,
-    /// since nobody could say what it means.
+    /// Parses a full date-time with seconds and `Z` or an offset. A text without `Z` or an offset
+    /// is refused, because it does not define an instant.
     #[must_use]
     pub fn parse_iso(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
@@ -22,13 +22,13 @@ impl EpochMs {
         Some(Self(timestamp.as_millisecond()))
     }
 
-    /// `20251005T210815`, for identities.
+    /// Formats the time as `20251005T210815`, for identities.
     #[must_use]
     pub fn compact(self) -> String {
         self.timestamp().strftime("%Y%m%dT%H%M%S").to_string()
     }
 
-    /// Milliseconds from `earlier` to here; negative when here comes first.
+    /// Returns the milliseconds from `earlier` to this time; negative if this time is earlier.
     #[must_use]
     pub const fn since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
@@ -39,7 +39,7 @@ impl EpochMs {
         Self(self.0.saturating_add(ms))
     }
 
-    /// True for a time ISO 8601 can write with four-digit years.
+    /// Returns true for a time from 1970 that ISO 8601 can write with a four-digit year.
     #[must_use]
     pub const fn is_plausible(self) -> bool {
         self.0 >= 0 && self.0 <= MAX_MS

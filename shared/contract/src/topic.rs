@@ -1,22 +1,23 @@
-//! MQTT topics. All of a machine's lie under `roaster/{org}/{site}/{machine}/`, so one ACL line
-//! binds a device to its machines. Five levels are the reference's; the sixth is ours.
+//! MQTT topics. All topics of a machine are under `roaster/{org}/{site}/{machine}/`, so one ACL
+//! line limits a device to its machines. Topics of five levels are upstream Sim-Corp's; the sixth
+//! level is ours.
 
 use crate::{IdError, MachineId, OrgId, Origin, SiteId};
 
-/// What a message on a machine's topic is.
+/// The kind of a message on a machine's topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The reference's JSON, one point a message.
+    /// Upstream Sim-Corp's JSON, one sample a message.
     Telemetry,
-    /// The reference's JSON, one event a message.
+    /// Upstream Sim-Corp's JSON, one event a message.
     Events,
-    /// A signed frame as it was made.
+    /// A signed frame, sent as soon as it was recorded.
     LiveFrame,
-    /// A signed frame from before an outage: it waits behind live ones.
+    /// A signed frame from the backlog after an outage. Live frames have priority over it.
     BacklogFrame,
     /// A signed receipt of a closed roast.
     Receipt,
-    /// The cloud's answer.
+    /// The cloud's acknowledgement.
     Ack,
 }
 
@@ -30,7 +31,7 @@ impl Kind {
         Self::Ack,
     ];
 
-    /// Everything after the machine.
+    /// Returns the levels after the machine.
     #[must_use]
     pub const fn suffix(self) -> &'static str {
         match self {
@@ -43,14 +44,15 @@ impl Kind {
         }
     }
 
-    /// The topic of this kind for a machine.
+    /// Returns the topic of this kind for a machine.
     #[must_use]
     pub fn topic(self, origin: &Origin) -> String {
         format!("roaster/{origin}/{}", self.suffix())
     }
 
-    /// A filter for all machines, shared by the members of `group` so that each message goes to
-    /// one of them. Each kind has a group of its own: rumqttd takes all filters of one group for one.
+    /// Returns a topic filter for all machines, shared by the members of `group` so that each
+    /// message goes to one of them. Each kind has a group of its own, because rumqttd treats all
+    /// filters of one group as one.
     #[must_use]
     pub fn shared_filter(self, group: &str) -> String {
         format!(
@@ -72,7 +74,7 @@ pub enum TopicError {
     Id(#[from] IdError),
 }
 
-/// Reads a topic back.
+/// Parses a topic into origin and kind.
 ///
 /// # Errors
 /// When it is not a machine's topic, its kind is unknown, or a level is not an identity.

@@ -1,11 +1,12 @@
-//! What people and workers write about a roast, as the reference's clients read it.
+//! What people and workers write about a roast, in the form that upstream Sim-Corp's clients read:
+//! metadata, notes, event overrides and reports.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{Actor, EpochMs, EventKind, Origin};
 
-/// What a roast was of. Unknown fields are dropped.
+/// The metadata of a session: beans, weights and conditions. Unknown fields are dropped.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -49,6 +50,7 @@ pub struct SessionMeta {
     pub extra: Map<String, Value>,
 }
 
+/// A roast defect that a taster found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -65,7 +67,7 @@ pub enum Defect {
     Flat,
 }
 
-/// What somebody noted about a roast, or tasted.
+/// A note about a session as its author sends it: remarks and cupping results.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -94,7 +96,7 @@ pub struct NewNote {
 }
 
 impl NewNote {
-    /// What is out of bounds, each with its field.
+    /// Returns what is out of bounds, each with its field.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let ten = 0.0..=10.0;
@@ -112,7 +114,7 @@ impl NewNote {
     }
 }
 
-/// A note as it is kept.
+/// A note about a session as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -134,13 +136,13 @@ pub enum OverrideSource {
     Device,
 }
 
-/// Where a mark lies by somebody's word, whatever was found.
+/// A manual override of an event's time. It takes precedence over the detected event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EventOverride {
     pub event_type: EventKind,
-    /// Since the session began, s.
+    /// The event's time in seconds since the session began.
     pub elapsed_seconds: f64,
     #[serde(default)]
     pub source: OverrideSource,
@@ -163,7 +165,7 @@ pub enum Author {
     Human,
 }
 
-/// How much of a roast's data was signed.
+/// How many of a session's samples were signed and verified.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -178,7 +180,8 @@ pub struct TrustMetrics {
     pub device_ids: Vec<String>,
 }
 
-/// A report as a worker or a person hands it in; where it belongs is taken from the session.
+/// A report as a worker or a person sends it. Its organisation, site and machine come from the
+/// session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -218,7 +221,7 @@ fn post_roast() -> String {
     crate::mission::POST_ROAST.to_owned()
 }
 
-/// A report as it is kept.
+/// A report as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -229,7 +232,7 @@ pub struct RoastReport {
     pub created_at: EpochMs,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
-    /// `reportId` is always there.
+    /// The report. In a stored report `reportId` is always present.
     #[serde(flatten)]
     pub report: NewReport,
 }

@@ -1,5 +1,7 @@
-//! Artisan's `.alog` recordings: one Python literal (newer ones: JSON), read without ever
-//! evaluating it, with limits on size and depth.
+//! Parser of Artisan's `.alog` recordings.
+//!
+//! A file is one Python literal (newer ones: JSON). The parser never evaluates it and limits its
+//! size and nesting depth.
 
 use contract::EventKind;
 use serde_json::{Map, Number, Value};
@@ -7,10 +9,10 @@ use serde_json::{Map, Number, Value};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-/// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
+/// The maximum size of a file, in bytes. A day at 1 Hz with every extra channel is smaller.
 pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
-/// What `timeindex` lists, in its order.
+/// The kinds of mark in `timeindex`, in its order.
 pub(crate) const TIMEINDEX: [EventKind; 8] = [
     EventKind::Charge,
     EventKind::DryEnd,
@@ -22,7 +24,7 @@ pub(crate) const TIMEINDEX: [EventKind; 8] = [
     EventKind::CoolEnd,
 ];
 
-/// Why a text is not a recording.
+/// The reason why a text is not an Artisan recording.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AlogError {
     #[error("larger than {FILE_BYTES_MAX} bytes")]
@@ -33,12 +35,13 @@ pub enum AlogError {
     Field { field: &'static str },
 }
 
-/// Reads a recording. Times that do not ascend and marks beyond the samples are dropped, as
-/// templates and importers write both.
+/// Parses a recording. Drops times that do not ascend and marks beyond the samples, because
+/// Artisan's templates and importers write both.
 ///
 /// # Errors
-/// When the text is not a literal, or has no `timex`, `temp1` and `temp2` of equal length.
-#[allow(clippy::float_cmp)] // -1 is a word, not a measurement
+/// If the text is too large or is not a literal, or has no `timex`, `temp1` and `temp2` of equal
+/// length.
+#[allow(clippy::float_cmp)] // -1 is a sentinel, not a measurement
 pub fn read(text: &str) -> Result<Recording, AlogError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(AlogError::TooLarge);
@@ -53,7 +56,7 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
         return Err(AlogError::Field { field: "temp1 and temp2 as long as timex" });
     }
     let fahrenheit = file.get("mode").and_then(Value::as_str) == Some("F");
-    // Artisan writes -1 for a reading it did not get.
+    // Artisan writes -1 for a missing reading.
     let celsius = |v: Option<f64>| {
         let v = v.filter(|v| *v != -1.0)?;
         Some(if fahrenheit { (v - 32.0) / 1.8 } else { v })
@@ -78,7 +81,7 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
     for (i, time) in times.iter().enumerate() {
         let before = recording.samples.last().map_or(i64::MIN, |s: &Sample| s.t_ms);
         let seconds = time.filter(|t| t.is_finite() && t.abs() < 1e7);
-        #[allow(clippy::cast_possible_truncation)] // checked: some months, as milliseconds
+        #[allow(clippy::cast_possible_truncation)] // checked: at most some months in milliseconds
         let t_ms = seconds.map(|t| ((t - start_s) * 1000.0).round() as i64);
         let Some(t_ms) = t_ms.filter(|t| *t > before) else {
             kept.push(None);
@@ -99,7 +102,7 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
     Ok(recording)
 }
 
-/// Weight in and out, g: `[in, out, unit]`; 0 is not weighed.
+/// Returns the weights in and out in grams, from `[in, out, unit]`. 0 means not weighed.
 fn weights(file: &Map<String, Value>) -> (Option<f64>, Option<f64>) {
     let list = file.get("weight").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let grams = match list.get(2).and_then(Value::as_str).map(str::to_ascii_lowercase).as_deref() {
@@ -113,7 +116,8 @@ fn weights(file: &Map<String, Value>) -> (Option<f64>, Option<f64>) {
     (weight(0), weight(1))
 }
 
-/// `timeindex` = [CHARGE (−1 unset), DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL] (0 unset).
+/// Returns the marks of `timeindex` = [CHARGE, DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL], in the
+/// order of their samples. Unset is −1 for CHARGE and 0 for the others.
 fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, usize)> {
     let indexes = file.get("timeindex").and_then(Value::as_array);
     let mut marks: Vec<(EventKind, usize)> = TIMEINDEX
@@ -130,7 +134,8 @@ fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, u
     marks
 }
 
-/// Special events by type, each in the order of samples: (sample, percent). Value v means (v−1)·10 %.
+/// Artisan's special events by type: (sample index, percent), in the order of the samples. The
+/// file's value v means (v−1)·10 %.
 struct Controls([Vec<(usize, f64)>; 4]);
 
 impl Controls {
@@ -159,7 +164,7 @@ impl Controls {
     }
 }
 
-/// Parses a dict literal of Python or an object of JSON.
+/// Parses a Python dict literal or a JSON object.
 fn parse_literal(text: &str) -> Result<Map<String, Value>, AlogError> {
     let text = text.trim_start_matches('\u{feff}');
     let mut parser = Parser { text, at: 0 };
@@ -286,7 +291,8 @@ impl Parser<'_> {
         }
     }
 
-    /// A lone surrogate (JSON writes emoji as two) becomes the replacement character.
+    /// Parses the hexadecimal digits of an escape. A lone surrogate (JSON writes an emoji as two)
+    /// becomes the replacement character.
     fn code_point(&mut self, digits: usize) -> Result<char, AlogError> {
         let hex = self.rest().get(..digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
         let code = hex.ok_or_else(|| self.error("a bad escape"))?;

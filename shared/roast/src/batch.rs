@@ -1,10 +1,11 @@
-//! What is in the drum, and how first crack differs with it on one machine.
+//! The content of the drum (beans and batch size), and its effect on the temperature of first crack
+//! on one machine.
 //!
-//! The machine's line ([`MarkLine`](crate::learn::MarkLine)) is what all its batches share. Beans
-//! and batch sizes that lie off it do so by a habit of their own: the mean of what their marks left
-//! unexplained, drawn towards nothing as if [`DOUBT`] marks had lain on the line (partial pooling;
-//! Gelman & Hill 2007, ch. 12). So a bean that was marked once moves little, and a machine whose
-//! marks do not depend on the bean is judged as before.
+//! All batches of a machine share its line ([`MarkLine`](crate::learn::MarkLine)). Each kind of
+//! beans and each batch size has its own offset from the line: the mean residual of its marks,
+//! shrunk towards 0 as if [`DOUBT`] further marks had lain on the line (partial pooling; Gelman &
+//! Hill 2007, ch. 12). So a bean that was marked once has a small offset, and the predictions stay
+//! the same on a machine whose marks do not depend on the bean.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +13,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::recording::Recording;
 
-/// Marks on the line that every habit begins with.
+/// The number of assumed marks on the line with which every offset starts.
 const DOUBT: f64 = 4.0;
-/// A habit is the mean of about so many marks, so that a new harvest is learned.
+/// An offset is the mean of about this many recent marks, so that it follows a new harvest.
 const MARKS_MAX: f64 = 12.0;
-/// Beans and sizes remembered; the one unseen for longest makes room.
+/// The maximum number of stored beans and sizes. A new one replaces the least recently used.
 const HABITS_MAX: usize = 64;
-/// A habit's mark counts as no further off than this, °C.
+/// The maximum residual of one mark, °C. A larger one is clamped to it.
 const FAR_C: f64 = 8.0;
 const NAME_CHARS_MAX: usize = 48;
 
-/// What is in the drum, as far as it is known.
+/// The known content of the drum.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     pub beans: String,
@@ -35,8 +36,8 @@ impl Batch {
         Self { beans: recording.beans.clone(), weight_g: recording.weight_in_g }
     }
 
-    /// The names under which habits are kept: the beans by the first line of what people wrote, the
-    /// size by half octaves (100–140 g, 140–200 g, …).
+    /// Returns the keys of this batch's offsets: the first non-empty line of the beans' text, and
+    /// the batch size in half octaves (91–128 g, 128–181 g, …).
     fn keys(&self) -> impl Iterator<Item = String> {
         let line = self.beans.lines().map(str::trim).find(|line| !line.is_empty());
         let beans = line.map(|line| {
@@ -52,10 +53,10 @@ impl Batch {
 
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 struct Habit {
-    /// °C from the machine's line, of `marks` marks.
+    /// Sum of the residuals of `marks` marks from the machine's line, °C.
     sum_c: f64,
     marks: f64,
-    /// When it was seen last, in marks of this machine.
+    /// The machine's mark count when this offset was last updated.
     seen: u32,
 }
 
@@ -65,7 +66,7 @@ impl Habit {
     }
 }
 
-/// How far batches lie off a machine's line, °C.
+/// The offsets of beans and batch sizes from a machine's line, °C.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Habits {
     by: BTreeMap<String, Habit>,
@@ -73,13 +74,13 @@ pub struct Habits {
 }
 
 impl Habits {
-    /// How far first crack of this batch is expected off the machine's line, °C.
+    /// Returns the expected offset of this batch's first crack from the machine's line, °C.
     #[must_use]
     pub fn c(&self, batch: &Batch) -> f64 {
         batch.keys().filter_map(|key| self.by.get(&key)).map(|habit| habit.c()).sum()
     }
 
-    /// Learns a mark that lay `off_c` from the machine's line, °C.
+    /// Learns from a mark whose residual from the machine's line was `off_c`, °C.
     pub fn learn(&mut self, batch: &Batch, off_c: f64) {
         self.marks += 1;
         let together = self.c(batch);
@@ -88,7 +89,7 @@ impl Habits {
                 self.forget_oldest();
             }
             let habit = self.by.entry(key).or_default();
-            // What the other habit of this batch does not explain.
+            // The part of the residual that the batch's other offset does not explain.
             let own = (off_c - (together - habit.c())).clamp(-FAR_C, FAR_C);
             let kept = if habit.marks < MARKS_MAX { 1.0 } else { 1.0 - 1.0 / MARKS_MAX };
             habit.sum_c = habit.sum_c * kept + own;

@@ -1,4 +1,4 @@
-//! A recording walked as it would have happened: sample by sample, nothing known ahead.
+//! Replay of a recording in order, sample by sample, without knowledge of later samples.
 
 use contract::EventKind;
 
@@ -10,10 +10,10 @@ use crate::forecast::{Ahead, Forecaster, Outlook};
 use crate::learn::Learned;
 use crate::recording::Recording;
 
-/// One roast found in a recording.
+/// One roast detected in a recording.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct FoundRoast {
-    /// The best answer about each mark, in the order of time.
+    /// The latest revision of each mark, in the order of time.
     pub marks: Vec<Inference>,
 }
 
@@ -32,26 +32,26 @@ impl FoundRoast {
     }
 }
 
-/// What walking a recording found.
+/// The result of the replay of a recording.
 #[derive(Debug, Clone, Default)]
 pub struct Walk {
-    /// Everything that became known, as it did.
+    /// Every change, in the order in which it became known.
     pub changes: Vec<Change>,
     /// The roasts, in order.
     pub roasts: Vec<FoundRoast>,
-    /// The bean temperature's clean view, dropouts bridged.
+    /// The clean view of the bean temperature, with short dropouts bridged.
     pub bt: Vec<Clean>,
-    /// Forecasts made on the way, one a step of [`FORECAST_EVERY_MS`].
+    /// The forecasts during the replay, one per [`FORECAST_EVERY_MS`].
     pub outlooks: Vec<Outlook>,
-    /// What the machine has taught about the next minute, this recording included.
+    /// The machine's forecast models (BT, ET) after this recording.
     pub ahead: [Ahead; 2],
 }
 
-/// How often a forecast is kept.
+/// The time between two stored forecasts, ms.
 pub const FORECAST_EVERY_MS: i64 = 5_000;
 
-/// Walks a recording with what earlier roasts of its machine have taught. The file's own marks are
-/// not looked at.
+/// Replays a recording with the model learned from earlier roasts of its machine. Ignores the marks
+/// of the file.
 #[must_use]
 pub fn walk(recording: &Recording, learned: &Learned) -> Walk {
     let learned = &learned.of_batch(&Batch::of(recording));
@@ -84,7 +84,7 @@ impl Walk {
         self.changes.push(change);
         match change {
             Change::Known(mark) if mark.kind == EventKind::Charge => {
-                // A revised CHARGE takes the place of the mistaken one, with all that followed it.
+                // A revised CHARGE replaces the wrong one and every mark after it.
                 if mark.revision > 0 {
                     self.roasts.pop();
                 }
@@ -110,8 +110,8 @@ impl Walk {
         }
     }
 
-    /// The recording's roast: of several the longest, since what is beside it is pre-heating or the
-    /// batch after.
+    /// Returns the recording's roast. Of several roasts it returns the longest, because the others
+    /// are pre-heating or the next batch.
     #[must_use]
     pub fn roast(&self) -> Option<&FoundRoast> {
         let mut best: Option<&FoundRoast> = None;
@@ -123,14 +123,15 @@ impl Walk {
         best
     }
 
-    /// The clean bean temperature at a moment, °C.
+    /// Returns the clean bean temperature at a time, °C.
     #[must_use]
     pub fn bt_at(&self, t_ms: i64) -> Option<f64> {
         value_at(&self.bt, t_ms)
     }
 }
 
-/// The value at a moment, between the known ones beside it if they are near, °C.
+/// Returns the value at a time, °C, interpolated between the known values within 10 s. With a known
+/// value on one side only, returns that value.
 #[must_use]
 pub fn value_at(view: &[Clean], t_ms: i64) -> Option<f64> {
     const NEAR_MS: i64 = 10_000;
@@ -149,7 +150,7 @@ pub fn value_at(view: &[Clean], t_ms: i64) -> Option<f64> {
 }
 
 impl Learned {
-    /// Learns from a walked recording and the marks a person left in it.
+    /// Learns from a replayed recording and the marks that a person made in it.
     pub fn study(&mut self, recording: &Recording, walk: &Walk) {
         let found = walk.roast();
         let curve = |kind| found.and_then(|roast| roast.mark(kind)).map(|mark| mark.curve_ms);
@@ -184,7 +185,7 @@ impl Learned {
                 delay.learn((end - begin) as f64 / 1000.0);
             }
         }
-        // Lines are learned in the time that the tracker will see: from its own CHARGE.
+        // Lines are learned on the tracker's time axis, which starts at the CHARGE it detects.
         let Some(start) = curve(EventKind::Charge)
             .map(|ms| ms + self.charge_offset.ms())
             .filter(|start| charge.is_none_or(|mark| (mark - start).abs() < 60_000))
@@ -212,7 +213,7 @@ impl Learned {
     }
 }
 
-/// Where the exhaust bent at a DROP that was found, as it was known then.
+/// Returns the time of the exhaust's bend at a detected DROP, from the samples known at that time.
 fn exhaust_bent(recording: &Recording, dropped: &Inference) -> Option<i64> {
     let mut witness = Witness::default();
     let until = recording.samples.iter().take_while(|s| s.t_ms <= dropped.known_ms);
@@ -220,7 +221,7 @@ fn exhaust_bent(recording: &Recording, dropped: &Inference) -> Option<i64> {
     witness.exhaust_ms(dropped.curve_ms, dropped.known_ms)
 }
 
-/// When the burner went out, with full air, in the minute and a half before a moment.
+/// Returns when the burner went out with full air, within 90 s of a time.
 fn burner_out(recording: &Recording, t_ms: i64) -> Option<i64> {
     let mut since = None;
     for sample in recording.samples.iter().take_while(|s| s.t_ms <= t_ms + 20_000) {

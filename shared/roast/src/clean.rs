@@ -1,62 +1,64 @@
-//! Cleaning: a derived view of one channel. The raw value is never changed; the clean one says why
-//! it differs, or why there is none.
+//! Cleaning: a derived view of one channel.
 //!
-//! A value is compared with what the channel's own recent slope expects. One that lies further off
-//! than [`JUMP_C`] and the time since allow is withheld until the next ones tell what it was: a
-//! spike (they return), a unit flip (they stay, and fit when read as the other unit), or a true step
-//! (they stay, and do not).
+//! The raw value is never changed. The clean value has the reason why it differs from the raw value
+//! or why there is none.
+//!
+//! A value is compared with the value that the channel's recent slope predicts. If the difference
+//! exceeds [`JUMP_C`] plus the allowance for the elapsed time, the value is withheld until the next
+//! values show what it was: a spike (they return), a unit flip (they stay, and fit in the other
+//! unit), or a true step (they stay, and do not fit).
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// No bean, flame or exhaust of a roaster is outside of it, °C.
+/// The range of any bean, flame or exhaust temperature in a roaster, °C.
 const RANGE_C: std::ops::RangeInclusive<f64> = -40.0..=600.0;
-/// A value may differ from the expected by this, plus [`JUMP_C_PER_S`] for each second since: beans
-/// that hit a hot probe make it fall by up to 4 °C/s.
+/// The allowed difference from the predicted value, °C, plus [`JUMP_C_PER_S`] for each second since
+/// the last good value: beans that hit a hot probe make it fall by up to 4 °C/s.
 const JUMP_C: f64 = 7.0;
 const JUMP_C_PER_S: f64 = 4.0;
-/// A flip between units moves a roasting temperature by at least this much.
+/// The minimum change of a roasting temperature by a unit flip, °C.
 const FLIP_C: f64 = 30.0;
-/// This many values that agree with each other, over this long, are believed.
+/// This many values that agree with each other over this time are accepted.
 const AGREE: usize = 3;
 const AGREE_MS: i64 = 2_000;
-/// After a longer silence nobody can tell a flip from a change.
+/// The longest silence after which a unit flip can be distinguished from a true change.
 const FLIP_WITHIN_MS: i64 = 20_000;
-/// The slope is taken over this much of the past.
+/// The span of the slope.
 const SLOPE_MS: i64 = 15_000;
-/// After a silence this long any value is believed, if it is no flip.
+/// After a longer silence any value that is not a flip is accepted.
 const FORGET_MS: i64 = 60_000;
-/// A curve that was moving at this rate, °C/s, and then shows one value for so long is stuck.
+/// A curve is stuck if it moved at this rate, °C/s, and then shows one value for [`STUCK_MS`].
 const MOVING_C_PER_S: f64 = 0.08;
 const STUCK_MS: i64 = 30_000;
-/// A dropout is bridged up to this many samples and this much time, after the fact only.
+/// The longest dropout that is bridged, in samples and in ms. Live values are never bridged.
 const BRIDGE_SAMPLES: usize = 3;
 const BRIDGE_MS: i64 = 6_500;
 
-/// Why a clean value is what it is.
+/// The reason for a clean value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
-    /// As the probe said.
+    /// Equal to the probe's value.
     Good,
-    /// The probe said nothing.
+    /// The probe returned no value.
     Missing,
-    /// Outside of what the channel can show.
+    /// Outside the channel's range.
     Range,
-    /// Far from its neighbours: withheld until they tell what it was.
+    /// Far from its neighbours: withheld until later values show what it was.
     Spike,
     /// The same value for too long on a curve that was moving.
     Stuck,
-    /// The first of several that agree with each other and not with what was before: the channel went
-    /// elsewhere at once, as no bean does.
+    /// The first of several values that agree with each other and not with the values before: the
+    /// channel jumped, which a bean temperature cannot do.
     Step,
-    /// Said in the other unit (°C, °F) and converted.
+    /// Received in the other unit (°C or °F) and converted.
     UnitFlip,
     /// The same value several times, then a step: the probe is polled faster than it measures, or
     /// shows whole degrees.
     Staircase,
-    /// Between two good neighbours of a short dropout; after the fact only.
+    /// Interpolated between the good neighbours of a short dropout. Never in live values.
     Bridged,
 }
 
@@ -65,27 +67,27 @@ pub enum Why {
 pub struct Clean {
     pub t_ms: i64,
     pub raw: Option<f64>,
-    /// °C; `None` when it is not known.
+    /// The clean value, °C; `None` if it is unknown.
     pub value: Option<f64>,
     pub why: Why,
 }
 
-/// Cleans one channel, sample by sample, with no look ahead.
+/// Cleans one channel, sample by sample, without look-ahead.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Cleaner {
     good: VecDeque<(i64, f64)>,
     withheld: Vec<(i64, f64)>,
-    /// The probe speaks °F by now.
+    /// True while the probe reports °F.
     flipped: bool,
-    /// Since when the value has not changed, and how fast it moved before, °C/s.
+    /// The time since when the value has not changed, and its slope before, °C/s.
     same_since: Option<(i64, f64)>,
-    /// Values taken, and how many of them stepped after having stood.
+    /// The number of accepted values, and of values that changed after several equal ones.
     taken: u32,
     stairs: u32,
 }
 
 impl Cleaner {
-    /// Takes the next raw value, °C, in event time.
+    /// Cleans the next raw value, °C. `t_ms` is event time.
     pub fn push(&mut self, t_ms: i64, raw: Option<f64>) -> Clean {
         let (value, why) = self.judge(t_ms, raw);
         Clean { t_ms, raw, value, why }
@@ -109,7 +111,7 @@ impl Cleaner {
             self.withheld.clear();
             return self.accept(t_ms, read(self.flipped));
         }
-        // Far off. What would it be in the other unit?
+        // The value is far off: check whether it fits in the other unit.
         let other = if self.flipped { said } else { celsius(said) };
         let flip =
             (other - expected).abs() <= limit.min(FLIP_C) && t_ms - last_ms <= FLIP_WITHIN_MS;
@@ -131,13 +133,13 @@ impl Cleaner {
             self.withheld.clear();
             return self.accept(t_ms, other);
         }
-        // Or the past was in the other unit, and this is the right one.
+        // Or the past values were in the other unit and this value is in the right one.
         self.restart();
         let (value, _) = self.accept(t_ms, read(self.flipped));
         (value, Why::Step)
     }
 
-    /// The channel went elsewhere: its past says nothing about it any more.
+    /// Discards the past after a jump, because it does not predict the channel any more.
     fn restart(&mut self) {
         self.good.clear();
         self.withheld.clear();
@@ -172,7 +174,7 @@ impl Cleaner {
         (Some(value), why)
     }
 
-    /// °C/s over the good values held.
+    /// Returns the slope over the stored good values, °C/s.
     fn slope(&self) -> f64 {
         match (self.good.front(), self.good.back()) {
             (Some((t0, v0)), Some((t1, v1))) if t1 - t0 >= 2_000 => {
@@ -184,13 +186,13 @@ impl Cleaner {
 
     fn expected(&self, t_ms: i64) -> f64 {
         let Some((last_ms, last)) = self.good.back() else { return 0.0 };
-        // A slope does not hold for long.
+        // Extrapolate a slope for 10 s at most.
         let ahead_s = ((t_ms - last_ms) as f64 / 1000.0).min(10.0);
         last + self.slope().clamp(-2.0, 2.0) * ahead_s
     }
 }
 
-/// Two numbers off one wire: equal is equal, to the last bit.
+/// Returns true if two readings of one probe are equal to the last bit.
 #[allow(clippy::float_cmp)]
 fn same_value(a: f64, b: f64) -> bool {
     a == b
@@ -204,7 +206,8 @@ fn agree(t0: i64, v0: f64, t1: i64, v1: f64) -> bool {
     (v1 - v0).abs() <= JUMP_C + JUMP_C_PER_S * (t1 - t0) as f64 / 1000.0
 }
 
-/// The clean view of a whole channel: as [`Cleaner`] saw it live, with short dropouts bridged.
+/// Returns the clean view of a whole channel: the values of a live [`Cleaner`], with short dropouts
+/// bridged.
 #[must_use]
 pub fn view(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<Clean> {
     let mut cleaner = Cleaner::default();
@@ -213,7 +216,7 @@ pub fn view(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<Clean> {
     view
 }
 
-/// Fills dropouts that both neighbours speak for.
+/// Fills short dropouts by interpolation between their good neighbours.
 fn bridge(view: &mut [Clean]) {
     let mut last: Option<usize> = None;
     for i in 0..view.len() {

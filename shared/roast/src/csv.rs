@@ -1,12 +1,14 @@
-//! Tables of samples: comma, semicolon or tab, a header line that names the columns, one row a
-//! sample. Times may be seconds, `mm:ss`, or dates in ISO form.
+//! Parser of tables of samples.
+//!
+//! The separator is a comma, semicolon or tab. A header line names the columns, and each row is one
+//! sample. Times are seconds, `mm:ss`, or ISO dates.
 
 use contract::EventKind;
 
 use crate::recording::{FILE_BYTES_MAX, Recording};
 use crate::sample::Sample;
 
-/// Why a text is no table of samples.
+/// The reason why a text is not a table of samples.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CsvError {
     #[error("larger than {FILE_BYTES_MAX} bytes")]
@@ -15,7 +17,7 @@ pub enum CsvError {
     Header,
 }
 
-/// What a column means.
+/// The meaning of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
     Time,
@@ -30,7 +32,8 @@ enum Column {
     Event,
 }
 
-/// The names in use, lower case without spaces and underscores; Artisan's and others'.
+/// Returns the meaning of a column name, as Artisan and other programs use it. Ignores case, spaces
+/// and punctuation.
 fn column(name: &str) -> Option<Column> {
     let name: String = name.trim().trim_matches('"').to_ascii_lowercase();
     let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -53,16 +56,16 @@ fn column(name: &str) -> Option<Column> {
     }
 }
 
-/// Reads a table. Rows whose time does not ascend are dropped.
+/// Parses a table. Drops rows whose time does not ascend.
 ///
 /// # Errors
-/// When no line names its columns, or the text is too large.
+/// If no line names the columns, or the text is too large.
 pub fn read(text: &str) -> Result<Recording, CsvError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(CsvError::TooLarge);
     }
     let mut lines = text.trim_start_matches('\u{feff}').lines();
-    // Artisan names the unit of all temperatures in the line before the header.
+    // Artisan writes the unit of all temperatures in the line before the header.
     let mut all_fahrenheit = false;
     let mut unit_or_header = |line: &str| {
         all_fahrenheit |= line.split(['\t', ',', ';']).any(|cell| cell.trim() == "Unit:F");
@@ -126,7 +129,7 @@ fn open(text: &str) -> Option<bool> {
     }
 }
 
-/// A line that names a time and a bean temperature.
+/// Parses a header line, which names at least a time and a bean temperature.
 fn header(line: &str) -> Option<(char, Vec<Option<Column>>)> {
     [',', ';', '\t'].into_iter().find_map(|separator| {
         let columns: Vec<_> = line.split(separator).map(column).collect();
@@ -144,7 +147,7 @@ const fn is_et(column: Column) -> bool {
     matches!(column, Column::Et { .. })
 }
 
-/// Seconds, `mm:ss`, or an ISO date, as ms.
+/// Parses seconds, `mm:ss` or an ISO date to ms.
 #[allow(clippy::cast_possible_truncation)] // checked below
 fn time(text: &str) -> Option<i64> {
     if let Ok(seconds) = text.parse::<f64>() {

@@ -1,4 +1,4 @@
-//! Recordings as other programs read them: Artisan's `.alog`, and a table.
+//! Export of recordings for other programs: Artisan's `.alog`, and a table.
 
 use std::fmt::Write as _;
 
@@ -9,16 +9,16 @@ use crate::alog::TIMEINDEX;
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-/// Artisan's number of a reading that was not there.
+/// The number that Artisan uses for a missing reading.
 const MISSING: f64 = -1.0;
-/// Artisan's special events: which kind a control is.
+/// The numbers of controls in Artisan's special events.
 const AIR: u8 = 0;
 const DRUM: u8 = 1;
 const BURNER: u8 = 3;
 
-/// An Artisan recording in °C. Nothing but numbers, texts and lists, so that it is a Python literal
-/// (which every Artisan reads) and JSON at once. A mark other than CHARGE at the very first sample
-/// cannot be said: there 0 means "unset".
+/// Returns an Artisan recording in °C. It contains only numbers, texts and lists, so that it is
+/// both a Python literal (which every Artisan version reads) and JSON. A mark other than CHARGE at
+/// the very first sample cannot be represented: there 0 means "unset".
 #[must_use]
 pub fn alog(recording: &Recording) -> String {
     let samples = &recording.samples;
@@ -60,7 +60,7 @@ pub fn alog(recording: &Recording) -> String {
     file.to_string()
 }
 
-/// A control that was moved.
+/// A change of a control's setting.
 struct Move {
     at: usize,
     kind: u8,
@@ -87,14 +87,15 @@ fn moves(samples: &[Sample]) -> Vec<Move> {
     moves
 }
 
-/// A table: a line of names, a line a sample, °C and %; marks by their names.
+/// Returns a table: a line of column names and a line for each sample, in °C and %, with marks by
+/// name.
 #[must_use]
 pub fn csv(recording: &Recording) -> String {
     let mut text = String::from("time,bt,et,gas,fan,drum,event\n");
     for (i, s) in recording.samples.iter().enumerate() {
         let cell = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
         let mark = recording.marks.iter().find(|(_, at)| *at == i);
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(
             text,
             "{},{},{},{},{},{},{}",

@@ -1,11 +1,12 @@
-//! What comes: bean and environment temperature ahead, with intervals, and the time to dry end,
-//! first crack and drop.
+//! Forecasts of bean and environment temperature, with intervals, and of the time to dry end, first
+//! crack and drop.
 //!
-//! The rise over the next minute is a linear function of the rates of rise over 20, 45 and 90 s, the
-//! temperature and the time: ridge regression with Huber weights on the machine's own roasts, old
-//! ones forgotten by half every [`HALF_LIFE`] roasts, drawn towards a prior that holds for drums in
-//! general. The interval is adaptive conformal (Gibbs & Candès 2021): widened at each miss, narrowed
-//! at each hit, so that it holds nine times of ten whatever the machine does.
+//! The rise over the next minute is modelled as a linear function of the rates of rise over 20, 45
+//! and 90 s, the temperature and the time. The model is a ridge regression with Huber weights on
+//! the machine's own roasts. The weight of a roast halves every [`HALF_LIFE`] roasts, and the ridge
+//! term pulls the coefficients towards a prior that holds for drum roasters in general. The
+//! interval is adaptive conformal (Gibbs & Candès 2021): it is widened at each miss and narrowed at
+//! each hit, so that it covers nine out of ten outcomes whatever the machine does.
 
 use std::collections::VecDeque;
 
@@ -18,43 +19,46 @@ use crate::learn::{AT_S, Learned, MarkLine};
 use crate::ror::RateOfRise;
 use crate::sample::Sample;
 
-/// How far ahead, ms.
+/// How far ahead temperatures are forecast, ms.
 pub const AHEAD_MS: i64 = 60_000;
 const FEATURES: usize = 8;
-/// The weight of an old roast halves with this many newer ones.
+/// The number of newer roasts after which the weight of a roast has halved.
 const HALF_LIFE: f64 = 4.0;
-/// The prior counts as this many observations along each feature.
+/// The prior weighs as much as this many observations along each feature.
 const PRIOR_WEIGHT: f64 = 50.0;
-/// A miss by more than this, °C, pulls no harder.
+/// An error larger than this, °C, has no more influence than this one (Huber).
 const HUBER_C: f64 = 2.0;
-/// The interval's half width before anything was seen, °C; how fast it follows; and its limits.
+/// The interval's half width before any data, °C; the gain of its adaptation; and, after
+/// [`MISSES`], its limits, °C.
 const HALF_C: f64 = 3.0;
 const FOLLOW: f64 = 0.12;
-/// Of the forecasts whose minute is over; a little under a tenth, since the next roast is not this one.
+/// The target share of misses, of the forecasts whose minute is over. A little under a tenth,
+/// because the next roast differs from this one.
 const MISSES: f64 = 0.075;
 const HALF_C_RANGE: (f64, f64) = (0.3, 30.0);
-/// A forecast is made to learn from this often, ms, and compared a minute later.
+/// How often a forecast is made for learning, ms; each is compared with the outcome a minute later.
 const LEARN_EVERY_MS: i64 = 3_000;
 const PENDING_MAX: usize = 64;
-/// Forecasts begin when the curve has turned and so long after, ms.
+/// Forecasts begin this long after the turning point, ms.
 const AFTER_TP_MS: i64 = 45_000;
 
 type Vector = [f64; FEATURES];
 
-/// What a machine's roasts have taught about the next minute of one channel.
+/// The model of the next minute of one channel, learned from a machine's roasts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ahead {
-    /// Weighted normal equations, the prior's share left out.
+    /// The weighted normal equations, without the prior.
     a: [Vector; FEATURES],
     b: Vector,
     beta: Vector,
     half_c: f64,
-    /// Forecasts of the running roast whose minute is over.
+    /// The number of forecasts of the running roast whose minute is over.
     resolved: u32,
 }
 
-/// The general drum: the rise goes on, a little less each minute. Chosen by hand; how much it counts
-/// against a machine's own roasts is [`PRIOR_WEIGHT`].
+/// The coefficients for drum roasters in general: the rise continues and falls a little each
+/// minute. Chosen by hand; [`PRIOR_WEIGHT`] sets how much they count against a machine's own
+/// roasts.
 const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
 
 impl Default for Ahead {
@@ -74,7 +78,8 @@ impl Ahead {
         self.beta.iter().zip(x).map(|(b, x)| b * x).sum()
     }
 
-    /// Takes what came of a forecast: for the interval at once, for the weights at the roast's end.
+    /// Learns from the outcome of a forecast: adapts the interval at once, and the coefficients at
+    /// the end of the roast.
     fn resolve(&mut self, x: &Vector, forecast_rise: f64, rise: f64) {
         self.resolved += 1;
         let miss = (rise - forecast_rise).abs();
@@ -91,7 +96,8 @@ impl Ahead {
         }
     }
 
-    /// A roast has ended: what it taught is used from now on, and what others taught fades.
+    /// Ends a roast: its observations count from now on, and all observations lose weight before
+    /// the next one.
     fn learn(&mut self) {
         if self.resolved == 0 {
             return;
@@ -118,8 +124,8 @@ impl Ahead {
     }
 }
 
-/// Cholesky's solution of a symmetric positive definite system; `None` when it is not one.
-#[allow(clippy::needless_range_loop)] // rows and columns are what a factorisation is told in
+/// Solves a symmetric positive definite system by Cholesky's method; `None` if it is not one.
+#[allow(clippy::needless_range_loop)] // a factorisation is written in rows and columns
 fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
     for i in 0..FEATURES {
         for j in 0..=i {
@@ -152,14 +158,14 @@ fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
     Some(b)
 }
 
-/// A value ahead and where it lies 90 times of 100, °C.
+/// A forecast temperature and the half width of its 90 % interval, °C.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Value {
     pub c: f64,
     pub half_c: f64,
 }
 
-/// When a mark is expected, ms of event time, and where it lies 90 times of 100.
+/// The time at which a mark is expected, in ms of event time, and its 90 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Expected {
     pub kind: EventKind,
@@ -168,23 +174,24 @@ pub struct Expected {
     pub to_ms: i64,
 }
 
-/// What is expected, as known at one moment.
+/// The forecast made at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outlook {
     pub t_ms: i64,
-    /// [`AHEAD_MS`] later.
+    /// The bean temperature [`AHEAD_MS`] later.
     pub bt: Value,
     pub et: Option<Value>,
-    /// Dry end, first crack and drop, as far as they still lie ahead and within sight.
+    /// Those of dry end, first crack and drop that have no mark yet and are expected within
+    /// 20 minutes.
     pub expected: Vec<Expected>,
 }
 
-/// One channel's past, as far as its rates reach back.
+/// The readings of one channel, as far back as its rates need them.
 #[derive(Debug, Clone)]
 struct Rates {
     clean: Cleaner,
     past: RateOfRise,
-    /// Newest: ms, °C.
+    /// The newest reading: ms, °C.
     now: Option<(i64, f64)>,
 }
 
@@ -215,7 +222,7 @@ impl Rates {
     }
 }
 
-/// A forecast that waits for its minute.
+/// A forecast that waits for its outcome.
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     due_ms: i64,
@@ -224,18 +231,18 @@ struct Pending {
     x: Vector,
 }
 
-/// Makes forecasts while a roast runs, and learns from what came of them.
+/// Makes forecasts while a roast runs, and learns from their outcomes.
 #[derive(Debug, Clone)]
 pub struct Forecaster {
     ahead: [Ahead; 2],
     rates: [Rates; 2],
     pending: [VecDeque<Pending>; 2],
-    /// When the next forecast is made to learn from, ms.
+    /// When the next forecast for learning is made, ms.
     due_ms: i64,
 }
 
 impl Forecaster {
-    /// A forecaster of a machine that has taught `ahead` (BT, ET).
+    /// Creates a forecaster with a machine's learned models (BT, ET).
     #[must_use]
     pub fn new(ahead: [Ahead; 2]) -> Self {
         Self {
@@ -246,7 +253,7 @@ impl Forecaster {
         }
     }
 
-    /// Takes a sample, after the tracker has.
+    /// Processes a sample. Call it after the tracker has processed the same sample.
     pub fn push(&mut self, sample: &Sample, tracker: &Tracker) {
         for (rates, raw) in self.rates.iter_mut().zip([sample.bt_c, sample.et_c]) {
             rates.push(sample.t_ms, raw);
@@ -276,7 +283,8 @@ impl Forecaster {
         }
     }
 
-    /// What is expected now; `None` before the curve has turned, or while no data come.
+    /// Returns the forecast made at the newest reading; `None` until 45 s after the turning point,
+    /// or while there are too few readings, as after a gap.
     #[must_use]
     pub fn outlook(&self, tracker: &Tracker, learned: &Learned) -> Option<Outlook> {
         let (t_ms, ..) = self.rates[0].now?;
@@ -302,7 +310,7 @@ impl Forecaster {
         Some(Outlook { t_ms, bt, et, expected: expected.collect() })
     }
 
-    /// Ends the roast and hands over what the machine has taught by now.
+    /// Ends the roast and returns the updated models (BT, ET).
     #[must_use]
     pub fn finish(mut self) -> [Ahead; 2] {
         for ahead in &mut self.ahead {
@@ -312,14 +320,15 @@ impl Forecaster {
     }
 }
 
-/// Seconds since CHARGE, once the curve has turned and settled.
+/// Returns the seconds since CHARGE, from [`AFTER_TP_MS`] after the turning point on.
 fn sight(tracker: &Tracker, t_ms: i64) -> Option<f64> {
     let charge = tracker.charge_ms()?;
     let turned = tracker.marks().iter().find(|mark| mark.kind == EventKind::Tp)?;
     (t_ms - turned.at_ms >= AFTER_TP_MS).then_some((t_ms - charge) as f64 / 1000.0)
 }
 
-/// The expected course: through now with the present rate, and through the forecast a minute on.
+/// The expected course of the temperature: a curve from the present reading at its present rate,
+/// through the forecast a minute later.
 struct Path {
     t_ms: i64,
     c: f64,
@@ -330,12 +339,13 @@ struct Path {
 }
 
 impl Path {
-    /// Twenty minutes are out of sight.
+    /// How far ahead a mark may be expected, s.
     const SIGHT_S: f64 = 1_200.0;
 
     fn at(&self, s: f64) -> f64 {
         let bend = (self.rise - self.rate * 60.0) / 3_600.0;
-        // Beyond a minute and a half the bend is guessing: the course goes on straight.
+        // Beyond a minute and a half the curvature would be a guess, so the course continues
+        // straight.
         let bent = s.min(90.0);
         let slope = (self.rate + 2.0 * bend * bent).max(0.02);
         self.c + self.rate * bent + bend * bent * bent + (s - bent) * slope
@@ -353,7 +363,7 @@ impl Path {
             (s < Self::SIGHT_S).then_some(self.t_ms + (s * 1000.0) as i64)
         };
         let at_ms = when(0.0)?;
-        // Uncertainty of the course grows with its length.
+        // The uncertainty of the course grows with its length.
         let course = 0.15 * (at_ms - self.t_ms) as f64;
         let from_ms = when(-half).unwrap_or(self.t_ms) - course as i64;
         let to_ms = when(half).unwrap_or(at_ms + (at_ms - from_ms)) + course as i64;

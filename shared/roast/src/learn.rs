@@ -1,8 +1,8 @@
-//! What one machine has taught: where its marks lie, learned from the marks of its earlier roasts.
+//! The model of one machine: where its marks lie, learned from the marks of its earlier roasts.
 //!
-//! Everything here is prequential: a roast is judged with what was known before it, then its marks
-//! are learned. Everything starts from a stated prior, so the first roast gets a sane answer with an
-//! honest, wide interval.
+//! All learning is prequential: a roast is evaluated with the model of the roasts before it, and
+//! then its marks are learned. Every parameter starts from a stated prior, so the first roast gets
+//! a sensible result with a wide interval that states its true uncertainty.
 
 use std::collections::VecDeque;
 
@@ -12,42 +12,44 @@ use crate::batch::{Batch, Habits};
 use crate::forecast::Ahead;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`AT_S`] and its
-/// slope. Beans that are heated slowly crack at a lower reading, because probe and bean core
-/// part less; so the line falls with time.
+/// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
+/// bean core is smaller, so the line falls with time.
 ///
-/// A Kalman filter over marks: level and slope are the state, the level wanders between roasts
-/// (beans, probes and seasons change), and the scatter of the marks themselves is learned beside
-/// (scaled inverse χ²). A mark far out pulls only as much as one at [`PULL_MAX`] deviations.
+/// The line is a Kalman filter over marks. Level and slope are the state. The level drifts between
+/// roasts, because beans, probes and seasons change. The scatter of the marks themselves is learned
+/// too (scaled inverse χ²). An outlier has no more influence than a mark at [`PULL_MAX`]
+/// deviations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MarkLine {
     level_c: f64,
     slope_c_per_s: f64,
     /// Covariance of level and slope.
     p: [f64; 3],
-    /// Variance of a mark about its line, °C², and how many marks it stands for.
+    /// Variance of a mark about its line, °C², and the number of marks that it represents.
     scatter: f64,
     weight: f64,
     marks: u32,
-    /// The surprise of the mark before, in deviations; `None` for marks that are made by eye, where a
-    /// surprise is a habit and no other bean.
+    /// The residual of the previous mark, in deviations. `None` for marks that people set by eye,
+    /// where a large residual shows a habit and not another bean.
     before: Option<f64>,
 }
 
-/// Two marks in a row this far off on one side, in deviations, are another bean or another probe.
+/// Two consecutive marks with residuals larger than this on the same side, in deviations, indicate
+/// another bean or another probe.
 const CHANGED: f64 = 1.5;
-/// The line's level is told for this time of the roast, s: in the middle of where first cracks lie,
-/// so that level and slope are learned apart.
+/// The time of the roast at which the line's level is defined, s: in the middle of the usual times
+/// of first crack, so that level and slope are learned independently.
 pub const AT_S: f64 = 450.0;
-/// A mark's surprise is cut here, in deviations.
+/// A mark's residual is limited to this, in deviations.
 const PULL_MAX: f64 = 2.0;
-/// The level's wander from roast to roast, °C.
+/// The standard deviation of the level's drift from roast to roast, °C.
 const WANDER_C: f64 = 1.0;
-/// How fast old scatter is forgotten: the weight of this many marks is kept at most.
+/// How fast old scatter is forgotten: it never weighs more than this many marks.
 const SCATTER_MARKS_MAX: f64 = 25.0;
 pub const Z90: f64 = 1.645;
 
 impl MarkLine {
-    /// First crack, before any mark: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
+    /// Returns the prior of first crack: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
     #[must_use]
     pub const fn first_crack() -> Self {
         let mut line = Self::prior(185.0, 12.0, -0.04, 0.02, 3.0);
@@ -55,19 +57,22 @@ impl MarkLine {
         line
     }
 
-    /// Second crack: some 35 °C above first crack on a fast probe, less on a slow one.
+    /// Returns the prior of second crack: some 35 °C above first crack on a fast probe, less on a
+    /// slow one.
     #[must_use]
     pub const fn second_crack() -> Self {
         Self::prior(219.0, 14.0, 0.0, 0.005, 4.0)
     }
 
-    /// Dry end: 150 °C by convention; a roaster who marks it by colour teaches another one.
+    /// Returns the prior of dry end: 150 °C by convention. From a person who marks it by colour
+    /// another value is learned.
     #[must_use]
     pub const fn dry_end() -> Self {
         Self::prior(150.0, 3.0, 0.0, 0.003, 5.0)
     }
 
-    /// The end of a roast: only what the machine's roasts have shown.
+    /// Returns the prior of DROP. It is only a start value: no DROP is forecast before the
+    /// machine's first roast.
     #[must_use]
     pub const fn drop() -> Self {
         Self::prior(205.0, 15.0, 0.0, 0.01, 5.0)
@@ -85,25 +90,25 @@ impl MarkLine {
         }
     }
 
-    /// Marks learned so far.
+    /// Returns the number of marks learned so far.
     #[must_use]
     pub const fn marks(&self) -> u32 {
         self.marks
     }
 
-    /// Where the mark is expected `t_s` after CHARGE, °C.
+    /// Returns the temperature at which the mark is expected `t_s` after CHARGE, °C.
     #[must_use]
     pub fn at(&self, t_s: f64) -> f64 {
         self.level_c + self.slope_c_per_s * (t_s - AT_S)
     }
 
-    /// °C/s
+    /// Returns the slope, °C/s.
     #[must_use]
     pub const fn slope(&self) -> f64 {
         self.slope_c_per_s
     }
 
-    /// The deviation of the next mark about [`MarkLine::at`], °C.
+    /// Returns the standard deviation of the next mark about [`MarkLine::at`], °C.
     #[must_use]
     pub fn deviation(&self, t_s: f64) -> f64 {
         let x = t_s - AT_S;
@@ -137,7 +142,7 @@ impl MarkLine {
         self.p[0] -= gain[0] * h[0];
         self.p[1] -= gain[0] * h[1];
         self.p[2] -= gain[1] * h[1];
-        // What of the surprise the state did not explain is scatter, or wander.
+        // The part of the residual that the state's variance does not explain is scatter, or drift.
         let share = self.scatter / variance;
         let seen = pull * pull * share;
         if !changed {
@@ -148,22 +153,22 @@ impl MarkLine {
     }
 }
 
-/// How much earlier or later than what the curve shows a person marks a moment: a door is opened
-/// before a probe feels air, a key is pressed after beans have fallen.
+/// The offset between the moment that a person marks and the moment that the curve shows: a door is
+/// opened before the probe reacts to air, and a key is pressed after the beans have fallen.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Offset {
-    /// Mark less curve, ms, the newest last.
+    /// Time of the mark minus time of the curve, ms; the newest is last.
     seen: VecDeque<i64>,
 }
 
 const OFFSETS_MAX: usize = 12;
-/// Fewer marks than this are chance.
+/// With fewer marks than this the offset counts as chance.
 const OFFSETS_MIN: usize = 3;
-/// A mark further off than this was made for another reason.
+/// A mark with a larger offset than this, in ms, was set for another reason and is ignored.
 const OFFSET_MS_MAX: i64 = 90_000;
 
 impl Offset {
-    /// Learns how far the mark lay from the curve's moment.
+    /// Learns the offset of a mark from the curve's moment, ms.
     pub fn learn(&mut self, ms: i64) {
         if ms.abs() > OFFSET_MS_MAX {
             return;
@@ -174,15 +179,16 @@ impl Offset {
         self.seen.push_back(ms);
     }
 
-    /// What to add to the curve's moment, ms: the median, drawn towards 0 while the marks are few; 0
-    /// until there are enough.
+    /// Returns what to add to the curve's moment, ms: the median, shrunk towards 0 while the marks
+    /// are few, and 0 until there are enough.
     #[must_use]
     pub fn ms(&self) -> i64 {
         let n = i64::try_from(self.seen.len()).unwrap_or(0);
         if self.seen.len() < OFFSETS_MIN { 0 } else { self.median() * n / (n + 2) }
     }
 
-    /// The typical distance of marks from their median, ms; `None` until there are enough.
+    /// Returns the median distance of the marks from their median, ms; `None` until there are
+    /// enough.
     #[must_use]
     pub fn spread_ms(&self) -> Option<i64> {
         if self.seen.len() < OFFSETS_MIN {
@@ -202,13 +208,13 @@ impl Offset {
     }
 }
 
-/// How long after one mark another follows, s: mean and scatter, learned from people's marks.
+/// The time from one mark to the next, s: mean and scatter, learned from people's marks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delay {
     mean_s: f64,
     /// Variance of one mark, s².
     scatter: f64,
-    /// How many marks mean and scatter stand for.
+    /// The number of marks that mean and scatter represent.
     weight: f64,
     marks: u32,
 }
@@ -244,31 +250,32 @@ impl Delay {
     }
 }
 
-/// What one machine's earlier roasts have taught.
+/// The model learned from one machine's earlier roasts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Learned {
-    /// Roasts seen.
+    /// The number of roasts learned.
     pub roasts: u32,
     pub dry_end: MarkLine,
     pub first_crack: MarkLine,
-    /// How first crack differs from that line with beans and batch size.
+    /// How first crack deviates from that line, by beans and batch size.
     #[serde(default)]
     pub habits: Habits,
     pub second_crack: MarkLine,
     pub drop: MarkLine,
-    /// From first crack to its end, from second crack to its end, and from DROP to cool beans.
+    /// The times from first crack to its end, from second crack to its end, and from DROP to cool
+    /// beans.
     pub first_crack_lasts: Delay,
     pub second_crack_lasts: Delay,
     pub cooling_lasts: Delay,
     pub charge_offset: Offset,
     pub tp_offset: Offset,
-    /// To the DROP mark from the curve's knee, from the burner's going out, and from the exhaust's
-    /// knee.
+    /// The offsets of the DROP mark from the bean curve's knee, from the moment the burner goes
+    /// out, and from the exhaust curve's knee.
     pub drop_offset: Offset,
     pub burner_offset: Offset,
     #[serde(default)]
     pub exhaust_offset: Offset,
-    /// The next minute of BT and of ET.
+    /// The models of the next minute of BT and of ET.
     pub ahead: [Ahead; 2],
 }
 
@@ -295,11 +302,12 @@ impl Default for Learned {
 }
 
 impl Learned {
-    /// What is expected of this batch: the machine's line of first crack, moved by its habits.
+    /// Returns the model for this batch: the machine's line of first crack, moved by the habits.
     #[must_use]
     pub fn of_batch(&self, batch: &Batch) -> Self {
         let mut expected = self.clone();
-        // The scatter of marks is learned from what habits leave, so it holds their doubt already.
+        // The scatter of marks is learned after the habits are subtracted, so it already includes
+        // the uncertainty of the habits.
         expected.first_crack.level_c += self.habits.c(batch);
         expected
     }

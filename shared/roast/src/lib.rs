@@ -1,7 +1,9 @@
-//! What a roast is: rate of rise, the marks of a roast found in event time, its phases, recorded
-//! roasts, and a simulated roaster. Pure functions of their inputs — no clock, no randomness but a
-//! seeded one, no I/O — so the same code runs at the edge, in the cloud and in tests, and a
-//! recorded roast replays to the same answer bit for bit.
+//! The domain model of a roast: rate of rise, detection of a roast's marks in event time, phases,
+//! recorded roasts, and a simulated roaster.
+//!
+//! Everything is a pure function of its inputs: no clock, no I/O, and only seeded randomness.
+//! So the same code runs at the edge, in the cloud and in tests, and the replay of a recorded roast
+//! returns the same result bit for bit.
 
 pub mod alog;
 pub mod analysis;

@@ -1,6 +1,7 @@
-//! One machine followed live, roast after roast: marks, forecasts, and what its people teach.
+//! Live tracking of one machine, roast after roast: marks, forecasts, and learning from people's
+//! marks.
 //!
-//! What somebody marks while a roast runs is learned when it ends, so that a roast is never judged
+//! Marks that people make during a roast are learned when it ends, so that a roast is never judged
 //! with its own marks.
 
 use contract::EventKind;
@@ -46,7 +47,7 @@ impl Live {
         }
     }
 
-    /// Goes on in the middle of a roast that was charged at `charge_ms` and has these marks.
+    /// Resumes a running roast that was charged at `charge_ms` and has these marks.
     pub fn resume(&mut self, charge_ms: i64, marked: &[EventKind]) {
         self.restart();
         self.tracker.resume(charge_ms, marked);
@@ -57,7 +58,7 @@ impl Live {
         *self = Self::new(std::mem::take(&mut self.learned), self.infer_ends);
     }
 
-    /// What the machine has taught: worth keeping when a roast has ended.
+    /// Returns the learned model of the machine. Store it after each roast.
     #[must_use]
     pub const fn learned(&self) -> &Learned {
         &self.learned
@@ -75,7 +76,7 @@ impl Live {
         self.forecaster.outlook(&self.tracker, &self.learned)
     }
 
-    /// Takes the next sample, in event time, and answers what became known with it.
+    /// Processes the next sample, in event time, and returns the changes that it caused.
     pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
         let charge = self.tracker.charge_ms();
         let changes = self.tracker.push(sample);
@@ -86,7 +87,7 @@ impl Live {
         changes
     }
 
-    /// A machine or a person says that it happened. `false`: it means nothing now.
+    /// Records an event that a machine or a person reports. Returns `false` if it was ignored.
     pub fn told(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
         let charge = self.tracker.charge_ms();
         if !self.tracker.told(kind, at_ms, bt_c) {
@@ -103,7 +104,7 @@ impl Live {
         true
     }
 
-    /// A roast has ended: its marks are learned.
+    /// Ends the roast and learns from its marks.
     fn end(&mut self, charge: Option<i64>) {
         let told = std::mem::take(&mut self.told);
         let Some(charge) = charge else { return };

@@ -21,7 +21,7 @@ impl Noise {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
-    /// From 0 to below 1.
+    /// Returns a uniform number from 0 to below 1.
     pub fn uniform(&mut self) -> f64 {
         self.counter += 1;
         let mut z = self.seed.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15));

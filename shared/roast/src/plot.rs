@@ -1,5 +1,4 @@
-//! A roast drawn: temperatures, rate of rise, controls, marks and phases, as an SVG that needs
-//! nothing else.
+//! Draws a roast as a self-contained SVG: temperatures, rate of rise, controls, marks and phases.
 
 use std::fmt::Write as _;
 
@@ -16,7 +15,7 @@ const LEFT: f64 = 56.0;
 const RIGHT: f64 = 56.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 44.0;
-/// The rate of rise has its own scale on the right, °C/min.
+/// The top of the rate of rise's own scale, on the right, °C/min.
 const ROR_MAX: f64 = 35.0;
 
 const STYLE: &str = "\
@@ -50,7 +49,7 @@ impl Frame {
     }
 }
 
-/// Draws a recording with these marks; with `ahead`, what was expected at its moment.
+/// Draws a recording with these marks and, if `ahead` is given, with the forecast made at its time.
 #[must_use]
 pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> String {
     let curve = Curve::of(recording);
@@ -116,7 +115,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
         let name = kind.as_str().replace('_', " ");
         let label = bt.map_or_else(|| name.clone(), |bt| format!("{name} {bt:.0}°"));
         let y = frame.y(bt.unwrap_or(0.0)) - 8.0;
-        // Left of the mark where the curve climbs, and where the picture ends.
+        // The label is left of its mark where the curve climbs and near the right edge.
         let climbs = matches!(kind, EventKind::DryEnd | EventKind::Fc | EventKind::Sc);
         if climbs || x > WIDTH - RIGHT - 110.0 {
             text(&mut out, x - 4.0, y, "small end", &label);
@@ -188,7 +187,7 @@ fn phases(out: &mut String, frame: &Frame, marks: &Marks, charge: i64, to_ms: i6
     }
 }
 
-/// A line with a break wherever a value is missing.
+/// Draws a line that is interrupted wherever a value is missing.
 fn line(out: &mut String, frame: &Frame, class: &str, points: Vec<(i64, Option<f64>)>) {
     let mut path = String::new();
     let mut pen = 'M';

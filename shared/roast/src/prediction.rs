@@ -1,7 +1,7 @@
-//! When a running roast will crack and be dropped, in the words of the reference's `RoastPrediction`
-//! (its `HEURISTIC_V1`): a line through the last minute and a half, and a profile's targets. Machines
-//! that are followed sample by sample know better ([`crate::forecast`]); this is for whoever has only
-//! the points.
+//! Predicts first crack and DROP of a running roast in the form of upstream's `RoastPrediction`
+//! (its `HEURISTIC_V1`): from a line through the last 90 s, and from a profile's targets.
+//! [`crate::forecast`] is more accurate for machines that are tracked sample by sample; this module
+//! is for clients that have only points.
 
 use contract::EventKind;
 use serde::Serialize;
@@ -11,18 +11,18 @@ use crate::analysis::phase::{Limits, Phase};
 use crate::analysis::{Curve, Marks};
 use crate::recording::Recording;
 
-/// The line is drawn through this much of the past, ms.
+/// The span of readings through which the line is fitted, ms.
 const WINDOW_MS: i64 = 90_000;
-/// A slower rise reaches nothing, °C/s.
+/// With a slower rise than this, °C/s, no temperature is predicted to be reached.
 const RISE_MIN: f64 = 0.01;
-/// First crack, where no profile says otherwise, °C.
+/// The temperature of first crack if no profile gives one, °C.
 const CRACK_C: f64 = 196.0;
-/// Nobody roasts for longer, s.
+/// The longest roast that is predicted, s.
 const LONGEST_S: f64 = 3_600.0;
 const FEW_POINTS: usize = 12;
 const VOLATILE: f64 = 2.0;
 
-/// What a profile aims at, °C, s and a share.
+/// A profile's targets, in °C, in s from CHARGE, and as a share.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Aims {
     pub first_crack_c: Option<f64>,
@@ -32,7 +32,7 @@ pub struct Aims {
     pub development_ratio: Option<f64>,
 }
 
-/// What is expected; seconds count from the recording's begin.
+/// A prediction; `…_at_elapsed_seconds` count from the start of the recording.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Prediction {
@@ -43,7 +43,7 @@ pub struct Prediction {
     pub eta_to_fc: Option<f64>,
     pub eta_to_drop: Option<f64>,
     pub predicted_dev_ratio: Option<f64>,
-    /// 0..1: overall, and of data, model, phase and profile.
+    /// From 0 to 1: overall, and for data, model, phase and profile.
     pub confidence: Confidence,
     pub reasons: Vec<&'static str>,
     pub suggestions: Vec<Value>,
@@ -63,16 +63,17 @@ pub struct Confidence {
     pub profile_fit: Option<f64>,
 }
 
-/// The last minute and a half: a line, how far the readings lie from it, and how the rise wavers.
+/// The last 90 s: the fitted line, how far the readings lie from it, and how much the rate of rise
+/// varies.
 struct Trend {
     points: usize,
-    /// °C/s, and °C at the recording's begin.
+    /// The slope, °C/s, and the value at the start of the recording, °C.
     line: Option<(f64, f64)>,
     residual_c: f64,
     volatility: f64,
 }
 
-/// Predicts what comes of a recording that may still run.
+/// Predicts first crack and DROP of a recording that may still be running.
 #[must_use]
 pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Prediction {
     let curve = Curve::of(recording);
@@ -83,7 +84,7 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Pre
     let charge = at(EventKind::Charge).unwrap_or(0.0);
     let trend = trend(&curve, last_ms);
     let mut reasons = Vec::new();
-    // Where the line reaches a temperature: later than now, and not in an hour.
+    // When the line reaches a temperature: not before CHARGE, and within the longest roast.
     let reaches = |target: f64| {
         let (slope, start) = trend.line.filter(|(slope, _)| *slope > RISE_MIN)?;
         let then = (target - start) / slope;
@@ -93,25 +94,25 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Pre
     let cracked = at(EventKind::Fc).or_else(|| {
         let target = of(|a| a.first_crack_c);
         if target.is_some() {
-            reasons.push("the profile's first crack temperature was used");
+            reasons.push("first crack is predicted from the profile's temperature");
         }
         reaches(target.unwrap_or(CRACK_C)).or_else(|| {
             let then = of(|a| a.first_crack_s).map(|s| charge + s);
-            reasons.extend(then.map(|_| "the profile's time of first crack was used"));
+            reasons.extend(then.map(|_| "first crack is predicted from the profile's time"));
             then
         })
     });
     let dropped = at(EventKind::Drop).or_else(|| {
         if let Some(s) = of(|a| a.drop_s) {
-            reasons.push("DROP is the profile's");
+            reasons.push("DROP is predicted from the profile's time");
             return Some(charge + s);
         }
         if let Some(then) = of(|a| a.drop_c).and_then(reaches) {
-            reasons.push("DROP is where the profile's temperature is reached");
+            reasons.push("DROP is predicted from the profile's temperature");
             return Some(then);
         }
         let ratio = of(|a| a.development_ratio).filter(|ratio| *ratio < 0.99)?;
-        reasons.push("DROP follows from the profile's development");
+        reasons.push("DROP is predicted from the profile's development ratio");
         cracked.map(|fc| charge + (fc - charge) / (1.0 - ratio))
     });
     let ratio = cracked.zip(dropped).filter(|(fc, drop)| *fc < *drop && *drop > charge);
@@ -121,7 +122,7 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Pre
     for (holds, reason) in [
         (!bt, "no bean temperature"),
         (trend.points < FEW_POINTS, "few points"),
-        (trend.volatility > VOLATILE, "the rate of rise wavers"),
+        (trend.volatility > VOLATILE, "the rate of rise is unstable"),
         (
             trend.line.is_none_or(|(slope, _)| slope <= RISE_MIN),
             "the bean temperature does not rise",
@@ -186,7 +187,7 @@ fn trend(curve: &Curve, last_ms: i64) -> Trend {
     }
 }
 
-/// The phase of the newest reading.
+/// Returns the phase of the newest reading.
 fn phase(marks: &Marks, curve: &Curve, last_ms: i64) -> &'static str {
     if marks.ms(EventKind::Drop).is_some() {
         return "POST_DROP";
@@ -256,18 +257,18 @@ fn suggestions(
         add(
             "TIMING",
             "WARN",
-            "Off the profile's time",
-            format!("DROP is {late:+.0} s from the profile's"),
+            "DROP is off the profile's time",
+            format!("DROP differs by {late:+.0} s from the profile's"),
         );
     }
     if volatility > VOLATILE {
-        let detail = format!("the rate of rise wavers by {volatility:.1} °C/min");
-        add("STABILITY", "INFO", "Restless rate of rise", detail);
+        let detail = format!("the rate of rise varies by {volatility:.1} °C/min");
+        add("STABILITY", "INFO", "Unstable rate of rise", detail);
     }
     let aim = aims.and_then(|aims| aims.development_ratio).zip(ratio);
     if let Some(off) = aim.map(|(aim, ratio)| ratio - aim).filter(|off| off.abs() > 0.03) {
-        let detail = format!("development comes {:+.0} points from the profile's", off * 100.0);
-        add("DEVELOPMENT", "INFO", "Off the profile's development", detail);
+        let detail = format!("development is {:+.0} points off the profile's", off * 100.0);
+        add("DEVELOPMENT", "INFO", "Development is off the profile's", detail);
     }
     found
 }
@@ -277,7 +278,7 @@ mod tests {
     use super::*;
     use crate::sample::Sample;
 
-    /// From 100 °C at 60 s up by 12 °C/min.
+    /// Returns a recording that rises from 100 °C at 60 s by 12 °C/min.
     fn running(until: i64) -> Recording {
         let samples =
             (0..until).map(|s| Sample::bean(s * 1000, Some(100.0 + 0.2 * (s - 60) as f64)));

@@ -1,4 +1,4 @@
-//! A recorded roast, whatever program wrote it.
+//! A recorded roast, independent of the program that wrote it.
 
 use contract::EventKind;
 
@@ -12,20 +12,20 @@ pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recording {
     pub title: String,
-    /// The roaster, as the file names it; empty where it does not.
+    /// The roaster's name as in the file; empty if the file has none.
     pub machine: String,
     pub beans: String,
     pub weight_in_g: Option<f64>,
     pub weight_out_g: Option<f64>,
     pub ambient_c: Option<f64>,
-    /// True when the file speaks °F; the samples here are °C.
+    /// True if the file is in °F. The samples here are in °C.
     pub fahrenheit: bool,
     pub samples: Vec<Sample>,
-    /// The file's marks and the sample each lies on, in order of the samples.
+    /// The file's marks, each with the index of its sample, in the order of the samples.
     pub marks: Vec<(EventKind, usize)>,
 }
 
-/// Why a text is not a recording.
+/// The reason why a text is not a recording.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RecordingError {
     #[error("not an Artisan recording: {0}")]
@@ -35,10 +35,11 @@ pub enum RecordingError {
 }
 
 impl Recording {
-    /// Reads Artisan's `.alog`, a maker's own form, or a table with a header line, whichever the text is.
+    /// Reads a recording in any supported format: Artisan's `.alog`, a maker's own format, or a
+    /// table with a header line.
     ///
     /// # Errors
-    /// When it is neither, with the reason.
+    /// When the text is in none of these formats, with the reason.
     pub fn read(text: &str) -> Result<Self, RecordingError> {
         let start = text.trim_start_matches('\u{feff}').trim_start();
         if start.starts_with('{') {
@@ -47,14 +48,14 @@ impl Recording {
         if text.len() > FILE_BYTES_MAX {
             return Err(csv::CsvError::TooLarge.into());
         }
-        // A maker's own form first: the same names mean other units there.
+        // Makers' formats first: the same column names have other units there.
         if let Some(recording) = import::read(text) {
             return Ok(recording);
         }
         Ok(csv::read(text)?)
     }
 
-    /// When a mark lies, ms.
+    /// Returns the time of a mark, ms.
     #[must_use]
     pub fn mark_ms(&self, kind: EventKind) -> Option<i64> {
         let (_, at) = self.marks.iter().find(|(marked, _)| *marked == kind)?;

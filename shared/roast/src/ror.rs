@@ -1,39 +1,40 @@
 //! Rate of rise: the slope of a temperature, °C/min.
 //!
-//! A least-squares line over the last [`SPAN_MS`] of event time (not of samples, so the poll rate
-//! changes the noise and never the meaning), live and after the fact alike. The slope belongs to the
-//! middle of what was fitted: the lag is half of the span. Its band is what the line's own residuals
-//! allow. Without enough fresh readings the answer is `None`, never an old value.
+//! A least-squares line is fitted to the last [`SPAN_MS`] of event time, in the same way live and
+//! afterwards. The span is a time and not a number of samples, so the poll rate changes the noise
+//! and never the meaning. The slope belongs to the middle of the fitted span: the lag is half of
+//! the span. The width of its interval follows from the residuals of the line. Without enough
+//! recent readings the result is `None`, never an old value.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// The span of the fit.
+/// The span of the fit, ms.
 pub const SPAN_MS: i64 = 20_000;
 const READINGS_MIN: usize = 4;
-/// A silence this long breaks the curve: what comes after is fitted alone.
+/// After a gap longer than this, in ms, the curve starts anew: only the later readings are fitted.
 const GAP_MS_MAX: i64 = 10_000;
-/// At most this many readings are held: 20 s at 100 Hz.
+/// The largest number of readings held: 20 s at 100 Hz.
 const READINGS_MAX: usize = 2_000;
-/// Of the normal distribution: 90 % lie within.
+/// The normal distribution's quantile, in standard deviations: 90 % lie within ± this.
 const Z90: f64 = 1.645;
-/// Thermometers are no better than this, °C; a perfect line is not a certain one.
+/// The least noise assumed of a thermometer, °C: even a perfectly fitting line is not certain.
 const NOISE_C: f64 = 0.02;
 
-/// A rate of rise and what it is worth.
+/// A rate of rise and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rise {
     pub c_per_min: f64,
-    /// The true slope of the span lies within ± this of it, 90 times of 100, °C/min.
+    /// Half the width of the 90 % interval of the span's true slope, °C/min.
     pub band_c_per_min: f64,
-    /// What was fitted, ms. The slope belongs to its middle, half of it ago.
+    /// The length of the fitted span, ms. The slope belongs to its middle, half a span ago.
     pub span_ms: i64,
-    /// The line's value now, °C: the temperature without its noise.
+    /// The line's value at the newest reading, °C: the temperature without its noise.
     pub now_c: f64,
 }
 
-/// The estimator.
+/// Estimates the rate of rise from the readings of one probe.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RateOfRise {
     span_ms: i64,
@@ -47,18 +48,19 @@ impl Default for RateOfRise {
 }
 
 impl RateOfRise {
-    /// An estimator over another span than [`SPAN_MS`].
+    /// Creates an estimator with another span than [`SPAN_MS`].
     #[must_use]
     pub const fn over(span_ms: i64) -> Self {
         Self { span_ms, readings: VecDeque::new() }
     }
 
-    /// Takes one sample (`t_ms` in event time, ascending) and answers the rate of rise there.
+    /// Adds one sample (`t_ms` in event time, ascending) and returns the rate of rise at that time.
     pub fn push(&mut self, t_ms: i64, value_c: Option<f64>) -> Option<Rise> {
         if self.take(t_ms, value_c?) { self.within(self.span_ms) } else { None }
     }
 
-    /// Takes one sample and fits nothing; `false` when its time has passed.
+    /// Adds one sample without a fit. Returns `false` if its time is not after the newest sample's;
+    /// the sample is then ignored.
     pub fn take(&mut self, t_ms: i64, value_c: f64) -> bool {
         if let Some((last, _)) = self.readings.back() {
             if t_ms <= *last {
@@ -77,12 +79,12 @@ impl RateOfRise {
         true
     }
 
-    /// Forgets the past: another curve begins.
+    /// Discards all readings, for a new curve.
     pub fn restart(&mut self) {
         self.readings.clear();
     }
 
-    /// The rate of rise over the newest `span_ms` of what is held.
+    /// Returns the rate of rise over the newest `span_ms` of the readings held.
     #[must_use]
     pub fn within(&self, span_ms: i64) -> Option<Rise> {
         let (now_ms, _) = *self.readings.back()?;
@@ -94,7 +96,8 @@ impl RateOfRise {
             return None;
         }
         let n = count as f64;
-        // Relative to the first reading and to now: sums of small numbers stay exact enough.
+        // Values count from the first reading and times from now: sums of small numbers stay exact
+        // enough.
         let (mut st, mut sv, mut stt, mut stv, mut svv) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (t, value) in self.readings.range(from..) {
             let (t, v) = ((t - now_ms) as f64 / 60_000.0, value - base);

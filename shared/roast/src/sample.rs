@@ -1,10 +1,10 @@
-//! One moment of a machine.
+//! A sample: the readings of a machine at one moment.
 
 use contract::point::TelemetryPoint;
 use serde::{Deserialize, Serialize};
 
-/// What a machine's probes, controls and sensors say at one moment. `None`: it has none, or did not
-/// answer.
+/// The readings of a machine's probes, controls and sensors at one moment. `None`: the machine does
+/// not have it, or it did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sample {
     /// Event time, ms, from any origin.
@@ -12,26 +12,26 @@ pub struct Sample {
     /// Bean and environment temperature, °C.
     pub bt_c: Option<f64>,
     pub et_c: Option<f64>,
-    /// Burner, air and drum, %.
+    /// Settings of burner, fan and drum, %.
     pub gas_pct: Option<f64>,
     pub fan_pct: Option<f64>,
     pub drum_pct: Option<f64>,
     /// True while the discharge door is open.
     pub door_open: Option<bool>,
-    /// Cracks heard since the recording began.
+    /// The number of cracks counted by a crack sensor since the recording began.
     pub cracks: Option<f64>,
-    /// What a scale under the hopper, the drum or the cooling tray says, g.
+    /// The reading of a scale under the hopper, the drum or the cooling tray, g.
     pub weight_g: Option<f64>,
 }
 
 impl Sample {
-    /// A moment of which only the bean temperature is known.
+    /// Creates a sample that has only a bean temperature.
     #[must_use]
     pub fn bean(t_ms: i64, bt_c: Option<f64>) -> Self {
         Self { t_ms, bt_c, ..Self::default() }
     }
 
-    /// A point as services tell it; its time counts from the session's begin.
+    /// Converts a telemetry point of the API; its time counts from the start of the session.
     #[must_use]
     pub fn of(point: &TelemetryPoint) -> Self {
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms

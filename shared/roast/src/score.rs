@@ -1,8 +1,8 @@
 //! How good the inferences are: prequential tables over recordings with marks.
 //!
 //! The recordings of one machine are walked in order, each with what the earlier ones taught; what
-//! is found is held against the file's own marks, which are learned only afterwards. A turning point
-//! that nobody marked is the lowest clean reading between CHARGE and first crack (or DROP).
+//! is found is held against the file's own marks, which are learned only afterwards. An unmarked
+//! turning point is the lowest clean reading between CHARGE and first crack (or DROP).
 
 use contract::EventKind;
 use serde::Serialize;

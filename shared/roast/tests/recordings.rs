@@ -1,4 +1,5 @@
-//! Real roasts: what is found in them against their marks, and what must never be found.
+//! Tests on real roasts: compares detected marks with the marks of people, and checks what must
+//! never be detected.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use roast::score::Sheet;
 
 type Named = (String, Recording);
 
-/// The recorded roasts of one folder, by name; `None` (and a word about it) where there are none.
+/// Returns the recorded roasts of one folder, by name. Without recordings it prints a message and
+/// returns `None`; in CI it fails.
 fn recordings(folder: &str) -> Option<Vec<Named>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/roasts").join(folder);
     let Ok(entries) = std::fs::read_dir(&root) else {
@@ -38,7 +40,8 @@ fn found(recording: &Recording) -> Option<FoundRoast> {
     walk(recording, &Learned::default()).roast().cloned()
 }
 
-/// The numbers reached. A change that makes one worse says so here, in its own diff.
+/// Checks the accuracy reached so far. A change that makes a number worse must change it here, so
+/// that it shows in its diff.
 #[test]
 fn the_tables_do_not_get_worse() {
     let Some(all) = recordings("skywalker") else { return };
@@ -57,13 +60,13 @@ fn the_tables_do_not_get_worse() {
         assert_eq!(now.0, marks, "{kind}: other marks");
         assert!(now.1 >= ten && now.2 >= thirty && now.3 >= covered, "{kind} got worse: {now:?}");
     };
-    // Not found: one CHARGE that was marked three minutes after the beans went in, and one that was
-    // marked while the probe was silent.
+    // Not detected: one CHARGE that was marked three minutes after the beans went in, and one that
+    // was marked while the probe gave no readings.
     at_least(EventKind::Charge, (39, 37, 37, 37));
     at_least(EventKind::Tp, (38, 37, 37, 36));
-    // Not found: a DROP on a probe that had flipped to °F and no longer moved; one that was marked
-    // 24 s before the curve knew, on the machine's second roast; and one after it, where three
-    // marks had taught that they come early.
+    // Not detected: a DROP on a probe that had flipped to °F and no longer changed; one that was
+    // marked 24 s before the curve showed it, on the machine's second roast; and one after it, when
+    // the model had learned from three marks that marks come early.
     at_least(EventKind::Drop, (38, 35, 37, 36));
     at_least(EventKind::Fc, (35, 7, 27, 30));
     assert!(score.forecast.mae_c <= 0.89, "the forecast got worse: {:?}", score.forecast);
@@ -72,7 +75,7 @@ fn the_tables_do_not_get_worse() {
     assert_eq!((score.phantom_drops, score.false_charges), (0, 1), "the one marked too late");
 }
 
-/// Data that stop for a while are a silence, and nothing else.
+/// Checks that a gap in the data counts as a gap only, never as a DROP or a change of unit.
 #[test]
 fn a_silence_is_never_a_drop() {
     let Some(all) = recordings("skywalker") else { return };
@@ -109,7 +112,7 @@ fn a_silence_is_never_a_drop() {
     assert!(cuts > 1_000, "only {cuts} cuts");
 }
 
-/// Cut off where the roast still runs: it has no DROP.
+/// Checks that a recording cut off while the roast still runs has no DROP.
 #[test]
 fn a_recording_that_ends_in_mid_roast_has_no_drop() {
     let Some(all) = recordings("skywalker") else { return };
@@ -122,7 +125,7 @@ fn a_recording_that_ends_in_mid_roast_has_no_drop() {
     }
 }
 
-/// Every recording replays to the same answer, in one piece and from a snapshot in its middle.
+/// Checks that a recording gives the same result in one piece and when continued from snapshots.
 #[test]
 fn a_snapshot_goes_on_as_if_nothing_had_happened() {
     let Some(all) = recordings("skywalker") else { return };
@@ -142,7 +145,7 @@ fn a_snapshot_goes_on_as_if_nothing_had_happened() {
 }
 
 mod golden {
-    //! The cases hidden in the data. Those whose files are not here are made by hand.
+    //! Special cases found in the data. Cases whose files are not available here are constructed.
 
     use super::*;
     use roast::sample::Sample;
@@ -181,7 +184,7 @@ mod golden {
                 continue;
             };
             if name.contains("25-08-17_1612") {
-                continue; // its mark is three minutes late
+                continue; // its mark was set three minutes late
             }
             let walk = walk(recording, &Learned::default());
             let early = walk.changes.iter().any(|change| {
@@ -196,7 +199,8 @@ mod golden {
         Recording { samples, ..Recording::default() }
     }
 
-    /// 60 s at 190 °C, beans in, turning about a minute later, out at `end`, and cooling.
+    /// Returns a bean curve: 60 s at 190 °C, CHARGE, turning point about a minute later, DROP at
+    /// `end`, then cooling.
     fn curve(end: f64, warmer: f64) -> impl Fn(f64) -> f64 {
         let rising =
             move |t: f64| 230.0 + warmer - 205.0 * (-t / 230.0).exp() + 165.0 * (-t / 18.0).exp();
@@ -215,7 +219,8 @@ mod golden {
         assert!((roast.mark(EventKind::Charge).unwrap().at_ms - 60_000).abs() <= 3_000);
     }
 
-    /// A scale that feels the batch leave 14 s before the probe, and somebody's hand before.
+    /// Tests a scale under the tray that shows DROP 14 s before the probe does, and, earlier, a
+    /// hand that presses on it.
     #[test]
     fn a_scale_tells_the_moment_and_never_the_mark() {
         let mut recording = made(800, curve(660.0, 0.0));
@@ -231,8 +236,9 @@ mod golden {
         assert!((roast.mark(EventKind::Charge).unwrap().at_ms - 60_000).abs() <= 3_000);
     }
 
-    /// A machine whose exhaust bends with the door, and whose bean probe hears of it at a different
-    /// time in each roast: the exhaust becomes the clock once people's marks have shown it.
+    /// Tests a machine whose exhaust temperature changes as the door opens, and whose bean probe
+    /// shows it with a different delay in each roast: the exhaust gives the time of DROP once
+    /// people's marks have shown that it is more accurate.
     #[test]
     fn the_exhaust_becomes_the_clock_where_it_is_the_better_one() {
         let mut learned = Learned::default();
@@ -301,7 +307,8 @@ mod golden {
         }
     }
 
-    /// The recording begins while the last batch leaves; minutes later the next one comes.
+    /// Tests a recording that begins while the last batch leaves; the next one follows minutes
+    /// later.
     #[test]
     fn minutes_between_batches_are_no_roast() {
         for (rate, minutes) in [(1.0, 5.0), (1.0, 10.0), (0.6, 9.0), (0.35, 12.0)] {
@@ -356,7 +363,7 @@ mod golden {
 
     #[test]
     fn a_drum_that_only_warms_up_was_never_charged() {
-        // Begins at 58 °C without a dip; and a slow cooling between batches that turns again.
+        // A start at 58 °C without a dip; and a slow cooling between batches that turns to warming.
         assert!(found(&made(600, |s| 58.0 + s * 0.25)).is_none());
         let between = |s: f64| if s < 300.0 { 200.0 - s * 0.15 } else { 155.0 + (s - 300.0) * 0.1 };
         assert!(found(&made(700, between)).is_none());

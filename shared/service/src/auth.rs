@@ -1,5 +1,5 @@
-//! Who is asking. Every route but `/health`, `/ready`, `/metrics` and `/openapi.json` is answered
-//! only to a [`Caller`]; what a caller may see is its organisation's.
+//! Authentication. Every route except `/health`, `/ready`, `/metrics` and `/openapi.json` answers
+//! only an authenticated [`Caller`]. A caller may see only the data of its organisation.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -18,17 +18,17 @@ use tokio::time::Instant;
 
 use crate::error::ApiError;
 
-/// What a caller may do. Each includes those before it.
+/// What a caller may do. Each role includes the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Look.
+    /// May read.
     Viewer,
-    /// Write: notes, profiles, missions.
+    /// May also write: notes, profiles, missions.
     Operator,
-    /// Decide: approve, cancel.
+    /// May also decide: approve, cancel.
     Approver,
-    /// Rule: policy, people, keys.
+    /// May also administer: policy, people, keys.
     Admin,
 }
 
@@ -51,17 +51,19 @@ impl Role {
     }
 }
 
-/// Who is asking, and what for them counts.
+/// An authenticated caller, with its organisation and role.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Caller {
     pub actor: Actor,
-    /// `None`: a service that works for all organisations.
+    /// `None` for a service that works for all organisations.
     #[serde(default, rename = "orgId", skip_serializing_if = "Option::is_none")]
     pub org: Option<OrgId>,
     pub role: Role,
 }
 
 impl Caller {
+    /// Checks that the caller has at least `role`.
+    ///
     /// # Errors
     /// 403 with a sentence, when the role is too low.
     pub fn need(&self, role: Role) -> Result<(), ApiError> {
@@ -72,32 +74,33 @@ impl Caller {
         Err(ApiError::Forbidden(format!("needs the role {needed}; you are {own}")))
     }
 
-    /// A person, not a service.
+    /// Checks that the caller is a person, not a service.
     ///
     /// # Errors
-    /// 403
+    /// 403 when the caller is not a person.
     pub fn need_person(&self) -> Result<(), ApiError> {
         match self.actor.kind {
             ActorKind::User => Ok(()),
-            _ => Err(ApiError::Forbidden("only a person may decide this".to_owned())),
+            _ => Err(ApiError::Forbidden("only a person may do this, not a service".to_owned())),
         }
     }
 
-    /// The organisation that a request is about: the caller's, or, for a service that works for
-    /// all, the one it names.
+    /// Returns the organisation that a request is about: the caller's, or, for a service that works
+    /// for all organisations, the one that the request names.
     ///
     /// # Errors
-    /// 403 when it is another's, 400 when nobody names one.
+    /// 403 when the request names an organisation that is not the caller's. 400 when the caller
+    /// works for all organisations and the request names none, or its text is not an identity.
     pub fn org(&self, named: Option<&str>) -> Result<OrgId, ApiError> {
         let named = named.filter(|text| !text.is_empty());
         match (&self.org, named) {
             (Some(own), Some(named)) if own.as_str() != named => {
-                Err(ApiError::Forbidden("of another organisation".to_owned()))
+                Err(ApiError::Forbidden("orgId names another organisation".to_owned()))
             }
             (Some(own), _) => Ok(own.clone()),
             (None, Some(named)) => OrgId::new(named).map_err(|e| ApiError::Invalid(e.to_string())),
             (None, None) => {
-                Err(ApiError::Invalid("orgId: needed, since you work for all".to_owned()))
+                Err(ApiError::Invalid("orgId is required: this caller may act for any".to_owned()))
             }
         }
     }
@@ -111,44 +114,48 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Knows callers by their bearer tokens.
+/// Looks up callers by their bearer tokens.
 pub trait Who: Send + Sync {
+    /// Returns the caller that `token` belongs to.
+    ///
     /// # Errors
-    /// 401 when the token is nobody's, 503 when that cannot be told now.
+    /// 401 when the token is invalid or unknown, 503 when it cannot be verified now.
     fn who<'w>(
         &'w self,
         token: &'w str,
     ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>>;
 }
 
-/// How callers are told apart.
+/// How callers are authenticated.
 #[derive(Clone)]
 pub enum Auth {
-    /// Everybody is this one; the configuration serves loopback only.
+    /// Every request is from this caller. The configuration allows this on loopback only.
     Dev(Box<Caller>),
-    /// By their tokens; what was found is remembered for a short time.
+    /// By bearer tokens. Lookup results are cached for a short time.
     Bearer(Arc<Known>),
 }
 
-/// So long a token that was found good, or nobody's, is not asked about again. The kernel remembers,
-/// and so does whoever asks it: revocation is effective after twice that.
+/// How long a successful token lookup is cached. The kernel caches lookups, and so does each
+/// service that asks the kernel: a revocation takes effect after at most twice this time.
 const GOOD_FOR: Duration = Duration::from_secs(14);
+/// How long a lookup that found no caller is cached.
 const BAD_FOR: Duration = Duration::from_secs(5);
-/// While nobody can tell, those who were known are still let in for so long.
+/// While tokens cannot be verified, a caller is still accepted until its cached lookup is this old.
 const GRACE: Duration = Duration::from_mins(10);
-/// Tokens remembered; at the bound all are forgotten and asked about again.
+/// The largest number of cached tokens. At this bound the whole cache is cleared.
 const REMEMBERED: usize = 10_000;
 
+/// A cached lookup result. `caller` is `None` for an invalid or unknown token.
 struct Found {
     caller: Option<Caller>,
     at: Instant,
 }
 
-/// Remembers who showed which token.
+/// A cache in front of a [`Who`].
 pub struct Known {
     who: Box<dyn Who>,
     found: Mutex<HashMap<u128, Found>>,
-    /// Tokens are remembered by keyed hashes, not by themselves.
+    /// The cache is keyed by keyed hashes of the tokens, so it never holds a token.
     hashers: [RandomState; 2],
 }
 
@@ -174,7 +181,7 @@ impl Known {
             (Ok(caller), _) => self.remember(key, Some(caller.clone())),
             (Err(ApiError::Unauthorized(_)), _) => self.remember(key, None),
             (Err(error), Some((Some(caller), age))) if age < GRACE => {
-                tracing::warn!(%error, "nobody can tell who asks; let in as before");
+                tracing::warn!(%error, "cannot verify the token; accepting the cached caller");
                 return Ok(caller);
             }
             _ => {}
@@ -192,7 +199,8 @@ impl Known {
 }
 
 impl Auth {
-    /// Development auth: one person who may do everything in one organisation.
+    /// Development authentication: every request is from one person who is an admin of one
+    /// organisation.
     #[must_use]
     pub fn dev(org: OrgId, user: &str) -> Self {
         let actor = Actor {
@@ -204,7 +212,7 @@ impl Auth {
         Self::Dev(Box::new(Caller { actor, org: Some(org), role: Role::Admin }))
     }
 
-    /// By bearer tokens that `who` knows.
+    /// Authenticates by bearer tokens, which `who` looks up.
     #[must_use]
     pub fn bearer(who: impl Who + 'static) -> Self {
         let hashers = [RandomState::new(), RandomState::new()];
@@ -229,7 +237,8 @@ impl Auth {
     }
 }
 
-/// Lets in whom [`Auth`] knows; to be laid around the routes with `from_fn_with_state`.
+/// Axum middleware that authenticates each request with [`Auth`] and stores the [`Caller`] in its
+/// extensions. Apply it to the routes with `from_fn_with_state`.
 pub async fn admit(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
     match auth.caller(request.headers()).await {
         Ok(caller) => {

@@ -1,9 +1,9 @@
-//! How long to wait before trying again: doubling, bounded, spread so that a fleet does not come
-//! back in one wave.
+//! Exponential backoff with jitter: how long to wait before a retry. The wait doubles up to a bound
+//! and is randomised, so that a fleet does not reconnect all at once.
 
 use std::time::Duration;
 
-/// A row of waits.
+/// A sequence of waits between retries.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -17,8 +17,8 @@ impl Backoff {
         Self { first, max, tries: 0 }
     }
 
-    /// The next wait: between half and all of `first · 2ⁿ`, at most `max`. `random` is any number;
-    /// only its low bits are used.
+    /// Returns the next wait: between half and all of `first · 2ⁿ`, at most `max`. `random` is any
+    /// number; only its remainder is used.
     pub fn next(&mut self, random: u64) -> Duration {
         let full = self.first.saturating_mul(1 << self.tries.min(16)).min(self.max);
         self.tries = self.tries.saturating_add(1);
@@ -27,7 +27,7 @@ impl Backoff {
         half + Duration::from_millis(random % spread)
     }
 
-    /// It worked: the next failure waits shortly again.
+    /// Starts again with the shortest wait. Call this after a success.
     pub const fn reset(&mut self) {
         self.tries = 0;
     }

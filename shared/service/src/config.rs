@@ -1,4 +1,5 @@
-//! One way to configure: a TOML file, then `SIMCORP_*` variables, then `--set` flags.
+//! Configuration from a TOML file, then `SIMCORP_*` variables, then `--set` flags; later sources
+//! override earlier ones.
 //!
 //! `SIMCORP_DATABASE__URL=…` and `--set database.url=…` both set `url` of `[database]`. Every field
 //! has a default, unknown fields are refused, and all mistakes are reported together, each with its
@@ -14,17 +15,17 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 const ENV_PREFIX: &str = "SIMCORP_";
-/// No configuration has more to say; it also ends the search for further mistakes.
+/// The largest number of type mistakes that are reported. It also bounds the search for them.
 const MISTAKES_MAX: usize = 50;
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A program's configuration.
 pub trait Config: DeserializeOwned + Serialize + Default {
-    /// What the types cannot check: called once everything has been read.
+    /// Checks what the types cannot. Called after everything has been read without mistakes.
     fn check(&self, mistakes: &mut Mistakes);
 }
 
-/// One mistake: which field, where, and what is wrong.
+/// One mistake: the field, where it was set, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     pub field: String,
@@ -50,11 +51,12 @@ impl fmt::Display for Mistake {
 pub struct Mistakes {
     found: Vec<Mistake>,
     places: BTreeMap<String, String>,
-    /// What was given as text, by field: `2` may be a number or a name.
+    /// Values given as text by a variable or a flag, by field: `2` may be a number or a name.
     texts: BTreeMap<String, String>,
 }
 
 impl Mistakes {
+    /// Adds a mistake of `field`, with the place where the field was set.
     pub fn add(&mut self, field: &str, problem: impl Into<String>) {
         let place = self.place_of(field);
         self.found.push(Mistake { field: field.to_owned(), place, problem: problem.into() });
@@ -72,7 +74,7 @@ impl Mistakes {
         self.found
     }
 
-    /// Where a field was set, or else the nearest thing around it.
+    /// Returns where a field was set, or else where the nearest enclosing table was.
     fn place_of(&self, field: &str) -> String {
         let mut path = field;
         loop {
@@ -87,21 +89,21 @@ impl Mistakes {
     }
 }
 
-/// Where a configuration comes from.
+/// The command-line flags that say where a configuration comes from.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Sources {
     /// Configuration file (TOML)
     #[arg(long, short = 'c', value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Set one field, over file and environment: --set database.url=…
+    /// Set one field; overrides the file and the environment: --set database.url=…
     #[arg(long, value_name = "FIELD=VALUE", global = true)]
     pub set: Vec<String>,
-    /// Print the configuration that results, secrets masked, and stop
+    /// Print the resulting configuration with secrets masked, and exit
     #[arg(long, global = true)]
     pub print_config: bool,
 }
 
-/// A configuration that cannot be used.
+/// All mistakes of a configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub struct ConfigError(pub Vec<Mistake>);
 
@@ -116,7 +118,7 @@ impl fmt::Display for ConfigError {
 /// Reads a program's configuration.
 ///
 /// # Errors
-/// Every mistake found, each with field and place.
+/// Returns every mistake found, each with its field and place.
 pub fn load<C: Config>(
     sources: &Sources,
     environment: impl Iterator<Item = (String, String)>,
@@ -152,10 +154,10 @@ pub fn load<C: Config>(
     if mistakes.found.is_empty() { Ok(config) } else { Err(ConfigError(mistakes.found)) }
 }
 
-/// The configuration as TOML, secrets masked.
+/// Returns the configuration as TOML, with secrets masked.
 ///
 /// # Errors
-/// When a value cannot be written as TOML, which no configuration of ours has.
+/// When a value cannot be written as TOML; no configuration of ours has such a value.
 pub fn print<C: Config>(config: &C) -> Result<String, toml::ser::Error> {
     toml::to_string_pretty(config)
 }
@@ -214,7 +216,7 @@ fn note_value(value: &DeValue<'_>, path: &str, place: &mut impl FnMut(&str, usiz
     }
 }
 
-/// Sets one field from text: a TOML value where it is one, else the text itself.
+/// Sets one field from text: parsed as a TOML value if it is one, else as the text itself.
 fn overlay(table: &mut Table, field: &str, text: &str, place: String, mistakes: &mut Mistakes) {
     let value = format!("v = {text}")
         .parse::<Table>()
@@ -241,7 +243,8 @@ fn set(table: &mut Table, field: &str, value: Value, mistakes: &mut Mistakes) {
     at.insert(last.to_owned(), value);
 }
 
-/// Reads the types, removing each wrong value until the rest is right, so that one look finds all.
+/// Deserialises the table. Removes each wrong value and tries again until the rest is right, so
+/// that one run finds all mistakes.
 fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
     while mistakes.found.len() < MISTAKES_MAX {
         let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
@@ -253,7 +256,7 @@ fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
         if path == "." {
             path.clear();
         }
-        // An unknown field is an error of the table around it; its name is in the text.
+        // An unknown field is an error of the enclosing table; its name is in the text.
         if let Some(name) =
             problem.strip_prefix("unknown field `").and_then(|p| p.split('`').next())
             && !path.ends_with(name)

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// One thing that is wrong with a request, as the reference's clients read it.
+/// One problem of a request, in the form that upstream Sim-Corp's clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Issue {
     pub code: &'static str,
@@ -14,7 +14,7 @@ pub struct Issue {
 }
 
 impl Issue {
-    /// `path` as `goal.title`.
+    /// Creates an issue. `path` is written like `goal.title`.
     #[must_use]
     pub fn new(path: &str, problem: impl std::fmt::Display) -> Self {
         let path = path.split('.').filter(|part| !part.is_empty()).map(str::to_owned).collect();
@@ -22,13 +22,13 @@ impl Issue {
     }
 }
 
-/// What a handler answers when it cannot do what was asked.
+/// The error that a handler returns when it cannot fulfil a request.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// 400: the request is wrong; the text says where.
+    /// 400: the request is invalid; the text says where.
     #[error("{0}")]
     Invalid(String),
-    /// 400: several things, each with its field.
+    /// 400: several problems, each with its field.
     #[error("{}", sentence(.0))]
     Issues(Vec<Issue>),
     /// 401
@@ -40,16 +40,16 @@ pub enum ApiError {
     /// 404
     #[error("{0} not found")]
     NotFound(&'static str),
-    /// 409: it is not in a state for that.
+    /// 409: the state of the resource does not allow this.
     #[error("{0}")]
     Conflict(String),
-    /// 412: somebody was faster.
+    /// 412: another request has changed the resource first.
     #[error("{0}")]
     Precondition(String),
     /// 413
     #[error("{0}")]
     TooLarge(String),
-    /// 422: understood, and impossible.
+    /// 422: the request is well-formed but cannot be fulfilled.
     #[error("{0}")]
     Unprocessable(String),
     /// 415
@@ -58,7 +58,7 @@ pub enum ApiError {
     /// 503: try again later.
     #[error("{0}")]
     Unavailable(String),
-    /// 500: told to the log, not to the client.
+    /// 500: the cause is logged and never sent to the client.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -71,7 +71,7 @@ impl ApiError {
 
     #[must_use]
     pub fn unauthorized() -> Self {
-        Self::Unauthorized("say who you are: Authorization: Bearer …".to_owned())
+        Self::Unauthorized("missing or invalid token; send Authorization: Bearer …".to_owned())
     }
 
     #[must_use]
@@ -95,7 +95,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Self::Internal(source) = &self {
-            tracing::error!(error = %source, "a request failed inside");
+            tracing::error!(error = %source, "a request failed with an internal error");
         }
         let mut body = serde_json::json!({ "error": self.to_string() });
         if let Self::Issues(issues) = &self {

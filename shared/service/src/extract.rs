@@ -1,4 +1,4 @@
-//! What handlers read of a request, with errors that name the field.
+//! Axum extractors for request bodies, with errors that name the field.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Issue};
 
-/// A JSON body. No body at all is `{}`, so that posts without one are understood.
+/// A JSON body. An empty body is read as `{}`, so that a POST without a body is accepted.
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -29,7 +29,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads JSON.
+/// Parses JSON.
 ///
 /// # Errors
 /// 400 with the path of the field and what is wrong with it.

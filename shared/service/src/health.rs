@@ -1,4 +1,5 @@
-//! `/health` (the process lives) and `/ready` (it can do its work: each dependency asked, in time).
+//! `/health` (the process is running) and `/ready` (the service can do its work: each dependency
+//! answers in time).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,13 +11,13 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use tokio::time::Instant;
 
-/// A dependency that has not answered by then is unhealthy.
+/// A dependency that has not answered within this time is unhealthy.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 type Check = Arc<dyn Fn() -> Answer + Send + Sync>;
 
-/// A service's health: its name, its start, and the dependencies to ask.
+/// A service's health: its name, its start time, and the dependencies to check.
 #[derive(Clone)]
 pub struct Health {
     service: &'static str,
@@ -29,7 +30,7 @@ struct Checked {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
-    /// ms
+    /// How long the check took, in ms.
     latency: f64,
 }
 
@@ -44,7 +45,7 @@ impl Health {
         self.service
     }
 
-    /// Adds a dependency without which the service cannot work.
+    /// Adds a dependency that the service needs; `/ready` calls `ask` to check it.
     #[must_use]
     pub fn check<F, A>(mut self, name: &'static str, ask: F) -> Self
     where
@@ -78,7 +79,7 @@ impl Health {
                 (*name, Checked { status, message: result.err(), latency })
             }
         });
-        // One after the other would let two slow dependencies outlast the prober's patience.
+        // At once: one after the other, two slow dependencies could exceed the prober's timeout.
         let mut running: Vec<_> = asked.map(Box::pin).collect();
         let mut checks = serde_json::Map::new();
         let mut ready = true;

@@ -1,4 +1,4 @@
-//! The HTTP shell of every service: limits, metrics, health, `OpenAPI`, and a graceful end.
+//! The HTTP shell of every service: limits, metrics, health, `OpenAPI`, and a graceful shutdown.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use tracing::Instrument as _;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
-/// The reference's bound on bodies.
+/// The largest request body, in bytes; the same bound as upstream Sim-Corp's.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Until a handler begins to answer; a stream may go on.
+/// How long a handler may take until it begins to answer. A stream may continue after that.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
-/// Requests in hand at once; more are told to come again, rather than wait in memory. A stream counts
-/// until it begins.
+/// The largest number of requests that are handled at once. Further requests get 503 with
+/// `Retry-After` instead of waiting in memory. A stream counts only until it begins.
 const AT_ONCE_MAX: usize = 1_024;
-/// Requests still running then are cut.
+/// How long a shutdown waits for running requests; it then stops without the remaining ones.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// A port that cannot be listened on.
+/// Why a service cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("{address} is in use by another program; stop it, or set {field} to a free port")]
@@ -41,10 +41,11 @@ pub enum ListenError {
     Other { address: SocketAddr, field: &'static str, source: std::io::Error },
 }
 
-/// Takes a port before anything else is started, so that a busy one is a clear sentence.
+/// Binds a port. Call this before anything else is started, so that a busy port is reported
+/// clearly.
 ///
 /// # Errors
-/// Names the address and the field of the configuration that holds it.
+/// Names the address and the configuration field that holds it.
 pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
         std::io::ErrorKind::AddrInUse => ListenError::Busy { address, field },
@@ -52,7 +53,7 @@ pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListe
     })
 }
 
-/// Puts the shell around a service's routes.
+/// Wraps a service's routes in the HTTP shell: limits, metrics and the four unauthenticated routes.
 pub fn shell(
     routes: Router,
     openapi: &utoipa::openapi::OpenApi,
@@ -62,7 +63,7 @@ pub fn shell(
     let service = health.service();
     let (alive, ready) = (health.clone(), health);
     let document = crate::openapi::complete(openapi).unwrap_or_else(|error| {
-        tracing::error!(%error, "a document that cannot be written");
+        tracing::error!(%error, "cannot serialise the OpenAPI document");
         serde_json::Value::Null
     });
     let own = Router::new()
@@ -73,7 +74,8 @@ pub fn shell(
     around(bounded(routes, AT_ONCE_MAX).merge(own), service)
 }
 
-/// The shell without what it shows of itself: for routes that strangers reach.
+/// Wraps routes in the HTTP shell without `/health`, `/ready`, `/metrics` and `/openapi.json`: for
+/// routes that unauthenticated clients can reach.
 pub fn bare(routes: Router, service: &'static str, at_once: usize) -> Router {
     around(bounded(routes, at_once), service)
 }
@@ -90,7 +92,7 @@ fn around(routes: Router, service: &'static str) -> Router {
         .layer(middleware::from_fn(identify))
 }
 
-/// Lets at most `at_once` requests in.
+/// Handles at most `at_once` requests at once; further requests get 503.
 fn bounded(routes: Router, at_once: usize) -> Router {
     let room = Arc::new(Semaphore::new(at_once));
     routes.layer(middleware::from_fn(move |request: Request, next: Next| {
@@ -110,8 +112,8 @@ fn bounded(routes: Router, at_once: usize) -> Router {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Gives each request an id — the caller's `x-request-id` where it is a plain word — that stands on
-/// every log line of its handling and in the answer.
+/// Gives each request an id, which is on every log line of its handling and in the response. The id
+/// is the caller's `x-request-id` if that consists of letters, digits and `-_.` only.
 async fn identify(request: Request, next: Next) -> Response {
     let plain = |id: &&HeaderValue| {
         let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
@@ -127,7 +129,7 @@ async fn identify(request: Request, next: Next) -> Response {
 
 fn new_request_id() -> HeaderValue {
     use std::hash::{BuildHasher as _, RandomState};
-    // RandomState is keyed anew by the system's randomness for each: enough to tell requests apart.
+    // Each RandomState has a key from the system's randomness: enough to tell requests apart.
     let id = format!("{:016x}", RandomState::new().hash_one(()));
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("unknown"))
 }
@@ -146,7 +148,7 @@ async fn not_found(request: Request) -> Response {
 async fn measure(service: &'static str, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = request.method().as_str().to_owned();
-    // The pattern, not the path: a label for each session would drown the scraper.
+    // The pattern, not the path: one label for each session would be too many for Prometheus.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |p| p.as_str());
     let route = route.to_owned();
     let response = next.run(request).await;
@@ -165,7 +167,7 @@ async fn measure(service: &'static str, request: Request, next: Next) -> Respons
 /// Serves until `stop`, then lets running requests finish for a bounded time.
 ///
 /// # Errors
-/// When the listener breaks.
+/// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
@@ -177,7 +179,7 @@ pub async fn serve(
     drained(async { serving.await }, stop).await
 }
 
-/// Waits for `serving` to end by itself after `stop`, a bounded time.
+/// Waits for `serving` to end by itself, at most a bounded time after `stop`.
 pub(crate) async fn drained(
     serving: impl Future<Output = std::io::Result<()>>,
     stop: CancellationToken,
@@ -185,7 +187,7 @@ pub(crate) async fn drained(
     tokio::select! {
         done = serving => done,
         () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_TIME_MAX).await } => {
-            tracing::warn!(drain_s = DRAIN_TIME_MAX.as_secs(), "cut requests that did not end");
+            tracing::warn!(drain_s = DRAIN_TIME_MAX.as_secs(), "stopping with requests running");
             Ok(())
         }
     }

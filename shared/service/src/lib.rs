@@ -1,10 +1,11 @@
-//! What every program needs to be operable: one way to configure, JSON logs, health, readiness,
-//! metrics, an HTTP shell with limits, and a shutdown that drains.
+//! What every program needs for operation: configuration, JSON logs, health, readiness, metrics,
+//! authentication, an MQTT connection, an HTTP shell with limits, and a graceful shutdown.
 //!
-//! Nothing in here knows what a roast is.
+//! This crate must never contain domain knowledge: nothing in here knows what a roast is.
 
 pub mod auth;
 pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod error;
 pub mod extract;

@@ -1,4 +1,4 @@
-//! Logs: one JSON object a line on standard error, or plain text for a person at a terminal.
+//! Logs on standard error: one JSON object a line, or plain text for a person at a terminal.
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
@@ -11,7 +11,7 @@ pub enum Format {
     Text,
 }
 
-/// `[log]`
+/// The configuration section `[log]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
@@ -22,25 +22,27 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        // A token offers dozens of mechanisms that its library's client calls errors, one a line.
+        // `cryptoki` logs an error for each of the dozens of mechanisms that a token offers and it
+        // does not know.
         let level = "info,rumqttd=warn,cryptoki::mechanism=off".to_owned();
         Self { level, format: Format::Json }
     }
 }
 
 impl LogConfig {
+    /// Reports a `level` that is not a valid filter.
     pub fn check(&self, mistakes: &mut crate::config::Mistakes) {
         if let Err(error) = EnvFilter::try_new(&self.level) {
-            mistakes.add("log.level", format!("{error}; say error, warn, info or debug"));
+            mistakes.add("log.level", format!("{error}; use error, warn, info or debug"));
         }
     }
 
-    /// Starts logging for this process. A second call changes nothing.
+    /// Starts logging for this process. A second call has no effect.
     pub fn start(&self) {
         let filter = EnvFilter::try_new(&self.level).unwrap_or_else(|_| EnvFilter::new("info"));
         let builder =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        // Fails only when logging runs already.
+        // Fails only when logging has already started.
         let _ = match self.format {
             Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
             Format::Text => builder.compact().try_init(),

@@ -1,4 +1,4 @@
-//! How a program reaches its MQTT broker: one configuration, one way to connect.
+//! The configuration of an MQTT broker, and the connection to it.
 
 mod link;
 
@@ -13,16 +13,17 @@ use crate::secret::{Secret, SecretError};
 
 pub use self::link::{Link, News};
 
-/// A broker, as `[mqtt]` and `[uplink]` name it.
+/// A broker, as the configuration sections `[mqtt]` and `[uplink]` describe it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Broker {
-    /// Empty: none.
+    /// Empty when there is no broker.
     pub host: String,
     pub port: u16,
-    /// Verify the broker with these certificates (PEM). Without: no TLS, which only loopback allows.
+    /// CA certificates (PEM) that verify the broker. Without them the connection has no TLS, which
+    /// is allowed on loopback only.
     pub ca_file: Option<PathBuf>,
-    /// Our own certificate and key (PEM), where the broker asks for one.
+    /// Our own certificate (PEM), for a broker that requires one; `key_file` holds its key (PEM).
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
     pub username: String,
@@ -52,14 +53,14 @@ pub enum BrokerError {
     Secret(#[from] SecretError),
 }
 
-/// What a connection may hold at most.
+/// The bounds of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Packets of ours that the broker has not answered. The client keeps a slot for each.
+    /// Our packets that the broker has not acknowledged yet. The client keeps a slot for each.
     pub in_flight: u16,
-    /// Packets of the broker's that we have not answered.
+    /// The broker's packets that we have not acknowledged yet.
     pub receive: u16,
-    /// Bytes of one packet that comes in.
+    /// The size of one incoming packet, in bytes.
     pub packet: u32,
 }
 
@@ -69,7 +70,7 @@ impl Broker {
         !self.host.is_empty()
     }
 
-    /// Names what is wrong in `section`.
+    /// Reports what is wrong with the configuration section `section`.
     pub fn check(&self, section: &str, mistakes: &mut Mistakes) {
         let field = |name: &str| format!("{section}.{name}");
         let loopback = self.host == "localhost"
@@ -78,17 +79,17 @@ impl Broker {
         mistakes.require(
             self.host.is_empty() || loopback || self.ca_file.is_some(),
             &field("ca_file"),
-            "is needed to talk to another host: samples never cross a network unencrypted",
+            "is required to connect to another host: samples never cross a network unencrypted",
         );
         mistakes.require(
             self.cert_file.is_some() == self.key_file.is_some(),
             &field("cert_file"),
-            "cert_file and key_file go together",
+            "cert_file and key_file must be set together",
         );
     }
 
-    /// The options of a connection as `client`. The session is clean: what counts as delivered is
-    /// our own acknowledgement, never the broker's memory.
+    /// Returns the options of a connection with the client id `client`. The MQTT session is clean:
+    /// only our own acknowledgement counts as delivery, never the broker's stored session.
     ///
     /// # Errors
     /// When a certificate or the password cannot be read.
@@ -100,7 +101,8 @@ impl Broker {
             .set_outgoing_inflight_upper_limit(bounds.in_flight)
             .set_receive_maximum(Some(bounds.receive))
             .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(bounds.packet));
-        // Small messages must not wait for the one before to be acknowledged (Nagle): 40 ms each.
+        // Without Nagle's algorithm, which delays each small message by about 40 ms, until the
+        // message before it is acknowledged.
         let mut network = NetworkOptions::new();
         network.set_tcp_nodelay(true);
         options.set_network_options(network);

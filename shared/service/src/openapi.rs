@@ -1,35 +1,36 @@
-//! What every operation may answer beside its own: written into each `OpenAPI` document in one place,
-//! since the shell, the door and the extractors answer alike for all of them.
+//! Completes each service's `OpenAPI` document with the responses that every operation may return
+//! beside its own. They are written in one place, because the HTTP shell, the authentication and
+//! rate-limit layers and the extractors return the same responses for all operations.
 
 use serde_json::{Map, Value, json};
 
-/// Statuses that any operation may answer.
+/// Statuses that any operation may return.
 const ALWAYS: [(&str, &str); 7] = [
-    ("400", "The request is wrong; the text says where"),
-    ("401", "Nobody knows who asks"),
-    ("403", "Not yours to ask"),
-    ("429", "Too many requests; Retry-After says when again"),
-    ("500", "Something failed inside; the log has it"),
-    ("503", "Something that is needed is away; try again"),
-    ("504", "Not answered in time"),
+    ("400", "The request is invalid; the error text says where"),
+    ("401", "Missing or invalid credentials"),
+    ("403", "The caller's role or organisation does not allow this"),
+    ("429", "Too many requests; retry after the time in Retry-After"),
+    ("500", "Internal error; the details are in the service's log"),
+    ("503", "The service or one of its dependencies is unavailable; retry"),
+    ("504", "The request was not answered within the time limit"),
 ];
-/// And those that hand something in.
+/// Statuses that an operation with a request body may return in addition.
 const WITH_BODY: [(&str, &str); 4] = [
     (
         "409",
-        "It is not in a state for that, or a request of this Idempotency-Key is being answered",
+        "The state does not allow this, or a request with this Idempotency-Key is still running",
     ),
-    ("413", "Too large"),
-    ("415", "Not application/json"),
-    ("422", "The Idempotency-Key was used for another request"),
+    ("413", "The request is too large"),
+    ("415", "The body is not application/json"),
+    ("422", "The Idempotency-Key was used for a different request"),
 ];
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
-/// The document, with what every operation may answer, how one says who one is, and the routes of
-/// the shell itself.
+/// Returns the document with the responses that every operation may return, the bearer security
+/// scheme, and the routes of the HTTP shell itself.
 ///
 /// # Errors
-/// When the document cannot be written as JSON, which none of ours is.
+/// When the document cannot be serialised as JSON; this happens to none of our documents.
 pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json::Error> {
     let mut document = serde_json::to_value(document)?;
     let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
@@ -42,15 +43,15 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
             }
         }
         for (path, what, kind) in [
-            ("/health", "The process lives", "application/json"),
-            ("/ready", "It can do its work", "application/json"),
-            ("/metrics", "What was counted, for Prometheus", "text/plain"),
+            ("/health", "The process is running", "application/json"),
+            ("/ready", "Every dependency of the service is healthy", "application/json"),
+            ("/metrics", "Metrics in the Prometheus text format", "text/plain"),
         ] {
             let mut operation = json!({"get": {"tags": ["operation"], "summary": what,
                 "security": [], "responses": {"200": {"description": what, "content": {kind: {}}}}}});
             if path == "/ready" {
                 operation["get"]["responses"]["503"] =
-                    json!({"description": "It cannot", "content": {kind: {}}});
+                    json!({"description": "A dependency is unhealthy", "content": {kind: {}}});
             }
             paths.insert(path.to_owned(), operation);
         }
@@ -59,19 +60,19 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
         "code": {"type": "string"}, "message": {"type": "string"},
         "path": {"type": "array", "items": {"type": "string"}}}});
     let shape = json!({"type": "object", "required": ["error"], "properties": {
-        "error": {"type": "string", "description": "A sentence for a person"},
+        "error": {"type": "string", "description": "A sentence for people"},
         "issues": {"type": "array", "items": issue}}});
     let components = entry(&mut document, "components");
     entry(components, "schemas")["Error"] = shape;
     entry(components, "securitySchemes")["bearer"] = json!({"type": "http", "scheme": "bearer",
-        "description": "An issuer's token, or an API key"});
+        "description": "An OIDC token or an API key"});
     document["security"] = json!([{"bearer": []}]);
     Ok(document)
 }
 
-/// The document with an example of each body that is handed in; `examples` is a JSON object of
-/// `METHOD /path` to body. What is no JSON, or no operation, is told in the log and left out: a test
-/// looks for it.
+/// Returns the document with an example for each request body. `examples` is a JSON object that
+/// maps `METHOD /path` to a body. An example that is not JSON, or whose operation does not exist,
+/// is logged and left out; a test checks that there is none.
 #[must_use]
 pub fn with_examples(
     document: utoipa::openapi::OpenApi,
@@ -89,13 +90,13 @@ pub fn with_examples(
             if let Some(body) = body {
                 body["content"]["application/json"]["example"] = example;
             } else {
-                tracing::error!(operation, "an example of no operation");
+                tracing::error!(operation, "an example names no operation with a request body");
             }
         }
         serde_json::from_value(json)
     };
     insert().unwrap_or_else(|error| {
-        tracing::error!(%error, "examples that cannot be read");
+        tracing::error!(%error, "the request examples cannot be read; leaving them out");
         document
     })
 }
@@ -115,7 +116,7 @@ fn answer(operation: &mut Value, body: bool, error: &Value) {
             response["content"] = error.clone();
         }
         if refuses && response["description"] == "" {
-            response["description"] = "Refused".into();
+            response["description"] = "The request was refused".into();
         }
     }
 }

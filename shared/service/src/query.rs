@@ -1,4 +1,4 @@
-//! What handlers read of a query string: repeated names, numbers within bounds, cursors.
+//! Query strings and pages: repeated names, numbers within bounds, cursors.
 
 use axum::Json;
 use axum::extract::FromRequestParts;
@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
-/// The query's names and values, in order. An empty value is none.
+/// The names and values of a query string, in order. An empty value counts as absent.
 #[derive(Debug, Clone, Default)]
 pub struct Params(Vec<(String, String)>);
 
-/// More is nobody's honest question.
+/// The largest number of query parameters; no legitimate request needs more.
 const PARAMS_MAX: usize = 64;
 
 impl<S: Send + Sync> FromRequestParts<S> for Params {
@@ -28,7 +28,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         if pairs.len() > PARAMS_MAX {
             return Err(ApiError::Invalid(format!("more than {PARAMS_MAX} query parameters")));
         }
-        // PostgreSQL's text cannot hold a NUL, so nothing stored has one.
+        // PostgreSQL text cannot contain a NUL, so no stored value can match one.
         if pairs.iter().any(|(_, value)| value.contains('\0')) {
             return Err(ApiError::Invalid("a query parameter contains a NUL".to_owned()));
         }
@@ -37,45 +37,48 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 }
 
 impl Params {
-    /// The first value of a name.
+    /// Returns the first value of a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.all(name).next()
     }
 
-    /// All values of a name.
+    /// Returns all values of a name.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         let of = self.0.iter().filter(move |(known, value)| known == name && !value.is_empty());
         of.map(|(_, value)| value.as_str())
     }
 
+    /// Returns a whole number from `least` to `most`; `default` when the parameter is absent.
+    ///
     /// # Errors
-    /// 400 when it is no whole number within the bounds.
+    /// 400 when the value is not a whole number within the bounds.
     pub fn number(&self, name: &str, default: i64, least: i64, most: i64) -> Result<i64, ApiError> {
         within(self.get(name), name, default, least, most)
     }
 
-    /// `limit`: how many at most. More than there may be is as many as there may be.
+    /// Returns `limit`, the largest number of items to return. A value above `most` is clamped to
+    /// `most`.
     ///
     /// # Errors
-    /// 400 when it is no number from 0.
+    /// 400 when the value is not a whole number of 0 or more.
     pub fn limit(&self, default: i64, most: i64) -> Result<i64, ApiError> {
         Ok(self.number("limit", default, 0, i64::MAX)?.min(most))
     }
 
-    /// `cursor`: where the page before ended.
+    /// Returns `cursor`: the position where the previous page ended.
     ///
     /// # Errors
-    /// 400 when it is none of ours.
+    /// 400 when the value is not a cursor that [`cursor`] created.
     pub fn cursor(&self) -> Result<Option<(i64, String)>, ApiError> {
         read_cursor(self.get("cursor"))
     }
 }
 
-/// A number within bounds; none is `default`.
+/// Parses a whole number from `least` to `most`; returns `default` when `text` is `None`.
 ///
 /// # Errors
-/// 400 when it is no whole number within the bounds.
+/// 400 when the text is not a whole number within the bounds.
 pub fn within(
     text: Option<&str>,
     name: &str,
@@ -90,10 +93,10 @@ pub fn within(
     })
 }
 
-/// Where the page before ended.
+/// Decodes a cursor: the position where the previous page ended.
 ///
 /// # Errors
-/// 400 when it is none of ours.
+/// 400 when the text is not a cursor that [`cursor`] created.
 pub fn read_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
@@ -102,20 +105,20 @@ pub fn read_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError
         let (n, id) = plain.split_once('|')?;
         Some((n.parse().ok()?, id.to_owned()))
     };
-    read().map(Some).ok_or_else(|| ApiError::Invalid("cursor: not one of ours".to_owned()))
+    read().map(Some).ok_or_else(|| ApiError::Invalid("cursor: not a cursor of this API".to_owned()))
 }
 
-/// A cursor after this row; opaque to clients.
+/// Encodes the cursor that continues after this row. It is opaque to clients.
 #[must_use]
 pub fn cursor(n: i64, id: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{n}|{id}"))
 }
 
-/// The header that names the next page of a list whose body is the bare list.
+/// The header with the cursor of the next page, for lists whose body is a bare array.
 pub const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
-/// A page of a list as the reference's clients read it, a bare array; where there may be more the
-/// cursor for the rest stands in [`NEXT_CURSOR`].
+/// Returns a page of a list as upstream Sim-Corp's clients read it: a bare array. When there may be
+/// more items, the header [`NEXT_CURSOR`] holds the cursor for the next page.
 pub fn page<T: Serialize>(
     items: Vec<T>,
     limit: i64,

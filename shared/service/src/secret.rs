@@ -1,4 +1,4 @@
-//! Secrets in configuration: references that are resolved once, at start, and masked everywhere.
+//! Secrets in a configuration: references that are resolved once, at start, and always masked.
 
 use std::fmt;
 
@@ -6,13 +6,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A secret as it stands in a configuration: `file:/run/secrets/x`, `env:NAME`,
-/// `credential:NAME` (systemd's `LoadCredential`), or — for
-/// development — the secret itself.
+/// A secret as written in a configuration: `file:/run/secrets/x`, `env:NAME`, `credential:NAME`
+/// (systemd's `LoadCredential`), or, for development, the secret itself.
 #[derive(Clone, Default)]
 pub struct Secret(Option<SecretString>);
 
-/// Why a reference has nothing behind it.
+/// Why a secret reference cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("the file {path} cannot be read: {source}")]
@@ -33,10 +32,10 @@ impl Secret {
         self.0.is_some()
     }
 
-    /// The secret itself; `None` when nothing is configured.
+    /// Reads the secret itself; `None` when nothing is configured.
     ///
     /// # Errors
-    /// When a file or variable that is referred to is not there.
+    /// When the file cannot be read or the variable is not set.
     pub fn resolve(&self) -> Result<Option<SecretString>, SecretError> {
         let Some(configured) = &self.0 else { return Ok(None) };
         let text = configured.expose_secret();
@@ -44,7 +43,7 @@ impl Secret {
             let read = std::fs::read_to_string(path);
             let mut content =
                 read.map_err(|source| SecretError::File { path: path.to_owned(), source })?;
-            // Cut where it lies: a copy would stay behind in memory.
+            // Truncated in place: a copy would stay behind in memory.
             content.truncate(content.trim_end().len());
             return Ok(Some(content.into()));
         }
@@ -62,7 +61,7 @@ impl Secret {
 }
 
 impl<'de> Deserialize<'de> for Secret {
-    /// A PIN without quotes is a number; what is said about it must not repeat it.
+    /// A PIN without quotes is a number and is refused; the error must never contain it.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = toml::Value::deserialize(deserializer).ok().and_then(|value| match value {
             toml::Value::String(text) => Some(text),
@@ -80,7 +79,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Serialize for Secret {
-    /// A reference is shown, since it helps; a secret is not.
+    /// Writes a reference as it is, because it helps the reader; writes `***` for a secret.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = self.0.as_ref().map_or("", ExposeSecret::expose_secret);
         let reference =

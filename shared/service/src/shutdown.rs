@@ -1,13 +1,13 @@
-//! A shutdown that drains: the first signal asks, the second insists.
+//! Graceful shutdown: the first signal stops the process gracefully, the second stops it at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 pub use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once, for
-/// whoever is tired of waiting.
+/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal ends the process at
+/// once, with exit code 130, for an operator who does not want to wait.
 ///
 /// # Errors
-/// When the process may not listen to signals.
+/// When the process cannot install signal handlers.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -19,7 +19,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
                 _ = int.recv() => "SIGINT",
             };
             if insists {
-                tracing::warn!(signal = name, "a second signal: stopping at once");
+                tracing::warn!(signal = name, "received a second signal; stopping at once");
                 std::process::exit(130);
             }
             tracing::info!(signal = name, "stopping");

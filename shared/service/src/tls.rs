@@ -1,4 +1,4 @@
-//! A listener that speaks TLS and tells who is at the other end by their certificate.
+//! A TLS listener that passes each client's certificate to the handlers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,20 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::drained;
 
-/// Connections at once, those in their handshake among them; at the bound new ones wait in the
-/// system's queue.
+/// The largest number of open connections, including those in their handshake. At the bound, new
+/// connections wait in the system's queue.
 const CONNECTIONS_MAX: usize = 4_096;
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// A connection on which nothing comes for so long is ended.
+/// A connection without any traffic for this long is closed.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
 
-/// Who is at the other end.
+/// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// The certificate it has shown and proven, DER; verified as the listener is configured.
+    /// The client's certificate (DER), whose key the client has proven to hold. It is verified as
+    /// the listener's configuration says.
     pub certificate: Option<Arc<[u8]>>,
-    /// Given back with the last clone, which is the connection's.
+    /// The connection's permit; released when the last clone is dropped, which is the connection's.
     _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
@@ -42,20 +43,21 @@ impl Connected<IncomingStream<'_, TlsListener>> for Peer {
     }
 }
 
-/// What a connection is read and written by.
+/// The byte stream of a TLS connection.
 pub type Stream = TlsStream<Pin<Box<TimeoutStream<TcpStream>>>>;
 
-/// Shakes hands beside accepting, so that one who is slow holds up nobody.
+/// Accepts TLS connections. Handshakes run on tasks of their own, so that a slow client does not
+/// delay the others.
 pub struct TlsListener {
     shaken: mpsc::Receiver<(Stream, Peer)>,
     address: SocketAddr,
 }
 
 impl TlsListener {
-    /// Takes a port's connections from here on; ends when it is dropped.
+    /// Starts to accept connections from `tcp`; stops when the listener is dropped.
     ///
     /// # Errors
-    /// When the port has no address.
+    /// When the local address of `tcp` cannot be read.
     pub fn new(tcp: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
         let address = tcp.local_addr()?;
         let (done, shaken) = mpsc::channel(64);
@@ -75,7 +77,7 @@ async fn accept(tcp: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<(Str
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Mostly no file descriptors left: others have to end first.
+                // Usually no file descriptors are left: other connections have to end first.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -90,7 +92,7 @@ async fn accept(tcp: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<(Str
             let shaken = match tokio::time::timeout(HANDSHAKE_TIME_MAX, shake).await {
                 Ok(Ok(shaken)) => shaken,
                 Ok(Err(error)) => {
-                    tracing::debug!(%address, %error, "a handshake failed");
+                    tracing::debug!(%address, %error, "a TLS handshake failed");
                     metrics::counter!("simcorp_tls_handshakes_failed_total").increment(1);
                     return;
                 }
@@ -111,7 +113,7 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Stream, Peer) {
         match self.shaken.recv().await {
             Some(shaken) => shaken,
-            None => std::future::pending().await, // whoever accepts has broken: nobody comes any more
+            None => std::future::pending().await, // the accept task ended: no more connections
         }
     }
 
@@ -120,10 +122,10 @@ impl Listener for TlsListener {
     }
 }
 
-/// Serves until `stop`, as [`crate::http::serve`]; handlers find a [`Peer`] in their `ConnectInfo`.
+/// Serves until `stop`, like [`crate::http::serve`]; handlers get a [`Peer`] from `ConnectInfo`.
 ///
 /// # Errors
-/// When the listener breaks.
+/// When the listener fails.
 pub async fn serve(
     listener: TlsListener,
     app: Router,

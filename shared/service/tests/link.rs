@@ -1,4 +1,4 @@
-//! A connection to a real Mosquitto that goes and comes back.
+//! Tests a connection to a real Mosquitto that is killed and restarted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::sync::atomic::Ordering;
@@ -55,7 +55,7 @@ async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
             broker.kill();
             until(&mut link, &stop, |news| matches!(news, News::Down(_))).await;
             assert!(!up.load(Ordering::Relaxed));
-            // It is tried again and again, and not all the time.
+            // The connection is retried repeatedly, with waits in between.
             let tries = Instant::now();
             for _ in 0..3 {
                 until(&mut link, &stop, |news| matches!(news, News::Down(_))).await;
@@ -64,7 +64,7 @@ async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
             broker.start_again().await.unwrap();
         }
     }
-    // What was said last still leaves.
+    // The last message is still sent.
     let mut other = self::link("another", broker.port, &["b"]);
     until(&mut other, &stop, |news| matches!(news, News::Ready)).await;
     let options = PublishOptions::new(QoS::AtLeastOnce);

@@ -1,16 +1,16 @@
-//! A certificate authority for tests, by OpenSSL: not the code that verifies.
+//! A certificate authority for tests. It uses OpenSSL, to be independent of the code under test.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::ensure;
 
-/// Signs certificates, in a folder that goes with it.
+/// A certificate authority in a temporary folder, which is removed when it is dropped.
 pub struct Authority {
     folder: tempfile::TempDir,
 }
 
-/// A certificate and its key, PEM files.
+/// The PEM files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub struct Issued {
     pub certificate: PathBuf,
@@ -48,7 +48,7 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate for somebody of this name, good on this machine.
+    /// Issues a certificate with this common name, which is valid for localhost.
     ///
     /// # Errors
     /// When OpenSSL refuses.

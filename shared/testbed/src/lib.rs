@@ -1,5 +1,6 @@
-//! Real servers for tests and benchmarks: started on free loopback ports with their data in a
-//! temporary folder, restarted and killed at will, gone with whoever started them.
+//! Real servers for tests and benchmarks. They are started on free loopback ports with their data
+//! in a temporary folder, can be killed and restarted at any time, and end with their parent
+//! process.
 
 mod authority;
 mod postgres;
@@ -16,17 +17,17 @@ pub use authority::Authority;
 pub use postgres::Postgres;
 pub use process::Process;
 
-/// A port nobody listens on at this moment, and that no outgoing connection is given: below the range
-/// that Linux takes those from.
+/// Returns a port on which no program listens at this moment. It is below the range from which
+/// Linux takes the ports of outgoing connections.
 ///
 /// # Errors
-/// When loopback has none.
+/// When no free port is found on loopback.
 pub fn free_port() -> anyhow::Result<u16> {
     use std::hash::{BuildHasher as _, RandomState};
     const FIRST: u64 = 10_000;
     const COUNT: u64 = 22_000;
     for _ in 0..1_000 {
-        // Keyed anew by the system's randomness: processes that look at once look elsewhere.
+        // Random for each process, so that processes that search at the same time try other ports.
         let port = FIRST + RandomState::new().hash_one(()) % COUNT;
         let port = u16::try_from(port)?;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
@@ -36,24 +37,24 @@ pub fn free_port() -> anyhow::Result<u16> {
     bail!("no port is free")
 }
 
-/// A binary of this workspace, built before the tests run.
+/// Returns the path of a binary of this workspace, which must be built before the tests run.
 ///
 /// # Errors
-/// When it is not there: run `cargo build --workspace --bins` first.
+/// When it does not exist: run `cargo build --workspace --bins` first.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
 }
 
-/// A folder of the workspace.
+/// Returns the root folder of the workspace.
 #[must_use]
 pub fn workspace() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.ancestors().nth(2).unwrap_or(&own).to_owned()
 }
 
-/// The recorded roasts beside the project, if this machine has them. In CI they must be there.
+/// Returns the folder of recorded roasts beside the project, if it exists. It must exist in CI.
 ///
 /// # Errors
 /// When they are absent in CI.
@@ -69,10 +70,10 @@ pub fn recordings() -> anyhow::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Waits until `holds`, asking often, at most `limit`.
+/// Waits until `holds` returns true, polling it, for at most `limit`.
 ///
 /// # Errors
-/// When it does not come true in time.
+/// When it does not become true in time.
 #[allow(clippy::disallowed_methods)] // a test's patience is real time
 pub async fn wait_for<F, A>(what: &str, limit: Duration, mut holds: F) -> anyhow::Result<()>
 where
@@ -91,10 +92,10 @@ where
     }
 }
 
-/// How much of it is under way at once, as in `packaging/mosquitto/simcorp.conf`.
+/// The queue and in-flight limits, as in `packaging/mosquitto/simcorp.conf`.
 const PACE: &str = "max_queued_messages 100000\nmax_inflight_messages 2000\nset_tcp_nodelay true\n";
 
-/// Mosquitto as production runs it, without its TLS.
+/// A Mosquitto broker, configured as in production; without TLS unless started otherwise.
 pub struct Mosquitto {
     pub port: u16,
     process: Process,
@@ -125,7 +126,8 @@ impl Mosquitto {
         Ok(broker)
     }
 
-    /// As production runs it: TLS, a certificate from everybody, whose name says what they may.
+    /// Starts a broker as in production: TLS, and a certificate from every client, whose name
+    /// determines by `acl` what the client may do.
     ///
     /// # Errors
     /// As [`Mosquitto::start`].
@@ -154,9 +156,10 @@ impl Mosquitto {
         Ok(broker)
     }
 
-    /// As production runs it for a fleet: services on one listener by certificates of `authority`,
-    /// gateways on another by those of `gateways` (PEM); who may what is told over the bus by the
-    /// service whose certificate says `simcorp`. Answers the gateways' port beside the broker.
+    /// Starts a broker as production runs it for a fleet: services use one listener with
+    /// certificates of `authority`, gateways another with certificates of `gateways` (PEM). The
+    /// service whose certificate has the name `simcorp` sets the permissions over MQTT. Returns the
+    /// gateways' port beside the broker.
     ///
     /// # Errors
     /// As [`Mosquitto::start`]; and when its dynamic security plugin is not there.
@@ -213,7 +216,7 @@ impl Mosquitto {
     }
 }
 
-/// Redis, keeping nothing.
+/// A Redis server without persistence.
 pub struct Redis {
     pub port: u16,
     process: Process,
@@ -251,10 +254,10 @@ impl Redis {
     }
 }
 
-/// Waits until somebody listens on a port.
+/// Waits until a program listens on a port.
 ///
 /// # Errors
-/// When nobody does within ten seconds.
+/// When no program does within ten seconds.
 pub async fn answers(port: u16) -> anyhow::Result<()> {
     let connect =
         || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };

@@ -1,4 +1,4 @@
-//! PostgreSQL: a cluster in a temporary folder, reached by Unix socket alone.
+//! PostgreSQL: a cluster in a temporary folder, reachable only through a Unix socket.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,14 +15,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes and starts a cluster with `fsync` on, as production has it.
+    /// Creates and starts a cluster with `fsync` on, as in production.
     ///
     /// # Errors
     /// When Debian's `postgresql` is not installed or does not answer.
     pub async fn start() -> anyhow::Result<Self> {
         let bin =
             newest_bin().context("PostgreSQL is not installed (Debian package: postgresql)")?;
-        // Not in a home that the postgres user may not enter.
+        // Not in a home folder, which the postgres user may be unable to enter.
         let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
         let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
         if rustix::process::geteuid().is_root() {
@@ -82,13 +82,13 @@ impl Postgres {
         Ok(cluster)
     }
 
-    /// The address of the database `simcorp`.
+    /// Returns the URL of the database `simcorp`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("postgres://simcorp@localhost/simcorp?host={}", self.folder.path().display())
     }
 
-    /// kill -9 of the server and all its backends.
+    /// Kills the server and all its backends with SIGKILL.
     pub fn kill(&mut self) {
         let pid = self.process.pid();
         if let Some(pid) = pid {
@@ -112,7 +112,7 @@ impl Postgres {
         self.process.pid()
     }
 
-    /// Asks with psql, independent of our own driver: one value a line.
+    /// Runs a statement with psql, independent of our own driver. Returns one value a line.
     ///
     /// # Errors
     /// When the statement fails.
@@ -124,7 +124,7 @@ impl Postgres {
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
 
-    /// Runs `pgbench` with a script on so many connections, for so many seconds; answers what it says.
+    /// Runs a `pgbench` script on so many connections for so many seconds; returns its output.
     ///
     /// # Errors
     /// When it is not installed or fails.
@@ -143,13 +143,13 @@ impl Postgres {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// One number.
+    /// Runs a statement that returns one number.
     ///
     /// # Errors
-    /// When the statement fails or answers no number.
+    /// When the statement fails or its result is not a number.
     pub fn count(&self, sql: &str) -> anyhow::Result<i64> {
         let text = self.query("simcorp", sql)?;
-        text.parse().with_context(|| format!("{sql}: {text:?} is no number"))
+        text.parse().with_context(|| format!("{sql}: {text:?} is not a number"))
     }
 }
 

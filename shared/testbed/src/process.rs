@@ -1,4 +1,4 @@
-//! A program that is started, killed and started again; it dies with its parent.
+//! A program that can be started, killed and started again. It ends with its parent process.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ pub struct Process {
     program: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    /// Unprivileged user to run as, when we are root.
+    /// The unprivileged user to run as, if this process is root.
     user: Option<String>,
     log: PathBuf,
     child: Option<Child>,
@@ -40,13 +40,13 @@ impl Process {
         self
     }
 
-    /// Starts it; its output is added to the log.
+    /// Starts the program and appends its output to the log.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        // setpriv: dies when we do, even by kill -9.
+        // setpriv ends the child when this process ends, even by SIGKILL.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         if let Some(user) = &self.user
@@ -68,12 +68,12 @@ impl Process {
         self.child.as_ref().map(Child::id)
     }
 
-    /// True while it runs.
+    /// Returns true while the program runs.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// kill -9, and waits for the end.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -81,28 +81,28 @@ impl Process {
         }
     }
 
-    /// SIGSTOP: it is there and does nothing.
+    /// Sends SIGSTOP: the program stays but does nothing.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the program does not run.
     pub fn pause(&self) -> anyhow::Result<()> {
         let child = self.child.as_ref().context("not running")?;
         Ok(kill_process(Pid::from_child(child), Signal::STOP)?)
     }
 
-    /// SIGCONT: it goes on.
+    /// Sends SIGCONT: the program continues.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the program does not run.
     pub fn resume(&self) -> anyhow::Result<()> {
         let child = self.child.as_ref().context("not running")?;
         Ok(kill_process(Pid::from_child(child), Signal::CONT)?)
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the end.
     ///
     /// # Errors
-    /// When it does not end in time; it is killed then.
+    /// When the program does not end within `limit`; it is then killed.
     pub async fn stop(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let mut child = self.child.take().context("not running")?;
         let pid = Pid::from_child(&child);
@@ -122,7 +122,7 @@ impl Process {
         }
     }
 
-    /// What it has said so far.
+    /// Returns the program's output so far.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Tokens that hold keys: SoftHSM2, and a TPM 2.0 (`swtpm` behind `tpm2-abrmd` and `tpm2-pkcs11`).
+//! PKCS#11 tokens: SoftHSM2, and a TPM 2.0 (`swtpm` behind `tpm2-abrmd` and `tpm2-pkcs11`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,18 +13,18 @@ pub const PIN: &str = "482916";
 const LABEL: &str = "simcorp";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A token, and what a program needs to reach it.
+/// A PKCS#11 token, and what a program needs to use it.
 pub struct Token {
     pub module: PathBuf,
     pub label: String,
-    /// Environment of whoever loads the module.
+    /// The environment variables that a program needs to load the module.
     pub environment: Vec<(String, String)>,
-    /// What the token runs on, in the order it was started.
+    /// The processes that the token needs, in the order in which they were started.
     pub servers: Vec<Process>,
 }
 
 impl Token {
-    /// A SoftHSM2 token in `folder`: it has Ed25519 and P-256.
+    /// Creates a SoftHSM2 token in `folder`; it supports Ed25519 and P-256.
     ///
     /// # Errors
     /// When SoftHSM2 is not installed.
@@ -41,7 +41,7 @@ impl Token {
         Ok(Self { module, label: LABEL.to_owned(), environment, servers: Vec::new() })
     }
 
-    /// A TPM 2.0 in `folder`: it has P-256.
+    /// Creates a TPM 2.0 in `folder`; it supports P-256.
     ///
     /// # Errors
     /// When swtpm, tpm2-abrmd, tpm2-pkcs11 or dbus are not installed.
@@ -121,7 +121,8 @@ impl Token {
     }
 }
 
-/// The TPM's clients expect its control port right after its port.
+/// Returns a free port followed by another free port, where the TPM's clients expect its control
+/// port.
 fn port_of_two() -> anyhow::Result<u16> {
     for _ in 0..100 {
         let port = free_port()?;

@@ -14,10 +14,10 @@ pub const CONTENT_FRAME: &str = "application/vnd.simcorp.frame+cbor";
 /// The signed content type of a receipt.
 pub const CONTENT_RECEIPT: &str = "application/vnd.simcorp.receipt+cbor";
 
-/// The signed content type of what became of a command.
+/// The signed content type of the outcome of a command.
 pub const CONTENT_OUTCOME: &str = "application/vnd.simcorp.outcome+cbor";
 
-/// Why bytes are not a message by that key.
+/// Why bytes are not a message that was signed with a given key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoseError {
     #[error("not a tagged COSE_Sign1 message: {0}")]
@@ -26,11 +26,11 @@ pub enum CoseError {
     Header(&'static str),
     #[error("signed with {claimed}, but the key is for {actual}")]
     Algorithm { claimed: &'static str, actual: &'static str },
-    #[error("the signature does not fit")]
+    #[error("the signature does not match")]
     Signature,
 }
 
-/// SHA-256 of what was signed: the identity of a frame.
+/// Returns the SHA-256 of a signed payload, which identifies a frame.
 #[must_use]
 pub fn digest(payload: &[u8]) -> Digest {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, payload);
@@ -39,7 +39,7 @@ pub fn digest(payload: &[u8]) -> Digest {
     Digest(bytes)
 }
 
-/// Signs `payload` as a `content` message.
+/// Signs `payload` as a message of the content type `content`.
 ///
 /// # Errors
 /// When the signer cannot sign.
@@ -73,7 +73,7 @@ pub struct Signed {
 }
 
 impl Signed {
-    /// Reads a tagged `COSE_Sign1` whose headers are exactly ours.
+    /// Parses a tagged `COSE_Sign1` message whose headers are exactly those that [`sign`] writes.
     ///
     /// # Errors
     /// When it is anything else: unknown algorithm, other headers, no payload, trailing bytes.
@@ -105,7 +105,7 @@ impl Signed {
         Ok(Self { message, key_id, algorithm, content })
     }
 
-    /// Who claims to have signed. Believe it only after [`Signed::verify`].
+    /// Returns the key that claims to have signed. Trust it only after [`Signed::verify`].
     #[must_use]
     pub const fn key_id(&self) -> &KeyId {
         &self.key_id
@@ -116,7 +116,7 @@ impl Signed {
         &self.content
     }
 
-    /// What was signed. Believe it only after [`Signed::verify`].
+    /// Returns the signed payload. Trust it only after [`Signed::verify`].
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.message.payload.as_deref().unwrap_or_default()
@@ -125,7 +125,7 @@ impl Signed {
     /// Checks the signature with `key`.
     ///
     /// # Errors
-    /// When the key is of another algorithm, or the signature does not fit.
+    /// When the key is of another algorithm, or the signature does not match.
     pub fn verify(&self, key: &PublicKey) -> Result<(), CoseError> {
         if key.algorithm() != self.algorithm {
             let (claimed, actual) = (self.algorithm.as_str(), key.algorithm().as_str());
@@ -137,16 +137,17 @@ impl Signed {
     }
 }
 
-/// Verifies many messages on up to `threads` cores; the answers are in the order of the question.
+/// Verifies many messages on up to `threads` threads; the results are in the order of the messages.
 ///
-/// Each signature is checked by itself. Ed25519's batch equation would be about twice as fast, but
-/// it cannot say which of the batch is forged and accepts some that a single check refuses.
+/// Each signature is verified by itself. Ed25519's batch verification would be about twice as fast,
+/// but it cannot identify the forged signature in a batch, and it accepts some signatures that a
+/// single verification refuses.
 #[must_use]
 pub fn verify_many(
     messages: &[(&Signed, &PublicKey)],
     threads: usize,
 ) -> Vec<Result<(), CoseError>> {
-    /// Below this a thread costs more than it saves.
+    /// The fewest messages for one thread; with fewer, a thread costs more than it saves.
     const SHARE_MIN: usize = 16;
     let check = |share: &[(&Signed, &PublicKey)]| -> Vec<Result<(), CoseError>> {
         share.iter().map(|(message, key)| message.verify(key)).collect()

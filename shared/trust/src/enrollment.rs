@@ -1,5 +1,6 @@
-//! The word by which a gateway is let in once: where the fleet is, by which authority it is known,
-//! and a secret. One text, so that nobody has to type three.
+//! Enrolment tokens. A token lets one gateway enrol once. It holds the URL of the fleet service,
+//! the fingerprint of its certificate authority, and a secret, in one text, so that an operator
+//! does not have to type three.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,17 +12,18 @@ const URL_BYTES_MAX: usize = 256;
 /// An enrolment token: `sce1.URL.FINGERPRINT.ID.SECRET`, the first two in base64url.
 pub struct EnrollmentToken {
     pub url: String,
-    /// SHA-256 of the authority's certificate: whoever answers at `url` must be certified by it.
+    /// The SHA-256 of the certificate authority's certificate. The server at `url` must have a
+    /// certificate by this authority.
     pub authority: [u8; 32],
     pub id: String,
     secret: SecretString,
 }
 
 impl EnrollmentToken {
-    /// A new one.
+    /// Generates a new token with a random id and a random secret.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// When the system provides no random numbers.
     pub fn generate(url: &str, authority: [u8; 32]) -> std::io::Result<Self> {
         let id: [u8; 6] = crate::random()?;
         let secret: [u8; 32] = crate::random()?;
@@ -30,7 +32,7 @@ impl EnrollmentToken {
         Ok(Self { url: url.to_owned(), authority, id, secret })
     }
 
-    /// Reads what somebody has pasted.
+    /// Parses a token as a person has pasted it; `None` if it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.trim().split('.').collect();
@@ -45,13 +47,14 @@ impl EnrollmentToken {
         fits.then(|| Self { url, authority, id: id.to_owned(), secret: secret.to_owned().into() })
     }
 
-    /// What is kept of the secret. It has 256 random bits, so a plain digest is enough.
+    /// Returns the digest of the secret, which is stored instead of it. The secret has 256 random
+    /// bits, so a plain digest is enough.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         crate::digest(self.secret.expose_secret().as_bytes()).0
     }
 
-    /// The whole token, to be shown once.
+    /// Returns the whole token as text, to be shown once.
     #[must_use]
     pub fn show(&self) -> String {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);

@@ -1,4 +1,4 @@
-//! A private key in a file, for development: it can be copied, which is what a token prevents.
+//! A private key in a file, for development. A file can be copied; a key in a PKCS#11 token cannot.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -13,7 +13,7 @@ use contract::KeyId;
 
 use crate::key::{Algorithm, PublicKey, SignError, Signer, pem_body, to_pem};
 
-/// A private key file is a few hundred bytes; more is not one.
+/// The largest private key file. A real one has a few hundred bytes.
 const KEY_BYTES_MAX: u64 = 16 * 1024;
 
 /// Why a key file cannot be used.
@@ -22,7 +22,7 @@ pub enum FileKeyError {
     #[error("cannot open the key {path}; check the path and its owner", path = path.display())]
     Open { path: PathBuf, source: std::io::Error },
     #[error(
-        "the key {path} may be read by others (mode {mode:04o}); run: chmod 600 {path}",
+        "the key {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}",
         path = path.display()
     )]
     Exposed { path: PathBuf, mode: u32 },
@@ -33,7 +33,7 @@ pub enum FileKeyError {
         path = path.display()
     )]
     Format { path: PathBuf },
-    #[error("the system gave no random numbers for a new key")]
+    #[error("the system provided no random numbers for a new key")]
     Random,
 }
 
@@ -50,14 +50,15 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    /// Reads a PKCS#8 PEM.
+    /// Reads a private key in PKCS#8 PEM.
     ///
     /// # Errors
-    /// When the file cannot be read, is not a key, or anyone but its owner may read it.
+    /// When the file cannot be read, is not a key, belongs to another user, or is accessible to any
+    /// user but its owner.
     pub fn open(path: &Path, key_id: KeyId) -> Result<Self, FileKeyError> {
         let open = |source| FileKeyError::Open { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(open)?;
-        // Of the opened file, not of the path: nobody can swap it in between.
+        // Of the opened file, not of the path: the file cannot be exchanged in between.
         let metadata = file.metadata().map_err(open)?;
         if metadata.mode() & 0o077 != 0 {
             return Err(FileKeyError::Exposed {
@@ -76,7 +77,7 @@ impl FileKey {
         Self::from_pkcs8(&der, key_id).ok_or_else(format)
     }
 
-    /// Makes a new key and writes it with mode 0600; never over an existing file.
+    /// Generates a new key and writes it with mode 0600. It never overwrites an existing file.
     ///
     /// # Errors
     /// When the file exists or cannot be written.
@@ -87,7 +88,7 @@ impl FileKey {
             Pair::P256(pair) => pair.to_pkcs8v1().map(|d| d.as_ref().to_vec()),
         };
         let der = der.map_err(|_| FileKeyError::Random)?;
-        // Whole or not at all, and never over one that is there: a link is not made where a file is.
+        // Complete or not at all, and never over an existing file: hard_link fails if one exists.
         let next = path.with_extension("new");
         let write = || -> std::io::Result<()> {
             let _ = std::fs::remove_file(&next);
@@ -103,10 +104,10 @@ impl FileKey {
         Ok(key)
     }
 
-    /// A key that lives in memory alone: for load generators and tests.
+    /// Generates a key that exists in memory only, for load generators and tests.
     ///
     /// # Errors
-    /// When the system has no randomness.
+    /// When the system provides no random numbers.
     pub fn generate(key_id: KeyId, algorithm: Algorithm) -> Result<Self, FileKeyError> {
         let pair = match algorithm {
             Algorithm::EdDsa => Ed25519KeyPair::generate().map(Pair::Ed25519),

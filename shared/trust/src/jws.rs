@@ -1,6 +1,6 @@
-//! The reference's compact JWS: header `{alg:"EdDSA", kid}`, claims = the payload's own fields
-//! with `iat` and `exp` beside them. We check what the reference did not: that the claims are the
-//! payload, and that the key is the one the message names.
+//! Upstream Sim-Corp's compact JWS: header `{alg:"EdDSA", kid}`, claims = the payload's own fields
+//! with `iat` and `exp` beside them. We check what upstream does not: that the claims equal the
+//! payload, and that the key is the one that the message names.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::key::PublicKey;
 
-/// Why a JWS does not vouch for its payload.
+/// Why a JWS does not authenticate its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JwsError {
     #[error("not a compact JWS with alg EdDSA and a kid")]
@@ -24,10 +24,11 @@ pub enum JwsError {
     Expired,
 }
 
-/// Checks that `jws` was made by `key`, named `kid`, over exactly `payload` at about `at`.
+/// Checks that `jws` was signed by `key`, whose name is `kid`, over exactly `payload`, and that it
+/// had not expired at `at`.
 ///
 /// # Errors
-/// Says which of these does not hold.
+/// States which of these conditions is not met.
 pub fn verify(
     jws: &str,
     kid: &str,
@@ -58,7 +59,7 @@ pub fn verify(
     if Value::Object(claims) != *payload {
         return Err(JwsError::OtherPayload);
     }
-    // Against the message's own time, not the wall clock: a message may come late and be true.
+    // Against the message's own time, not the wall clock: a message may arrive late and be valid.
     if expires.saturating_mul(1000) < at.0 {
         return Err(JwsError::Expired);
     }

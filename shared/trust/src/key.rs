@@ -1,11 +1,11 @@
-//! Public keys, and the trait of whatever holds a private one.
+//! Public keys, and the trait for holders of a private key.
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use contract::KeyId;
 
-/// The two algorithms a fleet needs.
+/// The two signature algorithms that a fleet needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// `EdDSA` over Ed25519: file keys, SoftHSM, cloud KMS.
@@ -38,7 +38,7 @@ pub enum KeyError {
     Unsupported,
 }
 
-/// A public key, ready to verify with.
+/// A public key that can verify signatures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicKey {
     Ed25519([u8; 32]),
@@ -63,7 +63,7 @@ impl PublicKey {
         }
     }
 
-    /// True when `signature` was made over `message` by this key's private half.
+    /// Returns true if `signature` was made over `message` with the private key of this public key.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match self {
@@ -76,7 +76,7 @@ impl PublicKey {
         }
     }
 
-    /// Reads DER `SubjectPublicKeyInfo`.
+    /// Parses a DER `SubjectPublicKeyInfo`.
     ///
     /// # Errors
     /// When it holds any other kind of key.
@@ -100,7 +100,7 @@ impl PublicKey {
         }
     }
 
-    /// Reads a PEM `PUBLIC KEY`.
+    /// Parses a PEM `PUBLIC KEY`.
     ///
     /// # Errors
     /// When it is not one, or of another algorithm.
@@ -114,7 +114,7 @@ impl PublicKey {
     }
 }
 
-/// The bytes between the lines of a PEM of that label.
+/// Decodes the bytes between the BEGIN and END lines of a PEM with the given label.
 pub(crate) fn pem_body(text: &str, label: &str) -> Option<Vec<u8>> {
     let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
     let body = text.split_once(&begin)?.1.split_once(&end)?.0;
@@ -132,7 +132,7 @@ pub(crate) fn to_pem(label: &str, der: &[u8]) -> String {
     text + "-----END " + label + "-----\n"
 }
 
-/// Signing failed: the token is gone, locked or refuses.
+/// Signing failed: the PKCS#11 token is absent, locked or refuses to sign.
 #[derive(Debug, thiserror::Error)]
 #[error("{key_id} cannot sign: {problem}")]
 pub struct SignError {
@@ -140,13 +140,13 @@ pub struct SignError {
     pub problem: String,
 }
 
-/// Whatever holds a private key: a file in development, the signer's socket on a gateway.
+/// A holder of a private key: a file in development, the signer's socket on a gateway.
 pub trait Signer: Send + Sync {
     fn key_id(&self) -> &KeyId;
-    /// Its public half.
+    /// Returns the public key.
     ///
     /// # Errors
-    /// When whoever holds the key cannot be asked.
+    /// When the holder of the key cannot be reached.
     fn public_key(&self) -> Result<PublicKey, SignError>;
 
     /// Signs a message. May take tens of milliseconds on a TPM.

@@ -1,6 +1,7 @@
-//! What a gateway's key may sign. The holder of a key looks at what it is asked to sign and says
-//! what it is; what is none of these is not signed. The forms cannot be taken for each other: a
-//! COSE structure begins with 0x84, a TLS 1.3 proof with 64 spaces, a certificate request with 0x30.
+//! What a gateway's key may sign. The signer classifies each message before it signs it; it must
+//! never sign a message that has none of these purposes. The forms cannot be mistaken for each
+//! other: a COSE structure begins with 0x84, a TLS 1.3 proof with 64 spaces, a certificate request
+//! with 0x30.
 
 use contract::KeyId;
 use coset::iana::Algorithm as CoseAlgorithm;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cose::{CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT};
 use crate::key::{Algorithm, PublicKey};
 
-/// The largest message that is signed: a frame and its headers.
+/// The largest message that can be signed, in bytes: a frame and its headers.
 pub const MESSAGE_BYTES_MAX: usize = 300 * 1024;
 /// RFC 8446, 4.4.3: what a TLS 1.3 client signs, before the transcript's hash.
 const TLS_CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
@@ -18,28 +19,29 @@ const TLS_PADDING: usize = 64;
 /// The OID of a common name, 2.5.4.3, in DER.
 const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 
-/// What a message is.
+/// The purpose of a message that is to be signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
     Frame,
     Receipt,
-    /// What became of a command.
+    /// The outcome of a command.
     Outcome,
-    /// A request for a certificate of this very key.
+    /// A request for a certificate of the signing key itself.
     CertificateRequest,
-    /// The proof that the key is here, in a TLS 1.3 handshake.
+    /// The proof of possession of the key in a TLS 1.3 handshake.
     TlsHandshake,
-    /// Somebody's certificate: an authority's key alone signs these, and nothing else.
+    /// A certificate. Only a certificate authority's key signs these, and it signs nothing else.
     Certificate,
 }
 
 impl Purpose {
-    /// What a gateway's key signs.
+    /// The purposes for which a gateway's key signs.
     pub const OF_A_DEVICE: [Self; 5] =
         [Self::Frame, Self::Receipt, Self::Outcome, Self::CertificateRequest, Self::TlsHandshake];
 
-    /// What `message` is, if it is anything that the key `key_id` with that public half may sign.
+    /// Returns the purpose of `message`; `None` if the key `key_id` with the public key `public`
+    /// must not sign it.
     #[must_use]
     pub fn of(message: &[u8], key_id: &KeyId, public: &PublicKey) -> Option<Self> {
         match message.first()? {
@@ -82,7 +84,7 @@ fn statement(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Pur
     }
 }
 
-/// A definite CBOR byte string in its shortest form, and what follows it.
+/// Splits `bytes` after a definite CBOR byte string: its content, and the bytes that follow it.
 fn byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (first, rest) = bytes.split_first()?;
     let (length, rest) = match first {
@@ -101,9 +103,9 @@ fn handshake(message: &[u8]) -> bool {
     padding.iter().all(|b| *b == b' ') && matches!(hash.len(), 32 | 48)
 }
 
-/// `CertificationRequestInfo` of RFC 2986: version 0, a subject that is our own name and nothing
-/// else, our own public key, and no attributes: nobody gets a certificate for another key, another
-/// name or another use by our signature.
+/// Checks a `CertificationRequestInfo` of RFC 2986: version 0, a subject that is our own name and
+/// nothing else, our own public key, and no attributes. Our signature must never get a certificate
+/// for another key, another name or another use.
 fn request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
     let inner = || {
         let (0x30, inner, []) = element(message)? else { return None };
@@ -124,14 +126,14 @@ fn request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
     inner().is_some()
 }
 
-/// `TBSCertificate` of RFC 5280, 4.1: version 3, then its serial number.
+/// Checks a `TBSCertificate` of RFC 5280, 4.1: version 3, then its serial number.
 fn certificate(message: &[u8]) -> bool {
     let Some((0x30, inner, [])) = element(message) else { return false };
     let Some((0xa0, [0x02, 0x01, 0x02], rest)) = element(inner) else { return false };
     matches!(element(rest), Some((0x02, _, _)))
 }
 
-/// One DER element: tag, content, and what follows it.
+/// Splits off one DER element: its tag, its content, and the bytes that follow it.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let [tag, first, rest @ ..] = bytes else { return None };
     let (length, rest) = match first {

@@ -1,8 +1,8 @@
-//! The signer's socket: a key that lives in another process, and behind it in a token.
+//! The signer's socket: a key in another process, which keeps it in a PKCS#11 token.
 //!
-//! One request is `length (u32, big-endian), operation, message`; one answer is `length, status,
-//! content`. Whatever goes wrong, asking ends within a time limit: a wedged token must not hold up
-//! whoever asks.
+//! One request is `length (u32, big-endian), operation, message`; one response is `length, status,
+//! content`. Every request ends within a time limit, whatever goes wrong: a token that hangs must
+//! not block the caller.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,14 +15,14 @@ use contract::KeyId;
 use crate::key::{PublicKey, SignError, Signer};
 use crate::purpose::MESSAGE_BYTES_MAX;
 
-/// The largest request or answer, without its length.
+/// The largest request or response, without its length.
 pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
-/// Asked before anything else can be known.
+/// The operation that returns the public key; clients request it first.
 const OPERATION_PUBLIC_KEY: u8 = 1;
 const OPERATION_SIGN: u8 = 2;
 const STATUS_DONE: u8 = 0;
 
-/// What is asked of a signer.
+/// A request to the signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// DER `SubjectPublicKeyInfo`.
@@ -30,18 +30,19 @@ pub enum Request {
     Sign(Vec<u8>),
 }
 
-/// Why it does not do it. The numbers are the wire's: never used again for something else.
+/// Why the signer refuses a request. The numbers are part of the wire format and must never be
+/// reused with another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The message is nothing that this key signs.
+    /// The message has no purpose for which this key signs.
     Purpose = 1,
-    /// Too many wait already.
+    /// Too many requests are already waiting.
     Busy = 2,
     /// The token does not answer in time.
     Slow = 3,
-    /// The token is gone, locked or broken.
+    /// The token is absent, locked or broken.
     Token = 4,
-    /// The request is none.
+    /// The request is malformed.
     Malformed = 5,
 }
 
@@ -50,7 +51,7 @@ impl Refusal {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::Purpose => "the signer does not sign such a message with this key",
-            Self::Busy => "the signer has more to do than it can hold",
+            Self::Busy => "the signer is busy: too many requests wait",
             Self::Slow => "the token does not answer in time",
             Self::Token => "the token cannot be used; see the signer's log",
             Self::Malformed => "the signer did not understand the request",
@@ -71,7 +72,7 @@ impl Refusal {
 /// Reads one request.
 ///
 /// # Errors
-/// When the connection ends, or what comes is too long or none.
+/// When the connection ends, or what arrives is too long or not a request.
 pub fn read_request(stream: &mut impl Read) -> io::Result<Request> {
     let body = read_body(stream)?;
     match body.split_first() {
@@ -81,7 +82,7 @@ pub fn read_request(stream: &mut impl Read) -> io::Result<Request> {
     }
 }
 
-/// Answers one.
+/// Writes one response.
 ///
 /// # Errors
 /// When the connection has ended.
@@ -113,17 +114,17 @@ fn read_body(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// A key behind a signer's socket.
+/// A key that is used through the signer's socket.
 pub struct SocketKey {
     path: PathBuf,
     key_id: KeyId,
     time_limit: Duration,
-    /// Asked for once: a key does not change under its name.
+    /// Requested once, because a key never changes under its name.
     public: OnceLock<PublicKey>,
 }
 
 impl SocketKey {
-    /// Nothing is asked yet: the signer may start later than we do.
+    /// Creates a handle without connecting, because the signer may start later than this process.
     #[must_use]
     pub fn new(path: &Path, key_id: KeyId, time_limit: Duration) -> Self {
         Self { path: path.to_owned(), key_id, time_limit, public: OnceLock::new() }
@@ -135,7 +136,7 @@ impl SocketKey {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                     format!("the signer does not answer within {} ms", self.time_limit.as_millis())
                 }
-                _ => format!("the signer at {} cannot be asked: {error}", self.path.display()),
+                _ => format!("the signer at {} cannot be reached: {error}", self.path.display()),
             };
             SignError { key_id: self.key_id.clone(), problem }
         };
@@ -161,8 +162,8 @@ impl SocketKey {
     }
 }
 
-/// Connects without waiting: a signer that accepts nobody fills its queue, and `connect` would wait
-/// for room in it without end.
+/// Connects without blocking. When a signer accepts no connections, its queue fills up, and a
+/// blocking `connect` would wait for room in it without a time limit.
 fn connect(path: &Path) -> io::Result<UnixStream> {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,

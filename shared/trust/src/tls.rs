@@ -1,4 +1,4 @@
-//! TLS with a key that stays in its token: the handshake's proof is made by whoever holds the key.
+//! TLS with a key that stays in its PKCS#11 token: the holder of the key signs the handshake.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,7 +11,7 @@ use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 use crate::key::{Algorithm, PublicKey, Signer};
 use crate::x509::in_der;
 
-/// A [`Signer`] as rustls asks for it.
+/// An adapter from a [`Signer`] to the traits of rustls.
 #[derive(Clone)]
 pub struct HandshakeKey {
     signer: Arc<dyn Signer>,
@@ -59,13 +59,13 @@ impl TlsSigner for HandshakeKey {
     }
 }
 
-/// The certificate that is shown in handshakes; it can be changed while connections live on, and
-/// counts from the next handshake.
+/// The certificate that a client presents in handshakes. It can be replaced at any time: open
+/// connections continue, and the next handshake uses the new certificate.
 #[derive(Clone, Debug, Default)]
 pub struct Shown(Arc<RwLock<Option<Arc<CertifiedKey>>>>);
 
 impl Shown {
-    /// From now on `certificate`, with the key that it is of.
+    /// Replaces the certificate (DER) and its key.
     pub fn change(&self, certificate: &[u8], key: HandshakeKey) {
         let chain = vec![CertificateDer::from(certificate.to_vec())];
         let certified = Arc::new(CertifiedKey::new(chain, Arc::new(key)));

@@ -1,4 +1,5 @@
-//! Certificates: asking for one with a key that stays where it is, and reading one.
+//! X.509: requests for certificates, made without the private key leaving its holder, and reading
+//! certificates.
 
 use contract::{EpochMs, KeyId};
 use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData, SigningKey};
@@ -8,27 +9,27 @@ use crate::key::{Algorithm, KeyError, PublicKey, SignError, Signer, pem_body, to
 use crate::purpose::Purpose;
 
 const LABEL: &str = "CERTIFICATE";
-/// A request or a certificate of ours is below 2 KB.
+/// The largest request or certificate. Ours are smaller than 2 KB.
 const DER_BYTES_MAX: usize = 16 * 1024;
 
-/// Why something is not a certificate, or not a request for one.
+/// Why a text or bytes are not a certificate or not a request for one.
 #[derive(Debug, thiserror::Error)]
 pub enum X509Error {
     #[error("not a certificate (-----BEGIN CERTIFICATE-----)")]
     NotPem,
-    #[error("not in the form of a certificate: {0}")]
+    #[error("malformed certificate or request: {0}")]
     Malformed(String),
     #[error("the key in it is {0}")]
     Key(#[from] KeyError),
     #[error("not a request of {0} for a certificate of its own key")]
     NotItsOwn(String),
-    #[error("the signature does not fit")]
+    #[error("the signature does not match")]
     Signature,
     #[error(transparent)]
     Sign(#[from] SignError),
 }
 
-/// A [`Signer`] as `rcgen` asks for it.
+/// An adapter from a [`Signer`] to the traits of `rcgen`.
 pub struct Issuing<'s> {
     signer: &'s dyn Signer,
     public: PublicKey,
@@ -36,7 +37,7 @@ pub struct Issuing<'s> {
 
 impl<'s> Issuing<'s> {
     /// # Errors
-    /// When the public key cannot be asked for.
+    /// When the signer cannot return its public key.
     pub fn new(signer: &'s dyn Signer) -> Result<Self, SignError> {
         Ok(Self { public: signer.public_key()?, signer })
     }
@@ -60,14 +61,14 @@ impl PublicKeyData for Issuing<'_> {
 
 impl SigningKey for Issuing<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        // rcgen keeps no cause; ours is in the log of whoever holds the key.
+        // rcgen keeps no cause; the holder of the key has logged it.
         let signature = self.signer.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
         Ok(in_der(self.public.algorithm(), signature))
     }
 }
 
-/// A signature as certificates and TLS carry it: r‖s of ECDSA becomes a DER sequence of two
-/// integers (RFC 3279, 2.2.3).
+/// Converts a signature to the form of certificates and TLS: r‖s of ECDSA becomes a DER sequence of
+/// two integers (RFC 3279, 2.2.3).
 pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
     if algorithm == Algorithm::EdDsa {
         return signature;
@@ -75,7 +76,7 @@ pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
     let integer = |bytes: &[u8]| {
         let start = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len() - 1);
         let digits = &bytes[start..];
-        // A leading bit of one would make it negative.
+        // A leading 1 bit would make the integer negative.
         let pad = usize::from(digits[0] & 0x80 != 0);
         let mut der = vec![0x02, u8::try_from(digits.len() + pad).unwrap_or(0)];
         der.resize(2 + pad, 0);
@@ -84,14 +85,14 @@ pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
     };
     let (r, s) = signature.split_at(signature.len() / 2);
     if r.is_empty() {
-        return signature; // no signature at all: nobody will take it for one
+        return signature; // no signature at all: every verifier refuses it
     }
     let inner = [integer(r), integer(s)].concat();
     // 2 × (2 + 33) bytes at most: a length of one byte.
     [&[0x30, u8::try_from(inner.len()).unwrap_or(0)], &inner[..]].concat()
 }
 
-/// A request (PKCS#10, DER) for a certificate of `signer`'s key in its own name.
+/// Creates a request (PKCS#10, DER) for a certificate of `signer`'s key in its own name.
 ///
 /// # Errors
 /// When the key cannot sign now.
@@ -107,10 +108,11 @@ pub fn request(signer: &dyn Signer) -> Result<Vec<u8>, X509Error> {
     Ok(request.der().to_vec())
 }
 
-/// Reads a request that only `key_id` itself can have made; answers the key it proves to have.
+/// Verifies that the holder of the key `key_id` made a request, and returns the public key that the
+/// request proves possession of.
 ///
 /// # Errors
-/// When it is malformed, of another name, asks for more, or its signature is not the key's.
+/// When it is malformed, has another name, requests more, or its signature is not the key's.
 pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error> {
     if der.len() > DER_BYTES_MAX {
         return Err(X509Error::Malformed(format!("longer than {DER_BYTES_MAX} bytes")));
@@ -129,22 +131,24 @@ pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error
     Ok(public)
 }
 
-/// What of a certificate we look at.
+/// The parts of a certificate that we use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     pub der: Vec<u8>,
     /// The common name of its subject.
     pub name: String,
     pub public: PublicKey,
-    /// Hex.
+    /// The serial number, in hex.
     pub serial: String,
     pub not_before: EpochMs,
     pub not_after: EpochMs,
 }
 
 impl Certificate {
+    /// Parses a certificate. It does not verify who signed the certificate.
+    ///
     /// # Errors
-    /// When it is none, or of a key that is neither Ed25519 nor P-256. Who signed it is not looked at.
+    /// When it is not a certificate, or its key is neither Ed25519 nor P-256.
     pub fn from_der(der: &[u8]) -> Result<Self, X509Error> {
         let malformed = |error: &dyn std::fmt::Display| X509Error::Malformed(error.to_string());
         let (_, parsed) = X509Certificate::from_der(der).map_err(|error| malformed(&error))?;
@@ -161,7 +165,7 @@ impl Certificate {
         })
     }
 
-    /// The first certificate of a PEM.
+    /// Parses the first certificate of a PEM.
     ///
     /// # Errors
     /// As [`Certificate::from_der`].
@@ -174,14 +178,15 @@ impl Certificate {
         to_pem(LABEL, &self.der)
     }
 
-    /// SHA-256 of the whole certificate: what pins it.
+    /// Returns the SHA-256 of the whole certificate, which pins it.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         crate::digest(&self.der).0
     }
 }
 
-/// When a certificate, whatever its key, begins to be good; `None`: it is none.
+/// Returns the time from which a certificate is valid, whatever its key; `None` if it is not a
+/// certificate.
 #[must_use]
 pub fn not_before(der: &[u8]) -> Option<EpochMs> {
     let (_, parsed) = X509Certificate::from_der(der).ok()?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use driver::{Hand, NoImage, Refused, Share};
+use driver::{CacheMiss, ControlQueue, DriverHandles, WriteError};
 use firmware_profiles::address::Table;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_modbus::server::Service;
@@ -23,7 +23,7 @@ const CONNECTIONS_MAX: usize = 8;
 
 /// What one connection is served from.
 struct Mirror {
-    share: Share,
+    share: DriverHandles,
     clock: Clock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
@@ -34,11 +34,11 @@ impl Mirror {
         let read = |table, start, count| {
             let now = self.clock.mono_ms();
             let read =
-                self.share.image.read(asked.slave, table, start, count, now, self.age_max_ms);
+                self.share.registers.read(asked.slave, table, start, count, now, self.age_max_ms);
             read.map_err(|none| match none {
-                NoImage::Unknown => ExceptionCode::IllegalDataAddress,
+                CacheMiss::NotInProfile => ExceptionCode::IllegalDataAddress,
                 // As a gateway says it whose machine does not answer.
-                NoImage::Stale => ExceptionCode::GatewayTargetDevice,
+                CacheMiss::Stale => ExceptionCode::GatewayTargetDevice,
             })
         };
         let bits = |words: Vec<u16>| words.into_iter().map(|word| word != 0).collect();
@@ -62,7 +62,7 @@ impl Mirror {
 
 /// Moves a control, if the machine's profile allows it now.
 async fn write(
-    hand: Option<Hand>,
+    hand: Option<ControlQueue>,
     asked: SlaveRequest<'static>,
     mono_ms: u64,
 ) -> Result<Response, ExceptionCode> {
@@ -81,8 +81,8 @@ async fn write(
         _ => return Err(ExceptionCode::IllegalFunction),
     };
     let outcome = match hand {
-        Some(hand) => hand.write("Artisan", unit, &request, mono_ms).await,
-        None => Err(Refused::Disabled),
+        Some(hand) => hand.write_modbus("Artisan", unit, &request, mono_ms).await,
+        None => Err(WriteError::Disabled),
     };
     outcome.map(|moved| tracing::info!(moved, "Artisan moved something")).map_err(|refused| {
         tracing::warn!(unit, %refused, "Artisan would move something");
@@ -93,19 +93,21 @@ async fn write(
 }
 
 /// What comes nearest in Modbus' own words; which rule it was, the log says.
-const fn exception(refused: &Refused) -> ExceptionCode {
+const fn exception(refused: &WriteError) -> ExceptionCode {
     match refused {
-        Refused::Disabled | Refused::Local(_) => ExceptionCode::IllegalFunction,
-        Refused::Unknown => ExceptionCode::IllegalDataAddress,
-        Refused::Range { .. } | Refused::Step { .. } | Refused::Forbidden(_) => {
-            ExceptionCode::IllegalDataValue
+        WriteError::Disabled | WriteError::LocalOnly(_) => ExceptionCode::IllegalFunction,
+        WriteError::NoSuchControl => ExceptionCode::IllegalDataAddress,
+        WriteError::OutOfRange { .. }
+        | WriteError::StepTooLarge { .. }
+        | WriteError::Forbidden(_) => ExceptionCode::IllegalDataValue,
+        WriteError::TooSoon { .. } | WriteError::WriteBudgetSpent(_) | WriteError::Busy => {
+            ExceptionCode::ServerDeviceBusy
         }
-        Refused::Soon { .. } | Refused::Worn(_) | Refused::Busy => ExceptionCode::ServerDeviceBusy,
-        Refused::Needs { .. } | Refused::Unsound(_) | Refused::Unheeded(_) => {
-            ExceptionCode::ServerDeviceFailure
-        }
-        Refused::Unsent(_) => ExceptionCode::GatewayPathUnavailable,
-        Refused::Unconfirmed(_) => ExceptionCode::GatewayTargetDevice,
+        WriteError::NeedNotMet { .. }
+        | WriteError::ReadingsUnreliable(_)
+        | WriteError::NotFollowed(_) => ExceptionCode::ServerDeviceFailure,
+        WriteError::NotSent(_) => ExceptionCode::GatewayPathUnavailable,
+        WriteError::Unconfirmed(_) => ExceptionCode::GatewayTargetDevice,
     }
 }
 
@@ -129,7 +131,7 @@ impl Service for Mirror {
         if reads(&asked.request) {
             return Box::pin(ready(self.answer(&asked)));
         }
-        Box::pin(write(self.share.hand.clone(), asked, self.clock.mono_ms()))
+        Box::pin(write(self.share.controls.clone(), asked, self.clock.mono_ms()))
     }
 }
 
@@ -159,7 +161,7 @@ fn notice_when_it_is_gone(stream: &TcpStream) {
 /// When the listener breaks.
 pub async fn serve(
     listener: TcpListener,
-    share: Share,
+    share: DriverHandles,
     clock: Clock,
     age_max_ms: u64,
     stop: CancellationToken,

@@ -21,7 +21,7 @@ fn sample(i: u64, bt: f64, marks: &[EventKind]) -> Sample {
         clock: ClockQuality::Synchronised,
         reading: Reading {
             values: vec![(Channel::Bt, Some(bt))],
-            marks: marks.to_vec(),
+            events: marks.to_vec(),
             ..Reading::default()
         },
     }

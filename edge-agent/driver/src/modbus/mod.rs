@@ -1,9 +1,10 @@
-//! Modbus over TCP and serial lines: reading in runs, and between two runs what is to be written.
+//! Modbus over TCP and serial lines: reads runs of registers, and writes queued values between
+//! runs.
 //!
 //! A late answer to a request that timed out would be taken for the next one's, so any error or
 //! timeout closes the connection; the next request opens a new one.
 
-mod moves;
+mod commands;
 mod plan;
 
 use std::time::Duration;
@@ -16,39 +17,44 @@ use tokio_modbus::slave::{Slave, SlaveContext as _};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use self::plan::{Block, Unit};
-use crate::guard::Move;
+use crate::connection::Endpoint;
 use crate::health::{Health, order};
-use crate::port::Place;
-use crate::profile::{Bus, Point, Polling, Raws, Writing, limit};
-use crate::{DriverError, Hand, Refused, Share};
+use crate::interlock::Command;
+use crate::profile::{Bus, PollFuture, RawValues, ReadPoint, WriteFuture, answer_timeout};
+use crate::{ControlQueue, DriverError, DriverHandles, WriteError};
 
-pub use self::moves::meant;
+pub use self::commands::command_of;
 
 pub struct Modbus {
-    place: Place,
+    place: Endpoint,
     timing: Timing,
-    points: Vec<Point>,
+    points: Vec<ReadPoint>,
     units: Vec<Unit>,
     health: Vec<Health>,
     connection: Option<Context>,
     /// When the port was opened, for machines that start when it is.
     opened_ms: Option<u64>,
-    share: Share,
+    handles: DriverHandles,
     /// When the poll that is under way began.
     began: Instant,
 }
 
-/// Why one request brought nothing.
-enum Miss {
-    /// The unit answers, and says no.
+/// Why a request failed.
+enum RequestError {
+    /// The unit answered with an exception.
     Exception(ExceptionCode),
-    /// It does not answer, or not sensibly.
+    /// The unit did not answer, or the answer was malformed.
     Failed(DriverError),
 }
 
 impl Modbus {
-    pub fn new(place: Place, timing: Timing, points: &[Point], share: Share) -> Self {
-        let units = plan::units(points, timing.block_max, timing.gaps);
+    pub fn new(
+        place: Endpoint,
+        timing: Timing,
+        points: &[ReadPoint],
+        handles: DriverHandles,
+    ) -> Self {
+        let units = plan::plan_units(points, timing.block_max, timing.gaps);
         let health = vec![Health::default(); units.len()];
         let points = points.to_vec();
         Self {
@@ -59,7 +65,7 @@ impl Modbus {
             health,
             connection: None,
             opened_ms: None,
-            share,
+            handles,
             began: Instant::now(),
         }
     }
@@ -72,16 +78,17 @@ impl Modbus {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let stream = self.place.open(limit(&self.timing)).await?;
+        let stream = self.place.open(answer_timeout(&self.timing)).await?;
         self.opened_ms = Some(mono_ms);
         Ok(match self.place {
-            Place::Tcp { .. } => tcp::attach(stream),
-            Place::Serial { .. } => rtu::attach(stream),
+            Endpoint::Tcp { .. } => tcp::attach(stream),
+            Endpoint::Serial { .. } => rtu::attach(stream),
         })
     }
 
-    /// Opening a port restarts some machines: each time it was opened, not the first alone.
-    async fn settled(&mut self, mono_ms: u64) -> Result<(), DriverError> {
+    /// Opens the port, and returns [`DriverError::Settling`] until `settle_ms` has passed since:
+    /// opening the port restarts some machines, every time and not only the first.
+    async fn check_settled(&mut self, mono_ms: u64) -> Result<(), DriverError> {
         if self.timing.settle_ms > 0 {
             let connection = self.connect(mono_ms).await?;
             self.connection = Some(connection);
@@ -99,7 +106,7 @@ impl Modbus {
         unit: usize,
         block: &Block,
         mono_ms: u64,
-    ) -> Result<Vec<u16>, Miss> {
+    ) -> Result<Vec<u16>, RequestError> {
         let (start, words) = (block.start, block.words);
         let bits = |answer: Vec<bool>| answer.into_iter().map(u16::from).collect::<Vec<u16>>();
         let read = async |connection: &mut Context| match block.table {
@@ -119,61 +126,74 @@ impl Modbus {
         station: u8,
         mono_ms: u64,
         talk: impl AsyncFnOnce(&mut Context) -> tokio_modbus::Result<T>,
-    ) -> Result<T, Miss> {
-        let mut connection = self.connect(mono_ms).await.map_err(Miss::Failed)?;
+    ) -> Result<T, RequestError> {
+        let mut connection = self.connect(mono_ms).await.map_err(RequestError::Failed)?;
         connection.set_slave(Slave(station));
         // A timeout or an error drops the connection.
         let name = self.name(station);
-        let answer = tokio::time::timeout(limit(&self.timing), talk(&mut connection))
+        let answer = tokio::time::timeout(answer_timeout(&self.timing), talk(&mut connection))
             .await
-            .map_err(|_| Miss::Failed(DriverError::Silent(name.clone(), self.timing.timeout_ms)))?;
+            .map_err(|_| {
+                RequestError::Failed(DriverError::Silent(name.clone(), self.timing.timeout_ms))
+            })?;
         let answer =
-            answer.map_err(|e| Miss::Failed(DriverError::Protocol(name, e.to_string())))?;
+            answer.map_err(|e| RequestError::Failed(DriverError::Protocol(name, e.to_string())))?;
         self.connection = Some(connection);
         let gap = self.place.frame_gap().max(Duration::from_millis(self.timing.min_gap_ms));
         if !gap.is_zero() {
             tokio::time::sleep(gap).await;
         }
-        answer.map_err(Miss::Exception)
+        answer.map_err(RequestError::Exception)
     }
 
     /// Asks one unit for all of its blocks.
-    async fn ask(
+    async fn read_unit(
         &mut self,
         unit: usize,
         mono_ms: u64,
         until: Instant,
-        raws: &mut Raws,
+        raws: &mut RawValues,
     ) -> Result<(), DriverError> {
         let station = self.units[unit].station;
         let mut at = 0;
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
             if Instant::now() >= until {
                 // Values of two moments are no sample.
-                raws.ailing.push(format!("{}: too slow to be read whole", self.name(station)));
+                raws.failed_units
+                    .push(format!("{}: too slow to be read completely", self.name(station)));
                 return Ok(());
             }
-            // Whoever moves a control waits for one run of registers, not for all of them.
-            self.obey_next(mono_ms).await;
+            // A write waits for one run of registers, not for all of them.
+            self.execute_next(mono_ms).await;
             match self.request(unit, &block, mono_ms).await {
                 Ok(words) => {
-                    self.share.image.keep(station, block.table, block.start, &words, mono_ms);
+                    self.handles.registers.store(
+                        station,
+                        block.table,
+                        block.start,
+                        &words,
+                        mono_ms,
+                    );
                     for point in &block.points {
                         raws.values[*point] = plan::raw(&self.points[*point], &block, &words);
                     }
                 }
                 // Some controllers refuse a run in which one register is unknown to them.
-                Err(Miss::Exception(ExceptionCode::IllegalDataAddress))
+                Err(RequestError::Exception(ExceptionCode::IllegalDataAddress))
                     if block.points.len() > 1 =>
                 {
-                    let singles = plan::apart(&block, &self.points);
+                    let singles = plan::split_block(&block, &self.points);
                     self.units[unit].blocks.splice(at..=at, singles);
                     continue;
                 }
-                Err(Miss::Exception(code)) => {
-                    raws.ailing.push(format!("{}: {code} at {}", self.name(station), block.start));
+                Err(RequestError::Exception(code)) => {
+                    raws.failed_units.push(format!(
+                        "{}: {code} at {}",
+                        self.name(station),
+                        block.start
+                    ));
                 }
-                Err(Miss::Failed(error)) => return Err(error),
+                Err(RequestError::Failed(error)) => return Err(error),
             }
             at += 1;
         }
@@ -181,47 +201,51 @@ impl Modbus {
     }
 
     /// Writes one value, if one is to be written.
-    async fn obey_next(&mut self, mono_ms: u64) {
-        let Some(hand) = self.share.hand.clone() else { return };
+    async fn execute_next(&mut self, mono_ms: u64) {
+        let Some(hand) = self.handles.controls.clone() else { return };
         // In the midst of a poll it is later than when the poll began.
-        let now_ms = mono_ms + self.since_ms();
+        let now_ms = mono_ms + self.elapsed_ms();
         let Some(next) = hand.next(now_ms) else { return };
-        let outcome = self.make(next.wanted, mono_ms).await;
-        hand.ended(next, outcome, mono_ms + self.since_ms());
+        let outcome = self.send_command(next.command, mono_ms).await;
+        hand.complete(next, outcome, mono_ms + self.elapsed_ms());
     }
 
     /// Since the poll began, ms.
-    fn since_ms(&self) -> u64 {
+    fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The machine has taken what it repeats; anything else it says is no.
-    async fn make(&mut self, wanted: Move, mono_ms: u64) -> Result<(), Refused> {
-        let profile = self.share.hand.as_ref().map(Hand::profile);
-        let (station, request) =
-            profile.and_then(|profile| moves::request(profile, wanted)).ok_or(Refused::Unknown)?;
-        let unsent = |error: DriverError| Refused::Unsent(error.to_string());
-        self.settled(mono_ms).await.map_err(unsent)?;
+    /// Sends one write. Only an answer that repeats the request acknowledges it.
+    async fn send_command(&mut self, wanted: Command, mono_ms: u64) -> Result<(), WriteError> {
+        let profile = self.handles.controls.as_ref().map(ControlQueue::profile);
+        let (station, request) = profile
+            .and_then(|profile| commands::request(profile, wanted))
+            .ok_or(WriteError::NoSuchControl)?;
+        let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
+        self.check_settled(mono_ms).await.map_err(unsent)?;
         let connection = self.connect(mono_ms).await.map_err(unsent)?;
         self.connection = Some(connection);
         let asked = request.clone();
         let say = async |connection: &mut Context| connection.call(asked).await;
         match self.exchange(station, mono_ms, say).await {
-            Ok(response) if repeats(&response, &request) => Ok(()),
-            Ok(_) => Err(Refused::Unconfirmed("it answers something else".to_owned())),
-            Err(Miss::Exception(code)) => Err(Refused::Unconfirmed(format!("it says: {code}"))),
-            Err(Miss::Failed(error)) => Err(Refused::Unconfirmed(error.to_string())),
+            Ok(response) if acknowledges(&response, &request) => Ok(()),
+            Ok(_) => Err(WriteError::Unconfirmed("the answer is to another request".to_owned())),
+            Err(RequestError::Exception(code)) => {
+                Err(WriteError::Unconfirmed(format!("exception: {code}")))
+            }
+            Err(RequestError::Failed(error)) => Err(WriteError::Unconfirmed(error.to_string())),
         }
     }
 
-    async fn poll_all(&mut self, mono_ms: u64) -> Result<Raws, DriverError> {
+    async fn poll_all(&mut self, mono_ms: u64) -> Result<RawValues, DriverError> {
         self.began = Instant::now();
-        self.settled(mono_ms).await?;
-        let mut raws = Raws { values: vec![None; self.points.len()], ailing: Vec::new() };
+        self.check_settled(mono_ms).await?;
+        let mut raws =
+            RawValues { values: vec![None; self.points.len()], failed_units: Vec::new() };
         let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
         let (mut answered, mut last) = (false, None);
         for unit in order(&self.health, mono_ms) {
-            match self.ask(unit, mono_ms, until, &mut raws).await {
+            match self.read_unit(unit, mono_ms, until, &mut raws).await {
                 Ok(()) => {
                     self.health[unit].answered();
                     answered = true;
@@ -231,14 +255,15 @@ impl Modbus {
                     metrics::counter!("simcorp_edge_unit_failures_total", "unit" => station)
                         .increment(1);
                     self.health[unit].failed(mono_ms, self.units[unit].station.into());
-                    raws.ailing.push(error.to_string());
+                    raws.failed_units.push(error.to_string());
                     last = Some(error);
                 }
             }
         }
-        for unit in (0..self.units.len()).filter(|unit| self.health[*unit].rests(mono_ms)) {
-            raws.ailing.push(format!(
-                "{} rests until it is tried again",
+        for unit in (0..self.units.len()).filter(|unit| self.health[*unit].is_backing_off(mono_ms))
+        {
+            raws.failed_units.push(format!(
+                "{} is not polled until its next retry",
                 self.name(self.units[unit].station)
             ));
         }
@@ -248,8 +273,8 @@ impl Modbus {
     }
 }
 
-/// Whether an answer says that this request was done.
-fn repeats(response: &Response, request: &Request<'_>) -> bool {
+/// Returns whether a response acknowledges this request.
+fn acknowledges(response: &Response, request: &Request<'_>) -> bool {
     let length = |of: usize, said: u16| usize::from(said) == of;
     match (response, request) {
         (Response::WriteSingleCoil(at, on), Request::WriteSingleCoil(a, o)) => (at, on) == (a, o),
@@ -271,11 +296,11 @@ fn repeats(response: &Response, request: &Request<'_>) -> bool {
 }
 
 impl Bus for Modbus {
-    fn poll(&mut self, mono_ms: u64) -> Polling<'_> {
+    fn poll(&mut self, mono_ms: u64) -> PollFuture<'_> {
         Box::pin(self.poll_all(mono_ms))
     }
 
-    fn write(&mut self, wanted: Move, mono_ms: u64) -> Writing<'_> {
-        Box::pin(self.make(wanted, mono_ms))
+    fn write(&mut self, wanted: Command, mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.send_command(wanted, mono_ms))
     }
 }

@@ -3,9 +3,9 @@
 use firmware_profiles::Gap;
 use firmware_profiles::address::{Address, Table};
 
-use crate::profile::Point;
+use crate::profile::ReadPoint;
 
-/// The words that are read over where the profile allows it.
+/// The largest gap that is read to join two registers, in words, where the profile allows it.
 const SMALL_GAP: u32 = 8;
 
 /// One request: a run of one table of one unit.
@@ -27,7 +27,7 @@ pub struct Unit {
 
 /// Joins neighbours into as few requests as `block_max` and `gaps` allow.
 #[must_use]
-pub fn units(points: &[Point], block_max: u16, gaps: Gap) -> Vec<Unit> {
+pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> {
     let gap_max = if gaps == Gap::Small { SMALL_GAP } else { 0 };
     let mut wanted: Vec<(u8, Table, u16, u16, usize)> = points
         .iter()
@@ -66,7 +66,7 @@ pub fn units(points: &[Point], block_max: u16, gaps: Gap) -> Vec<Unit> {
 
 /// A block's points, each by itself: for a controller that refuses them together.
 #[must_use]
-pub fn apart(block: &Block, points: &[Point]) -> Vec<Block> {
+pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
     let singles = block.points.iter().filter_map(|i| match points[*i].address {
         Address::Modbus { table, register, .. } => {
             let words = points[*i].kind.words();
@@ -79,7 +79,7 @@ pub fn apart(block: &Block, points: &[Point]) -> Vec<Block> {
 
 /// The raw value of a point in its block's words.
 #[must_use]
-pub fn raw(point: &Point, block: &Block, words: &[u16]) -> Option<f64> {
+pub fn raw(point: &ReadPoint, block: &Block, words: &[u16]) -> Option<f64> {
     let Address::Modbus { register, bit, .. } = point.address else { return None };
     let at = usize::from(register.checked_sub(block.start)?);
     let held = words.get(at..at + usize::from(point.kind.words()))?;
@@ -94,9 +94,9 @@ mod tests {
     use super::*;
     use firmware_profiles::encoding::{Order, Type};
 
-    fn point(station: u8, table: Table, register: u16, kind: Type) -> Point {
+    fn point(station: u8, table: Table, register: u16, kind: Type) -> ReadPoint {
         let address = Address::Modbus { station, table, register, bit: None };
-        Point { address, kind, order: Order::HighFirst }
+        ReadPoint { address, kind, order: Order::HighFirst }
     }
 
     #[test]
@@ -112,7 +112,7 @@ mod tests {
             holding(10, Type::Bool),
         ];
         let shape = |gaps| -> Vec<(u8, u16, u16)> {
-            let units = units(&points, 100, gaps);
+            let units = plan_units(&points, 100, gaps);
             let blocks = units.iter().flat_map(|u| u.blocks.iter().map(move |b| (u.station, b)));
             blocks.map(|(station, b)| (station, b.start, b.words)).collect()
         };
@@ -122,9 +122,9 @@ mod tests {
 
     #[test]
     fn a_block_ends_at_its_bound_and_at_the_last_register() {
-        let points: Vec<Point> =
+        let points: Vec<ReadPoint> =
             (0..10).map(|i| point(1, Table::Holding, 65_526 + i, Type::U16)).collect();
-        let units = units(&points, 4, Gap::Never);
+        let units = plan_units(&points, 4, Gap::Never);
         let sizes: Vec<u16> = units[0].blocks.iter().map(|b| b.words).collect();
         assert_eq!(sizes, [4, 4, 2]);
     }
@@ -135,11 +135,11 @@ mod tests {
         flag.address =
             Address::Modbus { station: 1, table: Table::Holding, register: 12, bit: Some(3) };
         let points = [point(1, Table::Holding, 10, Type::F32), flag];
-        let block = &units(&points, 100, Gap::Never)[0].blocks[0];
+        let block = &plan_units(&points, 100, Gap::Never)[0].blocks[0];
         let words = [0x4348, 0, 0b1000];
         assert_eq!(raw(&points[0], block, &words), Some(200.0));
         assert_eq!(raw(&points[1], block, &words), Some(1.0));
         assert_eq!(raw(&points[1], block, &words[..2]), None, "an answer that is too short");
-        assert_eq!(apart(block, &points).len(), 2);
+        assert_eq!(split_block(block, &points).len(), 2);
     }
 }

@@ -1,5 +1,6 @@
-//! What a reader of an analysis should look at: warnings about the data and the roast, and
-//! recommendations, each with its evidence. Nothing here moves a burner.
+//! Warnings about the data and the roast, and recommendations, each with its evidence.
+//!
+//! This module only advises people. It must never control a machine.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -66,17 +67,17 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
             Why::UnitFlip,
             "UNIT_FLIP",
             Severity::Alert,
-            "readings came in the other unit and were converted",
+            "readings arrived in the other temperature unit and were converted",
         ),
-        (Why::Stuck, "STUCK", Severity::Warn, "readings stood still while the roast went on"),
-        (Why::Range, "RANGE", Severity::Warn, "readings were outside of what a probe can show"),
-        (Why::Spike, "SPIKE", Severity::Info, "readings jumped and were not believed"),
+        (Why::Stuck, "STUCK", Severity::Warn, "readings did not change while the roast continued"),
+        (Why::Range, "RANGE", Severity::Warn, "readings were outside the range of a probe"),
+        (Why::Spike, "SPIKE", Severity::Info, "readings jumped and were rejected"),
         (Why::Missing, "DROPOUT", Severity::Info, "readings were missing"),
         (
             Why::Staircase,
             "STAIRCASE",
             Severity::Info,
-            "readings move in steps: few digits, or polled too fast",
+            "readings change in steps: few digits, or polled too fast",
         ),
     ] {
         let found = count(why);
@@ -87,23 +88,23 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
         }
     }
     if a.crash_flick.crash_detected {
-        let message = "the rate of rise fell far under its course after first crack".to_owned();
+        let message = "the rate of rise fell far below its trend after first crack".to_owned();
         let evidence = json!(a.crash_flick.details);
         warn("CRASH", Severity::Warn, message, a.crash_flick.crash_at_seconds, evidence);
     }
     if a.crash_flick.flick_detected {
-        let message = "the rate of rise rose again before the drop".to_owned();
+        let message = "the rate of rise increased again before the drop".to_owned();
         let evidence = json!(a.crash_flick.details);
         warn("FLICK", Severity::Warn, message, a.crash_flick.flick_at_seconds, evidence);
     }
     if a.drop_seconds.is_none() {
-        let message = "the roast has no end: it runs, or its DROP was not seen".to_owned();
+        let message = "the roast has no DROP: it still runs, or DROP was not recorded".to_owned();
         warn("NO_DROP", Severity::Info, message, None, json!({}));
     }
     warnings
 }
 
-/// Bounds within which most roasters finish a roast; outside of them a word is worth it.
+/// The development ratios that most roasters aim for. A ratio outside them gets a recommendation.
 const DEVELOPMENT: std::ops::RangeInclusive<f64> = 0.10..=0.30;
 
 pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
@@ -125,7 +126,7 @@ pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
         advise(
             "SMOOTHER_INTO_FC",
             "Reduce heat earlier and in smaller steps before first crack, and less around it: \
-             the rate of rise crashed after it.",
+             the rate of rise crashed after first crack.",
             if late.as_ref().is_some_and(|cuts| !cuts.is_empty()) {
                 Confidence::Med
             } else {
@@ -137,7 +138,7 @@ pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
     if a.crash_flick.flick_detected && !a.crash_flick.crash_detected {
         advise(
             "LOWER_END",
-            "Lower heat or more air at the end: the rate of rise rose before the drop.",
+            "Use less heat or more air at the end: the rate of rise increased before the drop.",
             Confidence::Low,
             json!({"shape": a.crash_flick.details}),
         );
@@ -147,9 +148,9 @@ pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
         && !DEVELOPMENT.contains(&ratio)
     {
         let message = if ratio < *DEVELOPMENT.start() {
-            "Development is short: drop later, or slow down before first crack, if the cup says so."
+            "Development is short: drop later or slow down before first crack, if it tastes better."
         } else {
-            "Development is long: drop sooner, or carry more heat into first crack, if the cup says so."
+            "Development is long: drop sooner or heat more before first crack, if it tastes better."
         };
         advise("DEVELOPMENT", message, Confidence::Low, json!({"developmentRatio": ratio}));
     }
@@ -159,7 +160,7 @@ pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
     if let Some(rough) = rough {
         advise(
             "STEADIER_MAILLARD",
-            "The rate of rise wanders between drying and first crack: fewer and earlier moves.",
+            "The rate of rise varies a lot before first crack: change controls less and earlier.",
             Confidence::Low,
             json!({"smoothness": rough.ror_smoothness_score, "moves": a.controls.len()}),
         );

@@ -1,5 +1,5 @@
-//! Roasts held against each other: deviation from a reference aligned on a mark, similarity, and the
-//! consistency of a set.
+//! Comparison of roasts: the deviation from a reference roast (aligned on a mark), the similarity,
+//! and the consistency of a set of roasts.
 
 use contract::EventKind;
 use serde::Serialize;
@@ -7,31 +7,33 @@ use serde::Serialize;
 use super::{Analysis, Curve, Marks, tenths, thousandths};
 use crate::causal::value_at;
 
-/// The curves are compared every second.
+/// The step between two compared points, ms.
 const STEP_MS: i64 = 1_000;
 
-/// How far one roast lies from another.
+/// The deviation of one roast from another.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
-    /// The mark at which both clocks are set alike.
+    /// The mark that has the same time in both roasts.
     pub aligned_on: EventKind,
     pub seconds_compared: i64,
-    /// Root mean square and mean of (this − reference), and the largest with its time from the
-    /// alignment, °C.
+    /// Root mean square, mean and largest of (this − reference), °C, and the time of the largest
+    /// in seconds after `aligned_on`.
     pub bt_rmse_c: f64,
     pub bt_mean_c: f64,
     pub bt_largest_c: f64,
     pub bt_largest_at_seconds: f64,
-    /// The same root mean square of the rates of rise, °C/min.
+    /// Root mean square of the difference of the rates of rise, °C/min.
     pub ror_rmse_c_per_min: Option<f64>,
-    /// Share of the reference's own variation that is met; 1 is the same curve.
+    /// Coefficient of determination: the explained share of the reference roast's variance. 1 means
+    /// the same curve.
     pub r2: f64,
-    /// 0..100: a hundred for the same curve, about 78 for 1 °C and 37 for 4 °C of deviation.
+    /// 0..100: 100 for the same curve, about 78 for 1 °C and 37 for 4 °C of deviation.
     pub similarity: f64,
 }
 
-/// Compares two roasts. `None` when one lacks the mark, or they share no time.
+/// Compares two roasts. Returns `None` if one of them lacks the mark, CHARGE or DROP, or if they
+/// share fewer than 10 points.
 #[must_use]
 pub fn compare(
     this: (&Curve, &Marks),
@@ -98,7 +100,7 @@ fn ror_rmse(
     (n >= 10.0).then(|| thousandths(f64::sqrt(square / n)))
 }
 
-/// One figure over a set of roasts.
+/// The statistics of one figure over a set of roasts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spread {
@@ -109,7 +111,7 @@ pub struct Spread {
     pub most: f64,
 }
 
-/// How alike a set of roasts is.
+/// The spread of the main figures over a set of roasts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Consistency {

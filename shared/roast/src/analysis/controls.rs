@@ -1,4 +1,4 @@
-//! What the operator, or a controller, moved; and what the burner used.
+//! The control changes that the operator or a controller made, and the energy that the burner used.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use super::tenths;
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-/// The controls that are followed.
+/// The controls whose changes are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
@@ -15,30 +15,30 @@ pub enum Control {
     Drum,
 }
 
-/// One move of one control.
+/// One change of one control.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ControlMove {
-    /// From CHARGE; negative before it.
+    /// Time from CHARGE; negative before it.
     pub seconds: f64,
     pub control: Control,
     pub from_pct: f64,
     pub to_pct: f64,
 }
 
-/// How much the burner burnt: its setting times time, in minutes at full.
+/// The energy that the burner used: its setting times the time, in minutes at full power.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Energy {
     pub before_charge_full_min: f64,
     pub roast_full_min: f64,
     pub after_drop_full_min: f64,
-    /// All three, for each kilogram of green beans.
+    /// The sum of all three per kilogram of green beans.
     pub full_min_per_kg: Option<f64>,
 }
 
 impl Energy {
-    /// In kWh, on a burner of so many kW.
+    /// Returns the energy in kWh for a burner of `burner_kw` kW.
     #[must_use]
     pub fn kwh(&self, burner_kw: f64) -> f64 {
         let minutes = self.before_charge_full_min + self.roast_full_min + self.after_drop_full_min;
@@ -46,7 +46,8 @@ impl Energy {
     }
 }
 
-/// Every move of a control, in order. A value that is not known is no move.
+/// Returns every change of a control by at least 0.5 points, in the order of time. Ignores unknown
+/// values.
 #[must_use]
 pub fn moves(recording: &Recording, charge: i64) -> Vec<ControlMove> {
     let of = |sample: &Sample, control| match control {
@@ -72,7 +73,7 @@ pub fn moves(recording: &Recording, charge: i64) -> Vec<ControlMove> {
     moves
 }
 
-/// `None` where the recording tells nothing of the burner.
+/// Returns the energy that the burner used, or `None` if the recording has no burner values.
 #[must_use]
 pub fn energy(recording: &Recording, charge: i64, until: i64) -> Option<Energy> {
     const GAP_MS: i64 = 30_000;

@@ -1,7 +1,8 @@
-//! What a finished roast was: times, phases, areas, shapes, controls, and what to think about them.
+//! Analysis of a finished roast: times, phases, areas, shapes, controls, warnings and
+//! recommendations.
 //!
-//! Everything is computed from the clean view and the marks; seconds count from CHARGE. The field
-//! names are the reference's where it has one, and stand beside it where it has none.
+//! Everything is computed from the clean view and the marks. Seconds count from CHARGE. A field has
+//! upstream Sim-Corp's name if upstream has that field; the other fields are additions.
 
 pub mod advice;
 pub mod compare;
@@ -23,23 +24,23 @@ use controls::{ControlMove, Energy};
 use phase::{PhaseSpan, PhaseStats};
 use shape::CrashFlick;
 
-/// Artisan's base of the area under the curve, °C.
+/// Artisan's base temperature for the area under the curve, °C.
 pub const AUC_BASE_C: f64 = 100.0;
-/// A recording that begins this long before CHARGE tells of the time between batches.
+/// The minimum recorded time before CHARGE for an analysis of the time between batches, ms.
 const BBP_MS_MIN: i64 = 90_000;
 
-/// A roast's marks, ms of the recording: a person's where there is one, found ones beside.
+/// A roast's marks, in ms of the recording. A mark by a person replaces a detected one of its kind.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Marks(Vec<(EventKind, i64)>);
 
 impl Marks {
-    /// What was found.
+    /// Returns the detected marks.
     #[must_use]
     pub fn found(marks: &[Inference]) -> Self {
         Self(marks.iter().map(|mark| (mark.kind, mark.at_ms)).collect())
     }
 
-    /// What the file says; found marks where it says nothing.
+    /// Returns the marks of the file, and the detected marks of the kinds that the file lacks.
     #[must_use]
     pub fn of(recording: &Recording, found: &[Inference]) -> Self {
         let mut marks = Self::found(found);
@@ -58,12 +59,12 @@ impl Marks {
     }
 }
 
-/// The clean curves of a recording, with the rate of rise where it belongs in time.
+/// The clean curves of a recording, and the rate of rise without its lag.
 #[derive(Debug, Clone, Default)]
 pub struct Curve {
     pub bt: Vec<Clean>,
     pub et: Vec<Clean>,
-    /// (ms, °C/min): the slope at the middle of what was fitted.
+    /// (ms, °C/min): each slope at the middle of its fitted span.
     pub ror: Vec<(i64, f64)>,
 }
 
@@ -86,7 +87,7 @@ impl Curve {
         value_at(&self.bt, t_ms)
     }
 
-    /// The rates of rise of a span of time.
+    /// Returns the rates of rise in a span of time, both ends included.
     pub fn ror_between(&self, from_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, f64)> + '_ {
         let from = self.ror.partition_point(|(t, _)| *t < from_ms);
         self.ror[from..].iter().copied().take_while(move |(t, _)| *t <= to_ms)
@@ -97,17 +98,17 @@ impl Curve {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BetweenBatches {
-    /// From the recording's begin to CHARGE.
+    /// Time from the start of the recording to CHARGE.
     pub seconds: f64,
     pub bottom_c: f64,
-    /// Before CHARGE.
+    /// Time of the lowest temperature, in seconds before CHARGE.
     pub bottom_seconds: f64,
-    /// °C/min to the bottom, and from there to CHARGE.
+    /// Slope to the lowest temperature, and from there to CHARGE, °C/min.
     pub fall_c_per_min: Option<f64>,
     pub rise_c_per_min: Option<f64>,
 }
 
-/// A finished roast, or as much of one as there is.
+/// The analysis of a finished roast, or of the part that has been recorded so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Analysis {
@@ -125,7 +126,7 @@ pub struct Analysis {
     pub end_bt_c: Option<f64>,
     pub phases: Vec<PhaseSpan>,
     pub phase_stats: Vec<PhaseStats>,
-    /// Development's share of the whole, 0..1.
+    /// The share of the development phase in the whole roast, 0..1.
     pub development_ratio: Option<f64>,
     /// °C·min above [`AUC_BASE_C`], from the turning point to DROP.
     pub auc_c_min: Option<f64>,
@@ -138,7 +139,8 @@ pub struct Analysis {
     pub recommendations: Vec<Recommendation>,
 }
 
-/// Analyses one roast of a recording. `None` without a CHARGE: nothing can be counted from it.
+/// Analyses one roast of a recording. Returns `None` without a CHARGE, because all times count from
+/// it.
 #[must_use]
 pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
     let charge = marks.ms(EventKind::Charge)?;
@@ -147,7 +149,7 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
     let dropped = marks.ms(EventKind::Drop).filter(|t| *t > charge);
     let until = dropped.unwrap_or(end);
     let seconds = |t: i64| tenths((t - charge) as f64 / 1000.0);
-    // A first crack after the end, or before the turn, is nobody's.
+    // Ignore marks outside the roast or out of order, such as a first crack after the end.
     let inside = |kind| marks.ms(kind).filter(|t| (charge..=until).contains(t));
     let turned = inside(EventKind::Tp);
     let dried = inside(EventKind::DryEnd).filter(|t| turned.is_none_or(|tp| *t >= tp));
@@ -188,7 +190,7 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
     Some(analysis)
 }
 
-/// Artisan's area under the curve: mean temperature above the base, times time.
+/// Returns Artisan's area under the curve: the mean temperature above the base, times the time.
 fn auc(curve: &Curve, from: i64, to: i64) -> f64 {
     let known = curve.bt.iter().filter(|c| (from..=to).contains(&c.t_ms));
     let mut points = known.filter_map(|c| Some((c.t_ms, c.value?)));
@@ -236,7 +238,8 @@ pub(crate) fn thousandths(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// A least-squares line through (x, y): (slope, value at x = 0, deviation of the residuals).
+/// Fits a least-squares line through (x, y). Returns (slope, value at x = 0, standard deviation of
+/// the residuals), or `None` for fewer than three points or a single x.
 pub(crate) fn line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
     let n = points.len() as f64;
     if points.len() < 3 {
@@ -259,7 +262,7 @@ mod tests {
     use super::*;
     use crate::sample::Sample;
 
-    /// Ten minutes at 1 Hz: down to 90 °C at 60 s, then up by a falling rate to 210 °C.
+    /// Returns ten minutes at 1 Hz: down to 90 °C at 60 s, then up at a falling rate to 210 °C.
     pub(super) fn recording() -> Recording {
         let bt = |s: f64| match s {
             s if s < 0.0 => 190.0,

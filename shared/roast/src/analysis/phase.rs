@@ -1,11 +1,11 @@
-//! Phases of a roast between its marks: drying (CHARGE → dry end), Maillard (→ first crack),
-//! development (→ DROP). Artisan's definitions.
+//! The phases of a roast between its marks: drying (CHARGE → dry end), Maillard (→ first crack) and
+//! development (→ DROP), as Artisan defines them.
 
 use serde::Serialize;
 
 use super::{Curve, line, tenths, thousandths};
 
-/// The phases, by the names of the wire.
+/// The phases, with the names of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Phase {
@@ -14,7 +14,7 @@ pub enum Phase {
     Development,
 }
 
-/// Where a phase begins and ends, s from CHARGE.
+/// The start and end of a phase, in seconds from CHARGE.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseSpan {
@@ -23,38 +23,39 @@ pub struct PhaseSpan {
     pub end_seconds: f64,
 }
 
-/// What happened in a phase.
+/// The statistics of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseStats {
     pub phase: Phase,
     pub duration_seconds: f64,
-    /// Of the whole roast, 0..1.
+    /// The phase's share of the whole roast, 0..1.
     pub share: f64,
-    /// Rise of the bean temperature; in drying from the turning point.
+    /// Rise of the bean temperature. In drying it counts from the turning point.
     pub bt_delta_c: Option<f64>,
-    /// That rise over its time.
+    /// That rise divided by its time.
     pub avg_ror_c_per_min: Option<f64>,
-    /// How fast the rate of rise itself changes, °C/min².
+    /// Slope of the rate of rise, °C/min².
     pub ror_slope_c_per_min2: Option<f64>,
-    /// 1: the rate of rise lies on a line; 0: it wanders by as much as it is.
+    /// 1: the rate of rise lies on a line. 0: it deviates from the line by its own mean or more.
     pub ror_smoothness_score: Option<f64>,
 }
 
-/// Where the phases meet, ms of the recording.
+/// The times that separate the phases, in ms of the recording.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     pub charge: i64,
     pub turned: Option<i64>,
     pub dried: Option<i64>,
     pub cracked: Option<i64>,
-    /// DROP, or the newest sample while the roast runs.
+    /// DROP, or the newest sample while the roast is running.
     pub until: i64,
 }
 
 impl Limits {
-    /// (phase, begin, end), as far as they are known. Without dry end there is no telling drying
-    /// from Maillard: both count as drying.
+    /// Returns the known phases as (phase, start, end). Without a dry end, drying and Maillard
+    /// cannot
+    /// be separated: both count as drying until first crack is known, and as Maillard from then on.
     fn parts(&self) -> Vec<(Phase, i64, i64)> {
         let mut parts = Vec::with_capacity(3);
         let mut from = self.charge;

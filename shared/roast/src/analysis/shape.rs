@@ -1,25 +1,26 @@
-//! Crash and flick: after first crack the rate of rise should fall on, smoothly. A crash is a fall
-//! far under the course it had; a flick is its rise again afterwards.
+//! Detection of crash and flick. After first crack the rate of rise should fall further, smoothly.
+//! A crash is a fall far below its trend before first crack; a flick is a rise after that fall.
 //!
-//! Both are measured against the machine's own rate at first crack (7 °C/min on one drum is 12 on
-//! another), and must last: a fixed limit for one sample serves no machine.
+//! Both are measured relative to the machine's own rate at first crack (7 °C/min on one drum is 12
+//! on another) and must last for some time, because a fixed limit for one sample suits no machine.
 
 use serde::Serialize;
 
 use super::{Curve, line, tenths};
 
-/// The course is taken from this long before first crack.
+/// The trend is fitted over this time before first crack.
 const BEFORE_MS: i64 = 90_000;
-/// It is followed for so long after.
+/// The rate is compared with the trend for this time after first crack.
 const AFTER_MS: i64 = 180_000;
-/// Under the course by this share of the rate at first crack, and by this much, for so long.
+/// A crash or flick must reach this share of the rate at first crack and this many °C/min, for
+/// [`LASTS_MS`].
 const CRASH_SHARE: f64 = 0.35;
 const CRASH_C_PER_MIN: f64 = 1.5;
 const FLICK_SHARE: f64 = 0.25;
 const FLICK_C_PER_MIN: f64 = 1.0;
 const LASTS_MS: i64 = 10_000;
 
-/// What the rate of rise did after first crack.
+/// The crash and the flick after first crack.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CrashFlick {
@@ -30,12 +31,12 @@ pub struct CrashFlick {
     pub details: Details,
 }
 
-/// The figures behind it, °C/min.
+/// The evidence for a crash or a flick, °C/min.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Details {
     pub ror_at_fc: Option<f64>,
-    /// The deepest fall under the course, and the highest rise after it.
+    /// The deepest fall below the trend, and the highest rise after the lowest rate.
     pub deepest_c_per_min: Option<f64>,
     pub rise_c_per_min: Option<f64>,
 }
@@ -48,7 +49,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
         curve.ror_between(cracked - BEFORE_MS, cracked).map(|(t, r)| (minutes(t), r)).collect();
     let Some((slope, at_fc, _)) = line(&before) else { return found };
     found.details.ror_at_fc = Some(tenths(at_fc));
-    // A rate that was rising into first crack is not expected to go on rising.
+    // A rate that rose into first crack is not expected to continue to rise.
     let slope = slope.clamp(-4.0, 0.0);
     let end = until.min(cracked + AFTER_MS);
     let after: Vec<(i64, f64)> = curve.ror_between(cracked, end).collect();
@@ -76,7 +77,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     found
 }
 
-/// When something begins to hold for at least [`LASTS_MS`].
+/// Returns the start of the first span of at least [`LASTS_MS`] in which `holds` is always true.
 fn lasting(rates: &[(i64, f64)], holds: impl Fn(i64, f64) -> bool) -> Option<i64> {
     let mut since = None;
     for (t, ror) in rates {

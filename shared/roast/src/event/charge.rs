@@ -1,38 +1,40 @@
-//! CHARGE: cold beans around a hot probe make it fall at once, fast, and ever slower until it turns.
+//! Detection of CHARGE: cold beans make a hot probe fall at once and fast, then slower until it
+//! turns.
 //!
-//! A fall of [`FALL_C`] within [`WITHIN_MS`] (the rule Cropster documents) from a reading that was
-//! not falling before. The moment is where the curve left its old level, not where the fall was
-//! found. What looked like one and was not — a fan, an open door, the batch before leaving — shows
-//! later: a stronger break follows, or the fall never turns.
+//! CHARGE is a fall of [`FALL_C`] within [`WITHIN_MS`] (the rule that Cropster documents) from a
+//! reading that was not falling before. Its time is where the curve left the old level, not where
+//! the fall was detected. A false detection (a fan, an open door, the last batch leaving) becomes
+//! visible later: a stronger break follows, or the fall never turns.
 
 use super::{Point, Roast};
 use std::collections::VecDeque;
 
 const FALL_C: f64 = 7.0;
 const WITHIN_MS: i64 = 32_000;
-/// Nobody charges a colder drum.
+/// The lowest temperature at which a drum is charged, °C.
 const FROM_C: f64 = 70.0;
 /// The fall is steeper than this at its steepest, °C/s: a fan cools a drum more slowly.
 const STEEP_C_PER_S: f64 = 0.28;
 /// The curve bends by this much at once, °C/s: a drum that is cooled by air bends slowly.
 const BEND_C_PER_S: f64 = 0.4;
-/// …and by so many times what it was falling before.
+/// …and by at least this multiple of its fall before.
 const BEND_OF_FALL: f64 = 2.0;
-/// A reading this far under the top has left it.
+/// A reading this far below the top has left it, °C.
 const LEFT_C: f64 = 0.35;
-/// A drum that warmed up by this much is ready for the next batch.
+/// A drum that has warmed up by this much is ready for the next batch, °C.
 pub(super) const RECOVERED_C: f64 = 3.0;
-/// Confidence in a break from a level that was seen.
+/// The confidence in a break from a recorded level.
 const SURE: f64 = 0.97;
-/// After this long without having turned no beans are in; a fall that the recording began with has
-/// less time, since a drum that cools between batches falls for minutes.
+/// If the curve has not turned after this time, the drum has no beans. The limit is shorter for a
+/// fall with which the recording began, because a drum that cools between batches falls for
+/// minutes.
 const HOPELESS_AFTER_S: f64 = 300.0;
 const DOUBTFUL_AFTER_S: f64 = 125.0;
-/// A second break may replace the first until then.
+/// The time after CHARGE until which a second break may replace it.
 const MISTAKEN_WITHIN_S: f64 = 900.0;
 const MISTAKEN_BELOW_C: f64 = 140.0;
 
-/// A break downwards.
+/// A downward break of the curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Found {
     pub at_ms: i64,
@@ -62,7 +64,7 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
     }
     let before = slope_before(past, top.t_ms);
     let falling = before.map_or(0.0, |slope| (-slope).max(0.0));
-    // A recording that begins with the fall may have missed the level it fell from.
+    // A recording that begins with the fall may lack the level before it.
     let confidence = if before.is_some() { SURE } else { 0.7 };
     let (bend, left) = knee(past, top.t_ms - 2_000, now.t_ms - 4_000)?;
     (bend >= BEND_C_PER_S.max(BEND_OF_FALL * falling)).then_some(Found {
@@ -72,8 +74,8 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
     })
 }
 
-/// Where between two moments the curve bends down the most, and by how much, °C/s: the slope over the
-/// eight seconds before less the slope over the eight after.
+/// Returns where the curve bends down the most between two times, and by how much, °C/s: the slope
+/// over the 8.5 s before minus the slope over the 8.5 s after.
 pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(f64, Point)> {
     const SPAN_MS: i64 = 8_500;
     let slope = |from: i64, to: i64| {
@@ -91,7 +93,7 @@ pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(
     };
     let mut best: Option<(f64, Point)> = None;
     for point in past.iter().filter(|p| (from_ms..=to_ms).contains(&p.t_ms)) {
-        // A recording that begins here was level before, for all that is known.
+        // Assume a level curve before the start of the recording.
         let before = slope(point.t_ms - SPAN_MS, point.t_ms).unwrap_or(0.0);
         let Some(after) = slope(point.t_ms, point.t_ms + SPAN_MS) else { continue };
         let bend = before - after;
@@ -102,7 +104,7 @@ pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(
     best
 }
 
-/// °C/s over the ten seconds before a moment.
+/// Returns the slope over the 12 s before a time, °C/s.
 fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
     let mut span = past.iter().filter(|p| (t_ms - 12_000..=t_ms).contains(&p.t_ms));
     let first = span.next()?;
@@ -112,25 +114,25 @@ fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
 }
 
 impl Roast {
-    /// Still not turned: the drum is cooling down.
+    /// Returns true if the curve should have turned by now: the drum is only cooling down.
     pub(super) fn is_hopeless(&self, now: Point) -> bool {
         let limit = if self.is_doubtful() { DOUBTFUL_AFTER_S } else { HOPELESS_AFTER_S };
         !self.turning.is_sure() && self.seconds(now.t_ms) > limit
     }
 
-    /// The recording began with the fall: perhaps it was a batch that had left.
+    /// Returns true if the recording began with the fall, which may be the last batch leaving.
     fn is_doubtful(&self) -> bool {
         let charge = self.mark(contract::EventKind::Charge);
         charge.is_some_and(|charge| charge.confidence < SURE)
     }
 
-    /// No beans were ever dropped colder than they were charged: a doubtful charge, and a break from
-    /// below it, are the batch before leaving and this one coming.
+    /// Returns true if a doubtful CHARGE was the last batch leaving. Beans are never dropped colder
+    /// than they were charged, so a break from below a doubtful CHARGE is the next batch.
     pub(super) fn was_between_batches(&self, top_c: f64) -> bool {
         self.is_doubtful() && top_c < self.charge_c
     }
 
-    /// Too early for the beans to have dried: what is taken for the roast may be pre-heating.
+    /// Returns true if the detected roast may be pre-heating, because the beans cannot be dry yet.
     pub(super) fn may_be_mistaken(&self, now: Point) -> bool {
         let early = self.seconds(now.t_ms) < MISTAKEN_WITHIN_S
             && (now.bt_c < MISTAKEN_BELOW_C || !self.turning.is_sure());

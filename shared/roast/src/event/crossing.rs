@@ -1,8 +1,8 @@
-//! Dry end, first crack and second crack: the bean temperature crosses the line on which this
-//! machine's marks lie ([`MarkLine`]). First crack may also be heard.
+//! Detection of dry end, first crack and second crack: the bean temperature crosses the line on
+//! which this machine's marks lie ([`MarkLine`]). A crack sensor can also detect first crack.
 //!
-//! The interval is where the temperature crosses the line's 90 % limits: the lower crossing has been
-//! seen, the upper one follows from the rate of rise.
+//! The interval is where the temperature crosses the line's 90 % limits. The lower crossing is
+//! measured; the upper one is predicted from the rate of rise.
 
 use contract::EventKind;
 
@@ -12,14 +12,14 @@ use crate::learn::{Learned, MarkLine, Z90};
 use crate::ror::Rise;
 use crate::sample::Sample;
 
-/// Nothing dries or cracks sooner after CHARGE, s.
+/// The earliest time after CHARGE of dry end, first crack and second crack, s.
 const AFTER_S: [f64; 3] = [45.0, 90.0, 150.0];
-/// Without knowing better a temperature rises at least so fast against its line, °C/s.
+/// The assumed minimum rate of the temperature relative to its line, °C/s.
 const RATE_MIN: f64 = 0.03;
-/// Cracks within this span that make a first crack, and the span, ms.
+/// The number of cracks that make a first crack, and the span in which they occur, ms.
 const CRACKS: f64 = 3.0;
 const CRACKS_MS: i64 = 20_000;
-/// "At the mark" means within this, s.
+/// The confidence of a mark is the probability that it lies within this, s.
 pub(super) const NEAR_S: f64 = 30.0;
 
 const KINDS: [EventKind; 3] = [EventKind::DryEnd, EventKind::Fc, EventKind::Sc];
@@ -49,7 +49,7 @@ impl Roast {
             if above >= -half {
                 self.below[i].get_or_insert(now.t_ms);
             }
-            // Nobody hears a second crack that nobody has ever marked here.
+            // Infer second crack only on machines where people have marked it.
             let heard_of =
                 kind != EventKind::Sc || (line.marks() > 0 && self.mark(EventKind::Fc).is_some());
             if above >= 0.0 && heard_of {
@@ -90,9 +90,9 @@ impl Roast {
         }
     }
 
-    /// The line was crossed while no data came: where a straight course between the readings beside
-    /// the silence crosses it, and anywhere in it.
-    #[allow(clippy::cast_possible_truncation)] // a part of a silence, ms
+    /// Places a crossing inside a gap in the data: at the point where a straight line between the
+    /// readings around the gap crosses, with an interval that covers the whole gap.
+    #[allow(clippy::cast_possible_truncation)] // a part of a gap, ms
     fn in_silence(
         &self,
         found: Inference,
@@ -113,7 +113,7 @@ impl Roast {
         }
     }
 
-    /// Several cracks in a short while are first crack, whatever the temperature.
+    /// Detects first crack from several cracks in a short time, at any temperature.
     fn hear(&mut self, sample: &Sample, now: Point) -> Option<Inference> {
         let heard = sample.cracks?;
         self.cracks.push_back((now.t_ms, heard));
@@ -125,7 +125,7 @@ impl Roast {
         if heard - before < CRACKS || known.is_some_and(|mark| mark.method == Method::Acoustic) {
             return None;
         }
-        // The first of them began it.
+        // First crack begins with the first of them.
         let at_ms = self.cracks.iter().find(|(_, n)| *n > before).map_or(now.t_ms, |(t, _)| *t);
         Some(Inference {
             kind: EventKind::Fc,
@@ -147,7 +147,8 @@ pub(super) fn ms(seconds: f64) -> i64 {
     (seconds.min(1e6) * 1000.0) as i64
 }
 
-/// The normal distribution's share within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`, to 5·10⁻⁴).
+/// Returns the share of the normal distribution within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`,
+/// to 5·10⁻⁴).
 pub(super) fn within(z: f64) -> f64 {
     let x = z / std::f64::consts::SQRT_2;
     let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));

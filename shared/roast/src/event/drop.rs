@@ -1,9 +1,9 @@
-//! DROP: the drum is emptied, and the probe that stood in beans stands in air.
+//! Detection of DROP: the drum is emptied, and the probe that was in beans is in air.
 //!
 //! A fall from the roast's top that goes on: [`FALL_C`] within [`WITHIN_MS`], or a slower one with
 //! the burner out or the door open. The moment is where the curve left its top, corrected by what
-//! this machine's marks have taught: on some drums the probe hears of it a quarter of a minute late.
-//! A burner that goes out is no DROP by itself, and silence never is.
+//! this machine's marks have taught: on some drums the probe reacts 15 s late.
+//! A burner that goes out is not a DROP by itself, and silence must never be one.
 
 use std::collections::VecDeque;
 
@@ -79,7 +79,7 @@ pub(super) fn find(
     Some(place(roast, witness, knee, now, learned))
 }
 
-/// Which moment the fall tells of.
+/// Returns the DROP for a detected fall, with its time from the best available source.
 fn place(
     roast: &Roast,
     witness: &Witness,
@@ -92,7 +92,7 @@ fn place(
         (learned.drop_offset.spread_ms(), learned.burner_offset.spread_ms());
     let burner = roast.burner_out_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
     let door = roast.door_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
-    // Nobody's marks yet: a burner that went out under full air just before is the drop's.
+    // Without marks yet: a burner that went out under full air just before is the drop's.
     let by_burner = match (burner_spread, curve_spread) {
         (Some(burner), Some(curve)) => burner < curve,
         _ => curve_spread.is_none(),
@@ -129,7 +129,7 @@ fn place(
     }
 }
 
-/// The data ceased in mid-roast and came back with an emptied drum: it happened meanwhile.
+/// Returns a DROP inside a gap in the data, if the drum is empty when the data come back.
 fn in_gap(before: Point, now: Point) -> Option<Inference> {
     let silence_ms = now.t_ms - before.t_ms;
     if before.bt_c < FROM_C || before.bt_c - now.bt_c < GAP_FALL_C {

@@ -1,5 +1,5 @@
-//! Ends that no curve shows: first crack and second crack go quiet, beans are cool. They follow what
-//! began them by as long as people's marks on this machine say.
+//! Ends that no curve shows: the end of first crack, of second crack and of cooling. Each follows
+//! its start after the delay learned from people's marks on this machine.
 
 use contract::EventKind;
 
@@ -8,11 +8,11 @@ use super::{Inference, Method, Point, Roast};
 use crate::learn::{Delay, Learned, Z90};
 
 impl Roast {
-    /// The ends that have come with this sample.
+    /// Returns the ends that are due with this sample.
     pub(super) fn last(&self, now: Point, learned: &Learned) -> [Option<Inference>; 2] {
         let pairs = [
             (EventKind::Fc, EventKind::FcEnd, &learned.first_crack_lasts, 0),
-            // Second crack is often cut short by the drop: only where people mark its end.
+            // DROP often cuts second crack short: infer its end only if people have marked one.
             (EventKind::Sc, EventKind::ScEnd, &learned.second_crack_lasts, 1),
         ];
         pairs.map(|(begin, end, delay, marks_min)| {
@@ -26,7 +26,7 @@ impl Roast {
     }
 }
 
-/// The beans of a batch dropped at `from_ms` are cool, as far as people have marked it.
+/// Returns the end of cooling of a batch dropped at `from_ms`; never without people's marks of it.
 pub(super) fn cooled(from_ms: i64, now: Point, delay: &Delay) -> Option<Inference> {
     if delay.marks() == 0 { None } else { after(from_ms, EventKind::CoolEnd, now, delay) }
 }

@@ -1,10 +1,11 @@
-//! The marks of a roast, found while it runs, in event time.
+//! Detection of a roast's marks in event time, while the roast is running.
 //!
-//! [`Tracker`] takes one machine's samples in order and answers what became known with each: a mark
-//! with its time, the interval it lies in, a confidence, the method, and a revision, because what is
-//! known later may be known better. What a machine or a person says is taken as said and kept beside.
+//! [`Tracker`] receives one machine's samples in order and returns the changes after each: a mark
+//! with its time, its interval, a confidence, the method, and a revision, because later samples
+//! may give
+//! a better estimate. A mark that a machine or a person reports is stored unchanged.
 //!
-//! Silence is never a mark: nothing in here happens because time passed without a sample.
+//! Silence must never cause a mark: time without a sample changes nothing.
 
 mod charge;
 mod crossing;
@@ -26,38 +27,39 @@ use crate::sample::Sample;
 
 pub use order::{Late, Order};
 
-/// The past that detectors look back on, and the least time between its points.
+/// The length of the past that the detectors use, and the minimum time between its points, ms.
 const PAST_MS: i64 = 100_000;
 const POINT_EVERY_MS: i64 = 200;
 
-/// How a mark was found.
+/// The method that found a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// The bean temperature broke downwards.
+    /// The bean temperature bent down.
     Break,
-    /// The bean temperature broke while no data came: somewhere in the silence.
+    /// The event happened during a gap in the data, anywhere in it.
     Gap,
-    /// The burner went out with the air full open, and the curve agreed.
+    /// The burner went out with full air, and the bean curve confirmed the mark.
     Burner,
-    /// The discharge door opened, and the curve agreed.
+    /// The discharge door opened, and the bean curve confirmed the mark.
     Door,
-    /// A scale felt the batch come or go, and the curve agreed.
+    /// A scale measured the batch arrive or leave, and the bean curve confirmed the mark.
     Scale,
-    /// The exhaust bent, which on this machine lies closer to people's marks than the beans' own
-    /// curve, and that curve agreed.
+    /// The exhaust temperature bent down, and the bean curve confirmed the mark. Used if on this
+    /// machine the exhaust is closer to people's marks than the bean curve.
     Exhaust,
-    /// The lowest reading.
+    /// The reading was the lowest.
     Lowest,
     /// The temperature crossed the line learned for this machine.
     Learned,
-    /// The temperature crossed the line that holds for machines nobody has marked on yet.
+    /// The temperature crossed the default line, because this machine has no marks yet.
     Prior,
-    /// So long after another mark as people mark it here, or as it is in general.
+    /// The mark follows another mark after a delay learned from people's marks on this machine, or
+    /// after the default delay.
     Lasting,
-    /// Cracks were heard.
+    /// The crack sensor counted several cracks.
     Acoustic,
-    /// A machine or a person said so.
+    /// A machine or a person reported it.
     Told,
 }
 
@@ -81,24 +83,24 @@ impl Method {
     }
 }
 
-/// One mark, as far as it is known.
+/// One mark and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Inference {
     pub kind: EventKind,
-    /// When it happened, ms of event time; and where it lies with 90 %.
+    /// The time of the mark, ms of event time, and its 90 % interval.
     pub at_ms: i64,
     pub from_ms: i64,
     pub to_ms: i64,
-    /// The event time of the sample with which it became known.
+    /// The event time of the sample that made it known.
     pub known_ms: i64,
-    /// Bean temperature there, °C.
+    /// Bean temperature at the mark, °C.
     pub bt_c: Option<f64>,
-    /// 0..1: that it happened, within 30 s of `at_ms`.
+    /// Probability (0..1) that it happened within 30 s of `at_ms`.
     pub confidence: f64,
     pub method: Method,
-    /// 0 at first; each better answer about the same mark counts up.
+    /// 0 at first; increases with each new estimate of the same mark.
     pub revision: u32,
-    /// The moment the curve itself shows, before what was learned of this machine's marks.
+    /// The time that the curve shows, without the correction learned from this machine's marks.
     pub curve_ms: i64,
 }
 
@@ -119,16 +121,16 @@ impl Inference {
     }
 }
 
-/// What a sample changed.
+/// A change of the known marks caused by a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Change {
-    /// New, or known better.
+    /// A new mark, or a new revision of one.
     Known(Inference),
-    /// It did not happen after all: the beans were never in (CHARGE), or had left before.
+    /// The mark was wrong: the beans were never in (CHARGE), or had left before it.
     Withdrawn(EventKind),
 }
 
-/// A cleaned moment of the past.
+/// A clean reading of the past.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Point {
     t_ms: i64,
@@ -143,12 +145,12 @@ struct Roast {
     /// The lowest readings since CHARGE.
     turning: turning::Turning,
     marks: Vec<Inference>,
-    /// When the burner went out with full air, until it burns again.
+    /// The time when the burner went out with full air; `None` once it burns again.
     burner_out_ms: Option<i64>,
     door_ms: Option<i64>,
-    /// Cracks heard: (when, count) of the last minute.
+    /// Recent crack counts: (ms, count since the recording began).
     cracks: VecDeque<(i64, f64)>,
-    /// The last readings under the line of each crossing mark.
+    /// The time when the temperature reached the lower 90 % limit of each crossing's line.
     below: [Option<i64>; 3],
 }
 
@@ -157,25 +159,26 @@ enum Stage {
     /// Waiting for beans.
     Empty,
     Roasting(Box<Roast>),
-    /// The old batch has left: a fall is its leaving until the drum has recovered from `low_c`.
+    /// The last batch has left: a fall belongs to it until the drum has recovered from `low_c`.
     Emptied {
         low_c: f64,
-        /// DROP, until the beans are known to be cool, ms.
+        /// The time of DROP, ms; `None` after the end of cooling is known.
         dropped_ms: Option<i64>,
     },
 }
 
-/// Follows one machine from roast to roast. Serialize it to resume from there.
+/// Tracks one machine from roast to roast. A serialized tracker can be resumed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tracker {
-    /// False for machines that tell CHARGE and DROP themselves.
+    /// False for machines that report CHARGE and DROP themselves.
     infer_ends: bool,
     learned: Learned,
     bt: Cleaner,
     ror: RateOfRise,
     rise: Option<(i64, f64, f64)>,
-    /// The two newest readings: the median of three is what detectors see, one reading late, so
-    /// that no single reading makes a mark.
+    /// The two newest readings. The detectors receive the median of three, one reading late, so
+    /// that
+    /// no single reading causes a mark.
     newest: VecDeque<Point>,
     past: VecDeque<Point>,
     #[serde(default)]
@@ -184,7 +187,7 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker of a machine that has taught `learned`.
+    /// Returns a tracker for a machine with the model `learned`.
     #[must_use]
     pub fn new(learned: Learned) -> Self {
         Self {
@@ -200,14 +203,14 @@ impl Tracker {
         }
     }
 
-    /// For machines that tell CHARGE and DROP themselves: neither is inferred.
+    /// Disables the inference of CHARGE and DROP, for machines that report both themselves.
     #[must_use]
     pub const fn told_ends(mut self) -> Self {
         self.infer_ends = false;
         self
     }
 
-    /// From now on, by what the machine has taught meanwhile.
+    /// Replaces the machine's model for all later samples.
     pub fn teach(&mut self, learned: Learned) {
         self.learned = learned;
     }
@@ -217,7 +220,7 @@ impl Tracker {
         matches!(self.stage, Stage::Roasting(_))
     }
 
-    /// CHARGE of the running roast, ms.
+    /// Returns the time of CHARGE of the running roast, ms.
     #[must_use]
     pub const fn charge_ms(&self) -> Option<i64> {
         match &self.stage {
@@ -226,13 +229,13 @@ impl Tracker {
         }
     }
 
-    /// The rate of rise and the smooth bean temperature at the newest sample: (ms, °C/min, °C).
+    /// Returns rate of rise and smoothed bean temperature at the newest sample: (ms, °C/min, °C).
     #[must_use]
     pub const fn rise(&self) -> Option<(i64, f64, f64)> {
         self.rise
     }
 
-    /// What is known of the running roast.
+    /// Returns the known marks of the running roast.
     #[must_use]
     pub fn marks(&self) -> &[Inference] {
         match &self.stage {
@@ -241,8 +244,8 @@ impl Tracker {
         }
     }
 
-    /// A machine or a person says that it happened at `at_ms`. A second CHARGE, and a DROP without a
-    /// roast, change nothing and answer `false`.
+    /// Records an event that a machine or a person reports for `at_ms`. Returns `false` and changes
+    /// nothing for a CHARGE during a roast, and for any other event without a roast.
     pub fn told(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
         match (kind, &mut self.stage) {
             (EventKind::Charge, Stage::Roasting(_)) => return false,
@@ -258,7 +261,7 @@ impl Tracker {
             }
             (EventKind::Note, _) => {}
             (_, Stage::Roasting(roast)) => {
-                // What is said stands beside what was found, and is not looked for any more.
+                // A reported mark disables its detection. It does not replace a detected one.
                 if roast.mark(kind).is_none() {
                     roast.put(Inference::told(kind, at_ms, bt_c));
                 }
@@ -267,8 +270,8 @@ impl Tracker {
         true
     }
 
-    /// Goes on in the middle of a roast that was charged at `charge_ms` and has these marks: after a
-    /// restart without a snapshot.
+    /// Resumes a running roast that was charged at `charge_ms` and already has the marks `marked`.
+    /// Used after a restart without a snapshot.
     pub fn resume(&mut self, charge_ms: i64, marked: &[EventKind]) {
         let mut roast = Roast {
             charge_ms,
@@ -281,7 +284,7 @@ impl Tracker {
         self.stage = Stage::Roasting(Box::new(roast));
     }
 
-    /// Takes the next sample, in event time, and answers what became known with it.
+    /// Processes the next sample, in event time, and returns the changes that it caused.
     pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
         let mut changes = Vec::new();
         let clean = self.bt.push(sample.t_ms, sample.bt_c);
@@ -293,7 +296,7 @@ impl Tracker {
         let read = Point { t_ms: sample.t_ms, bt_c };
         let silence = self.newest.back().map_or(0, |last| read.t_ms - last.t_ms);
         if clean.why == Why::Step && silence <= drop::SILENT_MS {
-            // No bean jumps: what was before says nothing about what comes.
+            // A bean temperature cannot jump: the past does not predict the new values.
             self.past.clear();
             self.newest.clear();
             self.ror.restart();
@@ -328,7 +331,7 @@ impl Tracker {
         changes
     }
 
-    /// The reading before this one, as the median of it and its neighbours.
+    /// Returns the reading before this one as the median of it and its neighbours.
     fn median(&mut self, read: Point) -> Option<Point> {
         if self.newest.back().is_some_and(|last| read.t_ms - last.t_ms < POINT_EVERY_MS) {
             return None;
@@ -355,7 +358,7 @@ impl Tracker {
         self.past.retain(|point| point.t_ms >= t_ms);
     }
 
-    /// The cleaned bean temperature nearest to a moment of the last minute and a half.
+    /// Returns the clean bean temperature of the last 100 s that is nearest to a time.
     fn bt_at(&self, t_ms: i64) -> Option<f64> {
         let nearest = self.past.iter().min_by_key(|point| (point.t_ms - t_ms).abs());
         nearest.map(|point| point.bt_c)
@@ -424,7 +427,7 @@ impl Tracker {
         if let Some(dropped) =
             drop::find(roast, (&self.past, &self.witness), now, before, &self.learned)
         {
-            // What was taken to have happened after the end has not.
+            // Marks after DROP were wrong.
             let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
             changes.extend(later.map(|mark| Change::Withdrawn(mark.kind)));
             changes.push(Change::Known(dropped));
@@ -432,8 +435,10 @@ impl Tracker {
         }
     }
 
-    /// A second break before the beans have dried: the first one was none. Answers whether the roast
-    /// was begun anew or given up.
+    /// Replaces CHARGE if the curve breaks a second time before the beans have dried, because then
+    /// the first break was not CHARGE. Withdraws it if the curve does not turn. Returns true in
+    /// both
+    /// cases.
     fn revise_charge(&mut self, now: Point, changes: &mut Vec<Change>) -> bool {
         let Stage::Roasting(roast) = &self.stage else { return false };
         let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
@@ -471,7 +476,7 @@ impl Roast {
         self.marks.iter().find(|mark| mark.kind == kind)
     }
 
-    /// Keeps a mark in place of an older answer about it.
+    /// Stores a mark in place of its older revision.
     fn put(&mut self, mark: Inference) {
         self.marks.retain(|known| known.kind != mark.kind);
         self.marks.push(mark);

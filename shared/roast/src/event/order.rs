@@ -1,4 +1,4 @@
-//! Samples that arrive late, twice or out of order, put in order before they are judged.
+//! Sorts samples that arrive late, twice or out of order, before the tracker processes them.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::sample::Sample;
 
-/// Samples held back at most; past it the oldest are let through early.
+/// The maximum number of held samples. Above it the oldest are released early.
 const HELD_MAX: usize = 4_096;
 
-/// A sample that came after its time had been judged, or a second time.
+/// A sample that arrived after its time had been processed, or a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Late;
 
@@ -29,7 +29,7 @@ impl Order {
         Self { wait_ms, held: BTreeMap::new(), watermark_ms: i64::MIN }
     }
 
-    /// Takes a sample and answers those whose turn has come, in order.
+    /// Stores a sample and returns the samples that are now due, in order.
     ///
     /// # Errors
     /// [`Late`] when its time has been judged already, or is held: it changes nothing.

@@ -1,7 +1,7 @@
 //! The turning point: the lowest reading after CHARGE.
 //!
 //! On a probe with few digits the lowest value stands for a while: some programs call the first of
-//! these readings the turning point, some the last. It is told in their middle.
+//! these readings the turning point, some the last. This module reports their middle.
 
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub(super) struct Turning {
 }
 
 impl Turning {
-    /// It had turned before we began to look.
+    /// Returns a turning point that happened before tracking started.
     pub(super) const fn known(t_ms: i64) -> Self {
         let point = Point { t_ms, bt_c: f64::MIN };
         Self { low: Some(point), until_ms: t_ms, sure: Some(point), told: 1 }
@@ -37,7 +37,7 @@ impl Turning {
 }
 
 impl Roast {
-    /// Follows the lowest reading; answers the turning point when it is found, or found to be lower.
+    /// Follows the lowest reading; returns the turning point when it is new or lower.
     pub(super) fn turn(&mut self, now: Point, learned: &Learned) -> Option<Inference> {
         // Past drying no lower reading is the turning point's.
         if self.mark(EventKind::DryEnd).is_some()

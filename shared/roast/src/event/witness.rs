@@ -1,7 +1,7 @@
-//! What else felt it: the exhaust probe and a scale. Neither makes a mark, since exhaust bends at
-//! every move of the air and hands lean on scales; but when the beans' own curve has shown CHARGE or
-//! DROP, a scale knows its moment to the second, and on some drums exhaust does so before the bean
-//! probe.
+//! Secondary sensors: the exhaust probe and a scale. They must never cause a mark, because exhaust
+//! bends at every change of the air and people lean on scales. But after the bean curve has shown
+//! CHARGE or DROP, a scale gives its time to the second, and on some drums the exhaust reacts
+//! before the bean probe.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,7 @@
-//! Cropster's workbook: a sheet about the roast, one of comments, and one for each curve with seconds
-//! from CHARGE and a value; temperatures in the unit that the curve's heading names, weights in the one
-//! that stands beside them. Whoever opens the file turns it into [`Sheet`]s.
+//! Reads Cropster's workbook: a sheet about the roast, a sheet of comments, and one sheet for each
+//! curve, with seconds from CHARGE and a value. Temperatures are in the unit that the curve's
+//! heading names, weights in the unit in the column beside them. The caller opens the file and
+//! converts it to [`Sheet`]s.
 
 use contract::EventKind;
 
@@ -8,7 +9,7 @@ use super::{Rows, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-/// What a cell holds.
+/// The content of a cell.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
     Empty,
@@ -23,16 +24,16 @@ pub struct Sheet {
     pub rows: Vec<Vec<Cell>>,
 }
 
-/// Why a workbook is no roast.
+/// Why a workbook cannot be read as a roast.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CropsterError {
-    #[error("no sheet is called \"Curve - Bean temperature\" (in any of Cropster's languages)")]
+    #[error("no sheet is named \"Curve - Bean temperature\" (in any of Cropster's languages)")]
     NoBeans,
-    #[error("the bean temperature's sheet has no rows of seconds and degrees")]
+    #[error("the sheet of the bean temperature has no rows of seconds and degrees")]
     NoRows,
 }
 
-/// What follows "Curve - " (or its like) in the names of sheets, in the languages of the program.
+/// What follows "Curve - " (or its translation) in the names of sheets, in Cropster's languages.
 const BEANS: [&str; 12] = [
     "bean temp",
     "bohnentemp",
@@ -97,7 +98,7 @@ pub fn cropster(sheets: &[Sheet]) -> Result<Recording, CropsterError> {
     lay(&mut rows, sheets, &GAS, first, |sample, value, _| sample.gas_pct = percent(value));
     lay(&mut rows, sheets, &FAN, first, |sample, value, _| sample.fan_pct = percent(value));
     lay(&mut rows, sheets, &DRUM, first, |sample, value, _| sample.drum_pct = percent(value));
-    // Seconds count from CHARGE; what is before is the preheating.
+    // Seconds count from CHARGE; negative ones belong to the preheating.
     let charge = rows.nearest(-first);
     rows.mark_at(EventKind::Charge, charge);
     marks(&mut rows, sheets, first);
@@ -107,7 +108,7 @@ pub fn cropster(sheets: &[Sheet]) -> Result<Recording, CropsterError> {
     rows.done(&machine).ok_or(CropsterError::NoRows)
 }
 
-/// The sheet of a curve, whose name ends as one of `names` begins.
+/// Returns the sheet of a curve: after "Curve - " its name begins with one of `names`.
 fn curve<'s>(sheets: &'s [Sheet], names: &[&str]) -> Option<&'s Sheet> {
     let of = |name: &&str| {
         sheets.iter().find(|sheet| {
@@ -128,7 +129,7 @@ fn is_fahrenheit(sheet: &Sheet) -> bool {
     matches!(heading, Some(Cell::Text(text)) if text.to_uppercase().contains("FAHRENHEIT"))
 }
 
-/// Time in ms from CHARGE, and the value.
+/// Returns the points of a curve: time in ms from CHARGE, and the value.
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
 fn points(sheet: &Sheet) -> impl Iterator<Item = (i64, f64)> {
     sheet.rows.iter().skip(1).take(super::ROWS_MAX).filter_map(|row| {
@@ -148,7 +149,8 @@ fn number(cell: &Cell) -> Option<f64> {
     }
 }
 
-/// Lays another curve beside the beans', each of its values from its time on until the next.
+/// Adds another curve to the samples of the bean temperature. Each of its values holds from its own
+/// time until the next value.
 fn lay(
     rows: &mut Rows,
     sheets: &[Sheet],
@@ -170,7 +172,7 @@ fn lay(
     }
 }
 
-/// Marks are comments of a kind: time, …, kind.
+/// Adds the marks, which are comments with the columns time, …, kind.
 fn marks(rows: &mut Rows, sheets: &[Sheet], first: i64) {
     let Some(comments) = sheets.get(1) else { return };
     for row in comments.rows.iter().skip(1).take(10_000) {
@@ -196,7 +198,7 @@ fn marks(rows: &mut Rows, sheets: &[Sheet], first: i64) {
     }
 }
 
-/// What the first sheet says: a row of names and one of values.
+/// Reads the first sheet: a row of names and a row of values.
 fn about(recording: &mut Recording, sheets: &[Sheet]) {
     let Some([names, values, ..]) = sheets.first().map(|sheet| sheet.rows.as_slice()) else {
         return;

@@ -1,4 +1,5 @@
-//! Giesen's software: a row a second, no time; °C, burner and drum in %.
+//! Reads files of Giesen's software: one row for each second, without a time column; temperatures
+//! in °C, burner and drum in %.
 
 use super::table::Table;
 use super::{Rows, celsius, percent};

@@ -1,5 +1,6 @@
-//! IKAWA's app: the exhaust is what comes nearest to the beans, the inlet is the air. Older files spell
-//! "exaust temp"; newer ones say "temp above" and "temp below". °C, fan and heater in %.
+//! Reads files of IKAWA's app. The exhaust temperature counts as the beans', because it is the
+//! nearest to them, and the inlet temperature as the air's. Older files spell "exaust temp"; newer
+//! ones use "temp above" and "temp below". Temperatures in °C, fan and heater in %.
 
 use contract::EventKind;
 

@@ -1,5 +1,5 @@
-//! Kaleido's own files: sections in `[{…}]`, samples in `[{DATA}]` with their time in ms, marks as
-//! `temperature@mm:ss` in sections of their own; °C and %.
+//! Reads Kaleido's files: sections under `[{…}]` headings, samples in `[{DATA}]` with their time in
+//! ms, and each mark as `temperature@mm:ss` in its own section; units are °C and %.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub fn read(text: &str) -> Option<Recording> {
     rows.done("Kaleido")
 }
 
-/// The text of each section; `None`: there are none.
+/// Returns the text of each section; `None` if there is no section, or other text before the first.
 fn sections(text: &str) -> Option<BTreeMap<&str, String>> {
     let mut sections = BTreeMap::<&str, String>::new();
     let mut current = None;
@@ -65,13 +65,13 @@ fn sections(text: &str) -> Option<BTreeMap<&str, String>> {
             section.push_str(line);
             section.push('\n');
         } else if !line.is_empty() {
-            return None; // something else stands before the first section
+            return None; // there is other text before the first section
         }
     }
     (!sections.is_empty()).then_some(sections)
 }
 
-/// `170@01:05`, ms.
+/// Returns the time of a mark such as `170@01:05`, in ms.
 fn mark_ms(text: &str) -> Option<i64> {
     let (minutes, seconds) = text.split_once('@')?.1.split_once(':')?;
     let (minutes, seconds): (i64, i64) = (minutes.parse().ok()?, seconds.trim().parse().ok()?);

@@ -1,6 +1,7 @@
-//! Loring's log: temperatures ×10 in °C or °F as each row says, the burner ×100, a date every six
-//! seconds; `RoastTimeSeconds` does not agree with the dates and is not used. A value that is not
-//! there is −29683 or the like.
+//! Reads Loring's log: temperatures are multiplied by 10 and in °C or °F as each row states, the
+//! burner is multiplied by 100, and there is a row with a date every six seconds.
+//! `RoastTimeSeconds` does not agree with the dates and is not used. A missing value is −29683 or a
+//! similar number.
 
 use contract::EventKind;
 
@@ -58,7 +59,7 @@ pub fn read(text: &str) -> Option<Recording> {
     rows.done("Loring")
 }
 
-/// `M/d/yyyy h:mm:ss AM`, ms.
+/// Returns the time in ms of a date such as `M/d/yyyy h:mm:ss AM`.
 fn time(text: &str) -> Option<i64> {
     let mut parts = text.split_ascii_whitespace();
     let (date, clock, half) = (parts.next()?, parts.next()?, parts.next());

@@ -1,7 +1,8 @@
-//! Recordings of other makers' programs: each its own file, its own units and its own traps.
+//! Import of recordings from other makers' programs. Each format has its own module.
 //!
-//! What is wrong in a row costs that row or that value, never the roast. A rate of rise is never taken
-//! over: makers tell it per minute or per half minute, and ours is made of the temperatures.
+//! An error in a row discards that row or that value, never the roast. A file's rate of rise is
+//! never imported: some makers give it per minute and some per half minute; it is always computed
+//! here, from the temperatures.
 
 mod cropster;
 mod giesen;
@@ -19,10 +20,11 @@ use crate::sample::Sample;
 
 pub use cropster::{Cell, CropsterError, Sheet, cropster};
 
-/// Rows at most: a day at 10 Hz.
+/// The largest number of rows that is read: a day at 10 Hz.
 const ROWS_MAX: usize = 864_000;
 
-/// A recording of a maker whose form is known by its first lines; `None`: of none of them.
+/// Reads a recording in a maker's format, which is recognised by its first lines. Returns `None` if
+/// the text is in none of these formats.
 #[must_use]
 pub fn read(text: &str) -> Option<Recording> {
     [petroncini::read, loring::read, roest::read, ikawa::read, giesen::read, kaleido::read]
@@ -38,8 +40,8 @@ struct Rows {
 }
 
 impl Rows {
-    /// Adds a sample whose time counts from anywhere; one whose time does not ascend is left out.
-    /// Answers whether it was added.
+    /// Adds a sample, whose time may have any origin. A sample whose time does not ascend is left
+    /// out, and so is one beyond [`ROWS_MAX`]. Returns whether the sample was added.
     fn push(&mut self, mut sample: Sample) -> bool {
         let start = *self.start_ms.get_or_insert(sample.t_ms);
         sample.t_ms = sample.t_ms.saturating_sub(start);
@@ -52,7 +54,7 @@ impl Rows {
         added
     }
 
-    /// Marks the newest sample; the first mark of a kind counts.
+    /// Adds a mark at the newest sample. Only the first mark of a kind counts.
     fn mark(&mut self, kind: EventKind) {
         let newest = self.recording.samples.len().checked_sub(1);
         self.mark_at(kind, newest);
@@ -67,7 +69,7 @@ impl Rows {
         }
     }
 
-    /// The sample nearest to a time, ms from the first.
+    /// Returns the index of the sample nearest to a time, in ms from the first sample.
     fn nearest(&self, t_ms: i64) -> Option<usize> {
         let samples = &self.recording.samples;
         let after = samples.partition_point(|sample| sample.t_ms < t_ms);
@@ -80,13 +82,14 @@ impl Rows {
             .min_by_key(|at| distance(*at))
     }
 
-    /// The file is the roast: it begins with its first row and ends with its last.
+    /// Adds CHARGE at the first row and DROP at the last, for files that contain exactly the roast.
     fn whole(&mut self) {
         self.mark_at(EventKind::Charge, self.recording.samples.first().map(|_| 0));
         self.mark(EventKind::Drop);
     }
 
-    /// The recording, its marks in the order of their samples; `None` where it has no sample.
+    /// Returns the recording, with its marks in the order of their samples; `None` if it has no
+    /// sample.
     fn done(mut self, machine: &str) -> Option<Recording> {
         self.recording.marks.sort_by_key(|(_, at)| *at);
         machine.clone_into(&mut self.recording.machine);
@@ -94,7 +97,8 @@ impl Rows {
     }
 }
 
-/// What a probe in a roaster can say, °C; anything else is a sentinel or a broken wire.
+/// Returns the temperature in °C if a probe in a roaster can measure it. Any other value is a
+/// sentinel or comes from a broken wire.
 fn plausible(c: f64) -> Option<f64> {
     (-60.0..=900.0).contains(&c).then_some(c)
 }
@@ -103,7 +107,7 @@ fn celsius(value: f64, fahrenheit: bool) -> Option<f64> {
     plausible(if fahrenheit { (value - 32.0) / 1.8 } else { value })
 }
 
-/// 0 to 100; a control that says more says something else.
+/// Returns the value if it is in 0 to 100. A value outside has another meaning than a percentage.
 fn percent(value: f64) -> Option<f64> {
     (0.0..=100.0).contains(&value).then_some(value)
 }

@@ -1,5 +1,6 @@
-//! Petroncini's software: a path above the header, semicolons, decimal commas in one column, a date in
-//! six columns in which seconds may come twice; °C, burner in %.
+//! Reads files of Petroncini's software: a path above the header, semicolons as separators, decimal
+//! commas in one column, and a date in six columns, in which a second may occur twice; temperatures
+//! in °C, burner in %.
 
 use super::table::{Row, Table};
 use super::{Rows, celsius, percent};
@@ -9,7 +10,8 @@ use crate::sample::Sample;
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b';', &["Beans Temperature", "Outlet Temperature"])?;
     let mut rows = Rows::default();
-    // Seconds that come twice are one; where no date is told a row is a second.
+    // Of two rows with the same second only the first counts. In a file without dates each row is
+    // one second.
     let dated = table.rows().next().is_some_and(|row| date_ms(&row).is_some());
     for (second, row) in (0_i64..).zip(table.rows()) {
         let time = if dated { date_ms(&row) } else { Some(second * 1000) };

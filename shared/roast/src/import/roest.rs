@@ -1,4 +1,5 @@
-//! ROEST's portal: a byte order mark, time in ms, °C; the file begins with CHARGE and ends with DROP.
+//! Reads files of ROEST's portal: a byte order mark, time in ms, temperatures in °C. The file
+//! begins with CHARGE and ends with DROP.
 
 use contract::EventKind;
 

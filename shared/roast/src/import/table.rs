@@ -1,20 +1,20 @@
-//! Rows under a header, as makers write them.
+//! Reads tables with a header line, as makers' programs write them.
 
-/// A table of texts. Cells are trimmed.
+/// A table of text cells. Cells are trimmed.
 pub struct Table {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
-/// One row, by the names of its columns.
+/// A row, whose cells are found by the names of their columns.
 pub struct Row<'t> {
     header: &'t [String],
     cells: &'t [String],
 }
 
 impl Table {
-    /// Reads `text` from the first line, within the first ten, that has all of `wanted` among its
-    /// columns. `None`: there is no such line.
+    /// Reads `text` from its header on: the first line, among the first ten, that has all of
+    /// `wanted` as columns. Returns `None` if there is no such line.
     pub fn find(text: &str, separator: u8, wanted: &[&str]) -> Option<Self> {
         let text = text.trim_start_matches('\u{feff}');
         let mut start = 0;
@@ -50,20 +50,20 @@ impl Table {
 }
 
 impl Row<'_> {
-    /// The text of a column; an empty one is none.
+    /// Returns the text of a column; `None` if the cell is empty.
     pub fn text(&self, name: &str) -> Option<&str> {
         let at = self.header.iter().position(|known| known == name)?;
         self.cells.get(at).map(String::as_str).filter(|text| !text.is_empty())
     }
 
-    /// The number of a column; a comma may stand for the point.
+    /// Returns the number in a column. The decimal separator may be a comma.
     pub fn number(&self, name: &str) -> Option<f64> {
         let text = self.text(name)?;
         let number = text.parse::<f64>().or_else(|_| text.replace(',', ".").parse());
         number.ok().filter(|value| value.is_finite())
     }
 
-    /// The first of several names that this row has a number for.
+    /// Returns the number in the first of several columns that has one.
     pub fn first(&self, names: &[&str]) -> Option<f64> {
         names.iter().find_map(|name| self.number(name))
     }

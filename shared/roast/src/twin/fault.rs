@@ -1,37 +1,38 @@
-//! Faults of probes, links and machines, laid over a clean stream of samples: what real ones do.
+//! Applies faults of probes, links and machines to a clean stream of samples, as real ones have
+//! them.
 //!
-//! Each is a window of time and a kind. The stream goes in whole and comes out as a receiver would
-//! get it: changed, fewer, doubled or out of order.
+//! Each fault has a kind and a time window. The input is the complete stream; the output is what a
+//! receiver would get: samples changed, lost, doubled or out of order.
 
 use crate::noise::Noise;
 use crate::sample::Sample;
 
-/// What goes wrong with the samples.
+/// A kind of fault, and its parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// The probe says nothing.
+    /// The probes give no reading.
     Dropout,
-    /// Single readings off by so many °C, one in so many samples.
+    /// Single bean readings are wrong by `off_c`, °C; on average one in `one_in` samples.
     Spike { off_c: f64, one_in: u32 },
-    /// The value stands.
+    /// All readings stay at their first value of the window.
     Stuck,
-    /// The bean probe speaks °F.
+    /// The bean probe reports °F.
     UnitFlip,
-    /// Whole steps of so many °C.
+    /// Bean readings are rounded down to multiples of `step_c`, °C.
     Quantised { step_c: f64 },
-    /// The probe measures only every so many ms, and is polled in between.
+    /// The probes measure only every `every_ms`, and are polled more often.
     Staircase { every_ms: i64 },
-    /// The clock is set by so many ms.
+    /// The clock is set forward by `by_ms` (backward if negative), and stays set after the window.
     ClockStep { by_ms: i64 },
-    /// Nothing arrives.
+    /// No sample arrives.
     LinkCut,
-    /// Everything arrives twice.
+    /// Every sample arrives twice.
     Doubled,
-    /// Neighbours change places.
+    /// Samples arrive out of order: neighbours are swapped.
     Shuffled,
 }
 
-/// A fault and its time, ms of the stream.
+/// A fault and its time window, in ms of the stream. `to_ms` is exclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
     pub fault: Fault,
@@ -39,7 +40,8 @@ pub struct Window {
     pub to_ms: i64,
 }
 
-/// The stream as it arrives.
+/// Returns the stream as it arrives, with the faults applied in order. The same seed gives the same
+/// stream.
 #[must_use]
 pub fn apply(samples: &[Sample], windows: &[Window], seed: u64) -> Vec<Sample> {
     let mut out = samples.to_vec();
@@ -54,7 +56,7 @@ fn one(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sample> {
     let mut held: Option<(i64, Sample)> = None;
     for sample in samples {
         if !(window.from_ms..window.to_ms).contains(&sample.t_ms) {
-            // A clock that was set stays set.
+            // A clock that was set stays set after the window.
             if let Fault::ClockStep { by_ms } = window.fault
                 && sample.t_ms >= window.to_ms
             {

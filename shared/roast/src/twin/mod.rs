@@ -1,5 +1,5 @@
 //! A simulated roaster: physics ([`physics`]), an operator who leads the roast, probes with noise,
-//! and faults on demand ([`fault`]). The reference's own generator stands beside it ([`reference`]).
+//! and faults on demand ([`fault`]). Upstream's generator is in [`reference`].
 
 pub mod fault;
 pub mod physics;
@@ -82,7 +82,7 @@ pub struct Twin {
     cracked_ms: Option<u64>,
     /// The probe at the operator's last look, °C.
     looked_c: f64,
-    /// `Some`: the burner is held there, and nobody leads.
+    /// `Some`: the controls are held at these values, and the operator is disabled.
     held: Option<Inputs>,
 }
 
@@ -120,7 +120,7 @@ impl Twin {
         self
     }
 
-    /// Nobody leads: the controls stay where they are put.
+    /// Disables the simulated operator: the controls stay at these values.
     pub const fn hold(&mut self, gas: f64, fan: f64, drum: f64) {
         self.held = Some(Inputs { gas, fan, drum, ambient_c: self.inputs.ambient_c });
     }
@@ -131,7 +131,7 @@ impl Twin {
         &self.state
     }
 
-    /// Lets `ms` pass and answers what the machine tells of itself meanwhile.
+    /// Advances the simulation by `ms` and returns the events that the machine reports.
     pub fn advance(&mut self, ms: u64) -> Vec<EventKind> {
         (0..ms / STEP_MS).filter_map(|_| self.step()).collect()
     }

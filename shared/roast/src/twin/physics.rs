@@ -1,53 +1,57 @@
 //! The roaster's physics: beans with their water, the drum's metal, its air, and probes that lag.
 //!
-//! A lumped model after Schwartzberg and Al-Shemmeri et al. (Beverages 2025, 11(6), 162), reduced to
-//! five states and scaled to one kilogram of the machine's design batch: bean temperature and
-//! moisture, metal temperature, and two probes; the air has so little heat of its own that it is in
-//! balance at every step. Beans are warmed by metal and air and cooled by the water that leaves
-//! them. The turning point is not drawn: cold beans surround a hot probe while they themselves warm
-//! from the first second.
+//! A lumped model after Schwartzberg and Al-Shemmeri et al. (Beverages 2025, 11(6), 162), reduced
+//! to five states and scaled to one kilogram of the machine's design batch: bean temperature and
+//! moisture, metal temperature, and two probes. The air's heat capacity is so small that the air is
+//! in thermal balance at every step. Metal and air warm the beans; evaporating water cools them.
+//! The turning point is a result and not an input: cold beans surround a hot probe, while the beans
+//! themselves warm from the first second.
 //!
-//! Fixed step, and only additions, multiplications and divisions: every CPU computes the same roast.
+//! The step is fixed, and the only operations are additions, subtractions, multiplications and
+//! divisions, so that every CPU computes the same roast.
 
 use serde::{Deserialize, Serialize};
 
-/// One step, s.
+/// The length of a step, s.
 pub const STEP_S: f64 = 0.1;
-/// Heat of dry beans and of water, kJ/(kg·K), and of evaporation with what binds it, kJ/kg.
+/// Heat capacities of dry beans and of water, kJ/(kg·K), and the heat of evaporation including the
+/// binding energy of the water, kJ/kg.
 const BEAN_KJ_K: f64 = 1.65;
 const WATER_KJ_K: f64 = 4.19;
 const EVAPORATION_KJ: f64 = 2_700.0;
-/// Water leaves at this rate at 150 °C, 1/s, and twice as fast each so many °C more.
+/// The rate at which water evaporates at 150 °C, 1/s, and the rise in °C that doubles that rate.
 const DRYING_PER_S: f64 = 0.0011;
 const DRYING_DOUBLES_C: f64 = 24.0;
-/// Reactions from 190 °C on give back a little heat, kW/kg.
+/// The heat that exothermic reactions release, kW/kg, and the temperature at which they begin, °C.
 const EXOTHERM_KW: f64 = 0.06;
 const EXOTHERM_C: f64 = 190.0;
 
-/// What makes one roaster differ from another; heat and flow for one kilogram of its design batch.
+/// The parameters of a roaster; heat and flow are for one kilogram of its design batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
-    /// The burner at full, kW/kg, and the share of it that goes into the air.
+    /// The burner's full power, kW/kg, and the share of it that heats the air.
     pub power_kw: f64,
     pub to_air: f64,
-    /// Heat of the metal that takes part, kJ/K.
+    /// Heat capacity of the metal that takes part, kJ/K.
     pub metal_kj_k: f64,
     /// The air's heat flow with the fan off and at full, kW/K.
     pub flow_kw_k: (f64, f64),
-    /// Transfer metal–air, metal–bean, air–bean, and from the metal to the room, kW/K.
+    /// Heat transfer metal–air, metal–bean, air–bean, and from the metal to the room, kW/K.
     pub metal_air_kw_k: f64,
     pub metal_bean_kw_k: f64,
     pub air_bean_kw_k: f64,
     pub loss_kw_k: f64,
-    /// The bean probe's lag, s, and how much of the air and the metal it feels beside the beans.
+    /// The bean probe's lag, s, and the share of the air's temperature in its reading, beside the
+    /// beans'.
     pub bt_lag_s: f64,
     pub bt_feels_air: f64,
-    /// The environment probe's lag, s, and how much of the room it feels beside the air.
+    /// The environment probe's lag, s, and the share of the room's temperature in its reading,
+    /// beside the air's.
     pub et_lag_s: f64,
     pub et_feels_room: f64,
 }
 
-/// What is set and what is given.
+/// The controls and the surroundings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
     /// Burner, air and drum, 0..1.
@@ -57,10 +61,10 @@ pub struct Inputs {
     pub ambient_c: f64,
 }
 
-/// The state.
+/// The state of the roaster.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// `None`: the drum is empty.
+    /// `None` while the drum is empty.
     pub beans: Option<Beans>,
     pub metal_c: f64,
     pub air_c: f64,
@@ -72,29 +76,29 @@ pub struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Beans {
     pub c: f64,
-    /// Water for each kilogram of dry beans.
+    /// Mass of water for each mass of dry beans, kg/kg.
     pub moisture: f64,
-    /// Of the design batch.
+    /// The batch size as a share of the design batch.
     pub load: f64,
 }
 
 impl State {
-    /// An empty drum in balance at about this probe reading.
+    /// Returns an empty drum, about in thermal balance, whose bean probe reads `c`.
     #[must_use]
     pub const fn warm(c: f64) -> Self {
         Self { beans: None, metal_c: c + 12.0, air_c: c, bt_probe_c: c, et_probe_c: c + 8.0 }
     }
 
-    /// One step of [`STEP_S`].
+    /// Advances the state by one step of [`STEP_S`].
     pub fn step(&mut self, machine: &Machine, inputs: Inputs) {
         let m = machine;
         let burner = m.power_kw * inputs.gas;
         let flow = m.flow_kw_k.0 + (m.flow_kw_k.1 - m.flow_kw_k.0) * inputs.fan;
-        // A drum that turns slowly stirs less.
+        // A drum that turns slowly mixes the beans less, which reduces the heat transfer.
         let stir = 0.5 + 0.5 * inputs.drum;
         let load = self.beans.map_or(0.0, |beans| beans.load);
         let bean_c = self.beans.map_or(self.air_c, |beans| beans.c);
-        // Half of the flow's own effect on transfer: faster air, thinner films.
+        // Half of the flow's own effect on heat transfer: faster air makes thinner boundary layers.
         let film = 0.6 + 0.8 * inputs.fan;
         let air_bean = m.air_bean_kw_k * load * film * stir;
         let metal_bean = m.metal_bean_kw_k * load * stir;
@@ -120,7 +124,7 @@ impl State {
 }
 
 impl Beans {
-    /// Takes `heat` kW/kg for one step.
+    /// Advances the beans by one step in which they receive `heat`, kW/kg.
     fn step(&mut self, heat: f64) {
         let drying = DRYING_PER_S * exp2((self.c - 150.0) / DRYING_DOUBLES_C);
         let leaves = (drying * self.moisture).min(self.moisture / STEP_S);
@@ -131,7 +135,8 @@ impl Beans {
     }
 }
 
-/// 2 to the power of `x`, of arithmetic that all CPUs do alike; to 2·10⁻⁷, for −60..60.
+/// Returns 2 to the power of `x`, with arithmetic whose result is the same on all CPUs. Accurate to
+/// 2·10⁻⁷ for `x` in −60..60.
 fn exp2(x: f64) -> f64 {
     let x = x.clamp(-60.0, 60.0);
     let whole = x.floor();

@@ -2,7 +2,7 @@
 
 use super::physics::Machine;
 
-/// A make: its physics, and the habits of who roasts on it.
+/// A make of roaster: its physics, and the habits of its operator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preset {
     pub name: &'static str,

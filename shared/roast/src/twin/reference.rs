@@ -1,9 +1,9 @@
-//! The reference's own generator: no physics, a curve between targets. Kept for clients that compare
-//! with it; `engine=reference`.
+//! Upstream Sim-Corp's own generator: no physics, only a curve between targets. Kept for clients
+//! that compare with it; selected by `engine=reference`.
 
 use contract::EventKind;
 
-/// What is asked for, with the reference's defaults.
+/// The parameters of a simulated roast, with upstream's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Request {
     pub batch_kg: f64,
@@ -40,10 +40,10 @@ pub struct Point {
     pub ror_c_per_min: f64,
 }
 
-/// More points than this are refused: the reference knows no bound, and dies of it.
+/// The maximum number of points. Upstream has no bound and crashes on larger requests.
 pub const POINTS_MAX: usize = 100_000;
 
-/// A request that has no answer.
+/// The reason why a request is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     #[error("every number must be finite and above zero")]
@@ -52,7 +52,7 @@ pub enum RequestError {
     TooLong,
 }
 
-/// The reference's generator of uniform numbers (a linear congruence) and normal ones (Box–Muller).
+/// Upstream's generator of uniform numbers (a linear congruence) and normal ones (Box–Muller).
 struct Random {
     state: u32,
     spare: Option<f64>,
@@ -105,7 +105,7 @@ pub fn simulate(r: &Request) -> Result<Simulated, RequestError> {
         return Err(RequestError::TooLong);
     }
     let mut random = Random::new(r.seed);
-    // Like the reference's, these limits may cross on odd targets: the upper one wins.
+    // Like upstream's, these limits may cross on odd targets: the upper one wins.
     let clamp = |x: f64, low: f64, high: f64| x.max(low).min(high);
     let turning = clamp(60.0 + 30.0 * random.uniform(), 30.0, r.first_crack_s - 30.0);
     let crack = clamp(r.first_crack_s + 10.0 * random.normal(), turning + 30.0, r.drop_s - 30.0);

@@ -1,4 +1,4 @@
-//! A connection to the broker that comes back by itself, with its subscriptions.
+//! A connection to the broker that reconnects by itself and renews its subscriptions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,15 +16,15 @@ use crate::backoff::Backoff;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// What a connection tells whoever follows it.
+/// What happened on a connection, as [`Link::next`] returns it.
 #[derive(Debug)]
 pub enum News {
-    /// The broker is there, and lets us hear everything that must be heard: what is sent from now on
-    /// can be answered. May be told more than once.
+    /// Connected, and the broker granted all vital subscriptions: messages sent from now on can be
+    /// answered. May be returned more than once.
     Ready,
-    /// The broker does not let us hear something vital; it is asked again after a while.
+    /// The broker refused a vital subscription. The connection subscribes again after a wait.
     Refused,
-    /// No connection, and why; it is tried again after a while.
+    /// The connection failed, with the reason. The connection is retried after a wait.
     Down(String),
     Message {
         topic: String,
@@ -32,8 +32,8 @@ pub enum News {
     },
 }
 
-/// One connection. Whoever follows it must keep asking for the [`next`](Link::next) news: nothing
-/// comes in or goes out in between, so that who has no room for more makes the broker wait.
+/// One connection. The owner must keep calling [`next`](Link::next): nothing is received or sent
+/// between the calls, so that an owner without room for more messages makes the broker wait.
 pub struct Link {
     client: AsyncClient,
     events: EventLoop,
@@ -41,20 +41,21 @@ pub struct Link {
     vital: usize,
     random: fn() -> u64,
     wait: Backoff,
-    /// After a failure nothing is tried before.
+    /// After a failure, the time of the next attempt.
     due: Option<Instant>,
-    /// What is wrong was told to the log.
+    /// Whether the current problem has been logged.
     told: bool,
     up: Arc<AtomicBool>,
-    /// Whether it was up when it was told to stop.
+    /// Whether the connection was up when `stop` was cancelled.
     leaving: bool,
-    /// What asks for the topics; one at a time.
+    /// The task that subscribes to the topics; at most one at a time.
     asking: Option<JoinHandle<()>>,
 }
 
 impl Link {
-    /// A connection that will ask for `topics` whenever it is made, with room for `queue` messages of
-    /// ours. It waits at most `wait_max` from one try to the next, spread by `random`.
+    /// Creates a connection that subscribes to `topics` each time it is established, with room for
+    /// `queue` outgoing messages. It waits at most `wait_max` between attempts, randomised by
+    /// `random`.
     #[must_use]
     pub fn new(
         options: MqttOptions,
@@ -78,26 +79,26 @@ impl Link {
         }
     }
 
-    /// Only the first `count` topics are vital; the others are asked for and may be refused.
+    /// Makes only the first `count` topics vital. The broker may refuse the others.
     #[must_use]
     pub const fn vital(mut self, count: usize) -> Self {
         self.vital = count;
         self
     }
 
-    /// For sending.
+    /// Returns a client for publishing.
     #[must_use]
     pub fn client(&self) -> AsyncClient {
         self.client.clone()
     }
 
-    /// Whether it is ready, from now on.
+    /// Returns a flag that is true while the connection is ready.
     #[must_use]
     pub fn up(&self) -> Arc<AtomicBool> {
         self.up.clone()
     }
 
-    /// What happens next; `None` once `stop` is cancelled.
+    /// Waits for the next event; `None` once `stop` is cancelled.
     pub async fn next(&mut self, stop: &CancellationToken) -> Option<News> {
         loop {
             let event = tokio::select! {
@@ -141,8 +142,8 @@ impl Link {
         }
     }
 
-    /// Asks to hear everything, after a while. On a task of its own: whoever polls must not wait for
-    /// the request queue.
+    /// Subscribes to all topics after a wait. This runs on a task of its own, because the task that
+    /// polls the connection must not wait for the request queue.
     fn ask(&mut self, after: Duration) -> Option<News> {
         let topics = (self.topics)();
         if topics.is_empty() {
@@ -157,7 +158,7 @@ impl Link {
         self.asking = Some(tokio::spawn(async move {
             tokio::time::sleep(after).await;
             if let Err(error) = client.subscribe_many(filters).await {
-                tracing::warn!(%error, "could not subscribe");
+                tracing::warn!(%error, "cannot queue the subscriptions");
             }
         }));
         None
@@ -174,7 +175,7 @@ impl Link {
         let Some(first) = codes.iter().position(refused) else { return self.ready() };
         if !std::mem::replace(&mut self.told, true) {
             for (topic, _) in (self.topics)().iter().zip(codes).filter(|(_, code)| refused(code)) {
-                tracing::warn!(topic, "the broker does not let us hear this");
+                tracing::warn!(topic, "the broker refused a subscription");
             }
         }
         if first >= self.vital {
@@ -199,13 +200,14 @@ impl Link {
         self.stop_asking();
         self.up.store(false, Ordering::Relaxed);
         if !std::mem::replace(&mut self.told, true) {
-            tracing::error!(problem, "no connection to the broker; trying again");
+            tracing::error!(problem, "no connection to the broker; retrying");
         }
         self.due = Some(Instant::now() + self.wait.next((self.random)()));
         News::Down(problem)
     }
 
-    /// Sends what is still queued, for at most `limit`; nothing where there was no connection.
+    /// Sends the messages that are still queued, for at most `limit`. Sends nothing if there was no
+    /// connection.
     pub async fn drain(mut self, limit: Duration) {
         if !self.leaving && !self.up.load(Ordering::Relaxed) {
             return;

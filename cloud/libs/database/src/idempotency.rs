@@ -1,0 +1,231 @@
+//! `Idempotency-Key` on requests that change something (draft-ietf-httpapi-idempotency-key-header):
+//! the second request with a key gets the first one's response and changes nothing.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use contract::EpochMs;
+use service::auth::Caller;
+use service::error::ApiError;
+use sqlx::{query, query_as};
+
+use crate::{Store, StoreError, on};
+
+const KEY: &str = "idempotency-key";
+const KEY_BYTES_MAX: usize = 200;
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Longer responses are not stored: a second request with their key gets 409 ([`TOLD_ONCE`]).
+const ANSWER_BYTES_MAX: usize = 512 * 1024;
+/// Replaces a response that is not stored because it is too long, or because the handler set
+/// `Cache-Control: no-store`.
+const NOT_STORED: &[u8] = br#"{"error":"already done; the first response was not stored"}"#;
+/// How long keys are stored: a day.
+const KEPT_MS: i64 = 86_400_000;
+/// After this time an unanswered request never will be answered: its process has died, and its key
+/// may run again. Longer than any response may take, and than the clocks of instances differ.
+const RUNNING_MS: i64 = 120_000;
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Stores the response to each key.
+#[derive(Clone)]
+pub struct Idempotency {
+    store: Store,
+    clock: Arc<dyn Fn() -> EpochMs + Send + Sync>,
+}
+
+/// The state of a key.
+enum KeyState {
+    /// The key is new: this request is the first.
+    New,
+    /// Another request with this key has not been answered yet.
+    Running,
+    /// The key was used for a different request.
+    Reused,
+    Answered {
+        status: u16,
+        kind: String,
+        body: Vec<u8>,
+    },
+}
+
+/// Digest of the request; status, content type and body of the response.
+type Row = (Vec<u8>, Option<i64>, Option<String>, Option<Vec<u8>>);
+
+impl Idempotency {
+    #[must_use]
+    pub fn new(store: Store, clock: Arc<dyn Fn() -> EpochMs + Send + Sync>) -> Self {
+        Self { store, clock }
+    }
+
+    async fn begin(&self, name: &[&str; 2], digest: &[u8]) -> Result<KeyState, StoreError> {
+        const DOING: &str = "looking up an Idempotency-Key";
+        let [org, key] = *name;
+        let now = (self.clock)();
+        // The row of a request whose process died may be reused.
+        let new = on!(self.store, pool => query(
+            "INSERT INTO idempotency (org_id, idempotency_key, digest, made_ms) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (org_id, idempotency_key) DO UPDATE SET digest = EXCLUDED.digest, \
+             made_ms = EXCLUDED.made_ms, status = NULL, body = NULL \
+             WHERE (idempotency.status IS NULL AND idempotency.made_ms < $5 \
+                    AND idempotency.digest = EXCLUDED.digest) OR idempotency.made_ms < $6")
+            .bind(org).bind(key).bind(digest).bind(now.0)
+            .bind(now.0 - RUNNING_MS).bind(now.0 - KEPT_MS)
+            .execute(pool).await.map(|done| done.rows_affected() > 0))
+        .map_err(StoreError::query(DOING))?;
+        if new {
+            return Ok(KeyState::New);
+        }
+        let row: Option<Row> = on!(self.store, pool => query_as(
+            "SELECT digest, status, kind, body FROM idempotency \
+             WHERE org_id = $1 AND idempotency_key = $2")
+            .bind(org).bind(key).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        Ok(match row {
+            Some((known, ..)) if known != digest => KeyState::Reused,
+            Some((_, Some(status), kind, body)) => KeyState::Answered {
+                status: u16::try_from(status).unwrap_or(500),
+                kind: kind.unwrap_or_default(),
+                body: body.unwrap_or_default(),
+            },
+            _ => KeyState::Running,
+        })
+    }
+
+    async fn store_response(
+        &self,
+        name: &[&str; 2],
+        (status, kind): (u16, &str),
+        body: &[u8],
+    ) -> Result<(), StoreError> {
+        on!(self.store, pool => query(
+            "UPDATE idempotency SET status = $3, kind = $4, body = $5 \
+             WHERE org_id = $1 AND idempotency_key = $2")
+            .bind(name[0]).bind(name[1]).bind(i64::from(status)).bind(kind).bind(body)
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query("storing a response"))
+    }
+
+    async fn delete(&self, name: &[&str; 2]) -> Result<(), StoreError> {
+        on!(self.store, pool => query(
+            "DELETE FROM idempotency WHERE org_id = $1 AND idempotency_key = $2")
+            .bind(name[0]).bind(name[1]).execute(pool).await.map(drop))
+        .map_err(StoreError::query("deleting an Idempotency-Key"))
+    }
+}
+
+impl Store {
+    /// Deletes expired keys; returns how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn delete_expired_idempotency_keys(&self, now: EpochMs) -> Result<u64, StoreError> {
+        on!(self, pool => query("DELETE FROM idempotency WHERE made_ms < $1")
+            .bind(now.0 - KEPT_MS).execute(pool).await.map(|done| done.rows_affected()))
+        .map_err(StoreError::query("deleting Idempotency-Keys"))
+    }
+}
+
+/// Axum middleware for `Idempotency-Key`. Apply it with `from_fn_with_state`, inside
+/// authentication. `/missions` is exempt: it has keys of its own, which last as long as the
+/// mission.
+pub async fn idempotency_layer(
+    State(kept): State<Idempotency>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    let own = request.uri().path() == "/missions";
+    let key = request.headers().get(KEY).filter(|_| changes && !own);
+    let Some(key) = key else { return next.run(request).await };
+    let key = key.to_str().ok().filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len()));
+    let Some(key) = key.map(str::to_owned) else {
+        let problem = format!("Idempotency-Key: not 1 to {KEY_BYTES_MAX} printable characters");
+        return ApiError::Invalid(problem).into_response();
+    };
+    match answer(&kept, &key, request, next).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn answer(
+    kept: &Idempotency,
+    key: &str,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let caller = request.extensions().get::<Caller>().ok_or_else(ApiError::unauthorized)?;
+    let org = caller.org.as_ref().map_or_else(String::new, ToString::to_string);
+    // The same key from another caller is a different key.
+    let name = format!("{}:{key}", caller.actor.id);
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| ApiError::TooLarge(format!("more than {BODY_BYTES_MAX} bytes")))?;
+    let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
+    text.extend_from_slice(&body);
+    let digest = trust::digest(&text).0;
+    let name = [org.as_str(), name.as_str()];
+    match kept.begin(&name, &digest).await? {
+        KeyState::New => {}
+        KeyState::Running => {
+            return Err(ApiError::Conflict("a request with this key is still running".to_owned()));
+        }
+        KeyState::Reused => {
+            return Err(ApiError::Unprocessable(
+                "this key was used for another request".to_owned(),
+            ));
+        }
+        KeyState::Answered { status, kind, body } => return Ok(replay(status, &kind, body)),
+    }
+    // On a task of its own: if the client disconnects, the response is still stored.
+    let name = name.map(str::to_owned);
+    let (kept, request) = (kept.clone(), Request::from_parts(parts, Body::from(body)));
+    let done = tokio::spawn(async move { run(&kept, &name, request, next).await });
+    done.await.map_err(ApiError::internal)?
+}
+
+async fn run(
+    kept: &Idempotency,
+    [org, key]: &[String; 2],
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let name = [org.as_str(), key.as_str()];
+    let response = next.run(request).await;
+    let (parts, body) = response.into_parts();
+    let status = parts.status;
+    let whole = to_bytes(body, 8 * BODY_BYTES_MAX).await.map_err(ApiError::internal)?;
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let told_once = parts
+        .headers
+        .get(header::CACHE_CONTROL)
+        .is_some_and(|value| value.as_bytes() == b"no-store");
+    let kept_now = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        kept.delete(&name).await // a retry may succeed
+    } else if told_once || whole.len() > ANSWER_BYTES_MAX {
+        kept.store_response(&name, (409, "application/json"), NOT_STORED).await
+    } else {
+        kept.store_response(&name, (status.as_u16(), kind.unwrap_or_default()), &whole).await
+    };
+    if let Err(error) = kept_now {
+        tracing::warn!(%error, "could not store a response; its key is refused for two minutes");
+    }
+    Ok(Response::from_parts(parts, Body::from(whole)))
+}
+
+fn replay(status: u16, kind: &str, body: Vec<u8>) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+    let mut response = (status, Bytes::from(body)).into_response();
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    if let Some(kind) = HeaderValue::from_str(kind).ok().filter(|kind| !kind.is_empty()) {
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    response
+}

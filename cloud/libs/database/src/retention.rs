@@ -1,0 +1,115 @@
+//! Retention: frames, with their signatures, are dropped after a time; sessions, their events and
+//! curves stay.
+
+use contract::EpochMs;
+use sqlx::AssertSqlSafe;
+
+use crate::{Pool, Store, StoreError, on};
+
+/// Rows deleted in one transaction where there is no partition to drop.
+const ROWS_AT_ONCE: i64 = 1_000;
+/// Dropping a partition blocks all who read frames, so it waits for its lock only this long and
+/// leaves the partition to a later pass.
+const LOCK_TIME_MAX: &str = "SET LOCAL lock_timeout = '2s'";
+
+/// What a pass dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    pub partitions: u64,
+    pub rows: u64,
+}
+
+impl Store {
+    /// Drops the frames made before `before`, but never those of a session that has no curve yet.
+    ///
+    /// # Errors
+    /// When the database does not answer, or readers hold a partition: the next pass retries.
+    pub async fn drop_frames(&self, before: EpochMs) -> Result<Dropped, StoreError> {
+        const DOING: &str = "dropping old frames";
+        let newest: Option<i64> = on!(self, pool => sqlx::query_scalar(
+            "SELECT MAX(seen_ms) FROM chains").fetch_one(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        if newest.is_some_and(|newest| before.0 > newest) {
+            // Nothing at all has arrived since: a wrong clock here is more likely than a dead
+            // fleet.
+            tracing::warn!(%before, "nothing arrived since; check the clock; frames are kept");
+            return Ok(Dropped::default());
+        }
+        let held: Option<i64> = on!(self, pool => sqlx::query_scalar(
+            "SELECT MIN(started_ms) FROM sessions WHERE curve_ms IS NULL").fetch_one(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        // A minute earlier, for the samples before CHARGE that belong to the session's first frame.
+        let before = held.map_or(before.0, |held| before.0.min(held - 60_000));
+        let dropped = match &self.pool {
+            Pool::Postgres(pool) => drop_partitions(pool, before).await,
+            Pool::Sqlite(pool) => delete_sqlite(pool, before).await,
+        };
+        dropped.map_err(StoreError::query(DOING))
+    }
+}
+
+async fn drop_partitions(pool: &sqlx::PgPool, before: i64) -> Result<Dropped, sqlx::Error> {
+    let mut dropped = Dropped::default();
+    let partitions: Vec<(String, String)> = sqlx::query_as(
+        "SELECT c.relname::text, pg_get_expr(c.relpartbound, c.oid) \
+         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+         WHERE i.inhparent = 'frames'::regclass ORDER BY 1",
+    )
+    .fetch_all(pool)
+    .await?;
+    for (name, bound) in partitions {
+        if upper(&bound).is_none_or(|upper| upper > before) {
+            continue;
+        }
+        let mut tx = pool.begin().await?;
+        sqlx::query(LOCK_TIME_MAX).execute(&mut *tx).await?;
+        // Safe in SQL: the name comes from the catalogue, and we made it of digits.
+        sqlx::query(AssertSqlSafe(format!("DROP TABLE IF EXISTS {name}")))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        tracing::info!(partition = name, "dropped a week of frames; sessions keep their curves");
+        dropped.partitions += 1;
+    }
+    // Frames whose clocks were far off are dropped by when they arrived, not by their own time.
+    let sql = "DELETE FROM frames_default WHERE ctid = ANY (ARRAY( \
+               SELECT ctid FROM frames_default WHERE received_ms < $1 LIMIT $2))";
+    loop {
+        let deleted = sqlx::query(sql).bind(before).bind(ROWS_AT_ONCE).execute(pool).await?;
+        dropped.rows += deleted.rows_affected();
+        if deleted.rows_affected() == 0 {
+            return Ok(dropped);
+        }
+    }
+}
+
+/// Returns the upper bound in `FOR VALUES FROM ('…') TO ('…')`.
+fn upper(bound: &str) -> Option<i64> {
+    bound.rsplit_once("TO (")?.1.trim_matches(['\'', ')', '(']).parse().ok()
+}
+
+async fn delete_sqlite(pool: &sqlx::SqlitePool, before: i64) -> Result<Dropped, sqlx::Error> {
+    let mut rows = 0;
+    loop {
+        // Arrivals are in the order of receipt: the oldest show whether there is more to do.
+        let sql = "DELETE FROM frames WHERE received_ms < $1 AND arrival IN \
+                   (SELECT arrival FROM frames ORDER BY arrival LIMIT $2)";
+        let deleted = sqlx::query(sql).bind(before).bind(ROWS_AT_ONCE).execute(pool).await?;
+        rows += deleted.rows_affected();
+        if deleted.rows_affected() == 0 {
+            return Ok(Dropped { partitions: 0, rows });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_tells_where_it_ends() {
+        let bound = "FOR VALUES FROM ('1759968000000') TO ('1760572800000')";
+        assert_eq!(upper(bound), Some(1_760_572_800_000));
+        assert_eq!(upper("DEFAULT"), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! Token buckets as one number each: the time at which the bucket would be full again (GCRA, the
+//! "theoretical arrival time" of ITU-T I.371). The same arithmetic here and in Redis.
+
+use std::collections::HashMap;
+
+use cache::Script;
+use serde::{Deserialize, Serialize};
+
+/// The refill rate and the capacity of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Tokens per second.
+    pub per_second: f64,
+    pub burst: u32,
+}
+
+impl Rate {
+    /// Returns the refill time of one token and of the whole bucket, µs.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked: above 0, below 2^53
+    fn micros(self) -> (u64, u64) {
+        let one = (1e6 / self.per_second).ceil() as u64;
+        (one, one.saturating_mul(self.burst.into()))
+    }
+}
+
+/// One bucket from which a request takes a token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bucket {
+    pub kind: &'static str,
+    pub key: String,
+    pub rate: Rate,
+}
+
+/// The rate-limit decision, described by the bucket that is nearest to its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimitDecision {
+    pub allowed: bool,
+    pub kind: &'static str,
+    pub limit: u32,
+    pub remaining: u64,
+    /// Seconds until the bucket is full again (`full_s`), and until it has a token (`wait_s`).
+    pub reset_after_s: u64,
+    pub retry_after_s: u64,
+    /// Seconds in which an empty bucket fills.
+    pub window_s: u64,
+}
+
+/// The Redis script that takes a token from every bucket, or from none. KEYS: buckets; ARGV: for
+/// each bucket the refill time of one token and of the whole bucket, µs. Returns 1 if allowed, else
+/// 0, then the time until each bucket is full, µs from now.
+const TAKE: &str = r"
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local full, allowed = {}, 1
+for i, key in ipairs(KEYS) do
+  local one, all = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  -- A clock that was set back must not keep anybody out.
+  local known = math.min(tonumber(redis.call('GET', key) or '0'), now + all)
+  local tat = math.max(known, now) + one
+  if tat - now > all then allowed = 0 end
+  full[i] = tat
+end
+local answer = {allowed}
+for i, key in ipairs(KEYS) do
+  if allowed == 1 then
+    local px = math.ceil((full[i] - now) / 1000) + 1
+    redis.call('SET', key, string.format('%.0f', full[i]), 'PX', string.format('%.0f', px))
+  end
+  answer[i + 1] = string.format('%.0f', full[i] - now)
+end
+return answer
+";
+
+pub fn script() -> Script {
+    Script::new(TAKE)
+}
+
+/// Returns the keys and the arguments of the script.
+pub fn arguments(buckets: &[Bucket]) -> (Vec<String>, Vec<u64>) {
+    // The braces are a hash tag: Redis Cluster keeps all these keys on one node.
+    let keys = buckets.iter().map(|b| format!("{{limit}}:{}:{}", b.kind, b.key)).collect();
+    let pair = |b: &Bucket| {
+        let (one, all) = b.rate.micros();
+        [one, all]
+    };
+    (keys, buckets.iter().flat_map(pair).collect())
+}
+
+/// Makes the decision from `full`: for each bucket the time until it would be full with this token
+/// taken, µs.
+pub fn read(buckets: &[Bucket], allowed: bool, full: &[u64]) -> RateLimitDecision {
+    let each = buckets.iter().zip(full).map(|(bucket, full)| {
+        let (one, all) = bucket.rate.micros();
+        let after = if allowed { *full } else { full.saturating_sub(one) };
+        RateLimitDecision {
+            allowed,
+            kind: bucket.kind,
+            limit: bucket.rate.burst,
+            remaining: all.saturating_sub(after) / one.max(1),
+            reset_after_s: after.div_ceil(1_000_000),
+            retry_after_s: full.saturating_sub(all).div_ceil(1_000_000),
+            window_s: all.div_ceil(1_000_000),
+        }
+    });
+    // The bucket that refuses for longest comes first, then the one with the fewest tokens left.
+    let nearest = each.min_by_key(|taken| (u64::MAX - taken.retry_after_s, taken.remaining));
+    nearest.unwrap_or(RateLimitDecision {
+        allowed,
+        kind: "none",
+        limit: u32::MAX,
+        remaining: u64::MAX,
+        reset_after_s: 0,
+        retry_after_s: 0,
+        window_s: 0,
+    })
+}
+
+/// The buckets of this process. At [`BUCKETS_MAX`] the full ones are dropped; if that is not
+/// enough, all of them.
+#[derive(Debug, Default)]
+pub struct Buckets {
+    full_at: HashMap<(&'static str, String), u64>,
+}
+
+pub const BUCKETS_MAX: usize = 100_000;
+
+impl Buckets {
+    pub fn len(&self) -> usize {
+        self.full_at.len()
+    }
+
+    /// Takes a token from every bucket, or from none; `now` in µs of any monotonic clock.
+    pub fn take(&mut self, buckets: &[Bucket], now: u64) -> RateLimitDecision {
+        let key = |bucket: &Bucket| (bucket.kind, bucket.key.clone());
+        let full_at: Vec<u64> = buckets
+            .iter()
+            .map(|bucket| {
+                let known = self.full_at.get(&key(bucket)).copied().unwrap_or(0);
+                known.max(now) + bucket.rate.micros().0
+            })
+            .collect();
+        let full: Vec<u64> = full_at.iter().map(|at| at - now).collect();
+        let allowed = buckets.iter().zip(&full).all(|(b, full)| *full <= b.rate.micros().1);
+        if allowed {
+            if self.full_at.len() + buckets.len() > BUCKETS_MAX {
+                self.full_at.retain(|_, at| *at > now);
+                if self.full_at.len() + buckets.len() > BUCKETS_MAX {
+                    self.full_at.clear();
+                }
+            }
+            for (bucket, at) in buckets.iter().zip(full_at) {
+                self.full_at.insert(key(bucket), at);
+            }
+        }
+        read(buckets, allowed, &full)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000;
+
+    fn bucket(kind: &'static str, per_second: f64, burst: u32) -> Bucket {
+        Bucket { kind, key: "k".to_owned(), rate: Rate { per_second, burst } }
+    }
+
+    #[test]
+    fn a_bucket_empties_and_fills() {
+        let mut buckets = Buckets::default();
+        let one = [bucket("user", 2.0, 4)];
+        let left: Vec<_> = (0..4).map(|_| buckets.take(&one, S).remaining).collect();
+        assert_eq!(left, [3, 2, 1, 0]);
+        let refused = buckets.take(&one, S);
+        assert!(!refused.allowed);
+        assert_eq!((refused.remaining, refused.retry_after_s, refused.window_s), (0, 1, 2));
+        // A refusal takes no token: half a second later there is one.
+        assert!(buckets.take(&one, S + S / 2).allowed);
+        assert!(!buckets.take(&one, S + S / 2).allowed);
+        assert_eq!(buckets.take(&one, 100 * S).remaining, 3);
+    }
+
+    #[test]
+    fn all_or_none() {
+        let mut buckets = Buckets::default();
+        let both = [bucket("org", 1.0, 100), bucket("route", 1.0, 1)];
+        assert!(buckets.take(&both, S).allowed);
+        let refused = buckets.take(&both, S);
+        assert_eq!((refused.allowed, refused.kind), (false, "route"));
+        // The refusal took no token from the other bucket.
+        assert_eq!(buckets.take(&both[..1], S).remaining, 98);
+    }
+
+    #[test]
+    fn there_are_never_more_than_the_bound() {
+        let mut buckets = Buckets::default();
+        for i in 0..BUCKETS_MAX + 10 {
+            let key = i.to_string();
+            buckets.take(&[Bucket { key, ..bucket("user", 0.001, 1) }], S);
+        }
+        assert!(buckets.len() <= BUCKETS_MAX);
+    }
+}

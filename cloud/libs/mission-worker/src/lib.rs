@@ -1,0 +1,12 @@
+//! Claims missions of one goal from the kernel and runs them: lease, heartbeat, trace, outcome.
+//!
+//! [`Worker`] is the loop, [`Job`] is what a service implements, [`Tools`] is what a job may use.
+//! A job must never call another service past [`Tools`]: the policy check and the trace are there.
+
+mod error;
+mod tools;
+mod worker;
+
+pub use error::WorkError;
+pub use tools::MissionTools;
+pub use worker::{Done, Job, JobFuture, Outcome, SharedStats, Worker, WorkerTimings, trace_id};

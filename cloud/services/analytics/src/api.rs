@@ -1,0 +1,210 @@
+//! Analytics' HTTP surface.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use cache::Cache;
+use contract::profile::RoastProfile;
+use contract::session::{RoastSession, RoastSessionSummary};
+use contract::{EventKind, OrgId};
+use http_stack::AccessLayer;
+use roast::analysis::compare;
+use serde_json::{Value, json};
+use service::auth::Caller;
+use service::error::ApiError;
+use service::query::Params;
+use service_client::ServiceClient;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::fleet::{self, Fleet};
+use crate::roasted::{Roasted, without_nulls};
+use service::clock::Clock;
+
+/// Roasts of one question about how alike they are.
+const ROASTS_MAX: i64 = 50;
+
+#[derive(Clone)]
+pub struct State {
+    pub ingestion: ServiceClient,
+    pub cache: Cache,
+    pub clock: Clock,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp analytics", description = "What roasts were."))]
+struct Doc;
+
+pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
+        .routes(routes!(analysis))
+        .routes(routes!(prediction))
+        .routes(routes!(comparison))
+        .routes(routes!(consistency))
+        .routes(routes!(fleet_statistics))
+        .with_state(state)
+        .split_for_parts();
+    (door.wrap(router), openapi)
+}
+
+impl State {
+    async fn roast(&self, org: &OrgId, id: &str) -> Result<Roasted, ApiError> {
+        let found = Roasted::read(&self.ingestion, org, id).await?;
+        found.ok_or(ApiError::NotFound("session"))
+    }
+}
+
+/// What a roast was: times, phases, shape, controls, what to think of them.
+#[utoipa::path(get, path = "/analysis/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+async fn analysis(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
+    let found = found.ok_or(ApiError::NotFound("session"))?;
+    // Under the roast's own version: whatever changes it, what is remembered is of another.
+    let kept = found.etag.map(|tag| format!("{org}/{id}/{VERSION}/{tag}"));
+    if let Some(kept) = &kept
+        && let Some(body) = state.cache.get("analysis", kept).await
+    {
+        return Ok(json_of(body));
+    }
+    let roast = Roasted::read_rest(&state.ingestion, &org, found.body).await?;
+    let told = serde_json::to_vec(&roast.told((state.clock)())).map_err(ApiError::internal)?;
+    let body = Bytes::from(told);
+    if let Some(kept) = kept.as_ref().filter(|_| roast.whole) {
+        state.cache.put("analysis", kept, body.clone(), KEPT).await;
+    }
+    Ok(json_of(body))
+}
+
+/// Another version of the program may say something else of the same roast.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const KEPT: std::time::Duration = std::time::Duration::from_hours(24);
+
+/// JSON that was written before.
+fn json_of(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// When a running roast will crack and be dropped; with `profileId` towards that profile.
+#[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+async fn prediction(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let roast = state.roast(&org, &id).await?;
+    let mut profile: Option<RoastProfile> = None;
+    if let Some(id) = params.get("profileId") {
+        let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
+        profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
+    }
+    Ok(Json(roast.predicted(profile.as_ref(), (state.clock)())))
+}
+
+/// How far a roast lies from another, both clocks set alike at a mark.
+#[utoipa::path(get, path = "/comparison/session/{sessionId}", tag = "analysis",
+    params(("sessionId" = String, Path), ("referenceId" = String, Query),
+           ("align" = Option<String>, Query, description = "CHARGE, TP, DRY_END or FC"),
+           ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 404), (status = 409),
+              (status = 503)))]
+async fn comparison(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let reference = params
+        .get("referenceId")
+        .ok_or_else(|| ApiError::Invalid("referenceId: which roast to compare with".to_owned()))?;
+    let align = match params.get("align") {
+        None => EventKind::Charge,
+        Some(word) => [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc]
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
+            .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))?,
+    };
+    let this = state.roast(&org, &id).await?;
+    let other = state.roast(&org, reference).await?;
+    let (curve, marks) = (this.curve(), this.marks());
+    let (other_curve, other_marks) = (other.curve(), other.marks());
+    let found = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
+    let found = found.ok_or_else(|| {
+        ApiError::Conflict(format!(
+            "the roasts cannot be compared: one has no CHARGE, DROP or {align}, or they share no time"
+        ))
+    })?;
+    Ok(Json(without_nulls(json!({
+        "sessionId": id, "referenceId": reference, "align": align, "comparison": found,
+    }))))
+}
+
+/// How alike the last roasts of a machine or of a profile are, or of the whole organisation; and each
+/// of them, the newest first.
+#[utoipa::path(get, path = "/consistency", tag = "analysis",
+    params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
+           ("profileName" = Option<String>, Query), ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
+    responses((status = 200, body = Object), (status = 400), (status = 503)))]
+async fn consistency(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let limit = params.limit(20, ROASTS_MAX)?.to_string();
+    let mut query = vec![("status", "CLOSED"), ("limit", limit.as_str())];
+    for name in ["machineId", "siteId", "profileName"] {
+        if let Some(value) = params.get(name) {
+            query.push((name, value));
+        }
+    }
+    let sessions: Vec<RoastSessionSummary> =
+        state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
+    let (mut analyses, mut ids, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
+    for session in &sessions {
+        let roast = Roasted::read(&state.ingestion, &org, session.session_id.as_str()).await?;
+        if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
+            roasts.push(json!({
+                "sessionId": session.session_id, "startedAt": session.started_at,
+                "fcSeconds": analysis.fc_seconds, "dropSeconds": analysis.drop_seconds,
+                "developmentRatio": analysis.development_ratio, "endBtC": analysis.end_bt_c,
+            }));
+            analyses.push(analysis);
+            ids.push(&session.session_id);
+        }
+    }
+    let found = compare::consistency(&analyses);
+    Ok(Json(without_nulls(json!({"sessions": ids, "roasts": roasts, "consistency": found}))))
+}
+
+/// What the fleet has done in the last days, together and by machine.
+#[utoipa::path(get, path = "/fleet", tag = "analysis",
+    params(("days" = Option<i64>, Query, description = "1 to 366; 7"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Fleet), (status = 400), (status = 403), (status = 503)))]
+async fn fleet_statistics(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Fleet>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let days = params.number("days", 7, 1, 366)?;
+    let since = (state.clock)().plus(-days * 86_400_000);
+    let (roasts, cut) = fleet::read(&state.ingestion, &org, since).await?;
+    Ok(Json(fleet::count(&roasts, cut, since, days as f64)))
+}

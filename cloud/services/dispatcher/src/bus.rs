@@ -1,0 +1,110 @@
+//! MQTT: receives `session closed` events by a shared subscription, and acknowledges them once the
+//! kernel has their missions.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use contract::Origin;
+use contract::ops::{self, Kind, SessionClosed, Taken};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{DispatcherConfig, MissionDispatcher};
+
+const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 256, packet: 64 * 1024 };
+const GROUP: &str = "dispatcher";
+/// The most events that wait for the kernel; further ones are dropped, and the publisher resends
+/// them.
+const QUEUE_MAX: usize = 1_000;
+const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long events in dispatch may still be acknowledged after the process is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connects to the broker and reconnects when needed. Returns a flag that is true while connected.
+pub fn start(
+    config: &DispatcherConfig,
+    mqtt: &Broker,
+    work: MissionDispatcher,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<AtomicBool>, BrokerError> {
+    if !mqtt.is_configured() {
+        return Ok(Arc::default());
+    }
+    let options = mqtt.options(&format!("simcorp-dispatcher-{}", config.instance), BOUNDS)?;
+    let topics = || vec![Kind::Closed.shared_filter(GROUP)];
+    let link = Link::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::spread));
+    let (client, connected) = (link.client(), link.up());
+    let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+    tracker.spawn(receive(link, work.clone(), queue, stop.clone()));
+    tracker.spawn(dispatch(client, work, waiting, stop.clone()));
+    Ok(connected)
+}
+
+type ClosedSession = (Origin, SessionClosed);
+
+async fn receive(
+    mut link: Link,
+    work: MissionDispatcher,
+    queue: mpsc::Sender<ClosedSession>,
+    stop: CancellationToken,
+) {
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if let Some(end) = parse_event(&work, &topic, &payload)
+            && queue.try_send(end).is_err()
+        {
+            tracing::warn!("too many closed sessions wait; one is dropped until it is resent");
+        }
+    }
+    drop(queue);
+    link.drain(DRAIN_TIMEOUT).await;
+}
+
+fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<ClosedSession> {
+    let (origin, Kind::Closed) = ops::parse(topic).ok()? else { return None };
+    let event: SessionClosed = match serde_json::from_slice(payload) {
+        Ok(event) => event,
+        Err(error) => {
+            let problem = format!("{topic}: {error}");
+            work.record_error(Some(&origin.org), problem, |counters| counters.parse_errors += 1);
+            return None;
+        }
+    };
+    let problem = event
+        .problem()
+        .or_else(|| (event.origin != origin).then(|| "its origin is not the topic's".to_owned()));
+    if let Some(problem) = problem {
+        let problem = format!("{topic}: {problem}");
+        work.record_error(Some(&origin.org), problem, |counters| counters.validation_errors += 1);
+        return None;
+    }
+    Some((origin, event))
+}
+
+async fn dispatch(
+    client: AsyncClient,
+    work: MissionDispatcher,
+    mut waiting: mpsc::Receiver<ClosedSession>,
+    stop: CancellationToken,
+) {
+    loop {
+        let (origin, event) = tokio::select! {
+            () = stop.cancelled() => return,
+            end = waiting.recv() => match end { Some(end) => end, None => return },
+        };
+        if work.dispatch(&event).await.is_err() {
+            continue; // not acknowledged, so it is resent
+        }
+        let taken = Taken { session_id: event.session_id };
+        let Ok(body) = serde_json::to_vec(&taken) else { continue };
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        if let Err(error) = client.publish(Kind::Taken.topic(&origin), body, options).await {
+            tracing::debug!(%error, "could not acknowledge a closed session; it is resent");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The dispatcher: creates missions when a roast ends, one for each goal.
+//!
+//! Events arrive at least once, because the publisher resends an event until the dispatcher
+//! acknowledges it. Exactly one mission per goal results, because its idempotency key consists of
+//! goal, report kind and session id. The dispatcher must acknowledge only when the kernel has the
+//! missions.
+
+mod api;
+mod bus;
+mod config;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::mission::{CloseReason, MissionRecord, MissionSignals, NewMission, SessionSignals};
+use contract::ops::SessionClosed;
+use contract::{EpochMs, OrgId, mission};
+use http_stack::AccessLayer;
+use serde::Serialize;
+use serde_json::Map;
+use service::clock::Clock;
+use service::health::Health;
+use service::secret::Secret;
+use service_client::{ServiceClient, ServiceClientError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::DispatcherConfig;
+
+const ERRORS_KEPT: usize = 20;
+
+/// A running dispatcher: its routes, their OpenAPI document and its health checks.
+pub struct Dispatcher {
+    pub router: axum::Router,
+    pub openapi: utoipa::openapi::OpenApi,
+    pub health: Health,
+}
+
+/// Why the dispatcher cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Peer(#[from] ServiceClientError),
+    #[error(transparent)]
+    Mqtt(#[from] service::mqtt::BrokerError),
+}
+
+/// What has been done so far, for `GET /status`.
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    events_received: u64,
+    missions_created: u64,
+    missions_deduped: u64,
+    parse_errors: u64,
+    validation_errors: u64,
+    kernel_errors: u64,
+}
+
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+struct LastError {
+    at: EpochMs,
+    message: String,
+    /// The organisation to which the error belongs; no other organisation may see it.
+    #[serde(skip)]
+    org: Option<OrgId>,
+}
+
+#[derive(Default)]
+struct DispatchStats {
+    counters: Counters,
+    errors: VecDeque<LastError>,
+}
+
+/// Creates missions for roasts that have ended.
+#[derive(Clone)]
+pub(crate) struct MissionDispatcher {
+    kernel: ServiceClient,
+    goals: Arc<[String]>,
+    max_attempts: u32,
+    clock: Clock,
+    stats: Arc<Mutex<DispatchStats>>,
+}
+
+/// Starts the MQTT tasks on `tracker` and builds the routes.
+///
+/// # Errors
+/// When the broker's configuration is wrong, or no HTTP client can be created.
+pub fn start(
+    config: &DispatcherConfig,
+    mqtt: &service::mqtt::Broker,
+    (door, token): (&AccessLayer, &Secret),
+    clock: Clock,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Dispatcher, StartError> {
+    let work = MissionDispatcher {
+        kernel: ServiceClient::new("kernel", &config.kernel_url, token)?,
+        goals: config.goals.clone().into(),
+        max_attempts: config.max_attempts,
+        clock,
+        stats: Arc::default(),
+    };
+    let connected = bus::start(config, mqtt, work.clone(), tracker, stop)?;
+    let health = Health::new("dispatcher").check("mqtt", move || {
+        let up = connected.load(std::sync::atomic::Ordering::Relaxed);
+        async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
+    });
+    let (router, openapi) = api::routes(config.clone(), work, door);
+    Ok(Dispatcher { router, openapi, health })
+}
+
+impl MissionDispatcher {
+    fn with_stats<T>(&self, change: impl FnOnce(&mut DispatchStats) -> T) -> T {
+        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn record_error(
+        &self,
+        org: Option<&OrgId>,
+        message: String,
+        count: impl FnOnce(&mut Counters),
+    ) {
+        let at = (self.clock)();
+        self.with_stats(|seen| {
+            count(&mut seen.counters);
+            seen.errors.push_front(LastError { at, message, org: org.cloned() });
+            seen.errors.truncate(ERRORS_KEPT);
+        });
+    }
+
+    /// Creates the missions of a closed session; returns `Ok` only when the kernel has all of them.
+    pub(crate) async fn dispatch(&self, event: &SessionClosed) -> Result<(), ServiceClientError> {
+        self.with_stats(|seen| seen.counters.events_received += 1);
+        for goal in self.goals.iter() {
+            let mission = mission_of(event, goal, self.max_attempts);
+            let org = &event.origin.org;
+            match self.kernel.post::<_, MissionRecord>(Some(org), &["missions"], &mission).await {
+                Ok(answer) => {
+                    let new = answer.is_some_and(|answer| answer.status == 201);
+                    let result = if new { "created" } else { "known" };
+                    metrics::counter!("simcorp_dispatched_total", "result" => result).increment(1);
+                    self.with_stats(|seen| {
+                        let counters = &mut seen.counters;
+                        let count = if new {
+                            &mut counters.missions_created
+                        } else {
+                            &mut counters.missions_deduped
+                        };
+                        *count += 1;
+                    });
+                    tracing::info!(session = %event.session_id, goal, result, "dispatched a roast");
+                }
+                Err(error) => {
+                    metrics::counter!("simcorp_dispatched_total", "result" => "failed")
+                        .increment(1);
+                    tracing::warn!(%error, session = %event.session_id, goal,
+                        "the kernel did not accept a mission; the roast's end is resent");
+                    self.record_error(Some(org), error.to_string(), |counters| {
+                        counters.kernel_errors += 1;
+                    });
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn mission_of(event: &SessionClosed, goal: &str, max_attempts: u32) -> NewMission {
+    let (session, kind) = (event.session_id.as_str(), event.report_kind.as_str());
+    let text = |text: &str| serde_json::Value::from(text);
+    let pairs = |pairs: &[(&str, &str)]| -> Map<String, serde_json::Value> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect()
+    };
+    let reason = event.reason.unwrap_or(match event.drop_seconds {
+        Some(_) => CloseReason::Drop,
+        None => CloseReason::Silence,
+    });
+    NewMission {
+        mission_id: None,
+        idempotency_key: Some(format!("{goal}:{kind}:{session}")),
+        goal: mission::Goal { title: goal.to_owned(), description: None, desired_outcome: None },
+        subject_id: Some(session.to_owned()),
+        params: pairs(&[("sessionId", session), ("reportKind", kind)]),
+        context: pairs(&[
+            ("orgId", event.origin.org.as_str()),
+            ("siteId", event.origin.site.as_str()),
+            ("machineId", event.origin.machine.as_str()),
+        ]),
+        constraints: Vec::new(),
+        requested_by: Some("dispatcher".to_owned()),
+        signals: Some(MissionSignals {
+            session: SessionSignals {
+                session_id: Some(session.to_owned()),
+                close_reason: Some(reason),
+                duration_sec: event.duration_sec.or(event.drop_seconds),
+                telemetry_points: event.telemetry_points,
+                has_bt: event.has_bt,
+                has_et: event.has_et,
+                last_telemetry_delta_sec: event.last_telemetry_delta_sec,
+            },
+        }),
+        priority: mission::Priority::Medium,
+        max_attempts: Some(max_attempts),
+        created_at: None,
+    }
+}

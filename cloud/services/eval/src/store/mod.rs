@@ -1,0 +1,55 @@
+//! Eval's SQL.
+
+mod cases;
+mod runs;
+
+use ::database::{Store, StoreError, Tx, audit::AuditChange};
+use contract::{Actor, EpochMs, OrgId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use cases::CaseFilter;
+pub use runs::{RunFilter, ToJudge};
+
+/// The database as eval uses it.
+#[derive(Clone)]
+pub struct EvalStore {
+    database: Store,
+}
+
+/// Who changes something, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct By<'b> {
+    pub actor: &'b Actor,
+    pub now: EpochMs,
+}
+
+impl EvalStore {
+    #[must_use]
+    pub const fn new(database: Store) -> Self {
+        Self { database }
+    }
+
+    #[must_use]
+    pub const fn database(&self) -> &Store {
+        &self.database
+    }
+
+    async fn audit(
+        tx: &mut Tx,
+        org: &OrgId,
+        By { actor, now: at }: By<'_>,
+        (action, subject, details): (&str, &str, Value),
+    ) -> Result<(), StoreError> {
+        tx.audit(&AuditChange { org, actor, at, action, subject, details }).await
+    }
+}
+
+fn read<T: DeserializeOwned>(doing: &'static str, body: &str) -> Result<T, StoreError> {
+    serde_json::from_str(body).map_err(|error| StoreError::row(doing, error))
+}
+
+fn text(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::row("writing JSON", error))
+}

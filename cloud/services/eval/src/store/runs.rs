@@ -1,0 +1,322 @@
+//! Runs.
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
+use ::database::{StoreError, on, on_tx};
+use contract::{EpochMs, OrgId};
+use serde_json::json;
+
+use super::{By, EvalStore, read, text};
+use crate::run::{EvalRun, Outcome};
+use crate::saturation::History;
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default)]
+pub struct RunFilter {
+    pub session: Option<String>,
+    pub case: Option<String>,
+    /// The page begins after this one.
+    pub after: Option<(i64, String)>,
+    pub limit: i64,
+}
+
+/// A run that the language model is to be asked about.
+#[derive(Debug, Clone)]
+pub struct ToJudge {
+    pub org: OrgId,
+    pub run: EvalRun,
+    /// Asked so often, with this time.
+    pub tries: i64,
+    /// Nobody else asks until then; who asks later than that has lost it.
+    pub lease: EpochMs,
+}
+
+#[derive(FromRow)]
+struct Counted {
+    case_id: String,
+    total: i64,
+    passed: i64,
+    recent: i64,
+    recent_passed: i64,
+    recent_outcomes: i64,
+    first_ms: i64,
+    last_ms: i64,
+}
+
+const INSERT: &str = "INSERT INTO eval_runs (org_id, run_id, session_id, case_id, once_key, outcome, \
+    run_ms, judge_due_ms, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+    ON CONFLICT (org_id, once_key) DO NOTHING";
+
+impl EvalStore {
+    /// Keeps a run. With a `once` key only the first of it is kept: `false` says that there is one.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn add_run(
+        &self,
+        org: &OrgId,
+        run: &EvalRun,
+        once: Option<&str>,
+        judge: bool,
+    ) -> Result<bool, StoreError> {
+        on!(self.database, pool => query(INSERT)
+            .bind(org.as_str()).bind(&run.id).bind(run.session_id.as_deref())
+            .bind(&run.golden_case_id).bind(once).bind(run.outcome.as_str()).bind(run.run_at.0)
+            .bind(judge.then_some(run.run_at.0)).bind(text(run)?)
+            .execute(pool).await.map(|done| done.rows_affected() > 0))
+        .map_err(StoreError::query("keeping a run"))
+    }
+
+    /// Keeps several, or none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn add_runs(
+        &self,
+        org: &OrgId,
+        runs: &[EvalRun],
+        judge: bool,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.database.begin().await?;
+        for run in runs {
+            on_tx!(&mut tx, c => query(INSERT)
+                .bind(org.as_str()).bind(&run.id).bind(run.session_id.as_deref())
+                .bind(&run.golden_case_id).bind(None::<&str>).bind(run.outcome.as_str())
+                .bind(run.run_at.0).bind(judge.then_some(run.run_at.0)).bind(text(run)?)
+                .execute(c).await.map(drop))
+            .map_err(StoreError::query("keeping runs"))?;
+        }
+        tx.commit().await
+    }
+
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn run(&self, org: &OrgId, id: &str) -> Result<Option<EvalRun>, StoreError> {
+        const DOING: &str = "reading a run";
+        let body: Option<String> = on!(self.database, pool => query_scalar(
+            "SELECT body FROM eval_runs WHERE org_id = $1 AND run_id = $2")
+            .bind(org.as_str()).bind(id).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        body.map(|body| read(DOING, &body)).transpose()
+    }
+
+    /// Runs, the newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn runs(&self, org: &OrgId, filter: &RunFilter) -> Result<Vec<EvalRun>, StoreError> {
+        const DOING: &str = "listing runs";
+        let (column, value) = match (&filter.session, &filter.case) {
+            (Some(session), _) => ("AND session_id = $4", Some(session)),
+            (None, Some(case)) => ("AND case_id = $4", Some(case)),
+            (None, None) => ("", None),
+        };
+        let sql = format!(
+            "SELECT body FROM eval_runs WHERE org_id = $1 AND (run_ms, run_id) < ($2, $3) {column} \
+             ORDER BY run_ms DESC, run_id DESC LIMIT {}",
+            filter.limit
+        );
+        let (time, id) = filter.after.clone().unwrap_or((i64::MAX, String::new()));
+        let rows: Vec<String> = on!(self.database, pool => {
+            let q = query_scalar(AssertSqlSafe(sql)).bind(org.as_str()).bind(time).bind(id);
+            let q = match value { Some(value) => q.bind(value), None => q };
+            q.fetch_all(pool).await
+        })
+        .map_err(StoreError::query(DOING))?;
+        rows.iter().map(|body| read(DOING, body)).collect()
+    }
+
+    /// How often each outcome stands for a roast.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn outcomes(
+        &self,
+        org: &OrgId,
+        session: &str,
+    ) -> Result<Vec<(Outcome, i64)>, StoreError> {
+        const DOING: &str = "counting a roast's outcomes";
+        let rows: Vec<(String, i64)> = on!(self.database, pool => query_as(
+            "SELECT outcome, count(*) FROM eval_runs WHERE org_id = $1 AND session_id = $2 \
+             GROUP BY outcome")
+            .bind(org.as_str()).bind(session).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let word = |(word, n): (String, i64)| match Outcome::parse(&word) {
+            Some(outcome) => Ok((outcome, n)),
+            None => Err(StoreError::row(DOING, word)),
+        };
+        rows.into_iter().map(word).collect()
+    }
+
+    /// How many roasts were evaluated since, as they ended: not what anybody handed in.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn evaluated_since(&self, org: &OrgId, since: EpochMs) -> Result<i64, StoreError> {
+        on!(self.database, pool => query_scalar(
+            "SELECT count(DISTINCT session_id) FROM eval_runs \
+             WHERE org_id = $1 AND run_ms >= $2 AND once_key IS NOT NULL")
+            .bind(org.as_str()).bind(since.0).fetch_one(pool).await)
+        .map_err(StoreError::query("counting evaluated roasts"))
+    }
+
+    /// The history of each case, by its id; of one case when it is named.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn histories(
+        &self,
+        org: &OrgId,
+        case: Option<&str>,
+        recent: EpochMs,
+    ) -> Result<Vec<(String, History)>, StoreError> {
+        let named = if case.is_some() { "AND case_id = $3" } else { "" };
+        let sql = format!(
+            "SELECT case_id, count(*) AS total, \
+             count(CASE WHEN outcome = 'PASS' THEN 1 END) AS passed, \
+             count(CASE WHEN run_ms >= $2 THEN 1 END) AS recent, \
+             count(CASE WHEN run_ms >= $2 AND outcome = 'PASS' THEN 1 END) AS recent_passed, \
+             count(DISTINCT CASE WHEN run_ms >= $2 THEN outcome END) AS recent_outcomes, \
+             min(run_ms) AS first_ms, max(run_ms) AS last_ms \
+             FROM eval_runs WHERE org_id = $1 {named} GROUP BY case_id"
+        );
+        let rows: Vec<Counted> = on!(self.database, pool => {
+            let q = query_as(AssertSqlSafe(sql)).bind(org.as_str()).bind(recent.0);
+            let q = match case { Some(case) => q.bind(case), None => q };
+            q.fetch_all(pool).await
+        })
+        .map_err(StoreError::query("counting the runs of cases"))?;
+        let history = |row: Counted| {
+            let history = History {
+                total: row.total,
+                passed: row.passed,
+                recent: row.recent,
+                recent_passed: row.recent_passed,
+                recent_outcomes: row.recent_outcomes,
+                first: Some(EpochMs(row.first_ms)),
+                last: Some(EpochMs(row.last_ms)),
+            };
+            (row.case_id, history)
+        };
+        Ok(rows.into_iter().map(history).collect())
+    }
+
+    /// A person's word about a run; `None`: there is no such run.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn review(
+        &self,
+        org: &OrgId,
+        id: &str,
+        (outcome, notes): (Outcome, Option<String>),
+        by: By<'_>,
+    ) -> Result<Option<EvalRun>, StoreError> {
+        loop {
+            let Some((version, mut run)) = self.versioned(org, id).await? else { return Ok(None) };
+            run.human_reviewed = true;
+            run.human_outcome = Some(outcome);
+            run.human_notes.clone_from(&notes);
+            run.reviewed_by = Some(by.actor.id.clone());
+            run.reviewed_at = Some(by.now);
+            let mut tx = self.database.begin().await?;
+            let changed = on_tx!(&mut tx, c => query(
+                "UPDATE eval_runs SET outcome = $4, body = $5, version = version + 1 \
+                 WHERE org_id = $1 AND run_id = $2 AND version = $3")
+                .bind(org.as_str()).bind(id).bind(version).bind(outcome.as_str()).bind(text(&run)?)
+                .execute(c).await.map(|done| done.rows_affected() > 0))
+            .map_err(StoreError::query("reviewing a run"))?;
+            if changed {
+                let details = json!({"outcome": outcome, "gates": run.outcome, "notes": notes});
+                Self::audit(&mut tx, org, by, ("evaluation.review", id, details)).await?;
+                tx.commit().await?;
+                return Ok(Some(run));
+            }
+        }
+    }
+
+    async fn versioned(&self, org: &OrgId, id: &str) -> Result<Option<(i64, EvalRun)>, StoreError> {
+        const DOING: &str = "reading a run";
+        let row: Option<(i64, String)> = on!(self.database, pool => query_as(
+            "SELECT version, body FROM eval_runs WHERE org_id = $1 AND run_id = $2")
+            .bind(org.as_str()).bind(id).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        row.map(|(version, body)| Ok((version, read(DOING, &body)?))).transpose()
+    }
+
+    /// Takes the next run that the language model is to be asked about; nobody else gets it until
+    /// `until`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn to_judge(
+        &self,
+        now: EpochMs,
+        until: EpochMs,
+    ) -> Result<Option<ToJudge>, StoreError> {
+        const DOING: &str = "taking a run to judge";
+        // Two that take the same row take turns at it; the second finds that it is due no longer.
+        let row: Option<(String, String, i64)> = on!(self.database, pool => query_as(
+            "UPDATE eval_runs SET judge_due_ms = $2, judge_tries = judge_tries + 1 \
+             WHERE (org_id, run_id) IN (SELECT org_id, run_id FROM eval_runs \
+                 WHERE judge_due_ms <= $1 ORDER BY judge_due_ms LIMIT 1) AND judge_due_ms <= $1 \
+             RETURNING org_id, body, judge_tries")
+            .bind(now.0).bind(until.0).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        row.map(|(org, body, tries)| {
+            let org = OrgId::new(org).map_err(|error| StoreError::row(DOING, error))?;
+            Ok(ToJudge { org, run: read(DOING, &body)?, tries, lease: until })
+        })
+        .transpose()
+    }
+
+    /// Asks about a run again, not before `due`; a question that was nobody's answer is not `counted`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn judge_again(
+        &self,
+        waiting: &ToJudge,
+        due: EpochMs,
+        counted: bool,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE eval_runs SET judge_due_ms = $4, judge_tries = judge_tries - $5 \
+             WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
+            .bind(waiting.org.as_str()).bind(&waiting.run.id).bind(waiting.lease.0).bind(due.0)
+            .bind(i64::from(!counted)).execute(pool).await.map(drop))
+        .map_err(StoreError::query("putting a judgement off"))
+    }
+
+    /// Keeps what the language model said; `None`: it will not be asked again. Whoever has lost the
+    /// run meanwhile changes nothing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn judged(
+        &self,
+        waiting: &ToJudge,
+        judgement: Option<crate::run::Judgement>,
+    ) -> Result<(), StoreError> {
+        let (org, id) = (&waiting.org, waiting.run.id.as_str());
+        // A person may have reviewed it since it was read.
+        while let Some((version, mut run)) = self.versioned(org, id).await? {
+            run.lm_judge.clone_from(&judgement);
+            let mut tx = self.database.begin().await?;
+            let changed = on_tx!(&mut tx, c => query(
+                "UPDATE eval_runs SET judge_due_ms = NULL, body = $5, version = version + 1 \
+                 WHERE org_id = $1 AND run_id = $2 AND version = $3 AND judge_due_ms = $4")
+                .bind(org.as_str()).bind(id).bind(version).bind(waiting.lease.0).bind(text(&run)?)
+                .execute(c).await.map(|done| done.rows_affected() > 0))
+            .map_err(StoreError::query("keeping a judgement"))?;
+            let ours: Option<i64> = on_tx!(&mut tx, c => query_scalar(
+                "SELECT 1 FROM eval_runs WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
+                .bind(org.as_str()).bind(id).bind(waiting.lease.0).fetch_optional(c).await)
+            .map_err(StoreError::query("keeping a judgement"))?;
+            tx.commit().await?;
+            if changed || ours.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! The fleet as gateways reach it: enrolment by a token, renewal by the certificate they have,
+//! recovery by the key they have and a person's word.
+
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use contract::enroll::{BrokerAddress, Enroll, Granted, Hello, Recover, Renew, Time, Waiting};
+use contract::{KeyId, OrgId};
+use service::error::ApiError;
+use service::extract::Body;
+use service::tls::Peer;
+use tokio::sync::Notify;
+use trust::x509::{Certificate, verify_request};
+use trust::{EnrollmentToken, PublicKey};
+
+use crate::api::refused;
+use crate::authority::Authority;
+use crate::device::{Device, NewDevice, certificate_name};
+use crate::store::{By, Decision, Enrollment, FleetStore, NewCertificate, Refused, gateway};
+use service::clock::Clock;
+
+/// A gateway that asks for more in an hour has something wrong with it.
+const CERTIFICATES_AN_HOUR: i64 = 10;
+const HOUR_MS: i64 = 3_600_000;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct State {
+    pub store: FleetStore,
+    pub clock: Clock,
+    pub authority: Arc<Authority>,
+    pub life_s: u32,
+    pub gateway_url: String,
+    pub broker: Option<BrokerAddress>,
+    pub changed: Arc<Notify>,
+}
+
+pub fn routes(state: State) -> Router {
+    Router::new()
+        .route("/v1/enroll", post(enroll))
+        .route("/v1/renew", post(renew))
+        .route("/v1/recover", post(recover))
+        .route("/v1/hello", get(hello))
+        .route("/v1/time", get(time))
+        .with_state(state)
+}
+
+/// The key that a request proves to have.
+fn proven(request: &str, key_id: &KeyId) -> Result<PublicKey, ApiError> {
+    let der =
+        BASE64.decode(request).map_err(|_| ApiError::Invalid("request: not base64".into()))?;
+    verify_request(&der, key_id).map_err(|error| ApiError::Invalid(format!("request: {error}")))
+}
+
+impl State {
+    /// Issues and notes a certificate. Nothing is held meanwhile: a key in an HSM takes its time.
+    async fn issue(
+        &self,
+        (device, public): (&Device, &PublicKey),
+        why: &str,
+        by: By<'_>,
+    ) -> Result<Granted, ApiError> {
+        let (org, key_id) = (&device.org_id, &device.key_id);
+        let hour_ago = by.now.plus(-HOUR_MS);
+        if self.store.issued_since(org, key_id, hour_ago).await? >= CERTIFICATES_AN_HOUR {
+            return Err(ApiError::Unavailable(format!(
+                "{key_id} was given {CERTIFICATES_AN_HOUR} certificates within an hour; try again \
+                 in an hour, and look at its clock and disk"
+            )));
+        }
+        let name = certificate_name(org, key_id, device.key_number);
+        let (authority, life_s) = (self.authority.clone(), self.life_s);
+        let (subject, key) = ((org.clone(), key_id.clone()), public.clone());
+        let now = by.now;
+        let certified = tokio::task::spawn_blocking(move || {
+            authority.certify((&subject.0, &subject.1, &name), &key, life_s, now)
+        });
+        let certificate = certified.await.map_err(ApiError::internal)?.map_err(|error| {
+            tracing::error!(%error, "the authority does not certify");
+            ApiError::Unavailable("the authority's key cannot be used now; try again".to_owned())
+        })?;
+        let number = device.key_number;
+        let new =
+            NewCertificate { org, key_id, key_number: number, why, certificate: &certificate };
+        let mut tx = self.store.begin().await?;
+        FleetStore::note_certificate(&mut tx, new, by).await?;
+        tx.commit().await?;
+        metrics::counter!("simcorp_fleet_certificates_total", "why" => why.to_owned()).increment(1);
+        Ok(Granted {
+            org_id: org.clone(),
+            key_id: key_id.clone(),
+            machines: device.machines.clone(),
+            certificate: certificate.to_pem(),
+            authority: self.authority.pem().to_owned(),
+            fleet_url: self.gateway_url.clone(),
+            broker: self.broker.clone(),
+            now: by.now,
+        })
+    }
+
+    /// The gateway at the other end, by the certificate it has proven to have; and of which of its
+    /// keys that is.
+    async fn known(&self, peer: &Peer) -> Result<(Device, PublicKey), ApiError> {
+        let unknown = || ApiError::Unauthorized("show a certificate of this fleet".to_owned());
+        let shown = peer.certificate.as_deref().ok_or_else(unknown)?;
+        let certificate = Certificate::from_der(shown).map_err(|_| unknown())?;
+        if (self.clock)() >= certificate.not_after {
+            return Err(unknown()); // the handshake was before it had expired
+        }
+        let device = self.store.device_called(&certificate.name).await?.ok_or_else(unknown)?;
+        if device.revoked_at.is_some() {
+            return Err(ApiError::Forbidden(format!("{} was revoked", device.key_id)));
+        }
+        let present = self.store.present_key(&device.org_id, &device.key_id).await?;
+        match present {
+            Some((_, public)) if public == certificate.public => Ok((device, public)),
+            _ => Err(ApiError::Forbidden(format!(
+                "{} has another key now; this certificate is of an old one",
+                device.key_id
+            ))),
+        }
+    }
+}
+
+/// A new gateway. The token is spent for the key that made the request, and for no other.
+async fn enroll(
+    Extract(state): Extract<State>,
+    Body(asked): Body<Enroll>,
+) -> Result<Json<Granted>, ApiError> {
+    let token = EnrollmentToken::parse(&asked.token)
+        .ok_or_else(|| ApiError::Unauthorized("this is no enrolment token".to_owned()))?;
+    if !state.store.knows(&token).await? {
+        return Err(refusal(Refused::Unknown));
+    }
+    let key_id = KeyId::new(&asked.device, &asked.site_id);
+    let public = proven(&asked.request, &key_id)?;
+    let now = (state.clock)();
+    let mut tx = state.store.begin().await?;
+    let spent = FleetStore::spend(&mut tx, &token, &public, now).await?;
+    let enrollment = spent.map_err(refusal)?;
+    // Not spent when it does not fit: the technician mends the configuration and tries again.
+    fits(&asked, &key_id, &enrollment)?;
+    let actor = gateway(&enrollment.org_id, &key_id);
+    let by = By { actor: &actor, now };
+    let first = enrollment.spent_at == Some(now);
+    if first {
+        by.spent(&mut tx, &enrollment).await?;
+        let new = NewDevice {
+            org: &enrollment.org_id,
+            key_id: &key_id,
+            site: &enrollment.site_id,
+            machines: &enrollment.machines,
+            public: &public,
+            enrols: true,
+            replaces: enrollment.replaces,
+            compromised: enrollment.compromised,
+        };
+        refused(FleetStore::register_in(&mut tx, &new, by).await?, &key_id)?;
+        tx.commit().await?;
+        state.changed.notify_one();
+        tracing::info!(kid = %key_id, org = %enrollment.org_id, token = enrollment.id, "enrolled");
+    } else {
+        drop(tx);
+    }
+    // Answered again, it is as it was left: somebody may have changed its machines since.
+    let device = state.store.device(&enrollment.org_id, key_id.as_str()).await?;
+    let device = device.ok_or(ApiError::NotFound("device"))?;
+    let present = state.store.present_key(&device.org_id, &key_id).await?;
+    if device.revoked_at.is_some() || present.is_none_or(|(_, present)| present != public) {
+        return Err(refusal(Refused::Unknown));
+    }
+    Ok(Json(state.issue((&device, &public), "enrolled", by).await?))
+}
+
+fn refusal(refused: Refused) -> ApiError {
+    metrics::counter!("simcorp_fleet_enrolments_refused_total").increment(1);
+    ApiError::Unauthorized(match refused {
+        Refused::Unknown => "this token lets nobody in: it was never made, was withdrawn, or its \
+                             time is over; ask for another"
+            .to_owned(),
+        Refused::Spent => "this token was used by another gateway; ask for another, and find out \
+                           who used it"
+            .to_owned(),
+    })
+}
+
+fn fits(asked: &Enroll, key_id: &KeyId, enrollment: &Enrollment) -> Result<(), ApiError> {
+    let fits = asked.org_id == enrollment.org_id
+        && *key_id == enrollment.key_id
+        && asked.machines.iter().all(|machine| enrollment.machines.contains(machine));
+    if fits {
+        return Ok(());
+    }
+    let machines: Vec<&str> = enrollment.machines.iter().map(contract::MachineId::as_str).collect();
+    Err(ApiError::Conflict(format!(
+        "the token is for {} of {} with {}; the gateway's configuration says {key_id} of {}",
+        enrollment.key_id,
+        enrollment.org_id,
+        machines.join(", "),
+        asked.org_id
+    )))
+}
+
+/// The next certificate, of the same key.
+async fn renew(
+    Extract(state): Extract<State>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Body(asked): Body<Renew>,
+) -> Result<Json<Granted>, ApiError> {
+    let (device, present) = state.known(&peer).await?;
+    let public = proven(&asked.request, &device.key_id)?;
+    if public != present {
+        return Err(ApiError::Conflict(format!(
+            "{} is renewed with its present key; another key needs an enrolment that replaces it",
+            device.key_id
+        )));
+    }
+    let actor = gateway(&device.org_id, &device.key_id);
+    let by = By { actor: &actor, now: (state.clock)() };
+    Ok(Json(state.issue((&device, &public), "renewed", by).await?))
+}
+
+/// A certificate after the last has expired: its key is proven, and a person has to say so.
+async fn recover(
+    Extract(state): Extract<State>,
+    Body(asked): Body<Recover>,
+) -> Result<Response, ApiError> {
+    let public = proven(&asked.request, &asked.key_id)?;
+    let (org, key_id): (&OrgId, &KeyId) = (&asked.org_id, &asked.key_id);
+    // Told apart from nobody: who exists is nobody's business that has not its key.
+    let unknown = || ApiError::Unauthorized("not a gateway of this fleet with that key".to_owned());
+    let device = state.store.device(org, key_id.as_str()).await?.ok_or_else(unknown)?;
+    let present = state.store.present_key(org, key_id).await?;
+    let other = present.is_none_or(|(_, present)| present != public);
+    if other || device.certificate_name.is_none() {
+        return Err(unknown());
+    }
+    if device.revoked_at.is_some() {
+        return Err(ApiError::Forbidden(format!("{key_id} was revoked")));
+    }
+    let actor = gateway(org, key_id);
+    let by = By { actor: &actor, now: (state.clock)() };
+    let mut tx = state.store.begin().await?;
+    let decision = FleetStore::ask_recovery(&mut tx, (org, key_id, &public), by).await?;
+    tx.commit().await?;
+    match decision {
+        Decision::Waiting { since } => {
+            let waiting = format!("somebody has to approve it: simcorp device recover {key_id}");
+            Ok((StatusCode::ACCEPTED, Json(Waiting { waiting, since })).into_response())
+        }
+        Decision::Refused => {
+            Err(ApiError::Forbidden("somebody has said that it gets no certificate".to_owned()))
+        }
+        Decision::Approved => {
+            let granted = state.issue((&device, &public), "recovered", by).await?;
+            tracing::info!(kid = %key_id, %org, "recovered");
+            Ok(Json(granted).into_response())
+        }
+    }
+}
+
+/// The time, to anybody.
+async fn time(Extract(state): Extract<State>) -> Json<Time> {
+    Json(Time { now: (state.clock)() })
+}
+
+/// Proves to a gateway that its certificate works.
+async fn hello(
+    Extract(state): Extract<State>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+) -> Result<Json<Hello>, ApiError> {
+    let (device, ..) = state.known(&peer).await?;
+    let now = (state.clock)();
+    Ok(Json(Hello { org_id: device.org_id, key_id: device.key_id, machines: device.machines, now }))
+}

@@ -1,0 +1,254 @@
+//! Tokens by which a gateway is let in once.
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
+use ::database::{StoreError, Tx, on, on_tx};
+use contract::{EpochMs, KeyId, MachineId, OrgId, SiteId};
+use serde::Serialize;
+use serde_json::{Value, json};
+use trust::{EnrollmentToken, PublicKey};
+use utoipa::ToSchema;
+
+use super::{By, FleetStore, json, read, read_json};
+
+const DOING: &str = "reading an enrolment";
+const COLUMNS: &str = "token_id, org_id, kid, site_id, machines, replaces, compromised, digest, created_ms, \
+     created_by, expires_ms, withdrawn_ms, spent_ms, spent_by";
+/// A gateway whose answer was lost asks again with the same key, and is answered again for so long.
+const AGAIN_MS: i64 = 60 * 60 * 1000;
+
+/// An enrolment as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Enrollment {
+    pub id: String,
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub org_id: OrgId,
+    #[schema(value_type = String)]
+    pub key_id: KeyId,
+    #[schema(value_type = String)]
+    pub site_id: SiteId,
+    #[schema(value_type = Vec<String>)]
+    pub machines: Vec<MachineId>,
+    /// The gateway's new key takes the place of the one it had.
+    pub replaces: bool,
+    /// What the old key signs is believed no longer.
+    pub compromised: bool,
+    pub created_at: EpochMs,
+    #[schema(value_type = Object)]
+    pub created_by: Value,
+    pub expires_at: EpochMs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withdrawn_at: Option<EpochMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spent_at: Option<EpochMs>,
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub digest: Vec<u8>,
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub spent_by: Option<String>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    token_id: String,
+    org_id: String,
+    kid: String,
+    site_id: String,
+    machines: String,
+    replaces: i64,
+    compromised: i64,
+    digest: Vec<u8>,
+    created_ms: i64,
+    created_by: String,
+    expires_ms: i64,
+    withdrawn_ms: Option<i64>,
+    spent_ms: Option<i64>,
+    spent_by: Option<String>,
+}
+
+impl Row {
+    fn enrollment(self) -> Result<Enrollment, StoreError> {
+        Ok(Enrollment {
+            id: self.token_id,
+            org_id: OrgId::new(self.org_id).map_err(|e| StoreError::row(DOING, e))?,
+            key_id: read(DOING, &self.kid)?,
+            site_id: SiteId::new(self.site_id).map_err(|e| StoreError::row(DOING, e))?,
+            machines: read_json(DOING, &self.machines)?,
+            replaces: self.replaces != 0,
+            compromised: self.compromised != 0,
+            created_at: EpochMs(self.created_ms),
+            created_by: read_json(DOING, &self.created_by)?,
+            expires_at: EpochMs(self.expires_ms),
+            withdrawn_at: self.withdrawn_ms.map(EpochMs),
+            spent_at: self.spent_ms.map(EpochMs),
+            digest: self.digest,
+            spent_by: self.spent_by,
+        })
+    }
+}
+
+/// What a person has said about a gateway to come.
+#[derive(Debug, Clone)]
+pub struct NewEnrollment {
+    pub key_id: KeyId,
+    pub site_id: SiteId,
+    pub machines: Vec<MachineId>,
+    pub replaces: bool,
+    pub compromised: bool,
+    pub expires_at: EpochMs,
+}
+
+/// Why a token lets nobody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No such token: never made, withdrawn, or its time is over.
+    Unknown,
+    /// Another key was let in with it.
+    Spent,
+}
+
+/// What a token was found to be; spent once the transaction is committed.
+pub type Spent = Result<Enrollment, Refused>;
+
+impl FleetStore {
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn add_enrollment(
+        &self,
+        org: &OrgId,
+        token: &EnrollmentToken,
+        new: NewEnrollment,
+        by: By<'_>,
+    ) -> Result<Enrollment, StoreError> {
+        let (machines, actor) = (json(&new.machines)?, json(by.actor)?);
+        let mut tx = self.begin().await?;
+        on_tx!(&mut tx, c => query(
+            "INSERT INTO enrollments (token_id, org_id, kid, site_id, machines, replaces, \
+             compromised, digest, created_ms, created_by, expires_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
+            .bind(&token.id).bind(org.as_str()).bind(new.key_id.as_str())
+            .bind(new.site_id.as_str()).bind(machines).bind(i64::from(new.replaces))
+            .bind(i64::from(new.compromised))
+            .bind(token.digest().as_slice()).bind(by.now.0).bind(&actor).bind(new.expires_at.0)
+            .execute(c).await.map(drop))
+        .map_err(StoreError::query("keeping an enrolment"))?;
+        let details = json!({"keyId": new.key_id, "machines": new.machines,
+            "replaces": new.replaces, "compromised": new.compromised, "expiresAt": new.expires_at});
+        by.audit(&mut tx, org, ("enrollment.create", &token.id, details)).await?;
+        tx.commit().await?;
+        Ok(Enrollment {
+            id: token.id.clone(),
+            org_id: org.clone(),
+            key_id: new.key_id,
+            site_id: new.site_id,
+            machines: new.machines,
+            replaces: new.replaces,
+            compromised: new.compromised,
+            created_at: by.now,
+            created_by: read_json(DOING, &actor)?,
+            expires_at: new.expires_at,
+            withdrawn_at: None,
+            spent_at: None,
+            digest: Vec::new(),
+            spent_by: None,
+        })
+    }
+
+    /// The newest first, before `before` (time, id); at most `limit`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn enrollments(
+        &self,
+        org: &OrgId,
+        before: Option<(i64, String)>,
+        limit: i64,
+    ) -> Result<Vec<Enrollment>, StoreError> {
+        let (ms, id) = before.unwrap_or((i64::MAX, String::new()));
+        let sql = format!(
+            "SELECT {COLUMNS} FROM enrollments WHERE org_id = $1 AND \
+             (created_ms < $2 OR created_ms = $2 AND token_id < $3) \
+             ORDER BY created_ms DESC, token_id DESC LIMIT $4"
+        );
+        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(ms).bind(id).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        rows.into_iter().map(Row::enrollment).collect()
+    }
+
+    /// `Ok(false)`: there is none, or it was spent or withdrawn before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn withdraw_enrollment(
+        &self,
+        org: &OrgId,
+        id: &str,
+        by: By<'_>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let withdrawn = on_tx!(&mut tx, c => query(
+            "UPDATE enrollments SET withdrawn_ms = $3 WHERE org_id = $1 AND token_id = $2 \
+             AND spent_ms IS NULL AND withdrawn_ms IS NULL")
+            .bind(org.as_str()).bind(id).bind(by.now.0)
+            .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(StoreError::query("withdrawing an enrolment"))?;
+        if withdrawn {
+            by.audit(&mut tx, org, ("enrollment.withdraw", id, json!({}))).await?;
+            tx.commit().await?;
+        }
+        Ok(withdrawn)
+    }
+
+    /// Whether there is such a token at all: asked before anything is done for whoever shows it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn knows(&self, token: &EnrollmentToken) -> Result<bool, StoreError> {
+        let found: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT created_ms FROM enrollments WHERE token_id = $1 AND digest = $2")
+            .bind(&token.id).bind(token.digest().as_slice()).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        Ok(found.is_some())
+    }
+
+    /// Spends a token for a key, inside the transaction of what it is spent for. The same key may
+    /// spend it again for an hour.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn spend(
+        tx: &mut Tx,
+        token: &EnrollmentToken,
+        public: &PublicKey,
+        now: EpochMs,
+    ) -> Result<Spent, StoreError> {
+        // The row is locked by its change: of two who come at once the second sees what the first did.
+        let sql = format!(
+            "UPDATE enrollments SET spent_ms = COALESCE(spent_ms, $2), \
+             spent_by = COALESCE(spent_by, $3) WHERE token_id = $1 AND digest = $4 \
+             RETURNING {COLUMNS}"
+        );
+        let row: Option<Row> = on_tx!(&mut *tx, c => query_as(AssertSqlSafe(sql))
+            .bind(&token.id).bind(now.0).bind(public.to_pem()).bind(token.digest().as_slice())
+            .fetch_optional(c).await)
+        .map_err(StoreError::query("spending an enrolment"))?;
+        let Some(found) = row.map(Row::enrollment).transpose()? else {
+            return Ok(Err(Refused::Unknown));
+        };
+        if !trust::same(&found.digest, &token.digest()) || found.withdrawn_at.is_some() {
+            return Ok(Err(Refused::Unknown));
+        }
+        let first = found.spent_at.unwrap_or(now);
+        if found.spent_by.as_deref() != Some(public.to_pem().as_str()) {
+            return Ok(Err(Refused::Spent));
+        }
+        // Whoever spent it in time is answered again.
+        if first.0 > found.expires_at.0 || now.0 - first.0 > AGAIN_MS {
+            return Ok(Err(Refused::Unknown));
+        }
+        Ok(Ok(found))
+    }
+}

@@ -1,0 +1,97 @@
+//! The fleet's SQL. Every change of a key or of what a gateway may do is in the audit log, in the
+//! transaction of the change itself.
+
+mod certificates;
+mod devices;
+mod enrollments;
+mod recoveries;
+
+use ::database::audit::AuditChange;
+use ::database::{Store, StoreError, Tx};
+use contract::{Actor, ActorKind, EpochMs, KeyId, OrgId};
+use serde_json::Value;
+
+pub use certificates::NewCertificate;
+pub use enrollments::{Enrollment, NewEnrollment, Refused, Spent};
+pub use recoveries::{Decision, Recovery};
+
+/// The database as the fleet uses it.
+#[derive(Clone)]
+pub struct FleetStore {
+    database: Store,
+}
+
+/// Who changes something, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct By<'b> {
+    pub actor: &'b Actor,
+    pub now: EpochMs,
+}
+
+impl By<'_> {
+    /// Notes that a token was spent, in the transaction of what it was spent for.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn spent(&self, tx: &mut Tx, enrollment: &Enrollment) -> Result<(), StoreError> {
+        let details = serde_json::json!({"keyId": enrollment.key_id});
+        self.audit(tx, &enrollment.org_id, ("enrollment.spend", &enrollment.id, details)).await
+    }
+
+    /// Writes an entry of the audit log.
+    async fn audit(
+        &self,
+        tx: &mut Tx,
+        org: &OrgId,
+        (action, subject, details): (&str, &str, Value),
+    ) -> Result<(), StoreError> {
+        let change = AuditChange { org, actor: self.actor, at: self.now, action, subject, details };
+        tx.audit(&change).await
+    }
+}
+
+/// A gateway as an actor: what it does by proof of its own key.
+#[must_use]
+pub fn gateway(org: &OrgId, key_id: &KeyId) -> Actor {
+    let org = Some(org.clone());
+    Actor { kind: ActorKind::Device, id: key_id.to_string(), display: None, org }
+}
+
+impl FleetStore {
+    #[must_use]
+    pub const fn new(database: Store) -> Self {
+        Self { database }
+    }
+
+    #[must_use]
+    pub const fn database(&self) -> &Store {
+        &self.database
+    }
+
+    /// A transaction that will write.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        self.database.begin().await
+    }
+}
+
+/// Reads a value that was written as text.
+fn read<T: std::str::FromStr<Err: std::fmt::Display>>(
+    doing: &'static str,
+    text: &str,
+) -> Result<T, StoreError> {
+    text.parse().map_err(|error: T::Err| StoreError::row(doing, error))
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(
+    doing: &'static str,
+    text: &str,
+) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::row(doing, error))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::row("writing JSON", error))
+}

@@ -1,0 +1,167 @@
+//! Gateways whose certificates have expired, and what people decide about them.
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as};
+use ::database::{StoreError, Tx, on, on_tx};
+use contract::{EpochMs, KeyId, OrgId};
+use serde::Serialize;
+use serde_json::{Value, json};
+use trust::PublicKey;
+use utoipa::ToSchema;
+
+use super::{By, FleetStore, json, read, read_json};
+
+const DOING: &str = "reading a recovery";
+const COLUMNS: &str = "org_id, kid, asked_ms, seen_ms, state, decided_ms, decided_by";
+/// What a person decided holds so long; then the gateway has to ask anew.
+const DECIDED_FOR_MS: i64 = 7 * 86_400_000;
+/// A gateway whose answer was lost is answered again for so long.
+const AGAIN_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// A gateway that asks for a certificate after its last has expired.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovery {
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub org_id: OrgId,
+    #[schema(value_type = String)]
+    pub key_id: KeyId,
+    pub asked_at: EpochMs,
+    /// It has asked again since.
+    pub seen_at: EpochMs,
+    /// waiting, approved, refused or used
+    pub state: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_at: Option<EpochMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub decided_by: Option<Value>,
+}
+
+/// What has been decided about a gateway that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Waiting { since: EpochMs },
+    Approved,
+    Refused,
+}
+
+#[derive(FromRow)]
+struct Row {
+    org_id: String,
+    kid: String,
+    asked_ms: i64,
+    seen_ms: i64,
+    state: String,
+    decided_ms: Option<i64>,
+    decided_by: Option<String>,
+}
+
+impl Row {
+    fn recovery(self) -> Result<Recovery, StoreError> {
+        let decided_by = self.decided_by.map(|text| read_json(DOING, &text)).transpose()?;
+        Ok(Recovery {
+            org_id: OrgId::new(self.org_id).map_err(|e| StoreError::row(DOING, e))?,
+            key_id: read(DOING, &self.kid)?,
+            asked_at: EpochMs(self.asked_ms),
+            seen_at: EpochMs(self.seen_ms),
+            state: self.state,
+            decided_at: self.decided_ms.map(EpochMs),
+            decided_by,
+        })
+    }
+}
+
+impl FleetStore {
+    /// A gateway asks: what has been decided, inside the transaction of what follows from it. Nobody
+    /// has asked before: a person is asked from now on.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn ask_recovery(
+        tx: &mut Tx,
+        (org, key_id, public): (&OrgId, &KeyId, &PublicKey),
+        by: By<'_>,
+    ) -> Result<Decision, StoreError> {
+        let now = by.now.0;
+        // A decision about another key, or one too old, is none.
+        let (state, asked, decided): (String, i64, Option<i64>) = on_tx!(&mut *tx, c => query_as(
+            "INSERT INTO recoveries AS r (org_id, kid, public_key, asked_ms, seen_ms, state) \
+             VALUES ($1, $2, $3, $4, $4, 'new') ON CONFLICT (org_id, kid) DO UPDATE SET \
+             seen_ms = EXCLUDED.seen_ms, public_key = EXCLUDED.public_key, \
+             state = CASE WHEN r.public_key <> EXCLUDED.public_key \
+               OR r.state = 'used' AND r.decided_ms < $5 OR r.decided_ms < $6 \
+               THEN 'new' ELSE r.state END \
+             RETURNING state, asked_ms, decided_ms")
+            .bind(org.as_str()).bind(key_id.as_str()).bind(public.to_pem()).bind(now)
+            .bind(now - AGAIN_MS).bind(now - DECIDED_FOR_MS).fetch_one(c).await)
+        .map_err(StoreError::query(DOING))?;
+        match state.as_str() {
+            "new" => {
+                on_tx!(&mut *tx, c => query(
+                    "UPDATE recoveries SET state = 'waiting', asked_ms = $3, decided_ms = NULL, \
+                     decided_by = NULL WHERE org_id = $1 AND kid = $2")
+                    .bind(org.as_str()).bind(key_id.as_str()).bind(now).execute(c).await.map(drop))
+                .map_err(StoreError::query(DOING))?;
+                by.audit(tx, org, ("recovery.ask", key_id.as_str(), json!({}))).await?;
+                Ok(Decision::Waiting { since: by.now })
+            }
+            "waiting" => Ok(Decision::Waiting { since: EpochMs(asked) }),
+            "approved" | "used" => {
+                debug_assert!(decided.is_some(), "somebody has approved it");
+                on_tx!(&mut *tx, c => query(
+                    "UPDATE recoveries SET state = 'used', \
+                     decided_ms = CASE WHEN state = 'used' THEN decided_ms ELSE $3 END \
+                     WHERE org_id = $1 AND kid = $2")
+                    .bind(org.as_str()).bind(key_id.as_str()).bind(now).execute(c).await.map(drop))
+                .map_err(StoreError::query(DOING))?;
+                Ok(Decision::Approved)
+            }
+            _ => Ok(Decision::Refused),
+        }
+    }
+
+    /// Those that ask, the longest waiting first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn recoveries(&self, org: &OrgId) -> Result<Vec<Recovery>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM recoveries WHERE org_id = $1 AND state = 'waiting' \
+             ORDER BY asked_ms, kid LIMIT 1000"
+        );
+        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        rows.into_iter().map(Row::recovery).collect()
+    }
+
+    /// A person decides, or thinks better of it. `Ok(None)`: it does not ask, or has its certificate.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn decide_recovery(
+        &self,
+        org: &OrgId,
+        key_id: &str,
+        approve: bool,
+        by: By<'_>,
+    ) -> Result<Option<Recovery>, StoreError> {
+        let (state, action) =
+            if approve { ("approved", "recovery.approve") } else { ("refused", "recovery.refuse") };
+        let mut tx = self.begin().await?;
+        let sql = format!(
+            "UPDATE recoveries SET state = $3, decided_ms = $4, decided_by = $5 \
+             WHERE org_id = $1 AND kid = $2 AND state IN ('waiting', 'approved', 'refused') \
+             RETURNING {COLUMNS}"
+        );
+        let row: Option<Row> = on_tx!(&mut tx, c => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(key_id).bind(state).bind(by.now.0).bind(json(by.actor)?)
+            .fetch_optional(c).await)
+        .map_err(StoreError::query("deciding about a recovery"))?;
+        let Some(decided) = row.map(Row::recovery).transpose()? else { return Ok(None) };
+        by.audit(&mut tx, org, (action, key_id, json!({}))).await?;
+        tx.commit().await?;
+        Ok(Some(decided))
+    }
+}

@@ -1,0 +1,213 @@
+//! Receives telemetry points and events over MQTT, and publishes detected events. Every instance
+//! receives all messages; only the instance that holds the lease publishes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::envelope::{self, Envelope, Expect, Payload};
+use contract::point::RoastEvent;
+use contract::topic::{self, Kind};
+use contract::{EpochMs, Origin};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::detection::MachineTracker;
+use crate::store::InferenceStore;
+use crate::{Clock, InferenceConfig};
+
+const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 1_000, packet: 256 * 1024 };
+/// Messages that may wait for a machine's settings to be read; further ones are dropped.
+const QUEUE_MAX: usize = 10_000;
+const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long messages may take to be sent when the process stops.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
+/// The lease whose holder publishes; `LEASE_MS` is its duration, ms.
+const LEASE_NAME: &str = "inference";
+const LEASE_MS: i64 = 10_000;
+const SETTINGS_REFRESH_MS: i64 = 30_000;
+
+type Message = (Origin, Payload);
+
+/// What the tasks and the HTTP handlers share.
+#[derive(Clone)]
+pub struct InferenceState {
+    pub machines: Arc<Mutex<MachineTracker>>,
+    pub store: InferenceStore,
+    pub clock: Clock,
+    pub is_publisher: Arc<AtomicBool>,
+}
+
+impl InferenceState {
+    pub fn with<T>(&self, change: impl FnOnce(&mut MachineTracker) -> T) -> T {
+        change(&mut self.machines.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Starts the tasks that connect to the broker (and reconnect), detect and publish. Returns a flag
+/// that states, from now on, whether the broker is connected.
+pub fn start(
+    config: &InferenceConfig,
+    mqtt: &Broker,
+    following: InferenceState,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<AtomicBool>, BrokerError> {
+    if !mqtt.is_configured() {
+        return Ok(Arc::default());
+    }
+    let name = format!("simcorp-inference-{}", config.instance);
+    let topics = || {
+        let all = [Kind::Telemetry, Kind::Events];
+        all.map(|kind| format!("roaster/+/+/+/{}", kind.suffix())).into()
+    };
+    let options = mqtt.options(&name, BOUNDS)?;
+    let link = Link::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::spread));
+    let (client, connected) = (link.client(), link.up());
+    let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+    tracker.spawn(receive(link, queue, stop.clone()));
+    tracker.spawn(process_messages(following.clone(), waiting, stop.clone()));
+    tracker.spawn(publish_due(client, following, (name, connected.clone()), stop.clone()));
+    Ok(connected)
+}
+
+async fn receive(mut link: Link, queue: mpsc::Sender<Message>, stop: CancellationToken) {
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if let Some(message) = parse_message(&topic, &payload)
+            && queue.try_send(message).is_err()
+        {
+            metrics::counter!("simcorp_inference_dropped_total").increment(1);
+        }
+    }
+    link.drain(DRAIN_TIME_MAX).await;
+}
+
+/// Parses a message. Returns `None` for an invalid one: ingestion is the service that refuses it.
+fn parse_message(topic: &str, payload: &[u8]) -> Option<Message> {
+    let (origin, kind) = topic::parse(topic).ok()?;
+    let expect = match kind {
+        Kind::Telemetry => Expect::Telemetry,
+        Kind::Events => Expect::Event,
+        _ => return None,
+    };
+    let received = envelope::read(payload, expect, &origin).ok()?;
+    Some((origin, received.payload))
+}
+
+async fn process_messages(
+    following: InferenceState,
+    mut waiting: mpsc::Receiver<Message>,
+    stop: CancellationToken,
+) {
+    loop {
+        let (origin, payload) = tokio::select! {
+            () = stop.cancelled() => return,
+            message = waiting.recv() => match message { Some(message) => message, None => return },
+        };
+        let now = (following.clock)();
+        match payload {
+            Payload::Event(event) => following.with(|all| all.observe_event(&origin, &event, now)),
+            Payload::Telemetry(point) => {
+                let mut settings = None;
+                if following.with(|all| all.is_new(&origin)) {
+                    settings = match following.store.settings(&origin).await {
+                        Ok(settings) => settings,
+                        Err(error) => {
+                            tracing::warn!(%error, %origin, "cannot read the settings for now");
+                            continue; // the next point retries
+                        }
+                    };
+                }
+                let settings = settings.unwrap_or_default();
+                following.with(|all| all.push_point(&origin, &point, settings, now));
+            }
+        }
+    }
+}
+
+/// Publishes the events that have settled, while this instance holds the lease.
+async fn publish_due(
+    client: AsyncClient,
+    following: InferenceState,
+    (holder, connected): (String, Arc<AtomicBool>),
+    stop: CancellationToken,
+) {
+    // Two processes with the same name must be two holders.
+    let holder = format!("{holder}-{}", trust::random_id().unwrap_or_default());
+    let mut renewed = EpochMs(0);
+    let mut read = EpochMs(0);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
+        }
+        let now = (following.clock)();
+        // Another instance may have changed the settings.
+        if now.since(read) >= SETTINGS_REFRESH_MS || now < read {
+            match following.store.all_settings().await {
+                Ok(settings) => following.with(|all| all.apply_all_settings(&settings)),
+                Err(error) => tracing::debug!(%error, "cannot read the settings; retrying later"),
+            }
+            read = now;
+        }
+        let spoke = following.is_publisher.load(Ordering::Relaxed);
+        // Without a connection, this instance receives nothing and must not publish: its lease
+        // expires, and another instance acquires it.
+        if !connected.load(Ordering::Relaxed) {
+            following.is_publisher.store(false, Ordering::Relaxed);
+            following.with(|all| all.take_due(now));
+            continue;
+        }
+        if now.since(renewed) >= LEASE_MS / 3 || now < renewed {
+            let held = following.store.database().lease(LEASE_NAME, &holder, LEASE_MS, now).await;
+            let speaks = match held {
+                Ok(fence) => fence.is_some(),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot renew the lease; retrying later");
+                    spoke && now.since(renewed) < LEASE_MS
+                }
+            };
+            if speaks {
+                renewed = now;
+            }
+            following.is_publisher.store(speaks, Ordering::Relaxed);
+        }
+        let speaks = following.is_publisher.load(Ordering::Relaxed);
+        // Also without the lease: it records which events are published already.
+        let mut due = following.with(|all| all.take_due(now));
+        if speaks && !spoke {
+            due = following.with(|all| all.recently_published(now));
+        }
+        if !speaks {
+            continue;
+        }
+        for (origin, event) in due {
+            metrics::counter!("simcorp_inferred_total", "kind" => event.kind.as_str()).increment(1);
+            tracing::info!(%origin, kind = %event.kind, "detected an event");
+            publish_event(&client, &origin, event, now).await;
+        }
+    }
+}
+
+async fn publish_event(client: &AsyncClient, origin: &Origin, event: RoastEvent, now: EpochMs) {
+    let envelope = Envelope {
+        ts: now,
+        origin: origin.clone(),
+        topic: "event",
+        payload: Payload::Event(event),
+        session_id: None,
+        sig: None,
+        kid: None,
+        verification: None,
+    };
+    let Ok(body) = serde_json::to_vec(&envelope) else { return };
+    let options = PublishOptions::new(QoS::AtLeastOnce);
+    if let Err(error) = client.publish(Kind::Events.topic(origin), body, options).await {
+        tracing::warn!(%error, "could not publish a detected event");
+    }
+}

@@ -1,0 +1,490 @@
+//! Follows machines and detects the events that they do not send. Pure: it takes points, events and
+//! the time, and returns the detected events.
+
+use std::collections::BTreeMap;
+
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::{EpochMs, EventKind, Origin};
+use roast::event::{Change, Inference};
+use roast::learn::Learned;
+use roast::live::Live;
+use roast::sample::Sample;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use crate::config::Settings;
+
+/// How long a detected event may still be refined or withdrawn before it is published, ms.
+const SETTLE_MS: i64 = 15_000;
+/// How long a machine that has sent an event is assumed to send all of its events, ms.
+const OWN_EVENTS_MS: i64 = 6 * 3_600_000;
+/// The gap that ends a roast if the machine has no setting for it, ms of event time.
+const SESSION_GAP_MS: i64 = 30 * 60_000;
+/// Elapsed time that decreases by more than this means that the publisher has started over, s.
+const RESTART_S: f64 = 5.0;
+/// A publisher whose elapsed time starts below this starts it at CHARGE, s.
+const CHARGE_ELAPSED_S_MAX: f64 = 5.0;
+/// The longest elapsed time of a roast, s: a machine whose first point is below it is roasting
+/// already.
+const ROAST_S_MAX: f64 = 3_600.0;
+/// A point further ahead of our clock than this comes from a wrong clock and is ignored, ms.
+const FUTURE_MS_MAX: i64 = 86_400_000;
+/// A point further behind the last one than this comes from a clock that was corrected, ms.
+const CLOCK_STEP_BACK_MS: i64 = 60_000;
+/// A machine that has been silent for this long may be replaced by another, ms.
+const SILENT_MS: i64 = 600_000;
+/// How far back an instance that acquires the lease publishes events again, ms.
+const REPUBLISH_MS: i64 = 120_000;
+/// The `source` in the payload of our own events, by which they are recognised.
+pub const EVENT_SOURCE: &str = "inference";
+
+/// A detected event that waits until it is `due` for publication.
+#[derive(Debug, Clone, PartialEq)]
+struct PendingEvent {
+    event: RoastEvent,
+    due: EpochMs,
+}
+
+/// The state of one followed machine.
+#[derive(Debug)]
+struct TrackedMachine {
+    live: Live,
+    settings: Settings,
+    /// When the session began according to the publisher's elapsed time.
+    started: EpochMs,
+    last_point: EpochMs,
+    last_seen: EpochMs,
+    points: u64,
+    last_bt: Option<f64>,
+    /// Until then nothing is published for the machine, since it sends its own events.
+    sends_events_until: EpochMs,
+    pending: BTreeMap<EventKind, PendingEvent>,
+    published: BTreeMap<EventKind, PendingEvent>,
+    /// Detected in the previous roast, and not published yet.
+    previous_roast: Vec<PendingEvent>,
+}
+
+/// A followed machine in the response of `/status`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// Inference's own session id; ingestion assigns different ones.
+    pub session_id: String,
+    pub started_at_iso: EpochMs,
+    pub last_seen_at_iso: EpochMs,
+    pub emitted: Emitted,
+    pub telemetry_count: u64,
+    /// True if the machine sends its events itself.
+    pub speaks: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[allow(clippy::struct_excessive_bools)] // the fields of upstream Sim-Corp
+pub struct Emitted {
+    pub charge: bool,
+    pub tp: bool,
+    pub fc: bool,
+    pub drop: bool,
+}
+
+/// All followed machines, at most `most`.
+#[derive(Debug)]
+pub struct MachineTracker {
+    machines: BTreeMap<Origin, TrackedMachine>,
+    machines_max: usize,
+}
+
+impl TrackedMachine {
+    fn new(settings: Settings, started: EpochMs, now: EpochMs) -> Self {
+        Self {
+            live: Live::new(Learned::default(), true),
+            settings,
+            started,
+            last_point: EpochMs(i64::MIN),
+            last_seen: now,
+            points: 0,
+            last_bt: None,
+            sends_events_until: EpochMs(i64::MIN),
+            pending: BTreeMap::new(),
+            published: BTreeMap::new(),
+            previous_roast: Vec::new(),
+        }
+    }
+
+    /// Starts another roast. Events detected in the previous one become due at once, with their own
+    /// times.
+    fn restart(&mut self, started: EpochMs, now: EpochMs) {
+        for (kind, mut pending) in std::mem::take(&mut self.pending) {
+            if !self.published.contains_key(&kind) {
+                pending.due = now;
+                self.previous_roast.push(pending);
+            }
+        }
+        self.live.restart();
+        self.started = started;
+        self.points = 0;
+        self.last_bt = None;
+        self.published.clear();
+    }
+
+    fn push_point(&mut self, point: &TelemetryPoint, now: EpochMs) {
+        if point.ts.since(now) > FUTURE_MS_MAX {
+            return; // the clock that dated it is wrong
+        }
+        let back =
+            self.last_point.0 != i64::MIN && self.last_point.since(point.ts) > CLOCK_STEP_BACK_MS;
+        if point.ts <= self.last_point && !back {
+            return; // repeated, or late
+        }
+        #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+        let started = point.ts.plus(-((point.elapsed_seconds * 1000.0) as i64));
+        let gap_ms =
+            self.settings.session_gap_seconds.map_or(SESSION_GAP_MS as f64, |s| s * 1000.0);
+        let idle = self.points > 0 && point.ts.since(self.last_point) as f64 > gap_ms;
+        let since_start_s = point.ts.since(self.started) as f64 / 1000.0;
+        let over = self.points > 0 && point.elapsed_seconds + RESTART_S < since_start_s;
+        if idle || over || back || self.points == 0 {
+            self.restart(started, now);
+            if point.elapsed_seconds <= ROAST_S_MAX {
+                // Beans are in the drum: a fall in temperature is now a drop, not a charge.
+                self.live.resume(started.0, &[]);
+            }
+            if point.elapsed_seconds <= CHARGE_ELAPSED_S_MAX {
+                let mark = (EventKind::Charge, started, 0.0, point.bt_c);
+                self.add_pending(point, mark, "told", 1.0, now);
+            }
+        }
+        self.last_point = point.ts;
+        self.last_seen = now;
+        self.points += 1;
+        let sample = Sample { t_ms: point.ts.0, ..Sample::of(point) };
+        for change in self.live.push(&sample) {
+            match change {
+                Change::Known(mark) => self.accept_inference(point, &mark, now),
+                Change::Withdrawn(kind) => {
+                    self.pending.remove(&kind);
+                }
+            }
+        }
+        self.check_fc_threshold(point, now);
+        self.last_bt = point.bt_c.or(self.last_bt);
+    }
+
+    fn accept_inference(&mut self, point: &TelemetryPoint, mark: &Inference, now: EpochMs) {
+        let at = EpochMs(mark.at_ms);
+        let elapsed_s = at.since(self.started).max(0) as f64 / 1000.0;
+        let by_threshold = mark.kind == EventKind::Fc && self.settings.fc_bt_threshold_c.is_some();
+        let too_late = mark.kind == EventKind::Tp
+            && self.settings.tp_search_window_seconds.is_some_and(|most| elapsed_s > most);
+        let too_early = mark.kind == EventKind::Fc
+            && self.settings.min_first_crack_seconds.is_some_and(|least| elapsed_s < least);
+        // Clients written for upstream Sim-Corp know only these.
+        let known = matches!(
+            mark.kind,
+            EventKind::Charge | EventKind::Tp | EventKind::Fc | EventKind::Drop
+        );
+        if !known || by_threshold || too_late || too_early {
+            return;
+        }
+        let place = (mark.kind, at, elapsed_s, mark.bt_c);
+        self.add_pending(point, place, mark.method.as_str(), mark.confidence, now);
+    }
+
+    /// Detects first crack at the configured temperature.
+    fn check_fc_threshold(&mut self, point: &TelemetryPoint, now: EpochMs) {
+        let Some((threshold, bt)) = self.settings.fc_bt_threshold_c.zip(point.bt_c) else { return };
+        let crossed = bt >= threshold && self.last_bt.is_some_and(|before| before < threshold);
+        let least = self.settings.min_first_crack_seconds;
+        let late_enough = least.is_none_or(|least| point.elapsed_seconds >= least);
+        let ror = point.ror_c_per_min.or_else(|| self.live.ror().map(|(_, ror)| ror));
+        let most = self.settings.fc_ror_max_threshold;
+        let slow_enough = most.is_none_or(|most| ror.is_none_or(|ror| ror <= most));
+        if crossed && late_enough && slow_enough {
+            let mark = (EventKind::Fc, point.ts, point.elapsed_seconds, Some(bt));
+            self.add_pending(point, mark, "threshold", 0.5, now);
+        }
+    }
+
+    fn add_pending(
+        &mut self,
+        point: &TelemetryPoint,
+        (kind, at, elapsed_s, bt_c): (EventKind, EpochMs, f64, Option<f64>),
+        method: &str,
+        confidence: f64,
+        now: EpochMs,
+    ) {
+        // The elapsed time of some publishers never restarts: a CHARGE after a DROP starts a roast.
+        if kind == EventKind::Charge && self.published.contains_key(&EventKind::Drop) {
+            self.published.clear();
+            self.started = at;
+        }
+        if self.published.contains_key(&kind) {
+            return; // already published: it is final
+        }
+        let mut payload = json!({"elapsedSeconds": elapsed_s, "source": EVENT_SOURCE,
+                                 "method": method, "confidence": confidence});
+        if let Some(bt_c) = bt_c {
+            payload["btC"] = bt_c.into();
+        }
+        let event = RoastEvent {
+            ts: at,
+            machine_id: point.machine_id.clone(),
+            batch_id: point.batch_id.clone(),
+            kind,
+            payload: payload.as_object().cloned(),
+        };
+        // A refined detection keeps its due time, so that it cannot be postponed for ever.
+        let due = match self.pending.get(&kind) {
+            Some(known) => known.due,
+            None => now.plus(SETTLE_MS),
+        };
+        self.pending.insert(kind, PendingEvent { event, due });
+    }
+
+    fn take_due(&mut self, now: EpochMs) -> Vec<RoastEvent> {
+        let speaks = now < self.sends_events_until;
+        let ready: Vec<EventKind> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.due <= now)
+            .map(|(kind, _)| *kind)
+            .collect();
+        let mut events: Vec<RoastEvent> = Vec::new();
+        for pending in std::mem::take(&mut self.previous_roast) {
+            if !speaks {
+                events.push(pending.event);
+            }
+        }
+        for kind in ready {
+            let Some(pending) = self.pending.remove(&kind) else { continue };
+            if !speaks {
+                events.push(pending.event.clone());
+                self.published.insert(kind, PendingEvent { due: now, ..pending });
+            }
+        }
+        events.sort_by_key(|event| event.ts);
+        events
+    }
+}
+
+impl MachineTracker {
+    #[must_use]
+    pub const fn new(machines_max: usize) -> Self {
+        Self { machines: BTreeMap::new(), machines_max }
+    }
+
+    /// Returns true if a machine is not followed yet: the caller must read its settings.
+    #[must_use]
+    pub fn is_new(&self, origin: &Origin) -> bool {
+        !self.machines.contains_key(origin)
+    }
+
+    /// Applies new settings to a machine from now on.
+    pub fn apply_settings(&mut self, origin: &Origin, settings: Settings) {
+        if let Some(machine) = self.machines.get_mut(origin) {
+            machine.settings = settings;
+        }
+    }
+
+    /// Applies settings to all machines; a machine that is not named gets empty settings.
+    pub fn apply_all_settings(&mut self, all: &BTreeMap<Origin, Settings>) {
+        for (origin, machine) in &mut self.machines {
+            machine.settings = all.get(origin).copied().unwrap_or_default();
+        }
+    }
+
+    /// Processes a point of a machine. `settings` apply only if the machine is new.
+    pub fn push_point(
+        &mut self,
+        origin: &Origin,
+        point: &TelemetryPoint,
+        settings: Settings,
+        now: EpochMs,
+    ) {
+        self.ensure_tracked(origin, settings, now);
+        if let Some(machine) = self.machines.get_mut(origin) {
+            machine.push_point(point, now);
+        }
+    }
+
+    /// Adds a machine if there is room. At the limit, the machine that has been silent longest is
+    /// removed, if it has been silent for `SILENT_MS`; otherwise the new one is not followed.
+    fn ensure_tracked(&mut self, origin: &Origin, settings: Settings, now: EpochMs) {
+        if self.machines.contains_key(origin) {
+            return;
+        }
+        if self.machines.len() >= self.machines_max {
+            let oldest = self.machines.iter().min_by_key(|(_, machine)| machine.last_seen);
+            let silent = oldest.filter(|(_, machine)| now.since(machine.last_seen) > SILENT_MS);
+            let Some(silent) = silent.map(|(origin, _)| origin.clone()) else {
+                metrics::counter!("simcorp_inference_refused_total").increment(1);
+                return;
+            };
+            self.machines.remove(&silent);
+        }
+        self.machines.insert(origin.clone(), TrackedMachine::new(settings, now, now));
+    }
+
+    /// Processes an event: unless it is ours, the machine sends its own, and detected ones are
+    /// discarded.
+    pub fn observe_event(&mut self, origin: &Origin, event: &RoastEvent, now: EpochMs) {
+        let ours = event.payload.as_ref().and_then(|payload| payload.get("source"));
+        if ours.and_then(serde_json::Value::as_str) == Some(EVENT_SOURCE) {
+            return;
+        }
+        // Also before the machine's first point.
+        self.ensure_tracked(origin, Settings::default(), now);
+        if let Some(machine) = self.machines.get_mut(origin) {
+            machine.sends_events_until = now.plus(OWN_EVENTS_MS);
+            machine.pending.clear();
+        }
+    }
+
+    /// Returns the events that have settled and are to be published.
+    pub fn take_due(&mut self, now: EpochMs) -> Vec<(Origin, RoastEvent)> {
+        let due = self.machines.iter_mut().flat_map(|(origin, machine)| {
+            machine
+                .take_due(now)
+                .into_iter()
+                .map(|event| (origin.clone(), event))
+                .collect::<Vec<_>>()
+        });
+        due.collect()
+    }
+
+    /// Returns the events that became due in the last `AGAIN_MS`: an instance that acquires the
+    /// lease publishes them again, since its predecessor may not have. Ingestion discards
+    /// duplicates.
+    #[must_use]
+    pub fn recently_published(&self, now: EpochMs) -> Vec<(Origin, RoastEvent)> {
+        let told = self.machines.iter().flat_map(|(origin, machine)| {
+            let recent =
+                machine.published.values().filter(|told| now.since(told.due) < REPUBLISH_MS);
+            recent.map(|told| (origin.clone(), told.event.clone()))
+        });
+        told.collect()
+    }
+
+    /// Returns an organisation's machines for `/status`.
+    #[must_use]
+    pub fn statuses(&self, org: &contract::OrgId, now: EpochMs) -> Vec<Shown> {
+        let own = self.machines.iter().filter(|(origin, _)| origin.org == *org);
+        own.map(|(origin, machine)| {
+            let told = |kind| machine.published.contains_key(&kind);
+            Shown {
+                origin: origin.clone(),
+                session_id: format!("{origin}@{}", machine.started),
+                started_at_iso: machine.started,
+                last_seen_at_iso: machine.last_seen,
+                emitted: Emitted {
+                    charge: told(EventKind::Charge),
+                    tp: told(EventKind::Tp),
+                    fc: told(EventKind::Fc),
+                    drop: told(EventKind::Drop),
+                },
+                telemetry_count: machine.points,
+                speaks: now < machine.sends_events_until,
+            }
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::MachineId;
+    use roast::twin::{PRESETS, Twin};
+
+    const NOW: EpochMs = EpochMs(1_760_000_000_000);
+
+    fn origin() -> Origin {
+        "org/s/m".parse().unwrap()
+    }
+
+    fn point(t_s: i64, bt_c: f64, et_c: f64) -> TelemetryPoint {
+        serde_json::from_value(json!({
+            "ts": NOW.plus(t_s * 1000), "machineId": MachineId::new("m").unwrap(),
+            "elapsedSeconds": t_s, "btC": bt_c, "etC": et_c,
+        }))
+        .unwrap()
+    }
+
+    /// Follows a twin's first roast from its CHARGE for `seconds`; returns the events that became
+    /// due.
+    fn followed(settings: Settings, seconds: i64, speaks_at: Option<i64>) -> Vec<RoastEvent> {
+        let mut twin = Twin::new(PRESETS[0], 5, 0);
+        while !twin.advance(100).contains(&EventKind::Charge) {}
+        let mut all = MachineTracker::new(10);
+        let mut told = Vec::new();
+        for s in 0..seconds {
+            let r = twin.reading();
+            let now = NOW.plus(s * 1000);
+            all.push_point(&origin(), &point(s, r.bt_c, r.et_c), settings, now);
+            if speaks_at == Some(s) {
+                let own: RoastEvent =
+                    serde_json::from_value(json!({"ts": now, "machineId": "m", "type": "NOTE"}))
+                        .unwrap();
+                all.observe_event(&origin(), &own, now);
+            }
+            told.extend(all.take_due(now).into_iter().map(|(_, event)| event));
+            twin.advance(1_000);
+        }
+        told
+    }
+
+    #[test]
+    fn a_machine_that_tells_nothing_is_given_its_marks_once() {
+        let told = followed(Settings::default(), 1_200, None);
+        let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds.first(), Some(&EventKind::Charge), "{kinds:?}");
+        assert!(kinds.contains(&EventKind::Tp) && kinds.contains(&EventKind::Drop), "{kinds:?}");
+        let mut once = kinds.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), kinds.len(), "{kinds:?}");
+        assert!(told.iter().all(|e| e.payload.as_ref().unwrap()["source"] == EVENT_SOURCE));
+    }
+
+    #[test]
+    fn a_machine_that_tells_its_events_is_left_to_itself() {
+        assert!(followed(Settings::default(), 1_200, Some(3)).is_empty());
+    }
+
+    #[test]
+    fn first_crack_is_where_somebody_says_that_it_is() {
+        let settings = Settings {
+            fc_bt_threshold_c: Some(150.0),
+            min_first_crack_seconds: Some(60.0),
+            ..Settings::default()
+        };
+        let told = followed(settings, 900, None);
+        let fc = told.iter().find(|event| event.kind == EventKind::Fc).unwrap();
+        let bt = fc.number("btC").unwrap();
+        assert!((150.0..152.0).contains(&bt), "{bt}");
+    }
+
+    #[test]
+    fn a_silence_is_no_drop_and_the_oldest_goes_first() {
+        let mut all = MachineTracker::new(1);
+        for s in 0..60 {
+            all.push_point(
+                &origin(),
+                &point(s, 180.0, 200.0),
+                Settings::default(),
+                NOW.plus(s * 1000),
+            );
+        }
+        let told = all.take_due(NOW.plus(3_600_000));
+        assert!(told.iter().all(|(_, event)| event.kind != EventKind::Drop), "{told:?}");
+        let other: Origin = "org/s/other".parse().unwrap();
+        all.push_point(&other, &point(61, 20.0, 20.0), Settings::default(), NOW.plus(61_000));
+        assert!(!all.is_new(&origin()) && all.is_new(&other), "in the middle of a roast");
+        let later = NOW.plus(3_600_000);
+        all.push_point(&other, &point(3_600, 20.0, 20.0), Settings::default(), later);
+        assert!(all.is_new(&origin()) && !all.is_new(&other));
+    }
+}

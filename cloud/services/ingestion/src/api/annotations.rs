@@ -1,0 +1,299 @@
+//! Routes for what people and workers write about sessions: metadata, notes, event overrides and
+//! reports.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use contract::mission::POST_ROAST;
+use contract::written::{
+    EventOverride, NewNote, NewReport, RoastReport, SessionMeta, SessionNote, TrustMetrics,
+};
+
+use serde::Deserialize;
+use service::auth::Role;
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+
+use super::{RequestState, find_session, summary};
+use crate::store::{ChangedBy, SessionRow};
+
+const OVERRIDES_MAX: usize = 32;
+/// Maximum sizes in bytes of JSON: of one annotation by a person, and of a report, which holds
+/// several of them.
+const WRITTEN_MAX: usize = 32 * 1024;
+const REPORT_MAX: usize = 960 * 1024;
+const OFFSET_MAX: i64 = 1_000_000;
+
+impl RequestState {
+    pub(super) const fn changed_by(&self) -> ChangedBy<'_> {
+        ChangedBy { actor: &self.caller.actor, now: self.now }
+    }
+}
+
+/// Checks that a value is at most `most` bytes of JSON and has no NUL, which PostgreSQL's text type
+/// cannot hold.
+pub(super) fn check_size(value: &impl serde::Serialize, most: usize) -> Result<(), ApiError> {
+    let text = serde_json::to_string(value).map_err(ApiError::internal)?;
+    if text.len() > most {
+        return Err(ApiError::TooLarge(format!("more than {most} bytes")));
+    }
+    if text.contains("\\u0000") {
+        return Err(ApiError::Invalid("the body contains a NUL character; remove it".to_owned()));
+    }
+    Ok(())
+}
+
+fn page(params: &Params, default: i64) -> Result<(i64, i64), ApiError> {
+    Ok((params.limit(default, 100)?, params.number("offset", 0, 0, OFFSET_MAX)?))
+}
+
+/// Returns a session's metadata (what was roasted). The `ETag` is its version.
+#[utoipa::path(get, path = "/sessions/{id}/meta", tag = "written", params(("id" = String, Path)),
+    responses((status = 200, body = SessionMeta), (status = 404)))]
+pub async fn meta(state: RequestState, Path(id): Path<String>) -> Result<Response, ApiError> {
+    find_session(&state, &id).await?;
+    let found = state.store.meta(&state.org, &id).await?;
+    Ok(([(header::ETAG, etag(found.version))], Json(found.value)).into_response())
+}
+
+pub(super) fn etag(version: i64) -> String {
+    format!("\"{version}\"")
+}
+
+/// Replaces a session's metadata. With `If-Match`, only if the stored version is the one it names;
+/// else 412.
+#[utoipa::path(put, path = "/sessions/{id}/meta", tag = "written", request_body = SessionMeta,
+    params(("id" = String, Path), ("If-Match" = Option<String>, Header)),
+    responses((status = 200, body = SessionMeta), (status = 400), (status = 403), (status = 404),
+              (status = 412)))]
+pub async fn set_meta(
+    state: RequestState,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Body(meta): Body<SessionMeta>,
+) -> Result<Response, ApiError> {
+    const TRIES: u32 = 5;
+    state.caller.need(Role::Operator)?;
+    check_size(&meta, WRITTEN_MAX)?;
+    find_session(&state, &id).await?;
+    let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
+    let wanted = headers.get(header::IF_MATCH);
+    for _ in 0..TRIES {
+        let before = state.store.meta(&state.org, &id).await?.version;
+        if wanted.is_some_and(|wanted| wanted.as_bytes() != etag(before).as_bytes()) {
+            return Err(faster());
+        }
+        let set = state.store.set_meta(&state.org, &id, before, &meta, state.changed_by()).await?;
+        if let Some(version) = set {
+            return Ok(([(header::ETAG, etag(version))], Json(meta)).into_response());
+        }
+    }
+    Err(faster())
+}
+
+/// Lists a session's notes, newest first.
+#[utoipa::path(get, path = "/sessions/{id}/notes", tag = "written",
+    params(("id" = String, Path), ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<SessionNote>), (status = 400), (status = 404)))]
+pub async fn notes(
+    state: RequestState,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Vec<SessionNote>>, ApiError> {
+    find_session(&state, &id).await?;
+    Ok(Json(state.store.notes(&state.org, &id, page(&params, 50)?).await?))
+}
+
+/// Adds a note to a session: a remark, or how the roast tasted.
+#[utoipa::path(post, path = "/sessions/{id}/notes", tag = "written", request_body = NewNote,
+    params(("id" = String, Path)),
+    responses((status = 201, body = SessionNote), (status = 400), (status = 403), (status = 404)))]
+pub async fn add_note(
+    state: RequestState,
+    Path(id): Path<String>,
+    Body(note): Body<NewNote>,
+) -> Result<Response, ApiError> {
+    state.caller.need(Role::Operator)?;
+    let problems = note.problems();
+    if !problems.is_empty() {
+        let issues = problems.iter().map(|(field, problem)| Issue::new(field, problem));
+        return Err(ApiError::Issues(issues.collect()));
+    }
+    check_size(&note, WRITTEN_MAX)?;
+    find_session(&state, &id).await?;
+    let note = SessionNote {
+        note_id: format!("N-{id}-{}-{}", random()?, state.now.0),
+        created_at: state.now,
+        actor: Some(state.caller.actor.clone()),
+        note,
+    };
+    state.store.add_note(&state.org, &id, &note, state.changed_by()).await?;
+    Ok((StatusCode::CREATED, Json(note)).into_response())
+}
+
+fn random() -> Result<String, ApiError> {
+    let bytes: [u8; 4] = trust::random().map_err(ApiError::internal)?;
+    Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
+}
+
+/// Lists a session's event overrides: manually set times of events.
+#[utoipa::path(get, path = "/sessions/{id}/events/overrides", tag = "written",
+    params(("id" = String, Path)),
+    responses((status = 200, body = Vec<EventOverride>), (status = 404)))]
+pub async fn overrides(
+    state: RequestState,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<EventOverride>>, ApiError> {
+    find_session(&state, &id).await?;
+    Ok(Json(state.store.overrides(&state.org, &id).await?))
+}
+
+/// A list of overrides. Clients send either form.
+#[derive(Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Overrides {
+    Wrapped { overrides: Vec<EventOverride> },
+    Bare(Vec<EventOverride>),
+}
+
+/// Sets event overrides, one for each event type. Overrides of other event types are kept.
+#[utoipa::path(put, path = "/sessions/{id}/events/overrides", tag = "written",
+    request_body = Overrides, params(("id" = String, Path)),
+    responses((status = 200, body = Vec<EventOverride>), (status = 400), (status = 403),
+              (status = 404)))]
+pub async fn set_overrides(
+    state: RequestState,
+    Path(id): Path<String>,
+    Body(given): Body<Overrides>,
+) -> Result<Json<Vec<EventOverride>>, ApiError> {
+    state.caller.need(Role::Operator)?;
+    let (Overrides::Wrapped { overrides: mut given } | Overrides::Bare(mut given)) = given;
+    if given.len() > OVERRIDES_MAX {
+        return Err(ApiError::Invalid(format!("overrides: more than {OVERRIDES_MAX}")));
+    }
+    // All writers use the same order, so that two requests never deadlock.
+    given.sort_by_key(|one| one.event_type);
+    let row = find_session(&state, &id).await?;
+    let longest = roast_length_s(&state, &row).await?;
+    let mut issues = Vec::new();
+    for (i, one) in given.iter_mut().enumerate() {
+        let s = one.elapsed_seconds;
+        if !s.is_finite() || s < 0.0 || longest.is_some_and(|longest| s > longest) {
+            let problem = match longest {
+                Some(longest) => format!("not between 0 and {longest:.1} s, the end of the roast"),
+                None => "not a number of at least 0".to_owned(),
+            };
+            issues.push(Issue::new(&format!("overrides.{i}.elapsedSeconds"), problem));
+        }
+        if !one.event_type.in_reference() {
+            let problem = "not CHARGE, TP, FC, DEVELOPMENT_START, DROP or NOTE";
+            issues.push(Issue::new(&format!("overrides.{i}.eventType"), problem));
+        }
+        one.updated_at.get_or_insert(state.now);
+        one.actor = Some(state.caller.actor.clone());
+    }
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    check_size(&given, WRITTEN_MAX)?;
+    state.store.set_overrides(&state.org, &id, &given, state.changed_by()).await?;
+    Ok(Json(state.store.overrides(&state.org, &id).await?))
+}
+
+/// Returns the length of a roast in seconds: to its DROP, else to its newest sample.
+async fn roast_length_s(state: &RequestState, row: &SessionRow) -> Result<Option<f64>, ApiError> {
+    if let Some(dropped) = row.drop_s {
+        return Ok(Some(dropped));
+    }
+    let newest = state.store.newest_frame(&state.org, row.chain_no).await?;
+    Ok(newest.and_then(|frame| {
+        let last = frame.sample_at(frame.len().checked_sub(1)?);
+        let seconds = (last.0 - row.started_ms) as f64 / 1000.0;
+        (seconds >= 0.0).then_some(seconds)
+    }))
+}
+
+/// Lists a session's reports, newest first.
+#[utoipa::path(get, path = "/sessions/{id}/reports", tag = "written",
+    params(("id" = String, Path), ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<RoastReport>), (status = 400), (status = 404)))]
+pub async fn reports(
+    state: RequestState,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Vec<RoastReport>>, ApiError> {
+    find_session(&state, &id).await?;
+    Ok(Json(state.store.reports(&state.org, &id, page(&params, 20)?).await?))
+}
+
+/// Returns the post-roast report. Returns 404 if it does not exist yet.
+#[utoipa::path(get, path = "/sessions/{id}/reports/latest", tag = "written",
+    params(("id" = String, Path)),
+    responses((status = 200, body = RoastReport), (status = 404)))]
+pub async fn latest_report(
+    state: RequestState,
+    Path(id): Path<String>,
+) -> Result<Json<RoastReport>, ApiError> {
+    find_session(&state, &id).await?;
+    let found = state.store.report_of_kind(&state.org, &id, POST_ROAST).await?;
+    found.map(Json).ok_or(ApiError::NotFound("report"))
+}
+
+/// Adds a report. Returns 200 instead of 201 if a report of this kind exists: the existing one is
+/// kept and returned.
+#[utoipa::path(post, path = "/sessions/{id}/reports", tag = "written", request_body = NewReport,
+    params(("id" = String, Path)),
+    responses((status = 201, body = RoastReport), (status = 200, body = RoastReport), (status = 400),
+              (status = 403), (status = 404), (status = 409)))]
+pub async fn add_report(
+    state: RequestState,
+    Path(id): Path<String>,
+    Body(mut report): Body<NewReport>,
+) -> Result<Response, ApiError> {
+    state.caller.need(Role::Operator)?;
+    check_size(&report, REPORT_MAX)?;
+    let word = |text: &str| (1..=200).contains(&text.len());
+    if !word(&report.report_kind) || report.report_id.as_deref().is_some_and(|id| !word(id)) {
+        return Err(ApiError::Invalid("reportId, reportKind: not 1 to 200 bytes".to_owned()));
+    }
+    if report.markdown.is_empty() {
+        return Err(ApiError::Issues(vec![Issue::new("markdown", "is empty")]));
+    }
+    let session = summary(&state, find_session(&state, &id).await?).await?;
+    let new_id = format!("R-{id}-{}-{}", state.now.compact(), random()?);
+    report.report_id.get_or_insert(new_id);
+    let known = session.verified_points + session.unsigned_points + session.failed_points;
+    report.trust_metrics = Some(TrustMetrics {
+        total_points: session.telemetry_points,
+        verified_points: session.verified_points,
+        unsigned_points: session.unsigned_points,
+        failed_points: session.failed_points,
+        verification_rate: session.verified_points as f64 / known.max(1) as f64,
+        device_ids: session.device_ids.clone(),
+    });
+    let report = RoastReport {
+        session_id: id,
+        origin: session.origin,
+        created_at: state.now,
+        actor: Some(state.caller.actor.clone()),
+        report,
+    };
+    let kept = state.store.add_report(&state.org, &report, state.changed_by()).await?;
+    let (kept, new) =
+        kept.ok_or_else(|| ApiError::Conflict("another report has this reportId".to_owned()))?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(kept)).into_response())
+}
+
+/// Returns one report.
+#[utoipa::path(get, path = "/reports/{reportId}", tag = "written", params(("reportId" = String, Path)),
+    responses((status = 200, body = RoastReport), (status = 404)))]
+pub async fn report(
+    state: RequestState,
+    Path(id): Path<String>,
+) -> Result<Json<RoastReport>, ApiError> {
+    let found = state.store.report(&state.org, &id).await?;
+    found.map(Json).ok_or(ApiError::NotFound("report"))
+}

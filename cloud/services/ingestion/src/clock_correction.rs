@@ -1,0 +1,121 @@
+//! Corrects the dates of frames. A gateway without a clock chip samples and signs before it knows
+//! the date; its frames say so. Once a frame of the same boot says that the clock was set from the
+//! network, the dates of all frames of that boot are corrected: durations were right from the
+//! start.
+//!
+//! The order of arrival does not matter, and the correction never delays the storing of frames.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ::database::StoreError;
+use contract::{ClockQuality, Frame};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::store::IngestStore;
+
+const EVERY: Duration = Duration::from_secs(2);
+/// How often the whole database is checked, for boots that an instance had noted when it died.
+const ALL_EVERY: Duration = Duration::from_hours(1);
+/// The maximum number of noted boots; the next check of the whole database finds further ones.
+const NOTED_MAX: usize = 100_000;
+
+/// A chain number and a boot id.
+type Boot = (i64, i64);
+
+#[derive(Default)]
+struct PendingBoots {
+    /// The clock offset of each boot, ms.
+    offsets: BTreeMap<Boot, i64>,
+    /// Boots with frames whose clock was not synchronised.
+    undated: BTreeSet<Boot>,
+    /// Boots whose offset is in the database.
+    known: BTreeSet<Boot>,
+}
+
+/// Collects from the pipeline the boots that may need a correction.
+#[derive(Clone, Default)]
+pub struct ClockCorrection(Arc<Mutex<PendingBoots>>);
+
+impl ClockCorrection {
+    /// Notes a frame that was stored as part of chain `chain_no`.
+    pub fn note(&self, chain_no: i64, frame: &Frame) {
+        let boot = (chain_no, frame.boot.cast_signed());
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if frame.clock != ClockQuality::Synchronised {
+            if noted.undated.len() < NOTED_MAX {
+                noted.undated.insert(boot);
+            }
+        } else if !noted.known.contains(&boot) && noted.offsets.len() < NOTED_MAX {
+            let mono = i64::try_from(frame.mono).unwrap_or(i64::MAX);
+            noted.offsets.entry(boot).or_insert(frame.wall.0.saturating_sub(mono));
+        }
+    }
+
+    fn take(&self) -> (BTreeMap<Boot, i64>, BTreeSet<Boot>) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (std::mem::take(&mut noted.offsets), std::mem::take(&mut noted.undated))
+    }
+
+    fn mark_known(&self, boot: Boot) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.known.len() >= NOTED_MAX {
+            noted.known.clear(); // each is noted again, which changes nothing
+        }
+        noted.known.insert(boot);
+    }
+}
+
+/// Corrects dates until `stop`.
+pub fn start(
+    store: IngestStore,
+    dating: ClockCorrection,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) {
+    tracker.spawn(async move {
+        let mut all: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+            let everything = all.is_none_or(|at| at.elapsed() >= ALL_EVERY);
+            match pass(&store, &dating, everything).await {
+                Ok(()) if everything => all = Some(Instant::now()),
+                Ok(()) => {}
+                Err(error) => {
+                    all = None; // a check of the whole database finds the noted boots again
+                    tracing::warn!(%error, "could not correct dates; the next pass retries");
+                }
+            }
+        }
+    });
+}
+
+async fn pass(
+    store: &IngestStore,
+    dating: &ClockCorrection,
+    everything: bool,
+) -> Result<(), StoreError> {
+    let (offsets, mut undated) = dating.take();
+    for (boot, offset_ms) in offsets {
+        store.note_offset(boot.0, boot.1, offset_ms).await?;
+        dating.mark_known(boot);
+        undated.insert(boot);
+    }
+    if everything {
+        undated.extend(store.undated_boots().await?);
+    }
+    for (chain_no, boot) in undated {
+        let dated = store.correct_dates(chain_no, boot).await?;
+        if dated > 0 {
+            metrics::counter!("simcorp_ingest_frames_dated_total").increment(dated);
+            tracing::info!(chain_no, frames = dated, "corrected the dates of a boot");
+        }
+    }
+    Ok(())
+}

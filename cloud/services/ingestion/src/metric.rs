@@ -1,0 +1,34 @@
+//! The metrics of ingestion. No label names a device: a fleet would make too many time series for
+//! the scraper.
+
+use contract::Refusal;
+
+pub fn committed(points: u64, batch: usize, seconds: f64) {
+    metrics::counter!("simcorp_telemetry_points_total", "verified" => "true").increment(points);
+    metrics::histogram!("simcorp_ingest_commit_seconds").record(seconds);
+    metrics::counter!("simcorp_ingest_frames_total").increment(batch as u64);
+}
+
+pub fn unsigned(points: u64) {
+    metrics::counter!("simcorp_telemetry_points_total", "verified" => "false").increment(points);
+}
+
+pub fn refused(reason: Refusal) {
+    metrics::counter!("simcorp_ingest_refused_total", "reason" => reason.as_str()).increment(1);
+}
+
+pub fn invalid(what: &'static str) {
+    metrics::counter!("simcorp_ingest_invalid_total", "what" => what).increment(1);
+}
+
+pub fn duplicates(count: u64) {
+    metrics::counter!("simcorp_ingest_duplicate_frames_total").increment(count);
+}
+
+pub fn retried() {
+    metrics::counter!("simcorp_ingest_commit_retries_total").increment(1);
+}
+
+pub fn queued(lane: &'static str, length: usize) {
+    metrics::gauge!("simcorp_ingest_queue_length", "lane" => lane).set(length as f64);
+}

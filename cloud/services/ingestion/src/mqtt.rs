@@ -1,0 +1,138 @@
+//! The bus: receives frames, receipts and upstream Sim-Corp messages by shared subscriptions, which
+//! any number of instances share; publishes acknowledgements.
+//!
+//! One task polls the client and only forwards. While the pipeline is full it does not poll, and
+//! TCP backpressure makes the broker wait. The MQTT session is clean: what a broker would hold for
+//! a dead instance, the edge resends to a running one, since only our own acknowledgement counts as
+//! delivery.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use contract::envelope::Expect;
+use contract::topic::{self, Kind};
+use contract::{Ack, Origin};
+use rumqttc::{AsyncClient, PublishOptions, QoS};
+use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::pipeline::{AckReceiver, Lane, Message, Pipeline, Reply};
+use crate::{IngestionConfig, metric, session_closed};
+
+/// Acknowledgements are published once (`QoS` 0) and need no slots; at most 2 000 frames from the
+/// broker await our PUBACK.
+const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
+const GROUP: &str = "ingestion";
+/// The kinds of messages that machines publish.
+const SUBSCRIBED: [Kind; 5] =
+    [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+/// The capacity of the client's queue of outgoing messages.
+const QUEUE: usize = 4_096;
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long the client stays connected at shutdown to acknowledge the last commits.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A handle on the bus.
+#[derive(Clone)]
+pub struct Bus {
+    client: AsyncClient,
+    connected: Arc<AtomicBool>,
+}
+
+impl Bus {
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Publishes an event to services, which acknowledge it themselves. Returns `false` if it could
+    /// not be queued.
+    pub async fn publish_event(&self, topic: String, body: Vec<u8>) -> bool {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.is_connected() && self.client.publish(topic, body, options).await.is_ok()
+    }
+
+    /// Publishes an acknowledgement to a device. A lost one is harmless: the edge resends.
+    pub async fn publish_ack(&self, origin: &Origin, ack: &Ack) {
+        if !self.is_connected() {
+            return; // old acks must not queue ahead of the new subscriptions
+        }
+        let Ok(body) = serde_json::to_vec(ack) else { return };
+        let options = PublishOptions::new(QoS::AtMostOnce);
+        if let Err(error) = self.client.publish(Kind::Ack.topic(origin), body, options).await {
+            tracing::debug!(%error, "could not publish an ack");
+        }
+    }
+}
+
+/// Connects to the broker, and keeps reconnecting. Returns `None` when no broker is configured.
+pub fn start(
+    config: &IngestionConfig,
+    mqtt: &Broker,
+    (pipeline, taken): (&Pipeline, session_closed::SessionClosedAcks),
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Option<Bus>, BrokerError> {
+    if !mqtt.is_configured() {
+        return Ok(None);
+    }
+    let client = format!("simcorp-ingestion-{}", config.instance);
+    // Upstream publishers never resend: not ready before all subscriptions are granted.
+    let topics = || {
+        let mut topics: Vec<String> =
+            SUBSCRIBED.iter().map(|kind| kind.shared_filter(GROUP)).collect();
+        // And the acknowledgements of `SessionClosed` events by services.
+        topics.push(contract::ops::Kind::Taken.shared_filter(GROUP));
+        topics
+    };
+    let options = mqtt.options(&client, BOUNDS)?;
+    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(SUBSCRIBED.len());
+    let bus = Bus { client: link.client(), connected: link.up() };
+    tracker.spawn(receive(link, (pipeline.clone(), taken), stop.clone()));
+    if let Some(answers) = pipeline.take_acks() {
+        tracker.spawn(publish_acks(bus.clone(), answers));
+    }
+    Ok(Some(bus))
+}
+
+async fn receive(
+    mut link: Link,
+    (pipeline, taken): (Pipeline, session_closed::SessionClosedAcks),
+    stop: CancellationToken,
+) {
+    while let Some(news) = link.next(&stop).await {
+        let News::Message { topic, payload } = news else { continue };
+        if topic.starts_with("ops/") {
+            taken.receive(&topic, &payload);
+        } else {
+            forward(&pipeline, &topic, payload).await;
+        }
+    }
+    // No more messages are received. Queued ones are still committed, and acknowledged while the
+    // client is connected.
+    drop(pipeline);
+    link.drain(DRAIN_TIME).await;
+}
+
+async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {
+    let Ok((origin, kind)) = topic::parse(topic) else {
+        metric::invalid("topic");
+        return;
+    };
+    let (lane, message) = match kind {
+        Kind::LiveFrame => (Lane::Live, Message::Frame(payload)),
+        Kind::BacklogFrame => (Lane::Backlog, Message::Frame(payload)),
+        Kind::Receipt => (Lane::Backlog, Message::Receipt(payload)),
+        Kind::Telemetry => (Lane::Live, Message::Legacy(Expect::Telemetry, payload)),
+        Kind::Events => (Lane::Live, Message::Legacy(Expect::Event, payload)),
+        Kind::Ack => return,
+    };
+    pipeline.send(lane, origin, message, Reply::Bus).await;
+}
+
+async fn publish_acks(bus: Bus, mut answers: AckReceiver) {
+    while let Some((origin, ack)) = answers.recv().await {
+        bus.publish_ack(&origin, &ack).await;
+    }
+}

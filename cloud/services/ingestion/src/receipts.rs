@@ -1,0 +1,168 @@
+//! The reconciler of closed sessions. For each receipt it checks that all frames have arrived and
+//! that the digest matches. "Complete" is determined once and recorded; missing frames are
+//! requested again in every pass. A complete session gets its curve in one row; a session that
+//! stays incomplete gets a curve of the samples that have arrived.
+//!
+//! A new receipt or a timer starts a pass. It takes no input; the next pass repeats a failed one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::session::Completeness;
+use contract::{Ack, EpochMs, FrameRange, OrgId, Receipt, ReceiptVerdict};
+use database::StoreError;
+use service::shutdown::CancellationToken;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use trust::Signed;
+
+use crate::mqtt::Bus;
+use crate::store::{IngestStore, OpenReceipt};
+use service::clock::Clock;
+
+const PASS_EVERY: Duration = Duration::from_secs(5);
+const RECEIPTS_A_PASS: usize = 200;
+/// A session without a receipt, or with missing frames, gets its curve when its gateway has sent
+/// nothing for this long, or when its chain has no gaps.
+const CURVE_AFTER: Duration = Duration::from_mins(15);
+/// Samples that have not arrived this long after the session's end are not expected any more.
+/// Retention is never shorter.
+const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
+const CURVES_EVERY: Duration = Duration::from_mins(2);
+const CURVES_A_PASS: i64 = 50;
+const FIRST: (i64, String) = (i64::MIN, String::new());
+
+pub fn start(
+    store: IngestStore,
+    bus: Option<Bus>,
+    wake: Arc<Notify>,
+    clock: Clock,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) {
+    tracker.spawn(async move {
+        let (mut cursor, mut curves) = (FIRST, FIRST);
+        let mut curves_due = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = wake.notified() => {}
+                () = tokio::time::sleep(PASS_EVERY) => {}
+            }
+            if let Err(error) = pass(&store, bus.as_ref(), &clock, &mut cursor).await {
+                tracing::warn!(%error, "could not check receipts; the next pass retries");
+            }
+            if Instant::now() < curves_due {
+                continue;
+            }
+            curves_due = Instant::now() + CURVES_EVERY;
+            if let Err(error) = make_curves(&store, clock(), &mut curves).await {
+                tracing::warn!(%error, "could not make curves; the next pass retries");
+            }
+        }
+    });
+}
+
+async fn pass(
+    store: &IngestStore,
+    bus: Option<&Bus>,
+    clock: &Clock,
+    cursor: &mut (i64, String),
+) -> Result<(), StoreError> {
+    let after = (cursor.0, cursor.1.as_str());
+    let open = store.open_receipts(after, RECEIPTS_A_PASS).await?;
+    // After the last page the next pass starts again with the first.
+    let last = open.last().map(|open| (open.started_ms, open.session_id.clone()));
+    *cursor = last.filter(|_| open.len() == RECEIPTS_A_PASS).unwrap_or(FIRST);
+    for open in open {
+        check_receipt(store, bus, open, clock()).await?;
+    }
+    Ok(())
+}
+
+/// Makes the curves of sessions that will not become complete, or not soon. A curve that still
+/// lacks samples is made again in each round, until `SETTLED_AFTER` has passed since the session's
+/// end.
+async fn make_curves(
+    store: &IngestStore,
+    now: EpochMs,
+    cursor: &mut (i64, String),
+) -> Result<(), StoreError> {
+    let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    let after = (cursor.0, cursor.1.as_str());
+    let found =
+        store.sessions_without_curve(now.plus(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
+    let last = found.last().map(|found| (found.started_ms, found.session_id.clone()));
+    *cursor = last.unwrap_or(FIRST);
+    for found in found {
+        let org = OrgId::new(found.org_id).map_err(|e| StoreError::row("making curves", e))?;
+        if let Some(session) = store.session(&org, &found.session_id).await? {
+            let ended = session.ended_ms.unwrap_or(session.started_ms);
+            let settled = now.0 - ended > ms(SETTLED_AFTER);
+            store.make_curve(&org, &session, settled, now).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn check_receipt(
+    store: &IngestStore,
+    bus: Option<&Bus>,
+    open: OpenReceipt,
+    now: EpochMs,
+) -> Result<(), StoreError> {
+    const DOING: &str = "checking a receipt";
+    let signed = Signed::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
+    let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
+    let chain = crate::store::chain_state(&open);
+    let mut ack = Ack::new(receipt.chain);
+    let mut digest_differs = false;
+    let complete = if chain.covers(receipt.first_frame, receipt.last_frame) {
+        let digests = store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
+        digest_differs = trust::digest(&digests.concat()) != receipt.digest;
+        !digest_differs
+    } else {
+        ack.need = missing(&chain.gaps, chain.next, &receipt);
+        false
+    };
+    let found = if complete { Completeness::Complete } else { Completeness::Incomplete };
+    if open.completeness != found.as_str() {
+        let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
+        let totals = match store.session(&org, &open.session_id).await? {
+            Some(session) if complete => {
+                store.make_curve(&org, &session, true, now).await?;
+                Some(store.totals(&org, &session).await?)
+            }
+            _ => None,
+        };
+        store.set_completeness(&open.org_id, &open.session_id, found, totals).await?;
+        tracing::info!(
+            session = open.session_id,
+            samples = receipt.sample_count(),
+            found = found.as_str(),
+            digest_differs,
+            "checked whether a session is complete"
+        );
+    }
+    ack.receipts.push(ReceiptVerdict {
+        session_id: receipt.session.clone(),
+        complete,
+        digest_differs,
+    });
+    if let Some(bus) = bus {
+        bus.publish_ack(&receipt.origin, &ack).await;
+    }
+    Ok(())
+}
+
+/// Returns the frames of a receipt that have not arrived, as at most 64 ranges.
+fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange> {
+    let beyond = FrameRange { first: next.max(1), last: u64::MAX };
+    let wanted = gaps.iter().copied().chain([beyond]).filter_map(|gap| {
+        let first = gap.first.max(receipt.first_frame);
+        let last = gap.last.min(receipt.last_frame);
+        (first <= last).then_some(FrameRange { first, last })
+    });
+    wanted.take(64).collect()
+}

@@ -1,0 +1,230 @@
+//! Publishes `SessionClosed` events through the outbox: once a session is complete, or waiting
+//! longer would not help. Each event is resent until a service acknowledges it.
+
+use std::time::Duration;
+
+use contract::mission::CloseReason;
+use contract::ops::{self, SessionClosed};
+use contract::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use database::StoreError;
+use service::shutdown::CancellationToken;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::mqtt::Bus;
+use crate::store::{AnnounceAfter, FrameRow, IngestStore, UnannouncedSession};
+use service::clock::Clock;
+
+const PASS_EVERY: Duration = Duration::from_secs(1);
+const ROWS_PER_PASS: i64 = 50;
+/// A session whose receipt or frames are still missing is announced as it is: `CLOSED_MS` after it
+/// was first seen closed if its gateway has been silent for `SILENT_MS`, and after `CLOSED_LONG_MS`
+/// in any case.
+const CLOSED_MS: i64 = 600_000;
+const SILENT_MS: i64 = 60_000;
+const CLOSED_LONG_MS: i64 = 6 * 3_600_000;
+/// A running session ends after this silence: of a publisher that stores nothing (unsigned), and of
+/// a gateway (signed), which may come back.
+const UNSIGNED_SILENT_MS: i64 = 30 * 60_000;
+const SIGNED_SILENT_MS: i64 = 24 * 3_600_000;
+const FIRST: (i64, String) = (i64::MIN, String::new());
+/// The time between two publications of an event: the first wait, doubled each time, and the
+/// longest.
+const RESEND_MS: (i64, i64) = (5_000, 3_600_000);
+const COUNT_EVERY: u32 = 15;
+/// The capacity of the queue of acknowledgements; further ones are lost, and their events resent.
+const ACK_QUEUE_LEN: usize = 1_024;
+
+/// The queue to which acknowledgements of `SessionClosed` events are sent.
+#[derive(Clone)]
+pub struct SessionClosedAcks(mpsc::Sender<(OrgId, SessionId)>);
+
+pub fn ack_queue() -> (SessionClosedAcks, mpsc::Receiver<(OrgId, SessionId)>) {
+    let (sender, receiver) = mpsc::channel(ACK_QUEUE_LEN);
+    (SessionClosedAcks(sender), receiver)
+}
+
+impl SessionClosedAcks {
+    pub fn receive(&self, topic: &str, payload: &[u8]) {
+        let Ok((origin, ops::Kind::Taken)) = ops::parse(topic) else { return };
+        let Ok(taken) = serde_json::from_slice::<ops::Taken>(payload) else { return };
+        let _ = self.0.try_send((origin.org, taken.session_id));
+    }
+}
+
+pub fn start(
+    store: IngestStore,
+    bus: Option<Bus>,
+    mut taken: mpsc::Receiver<(OrgId, SessionId)>,
+    clock: Clock,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) {
+    tracker.spawn(async move {
+        let mut passes = 0_u32;
+        let mut cursors = [FIRST, FIRST];
+        let mut pass = tokio::time::interval(PASS_EVERY);
+        pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some((org, session)) = taken.recv() => {
+                    if let Err(error) = store.acknowledge_session_closed(&org, session.as_str()).await {
+                        tracing::warn!(%error, "could not store an ack; its event is resent");
+                    }
+                    continue;
+                }
+                _ = pass.tick() => {}
+            }
+            let now = clock();
+            if let Err(error) = close_and_enqueue(&store, now, &mut cursors).await {
+                tracing::warn!(%error, "could not look for ended sessions; the next pass retries");
+            }
+            if let Some(bus) = bus.as_ref().filter(|bus| bus.is_connected())
+                && let Err(error) = publish_due(&store, bus, now).await
+            {
+                tracing::warn!(%error, "could not publish closed sessions; the next pass retries");
+            }
+            passes = passes.wrapping_add(1);
+            if passes.is_multiple_of(COUNT_EVERY)
+                && let Ok(waiting) = store.outbox_len().await
+            {
+                metrics::gauge!("simcorp_outbox_waiting").set(waiting as f64);
+            }
+        }
+    });
+}
+
+/// Closes abandoned sessions and puts the closed sessions that can be announced into the outbox. A
+/// session that fails does not block the others: each pass continues after the last one, then
+/// starts over.
+async fn close_and_enqueue(
+    store: &IngestStore,
+    now: EpochMs,
+    [running, closed]: &mut [(i64, String); 2],
+) -> Result<(), StoreError> {
+    let silent = (now.plus(-UNSIGNED_SILENT_MS), now.plus(-SIGNED_SILENT_MS));
+    let abandoned =
+        store.abandoned_sessions(silent, (running.0, &running.1), ROWS_PER_PASS).await?;
+    *running = next_cursor(&abandoned);
+    for roast in &abandoned {
+        if let Err(error) = close_at_last_sample(store, roast, now).await {
+            tracing::warn!(%error, session = roast.session_id, "could not close a session");
+        }
+    }
+    store.mark_closed_seen(now).await?;
+    let wait = AnnounceAfter {
+        closed_before: now.plus(-CLOSED_MS),
+        silent_since: now.plus(-SILENT_MS),
+        closed_long_before: now.plus(-CLOSED_LONG_MS),
+    };
+    let untold = store.unannounced_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
+    *closed = next_cursor(&untold);
+    for roast in &untold {
+        if let Err(error) = enqueue(store, roast, now).await {
+            tracing::warn!(%error, session = roast.session_id, "could not announce a session");
+        }
+    }
+    Ok(())
+}
+
+/// Returns the position after which the next pass continues.
+fn next_cursor(roasts: &[UnannouncedSession]) -> (i64, String) {
+    let full = i64::try_from(roasts.len()).is_ok_and(|n| n == ROWS_PER_PASS);
+    let last = roasts.last().filter(|_| full);
+    last.map_or(FIRST, |last| (last.started_ms, last.session_id.clone()))
+}
+
+fn org_of(roast: &UnannouncedSession) -> Result<OrgId, StoreError> {
+    OrgId::new(roast.org_id.clone()).map_err(|e| StoreError::row("announcing", e))
+}
+
+/// Closes a session at its last sample.
+async fn close_at_last_sample(
+    store: &IngestStore,
+    roast: &UnannouncedSession,
+    now: EpochMs,
+) -> Result<(), StoreError> {
+    let org = org_of(roast)?;
+    let Some(session) = store.session(&org, &roast.session_id).await? else { return Ok(()) };
+    store.make_curve(&org, &session, false, now).await?;
+    let curve = store.curve(&org, &roast.session_id).await?;
+    let last = curve.and_then(|curve| Some(curve.sample_at(curve.len().checked_sub(1)?)));
+    let ended = last.unwrap_or(EpochMs(session.started_ms)).max(EpochMs(session.started_ms));
+    store.close_abandoned(&org, &roast.session_id, ended).await
+}
+
+async fn enqueue(
+    store: &IngestStore,
+    roast: &UnannouncedSession,
+    now: EpochMs,
+) -> Result<(), StoreError> {
+    let org = org_of(roast)?;
+    let Some(event) = build_event(store, &org, &roast.session_id, now).await? else {
+        return Ok(());
+    };
+    if store.enqueue_session_closed(&org, &event, now).await? {
+        let reason = event.reason.map_or("", CloseReason::as_str);
+        metrics::counter!("simcorp_sessions_closed_total", "reason" => reason).increment(1);
+    }
+    Ok(())
+}
+
+async fn publish_due(store: &IngestStore, bus: &Bus, now: EpochMs) -> Result<(), StoreError> {
+    for event in store.take_due(now, RESEND_MS, ROWS_PER_PASS).await? {
+        let Ok(body) = serde_json::to_vec(&event) else { continue };
+        if !bus.publish_event(ops::Kind::Closed.topic(&event.origin), body).await {
+            break; // it stays in the outbox
+        }
+    }
+    Ok(())
+}
+
+/// Builds the event for a closed session; `None` if the session does not exist.
+async fn build_event(
+    store: &IngestStore,
+    org: &OrgId,
+    id: &str,
+    now: EpochMs,
+) -> Result<Option<SessionClosed>, StoreError> {
+    const DOING: &str = "describing the end of a roast";
+    let Some(session) = store.session(org, id).await? else { return Ok(None) };
+    let mut curve = store.curve(org, id).await?;
+    if curve.is_none() {
+        store.make_curve(org, &session, false, now).await?;
+        curve = store.curve(org, id).await?;
+    }
+    let totals = store.totals(org, &session).await?;
+    let has = |column: usize| {
+        let any = |curve: &FrameRow| (0..curve.len()).any(|i| curve.value(column, i).is_some());
+        Some(curve.as_ref().is_some_and(any))
+    };
+    let duration = session.ended_ms.map(|ended| (ended - session.started_ms) as f64 / 1000.0);
+    let last = curve.as_ref().and_then(|curve| {
+        let newest = curve.sample_at(curve.len().checked_sub(1)?);
+        Some((newest.0 - session.started_ms) as f64 / 1000.0)
+    });
+    let damaged = |error: contract::IdError| StoreError::row(DOING, error);
+    Ok(Some(SessionClosed {
+        kind: SessionClosed::KIND.to_owned(),
+        version: SessionClosed::VERSION,
+        emitted_at: now,
+        origin: Origin {
+            org: org.clone(),
+            site: SiteId::new(session.site_id).map_err(damaged)?,
+            machine: MachineId::new(session.machine_id).map_err(damaged)?,
+        },
+        session_id: SessionId::new(session.session_id).map_err(damaged)?,
+        report_kind: contract::mission::POST_ROAST.to_owned(),
+        reason: Some(match session.drop_s {
+            Some(_) => CloseReason::Drop,
+            None => CloseReason::Silence,
+        }),
+        drop_seconds: session.drop_s,
+        telemetry_points: u64::try_from(totals.points).ok(),
+        duration_sec: duration.filter(|seconds| *seconds >= 0.0),
+        last_telemetry_delta_sec: duration.zip(last).map(|(end, last)| (end - last).max(0.0)),
+        has_bt: has(0),
+        has_et: has(1),
+    }))
+}

@@ -1,0 +1,136 @@
+//! Ingestion's SQL. Statements are written once; where the two databases must differ, both forms
+//! are next to each other in [`commit`].
+
+mod annotations;
+mod clock_correction;
+mod commit;
+mod curve;
+mod devices;
+mod outbox;
+mod profiles;
+mod queries;
+mod row;
+mod sessions;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::database::sqlx::{query, query_scalar};
+use ::database::{Store, StoreError, on};
+use contract::{ChainId, EpochMs, Origin};
+
+pub use annotations::{ChangedBy, Versioned};
+pub use commit::{Committed, Outcome};
+pub use curve::SessionWithoutCurve;
+pub use outbox::{AnnounceAfter, UnannouncedSession};
+pub use profiles::ProfileFilter;
+pub use queries::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
+pub use row::FrameRow;
+pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
+
+/// The maximum number of cached chains. The numbers of machines and chains never change once
+/// assigned, so they are cached.
+const NUMBERS_MAX: usize = 200_000;
+
+type ChainName = (Origin, ChainId);
+
+/// The database as ingestion uses it.
+#[derive(Clone)]
+pub struct IngestStore {
+    database: Store,
+    numbers: Arc<Mutex<HashMap<ChainName, ChainNo>>>,
+}
+
+/// The database's numbers of a chain and its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChainNo {
+    pub chain: i64,
+    pub machine: i64,
+}
+
+impl ChainNo {
+    /// The numbers of a frame that was not stored.
+    pub(crate) const NONE: Self = Self { chain: 0, machine: 0 };
+}
+
+impl IngestStore {
+    #[must_use]
+    pub fn new(database: Store) -> Self {
+        Self { database, numbers: Arc::default() }
+    }
+
+    /// Returns the same store, for reads that may be slightly stale.
+    #[must_use]
+    pub fn for_reading(&self) -> Self {
+        Self { database: self.database.for_reading(), numbers: self.numbers.clone() }
+    }
+
+    #[must_use]
+    pub const fn database(&self) -> &Store {
+        &self.database
+    }
+
+    /// Returns the numbers of a chain and its machine, which are assigned at its first frame.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn chain_no(
+        &self,
+        origin: &Origin,
+        chain: ChainId,
+        kid: &str,
+        now: EpochMs,
+    ) -> Result<ChainNo, StoreError> {
+        const DOING: &str = "numbering a chain";
+        let name = (origin.clone(), chain);
+        if let Some(found) = self.numbers.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
+        {
+            return Ok(*found);
+        }
+        let machine = self.machine_no(origin, now).await?;
+        let org = origin.org.as_str();
+        on!(self.database, pool => query(
+            "INSERT INTO chains (org_id, machine_no, chain, kid, seen_ms) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (org_id, machine_no, chain) DO NOTHING")
+            .bind(org).bind(machine).bind(chain.0.as_slice()).bind(kid).bind(now.0)
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query(DOING))?;
+        let chain_no: i64 = on!(self.database, pool => query_scalar(
+            "SELECT chain_no FROM chains WHERE org_id = $1 AND machine_no = $2 AND chain = $3")
+            .bind(org).bind(machine).bind(chain.0.as_slice()).fetch_one(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let numbers = ChainNo { chain: chain_no, machine };
+        let mut known = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= NUMBERS_MAX {
+            known.clear();
+        }
+        known.insert(name, numbers);
+        Ok(numbers)
+    }
+
+    async fn machine_no(&self, origin: &Origin, now: EpochMs) -> Result<i64, StoreError> {
+        const DOING: &str = "numbering a machine";
+        let (org, site, machine) =
+            (origin.org.as_str(), origin.site.as_str(), origin.machine.as_str());
+        on!(self.database, pool => query(
+            "INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (org_id, site_id, machine_id) DO NOTHING")
+            .bind(org).bind(site).bind(machine).bind(now.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query(DOING))?;
+        on!(self.database, pool => query_scalar(
+            "SELECT machine_no FROM machines WHERE org_id = $1 AND site_id = $2 AND machine_id = $3")
+            .bind(org).bind(site).bind(machine).fetch_one(pool).await)
+        .map_err(StoreError::query(DOING))
+    }
+
+    /// Clears the cached numbers: the database may have been restored to a time before they were
+    /// assigned.
+    pub(crate) fn clear_number_cache(&self) {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// Returns which frames of a receipt's chain have arrived.
+pub(crate) fn chain_state(open: &OpenReceipt) -> crate::chain::ChainState {
+    commit::state_of(open.next_number, &open.gaps, open.last_digest.clone())
+}

@@ -1,0 +1,194 @@
+//! The outbox of `SessionClosed` events: an event is written once, in the transaction that marks
+//! the session as announced, and kept until a service acknowledges it.
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
+use ::database::{StoreError, on, on_tx};
+use contract::ops::SessionClosed;
+use contract::{EpochMs, OrgId};
+
+use super::IngestStore;
+
+/// A session that is to be closed or announced.
+#[derive(Debug, FromRow)]
+pub struct UnannouncedSession {
+    pub org_id: String,
+    pub session_id: String,
+    pub started_ms: i64,
+}
+
+/// When an incomplete closed session is announced anyway.
+#[derive(Debug, Clone, Copy)]
+pub struct AnnounceAfter {
+    /// First seen closed before this, and no message from its gateway since `silent_since`.
+    pub closed_before: EpochMs,
+    pub silent_since: EpochMs,
+    /// First seen closed before this, whether or not its gateway still sends.
+    pub closed_long_before: EpochMs,
+}
+
+impl IngestStore {
+    /// Records when closed sessions were first seen here.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn mark_closed_seen(&self, now: EpochMs) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE sessions SET closed_seen_ms = $1 \
+             WHERE status = 'CLOSED' AND announced_ms IS NULL AND closed_seen_ms IS NULL")
+            .bind(now.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query("noting closed roasts"))
+    }
+
+    /// Returns the closed sessions that can be announced, in order after `after`: complete by their
+    /// receipt; or of a publisher that signs none; or first seen closed so long ago that what is
+    /// missing may never arrive (sooner if the gateway is silent).
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn unannounced_sessions(
+        &self,
+        wait: &AnnounceAfter,
+        after: (i64, &str),
+        limit: i64,
+    ) -> Result<Vec<UnannouncedSession>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
+             JOIN chains c ON c.chain_no = s.chain_no \
+             WHERE s.status = 'CLOSED' AND s.announced_ms IS NULL AND (s.completeness = 'complete' \
+             OR c.kid = '' OR (s.closed_seen_ms < $1 AND c.seen_ms < $2) OR s.closed_seen_ms < $3) \
+             AND (s.started_ms > $4 OR (s.started_ms = $4 AND s.session_id > $5)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $6")
+            .bind(wait.closed_before.0).bind(wait.silent_since.0).bind(wait.closed_long_before.0)
+            .bind(after.0).bind(after.1).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("looking for ended roasts"))
+    }
+
+    /// Returns the running sessions that will not end by themselves: another session has begun on
+    /// their chain, or the chain has been silent since `unsigned_since` (publishers that sign
+    /// nothing) or `signed_since` (gateways, which return with the frames that they stored).
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn abandoned_sessions(
+        &self,
+        (unsigned_since, signed_since): (EpochMs, EpochMs),
+        after: (i64, &str),
+        limit: i64,
+    ) -> Result<Vec<UnannouncedSession>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
+             JOIN chains c ON c.chain_no = s.chain_no \
+             WHERE s.status = 'ACTIVE' AND ((c.kid = '' AND c.seen_ms < $1) OR c.seen_ms < $2 \
+             OR EXISTS (SELECT 1 FROM sessions n WHERE n.machine_no = s.machine_no \
+               AND n.chain_no = s.chain_no AND n.started_ms > s.started_ms)) \
+             AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $5")
+            .bind(unsigned_since.0).bind(signed_since.0).bind(after.0).bind(after.1).bind(limit)
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("looking for abandoned roasts"))
+    }
+
+    /// Closes a running session that has no DROP. Data that arrives later is still stored and
+    /// corrects it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn close_abandoned(
+        &self,
+        org: &OrgId,
+        session: &str,
+        ended: EpochMs,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "UPDATE sessions SET status = 'CLOSED', ended_ms = $3 \
+             WHERE org_id = $1 AND session_id = $2 AND status = 'ACTIVE'")
+            .bind(org.as_str()).bind(session).bind(ended.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query("ending an abandoned roast"))
+    }
+
+    /// Puts a `SessionClosed` event into the outbox, once. Returns whether this call did it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn enqueue_session_closed(
+        &self,
+        org: &OrgId,
+        event: &SessionClosed,
+        now: EpochMs,
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "announcing the end of a roast";
+        let body = serde_json::to_string(event).map_err(|e| StoreError::row(DOING, e))?;
+        let session = event.session_id.as_str();
+        let mut tx = self.database.begin().await?;
+        let first = on_tx!(&mut tx, c => query(
+            "UPDATE sessions SET announced_ms = $3 \
+             WHERE org_id = $1 AND session_id = $2 AND announced_ms IS NULL")
+            .bind(org.as_str()).bind(session).bind(now.0)
+            .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(StoreError::query(DOING))?;
+        if !first {
+            return Ok(false);
+        }
+        on_tx!(&mut tx, c => query(
+            "INSERT INTO outbox (org_id, session_id, made_ms, due_ms, body) VALUES ($1, $2, $3, $3, $4) \
+             ON CONFLICT (org_id, session_id) DO NOTHING")
+            .bind(org.as_str()).bind(session).bind(now.0).bind(body).execute(c).await.map(drop))
+        .map_err(StoreError::query(DOING))?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Returns the events that are due, and postpones their next publication: by `first_ms`,
+    /// doubled each time, at most `max_ms`. Of two instances only one gets an event.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn take_due(
+        &self,
+        now: EpochMs,
+        (first_ms, max_ms): (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<SessionClosed>, StoreError> {
+        const DOING: &str = "reading the outbox";
+        let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let sql = format!(
+            "UPDATE outbox SET tries = tries + 1, due_ms = $1 + CASE \
+               WHEN tries >= 20 THEN $3 WHEN $2 * (1 << CAST(tries AS INTEGER)) > $3 THEN $3 \
+               ELSE $2 * (1 << CAST(tries AS INTEGER)) END \
+             WHERE (org_id, session_id) IN (SELECT org_id, session_id FROM outbox \
+               WHERE due_ms <= $1 ORDER BY due_ms LIMIT $4{lock}) RETURNING body"
+        );
+        let bodies: Vec<String> = on!(self.database, pool => query_scalar(AssertSqlSafe(sql))
+            .bind(now.0).bind(first_ms).bind(max_ms).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        // An event of another version that we cannot read does not block the others.
+        let read = |body: &String| {
+            let event = serde_json::from_str(body);
+            event.inspect_err(|error| tracing::warn!(%error, "skipped an event")).ok()
+        };
+        Ok(bodies.iter().filter_map(read).collect())
+    }
+
+    /// Removes an acknowledged event from the outbox.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn acknowledge_session_closed(
+        &self,
+        org: &OrgId,
+        session: &str,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query("DELETE FROM outbox WHERE org_id = $1 AND session_id = $2")
+            .bind(org.as_str()).bind(session).execute(pool).await.map(drop))
+        .map_err(StoreError::query("emptying the outbox"))
+    }
+
+    /// Returns the number of events that are not acknowledged yet.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn outbox_len(&self) -> Result<i64, StoreError> {
+        on!(self.database, pool => query_scalar("SELECT count(*) FROM outbox").fetch_one(pool).await)
+            .map_err(StoreError::query("counting the outbox"))
+    }
+}

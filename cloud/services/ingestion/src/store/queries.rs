@@ -1,0 +1,455 @@
+//! The read queries of ingestion, most of them for the API.
+
+use std::fmt::Write as _;
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
+use ::database::{StoreError, on};
+use contract::OrgId;
+
+use super::row::SELECT;
+use super::sessions::{SELECT_SESSION, SessionRow, Totals};
+use super::{FrameRow, IngestStore};
+
+/// The filter of `GET /sessions`, already validated and bounded.
+#[derive(Debug, Clone, Default)]
+pub struct SessionFilter {
+    pub site: Option<String>,
+    pub machine: Option<String>,
+    pub status: Option<&'static str>,
+    /// The name of the profile that was followed.
+    pub profile: Option<String>,
+    pub limit: i64,
+    pub offset: i64,
+    /// The page begins after this session: (started, id).
+    pub after: Option<(i64, String)>,
+}
+
+/// Up to this many machines are queried one by one, each by its own index. For more machines one
+/// query over all newest sessions of the organisation finds matches soon.
+const PER_MACHINE_MAX: usize = 64;
+
+/// An event as it is stored.
+#[derive(Debug, Clone, FromRow)]
+pub struct EventRow {
+    pub arrival: i64,
+    pub session_id: String,
+    pub site_id: String,
+    pub machine_id: String,
+    pub machine_no: i64,
+    pub kind: String,
+    pub source: String,
+    pub at_ms: i64,
+    pub elapsed_s: f64,
+    pub bt_c: Option<f64>,
+    pub note: Option<String>,
+    pub trust: i16,
+}
+
+const SELECT_EVENT: &str = "\
+SELECT e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, e.kind, e.source, e.at_ms, \
+       e.elapsed_s, e.bt_c, e.note, e.trust FROM events e JOIN machines m ON m.machine_no = e.machine_no ";
+
+/// A machine and its newest chain.
+#[derive(Debug, Clone, FromRow)]
+pub struct MachineRow {
+    pub machine_no: i64,
+    pub site_id: String,
+    pub machine_id: String,
+    pub chain_no: i64,
+    pub kid: String,
+    pub seen_ms: i64,
+    pub gaps: String,
+}
+
+/// A frame may begin this many samples before the range it reaches into.
+#[allow(clippy::cast_possible_wrap)] // 4096
+const OVERLAP: i64 = contract::frame::SAMPLES_MAX as i64;
+
+impl IngestStore {
+    /// Returns sessions, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn sessions(
+        &self,
+        org: &OrgId,
+        f: &SessionFilter,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let mut machines = None;
+        if f.site.is_some() || f.machine.is_some() {
+            machines = Some(self.machine_nos(org, f).await?);
+        }
+        let mut rest = String::new();
+        if f.status.is_some() {
+            rest.push_str(" AND s.status = $2");
+        }
+        if let Some((started, _)) = &f.after {
+            let _ = write!(rest, " AND (s.started_ms, s.session_id) < ({started}, $3)");
+        }
+        if f.profile.is_some() {
+            rest.push_str(
+                " AND s.session_id IN (SELECT session_id FROM session_meta \
+                 WHERE org_id = $1 AND profile_name = $6)",
+            );
+        }
+        let most = f.limit.saturating_add(f.offset);
+        let order = "ORDER BY s.started_ms DESC, s.session_id DESC";
+        let sql = match machines.as_deref() {
+            Some([]) => return Ok(Vec::new()),
+            Some(apart) if apart.len() <= PER_MACHINE_MAX => {
+                let each = apart.iter().map(|no| {
+                    format!(
+                        "SELECT * FROM ({SELECT_SESSION} WHERE s.org_id = $1 \
+                         AND s.machine_no = {no}{rest} {order} LIMIT {most}) AS of_{no}"
+                    )
+                });
+                let all = each.collect::<Vec<_>>().join(" UNION ALL ");
+                format!("SELECT * FROM ({all}) AS s {order} LIMIT {} OFFSET {}", f.limit, f.offset)
+            }
+            several => {
+                if several.is_some() {
+                    rest.push_str(
+                        " AND s.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
+                         AND ($4 = '' OR site_id = $4) AND ($5 = '' OR machine_id = $5))",
+                    );
+                }
+                format!(
+                    "{SELECT_SESSION} WHERE s.org_id = $1{rest} {order} LIMIT {} OFFSET {}",
+                    f.limit, f.offset
+                )
+            }
+        };
+        let after = f.after.as_ref().map_or("", |(_, id)| id.as_str());
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(f.status.unwrap_or_default()).bind(after)
+            .bind(f.site.as_deref().unwrap_or_default())
+            .bind(f.machine.as_deref().unwrap_or_default())
+            .bind(f.profile.as_deref().unwrap_or_default())
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("listing sessions"))
+    }
+
+    /// Returns the machines of a filter, up to as many as can be queried one by one, and one more.
+    async fn machine_nos(&self, org: &OrgId, f: &SessionFilter) -> Result<Vec<i64>, StoreError> {
+        on!(self.database, pool => query_scalar(
+            "SELECT machine_no FROM machines WHERE org_id = $1 \
+             AND ($2 = '' OR site_id = $2) AND ($3 = '' OR machine_id = $3) \
+             ORDER BY machine_no LIMIT 65")
+            .bind(org.as_str()).bind(f.site.as_deref().unwrap_or_default())
+            .bind(f.machine.as_deref().unwrap_or_default()).fetch_all(pool).await)
+        .map_err(StoreError::query("listing the machines of a filter"))
+    }
+
+    /// Returns a session.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn session(&self, org: &OrgId, id: &str) -> Result<Option<SessionRow>, StoreError> {
+        let sql = format!("{SELECT_SESSION} WHERE s.org_id = $1 AND s.session_id = $2");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(id).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a session"))
+    }
+
+    /// Returns the running sessions of an organisation, newest first, at most 10 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn active_sessions(&self, org: &OrgId) -> Result<Vec<SessionRow>, StoreError> {
+        let filter =
+            SessionFilter { status: Some("ACTIVE"), limit: 10_000, ..SessionFilter::default() };
+        self.sessions(org, &filter).await
+    }
+
+    /// Returns the frames that hold a range of a chain's samples, in order.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn frames_of_range(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+        first_seq: i64,
+        last_seq: i64,
+        limit: i64,
+    ) -> Result<Vec<FrameRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
+             AND first_seq BETWEEN $3 - {OVERLAP} AND $4 AND first_seq + samples > $3 \
+             ORDER BY first_seq LIMIT $5"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(chain_no).bind(first_seq).bind(last_seq).bind(limit)
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("reading frames"))
+    }
+
+    /// Returns a session's totals, counted from its frames.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn totals(&self, org: &OrgId, session: &SessionRow) -> Result<Totals, StoreError> {
+        let (first, last) = self.sample_range(session).await?;
+        let mut frames = self.frames_of_range(org, session.chain_no, first, last, 100_000).await?;
+        if frames.is_empty() {
+            // Retention has dropped them; the curve holds all their samples.
+            frames.extend(self.curve(org, &session.session_id).await?);
+        }
+        let mut totals = Totals::default();
+        for frame in &frames {
+            for i in 0..frame.offsets_ms.len() {
+                if !(first..=last).contains(&frame.seq_at(i)) {
+                    continue;
+                }
+                totals.points += 1;
+                match frame.trust {
+                    0 => totals.verified += 1,
+                    _ => totals.unsigned += 1,
+                }
+                if let Some(bt) = frame.value(0, i) {
+                    totals.max_bt_c = Some(totals.max_bt_c.map_or(bt, |max: f64| max.max(bt)));
+                }
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Returns the events of a session in the order of their time, at most 10 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn events_of(&self, org: &OrgId, session: &str) -> Result<Vec<EventRow>, StoreError> {
+        let sql = format!(
+            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.session_id = $2 ORDER BY e.at_ms, e.arrival LIMIT 10000"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(session).fetch_all(pool).await)
+        .map_err(StoreError::query("reading events"))
+    }
+
+    /// Returns events by arrival, for streams: those after `after`, oldest first, of one
+    /// organisation or of all.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn events_after(
+        &self,
+        org: Option<&OrgId>,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(String, EventRow)>, StoreError> {
+        let sql = "SELECT e.org_id, e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, \
+             e.kind, e.source, e.at_ms, e.elapsed_s, e.bt_c, e.note, e.trust \
+             FROM events e JOIN machines m ON m.machine_no = e.machine_no \
+             WHERE e.arrival > $1 AND ($2 IS NULL OR e.org_id = $2) ORDER BY e.arrival LIMIT $3";
+        let rows: Vec<OrgEvent> = on!(self.database, pool => query_as(sql)
+            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("reading new events"))?;
+        Ok(rows.into_iter().map(|row| (row.org_id, row.event)).collect())
+    }
+
+    /// Returns frames by arrival, for streams: those after `after`, oldest first, of one
+    /// organisation or of all.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn frames_after(
+        &self,
+        org: Option<&OrgId>,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<ArrivedFrame>, StoreError> {
+        let sql = format!(
+            "SELECT {NAMES}, {SELECT} FROM frames WHERE arrival > $1 \
+             AND ($2 IS NULL OR org_id = $2) ORDER BY arrival LIMIT $3"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("reading new frames"))
+    }
+
+    /// Returns the frame with the arrival number `arrival`, if its transaction has been committed
+    /// by now.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn frame_at(&self, arrival: i64) -> Result<Option<ArrivedFrame>, StoreError> {
+        let sql = format!("SELECT {NAMES}, {SELECT} FROM frames WHERE arrival = $1");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(arrival).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a late frame"))
+    }
+
+    /// Returns the running sessions of all organisations, at most 10 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn running(&self) -> Result<Vec<SessionRow>, StoreError> {
+        let sql =
+            format!("{SELECT_SESSION} WHERE s.status = 'ACTIVE' ORDER BY s.started_ms LIMIT 10000");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
+            .map_err(StoreError::query("listing running sessions"))
+    }
+
+    /// Returns a machine's newest session.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_session(&self, machine_no: i64) -> Result<Option<SessionRow>, StoreError> {
+        let sql =
+            format!("{SELECT_SESSION} WHERE s.machine_no = $1 ORDER BY s.started_ms DESC LIMIT 1");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(machine_no).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a machine's newest session"))
+    }
+
+    /// Returns the session of a machine that ran at a time: the newest that had begun.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn session_at(
+        &self,
+        machine_no: i64,
+        at: contract::EpochMs,
+    ) -> Result<Option<SessionRow>, StoreError> {
+        let sql = format!(
+            "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.started_ms <= $2 \
+             ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(machine_no).bind(at.0).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading the session that ran at a time"))
+    }
+
+    /// Returns the newest arrival number of frames and that of events.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_arrivals(&self) -> Result<(i64, i64), StoreError> {
+        let newest = StoreError::query("finding the newest arrival");
+        let frames: i64 = on!(self.database, pool =>
+            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM frames").fetch_one(pool).await)
+        .map_err(newest)?;
+        let events: i64 = on!(self.database, pool =>
+            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM events").fetch_one(pool).await)
+        .map_err(StoreError::query("finding the newest arrival"))?;
+        Ok((frames, events))
+    }
+
+    /// Returns the machines of an organisation with their newest chains, at most 1 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines(&self, org: &OrgId) -> Result<Vec<MachineRow>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
+             FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
+             WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
+             ORDER BY m.site_id, m.machine_id LIMIT 1000")
+            .bind(org.as_str()).fetch_all(pool).await)
+        .map_err(StoreError::query("listing machines"))
+    }
+
+    /// Returns a chain's newest frame that has samples.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_frame(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+    ) -> Result<Option<FrameRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 AND samples > 0 \
+             ORDER BY number DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(chain_no).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a machine's newest frame"))
+    }
+
+    /// Returns a chain's newest frames, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_frames(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+        limit: usize,
+    ) -> Result<Vec<FrameRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
+             ORDER BY number DESC LIMIT $3"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(chain_no).bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("reading a machine's newest frames"))
+    }
+
+    /// Returns the newest events of an organisation, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_events(
+        &self,
+        org: &OrgId,
+        limit: i64,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let sql = format!("{SELECT_EVENT} WHERE e.org_id = $1 ORDER BY e.arrival DESC LIMIT $2");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("reading the newest events"))
+    }
+
+    /// Returns a machine's newest event.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_event(
+        &self,
+        org: &OrgId,
+        machine_no: i64,
+    ) -> Result<Option<EventRow>, StoreError> {
+        let sql = format!(
+            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.machine_no = $2 ORDER BY e.arrival DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(machine_no).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a machine's newest event"))
+    }
+}
+
+impl SessionRow {
+    /// Returns the session's range of samples: from CHARGE to DROP, or to the newest sample before
+    /// there is a DROP.
+    #[must_use]
+    pub fn range(&self) -> (i64, i64) {
+        (self.first_seq.unwrap_or(0), self.last_seq.unwrap_or(i64::MAX - 1))
+    }
+}
+
+/// Selects the organisation, site, machine and key of a frame, beside the frame's own columns.
+const NAMES: &str = "org_id, \
+    (SELECT site_id FROM machines m WHERE m.machine_no = frames.machine_no) AS site_id, \
+    (SELECT machine_id FROM machines m WHERE m.machine_no = frames.machine_no) AS machine_id, \
+    (SELECT kid FROM chains c WHERE c.chain_no = frames.chain_no) AS kid";
+
+/// A frame as the live streams read it: with its origin and key.
+#[derive(Debug, FromRow)]
+pub struct ArrivedFrame {
+    pub org_id: String,
+    pub site_id: String,
+    pub machine_id: String,
+    pub kid: String,
+    #[sqlx(flatten)]
+    pub frame: FrameRow,
+}
+
+#[derive(FromRow)]
+struct OrgEvent {
+    org_id: String,
+    #[sqlx(flatten)]
+    event: EventRow,
+}

@@ -1,0 +1,295 @@
+//! Sessions: the events of frames open, fill and close them, in event time.
+
+use ::database::sqlx::{self, FromRow, query, query_as};
+use ::database::{StoreError, on};
+use contract::{EpochMs, EventKind, MachineEvent, SessionId};
+
+use super::{ChainNo, IngestStore};
+
+/// The change that one event makes to its session, whatever the order in which events arrive.
+#[derive(Debug, Clone)]
+pub struct SessionChange {
+    org: String,
+    no: ChainNo,
+    session: SessionId,
+    started: EpochMs,
+    seq: i64,
+    /// `None`: the session begins without an event.
+    event: Option<MachineEvent>,
+    /// Whether the event's message was signed and verified: [`crate::verify::Trust::code`].
+    trust: i16,
+}
+
+/// One statement with the values it needs.
+pub(super) enum Statement<'c> {
+    Session(&'c SessionChange),
+    Event(&'c SessionChange, &'c MachineEvent),
+}
+
+/// Opens or changes a session. An event determines when its session began (its time less its
+/// elapsed seconds), so even a DROP that arrives before its CHARGE opens the right session. A
+/// session with that id on another chain is not changed: no device may change another device's
+/// session.
+const UPSERT_SESSION: &str = "\
+INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, status, \
+                      first_seq, last_seq, fc_s, drop_s) \
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+ON CONFLICT (org_id, session_id) DO UPDATE SET \
+  started_ms = CASE WHEN EXCLUDED.first_seq IS NOT NULL THEN EXCLUDED.started_ms \
+                    ELSE sessions.started_ms END, \
+  ended_ms = COALESCE(EXCLUDED.ended_ms, sessions.ended_ms), \
+  status = CASE WHEN EXCLUDED.ended_ms IS NOT NULL THEN EXCLUDED.status ELSE sessions.status END, \
+  first_seq = COALESCE(EXCLUDED.first_seq, sessions.first_seq), \
+  last_seq = COALESCE(EXCLUDED.last_seq, sessions.last_seq), \
+  fc_s = COALESCE(EXCLUDED.fc_s, sessions.fc_s), \
+  drop_s = COALESCE(EXCLUDED.drop_s, sessions.drop_s) \
+WHERE sessions.chain_no = EXCLUDED.chain_no";
+
+const INSERT_EVENT: &str = "\
+INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, bt_c, \
+                    note, trust) \
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 WHERE EXISTS \
+    (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3) \
+ON CONFLICT (org_id, session_id, kind, source, seq, at_ms) DO NOTHING";
+
+type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+type SqliteQuery<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+macro_rules! bind {
+    ($statement:expr) => {
+        match $statement {
+            Statement::Session(c) => {
+                let is = |kind| c.event.as_ref().filter(|event| event.kind == kind);
+                let (fc, drop) = (is(EventKind::Fc), is(EventKind::Drop));
+                let begins = c.event.is_none() || is(EventKind::Charge).is_some();
+                query(UPSERT_SESSION)
+                    .bind(&c.org)
+                    .bind(c.session.as_str())
+                    .bind(c.no.machine)
+                    .bind(c.no.chain)
+                    .bind(c.started.0)
+                    .bind(drop.map(|event| event.at.0))
+                    .bind(if drop.is_some() { "CLOSED" } else { "ACTIVE" })
+                    .bind(begins.then_some(c.seq))
+                    .bind(drop.map(|_| c.seq))
+                    .bind(fc.map(|event| event.elapsed_s))
+                    .bind(drop.map(|event| event.elapsed_s))
+            }
+            Statement::Event(c, event) => query(INSERT_EVENT)
+                .bind(&c.org)
+                .bind(c.session.as_str())
+                .bind(c.no.machine)
+                .bind(event.kind.as_str())
+                .bind(event.source.as_str())
+                .bind(c.seq)
+                .bind(event.at.0)
+                .bind(event.elapsed_s)
+                .bind(event.bt_c)
+                .bind(event.note.as_deref())
+                .bind(c.trust),
+        }
+    };
+}
+
+impl<'c> Statement<'c> {
+    pub(super) fn bind_pg(self) -> PgQuery<'c> {
+        bind!(self)
+    }
+
+    pub(super) fn bind_sqlite(self) -> SqliteQuery<'c> {
+        bind!(self)
+    }
+}
+
+impl SessionChange {
+    /// Returns the change that an event at sample `seq` makes.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
+    pub fn from_event(org: &str, no: ChainNo, seq: i64, event: &MachineEvent) -> Self {
+        let started = event.at.plus(-((event.elapsed_s * 1000.0).round() as i64));
+        let (session, mut event) = (event.session.clone(), event.clone());
+        // PostgreSQL's text cannot hold a NUL; the signed bytes keep the original.
+        event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
+        let event = Some(event);
+        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0 }
+    }
+
+    /// Returns the same change, with the trust of the event's message.
+    #[must_use]
+    pub const fn with_trust(mut self, trust: i16) -> Self {
+        self.trust = trust;
+        self
+    }
+
+    /// Returns the change that opens a session at sample `seq` without an event.
+    #[must_use]
+    pub fn opened(org: &str, no: ChainNo, session: &SessionId, started: EpochMs, seq: i64) -> Self {
+        Self {
+            org: org.to_owned(),
+            no,
+            session: session.clone(),
+            started,
+            seq,
+            event: None,
+            trust: 0,
+        }
+    }
+
+    pub(super) fn statements(&self) -> [Option<Statement<'_>>; 2] {
+        [
+            Some(Statement::Session(self)),
+            self.event.as_ref().map(|event| Statement::Event(self, event)),
+        ]
+    }
+}
+
+/// A session as it is stored.
+#[derive(Debug, Clone, FromRow)]
+pub struct SessionRow {
+    pub session_id: String,
+    pub site_id: String,
+    pub machine_id: String,
+    pub machine_no: i64,
+    pub chain_no: i64,
+    pub kid: String,
+    pub started_ms: i64,
+    pub ended_ms: Option<i64>,
+    pub status: String,
+    pub first_seq: Option<i64>,
+    pub last_seq: Option<i64>,
+    pub fc_s: Option<f64>,
+    pub drop_s: Option<f64>,
+    pub completeness: String,
+    pub points: Option<i64>,
+    pub verified_points: Option<i64>,
+    pub unsigned_points: Option<i64>,
+    pub failed_points: Option<i64>,
+    pub max_bt_c: Option<f64>,
+}
+
+pub(super) const SELECT_SESSION: &str = "\
+SELECT s.session_id, m.site_id, m.machine_id, s.machine_no, s.chain_no, c.kid, s.started_ms, \
+       s.ended_ms, s.status, s.first_seq, s.last_seq, s.fc_s, s.drop_s, s.completeness, s.points, \
+       s.verified_points, s.unsigned_points, s.failed_points, s.max_bt_c \
+FROM sessions s JOIN machines m ON m.machine_no = s.machine_no \
+JOIN chains c ON c.chain_no = s.chain_no ";
+
+/// A receipt whose session has not been found complete yet.
+#[derive(Debug, Clone, FromRow)]
+pub struct OpenReceipt {
+    pub org_id: String,
+    pub session_id: String,
+    pub started_ms: i64,
+    pub chain_no: i64,
+    pub completeness: String,
+    pub receipt: Vec<u8>,
+    pub next_number: i64,
+    pub gaps: String,
+    pub last_digest: Option<Vec<u8>>,
+}
+
+impl IngestStore {
+    /// Stores a verified receipt with its session, and opens the session if its events have not
+    /// arrived. Returns whether the session has been found complete before: then the device has not
+    /// received that result.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn store_receipt(
+        &self,
+        no: ChainNo,
+        receipt: &contract::Receipt,
+        signed: &[u8],
+    ) -> Result<bool, StoreError> {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        on!(self.database, pool => query(
+            "INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, \
+             status, first_seq, last_seq, receipt) VALUES ($1, $2, $3, $4, $5, $6, 'CLOSED', $7, $8, $9) \
+             ON CONFLICT (org_id, session_id) DO UPDATE SET receipt = EXCLUDED.receipt, \
+             ended_ms = COALESCE(sessions.ended_ms, EXCLUDED.ended_ms), status = 'CLOSED', \
+             first_seq = EXCLUDED.first_seq, last_seq = EXCLUDED.last_seq \
+             WHERE sessions.chain_no = EXCLUDED.chain_no AND sessions.completeness <> 'complete'")
+            .bind(receipt.origin.org.as_str()).bind(receipt.session.as_str())
+            .bind(no.machine).bind(no.chain).bind(receipt.started.0).bind(receipt.ended.0)
+            .bind(number(receipt.first_seq)).bind(number(receipt.last_seq)).bind(signed)
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query("storing a receipt"))?;
+        let found: Option<String> = on!(self.database, pool => sqlx::query_scalar(
+            "SELECT completeness FROM sessions WHERE org_id = $1 AND session_id = $2 AND chain_no = $3")
+            .bind(receipt.origin.org.as_str()).bind(receipt.session.as_str()).bind(no.chain)
+            .fetch_optional(pool).await)
+        .map_err(StoreError::query("storing a receipt"))?;
+        Ok(found.as_deref() == Some(contract::session::Completeness::Complete.as_str()))
+    }
+
+    /// Returns closed sessions whose receipts wait for their frames, at most `limit`. Each pass
+    /// reads another page, so that sessions which can never be complete do not block the others.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn open_receipts(
+        &self,
+        after: (i64, &str),
+        limit: usize,
+    ) -> Result<Vec<OpenReceipt>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT s.org_id, s.session_id, s.chain_no, s.completeness, s.receipt, c.next_number, \
+             c.gaps, c.last_digest, s.started_ms FROM sessions s JOIN chains c ON c.chain_no = s.chain_no \
+             WHERE s.completeness <> 'complete' AND s.receipt IS NOT NULL \
+             AND (s.started_ms > $1 OR (s.started_ms = $1 AND s.session_id > $2)) \
+             ORDER BY s.started_ms, s.session_id LIMIT $3")
+            .bind(after.0).bind(after.1).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(pool).await)
+        .map_err(StoreError::query("listing open receipts"))
+    }
+
+    /// Returns the digests of a chain's frames from `first` to `last`, in order.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn digests(
+        &self,
+        chain_no: i64,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        on!(self.database, pool => sqlx::query_scalar(
+            "SELECT digest FROM frames WHERE chain_no = $1 AND number BETWEEN $2 AND $3 ORDER BY number")
+            .bind(chain_no).bind(number(first)).bind(number(last)).fetch_all(pool).await)
+        .map_err(StoreError::query("reading digests"))
+    }
+
+    /// Records the completeness that was found for a session, and its totals once it is complete.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn set_completeness(
+        &self,
+        org: &str,
+        session: &str,
+        completeness: contract::session::Completeness,
+        totals: Option<Totals>,
+    ) -> Result<(), StoreError> {
+        let t = totals;
+        on!(self.database, pool => query(
+            "UPDATE sessions SET completeness = $3, points = COALESCE($4, points), \
+             verified_points = COALESCE($5, verified_points), \
+             unsigned_points = COALESCE($6, unsigned_points), \
+             failed_points = COALESCE($7, failed_points), max_bt_c = COALESCE($8, max_bt_c) \
+             WHERE org_id = $1 AND session_id = $2")
+            .bind(org).bind(session).bind(completeness.as_str())
+            .bind(t.map(|t| t.points)).bind(t.map(|t| t.verified)).bind(t.map(|t| t.unsigned))
+            .bind(t.map(|_| 0_i64)).bind(t.and_then(|t| t.max_bt_c))
+            .execute(pool).await.map(drop))
+        .map_err(StoreError::query("recording a session's completeness"))
+    }
+}
+
+/// The totals of a session.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    pub points: i64,
+    pub verified: i64,
+    pub unsigned: i64,
+    pub max_bt_c: Option<f64>,
+}

@@ -1,0 +1,496 @@
+//! Checks how every database stores frames: the same checks on SQLite and on PostgreSQL.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_wrap,
+    clippy::float_cmp
+)] // a test may break
+
+use contract::*;
+use database::{DatabaseConfig, Store};
+use ingestion::IngestStore;
+use ingestion::store::{ChainNo, Outcome, SessionFilter};
+use ingestion::verify::{Numbering, Trust, VerifiedFrame};
+use proptest::prelude::*;
+use testbed::Postgres;
+
+const NOW: EpochMs = EpochMs(1_760_000_000_000);
+const CHAIN: ChainId = ChainId([9; 16]);
+
+fn origin() -> Origin {
+    Origin {
+        org: OrgId::new("acme").unwrap(),
+        site: SiteId::new("leipzig").unwrap(),
+        machine: MachineId::new("r-1").unwrap(),
+    }
+}
+
+async fn open(url: String) -> IngestStore {
+    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+    let database = Store::open(&config).await.unwrap();
+    database.migrate_up().await.unwrap();
+    database.ensure_partitions(NOW).await.unwrap();
+    IngestStore::new(database)
+}
+
+/// Frame `n` holds samples `10·(n−1)..10·n`, linked to frame `n−1`; `salt` changes its content.
+fn frame(n: u64, salt: f64) -> VerifiedFrame {
+    let previous = (n > 1).then(|| frame(n - 1, 0.0).digest);
+    let values = (0..10).map(|i| Some(150.0 + salt + ((n - 1) * 10 + i) as f64 / 10.0)).collect();
+    let session = SessionId::new("S-1").unwrap();
+    let event = |kind, seq: u64, elapsed_s| MachineEvent {
+        kind,
+        seq,
+        at: NOW.plus(seq as i64 * 100),
+        elapsed_s,
+        session: session.clone(),
+        source: EventSource::Machine,
+        bt_c: Some(150.0),
+        note: None,
+    };
+    let events = match n {
+        2 => vec![event(EventKind::Charge, 15, 0.0)],
+        4 => vec![event(EventKind::Fc, 33, 1.8)],
+        5 => vec![event(EventKind::Drop, 44, 2.9)],
+        _ => vec![],
+    };
+    let frame = Frame {
+        origin: origin(),
+        chain: CHAIN,
+        number: n,
+        previous,
+        boot: u64::MAX,
+        first_seq: (n - 1) * 10,
+        mono: n * 1000,
+        wall: NOW.plus((n as i64 - 1) * 1000),
+        clock: ClockQuality::Synchronised,
+        profile: None,
+        offsets_ms: (0..10).map(|i| i * 100).collect(),
+        columns: vec![
+            Column { channel: Channel::Bt, values, quality: vec![(3, Quality::Spike)] },
+            Column { channel: Channel::Gas, values: vec![None; 10], quality: vec![] },
+            Column {
+                channel: Channel::parse("inletC").unwrap(),
+                values: vec![Some(1.5); 10],
+                quality: vec![],
+            },
+        ],
+        events,
+    };
+    let payload = frame.encode();
+    VerifiedFrame {
+        digest: trust::digest(&payload),
+        signed: payload,
+        frame,
+        kid: "device:gw@leipzig".to_owned(),
+        trust: Trust::Verified,
+        numbering: Numbering::Edge,
+        received: NOW,
+    }
+}
+
+async fn name(store: &IngestStore) -> ChainNo {
+    store.chain_no(&origin(), CHAIN, "device:gw@leipzig", NOW).await.unwrap()
+}
+
+async fn commit(store: &IngestStore, frames: &[VerifiedFrame]) -> (Vec<Outcome>, Vec<(u64, u64)>) {
+    let no = name(store).await;
+    let done = store.commit(&vec![no; frames.len()], frames, NOW).await.unwrap();
+    let gaps = done.gaps[&no.chain].iter().map(|gap| (gap.first, gap.last)).collect();
+    (done.outcomes, gaps)
+}
+
+async fn seqs(store: &IngestStore) -> Vec<i64> {
+    let no = name(store).await;
+    let frames = store.frames_of_range(&origin().org, no.chain, 0, 1 << 40, 10_000).await.unwrap();
+    frames.iter().flat_map(|f| (0..f.offsets_ms.len()).map(|i| f.seq_at(i))).collect()
+}
+
+async fn twice_changes_nothing(store: &IngestStore) {
+    let frames: Vec<_> = (1..=3).map(|n| frame(n, 0.0)).collect();
+    assert_eq!(commit(store, &frames).await.0, [Outcome::Stored; 3]);
+    assert_eq!(commit(store, &frames).await.0, [Outcome::Duplicate; 3]);
+    let doubled = [frame(4, 0.0), frame(4, 0.0)];
+    assert_eq!(commit(store, &doubled).await.0, [Outcome::Stored, Outcome::Duplicate]);
+    assert_eq!(seqs(store).await, (0..40).collect::<Vec<_>>());
+}
+
+async fn a_used_number_with_other_content_is_refused(store: &IngestStore) {
+    commit(store, &[frame(1, 0.0), frame(2, 0.0)]).await;
+    let forged = [frame(2, 7.0)];
+    assert_eq!(commit(store, &forged).await.0, [Outcome::Refused(Refusal::SequenceReused)]);
+    let mut unlinked = frame(3, 0.0);
+    unlinked.frame.previous = Some(Digest([1; 32]));
+    assert_eq!(commit(store, &[unlinked]).await.0, [Outcome::Refused(Refusal::BrokenChain)]);
+    let no = name(store).await;
+    let kept = store.frames_of_range(&origin().org, no.chain, 10, 19, 10).await.unwrap();
+    assert_eq!(kept[0].value(0, 0), Some(151.0), "the first one stays");
+    assert_eq!(seqs(store).await.len(), 20);
+}
+
+/// Frames of a gateway that started in 1970, and whose clock was set with the sixth.
+fn waking(n: u64) -> VerifiedFrame {
+    let mut verified = frame(n, 0.0);
+    let f = &mut verified.frame;
+    f.boot = 77;
+    if n < 6 {
+        f.clock = ClockQuality::FreeRunning;
+        f.wall = EpochMs((n as i64 - 1) * 1000);
+        for event in &mut f.events {
+            event.at = EpochMs(event.at.0 - NOW.0);
+        }
+    }
+    verified
+}
+
+async fn dates_are_put_right_in_any_order(store: &IngestStore) {
+    let no = name(store).await;
+    let boot = 77;
+    let offset = NOW.0 - 1000; // of frame(n): wall is NOW + (n-1) s, mono n s
+    // First frames whose time is not known, then the one with the time, then more frames without
+    // one.
+    commit(store, &[waking(1), waking(2), waking(4), waking(5)]).await;
+    assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 0, "the time is not known yet");
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert!(session.started_ms < 10_000, "in 1970");
+    commit(store, &[waking(6)]).await;
+    store.note_offset(no.chain, boot, offset).await.unwrap();
+    store.note_offset(no.chain, boot, 5).await.unwrap();
+    assert_eq!(store.undated_boots().await.unwrap(), [(no.chain, boot)]);
+    assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 4);
+    commit(store, &[waking(3)]).await;
+    assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 1);
+    assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 0, "once");
+    assert_eq!(store.undated_boots().await.unwrap(), []);
+    // All is as if the clock had been right from the start; the signed bytes are unchanged.
+    let frames = store.frames_of_range(&origin().org, no.chain, 0, 1 << 40, 100).await.unwrap();
+    let starts: Vec<i64> = frames.iter().map(|f| f.t0_ms - NOW.0).collect();
+    assert_eq!(starts, [0, 1000, 2000, 3000, 4000, 5000]);
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert_eq!(session.started_ms, NOW.0 + 1500);
+    assert_eq!(session.ended_ms, Some(NOW.0 + 4400));
+    let events = store.events_of(&origin().org, "S-1").await.unwrap();
+    let at: Vec<i64> = events.iter().map(|event| event.at_ms - NOW.0).collect();
+    assert_eq!(at, [1500, 3300, 4400]);
+    let digests = store.digests(no.chain, 1, 2).await.unwrap();
+    assert_eq!(digests, [waking(1).digest.0.to_vec(), waking(2).digest.0.to_vec()]);
+}
+
+async fn holes_are_known_and_filled(store: &IngestStore) {
+    let (outcomes, gaps) = commit(store, &[frame(6, 0.0), frame(1, 0.0), frame(3, 0.0)]).await;
+    assert_eq!(outcomes, [Outcome::Stored; 3], "in any order");
+    assert_eq!(gaps, [(2, 2), (4, 5)]);
+    let (_, gaps) = commit(store, &[frame(5, 0.0), frame(2, 0.0)]).await;
+    assert_eq!(gaps, [(4, 4)]);
+    let (_, gaps) = commit(store, &[frame(4, 0.0)]).await;
+    assert_eq!(gaps, []);
+    assert_eq!(seqs(store).await, (0..60).collect::<Vec<_>>());
+}
+
+async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
+    for n in [5, 4, 6, 2, 1, 3] {
+        commit(store, &[frame(n, 0.0)]).await;
+    }
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((session.first_seq, session.last_seq), (Some(15), Some(44)));
+    assert_eq!(session.started_ms, NOW.0 + 1500);
+    assert_eq!(session.ended_ms, Some(NOW.0 + 4400));
+    assert_eq!((session.fc_s, session.drop_s), (Some(1.8), Some(2.9)));
+    assert_eq!(session.status, "CLOSED");
+    let totals = store.totals(&org, &session).await.unwrap();
+    assert_eq!((totals.points, totals.verified, totals.max_bt_c), (30, 30, Some(154.4)));
+    let kinds: Vec<_> =
+        store.events_of(&org, "S-1").await.unwrap().into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ["CHARGE", "FC", "DROP"]);
+    let listed =
+        store.sessions(&org, &SessionFilter { limit: 10, ..SessionFilter::default() }).await;
+    assert_eq!(listed.unwrap().len(), 1);
+}
+
+/// One upstream message: a point at `second` of a roast, or its DROP.
+fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
+    let mut verified = frame(1, 0.0);
+    let (session, at) = (SessionId::new("S-1").unwrap(), NOW.plus(second * 1000));
+    let event = MachineEvent {
+        kind: EventKind::Drop,
+        seq: 0,
+        at,
+        elapsed_s: second as f64,
+        session: session.clone(),
+        source: EventSource::Machine,
+        bt_c: None,
+        note: None,
+    };
+    let bt = Column { channel: Channel::Bt, values: vec![Some(200.0)], quality: vec![] };
+    verified.frame.wall = at;
+    verified.frame.offsets_ms = if drop { vec![] } else { vec![0] };
+    verified.frame.columns = if drop { vec![] } else { vec![bt] };
+    verified.frame.events = if drop { vec![event] } else { vec![] };
+    verified.digest = trust::digest(format!("{second} {drop}").as_bytes());
+    verified.numbering = Numbering::Arrival { opens: opens.then_some((session, NOW)) };
+    verified
+}
+
+async fn what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast(store: &IngestStore) {
+    let org = origin().org;
+    for (second, drop) in [(0, false), (1, false), (3, true), (2, false)] {
+        commit(store, &[told(second, second == 0, drop)]).await;
+    }
+    let points = async || {
+        let session = store.session(&org, "S-1").await.unwrap().unwrap();
+        assert_eq!((session.status.as_str(), session.drop_s), ("CLOSED", Some(3.0)));
+        store.totals(&org, &session).await.unwrap().points
+    };
+    assert_eq!(points().await, 3);
+    // Its curve was final until the very last sample came; samples of the cooling afterwards are
+    // not part of it.
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    store.make_curve(&org, &session, true, NOW).await.unwrap();
+    let curveless = async || {
+        store.sessions_without_curve(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len()
+    };
+    assert_eq!(curveless().await, 0);
+    commit(store, &[told(50, false, false)]).await;
+    assert_eq!((points().await, curveless().await), (3, 0));
+    // The samples before it come with it: a second too much is better than one too few.
+    commit(store, &[told(3, false, false)]).await;
+    assert_eq!((points().await, curveless().await), (5, 1));
+    // Too late to be a message out of order; it is stored, and changes no session.
+    commit(store, &[told(70, false, false)]).await;
+    commit(store, &[VerifiedFrame { digest: Digest([7; 32]), ..told(1, false, false) }]).await;
+    assert_eq!(points().await, 5);
+}
+
+async fn another_tenant_sees_nothing(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let (rival, no) = (OrgId::new("rival").unwrap(), name(store).await);
+    assert!(store.session(&rival, "S-1").await.unwrap().is_none());
+    assert!(store.events_of(&rival, "S-1").await.unwrap().is_empty());
+    assert!(store.machines(&rival).await.unwrap().is_empty());
+    assert!(store.frames_of_range(&rival, no.chain, 0, 100, 10).await.unwrap().is_empty());
+    assert!(store.frames_after(Some(&rival), 0, 10).await.unwrap().is_empty());
+    assert!(store.events_after(Some(&rival), 0, 10).await.unwrap().is_empty());
+    assert_eq!(store.frames_after(Some(&origin().org), 0, 10).await.unwrap().len(), 5);
+}
+
+async fn the_newest_is_found(store: &IngestStore) {
+    commit(store, &(1..=3).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let no = name(store).await;
+    let newest = store.newest_frame(&origin().org, no.chain).await.unwrap().unwrap();
+    assert_eq!((newest.number, newest.value(0, 9), newest.value(3, 0)), (3, Some(152.9), None));
+    assert!(newest.extras.unwrap().contains("inletC"));
+    assert_eq!(store.newest_arrivals().await.unwrap().0, 3);
+    assert_eq!(store.machines(&origin().org).await.unwrap()[0].chain_no, no.chain);
+}
+
+/// PostgreSQL's text cannot hold a NUL: such a note must not stop a batch.
+async fn a_note_with_a_nul_stops_nothing(store: &IngestStore) {
+    let mut marked = frame(1, 0.0);
+    let mut event = frame(2, 0.0).frame.events.remove(0);
+    event.note = Some("a\0b".to_owned());
+    marked.frame.events.push(event);
+    assert_eq!(commit(store, &[marked]).await.0, [Outcome::Stored]);
+    let events = store.events_of(&origin().org, "S-1").await.unwrap();
+    assert_eq!(events[0].note.as_deref(), Some("a\u{fffd}b"));
+}
+
+async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &IngestStore) {
+    // The second arrives without its extra channel and with another one.
+    let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
+    frames[2].frame.columns.pop();
+    commit(store, &frames).await;
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert!(store.curve(&org, "S-1").await.unwrap().is_none());
+    let start = (i64::MIN, "");
+    assert_eq!(store.sessions_without_curve(NOW.plus(60_000), start, 10).await.unwrap().len(), 1);
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    assert!(store.sessions_without_curve(NOW.plus(60_000), start, 10).await.unwrap().is_empty());
+
+    let no = name(store).await;
+    let frames = store.frames_of_range(&org, no.chain, 15, 44, 100).await.unwrap();
+    let curve = store.curve(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((curve.first_seq, curve.len()), (15, 30));
+    let told = frames.iter().flat_map(|f| (0..f.len()).map(move |i| (f, i)));
+    for (frame, i) in told.filter(|(f, i)| (15..=44).contains(&f.seq_at(*i))) {
+        let at = usize::try_from(frame.seq_at(i) - 15).unwrap();
+        assert_eq!(curve.sample_at(at), frame.sample_at(i));
+        for column in 0..7 {
+            assert_eq!(curve.value(column, at), frame.value(column, i), "column {column}");
+        }
+    }
+    let extras: serde_json::Value = serde_json::from_str(&curve.extras.unwrap()).unwrap();
+    let inlet = extras["inletC"].as_array().unwrap();
+    assert_eq!(inlet.len(), 30);
+    assert_eq!((&inlet[4], &inlet[5], &inlet[15]), (&1.5.into(), &().into(), &1.5.into()));
+    let quality: serde_json::Value = serde_json::from_str(&curve.quality.unwrap()).unwrap();
+    // Sample 3 of each frame is a spike: sequence numbers 23, 33 and 43.
+    assert_eq!(quality["btC"], serde_json::json!([[8, 2], [18, 2], [28, 2]]));
+    assert!(store.curve(&OrgId::new("rival").unwrap(), "S-1").await.unwrap().is_none());
+}
+
+/// The receipt arrives before the frames: a curve of a part of them is not final.
+async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
+    commit(store, &(1..=4).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let org = origin().org;
+    let receipt = Receipt {
+        origin: origin(),
+        session: SessionId::new("S-1").unwrap(),
+        chain: CHAIN,
+        first_frame: 2,
+        last_frame: 5,
+        first_seq: 15,
+        last_seq: 44,
+        started: NOW.plus(1_500),
+        ended: NOW.plus(4_400),
+        digest: Digest([0; 32]),
+    };
+    let no = name(store).await;
+    assert!(!store.store_receipt(no, &receipt, b"signed").await.unwrap());
+    let curve = async || {
+        let session = store.session(&org, "S-1").await.unwrap().unwrap();
+        store.make_curve(&org, &session, false, NOW).await.unwrap();
+        let left =
+            store.sessions_without_curve(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len();
+        (store.curve(&org, "S-1").await.unwrap().unwrap().len(), left)
+    };
+    assert_eq!(curve().await, (25, 1));
+    commit(store, &[frame(5, 0.0)]).await;
+    assert_eq!(curve().await, (30, 0));
+}
+
+/// The end of the session is not known: it ends where the next session of its chain begins.
+async fn a_roast_without_an_end_does_not_take_the_next_one(store: &IngestStore) {
+    let mut frames: Vec<_> = (1..=8).map(|n| frame(n, 0.0)).collect();
+    frames[4].frame.events.clear();
+    let mut next = frames[1].frame.events[0].clone();
+    (next.session, next.seq) = (SessionId::new("S-2").unwrap(), 61);
+    next.at = NOW.plus(6_100);
+    frames[6].frame.events.push(next);
+    commit(store, &frames).await;
+    let org = origin().org;
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!(store.sample_range(&session).await.unwrap(), (15, 60));
+    assert_eq!(store.totals(&org, &session).await.unwrap().points, 46);
+}
+
+async fn retention_takes_frames_and_never_a_roast_without_its_curve(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let (org, later) = (origin().org, NOW.plus(60 * 86_400_000));
+    assert_eq!(store.database().drop_frames(later).await.unwrap(), database::Dropped::default());
+    assert_eq!(seqs(store).await.len(), 50, "a server whose clock has leapt drops nothing");
+    let alive = "UPDATE chains SET seen_ms = $1";
+    database::on!(store.database(), pool => database::sqlx::query(alive)
+        .bind(later.0 + 1).execute(pool).await.map(drop))
+    .unwrap();
+    assert_eq!(store.database().drop_frames(later).await.unwrap(), database::Dropped::default());
+    assert_eq!(seqs(store).await.len(), 50, "a roast without its curve keeps its frames");
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    assert_eq!(
+        store.database().drop_frames(NOW).await.unwrap(),
+        database::Dropped::default(),
+        "its time has not come"
+    );
+    store.database().drop_frames(later).await.unwrap();
+    assert_eq!(seqs(store).await, Vec::<i64>::new());
+    assert_eq!(store.curve(&org, "S-1").await.unwrap().unwrap().len(), 30);
+    let again = [frame(3, 0.0)];
+    assert_eq!(commit(store, &again).await.0, [Outcome::Duplicate], "its number stays taken");
+}
+
+/// A backup is restored, and another tenant's chain gets the number that is cached.
+async fn a_number_that_names_another_chain_by_now_is_not_used(store: &IngestStore) {
+    commit(store, &[frame(1, 0.0)]).await;
+    let no = name(store).await;
+    database::on!(store.database(), pool => database::sqlx::query(
+        "UPDATE chains SET org_id = 'rival' WHERE chain_no = $1")
+        .bind(no.chain).execute(pool).await.map(drop))
+    .unwrap();
+    let next = [frame(2, 0.0)];
+    assert!(store.commit(&[no], &next, NOW).await.is_err(), "nothing is mixed");
+    assert_eq!(seqs(store).await.len(), 10);
+}
+
+async fn a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away(store: &IngestStore) {
+    let sql = if store.database().is_postgres() {
+        "ALTER TABLE frames ADD CONSTRAINT odd CHECK (first_seq <> 10)"
+    } else {
+        "CREATE TRIGGER odd BEFORE INSERT ON frames WHEN NEW.first_seq = 10 \
+         BEGIN SELECT RAISE(ABORT, 'odd'); END"
+    };
+    database::on!(store.database(), pool => database::sqlx::query(sql).execute(pool).await.map(drop))
+        .unwrap();
+    let no = name(store).await;
+    let error = store.commit(&[no], &[frame(2, 0.0)], NOW).await.unwrap_err();
+    assert!(error.is_about_data(), "{error}");
+    commit(store, &[frame(1, 0.0)]).await;
+    store.database().close().await;
+    let error = store.commit(&[no], &[frame(3, 0.0)], NOW).await.unwrap_err();
+    assert!(!error.is_about_data(), "{error}");
+}
+
+macro_rules! on_both {
+    ($($check:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $check() {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("test.db");
+                super::$check(&super::open(format!("sqlite:{}", path.display())).await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $check() {
+                let cluster = super::Postgres::start().await.unwrap();
+                super::$check(&super::open(cluster.url()).await).await;
+            })*
+        }
+    };
+}
+on_both!(
+    twice_changes_nothing,
+    dates_are_put_right_in_any_order,
+    a_used_number_with_other_content_is_refused,
+    holes_are_known_and_filled,
+    a_roast_is_the_same_in_any_order_of_arrival,
+    what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast,
+    another_tenant_sees_nothing,
+    the_newest_is_found,
+    a_note_with_a_nul_stops_nothing,
+    a_closed_roast_is_one_row_that_says_what_its_frames_said,
+    a_curve_of_a_part_is_made_again,
+    a_roast_without_an_end_does_not_take_the_next_one,
+    retention_takes_frames_and_never_a_roast_without_its_curve,
+    a_number_that_names_another_chain_by_now_is_not_used,
+    a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away,
+);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Batches of any frames, again and again, in any order: each sample is there once.
+    #[test]
+    fn any_delivery_stores_each_frame_once(
+        deliveries in prop::collection::vec(prop::collection::vec(1..12_u64, 1..8), 1..10)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(format!("sqlite:{}", folder.path().join("t.db").display())).await;
+            let mut sent = std::collections::BTreeSet::new();
+            for batch in &deliveries {
+                let frames: Vec<_> = batch.iter().map(|n| frame(*n, 0.0)).collect();
+                commit(&store, &frames).await;
+                sent.extend(batch.iter().copied());
+            }
+            let expected: Vec<i64> =
+                sent.iter().flat_map(|n| (*n as i64 - 1) * 10..*n as i64 * 10).collect();
+            assert_eq!(seqs(&store).await, expected);
+        });
+    }
+}

@@ -1,0 +1,142 @@
+//! Routes of the circuit breaker: its events and its rules.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+use utoipa::ToSchema;
+
+use super::ApiState;
+use crate::governance::breaker::{BreakerAction, BreakerEvent, Rule, Severity};
+use crate::store::{RecordFilter, RecordKind};
+
+/// Lists the circuit breaker's last 20 events.
+#[utoipa::path(get, path = "/api/circuit-breaker/events", tag = "circuit breaker",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<BreakerEvent>), (status = 403)))]
+pub async fn events(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = RecordFilter { limit: 20, ..RecordFilter::default() };
+    Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
+}
+
+/// Lists the circuit breaker's unresolved events.
+#[utoipa::path(get, path = "/api/circuit-breaker/events/unresolved", tag = "circuit breaker",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<BreakerEvent>), (status = 403)))]
+pub async fn unresolved(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
+    Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
+}
+
+/// Resolves a circuit-breaker event. Requires a human caller.
+#[utoipa::path(post, path = "/api/circuit-breaker/events/{id}/resolve", tag = "circuit breaker",
+    params(("id" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 403), (status = 404)))]
+pub async fn resolve(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    caller.need_person()?;
+    caller.need(Role::Approver)?;
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let who = (&caller.actor, "breaker.resolve", now);
+    let found = state
+        .store
+        .change_record(&org, (RecordKind::Event, &id, "open"), who, |event: &mut BreakerEvent| {
+            event.resolved = true;
+            event.resolved_at = Some(now);
+            Some("resolved")
+        })
+        .await?;
+    found.ok_or(ApiError::NotFound("unresolved event"))?;
+    Ok(Json(json!({"success": true, "id": id})))
+}
+
+/// Lists the circuit breaker's rules.
+#[utoipa::path(get, path = "/api/circuit-breaker/rules", tag = "circuit breaker",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Rule>), (status = 403)))]
+pub async fn rules(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Rule>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(Json(state.store.breaker_rules(&org).await?))
+}
+
+/// Lists the circuit breaker's enabled rules.
+#[utoipa::path(get, path = "/api/circuit-breaker/rules/enabled", tag = "circuit breaker",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Rule>), (status = 403)))]
+pub async fn rules_enabled(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Rule>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let mut rules = state.store.breaker_rules(&org).await?;
+    rules.retain(|rule| rule.enabled);
+    Ok(Json(rules))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RulePatch {
+    #[serde(default)]
+    pub enabled: Option<bool>,
+    #[serde(default)]
+    pub condition: Option<String>,
+    #[serde(default)]
+    pub window: Option<String>,
+    #[serde(default)]
+    pub action: Option<BreakerAction>,
+    #[serde(default)]
+    pub alert_severity: Option<Severity>,
+}
+
+/// Changes a rule. Fields that are left out keep their values.
+#[utoipa::path(patch, path = "/api/circuit-breaker/rules/{name}", tag = "circuit breaker",
+    request_body = RulePatch, params(("name" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404)))]
+pub async fn change_rule(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    Path(name): Path<String>,
+    params: Params,
+    Body(patch): Body<RulePatch>,
+) -> Result<Json<Value>, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let rules = state.store.breaker_rules(&org).await?;
+    let found = rules.into_iter().find(|rule| rule.name == name);
+    let before = found.ok_or(ApiError::NotFound("rule"))?;
+    let rule = Rule {
+        enabled: patch.enabled.unwrap_or(before.enabled),
+        condition: patch.condition.unwrap_or(before.condition),
+        window: patch.window.unwrap_or(before.window),
+        action: patch.action.unwrap_or(before.action),
+        alert_severity: patch.alert_severity.unwrap_or(before.alert_severity),
+        name: before.name,
+    };
+    rule.check().map_err(|error| ApiError::Issues(vec![Issue::new("", error)]))?;
+    state.store.set_breaker_rule(&org, &rule, &caller.actor, (state.clock)()).await?;
+    Ok(Json(json!({"success": true, "name": name})))
+}

@@ -1,0 +1,121 @@
+//! Routes of the governor's policy and of the audit log.
+
+use axum::Json;
+use axum::extract::State as Extract;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use contract::ActorKind;
+use contract::mission::{Action, GovernanceDecision};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+
+use super::ApiState;
+use crate::governance::metrics::Fact;
+use crate::governor::{self, CommandAsk, CommandFacts, GovernorConfig};
+use crate::store::VersionedConfig;
+
+/// Returns the policy in force. Its version is the `ETag`.
+#[utoipa::path(get, path = "/governor/config", tag = "governance",
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GovernorConfig), (status = 403)))]
+pub async fn get(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(answer(state.store.governor_config(&org).await?))
+}
+
+/// Replaces the policy. With `If-Match`, returns 412 if the current version is a different one.
+#[utoipa::path(put, path = "/governor/config", tag = "governance", request_body = GovernorConfig,
+    params(("orgId" = Option<String>, Query), ("If-Match" = Option<String>, Header)),
+    responses((status = 200, body = GovernorConfig), (status = 400), (status = 403), (status = 412)))]
+pub async fn put(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+    Body(config): Body<GovernorConfig>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let issues: Vec<Issue> =
+        config.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    let before = state.store.governor_config(&org).await?;
+    let faster = || ApiError::Precondition("the policy has changed; read it again".to_owned());
+    if let Some(wanted) = headers.get(header::IF_MATCH)
+        && wanted.as_bytes() != etag(before.version).as_bytes()
+    {
+        return Err(faster());
+    }
+    let now = (state.clock)();
+    let set = state.store.set_governor_config(&org, &before, config, &caller.actor, now).await?;
+    Ok(answer(set.ok_or_else(faster)?))
+}
+
+fn etag(version: i64) -> String {
+    format!("\"{version}\"")
+}
+
+fn answer(versioned: VersionedConfig) -> Response {
+    ([(header::ETAG, etag(versioned.version))], Json(versioned.config)).into_response()
+}
+
+/// Checks whether a command may be proposed, before the proposal is made.
+///
+/// An allowed command still needs a person's approval.
+#[utoipa::path(post, path = "/governor/commands/check", tag = "governance", request_body = CommandAsk,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = GovernanceDecision), (status = 400), (status = 403)))]
+pub async fn check_command(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+    Body(mut ask): Body<CommandAsk>,
+) -> Result<Json<GovernanceDecision>, ApiError> {
+    caller.need(Role::Operator)?;
+    // An agent must not claim that a person proposes the command.
+    if caller.actor.kind == ActorKind::Agent {
+        ask.proposed_by = ActorKind::Agent;
+    }
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
+    let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
+    let recent = state.store.autonomy_metrics(&org, (now.plus(-window), now)).await?;
+    let ended = recent.commands.succeeded + recent.commands.failed;
+    let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
+    let (_, stands) = state.store.autonomy_state(&org, now).await?;
+    let whitelisted = stands.known.whitelist.contains(&ask.command_type);
+    let facts = CommandFacts { failure_rate, paused: state.paused(&org).await?, whitelisted };
+    let decision = governor::decide_command(&autonomy, &ask, &facts, now);
+    if decision.action != Action::Allow {
+        state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;
+    }
+    Ok(Json(decision))
+}
+
+/// Lists the audit log, oldest entry first. Each entry has a hash that binds it to the previous
+/// one.
+#[utoipa::path(get, path = "/audit", tag = "governance",
+    params(("orgId" = Option<String>, Query), ("after" = Option<i64>, Query),
+           ("limit" = Option<i64>, Query, description = "0 to 500; default 100")),
+    responses((status = 200, body = Vec<Object>), (status = 400), (status = 403)))]
+pub async fn audit(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let after = params.number("after", 0, 0, i64::MAX)?;
+    let limit = params.limit(100, 500)?;
+    let entries = state.store.database().audit_log(&org, after, limit).await?;
+    Ok(Json(entries).into_response())
+}

@@ -1,0 +1,125 @@
+//! Routes of the caller's identity and of API keys.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use contract::ActorKind;
+use serde::Deserialize;
+use serde_json::json;
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::Params;
+use utoipa::ToSchema;
+
+use super::ApiState;
+use crate::people::keys::{ApiKey, ApiKeyToken};
+
+const DAYS: u32 = 90;
+const DAYS_MAX: u32 = 400;
+
+/// Returns the authenticated caller: actor, organisation and role.
+#[utoipa::path(get, path = "/whoami", tag = "people",
+    responses((status = 200, body = Object), (status = 401)))]
+pub async fn whoami(caller: Caller) -> Json<Caller> {
+    Json(caller)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewKey {
+    /// What the key is for.
+    pub name: String,
+    /// viewer, operator, approver or admin; at most the caller's own role.
+    #[schema(value_type = String)]
+    pub role: Role,
+    /// AGENT or SYSTEM
+    #[serde(default = "system")]
+    pub kind: ActorKind,
+    /// 1 to 400; default 90
+    #[serde(default)]
+    pub expires_in_days: Option<u32>,
+}
+
+const fn system() -> ActorKind {
+    ActorKind::System
+}
+
+/// Creates an API key of the caller's organisation. Only this response contains its `token`.
+#[utoipa::path(post, path = "/keys", tag = "people", request_body = NewKey,
+    responses((status = 201, body = Object), (status = 400), (status = 403)))]
+pub async fn create(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+    Body(new): Body<NewKey>,
+) -> Result<Response, ApiError> {
+    caller.need(Role::Admin)?;
+    caller.need(new.role)?;
+    let org = caller.org(params.get("orgId"))?;
+    let days = new.expires_in_days.unwrap_or(DAYS);
+    let mut issues = Vec::new();
+    if !(1..=200).contains(&new.name.len()) || new.name.contains('\0') {
+        issues.push(Issue::new("name", "not 1 to 200 bytes"));
+    }
+    if !(1..=DAYS_MAX).contains(&days) {
+        issues.push(Issue::new("expiresInDays", format!("not between 1 and {DAYS_MAX}")));
+    }
+    if !matches!(new.kind, ActorKind::Agent | ActorKind::System) {
+        issues.push(Issue::new("kind", "not AGENT or SYSTEM: people sign in with OIDC tokens"));
+    }
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    let token = ApiKeyToken::generate().map_err(ApiError::internal)?;
+    let now = (state.clock)();
+    let key = ApiKey {
+        id: token.id().to_owned(),
+        org_id: Some(org),
+        name: new.name,
+        kind: new.kind,
+        role: new.role,
+        digest: token.digest().to_vec(),
+        created_at: now,
+        expires_at: now.plus(i64::from(days) * 86_400_000),
+        revoked_at: None,
+    };
+    state.store.add_key(&key, &caller.actor).await?;
+    let mut body = json!(key);
+    body["token"] = token.reveal().into();
+    // The secret must never be stored: not by a cache, and not for its Idempotency-Key.
+    let once = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, once, Json(body)).into_response())
+}
+
+/// Lists the API keys of the caller's organisation, without their secrets.
+#[utoipa::path(get, path = "/keys", tag = "people",
+    responses((status = 200, body = Vec<ApiKey>), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<ApiKey>>, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    Ok(Json(state.store.keys(Some(&org)).await?))
+}
+
+/// Revokes an API key. Within half a minute every service rejects it.
+#[utoipa::path(delete, path = "/keys/{id}", tag = "people", params(("id" = String, Path)),
+    responses((status = 204), (status = 403), (status = 404)))]
+pub async fn revoke(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    caller.need(Role::Admin)?;
+    let org = caller.org(params.get("orgId"))?;
+    let now = (state.clock)();
+    if state.store.revoke_key(Some(&org), &id, &caller.actor, now).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(ApiError::NotFound("key"))
+}

@@ -1,0 +1,94 @@
+//! Routes of traces: what agents did on missions.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::response::Response;
+use contract::EpochMs;
+use serde_json::{Value, json};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::Body;
+use service::query::{self, Params};
+
+use super::ApiState;
+use crate::governance::metrics::Fact;
+use crate::store::TraceFilter;
+use crate::trace::Trace;
+
+const TRACE_BYTES_MAX: usize = 128 * 1024;
+
+/// Stores a trace. Each attempt at a mission has its own trace.
+#[utoipa::path(post, path = "/traces", tag = "traces", request_body = Trace,
+    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+pub async fn keep(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+    Body(trace): Body<Trace>,
+) -> Result<Json<Value>, ApiError> {
+    caller.need(Role::Operator)?;
+    if let Some((field, problem)) = trace.problem() {
+        return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
+    }
+    let size = serde_json::to_string(&trace).map_err(ApiError::internal)?.len();
+    if size > TRACE_BYTES_MAX {
+        return Err(ApiError::TooLarge(format!(
+            "the trace has {size} bytes; at most {TRACE_BYTES_MAX} are accepted"
+        )));
+    }
+    let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
+    let org = caller.org(params.get("orgId").or(named))?;
+    let now = (state.clock)();
+    if state.store.upsert_trace(&org, &trace, now).await? {
+        let denied = i64::try_from(trace.denied()).unwrap_or(i64::MAX);
+        if denied > 0 {
+            state.store.count_fact(&org, Fact::ConstraintViolation, denied, now).await?;
+        }
+    }
+    Ok(Json(json!({"ok": true})))
+}
+
+/// Lists traces, newest first.
+#[utoipa::path(get, path = "/traces", tag = "traces",
+    params(("limit" = Option<i64>, Query, description = "1 to 200; default 50"), ("cursor" = Option<String>, Query),
+           ("missionId" = Option<String>, Query),
+           ("agentId" = Option<String>, Query), ("status" = Option<String>, Query),
+           ("q" = Option<String>, Query, description = "Text in the trace; case is ignored"), ("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<Trace>), (status = 400), (status = 403)))]
+pub async fn list(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let owned = |name: &str| params.get(name).map(str::to_owned);
+    let filter = TraceFilter {
+        mission: owned("missionId"),
+        agent: owned("agentId"),
+        status: owned("status"),
+        text: owned("q"),
+        after: params.cursor()?,
+        limit: params.limit(50, 200)?,
+    };
+    let traces = state.store.traces(&org, &filter).await?;
+    Ok(query::page(traces, filter.limit, |trace: &Value| {
+        let started: Option<EpochMs> = serde_json::from_value(trace["startedAt"].clone()).ok();
+        let id = trace["traceId"].as_str().unwrap_or_default();
+        query::cursor(started.map_or(0, |at| at.0), id)
+    }))
+}
+
+/// Returns the newest trace of a mission.
+#[utoipa::path(get, path = "/traces/{missionId}", tag = "traces", params(("missionId" = String, Path)),
+    responses((status = 200, body = Trace), (status = 404)))]
+pub async fn of_mission(
+    Extract(state): Extract<ApiState>,
+    caller: Caller,
+    Path(mission): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let filter = TraceFilter { mission: Some(mission), limit: 1, ..TraceFilter::default() };
+    let found = state.store.traces(&org, &filter).await?.into_iter().next();
+    found.map(Json).ok_or(ApiError::NotFound("trace"))
+}

@@ -1,0 +1,105 @@
+//! The kernel, upstream's name for the mission service: missions and the policy that admits them
+//! ([`governor`]), what agents did ([`trace`]), which agents and tools are registered, and which
+//! tools the agents may use.
+//!
+//! Missions are a durable queue. A worker holds a lease and renews it by heartbeats. When a lease
+//! expires, the next worker may claim the mission; a mission that loses its worker at every attempt
+//! is quarantined. Two workers must never hold the same mission, and two creations with the same
+//! idempotency key create one mission.
+
+mod api;
+mod config;
+pub mod governance;
+pub mod governor;
+pub mod people;
+mod promotion;
+pub mod store;
+pub mod trace;
+
+use std::time::Duration;
+
+use ::database::Store;
+use ::database::idempotency::Idempotency;
+use http_stack::AccessLayer;
+use service::clock::Clock;
+use service::health::Health;
+use service::secret::Secret;
+use service_client::{ServiceClient, ServiceClientError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::KernelConfig;
+pub use store::KernelStore;
+
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A running kernel: its routes, their OpenAPI document and its health checks.
+pub struct Kernel {
+    pub router: axum::Router,
+    pub openapi: utoipa::openapi::OpenApi,
+    pub health: Health,
+}
+
+/// Starts the kernel's background tasks (maintenance, circuit breaker, queries to eval) on
+/// `tracker` and builds its routes.
+///
+/// # Errors
+/// When no HTTP client can be created.
+pub fn start(
+    config: &KernelConfig,
+    (door, token): (&AccessLayer, &Secret),
+    database: Store,
+    clock: Clock,
+    tracker: &TaskTracker,
+    stop: CancellationToken,
+) -> Result<Kernel, ServiceClientError> {
+    let kept = Idempotency::new(database.clone(), clock.clone());
+    let store = KernelStore::new(database);
+    tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
+    let asking = stop.clone();
+    tracker.spawn(maintain(store.clone(), clock.clone(), stop));
+    let asked = store.clone();
+    let health = Health::new("company-kernel").check("database", move || {
+        let store = asked.clone();
+        async move { store.database().ping().await.map_err(|error| error.to_string()) }
+    });
+    let eval = ServiceClient::new("eval", &config.eval_url, token)?;
+    tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), asking));
+    let state = api::ApiState { store, clock, lease_ms: config.lease_ms, eval };
+    let (router, openapi) = api::routes(state, kept, door);
+    Ok(Kernel { router, openapi, health })
+}
+
+/// Quarantines missions that lost every worker, publishes the mission counts as metrics, and
+/// deletes old idempotency keys and fact counts. Any number of instances may run it.
+async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MAINTENANCE_INTERVAL) => {}
+        }
+        match store.quarantine_poison(clock()).await {
+            Ok(0) => {}
+            Ok(parked) => {
+                tracing::warn!(parked, "quarantined missions that lost every worker");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not quarantine missions; the next pass tries again");
+            }
+        }
+        match store.counts(None).await {
+            Ok(counts) => {
+                for (what, n) in counts {
+                    metrics::gauge!("simcorp_missions", "status" => what).set(n as f64);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "could not count missions"),
+        }
+        if let Err(error) = store.database().delete_expired_idempotency_keys(clock()).await {
+            tracing::debug!(%error, "could not delete old keys; the next pass tries again");
+        }
+        if let Err(error) = store.delete_old_facts(clock()).await {
+            tracing::debug!(%error, "could not delete old counts; the next pass tries again");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The kernel's database queries.
+
+mod awaiting_eval;
+mod cards;
+mod governance;
+mod governor;
+mod keys;
+mod missions;
+mod queue;
+mod roles;
+mod select;
+mod traces;
+
+use ::database::Store;
+
+pub use cards::CardKind;
+pub use governance::{GovernanceRecord, RecordFilter, RecordKind};
+pub use governor::VersionedConfig;
+pub use missions::{CreateOutcome, MissionFilter};
+pub use queue::{AttemptFailure, Transition};
+pub use roles::RoleOverride;
+pub use traces::TraceFilter;
+
+/// The kernel's access to the database.
+#[derive(Clone)]
+pub struct KernelStore {
+    database: Store,
+}
+
+impl KernelStore {
+    #[must_use]
+    pub const fn new(database: Store) -> Self {
+        Self { database }
+    }
+
+    #[must_use]
+    pub const fn database(&self) -> &Store {
+        &self.database
+    }
+}

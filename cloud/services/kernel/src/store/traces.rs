@@ -1,0 +1,98 @@
+//! Storage of traces: what agents did, step by step. Every attempt has its own trace.
+
+use ::database::sqlx::{AssertSqlSafe, query, query_scalar};
+use ::database::{StoreError, on};
+use contract::{EpochMs, OrgId};
+use serde_json::Value;
+
+use super::KernelStore;
+use super::missions::from_json;
+use super::select::Select;
+use crate::trace::Trace;
+
+/// How many traces, the newest, a text search examines; limited because a trace may be long.
+const SEARCHED_TRACES_MAX: i64 = 2_000;
+
+/// Which traces to list.
+#[derive(Debug, Clone, Default)]
+pub struct TraceFilter {
+    pub mission: Option<String>,
+    pub agent: Option<String>,
+    pub status: Option<String>,
+    /// Text that the trace contains; case is ignored.
+    pub text: Option<String>,
+    /// The page starts after this trace: (started, id).
+    pub after: Option<(i64, String)>,
+    pub limit: i64,
+}
+
+impl KernelStore {
+    /// Stores a trace. Replaces one with the same id. Returns whether it is new.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn upsert_trace(
+        &self,
+        org: &OrgId,
+        trace: &Trace,
+        now: EpochMs,
+    ) -> Result<bool, StoreError> {
+        let known: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT stored_ms FROM traces WHERE org_id = $1 AND trace_id = $2")
+            .bind(org.as_str()).bind(&trace.trace_id).fetch_optional(pool).await)
+        .map_err(StoreError::query("looking for a trace"))?;
+        on!(self.database, pool => query(
+            "INSERT INTO traces (org_id, trace_id, mission_id, agent_id, status, started_ms, stored_ms, body) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (org_id, trace_id) DO UPDATE SET \
+             mission_id = EXCLUDED.mission_id, agent_id = EXCLUDED.agent_id, status = EXCLUDED.status, \
+             started_ms = EXCLUDED.started_ms, stored_ms = EXCLUDED.stored_ms, body = EXCLUDED.body")
+            .bind(org.as_str()).bind(&trace.trace_id).bind(&trace.mission_id).bind(&trace.agent_id)
+            .bind(trace.status()).bind(trace.started_at.0).bind(now.0)
+            .bind(super::missions::to_json(trace)?).execute(pool).await.map(|_| known.is_none()))
+        .map_err(StoreError::query("storing a trace"))
+    }
+
+    /// Returns traces, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn traces(
+        &self,
+        org: &OrgId,
+        filter: &TraceFilter,
+    ) -> Result<Vec<Value>, StoreError> {
+        let mut select = Select::of("body, started_ms, trace_id", "traces", org.as_str())
+            .equal("mission_id", filter.mission.as_deref())
+            .equal("agent_id", filter.agent.as_deref())
+            .equal("status", filter.status.as_deref());
+        if let Some((time, id)) = &filter.after {
+            let place = select.bind(id);
+            select = select.and(&format!("(started_ms, trace_id) < ({time}, ${place})"));
+        }
+        let order = ("started_ms", "trace_id");
+        let (sql, values) = if let Some(text) = &filter.text {
+            let text = text.to_lowercase();
+            let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
+            let place = select.bind(&format!("%{plain}%"));
+            let condition = format!("lower(body) LIKE ${place} ESCAPE '!'");
+            select.newest_where("body", &condition, order, (SEARCHED_TRACES_MAX, filter.limit))
+        } else {
+            let (sql, values) = select.newest(order, filter.limit);
+            (
+                format!(
+                    "SELECT body FROM ({sql}) AS newest ORDER BY started_ms DESC, trace_id DESC"
+                ),
+                values,
+            )
+        };
+        let rows: Vec<String> = on!(self.database, pool => {
+            let mut q = query_scalar(AssertSqlSafe(sql));
+            for value in &values {
+                q = q.bind(value);
+            }
+            q.fetch_all(pool).await
+        })
+        .map_err(StoreError::query("listing traces"))?;
+        rows.iter().map(|body| from_json("listing traces", body)).collect()
+    }
+}

@@ -1,0 +1,102 @@
+//! The report worker's HTTP surface: how it does, and reports as pages.
+
+use axum::Json;
+use axum::extract::{Path, State as Extract};
+use axum::http::{HeaderValue, header};
+use axum::response::{Html, IntoResponse as _, Response};
+use contract::EventKind;
+use contract::point::TelemetryPoint;
+use contract::written::RoastReport;
+use http_stack::AccessLayer;
+use mission_worker::{Done, SharedStats};
+use roast::analysis::Marks;
+use roast::plot;
+use roast::recording::Recording;
+use roast::sample::Sample;
+use serde_json::Value;
+use service::auth::{Caller, Role};
+use service::error::ApiError;
+use service::query::Params;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::{Peers, page};
+
+#[derive(Clone)]
+pub struct State {
+    pub peers: Peers,
+    pub status: SharedStats,
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp reports", description = "What is written about roasts."))]
+struct Doc;
+
+pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
+        .routes(routes!(status))
+        .routes(routes!(report_page))
+        .with_state(state)
+        .split_for_parts();
+    (door.wrap(router), openapi)
+}
+
+/// What the workers of this process have done so far.
+#[utoipa::path(get, path = "/status", tag = "reports", responses((status = 200, body = Done)))]
+async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Done>, ApiError> {
+    caller.need(Role::Viewer)?;
+    Ok(Json(state.status.snapshot()))
+}
+
+/// A roast's report as a page that can be printed, with the curve drawn. 404: none yet.
+#[utoipa::path(get, path = "/reports/session/{sessionId}", tag = "reports",
+    params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 404),
+              (status = 503)))]
+async fn report_page(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    let ingestion = &state.peers.ingestion;
+    let latest = ["sessions", id.as_str(), "reports", "latest"];
+    let report: Option<RoastReport> = ingestion.get(&org, &latest, &[]).await?;
+    let report = report.ok_or(ApiError::NotFound("report"))?;
+    let points: Vec<TelemetryPoint> = ingestion
+        .get(&org, &["sessions", id.as_str(), "telemetry"], &[("limit", "100000")])
+        .await?
+        .unwrap_or_default();
+    let html = page::html(&report, &curve(&points, &report));
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
+}
+
+/// The curve with the marks that the report's own analysis lies on.
+fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
+    let samples = points.iter().map(Sample::of).collect();
+    let mut recording = Recording { samples, ..Recording::default() };
+    let report = &report.report;
+    // The analysis counts from CHARGE, which somebody may have moved.
+    let moved = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);
+    let charged = moved.map_or(0.0, |one| one.elapsed_seconds);
+    for (kind, name) in [
+        (EventKind::Charge, "chargeSeconds"),
+        (EventKind::Tp, "tpSeconds"),
+        (EventKind::DryEnd, "dryEndSeconds"),
+        (EventKind::Fc, "fcSeconds"),
+        (EventKind::Drop, "dropSeconds"),
+    ] {
+        let Some(seconds) = report.analysis.get(name).and_then(Value::as_f64) else { continue };
+        let at = ms(charged + seconds);
+        let index = recording.samples.partition_point(|sample| sample.t_ms < at);
+        if !recording.samples.is_empty() {
+            recording.marks.push((kind, index.min(recording.samples.len() - 1)));
+        }
+    }
+    plot::svg(&recording, &Marks::of(&recording, &[]), None)
+}

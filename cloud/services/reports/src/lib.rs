@@ -1,0 +1,73 @@
+//! Reports: a worker that claims `generate-roast-report`, reads what is known of the roast, writes the
+//! report — as text, and as a page that can be printed — and says how it went.
+//!
+//! A roast has one report however often its mission runs: the second attempt finds the first one's
+//! work and says so.
+
+mod api;
+mod config;
+mod markdown;
+mod page;
+mod worker;
+
+use http_stack::AccessLayer;
+use mission_worker::{SharedStats, Worker};
+use service::clock::Clock;
+use service::health::Health;
+use service::secret::Secret;
+use service_client::{ServiceClient, ServiceClientError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::ReportsConfig;
+
+/// A running report worker: its routes, and what they need.
+pub struct Reports {
+    pub router: axum::Router,
+    pub openapi: utoipa::openapi::OpenApi,
+    pub health: Health,
+}
+
+/// Where the worker finds the others.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    pub kernel: ServiceClient,
+    pub ingestion: ServiceClient,
+    pub analytics: ServiceClient,
+}
+
+/// Starts the workers on `tracker` and builds the routes.
+///
+/// # Errors
+/// When the system gives no HTTP client.
+pub fn start(
+    config: &ReportsConfig,
+    (door, token): (&AccessLayer, &Secret),
+    clock: &Clock,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Reports, ServiceClientError> {
+    let peers = Peers {
+        kernel: ServiceClient::new("kernel", &config.kernel_url, token)?,
+        ingestion: ServiceClient::new("ingestion", &config.ingestion_url, token)?,
+        analytics: ServiceClient::new("analytics", &config.analytics_url, token)?,
+    };
+    let status = SharedStats::default();
+    for _ in 0..config.workers {
+        let worker = Worker {
+            job: worker::Writer(peers.clone()),
+            kernel: peers.kernel.clone(),
+            clock: clock.clone(),
+            status: status.clone(),
+            pace: config.pace(),
+        };
+        tracker.spawn(worker.run(stop.clone()));
+    }
+    let asked = peers.kernel.clone();
+    let health = Health::new("report-worker").check("kernel", move || {
+        let kernel = asked.clone();
+        async move { kernel.ping().await.map_err(|error| error.to_string()) }
+    });
+    let (router, openapi) = api::routes(api::State { peers, status }, door);
+    Ok(Reports { router, openapi, health })
+}

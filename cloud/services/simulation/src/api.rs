@@ -1,0 +1,174 @@
+//! The HTTP surfaces of the twin and of the publisher, the reference's.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State as Extract;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use contract::point::{RoastEvent, TelemetryPoint};
+use contract::{EpochMs, MachineId};
+use http_stack::AccessLayer;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use service::auth::{Caller, Role};
+use service::error::{ApiError, Issue};
+use service::extract::{Body, parse};
+use service::openapi::with_examples;
+use service::query::Params;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::jobs::{Jobs, PublishRequest, Shown, Stats};
+use crate::request::SimRoastRequest;
+use service::clock::Clock;
+
+type Built = (axum::Router, utoipa::openapi::OpenApi);
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Sim-Corp twin", description = "Simulated roasts."))]
+struct TwinDoc;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Sim-Corp publisher",
+    description = "Simulated machines on the real path."
+))]
+struct PublisherDoc;
+
+pub fn twin_routes(clock: Clock, door: &AccessLayer) -> Built {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(TwinDoc::openapi())
+        .routes(routes!(simulate))
+        .with_state(clock)
+        .split_for_parts();
+    (door.wrap(router), with_examples(openapi, include_str!("twin_examples.json")))
+}
+
+pub fn publisher_routes(jobs: Jobs, door: &AccessLayer) -> Built {
+    use utoipa::OpenApi as _;
+    let (router, openapi) = OpenApiRouter::with_openapi(PublisherDoc::openapi())
+        .routes(routes!(start))
+        .routes(routes!(stop))
+        .routes(routes!(status))
+        .with_state(jobs)
+        .split_for_parts();
+    (door.wrap(router), with_examples(openapi, include_str!("publisher_examples.json")))
+}
+
+#[derive(Serialize, ToSchema)]
+struct Simulated {
+    telemetry: Vec<TelemetryPoint>,
+    events: Vec<RoastEvent>,
+}
+
+/// Simulate a roast. An empty body is a roast of defaults.
+#[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
+    responses((status = 200, body = Simulated), (status = 400, description = "In the shape of the reference's twin", body = Refused)))]
+async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
+    if let Err(error) = caller.need(Role::Viewer) {
+        return error.into_response();
+    }
+    let now = clock();
+    // Physics take their time, and the others must not wait for it.
+    let told = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
+    match told.unwrap_or_else(|error| Err(ApiError::internal(error))) {
+        Ok(told) => Json(told).into_response(),
+        Err(ApiError::Issues(issues)) => refused(&issues),
+        Err(error @ ApiError::Internal(_)) => error.into_response(),
+        Err(error) => refused(&[Issue::new("", error)]),
+    }
+}
+
+fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
+    let request: SimRoastRequest = parse(if body.is_empty() { b"{}" } else { body })?;
+    let issue = |(field, problem): (&'static str, String)| Issue::new(field, problem);
+    let issues: Vec<Issue> = request.problems().into_iter().map(issue).collect();
+    if !issues.is_empty() {
+        return Err(ApiError::Issues(issues));
+    }
+    let roast = request
+        .simulate(request.seed_or(now))
+        .map_err(|problem| ApiError::Issues(vec![issue(problem)]))?;
+    let machine = MachineId::new(request.machine_id.clone()).map_err(ApiError::internal)?;
+    // The reference begins a seeded roast at its seed, s since 1970.
+    let started = match request.seed {
+        Some(seed) => EpochMs(seed.saturating_mul(1_000)),
+        None => EpochMs(now.0.div_euclid(1_000) * 1_000),
+    };
+    let started = if started.is_plausible() { started } else { EpochMs(0) };
+    let (telemetry, events) = roast.told(&machine, started, request.ambient_temp_c);
+    Ok(Simulated { telemetry, events })
+}
+
+/// What this service answers to a wrong request.
+#[derive(Serialize, ToSchema)]
+struct Refused<'i> {
+    message: &'static str,
+    #[schema(value_type = Vec<Object>)]
+    issues: &'i [Issue],
+}
+
+fn refused(issues: &[Issue]) -> Response {
+    let body = Refused { message: "Invalid simulation request", issues };
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Started {
+    /// Of the job, not of a roast.
+    session_id: String,
+    stats: Stats,
+}
+
+/// Put simulated machines beside the real ones: they roast once, sign what they measure, and are
+/// done when the cloud has all of it.
+#[utoipa::path(post, path = "/publish/start", tag = "publisher", request_body = PublishRequest,
+    responses((status = 200, body = Started), (status = 400), (status = 403), (status = 503)))]
+async fn start(
+    Extract(jobs): Extract<Jobs>,
+    caller: Caller,
+    Body(request): Body<PublishRequest>,
+) -> Result<Json<Started>, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(Some(&request.org_id))?;
+    let Shown { id, stats, .. } = jobs.start(&org, request).await?;
+    Ok(Json(Started { session_id: id, stats }))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Stop {
+    session_id: String,
+}
+
+/// End a job.
+#[utoipa::path(post, path = "/publish/stop", tag = "publisher", request_body = Stop,
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404)))]
+async fn stop(
+    Extract(jobs): Extract<Jobs>,
+    caller: Caller,
+    params: Params,
+    Body(stop): Body<Stop>,
+) -> Result<Json<Value>, ApiError> {
+    caller.need(Role::Operator)?;
+    let org = caller.org(params.get("orgId"))?;
+    if jobs.stop(&org, &stop.session_id) {
+        return Ok(Json(json!({"stopped": true})));
+    }
+    Err(ApiError::NotFound("job"))
+}
+
+/// Jobs that run, and the last that ran.
+#[utoipa::path(get, path = "/publish/status", tag = "publisher",
+    params(("orgId" = Option<String>, Query)), responses((status = 200, body = Vec<Shown>), (status = 403)))]
+async fn status(
+    Extract(jobs): Extract<Jobs>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<Vec<Shown>>, ApiError> {
+    let org = caller.org(params.get("orgId"))?;
+    Ok(Json(jobs.shown(&org)))
+}

@@ -1,0 +1,449 @@
+//! `simcorp roast`: analyzes recordings of roasts on a roaster's own computer, without a server or
+//! a database.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use contract::EventKind;
+use roast::analysis::compare::{Comparison, Spread, compare, consistency};
+use roast::analysis::{Analysis, Curve, Marks, analyze};
+use roast::causal::{self, Walk};
+use roast::event::{Change, Inference};
+use roast::learn::Learned;
+use roast::recording::{FILE_BYTES_MAX, Recording};
+use roast::score::{Score, Sheet};
+use roast::{export, plot, score};
+use serde_json::json;
+
+use crate::output::Output;
+use crate::png;
+use crate::workbook;
+
+#[derive(Subcommand)]
+pub enum RoastCommand {
+    /// Analyze recordings as if live: each event with the time at which it was detected. Several
+    /// files are the history of one machine: each is analyzed with what was learned from the events
+    /// of the earlier ones
+    Analyze {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Measure the difference between a roast and a reference roast
+    Compare(CompareArgs),
+    /// Compare the detected events with the marks in recordings. Each folder in DIR is one machine,
+    /// unless its files name several
+    Score { dir: PathBuf },
+    /// Measure how similar several roasts are, such as all of one profile
+    Consistency {
+        #[arg(required = true, num_args = 2..)]
+        files: Vec<PathBuf>,
+    },
+    /// Convert a recording of any supported format to Artisan's .alog or to .csv, in °C
+    Export {
+        file: PathBuf,
+        /// Output file, .alog or .csv; an existing file is never overwritten
+        #[arg(short, long)]
+        to: PathBuf,
+    },
+    /// Import recordings into the cloud, as past sessions of a machine
+    Import(ImportArgs),
+    /// Draw the curve with its events, phases and forecast
+    Plot {
+        file: PathBuf,
+        /// Output file, .svg or .png; default: an SVG beside the recording
+        #[arg(short, long)]
+        to: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    #[arg(long)]
+    pub site: String,
+    #[arg(long)]
+    pub machine: String,
+    /// Start time of the one file, as 2026-05-18T19:32:48Z; default: each file's modification time
+    /// minus the length of its recording
+    #[arg(long)]
+    pub at: Option<String>,
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    file: PathBuf,
+    reference: PathBuf,
+    /// Align both roasts at this event
+    #[arg(long, value_enum, default_value = "charge")]
+    align: Align,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Align {
+    Charge,
+    Tp,
+    Dry,
+    Fc,
+}
+
+impl Align {
+    const fn kind(self) -> EventKind {
+        match self {
+            Self::Charge => EventKind::Charge,
+            Self::Tp => EventKind::Tp,
+            Self::Dry => EventKind::DryEnd,
+            Self::Fc => EventKind::Fc,
+        }
+    }
+}
+
+pub fn run(command: RoastCommand, output: Output) -> anyhow::Result<()> {
+    let as_json = output.is_json();
+    match command {
+        RoastCommand::Analyze { files } => analyze_files(&files, as_json),
+        RoastCommand::Compare(args) => compare_files(&args, as_json),
+        RoastCommand::Score { dir } => score_folder(&dir, as_json),
+        RoastCommand::Consistency { files } => consistency_of(&files, as_json),
+        RoastCommand::Export { file, to } => export_file(&file, &to),
+        RoastCommand::Plot { file, to } => draw(&file, to),
+        // Needs the services: handled in `main`.
+        RoastCommand::Import(_) => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Recording> {
+    let shown = path.display();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();
+    ensure!(size <= FILE_BYTES_MAX as u64, "{shown} is larger than {FILE_BYTES_MAX} bytes");
+    // Recordings may contain invalid UTF-8: such a byte is replaced, and the roast is still read.
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+    if workbook::is_workbook(&bytes) {
+        return workbook::read(&bytes).with_context(|| format!("{shown}"));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    Recording::read(&text).with_context(|| format!("{shown}"))
+}
+
+/// The analysis of one file, using what was learned from the files before it.
+pub struct AnalyzedRecording {
+    pub recording: Recording,
+    walk: Walk,
+    pub marks: Vec<Inference>,
+    analysis: Option<Analysis>,
+}
+
+pub fn analyze_next(path: &Path, learned: &mut Learned) -> anyhow::Result<AnalyzedRecording> {
+    let recording = read(path)?;
+    let walk = causal::walk(&recording, learned);
+    learned.ahead.clone_from(&walk.ahead);
+    learned.study(&recording, &walk);
+    let marks = walk.roast().map(|roast| roast.marks.clone()).unwrap_or_default();
+    let analysis = analyze(&recording, &Marks::found(&marks));
+    Ok(AnalyzedRecording { recording, walk, marks, analysis })
+}
+
+const fn seconds(ms: i64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+fn analyze_files(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+    let mut learned = Learned::default();
+    for path in files {
+        let found = analyze_next(path, &mut learned)?;
+        if as_json {
+            println!("{}", analysis_json(path, &found));
+        } else {
+            print(path, &found);
+        }
+    }
+    Ok(())
+}
+
+fn analysis_json(path: &Path, found: &AnalyzedRecording) -> serde_json::Value {
+    let events = found.marks.iter().map(|mark| {
+        json!({
+            "type": mark.kind.as_str(),
+            "t": seconds(mark.at_ms),
+            "known_at": seconds(mark.known_ms),
+            "confidence": (mark.confidence * 1000.0).round() / 1000.0,
+            "interval": [seconds(mark.from_ms), seconds(mark.to_ms)],
+            "method": mark.method.as_str(),
+            "btC": mark.bt_c.map(|bt| (bt * 10.0).round() / 10.0),
+            "revision": mark.revision,
+        })
+    });
+    json!({
+        "file": path.display().to_string(),
+        "samples": found.recording.samples.len(),
+        "unit": if found.recording.fahrenheit { "F" } else { "C" },
+        "events": events.collect::<Vec<_>>(),
+        "analysis": found.analysis,
+    })
+}
+
+#[allow(clippy::cast_possible_truncation)] // seconds of a roast
+fn ms(seconds: f64) -> i64 {
+    (seconds * 1000.0) as i64
+}
+
+fn clock(ms: i64) -> String {
+    let sign = if ms < 0 { "-" } else { "" };
+    let s = ms.abs() / 1000;
+    format!("{sign}{}:{:02}", s / 60, s % 60)
+}
+
+fn print(path: &Path, found: &AnalyzedRecording) {
+    let unit = if found.recording.fahrenheit { "°F" } else { "°C" };
+    println!("{} — {} samples in {unit}", path.display(), found.recording.samples.len());
+    println!("  known at  event           at      BT °C  conf  interval          method");
+    for change in &found.walk.changes {
+        match change {
+            Change::Known(mark) => {
+                let again = if mark.revision > 0 { " (again)" } else { "" };
+                println!(
+                    "  {:>8}  {:<14} {:>6}  {:>6}  {:>3.0}%  {:>6} … {:<6}  {}",
+                    clock(mark.known_ms),
+                    format!("{}{again}", mark.kind),
+                    clock(mark.at_ms),
+                    mark.bt_c.map_or_else(|| "—".to_owned(), |bt| format!("{bt:.1}")),
+                    mark.confidence * 100.0,
+                    clock(mark.from_ms),
+                    clock(mark.to_ms),
+                    mark.method.as_str(),
+                );
+            }
+            Change::Withdrawn(kind) => println!("            {kind} withdrawn: false detection"),
+        }
+    }
+    let Some(a) = &found.analysis else {
+        println!("  no roast was found\n");
+        return;
+    };
+    for p in &a.phase_stats {
+        println!(
+            "  {:<12} {:>6}  {:>5.1} %  {:>6} °C  {:>5} °C/min",
+            format!("{:?}", p.phase),
+            clock(ms(p.duration_seconds)),
+            p.share * 100.0,
+            p.bt_delta_c.map_or_else(|| "—".to_owned(), |d| format!("{d:+.1}")),
+            p.avg_ror_c_per_min.map_or_else(|| "—".to_owned(), |r| format!("{r:.1}")),
+        );
+    }
+    for warning in &a.warnings {
+        println!("  ! {}", warning.message);
+    }
+    for advice in &a.recommendations {
+        println!("  → {}", advice.message);
+    }
+    println!();
+}
+
+fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
+    let mut sides = Vec::with_capacity(2);
+    for path in [&args.file, &args.reference] {
+        let found = analyze_next(path, &mut Learned::default())?;
+        let marks = Marks::of(&found.recording, &found.marks);
+        sides.push((Curve::of(&found.recording), marks));
+    }
+    let kind = args.align.kind();
+    let [this, reference] = sides.as_slice() else {
+        anyhow::bail!("exactly two roasts can be compared")
+    };
+    let found = compare((&this.0, &this.1), (&reference.0, &reference.1), kind);
+    let found: Comparison = found.with_context(|| {
+        format!("the roasts cannot be compared: one has no CHARGE, DROP or {kind}, or they share no time")
+    })?;
+    if as_json {
+        println!("{}", json!(found));
+        return Ok(());
+    }
+    println!("aligned on {kind}, {} compared", clock(found.seconds_compared * 1000));
+    println!(
+        "  BT   ±{:.2} °C (root mean square), {:+.2} °C on average",
+        found.bt_rmse_c, found.bt_mean_c
+    );
+    println!(
+        "       at most {:+.1} °C, {} from {kind}",
+        found.bt_largest_c,
+        clock(ms(found.bt_largest_at_seconds))
+    );
+    if let Some(ror) = found.ror_rmse_c_per_min {
+        println!("  RoR  ±{ror:.2} °C/min");
+    }
+    println!("  similarity {:.0} of 100", found.similarity);
+    Ok(())
+}
+
+fn consistency_of(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+    let mut learned = Learned::default();
+    let mut roasts = Vec::with_capacity(files.len());
+    for path in files {
+        let found = analyze_next(path, &mut learned)?;
+        match analyze(&found.recording, &Marks::of(&found.recording, &found.marks)) {
+            Some(analysis) => roasts.push(analysis),
+            None => eprintln!("simcorp: skipped: {}: no roast was found", path.display()),
+        }
+    }
+    let found = consistency(&roasts);
+    if as_json {
+        println!("{}", json!(found));
+        return Ok(());
+    }
+    println!("                roasts      mean        ±       min       max");
+    let row = |name: &str, spread: Option<Spread>, scale: f64| {
+        let Some(s) = spread else { return };
+        let [mean, deviation, least, most] =
+            [s.mean, s.deviation, s.least, s.most].map(|value| value * scale);
+        println!(
+            "{name:<14} {:>7} {mean:>9.1} {deviation:>8.1} {least:>9.1} {most:>9.1}",
+            s.roasts
+        );
+    };
+    row("TP s", found.tp_seconds, 1.0);
+    row("first crack s", found.fc_seconds, 1.0);
+    row("DROP s", found.drop_seconds, 1.0);
+    row("DROP °C", found.drop_bt_c, 1.0);
+    row("development %", found.development_ratio, 100.0);
+    row("weight loss %", found.weight_loss_pct, 1.0);
+    Ok(())
+}
+
+fn recordings_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder);
+    let entries = entries.with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "alog" || e == "csv"));
+    files.sort();
+    Ok(files)
+}
+
+fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+    let mut folders = vec![dir.to_owned()];
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut within: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    within.retain(|path| path.is_dir());
+    within.sort();
+    folders.extend(within);
+    let mut all = Sheet::default();
+    let mut scores: Vec<(String, Score)> = Vec::new();
+    for folder in folders {
+        let mut named = Vec::new();
+        for path in recordings_in(&folder)? {
+            match read(&path) {
+                Ok(recording) => named.push((path.display().to_string(), recording)),
+                Err(error) => eprintln!("simcorp: skipped: {error:#}"),
+            }
+        }
+        if named.is_empty() {
+            continue;
+        }
+        // A folder is one machine, unless its files name several.
+        let machines: BTreeSet<&str> = named.iter().map(|(_, r)| r.machine.as_str()).collect();
+        let mut sheet = Sheet::default();
+        for machine in machines {
+            let of = named.iter().filter(|(_, recording)| recording.machine == machine);
+            sheet.machine(of.map(|(name, recording)| (name.as_str(), recording)));
+        }
+        all.add(&sheet);
+        let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
+        scores.push((name.into_owned(), sheet.score()));
+    }
+    ensure!(!scores.is_empty(), "no .alog or .csv recordings in {}", dir.display());
+    if as_json {
+        let machines: serde_json::Map<_, _> =
+            scores.into_iter().map(|(name, score)| (name, json!(score))).collect();
+        println!("{}", json!({"machines": machines, "all": all.score()}));
+        return Ok(());
+    }
+    scores.push(("all".to_owned(), all.score()));
+    print_scores(&scores);
+    Ok(())
+}
+
+fn print_scores(scores: &[(String, Score)]) {
+    println!(
+        "detected vs. marked, s        ≤10 s      ≤30 s  missed  median     p10     p90  in interval"
+    );
+    for kind in score::KINDS {
+        for (name, score) in scores {
+            let Some(t) = score.marks.get(kind.as_str()).filter(|t| t.marks > 0) else { continue };
+            println!(
+                "{:<9} {:<14} {:>4}/{:<4} {:>4}/{:<4} {:>6} {:>7.1} {:>7.1} {:>7.1}  {:>4}/{:<4}",
+                kind.as_str(),
+                name,
+                t.within_10_s,
+                t.marks,
+                t.within_30_s,
+                t.marks,
+                t.missed,
+                t.median_s,
+                t.p10_s,
+                t.p90_s,
+                t.covered,
+                t.marks,
+            );
+        }
+    }
+    println!(
+        "\nBT 60 s ahead            points   mean error °C    p90 error °C   in interval   ± °C"
+    );
+    for (name, score) in scores {
+        let f = &score.forecast;
+        if f.points > 0 {
+            println!(
+                "          {name:<14} {:>6}   {:>13.2}   {:>13.2}   {:>9.1} %   {:>4.1}",
+                f.points,
+                f.mae_c,
+                f.p90_c,
+                100.0 * f.covered as f64 / f.points as f64,
+                f.half_c,
+            );
+        }
+    }
+    for (name, score) in scores {
+        println!(
+            "{name}: {} recordings, {} false charges, {} phantom drops",
+            score.recordings, score.false_charges, score.phantom_drops
+        );
+    }
+}
+
+fn export_file(file: &Path, to: &Path) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let recording = read(file)?;
+    let text = match to.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("alog") => export::alog(&recording),
+        Some("csv") => export::csv(&recording),
+        _ => anyhow::bail!("{}: not .alog or .csv; name a file of either", to.display()),
+    };
+    let new = std::fs::OpenOptions::new().write(true).create_new(true).open(to);
+    let mut new = new.with_context(|| format!("cannot write {}", to.display()))?;
+    new.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", to.display()))?;
+    println!("{}", to.display());
+    Ok(())
+}
+
+fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
+    let found = analyze_next(file, &mut Learned::default())?;
+    let marks = Marks::of(&found.recording, &found.marks);
+    // The forecast at first crack, or the last one if the recording has no drop.
+    let outlooks = &found.walk.outlooks;
+    let outlook = match marks.ms(EventKind::Fc).filter(|_| marks.ms(EventKind::Drop).is_some()) {
+        Some(cracked) => outlooks.iter().find(|outlook| outlook.t_ms >= cracked),
+        None => outlooks.last(),
+    };
+    let svg = plot::svg(&found.recording, &marks, outlook);
+    let output = output.unwrap_or_else(|| file.with_extension("svg"));
+    let drawn = match output.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("svg") => svg.into_bytes(),
+        Some("png") => png::render(&svg)?,
+        _ => anyhow::bail!("{}: not .svg or .png; name a file of either", output.display()),
+    };
+    std::fs::write(&output, drawn).with_context(|| format!("cannot write {}", output.display()))?;
+    println!("{}", output.display());
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! `simcorp roast import`: uploads recordings as sessions of a machine, so that its history is
+//! available on the first day.
+//!
+//! The command signs the frames with a temporary key that exists only while it runs. The key's
+//! device is named `device:import-…`, so that imported sessions can be distinguished from what a
+//! gateway measured. The session id is derived from the file: a file that is imported twice is
+//! stored once.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use contract::{
+    Ack, ChainId, Channel, ClockQuality, Column, DeviceId, EpochMs, EventKind, EventSource, Frame,
+    KeyId, MachineEvent, MachineId, Origin, SessionId, SiteId,
+};
+use roast::analysis::Marks;
+use roast::learn::Learned;
+use roast::sample::Sample;
+use serde_json::{Value, json};
+use trust::{Algorithm, CONTENT_FRAME, FileKey};
+
+use crate::config::CloudConfig;
+use crate::recordings::{AnalyzedRecording, ImportArgs, analyze_next};
+use crate::remote::OperatorClient;
+
+/// Samples per frame, and frames per request: what ingestion accepts at once.
+const SAMPLES_PER_FRAME: usize = 240;
+const FRAMES_PER_REQUEST: usize = 32;
+const IMPORTED_EVENTS: [EventKind; 8] = [
+    EventKind::Charge,
+    EventKind::Tp,
+    EventKind::DryEnd,
+    EventKind::Fc,
+    EventKind::FcEnd,
+    EventKind::Sc,
+    EventKind::ScEnd,
+    EventKind::Drop,
+];
+
+pub async fn run(
+    config: &CloudConfig,
+    org: Option<String>,
+    args: ImportArgs,
+) -> anyhow::Result<()> {
+    let at = match &args.at {
+        None => None,
+        Some(_) if args.files.len() > 1 => bail!("--at is the start of one file: give only one"),
+        Some(text) => Some(EpochMs::parse_iso(text).context("--at: not as 2026-05-18T19:32:48Z")?),
+    };
+    let remote = OperatorClient::connect(config, org).await?;
+    let origin = Origin {
+        org: remote.org.clone(),
+        site: SiteId::new(args.site)?,
+        machine: MachineId::new(args.machine)?,
+    };
+    let name = format!("import-{}", &trust::random_id()?[..12]);
+    let key_id = KeyId::new(&DeviceId::new(name)?, &origin.site);
+    let key = FileKey::generate(key_id, Algorithm::EdDsa)?;
+    let id = trust::Signer::key_id(&key).to_string();
+    let device = json!({"siteId": origin.site, "machines": [origin.machine], "kid": id,
+                        "publicKey": key.public_key().to_pem()});
+    remote.post(&remote.fleet, &["devices"], &device).await?;
+    let mut learned = Learned::default();
+    let mut brought = Ok(());
+    for file in &args.files {
+        brought = import_file(&remote, &origin, &key, (file, at), &mut learned).await;
+        if brought.is_err() {
+            break;
+        }
+    }
+    // Revoked on success and on failure: the key must not be used again.
+    remote.post(&remote.fleet, &["devices", &id, "revoke"], &json!({})).await?;
+    brought
+}
+
+async fn import_file(
+    remote: &OperatorClient,
+    origin: &Origin,
+    key: &FileKey,
+    (file, at): (&Path, Option<EpochMs>),
+    learned: &mut Learned,
+) -> anyhow::Result<()> {
+    let shown = file.display();
+    let found = analyze_next(file, learned)?;
+    let marks = Marks::of(&found.recording, &found.marks);
+    let charge = marks.ms(EventKind::Charge);
+    let charge = charge.with_context(|| format!("{shown}: no CHARGE, so no start of the roast"))?;
+    let length_ms = found.recording.samples.last().map_or(0, |last| last.t_ms);
+    let begins = match at {
+        Some(at) => at,
+        None => modified_at(file)?.plus(-length_ms),
+    };
+    let digest = trust::digest(&std::fs::read(file)?).0;
+    let frames = frames(origin, &found, &marks, (begins, charge), digest);
+    let mut sent = 0;
+    for some in frames.chunks(FRAMES_PER_REQUEST) {
+        let mut body = Vec::new();
+        for frame in some {
+            body.extend(trust::sign(key, CONTENT_FRAME, frame.encode())?);
+        }
+        let kind = ("application/cose", body);
+        let answer = remote.ingestion.post_bytes(&origin.org, &["v1", "frames"], kind).await?;
+        let acks: Vec<Ack> = answer.map_or_else(Vec::new, |answer| answer.body);
+        let refused = acks.iter().flat_map(|ack| &ack.refused).next();
+        if let Some(refused) = refused {
+            bail!("{shown}: ingestion rejected frame {}: {}", refused.frame, refused.reason);
+        }
+        sent += some.iter().map(Frame::sample_count).sum::<usize>();
+    }
+    let session = SessionId::compose(origin, begins.plus(charge), salt(digest));
+    let told: Option<Value> =
+        remote.ingestion.get(&origin.org, &["sessions", session.as_str()], &[]).await?;
+    ensure!(told.is_some(), "{shown}: it was sent, but its session is missing");
+    println!("{shown}: {session}, {sent} samples");
+    Ok(())
+}
+
+/// Returns when the file was last modified.
+fn modified_at(file: &Path) -> anyhow::Result<EpochMs> {
+    let at = std::fs::metadata(file)?.modified()?.duration_since(std::time::UNIX_EPOCH)?;
+    Ok(EpochMs(i64::try_from(at.as_millis())?))
+}
+
+const fn salt(digest: [u8; 32]) -> u32 {
+    u32::from_be_bytes([0, digest[16], digest[17], digest[18]])
+}
+
+/// Builds the frames of a recording whose first sample was at `begins` and whose CHARGE is `charge`
+/// ms later. Deterministic: the same file and arguments give the same frames.
+fn frames(
+    origin: &Origin,
+    found: &AnalyzedRecording,
+    marks: &Marks,
+    (begins, charge): (EpochMs, i64),
+    digest: [u8; 32],
+) -> Vec<Frame> {
+    let samples = &found.recording.samples;
+    let session = SessionId::compose(origin, begins.plus(charge), salt(digest));
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    let mut frames = Vec::new();
+    let (mut previous, mut first_seq) = (None, 0_u64);
+    for (number, part) in (1_u64..).zip(samples.chunks(SAMPLES_PER_FRAME)) {
+        let last_of_all = first_seq + part.len() as u64 == samples.len() as u64;
+        let from = part.first().map_or(0, |sample| sample.t_ms);
+        let until = if last_of_all { i64::MAX } else { part.last().map_or(0, |s| s.t_ms + 1) };
+        let told = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
+            let at_ms = marks.ms(kind).filter(|ms| (from..until).contains(ms))?;
+            let nearest = part.iter().rposition(|sample| sample.t_ms <= at_ms).unwrap_or(0);
+            let in_file = found.recording.mark_ms(kind).is_some();
+            Some(MachineEvent {
+                kind,
+                seq: first_seq + nearest as u64,
+                at: begins.plus(at_ms),
+                elapsed_s: (at_ms - charge) as f64 / 1000.0,
+                session: session.clone(),
+                source: if in_file { EventSource::Person } else { EventSource::Inferred },
+                bt_c: part[nearest].bt_c,
+                note: None,
+            })
+        });
+        let frame = Frame {
+            origin: origin.clone(),
+            chain: ChainId(id),
+            number,
+            previous,
+            boot: 1,
+            first_seq,
+            mono: u64::try_from(from).unwrap_or(0),
+            wall: begins.plus(from),
+            clock: ClockQuality::Unknown,
+            profile: None,
+            offsets_ms: part.iter().map(|s| u32::try_from(s.t_ms - from).unwrap_or(0)).collect(),
+            columns: columns(part),
+            events: told.collect(),
+        };
+        previous = Some(trust::digest(&frame.encode()));
+        first_seq += part.len() as u64;
+        frames.push(frame);
+    }
+    frames
+}
+
+fn columns(part: &[Sample]) -> Vec<Column> {
+    let column = |channel, value: fn(&Sample) -> Option<f64>| Column {
+        channel,
+        values: part.iter().map(value).collect(),
+        quality: Vec::new(),
+    };
+    let all = [
+        column(Channel::Bt, |s| s.bt_c),
+        column(Channel::Et, |s| s.et_c),
+        column(Channel::Gas, |s| s.gas_pct),
+        column(Channel::Fan, |s| s.fan_pct),
+    ];
+    all.into_iter().filter(|column| column.values.iter().any(Option::is_some)).collect()
+}

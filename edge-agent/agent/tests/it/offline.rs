@@ -1,0 +1,236 @@
+//! The gateway alone: no cloud, and everything a person beside the machine needs.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use testbed::{Process, answers, binary, free_port, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Gateway {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Process,
+}
+
+impl Gateway {
+    fn new(machine: &str) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
+        let at = folder.path().display();
+        let config = folder.path().join("edge.toml");
+        let text = format!(
+            "[identity]\norg = \"org\"\nsite = \"s\"\ndevice = \"gw\"\nkey_file = \"{at}/key.pem\"\n\
+             [journal]\nfolder = \"{at}/journal\"\n[local]\nlisten = \"127.0.0.1:{port}\"\n\
+             [machine]\nid = \"r-1\"\n{machine}\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let program = binary("simcorp-edge").unwrap();
+        let made = Command::new(&program).arg("-c").arg(&config).args(["key", "create"]).output();
+        assert!(made.unwrap().status.success());
+        let arguments = ["-c".to_owned(), config.display().to_string(), "run".to_owned()];
+        let process = Process::new(program, arguments, folder.path().join("agent.log"));
+        Self { folder, port, process }
+    }
+
+    fn ask(&self, request: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             Content-Type: application/json\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let answer = self.ask("GET /status", "");
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
+    let mut gateway = Gateway::new(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 600\n[sampling]\nperiod_ms = 50\n",
+    );
+    gateway.process.start().unwrap();
+    answers(gateway.port).await.unwrap();
+    wait_for("samples", PATIENCE, || async { gateway.status()["samples"].as_u64() > Some(5) })
+        .await
+        .unwrap();
+    let refused = gateway.ask("POST /marks", r#"{"type":"DROP"}"#);
+    assert!(
+        refused.starts_with("HTTP/1.1 400") && refused.contains("no roast is running"),
+        "{refused}"
+    );
+    let charged = gateway.ask("POST /marks", r#"{"type":"CHARGE"}"#);
+    assert!(charged.starts_with("HTTP/1.1 204"), "{charged}");
+    wait_for("a roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+        .await
+        .unwrap();
+    assert!(gateway.ask("POST /marks", r#"{"type":"DROP"}"#).starts_with("HTTP/1.1 204"));
+    wait_for("its end", PATIENCE, || async { gateway.status()["session"].is_null() })
+        .await
+        .unwrap();
+    let points = gateway.ask("GET /points", "");
+    assert!(
+        points.contains("\"mark\":\"CHARGE\"") && points.contains("\"mark\":\"DROP\""),
+        "{points}"
+    );
+    assert!(gateway.ask("GET /", "").contains("<canvas"));
+    assert!(gateway.ask("GET /health", "").starts_with("HTTP/1.1 200"));
+    assert!(gateway.ask("GET /metrics", "").contains("simcorp_edge_samples_total"));
+    let config = gateway.folder.path().join("edge.toml");
+    let status =
+        Command::new(binary("simcorp-edge").unwrap()).arg("-c").arg(config).arg("status").output();
+    assert!(
+        String::from_utf8(status.unwrap().stdout).unwrap().contains("\"machine\": \"org/s/r-1\"")
+    );
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_dead_machine_is_said_and_comes_back_by_itself() {
+    let machine = free_port().unwrap();
+    let mut gateway = Gateway::new(&format!(
+        "driver = \"profile\"\n[machine.profile]\nid = \"toper.tkm-sx.plc\"\n\
+         host = \"127.0.0.1\"\nport = {machine}\ntimeout_ms = 50\n[sampling]\nperiod_ms = 50\n"
+    ));
+    gateway.process.start().unwrap();
+    answers(gateway.port).await.unwrap();
+    wait_for("the machine's silence", PATIENCE, || async {
+        gateway.status()["driverError"].is_string()
+    })
+    .await
+    .unwrap();
+    assert!(gateway.ask("GET /ready", "").starts_with("HTTP/1.1 503"));
+    // A machine that accepts and never answers costs its own samples and nothing else.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", machine)).unwrap();
+    wait_for("a time limit", PATIENCE, || async {
+        gateway.status()["driverError"]
+            .as_str()
+            .is_some_and(|e| e.contains("does not answer within 50 ms"))
+    })
+    .await
+    .unwrap();
+    drop(listener);
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "a dead unit delays no stop");
+}
+
+#[tokio::test]
+async fn a_killed_agent_goes_on_with_its_roast() {
+    let mut gateway = Gateway::new(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\n\
+         [sampling]\nperiod_ms = 20\nframe_ms = 100\n",
+    );
+    gateway.process.start().unwrap();
+    answers(gateway.port).await.unwrap();
+    wait_for("a roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+        .await
+        .unwrap();
+    gateway.process.kill();
+    let journal = gateway.folder.path().join("journal/journal.db");
+    let count = |sql: &str| -> i64 {
+        rusqlite::Connection::open(&journal).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let first: i64 = count("SELECT first_frame FROM roasts");
+    assert!(first > 5, "frames before the roast: {first}");
+    // A killed agent's journal is whole: no holes, and the open roast is known.
+    assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
+    gateway.process.start().unwrap();
+    answers(gateway.port).await.unwrap();
+    wait_for("the same roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+        .await
+        .unwrap();
+    gateway.process.stop(PATIENCE).await.unwrap();
+    assert_eq!(count("SELECT COUNT(*) FROM roasts"), 1, "a restart goes on with the roast");
+}
+
+/// kill -9 at any moment, over and over (`KILLS=1000` for a thousand): the agent always starts, the
+/// chain has no hole, and what was kept once stays as it was.
+#[tokio::test]
+async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
+    let kills: u64 = std::env::var("KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let mut gateway = Gateway::new(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 1\n\
+         [sampling]\nperiod_ms = 20\nframe_ms = 40\n",
+    );
+    let journal = gateway.folder.path().join("journal/journal.db");
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    let mut starts = 0;
+    for kill in 0..kills {
+        gateway.process.start().unwrap();
+        // Any moment: while it opens the journal, while it writes, in between.
+        tokio::time::sleep(Duration::from_millis(30 + (kill * 7_919) % 270)).await;
+        assert!(gateway.process.is_running(), "start {kill}: {}", gateway.process.log());
+        gateway.process.kill();
+        if !journal.exists() {
+            continue;
+        }
+        let db = rusqlite::Connection::open(&journal).unwrap();
+        let Ok(mut rows) = db.prepare("SELECT number, signed FROM frames ORDER BY number") else {
+            continue; // killed before it had made its tables
+        };
+        let rows = rows.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).unwrap();
+        let frames: Vec<(i64, Vec<u8>)> = rows.map(Result::unwrap).collect();
+        let numbers: Vec<i64> = frames.iter().map(|(number, _)| *number).collect();
+        assert_eq!(
+            numbers,
+            (1..=i64::try_from(frames.len()).unwrap()).collect::<Vec<_>>(),
+            "kill {kill}"
+        );
+        let now: Vec<Vec<u8>> = frames.into_iter().map(|(_, signed)| signed).collect();
+        assert!(now.starts_with(&kept), "kill {kill}: what was kept has changed");
+        starts += usize::from(now.len() > kept.len());
+        kept = now;
+    }
+    assert!(starts as u64 > kills / 3 && kept.len() > 20, "{starts} starts, {} frames", kept.len());
+}
+
+#[tokio::test]
+async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::Message;
+    let port = free_port().unwrap();
+    let mut gateway = Gateway::new(&format!(
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 3\nspeed = 20\n\
+         [sampling]\nperiod_ms = 50\nframe_ms = 100\n[artisan]\nwebsocket = \"127.0.0.1:{port}\"\n"
+    ));
+    gateway.process.start().unwrap();
+    answers(port).await.unwrap();
+    let url = format!("ws://127.0.0.1:{port}/WebSocket");
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let (mut shown, mut begun, mut refused) = (false, false, false);
+    let end = tokio::time::Instant::now() + PATIENCE;
+    for id in 0.. {
+        let question = if id == 3 {
+            format!("{{\"command\":\"setBurner\",\"value\":50,\"id\":{id}}}")
+        } else {
+            format!("{{\"command\":\"getData\",\"id\":{id},\"roasterID\":0}}")
+        };
+        socket.send(Message::text(question)).await.unwrap();
+        // Marks are told between answers, without being asked for.
+        loop {
+            let said = tokio::time::timeout_at(end, socket.next()).await.unwrap().unwrap().unwrap();
+            let said: serde_json::Value = serde_json::from_str(said.to_text().unwrap()).unwrap();
+            begun |= said["pushMessage"] == "startRoasting";
+            if said["id"] == id {
+                let (bt, et) = (&said["data"]["BT"], &said["data"]["ET"]);
+                shown |= bt.as_f64().is_some_and(|bt| bt > 20.0) && et.is_f64();
+                refused |= said["error"].to_string().contains("moves nothing");
+                break;
+            }
+        }
+        if shown && begun && refused {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "shown {shown} begun {begun} refused {refused}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

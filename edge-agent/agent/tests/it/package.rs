@@ -1,0 +1,74 @@
+//! The package: what is in it, and how its services are locked in.
+
+use std::process::Command;
+
+use testbed::{binary, workspace};
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(workspace()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn the_services_expose_less_than_two_of_ten() {
+    for unit in ["simcorp-edge", "simcorp-signer"] {
+        let file = format!("packaging/systemd/{unit}.service");
+        // The threshold is in tenths.
+        run("systemd-analyze", &["security", "--offline=true", "--threshold=20", &file]);
+    }
+}
+
+#[test]
+fn the_package_has_what_the_guide_speaks_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    // Of the programs as the tests have them; how large the released ones are the benchmark says.
+    let built = Command::new(workspace().join("packaging/build-deb"))
+        .arg(out)
+        .env("EDGE", binary("simcorp-edge").unwrap())
+        .env("SIGNER", binary("simcorp-signer").unwrap())
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let package = std::fs::read_dir(out).unwrap().next().unwrap().unwrap().path();
+    let package = package.to_str().unwrap();
+    let files = run("dpkg-deb", &["-c", package]);
+    for expected in [
+        "./usr/bin/simcorp-edge",
+        "./usr/bin/simcorp-signer",
+        "./lib/systemd/system/simcorp-edge.service",
+        "./lib/systemd/system/simcorp-signer.service",
+        "./lib/systemd/system/simcorp-signer.socket",
+        "./usr/lib/sysusers.d/simcorp-edge.conf",
+        "./etc/simcorp-edge/edge.toml",
+        "./usr/share/doc/simcorp-edge/install-gateway.md",
+        "./usr/share/doc/simcorp-edge/60-simcorp-roaster.rules.example",
+    ] {
+        assert!(files.contains(expected), "no {expected} in:\n{files}");
+    }
+    assert!(run("dpkg-deb", &["-I", package, "conffiles"]).contains("/etc/simcorp-edge/edge.toml"));
+    for script in ["postinst", "prerm", "postrm"] {
+        run("sh", &["-n", &format!("packaging/debian/{script}")]);
+    }
+    run("sh", &["-n", "packaging/install.sh"]);
+}
+
+#[test]
+fn the_configuration_that_is_shipped_asks_for_names_and_nothing_else() {
+    let config = "packaging/debian/edge.toml";
+    let edge = binary("simcorp-edge").unwrap();
+    let output = Command::new(edge)
+        .args(["-c", config, "config", "check"])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    for field in ["identity.org", "identity.site", "identity.device", "machine.id", "profile"] {
+        assert!(said.contains(field), "{said}");
+    }
+    assert_eq!(said.lines().count(), 6, "{said}");
+}

@@ -1,0 +1,465 @@
+//! Profiles as people use them: checked, signed, and read by the agent itself.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use contract::{Channel, Frame};
+use emulator::{Emulator, Endpoint};
+use serde_json::Value;
+use testbed::{Process, binary, free_port, wait_for};
+use tokio::time::Instant;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn edge(arguments: &[&str]) -> Output {
+    Command::new(binary("simcorp-edge").unwrap()).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &err
+}
+
+/// The guide's own example.
+fn example() -> String {
+    let page = include_str!("../../../../docs/guides/write-a-profile.md");
+    let text = page.split("```toml profile\n").nth(1).unwrap();
+    text.split("```").next().unwrap().to_owned()
+}
+
+#[test]
+fn the_guides_example_is_right_and_its_mistakes_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("roaster.toml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, example()).unwrap();
+    let right = edge(&["profile", "check", path]);
+    assert!(right.status.success() && said(&right).contains("nothing is wrong"), "{right:?}");
+    std::fs::write(&file, example().replace("unit = \"C\"\n", "").replace("holding 20", "20"))
+        .unwrap();
+    let wrong = edge(&["profile", "check", path, "toper.tkm-sx.plc"]);
+    let text = said(&wrong);
+    assert!(!wrong.status.success());
+    assert!(text.contains("channel btC: has no unit") && text.contains("[address]"), "{text}");
+    assert!(text.contains("1 of 2 profiles are wrong"), "{text}");
+    let listed = said(&edge(&["profile", "list"]));
+    assert!(listed.lines().count() >= 20 && listed.contains("giesen.wxa.s7-pro"), "{listed}");
+    assert!(said(&edge(&["profile", "show", "toper.tkm-sx.plc"])).starts_with("# sha256 "));
+    assert!(said(&edge(&["profile", "schema"])).contains("\"$schema\""));
+    assert!(said(&edge(&["profile", "show", "no-such"])).contains("profile list"));
+}
+
+struct Gateway {
+    folder: tempfile::TempDir,
+    process: Process,
+    port: u16,
+}
+
+impl Gateway {
+    fn new(machine: &str) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
+        let at = folder.path().display();
+        let text = format!(
+            "[identity]\norg = \"org\"\nsite = \"s\"\ndevice = \"gw\"\nkey_file = \"{at}/key.pem\"\n\
+             [journal]\nfolder = \"{at}/journal\"\n[local]\nlisten = \"127.0.0.1:{port}\"\n\
+             [sampling]\nperiod_ms = 50\nframe_ms = 200\n\
+             [machine]\nid = \"r-1\"\ndriver = \"profile\"\n[machine.profile]\n{machine}\n"
+        );
+        let config = folder.path().join("edge.toml");
+        std::fs::write(&config, text).unwrap();
+        let config = config.display().to_string();
+        if !folder.path().join("key.pem").exists() {
+            let made = edge(&["-c", &config, "key", "create"]);
+            assert!(made.status.success(), "{}", said(&made));
+        }
+        let arguments = ["-c".to_owned(), config, "run".to_owned()];
+        let log = folder.path().join("agent.log");
+        let process = Process::new(binary("simcorp-edge").unwrap(), arguments, log);
+        Self { folder, process, port }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+
+    fn frames(&self) -> Vec<Frame> {
+        let journal = self.folder.path().join("journal/journal.db");
+        let db = rusqlite::Connection::open(journal).unwrap();
+        let mut rows = db.prepare("SELECT signed FROM frames ORDER BY id").unwrap();
+        let frames = rows.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        let frame = |bytes: Vec<u8>| {
+            let signed = trust::Signed::parse(&bytes).unwrap();
+            Frame::decode(signed.payload()).unwrap()
+        };
+        frames.map(|bytes| frame(bytes.unwrap())).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read() {
+    let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let every = Duration::from_millis(50);
+    let machine = Emulator::start(&checked.profile, any, 2_000, every).await.unwrap();
+    let Endpoint::Tcp(address) = machine.endpoint() else { panic!("a TCP machine") };
+    let mut gateway = Gateway::new(&format!(
+        "id = \"toper.tkm-sx.plc\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n",
+        address.port()
+    ));
+    gateway.process.start().unwrap();
+    wait_for("a roast", PATIENCE * 2, || async { machine.served().len() > 150 })
+        .await
+        .unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "{}", gateway.port);
+    let frames = gateway.frames();
+    assert!(frames.iter().all(|frame| frame.profile == Some(checked.digest)));
+    let column = |channel: &Channel| -> Vec<f64> {
+        let values = frames.iter().flat_map(|f| (0..f.sample_count()).map(|i| f.value(channel, i)));
+        values.map(|value| value.unwrap_or(f64::NAN)).collect()
+    };
+    let (bt, gas) = (column(&Channel::Bt), column(&Channel::Gas));
+    let served = machine.served();
+    // In order, and each as it was shown. On a busy computer an answer may come too late for its
+    // sample and is shown to the next; that nothing is lost is shown in `driver/tests`.
+    let mut at = 0;
+    for (i, (bt, gas)) in bt.iter().zip(&gas).enumerate() {
+        let same = |s: &emulator::ServedReading| {
+            (bt - s.values[0]).abs() < 1e-9 && (gas - s.values[3]).abs() < 1e-9
+        };
+        let found = served[at..].iter().position(same);
+        at += found.unwrap_or_else(|| panic!("sample {i}: {bt} °C, {gas} % was never shown")) + 1;
+    }
+    assert!(at <= bt.len() + 5, "{} samples of {at} readings", bt.len());
+}
+
+/// One Modbus request and the PDU that comes back, by hand: nobody's code but this test's.
+fn modbus(port: u16, pdu: &[u8]) -> Vec<u8> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let length = u8::try_from(pdu.len() + 1).unwrap();
+    stream.write_all(&[&[0, 9, 0, 0, 0, length, 1][..], pdu].concat()).unwrap();
+    let mut head = [0; 7];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(head[..2], [0, 9]);
+    let mut pdu = vec![0; usize::from(head[5]) - 1];
+    stream.read_exact(&mut pdu).unwrap();
+    pdu
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
+    let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let every = Duration::from_millis(50);
+    let machine = Emulator::start(&checked.profile, any, 500, every).await.unwrap();
+    let Endpoint::Tcp(address) = machine.endpoint() else { panic!("a TCP machine") };
+    let port = free_port().unwrap();
+    let mut gateway = Gateway::new(&format!(
+        "id = \"toper.tkm-sx.plc\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n\
+         [artisan]\nmodbus = \"127.0.0.1:{port}\"\n",
+        address.port()
+    ));
+    gateway.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    wait_for("a reading", PATIENCE, || async { machine.served().len() > 20 }).await.unwrap();
+    let bt = modbus(port, &[3, 0, 2, 0, 1]);
+    assert_eq!(bt[..2], [3, 2], "{bt:?}");
+    let shown = f64::from(u16::from_be_bytes([bt[2], bt[3]])) / 10.0;
+    let known = machine.served().iter().any(|s| (s.values[0] - shown).abs() < 1e-9);
+    assert!(known, "{shown} °C was never shown by the machine");
+    assert_eq!(modbus(port, &[3, 0, 3, 0, 1]), [0x83, 2], "a register the profile does not read");
+    assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "the burner is not Artisan's to move");
+    machine.inject_fault(None, emulator::Fault::Silent);
+    wait_for("staleness", PATIENCE, || async { modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11] })
+        .await
+        .unwrap();
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+}
+
+/// What is said of a gateway's configuration once it lets Artisan write.
+fn opened(machine: &str) -> String {
+    let gateway = Gateway::new(machine);
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    let open = std::fs::read_to_string(&config).unwrap().replace("writes = false", "writes = true");
+    std::fs::write(&config, open).unwrap();
+    said(&edge(&["-c", &config, "config", "check"]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_limits() {
+    let shipped = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
+    let text = shipped.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
+    );
+    let checked = firmware_profiles::check(&text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let machine =
+        Emulator::start(&checked.profile, any, 500, Duration::from_millis(50)).await.unwrap();
+    let Endpoint::Tcp(address) = machine.endpoint() else { panic!("a TCP machine") };
+    let port = free_port().unwrap();
+    let settings = |writes: bool| {
+        format!(
+            "host = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n\
+             [artisan]\nmodbus = \"127.0.0.1:{port}\"\nwrites = {writes}\n",
+            address.port()
+        )
+    };
+    // Nothing is moved by a profile as it is shipped, whatever the configuration says.
+    let told = opened(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
+    assert!(told.contains("artisan.writes: is on, and"), "{told}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("toper.toml");
+    std::fs::write(&file, &text).unwrap();
+    let (at, key) = (file.display(), folder.path().join("office.key"));
+    let kid = "device:office@leipzig";
+    let office =
+        trust::FileKey::create(&key, kid.parse().unwrap(), trust::Algorithm::EdDsa).unwrap();
+    std::fs::write(folder.path().join("office.pub"), office.public_key().to_pem()).unwrap();
+    let key = key.display().to_string();
+    let signed = ["profile", "sign", &at.to_string(), "--key-file", &key, "--kid", kid];
+    assert!(edge(&signed).status.success());
+    let trusted = folder.path().join("office.pub");
+    let machine_file = format!("file = \"{at}\"\ntrusted_keys = [\"{}\"]\n", trusted.display());
+    // Nor by one that nobody has signed.
+    let told = opened(&format!("file = \"{at}\"\n{}", settings(false)));
+    assert!(told.contains("trusted_keys names nobody"), "{told}");
+    let burner = |value: u16| {
+        let [high, low] = value.to_be_bytes();
+        modbus(port, &[6, 4, 81, high, low])
+    };
+    let mut closed = Gateway::new(&format!("{machine_file}{}", settings(false)));
+    closed.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
+    wait_for("a reading", PATIENCE, || async { machine.served().len() > 5 }).await.unwrap();
+    assert_eq!(burner(0), [0x86, 1], "and the site has to say so too");
+    assert!(closed.process.stop(PATIENCE).await.unwrap().success());
+
+    let mut gateway = Gateway::new(&format!("{machine_file}{}", settings(true)));
+    gateway.process.start().unwrap();
+    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    wait_for("a roast", PATIENCE, || async {
+        said(&edge(&["-c", &config, "status"])).contains("\"session\": \"")
+    })
+    .await
+    .unwrap();
+    assert_eq!(burner(0), [6, 4, 81, 0, 0], "{}", gateway.log());
+    wait_for("the burner", PATIENCE, || async { modbus(port, &[3, 4, 81, 0, 1]) == [3, 2, 0, 0] })
+        .await
+        .unwrap();
+    assert_eq!(burner(101), [0x86, 3], "out of its range");
+    assert_eq!(burner(15), [0x86, 6], "sooner than two seconds after");
+    assert_eq!(
+        modbus(port, &[5, 0, 32, 255, 0]),
+        [0x85, 1],
+        "the feed is moved at the machine alone"
+    );
+    assert_eq!(modbus(port, &[6, 0, 2, 0, 1]), [0x86, 2], "no control is there");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(burner(45), [0x86, 3], "more than 20 at once");
+    assert_eq!(burner(15), [6, 4, 81, 0, 15], "{}", gateway.log());
+    // Less heat is never kept waiting; a machine that says nothing is not believed to have moved.
+    machine.inject_fault(None, emulator::Fault::Silent);
+    assert_eq!(burner(0), [0x86, 11]);
+    machine.clear_faults();
+    wait_for("the way back", PATIENCE, || async { burner(0) == [6, 4, 81, 0, 0] }).await.unwrap();
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+    let events = gateway.frames().into_iter().flat_map(|frame| frame.events);
+    let notes: Vec<String> = events.filter_map(|event| event.note).collect();
+    for told in ["Artisan: burner to 0", "Artisan: burner to 15"] {
+        assert!(notes.iter().any(|note| note == told), "{told}: {notes:?}");
+    }
+    let doubt = "Artisan: burner to 0; the machine did not confirm it";
+    assert!(notes.iter().any(|note| note.starts_with(doubt)), "{notes:?}");
+}
+
+#[test]
+fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("roaster.toml"), example()).unwrap();
+    let kid: contract::KeyId = "device:office@leipzig".parse().unwrap();
+    let key = |name: &str| {
+        let path = at(&format!("{name}.key"));
+        let algorithm = trust::Algorithm::EdDsa;
+        let key = trust::FileKey::create(Path::new(&path), kid.clone(), algorithm).unwrap();
+        std::fs::write(at(&format!("{name}.pub")), key.public_key().to_pem()).unwrap();
+    };
+    key("office");
+    key("stranger");
+    let sign = |by: &str| {
+        let (file, key) = (at("roaster.toml"), at(&format!("{by}.key")));
+        let kid = "device:office@leipzig";
+        let signed = edge(&["profile", "sign", &file, "--key-file", &key, "--kid", kid]);
+        assert!(signed.status.success(), "{}", said(&signed));
+    };
+    sign("office");
+    let gateway = Gateway::new(&format!(
+        "file = \"{}\"\ntrusted_keys = [\"{}\"]\ntimeout_ms = 50",
+        at("roaster.toml"),
+        at("office.pub")
+    ));
+    let config = gateway.folder.path().join("edge.toml").display().to_string();
+    let check = || said(&edge(&["-c", &config, "config", "check"]));
+    assert!(check().contains("is right"), "{}", check());
+    std::fs::write(at("roaster.toml"), example().replace("divisor = 10", "divisor = 100")).unwrap();
+    assert!(check().contains("the signature of something else"), "{}", check());
+    sign("stranger");
+    assert!(check().contains("by none of machine.profile.trusted_keys"), "{}", check());
+    std::fs::remove_file(at("roaster.toml.sig")).unwrap();
+    assert!(check().contains("roaster.toml.sig"), "{}", check());
+}
+
+/// Somebody at the keyboard of `simcorp-edge bring-up`.
+struct Typist {
+    running: Child,
+    keyboard: ChildStdin,
+    screen: Receiver<String>,
+    told: String,
+}
+
+impl Typist {
+    fn start(gateway: &Gateway, by: [&str; 2]) -> Self {
+        let at = |name: &str| gateway.folder.path().join(name).display().to_string();
+        let mut command = Command::new(binary("simcorp-edge").unwrap());
+        // No answer of this computer to itself takes longer, however busy it is.
+        command.args(["--set=sampling.period_ms=2000", "--set=machine.profile.timeout_ms=2000"]);
+        command.args(["-c", &at("edge.toml"), "bring-up", "--by", by[0], "--by", by[1]]);
+        command.args(["--record", &at("bring-up.jsonl")]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().unwrap();
+        let keyboard = running.stdin.take().unwrap();
+        let (shown, screen) = channel();
+        let lines = BufReader::new(running.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).try_for_each(|line| shown.send(line).map_err(drop))
+        });
+        Self { running, keyboard, screen, told: String::new() }
+    }
+
+    fn types(&mut self, line: &str) {
+        // It may have ended already, with the reason why.
+        let _ = self.keyboard.write_all(format!("{line}\n").as_bytes());
+    }
+
+    fn reads(&mut self, wanted: &str) {
+        loop {
+            let line = self.screen.recv_timeout(PATIENCE);
+            let Ok(line) = line else { panic!("no {wanted:?} in {}", self.told) };
+            self.told.push_str(&(line.clone() + "\n"));
+            if line.contains(wanted) {
+                return;
+            }
+        }
+    }
+
+    /// Whether it ended well, and all that it said.
+    fn ends(mut self) -> (bool, String) {
+        drop(self.keyboard);
+        let output = self.running.wait_with_output().unwrap();
+        self.told.extend(self.screen.iter().map(|line| line + "\n"));
+        (output.status.success(), self.told + &String::from_utf8_lossy(&output.stderr))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_down() {
+    let text = firmware_profiles::shipped("probat.g.s7").unwrap().text;
+    let checked = firmware_profiles::check(text).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let machine =
+        Emulator::start(&checked.profile, any, 500, Duration::from_millis(50)).await.unwrap();
+    let Endpoint::Tcp(address) = machine.endpoint() else { panic!("a TCP machine") };
+    let at = format!(
+        "id = \"probat.g.s7\"\nhost = \"127.0.0.1\"\nport = {}\ntimeout_ms = 50\n",
+        address.port()
+    );
+    let mut gateway = Gateway::new(&at);
+    let record = gateway.folder.path().join("bring-up.jsonl");
+    for (by, typed, expected) in [
+        (["Anna", "Anna"], "probat.g.s7", "two people"),
+        (["Anna", "Ben"], "yes", "nothing was moved"),
+    ] {
+        let mut typist = Typist::start(&gateway, by);
+        typist.types(typed);
+        typist.types("burner 0");
+        let (done, told) = typist.ends();
+        assert!(!done && told.contains(expected), "{told}");
+    }
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
+    // The running agent has the machine.
+    gateway.process.start().unwrap();
+    testbed::answers(gateway.port).await.unwrap();
+    let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
+    assert!(!done && told.contains("the agent has the machine; stop it first"), "{told}");
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+
+    let mut typist = Typist::start(&gateway, ["Anna", "Ben"]);
+    typist.types("probat.g.s7");
+    typist.reads("btC");
+    for (typed, expected) in [
+        ("what", "a control and a value move it"),
+        ("burner 400", "burner goes from 0 to 100, not to 400"),
+        ("air 45", "fanPct follows within"),
+        ("drum 56", "drumRpm follows within"),
+        ("burner 20", "gasPct follows within"),
+    ] {
+        typist.types(typed);
+        typist.reads(expected);
+    }
+    // It takes what it is told and does nothing; whoever turns the fire off does not wait for that.
+    machine.inject_fault(None, emulator::Fault::Ignores);
+    typist.types("burner 10");
+    typist.reads("burner to 10");
+    let began = Instant::now();
+    typist.types("burner 0");
+    typist.reads("gasPct was not watched to its end");
+    typist.reads("burner to 0");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    typist.reads("gasPct does not follow");
+    // To be told what it shows anyhow proves nothing.
+    typist.types("burner 20");
+    typist.reads("the machine did not follow when burner was moved last");
+    machine.clear_faults();
+    for (typed, expected) in [
+        ("burner 0", "gasPct follows within"),
+        ("air 45", "fanPct showed 45.0 before: it proves nothing"),
+        ("end", "burner: followed"),
+    ] {
+        typist.types(typed);
+        typist.reads(expected);
+    }
+    let (done, told) = typist.ends();
+    assert!(done, "{told}");
+    let lines = std::fs::read_to_string(&record).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let moved: Vec<&Value> = lines.iter().filter(|line| line["step"] == "moved").collect();
+    let controls: Vec<&str> = moved.iter().map(|line| line["control"].as_str().unwrap()).collect();
+    let expected =
+        ["burner", "air", "drum", "burner", "burner", "burner", "burner", "burner", "air"];
+    assert_eq!(controls, expected, "{told}");
+    let written: Vec<bool> = moved.iter().map(|line| line["written"].as_bool().unwrap()).collect();
+    assert_eq!(written, [false, true, true, true, true, true, false, true, true], "{told}");
+    assert!(moved.iter().all(|line| line["by"] == serde_json::json!(["Anna", "Ben"])));
+    assert!(moved.iter().all(|line| line["digest"] == checked.digest.to_string()), "{lines:?}");
+    let found: Vec<&str> = lines.iter().filter_map(|line| line["found"].as_str()).collect();
+    let followed = "followed";
+    let expected = [followed, followed, followed, "brokenOff", "notInTime", followed, "stoodThere"];
+    assert_eq!(found, expected, "{told}");
+    let seen = lines.iter().find(|line| line["step"] == "seen").unwrap();
+    assert_eq!((&seen["before"], &seen["shown"]), (&30.0.into(), &45.0.into()));
+    assert!(seen["afterS"].is_f64() && told.contains("  air was moved to 45 last\n"), "{told}");
+    // What it says may stand in the profile, and is right there.
+    let block = told.split("in [machine]:\n").nth(1).unwrap().trim();
+    let brought_up = text.replacen("verified = false\nwrites = \"disabled\"", block, 1);
+    let brought_up = firmware_profiles::check(&brought_up).unwrap().profile;
+    assert_eq!(brought_up.machine.bring_up.unwrap().by, ["Anna", "Ben"]);
+}

@@ -1,0 +1,310 @@
+//! Which writes the guard allows and which it refuses.
+
+use std::sync::Arc;
+
+use super::*;
+
+/// Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
+fn guard(more: &str) -> Interlock {
+    let entry = firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap();
+    let text = entry.text.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"A\", \"B\"], on = \"2026-11-22\", record = \"binder 7\" }",
+    );
+    let profile = firmware_profiles::check(&format!("{text}\n{more}")).unwrap().profile;
+    Interlock::new(Arc::new(profile))
+}
+
+fn seen(guard: &mut Interlock, at_ms: u64, values: &[(&str, f64)]) {
+    let usual =
+        [("btC", 150.0), ("etC", 200.0), ("gasPct", 40.0), ("fanPct", 60.0), ("drumPct", 70.0)];
+    let all = usual.iter().chain(values).map(|(name, value)| ((*name).to_owned(), *value));
+    guard.observe(MachineSnapshot {
+        at_ms: Some(at_ms),
+        values: all.collect(),
+        ..MachineSnapshot::default()
+    });
+}
+
+/// Begins a write that the machine confirms.
+fn done(guard: &mut Interlock, wanted: Command, now_ms: u64) -> Result<(), WriteError> {
+    guard.start(wanted, now_ms)?;
+    guard.complete(wanted, &Ok(()), now_ms);
+    Ok(())
+}
+
+const BURNER: usize = 0;
+const AIR: usize = 1;
+const DRUM: usize = 2;
+
+fn burner(value: f64) -> Command {
+    Command::Set(BURNER, value)
+}
+
+#[test]
+fn a_profile_as_it_is_shipped_moves_nothing() {
+    for entry in firmware_profiles::SHIPPED {
+        let profile = firmware_profiles::check(entry.text).unwrap().profile;
+        let controls = profile.controls.len();
+        let guard = Interlock::new(Arc::new(profile));
+        for at in 0..controls {
+            for wanted in [Command::Set(at, 0.0), Command::Apply(at), Command::ReleaseToLocal(at)] {
+                assert_eq!(guard.evaluate(wanted, 0), Err(WriteError::Disabled));
+            }
+        }
+    }
+}
+
+#[test]
+fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    let step = guard.evaluate(burner(70.0), 1_000).unwrap_err();
+    assert_eq!(step, WriteError::StepTooLarge { control: "burner".into(), step: 30.0, most: 20.0 });
+    assert_eq!(done(&mut guard, burner(60.0), 1_000), Ok(()));
+    seen(&mut guard, 2_000, &[("gasPct", 60.0)]);
+    let soon = guard.evaluate(burner(65.0), 2_000).unwrap_err();
+    assert_eq!(soon, WriteError::TooSoon { control: "burner".into(), wait_ms: 1_000 });
+    assert_eq!(guard.evaluate(burner(5.0), 2_000), Ok(true), "all at once, at any time");
+    let range = guard.evaluate(burner(101.0), 9_000);
+    assert!(matches!(range, Err(WriteError::OutOfRange { .. })), "{range:?}");
+    assert!(matches!(guard.evaluate(burner(f64::NAN), 9_000), Err(WriteError::OutOfRange { .. })));
+    Arc::make_mut(&mut guard.profile).controls[BURNER].max_step = Some(80.0);
+    seen(&mut guard, 9_000, &[("gasPct", 60.0)]);
+    let most = guard.evaluate(burner(81.0), 9_000).unwrap_err();
+    assert!(
+        matches!(most, WriteError::StepTooLarge { most: 20.0, .. }),
+        "a fifth of its range: {most}"
+    );
+}
+
+#[test]
+fn an_old_reading_makes_no_raise_a_cut() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(0.0), 1_100), Ok(()));
+    // The machine still shows 60: back to it is a raise from 0.
+    for more in [60.0, 15.0] {
+        assert!(matches!(guard.evaluate(burner(more), 1_200), Err(WriteError::TooSoon { .. })));
+    }
+    seen(&mut guard, 4_000, &[("gasPct", 60.0)]);
+    assert!(matches!(guard.evaluate(burner(60.0), 4_000), Err(WriteError::StepTooLarge { .. })));
+    assert_eq!(guard.evaluate(burner(15.0), 4_000), Ok(false), "a step from 0");
+    // No fresh reading: only 0 is allowed, whatever was written or read before.
+    assert!(matches!(guard.evaluate(burner(10.0), 8_000), Err(WriteError::ReadingsUnreliable(_))));
+    assert_eq!(guard.evaluate(burner(0.0), 8_000), Ok(true));
+    // A value with a quality remark is not used as readback.
+    guard.observe(MachineSnapshot {
+        at_ms: Some(9_000),
+        quality_flags: [("gasPct".to_owned(), Quality::Range)].into(),
+        values: [("btC".to_owned(), 150.0)].into(),
+        ..MachineSnapshot::default()
+    });
+    assert!(matches!(guard.evaluate(burner(10.0), 9_000), Err(WriteError::ReadingsUnreliable(_))));
+}
+
+#[test]
+fn less_than_was_ordered_waits_for_no_clock() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(done(&mut guard, burner(60.0), 1_000), Ok(()));
+    assert_eq!(guard.evaluate(burner(50.0), 1_200), Ok(false), "shown at 40, ordered to 60");
+    assert_eq!(guard.evaluate(burner(39.0), 1_200), Ok(true));
+}
+
+#[test]
+fn a_machine_that_does_not_follow_is_given_less_heat_alone() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(done(&mut guard, burner(50.0), 1_000), Ok(()));
+    seen(&mut guard, 11_500, &[]);
+    assert_eq!(guard.evaluate(burner(45.0), 11_500), Err(WriteError::NotFollowed("burner".into())));
+    assert_eq!(done(&mut guard, burner(30.0), 11_500), Ok(()));
+    seen(&mut guard, 14_000, &[("gasPct", 30.0)]);
+    assert_eq!(guard.evaluate(burner(45.0), 14_000), Ok(false), "it followed that");
+    // A write that was never sent does not count as written.
+    guard.start(burner(45.0), 14_000).unwrap();
+    guard.complete(burner(45.0), &Err(WriteError::NotSent("no way".into())), 14_000);
+    seen(&mut guard, 30_000, &[("gasPct", 30.0)]);
+    assert_eq!(guard.evaluate(burner(45.0), 30_000), Ok(false));
+}
+
+#[test]
+fn more_heat_needs_a_machine_that_turns_moves_air_and_is_read_soundly() {
+    let mut guard = guard("");
+    for (values, problem) in [
+        (("drumPct", 10.0), "burner needs drumPct >= 40"),
+        (("fanPct", 10.0), "burner needs fanPct >= 25"),
+        (("btC", 236.0), "btC is at the profile's limit of 235 °C"),
+    ] {
+        seen(&mut guard, 1_000, &[values]);
+        for wanted in [burner(50.0), Command::ReleaseToLocal(BURNER)] {
+            let told = guard.evaluate(wanted, 1_000).unwrap_err().to_string();
+            assert!(told.contains(problem), "{told}");
+        }
+    }
+    seen(&mut guard, 1_000, &[]);
+    guard.snapshot.quality_flags.insert("btC".into(), Quality::Spike);
+    let told = guard.evaluate(burner(50.0), 1_000).unwrap_err().to_string();
+    assert!(told.contains("btC is a spike"), "{told}");
+    seen(&mut guard, 1_000, &[]);
+    let old = guard.evaluate(burner(50.0), 5_000);
+    assert!(matches!(old, Err(WriteError::ReadingsUnreliable(_))), "read too long ago");
+    assert_eq!(guard.evaluate(burner(50.0), 3_000), Ok(false));
+}
+
+#[test]
+fn what_was_not_allowed_any_more_is_not_applied() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[]);
+    assert_eq!(
+        guard.evaluate(Command::Apply(BURNER), 1_000),
+        Err(WriteError::NoSuchControl),
+        "nothing to apply"
+    );
+    assert_eq!(done(&mut guard, burner(50.0), 1_000), Ok(()));
+    seen(&mut guard, 2_000, &[("drumPct", 0.0)]);
+    assert!(matches!(
+        guard.evaluate(Command::Apply(BURNER), 2_000),
+        Err(WriteError::NeedNotMet { .. })
+    ));
+    assert_eq!(done(&mut guard, burner(0.0), 2_000), Ok(()));
+    assert_eq!(done(&mut guard, Command::Apply(BURNER), 2_100), Ok(()));
+    assert_eq!(
+        guard.evaluate(Command::Apply(BURNER), 2_200),
+        Err(WriteError::NoSuchControl),
+        "once"
+    );
+    // The machine may have refused it: the value staged there may come from another client.
+    guard.start(burner(0.0), 3_000).unwrap();
+    guard.complete(burner(0.0), &Err(WriteError::Unconfirmed("no".into())), 3_000);
+    assert_eq!(guard.evaluate(Command::Apply(BURNER), 3_100), Err(WriteError::NoSuchControl));
+}
+
+#[test]
+fn air_and_drum_stay_while_the_burner_needs_them() {
+    let mut guard = guard("forbid = [\"drum=55 while btC > 100\"]");
+    for at in [AIR, DRUM] {
+        Arc::make_mut(&mut guard.profile).controls[at].range = Some([0.0, 100.0]);
+    }
+    let bound = [("fanPct", 30.0), ("drumPct", 45.0)];
+    seen(&mut guard, 1_000, &bound);
+    for (at, low, need) in [(AIR, 20.0, "fanPct >= 25"), (DRUM, 38.0, "drumPct >= 40")] {
+        let told = guard.evaluate(Command::Set(at, low), 1_000).unwrap_err();
+        assert_eq!(told, WriteError::NeedNotMet { control: "burner".into(), need: need.into() });
+    }
+    seen(&mut guard, 1_000, &[bound[0], bound[1], ("gasPct", 0.0)]);
+    assert_eq!(guard.evaluate(Command::Set(AIR, 20.0), 1_000), Ok(false), "the burner is off");
+    seen(&mut guard, 1_000, &[("fanPct", 5.0)]);
+    assert_eq!(
+        guard.evaluate(Command::Set(AIR, 15.0), 1_000),
+        Ok(false),
+        "more of it is always right"
+    );
+
+    seen(&mut guard, 1_000, &[("drumPct", 60.0)]);
+    let told = guard.evaluate(Command::Set(DRUM, 55.0), 1_000).unwrap_err();
+    assert_eq!(told, WriteError::Forbidden("drum=55 while btC > 100".into()));
+    for stopped in [0.0, 0.5] {
+        let told = guard.evaluate(Command::Set(DRUM, stopped), 1_000).unwrap_err();
+        assert!(matches!(told, WriteError::Forbidden(_)), "{told}");
+    }
+    guard.observe(MachineSnapshot::default());
+    let told = guard.evaluate(Command::Set(DRUM, 0.0), 1_000).unwrap_err();
+    assert!(matches!(told, WriteError::Forbidden(_)), "not known to be cold: {told}");
+    seen(&mut guard, 1_000, &[("btC", 30.0), ("drumPct", 5.0), ("gasPct", 0.0)]);
+    assert_eq!(guard.evaluate(Command::Set(DRUM, 0.0), 1_000), Ok(false));
+}
+
+#[test]
+fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
+    let mut guard = guard("[limits]\nwrites_per_hour_max = 3");
+    for i in 0..3 {
+        seen(&mut guard, i * 10_000, &[]);
+        done(&mut guard, burner(40.0), i * 10_000).unwrap();
+    }
+    seen(&mut guard, 40_000, &[]);
+    assert_eq!(guard.evaluate(burner(40.0), 40_000), Err(WriteError::WriteBudgetSpent(3)));
+    assert_eq!(
+        guard.evaluate(Command::ReleaseToLocal(AIR), 40_000),
+        Err(WriteError::WriteBudgetSpent(3))
+    );
+    assert_eq!(done(&mut guard, burner(0.0), 40_000), Ok(()));
+    assert_eq!(done(&mut guard, Command::Apply(BURNER), 40_500), Ok(()));
+    seen(&mut guard, HOUR_MS + 30_000, &[("gasPct", 0.0)]);
+    assert_eq!(guard.evaluate(burner(5.0), HOUR_MS + 30_000), Ok(false), "an hour later");
+}
+
+#[test]
+fn whatever_was_ordered_and_not_seen_counts() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(0.0), 1_000), Ok(()));
+    seen(&mut guard, 3_500, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(15.0), 3_500), Ok(()));
+    // Readback 60, written 0 and 15: 10 may be more than the current value.
+    assert_eq!(guard.evaluate(burner(10.0), 3_600), Ok(false), "not a cut, and less than the last");
+    // Repeated writes do not extend the time that the machine has to follow.
+    seen(&mut guard, 12_000, &[("gasPct", 60.0)]);
+    assert_eq!(guard.evaluate(burner(15.0), 12_000), Err(WriteError::NotFollowed("burner".into())));
+}
+
+#[test]
+fn air_that_was_ordered_away_does_not_satisfy_a_burner_that_is_lit_after_it() {
+    let mut guard = guard("");
+    Arc::make_mut(&mut guard.profile).controls[AIR].range = Some([0.0, 100.0]);
+    let off = [("gasPct", 0.0), ("fanPct", 35.0)];
+    seen(&mut guard, 1_000, &off);
+    assert_eq!(done(&mut guard, Command::Set(AIR, 15.0), 1_000), Ok(()));
+    let told = guard.evaluate(burner(20.0), 1_100).unwrap_err();
+    assert_eq!(
+        told,
+        WriteError::NeedNotMet { control: "burner".into(), need: "fanPct >= 25".into() }
+    );
+    seen(&mut guard, 2_000, &[("gasPct", 0.0), ("fanPct", 15.0)]);
+    assert_eq!(
+        done(&mut guard, Command::Set(AIR, 35.0), 3_100),
+        Ok(()),
+        "{:?}",
+        guard.controls[AIR]
+    );
+}
+
+#[test]
+fn a_rule_against_the_burner_is_none_against_less_of_it() {
+    let mut guard = guard("forbid = [\"burner while btC > 230\"]");
+    seen(&mut guard, 1_000, &[("btC", 232.0)]);
+    assert!(matches!(guard.evaluate(burner(45.0), 1_000), Err(WriteError::Forbidden(_))));
+    assert_eq!(guard.evaluate(burner(20.0), 1_000), Ok(true));
+    guard.observe(MachineSnapshot::default());
+    assert_eq!(guard.evaluate(burner(0.0), 1_000), Ok(true));
+}
+
+#[test]
+fn what_the_machine_took_back_is_where_a_later_reading_shows_it() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, Command::ReleaseToLocal(BURNER), 1_000), Ok(()));
+    let told = guard.evaluate(burner(50.0), 3_500).unwrap_err();
+    assert!(
+        matches!(told, WriteError::ReadingsUnreliable(_)),
+        "60 was before it was taken back: {told}"
+    );
+    assert_eq!(guard.evaluate(burner(0.0), 3_500), Ok(true));
+    seen(&mut guard, 3_600, &[("gasPct", 30.0)]);
+    assert_eq!(guard.evaluate(burner(45.0), 3_600), Ok(false));
+}
+
+#[test]
+fn a_value_that_was_staged_as_less_is_not_applied_as_more() {
+    let mut guard = guard("");
+    seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
+    assert_eq!(done(&mut guard, burner(30.0), 1_000), Ok(()));
+    // An operator turned it off at the panel meanwhile.
+    seen(&mut guard, 9_000, &[("gasPct", 0.0)]);
+    assert!(matches!(
+        guard.evaluate(Command::Apply(BURNER), 9_000),
+        Err(WriteError::StepTooLarge { .. })
+    ));
+}

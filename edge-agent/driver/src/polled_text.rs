@@ -1,0 +1,245 @@
+//! Machines that are polled with a line of text: TC4 and Kaleido.
+
+use std::time::Duration;
+
+use firmware_profiles::Timing;
+use firmware_profiles::address::Address;
+use protocols::{LINE_BYTES_MAX, kaleido, tc4};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::connection::{Endpoint, Stream};
+use crate::interlock::Command;
+use crate::profile::{
+    Bus, PollFuture, RawValues, ReadPoint, WritableControl, WritableControls, WriteFuture,
+    answer_timeout, write_unsupported,
+};
+use crate::{DriverError, WriteError};
+
+/// The pause after each line: small controllers lose lines that come too fast.
+const LINE_GAP: Duration = Duration::from_millis(20);
+/// The time limit for the handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_millis(200);
+
+/// The protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Tc4,
+    Kaleido,
+}
+
+impl Dialect {
+    const fn handshake(self) -> [&'static str; 3] {
+        match self {
+            Self::Tc4 => tc4::HANDSHAKE,
+            Self::Kaleido => kaleido::HANDSHAKE,
+        }
+    }
+
+    const fn read_request(self) -> &'static str {
+        match self {
+            Self::Tc4 => tc4::READ,
+            Self::Kaleido => kaleido::READ,
+        }
+    }
+
+    /// Returns the line that writes a control; `None` for protocols on which the agent never
+    /// writes. TC4 firmware keeps its last duty when the connection is lost, so the agent never
+    /// writes to it.
+    fn encode_write(self, order: &WritableControl, raw: f64) -> Option<String> {
+        match (self, &order.address) {
+            (Self::Kaleido, Address::Name(tag)) => Some(kaleido::write(tag, raw)),
+            _ => None,
+        }
+    }
+
+    /// Returns the points' values in a line; `None` when the line is not an answer.
+    fn values(self, line: &str, points: &[ReadPoint]) -> Option<Vec<Option<f64>>> {
+        let name = |point: &ReadPoint| match &point.address {
+            Address::Name(name) => Some(name.clone()),
+            _ => None,
+        };
+        match self {
+            Self::Tc4 => {
+                let reading = tc4::parse(line)?;
+                Some(points.iter().map(|p| reading.get(&name(p)?)).collect())
+            }
+            Self::Kaleido => {
+                let variables = kaleido::parse(line);
+                let found = |p: &ReadPoint| {
+                    let name = name(p)?;
+                    variables.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+                };
+                // A reply to the handshake has one variable and no temperature.
+                (variables.len() > 1).then(|| points.iter().map(found).collect())
+            }
+        }
+    }
+}
+
+/// An open line, and the bytes of the next answer received so far.
+struct Line {
+    stream: Box<dyn Stream>,
+    buffer: Vec<u8>,
+    opened_ms: u64,
+    handshake_sent: bool,
+}
+
+/// A machine that is polled with text lines.
+pub struct PolledText {
+    place: Endpoint,
+    timing: Timing,
+    points: Vec<ReadPoint>,
+    orders: WritableControls,
+    dialect: Dialect,
+    line: Option<Line>,
+}
+
+impl PolledText {
+    pub fn new(
+        place: Endpoint,
+        timing: Timing,
+        (points, orders): (Vec<ReadPoint>, WritableControls),
+        dialect: Dialect,
+    ) -> Self {
+        Self { place, timing, points, orders, dialect, line: None }
+    }
+
+    fn silent(&self) -> DriverError {
+        DriverError::Silent(self.place.name(), self.timing.timeout_ms)
+    }
+
+    /// Sends the handshake before the first request, once the machine has started (`settle_ms`).
+    async fn send_handshake(&self, line: &mut Line, mono_ms: u64) -> Result<(), DriverError> {
+        let settled = line.opened_ms + self.timing.settle_ms;
+        if mono_ms < settled {
+            return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+        }
+        if line.handshake_sent {
+            return Ok(());
+        }
+        for word in self.dialect.handshake() {
+            let said = line.stream.write_all(word.as_bytes()).await;
+            said.map_err(|error| DriverError::Unreachable(self.place.name(), error))?;
+            tokio::time::sleep(LINE_GAP).await;
+        }
+        line.handshake_sent = true;
+        Ok(())
+    }
+
+    async fn request_values(&self, line: &mut Line) -> Result<RawValues, DriverError> {
+        let broken = |error| DriverError::Unreachable(self.place.name(), error);
+        // Bytes that arrived before the request are not its answer.
+        line.buffer.clear();
+        let mut bytes = [0; 512];
+        // The rest of a line whose beginning was discarded could be taken for a shorter line.
+        let mut in_the_middle = false;
+        while let Ok(read) =
+            tokio::time::timeout(Duration::ZERO, line.stream.read(&mut bytes)).await
+        {
+            let read = read.map_err(broken)?;
+            if read == 0 {
+                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+            }
+            in_the_middle = bytes[read - 1] != b'\n';
+        }
+        line.stream.write_all(self.dialect.read_request().as_bytes()).await.map_err(broken)?;
+        loop {
+            let read = line.stream.read(&mut bytes).await.map_err(broken)?;
+            if read == 0 {
+                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+            }
+            line.buffer.extend_from_slice(&bytes[..read]);
+            while let Some(end) = line.buffer.iter().position(|b| *b == b'\n') {
+                let text = String::from_utf8_lossy(&line.buffer[..end]).into_owned();
+                line.buffer.drain(..=end);
+                if std::mem::take(&mut in_the_middle) {
+                    continue;
+                }
+                if let Some(values) = self.dialect.values(&text, &self.points) {
+                    return Ok(RawValues { values, failed_units: Vec::new() });
+                }
+            }
+            if line.buffer.len() > LINE_BYTES_MAX {
+                let endless = "a line without an end; check the baud rate".to_owned();
+                return Err(DriverError::Protocol(self.place.name(), endless));
+            }
+        }
+    }
+
+    async fn poll_once(&mut self, mono_ms: u64) -> Result<RawValues, DriverError> {
+        let mut line = self.open(mono_ms).await?;
+        let greeting =
+            tokio::time::timeout(HANDSHAKE_MAX, self.send_handshake(&mut line, mono_ms)).await;
+        let answer = match greeting.unwrap_or_else(|_| Err(self.silent())) {
+            Ok(()) => {
+                let asked = tokio::time::timeout(
+                    answer_timeout(&self.timing),
+                    self.request_values(&mut line),
+                )
+                .await;
+                asked.unwrap_or_else(|_| Err(self.silent()))
+            }
+            Err(error) => Err(error),
+        };
+        // One lost answer does not close the line: an Arduino restarts when its port is opened. A
+        // late answer is discarded before the next request.
+        let keeps =
+            matches!(answer, Ok(_) | Err(DriverError::Silent(..) | DriverError::Settling(..)));
+        if matches!(answer, Err(DriverError::Silent(..))) {
+            // It may have restarted behind the open port, and sends °F until the handshake.
+            line.handshake_sent = false;
+        }
+        if keeps {
+            self.line = Some(line);
+        }
+        answer
+    }
+}
+
+impl PolledText {
+    /// Sends one line. An acknowledgement is not certain; only the readback shows its effect.
+    async fn write_one(&mut self, wanted: Command, mono_ms: u64) -> Result<(), WriteError> {
+        let (order, raw) = self.orders.resolve(wanted)?;
+        let words = self.dialect.encode_write(order, raw).ok_or_else(write_unsupported)?;
+        let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
+        let mut line = self.open(mono_ms).await.map_err(unsent)?;
+        let greeting =
+            tokio::time::timeout(HANDSHAKE_MAX, self.send_handshake(&mut line, mono_ms)).await;
+        if let Err(error) = greeting.unwrap_or_else(|_| Err(self.silent())) {
+            if matches!(error, DriverError::Settling(..) | DriverError::Silent(..)) {
+                self.line = Some(line);
+            }
+            return Err(unsent(error));
+        }
+        // After a partial write the line is closed, so that the next line is not taken for the
+        // rest.
+        let said = line.stream.write_all(words.as_bytes());
+        match tokio::time::timeout(answer_timeout(&self.timing), said).await {
+            Ok(Ok(())) => {
+                tokio::time::sleep(LINE_GAP).await;
+                self.line = Some(line);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(WriteError::Unconfirmed(error.to_string())),
+            Err(_) => Err(WriteError::Unconfirmed(self.silent().to_string())),
+        }
+    }
+
+    async fn open(&mut self, mono_ms: u64) -> Result<Line, DriverError> {
+        if let Some(line) = self.line.take() {
+            return Ok(line);
+        }
+        let stream = self.place.open(answer_timeout(&self.timing)).await?;
+        Ok(Line { stream, buffer: Vec::new(), opened_ms: mono_ms, handshake_sent: false })
+    }
+}
+
+impl Bus for PolledText {
+    fn write(&mut self, wanted: Command, mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.write_one(wanted, mono_ms))
+    }
+
+    fn poll(&mut self, mono_ms: u64) -> PollFuture<'_> {
+        Box::pin(self.poll_once(mono_ms))
+    }
+}

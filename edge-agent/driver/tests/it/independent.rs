@@ -1,0 +1,57 @@
+//! Machines by programs that share no code with us. (Modbus: `cloud/simcorp/tests/recordings.rs`.)
+
+use std::time::Duration;
+
+use driver::{ControlQueue, DriverHandles, Site, WriteError};
+use firmware_profiles::{check, shipped};
+use testbed::{Process, answers, free_port, workspace};
+
+#[tokio::test]
+async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
+    let port = free_port().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snap7_giesen.py");
+    let python = workspace().join("target/python/bin/python");
+    let arguments = [script.to_owned(), port.to_string()];
+    let mut controller = Process::new(python, arguments, folder.path().join("snap7.log"));
+    controller.start().unwrap();
+    answers(port).await.unwrap();
+    let mut profile = check(shipped("giesen.wxa.s7-2019").unwrap().text).unwrap().profile;
+    profile.machine.writes = firmware_profiles::Writes::Enabled;
+    let hand = ControlQueue::new(&profile, Duration::from_millis(profile.timing.timeout_ms));
+    let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
+    let site = Site { host: Some("127.0.0.1".to_owned()), port: Some(port), ..Site::default() };
+    let mut driver = driver::open(&profile, &site, share).unwrap();
+    for second in 0..3 {
+        let reading = driver.read(second * 1000).await.unwrap();
+        let found: Vec<(&str, f64)> =
+            reading.values.iter().map(|(c, v)| (c.as_str(), v.unwrap_or(f64::NAN))).collect();
+        let expected = [
+            ("btC", 187.25),
+            ("etC", 211.5),
+            ("gasPct", 63.0),
+            ("fanPct", 40.0),
+            ("drumPressurePa", 110.0),
+            ("drumSetHz", 44.0),
+        ];
+        assert_eq!(found, expected);
+    }
+    // Its air is shown where it was set to.
+    let (moved, ()) = tokio::join!(hand.set("a test", "air", 120.0, 3_000), async {
+        driver.wait_for_write().await;
+        driver.execute_pending(3_000).await;
+    });
+    assert_eq!(moved, Ok("air to 120".to_owned()));
+    let mut shown = None;
+    for second in 4..14 {
+        let reading = driver.read(second * 1000).await.unwrap();
+        shown = reading.values[4].1;
+        if shown == Some(120.0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(shown, Some(120.0));
+    let burner = hand.set("a test", "burner", 0.0, 14_000).await;
+    assert_eq!(burner, Err(WriteError::LocalOnly("burner".to_owned())), "0 is AUTO there");
+}

@@ -1,0 +1,234 @@
+//! What an emulated machine shows: a simulated roast, in the raw values of a profile. A control that
+//! somebody moves is shown where it was moved to, except on Modbus, where registers stay as they were
+//! written; the roast itself goes its own way.
+
+use std::collections::BTreeMap;
+
+use contract::EventKind;
+use firmware_profiles::address::{Access, Address};
+use firmware_profiles::encoding::{Order, Type};
+use firmware_profiles::{Profile, Unit};
+use roast::twin::{PRESETS, Reading, Twin};
+
+/// The first charge comes this long after the start, ms.
+const CHARGE_AT_MS: u64 = 20_000;
+/// What was served is remembered for so many readings.
+const SERVED_MAX: usize = 100_000;
+
+/// One reading as whoever reads it right must understand it: each channel's value, °C where it is a
+/// temperature, and what happened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServedReading {
+    pub values: Vec<f64>,
+    pub marks: Vec<EventKind>,
+}
+
+/// Where a value lies and what it is now.
+pub struct ValueSlot {
+    pub address: Address,
+    pub kind: Type,
+    pub order: Order,
+    pub raw: f64,
+    read: bool,
+}
+
+pub struct Panel {
+    profile: Profile,
+    twin: Twin,
+    step_ms: u64,
+    /// Channels, then states.
+    slots: Vec<ValueSlot>,
+    /// Where controls stand that the roast does not move, by the channel that shows them.
+    positions: BTreeMap<String, f64>,
+    now: ServedReading,
+    served: Vec<ServedReading>,
+}
+
+impl Panel {
+    #[must_use]
+    pub fn new(profile: &Profile, seed: u64, step_ms: u64) -> Self {
+        let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
+        let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+        let places = channels.chain(states).filter_map(|(station, addr, kind, order)| {
+            let address = Address::parse(profile, station, addr, Access::Read).ok()?;
+            let (kind, order) = (kind.unwrap_or(Type::F32), order.unwrap_or_default());
+            Some(ValueSlot { address, kind, order, raw: 0.0, read: false })
+        });
+        let stands = profile.controls.iter().filter_map(|control| {
+            let ([low, high], channel) = (control.range?, control.readback.clone()?);
+            (!ROASTED.contains(&channel.as_str())).then(|| (channel, f64::midpoint(low, high)))
+        });
+        let mut show = Self {
+            slots: places.collect(),
+            positions: stands.collect(),
+            twin: Twin::new(PRESETS[0], seed, CHARGE_AT_MS),
+            step_ms,
+            now: ServedReading { values: Vec::new(), marks: Vec::new() },
+            served: Vec::new(),
+            profile: profile.clone(),
+        };
+        show.step();
+        show
+    }
+
+    /// The next moment of the roast. The one before counts as served when all of it was read.
+    fn step(&mut self) {
+        if !self.slots.is_empty() && self.slots.iter().all(|p| p.read) {
+            self.served.push(self.now.clone());
+            self.served.truncate(SERVED_MAX);
+        }
+        let marks = self.twin.advance(self.step_ms);
+        let reading = self.twin.reading();
+        let profile = &self.profile;
+        let mut values = Vec::with_capacity(profile.channels.len());
+        for (i, (channel, place)) in profile.channels.iter().zip(&mut self.slots).enumerate() {
+            let stands = self.positions.get(&channel.name).copied();
+            let value =
+                stands.unwrap_or_else(|| value_shown(&channel.name, channel.unit, i, &reading));
+            let raw = channel.raw(value);
+            place.raw = quantise(&profile.transport, place, raw);
+            place.read = false;
+            values.push(channel.value(place.raw).unwrap_or(f64::NAN));
+        }
+        let first_state = profile.channels.len();
+        for (state, place) in profile.states.iter().zip(&mut self.slots[first_state..]) {
+            place.read = false;
+            let Some(mark) = state.mark.as_deref().and_then(EventKind::parse) else { continue };
+            let begins = marks.contains(&mark);
+            // A phase's state ends with the roast, the end's with the next one.
+            let ends = marks.iter().any(|m| matches!(m, EventKind::Charge | EventKind::Drop));
+            if begins {
+                place.raw = state.equals;
+            } else if ends {
+                place.raw = if state.equals == 0.0 { 1.0 } else { 0.0 };
+            }
+        }
+        self.now = ServedReading { values, marks };
+    }
+
+    /// The raw value at `index`. Reading one again is the next moment.
+    pub fn read(&mut self, index: usize) -> f64 {
+        if self.slots.get(index).is_some_and(|p| p.read) {
+            self.step();
+        }
+        self.slots.get_mut(index).map_or(0.0, |place| {
+            place.read = true;
+            place.raw
+        })
+    }
+
+    /// All of the next moment at once: each channel's raw value by its address' name, then what
+    /// happened.
+    pub fn next_values(&mut self) -> (Vec<(String, f64)>, Vec<EventKind>) {
+        if self.slots.iter().any(|p| p.read) {
+            self.step();
+        }
+        for place in &mut self.slots {
+            place.read = true;
+        }
+        let channels = self.slots.iter().take(self.profile.channels.len());
+        let named = channels.filter_map(|place| match &place.address {
+            Address::Name(name) => Some((name.clone(), place.raw)),
+            Address::Target(target) => Some((format!("{target:02X}"), place.raw)),
+            _ => None,
+        });
+        (named.collect(), self.now.marks.clone())
+    }
+
+    /// A client that comes back did not get its last answer: it is shown the same once more.
+    pub fn repeat_last(&mut self) {
+        for place in &mut self.slots {
+            place.read = false;
+        }
+    }
+
+    pub fn slots(&self) -> &[ValueSlot] {
+        &self.slots
+    }
+
+    /// Takes what is written to a control; the next moment shows it. `false` when there is no such
+    /// control.
+    pub fn write_control(&mut self, address: &Address, raw: f64) -> bool {
+        let profile = &self.profile;
+        let at = |control: &&firmware_profiles::Control| {
+            Address::parse(profile, control.station, &control.addr, Access::Write).as_ref()
+                == Ok(address)
+        };
+        let Some(control) = profile.controls.iter().find(at) else { return false };
+        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
+        if let Some(channel) = &control.readback {
+            if handed {
+                self.positions.remove(channel);
+            } else {
+                self.positions.insert(channel.clone(), control.value(raw));
+            }
+        }
+        true
+    }
+
+    /// What can be written, and how many registers it takes.
+    #[must_use]
+    pub fn controls(&self) -> Vec<(Address, u16)> {
+        let parse =
+            |station, text: &str| Address::parse(&self.profile, station, text, Access::Write);
+        let controls = self.profile.controls.iter().flat_map(|control| {
+            let own = (parse(control.station, &control.addr), control.kind.map_or(1, Type::words));
+            let apply = control.apply.as_ref().map(|a| (parse(control.station, &a.addr), 1));
+            [Some(own), apply]
+        });
+        controls.flatten().filter_map(|(address, words)| Some((address.ok()?, words))).collect()
+    }
+
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    #[must_use]
+    pub fn served(&self) -> Vec<ServedReading> {
+        let whole = self.slots.iter().all(|p| p.read);
+        self.served.iter().chain(whole.then_some(&self.now)).cloned().collect()
+    }
+}
+
+/// What the simulated roast moves itself.
+const ROASTED: [&str; 6] = ["btC", "etC", "gasPct", "fanPct", "drumRpm", "ambientC"];
+
+/// What a machine would show on a channel.
+fn value_shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) -> f64 {
+    match name {
+        "btC" => reading.bt_c,
+        "etC" => reading.et_c,
+        "gasPct" => reading.gas_pct,
+        "fanPct" => reading.fan_pct,
+        "drumRpm" => reading.drum_rpm,
+        "ambientC" => reading.ambient_c,
+        _ => match unit {
+            Some(Unit::C | Unit::F) => reading.et_c + 2.0 * index as f64,
+            Some(Unit::Percent) => reading.fan_pct,
+            Some(Unit::Hz | Unit::Rpm) => reading.drum_rpm,
+            _ => 40.0 + index as f64,
+        },
+    }
+}
+
+/// What is left of a raw value once it lies in the machine's own form.
+fn quantise(transport: &firmware_profiles::Transport, place: &ValueSlot, raw: f64) -> f64 {
+    use firmware_profiles::Transport;
+    match transport {
+        // Whole degrees and per cent; fans in tenths.
+        Transport::Hottop { .. } => match &place.address {
+            Address::Name(name) if name.ends_with("fan") => (raw / 10.0).round() * 10.0,
+            _ => raw.round().max(0.0),
+        },
+        Transport::Santoker { .. } => raw.round().max(0.0),
+        Transport::Tc4 { .. } | Transport::Kaleido { .. } | Transport::Line { .. } => {
+            (raw * 100.0).round() / 100.0
+        }
+        _ => {
+            let (low, high) = place.kind.bounds();
+            let words = place.kind.encode(place.order, raw.clamp(low, high));
+            words.and_then(|words| place.kind.decode(place.order, &words)).unwrap_or(0.0)
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Each rule of the linter, by the change that breaks it.
+
+use firmware_profiles::{lint, parse, shipped};
+
+/// The rules that a shipped profile breaks once `from` reads `to`.
+fn broken(id: &str, from: &str, to: &str) -> Vec<&'static str> {
+    let text = shipped(id).unwrap().text;
+    assert!(text.contains(from), "{id} has no {from:?}");
+    let profile = parse(&text.replacen(from, to, 1)).unwrap_or_else(|e| panic!("{to}: {e}"));
+    let mut rules: Vec<_> = lint(&profile).into_iter().map(|f| f.rule).collect();
+    rules.dedup();
+    rules
+}
+
+const TOPER: &str = "toper.tkm-sx.plc";
+const GIESEN: &str = "giesen.wxa.s7-2019";
+const BESCA: &str = "besca.bsc.auto-tcp";
+
+#[test]
+fn every_rule_finds_what_it_is_for() {
+    let drum_slider = "[[control]]\nname = \"drum\"\nrole = \"drum\"\naddr = \"holding 1105\"\n\
+        type = \"u16\"\nfunction = 6\nunit = \"pct\"\nrange = [0, 100]\nreadback = \"none\"\n\
+        idempotent = true\nremote = \"never\"\n\n[safe_state]";
+    let two = "addr = \"holding 4\"\ntype = \"f32\"\norder = \"low-first\"";
+    for (id, from, to, rule) in [
+        // What a public setup does to this very machine.
+        (TOPER, "[safe_state]", drum_slider, "shared-address"),
+        (TOPER, "range = [0, 100]", "range = [0, 70000]", "range-outside-type"),
+        (TOPER, "range = [0, 100]\n", "", "range"),
+        (TOPER, "readback = \"gasPct\"\n", "", "no-readback"),
+        (TOPER, "readback = \"gasPct\"", "readback = \"burnerPct\"", "no-readback"),
+        (TOPER, "readback = \"gasPct\"", "readback = \"none\"", "blind"),
+        (TOPER, "readback_s = 10\n", "", "readback-bounds"),
+        (TOPER, "idempotent = true", "idempotent = false", "not-idempotent"),
+        (TOPER, "role = \"burner\"", "role = \"ignition\"", "local-only"),
+        (TOPER, "name = \"burner\"", "name = \"burner_on\"", "local-only"),
+        (TOPER, "max_step = 20", "max_step = 50", "step"),
+        (TOPER, "min_interval_s = 2", "min_interval_s = 0.5", "step"),
+        (TOPER, "needs = [\"drumPct >= 20\", \"fanPct >= 20\"]\n", "", "heat-needs"),
+        (TOPER, "drumPct >= 20", "flame_ok", "needs"),
+        (TOPER, "function = 6\n", "", "no-function"),
+        (TOPER, "function = 6", "function = 16\npulse_ms = 5", "not-idempotent"),
+        (TOPER, "function = 6", "function = 5", "function"),
+        (TOPER, "unit = \"C\"\n", "", "no-unit"),
+        (TOPER, "unit = \"C\"", "unit = \"pct\"", "unit"),
+        (TOPER, "type = \"u16\"\n", "", "no-type"),
+        (TOPER, "type = \"u16\"", "type = \"f32\"", "word-order"),
+        (TOPER, "type = \"u16\"", "type = \"bool\"", "bit"),
+        (TOPER, "divisor = 10", "divisor = 7", "divisor"),
+        (TOPER, "valid = [-20, 350]\n", "", "valid"),
+        (TOPER, "valid = [-20, 350]", "valid = [350, -20]", "valid"),
+        (TOPER, "holding 20", "holding 40021", "printed-address"),
+        (TOPER, "holding 20", "D20", "address"),
+        (TOPER, "name = \"inletC\"", "name = \"btC\"", "twice"),
+        (TOPER, "name = \"inletC\"", "name = \"rorCPerMin\"", "name"),
+        (TOPER, "order = [\"burner=0\", \"air=max\"]", "order = [\"air=max\"]", "safe-state"),
+        (TOPER, "burner=0", "burner=30", "heat-in-safe-state"),
+        (TOPER, "air=max", "air=200", "safe-state"),
+        (TOPER, "air=max", "cyclone=max", "safe-state"),
+        (TOPER, "timeout_ms = 300", "timeout_ms = 600", "timeout"),
+        (TOPER, "poll_ms = 1000", "poll_ms = 5", "poll"),
+        (TOPER, "timeout_ms = 300", "timeout_ms = 300\nblock_max = 200", "block"),
+        (TOPER, "station = 1\n", "station = 0\n", "station"),
+        (TOPER, "verified = false", "verified = true", "verified"),
+        (TOPER, "writes = \"disabled\"", "writes = \"enabled\"", "writes"),
+        (TOPER, "toper.tkm-sx.plc", "toper", "id"),
+        (TOPER, "controller = \"PLC, Modbus TCP\"", "controller = \"\"", "generation"),
+        (
+            TOPER,
+            "source = \"community machine setup, not verified on hardware\"",
+            "source = \"\"",
+            "source",
+        ),
+        (TOPER, "version = 1", "version = 0", "version"),
+        (
+            GIESEN,
+            "map = { factor = 1, offset = 1 }",
+            "map = { factor = 1, offset = 0 }",
+            "auto-inside-range",
+        ),
+        (GIESEN, "map = { factor = 1, offset = 1 }", "map = { factor = 0, offset = 1 }", "map"),
+        (GIESEN, "range = [36, 49]", "range = [0, 49]", ""),
+        (GIESEN, "drum=keep", "drum=0", "drum-stop"),
+        (GIESEN, "min_gap_ms = 40", "min_gap_ms = 0", "s7-gap"),
+        (GIESEN, "addr = \"DB2.16\"", "addr = \"DB2.15\"", "shared-address"),
+        (GIESEN, "DB3.112", "DB3,112", "address"),
+        (GIESEN, "forbid = [\"machine_power\"]", "forbid = [\"lid while\"]", "forbid"),
+        (BESCA, "remote = \"never\"", "remote = \"guarded\"", "blind"),
+        ("diedrich.dr.modbus", two, "addr = \"holding 4\"\ntype = \"f32\"", "word-order"),
+        ("hottop.kn8828b2k.serial", "poll_ms = 300", "poll_ms = 900", "hottop-watchdog"),
+        ("coffeetech.fz94.rtu", "baud = 19200", "baud = 1200", "bus-load"),
+        ("fuji.pxg.rtu", "stop_bits = 1", "stop_bits = 3", "serial"),
+        ("tc4.arduino.artisanq", "ch2", "ch9", "address"),
+        ("santoker.rmaster.wifi", "mark = \"DROP\"", "mark = \"DORP\"", "mark"),
+        ("santoker.rmaster.wifi", "addr = \"F3\"", "addr = \"F3\"\nstation = 3", "station"),
+        ("generic.probes.boards", "max31856 /dev/spidev0.0", "max31856 /dev/i2c-1", "address"),
+    ] {
+        let rules = broken(id, from, to);
+        if rule.is_empty() {
+            assert!(rules.is_empty(), "{id}: {to:?} should hold, but: {rules:?}");
+        } else {
+            assert!(rules.contains(&rule), "{id}: {to:?} should break {rule}, but: {rules:?}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_safe_state_is_found() {
+    let text = shipped(TOPER).unwrap().text;
+    let without = text.split("[safe_state]").next().unwrap();
+    let findings = lint(&parse(without).unwrap());
+    assert_eq!(findings.len(), 1);
+    assert!(findings[0].to_string().starts_with("safe_state: is missing"), "{}", findings[0]);
+}
+
+#[test]
+fn a_bring_up_of_two_people_allows_what_one_does_not() {
+    let text = shipped(TOPER).unwrap().text.replace("verified = false", "verified = true");
+    let record = |by: &str| {
+        let record = format!(
+            "[machine.bring_up]\nby = {by}\non = \"2026-11-22\"\nrecord = \"site file 12\"\n\n[transport]"
+        );
+        let text = text.replace("writes = \"disabled\"", "writes = \"enabled\"");
+        lint(&parse(&text.replace("[transport]", &record)).unwrap()).len()
+    };
+    assert_eq!(record("[\"Ada\", \"Grace\"]"), 0);
+    assert!(record("[\"Ada\", \"Ada\"]") > 0);
+}
+
+#[test]
+fn what_is_written_by_is_worth_believing() {
+    let text = shipped(TOPER).unwrap().text.replace(
+        "verified = false\nwrites = \"disabled\"",
+        "verified = true\nwrites = \"enabled\"\n\
+         bring_up = { by = [\"Ada\", \"Grace\"], on = \"2026-11-22\", record = \"site file 12\" }",
+    );
+    let rules = |from: &str, to: &str| -> Vec<&'static str> {
+        assert!(text.contains(from), "{from}");
+        lint(&parse(&text.replacen(from, to, 1)).unwrap()).into_iter().map(|f| f.rule).collect()
+    };
+    assert!(rules("valid", "valid").is_empty());
+    let unit = "addr = \"holding 1215\"\ntype = \"u16\"\nunit = \"pct\"\n";
+    let drum = format!("{unit}valid = [0, 100]\n");
+    assert_eq!(rules(&drum, unit), ["judged"], "the burner needs the drum");
+    assert_eq!(rules("required = true\n", ""), ["judged"], "how hot the beans are");
+    let burner = "function = 6\nunit = \"pct\"";
+    assert!(rules(burner, "function = 6\nunit = \"none\"").contains(&"judged"), "another unit");
+}
+
+#[test]
+fn what_no_profile_has_is_named_with_its_line() {
+    let text = shipped(TOPER).unwrap().text.replace("divisor = 10", "divider = 10");
+    let error = parse(&text).unwrap_err().to_string();
+    assert!(error.contains("divider") && error.contains("line"), "{error}");
+}

@@ -1,0 +1,202 @@
+//! What is written reads back, and no bytes whatever make a decoder panic.
+
+use contract::envelope::{self, Expect};
+use contract::*;
+use proptest::prelude::*;
+
+fn origin() -> Origin {
+    Origin {
+        org: OrgId::new("acme").unwrap(),
+        site: SiteId::new("leipzig").unwrap(),
+        machine: MachineId::new("r-1").unwrap(),
+    }
+}
+
+/// Values as machines make them: tenths, hundredths, raw doubles, and holes.
+fn value() -> impl Strategy<Value = Option<f64>> {
+    prop_oneof![
+        4 => (-300_000_i64..3_000_000).prop_map(|v| Some(v as f64 / 100.0)),
+        1 => prop::num::f64::NORMAL.prop_map(Some),
+        1 => Just(Some(0.0)),
+        1 => Just(None),
+    ]
+}
+
+prop_compose! {
+    fn event()(
+        kind in prop::sample::select(EventKind::ALL.to_vec()),
+        source in prop::sample::select(EventSource::ALL.to_vec()),
+        seq in 0..1_u64 << 53,
+        at in 0..253_402_214_400_000_i64,
+        elapsed_s in 0.0..5000.0,
+        bt_c in prop::option::of(-50.0..400.0),
+        note in prop::option::of(".{0,40}"),
+    ) -> MachineEvent {
+        let session = SessionId::compose(&origin(), EpochMs(at), 7);
+        MachineEvent { kind, seq, at: EpochMs(at), elapsed_s, session, source, bt_c, note }
+    }
+}
+
+prop_compose! {
+    fn frame()(
+        number in 1..1_u64 << 53,
+        previous in prop::option::of(any::<[u8; 32]>()),
+        profile in prop::option::of(any::<[u8; 32]>()),
+        chain in any::<[u8; 16]>(),
+        boot in any::<u64>(),
+        first_seq in 0..1_u64 << 40,
+        mono in 0..1_u64 << 53,
+        wall in 0..253_402_214_400_000_i64,
+        steps in prop::collection::vec(0..5_000_u32, 0..40),
+        names in prop::collection::hash_set("[a-zA-Z][a-zA-Z0-9_]{0,31}", 0..5),
+        standard in prop::sample::subsequence(Channel::STANDARD.to_vec(), 0..=7),
+        pool in prop::collection::vec(value(), 500),
+        marks in prop::collection::btree_set(0..40_u16, 0..4),
+        events in prop::collection::vec(event(), 0..4),
+    ) -> Frame {
+        let mut sum = 0;
+        let offsets_ms: Vec<u32> = steps.iter().enumerate().map(|(i, step)| {
+            if i > 0 { sum += step; }
+            sum
+        }).collect();
+        let n = offsets_ms.len();
+        let channels = standard.into_iter().chain(names.iter().filter_map(|n| Channel::parse(n)));
+        let mut columns: Vec<Column> = Vec::new();
+        for (i, channel) in channels.enumerate() {
+            if columns.iter().any(|c| c.channel == channel) { continue; }
+            let values = (0..n).map(|j| pool[(i * 41 + j) % pool.len()]).collect();
+            let quality = marks.iter().filter(|m| usize::from(**m) < n)
+                .map(|m| (*m, Quality::Spike)).collect();
+            columns.push(Column { channel, values, quality });
+        }
+        Frame {
+            origin: origin(), chain: ChainId(chain), number, previous: previous.map(Digest), boot,
+            first_seq, mono, wall: EpochMs(wall), clock: ClockQuality::Synchronised,
+            profile: profile.map(Digest),
+            offsets_ms, columns, events,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_frame_reads_back_bit_for_bit(frame in frame()) {
+        let bytes = frame.encode();
+        let back = Frame::decode(&bytes).unwrap();
+        prop_assert_eq!(&back, &frame);
+        prop_assert_eq!(back.encode(), bytes);
+    }
+
+    #[test]
+    fn a_damaged_frame_is_an_error_or_another_frame(
+        frame in frame(), at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>()
+    ) {
+        let whole = frame.encode();
+        let mut bytes = whole.clone();
+        let i = at.index(bytes.len());
+        bytes[i] ^= 1 << bit;
+        let _ = Frame::decode(&bytes);
+        prop_assert!(Frame::decode(&whole[..cut.index(whole.len())]).is_err());
+    }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Frame::decode(&bytes);
+        let _ = Receipt::decode(&bytes);
+        let _ = envelope::read(&bytes, Expect::Telemetry, &origin());
+        let _ = serde_json::from_slice::<Ack>(&bytes);
+    }
+
+    #[test]
+    fn no_json_makes_the_envelope_reader_panic(text in r#"\{("(ts|payload|origin|machineId|elapsedSeconds|gasPct|extras|sig)":(1|-1|null|"x"|\{\}|\[\]|"2025-01-01T00:00:00Z"),?){0,6}\}"#) {
+        let _ = envelope::read(text.as_bytes(), Expect::Telemetry, &origin());
+        let _ = envelope::read(text.as_bytes(), Expect::Event, &origin());
+    }
+
+    #[test]
+    fn a_receipt_reads_back(first in 1..1_u64 << 40, frames in 0..9_999_u64, seq in 0..1_u64 << 40, n in 0..99_999_u64, d in any::<[u8; 32]>()) {
+        let receipt = Receipt {
+            origin: origin(), session: SessionId::new("S-1").unwrap(), chain: ChainId([3; 16]),
+            first_frame: first, last_frame: first + frames, first_seq: seq, last_seq: seq + n,
+            started: EpochMs(1), ended: EpochMs(2), digest: Digest(d),
+        };
+        prop_assert_eq!(Receipt::decode(&receipt.encode()).unwrap(), receipt);
+    }
+}
+
+const POINT: &str = r#"{"ts":"2025-10-05T21:08:15.250Z","machineId":"r-1","elapsedSeconds":12.5,"btC":150.2,"etC":0,"gasPct":65,"extras":{"inletC":240.5,"note":"x"},"unknown":1}"#;
+
+#[test]
+fn nested_and_flat_envelopes_say_the_same() {
+    let flat = envelope::read(POINT.as_bytes(), Expect::Telemetry, &origin()).unwrap();
+    let nested = format!(
+        r#"{{"ts":"2025-10-05T21:08:15Z","origin":{{"orgId":"acme","siteId":"leipzig","machineId":"r-1"}},"topic":"telemetry","payload":{POINT}}}"#
+    );
+    let nested = envelope::read(nested.as_bytes(), Expect::Telemetry, &origin()).unwrap();
+    assert_eq!(flat.payload, nested.payload);
+    assert!(nested.nested && !flat.nested);
+    let envelope::Payload::Telemetry(point) = flat.payload else { panic!("a point") };
+    assert_eq!(point.et_c, Some(0.0), "zero is a value");
+    assert_eq!(
+        serde_json::to_string(&point).unwrap(),
+        r#"{"ts":"2025-10-05T21:08:15.250Z","machineId":"r-1","elapsedSeconds":12.5,"btC":150.2,"etC":0.0,"gasPct":65.0,"extras":{"inletC":240.5,"note":"x"}}"#
+    );
+}
+
+#[test]
+fn every_mistake_in_an_envelope_names_its_field() {
+    for (from, to, expected) in [
+        (r#""ts":"2025-10-05T21:08:15.250Z","#, "", "ts: missing field `ts`"),
+        ("2025-10-05T21:08:15.250Z", "2025-10-05", "ts: not a full ISO 8601"),
+        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":"12""#, "elapsedSeconds: invalid type"),
+        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":-1"#, "elapsedSeconds: not between"),
+        (r#""gasPct":65"#, r#""gasPct":165"#, "gasPct: not between 0 and 100"),
+        (r#""machineId":"r-1""#, r#""machineId":"r/1""#, "machineId: machineId contains '/'"),
+        (r#""machineId":"r-1""#, r#""machineId":"r-2""#, "origin says r-2, the topic says r-1"),
+        (r#""note":"x""#, r#""note":[1]"#, "extras"),
+    ] {
+        let text = POINT.replace(from, to);
+        let error = envelope::read(text.as_bytes(), Expect::Telemetry, &origin()).unwrap_err();
+        assert!(error.to_string().starts_with(expected), "{error} is not {expected}");
+    }
+}
+
+#[test]
+fn an_envelope_that_names_another_machine_is_refused() {
+    let nested = format!(
+        r#"{{"origin":{{"orgId":"rival","siteId":"leipzig","machineId":"r-1"}},"topic":"telemetry","payload":{POINT}}}"#
+    );
+    let error = envelope::read(nested.as_bytes(), Expect::Telemetry, &origin()).unwrap_err();
+    assert_eq!(error.to_string(), "origin says rival/leipzig/r-1, the topic says acme/leipzig/r-1");
+}
+
+#[test]
+fn a_minute_at_ten_hertz_costs_few_bytes() {
+    let n: i32 = 600;
+    let column = |channel, f: &dyn Fn(f64) -> f64| Column {
+        channel,
+        values: (0..n).map(|i| Some((f(f64::from(i) / 10.0) * 100.0).round() / 100.0)).collect(),
+        quality: Vec::new(),
+    };
+    let frame = Frame {
+        origin: origin(),
+        chain: ChainId([1; 16]),
+        number: 1,
+        previous: None,
+        boot: 1,
+        first_seq: 0,
+        mono: 0,
+        wall: EpochMs(0),
+        clock: ClockQuality::Unknown,
+        profile: None,
+        offsets_ms: (0..n.cast_unsigned()).map(|i| i * 100).collect(),
+        columns: vec![
+            column(Channel::Bt, &|t| 150.0 + t * 0.2 + (t * 3.0).sin() * 0.1),
+            column(Channel::Et, &|t| 190.0 + t * 0.1),
+            column(Channel::Gas, &|_| 65.0),
+        ],
+        events: vec![],
+    };
+    let per_sample = frame.encode().len() as f64 / f64::from(n);
+    assert!(per_sample < 7.0, "{per_sample} bytes a sample");
+}

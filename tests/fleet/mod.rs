@@ -1,0 +1,5 @@
+//! Gateways: enrolment, certificates, signing tokens.
+
+mod certificates;
+mod enrolment;
+mod signing_token;

@@ -1,0 +1,7 @@
+//! Samples from gateways and publishers: loss, refusal, order, upstream clients.
+
+mod faults;
+mod recordings;
+mod refusals;
+mod roast_profiles;
+mod upstream_clients;

@@ -1,0 +1,267 @@
+//! Each item on which clients of upstream Sim-Corp rely: the checklist of its contract (§7).
+
+use std::time::Duration;
+
+use crate::support::{Stack, client};
+use reqwest::{Method, StatusCode};
+use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
+use serde_json::{Value, json};
+use testbed::wait_for;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const MACHINE: &str = "roaster/org/site/m-1";
+
+fn bus(port: u16) -> AsyncClient {
+    let mut options = MqttOptions::new("a client of the reference", ("127.0.0.1", port));
+    options.set_keep_alive(30);
+    let (bus, mut events) = AsyncClient::builder(options).capacity(1_000).build();
+    tokio::spawn(async move { while events.poll().await.is_ok() {} });
+    bus
+}
+
+fn ts(second: u32) -> String {
+    format!("2026-03-01T08:{:02}:{:02}.000Z", second / 60, second % 60)
+}
+
+/// A roast, sent as by sim-publisher (nested) in its first half and as by a bare client (flat) in
+/// the second: one point per second, then DROP.
+async fn roast(bus: &AsyncClient, seconds: u32) -> anyhow::Result<()> {
+    let send = async |suffix: &str, body: Value| {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        bus.publish(format!("{MACHINE}/{suffix}"), serde_json::to_vec(&body)?, options).await?;
+        anyhow::Ok(())
+    };
+    let origin = json!({"orgId": "org", "siteId": "site", "machineId": "m-1"});
+    let nested = |topic: &str, payload: &Value| json!({"ts": payload["ts"], "origin": origin, "topic": topic, "payload": payload});
+    for s in 0..seconds {
+        // Down to the turning point, and up again.
+        let t = f64::from(s);
+        let bt = if s < 80 { 190.0 - t } else { 110.0 + (t - 80.0) * 0.2 };
+        let point = json!({"ts": ts(s), "machineId": "m-1", "elapsedSeconds": s, "btC": bt,
+                           "etC": bt + 20.0, "gasPct": 50.0});
+        let body = if s < seconds / 2 { nested("telemetry", &point) } else { point };
+        send("telemetry", body).await?;
+    }
+    let event = |kind: &str, s: u32| json!({"ts": ts(s), "machineId": "m-1", "type": kind, "payload": {"elapsedSeconds": s}});
+    send("events", nested("event", &event("FC", seconds - 100))).await?;
+    send("events", event("DROP", seconds - 1)).await
+}
+
+/// No field anywhere is `null`, but those named.
+fn no_nulls(value: &Value, but: &[&str]) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                assert!(!value.is_null() || but.contains(&name.as_str()), "{name} is null");
+                no_nulls(value, but);
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| no_nulls(value, but)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roast_of_the_reference_is_read_as_its_clients_read_it() -> anyhow::Result<()> {
+    let stack = Stack::start(&[], &["ingestion.accept_unsigned=true".to_owned()]).await?;
+    // Streams flush before anything happened, and use upstream's names.
+    let stream = stack.url("ingestion", "/stream/telemetry?machineId=m-1");
+    let mut stream = client().get(stream).timeout(PATIENCE).send().await?;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let bus = bus(stack.broker);
+    roast(&bus, 600).await?;
+    let mut text = String::new();
+    while !text.contains("\"btC\"") {
+        text.push_str(&String::from_utf8_lossy(&stream.chunk().await?.unwrap()));
+    }
+    assert!(text.contains("event: telemetry") && text.contains("\"orgId\":\"org\""), "{text}");
+
+    let sessions = || async {
+        let list = stack.get("ingestion", "/sessions?status=CLOSED").await.ok()?;
+        list.as_array()?.first().cloned()
+    };
+    // Events and points come by topics of their own: its end may be known before its last points.
+    let whole = || async { sessions().await.is_some_and(|roast| roast["telemetryPoints"] == 600) };
+    wait_for("a closed roast, nested and flat", PATIENCE, whole).await?;
+    let summary = sessions().await.unwrap();
+    let id = summary["sessionId"].as_str().unwrap().to_owned();
+    assert!(id.starts_with("S-org-site-m-1-"), "{id}");
+    assert_eq!((&summary["fcSeconds"], &summary["dropSeconds"]), (&json!(500.0), &json!(599.0)));
+    let at = |rest: &str| format!("/sessions/{id}{rest}");
+    let points = stack.get("ingestion", &at("/telemetry?limit=10&fromElapsedSeconds=100")).await?;
+    assert_eq!(points.as_array().unwrap().len(), 10);
+    assert_eq!(points[0]["elapsedSeconds"], 100.0);
+    // Bare arrays.
+    for (service, path) in [
+        ("ingestion", "/sessions"),
+        ("ingestion", &at("/events")),
+        ("ingestion", &at("/notes")),
+        ("ingestion", &at("/events/overrides")),
+        ("ingestion", &at("/reports")),
+        ("ingestion", "/profiles?orgId=org"),
+        ("eval", "/golden-cases"),
+        ("eval", &format!("/evaluations?sessionId={id}")),
+        ("kernel", "/traces"),
+        ("kernel", "/agents"),
+        ("inference", "/status"),
+    ] {
+        let list = stack.get(service, path).await?;
+        assert!(list.is_array() || path == "/status", "{service} {path}: {list}");
+    }
+    // What was never written is empty; what does not exist is not found.
+    let meta = stack.get("ingestion", &at("/meta")).await?;
+    assert_eq!(meta, json!({"tags": [], "extra": {}}));
+    let status = async |path: &str| {
+        anyhow::Ok(client().get(stack.url("ingestion", path)).send().await?.status())
+    };
+    assert_eq!(status("/sessions/none/meta").await?, 404);
+    assert_eq!(status("/sessions/none/reports/latest").await?, 404);
+    // Overrides, wrapped and bare; notes.
+    let one = json!({"eventType": "FC", "elapsedSeconds": 480, "source": "HUMAN"});
+    for body in [json!({"overrides": [one]}), json!([one])] {
+        let path = at("/events/overrides");
+        let (status, list) = stack.send(Method::PUT, ("ingestion", &path), &body).await?;
+        assert_eq!((status, list.as_array().map(Vec::len)), (200, Some(1)), "{list}");
+    }
+    let (status, note) =
+        stack.post(("ingestion", &at("/notes")), &json!({"text": "bright"})).await?;
+    assert_eq!(status, 201, "{note}");
+
+    // Analysis and prediction within their bounds, nothing null.
+    let analysis = stack.get("analytics", &format!("/analysis/session/{id}")).await?;
+    no_nulls(&analysis, &[]);
+    assert_eq!(analysis["eventTimeSource"]["FC"], "OVERRIDDEN");
+    assert!((0.0..=1.0).contains(&analysis["developmentRatio"].as_f64().unwrap()), "{analysis}");
+    assert!(analysis["phases"].is_array() && analysis["crashFlick"]["crashDetected"].is_boolean());
+    let prediction = stack.get("analytics", &format!("/prediction/session/{id}")).await?;
+    no_nulls(&prediction, &[]);
+    assert_eq!(prediction["explain"]["method"], "HEURISTIC_V1");
+    assert!((0.0..=1.0).contains(&prediction["confidence"]["overall"].as_f64().unwrap()));
+    let suggestions = prediction["suggestions"].as_array().unwrap();
+    assert!(suggestions.iter().all(|s| s["requiresApproval"] == false), "{prediction}");
+    // A report is made once.
+    let report = json!({"analysis": analysis, "markdown": "# x", "reportKind": "OTHER"});
+    let (first, made) = stack.post(("ingestion", &at("/reports")), &report).await?;
+    let (second, again) = stack.post(("ingestion", &at("/reports")), &report).await?;
+    assert_eq!((first, second), (201, 200));
+    assert_eq!(made["reportId"], again["reportId"]);
+    no_nulls(&made, &[]);
+    // Eval reads what ingestion's auto-evaluator sends, and the shape before that.
+    let case = json!({"name": "c", "machineId": "m-1", "targetDropSeconds": 600,
+                      "dropSecondsErrorTolerance": 30});
+    let (_, case) = stack.post(("eval", "/golden-cases"), &case).await?;
+    let legacy = json!({"analyzedAt": ts(0), "drop": {"elapsedSeconds": 590, "tempC": 214}});
+    for analysis in [analysis.clone(), legacy] {
+        let run = json!({"sessionId": id, "goldenCaseId": case["id"], "analysis": analysis,
+                         "telemetry": points, "commands": [], "evaluatorId": "auto-evaluator"});
+        let (status, run) = stack.post(("eval", "/evaluations/run"), &run).await?;
+        assert_eq!((status, &run["outcome"]), (201, &json!("PASS")), "{run}");
+        no_nulls(&run, &[]);
+    }
+    is_null_where_its_end_will_be(&stack, &bus).await
+}
+
+/// A running roast says `null` where its end will be.
+async fn is_null_where_its_end_will_be(stack: &Stack, bus: &AsyncClient) -> anyhow::Result<()> {
+    bus.publish(
+        format!("{MACHINE}/telemetry"),
+        serde_json::to_vec(
+            &json!({"ts": ts(900), "machineId": "m-1", "elapsedSeconds": 0, "btC": 190}),
+        )?,
+        PublishOptions::new(QoS::AtLeastOnce),
+    )
+    .await?;
+    let open = || async {
+        let list = stack.get("ingestion", "/sessions?status=ACTIVE").await.ok()?;
+        list.as_array()?.first().cloned()
+    };
+    wait_for("a running roast", PATIENCE, || async { open().await.is_some() }).await?;
+    let open = open().await.unwrap();
+    assert!(open.as_object().unwrap().contains_key("endedAt") && open["endedAt"].is_null());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queue_answers_as_the_reference_s_workers_expect() -> anyhow::Result<()> {
+    let stack = Stack::start(&["kernel"], &["broker.embedded=false".to_owned()]).await?;
+    let claim = json!({"agentName": "roast-report-agent", "goals": ["generate-roast-report"]});
+    let idle = client().post(stack.url("kernel", "/missions/claim")).json(&claim).send().await?;
+    assert_eq!(idle.status(), StatusCode::NO_CONTENT);
+    assert!(idle.bytes().await?.is_empty());
+    // Both forms of a goal; the key of the desktop and of ingestion; made, and known.
+    let key = "generate-roast-report:POST_ROAST_V1:S-1";
+    let signals = json!({"session": {"telemetryPoints": 600, "durationSec": 600, "hasBT": true,
+                                     "closeReason": "DROP"}});
+    for (expected, goal) in [
+        (201, json!("generate-roast-report")),
+        (200, json!({"title": "generate-roast-report", "description": "d"})),
+    ] {
+        let mission = json!({"goal": goal, "idempotencyKey": key, "params": {"sessionId": "S-1"},
+                             "signals": signals, "context": {"orgId": "org"}});
+        let (status, made) = stack.post(("kernel", "/missions"), &mission).await?;
+        assert_eq!(status, expected, "{made}");
+        assert_eq!(made["goal"]["title"], "generate-roast-report");
+        assert_eq!((&made["subjectId"], &made["status"]), (&json!("S-1"), &json!("PENDING")));
+        assert!(made["createdAt"].is_string() && made["attempts"].is_u64());
+        no_nulls(&made, &[]);
+    }
+    let list = stack.get("kernel", "/missions?status=pending,RETRY&status=unknown").await?;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
+    let (status, claimed) = stack.post(("kernel", "/missions/claim"), &claim).await?;
+    assert_eq!((status, &claimed["claimedBy"]), (200, &json!("roast-report-agent")));
+    no_nulls(&claimed, &[]);
+    let id = claimed["missionId"].as_str().unwrap().to_owned();
+    let step = |step: &str| format!("/missions/{id}/{step}");
+    let wrong = json!({"leaseId": "ffffffff"});
+    assert_eq!(stack.post(("kernel", &step("heartbeat")), &wrong).await?.0, 409);
+    let lease = json!({"leaseId": claimed["leaseId"], "agentName": "roast-report-agent"});
+    assert_eq!(stack.post(("kernel", &step("heartbeat")), &lease).await?.0, 200);
+    let failed = json!({"error": "fetch failed", "retryable": true, "leaseId": claimed["leaseId"]});
+    let (_, retry) = stack.post(("kernel", &step("fail")), &failed).await?;
+    assert_eq!(retry["status"], "RETRY");
+    // Posts without a body, as the desktop sends them.
+    let bare = async |path: &str| {
+        let answer = client().post(stack.url("kernel", path)).send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.json::<Value>().await?))
+    };
+    let (status, due) = bare(&step("retryNow")).await?;
+    assert_eq!((status, &due["status"]), (200, &json!("RETRY")));
+    let (_, claimed) = stack.post(("kernel", "/missions/claim"), &claim).await?;
+    assert_eq!(claimed["attempts"], 2);
+    let done = json!({"summary": {"reportId": "R-1"}, "leaseId": claimed["leaseId"]});
+    let (status, done) = stack.post(("kernel", &step("complete")), &done).await?;
+    assert_eq!((status, &done["status"]), (200, &json!("DONE")));
+    assert_eq!(done["resultMeta"]["reportId"], "R-1");
+    assert_eq!(bare(&step("cancel")).await?.0, 409);
+    // Nothing is known of the roast: a person looks first, and lets it run.
+    let (_, doubted) =
+        stack.post(("kernel", "/missions"), &json!({"goal": "generate-roast-report"})).await?;
+    assert_eq!(doubted["status"], "QUARANTINED");
+    let path = format!("/missions/{}/approve", doubted["missionId"].as_str().unwrap());
+    let (status, approved) = bare(&path).await?;
+    assert_eq!((status, &approved["status"]), (200, &json!("PENDING")));
+    assert_eq!(approved["governance"]["decidedBy"], "HUMAN");
+    let counts = stack.get("kernel", "/missions/metrics").await?;
+    assert_eq!(
+        (&counts["total"], &counts["DONE"], &counts["approved_total"]),
+        (&json!(2), &json!(1), &json!(1))
+    );
+    // A trace, and the policy that is asked.
+    let trace = json!({"traceId": "t", "agentId": "a", "missionId": id, "mission": {"goal": "g"},
+        "startedAt": "2026-03-01T08:00:00.000Z", "entries": [{"missionId": id, "loopId": "l",
+        "step": "THINK", "startedAt": "2026-03-01T08:00:00.000Z"}]});
+    assert_eq!(stack.post(("kernel", "/traces"), &trace).await?, (200, json!({"ok": true})));
+    assert_eq!(stack.get("kernel", &format!("/traces/{id}")).await?["traceId"], "t");
+    let tool = json!({"id": "burner", "name": "b", "version": "1", "policyTags": ["restricted"]});
+    assert_eq!(stack.post(("kernel", "/tools"), &tool).await?.0, 200);
+    for (tool, decision) in [("burner", "DENY"), ("anything", "ALLOW")] {
+        let ask = json!({"agentId": "a", "tool": tool, "action": "invoke", "resource": "r",
+                         "context": {"override": true}});
+        let (_, told) = stack.post(("kernel", "/policy/check"), &ask).await?;
+        assert_eq!(told["decision"], decision, "{told}");
+    }
+    let unknown = client().get(stack.url("kernel", "/nowhere")).send().await?;
+    let body: Value = unknown.json().await?;
+    assert_eq!(body["message"], "Route GET:/nowhere not found");
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Missions, people, autonomy.
+
+mod autonomy;
+mod missions;
+mod people;

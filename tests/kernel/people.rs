@@ -1,0 +1,550 @@
+//! Authentication by an issuer's tokens and by API keys, against the real services; and no caller
+//! reads another organisation's data.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::client;
+use anyhow::{Context as _, ensure};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use axum::Json;
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+use testbed::{Postgres, Process, binary, free_port, wait_for};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const SERVED: [&str; 9] = [
+    "fleet",
+    "kernel",
+    "ingestion",
+    "analytics",
+    "reports",
+    "eval",
+    "inference",
+    "dispatcher",
+    "simulation",
+];
+/// Who listens: the simulation does twice.
+const SERVICES: [&str; 10] = [
+    "fleet",
+    "kernel",
+    "ingestion",
+    "analytics",
+    "reports",
+    "eval",
+    "inference",
+    "dispatcher",
+    "twin",
+    "publisher",
+];
+
+/// An OIDC issuer with one key at a time.
+struct Issuer {
+    url: String,
+    keys: Arc<std::sync::Mutex<(String, Vec<u8>)>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start() -> anyhow::Result<Self> {
+        let keys = Arc::new(std::sync::Mutex::new(new_key("k1")?));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let told = json!({"issuer": url, "jwks_uri": format!("{url}/keys")});
+        let (served, count) = (keys.clone(), asked.clone());
+        let jwks = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let (kid, pkcs8) = served.lock().unwrap().clone();
+            let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap();
+            let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+            let body = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+                                        "kid": kid, "x": x}]});
+            async move { Json(body) }
+        };
+        let app = axum::Router::new()
+            .route("/.well-known/openid-configuration", get(move || async move { Json(told) }))
+            .route("/keys", get(jwks));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { url, keys, asked })
+    }
+
+    fn token_of(&self, claims: &Value) -> anyhow::Result<String> {
+        let (kid, pkcs8) = self.keys.lock().unwrap().clone();
+        let header = Header { kid: Some(kid), ..Header::new(Algorithm::EdDSA) };
+        Ok(jsonwebtoken::encode(&header, claims, &EncodingKey::from_ed_der(&pkcs8))?)
+    }
+
+    fn token(&self, org: &str, role: &str) -> anyhow::Result<String> {
+        self.token_of(&json!({"iss": self.url, "aud": "simcorp", "sub": format!("user-{org}"),
+            "org_id": org, "org_role": format!("org:{role}"), "exp": seconds() + 600}))
+    }
+}
+
+fn new_key(kid: &str) -> anyhow::Result<(String, Vec<u8>)> {
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random)?;
+    Ok((kid.to_owned(), pkcs8.as_ref().to_vec()))
+}
+
+#[allow(clippy::disallowed_methods)] // an issuer's clock
+fn seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+struct Cloud {
+    process: Process,
+    ports: BTreeMap<&'static str, u16>,
+    database: Postgres,
+    _folder: tempfile::TempDir,
+}
+
+impl Cloud {
+    async fn start(issuer: &Issuer) -> anyhow::Result<Self> {
+        let database = Postgres::start().await?;
+        let folder = tempfile::tempdir()?;
+        let mut ports = BTreeMap::new();
+        for service in SERVICES {
+            ports.insert(service, free_port()?);
+        }
+        let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
+        let operate = |arguments: &[&str]| -> anyhow::Result<String> {
+            let mut command = std::process::Command::new(binary("simcorp")?);
+            command.args(arguments).arg(format!("--set=database.url={}", database.url()));
+            let output = command.output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        };
+        operate(&["migrate", "up"])?;
+        let place = |what: &str, file: &str| {
+            format!("fleet.authority.{what}={}", folder.path().join(file).display())
+        };
+        let authority = [place("cert_file", "authority.pem"), place("key_file", "authority.key")];
+        let set = authority.each_ref().map(|place| format!("--set={place}"));
+        operate(&["authority", "create", set[0].as_str(), set[1].as_str()])?;
+        let token = operate(&["token", "create", "--name", "services", "--all-orgs"])?;
+        let file = folder.path().join("service-token");
+        std::fs::write(&file, token)?;
+        let mut settings = vec![
+            format!("database.url={}", database.url()),
+            "broker.embedded=false".to_owned(),
+            "auth.mode=oidc".to_owned(),
+            format!("auth.oidc.issuer={}", issuer.url),
+            "auth.oidc.audience=simcorp".to_owned(),
+            "auth.oidc.role_claim=org_role".to_owned(),
+            format!("auth.kernel_url={}", at("kernel")),
+            format!("auth.service_token=file:{}", file.display()),
+            format!("kernel.eval_url={}", at("eval")),
+            format!("dispatcher.kernel_url={}", at("kernel")),
+            format!("eval.kernel_url={}", at("kernel")),
+            format!("eval.ingestion_url={}", at("ingestion")),
+            format!("eval.analytics_url={}", at("analytics")),
+            format!("analytics.ingestion_url={}", at("ingestion")),
+            format!("reports.kernel_url={}", at("kernel")),
+            format!("reports.ingestion_url={}", at("ingestion")),
+            format!("reports.analytics_url={}", at("analytics")),
+            "reports.poll_ms=200".to_owned(),
+            format!("fleet.gateway_listen=127.0.0.1:{}", free_port()?),
+        ];
+        settings.extend(authority);
+        for (service, port) in &ports {
+            let field = match *service {
+                "twin" => "simulation.twin_listen".to_owned(),
+                "publisher" => "simulation.publisher_listen".to_owned(),
+                service => format!("{service}.listen"),
+            };
+            settings.push(format!("{field}=127.0.0.1:{port}"));
+        }
+        let mut arguments = vec!["serve".to_owned()];
+        arguments.extend(SERVED.map(str::to_owned));
+        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+        let log = folder.path().join("simcorp.log");
+        let mut process = Process::new(binary("simcorp")?, arguments, log);
+        process.start()?;
+        let cloud = Self { process, ports, database, _folder: folder };
+        for service in SERVICES {
+            let url = cloud.url(service, "/health");
+            let alive =
+                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
+            wait_for(service, PATIENCE, alive).await.with_context(|| cloud.process.log())?;
+        }
+        Ok(cloud)
+    }
+
+    fn url(&self, service: &str, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[service])
+    }
+
+    /// Sends a request with a token; returns status and body.
+    async fn ask(
+        &self,
+        (service, method, path): (&str, Method, &str),
+        token: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
+        let mut request = client().request(method, self.url(service, path));
+        if !token.is_empty() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
+    let issuer = Issuer::start().await?;
+    let cloud = Cloud::start(&issuer).await?;
+    let who = async |token: &str| cloud.ask(("kernel", Method::GET, "/whoami"), token, None).await;
+    let ada = issuer.token("acme", "admin")?;
+    let (status, body) = who(&ada).await?;
+    assert_eq!((status, &body["orgId"], &body["role"]), (200, &json!("acme"), &json!("admin")));
+    assert_eq!(body["actor"]["kind"], "USER");
+
+    // Nobody, nonsense, another issuer's, expired, another audience, unsigned, a shared secret.
+    let claims = |change: Value| {
+        let mut claims = json!({"iss": issuer.url, "aud": "simcorp", "sub": "u", "org_id": "acme",
+                                "exp": seconds() + 600});
+        claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        claims
+    };
+    let other = Issuer::start().await?;
+    let forged = other.token_of(&claims(json!({})))?;
+    let none = format!(
+        "{}.{}.",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"k1"}"#),
+        URL_SAFE_NO_PAD.encode(claims(json!({})).to_string())
+    );
+    for (what, token) in [
+        ("nobody", String::new()),
+        ("nonsense", "a.b.c".to_owned()),
+        ("a reference to a file", "file:/etc/hostname".to_owned()),
+        ("a key that is none", format!("sck_0123456789ab_{}", "x".repeat(43))),
+        ("another issuer's", forged),
+        ("expired", issuer.token_of(&claims(json!({"exp": seconds() - 120})))?),
+        ("not yet", issuer.token_of(&claims(json!({"nbf": seconds() + 600})))?),
+        ("another audience", issuer.token_of(&claims(json!({"aud": "x"})))?),
+        ("another name", issuer.token_of(&claims(json!({"iss": "https://x"})))?),
+        ("no organisation", issuer.token_of(&claims(json!({"org_id": ""})))?),
+        ("unsigned", none),
+    ] {
+        for service in ["kernel", "ingestion"] {
+            let path = if service == "kernel" { "/whoami" } else { "/sessions" };
+            let (status, body) = cloud.ask((service, Method::GET, path), &token, None).await?;
+            assert_eq!(status, 401, "{what} at {service}: {body}");
+        }
+    }
+    // What must be read by machines needs no token.
+    for path in ["/health", "/ready", "/metrics", "/openapi.json"] {
+        assert_eq!(cloud.ask(("kernel", Method::GET, path), "", None).await?.0, 200, "{path}");
+    }
+
+    // The issuer changes its key: the new one is fetched, at most once a minute.
+    let before = issuer.asked.load(Ordering::Relaxed);
+    *issuer.keys.lock().unwrap() = new_key("k2")?;
+    let (status, _) = who(&issuer.token("acme", "viewer")?).await?;
+    assert_eq!(status, 401, "asked again within a minute");
+    assert_eq!(issuer.asked.load(Ordering::Relaxed), before);
+
+    // A key: made by an admin, opens with its role, ends when it is ended.
+    let new = json!({"name": "script", "role": "viewer"});
+    let (status, key) = cloud.ask(("kernel", Method::POST, "/keys"), &ada, Some(&new)).await?;
+    assert_eq!(status, 201, "{key}");
+    let token = key["token"].as_str().context("a token")?.to_owned();
+    let (status, body) = who(&token).await?;
+    assert_eq!((status, &body["role"]), (200, &json!("viewer")));
+    let (status, body) = cloud.ask(("kernel", Method::POST, "/keys"), &token, Some(&new)).await?;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (403, Some("needs the role admin; you are viewer"))
+    );
+    let (_, listed) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
+    assert!(!listed.to_string().contains(&token) && listed[0]["name"] == "script", "{listed}");
+    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let end = ("kernel", Method::DELETE, path.as_str());
+    assert_eq!(cloud.ask(end, &ada, None).await?.0, 204);
+    let closed = || async { who(&token).await.is_ok_and(|(status, _)| status == 401) };
+    wait_for("revocation", Duration::from_secs(40), closed).await?;
+    // Secrets are in no log.
+    let log = cloud.process.log();
+    assert!(!log.contains(&token) && !log.contains(&ada), "a token in the log");
+    Ok(())
+}
+
+/// Fills a path of the API with ids.
+fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
+    let mut path = path.to_owned();
+    for (name, id) in ids {
+        path = path.replace(&format!("{{{name}}}"), id);
+    }
+    path
+}
+
+/// Acme gets one of everything; the names of what names itself.
+async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str, String>> {
+    cloud.database.query(
+        "simcorp",
+        "INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ('acme', 's', 'm', 0);
+         INSERT INTO chains (org_id, machine_no, chain, kid, seen_ms) SELECT 'acme', machine_no, '\\x01', 'k', 0 FROM machines;
+         INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, status, first_seq, last_seq, drop_s)
+         SELECT 'acme', 'S-secret', machine_no, chain_no, 1760000000000, 1760000600000, 'CLOSED', 0, 600, 600 FROM chains;",
+    )?;
+    let mission = json!({"missionId": "M-secret", "goal": "generate-roast-report",
+                         "params": {"sessionId": "S-secret"}});
+    let trace = json!({"traceId": "T-secret", "agentId": "a-secret", "missionId": "M-secret",
+        "mission": {"goal": "g"}, "startedAt": "2025-10-05T21:08:15.000Z", "entries": []});
+    let agent = json!({"id": "a-secret", "name": "n", "role": "r", "version": "1"});
+    let tool = json!({"id": "t-secret", "name": "n", "version": "1"});
+    let report = json!({"reportId": "R-secret", "analysis": {}, "markdown": "# x"});
+    let key = json!({"name": "key-secret", "role": "viewer"});
+    let note = json!({"text": "note-secret"});
+    let profile =
+        json!({"profile": {"profileId": "P-secret", "name": "profile-secret", "targets": {}}});
+    let session = "/sessions/S-secret";
+    for (service, method, path, body) in [
+        ("kernel", Method::POST, "/missions".to_owned(), &mission),
+        ("kernel", Method::POST, "/traces".to_owned(), &trace),
+        ("kernel", Method::POST, "/agents".to_owned(), &agent),
+        ("kernel", Method::POST, "/tools".to_owned(), &tool),
+        ("kernel", Method::POST, "/keys".to_owned(), &key),
+        ("ingestion", Method::PUT, format!("{session}/meta"), &json!({"beanName": "bean-secret"})),
+        ("ingestion", Method::POST, format!("{session}/notes"), &note),
+        ("ingestion", Method::POST, format!("{session}/reports"), &report),
+        ("ingestion", Method::POST, "/profiles".to_owned(), &profile),
+    ] {
+        let (status, answer) = cloud.ask((service, method, &path), ada, Some(body)).await?;
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+    }
+    let case = json!({"name": "case-secret", "machineId": "m", "targetDropSeconds": 600,
+                      "dropSecondsErrorTolerance": 10});
+    let asking = ("eval", Method::POST, "/golden-cases");
+    let (_, case) = cloud.ask(asking, ada, Some(&case)).await?;
+    let case = case["id"].as_str().context("a case")?.to_owned();
+    let run = json!({"sessionId": "S-secret", "goldenCaseId": case, "notes": "run-secret",
+                     "analysis": {"dropSeconds": 600}, "telemetry": []});
+    let asking = ("eval", Method::POST, "/evaluations/run");
+    let (status, run) = cloud.ask(asking, ada, Some(&run)).await?;
+    assert_eq!((status, &run["outcome"]), (201, &json!("PASS")), "{run}");
+    let run = run["id"].as_str().context("a run")?.to_owned();
+    let incident = json!({"title": "incident-secret", "severity": "critical"});
+    let asking = ("kernel", Method::POST, "/api/incidents");
+    let (status, answer) = cloud.ask(asking, ada, Some(&incident)).await?;
+    assert_eq!(status, 201, "{answer}");
+    // It cannot wait for the next look: the breaker has acted.
+    let asking = ("kernel", Method::GET, "/api/circuit-breaker/events/unresolved");
+    let (_, events) = cloud.ask(asking, ada, None).await?;
+    let event = events[0]["id"].as_str().context("an event")?.to_owned();
+    let settings = json!({"orgId": "acme", "siteId": "s", "machineId": "machine-secret",
+                          "config": {"fcBtThresholdC": 299.125}});
+    let asking = ("inference", Method::POST, "/config");
+    let (status, answer) = cloud.ask(asking, ada, Some(&settings)).await?;
+    assert_eq!((status, &answer["minFirstCrackSeconds"]), (200, &json!(300.0)), "{answer}");
+    let device = json!({"siteId": "s", "machines": ["m"], "kid": "device:gw-secret@s",
+        "publicKey": "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"});
+    let asking = ("fleet", Method::POST, "/devices");
+    let (status, answer) = cloud.ask(asking, ada, Some(&device)).await?;
+    assert_eq!(status, 201, "{answer}");
+    let enrollment = json!({"siteId": "s", "device": "gw2-secret", "machines": ["m"]});
+    let asking = ("fleet", Method::POST, "/enrollments");
+    let (status, enrollment) = cloud.ask(asking, ada, Some(&enrollment)).await?;
+    assert_eq!(status, 201, "{enrollment}");
+    let enrollment = enrollment["id"].as_str().context("an enrolment")?.to_owned();
+    let given = [("case", case), ("run", run), ("event", event), ("enrollment", enrollment)];
+    Ok(BTreeMap::from(given))
+}
+
+/// The id of Acme's that stands for `{id}` in a path.
+fn id_of<'i>(path: &str, given: &'i BTreeMap<&str, String>, key: &'i str) -> &'i str {
+    match path.split('/').nth(1) {
+        Some("missions") => "M-secret",
+        Some("agents") => "a-secret",
+        Some("tools") => "t-secret",
+        Some("keys") => key,
+        Some("devices" | "recoveries") => "device:gw-secret@s",
+        Some("enrollments") => given["enrollment"].as_str(),
+        Some("golden-cases" | "saturation") => given["case"].as_str(),
+        Some("evaluations") => given["run"].as_str(),
+        Some("api") => given["event"].as_str(),
+        _ => "S-secret",
+    }
+}
+
+/// What Eve sends where something must be sent.
+fn sent(method: &Method, path: &str) -> Option<Value> {
+    match (method, path) {
+        (&Method::GET | &Method::DELETE, _) => None,
+        (_, "/missions") => Some(json!({"goal": "g", "context": {"orgId": "acme"}})),
+        (_, "/missions/claim") => Some(json!({"agentName": "eve"})),
+        (_, "/missions/{id}/heartbeat") => Some(json!({"leaseId": "x"})),
+        (_, "/missions/{id}/fail") => Some(json!({"error": "x"})),
+        (_, "/agents") => Some(json!({"id": "e", "name": "n", "role": "r", "version": "1"})),
+        (_, "/tools") => Some(json!({"id": "e", "name": "n", "version": "1"})),
+        (_, "/traces") => Some(json!({"traceId": "e", "agentId": "e", "missionId": "e",
+                        "mission": {"goal": "g"}, "startedAt": "2025-10-05T21:08:15.000Z",
+                        "entries": []})),
+        (_, "/keys") => Some(json!({"name": "e", "role": "viewer"})),
+        (_, "/policy/check") => {
+            Some(json!({"agentId": "a", "tool": "t", "action": "a", "resource": "r"}))
+        }
+        (_, "/profiles") => Some(json!({"profile": {"name": "e", "targets": {}}})),
+        (_, "/api/governance/facts") => Some(json!({"what": "failed"})),
+        (_, "/api/incidents") => Some(json!({"title": "t", "severity": "low"})),
+        (_, "/governor/commands/check") => {
+            Some(json!({"commandType": "SET_POWER", "proposedBy": "USER"}))
+        }
+        (_, "/golden-cases") | (&Method::PUT, "/golden-cases/{id}") => {
+            Some(json!({"name": "e", "machineId": "m"}))
+        }
+        (_, "/golden-cases/from-success") => Some(
+            json!({"sessionId": "e", "machineId": "m", "name": "e", "analysis": {"dropSeconds": 1}}),
+        ),
+        (_, "/golden-cases/from-failure") => {
+            Some(json!({"sessionId": "e", "machineId": "m", "name": "e", "failureMode": "f",
+                        "analysis": {"dropSeconds": 1}}))
+        }
+        (_, "/golden-cases/{id}/reference-solution") => {
+            Some(json!({"sessionId": "e", "achievedAt": "2025-10-05T21:08:15.000Z"}))
+        }
+        (_, "/evaluations/run") => {
+            Some(json!({"sessionId": "e", "goldenCaseId": "e", "analysis": {}, "telemetry": []}))
+        }
+        (_, "/evaluations/run-multi-trial") => Some(json!({"goldenCaseId": "e", "trials": []})),
+        (_, "/evaluations/{id}/review") => Some(json!({"outcome": "PASS"})),
+        (_, "/config") => {
+            Some(json!({"orgId": "acme", "siteId": "s", "machineId": "m", "config": {}}))
+        }
+        (_, "/publish/start") => Some(json!({"orgId": "acme", "siteId": "s", "machineId": "m"})),
+        (_, "/replay") => Some(json!({"type": "session.closed", "version": 1,
+            "emittedAt": "2025-10-05T21:08:15.000Z", "orgId": "acme", "siteId": "s",
+            "machineId": "m", "sessionId": "S-secret", "reportKind": "POST_ROAST_V1"})),
+        (_, "/devices") => Some(json!({"siteId": "s", "machines": ["m"], "kid": "device:e@s",
+            "publicKey": "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"})),
+        (_, "/devices/{id}/machines") => Some(json!({"machines": ["m"]})),
+        (_, "/enrollments") => Some(json!({"siteId": "s", "device": "e", "machines": ["m"]})),
+        (_, "/publish/stop") => Some(json!({"sessionId": "e"})),
+        (_, "/profiles/import") => Some(json!({"profiles": []})),
+        (_, path) if path.ends_with("/new-version") => Some(json!({"profile": {"name": "e"}})),
+        (_, path) if path.ends_with("/overrides") => Some(json!([])),
+        (_, path) if path.ends_with("/reports") => Some(json!({"analysis": {}, "markdown": "# x"})),
+        _ => Some(json!({})),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
+    let issuer = Issuer::start().await?;
+    let cloud = Cloud::start(&issuer).await?;
+    let (ada, eve) = (issuer.token("acme", "admin")?, issuer.token("evil", "admin")?);
+
+    let given = give(&cloud, &ada).await?;
+    let (_, keys) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
+    let key_id = keys[0]["id"].as_str().context("a key")?.to_owned();
+
+    let mut asked = 0;
+    for service in SERVICES {
+        let (_, document) = cloud.ask((service, Method::GET, "/openapi.json"), "", None).await?;
+        for (path, methods) in document["paths"].as_object().context("paths")? {
+            for (method, operation) in methods.as_object().context("methods")? {
+                if operation["security"] == json!([]) {
+                    continue; // what machines read, and nobody is asked for
+                }
+                let method: Method = method.to_uppercase().parse()?;
+                if path.starts_with("/stream/") || path == "/v1/frames" {
+                    continue; // endless; and signed by whom, not asked by whom
+                }
+                let id = id_of(path, &given, &key_id);
+                let ids = BTreeMap::from([
+                    ("id", id),
+                    ("missionId", "M-secret"),
+                    ("sessionId", "S-secret"),
+                    ("reportId", "R-secret"),
+                    ("profileId", "P-secret"),
+                ]);
+                let own = filled(path, &ids);
+                let body = sent(&method, path);
+                // By its ids alone, and by saying so.
+                for query in ["", "?orgId=acme", "?orgId=acme&referenceId=S-secret"] {
+                    let path = format!("{own}{query}");
+                    let asking = (service, method.clone(), path.as_str());
+                    let (status, answer) = cloud.ask(asking, &eve, body.as_ref()).await?;
+                    asked += 1;
+                    let shown = format!("{service} {method} {path}: {status} {answer}");
+                    assert!(status < 500, "{shown}");
+                    let told = answer.to_string();
+                    let told = [
+                        "M-secret",
+                        "S-secret",
+                        "R-secret",
+                        "T-secret",
+                        "a-secret",
+                        "t-secret",
+                        "bean-secret",
+                        "note-secret",
+                        "key-secret",
+                        "P-secret",
+                        "profile-secret",
+                        "case-secret",
+                        "run-secret",
+                        "incident-secret",
+                        "machine-secret",
+                        "gw-secret",
+                        "gw2-secret",
+                        "299.125",
+                    ]
+                    .into_iter()
+                    .filter(|secret| told.contains(*secret))
+                    // What she sent herself may come back.
+                    .find(|secret| !body.as_ref().is_some_and(|b| b.to_string().contains(*secret)));
+                    assert_eq!(told, None, "{shown}");
+                    // These are about oneself, or say whose they are in another way.
+                    let about_oneself = [
+                        "/whoami",
+                        "/authority",
+                        "/missions/claim",
+                        "/simulate/roast",
+                        "/config/defaults",
+                        "/evaluations/promotion",
+                    ];
+                    // How a worker does, whoever's missions it works on.
+                    let of_nobody = ["reports", "dispatcher"].contains(&service)
+                        && ["/status", "/config"].iter().any(|own| path.starts_with(own));
+                    let listed = path.starts_with("/missions?") && method == Method::GET;
+                    let names_another = query.contains("orgId")
+                        && !listed
+                        && !of_nobody
+                        && !about_oneself.iter().any(|own| path.starts_with(own));
+                    let ids = given.values().chain([&key_id]);
+                    let names_a_secret = (own.contains("secret")
+                        && !own.starts_with("/evaluations/promotion"))
+                        || ids.into_iter().any(|id| own.contains(id));
+                    let incomplete = path.starts_with("/comparison") && query.is_empty();
+                    // Upstream's clients read these as empty where there is no such roast.
+                    let nothing = [json!([]), json!({"profiles": []}), Value::Null];
+                    let empty = nothing.contains(&answer) && query.is_empty();
+                    if (names_another || names_a_secret) && !incomplete && !empty {
+                        assert!(status == 403 || status == 404, "{shown}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(asked > 90, "only {asked} questions");
+    // And Acme's own are as they were.
+    let (_, mission) = cloud.ask(("kernel", Method::GET, "/missions/M-secret"), &ada, None).await?;
+    assert_eq!(mission["status"], "QUARANTINED");
+    let (_, meta) =
+        cloud.ask(("ingestion", Method::GET, "/sessions/S-secret/meta"), &ada, None).await?;
+    assert_eq!(meta["beanName"], "bean-secret");
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! What all services share: limits, OpenAPI, simulated machines.
+
+mod limits;
+mod openapi;
+mod simulated_machines;

@@ -1,5 +1,5 @@
-//! What the agent shows of itself: the newest samples and the state of machine, disk and cloud.
-//! Everything is bounded; writers never wait for readers.
+//! The state that the agent shows: the newest samples and the state of machine, disk and cloud.
+//! Everything is bounded in size; writers never wait for slow readers.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::journal::Totals;
 /// Twenty minutes at 10 Hz.
 const POINTS_MAX: usize = 12_000;
 
-/// One sample as the local page draws it.
+/// One sample, or one event, as the local page draws it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Point {
     /// Unix time, ms.
@@ -30,25 +30,26 @@ pub struct Point {
     pub mark: Option<EventKind>,
 }
 
-/// The newest sample, whole.
+/// The newest sample, with all its channels that have a value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Newest {
-    /// When it came, ms since the start.
+    /// When it was added, in ms since the agent started.
     pub mono_ms: u64,
     pub values: Vec<(Channel, f64)>,
 }
 
-/// What is expected of the running roast, as people read it.
+/// The forecast for the running roast, rounded for people.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ahead {
-    /// A minute from now, °C, and where it lies nine times of ten: ± this.
+    /// The bean temperature expected in one minute, in °C.
     pub bt_c: f64,
+    /// Half the width of the 90 % interval around `bt_c`, in °C: `bt_c` ± this.
     pub bt_half_c: f64,
     pub expected: Vec<Expected>,
 }
 
-/// When a mark is expected, seconds from now, and between which it lies nine times of ten.
+/// When an event is expected, in seconds from now, with the 90 % interval `from_s` to `to_s`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Expected {
@@ -60,6 +61,7 @@ pub struct Expected {
 }
 
 impl Ahead {
+    /// Converts a forecast: times become relative to now, temperatures are rounded to tenths.
     pub fn of(outlook: &Outlook) -> Self {
         let tenths = |c: f64| (c * 10.0).round() / 10.0;
         let seconds = |ms: i64| (ms - outlook.t_ms) / 1000;
@@ -77,25 +79,25 @@ impl Ahead {
     }
 }
 
-/// The state of everything, for `/status`, `/metrics` and the page.
+/// The state of machine, disk, key and cloud, for `/status`, `/metrics` and the local page.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
     pub machine: String,
     pub driver_error: Option<String>,
     pub journal_error: Option<String>,
-    /// Why frames wait for the key.
+    /// Why frames cannot be signed now; `None` while the key works.
     pub key_error: Option<String>,
-    /// Until when the certificate is good; none: the gateway has not enrolled.
+    /// When the certificate expires; `None` if the gateway has not enrolled.
     pub certificate_until_ms: Option<i64>,
-    /// Why there is no certificate, or will soon be none.
+    /// Why there is no certificate, or why there will soon be none.
     pub identity_error: Option<String>,
     pub uplink_connected: bool,
     pub uplink_error: Option<String>,
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
     pub ahead: Option<Ahead>,
-    /// What was noted last in this roast: a gap, a control that was moved.
+    /// The newest NOTE event: for example a gap, or a control that was moved.
     pub noted: Option<Noted>,
     pub last_sample_ms: Option<i64>,
     pub samples: u64,
@@ -104,7 +106,7 @@ pub struct State {
     pub journal: Totals,
 }
 
-/// What a person reads beside the curve.
+/// A note that the local page shows next to the curve.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Noted {
     /// Unix time, ms.
@@ -112,20 +114,21 @@ pub struct Noted {
     pub text: String,
 }
 
-/// A thread that must keep moving.
+/// A thread that the watchdog supervises: it must send heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Sampler,
     Keeper,
 }
 
+/// The agent's shared state. Clones share the same content.
 #[derive(Clone)]
 pub struct Board {
     state: Arc<Mutex<State>>,
     points: Arc<Mutex<VecDeque<Point>>>,
     live: broadcast::Sender<Point>,
     newest: Arc<Mutex<Option<Newest>>>,
-    /// When each [`Part`] moved last, ms since the start.
+    /// The last heartbeat of each [`Part`], in ms since the agent started.
     beats: Arc<[AtomicU64; 2]>,
 }
 
@@ -150,11 +153,12 @@ impl Board {
         change(&mut self.lock());
     }
 
-    /// Notes that a thread moves.
+    /// Records a heartbeat of a thread.
     pub fn beat(&self, part: Part, mono_ms: u64) {
         self.beats[part as usize].store(mono_ms, Ordering::Relaxed);
     }
 
+    /// Returns a thread's last heartbeat, in ms since the agent started; 0 if it has sent none.
     #[must_use]
     pub fn beat_of(&self, part: Part) -> u64 {
         self.beats[part as usize].load(Ordering::Relaxed)
@@ -164,13 +168,14 @@ impl Board {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest sample; nobody says how old it is.
+    /// Returns the newest sample, however old it is; its `mono_ms` tells the age.
     #[must_use]
     pub fn newest(&self) -> Option<Newest> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds a frame's samples to the picture, `mono_ms` after the start.
+    /// Adds a frame's samples and events to what the local page draws. `mono_ms` is now, in ms
+    /// since the agent started.
     pub fn add(&self, frame: &contract::Frame, mono_ms: u64) {
         if let Some(last) = frame.sample_count().checked_sub(1) {
             let value = |column: &contract::Column| {
@@ -180,14 +185,14 @@ impl Board {
             *self.newest.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(Newest { mono_ms, values });
         }
-        // A sentence is no line across the picture.
+        // A NOTE is text; the page does not draw it as a line across the chart.
         let marks = || frame.events.iter().filter(|event| event.kind != EventKind::Note);
         if let Some(note) = frame.events.iter().rfind(|event| event.kind == EventKind::Note) {
             let text = note.note.clone().unwrap_or_default();
             self.update(|state| state.noted = Some(Noted { t: note.at.0, text }));
         }
         let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
-        #[allow(clippy::cast_possible_truncation)] // for a picture
+        #[allow(clippy::cast_possible_truncation)] // for a chart
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
         for i in 0..frame.sample_count() {
             let seq = frame.first_seq + i as u64;
@@ -202,11 +207,11 @@ impl Board {
                 points.pop_front();
             }
             points.push_back(point);
-            // Nobody watching is fine.
+            // An error only means that the page has no reader now.
             let _ = self.live.send(point);
         }
-        // A mark may lie on a sample of an earlier frame: found later than it happened, or set by a
-        // person right after a frame was cut.
+        // An event may belong to a sample of an earlier frame: it was inferred later than it
+        // happened, or a person recorded it right after a frame was completed.
         let held = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
         for event in marks().filter(|event| !held.contains(&event.seq)) {
             let mark = Some(event.kind);
@@ -219,11 +224,13 @@ impl Board {
         }
     }
 
+    /// Returns the newest points, oldest first.
     #[must_use]
     pub fn points(&self) -> Vec<Point> {
         self.points.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
+    /// Subscribes to the points that are added from now on.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<Point> {
         self.live.subscribe()

@@ -1,9 +1,9 @@
-//! `simcorp-edge bring-up`: two people at the machine find out whether the controls of its profile are
-//! right, before anything else may move them.
+//! `simcorp-edge bring-up`: two people at the machine verify that the controls of its profile are
+//! right, before any other program may move them.
 //!
-//! The agent is stopped meanwhile. The profile's `writes` counts as enabled as long as this runs and
-//! here alone, and each move goes through the same guard as any other's. What was asked, what the
-//! machine showed and how soon is written down as it happens.
+//! The agent must be stopped while this runs. The profile's `writes` counts as enabled in this
+//! process only, while it runs, and every move passes the same interlock as any other write.
+//! The requested value, the value shown and the delay are recorded as they happen.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,22 +24,22 @@ use crate::config::{DriverKind, EdgeConfig};
 use crate::journal::{Journal, JournalError};
 use crate::machine;
 
-/// The machine is read this often: what was read before is too old to judge by.
+/// The interval between two reads of the machine: older readings are too old to judge by.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const HELP: &str = "a control and a value move it, such as `burner 30`; an empty line shows the \
                     machine once more; `end` ends";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Who stands at the machine: given twice, for two people
+    /// The name of a person at the machine; give it twice, for two people
     #[arg(long, required = true)]
     by: Vec<String>,
-    /// Where each move is written down, a JSON object a line; what is there stays
+    /// The file to which each move is appended, one JSON object per line
     #[arg(long)]
     record: PathBuf,
 }
 
-/// One line of the record: a move as soon as it was made, and another of what was seen of it.
+/// One line of the record: one as soon as a move was made, and another with its observed result.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "step")]
 enum Line<'l> {
@@ -50,11 +50,11 @@ enum Line<'l> {
         profile: &'l str,
         digest: &'l Digest,
         control: &'l str,
-        /// As the machine can be told it.
+        /// The requested value, rounded to what the machine can represent.
         asked: f64,
-        /// What was done, or why not.
+        /// What was done, or why it was refused.
         said: &'l str,
-        /// Whether it was written to the machine, or may have been.
+        /// Whether the value was, or may have been, written to the machine.
         written: bool,
     },
     #[serde(rename_all = "camelCase")]
@@ -62,7 +62,7 @@ enum Line<'l> {
         at: EpochMs,
         control: &'l str,
         readback: &'l str,
-        /// What it showed before the move, and last.
+        /// The readback's value before the move. `shown` is its last value.
         before: Option<f64>,
         shown: Option<f64>,
         #[serde(flatten)]
@@ -70,19 +70,19 @@ enum Line<'l> {
     },
 }
 
-/// What became of a move.
+/// The observed result of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "found")]
 enum Found {
-    /// It shows what was asked, and did not before.
+    /// The readback reached the requested value, and did not show it before.
     #[serde(rename_all = "camelCase")]
     Followed {
         after_s: f64,
     },
-    /// It showed that before, so nothing is proven.
+    /// The readback showed the requested value before the move, so the move proves nothing.
     StoodThere,
     NotInTime,
-    /// Somebody had something else to do.
+    /// A person entered another command before the watch ended.
     BrokenOff,
 }
 
@@ -96,29 +96,29 @@ struct Session {
     hand: ControlQueue,
     clock: Clock,
     lines: mpsc::Receiver<String>,
-    /// What was typed while a move was watched.
+    /// A line that was typed while a move was watched; it is executed next.
     typed: Option<String>,
-    /// When the machine was read last, and what it showed.
+    /// The last reading, and when it was taken, in ms since the start.
     seen: Option<(u64, Reading)>,
-    /// Of each control that was moved: where to, last.
+    /// The last requested value of each control that was moved.
     moved: BTreeMap<String, f64>,
-    /// Something could not be written down.
+    /// At least one line could not be written to the record.
     incomplete: bool,
-    /// Of each control whose move was watched to its end: whether it followed the last time.
+    /// Whether each control followed its last move that was watched to its end.
     followed: BTreeMap<String, bool>,
 }
 
-/// Asks, moves and writes down until there is nothing more to try.
+/// Runs the bring-up: reads commands, moves controls and records the results until `end`.
 pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { by, record: path } = arguments;
     let named = by.len() == 2 && by.iter().all(|name| !name.trim().is_empty()) && by[0] != by[1];
-    ensure!(named, "--by names each of two people at the machine: --by ANNA --by BEN");
+    ensure!(named, "--by must name two people at the machine: --by ANNA --by BEN");
     ensure!(
         config.machine.driver == DriverKind::Profile,
         "machine.driver is not \"profile\": there is nothing to bring up"
     );
     let clock = Clock::start();
-    // Held until the end: the agent cannot start meanwhile.
+    // Holds the journal's lock until the end, so that the agent cannot start.
     let _journal =
         match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
             Err(JournalError::Locked { .. }) => {
@@ -160,7 +160,7 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     })
 }
 
-/// The profile with what it will say after a bring-up that finds nothing wrong.
+/// Returns the profile as it will be after a bring-up that finds no problem.
 fn as_if_brought_up(mut profile: Profile) -> anyhow::Result<Profile> {
     let m = &mut profile.machine;
     (m.verified, m.writes) = (true, Writes::Enabled);
@@ -171,13 +171,13 @@ fn as_if_brought_up(mut profile: Profile) -> anyhow::Result<Profile> {
     });
     let findings: Vec<String> =
         firmware_profiles::lint(&profile).iter().map(ToString::to_string).collect();
-    ensure!(findings.is_empty(), "the profile cannot be judged by yet:\n{}", findings.join("\n"));
+    ensure!(findings.is_empty(), "correct the profile first:\n{}", findings.join("\n"));
     let guarded = profile.controls.iter().any(|control| control.remote == Remote::Guarded);
-    ensure!(guarded, "the profile has no control that anybody but the machine's panel may move");
+    ensure!(guarded, "no control of the profile has remote = \"guarded\"");
     Ok(profile)
 }
 
-/// What is typed. Reading it blocks, so a thread does.
+/// Returns the lines typed on standard input. A thread reads them, because reading blocks.
 fn lines() -> mpsc::Receiver<String> {
     let (typed, lines) = mpsc::channel(16);
     std::thread::spawn(move || {
@@ -210,7 +210,7 @@ impl Session {
                 line = async { self.typed.take() }, if self.typed.is_some() => line,
                 line = self.lines.recv() => line,
                 _ = look.tick() => {
-                    // What is wrong is said when somebody asks.
+                    // An error is shown when a person asks for the values.
                     let _ = self.look().await;
                     continue;
                 }
@@ -252,11 +252,12 @@ impl Session {
         }
     }
 
-    /// Moves one control, sees what becomes of it, and writes both down.
+    /// Moves one control, observes the result, and records both.
     async fn try_one(&mut self, control: &Control, value: f64) {
         let channel = control.readback.as_deref().filter(|channel| *channel != "none");
         let value = self.hand.nearest_value(&control.name, value);
-        // What was read a while ago is too old to judge by; less fire does not wait for that.
+        // A reading older than 1 s is too old to judge by, so the machine is read again first.
+        // Turning heat off does not wait for that.
         let old = |at_ms: u64| self.clock.mono_ms().saturating_sub(at_ms) > 1_000;
         let stale = self.seen.as_ref().is_none_or(|(at_ms, _)| old(*at_ms));
         if stale && !(control.role.heats() && value <= 0.0) {
@@ -310,14 +311,14 @@ impl Session {
         self.keep(&Line::Seen { at, control: control_name, readback, before, shown, found });
     }
 
-    /// What a channel showed last.
+    /// Returns a channel's value in the last reading.
     fn shows(&self, channel: &str) -> Option<f64> {
         let (_, reading) = self.seen.as_ref()?;
         reading.values.iter().find(|(c, _)| c.as_str() == channel)?.1
     }
 
-    /// Writes a line down. The disk takes its time by itself: whoever turns the fire off does not wait
-    /// for it.
+    /// Appends a line to the record. The sync to disk runs in the background, so that turning the
+    /// fire off never waits for the disk.
     fn keep(&mut self, line: &Line<'_>) {
         let kept = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
             line.push(b'\n');
@@ -347,8 +348,9 @@ impl Session {
         }
     }
 
-    /// Watches until the machine is `there`, for at most `most_s`, or until somebody types something:
-    /// the fire must never wait to be turned off. The last value, and what became of the move.
+    /// Watches the channel until the machine is `there`, for at most `most_s` seconds, or until a
+    /// person types a command: turning the fire off must never wait. Returns the last value and the
+    /// result of the move.
     async fn watch(
         &mut self,
         channel: &str,
@@ -373,30 +375,31 @@ impl Session {
                     self.typed = Some(line);
                     return (last, Found::BrokenOff);
                 }
-                // Nobody types any more.
+                // Standard input is closed.
                 Ok(None) => tokio::time::sleep(LOOK_EVERY / 2).await,
                 Err(_) => {}
             }
         }
     }
 
-    /// Nothing is put back: people stand there, and a jump would be worse.
+    /// Prints the controls that stay moved. The program restores no value: people stand at the
+    /// machine, and a jump would be worse.
     fn say_what_stays(&self) {
         if self.moved.is_empty() {
             return;
         }
-        println!("Nothing was put back; it is the panel's to do:");
+        println!("No control was moved back; do that at the panel:");
         for (name, value) in &self.moved {
             let control = self.profile.controls.iter().find(|control| control.name == *name);
             let lit = control.is_some_and(|c| c.role.heats()) && *value > 0.0;
             let taken = control.is_some_and(|c| c.auto_raw.is_some());
             let fire = if lit { "; the fire is on" } else { "" };
-            let regulation = if taken { "; not regulated by the machine any more" } else { "" };
+            let regulation = if taken { "; no longer regulated by the machine" } else { "" };
             println!("  {name} was moved to {value} last{fire}{regulation}");
         }
     }
 
-    /// What was found, and what the profile may say now.
+    /// Prints the result for each control, and the lines that may now stand in the profile.
     fn conclude(&self) {
         let guarded = self.profile.controls.iter().filter(|c| c.remote == Remote::Guarded);
         let mut open = 0;
@@ -410,15 +413,15 @@ impl Session {
             println!("{}: {found}", control.name);
         }
         if open > 0 {
-            println!("{open} to go. Leave what does not follow to the panel: remote = \"never\".");
+            println!("{open} to go. Set remote = \"never\" for a control that does not follow.");
             return;
         }
         if self.incomplete {
-            println!("The record is not complete, so it proves nothing.");
+            println!("The record is incomplete, so it proves nothing.");
             return;
         }
         println!(
-            "If each value was compared with the panel too, the profile may say, in [machine]:\n\
+            "If you also compared each value with the panel, the profile may say, in [machine]:\n\
              verified = true\nwrites = \"enabled\"\nbring_up = {{ by = {:?}, on = {:?}, record = {:?} }}",
             self.by,
             self.clock.wall().to_string().get(..10).unwrap_or_default(),
@@ -435,7 +438,7 @@ fn described(control: &Control) -> String {
     let [low, high] = control.range.unwrap_or([0.0, 1.0]);
     let name = &control.name;
     if control.remote == Remote::Never {
-        return format!("{name}: at the panel alone");
+        return format!("{name}: at the panel only");
     }
     let step = control.max_step.map_or_else(String::new, |step| format!(", {step} at once"));
     let readback = control.readback.as_deref().unwrap_or("none");

@@ -1,24 +1,26 @@
-//! The agent's two clocks: one that only runs forward, one that says the date.
+//! The agent's two clocks: the monotonic clock and the wall clock.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use contract::{ClockQuality, EpochMs};
 
-/// Written by systemd-timesyncd once the clock has been set from the network. Beside a clock chip
-/// that keeps local time it does not tell the kernel.
+/// The file that systemd-timesyncd writes once the clock has been set from the network. With a
+/// clock chip that keeps local time, timesyncd does not mark the kernel clock as synchronised, so
+/// the file is checked too.
 const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
-/// Reads the system's clocks. The one place that does.
+/// Reads the system's clocks. This is the only place in the agent that does.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
-    /// For tests: a wall clock that was set, and stands still.
+    /// For tests: a fixed wall clock.
     #[cfg(test)]
     set: Option<EpochMs>,
 }
 
-#[allow(clippy::disallowed_methods, clippy::unused_self)] // this is where time enters, by a value
+#[allow(clippy::disallowed_methods, clippy::unused_self)] // time is read only here
 impl Clock {
+    /// Starts the monotonic clock at zero.
     #[must_use]
     pub fn start() -> Self {
         Self {
@@ -28,18 +30,19 @@ impl Clock {
         }
     }
 
-    /// A wall clock that says `at`.
+    /// Returns a clock whose wall clock is fixed at `at`.
     #[cfg(test)]
     pub fn at(at: EpochMs) -> Self {
         Self { set: Some(at), ..Self::start() }
     }
 
-    /// Milliseconds since the agent started.
+    /// Returns the milliseconds since the agent started.
     #[must_use]
     pub fn mono_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Returns the wall clock's date; a date before 1970 counts as 1970.
     #[must_use]
     pub fn wall(&self) -> EpochMs {
         #[cfg(test)]
@@ -50,6 +53,7 @@ impl Clock {
         EpochMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
+    /// Returns whether the wall clock is synchronised, by the kernel's or timesyncd's state.
     #[must_use]
     pub fn quality(&self) -> ClockQuality {
         let synchronised = clock_sync::is_synchronised() == Some(true)

@@ -1,4 +1,4 @@
-//! The agent's configuration: one TOML file. `docs/reference/edge-config.md` explains each field.
+//! The agent's configuration: one TOML file. `docs/reference/configuration.md` explains it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,34 +19,37 @@ pub struct EdgeConfig {
     pub machine: Machine,
     pub sampling: Sampling,
     pub journal: JournalConfig,
-    /// The cloud's broker. Without one everything is kept and shown here.
+    /// The cloud's MQTT broker. Without one the agent sends nothing: it stores the samples and
+    /// shows them on its local page.
     pub uplink: Broker,
     pub local: LocalConfig,
     pub artisan: ArtisanConfig,
     pub log: LogConfig,
 }
 
-/// Who this gateway is.
+/// The identity of this gateway: its organisation, site, device and signing key.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
     pub org: String,
     pub site: String,
     pub device: String,
-    /// Private key, PKCS#8 PEM, mode 0600. `simcorp-edge key create` makes one.
+    /// The private key: PKCS#8 PEM, mode 0600. `simcorp-edge key create` creates it.
     pub key_file: PathBuf,
-    /// The socket of `simcorp-signer`, whose key is in a token. Instead of `key_file`.
+    /// The socket of `simcorp-signer`, which uses a key in a PKCS#11 token. Replaces `key_file`:
+    /// only one of the two may be set.
     pub signer_socket: PathBuf,
 }
 
 impl Identity {
+    /// Returns whether the key is used through the socket of `simcorp-signer`.
     #[must_use]
     pub fn has_signer(&self) -> bool {
         !self.signer_socket.as_os_str().is_empty()
     }
 }
 
-/// The roaster beside it.
+/// The roaster that this gateway measures.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Machine {
@@ -74,7 +77,7 @@ pub struct Simulated {
     pub seed: u64,
     /// Seconds until the first charge.
     pub charge_after_s: u64,
-    /// Simulated seconds a second.
+    /// Simulated seconds per second.
     pub speed: u64,
 }
 
@@ -89,7 +92,7 @@ impl Default for Simulated {
 pub struct Replay {
     /// An Artisan `.alog` recording.
     pub file: PathBuf,
-    /// Recorded seconds a second.
+    /// Recorded seconds per second.
     pub speed: f64,
 }
 
@@ -99,31 +102,33 @@ impl Default for Replay {
     }
 }
 
-/// A machine that is read by its profile, and where it is at this site.
+/// A machine that the agent reads according to a profile, and the machine's address at this site.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProfileConfig {
-    /// One of those that the agent carries; `simcorp-edge profile list` names them.
+    /// The id of a profile that is built into the agent; `simcorp-edge profile list` lists them.
     pub id: String,
-    /// Or a file of your own.
+    /// The file of a profile of your own, instead of `id`.
     pub file: PathBuf,
-    /// PEM public keys. With any, a file counts only with a signature of one of them beside it.
+    /// Files of public keys (PEM). If any is set, `file` is accepted only with a signature beside
+    /// it that one of these keys made.
     pub trusted_keys: Vec<PathBuf>,
-    /// Where the machine is, when not at its maker's default.
+    /// The machine's host name or address, if it differs from the profile's default.
     pub host: Option<String>,
     pub port: Option<u16>,
     /// The serial line, such as `/dev/serial/by-id/…`.
     pub device: Option<PathBuf>,
     pub baud: Option<u32>,
     pub timeout_ms: Option<u64>,
-    /// What was loaded first: what is read by and what frames say of it must be one text, whatever
-    /// happens to the file meanwhile.
+    /// The profile as loaded the first time. The profile that the agent reads the machine with and
+    /// the profile digest in the frames must come from the same text, even if the file changes
+    /// meanwhile.
     #[serde(skip)]
     loaded: OnceLock<Checked>,
 }
 
 impl ProfileConfig {
-    /// As it is named in messages.
+    /// Returns the profile's name for messages: its id, or the path of its file.
     #[must_use]
     pub fn name(&self) -> String {
         if self.file.as_os_str().is_empty() {
@@ -133,7 +138,7 @@ impl ProfileConfig {
         }
     }
 
-    /// This site's addresses.
+    /// Returns the machine's address at this site; a field that is `None` is not configured.
     #[must_use]
     pub fn site(&self) -> Site {
         Site {
@@ -145,10 +150,12 @@ impl ProfileConfig {
         }
     }
 
-    /// Reads and checks the profile, once.
+    /// Returns the profile. The first successful call reads and checks it; later calls return the
+    /// same one.
     ///
     /// # Errors
-    /// In a sentence: unknown, unreadable, wrong, or not signed by whom it should be.
+    /// A sentence that says why: the id is unknown, the file is unreadable, the profile is invalid,
+    /// or no key of `trusted_keys` signed it.
     pub fn load(&self) -> Result<Checked, String> {
         if let Some(loaded) = self.loaded.get() {
             return Ok(loaded.clone());
@@ -160,7 +167,7 @@ impl ProfileConfig {
     fn read(&self) -> Result<Checked, String> {
         if self.file.as_os_str().is_empty() {
             let entry = firmware_profiles::shipped(&self.id)
-                .ok_or("is not one that the agent carries; see: simcorp-edge profile list")?;
+                .ok_or("is not a profile that this agent has; see: simcorp-edge profile list")?;
             return firmware_profiles::check(entry.text).map_err(|e| e.to_string());
         }
         let text = crate::profiles::read(&self.file)?;
@@ -171,14 +178,17 @@ impl ProfileConfig {
     }
 }
 
-/// How often is measured, and how much goes into one signature.
+/// How often the agent samples the machine, and how many samples it signs together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
+    /// The time between two samples, in ms.
     pub period_ms: u64,
-    /// A frame is signed and kept when it is this old; a power cut loses at most this.
+    /// The age in ms at which a frame is completed, signed and stored. A power cut loses at most
+    /// this much.
     pub frame_ms: u64,
-    /// Find CHARGE and DROP in the bean temperature. Unset: only when the machine does not tell.
+    /// Whether to infer CHARGE and DROP from the bean temperature. If unset, they are inferred only
+    /// for a machine that does not report them.
     pub infer_marks: Option<bool>,
 }
 
@@ -188,13 +198,13 @@ impl Default for Sampling {
     }
 }
 
-/// Where the samples are kept.
+/// Where the samples are stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JournalConfig {
     pub folder: PathBuf,
-    /// Past it the oldest acknowledged frames go, then the oldest of past roasts; never the
-    /// running roast.
+    /// The journal's maximum size. Beyond it the agent deletes the oldest acknowledged frames, then
+    /// the oldest frames of past roasts; never those of the running roast.
     pub quota_mb: u64,
 }
 
@@ -204,7 +214,7 @@ impl Default for JournalConfig {
     }
 }
 
-/// The page and API on the gateway itself.
+/// The web page and API that the gateway itself serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalConfig {
@@ -217,22 +227,23 @@ impl Default for LocalConfig {
     }
 }
 
-/// What Artisan may see of the machine, through us.
+/// What the agent shows to Artisan of the machine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ArtisanConfig {
-    /// Where a Modbus machine's registers are shown as we have read them. Off when not set. It has
-    /// no login, as Modbus has none.
+    /// The address of a Modbus server that shows the registers of a Modbus machine as the agent
+    /// last read them. Off if not set. It has no login, because Modbus has none.
     pub modbus: Option<SocketAddr>,
-    /// Whether Artisan may move there what the profile lets be moved.
+    /// Whether Artisan may write through that server to the controls that the profile permits.
     pub writes: bool,
-    /// Where the newest sample is shown as JSON, for Artisan's WebSocket device. Off when not set; no
-    /// login either.
+    /// The address of a WebSocket server that sends the newest sample as JSON, for Artisan's
+    /// WebSocket device. Off if not set. It has no login either.
     pub websocket: Option<SocketAddr>,
 }
 
 impl EdgeConfig {
-    /// The machine's full name. `None` until [`Config::check`] has found nothing wrong.
+    /// Returns the machine's full name. Always `Some` for a configuration that passed
+    /// [`Config::check`]; `None` if one of the ids in it is invalid.
     #[must_use]
     pub fn origin(&self) -> Option<Origin> {
         Some(Origin {
@@ -242,20 +253,23 @@ impl EdgeConfig {
         })
     }
 
-    /// The signing key's name, likewise.
+    /// Returns the signing key's id. Always `Some` for a configuration that passed
+    /// [`Config::check`]; `None` if an id in it is invalid.
     #[must_use]
     pub fn key_id(&self) -> Option<KeyId> {
         let device = DeviceId::new(self.identity.device.clone()).ok()?;
         Some(KeyId::new(&device, &SiteId::new(self.identity.site.clone()).ok()?))
     }
 
-    /// The digest of the machine's profile, where it is read by one.
+    /// Returns the digest of the machine's profile. `None` if the machine is not read with a
+    /// profile, or if the profile cannot be loaded.
     #[must_use]
     pub fn profile_digest(&self) -> Option<Digest> {
         let by_profile = self.machine.driver == DriverKind::Profile;
         by_profile.then(|| self.machine.profile.load().ok()).flatten().map(|checked| checked.digest)
     }
 
+    /// Returns whether CHARGE and DROP are inferred from the bean temperature.
     #[must_use]
     pub fn infers_marks(&self) -> bool {
         let tells = match self.machine.driver {
@@ -286,16 +300,17 @@ impl Config for EdgeConfig {
         mistakes.require(
             !self.identity.key_file.as_os_str().is_empty() || self.identity.has_signer(),
             "identity.key_file",
-            "is not set; make a key with: simcorp-edge key create",
+            "is not set; create a key with: simcorp-edge key create",
         );
         mistakes.require(
             self.identity.key_file.as_os_str().is_empty() || !self.identity.has_signer(),
             "identity.key_file",
-            "is set beside signer_socket; there is one key",
+            "is set together with signer_socket; set only one of the two",
         );
         let s = &self.sampling;
         mistakes.require(
-            // No machine is asked more often; a simulated one tests what follows.
+            // No real machine is polled faster than every 20 ms. A simulated machine may be, to
+            // test the load on what follows.
             (if self.machine.driver == DriverKind::Simulated { 1 } else { 20 }..=60_000)
                 .contains(&s.period_ms),
             "sampling.period_ms",
@@ -322,7 +337,7 @@ impl Config for EdgeConfig {
         mistakes.require(
             self.artisan.modbus.is_none() || modbus,
             "artisan.modbus",
-            "is set, and the machine is none that speaks Modbus",
+            "is set, but the machine does not use Modbus; remove it",
         );
         let signed = !self.machine.profile.trusted_keys.is_empty();
         let allowed = modbus
@@ -334,9 +349,9 @@ impl Config for EdgeConfig {
         mistakes.require(
             !self.artisan.writes || (self.artisan.modbus.is_some() && allowed && signed),
             "artisan.writes",
-            "is on, and artisan.modbus is not set, machine.profile.trusted_keys names nobody who \
-             signs the profile, or the profile lets nothing be written: it says so after a \
-             bring-up at the machine by two people (writes = \"enabled\")",
+            "is on, but artisan.modbus is not set, machine.profile.trusted_keys is empty, or the \
+             profile does not allow writes; a profile allows them (writes = \"enabled\") after two \
+             people have done a bring-up at the machine",
         );
         match self.machine.driver {
             DriverKind::Simulated => self.machine.simulated.check(mistakes),
@@ -378,7 +393,7 @@ impl ProfileConfig {
         let (by_id, by_file) = (!self.id.is_empty(), !self.file.as_os_str().is_empty());
         if by_id == by_file {
             let field = if by_id { "machine.profile.file" } else { "machine.profile.id" };
-            mistakes.add(field, "say either id (see: simcorp-edge profile list) or file");
+            mistakes.add(field, "set either id (see: simcorp-edge profile list) or file");
             return;
         }
         let field = if by_id { "machine.profile.id" } else { "machine.profile.file" };
@@ -394,13 +409,14 @@ impl ProfileConfig {
                 mistakes.require(
                     !serial || config.sampling.period_ms >= checked.profile.timing.poll_ms,
                     "sampling.period_ms",
-                    "is less than the profile's timing.poll_ms, which is what the line can carry",
+                    "is less than the profile's timing.poll_ms, the minimum for its serial line",
                 );
                 let timeout_ms = self.timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
                 mistakes.require(
                     (10..=config.sampling.period_ms).contains(&timeout_ms),
                     "machine.profile.timeout_ms",
-                    "not between 10 and the sampling period (the profile's own counts when this is not set)",
+                    "not between 10 and sampling.period_ms (if not set, the profile's \
+                     timing.timeout_ms is used)",
                 );
             }
         }

@@ -1,5 +1,5 @@
-//! `simcorp-edge doctor`: tries everything the agent needs, one after the other, and says of each
-//! what was found and what to do.
+//! `simcorp-edge doctor`: tests everything the agent needs, one after the other, and prints for
+//! each what was found and what to do.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::known_time::KnownTime;
 use crate::route::{Route, connect_once};
 use crate::{identity, machine, run, uplink};
 
-/// Below this the journal's quota cannot be kept for long.
+/// With less free space, in MB, the journal soon cannot reach its quota.
 const FREE_MB_MIN: u64 = 64;
 
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Report {
     }
 }
 
-/// Examines; an error when something is wrong, so that scripts can tell.
+/// Runs all tests and prints a report. Returns an error if any test failed, for scripts.
 pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = Clock::start();
     let mut report = Report::default();
@@ -49,9 +49,8 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
         "clock",
         match clock.quality() {
             ClockQuality::Synchronised => Ok("set from the network".to_owned()),
-            _ => {
-                Ok("not known to be set from the network: durations hold, dates may not".to_owned())
-            }
+            _ => Ok("not known to be set from the network: dates may be wrong, durations are not"
+                .to_owned()),
         },
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -68,7 +67,7 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Signs something that nobody keeps.
+/// Signs a test text, verifies the signature and discards both.
 fn key(config: &EdgeConfig) -> Result<String, String> {
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
@@ -80,7 +79,7 @@ fn key(config: &EdgeConfig) -> Result<String, String> {
     if fits {
         Ok(format!("{id}, {}, {at}", public.algorithm().as_str()))
     } else {
-        Err(format!("{id}: the signature does not fit the key; make the key anew"))
+        Err(format!("{id}: the signature does not match the key; create a new key"))
     }
 }
 
@@ -88,7 +87,7 @@ fn journal(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
         Ok(journal) => {
             let totals = journal.totals().map_err(|e| e.to_string())?;
-            Ok(format!("{} frames, {} to be sent", totals.frames, totals.unsent_frames))
+            Ok(format!("{} frames, {} unsent", totals.frames, totals.unsent_frames))
         }
         Err(JournalError::Locked { .. }) => Ok("in use by the running agent".to_owned()),
         Err(error) => Err(error.to_string()),
@@ -101,12 +100,13 @@ fn profile(config: &EdgeConfig) -> Result<String, String> {
     let verified = if m.verified {
         "verified at the machine"
     } else {
-        "not verified: compare each value with the panel before you believe it"
+        "not verified: compare each value with the panel before you rely on it"
     };
     Ok(format!("{} version {}, sha256 {}; {verified}", m.id, m.version, checked.digest))
 }
 
-/// Whether the serial line is there and ours to open. Not whether anybody speaks on it.
+/// Checks that the serial device exists and may be opened. Does not check that a machine answers on
+/// it.
 fn line(device: &Path) -> Result<String, String> {
     use rustix::fs::{Access, access};
     let shown = device.display();
@@ -118,12 +118,12 @@ fn line(device: &Path) -> Result<String, String> {
         } else {
             format!("there is {}", others.join(", "))
         };
-        return Err(format!("{shown} is not there; {hint}"));
+        return Err(format!("{shown} does not exist; {hint}"));
     }
     access(device, Access::READ_OK | Access::WRITE_OK).map_err(|_| {
-        format!("{shown} may not be opened; add this user to its group, mostly: usermod -aG dialout USER")
+        format!("{shown}: no permission; join its group, usually: usermod -aG dialout USER")
     })?;
-    Ok(format!("{shown} is there"))
+    Ok(format!("{shown} exists"))
 }
 
 fn disk(config: &EdgeConfig) -> Result<String, String> {
@@ -131,7 +131,7 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
     let fs = rustix::fs::statvfs(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let free_mb = fs.f_bavail * fs.f_frsize / (1024 * 1024);
     if free_mb < FREE_MB_MIN {
-        return Err(format!("{free_mb} MB free in {}; make room", folder.display()));
+        return Err(format!("{free_mb} MB free in {}; free some space", folder.display()));
     }
     Ok(format!("{free_mb} MB free"))
 }
@@ -139,7 +139,7 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
 async fn machine(config: &EdgeConfig) -> Result<String, String> {
     let mut driver = machine::open(config, DriverHandles::default()).map_err(|e| e.to_string())?;
     let reading = match driver.read(1_000).await {
-        // An Arduino starts when its port is opened.
+        // An Arduino restarts when its port is opened.
         Err(DriverError::Settling(_, ms)) => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             driver.read(1_000 + ms).await
@@ -149,7 +149,7 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
     reading.map(|reading| machine::shown(&reading)).map_err(|e| e.to_string())
 }
 
-/// The certificate that enrolment gave, shown to the fleet.
+/// Presents the certificate from enrolment to the fleet service.
 async fn identity(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let folder = identity::folder(config);
     let id = run::key_id(config).map_err(|e| e.to_string())?;
@@ -157,7 +157,7 @@ async fn identity(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let time = KnownTime::open(&folder, clock);
     let opened = Identity::open(&folder, signer, time).map_err(|e| e.to_string())?;
     let Some(identity) = opened else {
-        return Ok("not enrolled; a certificate comes with: simcorp-edge enroll".to_owned());
+        return Ok("not enrolled; get a certificate with: simcorp-edge enroll".to_owned());
     };
     identity.examine().await
 }

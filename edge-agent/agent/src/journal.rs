@@ -1,9 +1,12 @@
-//! The edge's truth: what is on this disk exists. SQLite, WAL, `synchronous=FULL`.
+//! Stores frames, roasts and receipts on the gateway's disk: SQLite, WAL, `synchronous=FULL`. A
+//! sample exists once it is stored here.
 //!
-//! A frame is written once, signed, in the transaction that also notes the roast it belongs to;
-//! after a power cut the journal is either before or after a frame, never inside. Frames leave only
-//! for the quota, in this order: acknowledged ones, oldest first; then, with a warning each, frames
-//! of past roasts that the cloud does not have; the running roast stays.
+//! A frame is written once, signed, in the transaction that also updates its roast. After a power
+//! cut the journal is in the state before a frame or after it, never in between. A frame whose
+//! signature failed is written without one, and its signature follows later. Frames are deleted
+//! only for the quota, in this order: acknowledged frames, oldest first; then frames of past roasts
+//! that the cloud does not have, which are counted and logged as lost. Frames of the running roast
+//! are never deleted.
 
 mod delivery;
 mod roasts;
@@ -52,7 +55,7 @@ CREATE TABLE roasts (
 ) STRICT;
 ";
 
-/// Since version 2: whose frames a chain holds.
+/// Added in version 2: the machine that a chain's frames are from.
 const CHAINS: &str = "
 CREATE TABLE IF NOT EXISTS chains (
     chain   BLOB PRIMARY KEY,
@@ -60,7 +63,7 @@ CREATE TABLE IF NOT EXISTS chains (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Since version 3: what waits for the key.
+/// Added in version 3: frames and receipts that are not signed yet.
 const UNSIGNED: &str = "
 CREATE INDEX frames_unsigned ON frames (id) WHERE state = 3;
 ALTER TABLE roasts ADD COLUMN unsigned_receipt BLOB;
@@ -70,21 +73,22 @@ CREATE INDEX roasts_unsigned ON roasts (session) WHERE unsigned_receipt IS NOT N
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("cannot make the journal's folder {path}: {source}", path = path.display())]
+    #[error("cannot create the journal's folder {path}: {source}", path = path.display())]
     Folder { path: PathBuf, source: std::io::Error },
     #[error("the journal {path} was written by a newer agent (schema {found}); install that one", path = path.display())]
     TooNew { path: PathBuf, found: i64 },
     #[error("another agent uses the journal {path}; stop it first", path = path.display())]
     Locked { path: PathBuf },
-    #[error("the disk is full while {doing}; free space, or lower journal.quota_mb")]
+    #[error("the disk is full while {doing}; free some space, or lower journal.quota_mb")]
     Full { doing: &'static str },
-    #[error("the journal is damaged while {doing}: {source}")]
+    #[error("the journal is damaged (found while {doing}): {source}")]
     Damaged { doing: &'static str, source: rusqlite::Error },
-    #[error("while {doing}: {source}")]
+    #[error("error while {doing}: {source}")]
     Sql { doing: &'static str, source: rusqlite::Error },
 }
 
 impl JournalError {
+    /// Returns a function that classifies an SQLite error. `doing` says what failed.
     fn sql(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
         move |source| match source.sqlite_error_code() {
@@ -97,36 +101,41 @@ impl JournalError {
     }
 }
 
-/// A frame on its way to the cloud.
+/// A signed frame that is to be sent to the cloud.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
+    /// The frame's id in the journal; newer frames have greater ids.
     pub id: i64,
-    /// Its machine: not the present one's when the gateway was moved with frames still unsent.
+    /// The machine that the frame is from. It is not the current machine if the gateway was moved
+    /// while frames were unsent.
     pub origin: Origin,
     pub chain: ChainId,
     pub number: u64,
     pub signed: Vec<u8>,
 }
 
-/// What the journal holds.
+/// How much the journal contains.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
     pub frames: i64,
     pub unsent_frames: i64,
-    /// Kept, and waiting for the key.
+    /// Frames that are stored but not signed yet.
     pub unsigned_frames: i64,
     pub refused_frames: i64,
+    /// The samples in the unsent frames.
     pub unsent_samples: i64,
+    /// The bytes that the journal uses on disk, without free pages.
     pub bytes: i64,
+    /// The closed roasts that the cloud has not confirmed as complete.
     pub open_receipts: i64,
 }
 
-/// A frame as it is kept.
+/// A frame as stored: signed, or not signed yet.
 #[derive(Debug, Clone, Copy)]
 pub enum Message<'m> {
     Signed(&'m [u8]),
-    /// Its text: the key could not be used.
+    /// The encoded frame without a signature, because the key could not be used.
     Unsigned(&'m [u8]),
 }
 
@@ -145,19 +154,21 @@ impl Message<'_> {
     }
 }
 
+/// The journal's database. Only one process can have it open.
 pub struct Journal {
     db: Connection,
     quota_bytes: i64,
-    /// Frames dropped unsent for the quota since start.
+    /// How many unsent frames were deleted for the quota since the agent started.
     pub lost_frames: u64,
 }
 
 impl Journal {
-    /// Opens or makes the journal in `folder`. A damaged one is set aside, never deleted, and a
-    /// new one begun: sampling must go on.
+    /// Opens the journal in `folder`, or creates it. A damaged journal is renamed, never deleted,
+    /// and a new one is created: sampling must go on.
     ///
     /// # Errors
-    /// When the folder cannot be written, another agent has it, or a newer one wrote it.
+    /// When the folder cannot be written, another agent uses the journal, or a newer agent wrote
+    /// it.
     pub fn open(folder: &Path, quota_mb: u64, now: EpochMs) -> Result<Self, JournalError> {
         let make = |source| JournalError::Folder { path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(make)?;
@@ -167,7 +178,7 @@ impl Journal {
                 let aside = folder.join(format!("journal-damaged-{}.db", now.compact()));
                 tracing::error!(
                     error = %source, aside = %aside.display(),
-                    "the journal is damaged: it was set aside and a new one begun"
+                    "the journal is damaged: renaming it and creating a new one"
                 );
                 std::fs::rename(&path, &aside).map_err(make)?;
                 for suffix in ["-wal", "-shm"] {
@@ -195,7 +206,7 @@ impl Journal {
             }
             _ => JournalError::sql(DOING)(error),
         };
-        // Exclusive: two agents on one journal would number frames twice.
+        // Exclusive: two agents on one journal would use the same frame numbers twice.
         db.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; \
              PRAGMA synchronous = FULL; PRAGMA cache_size = -512; PRAGMA mmap_size = 0; \
@@ -219,7 +230,8 @@ impl Journal {
             ))
             .map_err(JournalError::sql(DOING))?;
         }
-        // Reading every page takes a while; the sampler is running by then, and its samples wait.
+        // The check reads every page, which takes a while. The sampler is already running, and its
+        // samples wait in the queue.
         let check: String = db
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
             .map_err(JournalError::sql(DOING))?;
@@ -231,14 +243,15 @@ impl Journal {
         Ok(Self { db, quota_bytes, lost_frames: 0 })
     }
 
-    /// Where the journal of `origin` stands; `fresh` names the chain of a new one. A chain is one
-    /// machine's: beside another machine the journal goes on in a new chain.
+    /// Returns the chain of `origin`, and the next numbers in it. A chain belongs to one machine:
+    /// in a new journal, or if the gateway was moved to another machine, it first starts the chain
+    /// `fresh`, abandons the running roasts and deletes what was learned.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read or written.
     pub fn position(&self, origin: &Origin, fresh: ChainId) -> Result<Position, JournalError> {
-        const DOING: &str = "finding where the journal stands";
-        // Chains from before version 2 are of the machine that the gateway stands beside.
+        const DOING: &str = "reading the journal's position";
+        // Chains from before version 2 belong to the gateway's current machine.
         self.db
             .execute(
                 "INSERT OR IGNORE INTO chains (chain, origin) SELECT chain, ?1 FROM \
@@ -253,7 +266,7 @@ impl Journal {
             _ => {
                 self.start_chain(fresh, origin)?;
                 self.abandon_roasts(None)?;
-                // What another machine taught does not hold for this one.
+                // What was learned about another machine is not valid for this one.
                 self.keep_learned(&roast::learn::Learned::default())?;
                 fresh.0
             }
@@ -271,7 +284,8 @@ impl Journal {
             let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
             Ok(bytes.map_or(0, u64::from_be_bytes))
         };
-        // The quota may have taken the last frame's row, but never its number.
+        // The last frame may have been deleted for the quota; its number and digest are still in
+        // `meta`.
         let next_number = number("next_number")?.max(1);
         let previous = match last {
             _ if next_number == 1 => None,
@@ -281,12 +295,12 @@ impl Journal {
         Ok(Position { chain: ChainId(chain), next_number, next_seq: number("next_seq")?, previous })
     }
 
-    /// Begins another chain, for good. Samples go on counting.
+    /// Starts another chain, permanently. Frame numbers start again at 1; sample numbers continue.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the journal cannot be written.
     pub fn start_chain(&self, chain: ChainId, origin: &Origin) -> Result<(), JournalError> {
-        const DOING: &str = "beginning a new chain";
+        const DOING: &str = "starting a new chain";
         let tx = self.db.unchecked_transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<()> {
             tx.execute(
@@ -303,6 +317,7 @@ impl Journal {
         tx.commit().map_err(JournalError::sql(DOING))
     }
 
+    /// Returns the machine that a chain's frames are from; `None` for an unknown chain.
     fn origin_of(&self, chain: ChainId) -> Result<Option<Origin>, JournalError> {
         let row =
             self.db.query_row("SELECT origin FROM chains WHERE chain = ?1", [chain.0], |row| {
@@ -311,10 +326,10 @@ impl Journal {
         row.optional().map_err(JournalError::sql("finding a chain's machine"))
     }
 
-    /// When the newest frame was made.
+    /// Returns the wall-clock time of the newest frame, in Unix ms.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn newest_ms(&self) -> Result<Option<i64>, JournalError> {
         self.db
             .query_row("SELECT made_ms FROM frames ORDER BY id DESC LIMIT 1", [], |row| row.get(0))
@@ -322,11 +337,11 @@ impl Journal {
             .map_err(JournalError::sql("finding the newest frame"))
     }
 
-    /// Keeps a frame and what it changes of a roast, all or nothing. `None` for one that is not
-    /// signed: it cannot be sent yet.
+    /// Stores a frame and the changes to its roast in one transaction. Returns `None` for a frame
+    /// that is not signed, because it cannot be sent yet.
     ///
     /// # Errors
-    /// When the disk does not take it: nothing is kept, and the caller tries again.
+    /// When the journal cannot be written. Nothing is stored then, and the caller retries.
     pub fn append(
         &mut self,
         frame: &contract::Frame,
@@ -335,7 +350,7 @@ impl Journal {
         closed: Option<&Closed>,
         running: Option<&Roast>,
     ) -> Result<Option<Outgoing>, JournalError> {
-        const DOING: &str = "keeping a frame";
+        const DOING: &str = "storing a frame";
         let samples = frame.sample_count() as u64;
         let number = i64::try_from(frame.number).unwrap_or(i64::MAX);
         let next_seq = frame.first_seq + samples;
@@ -381,12 +396,13 @@ impl Journal {
         }))
     }
 
-    /// Frees what the quota asks for. Answers how many unsent frames were given up.
+    /// Deletes frames until the journal is within its quota, or until only the running roast is
+    /// left. Returns how many frames that the cloud has not acknowledged were deleted.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read or written.
     pub fn keep_quota(&mut self) -> Result<u64, JournalError> {
-        const DOING: &str = "keeping the quota";
+        const DOING: &str = "enforcing the quota";
         const AT_ONCE: i64 = 200;
         let mut lost = 0;
         let protected = self.running_from()?.unwrap_or(i64::MAX);
@@ -413,7 +429,7 @@ impl Journal {
         Ok(lost)
     }
 
-    /// Bytes in use: pages that hold something.
+    /// Returns the bytes in use: those of all pages that are not free.
     fn used_bytes(&self) -> Result<i64, JournalError> {
         let pragma = |name: &str| -> Result<i64, JournalError> {
             self.db
@@ -423,8 +439,10 @@ impl Journal {
         Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
     }
 
+    /// Returns how much the journal contains.
+    ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn totals(&self) -> Result<Totals, JournalError> {
         let bytes = self.used_bytes()?;
         self.db
@@ -448,9 +466,10 @@ impl Journal {
                     })
                 },
             )
-            .map_err(JournalError::sql("counting the journal"))
+            .map_err(JournalError::sql("counting the journal's content"))
     }
 
+    /// Returns a value of the `meta` table.
     fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.db
             .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
@@ -459,6 +478,7 @@ impl Journal {
     }
 }
 
+/// Reads and parses the origin in a column.
 fn origin_at(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {
     let text: String = row.get(column)?;
     text.parse().map_err(|error: IdError| {

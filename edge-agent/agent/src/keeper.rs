@@ -1,5 +1,5 @@
-//! The keeper: the one thread that owns recorder, key and journal. It makes frames of samples,
-//! signs and keeps them, and answers the uplink's questions about what is kept.
+//! The journal writer: the only thread that owns the recorder, the key and the journal. It turns
+//! samples into frames, signs and stores the frames, and reads the journal for the uplink.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,62 +16,68 @@ use crate::journal::{Journal, JournalError, Message, Outgoing, Room};
 use crate::recorder::{Cut, Recorder, Sample};
 use crate::signing::Signing;
 
-/// Frames held in memory while the disk does not take them: about ten minutes. Past it the newest
-/// is given up and counted, so that what was measured first is kept first.
+/// How many frames are held in memory while they cannot be stored: about ten minutes. Beyond it the
+/// newest frame is dropped and counted as lost, so that earlier samples are stored first.
 const UNKEPT_MAX: usize = 600;
-/// Frames that waited for the key and are signed at once, and for how long: a slow token must not
-/// keep samples waiting.
+/// How many unsigned frames are signed in one round of maintenance.
 const CATCH_UP_MAX: usize = 50;
+/// How long one such round may go on signing frames, in ms: a slow PKCS#11 token must not delay
+/// samples.
 const CATCH_UP_MS_MAX: u64 = 150;
 const RECEIPTS_MAX: usize = 5;
-/// The quota is looked after, and the journal counted, at most this often.
+/// The shortest time between two rounds of maintenance (late signatures, quota, totals), in ms.
 const LOOK_AFTER_EVERY_MS: u64 = 1_000;
-/// A restart sooner than this goes on with the roast that was running.
+/// After a restart within this time, in ms, the agent continues the roast that was running.
 const RESUME_WITHIN_MS: i64 = 30 * 60 * 1000;
 
-/// What the keeper is asked to do.
+/// A command to the thread that owns the journal.
 pub enum Job {
+    /// Records a sample.
     Sample(Sample),
+    /// Records an event by a person.
     Mark {
         kind: EventKind,
         note: Option<String>,
+        /// Receives `false` if the event does not apply now.
         done: oneshot::Sender<bool>,
     },
+    /// Applies an acknowledgement from the cloud.
     Ack(Ack),
+    /// Returns unsent frames with journal ids between `after` and `before`, both exclusive.
     Unsent {
         after: i64,
         before: i64,
         room: Room,
-        /// Chains that are passed over.
+        /// Chains to skip.
         except: Vec<ChainId>,
         answer: oneshot::Sender<Vec<Outgoing>>,
     },
-    NewestUnsent {
-        answer: oneshot::Sender<Option<Outgoing>>,
-    },
-    RunningFrom {
-        answer: oneshot::Sender<Option<i64>>,
-    },
-    Receipts {
-        limit: usize,
-        answer: oneshot::Sender<Vec<(Origin, Vec<u8>)>>,
-    },
-    /// Keep what waits, and end.
+    /// Returns the newest unsent frame.
+    NewestUnsent { answer: oneshot::Sender<Option<Outgoing>> },
+    /// Returns the journal id of the running roast's first frame.
+    RunningFrom { answer: oneshot::Sender<Option<i64>> },
+    /// Returns receipts of closed roasts that the cloud has not confirmed as complete.
+    Receipts { limit: usize, answer: oneshot::Sender<Vec<(Origin, Vec<u8>)>> },
+    /// Stores the pending samples, and stops the thread.
     Stop,
 }
 
+/// Owns the recorder, the key and the journal; see the module.
 pub struct Keeper {
     pub recorder: Recorder,
     pub journal: Journal,
     signing: Signing,
     pub board: Board,
     pub clock: Clock,
-    /// Frames as they are kept, for the live lane; a full lane is no loss, the backlog has them.
+    /// Sends stored frames to the live lane. If this channel is full, no frame is lost: the backlog
+    /// lane sends it.
     pub live: mpsc::Sender<Outgoing>,
     pub frame_ms: u64,
+    /// Frames that are not stored yet, oldest first.
     unkept: VecDeque<Cut>,
+    /// When the last round of maintenance ended, on the monotonic clock, in ms.
     looked_ms: u64,
-    /// When the last sample came.
+    /// When the last sample was received, on the monotonic clock, in ms.
     sampled_ms: u64,
 }
 
@@ -100,25 +106,28 @@ impl Keeper {
         }
     }
 
-    /// Goes on with a roast that was running a short while ago.
+    /// Continues a roast that was running a short time ago (see `RESUME_WITHIN_MS`), and abandons
+    /// all others that were running.
     ///
     /// # Errors
-    /// When the journal does not answer.
+    /// When the journal cannot be read or written.
     pub fn resume(&mut self) -> Result<(), JournalError> {
-        // A gateway without a clock chip may wake in the past: its own journal knows better.
+        // After a start, the clock of a gateway without a clock chip may be behind. The time of the
+        // newest frame in the journal is then the better estimate.
         let newest = self.journal.newest_ms()?;
         let now = newest.map_or(self.clock.wall(), |ms| self.clock.wall().max(EpochMs(ms)));
         let fresh = newest.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
         let roast = self.journal.running_roast()?.filter(|_| fresh);
         self.journal.abandon_roasts(roast.as_ref().map(|roast| &roast.session))?;
         if let Some(roast) = roast {
-            tracing::info!(session = %roast.session, "going on with a running roast");
+            tracing::info!(session = %roast.session, "continuing a running roast");
             self.recorder.resume(roast, self.clock.mono_ms(), now);
         }
         Ok(())
     }
 
-    /// Works until [`Job::Stop`]. Runs on a thread of its own.
+    /// Executes commands until [`Job::Stop`], or until all senders are gone. Runs on its own
+    /// thread.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         let idle_ms = self.frame_ms.clamp(200, 60_000);
         loop {
@@ -127,7 +136,8 @@ impl Keeper {
                 Ok(job) => self.work(job),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            // Samples have ceased: what waits is kept now, however busy the uplink is with asking.
+            // If no samples arrive any more, the pending ones are stored now, even while the uplink
+            // sends many requests.
             let now = self.clock.mono_ms();
             self.board.beat(Part::Keeper, now);
             if now.saturating_sub(self.sampled_ms) > 2 * idle_ms {
@@ -141,11 +151,12 @@ impl Keeper {
         if !self.unkept.is_empty() {
             tracing::error!(
                 frames = self.unkept.len(),
-                "stopping with frames the disk did not take"
+                "stopping; these frames could not be stored and are lost"
             );
         }
     }
 
+    /// Executes one command.
     fn work(&mut self, job: Job) {
         match job {
             Job::Sample(sample) => {
@@ -185,10 +196,11 @@ impl Keeper {
         }
     }
 
-    /// Keeps a cut frame after those that still wait for the disk.
+    /// Appends a completed frame to the pending ones, and stores all of them in order until storing
+    /// one fails.
     fn take(&mut self, cut: Option<Cut>) {
         if let Some(cut) = cut {
-            // The next frame links to this one whether or not the disk has taken it yet.
+            // The next frame links to this one even if this one is not stored yet.
             self.recorder.chained(trust::digest(&cut.frame.encode()));
             self.board.add(&cut.frame, self.clock.mono_ms());
             let session = cut.running.as_ref();
@@ -230,7 +242,8 @@ impl Keeper {
         self.look_after();
     }
 
-    /// `None` when the frame is kept and waits for the key.
+    /// Signs and stores a frame. Returns `None` if the frame was stored without a signature,
+    /// because the key cannot be used now.
     fn keep(&mut self, cut: &Cut) -> Result<Option<Outgoing>, String> {
         let payload = cut.frame.encode();
         let digest = trust::digest(&payload);
@@ -246,10 +259,10 @@ impl Keeper {
             tracing::info!(
                 session = %event.session, kind = %event.kind, elapsed_s = event.elapsed_s,
                 source = event.source.as_str(), frame, chain = %cut.frame.chain,
-                "marked"
+                "event recorded"
             );
         }
-        tracing::debug!(frame, samples = cut.frame.sample_count(), "kept");
+        tracing::debug!(frame, samples = cut.frame.sample_count(), "frame stored");
         if cut.withdrawn {
             let running = cut.running.as_ref().map(|roast| &roast.session);
             self.heard(self.journal.abandon_roasts(running));
@@ -262,8 +275,8 @@ impl Keeper {
         Ok(outgoing)
     }
 
-    /// Signs what waited for the key, oldest first, for a bounded time; frames before receipts,
-    /// since a receipt speaks of frames.
+    /// Signs stored frames and receipts that have no signature yet, oldest frames first, for a
+    /// bounded time. Receipts come after frames, because a receipt is about frames.
     fn catch_up(&mut self) -> Result<(), JournalError> {
         let began = self.clock.mono_ms();
         let waiting = self.journal.unsigned_frames(CATCH_UP_MAX)?;
@@ -282,8 +295,8 @@ impl Keeper {
         if !signed.is_empty()
             && let Some(newest) = self.journal.newest_unsent()?
         {
-            // Out of turn on the live lane: the uplink sees that frames came without passing it,
-            // and looks for them.
+            // This frame's id does not follow the last one on the live lane. From that the uplink
+            // knows that it did not receive some frames, and reads them from the journal.
             let _ = self.live.try_send(newest);
         }
         if signed.len() == waiting.len() && waiting.len() < CATCH_UP_MAX {
@@ -292,7 +305,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Without its receipt the cloud never calls a roast complete.
+    /// Signs the receipts of closed roasts that have no signature yet. Without its receipt the
+    /// cloud never confirms a roast as complete.
     fn sign_receipts(&mut self) -> Result<(), JournalError> {
         for receipt in self.journal.unsigned_receipts(RECEIPTS_MAX)? {
             let now = self.clock.mono_ms();
@@ -305,12 +319,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// Publishes whether the key works in the agent's state, and logs each change.
     fn tell_of_key(&self) {
         let problem = self.signing.problem();
         self.board.update(|state| {
             if state.key_error.as_deref() != problem {
                 if let Some(problem) = problem {
-                    tracing::error!(problem, "the key cannot be used; frames wait for it");
+                    tracing::error!(problem, "the key cannot be used; frames are signed later");
                 } else {
                     tracing::info!("the key can be used again");
                 }
@@ -319,6 +334,8 @@ impl Keeper {
         });
     }
 
+    /// Applies an acknowledgement from the cloud. Starts a new chain if the cloud has other content
+    /// under this chain's numbers.
     fn apply(&mut self, ack: &Ack) {
         let applied = self.journal.apply(ack);
         self.heard(applied);
@@ -330,13 +347,14 @@ impl Keeper {
         if let Some(refused) = ack.refused.iter().find(|r| r.reason.is_final())
             && ack.chain == self.recorder.chain()
         {
-            // The cloud has another history under our numbers: this disk was restored from a copy.
-            // What was refused stays here for a person; what comes now begins a chain of its own.
+            // The cloud has another history under this chain's numbers: this disk was restored from
+            // a copy. The refused frames stay in the journal for a person to examine; new frames
+            // start a new chain.
             match trust::random::<16>().map(ChainId) {
                 Ok(chain) => {
                     tracing::error!(
                         frame = refused.frame, reason = refused.reason.as_str(), new_chain = %chain,
-                        "the cloud has other content under this journal's numbers; a new chain begins"
+                        "the cloud has other content under our frame numbers; starting a new chain"
                     );
                     self.recorder.start_chain(chain);
                     let started = self
@@ -345,11 +363,13 @@ impl Keeper {
                         .and_then(|()| self.journal.abandon_roasts(None));
                     self.heard(started);
                 }
-                Err(error) => tracing::error!(%error, "cannot begin a new chain"),
+                Err(error) => tracing::error!(%error, "cannot start a new chain"),
             }
         }
     }
 
+    /// Signs what is still unsigned, enforces the quota and updates the totals, at most once in
+    /// each [`LOOK_AFTER_EVERY_MS`].
     fn look_after(&mut self) {
         let now = self.clock.mono_ms();
         if now.saturating_sub(self.looked_ms) < LOOK_AFTER_EVERY_MS {
@@ -360,14 +380,15 @@ impl Keeper {
             self.heard(caught_up);
             self.tell_of_key();
         }
-        // After the work, so that a slow token leaves the most of each second to samples.
+        // Taken after the signing, so that a slow PKCS#11 token leaves most of each second to
+        // samples.
         self.looked_ms = self.clock.mono_ms();
         let freed = self.journal.keep_quota();
         if let Some(lost) = self.heard(freed)
             && lost > 0
         {
             metrics::counter!("simcorp_edge_frames_lost_total").increment(lost);
-            tracing::error!(frames = lost, "the quota took frames that the cloud does not have");
+            tracing::error!(frames = lost, "deleted unacknowledged frames for the quota");
             self.board.update(|state| state.frames_lost += lost);
         }
         let totals = self.journal.totals();
@@ -380,19 +401,20 @@ impl Keeper {
         }
     }
 
-    /// The value, or a complaint.
+    /// Returns the value; reports an error and returns `None` instead if there is one.
     fn heard<T>(&self, result: Result<T, JournalError>) -> Option<T> {
         result.map_err(|error| self.complain(&error.to_string())).ok()
     }
 
-    /// Says what is wrong with the disk, once until it changes.
+    /// Counts a journal error and publishes it in the agent's state. Logs it only if it differs
+    /// from the last one.
     fn complain(&self, problem: &str) {
         metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
         self.board.update(|state| {
             if state.journal_error.as_deref() != Some(problem) {
                 tracing::error!(
                     problem,
-                    "the journal does not take what was measured; kept in memory"
+                    "the journal cannot be read or written; new frames stay in memory"
                 );
                 state.journal_error = Some(problem.to_owned());
             }

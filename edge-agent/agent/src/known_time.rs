@@ -1,9 +1,11 @@
-//! The date as far as nobody can turn it back. A gateway without a clock chip wakes up in 1970, and
-//! whoever holds one can set it to any day: what expires must not begin to count again.
+//! A trusted date that cannot be set back. A gateway without a clock chip starts in 1970, and a
+//! person with access to a gateway can set its clock to any day: what has expired must never become
+//! valid again.
 //!
-//! It is never before this program was made, before what the fleet has said over TLS, before our own
-//! certificate was issued, or before what was known at the last start; from each of these on it runs
-//! with the clock that only runs forward. The wall clock may be ahead of it, never behind.
+//! The date is never before this program was built, before the time that the fleet has sent over
+//! TLS, before the gateway's own certificate was issued, or before the date stored at the last run.
+//! From the latest of these it advances with the monotonic clock. The wall clock may be ahead of
+//! this lower bound; a wall clock behind it is ignored.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,25 +17,27 @@ use rustls::time_provider::TimeProvider;
 use crate::clock::Clock;
 use crate::identity::write_whole;
 
-/// 2026-11-22: no program of ours runs before it was written.
+/// 2026-11-22, the date of the source: the agent cannot run before it was written.
 const WRITTEN: EpochMs = EpochMs(1_795_305_600_000);
-/// A file that says more is damaged; believed, it would end every certificate for ever.
+/// The latest date accepted. A file with a later date is damaged; if it were accepted, every
+/// certificate would count as expired for ever.
 const LATEST: EpochMs = EpochMs(WRITTEN.0 + 30 * 365 * 86_400_000);
 const FILE: &str = "known-time";
 
-/// The date that expiries are held against.
+/// The date that expiry dates are compared with.
 #[derive(Clone)]
 pub struct KnownTime {
     clock: Clock,
-    /// No earlier than this, when the agent had run for so many ms.
+    /// A lower bound of the date, and the monotonic time in ms at which it was set.
     known: Arc<Mutex<(EpochMs, u64)>>,
-    /// What the fleet said in this run, and when the agent had run for so many ms.
+    /// The last time that the fleet sent in this run, and the monotonic time in ms of its arrival.
     told: Arc<Mutex<Option<(EpochMs, u64)>>>,
     file: PathBuf,
 }
 
 impl KnownTime {
-    /// What was known when the agent last ran, and the wall clock.
+    /// Opens the date stored by the last run, beside the wall clock. A missing or damaged file
+    /// counts as the date of this program.
     #[must_use]
     pub fn open(folder: &Path, clock: Clock) -> Self {
         let file = folder.join(FILE);
@@ -44,20 +48,21 @@ impl KnownTime {
         Self { clock, known, told: Arc::default(), file }
     }
 
+    /// Returns the later of the wall clock and the lower bound.
     #[must_use]
     pub fn now(&self) -> EpochMs {
         self.clock.wall().max(self.floor())
     }
 
-    /// The fleet's own time, once it has said it in this run; else [`KnownTime::now`]. A clock that is
-    /// far ahead must not have certificates renewed again and again.
+    /// Returns the fleet's time if it was received in this run; otherwise [`KnownTime::now`]. A
+    /// wall clock that is far ahead must not cause one renewal after another.
     #[must_use]
     pub fn by_the_fleet(&self) -> EpochMs {
         let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.map_or_else(|| self.now(), |(at, mono_ms)| self.since(at, mono_ms))
     }
 
-    /// The fleet has said what time it is.
+    /// Records the time that the fleet has sent.
     pub fn tell(&self, at: EpochMs) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((at, self.clock.mono_ms()));
@@ -74,7 +79,8 @@ impl KnownTime {
         self.since(at, mono_ms)
     }
 
-    /// Somebody who is believed says that it is at least this late.
+    /// Raises the lower bound to `at`, which comes from a trusted source, and stores it. A date
+    /// after [`LATEST`] is ignored.
     pub fn at_least(&self, at: EpochMs) {
         if at.0 > LATEST.0 {
             return;
@@ -85,10 +91,10 @@ impl KnownTime {
         self.keep();
     }
 
-    /// Writes down what is known, for the next start.
+    /// Stores the lower bound for the next start.
     pub fn keep(&self) {
         if let Err(error) = write_whole(&self.file, self.floor().0.to_string().as_bytes()) {
-            tracing::debug!(%error, "could not write down what time it is");
+            tracing::debug!(%error, "the date could not be stored for the next start");
         }
     }
 }
@@ -99,8 +105,8 @@ impl std::fmt::Debug for KnownTime {
     }
 }
 
-/// For TLS: with a clock in 1970 no certificate is good yet, and the time from the network is behind
-/// the very connections that need one.
+/// The time that TLS uses: with a clock in 1970 no certificate is valid yet, and the time from the
+/// network needs connections that need a valid certificate themselves.
 impl TimeProvider for KnownTime {
     fn current_time(&self) -> Option<UnixTime> {
         let since = u64::try_from(self.now().0).ok()?;
@@ -122,16 +128,16 @@ mod tests {
         time.at_least(told);
         time.at_least(told.plus(-86_400_000));
         assert!(time.now() >= told);
-        // The next start, and the clock was set back.
+        // The next start, after the clock was set back.
         let again = KnownTime::open(folder.path(), Clock::at(WRITTEN));
         assert!(again.now() >= told);
-        // A clock ahead counts while it runs, and is not remembered.
+        // A clock that is ahead counts while the agent runs, and is not stored.
         let ahead = KnownTime::open(folder.path(), Clock::at(told.plus(86_400_000)));
         assert!(ahead.now() >= told.plus(86_400_000));
         ahead.keep();
         let back = KnownTime::open(folder.path(), Clock::at(WRITTEN));
         assert!(back.now() < told.plus(86_400_000));
-        // And a damaged file does not end everything.
+        // A damaged file does not make all certificates expire.
         std::fs::write(folder.path().join(FILE), "9223372036854775807").unwrap();
         assert!(KnownTime::open(folder.path(), long_ago).now() < LATEST);
         again.at_least(EpochMs(i64::MAX));

@@ -1,4 +1,4 @@
-//! The way to the cloud, whatever becomes of the identity meanwhile.
+//! Supervises the uplink: runs it, and restarts it when the fleet service names another broker.
 
 use std::sync::mpsc::SyncSender;
 
@@ -15,18 +15,18 @@ use crate::keeper::Job;
 use crate::route::Route;
 use crate::uplink;
 
-/// Which way frames go.
+/// What the uplink needs: the configuration, the identity, and the machines to send for.
 pub struct Link {
     pub config: EdgeConfig,
     pub identity: Option<Identity>,
     pub key_id: KeyId,
-    /// The present machine first.
+    /// The machines whose acknowledgements the uplink subscribes to; the current one first.
     pub origins: Vec<Origin>,
 }
 
 impl Link {
-    /// Keeps the uplink, and starts it anew when the fleet names another broker. One that cannot be
-    /// set up costs no sample: everything is kept.
+    /// Runs the uplink until `stop`, and restarts it when the fleet service names another broker.
+    /// If the uplink cannot be set up, no sample is lost: all are stored.
     pub async fn keep(
         self,
         jobs: SyncSender<Job>,
@@ -44,7 +44,7 @@ impl Link {
             let ended = stop.child_token();
             let options = self.options().unwrap_or_else(|error| {
                 let problem = format!("{error:#}");
-                tracing::error!(problem, "no way to the cloud; everything is kept");
+                tracing::error!(problem, "cannot set up the uplink; samples are stored");
                 board.update(|state| state.uplink_error = Some(problem));
                 None
             });
@@ -53,7 +53,7 @@ impl Link {
                 if let Some(options) = options {
                     uplink::run(options, origins, jobs, &mut live, board, ended.clone()).await;
                 } else {
-                    tracing::info!("no uplink; everything is kept and shown here");
+                    tracing::info!("no uplink is set up; samples are stored and shown here");
                     ended.cancelled().await;
                 }
             };
@@ -61,7 +61,7 @@ impl Link {
             tokio::select! {
                 () = &mut link => {}
                 () = moved => {
-                    tracing::info!("the fleet names another broker");
+                    tracing::info!("the fleet service names another broker; reconnecting");
                     ended.cancel();
                     link.await;
                 }
@@ -69,7 +69,8 @@ impl Link {
         }
     }
 
-    /// How the broker is reached: with the certificate that enrolment gave, or as configured.
+    /// Returns the MQTT options: with the certificate from enrolment if there is one and the
+    /// configuration does not override it, else as configured. `None` if no broker is configured.
     fn options(&self) -> anyhow::Result<Option<MqttOptions>> {
         let config = &self.config;
         if let Some(identity) = &self.identity

@@ -1,4 +1,4 @@
-//! The gateway's own page and API, on loopback: the live curve with no cloud at all.
+//! The gateway's local page and API, on loopback. They show the live curve without any cloud.
 
 use std::convert::Infallible;
 
@@ -41,7 +41,7 @@ struct MarkBody {
     note: Option<String>,
 }
 
-/// The routes of the local page and API.
+/// Returns the routes of the local page and API.
 pub fn app(
     board: Board,
     jobs: SyncSender<Job>,
@@ -70,7 +70,7 @@ pub fn app(
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
-    info(title = "Sim-Corp edge agent", description = "The gateway's own API, on loopback."),
+    info(title = "Sim-Corp edge agent", description = "The gateway's local API, on loopback."),
     paths(status, points, live, mark)
 )]
 struct Doc;
@@ -80,19 +80,19 @@ async fn page() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
 }
 
-/// What the agent is doing: machine, disk, cloud, the running roast.
+/// Returns the agent's state: machine, disk, cloud and the running roast.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Object)))]
 async fn status(Extract(local): Extract<Local>) -> Response {
     Json(local.board.state()).into_response()
 }
 
-/// The newest samples, at most 12000.
+/// Returns the newest samples and events, at most 12000 points.
 #[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<Object>)))]
 async fn points(Extract(local): Extract<Local>) -> Response {
     Json(local.board.points()).into_response()
 }
 
-/// Samples as they are kept: server-sent events.
+/// Streams samples and events as server-sent events, as each frame is made.
 #[utoipa::path(get, path = "/live",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 async fn live(Extract(local): Extract<Local>) -> Response {
@@ -100,7 +100,7 @@ async fn live(Extract(local): Extract<Local>) -> Response {
     let points = stream::unfold((watch, stop), |(mut watch, stop)| async move {
         tokio::select! {
             () = stop.cancelled() => None,
-            // A page that fell behind is cut off, reloads its points and comes back.
+            // A page that falls behind is disconnected; its browser reconnects.
             point = watch.recv() => {
                 let event = Event::default().json_data(point.ok()?).ok()?;
                 Some((Ok::<_, Infallible>(event), (watch, stop)))
@@ -110,10 +110,12 @@ async fn live(Extract(local): Extract<Local>) -> Response {
     Sse::new(points.boxed()).keep_alive(KeepAlive::default()).into_response()
 }
 
-/// A person's key at the machine. A browser sends JSON to another host only after asking, so no
-/// page from elsewhere can mark a roast.
+/// Records an event that a person marks at the machine, such as CHARGE or DROP.
+///
+/// The body must be JSON: a browser sends JSON to another origin only after a CORS preflight, so no
+/// page of another origin can mark a roast.
 #[utoipa::path(post, path = "/marks", request_body = Object,
-    responses((status = 204), (status = 400, description = "No roast is running, or no such mark")))]
+    responses((status = 204), (status = 400, description = "No roast is running, or unknown type")))]
 async fn mark(
     Extract(local): Extract<Local>,
     headers: HeaderMap,
@@ -121,7 +123,7 @@ async fn mark(
 ) -> Result<StatusCode, ApiError> {
     let json = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     if !json {
-        return Err(ApiError::Invalid("content-type: not application/json".to_owned()));
+        return Err(ApiError::Invalid("content-type must be application/json".to_owned()));
     }
     let mark: MarkBody =
         serde_json::from_slice(&body).map_err(|error| ApiError::Invalid(error.to_string()))?;
@@ -132,7 +134,7 @@ async fn mark(
     }
     let (done, waiting) = oneshot::channel();
     let job = Job::Mark { kind: mark.kind, note: mark.note, done };
-    local.jobs.try_send(job).map_err(|_| ApiError::Unavailable("the keeper is busy".to_owned()))?;
+    local.jobs.try_send(job).map_err(|_| ApiError::Unavailable("the agent is busy".to_owned()))?;
     match waiting.await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
         _ => Err(ApiError::Invalid("no roast is running".to_owned())),

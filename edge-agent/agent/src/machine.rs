@@ -1,10 +1,11 @@
-//! The machine that the configuration names.
+//! Opens the machine that the configuration names, and formats its readings.
 
 use driver::{Driver, DriverError, DriverHandles, Reading, Replay, Simulated};
 
 use crate::config::{DriverKind, EdgeConfig};
 
-/// Its driver, and what others may see and move through it.
+/// Opens the machine's driver. `share` is what other tasks may read and move through it; only a
+/// driver by profile uses it.
 ///
 /// # Errors
 /// When a recording or a profile cannot be read.
@@ -26,7 +27,7 @@ pub fn open(config: &EdgeConfig, share: DriverHandles) -> Result<Box<dyn Driver>
     }
 }
 
-/// A reading in a line, for people.
+/// Formats a reading as one line for people.
 #[must_use]
 pub fn shown(reading: &Reading) -> String {
     let values = reading.values.iter().map(|(channel, value)| match value {

@@ -1,8 +1,9 @@
-//! `simcorp-edge`: the agent beside one roaster. It reads the machine, keeps every sample on its own
-//! disk, signs it, and sends it on when there is a way.
+//! `simcorp-edge`: the agent for one roaster. It reads the machine, stores every sample on its own
+//! disk, signs it, and sends it to the cloud whenever a connection exists.
 //!
-//! Three parts share nothing but bounded queues: the sampler (a thread, the machine), the keeper (a
-//! thread: recorder, key, journal), and the uplink with the local page (the async runtime).
+//! Three parts communicate only through bounded queues: the sampler (a thread that owns the
+//! machine), the journal writer (a thread that owns recorder, key and journal), and the uplink with
+//! the local page (the async runtime).
 
 mod artisan;
 mod board;
@@ -38,7 +39,7 @@ use trust::{Algorithm, FileKey};
 use crate::config::{DriverKind, EdgeConfig};
 
 #[derive(Parser)]
-#[command(name = "simcorp-edge", version, about = "The agent beside a coffee roaster")]
+#[command(name = "simcorp-edge", version, about = "The edge agent for a coffee roaster")]
 struct Cli {
     #[command(flatten)]
     sources: Sources,
@@ -48,58 +49,58 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sample, keep and send until told to stop (the default)
+    /// Sample, store and send until stopped by a signal (the default)
     Run,
-    /// Play an Artisan recording as if it happened now, and stop once the cloud has it
+    /// Play an Artisan recording as if it happened now, and stop when the cloud has acknowledged it
     Replay {
         /// The .alog file
         file: PathBuf,
-        /// Recorded seconds a second
+        /// Playback speed: recorded seconds per second
         #[arg(long, default_value_t = 1.0)]
         speed: f64,
     },
-    /// What the running agent is doing
+    /// Print the state of the running agent as JSON
     Status,
-    /// Try everything the agent needs, and say what is wrong
+    /// Test everything the agent needs, and report each problem
     Doctor,
-    /// Try the controls of the machine's profile, with two people beside it and the agent stopped
+    /// Test the controls of the machine's profile, with two people at it and the agent stopped
     BringUp(bring_up::Arguments),
-    /// The configuration
+    /// Check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// The signing key
+    /// Create or show the signing key
     #[command(subcommand)]
     Key(KeyCommand),
-    /// Spend an enrolment token: the key that is here gets its certificate
+    /// Redeem an enrolment token: obtain a certificate for this gateway's key
     Enroll {
-        /// What `simcorp device enroll` printed; - reads it from a pipe
+        /// The enrolment token that `simcorp device enroll` printed; - reads it from standard input
         #[arg(long)]
         token: String,
     },
-    /// Machine profiles
+    /// List, show, check and sign machine profiles
     #[command(subcommand)]
     Profile(profiles::ProfileCommand),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Name each mistake with its line
+    /// Report every mistake with its line
     Check,
 }
 
 #[derive(Subcommand)]
 enum KeyCommand {
-    /// Make `identity.key_file`, for development: a key in a file can be copied
+    /// Create `identity.key_file`. For development only: a key in a file can be copied
     Create {
         /// `EdDSA` or ES256
         #[arg(long, default_value = "EdDSA")]
         algorithm: String,
     },
-    /// Print what the cloud needs to know: `simcorp device add` takes it
+    /// Print the registration data of this gateway, as input for `simcorp device add`
     Show,
 }
 
-/// `EX_USAGE`: the configuration is wrong, and starting again will not help.
+/// The exit code `EX_USAGE`: the configuration is wrong, so a restart does not help.
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
@@ -107,7 +108,7 @@ fn main() -> ExitCode {
     match act(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One sentence and its causes; never a backtrace.
+            // Prints one sentence and its causes, never a backtrace.
             eprintln!("simcorp-edge: {error:#}");
             let config = error.downcast_ref::<ConfigError>().is_some();
             if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
@@ -117,7 +118,7 @@ fn main() -> ExitCode {
 
 fn act(mut cli: Cli) -> anyhow::Result<()> {
     if let Some(Command::Profile(command)) = &cli.command {
-        // Needs no gateway: whoever writes a profile may have none.
+        // These commands work without a gateway configuration: profile authors may have none.
         return profiles::act(command);
     }
     if let Some(Command::Replay { file, speed }) = &cli.command {
@@ -166,7 +167,7 @@ fn key(config: &EdgeConfig, command: &KeyCommand) -> anyhow::Result<()> {
                 .ok_or_else(|| anyhow::anyhow!("--algorithm {algorithm}: not EdDSA or ES256"))?;
             anyhow::ensure!(
                 !config.identity.has_signer(),
-                "identity.signer_socket is set: the key is made in the token, by simcorp-signer create"
+                "identity.signer_socket is set: create the key with simcorp-signer create"
             );
             let path = &config.identity.key_file;
             FileKey::create(path, id.clone(), algorithm)?.public_key().clone()

@@ -1,14 +1,18 @@
-//! How much may be under way, and how long an answer may take: learned from the answers, since a
-//! broker next door answers in a millisecond and a satellite link in seconds.
+//! The send window: how many frames may be in flight, and how long an acknowledgement may take.
+//! Both adapt to the measured round-trip time, because a broker nearby answers in a millisecond and
+//! one over a satellite link in seconds.
 //!
-//! The time limit is the retransmission timer of RFC 6298 (smoothed time and variation, doubled at
-//! each timeout, never learned from a frame that was sent twice); the window halves when answers
-//! fail to come and grows by one with each that does. Past its start it grows while answers come
-//! soon and shrinks when they do not: what waits in a slow link would only stand before live frames.
+//! The time limit is the retransmission timer of RFC 6298: smoothed round-trip time and variation,
+//! doubled at each timeout, never measured with a frame that was sent twice. The window is additive
+//! increase, multiplicative decrease (AIMD): it grows by one with each acknowledgement, and halves
+//! at each timeout. Above its start value it grows only while acknowledgements are fast, and
+//! shrinks by one with each slow one: frames that wait in a slow link would only delay the live
+//! frames.
 
 use std::time::Duration;
 
-/// `uplink::UNDER_WAY_BYTES_MAX` bounds what so many frames hold.
+/// The largest window, in frames. `uplink::UNDER_WAY_BYTES_MAX` bounds the total size of the
+/// frames.
 const WINDOW_MAX: usize = 256;
 const WINDOW_START: usize = 64;
 const WINDOW_MIN: usize = 2;
@@ -16,15 +20,15 @@ const LIMIT_MIN: Duration = Duration::from_secs(1);
 const LIMIT_START: Duration = Duration::from_secs(3);
 const LIMIT_MAX: Duration = Duration::from_mins(2);
 
-/// An answer that is no sooner says that frames wait on the way.
+/// An acknowledgement that takes longer than this means that frames queue up in the link.
 const SOON: Duration = Duration::from_millis(250);
 
-/// The pace of one link.
+/// The send window and the time limit of one connection.
 #[derive(Debug, Clone)]
 pub struct Pace {
     window: usize,
     limit: Duration,
-    /// Smoothed answer time and its variation, s.
+    /// The smoothed round-trip time and its variation, in s; `None` before the first measurement.
     learned: Option<(f64, f64)>,
 }
 
@@ -35,17 +39,18 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Frames that may be under way at once.
+    /// Returns how many frames may be in flight at once.
     pub const fn window(&self) -> usize {
         self.window
     }
 
-    /// A frame that was not answered within this is sent again.
+    /// Returns the time limit: a frame that is not acknowledged within it is sent again.
     pub const fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// An answer came `after` its frame was sent, for the first time.
+    /// Records that an acknowledgement arrived `after` its frame was sent. The frame must have been
+    /// sent only once.
     pub fn answered(&mut self, after: Duration) {
         let took = after.as_secs_f64();
         let (smooth, spread) = match self.learned {
@@ -63,7 +68,8 @@ impl Pace {
         };
     }
 
-    /// Answers failed to come in time.
+    /// Records that acknowledgements did not arrive in time: doubles the limit and halves the
+    /// window.
     pub fn timed_out(&mut self) {
         self.limit = (self.limit * 2).min(LIMIT_MAX);
         self.window = (self.window / 2).max(WINDOW_MIN);
@@ -92,7 +98,7 @@ mod tests {
         for _ in 0..1_000 {
             quick.answered(Duration::from_millis(300));
         }
-        assert_eq!(quick.window(), WINDOW_START, "what waits on the way is let go");
+        assert_eq!(quick.window(), WINDOW_START, "slow acknowledgements shrink the window");
         assert!((20..40).contains(&slow.limit().as_secs()), "{:?}", slow.limit());
     }
 

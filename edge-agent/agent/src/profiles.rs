@@ -1,4 +1,4 @@
-//! `simcorp-edge profile`: looks at machine profiles, checks and signs them.
+//! `simcorp-edge profile`: lists, shows, checks and signs machine profiles.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -11,34 +11,34 @@ use trust::{FileKey, PublicKey, Signed};
 
 #[derive(Subcommand)]
 pub enum ProfileCommand {
-    /// The profiles that this agent carries
+    /// List the profiles that are built into this agent
     List,
-    /// One of them, or a file, as it is written
+    /// Print a built-in profile or a file unchanged, with its digest
     Show {
         /// An id of `profile list`, or a file
         profile: String,
     },
-    /// Say everything that is wrong with a profile, a sentence a finding
+    /// Check profiles and print every finding, one sentence each
     Check {
         /// Files, or ids of `profile list`
         #[arg(required = true)]
         profiles: Vec<String>,
     },
-    /// JSON Schema of a profile, for editors
+    /// Print the JSON Schema of a profile, for editors
     Schema,
-    /// Sign a file, so that agents that trust the key take it; writes FILE.sig
+    /// Sign a file, so that agents that trust the key accept it; writes FILE.sig
     Sign {
         file: PathBuf,
-        /// Private key, PKCS#8 PEM
+        /// The private key, PKCS#8 PEM
         #[arg(long)]
         key_file: PathBuf,
-        /// Whose key it is: device:NAME@SITE
+        /// The key's id: device:NAME@SITE
         #[arg(long)]
         kid: KeyId,
     },
 }
 
-/// Carries out a command.
+/// Runs a profile command.
 pub fn act(command: &ProfileCommand) -> anyhow::Result<()> {
     match command {
         ProfileCommand::List => list(),
@@ -106,20 +106,20 @@ fn sign(file: &Path, key_file: &Path, kid: &KeyId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text of a shipped profile, or of a file.
+/// Returns the text of a built-in profile, or of a file.
 fn text(profile: &str) -> anyhow::Result<String> {
     if let Some(entry) = shipped(profile) {
         return Ok(entry.text.to_owned());
     }
     read(Path::new(profile)).map_err(|problem| {
-        anyhow::anyhow!("{profile}: {problem} (and it is none of `simcorp-edge profile list`)")
+        anyhow::anyhow!("{profile}: {problem} (and it is not in `simcorp-edge profile list`)")
     })
 }
 
-/// Reads a profile's file, which is small.
+/// Reads a profile's file, at most `FILE_BYTES_MAX` + 1 bytes of it.
 ///
 /// # Errors
-/// In a sentence.
+/// Returns a sentence for people if the file cannot be read.
 pub fn read(file: &Path) -> Result<String, String> {
     let mut text = String::new();
     let bound = FILE_BYTES_MAX as u64 + 1;
@@ -129,10 +129,11 @@ pub fn read(file: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Sees to it that `text` was signed by one of `keys`: `FILE.sig` beside it is a signed copy.
+/// Verifies that `text` was signed by one of `keys`. `FILE.sig` holds a signed copy.
 ///
 /// # Errors
-/// In a sentence.
+/// Returns a sentence for people if the signature is missing, is of another text, or is by another
+/// key.
 pub fn verify(file: &Path, text: &str, keys: &[PathBuf]) -> Result<(), String> {
     let beside = signature_of(file);
     let named = |problem: String| format!("{}: {problem}", beside.display());

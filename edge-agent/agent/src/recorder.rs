@@ -1,5 +1,5 @@
-//! From samples to frames: numbers them, adds the rate of rise, follows the roast, cuts and chains
-//! frames. Pure: no clock, no disk, no key.
+//! Turns samples into frames: numbers the samples, adds the rate of rise, tracks the roast,
+//! completes frames and links each to the one before. Pure: uses no clock, no disk and no key.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,19 +15,21 @@ use roast::live::Live;
 
 use driver::Reading;
 
-/// A temperature outside of it is no bean's and no flame's.
+/// The plausible temperatures, in °C: neither beans nor flame reach a value outside.
 const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
-/// A CHARGE this long after another one is a new roast: the end of the old one was missed.
+/// A CHARGE more than this after the last CHARGE, in ms, starts a new roast: the end of the old
+/// roast was missed.
 const RECHARGE_AFTER_MS: i64 = 120_000;
-/// An inference that is right less often than not is no event.
+/// The minimum confidence: an inference that is more likely wrong than right is not an event.
 const CONFIDENCE_MIN: f64 = 0.5;
-/// Marks are found up to this long after they happened.
+/// How long samples are remembered, in ms: events are inferred up to this long after they happened.
 const POINTS_MS: i64 = 120_000;
 const POINTS_MAX: usize = 12_000;
-/// Frames whose numbers are remembered: a CHARGE is found up to half a minute after it happened.
+/// For how many frames the numbers are remembered: a CHARGE is inferred up to half a minute after
+/// it happened.
 const RECENT_FRAMES: usize = 600;
 
-/// One sample with its times.
+/// One sample with its times: monotonic, and wall clock with that clock's quality.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// Milliseconds since the agent started.
@@ -47,7 +49,7 @@ pub struct Roast {
     pub marked: Vec<EventKind>,
 }
 
-/// A roast that has ended with the frame it came with.
+/// A roast that has ended, returned with the frame that was completed at that moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
     pub roast: Roast,
@@ -56,18 +58,19 @@ pub struct Closed {
     pub ended: EpochMs,
 }
 
-/// What came out of a sample.
+/// A completed frame, and what it changes of a roast.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cut {
     pub frame: Frame,
     pub closed: Option<Closed>,
-    /// The roast that runs after this frame.
+    /// The roast that is running after this frame, if any.
     pub running: Option<Roast>,
-    /// A roast was taken to run and was none: there is nothing to close, or to protect.
+    /// An inferred roast turned out to be none: there is nothing to close, and no frames to protect
+    /// from the quota.
     pub withdrawn: bool,
 }
 
-/// One sample's place.
+/// A sample's number and time, with its bean temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Point {
     seq: u64,
@@ -76,7 +79,7 @@ struct Point {
     bt_c: Option<f64>,
 }
 
-/// A mark at a sample.
+/// An event at a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Mark {
     kind: EventKind,
@@ -84,29 +87,32 @@ struct Mark {
     at: Point,
 }
 
-/// A mark that means nothing now: a DROP without a roast, a second CHARGE.
+/// Says that an event does not apply now: for example a DROP without a roast, or a second CHARGE.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotNow;
 
-/// Where a journal stands.
+/// A journal's current chain, with the numbers of the next frame and sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
     pub chain: ChainId,
     pub next_number: u64,
     pub next_seq: u64,
+    /// The digest of the last frame; `None` before the chain's first frame.
     pub previous: Option<Digest>,
 }
 
-/// A wall clock that differs by this from the roast's own was set meanwhile, ms.
+/// If the wall clock differs by this much or more from the roast's own time, in ms, it was set
+/// during the roast.
 const SET_MS: i64 = 1_000;
 
-/// Samples waiting for their frame.
+/// The samples and events that are not in a completed frame yet.
 #[derive(Default)]
 struct Waiting {
     samples: Vec<(Sample, Option<f64>)>,
     events: Vec<MachineEvent>,
 }
 
+/// Turns samples into frames; see the module.
 pub struct Recorder {
     origin: Origin,
     boot: u64,
@@ -117,16 +123,18 @@ pub struct Recorder {
     position: Position,
     waiting: Waiting,
     live: Live,
-    /// The newest samples, for marks that are found later.
+    /// The newest samples, for events that are inferred later.
     points: VecDeque<Point>,
     roast: Option<Roast>,
-    /// CHARGE of the running roast on the monotonic clock, ms.
+    /// The time of the running roast's CHARGE on the monotonic clock, in ms.
     charge_ms: Option<i64>,
+    /// Whether an inferred roast was withdrawn since the last frame.
     withdrawn: bool,
+    /// The newest sample, and its wall-clock time.
     newest: Option<(Point, EpochMs)>,
-    /// (number, first sample) of the newest frames.
+    /// The newest frames: (frame number, number of the first sample).
     recent: VecDeque<(u64, u64)>,
-    /// For session ids.
+    /// Varies the session ids. Changes at each CHARGE.
     salt: u32,
 }
 
@@ -161,13 +169,13 @@ impl Recorder {
         }
     }
 
-    /// The profile by which the machine is read, told in every frame.
+    /// Sets the digest of the profile that the machine is read with. Every frame contains it.
     #[must_use]
     pub fn reading_by(self, profile: Option<Digest>) -> Self {
         Self { profile, ..self }
     }
 
-    /// Goes on with a roast that was running when the agent stopped.
+    /// Continues a roast that was running when the agent stopped.
     pub fn resume(&mut self, roast: Roast, mono_ms: u64, wall: EpochMs) {
         let since = wall.since(roast.started).max(0);
         let charge_ms = i64::try_from(mono_ms).unwrap_or(i64::MAX) - since;
@@ -180,12 +188,12 @@ impl Recorder {
         &self.origin
     }
 
-    /// What the machine has taught so far.
+    /// Returns what was learned about the machine so far.
     pub const fn learned(&self) -> &Learned {
         self.live.learned()
     }
 
-    /// What is expected of the running roast.
+    /// Returns the forecast for the running roast.
     pub fn outlook(&self) -> Option<Outlook> {
         self.roast.as_ref().and_then(|_| self.live.outlook())
     }
@@ -194,24 +202,25 @@ impl Recorder {
         self.position.chain
     }
 
-    /// A new chain, from the next frame on: the cloud has other content under our numbers.
+    /// Starts a new chain with the next frame. Used when the cloud has other content under this
+    /// chain's frame numbers.
     pub fn start_chain(&mut self, chain: ChainId) {
         self.position.chain = chain;
         self.position.next_number = 1;
         self.position.previous = None;
         self.recent.clear();
-        // Its first half is on the old chain: it cannot be closed as one. The next CHARGE begins a
-        // roast of the new chain.
+        // The first part of the running roast is in the old chain, and one receipt cannot cover two
+        // chains. The next CHARGE starts a roast in the new chain.
         (self.roast, self.charge_ms) = (None, None);
         self.live.restart();
     }
 
-    /// The digest of the frame that was cut last, once it is known.
+    /// Sets the digest of the frame that was completed last. The next frame links to it.
     pub const fn chained(&mut self, digest: Digest) {
         self.position.previous = Some(digest);
     }
 
-    /// Takes a sample; answers the frame that it completes, if it does.
+    /// Adds a sample. Returns the frame that it completes, if it completes one.
     pub fn push(&mut self, mut sample: Sample) -> Option<Cut> {
         let seq = self.next_waiting_seq();
         let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
@@ -219,11 +228,12 @@ impl Recorder {
         let t_ms = i64::try_from(sample.mono_ms).unwrap_or(i64::MAX);
         let at = Point { seq, t_ms, bt_c };
         if let (Some(roast), Some(charge_ms)) = (&self.roast, self.charge_ms) {
-            // While a roast runs its time is counted on the monotonic clock: a wall clock that is
-            // set meanwhile must not bend the curve.
+            // During a roast the time is counted on the monotonic clock: a wall clock that is set
+            // meanwhile must not distort the curve.
             let counted = roast.started.plus(t_ms - charge_ms);
             if counted.since(sample.wall).abs() >= SET_MS {
-                // The date that the roast began with was wrong, and whoever reads has to know it.
+                // The roast started with a wrong date. The sample's clock quality says so to
+                // readers.
                 sample.clock = ClockQuality::FreeRunning;
             }
             sample.wall = counted;
@@ -248,7 +258,8 @@ impl Recorder {
         for change in changes {
             match change {
                 Change::Known(found) => closed = closed.or(self.infer(&found, at, wall)),
-                // Nothing was in the drum. What was told stays told; nobody saw an end.
+                // The drum was empty. Events that were already recorded remain, and no end of a
+                // roast is recorded.
                 Change::Withdrawn(EventKind::Charge) => {
                     (self.roast, self.charge_ms) = (None, None);
                     self.withdrawn = true;
@@ -259,10 +270,10 @@ impl Recorder {
         self.cut_if_due(closed)
     }
 
-    /// A person's mark, at the newest sample.
+    /// Records an event by a person, at the newest sample. Returns a frame if one is completed.
     ///
     /// # Errors
-    /// When it means nothing now.
+    /// When the event does not apply now.
     pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Result<Option<Cut>, NotNow> {
         let (at, wall) = self.newest.ok_or(NotNow)?;
         let before = self.waiting.events.len();
@@ -270,20 +281,24 @@ impl Recorder {
         if self.waiting.events.len() == before {
             return Err(NotNow);
         }
-        // A frame may just have been cut: then the mark makes one of its own.
+        // If a frame was just completed, no sample is pending: the event gets its own frame.
         let alone = self.waiting.samples.is_empty();
         Ok(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
     }
 
-    /// Whatever waits, as a frame: at a stop, or when samples have ceased.
+    /// Completes a frame from the pending samples, if there are any. Used at a stop, or when no
+    /// more samples arrive.
     pub fn flush(&mut self) -> Option<Cut> {
         if self.waiting.samples.is_empty() { None } else { Some(self.cut(None)) }
     }
 
+    /// Returns the number of the next sample.
     const fn next_waiting_seq(&self) -> u64 {
         self.position.next_seq + self.waiting.samples.len() as u64
     }
 
+    /// Records an event that the machine or a person reported. Returns the roast that it ends, if
+    /// any.
     fn told(
         &mut self,
         kind: EventKind,
@@ -296,7 +311,8 @@ impl Recorder {
             && self.charge_ms.is_some_and(|charge_ms| at.t_ms - charge_ms > RECHARGE_AFTER_MS);
         let mut closed = None;
         if recharged {
-            // The roast before ended unseen: it is closed without a DROP, which nobody saw.
+            // The end of the previous roast was missed: it is closed without a DROP event, because
+            // none was observed.
             self.live.restart();
             closed = self.close(at.seq.saturating_sub(1), wall);
         }
@@ -306,8 +322,9 @@ impl Recorder {
         closed.or(self.note(Mark { kind, source, at }, at, wall, note))
     }
 
-    /// Turns what was found into an event, if it is worth one. A better answer about a mark that has
-    /// been told is not told again, but for a CHARGE: there the roast itself begins anew.
+    /// Turns an inference into an event, if it is confident enough. A revised inference of an event
+    /// that is already recorded is ignored, except for a CHARGE: then the roast is closed and
+    /// starts again.
     fn infer(&mut self, found: &Inference, now: Point, wall: EpochMs) -> Option<Closed> {
         let again = found.revision > 0;
         let charge = found.kind == EventKind::Charge;
@@ -321,6 +338,7 @@ impl Recorder {
         closed.or(self.note(mark, now, wall, None))
     }
 
+    /// Remembers a sample, and forgets the oldest ones beyond the bounds.
     fn remember(&mut self, at: Point) {
         self.points.push_back(at);
         while self.points.len() > POINTS_MAX
@@ -330,7 +348,8 @@ impl Recorder {
         }
     }
 
-    /// Turns a mark into an event of the running roast; CHARGE begins one, DROP ends it.
+    /// Adds an event to the running roast. CHARGE starts a roast, DROP ends it. Returns the roast
+    /// that ended.
     fn note(
         &mut self,
         mark: Mark,
@@ -367,6 +386,7 @@ impl Recorder {
         if mark.kind == EventKind::Drop { self.close(mark.at.seq, at) } else { None }
     }
 
+    /// Ends the running roast at sample `last_seq`, and returns it.
     fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<Closed> {
         let roast = self.roast.take()?;
         self.charge_ms = None;
@@ -374,7 +394,7 @@ impl Recorder {
         Some(Closed { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
     }
 
-    /// The frame that holds a sample, or will.
+    /// Returns the number of the frame that contains a sample, or will contain it.
     fn frame_of(&self, seq: u64) -> u64 {
         if seq >= self.position.next_seq {
             return self.position.next_number;
@@ -383,6 +403,7 @@ impl Recorder {
         found.or(self.recent.front()).map_or(self.position.next_number, |(number, _)| *number)
     }
 
+    /// Completes a frame if it is old or full enough, if it has many events, or if a roast ended.
     fn cut_if_due(&mut self, closed: Option<Closed>) -> Option<Cut> {
         let (first, last) = (self.waiting.samples.first()?, self.waiting.samples.last()?);
         let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
@@ -391,6 +412,7 @@ impl Recorder {
         (age_ms >= self.frame_ms || full || eventful).then(|| self.cut(closed))
     }
 
+    /// Completes a frame from the pending samples and events.
     fn cut(&mut self, closed: Option<Closed>) -> Cut {
         let Waiting { samples, events } = std::mem::take(&mut self.waiting);
         let count = samples.len();
@@ -430,13 +452,13 @@ impl Recorder {
     }
 }
 
-/// What is looked at to follow the roast.
+/// Selects the values of a reading that are used to track the roast.
 fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
     let value = |wanted: Channel| {
         let found = reading.values.iter().find(|(channel, _)| *channel == wanted);
         found.and_then(|(_, value)| *value)
     };
-    // What not every machine offers has these names.
+    // Values that not every machine provides are extra channels with these names.
     let extra = |name: &str| value(Channel::Extra(name.into()));
     roast::sample::Sample {
         t_ms,
@@ -451,7 +473,8 @@ fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
     }
 }
 
-/// The samples' values by channel. A channel that a sample lacks is missing there.
+/// Returns the samples' values by channel: `None` where a sample has no value. A channel without
+/// any value gets no column.
 fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
     let mut by_channel: BTreeMap<Channel, Vec<Option<f64>>> = BTreeMap::new();
     for (i, (sample, ror)) in samples.iter().enumerate() {
@@ -471,7 +494,8 @@ fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
         .collect()
 }
 
-/// What the driver says of values, and what no machine can mean.
+/// Returns the quality flags of values: those that the driver set, and `Range` for values that are
+/// not plausible.
 fn remarks(
     channel: &Channel,
     values: &[Option<f64>],

@@ -1,4 +1,4 @@
-//! How the broker is reached with the certificate that enrolment gave.
+//! Connects to the broker with the certificate that the gateway received at enrolment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,25 +11,27 @@ use crate::config::EdgeConfig;
 use crate::identity::Enrolled;
 use crate::uplink::BOUNDS;
 
-/// A broker, and as whom one comes to it.
+/// A broker, and the client id to connect to it with.
 #[derive(Debug, Clone)]
 pub struct Route {
     broker: Broker,
-    /// Who certifies it, PEM.
+    /// The certificates of the authority that certifies the broker, PEM.
     pub authority: String,
+    /// The MQTT client id, without a suffix.
     client: String,
 }
 
 impl Route {
-    /// As the configuration says, or else the fleet. `None`: by the configuration alone, without the
-    /// certificate that was given.
+    /// Returns the broker that the configuration names, or else the one that the fleet service
+    /// named. Returns `None` if the enrolment certificate is not to be used: the configured broker
+    /// has its own client certificate or no `ca_file`, or no broker is known.
     ///
     /// # Errors
     /// When `uplink.ca_file` cannot be read.
     pub fn of(config: &EdgeConfig, enrolled: &Enrolled) -> std::io::Result<Option<Self>> {
         let machine = &config.machine.id;
-        // Unlike the key's name this is one name over all organisations: two who call themselves alike
-        // would throw each other out.
+        // Unlike the key's name, the client id must be unique over all organisations: the broker
+        // disconnects a client when another one connects with the same id.
         let client = format!("{}-{machine}", enrolled.certificate.name);
         let configured = &config.uplink;
         if !configured.is_configured() {
@@ -48,7 +50,8 @@ impl Route {
         }
     }
 
-    /// A connection's options; `mark` tells it from another of the same gateway.
+    /// Returns the MQTT options of a connection. `mark` is appended to the client id, so that
+    /// several connections of one gateway have different ids.
     ///
     /// # Errors
     /// When the password cannot be read.
@@ -59,16 +62,17 @@ impl Route {
         Ok(options)
     }
 
+    /// Returns the broker's `host:port`.
     #[must_use]
     pub fn target(&self) -> String {
         format!("{}:{}", self.broker.host, self.broker.port)
     }
 }
 
-/// Connects, and leaves again.
+/// Connects to the broker, and disconnects again.
 ///
 /// # Errors
-/// In a sentence, why not.
+/// A sentence that says why the connection failed; after 10 s without an answer it fails too.
 pub async fn connect_once(options: MqttOptions) -> Result<(), String> {
     const TIME_MAX: Duration = Duration::from_secs(10);
     let (client, mut events) = AsyncClient::builder(options).capacity(4).build();

@@ -1,4 +1,4 @@
-//! Putting the agent together, and taking it apart again.
+//! Starts the agent's threads and tasks, and stops them in order.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -24,32 +24,37 @@ use crate::link::Link;
 use crate::recorder::Recorder;
 use crate::{artisan, local, machine, sampler, watchdog};
 
-/// Samples and questions waiting for the keeper: over a minute at 10 Hz.
+/// How many samples and requests may wait for the journal writer: over a minute of samples at 10
+/// Hz.
 const JOBS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
-/// How long a played recording may take to arrive in the cloud.
+/// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 
-/// When to stop.
+/// When the agent stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
+    /// On a signal.
     Stopped,
-    /// A recording has been played, and the cloud has it.
+    /// When a recording has been played and the cloud has acknowledged all of it, or on a signal.
     Delivered,
 }
 
+/// Returns the origin that the configuration names.
 pub fn origin(config: &EdgeConfig) -> anyhow::Result<Origin> {
     config.origin().context("the configuration names no machine")
 }
 
+/// Returns the key id of the device that the configuration names.
 pub fn key_id(config: &EdgeConfig) -> anyhow::Result<KeyId> {
     config.key_id().context("the configuration names no device")
 }
 
-/// A signature that takes longer waits for a better time: the keeper has other work.
+/// How long a signature may take. After that the frame is signed later, since the journal writer
+/// has other work.
 const SIGN_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// The key of this gateway: behind the signer's socket, or in a file.
+/// Opens this gateway's key: behind the signer's socket if one is configured, else in a file.
 pub fn signer(config: &EdgeConfig, key_id: &KeyId) -> anyhow::Result<Arc<dyn Signer>> {
     let identity = &config.identity;
     if identity.has_signer() {
@@ -59,10 +64,10 @@ pub fn signer(config: &EdgeConfig, key_id: &KeyId) -> anyhow::Result<Arc<dyn Sig
     Ok(Arc::new(FileKey::open(&identity.key_file, key_id.clone())?))
 }
 
-/// Runs the agent.
+/// Runs the agent until `until` or a signal.
 pub fn run(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     config.log.start();
-    // One worker besides the main thread: the agent's work is waiting, and memory is the budget.
+    // One worker besides the main thread: the agent mostly waits, and memory is scarce.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(2)
@@ -81,15 +86,15 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let signer = signer(&config, &key_id)?;
     let folder = identity::folder(&config);
     let time = KnownTime::open(&folder, clock);
-    // Without an identity that can be read the samples are still kept.
+    // Samples are stored even if the identity cannot be read.
     let identity = Identity::open(&folder, signer.clone(), time).unwrap_or_else(|error| {
-        tracing::error!(%error, "the gateway cannot show who it is");
+        tracing::error!(%error, "the identity cannot be read; no authentication to the cloud");
         None
     });
     let board = Board::new(origin.to_string());
     let (jobs, jobs_in) = sync_channel(JOBS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
-    // The sampler first: while a large journal is being opened, samples wait in the queue.
+    // The sampler starts first: while a large journal is being opened, samples wait in the queue.
     let share = share(&config);
     let sampling =
         start_sampler(&config, clock, jobs.clone(), &board, share.clone(), stop.clone())?;
@@ -130,7 +135,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     );
 
     let played = tokio::task::spawn_blocking(move || sampling.join());
-    let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler broke"))?;
+    let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler thread panicked"))?;
     if ended == sampler::End::Played {
         tracing::info!("the recording has been played");
         if until == Until::Delivered && sends {
@@ -140,17 +145,18 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
         }
     }
     stop.cancel();
-    // First what was measured is kept, then the rest ends.
+    // The samples are stored first; then the rest stops.
     let _ = jobs.send(Job::Stop);
     tokio::task::spawn_blocking(move || keeping.join())
         .await?
-        .map_err(|_| anyhow::anyhow!("the keeper broke"))?;
+        .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
     let _ = uplinking.await;
     serving.await??;
     tracing::info!("stopped");
     Ok(())
 }
 
+/// Opens the journal, and creates the journal writer with its recorder.
 fn keeper(
     config: &EdgeConfig,
     origin: &Origin,
@@ -182,7 +188,9 @@ fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHand
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run(&jobs))
 }
 
-/// A hand on the machine's controls where this site and its profile both allow one.
+/// Returns what other tasks may use of the machine. It includes the queue of guarded writes only if
+/// `artisan.writes` is set and the profile can be loaded; each write must also be allowed by the
+/// profile.
 fn share(config: &EdgeConfig) -> DriverHandles {
     let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
     let timeout_ms = config.machine.profile.timeout_ms;
@@ -202,7 +210,7 @@ fn start_sampler(
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<sampler::End>> {
     let config = config.clone();
-    // Opened once here, so that a wrong recording stops the start and not the thread.
+    // Opened once here, so that an invalid recording fails the start and not only the thread.
     drop(machine::open(&config, share.clone())?);
     let board = board.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -223,7 +231,10 @@ async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
     }
 }
 
-/// Waits until the cloud has everything.
+/// Waits until the cloud has acknowledged every frame.
+///
+/// # Errors
+/// When that takes longer than [`DELIVERY_TIME_MAX`].
 async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::Result<()> {
     let wait = async {
         loop {
@@ -241,12 +252,12 @@ async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    // The last samples may still wait for their frame.
+    // The last samples may not be in a frame yet.
     tokio::time::sleep(Duration::from_secs(2)).await;
     tokio::select! {
         () = stop.cancelled() => Ok(()),
         done = tokio::time::timeout(DELIVERY_TIME_MAX, wait) => {
-            done.context("the cloud has not acknowledged everything; it is kept here and sent later")
+            done.context("the cloud did not acknowledge all frames; they are stored and sent later")
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The sampler: its own thread, its own schedule. Nothing but the driver can make it late, and the
-//! driver only by its time limit.
+//! The sampler: reads the machine on its own thread and on its own schedule. Only the driver can
+//! delay it, and no longer than the driver's time limit.
 
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::keeper::Job;
 use crate::recorder::Sample;
 use driver::{Driver, DriverError};
 
-/// How the sampler ends.
+/// Why the sampler ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
     Stopped,
@@ -32,12 +32,12 @@ pub async fn run(
 ) -> End {
     let period = Duration::from_millis(period_ms);
     let mut schedule = tokio::time::interval(period);
-    // A late sample does not make the next one early: two at once tell nothing new.
+    // A late sample does not make the next one early: two samples at once carry no new information.
     schedule.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut failing = false;
     loop {
         let due = tokio::select! {
-            // Samples first: whoever would move something is heard after each of them too.
+            // Samples take priority: pending writes are executed after each sample too.
             biased;
             () = stop.cancelled() => return End::Stopped,
             due = schedule.tick() => due,
@@ -52,7 +52,8 @@ pub async fn run(
         board.beat(Part::Sampler, mono_ms);
         let began = Instant::now();
         let answer = driver.read(mono_ms).await;
-        // A machine as slow as the schedule leaves no time between two samples.
+        // With a machine as slow as the schedule there is no time between two samples, so pending
+        // writes are executed here.
         driver.execute_pending(clock.mono_ms()).await;
         metrics::histogram!("simcorp_edge_read_seconds").record(began.elapsed().as_secs_f64());
         match answer {
@@ -77,14 +78,14 @@ pub async fn run(
                 hand_over(&jobs, sample, &board);
             }
             Err(DriverError::Ended) => {
-                // Nobody waits for it to move again.
+                // The watchdog must not expect another heartbeat from this thread.
                 board.beat(Part::Sampler, u64::MAX);
                 return End::Played;
             }
             Err(error) => {
                 metrics::counter!("simcorp_edge_driver_errors_total").increment(1);
                 if !failing {
-                    tracing::warn!(%error, "the machine does not answer; trying at each sample");
+                    tracing::warn!(%error, "the machine does not answer; retrying at each sample");
                     failing = true;
                 }
                 board.update(|state| state.driver_error = Some(error.to_string()));
@@ -93,8 +94,8 @@ pub async fn run(
     }
 }
 
-/// Gives a sample to the keeper. While the disk stalls the queue holds a while; past it samples are
-/// dropped and counted, since the sampler must not wait.
+/// Sends a sample to the journal writer. While the disk stalls, the queue buffers samples; when it
+/// is full, samples are dropped and counted, since the sampler must not wait.
 fn hand_over(jobs: &SyncSender<Job>, sample: Sample, board: &Board) {
     match jobs.try_send(Job::Sample(sample)) {
         // Disconnected: the agent is stopping.

@@ -1,17 +1,20 @@
-//! The key as the keeper uses it: a token that does not answer is left alone for a while, so that it
-//! costs the keeper a bounded part of its time. Pure but for the key itself.
+//! Signs with the gateway's key, with a backoff: after a failure the key is not used for a while,
+//! so that a PKCS#11 token that does not answer costs the journal writer a bounded part of its
+//! time. Has no side effects apart from the use of the key and a failure counter.
 
 use std::sync::Arc;
 
 use trust::Signer;
 
-/// A key that failed rests this long, then twice as long, up to the longest.
+/// How long a key is not used after its first failure, in ms. Each further failure doubles the
+/// pause, up to the maximum.
 const REST_MS_MIN: u64 = 2_000;
 const REST_MS_MAX: u64 = 30_000;
 
+/// A key, and its pause after failures.
 pub struct Signing {
     signer: Arc<dyn Signer>,
-    /// What is wrong with it.
+    /// The last error; `None` once the key has signed again.
     problem: Option<String>,
     rest_ms: u64,
     rests_until_ms: u64,
@@ -22,7 +25,7 @@ impl Signing {
         Self { signer, problem: None, rest_ms: REST_MS_MIN, rests_until_ms: 0 }
     }
 
-    /// The signed message; `None` when the key cannot be used now.
+    /// Signs a message. Returns `None` if signing fails or the key is in its pause.
     pub fn sign(&mut self, content: &str, text: Vec<u8>, mono_ms: u64) -> Option<Vec<u8>> {
         if self.rests(mono_ms) {
             return None;
@@ -43,10 +46,12 @@ impl Signing {
         }
     }
 
+    /// Returns whether the key is in its pause at `mono_ms`.
     pub const fn rests(&self, mono_ms: u64) -> bool {
         mono_ms < self.rests_until_ms
     }
 
+    /// Returns the last error, if the key has not signed since.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }

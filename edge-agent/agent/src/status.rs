@@ -1,4 +1,4 @@
-//! `simcorp-edge status`: asks the running agent.
+//! `simcorp-edge status`: queries the running agent over its local API.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::config::EdgeConfig;
 
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Prints what the agent says of itself.
+/// Prints the running agent's state as JSON.
 pub fn print(config: &EdgeConfig) -> anyhow::Result<()> {
     let address = config.local.listen;
     let limit = Duration::from_secs(3);
@@ -20,7 +20,7 @@ pub fn print(config: &EdgeConfig) -> anyhow::Result<()> {
     write!(stream, "GET /status HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").context("the agent's answer is cut off")?.1;
+    let body = answer.split_once("\r\n\r\n").context("the agent's answer is incomplete")?.1;
     let status: serde_json::Value = serde_json::from_str(body).context("not an agent's answer")?;
     println!("{status:#}");
     Ok(())

@@ -1,8 +1,10 @@
-//! The way to the cloud: MQTT 5, two lanes, our own acknowledgements.
+//! Sends frames and receipts to the cloud: MQTT 5, two lanes, and acknowledgements of our own
+//! in addition to MQTT's.
 //!
-//! Live frames go as they are kept. Whatever else the cloud does not have — from an outage, a
-//! restart, a lost answer — goes on the backlog lane behind them, the running roast first, a bounded
-//! number at a time. A frame counts as delivered only when the cloud says that it is committed.
+//! The live lane sends frames as they are stored. The backlog lane sends all other frames that the
+//! cloud does not have — after an outage, a restart, a lost acknowledgement — behind the live ones,
+//! the running roast first, a bounded number at a time. A frame counts as delivered only when the
+//! cloud acknowledges that it has committed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::SyncSender;
@@ -21,35 +23,45 @@ use crate::journal::{Outgoing, Room};
 use crate::keeper::Job;
 use crate::pace::Pace;
 
-/// More slots than [`Pace`] ever fills: the client keeps memory for each, used or not.
+/// The limits of the MQTT client. It has more slots for messages in flight than [`Pace`] ever
+/// fills; not many more, because the client allocates memory for each slot, used or not.
 pub const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 64, packet: 64 * 1024 };
-/// What the frames under way may hold together, but for one: memory on the gateway is the budget.
+/// The maximum total size of the frames in flight, in bytes; one frame may exceed it. Memory is
+/// scarce on the gateway.
 const UNDER_WAY_BYTES_MAX: usize = 512 * 1024;
-/// Messages that wait inside the client.
+/// How many messages may wait inside the client.
 const QUEUE: usize = 512;
+/// The longest wait between two attempts to connect.
 const WAIT_MAX: Duration = Duration::from_secs(20);
-/// To take leave of the broker when the agent stops.
+/// How long disconnecting from the broker may take when the agent stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often unsent and overdue frames are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often receipts are sent that the cloud has not confirmed.
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
-/// A gateway that is not registered yet asks again this often.
+/// How long refused frames and chains are skipped before they are retried: for example those of a
+/// gateway that is not registered yet.
 const REFUSED_PAUSE: Duration = Duration::from_mins(1);
-/// Single frames refused for now that are passed over in a minute; then the backlog pauses, and
-/// goes on behind them.
+/// How many single frames may be skipped within one such pause, because the cloud refuses them for
+/// now. Beyond it the backlog waits for the end of the pause, and then continues behind them.
 const PUT_OFF_MAX: usize = 32;
-/// Chains refused as a whole that are passed over.
+/// How many chains may be skipped because the cloud refuses all of their frames for now.
 const CHAINS_OFF_MAX: usize = 4;
 const RECEIPTS_AT_ONCE: usize = 20;
 
-/// What the connection tells.
+/// An event of the connection.
 enum News {
+    /// Connected, and the subscription to this machine's acknowledgements was granted.
     Ready,
+    /// Not usable, and why.
     Down(String),
+    /// The cloud's answer to frames or receipts.
     Ack(Ack),
 }
 
-/// Keeps the connection up and everything kept on its way, until `stop`. Answers come for the
-/// machines of `origins`: the present one first, and those whose frames still wait.
+/// Maintains the connection and sends everything that the journal contains unsent, until `stop`.
+/// Subscribes to the acknowledgements for the machines in `origins`: the current machine first,
+/// then those with frames that are still unsent.
 pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
@@ -59,7 +71,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let topics = move || origins.iter().map(|origin| Kind::Ack.topic(origin)).collect();
-    // Those after the first are machines that this gateway was beside before.
+    // Only the first topic is required: the others are of machines that this gateway was at before.
     let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(1);
     let client = link.client();
     let (news_out, mut news) = mpsc::channel(1024);
@@ -91,28 +103,28 @@ pub async fn run(
         }
     }
     let _ = client.try_disconnect();
-    // Whoever follows the connection may be waiting for room in here.
+    // The connection task may be waiting for room in this channel; closing it ends the wait.
     drop(news);
     let _ = connection.await;
 }
 
-/// Follows the connection and only forwards: who follows it must never wait for a publish.
+/// Drives the connection and only forwards its events. This task must never wait for a publish.
 async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken) {
     while let Some(told) = link.next(&stop).await {
         let told = match told {
             mqtt::News::Ready => News::Ready,
-            // Without answers nothing is ever delivered. A gateway that has just enrolled is let in
-            // within seconds; one that was revoked never again.
+            // Without acknowledgements no frame is ever delivered. The broker accepts a gateway
+            // within seconds of its enrolment, and never again after it is revoked.
             mqtt::News::Refused => {
-                let problem = "the broker does not let this gateway hear answers; is it enrolled \
-                               for this machine, or was it revoked?";
+                let problem = "the broker denies this gateway the acknowledgements; check that it \
+                               is enrolled for this machine and not revoked";
                 News::Down(problem.to_owned())
             }
             mqtt::News::Down(problem) => News::Down(problem),
             mqtt::News::Message { payload, .. } => match serde_json::from_slice::<Ack>(&payload) {
                 Ok(ack) => News::Ack(ack),
                 Err(error) => {
-                    tracing::warn!(%error, "an answer that is none");
+                    tracing::warn!(%error, "ignored an acknowledgement that is not valid");
                     continue;
                 }
             },
@@ -124,56 +136,63 @@ async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken)
     link.drain(LAST_WORDS).await;
 }
 
-/// Where each lane of the backlog has got to, by journal id.
+/// The progress of each lane, as ids of frames in the journal.
 #[derive(Debug, Default)]
 struct Lanes {
-    /// First frame of the running roast.
+    /// The first frame of the running roast; 0 if not looked up yet.
     running_from: i64,
-    /// First frame that went live on this connection; 0 before there was one.
+    /// The first live frame on this connection; 0 before there is one.
     live_from: i64,
+    /// The last backlog frame of the running roast that was sent or skipped.
     running_at: i64,
+    /// The last older backlog frame that was sent or skipped.
     older_at: i64,
-    /// The last frame that came on the live lane.
+    /// The last frame that was received on the live lane.
     live_last: i64,
 }
 
 impl Lanes {
-    /// From the start of each lane, passing over what is under way.
+    /// Restarts each lane at its start. Frames in flight are skipped on the way.
     fn look_again(&mut self) {
         *self = Self { live_last: self.live_last, ..Self::default() };
     }
 }
 
-/// A frame that was sent and not answered yet.
+/// A frame that was sent and that the cloud has not answered yet.
 struct UnderWay {
-    /// In the journal.
+    /// The frame's id in the journal.
     id: i64,
     sent: Instant,
     bytes: usize,
 }
 
+/// Decides which frames to send, and sends them.
 struct Sender {
     client: AsyncClient,
     jobs: SyncSender<Job>,
     pace: Pace,
     ready: bool,
-    /// By chain and number.
+    /// The frames in flight, by chain and frame number.
     under_way: BTreeMap<(ChainId, u64), UnderWay>,
-    /// Frames up to this journal id may have been sent twice: their answers teach no pace.
+    /// Frames up to this journal id may have been sent twice: their acknowledgements are not used
+    /// to measure the round trip.
     sent_before: i64,
-    /// Frames and whole chains that were refused for now, and until when they are passed over.
+    /// Frames that the cloud refused for now, and that are skipped.
     put_off: BTreeSet<(ChainId, u64)>,
+    /// Chains that the cloud refused for now, and that are skipped.
     chains_off: Vec<ChainId>,
+    /// When the skipped frames and chains are retried.
     put_off_until: Instant,
-    /// Frames were passed over since the backlog was begun from its start.
+    /// Whether frames were skipped since the backlog lanes last started from the beginning.
     passed_over: bool,
-    /// When the cloud last asked for frames again and was heard.
+    /// When the lanes last restarted because the cloud requested frames again.
     needed: Option<Instant>,
     lanes: Lanes,
     receipts_due: Instant,
 }
 
 impl Sender {
+    /// Handles an event of the connection.
     async fn hear(&mut self, news: News, board: &Board) {
         match news {
             News::Ready => {
@@ -215,7 +234,7 @@ impl Sender {
                         let problem = format!("the cloud refuses our frames: {}", refused.reason);
                         board.update(|state| {
                             if state.uplink_error.as_ref() != Some(&problem) {
-                                tracing::error!(problem, "kept here, and tried again each minute");
+                                tracing::error!(problem, "frames stay here; retrying each minute");
                                 state.uplink_error = Some(problem);
                             }
                         });
@@ -224,14 +243,16 @@ impl Sender {
                 let now = Instant::now();
                 let heard = self.needed.is_some_and(|at| now - at < 2 * self.pace.limit());
                 if !ack.need.is_empty() && !heard {
-                    // Lost on the other side, perhaps after it was acknowledged: all lanes again.
+                    // The cloud has lost frames, perhaps after it acknowledged them: restart all
+                    // lanes.
                     self.needed = Some(now);
                     self.lanes.look_again();
                 }
                 let jobs = self.jobs.clone();
-                // The keeper's queue is long; waiting for it must not stop the lanes.
+                // The queue to the journal is long. Waiting for room in it must not stop the lanes.
                 if jobs.try_send(Job::Ack(ack)).is_err() {
-                    // What it says is still unsent on disk: the lanes look again from the start.
+                    // Without this acknowledgement the journal still counts its frames as unsent:
+                    // the lanes restart from the beginning.
                     self.lanes.look_again();
                 }
                 if self.under_way.len() < self.pace.window() / 2 {
@@ -241,8 +262,8 @@ impl Sender {
         }
     }
 
-    /// What was refused for now is passed over for a while: the frame, or its whole chain where the
-    /// reason is its key or its machine.
+    /// Skips a frame that the cloud refused for now, until the end of the pause. Skips its whole
+    /// chain if the reason is the key or the machine.
     fn put_off(&mut self, key: (ChainId, u64), reason: Refusal) {
         self.under_way.remove(&key);
         if self.put_off.is_empty() && self.chains_off.is_empty() {
@@ -260,6 +281,7 @@ impl Sender {
         }
     }
 
+    /// Removes frames from those in flight, and measures their round trip.
     fn settled(&mut self, chain: ChainId, first: u64, last: u64) {
         let now = Instant::now();
         let done = self.under_way.extract_if((chain, first)..=(chain, last), |_, _| true);
@@ -270,6 +292,7 @@ impl Sender {
         }
     }
 
+    /// Resets everything that is known about the connection, after it was made again.
     fn restart_lanes(&mut self) {
         self.under_way.clear();
         self.put_off.clear();
@@ -280,12 +303,14 @@ impl Sender {
         self.receipts_due = Instant::now();
     }
 
+    /// Sends a frame on the live lane. Does nothing while the connection is down.
     fn send_live(&mut self, frame: Outgoing) {
         if !self.ready {
-            return; // the backlog has it
+            return; // the backlog lane sends it later
         }
         if self.lanes.live_last != 0 && frame.id != self.lanes.live_last + 1 {
-            // The lane was full for a moment: the backlog looks for what fell out of it.
+            // The channel of the live lane was full for a moment: the backlog lane must find the
+            // frames that were not passed on.
             self.lanes.look_again();
         }
         self.lanes.live_last = frame.id;
@@ -295,19 +320,21 @@ impl Sender {
         self.publish(Kind::LiveFrame, frame);
     }
 
-    /// `false` when the connection takes nothing more now; the frame is found again later.
+    /// Publishes a frame. Returns `false` if the client accepts no more messages now; the frame is
+    /// found again later.
     fn publish(&mut self, kind: Kind, frame: Outgoing) -> bool {
         let key = (frame.chain, frame.number);
         let under_way = UnderWay { id: frame.id, sent: Instant::now(), bytes: frame.signed.len() };
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let sent =
             self.client.try_publish(kind.topic(&frame.origin), frame.signed, options).is_ok();
-        // Not sent is kept as under way too: it becomes due again by its age.
+        // A frame that was not sent counts as in flight too: it becomes overdue and is sent again.
         self.under_way.insert(key, under_way);
         sent
     }
 
-    /// Sends again what nobody answered in time.
+    /// Removes frames that were not answered in time from those in flight, and restarts the lanes,
+    /// so that the frames are sent again.
     fn look_for_overdue(&mut self, now: Instant) {
         let limit = self.pace.limit();
         let before = self.under_way.len();
@@ -319,7 +346,8 @@ impl Sender {
         }
     }
 
-    /// Sends what waits: the running roast, then what is older.
+    /// Sends backlog frames: those of the running roast first, then older ones. Then sends
+    /// receipts, if they are due.
     async fn send_waiting(&mut self) {
         if !self.ready {
             return;
@@ -328,8 +356,9 @@ impl Sender {
         self.look_for_overdue(now);
         if !self.put_off.is_empty() || !self.chains_off.is_empty() {
             if now >= self.put_off_until {
-                // Single frames: on behind them, and round again when the lane has come to its end.
-                // Chains: perhaps the key has been registered meanwhile.
+                // Single frames: the backlog continues behind them, and restarts when it has come
+                // to its end. Chains: the key may have been registered meanwhile, so it restarts
+                // now.
                 self.put_off.clear();
                 if !self.chains_off.is_empty() {
                     self.chains_off.clear();
@@ -354,7 +383,7 @@ impl Sender {
         if let Some(at) = self.send_lane(self.lanes.older_at, before).await {
             self.lanes.older_at = at;
         } else if self.passed_over && self.under_way.is_empty() && now >= self.put_off_until {
-            // The end of the lane, and frames were passed over on the way.
+            // The backlog has come to its end, and frames were skipped on the way.
             self.passed_over = false;
             self.lanes.look_again();
         }
@@ -364,7 +393,8 @@ impl Sender {
         }
     }
 
-    /// Sends the frames after `after` and before `before` that fit the window. Answers the last.
+    /// Sends the frames with journal ids between `after` and `before`, both exclusive, that fit the
+    /// window. Returns the id of the last frame that was sent or skipped.
     async fn send_lane(&mut self, after: i64, before: i64) -> Option<i64> {
         let held: usize = self.under_way.values().map(|frame| frame.bytes).sum();
         let room = Room {
@@ -394,6 +424,7 @@ impl Sender {
         at
     }
 
+    /// Sends receipts that the cloud has not confirmed.
     async fn send_receipts(&self) {
         let (answer, waiting) = oneshot::channel();
         let job = Job::Receipts { limit: RECEIPTS_AT_ONCE, answer };
@@ -404,6 +435,8 @@ impl Sender {
         }
     }
 
+    /// Sends a request to the thread that owns the journal. Returns `None` if its queue is full or
+    /// closed, or if it does not answer.
     async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<T>) -> Option<T> {
         self.jobs.try_send(job).ok()?;
         answer.await.ok()

@@ -1,5 +1,6 @@
-//! What systemd is told: that the agent is ready, and that its sampler and its keeper move. A thread
-//! that stands still is missed here, and systemd starts the agent anew.
+//! Notifies systemd that the agent is ready, and that its sampler and its journal writer make
+//! progress. When one of these threads hangs, the notifications stop, and systemd restarts the
+//! agent.
 
 use std::time::Duration;
 
@@ -9,15 +10,17 @@ use tokio_util::sync::CancellationToken;
 use crate::board::{Board, Part};
 use crate::clock::Clock;
 
-/// Longer than any read, disk write or signature may take.
+/// After this long without a heartbeat, in ms, a thread counts as hung: longer than any read, disk
+/// write or signature may take.
 const STILL_MS_MAX: u64 = 30_000;
 
-/// Says that samples flow. Without systemd nobody hears it.
+/// Notifies systemd that the agent is ready. Does nothing without systemd.
 pub fn ready() {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-/// Whether both threads have moved of late; `idle_ms` is how long they may rest by configuration.
+/// Returns whether both threads have sent a recent heartbeat. `idle_ms` is how long they may wait
+/// by configuration; twice that is added to the limit.
 fn moves(board: &Board, mono_ms: u64, idle_ms: u64) -> bool {
     [Part::Sampler, Part::Keeper].into_iter().all(|part| {
         let still_ms = mono_ms.saturating_sub(board.beat_of(part));
@@ -25,7 +28,8 @@ fn moves(board: &Board, mono_ms: u64, idle_ms: u64) -> bool {
     })
 }
 
-/// Tells the watchdog while all is well, twice in each of its periods.
+/// Notifies systemd's watchdog while both threads make progress, twice in each watchdog period (but
+/// not more often than every 500 ms). Returns at once if no watchdog is configured.
 pub async fn guard(board: Board, clock: Clock, idle_ms: u64, stop: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     let mut every = tokio::time::interval(period.max(Duration::from_secs(1)) / 2);
@@ -37,7 +41,7 @@ pub async fn guard(board: Board, clock: Clock, idle_ms: u64, stop: CancellationT
         if moves(&board, clock.mono_ms(), idle_ms) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!("the sampler or the keeper stands still; waiting to be started anew");
+            tracing::error!("the sampler or the journal writer hangs; systemd restarts the agent");
         }
     }
 }
@@ -51,7 +55,7 @@ mod tests {
         let board = Board::new("org/s/r-1".to_owned());
         assert!(moves(&board, 10_000, 1_000), "just started");
         board.beat(Part::Sampler, 100_000);
-        assert!(!moves(&board, 100_000, 1_000), "the keeper has not moved since the start");
+        assert!(!moves(&board, 100_000, 1_000), "the journal writer has not moved since the start");
         board.beat(Part::Keeper, 99_000);
         assert!(moves(&board, 120_000, 1_000));
         assert!(!moves(&board, 200_000, 1_000));

@@ -1,16 +1,19 @@
-//! Whether the kernel holds the wall clock for set: what every time service tells it.
+//! Reads from the kernel whether the wall clock is synchronised. Every time service reports this to
+//! the kernel.
 
-/// True while a time service (systemd-timesyncd, chrony, ntpd, PTP) has told the kernel that the
-/// clock follows a reference, and for about nine hours after it was last heard: by then the error
-/// that the kernel reckons with has grown past its limit of 16 s (`NTP_PHASE_LIMIT`). chrony tells
-/// it when its configuration says `rtcsync`, as Debian's does.
+/// Returns whether a time service keeps the wall clock synchronised.
 ///
-/// `None` when the kernel does not say, as behind a system call filter without `adjtimex`.
+/// True while a time service (systemd-timesyncd, chrony, ntpd, PTP) reports to the kernel that the
+/// clock follows a time source, and for about nine hours after its last report: by then the error
+/// that the kernel assumes has grown past its limit of 16 s (`NTP_PHASE_LIMIT`). chrony reports it
+/// if its configuration has `rtcsync`, as Debian's does.
+///
+/// Returns `None` if the kernel does not answer, as behind a system call filter without `adjtimex`.
 #[must_use]
 pub fn is_synchronised() -> Option<bool> {
     #[allow(unsafe_code)]
-    // SAFETY: `timex` is integers alone, for which zero is a value; with `modes` zero adjtimex(2)
-    // sets nothing and fills in what the pointer leads to, which lives through the call.
+    // SAFETY: `timex` consists of integers only, for which zero is a valid value. With `modes` zero
+    // adjtimex(2) sets nothing and fills in the struct, which outlives the call.
     let (state, status) = unsafe {
         let mut told: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&raw mut told), told.status)
@@ -25,7 +28,7 @@ pub fn is_synchronised() -> Option<bool> {
 mod tests {
     use std::process::Command;
 
-    /// The same question asked by somebody else.
+    /// Compares the result with that of an independent program.
     #[test]
     fn the_kernel_says_what_adjtimex_of_another_program_says() {
         let script = "import ctypes; b = ctypes.create_string_buffer(512); \

@@ -1,4 +1,4 @@
-//! The signer's configuration: one TOML file. `docs/reference/configuration.md` explains each field.
+//! The signer's configuration, one TOML file. `docs/reference/configuration.md` explains each field.
 
 use std::path::PathBuf;
 
@@ -18,27 +18,27 @@ pub struct SignerConfig {
     pub log: LogConfig,
 }
 
-/// Which token, through which module.
+/// The PKCS#11 token, and the module that drives it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenConfig {
     /// The PKCS#11 module, a shared library.
     pub module: PathBuf,
     pub label: String,
-    /// `file:…`, `env:…` or `credential:…`.
+    /// A reference to the PIN: `file:…`, `env:…` or `credential:…`.
     pub pin: Secret,
-    /// Sessions that sign side by side.
+    /// The number of sessions that sign in parallel; 0 means the default.
     pub sessions: usize,
 }
 
-/// Which key, and whose.
+/// The key in the token, and the device that it belongs to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeyConfig {
     pub label: String,
     pub site: String,
     pub device: String,
-    /// What it may sign.
+    /// The kinds of message that the key may sign.
     pub purposes: Vec<Purpose>,
 }
 
@@ -53,15 +53,15 @@ impl Default for KeyConfig {
     }
 }
 
-/// Who may ask, and where.
+/// The socket, and the users that may request signatures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SocketConfig {
-    /// Left out where systemd hands the socket over.
+    /// The socket's path. Unused if systemd passes the socket in.
     pub path: PathBuf,
-    /// Users, by name or number, beside our own.
+    /// Users that may connect, by name or number, in addition to the signer's own.
     pub users: Vec<String>,
-    /// A signature that takes longer is none.
+    /// The time limit of one signature, ms. A later signature is discarded.
     pub time_limit_ms: u64,
 }
 
@@ -79,10 +79,10 @@ impl SignerConfig {
         Some(KeyId::new(&device, &SiteId::new(self.key.site.clone()).ok()?))
     }
 
-    /// The numbers of those who may ask.
+    /// Returns the user ids that may request signatures.
     ///
     /// # Errors
-    /// Names the user that this machine does not know.
+    /// Returns an error that names the user that does not exist on this machine.
     pub fn allowed_users(&self) -> anyhow::Result<Vec<u32>> {
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let number = |name: &String| {
@@ -106,15 +106,15 @@ impl Config for SignerConfig {
         mistakes.require(
             !t.module.as_os_str().is_empty(),
             "token.module",
-            "is not set; such as /usr/lib/softhsm/libsofthsm2.so",
+            "is not set; for example /usr/lib/softhsm/libsofthsm2.so",
         );
         mistakes.require(!t.label.is_empty(), "token.label", "is not set");
         mistakes.require(
             t.pin.is_set(),
             "token.pin",
-            "is not set; such as credential:pin or file:/etc/simcorp-signer/pin",
+            "is not set; for example credential:pin or file:/etc/simcorp-signer/pin",
         );
-        mistakes.require(t.sessions <= 16, "token.sessions", "more than 16");
+        mistakes.require(t.sessions <= 16, "token.sessions", "must be at most 16");
         mistakes.require(!self.key.label.is_empty(), "key.label", "is not set");
         if let Err(error) = SiteId::new(self.key.site.clone()) {
             mistakes.add("key.site", error.to_string());
@@ -125,7 +125,7 @@ impl Config for SignerConfig {
         mistakes.require(
             (50..=60_000).contains(&self.socket.time_limit_ms),
             "socket.time_limit_ms",
-            "not between 50 and 60000",
+            "must be between 50 and 60000",
         );
         self.log.check(mistakes);
     }

@@ -1,7 +1,7 @@
-//! `simcorp-signer`: holds a PIN, loads a PKCS#11 module, and signs with one key of one token what
-//! a gateway's key may sign — frames, receipts, outcomes, certificate requests for itself, TLS 1.3
-//! handshakes — for the programs that it was told of. It never signs bytes of a caller's choice,
-//! and no operation gives a private key away.
+//! `simcorp-signer`: holds a PIN, loads a PKCS#11 module, and signs with one key of one PKCS#11
+//! token what a gateway's key may sign — frames, receipts, outcomes, certificate requests for
+//! itself, TLS 1.3 handshakes — for the users that its configuration allows. It must never sign
+//! bytes of a caller's choice, and no operation returns a private key.
 
 mod config;
 mod pool;
@@ -32,17 +32,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answer on the socket until told to stop (the default)
+    /// Serve signing requests on the socket until stopped (the default)
     Run,
-    /// Make the key in the token, where it stays; Ed25519 where the token can, else P-256
+    /// Create the key in the token, which it never leaves; Ed25519 if the token can, else P-256
     Create,
-    /// Print the key's public half
+    /// Print the public key
     Show,
-    /// Try module, token, PIN and key, and say what is wrong
+    /// Test module, token, PIN and key, and report the first problem
     Check,
 }
 
-/// `EX_USAGE`: the configuration is wrong, and starting again will not help.
+/// The exit code `EX_USAGE`: the configuration is wrong, so a restart does not help.
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
@@ -69,7 +69,7 @@ fn act(cli: Cli) -> anyhow::Result<()> {
             let session = token.session()?;
             anyhow::ensure!(
                 session.public_key().is_err(),
-                "the token has a key {:?} already; a key is replaced under another label",
+                "the token already has a key {:?}; to replace a key, create one under another label",
                 config.key.label
             );
             println!("{}", shown(&session.create(&config.key.label)?));
@@ -87,14 +87,14 @@ fn shown(key: &PublicKey) -> String {
     format!("{} {}", key.algorithm().as_str(), key.to_pem().trim_end())
 }
 
-/// Signs something that nobody takes for a statement, and verifies it.
+/// Signs a text that has no meaning as a statement, and verifies the signature.
 fn check(config: &SignerConfig) -> anyhow::Result<()> {
     let token = Token::open(config)?;
     let mut session = token.session()?;
     let public = session.public_key()?;
     let message = b"simcorp-signer check";
     let signature = session.sign(message)?;
-    anyhow::ensure!(public.verifies(message, &signature), "the token's signature does not fit");
+    anyhow::ensure!(public.verifies(message, &signature), "the signature does not match the key");
     let algorithm: Algorithm = public.algorithm();
     println!(
         "token {:?}, key {:?}, {}: signs",
@@ -114,8 +114,8 @@ fn run(config: &SignerConfig) -> anyhow::Result<()> {
     let pool = match Pool::start(config, key_id.clone()) {
         Ok(pool) => Some(pool),
         Err(error @ TokenError::WrongPin) => {
-            // Ended and started again we would try again, until the token locks for good.
-            tracing::error!(%error, "refusing everything until the PIN is mended and we are restarted");
+            // A restart would try the PIN again, until the token locks permanently.
+            tracing::error!(%error, "refusing everything; correct the PIN, then restart the signer");
             None
         }
         Err(error) => return Err(error.into()),

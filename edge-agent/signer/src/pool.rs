@@ -1,5 +1,5 @@
-//! Threads that sign, each with a session of its own. Who asks waits no longer than the limit,
-//! whatever the token does; a session that failed is closed and opened anew.
+//! A pool of signing threads, each with its own PKCS#11 session. A caller never waits longer than
+//! the limit, whatever the token does. A session that failed is closed and opened again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -13,10 +13,10 @@ use trust::{PublicKey, Purpose};
 use crate::config::SignerConfig;
 use crate::token::{Session, Token, TokenError};
 
-/// Requests that wait for a session. Past it one is told that we are busy.
+/// The limit of requests that wait for a session. Beyond it a request is refused as busy.
 const WAITING_MAX: usize = 32;
 const SESSIONS: usize = 2;
-/// Signatures in a row that did not come in time: every session hangs in the token's module.
+/// After this many late signatures in a row every session hangs in the token's module.
 const OVERDUE_MAX: usize = 20;
 
 struct Job {
@@ -29,17 +29,17 @@ pub struct Pool {
     public: PublicKey,
     key_id: KeyId,
     purposes: Vec<Purpose>,
-    /// Requests in a row whose asker has given up while the token works on them.
+    /// The number of requests in a row that exceeded their time limit.
     overdue: AtomicUsize,
-    /// The token has refused the PIN: one more try may lock it for good.
+    /// Whether the token has rejected the PIN: one more try may lock it permanently.
     locked: Arc<AtomicBool>,
 }
 
 impl Pool {
-    /// Opens the sessions; the key must be there.
+    /// Starts the signing threads. The key must exist.
     ///
     /// # Errors
-    /// What is wrong with module, token, PIN or key.
+    /// Returns what is wrong with module, token, PIN or key.
     pub fn start(config: &SignerConfig, key_id: KeyId) -> Result<Self, TokenError> {
         let token = Arc::new(Token::open(config)?);
         let public = token.session()?.public_key()?;
@@ -62,10 +62,10 @@ impl Pool {
         &self.public
     }
 
-    /// Signs what this key may sign.
+    /// Signs a message if this key may sign it.
     ///
     /// # Errors
-    /// Why not, for whoever asked.
+    /// Returns the refusal for the caller.
     pub fn sign(&self, message: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Refusal> {
         let purpose = Purpose::of(&message, &self.key_id, &self.public);
         if !purpose.is_some_and(|purpose| self.purposes.contains(&purpose)) {
@@ -90,8 +90,8 @@ impl Pool {
                 let overdue = self.overdue.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::error!(overdue, "the token does not answer in time");
                 if overdue >= OVERDUE_MAX {
-                    // A thread inside the module cannot be freed; a new process has new ones.
-                    tracing::error!("giving up, to be started anew");
+                    // A thread inside the module cannot be stopped; only a new process helps.
+                    tracing::error!("exiting, so that systemd restarts the signer");
                     std::process::exit(1);
                 }
                 Err(Refusal::Slow)
@@ -106,14 +106,15 @@ fn work(token: &Token, waiting: &Mutex<Receiver<Job>>, locked: &AtomicBool) {
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { message, answer }) = next else { return };
-        // Once more with a fresh session: a token that was pulled and put back has forgotten ours.
+        // Tries a second time with a new session: a token that was removed and reinserted has lost
+        // the old one.
         let mut signed = Err(Refusal::Token);
         let tries = if locked.load(Ordering::Relaxed) { 0 } else { 2 };
         for _ in 0..tries {
             let mut current = match session.take().map_or_else(|| token.session(), Ok) {
                 Ok(session) => session,
                 Err(error) => {
-                    tracing::error!(%error, "no session with the token");
+                    tracing::error!(%error, "cannot open a session with the token");
                     if matches!(error, TokenError::WrongPin) {
                         locked.store(true, Ordering::Relaxed);
                     }
@@ -126,11 +127,11 @@ fn work(token: &Token, waiting: &Mutex<Receiver<Job>>, locked: &AtomicBool) {
                     signed = Ok(signature);
                     break;
                 }
-                // Dropped, and with it what the token holds for it.
-                Err(error) => tracing::warn!(%error, "a session failed and is opened anew"),
+                // The session is dropped, which frees the token's resources.
+                Err(error) => tracing::warn!(%error, "a session failed; opening a new one"),
             }
         }
-        // Nobody may be waiting any more.
+        // The caller may have given up.
         let _ = answer.send(signed);
     }
 }

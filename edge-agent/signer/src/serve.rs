@@ -1,4 +1,4 @@
-//! The socket: who may ask is decided by the kernel's word on who asks.
+//! Serves signing requests on a Unix socket. The kernel's peer credentials decide who may ask.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,18 +14,18 @@ use trust::socket::{Refusal, Request, read_request, write_answer};
 
 use crate::pool::Pool;
 
-/// Connections at once. Past it a new one is closed.
+/// The limit of open connections. Beyond it a new connection is closed.
 const CONNECTIONS_MAX: usize = 16;
-/// A caller that says nothing for so long is gone.
+/// A caller that is silent for this long is disconnected.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
-/// The socket that systemd hands over, or one of our own.
+/// Returns the socket that systemd passes in, or binds one at `path`.
 ///
 /// # Errors
-/// When the path cannot be made.
+/// Returns an error if the socket cannot be created, or another signer answers on it.
 pub fn listener(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(listener) = ListenFd::from_env().take_unix_listener(0)? {
-        // Whoever made it may have made it non-blocking.
+        // systemd may have created it non-blocking.
         listener.set_nonblocking(false)?;
         return Ok(listener);
     }
@@ -34,15 +34,16 @@ pub fn listener(path: &Path) -> anyhow::Result<UnixListener> {
     }
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
-    // Whoever connects is looked at; the folder's mode is the second wall.
+    // Every peer's user is checked; the folder's mode is a second protection.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
 
-/// Answers until the process ends; without a pool, that the token cannot be used.
+/// Serves requests until the process ends. Without a pool every answer says that the token cannot be
+/// used.
 ///
 /// # Errors
-/// When the socket breaks.
+/// Returns an error if accepting a connection fails.
 pub fn run(
     listener: &UnixListener,
     pool: &Arc<Option<Pool>>,
@@ -52,9 +53,9 @@ pub fn run(
     let open = Arc::new(AtomicUsize::new(0));
     let allowed = Arc::new(allowed);
     loop {
-        let (stream, _) = listener.accept().context("the socket broke")?;
+        let (stream, _) = listener.accept().context("cannot accept connections on the socket")?;
         if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-            tracing::warn!("more connections than {CONNECTIONS_MAX}; one is closed");
+            tracing::warn!("more than {CONNECTIONS_MAX} connections; closing the new one");
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
@@ -66,16 +67,16 @@ pub fn run(
     }
 }
 
-/// One connection, until the other side ends it.
+/// Serves one connection until the peer closes it.
 fn answer(mut stream: UnixStream, pool: Option<&Pool>, allowed: &[u32], limit: Duration) {
     match socket_peercred(&stream) {
         Ok(peer) if allowed.contains(&peer.uid.as_raw()) => {}
         Ok(peer) => {
-            tracing::warn!(uid = peer.uid.as_raw(), "a user who may not ask");
+            tracing::warn!(uid = peer.uid.as_raw(), "refused: not in socket.users");
             return;
         }
         Err(error) => {
-            tracing::warn!(%error, "nobody knows who asks");
+            tracing::warn!(%error, "refused a connection: cannot read the peer's user");
             return;
         }
     }
@@ -93,7 +94,7 @@ fn answer(mut stream: UnixStream, pool: Option<&Pool>, allowed: &[u32], limit: D
                 (Some(pool), Request::Sign(message)) => pool.sign(message, limit),
             },
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                // Where the next request begins is anybody's guess.
+                // The start of the next request is unknown, so the connection ends.
                 let _ = write_answer(&mut stream, &Err(Refusal::Malformed));
                 return;
             }

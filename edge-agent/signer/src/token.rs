@@ -1,4 +1,4 @@
-//! One key of one token, through PKCS#11 (OASIS, versions 2.40 and 3.0).
+//! Access to one key of one token through PKCS#11 (OASIS, versions 2.40 and 3.0).
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
@@ -24,15 +24,15 @@ pub enum TokenError {
     Module { module: String, source: Pkcs11Error },
     #[error("the module has no token {0:?}; see: pkcs11-tool --list-slots, and token.label")]
     NoToken(String),
-    #[error("the PIN cannot be had: {0}")]
+    #[error("the PIN cannot be read: {0}")]
     NoPin(String),
-    #[error("the token refuses the PIN; some lock after three wrong ones")]
+    #[error("the token rejects the PIN; some tokens lock after three wrong PINs")]
     WrongPin,
-    #[error("the token has no key {0:?}; make one with: simcorp-signer create")]
+    #[error("the token has no key {0:?}; create one with: simcorp-signer create")]
     NoKey(String),
     #[error("the token's key {0:?} is neither Ed25519 nor P-256")]
     OtherKey(String),
-    #[error("the token makes neither Ed25519 nor P-256 keys")]
+    #[error("the token can create neither Ed25519 nor P-256 keys")]
     NoAlgorithm,
     #[error("while {doing}: {source}")]
     Pkcs11 { doing: &'static str, source: Pkcs11Error },
@@ -42,7 +42,7 @@ fn doing(doing: &'static str) -> impl FnOnce(Pkcs11Error) -> TokenError {
     move |source| TokenError::Pkcs11 { doing, source }
 }
 
-/// A token whose module is loaded.
+/// A PKCS#11 token whose module is loaded.
 pub struct Token {
     module: Pkcs11,
     slot: Slot,
@@ -54,7 +54,7 @@ impl Token {
     /// Loads the module and finds the token.
     ///
     /// # Errors
-    /// Says what to look at: module, label or PIN.
+    /// Returns an error that names what to check: module, label or PIN.
     pub fn open(config: &SignerConfig) -> Result<Self, TokenError> {
         let t = &config.token;
         let load = |source| TokenError::Module { module: t.module.display().to_string(), source };
@@ -76,11 +76,11 @@ impl Token {
     /// Opens a session and logs in.
     ///
     /// # Errors
-    /// When the token is gone, or refuses the PIN.
+    /// Returns an error if the token is gone, or rejects the PIN.
     pub fn session(&self) -> Result<Session, TokenError> {
         let session = self.module.open_rw_session(self.slot).map_err(doing("opening a session"))?;
         match session.login(UserType::User, Some(&self.pin)) {
-            // Whoever of a program logs in first logs in for all of its sessions.
+            // The first login of a process is valid for all of its sessions.
             Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
             Err(Pkcs11Error::Pkcs11(
                 RvError::PinIncorrect | RvError::PinLocked | RvError::PinInvalid,
@@ -91,25 +91,25 @@ impl Token {
         let mechanisms = self
             .module
             .get_mechanism_list(self.slot)
-            .map_err(doing("asking what the token can do"))?;
+            .map_err(doing("listing the token's mechanisms"))?;
         Ok(Session { inner: session, mechanisms, label: self.key_label.clone(), key: None })
     }
 }
 
-/// A session that has logged in. Not shared: each thread has its own.
+/// A logged-in session. Sessions are not shared: each thread has its own.
 pub struct Session {
     inner: Pkcs11Session,
     mechanisms: Vec<MechanismType>,
     label: String,
-    /// The private half, once it has been found.
+    /// The private key's handle, once it has been found.
     key: Option<(ObjectHandle, Algorithm)>,
 }
 
 impl Session {
-    /// The key's public half.
+    /// Returns the public key.
     ///
     /// # Errors
-    /// When there is none, or one of another kind.
+    /// Returns an error if the token has no such key, or it is of another kind.
     pub fn public_key(&self) -> Result<PublicKey, TokenError> {
         const DOING: &str = "reading the public key";
         let key = self.find(ObjectClass::PUBLIC_KEY)?;
@@ -129,10 +129,10 @@ impl Session {
             .ok_or_else(|| TokenError::OtherKey(self.label.clone()))
     }
 
-    /// Makes a key pair that cannot leave the token.
+    /// Creates a key pair that cannot leave the token.
     ///
     /// # Errors
-    /// When the token cannot.
+    /// Returns an error if the token cannot create one.
     pub fn create(&self, label: &str) -> Result<PublicKey, TokenError> {
         let can = |mechanism| self.mechanisms.contains(&mechanism);
         let ed25519 = can(MechanismType::ECC_EDWARDS_KEY_PAIR_GEN) && can(MechanismType::EDDSA);
@@ -162,14 +162,14 @@ impl Session {
         ];
         self.inner
             .generate_key_pair(&mechanism, &public, &private)
-            .map_err(doing("making a key"))?;
+            .map_err(doing("creating a key"))?;
         self.public_key()
     }
 
-    /// Signs: Ed25519 over the message, ECDSA over its SHA-256, r‖s.
+    /// Signs a message: Ed25519 over the message, ECDSA over its SHA-256, encoded as r‖s.
     ///
     /// # Errors
-    /// When the token does not; the session is to be thrown away.
+    /// Returns an error if the token fails; the caller must then discard the session.
     pub fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, TokenError> {
         let (key, algorithm) = if let Some(known) = self.key {
             known
@@ -197,7 +197,7 @@ impl Session {
     }
 }
 
-/// A public key of curve and point; modules give the point as it is or in a DER octet string.
+/// Builds a public key from curve and point. Modules return the point raw or in a DER octet string.
 fn public_of(curve: &[u8], point: &[u8]) -> Option<PublicKey> {
     if curve == CURVE_ED25519_NAME || curve == CURVE_ED25519_OID {
         let raw = point.strip_prefix(&[0x04, 0x20]).filter(|p| p.len() == 32).unwrap_or(point);

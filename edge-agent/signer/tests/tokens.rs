@@ -79,7 +79,7 @@ impl Gateway {
         SocketKey::new(&self.socket, kid(), Duration::from_secs(5))
     }
 
-    /// Frames from many at once, each verified.
+    /// Signs frames and receipts from many threads at once, and verifies each.
     fn signs(&self, askers: usize, each: usize) {
         let public = self.key().public_key().unwrap();
         std::thread::scope(|scope| {
@@ -117,7 +117,7 @@ async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let shown = String::from_utf8(gateway.command("show").stdout).unwrap();
     assert!(shown.starts_with("EdDSA -----BEGIN PUBLIC KEY"), "{shown}");
     gateway.signs(8, 50);
-    // A caller's own words, another device's statement, a command, a server's handshake.
+    // Arbitrary bytes, another device's statement, a server's TLS handshake.
     gateway.refuses(b"pay 100 to Eve");
     let other =
         trust::FileKey::generate("device:eve@leipzig".parse().unwrap(), trust::Algorithm::EdDsa);
@@ -129,7 +129,7 @@ async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let client = [&[b' '; 64][..], b"TLS 1.3, client CertificateVerify\0", &[0; 32]].concat();
     let proof = gateway.key().sign(&client).unwrap();
     assert!(gateway.key().public_key().unwrap().verifies(&client, &proof));
-    // A wrong PIN is tried once; the signer stays, so that nothing starts it to try again.
+    // A wrong PIN is tried once; the signer keeps running, so that no restart tries it again.
     gateway.signer.kill();
     std::fs::write(gateway.folder.path().join("pin"), "000000").unwrap();
     gateway.signer.start().unwrap();
@@ -142,7 +142,7 @@ async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     assert!(gateway.signer.is_running() && gateway.log().contains("refusing everything"));
 }
 
-/// Keeps what it is asked to sign.
+/// A signer that records the message it signs.
 struct Spy(trust::FileKey, std::sync::Mutex<Vec<u8>>);
 
 impl trust::Signer for Spy {
@@ -166,7 +166,7 @@ async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
     let shown = String::from_utf8(gateway.command("show").stdout).unwrap();
     assert!(shown.starts_with("ES256 -----BEGIN PUBLIC KEY"), "{shown}");
     gateway.signs(4, 20);
-    // The TPM goes away: whoever asks hears so within the limit, and not never.
+    // The TPM disappears: the caller gets an error within the limit.
     let mut tpm = gateway.token.servers.remove(0);
     tpm.kill();
     let began = tokio::time::Instant::now();
@@ -183,7 +183,7 @@ async fn only_who_may_asks_and_only_for_purposes_that_are_allowed() {
     assert!(trust::sign(&gateway.key(), CONTENT_RECEIPT, vec![1]).is_ok());
     assert!(trust::sign(&gateway.key(), CONTENT_FRAME, vec![1]).is_err(), "frames are not allowed");
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return; // only root can be somebody else
+        return; // only root can act as another user
     }
     open_up(gateway.folder.path());
     let asked = format!(

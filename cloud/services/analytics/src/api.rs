@@ -1,4 +1,4 @@
-//! Analytics' HTTP surface.
+//! The HTTP API of analytics.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -23,7 +23,7 @@ use crate::fleet::{self, Fleet};
 use crate::roasted::{Roasted, without_nulls};
 use service::clock::Clock;
 
-/// Roasts of one question about how alike they are.
+/// The maximum number of roasts in one consistency request.
 const ROASTS_MAX: i64 = 50;
 
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub struct State {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(title = "Sim-Corp analytics", description = "What roasts were."))]
+#[openapi(info(title = "Sim-Corp analytics", description = "Analyses of roasts."))]
 struct Doc;
 
 pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
@@ -57,7 +57,7 @@ impl State {
     }
 }
 
-/// What a roast was: times, phases, shape, controls, what to think of them.
+/// Returns a roast's analysis: times, phases, shape, controls, and recommendations.
 #[utoipa::path(get, path = "/analysis/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Object), (status = 404), (status = 503)))]
@@ -70,7 +70,7 @@ async fn analysis(
     let org = caller.org(params.get("orgId"))?;
     let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
     let found = found.ok_or(ApiError::NotFound("session"))?;
-    // Under the roast's own version: whatever changes it, what is remembered is of another.
+    // The key has the session's version: every change of the session leads to another cache entry.
     let kept = found.etag.map(|tag| format!("{org}/{id}/{VERSION}/{tag}"));
     if let Some(kept) = &kept
         && let Some(body) = state.cache.get("analysis", kept).await
@@ -86,16 +86,17 @@ async fn analysis(
     Ok(json_of(body))
 }
 
-/// Another version of the program may say something else of the same roast.
+/// Part of the cache key: another program version may compute another analysis.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const KEPT: std::time::Duration = std::time::Duration::from_hours(24);
 
-/// JSON that was written before.
+/// Returns a response with a body that is already JSON.
 fn json_of(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// When a running roast will crack and be dropped; with `profileId` towards that profile.
+/// Predicts when a running roast reaches first crack and drop; with `profileId`, for the targets of
+/// that profile.
 #[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
            ("orgId" = Option<String>, Query)),
@@ -116,7 +117,7 @@ async fn prediction(
     Ok(Json(roast.predicted(profile.as_ref(), (state.clock)())))
 }
 
-/// How far a roast lies from another, both clocks set alike at a mark.
+/// Compares a roast with another, aligned at one event.
 #[utoipa::path(get, path = "/comparison/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("referenceId" = String, Query),
            ("align" = Option<String>, Query, description = "CHARGE, TP, DRY_END or FC"),
@@ -155,8 +156,8 @@ async fn comparison(
     }))))
 }
 
-/// How alike the last roasts of a machine or of a profile are, or of the whole organisation; and each
-/// of them, the newest first.
+/// Measures the consistency of the last roasts of a machine, of a profile or of the whole
+/// organisation, and lists each of these roasts, newest first.
 #[utoipa::path(get, path = "/consistency", tag = "analysis",
     params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("profileName" = Option<String>, Query), ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
@@ -193,7 +194,7 @@ async fn consistency(
     Ok(Json(without_nulls(json!({"sessions": ids, "roasts": roasts, "consistency": found}))))
 }
 
-/// What the fleet has done in the last days, together and by machine.
+/// Counts the fleet's roasts of the last days, in total and by machine.
 #[utoipa::path(get, path = "/fleet", tag = "analysis",
     params(("days" = Option<i64>, Query, description = "1 to 366; 7"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Fleet), (status = 400), (status = 403), (status = 503)))]

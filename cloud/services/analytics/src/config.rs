@@ -1,15 +1,17 @@
-//! `[analytics]`
+//! The configuration section `[analytics]`.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use service::config::Mistakes;
 
+/// `[analytics]`: the analytics service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AnalyticsConfig {
+    /// The address of the HTTP API.
     pub listen: SocketAddr,
-    /// Where ingestion answers.
+    /// The URL of ingestion.
     pub ingestion_url: String,
 }
 
@@ -23,6 +25,7 @@ impl Default for AnalyticsConfig {
 }
 
 impl AnalyticsConfig {
+    /// Adds every invalid value to `mistakes`.
     pub fn check(&self, mistakes: &mut Mistakes) {
         let http =
             self.ingestion_url.starts_with("http://") || self.ingestion_url.starts_with("https://");

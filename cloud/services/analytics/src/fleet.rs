@@ -1,5 +1,5 @@
-//! What a fleet has done: roasts of the last days, by machine. From the summaries that ingestion
-//! holds; no curve is read.
+//! Counts the fleet's roasts of the last days, by machine. It uses the session summaries that
+//! ingestion stores, and reads no curve.
 
 use std::collections::BTreeMap;
 
@@ -10,31 +10,35 @@ use service::query::cursor;
 use service_client::{ServiceClient, ServiceClientError};
 use utoipa::ToSchema;
 
-/// Roasts that are counted at most; with more the answer says that it is cut.
+/// The maximum number of roasts that are counted. If there are more, the response has `cut` set.
 const ROASTS_MAX: usize = 20_000;
 const PAGE: &str = "500";
 
-/// Roasts that were counted together.
+/// The counts and means of a group of roasts.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Counted {
     pub roasts: u64,
-    /// Of which every sample is here.
+    /// Roasts whose samples are all stored.
     pub complete: u64,
+    /// Roasts that have not ended.
     pub running: u64,
     pub roasts_per_day: f64,
-    /// Means, s.
+    /// The mean duration, s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
+    /// The mean time of first crack, s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_crack_seconds: Option<f64>,
-    /// Share of the points whose signature was verified, 0..1.
+    /// The share of the points whose signature was verified, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified_share: Option<f64>,
+    /// The start of the latest roast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_roast_at: Option<EpochMs>,
 }
 
+/// The counts and means of one machine.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OfMachine {
@@ -44,18 +48,21 @@ pub struct OfMachine {
     pub counted: Counted,
 }
 
+/// The counts and means of a fleet, in total and by machine.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Fleet {
+    /// Roasts that began at or after this time are counted.
     pub since: EpochMs,
     #[serde(flatten)]
     pub all: Counted,
     pub machines: Vec<OfMachine>,
-    /// There were more roasts than are counted.
+    /// Whether there were more roasts than are counted.
     pub cut: bool,
 }
 
-/// Reads the roasts that began since, the newest first; `true`: there are more.
+/// Reads the summaries of the roasts that began at or after `since`, newest first. The flag is true
+/// if there are more.
 ///
 /// # Errors
 /// When ingestion does not answer.
@@ -124,7 +131,7 @@ impl Sum {
     }
 }
 
-/// Counts roasts, together and by machine.
+/// Counts roasts, in total and by machine.
 #[must_use]
 pub fn count(roasts: &[RoastSessionSummary], cut: bool, since: EpochMs, days: f64) -> Fleet {
     let mut all = Sum::default();

@@ -1,5 +1,6 @@
-//! Analytics: what a roast was, how it lies to another, how alike several are. Computed from what
-//! ingestion holds, by the same code that runs beside the roaster; nothing is kept here.
+//! Analytics: analyses one roast, compares two roasts, and measures how consistent several are.
+//! It computes everything from the sessions that ingestion stores, with the same code that runs
+//! beside the roaster, and stores nothing itself.
 
 mod api;
 mod config;
@@ -15,17 +16,17 @@ use service_client::{ServiceClient, ServiceClientError};
 
 pub use config::AnalyticsConfig;
 
-/// Running analytics: its routes, and what they need.
+/// A running analytics service: its router, OpenAPI document and health checks.
 pub struct Analytics {
     pub router: axum::Router,
     pub openapi: utoipa::openapi::OpenApi,
     pub health: Health,
 }
 
-/// Builds the routes.
+/// Starts the service and builds its router.
 ///
 /// # Errors
-/// When the system gives no HTTP client.
+/// When the HTTP client cannot be created.
 pub fn start(
     config: &AnalyticsConfig,
     (door, token): (&AccessLayer, &Secret),

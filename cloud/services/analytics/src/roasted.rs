@@ -1,4 +1,4 @@
-//! One roast as ingestion holds it, made ready for analysis.
+//! A roast's session as ingestion stores it, prepared for analysis.
 
 use std::collections::BTreeMap;
 
@@ -14,29 +14,29 @@ use roast::sample::Sample;
 use serde_json::{Map, Value, json};
 use service_client::{ServiceClient, ServiceClientError};
 
-/// As many points as ingestion gives: a day at 1 Hz.
+/// The maximum number of points that ingestion returns: a day at 1 Hz.
 const POINTS_MAX: &str = "100000";
-/// Beans are dry here when nobody says otherwise, °C.
+/// The bean temperature at which drying ends, unless an event or an override sets `DRY_END`, °C.
 const DRY_C: f64 = 150.0;
-/// Beans turn within this, s.
+/// The turning point is searched for only until this time, s.
 const TURNED_WITHIN_S: f64 = 240.0;
-/// A person's mark this far from what was found is worth a word, s.
+/// The analysis lists an override among its warnings if it moves an event by more than this, s.
 const LARGE_DELTA_S: f64 = 30.0;
 
-/// A roast: what was measured, what was marked, and what people say of it.
+/// A roast: the measurements, the events, and what people added (metadata and overrides).
 pub struct Roasted {
     pub session: RoastSession,
     pub meta: SessionMeta,
     pub overrides: Vec<EventOverride>,
     pub recording: Recording,
-    /// As many points came as the session says that it has.
+    /// Whether ingestion returned all points that the session's summary counts.
     pub whole: bool,
-    /// Where each kind was found, s since the session began.
+    /// The time of each kind of event without the overrides, s since the session began.
     inferred: BTreeMap<EventKind, f64>,
 }
 
 impl Roasted {
-    /// Reads a roast; `None`: there is none of that name.
+    /// Reads a roast. Returns `None` if there is no session with this id.
     ///
     /// # Errors
     /// When ingestion does not answer.
@@ -52,7 +52,7 @@ impl Roasted {
         Self::read_rest(ingestion, org, session).await.map(Some)
     }
 
-    /// Reads what belongs to a session.
+    /// Reads the points, events, metadata and overrides of a session.
     ///
     /// # Errors
     /// When ingestion does not answer.
@@ -99,7 +99,8 @@ impl Roasted {
         recording.samples.dedup_by_key(|sample| sample.t_ms);
         let mut inferred = BTreeMap::new();
         let mut told: Vec<_> = events.iter().filter_map(mark).collect();
-        // A person's word before a machine's before what was found; of two alike the first.
+        // Order of precedence: a person, the machine, a recording, then all other sources. Of two
+        // events of the same rank, the first counts.
         told.sort_by_key(|(_, rank, _)| *rank);
         for (kind, _, seconds) in told {
             inferred.entry(kind).or_insert(seconds);
@@ -117,7 +118,7 @@ impl Roasted {
         roasted
     }
 
-    /// Where a mark lies, s: by a person's word before what was found.
+    /// Returns the time of an event, s. An override takes precedence over the inferred time.
     fn seconds(&self, kind: EventKind) -> Option<f64> {
         let said = self.overrides.iter().find(|one| one.event_type == kind);
         said.map(|one| one.elapsed_seconds).or_else(|| self.inferred.get(&kind).copied())
@@ -138,7 +139,7 @@ impl Roasted {
         self.recording.marks.sort_by_key(|(_, at)| *at);
     }
 
-    /// The first sample after the turn that is at least [`DRY_C`] warm.
+    /// Returns the index of the first sample after the turning point with at least [`DRY_C`].
     fn dried(&self) -> Option<usize> {
         let turned = self.recording.mark_ms(EventKind::Tp)?;
         let warm = |s: &Sample| s.t_ms >= turned && s.bt_c.is_some_and(|bt| bt >= DRY_C);
@@ -157,7 +158,7 @@ impl Roasted {
         analyze(&self.recording, &self.marks())
     }
 
-    /// What is expected, in the words of `RoastPrediction`.
+    /// Returns the prediction as JSON in the format of `RoastPrediction`.
     pub fn predicted(&self, profile: Option<&RoastProfile>, at: EpochMs) -> Value {
         let aims = profile.map(|profile| {
             let targets = &profile.body.targets;
@@ -203,8 +204,8 @@ impl Roasted {
         }))
     }
 
-    /// The analysis in the words of `RoastAnalysis`. A roast of which nothing was measured yet has
-    /// empty phases.
+    /// Returns the analysis as JSON in the format of `RoastAnalysis`. A roast without measurements
+    /// yet has empty phases.
     pub fn told(&self, computed_at: EpochMs) -> Value {
         let analysis = self.analysis().unwrap_or_default();
         let mut body = match serde_json::to_value(&analysis) {
@@ -252,8 +253,9 @@ impl Roasted {
     }
 }
 
-/// A mark, how much its source counts, and when it was, s. Marks that the reference has no word for
-/// are notes that name them.
+/// Returns an event's kind, the rank of its source (a lower rank takes precedence) and its time, s.
+/// Kinds of events that upstream Sim-Corp does not have arrive as notes whose payload has the kind
+/// in `mark`.
 fn mark(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
     let word = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
     let kind = word("mark").and_then(EventKind::parse).unwrap_or(event.kind);
@@ -266,9 +268,10 @@ fn mark(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
     Some((kind, rank, event.elapsed_seconds()?))
 }
 
-/// When the beans were coldest, s: in the first minutes, and in the first half of the roast. The
-/// middle of several readings alike; none where it is the first or the last of them, since a curve
-/// that only rises, or only falls, has not turned.
+/// Returns the time of the lowest bean temperature, s, within the first minutes and the first half
+/// of the roast. If several readings are equally low, it is the middle between the first and the
+/// last of them. Returns `None` if the first or the last reading of that period is among the
+/// lowest: a curve that only rises, or only falls, has no turning point.
 fn lowest(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
     let until = dropped.map_or(TURNED_WITHIN_S, |s| (s / 2.0).min(TURNED_WITHIN_S));
     let early = |s: &&Sample| s.t_ms as f64 <= until * 1000.0;
@@ -290,7 +293,7 @@ fn nearest(samples: &[Sample], seconds: f64) -> Option<usize> {
     (best < samples.len()).then_some(best)
 }
 
-/// Clients read what is unset as absent, never as `null`.
+/// Removes all `null` values: clients expect that a value that is not set is absent, never `null`.
 pub fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(map) => {

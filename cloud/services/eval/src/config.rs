@@ -1,4 +1,4 @@
-//! `[eval]`
+//! The configuration section `[eval]`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use service::secret::Secret;
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     pub listen: SocketAddr,
-    /// Where the others answer.
+    /// The URL of the kernel; below, those of ingestion and analytics.
     pub kernel_url: String,
     pub ingestion_url: String,
     pub analytics_url: String,
-    /// Missions worked on at once.
+    /// How many missions are worked on at the same time.
     pub workers: usize,
-    /// How often to ask for work when there was none, ms.
+    /// How often a worker requests work when there was none, ms.
     pub poll_ms: u32,
     pub judge: JudgeConfig,
 }
@@ -28,11 +28,11 @@ pub struct EvalConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct JudgeConfig {
     pub enabled: bool,
-    /// Where the Messages API answers.
+    /// The base URL of the Messages API.
     pub url: String,
     pub api_key: Secret,
     pub model: String,
-    /// One answer takes no longer, ms.
+    /// The time limit of one request to the model, ms.
     pub answer_ms: u32,
 }
 
@@ -94,7 +94,7 @@ impl EvalConfig {
         mistakes.require(
             !judge.enabled || judge.api_key.is_set(),
             "eval.judge.api_key",
-            "is needed when eval.judge.enabled",
+            "is required when eval.judge.enabled is true",
         );
         mistakes.require(
             (1_000..=600_000).contains(&judge.answer_ms),

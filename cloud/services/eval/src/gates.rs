@@ -1,4 +1,4 @@
-//! Measures a roast against a golden case, and judges. Pure.
+//! Measures a roast against a golden case and judges it. Pure: no I/O.
 
 use contract::point::TelemetryPoint;
 use serde_json::{Map, Value, json};
@@ -6,19 +6,20 @@ use serde_json::{Map, Value, json};
 use crate::golden::{Expectation, NewCase};
 use crate::run::{EvalRun, Measured, Outcome, RunCommand, TrialSet};
 
-/// A value this many standard deviations from the mean is a spike or a crash, when it also moved by
-/// one of them since the reading before. The reference's rule.
+/// A rate this many standard deviations from the mean is a spike or a crash, if it also changed by
+/// more than one standard deviation since the previous reading. Upstream Sim-Corp's rule.
 const FAR: f64 = 2.0;
-/// Fewer rates of rise tell nothing of steadiness.
+/// With fewer rates of rise than this, steadiness is not measured.
 const RATES_MIN: usize = 10;
-/// Of its trials a case must pass this share when it does not say.
+/// The share of its trials that a case must pass if it sets no `passAtKThreshold`.
 const THRESHOLD: f64 = 0.7;
 
-/// What is known of a roast, seconds since CHARGE.
+/// What is known of a roast. Times are in seconds since CHARGE unless the field says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Roast {
     pub turned_s: Option<f64>,
-    /// Where CHARGE lies in the session, by which points are counted.
+    /// The time of CHARGE on the clock of the telemetry points' `elapsedSeconds`: seconds since the
+    /// start of the session.
     pub charged_at_s: f64,
     pub first_crack_s: Option<f64>,
     pub first_crack_c: Option<f64>,
@@ -30,7 +31,7 @@ pub struct Roast {
 }
 
 impl Roast {
-    /// Reads an analysis in the reference's words, canonical or legacy.
+    /// Reads an analysis in upstream Sim-Corp's format, canonical or legacy.
     #[must_use]
     pub fn of(analysis: &Map<String, Value>) -> Self {
         let number = |name: &str| analysis.get(name).and_then(Value::as_f64);
@@ -51,7 +52,7 @@ impl Roast {
         }
     }
 
-    /// As a run tells it.
+    /// Returns the values as they appear in a run's `observed`.
     #[must_use]
     pub fn told(&self) -> Map<String, Value> {
         let mut told = Map::new();
@@ -82,7 +83,8 @@ pub struct Steadiness {
     pub crashes: u32,
 }
 
-/// Rates of rise between the turning point and the drop: before, the probe only finds the beans.
+/// Measures the rates of rise between the turning point and the drop. Before the turning point, the
+/// probe is still adapting to the beans' temperature. Returns `None` if there are too few rates.
 #[must_use]
 pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness> {
     let from = roast.charged_at_s + roast.turned_s.unwrap_or(0.0);
@@ -119,7 +121,7 @@ pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness
     })
 }
 
-/// What happened beside the roast: what an agent proposed, and whether it refused.
+/// What an agent did beside the roast: what it proposed, and whether it refused.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conduct {
     pub commands: Vec<RunCommand>,
@@ -128,7 +130,8 @@ pub struct Conduct {
 }
 
 impl Conduct {
-    /// By its word; without one, when it proposed something and everything was rejected.
+    /// Returns whether the agent refused: as `agent_rejected` says; if that is unset, whether there
+    /// are proposals and all of them were rejected.
     #[must_use]
     pub fn rejected(&self) -> bool {
         let all = !self.commands.is_empty() && self.commands.iter().all(|c| c.status == "REJECTED");
@@ -136,7 +139,7 @@ impl Conduct {
     }
 }
 
-/// What a case says of a roast.
+/// The result of judging a roast against a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     pub outcome: Outcome,
@@ -149,7 +152,7 @@ pub struct Verdict {
     pub metrics: Vec<Value>,
 }
 
-/// Judges.
+/// Judges a roast, and an agent's conduct, against a case.
 #[must_use]
 pub fn judge(
     case: &NewCase,
@@ -209,7 +212,7 @@ pub fn judge(
     }
 }
 
-/// A negative case: right is to refuse, for the right reason.
+/// Judges a negative case: the right behaviour is to refuse, for the right reason.
 fn refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outcome, Option<bool>) {
     if !rejected {
         return (Outcome::Fail, Some(false));
@@ -223,7 +226,7 @@ fn refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outcome, Op
     (if fits { Outcome::Pass } else { Outcome::NeedsReview }, Some(fits))
 }
 
-/// Words that carry meaning: four letters or more.
+/// Returns the words that carry meaning, in lower case: those of four letters or more.
 fn words(text: &str) -> impl Iterator<Item = String> {
     let split = text.split(|c: char| !c.is_alphanumeric());
     split.filter(|word| word.chars().count() >= 4).map(str::to_lowercase)
@@ -269,9 +272,9 @@ fn measure(
     measured
 }
 
-/// pass@k and pass^k of `n` trials of which `c` passed: the chance that of k drawn without putting
-/// back at least one, and that all, passed (Chen et al. 2021, "Evaluating Large Language Models
-/// Trained on Code", §2.1; pass^k likewise).
+/// Returns pass@k and pass^k for `n` trials of which `c` passed: the probability that at least one,
+/// and that all, of k trials drawn without replacement passed (Chen et al. 2021, "Evaluating Large
+/// Language Models Trained on Code", §2.1; pass^k likewise).
 #[must_use]
 pub fn pass_rates(n: u32, c: u32, k: u32) -> (f64, f64) {
     let k = k.clamp(1, n.max(1));
@@ -286,7 +289,7 @@ pub fn pass_rates(n: u32, c: u32, k: u32) -> (f64, f64) {
     (1.0 - all(n - c.min(n)), all(c.min(n)))
 }
 
-/// What several runs of one case say together.
+/// Combines several runs of one case into a trial set.
 #[must_use]
 pub fn trials(case: &NewCase, runs: &[EvalRun], (set, at): (&str, contract::EpochMs)) -> TrialSet {
     let count = |outcome: Outcome| {
@@ -391,7 +394,7 @@ mod tests {
         assert_eq!(of(&with(true, "Temperature too high")), (Outcome::Pass, Some(true)));
         assert_eq!(of(&with(true, "no gas")), (Outcome::NeedsReview, Some(false)));
         assert_eq!(of(&with(false, "")), (Outcome::Fail, Some(false)));
-        // Refusing what should have been done is no success.
+        // Refusing a task that the agent should have done is a failure.
         let right = json!({"fcSeconds": 480.0, "dropSeconds": 600.0, "developmentRatio": 0.2});
         assert_eq!(judged(&case(), &right, &with(true, "no")).outcome, Outcome::Fail);
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// What a right agent does with the case.
+/// What a correct agent does with the case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Expectation {
@@ -32,7 +32,7 @@ pub enum SourceType {
     RealFailure,
 }
 
-/// A roast that shows how the case is done.
+/// A roast that shows how to meet the case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReferenceSolution {
@@ -66,7 +66,7 @@ pub struct BaselineCommand {
     pub reasoning: Option<String>,
 }
 
-/// A case as its author writes it. What is unset is absent.
+/// A golden case as its author writes it. Unset fields are absent from the JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewCase {
@@ -98,7 +98,7 @@ pub struct NewCase {
     /// s since CHARGE
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_drop_seconds: Option<f64>,
-    /// 0..100, of the roast
+    /// Percent of the roast's duration, 0 to 100
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_development_percentage: Option<f64>,
     /// s
@@ -107,7 +107,7 @@ pub struct NewCase {
     /// s
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_seconds_error_tolerance: Option<f64>,
-    /// Points of a hundred
+    /// Percentage points
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dev_percentage_error_tolerance: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,7 +125,8 @@ pub struct NewCase {
     pub pass_at_k_threshold: Option<f64>,
     #[serde(default)]
     pub expectation: Expectation,
-    /// Words of the right reason to refuse.
+    /// The expected reason for a refusal, in words. If a given reason contains at least one of its
+    /// words of four letters or more, it is the expected one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reject_reason_expected: Option<String>,
     #[serde(default)]
@@ -153,7 +154,7 @@ const fn one() -> u32 {
     1
 }
 
-/// A case as it is kept.
+/// A golden case as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GoldenCase {
@@ -163,13 +164,13 @@ pub struct GoldenCase {
     pub case: NewCase,
 }
 
-/// More is nobody's honest case.
+/// The limits of a case; a genuine case needs no more.
 const TRIALS_MAX: u32 = 1_000;
 const LIST_MAX: usize = 200;
 const BYTES_MAX: usize = 64 * 1024;
 
 impl NewCase {
-    /// What no case may say, each with its field.
+    /// Returns the problems of the case, each with its field.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let mut found = Vec::new();
@@ -212,16 +213,16 @@ impl NewCase {
         );
         let text = serde_json::to_string(self).unwrap_or_default();
         require(text.len() <= BYTES_MAX, "description", "the case has more than 64 KiB");
-        // PostgreSQL's text cannot hold it.
+        // PostgreSQL's text type cannot store a NUL.
         require(!text.contains("\\u0000"), "description", "contains a NUL");
         found
     }
 
-    /// A case of this name without wishes.
+    /// Creates a case with this name and machine, and the default of every other field.
     #[must_use]
     pub fn named(name: &str, machine: &str) -> Self {
         let text = serde_json::json!({"name": name, "machineId": machine});
-        // Every other field has its default: the text above is a case.
-        serde_json::from_value(text).unwrap_or_else(|_| unreachable!("a case of defaults"))
+        // Every other field has a default, so the JSON above is a valid case.
+        serde_json::from_value(text).unwrap_or_else(|_| unreachable!("a case with defaults"))
     }
 }

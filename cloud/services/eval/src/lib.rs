@@ -1,7 +1,7 @@
-//! Eval: golden cases, how roasts and agents did at them, and what may be promoted.
+//! Eval: golden cases, the results of roasts and agents against them, and what may be promoted.
 //!
-//! Gates are arithmetic and decide. A person's review decides over them. A language model may be
-//! asked for its opinion ([`judge`]); it is kept beside the run and decides nothing.
+//! Gates are arithmetic and decide. A person's review overrides them. A language model may be asked
+//! for its opinion ([`judge`]); the opinion is stored beside the run and decides nothing.
 
 mod api;
 mod config;
@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{EvalConfig, JudgeConfig};
 pub use store::EvalStore;
 
-/// A running eval: its routes, and what they need.
+/// The running eval service: its routes, their OpenAPI description and the health checks.
 pub struct Eval {
     pub router: axum::Router,
     pub openapi: utoipa::openapi::OpenApi,
@@ -39,7 +39,7 @@ pub struct Eval {
 /// Starts the workers on `tracker` and builds the routes.
 ///
 /// # Errors
-/// When the system gives no HTTP client.
+/// If an HTTP client cannot be built.
 pub fn start(
     config: &EvalConfig,
     (door, token): (&AccessLayer, &Secret),

@@ -1,4 +1,4 @@
-//! Runs: how a roast, or an agent, did at a golden case.
+//! Evaluation runs: the result of a roast, or of an agent, against a golden case.
 
 use contract::EpochMs;
 use serde::{Deserialize, Serialize};
@@ -8,12 +8,12 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Outcome {
-    /// Every gate of the case was measured and held.
+    /// Every gate of the case was measured and passed.
     Pass,
-    /// No gate failed, but one that the case asks for could not be measured.
+    /// No gate failed, but at least one that the case requires could not be measured.
     Warn,
     Fail,
-    /// Nothing could be measured, or a refusal for another reason than expected: a person decides.
+    /// Nothing could be measured, or the agent refused for an unexpected reason: a person decides.
     NeedsReview,
 }
 
@@ -36,7 +36,7 @@ impl Outcome {
     }
 }
 
-/// What was measured; seconds, °C, °C/min.
+/// The measurements of a run, in seconds, °C and °C/min.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Measured {
@@ -44,7 +44,7 @@ pub struct Measured {
     pub fc_seconds_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_seconds_error: Option<f64>,
-    /// Of 1, not of 100.
+    /// A fraction of 1, not a percentage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub development_ratio_error: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub struct Measured {
     pub command_success_rate: Option<f64>,
 }
 
-/// A command as it stood when the run was made.
+/// A command in the state that it had when the run was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunCommand {
@@ -92,11 +92,11 @@ pub struct RunCommand {
     pub outcome: Option<String>,
 }
 
-/// What a language model thinks of a run. It decides nothing.
+/// A language model's opinion of a run. It decides nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Judgement {
-    /// 0..100 each
+    /// Each of the four scores is between 0 and 100.
     pub plan_clarity: f64,
     pub physics_plausibility: f64,
     pub constraint_respect: f64,
@@ -110,7 +110,7 @@ pub struct Judgement {
     pub reasoning: Option<String>,
 }
 
-/// A run as it is kept.
+/// An evaluation run as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalRun {
@@ -163,21 +163,21 @@ pub struct EvalRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
     pub artifacts: Vec<String>,
-    /// The roast's first crack and drop, for whoever reads the run: s and °C.
+    /// The roast's first crack and drop, for the readers of the run, in s and °C.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub observed: Map<String, Value>,
 }
 
 impl EvalRun {
-    /// A person's word before the gates'.
+    /// Returns the final outcome: a person's review takes precedence over the gates.
     #[must_use]
     pub fn decided(&self) -> Outcome {
         self.human_outcome.unwrap_or(self.outcome)
     }
 }
 
-/// Several runs of one case.
+/// The combined result of several runs of one case.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrialSet {
@@ -190,9 +190,9 @@ pub struct TrialSet {
     pub passed_trials: u32,
     pub failed_trials: u32,
     pub warn_trials: u32,
-    /// The chance that of k trials one passes.
+    /// The probability that at least one of k trials passes.
     pub pass_at_k: f64,
-    /// The chance that k trials all pass.
+    /// The probability that all of k trials pass.
     pub pass_to_k: f64,
     pub consistency_verdict: &'static str,
     pub meets_threshold: bool,

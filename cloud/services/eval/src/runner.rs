@@ -1,4 +1,5 @@
-//! Holds roasts against golden cases: each roast that ends against the cases of its machine, once.
+//! Evaluates roasts against golden cases: each roast that ends against the cases of its machine,
+//! once.
 
 use contract::mission::{EVAL_GOAL, MissionRecord};
 use contract::point::TelemetryPoint;
@@ -13,10 +14,11 @@ use crate::golden::{Expectation, GoldenCase};
 use crate::run::EvalRun;
 use crate::store::{CaseFilter, EvalStore};
 
-/// Cases of one machine that a roast is held against; more are told in the log.
+/// The maximum number of cases of one machine that a roast is evaluated against. The log warns when
+/// the limit is reached.
 const CASES_MAX: i64 = 200;
 const POINTS_MAX: &str = "100000";
-/// The reference's name for runs that nobody asked for.
+/// Upstream Sim-Corp's evaluator name for runs that no caller requested.
 pub const AUTOMATIC: &str = "auto-evaluator";
 
 #[derive(Clone)]
@@ -24,11 +26,11 @@ pub struct Runner {
     pub store: EvalStore,
     pub ingestion: ServiceClient,
     pub analytics: ServiceClient,
-    /// A language model is asked about new runs.
+    /// Whether a language model judges new runs.
     pub judged: bool,
 }
 
-/// What a run is made of.
+/// The input of an evaluation run.
 #[derive(Default)]
 pub struct Evidence {
     pub session: Option<String>,
@@ -39,12 +41,12 @@ pub struct Evidence {
     pub evaluator: Option<String>,
     pub transcript: Option<Vec<Value>>,
     pub notes: Option<String>,
-    /// Which of how many, and of which set.
+    /// The number of the trial, the total number of trials, and the id of the trial set.
     pub trial: Option<(u32, u32, String)>,
 }
 
 impl Runner {
-    /// Analytics' word about a roast; `None`: there is no such roast.
+    /// Requests a roast's analysis from analytics. Returns `None` if there is no such roast.
     ///
     /// # Errors
     /// When analytics does not answer.
@@ -56,6 +58,8 @@ impl Runner {
         self.analytics.get(org, &["analysis", "session", session], &[]).await
     }
 
+    /// Requests a roast's points from ingestion. Returns no points if there is no such roast.
+    ///
     /// # Errors
     /// When ingestion does not answer.
     pub async fn telemetry(
@@ -68,10 +72,10 @@ impl Runner {
         Ok(found.unwrap_or_default())
     }
 
-    /// Holds a roast against a case. Pure but for its name and time.
+    /// Evaluates a roast against a case. Pure, except for the random id of the run.
     ///
     /// # Errors
-    /// When the system has no random numbers.
+    /// If the system provides no random numbers.
     pub fn evaluate(
         org: &OrgId,
         case: &GoldenCase,
@@ -119,7 +123,7 @@ impl Runner {
         })
     }
 
-    /// Keeps a run; `false`: of its `once` key there is one.
+    /// Stores a run. Returns `false`, and stores nothing, if a run with the same `once` key exists.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -139,7 +143,7 @@ impl Runner {
 }
 
 impl Runner {
-    /// Keeps several runs, or none.
+    /// Stores all runs in one transaction, or none.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -175,7 +179,7 @@ fn away(error: &StoreError) -> WorkError {
     WorkError::Away(error.to_string())
 }
 
-/// Holds a mission's roast against every case of its machine.
+/// Evaluates a mission's roast against every case of its machine that expects success.
 async fn evaluate_all(
     runner: &Runner,
     tools: &mut MissionTools<'_>,
@@ -192,9 +196,9 @@ async fn evaluate_all(
         CaseFilter { machine: Some(machine.to_owned()), limit: CASES_MAX, ..CaseFilter::default() };
     let cases = runner.store.cases(&org, &filter).await.map_err(|error| away(&error))?;
     if i64::try_from(cases.len()).is_ok_and(|n| n == CASES_MAX) {
-        tracing::warn!(machine, CASES_MAX, "more golden cases than a roast is held against");
+        tracing::warn!(machine, CASES_MAX, "more golden cases than a roast is evaluated against");
     }
-    // Whether something was refused is nothing that a finished roast tells.
+    // A finished roast does not show whether an agent refused something.
     let cases: Vec<_> = cases
         .into_iter()
         .filter(|case| case.case.expectation == Expectation::ShouldSucceed)
@@ -203,7 +207,7 @@ async fn evaluate_all(
     if !cases.is_empty() {
         let analysis: Option<Map<String, Value>> =
             tools.read("getAnalysis", &runner.analytics, &["analysis", "session", id], &[]).await?;
-        let analysis = analysis.ok_or_else(|| impossible("analytics knows no such roast"))?;
+        let analysis = analysis.ok_or_else(|| impossible("analytics has no such roast"))?;
         let path = ["sessions", id, "telemetry"];
         let limit = [("limit", POINTS_MAX)];
         let telemetry: Option<Vec<TelemetryPoint>> =

@@ -1,4 +1,5 @@
-//! Whether cases still tell good from bad. Pure; the reference's thresholds.
+//! Saturation: whether golden cases still distinguish good roasts from bad ones. Pure; the
+//! thresholds are those of upstream Sim-Corp.
 
 use contract::EpochMs;
 use serde::Serialize;
@@ -6,19 +7,19 @@ use utoipa::ToSchema;
 
 use crate::golden::{GoldenCase, SourceType};
 
-/// Recent is what is younger, ms.
+/// A run younger than this is recent, ms.
 pub const RECENT_MS: i64 = 30 * 86_400_000;
 const TREND: f64 = 0.1;
 const FEW: i64 = 5;
 
-/// A case's history, counted.
+/// The counts of a case's runs.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct History {
     pub total: i64,
     pub passed: i64,
     pub recent: i64,
     pub recent_passed: i64,
-    /// Different outcomes among the recent.
+    /// The number of different outcomes among the recent runs.
     pub recent_outcomes: i64,
     pub first: Option<EpochMs>,
     pub last: Option<EpochMs>,
@@ -69,14 +70,14 @@ pub struct Summary {
     pub calculated_at: EpochMs,
 }
 
-/// What a case's history says of it.
+/// Rates how saturated a case is from its history.
 #[must_use]
 pub fn of(case: &GoldenCase, history: &History, now: EpochMs) -> Saturation {
     let rate = |passed: i64, of: i64| if of > 0 { passed as f64 / of as f64 } else { 0.0 };
     let overall = rate(history.passed, history.total);
     let judged = history.recent > 0;
     let recent = if judged { rate(history.recent_passed, history.recent) } else { overall };
-    // A case that nobody ran is neither hard nor easy.
+    // A case without runs is neither hard nor easy.
     let known = history.total > 0;
     let (level, recommendation) = match recent {
         _ if !known => ("LOW", "NEEDS_ATTENTION"),

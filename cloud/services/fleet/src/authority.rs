@@ -1,4 +1,5 @@
-//! Who certifies gateways: a certificate, and a key in a file or behind a signer.
+//! The certificate authority (CA) for gateways: a certificate, and a key in a file or in a separate
+//! signer process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +16,16 @@ use trust::{Algorithm, FileKey, FileKeyError, PublicKey, SignError, Signer, Sock
 
 use crate::config::FleetConfig;
 
-/// The name under which an authority's key is asked for.
+/// The key id of the authority's key, also in requests to the signer.
 const KEY_ID: &str = "device:authority@fleet";
 const SIGN_TIME_MAX: Duration = Duration::from_secs(5);
-/// Gateways' clocks may be this much behind ours, or a tenth of the certificate's life.
+/// How much a gateway's clock may be behind ours, unless a tenth of the certificate's lifetime is
+/// shorter.
 const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
 const DAY_S: u32 = 86_400;
 const OWN_LIFE_S: u32 = 3_650 * DAY_S;
 
-/// Why there is no authority, or why it does not certify.
+/// The reason why the authority cannot be opened or created, or cannot issue a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     #[error("the authority's certificate {path} cannot be read: {source}", path = path.display())]
@@ -36,7 +38,7 @@ pub enum AuthorityError {
     Key(#[from] FileKeyError),
     #[error(transparent)]
     Sign(#[from] SignError),
-    #[error("the authority's certificate is of another key; look at fleet.authority")]
+    #[error("the authority's certificate belongs to another key; check fleet.authority")]
     OtherKey,
     #[error("there is an authority already: {path}", path = path.display())]
     Exists { path: PathBuf },
@@ -50,7 +52,7 @@ impl From<rcgen::Error> for AuthorityError {
     }
 }
 
-/// Where an authority's things are.
+/// The paths of an authority's certificate and key, or of its signer's socket.
 #[derive(Debug, Clone)]
 pub struct Places {
     pub certificate: PathBuf,
@@ -59,7 +61,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// As configured, else in the data folder.
+    /// Returns the configured paths. Paths that are not configured are in the data folder.
     #[must_use]
     pub fn of(config: &FleetConfig, data: &Path) -> Self {
         let a = &config.authority;
@@ -83,20 +85,20 @@ impl Places {
     }
 }
 
-/// Certifies gateways.
+/// The certificate authority: issues the certificates of gateways and of our own listener.
 pub struct Authority {
     signer: Arc<dyn Signer>,
     certificate: Certificate,
-    /// All that are believed, the issuing one first, PEM.
+    /// All trusted CA certificates, PEM; the issuing certificate is first.
     pem: String,
 }
 
 impl Authority {
-    /// Makes an authority of its own: a key, unless a signer has one, and a certificate of it by
-    /// itself, good for ten years.
+    /// Creates a new authority: a key, unless a signer or an earlier attempt has one, and a
+    /// self-signed certificate for it that is valid for ten years.
     ///
     /// # Errors
-    /// When there is one already, or files cannot be written.
+    /// When an authority exists already, or files cannot be written.
     pub fn create(places: &Places, now: EpochMs) -> Result<Self, AuthorityError> {
         if places.certificate.exists() {
             return Err(AuthorityError::Exists { path: places.certificate.clone() });
@@ -109,7 +111,7 @@ impl Authority {
         }
         let signer = match &places.socket {
             Some(_) => places.signer()?,
-            // A key without a certificate is what an interrupted creation leaves.
+            // An interrupted creation leaves a key without a certificate.
             None if places.key.exists() => places.signer()?,
             None => Arc::new(FileKey::create(&places.key, Places::key_id()?, Algorithm::Es256)?),
         };
@@ -123,7 +125,7 @@ impl Authority {
         let certificate = Certificate::from_der(made.der())
             .map_err(|error| AuthorityError::Make(error.to_string()))?;
         let path = &places.certificate;
-        // Whole or not at all: half a certificate would stop every start after it.
+        // Write the file atomically: half a certificate would make every later start fail.
         let next = path.with_extension("pem.new");
         std::fs::write(&next, certificate.to_pem())
             .and_then(|()| std::fs::rename(&next, path))
@@ -131,10 +133,10 @@ impl Authority {
         Ok(Self { signer, pem: certificate.to_pem(), certificate })
     }
 
-    /// Opens the one that was made.
+    /// Opens an existing authority.
     ///
     /// # Errors
-    /// When certificate or key cannot be read, or do not belong together.
+    /// When the certificate or the key cannot be read, or they do not belong together.
     pub fn open(places: &Places) -> Result<Self, AuthorityError> {
         let path = &places.certificate;
         let pem = std::fs::read_to_string(path)
@@ -148,7 +150,7 @@ impl Authority {
         Ok(Self { signer, certificate, pem })
     }
 
-    /// All that are believed, PEM.
+    /// Returns all trusted CA certificates, PEM.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
@@ -159,8 +161,8 @@ impl Authority {
         &self.certificate
     }
 
-    /// A certificate by which a gateway shows who it is: `name` is its common name, organisation and
-    /// key are told beside it for people.
+    /// Issues a certificate with which a gateway authenticates. `name` is its common name. The
+    /// certificate also contains the organisation and the key id, for people to read.
     ///
     /// # Errors
     /// When the authority's key cannot be used now.
@@ -174,15 +176,16 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = named(Some(org.as_str()), name);
         let uri = format!("urn:simcorp:{org}:{key_id}");
-        let uri = uri.try_into().map_err(|_| AuthorityError::Make("a name".to_owned()))?;
+        let uri =
+            uri.try_into().map_err(|_| AuthorityError::Make("URI is not ASCII".to_owned()))?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         limits(&mut params, now, life_s)?;
         self.sign(params, public)
     }
 
-    /// What our own listener shows to gateways: a key that lives in memory alone, certified for
-    /// `host`.
+    /// Returns the certificate chain and the private key with which our own listener authenticates
+    /// to gateways. The key exists only in memory, and the certificate is issued for `host`.
     ///
     /// # Errors
     /// When the authority's key cannot be used now.
@@ -196,12 +199,12 @@ impl Authority {
         let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name = named(None, "Sim-Corp fleet");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        // As long as the authority itself, and from when it was made: a gateway whose clock is behind
-        // reaches us, and one that has run for years too. The key ends with this process.
+        // Valid exactly as long as the authority's own certificate: a gateway whose clock is behind
+        // must reach us, also when this process has run for years. The key ends with this process.
         between(&mut params, self.certificate.not_before, self.certificate.not_after)?;
         let certificate = self.sign(params, &public)?;
         let private = PrivatePkcs8KeyDer::from(key.serialize_der());
-        // The authority's own too: a gateway that enrols knows it by its fingerprint alone.
+        // The chain includes the CA certificate: a gateway that enrols knows only its fingerprint.
         let chain = vec![certificate.der.into(), self.certificate.der.clone().into()];
         Ok((chain, private.into()))
     }
@@ -232,7 +235,8 @@ fn named(org: Option<&str>, name: &str) -> DistinguishedName {
     full
 }
 
-/// 128 random bits; the first is 0, since a serial number is positive (RFC 5280, 4.1.2.2).
+/// Returns a random serial number of 128 bits. The first bit is 0, because a serial number is
+/// positive (RFC 5280, 4.1.2.2).
 fn serial() -> Result<SerialNumber, AuthorityError> {
     let mut bytes: [u8; 16] =
         trust::random().map_err(|error| AuthorityError::Make(error.to_string()))?;
@@ -240,7 +244,7 @@ fn serial() -> Result<SerialNumber, AuthorityError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-/// From a little before now, for clocks that are behind ours.
+/// Sets the validity, which starts a little before now for clocks that are behind ours.
 fn limits(params: &mut CertificateParams, now: EpochMs, life_s: u32) -> Result<(), AuthorityError> {
     let slack_ms = CLOCK_SLACK_MS.min(i64::from(life_s) * 100);
     between(params, now.plus(-slack_ms), now.plus(i64::from(life_s) * 1000))
@@ -255,7 +259,7 @@ fn between(
         let since = Duration::from_millis(u64::try_from(at.0).unwrap_or(0));
         rcgen::date_time_ymd(1970, 1, 1).checked_add(since.try_into().ok()?)
     };
-    let none = || AuthorityError::Make("a date that is none".to_owned());
+    let none = || AuthorityError::Make("a date is out of range".to_owned());
     params.not_before = date(from).ok_or_else(none)?;
     params.not_after = date(to).ok_or_else(none)?;
     Ok(())

@@ -1,8 +1,11 @@
-//! What the broker lets gateways do: Mosquitto's dynamic security is told over the bus itself, so that
-//! a gateway is let in as soon as it has enrolled, and cut off as soon as it is revoked.
+//! Synchronises the broker's access list with the device registry. It sends commands to Mosquitto's
+//! dynamic security plugin over MQTT itself, so that the broker accepts a gateway as soon as it has
+//! enrolled, and disconnects it as soon as it is revoked.
 //!
-//! The registry is the truth; the broker's list is made to follow it. One instance does so at a time.
-//! After each new connection everything is compared, between them what has changed.
+//! The registry is authoritative, and the broker's list follows it.
+//! One instance at a time synchronises; a lease ensures this.
+//! After each new connection to the broker, all gateways are compared; in between, only the changed
+//! ones are sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,32 +29,36 @@ use crate::{Clock, FleetConfig};
 const CONTROL: &str = "$CONTROL/dynamic-security/v1";
 const RESPONSE: &str = "$CONTROL/dynamic-security/v1/response";
 const BOUNDS: Bounds = Bounds { in_flight: 16, receive: 64, packet: 1024 * 1024 };
-/// Messages to and from the broker that wait.
+/// The maximum number of queued messages to and from the broker.
 const QUEUE: usize = 64;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Everything once more, in case somebody else has changed the broker's list.
+/// How often all gateways are compared again, in case another client changed the broker's list.
 const COMPARE_EVERY: Duration = Duration::from_hours(1);
 const LEASE: &str = "fleet-broker";
 const LEASE_MS: i64 = 30_000;
-/// A transaction is committed after its time.
+/// How far back, ms, changes are read again: a transaction commits later than the time that it
+/// recorded.
 const OVERLAP_MS: i64 = 120_000;
-/// The plugin's words, which differ from command to command.
+/// The plugin's error texts, which differ from command to command.
 const NO_ROLE: [&str; 2] = ["Role not found", "Role does not exist"];
 const NOT_THERE: [&str; 3] = ["Client not found", "Role not found", "Role does not exist"];
 const AT_ONCE: usize = 50;
 const NAMES_AT_ONCE: usize = 200;
-/// Keys before the present one whose names are removed.
+/// How many keys before the current one have their names removed from the broker.
 const KEYS_BEFORE: usize = 8;
 
-/// Whether the broker's list is the registry's.
+/// Whether the broker's list agrees with the registry.
 #[derive(Clone)]
 pub struct Told(Arc<Mutex<Result<(), String>>>);
 
 impl Told {
+    /// Returns `Ok` if the broker's list agrees with the registry, and also while another instance
+    /// holds the lease.
+    ///
     /// # Errors
-    /// Why not, in a sentence.
+    /// The reason why it does not, as a sentence.
     pub fn is_current(&self) -> Result<(), String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -63,7 +70,7 @@ impl Told {
     }
 }
 
-/// Why the broker was not told.
+/// The reason why the broker was not updated.
 #[derive(Debug, thiserror::Error)]
 enum TellError {
     #[error(transparent)]
@@ -71,14 +78,15 @@ enum TellError {
     #[error("no connection to the broker")]
     Down,
     #[error(
-        "the broker does not answer on $CONTROL/dynamic-security: is the plugin loaded, and may we?"
+        "the broker does not answer on $CONTROL/dynamic-security; check that the plugin is loaded \
+         and that this client may use it"
     )]
     Silent,
     #[error("the broker refuses {command}: {problem}")]
     Refused { command: String, problem: String },
 }
 
-/// Keeps telling, until `stop`.
+/// Spawns the tasks that synchronise the broker until `stop`, and returns their status.
 pub fn start(
     (config, mqtt): (&FleetConfig, &Broker),
     store: FleetStore,
@@ -90,7 +98,7 @@ pub fn start(
     let topics = || vec![RESPONSE.to_owned()];
     let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
     let client = link.client();
-    let told = Told(Arc::new(Mutex::new(Err("not connected yet".to_owned()))));
+    let told = Told(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
     let (news_out, news) = mpsc::channel(QUEUE);
     tracker.spawn(poll(link, news_out, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
@@ -114,9 +122,9 @@ struct Teller {
     store: FleetStore,
     clock: Clock,
     holder: String,
-    /// The last change of each gateway that the broker was told of, since everything was compared.
+    /// The last change of each gateway that was sent to the broker since the last full comparison.
     told: HashMap<(OrgId, KeyId), i64>,
-    /// Counts what was asked, so that a late answer is not taken for another's.
+    /// Counts the requests, so that a late response is not mistaken for that of a later request.
     asked: u64,
 }
 
@@ -142,7 +150,7 @@ impl Teller {
                         told.set(Err(TellError::Silent.to_string()));
                         continue;
                     }
-                    Some(News::Message { .. }) => continue, // to somebody who has given up
+                    Some(News::Message { .. }) => continue, // the request has timed out
                     None => return,
                 },
                 () = changed.notified() => {}
@@ -153,7 +161,7 @@ impl Teller {
             }
             let done = self.pass(&mut compared, &mut seen_ms).await;
             if let Err(error) = &done {
-                tracing::warn!(%error, "the broker does not know what gateways may; trying again");
+                tracing::warn!(%error, "the broker's access list is not up to date; trying again");
                 compared = None;
             }
             if let Err(TellError::Down) = done {
@@ -163,8 +171,8 @@ impl Teller {
         }
     }
 
-    /// Tells what has changed, or what differs where everything is compared. Nothing while another
-    /// instance does.
+    /// Sends the changed gateways to the broker; in a full comparison, those that differ. Does
+    /// nothing while another instance holds the lease.
     async fn pass(
         &mut self,
         compared: &mut Option<Instant>,
@@ -186,7 +194,7 @@ impl Teller {
             self.forget_strangers(&devices, known).await?;
         }
         for some in devices.chunks(AT_ONCE) {
-            // Somebody else may have taken over while we were slow, with a newer list.
+            // Another instance may have acquired the lease meanwhile, and sent a newer list.
             if !self.holds_lease().await? {
                 *compared = None;
                 return Ok(());
@@ -204,7 +212,7 @@ impl Teller {
         }
         if all {
             *compared = Some(Instant::now());
-            tracing::info!(gateways = devices.len(), "the broker knows what each gateway may");
+            tracing::info!(gateways = devices.len(), "the broker's access list is up to date");
         }
         Ok(())
     }
@@ -218,7 +226,7 @@ impl Teller {
     async fn tell(&mut self, devices: &[&Device]) -> Result<(), TellError> {
         let mut commands = Vec::new();
         let mut remove = |name: &str| {
-            // Cuts its connection too.
+            // This also closes the client's connection.
             commands.push(json!({"command": "deleteClient", "username": name}));
             commands.push(json!({"command": "deleteRole", "rolename": name}));
         };
@@ -226,7 +234,7 @@ impl Teller {
             if device.revoked_at.is_some() {
                 device.certificate_name.iter().for_each(|name| remove(name));
             }
-            // A key that was replaced has a certificate of another name, which may still be good.
+            // A replaced key has a certificate with another name, which may still be valid.
             let present = device.key_number;
             for number in (1..present).rev().take(KEYS_BEFORE) {
                 remove(&certificate_name(&device.org_id, &device.key_id, number));
@@ -258,7 +266,7 @@ impl Teller {
         Ok(())
     }
 
-    /// What the broker knows.
+    /// Reads the gateways' roles and clients from the broker.
     async fn list(&mut self) -> Result<Listed, TellError> {
         let mut listed = Listed::default();
         for role in self.pages("listRoles", "roles").await? {
@@ -296,7 +304,7 @@ impl Teller {
         }
     }
 
-    /// Removes gateways that the broker knows and the registry does not.
+    /// Removes from the broker the gateways that are not in the registry.
     async fn forget_strangers(
         &mut self,
         devices: &[(Device, i64)],
@@ -316,14 +324,14 @@ impl Teller {
                     json!({"command": "deleteRole", "rolename": name}),
                 ]
             });
-            tracing::warn!(gateways = ?some, "the broker knew gateways that are not registered");
+            tracing::warn!(gateways = ?some, "removing unregistered gateways from the broker");
             self.ask(remove.collect(), &NOT_THERE).await?;
         }
         Ok(())
     }
 
-    /// Sends commands; answers the places of those that were refused for one of the `expected`
-    /// reasons.
+    /// Sends commands. Returns the indices of the commands that the broker refused for one of the
+    /// `expected` reasons.
     async fn ask(
         &mut self,
         commands: Vec<Value>,
@@ -347,7 +355,7 @@ impl Teller {
         Ok(refused)
     }
 
-    /// One message of commands, and its answers in their order.
+    /// Sends one message of commands, and returns the responses in the order of the commands.
     async fn exchange(&mut self, mut commands: Vec<Value>) -> Result<Vec<Value>, TellError> {
         self.asked += 1;
         let mark = format!("{}-{}", self.holder, self.asked);
@@ -381,16 +389,16 @@ impl Teller {
     }
 }
 
-/// What the broker knows of gateways.
+/// The roles and clients that the broker has.
 #[derive(Default)]
 struct Listed {
     roles: BTreeMap<String, BTreeSet<Right>>,
-    /// Its roles, and whether it is disabled.
+    /// By user name: the client's roles, and whether the client is disabled.
     clients: BTreeMap<String, (Vec<String>, bool)>,
 }
 
 impl Listed {
-    /// Whether the broker has to be told of this gateway.
+    /// Returns whether the broker's list differs from the registry for this gateway.
     fn differs(&self, device: &Device) -> bool {
         let Some(name) = device.certificate_name.as_deref() else { return false };
         let before = (1..device.key_number).rev().take(KEYS_BEFORE);
@@ -406,7 +414,7 @@ impl Listed {
     }
 }
 
-/// One thing that a gateway may on the bus.
+/// One permission of a gateway: an ACL type and a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Right {
     acl: String,
@@ -418,7 +426,7 @@ impl Right {
         json!({"acltype": self.acl, "topic": self.topic, "allow": true})
     }
 
-    /// `None`: something that is not allowed, and was never told by us.
+    /// Reads an ACL entry. Returns `None` for an entry that denies; this service never writes one.
     fn read(acl: &Value) -> Option<Self> {
         let text = |name: &str| Some(acl[name].as_str()?.to_owned());
         let right = Self { acl: text("acltype")?, topic: text("topic")? };
@@ -426,7 +434,8 @@ impl Right {
     }
 }
 
-/// A gateway may speak for its machines, and hear what is answered to them.
+/// Returns a gateway's permissions: to publish for its machines, and to receive the
+/// acknowledgements for them.
 fn rights(device: &Device) -> BTreeSet<Right> {
     const SPEAKS: [Kind; 5] =
         [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
@@ -449,7 +458,7 @@ fn rights(device: &Device) -> BTreeSet<Right> {
     rights
 }
 
-/// Whose change it was.
+/// Returns the organisation and key id that identify a device.
 fn key_of(device: &Device) -> (OrgId, KeyId) {
     (device.org_id.clone(), device.key_id.clone())
 }

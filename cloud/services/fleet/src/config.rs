@@ -1,4 +1,4 @@
-//! `[fleet]`
+//! The configuration section `[fleet]`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,46 +10,50 @@ use service::config::Mistakes;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetConfig {
-    /// For people and services.
+    /// The address of the API for people and services.
     pub listen: SocketAddr,
-    /// The same as `simcorp device` reaches it.
+    /// The URL at which `simcorp device` reaches that API.
     pub url: String,
-    /// For gateways, by TLS with a certificate of our own authority.
+    /// The address of the API for gateways: TLS with a certificate of our own authority.
     pub gateway_listen: SocketAddr,
-    /// The same as gateways reach it; it stands in enrolment tokens.
+    /// The URL at which gateways reach that API. Every enrolment token contains it.
     pub gateway_url: String,
-    /// Names this instance; two instances need two names.
+    /// The name of this instance. Two instances need different names.
     pub instance: String,
-    /// Seconds a gateway's certificate is good for. It is renewed after two thirds of them.
+    /// The lifetime of a gateway's certificate, s. The gateway renews it after two thirds of this.
     pub certificate_life_s: u32,
     pub authority: AuthorityConfig,
     pub broker: BrokerConfig,
 }
 
-/// `[fleet.authority]`: who certifies gateways.
+/// `[fleet.authority]`: the certificate authority (CA) for gateways.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuthorityConfig {
-    /// PEM; the first issues, the others are still believed. Not set: `authority.pem` in the data
-    /// folder, made at the first start in development, else by `simcorp authority create`.
+    /// The CA certificates, PEM. The first one issues; the others are still trusted.
+    /// If not set: `authority.pem` in the data folder. In development the first start creates it,
+    /// otherwise `simcorp authority create` does.
     pub cert_file: Option<PathBuf>,
-    /// Its key, PKCS#8 PEM, mode 0600. Not set: `authority.key` in the data folder.
+    /// The CA's private key, PKCS#8 PEM, mode 0600. If not set: `authority.key` in the data folder.
     pub key_file: Option<PathBuf>,
-    /// Or the socket of a `simcorp-signer`, whose key is in an HSM or a cloud's KMS by its PKCS#11
-    /// module, for the device `authority` of the site `fleet`, with `purposes = ["certificate"]`.
+    /// Set instead of `key_file`: the socket of a `simcorp-signer`, whose key is in an HSM or in a
+    /// cloud's KMS, used through its PKCS#11 module. The key is configured there for the device
+    /// `authority` of the site `fleet`, with `purposes = ["certificate"]`.
     pub signer_socket: Option<PathBuf>,
 }
 
-/// `[fleet.broker]`: the broker as gateways reach it.
+/// `[fleet.broker]`: how gateways reach the broker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerConfig {
-    /// Told to gateways that enrol. Empty: they have it in their own configuration.
+    /// The host that gateways receive when they enrol. If empty, gateways have it in their own
+    /// configuration.
     pub host: String,
     pub port: u16,
-    /// Who certifies it, PEM. Not set: our own authority.
+    /// The CA certificates for the broker's certificate, PEM. If not set: our own authority.
     pub ca_file: Option<PathBuf>,
-    /// Tell Mosquitto's dynamic security which gateway may what, over `[mqtt]`.
+    /// Whether the fleet sends to Mosquitto's dynamic security plugin, over the connection of
+    /// `[mqtt]`, what each gateway may do.
     pub dynamic_security: bool,
 }
 
@@ -75,6 +79,7 @@ impl Default for FleetConfig {
 }
 
 impl FleetConfig {
+    /// Adds every invalid value to `mistakes`.
     pub fn check(&self, mistakes: &mut Mistakes) {
         mistakes.require(
             contract::DeviceId::new(self.instance.clone()).is_ok(),
@@ -100,12 +105,12 @@ impl FleetConfig {
         mistakes.require(
             !both,
             "fleet.authority.key_file",
-            "is set beside signer_socket; there is one key",
+            "is set together with signer_socket; set only one of them",
         );
         mistakes.require(self.broker.port > 0, "fleet.broker.port", "is 0");
     }
 
-    /// The host of `gateway_url`, which the listener's certificate names.
+    /// Returns the host of `gateway_url`. The listener's certificate is issued for this host.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         let rest = self.gateway_url.strip_prefix("https://")?;

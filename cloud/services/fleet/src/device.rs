@@ -1,17 +1,19 @@
-//! Gateways as the fleet knows them.
+//! The types of the device registry: gateways, their keys and their certificates.
 
 use contract::{EpochMs, KeyId, MachineId, OrgId, SiteId};
 use serde::Serialize;
 use trust::PublicKey;
 use utoipa::ToSchema;
 
-/// After a gateway has got another key, what the old one signed is still taken for so long: frames
-/// that wait in a journal were signed before.
+/// How long signatures of a gateway's old key are accepted after the gateway received a new key.
+/// Frames that wait in a journal were signed before the change.
 pub const OLD_KEY_BELIEVED_MS: i64 = 90 * 86_400_000;
 
-/// What a gateway is called in its certificates: the broker takes it for the user's name, so it is
-/// one name over all organisations, short, and without what topics are made of. Each of its keys has
-/// another, so that the broker refuses a key that was replaced.
+/// Returns the common name in a gateway's certificates for one of its keys.
+///
+/// The broker uses it as the user name. It is therefore unique over all organisations, short, and
+/// without characters that have a meaning in topics. Each key of a gateway has a different name, so
+/// that the broker refuses a key that was replaced.
 #[must_use]
 pub fn certificate_name(org: &OrgId, key_id: &KeyId, key_number: i64) -> String {
     let digest = trust::digest(format!("{org}\0{key_id}\0{key_number}").as_bytes());
@@ -19,7 +21,7 @@ pub fn certificate_name(org: &OrgId, key_id: &KeyId, key_number: i64) -> String 
     format!("gw-{hex}")
 }
 
-/// A gateway.
+/// A gateway in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Device {
@@ -29,12 +31,13 @@ pub struct Device {
     pub key_id: KeyId,
     #[schema(value_type = String)]
     pub site_id: SiteId,
-    /// The machines it may speak for.
+    /// The machines that the gateway may publish for.
     #[schema(value_type = Vec<String>)]
     pub machines: Vec<MachineId>,
-    /// The number of its present key.
+    /// The number of its current key.
     pub key_number: i64,
-    /// What its certificates are called; none: it was registered by hand and has none.
+    /// The common name in its certificates. Absent if the gateway was registered manually and has
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate_name: Option<String>,
     pub created_at: EpochMs,
@@ -42,26 +45,26 @@ pub struct Device {
     pub revoked_at: Option<EpochMs>,
 }
 
-/// A key that a gateway has, or had.
+/// A current or former key of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceKey {
-    /// The first is 1.
+    /// The key's number. A gateway's first key has number 1.
     pub number: i64,
     /// `EdDSA` or `ES256`
     pub algorithm: &'static str,
-    /// PEM
+    /// The public key, PEM.
     pub public_key: String,
     pub added_at: EpochMs,
-    /// When another took its place.
+    /// The time at which another key replaced it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<EpochMs>,
-    /// What it has signed is still taken until then.
+    /// Signatures of a replaced key are accepted until this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub believed_until: Option<EpochMs>,
 }
 
-/// A gateway that is registered: by hand, or by its enrolment.
+/// A gateway to register, manually or by its enrolment.
 #[derive(Debug, Clone)]
 pub struct NewDevice<'n> {
     pub org: &'n OrgId,
@@ -69,20 +72,20 @@ pub struct NewDevice<'n> {
     pub site: &'n SiteId,
     pub machines: &'n [MachineId],
     pub public: &'n PublicKey,
-    /// It enrols, and will show certificates.
+    /// Whether the gateway enrols and will authenticate with certificates.
     pub enrols: bool,
-    /// Its key may take the place of the one that is known.
+    /// Whether the new key may replace the key that is registered.
     pub replaces: bool,
-    /// What the key before it signs is believed no longer: somebody may have it.
+    /// Whether the replaced key may be compromised. If so, its signatures are rejected at once.
     pub compromised: bool,
 }
 
-/// What became of a registration.
+/// The result of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registered {
-    /// Its key has this number.
+    /// The gateway is registered, and its key has this number.
     As(i64),
-    /// The name has another key.
+    /// Refused: the name has another key, or this key was replaced before.
     OtherKey,
     Revoked,
 }
@@ -91,11 +94,11 @@ pub enum Registered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Issued {
-    /// Hex
+    /// The serial number, hex.
     pub serial: String,
-    /// Of which of the gateway's keys.
+    /// The number of the gateway's key that the certificate is for.
     pub key_number: i64,
-    /// enrolled, renewed or recovered
+    /// The reason: `enrolled`, `renewed` or `recovered`.
     pub why: String,
     pub not_before: EpochMs,
     pub not_after: EpochMs,

@@ -1,5 +1,5 @@
-//! The fleet as gateways reach it: enrolment by a token, renewal by the certificate they have,
-//! recovery by the key they have and a person's word.
+//! The fleet's HTTP API for gateways: enrolment with a token, renewal with a valid certificate, and
+//! recovery of an expired certificate with the same key and a person's approval.
 
 use std::sync::Arc;
 
@@ -25,11 +25,11 @@ use crate::device::{Device, NewDevice, certificate_name};
 use crate::store::{By, Decision, Enrollment, FleetStore, NewCertificate, Refused, gateway};
 use service::clock::Clock;
 
-/// A gateway that asks for more in an hour has something wrong with it.
+/// Limit per gateway. A gateway that requests more in an hour has a fault.
 const CERTIFICATES_AN_HOUR: i64 = 10;
 const HOUR_MS: i64 = 3_600_000;
 
-/// What handlers share.
+/// State shared by the handlers.
 #[derive(Clone)]
 pub struct State {
     pub store: FleetStore,
@@ -51,7 +51,7 @@ pub fn routes(state: State) -> Router {
         .with_state(state)
 }
 
-/// The key that a request proves to have.
+/// Returns the public key whose possession the certificate request (CSR) proves.
 fn proven(request: &str, key_id: &KeyId) -> Result<PublicKey, ApiError> {
     let der =
         BASE64.decode(request).map_err(|_| ApiError::Invalid("request: not base64".into()))?;
@@ -59,7 +59,8 @@ fn proven(request: &str, key_id: &KeyId) -> Result<PublicKey, ApiError> {
 }
 
 impl State {
-    /// Issues and notes a certificate. Nothing is held meanwhile: a key in an HSM takes its time.
+    /// Issues a certificate and stores it. No database transaction is open while it is signed: a
+    /// key in an HSM can be slow.
     async fn issue(
         &self,
         (device, public): (&Device, &PublicKey),
@@ -70,8 +71,8 @@ impl State {
         let hour_ago = by.now.plus(-HOUR_MS);
         if self.store.issued_since(org, key_id, hour_ago).await? >= CERTIFICATES_AN_HOUR {
             return Err(ApiError::Unavailable(format!(
-                "{key_id} was given {CERTIFICATES_AN_HOUR} certificates within an hour; try again \
-                 in an hour, and look at its clock and disk"
+                "{key_id} received {CERTIFICATES_AN_HOUR} certificates within an hour; try again \
+                 in an hour, and check its clock and disk"
             )));
         }
         let name = certificate_name(org, key_id, device.key_number);
@@ -82,7 +83,7 @@ impl State {
             authority.certify((&subject.0, &subject.1, &name), &key, life_s, now)
         });
         let certificate = certified.await.map_err(ApiError::internal)?.map_err(|error| {
-            tracing::error!(%error, "the authority does not certify");
+            tracing::error!(%error, "the certificate authority cannot issue a certificate");
             ApiError::Unavailable("the authority's key cannot be used now; try again".to_owned())
         })?;
         let number = device.key_number;
@@ -104,14 +105,14 @@ impl State {
         })
     }
 
-    /// The gateway at the other end, by the certificate it has proven to have; and of which of its
-    /// keys that is.
+    /// Authenticates the gateway by its TLS client certificate. Returns the device and its current
+    /// public key.
     async fn known(&self, peer: &Peer) -> Result<(Device, PublicKey), ApiError> {
         let unknown = || ApiError::Unauthorized("show a certificate of this fleet".to_owned());
         let shown = peer.certificate.as_deref().ok_or_else(unknown)?;
         let certificate = Certificate::from_der(shown).map_err(|_| unknown())?;
         if (self.clock)() >= certificate.not_after {
-            return Err(unknown()); // the handshake was before it had expired
+            return Err(unknown()); // it expired after the handshake
         }
         let device = self.store.device_called(&certificate.name).await?.ok_or_else(unknown)?;
         if device.revoked_at.is_some() {
@@ -121,20 +122,20 @@ impl State {
         match present {
             Some((_, public)) if public == certificate.public => Ok((device, public)),
             _ => Err(ApiError::Forbidden(format!(
-                "{} has another key now; this certificate is of an old one",
+                "{} has another key now; this certificate belongs to an old key",
                 device.key_id
             ))),
         }
     }
 }
 
-/// A new gateway. The token is spent for the key that made the request, and for no other.
+/// Enrols a new gateway. The token is spent for the key that signed the request, and for no other.
 async fn enroll(
     Extract(state): Extract<State>,
     Body(asked): Body<Enroll>,
 ) -> Result<Json<Granted>, ApiError> {
     let token = EnrollmentToken::parse(&asked.token)
-        .ok_or_else(|| ApiError::Unauthorized("this is no enrolment token".to_owned()))?;
+        .ok_or_else(|| ApiError::Unauthorized("this is not an enrolment token".to_owned()))?;
     if !state.store.knows(&token).await? {
         return Err(refusal(Refused::Unknown));
     }
@@ -144,7 +145,7 @@ async fn enroll(
     let mut tx = state.store.begin().await?;
     let spent = FleetStore::spend(&mut tx, &token, &public, now).await?;
     let enrollment = spent.map_err(refusal)?;
-    // Not spent when it does not fit: the technician mends the configuration and tries again.
+    // A mismatch does not spend the token: the technician corrects the configuration and retries.
     fits(&asked, &key_id, &enrollment)?;
     let actor = gateway(&enrollment.org_id, &key_id);
     let by = By { actor: &actor, now };
@@ -168,7 +169,7 @@ async fn enroll(
     } else {
         drop(tx);
     }
-    // Answered again, it is as it was left: somebody may have changed its machines since.
+    // A repeated request returns the device's present state: its machines may have changed since.
     let device = state.store.device(&enrollment.org_id, key_id.as_str()).await?;
     let device = device.ok_or(ApiError::NotFound("device"))?;
     let present = state.store.present_key(&device.org_id, &key_id).await?;
@@ -181,8 +182,8 @@ async fn enroll(
 fn refusal(refused: Refused) -> ApiError {
     metrics::counter!("simcorp_fleet_enrolments_refused_total").increment(1);
     ApiError::Unauthorized(match refused {
-        Refused::Unknown => "this token lets nobody in: it was never made, was withdrawn, or its \
-                             time is over; ask for another"
+        Refused::Unknown => "this token is not valid: it was never created, was withdrawn, or has \
+                             expired; ask for another"
             .to_owned(),
         Refused::Spent => "this token was used by another gateway; ask for another, and find out \
                            who used it"
@@ -207,7 +208,7 @@ fn fits(asked: &Enroll, key_id: &KeyId, enrollment: &Enrollment) -> Result<(), A
     )))
 }
 
-/// The next certificate, of the same key.
+/// Issues the next certificate for the same key.
 async fn renew(
     Extract(state): Extract<State>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -217,7 +218,7 @@ async fn renew(
     let public = proven(&asked.request, &device.key_id)?;
     if public != present {
         return Err(ApiError::Conflict(format!(
-            "{} is renewed with its present key; another key needs an enrolment that replaces it",
+            "{} is renewed with its current key; another key needs an enrolment that replaces it",
             device.key_id
         )));
     }
@@ -226,14 +227,16 @@ async fn renew(
     Ok(Json(state.issue((&device, &public), "renewed", by).await?))
 }
 
-/// A certificate after the last has expired: its key is proven, and a person has to say so.
+/// Issues a certificate after the last one has expired. The gateway proves that it has its key, and
+/// a person must approve the recovery.
 async fn recover(
     Extract(state): Extract<State>,
     Body(asked): Body<Recover>,
 ) -> Result<Response, ApiError> {
     let public = proven(&asked.request, &asked.key_id)?;
     let (org, key_id): (&OrgId, &KeyId) = (&asked.org_id, &asked.key_id);
-    // Told apart from nobody: who exists is nobody's business that has not its key.
+    // The same answer for an unknown gateway and for a wrong key: a caller without the key must not
+    // learn which gateways exist.
     let unknown = || ApiError::Unauthorized("not a gateway of this fleet with that key".to_owned());
     let device = state.store.device(org, key_id.as_str()).await?.ok_or_else(unknown)?;
     let present = state.store.present_key(org, key_id).await?;
@@ -255,7 +258,7 @@ async fn recover(
             Ok((StatusCode::ACCEPTED, Json(Waiting { waiting, since })).into_response())
         }
         Decision::Refused => {
-            Err(ApiError::Forbidden("somebody has said that it gets no certificate".to_owned()))
+            Err(ApiError::Forbidden("an approver has refused the recovery".to_owned()))
         }
         Decision::Approved => {
             let granted = state.issue((&device, &public), "recovered", by).await?;
@@ -265,7 +268,7 @@ async fn recover(
     }
 }
 
-/// The time, to anybody.
+/// Returns the time. Needs no authentication.
 async fn time(Extract(state): Extract<State>) -> Json<Time> {
     Json(Time { now: (state.clock)() })
 }

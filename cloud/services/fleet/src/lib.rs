@@ -1,10 +1,12 @@
-//! The fleet: which gateways there are, which keys they have, who certified them, and what the broker
-//! lets them do.
+//! The fleet service: the registry of gateways, their keys and certificates, the certificate
+//! authority, and what the broker allows each gateway to do.
 //!
-//! A gateway's private key never leaves its hardware and is never asked for. A person's token lets a
-//! gateway in once; a certificate is renewed by proof of the one before; one that has expired, by
-//! proof of the same key and a person's consent. Whoever is revoked is refused everywhere within a
-//! minute. Every operation on a key is in the audit log.
+//! A gateway's private key never leaves its hardware and is never requested.
+//! A gateway enrols once, with an enrolment token that a person created.
+//! It renews a certificate by proof of the certificate before.
+//! It replaces an expired certificate by proof of the same key and a person's approval.
+//! A revoked gateway is refused everywhere within a minute.
+//! Every operation on a key is in the audit log.
 
 mod api;
 pub mod authority;
@@ -34,49 +36,51 @@ use crate::authority::{Authority, AuthorityError, Places};
 pub use config::FleetConfig;
 pub use store::FleetStore;
 
-/// Gateways answered at once: strangers reach these routes, and share the database with everybody.
+/// The maximum number of gateway requests handled concurrently. Unauthenticated clients reach these
+/// routes, and these requests share the database with all others.
 const AT_ONCE_MAX: usize = 64;
 
-/// A running fleet: its routes, and what they need.
+/// A running fleet service: its routers, OpenAPI document and health checks.
 pub struct Fleet {
     pub router: axum::Router,
     pub openapi: utoipa::openapi::OpenApi,
     pub health: Health,
-    /// For gateways, by TLS. `None` while there is no authority.
+    /// The listener for gateways, over TLS. `None` while there is no certificate authority.
     pub gateways: Option<Gateways>,
 }
 
-/// What gateways are answered with.
+/// The router and the TLS configuration of the listener for gateways.
 pub struct Gateways {
     pub router: axum::Router,
     pub tls: Arc<ServerConfig>,
 }
 
-/// Why the fleet cannot start.
+/// The reason why the fleet cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     #[error("fleet.broker.ca_file {path}: {source}")]
     BrokerAuthority { path: String, source: std::io::Error },
-    #[error("the listener for gateways: {0}")]
+    #[error("the TLS listener for gateways: {0}")]
     Tls(String),
     #[error(transparent)]
     Broker(#[from] service::mqtt::BrokerError),
 }
 
-/// Where the authority is, and whether one may be made.
+/// The location of the certificate authority, and whether the fleet may create one.
 #[derive(Debug, Clone, Copy)]
 pub struct Home<'h> {
     pub data: &'h Path,
-    /// In development, so that nothing has to be set up.
+    /// Whether to create a missing authority. Set in development, so that no setup is needed.
     pub make_authority: bool,
 }
 
-/// Opens the authority, builds the routes, and keeps the broker's list on `tracker` until `stop`.
+/// Opens the certificate authority, builds the routers, and spawns on `tracker` the task that
+/// synchronises the broker's access list until `stop`.
 ///
 /// # Errors
-/// When authority or broker are configured wrongly.
+/// When the broker is configured wrongly, or the listener for gateways cannot be set up.
 pub fn start(
     (config, mqtt): (&FleetConfig, &service::mqtt::Broker),
     door: &AccessLayer,
@@ -85,12 +89,12 @@ pub fn start(
     clock: &Clock,
     (tracker, stop): (&TaskTracker, &CancellationToken),
 ) -> Result<Fleet, StartError> {
-    // Without it nobody new is let in; all else goes on.
+    // Without the authority no gateway can enrol, renew or recover; everything else works.
     let (authority, problem) = match open_authority(config, home, clock()) {
         Ok(authority) => (authority.map(Arc::new), None),
         Err(error) => {
-            tracing::error!(%error, "no gateway can be certified until this is mended");
-            (None, Some(format!("{error}; start anew when it is mended")))
+            tracing::error!(%error, "no gateway can get a certificate until this is repaired");
+            (None, Some(format!("{error}; repair this, then restart the service")))
         }
     };
     let kept = Idempotency::new(database.clone(), clock.clone());
@@ -155,12 +159,12 @@ fn open_authority(
     }
     if home.make_authority {
         match Authority::create(&places, now) {
-            // Another instance was faster.
+            // Another instance created it first.
             Err(_) if places.certificate.exists() => return Authority::open(&places).map(Some),
             made => return made.map(Some),
         }
     }
-    tracing::warn!("there is no authority for gateways; make one with: simcorp authority create");
+    tracing::warn!("no authority for gateways exists; create one with: simcorp authority create");
     Ok(None)
 }
 
@@ -179,15 +183,15 @@ fn broker_address(
     };
     let mut certificates = rustls_certificates(&certified_by);
     if certificates.next().is_none_or(|first| first.is_err()) || certificates.any(|c| c.is_err()) {
-        return Err(StartError::Tls("fleet.broker.ca_file holds no certificate".to_owned()));
+        return Err(StartError::Tls("fleet.broker.ca_file has no valid certificate".to_owned()));
     }
     drop(certificates);
     let (host, port) = (config.broker.host.clone(), config.broker.port);
     Ok(Some(BrokerAddress { host, port, authority: certified_by }))
 }
 
-/// TLS 1.3 with a certificate of our own authority. Who shows a certificate is verified; who shows
-/// none may still enrol or recover.
+/// Returns a TLS 1.3 configuration with a certificate of our own authority. If a client sends a
+/// certificate, it is verified; a client without a certificate may still enrol or recover.
 fn tls(authority: &Authority, config: &FleetConfig) -> Result<Arc<ServerConfig>, StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
     let mut roots = rustls::RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! The report worker's HTTP surface: how it does, and reports as pages.
+//! The report worker's HTTP API: its status, and reports as HTML pages.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -29,7 +29,7 @@ pub struct State {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(title = "Sim-Corp reports", description = "What is written about roasts."))]
+#[openapi(info(title = "Sim-Corp reports", description = "Reports about roasts."))]
 struct Doc;
 
 pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
@@ -42,14 +42,15 @@ pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openap
     (door.wrap(router), openapi)
 }
 
-/// What the workers of this process have done so far.
+/// Returns what the workers of this process have done so far.
 #[utoipa::path(get, path = "/status", tag = "reports", responses((status = 200, body = Done)))]
 async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Done>, ApiError> {
     caller.need(Role::Viewer)?;
     Ok(Json(state.status.snapshot()))
 }
 
-/// A roast's report as a page that can be printed, with the curve drawn. 404: none yet.
+/// Returns a roast's report as a printable page with the curve drawn. Returns 404 if there is no
+/// report yet.
 #[utoipa::path(get, path = "/reports/session/{sessionId}", tag = "reports",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, content_type = "text/html", body = String), (status = 404),
@@ -74,14 +75,14 @@ async fn report_page(
     Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
 }
 
-/// The curve with the marks that the report's own analysis lies on.
+/// Draws the curve with the event times that the report's analysis uses.
 fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
     let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
     let samples = points.iter().map(Sample::of).collect();
     let mut recording = Recording { samples, ..Recording::default() };
     let report = &report.report;
-    // The analysis counts from CHARGE, which somebody may have moved.
+    // The analysis counts from CHARGE, which an override may have moved.
     let moved = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);
     let charged = moved.map_or(0.0, |one| one.elapsed_seconds);
     for (kind, name) in [

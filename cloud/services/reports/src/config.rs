@@ -1,4 +1,4 @@
-//! `[reports]`
+//! The configuration section `[reports]`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,21 +7,25 @@ use mission_worker::WorkerTimings;
 use serde::{Deserialize, Serialize};
 use service::config::Mistakes;
 
+/// `[reports]`: the report worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReportsConfig {
+    /// The address of the HTTP API.
     pub listen: SocketAddr,
-    /// Where the others answer.
+    /// The URL of the kernel.
     pub kernel_url: String,
+    /// The URL of ingestion.
     pub ingestion_url: String,
+    /// The URL of analytics.
     pub analytics_url: String,
-    /// Missions worked on at once.
+    /// The number of workers: how many missions are processed concurrently.
     pub workers: usize,
-    /// How often to ask for work when there was none, ms.
+    /// How long a worker waits before it polls again after it found no mission, ms.
     pub poll_ms: u32,
-    /// One mission takes no longer, ms.
+    /// The maximum duration of one mission, ms.
     pub mission_ms: u32,
-    /// How often to say that the worker lives, ms. Well below `kernel.lease_ms`.
+    /// The interval of the worker's heartbeats, ms. Must be well below `kernel.lease_ms`.
     pub heartbeat_ms: u32,
 }
 
@@ -47,6 +51,7 @@ impl ReportsConfig {
         WorkerTimings { poll, mission_ms: self.mission_ms, heartbeat }
     }
 
+    /// Adds every invalid value to `mistakes`.
     pub fn check(&self, mistakes: &mut Mistakes) {
         for (field, url) in [
             ("reports.kernel_url", &self.kernel_url),

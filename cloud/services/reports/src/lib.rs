@@ -1,8 +1,9 @@
-//! Reports: a worker that claims `generate-roast-report`, reads what is known of the roast, writes the
-//! report — as text, and as a page that can be printed — and says how it went.
+//! Reports: a worker that claims `generate-roast-report` missions, reads what is stored about the
+//! roast, writes the report (as text, and as a page that can be printed), and sends the outcome to
+//! the kernel.
 //!
-//! A roast has one report however often its mission runs: the second attempt finds the first one's
-//! work and says so.
+//! A roast has one report, however often its mission runs: a second attempt finds the report of the
+//! first and returns it as the outcome.
 
 mod api;
 mod config;
@@ -21,14 +22,14 @@ use tokio_util::task::TaskTracker;
 
 pub use config::ReportsConfig;
 
-/// A running report worker: its routes, and what they need.
+/// A running report worker: its router, OpenAPI document and health checks.
 pub struct Reports {
     pub router: axum::Router,
     pub openapi: utoipa::openapi::OpenApi,
     pub health: Health,
 }
 
-/// Where the worker finds the others.
+/// Clients of the services that the worker calls.
 #[derive(Clone)]
 pub(crate) struct Peers {
     pub kernel: ServiceClient,
@@ -36,10 +37,10 @@ pub(crate) struct Peers {
     pub analytics: ServiceClient,
 }
 
-/// Starts the workers on `tracker` and builds the routes.
+/// Starts the workers on `tracker`, and builds the router.
 ///
 /// # Errors
-/// When the system gives no HTTP client.
+/// When the HTTP client cannot be created.
 pub fn start(
     config: &ReportsConfig,
     (door, token): (&AccessLayer, &Secret),

@@ -1,4 +1,4 @@
-//! The report as text: what the roast was, and what to do next time. Pure.
+//! The report as Markdown text: the roast, and what to do next time. Pure functions without I/O.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ const SHORT_DEVELOPMENT: f64 = 0.2;
 const LONG_DEVELOPMENT: f64 = 0.26;
 const ROUGH: f64 = 0.5;
 
-/// What to do differently, the most important first, at most five.
+/// Returns what to do differently in the next roast, most important first; at most five actions.
 pub fn next_actions(analysis: &Value) -> Vec<Value> {
     let mut actions = Vec::new();
     let mut add = |code: &str, message: String, confidence: &str, details: Value| {
@@ -62,7 +62,7 @@ pub fn next_actions(analysis: &Value) -> Vec<Value> {
     if rough {
         add(
             "SMOOTHER_CONTROL",
-            "The rate of rise was restless: make fewer and smaller moves.".to_owned(),
+            "The rate of rise was unsteady: make fewer and smaller control changes.".to_owned(),
             "LOW",
             json!({}),
         );
@@ -76,7 +76,7 @@ pub fn next_actions(analysis: &Value) -> Vec<Value> {
     actions
 }
 
-/// The whole report.
+/// Returns the whole report.
 pub fn report(
     session: &RoastSession,
     analysis: &Value,
@@ -215,7 +215,7 @@ fn moved(out: &mut String, overrides: &[EventOverride], analysis: &Value) {
     if overrides.is_empty() {
         return;
     }
-    out.push_str("## Overrides\n\n| Mark | At | Moved by | Reason |\n|---|---:|---:|---|\n");
+    out.push_str("## Overrides\n\n| Event | At | Moved by | Reason |\n|---|---:|---:|---|\n");
     for one in overrides {
         let delta = analysis["overrideDeltasSeconds"][one.event_type.as_str()].as_f64();
         let _ = writeln!(
@@ -244,11 +244,13 @@ fn each(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
+/// Returns the escaped text of a JSON string, or an empty text for any other value.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(String::new, escape)
 }
 
-/// Nothing that people wrote becomes markup: it stands as it was typed, on one line.
+/// Escapes text that people wrote, so that none of it becomes markup, and it appears as typed on
+/// one line.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -264,7 +266,7 @@ fn escape(text: &str) -> String {
     safe
 }
 
-/// Seconds as `m:ss`.
+/// Formats seconds as `m:ss`.
 pub fn clock(seconds: f64) -> String {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast
     let s = seconds.round() as i64;

@@ -1,4 +1,4 @@
-//! The report as a page that can be printed: the curve drawn, then what the report says.
+//! The report as an HTML page that can be printed: the curve, then the text of the report.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ figure svg{width:100%;min-width:36rem;height:auto}.quiet{color:#6b655c}\
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}figure,table{break-inside:avoid}\
 figure svg{min-width:0}}";
 
-/// Builds the page; `curve` is an SVG of ours.
+/// Returns the page. `curve` is an SVG that our own code drew; it is inserted without escaping.
 pub fn html(report: &RoastReport, curve: &str) -> String {
     let mut out = String::with_capacity(curve.len() + 16_384);
     let title = escape(&report.session_id);
@@ -68,7 +68,7 @@ pub fn html(report: &RoastReport, curve: &str) -> String {
     out
 }
 
-/// One line of our own tables; the line under the head has no words.
+/// Appends one row of our own Markdown tables. Skips the separator line below the header.
 fn push_row(out: &mut String, line: &str) {
     let cells = cells(line);
     let ruled = cells.iter().all(|cell| cell.chars().all(|c| "-: ".contains(c)));
@@ -82,7 +82,7 @@ fn push_row(out: &mut String, line: &str) {
     out.push_str("</tr>");
 }
 
-/// Splits at bars that are not escaped.
+/// Splits a table row at the `|` characters that are not escaped.
 fn cells(line: &str) -> Vec<String> {
     let mut cells = vec![String::new()];
     let mut escaped = false;
@@ -98,7 +98,7 @@ fn cells(line: &str) -> Vec<String> {
     cells
 }
 
-/// Our own markup only: bold, and what was escaped.
+/// Converts our own inline markup to HTML: bold, and backslash escapes. Escapes everything else.
 fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut bold = false;

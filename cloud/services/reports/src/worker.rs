@@ -1,4 +1,4 @@
-//! Writes the report of a mission's roast.
+//! The worker that writes the report of a mission's roast.
 
 use contract::mission::{MissionRecord, POST_ROAST, REPORT_GOAL};
 use contract::session::RoastSession;
@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 
 use crate::{Peers, markdown};
 
-/// The name under which missions are claimed, the reference's, and the agent's own.
+/// The agent name in mission claims, which is upstream's, and the one in reports and traces.
 const CLAIMANT: &str = "report-agent";
 const AGENT: &str = "report-worker";
 
-/// What a report holds at most.
+/// The maximum number of notes and of control changes in a report.
 const NOTES_MAX: usize = 10;
 const MOVES_MAX: usize = 1_000;
 
-/// Writes reports.
+/// The job of a report worker: writes reports.
 pub struct Writer(pub Peers);
 
 impl Job for Writer {
@@ -37,7 +37,7 @@ impl Job for Writer {
     }
 }
 
-/// Writes the report of a mission's roast, unless it is written.
+/// Writes the report of a mission's roast, unless the roast has one already.
 async fn write(
     peers: &Peers,
     tools: &mut MissionTools<'_>,
@@ -56,7 +56,7 @@ async fn write(
     let session: RoastSession = tools
         .read("getSession", ingestion, &["sessions", id], &[])
         .await?
-        .ok_or_else(|| impossible("there is no such roast"))?;
+        .ok_or_else(|| impossible("ingestion has no such roast"))?;
     let meta: Option<SessionMeta> =
         tools.read("getMeta", ingestion, &["sessions", id, "meta"], &[]).await?;
     let notes: Vec<SessionNote> = tools
@@ -70,13 +70,14 @@ async fn write(
         .unwrap_or_default();
     let analysis: Option<Value> =
         tools.read("getAnalysis", analytics, &["analysis", "session", id], &[]).await?;
-    let analysis = analysis.ok_or_else(|| impossible("analytics knows no such roast"))?;
+    let analysis = analysis.ok_or_else(|| impossible("analytics has no such roast"))?;
     let next_actions = markdown::next_actions(&analysis);
     let text = markdown::report(&session, &analysis, &notes, &overrides, &next_actions);
     let Value::Object(mut analysis) = analysis else {
-        return Err(impossible("analytics answered no object"));
+        return Err(impossible("the analysis is not a JSON object"));
     };
-    // The report has it once; and a machine that jitters is not worth a megabyte of moves.
+    // The report has the metadata in its own field. A machine whose controls jitter must not add a
+    // megabyte of control changes.
     analysis.remove("meta");
     if let Some(moves) = analysis.get_mut("controls").and_then(Value::as_array_mut) {
         moves.truncate(MOVES_MAX);

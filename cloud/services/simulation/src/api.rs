@@ -1,4 +1,4 @@
-//! The HTTP surfaces of the twin and of the publisher, the reference's.
+//! The HTTP APIs of the twin and of the publisher, compatible with upstream Sim-Corp.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -32,7 +32,7 @@ struct TwinDoc;
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Sim-Corp publisher",
-    description = "Simulated machines on the real path."
+    description = "Simulated machines that publish signed frames like real gateways."
 ))]
 struct PublisherDoc;
 
@@ -62,15 +62,15 @@ struct Simulated {
     events: Vec<RoastEvent>,
 }
 
-/// Simulate a roast. An empty body is a roast of defaults.
+/// Simulates a roast. An empty body uses the default of every field.
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
-    responses((status = 200, body = Simulated), (status = 400, description = "In the shape of the reference's twin", body = Refused)))]
+    responses((status = 200, body = Simulated), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = Refused)))]
 async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
     if let Err(error) = caller.need(Role::Viewer) {
         return error.into_response();
     }
     let now = clock();
-    // Physics take their time, and the others must not wait for it.
+    // The simulation is slow and must not block other requests.
     let told = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
     match told.unwrap_or_else(|error| Err(ApiError::internal(error))) {
         Ok(told) => Json(told).into_response(),
@@ -91,7 +91,7 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
         .simulate(request.seed_or(now))
         .map_err(|problem| ApiError::Issues(vec![issue(problem)]))?;
     let machine = MachineId::new(request.machine_id.clone()).map_err(ApiError::internal)?;
-    // The reference begins a seeded roast at its seed, s since 1970.
+    // Upstream starts a seeded roast at its seed, in seconds since 1970.
     let started = match request.seed {
         Some(seed) => EpochMs(seed.saturating_mul(1_000)),
         None => EpochMs(now.0.div_euclid(1_000) * 1_000),
@@ -101,7 +101,7 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
     Ok(Simulated { telemetry, events })
 }
 
-/// What this service answers to a wrong request.
+/// The response to an invalid request.
 #[derive(Serialize, ToSchema)]
 struct Refused<'i> {
     message: &'static str,
@@ -117,13 +117,13 @@ fn refused(issues: &[Issue]) -> Response {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Started {
-    /// Of the job, not of a roast.
+    /// The id of the job, not of a roast.
     session_id: String,
     stats: Stats,
 }
 
-/// Put simulated machines beside the real ones: they roast once, sign what they measure, and are
-/// done when the cloud has all of it.
+/// Starts simulated machines beside the real ones. Each roasts once, signs its measurements, and is
+/// done when the cloud has acknowledged the complete roast.
 #[utoipa::path(post, path = "/publish/start", tag = "publisher", request_body = PublishRequest,
     responses((status = 200, body = Started), (status = 400), (status = 403), (status = 503)))]
 async fn start(
@@ -143,7 +143,7 @@ struct Stop {
     session_id: String,
 }
 
-/// End a job.
+/// Stops a job.
 #[utoipa::path(post, path = "/publish/stop", tag = "publisher", request_body = Stop,
     params(("orgId" = Option<String>, Query)),
     responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404)))]
@@ -161,7 +161,7 @@ async fn stop(
     Err(ApiError::NotFound("job"))
 }
 
-/// Jobs that run, and the last that ran.
+/// Lists the running jobs and the most recently ended ones.
 #[utoipa::path(get, path = "/publish/status", tag = "publisher",
     params(("orgId" = Option<String>, Query)), responses((status = 200, body = Vec<Shown>), (status = 403)))]
 async fn status(

@@ -1,5 +1,5 @@
-//! The publisher's connection to the broker: frames go out, acknowledgements come back to whoever
-//! waits for them.
+//! The publisher's connection to the broker: sends frames, and passes each acknowledgement to the
+//! simulated machine that waits for it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +18,14 @@ use crate::SimulationConfig;
 
 const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 512, packet: 256 * 1024 };
 const QUEUE: usize = 2_000;
-/// Acknowledgements that wait for one machine; more are dropped, since frames are sent again.
+/// The maximum number of queued acknowledgements of one machine. More are dropped; that is safe
+/// because frames are sent again.
 const ACKS: usize = 64;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 type Listeners = Arc<Mutex<HashMap<Origin, mpsc::Sender<Ack>>>>;
 
-/// A connection that comes back by itself; clones share it.
+/// A connection to the broker that reconnects by itself; clones share it.
 #[derive(Clone)]
 pub struct Bus {
     client: AsyncClient,
@@ -32,7 +33,7 @@ pub struct Bus {
     listeners: Listeners,
 }
 
-/// Connects, and keeps connecting; `None`: no broker is configured.
+/// Connects to the broker, and reconnects until `stop`. Returns `None` if no broker is configured.
 pub fn start(
     config: &SimulationConfig,
     mqtt: &Broker,
@@ -53,7 +54,7 @@ pub fn start(
     };
     let options = mqtt.options(&name, BOUNDS)?;
     let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
-    // Machines come and go: one that may not be heard keeps nobody else waiting.
+    // Machines start and end at any time: a refused subscription of one must not block the others.
     let link = link.vital(0);
     let bus = Bus { client: link.client(), connected: link.up(), listeners };
     tracker.spawn(drive(bus.clone(), link, stop.clone()));
@@ -65,13 +66,14 @@ impl Bus {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Hands a message to the broker; `false`: not now.
+    /// Publishes a message; returns `false` if that is not possible now.
     pub async fn send(&self, origin: &Origin, kind: Kind, bytes: Vec<u8>) -> bool {
         let options = PublishOptions::new(QoS::AtLeastOnce);
         self.is_connected() && self.client.publish(kind.topic(origin), bytes, options).await.is_ok()
     }
 
-    /// Listens to what is answered to a machine; `None`: somebody listens already.
+    /// Subscribes to the acknowledgements for a machine. Returns `None` if the machine already has
+    /// a listener.
     pub async fn listen(&self, origin: &Origin) -> Option<mpsc::Receiver<Ack>> {
         let (sender, receiver) = mpsc::channel(ACKS);
         {
@@ -81,11 +83,12 @@ impl Bus {
             }
             listeners.insert(origin.clone(), sender);
         }
-        // Not now: the next connection subscribes for everybody who listens.
+        // If this fails, the next connection subscribes for all listeners.
         let _ = self.client.subscribe(Kind::Ack.topic(origin), QoS::AtLeastOnce).await;
         Some(receiver)
     }
 
+    /// Removes the listener of a machine and unsubscribes.
     pub async fn leave(&self, origin: &Origin) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).remove(origin);
         let _ = self.client.unsubscribe(Kind::Ack.topic(origin)).await;

@@ -1,4 +1,4 @@
-//! `[simulation]`
+//! The configuration section `[simulation]`.
 
 use std::net::SocketAddr;
 
@@ -10,12 +10,12 @@ use service::config::Mistakes;
 pub struct SimulationConfig {
     pub twin_listen: SocketAddr,
     pub publisher_listen: SocketAddr,
-    /// Names this instance towards the broker; two instances need two names.
+    /// The name of this instance in its MQTT client id; two instances need two names.
     pub instance: String,
-    /// Let operators put simulated machines beside the real ones. Not said: only where nobody is
-    /// asked who they are (`auth.mode = "dev"`).
+    /// Whether operators may start simulated machines beside the real ones. If unset: only where
+    /// requests are not authenticated (`auth.mode = "dev"`).
     pub publish: Option<bool>,
-    /// Simulated machines of one process at once.
+    /// The maximum number of simulated machines that play in one process at the same time.
     pub machines_max: usize,
 }
 

@@ -1,4 +1,5 @@
-//! A simulated gateway: makes of a simulated roast what a real one makes of a real one.
+//! A simulated gateway: turns a simulated roast into the signed frames and the receipt that a real
+//! gateway makes of a real roast.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use trust::{CONTENT_FRAME, CONTENT_RECEIPT, SignError, Signer};
 
 use crate::request::{Moment, SimRoast, at};
 
-/// A machine's place in its chain.
+/// The current end of a machine's chain of frames.
 #[derive(Debug, Clone)]
 pub struct Chain {
     pub origin: Origin,
@@ -20,27 +21,27 @@ pub struct Chain {
     previous: Option<Digest>,
 }
 
-/// One frame as it is sent.
+/// One signed frame, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Framed {
-    /// Of its last moment, s since CHARGE.
+    /// The time of its last moment, s since CHARGE.
     pub until_s: f64,
     pub points: u64,
     pub events: u64,
     pub bytes: Vec<u8>,
 }
 
-/// One roast as it is sent.
+/// One signed roast, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Signed {
     pub session: SessionId,
-    /// By their numbers.
+    /// The frames by frame number.
     pub frames: BTreeMap<u64, Framed>,
     pub receipt: Vec<u8>,
 }
 
 impl Chain {
-    /// A machine of which nothing was sent yet.
+    /// Creates the chain of a machine that has sent nothing yet.
     #[must_use]
     pub const fn new(origin: Origin, id: ChainId) -> Self {
         Self { origin, id, number: 1, seq: 0, previous: None }
@@ -54,7 +55,7 @@ impl Chain {
     /// Signs a roast that began at `started`, in frames of `frame_s` seconds.
     ///
     /// # Errors
-    /// When the key does not sign.
+    /// If the key fails to sign.
     pub fn sign(
         &mut self,
         roast: &SimRoast,

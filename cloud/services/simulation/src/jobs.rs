@@ -1,4 +1,5 @@
-//! Jobs: some simulated machines, each playing one roast until the cloud has all of it.
+//! Jobs: a number of simulated machines, each of which plays one roast until the cloud has received
+//! all of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,30 +21,32 @@ use crate::gateway::{Chain, Signed};
 use crate::request::{SimRoastRequest, at};
 use crate::{Clock, Registry, SimulationConfig};
 
-/// Ended jobs that are still shown; older ones are forgotten.
+/// The number of ended jobs that are still listed; a new job removes the others.
 const SHOWN: usize = 100;
-/// A frame that has not been acknowledged by then is sent again.
+/// A frame that is not acknowledged within this time is sent again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// After the last moment the cloud has so long to say that it has everything.
+/// How long the publisher waits, after the last moment, until the cloud reports the roast as
+/// complete.
 const PATIENCE: Duration = Duration::from_mins(5);
-/// Frames of one machine that may be unacknowledged; more wait.
+/// The maximum number of unacknowledged frames of one machine; later frames wait.
 const IN_FLIGHT: usize = 256;
 const SPEED_MAX: f64 = 10_000.0;
-/// Points of all machines of one job.
+/// The maximum number of points of all machines of one job.
 const POINTS_MAX: f64 = 2_000_000.0;
-/// No job plays longer, s.
+/// The longest playing time of a job, s.
 const LONGEST_S: f64 = 86_400.0;
 
-/// What is asked of the publisher.
+/// A request to the publisher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishRequest {
     pub org_id: String,
     pub site_id: String,
-    /// How many: `machineId` is the name of one, or with `-1`, `-2`, … the names of several.
+    /// How many machines. `machineId` is the name of a single machine; several are named
+    /// `machineId` with the suffix `-1`, `-2`, ….
     #[serde(default = "one")]
     pub machines: usize,
-    /// How much faster than a real roast.
+    /// How many times faster than a real roast.
     #[serde(default = "real_time")]
     pub speed: f64,
     #[serde(flatten)]
@@ -66,14 +69,15 @@ pub struct Stats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sent_ts: Option<EpochMs>,
     pub frames_acked: u64,
-    /// Machines of which the cloud has the whole roast, and whose roasts ended without that.
+    /// The machines of which the cloud has the complete roast.
     pub complete: usize,
+    /// The machines that stopped before the cloud had the complete roast.
     pub incomplete: usize,
-    /// Roasts by their names in ingestion.
+    /// The session ids of the roasts in ingestion.
     pub sessions: Vec<String>,
 }
 
-/// A job as it is shown.
+/// A job as the API returns it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Shown {
     pub id: String,
@@ -105,7 +109,7 @@ struct Shared {
     all: Mutex<BTreeMap<String, Job>>,
 }
 
-/// One machine of a job, about to play.
+/// One machine of a job, ready to play.
 struct Player {
     jobs: Jobs,
     bus: Bus,
@@ -151,6 +155,7 @@ impl Jobs {
         });
     }
 
+    /// Lists the jobs of an organisation.
     pub fn shown(&self, org: &OrgId) -> Vec<Shown> {
         self.with(|all| {
             let own = all.iter().filter(|(_, job)| job.org == *org);
@@ -164,7 +169,7 @@ impl Jobs {
         })
     }
 
-    /// Ends a job; `false`: there is none of that name.
+    /// Stops a job. Returns `false` if the organisation has no job with this id.
     pub fn stop(&self, org: &OrgId, id: &str) -> bool {
         self.with(|all| {
             let own = all.get(id).filter(|job| job.org == *org);
@@ -172,11 +177,11 @@ impl Jobs {
         })
     }
 
-    /// Starts a job.
+    /// Starts a job: signs the roasts, registers the key of their gateway and starts the machines.
     pub async fn start(&self, org: &OrgId, request: PublishRequest) -> Result<Shown, ApiError> {
         if !self.0.allowed {
             return Err(ApiError::Forbidden(
-                "simulated machines are off here (simulation.publish)".to_owned(),
+                "simulated machines are disabled; set simulation.publish to enable them".to_owned(),
             ));
         }
         let bus = self.0.bus.clone().filter(Bus::is_connected);
@@ -191,7 +196,7 @@ impl Jobs {
         let machines: Vec<String> = origins.iter().map(|o| o.machine.to_string()).collect();
         let now = (self.0.clock)();
         let stop = self.0.stop.child_token();
-        // Its machines are counted from now on; whatever fails gives them back.
+        // The job's machines count towards the limit from here; any failure below removes the job.
         self.with(|all| {
             let ended: Vec<String> =
                 all.iter().filter(|(_, job)| !job.running).map(|(id, _)| id.clone()).collect();
@@ -248,13 +253,13 @@ impl Jobs {
                 }
             });
             if let Err(error) = registry.revoke(&org, &kid).await {
-                tracing::warn!(error, %kid, "a simulated gateway's key is still believed");
+                tracing::warn!(error, %kid, "a simulated gateway's key is still trusted");
             }
         });
         Ok(Shown { id, stats: Stats::default(), request, running: true })
     }
 
-    /// The machines of a request.
+    /// Checks a request and returns the origins of its machines, or all problems together.
     fn origins(&self, org: &OrgId, request: &PublishRequest) -> Result<Vec<Origin>, ApiError> {
         let mut issues = Vec::new();
         for (field, problem) in request.roast.problems() {
@@ -266,12 +271,12 @@ impl Jobs {
         let wanted = playing.saturating_add(request.machines);
         if request.machines == 0 || wanted > self.0.machines_max {
             let most = self.0.machines_max;
-            let problem = format!("not between 1 and {most}, of which {playing} play");
+            let problem = format!("not between 1 and {most}, of which {playing} are playing");
             issues.push(Issue::new("machines", problem));
         }
         let points = request.roast.points_max() * request.machines as f64;
         if points > POINTS_MAX {
-            issues.push(Issue::new("machines", format!("more than {POINTS_MAX} points in all")));
+            issues.push(Issue::new("machines", format!("more than {POINTS_MAX} points in total")));
         }
         if request.roast.target_drop_seconds / request.speed > LONGEST_S {
             issues.push(Issue::new("speed", "the roasts would last longer than a day"));
@@ -317,13 +322,13 @@ fn sign(
         let simulated = roast
             .simulate(seed.wrapping_add(n))
             .map_err(|(field, problem)| ApiError::Issues(vec![Issue::new(field, problem)]))?;
-        // Played fast it ends now, rather than in the future.
+        // The roast ends when its playback ends: played fast, it must not end in the future.
         let length = simulated.length_s();
         let started = at(now, length / request.speed - length);
         let id = ChainId(trust::random().map_err(ApiError::internal)?);
         let mut chain = Chain::new(origin.clone(), id);
         let salt = u32::from_be_bytes(trust::random().map_err(ApiError::internal)?);
-        // A frame holds about a second of ours.
+        // A frame covers about one second of real time.
         let frame_s = request.speed.max(roast.sample_interval_seconds);
         let signed = chain
             .sign(&simulated, (started, salt & 0xff_ffff), frame_s, key)
@@ -334,10 +339,10 @@ fn sign(
 }
 
 impl Player {
-    /// Plays until the cloud has everything, or nobody wants it any more.
+    /// Plays until the cloud has the complete roast, the job is stopped, or the time is up.
     async fn play(self) {
         let Some(mut acks) = self.bus.listen(&self.origin).await else {
-            tracing::warn!(origin = %self.origin, "a simulated machine plays already");
+            tracing::warn!(origin = %self.origin, "the simulated machine is playing already");
             self.jobs.note(&self.job, |stats| stats.incomplete += 1);
             return;
         };
@@ -355,6 +360,8 @@ impl Player {
         metrics::counter!("simcorp_simulated_roasts_total", "result" => result).increment(1);
     }
 
+    /// Sends the frames as they become due, then the receipt. Returns whether the cloud reported
+    /// the roast as complete within [`PATIENCE`] after its end.
     async fn deliver(&self, acks: &mut mpsc::Receiver<Ack>) -> bool {
         let begun = Instant::now();
         let mut waiting = self.signed.frames.clone();

@@ -1,5 +1,6 @@
-//! Simulated roasts: the twin that answers with one ([`request`]), and machines that play them on the
-//! real path ([`gateway`]): signed frames over the broker, acknowledged, closed by a receipt.
+//! Simulated roasts: the twin, which returns a whole roast ([`request`]), and simulated machines,
+//! which send a roast in the same way as real gateways ([`gateway`]): signed frames over the
+//! broker, which the cloud acknowledges, closed by a receipt.
 
 mod api;
 mod bus;
@@ -22,10 +23,10 @@ use trust::PublicKey;
 
 pub use config::SimulationConfig;
 
-/// What is being waited for, with a sentence where it failed.
+/// The future of a [`Registry`] operation; on failure it returns a sentence for the user.
 pub type Told<'t> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 't>>;
 
-/// Where a simulated gateway's key becomes one that is believed, for as long as it plays.
+/// Registers the keys of simulated gateways as trusted, for as long as they play.
 pub trait Registry: Send + Sync + 'static {
     fn add<'r>(
         &'r self,
@@ -38,24 +39,24 @@ pub trait Registry: Send + Sync + 'static {
     fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> Told<'r>;
 }
 
-/// One of the two services: its routes, and what they need.
+/// One of the two services: its routes, their OpenAPI description and the health checks.
 pub struct Simulation {
     pub router: axum::Router,
     pub openapi: utoipa::openapi::OpenApi,
     pub health: Health,
 }
 
-/// The twin: answers with whole roasts.
+/// Builds the twin, which returns whole roasts.
 #[must_use]
 pub fn twin(door: &AccessLayer, clock: Clock) -> Simulation {
     let (router, openapi) = api::twin_routes(clock, door);
     Simulation { router, openapi, health: Health::new("sim-twin") }
 }
 
-/// The publisher: plays roasts on the real path.
+/// Starts the publisher, which plays roasts through the broker like real gateways.
 ///
 /// # Errors
-/// When the broker's configuration is wrong.
+/// If the broker's configuration is wrong.
 pub fn publisher(
     config: &SimulationConfig,
     mqtt: &Broker,

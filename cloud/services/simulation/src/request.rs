@@ -1,4 +1,4 @@
-//! What is asked of the twin, and the roast that is answered.
+//! The request to the twin, and the simulated roast that the twin returns.
 
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, EventKind, MachineId};
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-/// More points than this are refused.
+/// A request for more points than this is refused.
 pub const POINTS_MAX: usize = reference::POINTS_MAX;
-/// A roast of the twin that has not been dropped by then never will be, s.
+/// The twin ends a roast that has no DROP by this time, s.
 const ROAST_S_MAX: f64 = 3_600.0;
-/// No roast is longer, s.
+/// The longest permitted roast: the limit of the target times, s.
 const LONGEST_S: f64 = 86_400.0;
 /// The twin's presets are calibrated for a batch of this size.
 const DESIGN_KG: f64 = 5.0;
@@ -20,14 +20,15 @@ const DESIGN_KG: f64 = 5.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// The reference's curve between targets, the same to the last digit for a seed.
+    /// Upstream Sim-Corp's curve between targets: for the same seed, identical to it to the last
+    /// digit.
     #[default]
     Reference,
-    /// A roaster's physics with a simulated operator; targets are not promised.
+    /// The physics of a roaster with a simulated operator; the targets may be missed.
     Twin,
 }
 
-/// The reference's request. Every field has its default.
+/// Upstream Sim-Corp's request. Every field has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SimRoastRequest {
@@ -43,7 +44,7 @@ pub struct SimRoastRequest {
     pub seed: Option<i64>,
     pub ambient_temp_c: f64,
     pub engine: Engine,
-    /// Of the twin: which machine. Else by the seed.
+    /// Only for the engine `twin`: the machine to simulate. If absent, the seed selects it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
 }
@@ -67,7 +68,7 @@ impl Default for SimRoastRequest {
     }
 }
 
-/// What is wrong with a request: the field, and why.
+/// A problem in a request: the field, and the reason.
 pub type Problem = (&'static str, String);
 
 /// One moment of a simulated roast.
@@ -91,7 +92,7 @@ pub struct SimRoast {
 }
 
 impl SimRoastRequest {
-    /// What no request may say.
+    /// Returns the problems of the request.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let mut found = Vec::new();
@@ -139,7 +140,7 @@ impl SimRoastRequest {
         found
     }
 
-    /// How many points the roast may have.
+    /// Returns the maximum number of points that the roast can have.
     #[must_use]
     pub fn points_max(&self) -> f64 {
         let longest = match self.engine {
@@ -149,13 +150,13 @@ impl SimRoastRequest {
         longest / self.sample_interval_seconds
     }
 
-    /// The seed, by the clock where none is given.
+    /// Returns the seed, or `now` in ms if the request has none.
     #[must_use]
     pub fn seed_or(&self, now: EpochMs) -> i64 {
         self.seed.unwrap_or(now.0)
     }
 
-    /// The roast, the same for the same seed.
+    /// Simulates the roast. The same seed gives the same roast.
     ///
     /// # Errors
     /// As [`SimRoastRequest::problems`].
@@ -201,7 +202,7 @@ impl SimRoastRequest {
             .and_then(preset)
             .unwrap_or(PRESETS[usize::try_from(by_seed).unwrap_or(0)]);
         let load = (self.batch_size_kg / DESIGN_KG).clamp(0.3, 1.5);
-        #[allow(clippy::cast_sign_loss)] // any number will do
+        #[allow(clippy::cast_sign_loss)] // any bit pattern is a valid seed
         let mut twin = Twin::new(preset, seed as u64, 0).with(load, self.ambient_temp_c);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked: above 0
         let step_ms = ((self.sample_interval_seconds * 1000.0) as u64)
@@ -241,13 +242,13 @@ fn preset(name: &str) -> Option<roast::twin::Preset> {
 }
 
 impl SimRoast {
-    /// s from CHARGE to the last moment
+    /// Returns the time from CHARGE to the last moment, s.
     #[must_use]
     pub fn length_s(&self) -> f64 {
         self.moments.last().map_or(0.0, |moment| moment.t_s)
     }
 
-    /// The roast in the words of the reference, begun at `started`.
+    /// Returns the roast in upstream Sim-Corp's format, with CHARGE at `started`.
     #[must_use]
     pub fn told(
         &self,
@@ -281,7 +282,7 @@ impl SimRoast {
     }
 }
 
-/// `started` and so many seconds.
+/// Returns the time `t_s` seconds after `started`.
 #[must_use]
 pub fn at(started: EpochMs, t_s: f64) -> EpochMs {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms

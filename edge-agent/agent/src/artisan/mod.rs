@@ -1,5 +1,7 @@
-//! Artisan beside the agent: the machine has one connection, and the agent has it. What it has read is
-//! shown to Artisan in the forms that Artisan connects to; nothing is ever written.
+//! Serves Artisan from the agent: the machine accepts one connection, and the agent holds it. The
+//! agent offers its newest readings to Artisan over protocols that Artisan supports.
+//!
+//! The WebSocket writes nothing. The Modbus server writes only where profile and site allow it.
 
 pub mod modbus;
 pub mod websocket;

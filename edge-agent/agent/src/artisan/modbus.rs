@@ -1,6 +1,7 @@
-//! A Modbus TCP server that shows the machine's registers as the agent has
-//! read them last, so that Artisan connects to the gateway in place of the machine. What Artisan
-//! would move goes through the agent's one hand, where profile and site allow any; else it is refused.
+//! A Modbus TCP server that serves the machine's registers as the agent last read them, so that
+//! Artisan connects to the gateway in place of the machine. Writes by Artisan pass through the
+//! agent's one guarded queue of writes if profile and site allow writes; otherwise they are
+//! refused.
 
 use std::future::{Future, ready};
 use std::pin::Pin;
@@ -18,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 
-/// Past it a new connection is closed.
+/// The number of open connections; a further one is closed at once.
 const CONNECTIONS_MAX: usize = 8;
 
-/// What one connection is served from.
+/// The state from which one connection is served.
 struct Mirror {
     share: DriverHandles,
     clock: Clock,
@@ -30,6 +31,7 @@ struct Mirror {
 }
 
 impl Mirror {
+    /// Answers a read request from the registers last read.
     fn answer(&self, asked: &SlaveRequest<'static>) -> Result<Response, ExceptionCode> {
         let read = |table, start, count| {
             let now = self.clock.mono_ms();
@@ -37,7 +39,7 @@ impl Mirror {
                 self.share.registers.read(asked.slave, table, start, count, now, self.age_max_ms);
             read.map_err(|none| match none {
                 CacheMiss::NotInProfile => ExceptionCode::IllegalDataAddress,
-                // As a gateway says it whose machine does not answer.
+                // The exception of a Modbus gateway whose target device does not answer.
                 CacheMiss::Stale => ExceptionCode::GatewayTargetDevice,
             })
         };
@@ -60,7 +62,7 @@ impl Mirror {
     }
 }
 
-/// Moves a control, if the machine's profile allows it now.
+/// Executes a write request, if the machine's profile allows it now.
 async fn write(
     hand: Option<ControlQueue>,
     asked: SlaveRequest<'static>,
@@ -70,7 +72,7 @@ async fn write(
     let done = match &request {
         Request::WriteSingleCoil(at, on) => Response::WriteSingleCoil(*at, *on),
         Request::WriteSingleRegister(at, word) => Response::WriteSingleRegister(*at, *word),
-        // At most 1968 and 123, by the length of a request.
+        // The length of a request allows at most 1968 coils or 123 registers.
         Request::WriteMultipleCoils(at, bits) => {
             Response::WriteMultipleCoils(*at, u16::try_from(bits.len()).unwrap_or(u16::MAX))
         }
@@ -84,15 +86,15 @@ async fn write(
         Some(hand) => hand.write_modbus("Artisan", unit, &request, mono_ms).await,
         None => Err(WriteError::Disabled),
     };
-    outcome.map(|moved| tracing::info!(moved, "Artisan moved something")).map_err(|refused| {
-        tracing::warn!(unit, %refused, "Artisan would move something");
+    outcome.map(|moved| tracing::info!(moved, "Artisan moved a control")).map_err(|refused| {
+        tracing::warn!(unit, %refused, "a write by Artisan was refused");
         metrics::counter!("simcorp_edge_artisan_writes_refused_total").increment(1);
         exception(&refused)
     })?;
     Ok(done)
 }
 
-/// What comes nearest in Modbus' own words; which rule it was, the log says.
+/// Returns the Modbus exception that comes nearest to the refusal; the log names the exact rule.
 const fn exception(refused: &WriteError) -> ExceptionCode {
     match refused {
         WriteError::Disabled | WriteError::LocalOnly(_) => ExceptionCode::IllegalFunction,
@@ -141,24 +143,25 @@ impl Drop for Mirror {
     }
 }
 
-/// A computer that was switched off must not keep its place: it is noticed within a minute.
+/// Sets TCP keep-alive, so that the connection of a computer that was switched off is closed within
+/// about a minute and does not count against [`CONNECTIONS_MAX`] for longer.
 fn notice_when_it_is_gone(stream: &TcpStream) {
     use rustix::net::sockopt;
     let told = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10)))
         .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3))
-        // Keeping alive waits for what it has not acknowledged.
+        // While sent data is unacknowledged, no keep-alive probe is sent; this limit applies then.
         .and_then(|()| sockopt::set_tcp_user_timeout(stream, 60_000));
     if let Err(error) = told {
-        tracing::debug!(%error, "a connection of Artisan's is not watched");
+        tracing::debug!(%error, "TCP keep-alive cannot be set on a connection from Artisan");
     }
 }
 
-/// Serves until `stop`; values older than `age_max_ms` are not shown.
+/// Serves until `stop`. A read of values older than `age_max_ms` gets an exception.
 ///
 /// # Errors
-/// When the listener breaks.
+/// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
     share: DriverHandles,
@@ -172,12 +175,12 @@ pub async fn serve(
         let taken = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
         let mirror = Mirror { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
         if !taken {
-            tracing::warn!(%from, "more connections than {CONNECTIONS_MAX}; one is closed");
+            tracing::warn!(%from, "more than {CONNECTIONS_MAX} connections; the new one is closed");
         }
-        // Dropped, it gives its place back.
+        // A refused connection's `Mirror` is dropped here, which decrements `open` again.
         ready(Ok(taken.then_some((mirror, stream))))
     };
-    let ended = |error: std::io::Error| tracing::debug!(%error, "a connection of Artisan's ended");
+    let ended = |error: std::io::Error| tracing::debug!(%error, "a connection from Artisan ended");
     let server = Server::new(listener);
     server.serve_until(&connected, ended, async move { stop.cancelled().await }).await.map(drop)
 }

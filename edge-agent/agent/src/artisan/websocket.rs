@@ -1,6 +1,6 @@
-//! JSON over a WebSocket, as Artisan asks for it: `{"command":"getData","id":7}` is answered with
-//! `{"id":7,"data":{"BT":180.5,"ET":201.2}}`, and marks are told without being asked. Names and messages
-//! are those that Artisan has by default.
+//! Serves Artisan's JSON protocol over a WebSocket: `{"command":"getData","id":7}` is answered with
+//! `{"id":7,"data":{"BT":180.5,"ET":201.2}}`, and events are pushed without a request. Names and
+//! messages are Artisan's defaults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::clock::Clock;
 
-/// Past it a new connection is refused.
+/// The number of open connections; a further one is refused with 503.
 const CONNECTIONS_MAX: usize = 8;
-/// A question is a few dozen bytes.
+/// The longest message accepted; a request is a few dozen bytes.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
-/// What connections are served from.
+/// The state from which all connections are served.
 #[derive(Clone)]
 struct Shown {
     board: Board,
@@ -33,7 +33,7 @@ struct Shown {
     stop: CancellationToken,
 }
 
-/// The routes: any path, since Artisan's can be set.
+/// Returns the router. It accepts any path, because the path is configurable in Artisan.
 pub fn app(board: Board, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
     let shown = Shown { board, clock, age_max_ms, open: Arc::default(), stop };
     Router::new().fallback(axum::routing::get(connect)).with_state(shown)
@@ -51,7 +51,7 @@ async fn connect(Extract(shown): Extract<Shown>, upgrade: WebSocketUpgrade) -> R
     })
 }
 
-/// Gives its place back.
+/// Counts one open connection until it is dropped.
 struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
@@ -84,18 +84,18 @@ async fn serve(mut socket: WebSocket, shown: Shown) {
     }
 }
 
-/// The answer to a question; what is no question is not answered. A command is one too: it is told
-/// that nothing is written here.
+/// Returns the response to a request. A message without an id gets no response. Any command other
+/// than `getData` gets an error, because nothing is written to the machine here.
 fn answer(text: &str, shown: &Shown) -> Option<Value> {
     let asked: Value = serde_json::from_str(text).ok()?;
     let id = asked.get("id").filter(|id| id.is_number() || id.is_string())?;
     if asked["command"] != "getData" {
-        tracing::warn!(command = %asked["command"], "Artisan would do something: refused");
+        tracing::warn!(command = %asked["command"], "a command by Artisan was refused");
         let error = "this gateway shows the machine and moves nothing";
         return Some(json!({"id": id, "error": error}));
     }
     let mut data = Map::new();
-    // An old value is none: Artisan shows a gap then, as it should.
+    // An old value is left out, so that Artisan shows a gap.
     let newest = shown.board.newest();
     let now = shown.clock.mono_ms();
     if let Some(newest) = newest.filter(|n| now.saturating_sub(n.mono_ms) <= shown.age_max_ms) {
@@ -106,7 +106,7 @@ fn answer(text: &str, shown: &Shown) -> Option<Value> {
     Some(json!({"id": id, "data": data}))
 }
 
-/// What Artisan calls a channel, where it has a word for it.
+/// Returns Artisan's name of a channel; an extra channel keeps its own name.
 fn name(channel: &Channel) -> &str {
     match channel {
         Channel::Bt => "BT",
@@ -120,7 +120,7 @@ fn name(channel: &Channel) -> &str {
     }
 }
 
-/// A mark as Artisan is told of it.
+/// Returns the message that announces an event to Artisan; `None` for events it does not know.
 fn told(mark: EventKind) -> Option<Value> {
     let event = match mark {
         EventKind::Charge => return Some(json!({"pushMessage": "startRoasting"})),

@@ -1,4 +1,4 @@
-//! `simcorp-edge enroll`: a token is spent, and a certificate comes back.
+//! `simcorp-edge enroll`: exchanges an enrolment token for a certificate.
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -14,16 +14,17 @@ use crate::config::EdgeConfig;
 use crate::known_time::KnownTime;
 use crate::run;
 
-/// Spends the token.
+/// Enrols this gateway with the enrolment token `text`, stores the certificate, and prints the
+/// result.
 ///
 /// # Errors
-/// In a sentence: what to do about it.
+/// In one sentence: what failed and what to do.
 pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
     let token = EnrollmentToken::parse(text)
-        .context("this is no enrolment token; it begins with sce1. and is one long word")?;
+        .context("this is not an enrolment token; a token begins with sce1. and has no spaces")?;
     let (key_id, origin) = (run::key_id(config)?, run::origin(config)?);
     let signer = run::signer(config, &key_id)?;
-    let request = trust::x509::request(&*signer).context("asking for a certificate")?;
+    let request = trust::x509::request(&*signer).context("cannot create a certificate request")?;
     let folder = folder(config);
     std::fs::create_dir_all(&folder).with_context(|| {
         format!("cannot write to {}; run this as the agent's user", folder.display())
@@ -45,12 +46,12 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
     let machines: Vec<&str> =
         enrolled.granted.machines.iter().map(contract::MachineId::as_str).collect();
     println!("{key_id} is enrolled for {}", machines.join(", "));
-    println!("its certificate ends {}", enrolled.certificate.not_after);
+    println!("its certificate expires {}", enrolled.certificate.not_after);
     match (&enrolled.granted.broker, config.uplink.is_configured()) {
-        (_, true) => println!("frames go to {}, as configured", config.uplink.host),
+        (_, true) => println!("frames go to {}, the configured broker", config.uplink.host),
         (Some(broker), _) => println!("frames will go to {}:{}", broker.host, broker.port),
         (None, _) => println!("the fleet names no broker: set uplink.host"),
     }
-    println!("restart the agent, so that it shows it: systemctl restart simcorp-edge");
+    println!("restart the agent to use the certificate: systemctl restart simcorp-edge");
     Ok(())
 }

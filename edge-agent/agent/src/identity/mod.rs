@@ -1,4 +1,5 @@
-//! Who this gateway is to the cloud: the certificate that its key was given, and how it gets the next.
+//! The gateway's identity in the cloud: the certificate of its key, and how the certificate is
+//! renewed.
 
 mod cloud;
 pub mod enroll;
@@ -22,14 +23,14 @@ use crate::known_time::KnownTime;
 
 const FILE: &str = "identity.json";
 
-/// Why the gateway has no identity, or none that works.
+/// Why the gateway has no usable identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("{path} cannot be used: {problem}; enrol again", path = path.display())]
     File { path: PathBuf, problem: String },
     #[error("{path}: {source}", path = path.display())]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("the certificate is of another key than the gateway's; enrol again")]
+    #[error("the certificate belongs to another key than the gateway's; enrol again")]
     OtherKey,
     #[error("the certificate: {0}")]
     Certificate(#[from] X509Error),
@@ -39,7 +40,7 @@ pub enum IdentityError {
     Tls(String),
 }
 
-/// What enrolment gave.
+/// The result of an enrolment or a renewal, with the parsed certificate.
 #[derive(Debug, Clone)]
 pub struct Enrolled {
     pub granted: Granted,
@@ -47,25 +48,26 @@ pub struct Enrolled {
 }
 
 impl Enrolled {
-    /// What was kept. The key is not asked: the signer may start later than we do.
+    /// Reads a stored enrolment. Does not compare the certificate with the key, because the signer
+    /// may start later than the agent.
     ///
     /// # Errors
-    /// When it holds no certificate.
+    /// When it contains no certificate.
     pub fn kept(granted: Granted) -> Result<Self, IdentityError> {
         let certificate = Certificate::from_pem(&granted.certificate)?;
         Ok(Self { granted, certificate })
     }
 
-    /// What was just given.
+    /// Checks an enrolment that the fleet has just returned.
     ///
     /// # Errors
-    /// When it is no certificate of that key.
+    /// When the certificate does not belong to that key, or an authority's certificate is invalid.
     pub fn given(granted: Granted, signer: &dyn Signer) -> Result<Self, IdentityError> {
         let enrolled = Self::kept(granted)?;
         if enrolled.certificate.public != signer.public_key()? {
             return Err(IdentityError::OtherKey);
         }
-        // What is kept must work at the next start.
+        // What is stored must be usable at the next start.
         tls::authorities(&enrolled.granted.authority)?;
         if let Some(broker) = &enrolled.granted.broker {
             tls::authorities(&broker.authority)?;
@@ -74,16 +76,16 @@ impl Enrolled {
     }
 }
 
-/// The folder of what enrolment gave.
+/// Returns the folder in which the enrolment is stored.
 #[must_use]
 pub fn folder(config: &EdgeConfig) -> PathBuf {
     config.journal.folder.join("identity")
 }
 
-/// Reads what enrolment gave; `None`: this gateway has never enrolled.
+/// Reads the stored enrolment. Returns `None` if this gateway has never enrolled.
 ///
 /// # Errors
-/// When the file is damaged.
+/// When the file is damaged or cannot be read.
 pub fn read(folder: &Path) -> Result<Option<Granted>, IdentityError> {
     let path = folder.join(FILE);
     let text = match std::fs::read_to_string(&path) {
@@ -96,7 +98,7 @@ pub fn read(folder: &Path) -> Result<Option<Granted>, IdentityError> {
     serde_json::from_str(&text).map(Some).map_err(damaged)
 }
 
-/// Keeps what enrolment gave.
+/// Stores the enrolment.
 ///
 /// # Errors
 /// When the folder cannot be written.
@@ -110,7 +112,8 @@ pub fn save(folder: &Path, granted: &Granted) -> Result<(), IdentityError> {
     write().map_err(|source| IdentityError::Write { path: path.clone(), source })
 }
 
-/// Writes a file so that a power cut leaves the old one or the new one, and nothing between.
+/// Writes a file atomically: a power cut leaves the old file or the new one, and nothing in
+/// between.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let next = path.with_extension("next");
     let mut file = std::fs::File::create(&next)?;
@@ -123,8 +126,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Enrolled by root, it is still the agent that renews: what is written belongs to whom the journal
-/// belongs to.
+/// Gives the written files to the owner of the journal's folder: root may enrol, but the agent's
+/// own user must be able to renew.
 fn belong_to_the_agent(folder: &Path, file: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     if !rustix::process::geteuid().is_root() {
@@ -138,8 +141,8 @@ fn belong_to_the_agent(folder: &Path, file: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The identity as the running agent uses it: shared by the uplink, which shows it, and the renewal,
-/// which replaces it.
+/// The identity as the running agent uses it. The uplink presents it and the renewal replaces it;
+/// both share it.
 #[derive(Clone)]
 pub struct Identity {
     folder: PathBuf,
@@ -147,12 +150,13 @@ pub struct Identity {
     enrolled: Arc<Mutex<Enrolled>>,
     shown: Shown,
     time: KnownTime,
-    /// The fleet has named another broker.
+    /// Notified when the fleet has named another broker.
     moved: Arc<Notify>,
 }
 
 impl Identity {
-    /// What was enrolled, ready to be shown; `None`: never.
+    /// Opens the stored identity, ready to be presented in a handshake. Returns `None` if this
+    /// gateway has never enrolled.
     ///
     /// # Errors
     /// When it is damaged.
@@ -177,17 +181,19 @@ impl Identity {
         self.shown.change(&enrolled.certificate.der, key);
     }
 
+    /// Returns the present enrolment.
     #[must_use]
     pub fn enrolled(&self) -> Enrolled {
         self.enrolled.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns when the present certificate expires.
     #[must_use]
     pub fn expires(&self) -> EpochMs {
         self.enrolled().certificate.not_after
     }
 
-    /// From the next handshake on `enrolled`, and after a restart too.
+    /// Stores `enrolled` and uses it from the next handshake on, also after a restart.
     fn replace(&self, enrolled: Enrolled) -> Result<(), IdentityError> {
         save(&self.folder, &enrolled.granted)?;
         self.show(&enrolled);
@@ -205,10 +211,11 @@ impl Identity {
         self.moved.notified().await;
     }
 
-    /// TLS towards whoever `authorities` (PEM) certify, showing this gateway's certificate.
+    /// Returns a TLS configuration that trusts servers certified by `authorities` (PEM) and
+    /// presents this gateway's certificate.
     ///
     /// # Errors
-    /// When `authorities` are none.
+    /// When `authorities` contains no valid certificate.
     pub fn tls(&self, authorities: &str) -> Result<ClientConfig, IdentityError> {
         tls::towards(authorities, Some(self.shown.clone()), &self.time)
     }

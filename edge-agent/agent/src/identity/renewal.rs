@@ -1,9 +1,10 @@
-//! The next certificate, before the present one ends; and what can still be done after that.
+//! Renews the gateway's certificate before it expires, and recovers an expired one.
 //!
-//! A renewal is due after two thirds of the certificate's life, a little later at random, so that a
-//! fleet does not ask at once. The new certificate replaces the old only when a real connection was
-//! made with it, to the fleet and to the broker. Without internet the old one goes on; once it has
-//! expired, the same key asks for another, and a person decides.
+//! A renewal is due after two thirds of the certificate's life plus a random delay, so that the
+//! gateways of a fleet do not all renew at once. The new certificate replaces the old one only
+//! after a real connection was made with it, to the fleet and to the broker. Without internet the
+//! old certificate stays in use. Once it has expired, the gateway requests another for the same
+//! key, and a person must approve it.
 
 use std::time::Duration;
 
@@ -22,19 +23,23 @@ use crate::board::Board;
 use crate::config::EdgeConfig;
 use crate::route::{Route, connect_once};
 
-/// How often is looked whether it is due. A gateway may sleep, and its clock may jump.
+/// How often the agent checks whether a renewal is due. A gateway may sleep, and its clock may
+/// jump.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const TRY_MIN: Duration = Duration::from_secs(10);
 const TRY_MAX: Duration = Duration::from_mins(30);
-/// Not at once: a clock that runs wild must not have certificates made one after the other.
+/// The pause after a success: a clock that jumps must not cause one renewal after another without a
+/// pause.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// How often a person's decision is asked for: often at first, while they stand beside it.
+/// How often the agent asks whether a person has decided: often at first, while that person may
+/// stand beside the gateway.
 const DECIDED_MIN: Duration = Duration::from_secs(5);
 const DECIDED_MAX: Duration = Duration::from_mins(5);
-/// How often the fleet is greeted: it says what time it is, and whether we are still known.
+/// How often the agent sends `hello` to the fleet, which answers with its time and verifies that
+/// the gateway is still registered.
 const HELLO_EVERY: Duration = Duration::from_hours(6);
 
-/// How often is written down what time it is: a power cut forgets at most this.
+/// How often the known time is stored: a power cut loses at most this much.
 const KEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// Why there is no new certificate yet.
@@ -44,14 +49,14 @@ enum RenewalError {
     Ask(#[from] AskError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("the new certificate does not work, the old one stays: {0}")]
+    #[error("the new certificate does not work, so the old one stays in use: {0}")]
     Unproven(String),
     #[error("the certificate expired {0}; {1}")]
     Waiting(EpochMs, String),
 }
 
-/// When a certificate is renewed: after two thirds of its life and up to a twelfth more, which
-/// `share` (0 to 1) decides.
+/// Returns when a renewal is due: after two thirds of the certificate's life and up to a twelfth
+/// more, which `share` (0 to 1) decides.
 fn due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
     let life = (not_after.0 - not_before.0).max(0) as f64;
     #[allow(clippy::cast_possible_truncation)] // below the life's own milliseconds
@@ -59,7 +64,7 @@ fn due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
     not_before.plus(after)
 }
 
-/// Keeps the identity good, until `stop`.
+/// Renews or recovers the identity whenever that is due, until `stop`.
 pub async fn keep(
     identity: Identity,
     config: EdgeConfig,
@@ -105,19 +110,19 @@ pub async fn keep(
                 AGAIN_AFTER
             }
             Err(error) => {
-                tracing::warn!(%error, until = %certificate.not_after, "the certificate");
+                tracing::warn!(%error, until = %certificate.not_after, "certificate check failed");
                 metrics::counter!("simcorp_edge_identity_failures_total").increment(1);
                 let pause = match &error {
                     RenewalError::Waiting(..) => decision.next(trust::spread()),
                     _ => wait.next(trust::spread()),
                 };
-                // Perhaps it has expired, and our clock does not know.
+                // The certificate may have expired without our clock showing it.
                 if let RenewalError::Ask(AskError::Away { .. }) = error
                     && let Ok(now) = ask_time(&identity).await
                 {
                     identity.time.tell(now);
                 }
-                // Not to be reached is nothing to be told while the certificate is good.
+                // An unreachable fleet is not reported as long as the certificate is valid.
                 let away = matches!(error, RenewalError::Ask(AskError::Away { .. }));
                 let told = match (expired, away) {
                     (true, true) => Some(format!("it has expired, and {error}")),
@@ -140,6 +145,7 @@ pub async fn keep(
     }
 }
 
+/// Publishes when the certificate expires, as a metric and in the agent's state.
 fn show_end(board: &Board, identity: &Identity) {
     let until = identity.expires();
     let left_s = (until.0 - identity.time.now().0) as f64 / 1000.0;
@@ -148,10 +154,10 @@ fn show_end(board: &Board, identity: &Identity) {
 }
 
 impl Identity {
-    /// Shows the certificate to the fleet; says until when it is good.
+    /// Presents the certificate to the fleet, and returns a sentence with its expiry date.
     ///
     /// # Errors
-    /// In a sentence, what is wrong with it.
+    /// In one sentence, what is wrong with the certificate.
     pub async fn examine(&self) -> Result<String, String> {
         let certificate = self.enrolled().certificate;
         if self.signer.public_key().map_err(|e| e.to_string())? != certificate.public {
@@ -159,13 +165,14 @@ impl Identity {
         }
         let (now, until) = (self.time.now(), certificate.not_after);
         if now >= until {
-            return Err(format!("expired {until}; somebody has to let it have another one"));
+            return Err(format!("expired {until}; a person must approve a new one in the fleet"));
         }
         greet(self).await.map_err(|error| error.to_string())?;
-        Ok(format!("good until {until}, and the fleet takes it"))
+        Ok(format!("good until {until}, and the fleet accepts it"))
     }
 }
 
+/// Sends `hello` to the fleet, and records the fleet's time.
 async fn greet(identity: &Identity) -> Result<(), RenewalError> {
     let hello = fleet(identity)?.hello().await?;
     identity.time.tell(hello.now);
@@ -177,7 +184,8 @@ fn fleet(identity: &Identity) -> Result<Fleet, RenewalError> {
     Ok(Fleet::at(&granted.fleet_url, identity.tls(&granted.authority)?)?)
 }
 
-/// A request by our key; a token takes its time, so beside everything else.
+/// Creates a certificate request with the gateway's key, base64. Runs on a blocking thread, because
+/// a PKCS#11 token may be slow.
 async fn request(identity: &Identity) -> Result<String, RenewalError> {
     let signer = identity.signer.clone();
     let made = tokio::task::spawn_blocking(move || trust::x509::request(&*signer)).await;
@@ -185,33 +193,37 @@ async fn request(identity: &Identity) -> Result<String, RenewalError> {
     Ok(BASE64.encode(made.map_err(IdentityError::from)?))
 }
 
+/// Requests the fleet's time, without presenting a certificate.
 async fn ask_time(identity: &Identity) -> Result<EpochMs, RenewalError> {
     let granted = identity.enrolled().granted;
     let tls = tls::towards(&granted.authority, None, &identity.time)?;
     Ok(Fleet::at(&granted.fleet_url, tls)?.time().await?)
 }
 
+/// Requests the next certificate and adopts it.
 async fn renew(identity: &Identity, config: &EdgeConfig) -> Result<(), RenewalError> {
     let asked = Renew { request: request(identity).await? };
     let granted = fleet(identity)?.renew(&asked).await?;
     adopt(identity, Some(config), granted).await
 }
 
+/// Requests a certificate in place of the expired one, and adopts it once a person has approved it.
 async fn recover(identity: &Identity, expired: EpochMs) -> Result<(), RenewalError> {
     let known = identity.enrolled().granted;
     let asked =
         Recover { org_id: known.org_id, key_id: known.key_id, request: request(identity).await? };
-    // Nobody takes the old certificate any more: none is shown.
+    // The old certificate is no longer accepted, so none is presented.
     let tls = tls::towards(&known.authority, None, &identity.time)?;
     match Fleet::at(&known.fleet_url, tls)?.recover(&asked).await? {
         Recovered::Waiting(waiting) => Err(RenewalError::Waiting(expired, waiting.waiting)),
-        // Nothing that works is replaced: the fleet's word is proof enough.
+        // The old certificate no longer works, so nothing is lost: the new one is tested only with
+        // the fleet and not with the broker.
         Recovered::Granted(granted) => adopt(identity, None, *granted).await,
     }
 }
 
-/// Proves a new certificate by connecting with it, to the fleet and to the broker as `config` says;
-/// then it is the one.
+/// Tests a new certificate by connecting with it to the fleet and, if `config` is given, to the
+/// broker that it names. Replaces the old certificate only if both succeed.
 async fn adopt(
     identity: &Identity,
     config: Option<&EdgeConfig>,
@@ -220,7 +232,7 @@ async fn adopt(
     let old = identity.enrolled().granted;
     let next = Enrolled::given(granted, &*identity.signer)?;
     if (&next.granted.org_id, &next.granted.key_id) != (&old.org_id, &old.key_id) {
-        return Err(RenewalError::Unproven("it is for somebody else".to_owned()));
+        return Err(RenewalError::Unproven("it is for another organisation or device".to_owned()));
     }
     identity.time.at_least(next.certificate.not_before);
     let shown = Shown::default();
@@ -252,7 +264,7 @@ mod tests {
         let days = |share| (due(from, to, share).0 - from.0) as f64 / 86_400_000.0;
         assert!((days(0.0) - 60.0).abs() < 0.01 && (days(1.0) - 67.5).abs() < 0.01);
         assert!((days(7.0) - 67.5).abs() < 0.01);
-        // One that ends before it begins is due at once.
+        // A certificate that expires before it becomes valid is due at once.
         assert_eq!(due(to, from, 0.5), to);
     }
 }

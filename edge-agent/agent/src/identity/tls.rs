@@ -1,5 +1,5 @@
-//! TLS 1.3 as a gateway speaks it: the time is one that cannot be turned back, and the proof is made
-//! by whoever holds the key.
+//! The gateway's TLS 1.3 configuration: certificates are checked against a time that cannot be set
+//! back, and the handshake is signed wherever the key is held (in a file or by the signer).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +19,23 @@ fn wrong(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Tls(error.to_string())
 }
 
-/// The certificates of a PEM, as somebody to trust.
+/// Parses the certificates of a PEM as trusted authorities.
+///
+/// # Errors
+/// When it contains no certificate, or an invalid one.
 pub fn authorities(pem: &str) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate.map_err(wrong)?).map_err(wrong)?;
     }
     if roots.is_empty() {
-        return Err(wrong("no certificate of an authority"));
+        return Err(wrong("it contains no certificate of an authority"));
     }
     Ok(roots)
 }
 
-/// Towards whoever `pem` certifies.
+/// Returns a configuration for servers that an authority of `pem` certifies. With `shown`, the
+/// client presents that certificate.
 pub fn towards(
     pem: &str,
     shown: Option<Shown>,
@@ -40,7 +44,8 @@ pub fn towards(
     config(Trusted::These(Arc::new(authorities(pem)?)), shown, time)
 }
 
-/// Towards somebody whose authority is known by its fingerprint alone.
+/// Returns a configuration for a server whose authority is known only by its fingerprint. The
+/// client presents no certificate.
 pub fn pinned(fingerprint: [u8; 32], time: &KnownTime) -> Result<ClientConfig, IdentityError> {
     config(Trusted::ByFingerprint(fingerprint), None, time)
 }
@@ -63,17 +68,17 @@ fn config(
     })
 }
 
-/// Who may certify the other side.
+/// The authorities that may certify the server.
 #[derive(Debug)]
 enum Trusted {
     These(Arc<RootCertStore>),
-    /// Whom the other side shows itself, if it has this fingerprint.
+    /// An authority that the server sends itself, if its certificate has this fingerprint.
     ByFingerprint([u8; 32]),
 }
 
-/// Verifies as ever, but for two things: an authority may be known by its fingerprint, and a
-/// certificate that is not good yet is taken for good: that it was issued says that our clock is
-/// behind.
+/// Verifies as WebPKI does, with two differences. An authority may be known by its fingerprint. A
+/// server certificate that is not valid yet is accepted as from its first valid moment: that it was
+/// issued shows that our clock is behind.
 #[derive(Debug)]
 struct Verifier {
     trusted: Trusted,
@@ -124,7 +129,7 @@ impl ServerCertVerifier for Verifier {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+        Err(Error::General("TLS 1.2 is not supported".to_owned()))
     }
 
     fn verify_tls13_signature(

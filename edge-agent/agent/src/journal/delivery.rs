@@ -1,20 +1,21 @@
-//! What the cloud lacks, and what it says of what it got.
+//! Reads the frames that are to be sent, and applies the cloud's acknowledgements.
 
 use contract::{ChainId, FrameRange, Origin};
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, Outgoing, origin_at};
 
-/// How much may be read of what is to be sent.
+/// The most that one read of unsent frames may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     pub frames: usize,
-    /// Of the first frame there is always enough.
+    /// The total size of the signed messages. The first frame is always returned, whatever its
+    /// size.
     pub bytes: usize,
 }
 
 impl Room {
-    /// So many frames of any size.
+    /// Returns a limit on the number of frames only, of any size.
     #[must_use]
     pub const fn frames(frames: usize) -> Self {
         Self { frames, bytes: usize::MAX }
@@ -22,12 +23,12 @@ impl Room {
 }
 
 impl Journal {
-    /// The machines whose frames or receipts the cloud still lacks, at most 16.
+    /// Returns the machines with frames or receipts that the cloud does not have yet, at most 16.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn unsent_origins(&self) -> Result<Vec<Origin>, JournalError> {
-        const DOING: &str = "listing the machines of what is to be sent";
+        const DOING: &str = "listing the machines of unsent frames";
         let mut rows = self
             .db
             .prepare(
@@ -42,11 +43,11 @@ impl Journal {
             .map_err(JournalError::sql(DOING))
     }
 
-    /// Frames to be sent with ids in a range, oldest first, of all chains but those `except` (the
-    /// first four of them).
+    /// Returns unsent frames with ids greater than `after` and less than `before`, oldest first.
+    /// Skips the chains in `except`; only its first four entries count.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn unsent(
         &self,
         after: i64,
@@ -54,7 +55,7 @@ impl Journal {
         room: Room,
         except: &[ChainId],
     ) -> Result<Vec<Outgoing>, JournalError> {
-        const DOING: &str = "reading what is to be sent";
+        const DOING: &str = "reading unsent frames";
         let mut rows = self
             .db
             .prepare_cached(
@@ -80,10 +81,10 @@ impl Journal {
         Ok(frames)
     }
 
-    /// The newest frame to be sent: after an outage the present comes first.
+    /// Returns the newest unsent frame: after an outage the agent sends the newest frame first.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
         self.db
             .query_row(
@@ -94,15 +95,16 @@ impl Journal {
                 outgoing,
             )
             .optional()
-            .map_err(JournalError::sql("reading the newest frame to be sent"))
+            .map_err(JournalError::sql("reading the newest unsent frame"))
     }
 
-    /// Applies what the cloud said: acknowledged, needed again, refused, complete.
+    /// Applies an acknowledgement from the cloud: frames that it has committed, needs again or
+    /// refuses, and roasts that are complete.
     ///
     /// # Errors
-    /// When the disk does not take it; the cloud will say it again.
+    /// When the journal cannot be written. Nothing is applied then; the cloud sends it again.
     pub fn apply(&mut self, ack: &contract::Ack) -> Result<(), JournalError> {
-        const DOING: &str = "noting what the cloud has";
+        const DOING: &str = "applying an acknowledgement";
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let ends = |range: &FrameRange| {
             let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -125,8 +127,8 @@ impl Journal {
                 )?
                 .execute(params![ack.chain.0, first, last])?;
             }
-            // Only what is said after our signature was verified is final. "Unknown key" may be
-            // cured by registering it, and anybody could have provoked "bad signature".
+            // A refusal is final only if the cloud verified our signature first. After "unknown
+            // key" the key may still be registered, and a third party can cause "bad signature".
             for refused in ack.refused.iter().filter(|refused| refused.reason.is_final()) {
                 let number = i64::try_from(refused.frame).unwrap_or(i64::MAX);
                 tx.prepare_cached(
@@ -145,6 +147,7 @@ impl Journal {
     }
 }
 
+/// Converts a row of (id, chain, number, signed, origin) into a frame to send.
 fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
     Ok(Outgoing {
         id: row.get(0)?,

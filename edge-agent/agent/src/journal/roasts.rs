@@ -1,4 +1,5 @@
-//! Roasts in the journal: which runs, which are closed, and what the cloud says of them.
+//! Roasts in the journal: the running one, the closed ones, their receipts, and what was learned
+//! from them about the machine.
 
 use contract::{ChainId, EpochMs, EventKind, Origin, SessionId};
 use roast::learn::Learned;
@@ -8,11 +9,11 @@ use super::{Journal, JournalError, origin_at};
 use crate::recorder::Roast;
 
 impl Journal {
-    /// Gives up the roasts that were running and are not `resumed`: nobody saw them end, and they
-    /// must not hold the quota. No DROP, no receipt.
+    /// Abandons all running roasts except `resumed`. Their end was not observed, so they get no
+    /// DROP and no receipt, and they must not protect their frames from the quota any longer.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the journal cannot be written.
     pub fn abandon_roasts(&self, resumed: Option<&SessionId>) -> Result<(), JournalError> {
         self.db
             .execute(
@@ -20,13 +21,13 @@ impl Journal {
                 [resumed.map_or("", SessionId::as_str)],
             )
             .map(drop)
-            .map_err(JournalError::sql("giving up old roasts"))
+            .map_err(JournalError::sql("abandoning old roasts"))
     }
 
-    /// The roast that was running when the agent stopped.
+    /// Returns the roast that is running, or was running when the agent stopped.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn running_roast(&self) -> Result<Option<Roast>, JournalError> {
         let row = self.db.query_row(
             "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
@@ -54,10 +55,10 @@ impl Journal {
         }))
     }
 
-    /// The id of the first frame of the running roast.
+    /// Returns the id of the first frame of the running roast.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn running_from(&self) -> Result<Option<i64>, JournalError> {
         self.db
             .query_row(
@@ -70,33 +71,35 @@ impl Journal {
             .map_err(JournalError::sql("finding the running roast"))
     }
 
-    /// What the machine had taught when its last roast ended; nothing, of a new machine or where it
-    /// cannot be read any more: it is learned again.
+    /// Returns what was learned about the machine up to the end of its last roast. Returns the
+    /// default for a new machine, and if the stored value cannot be parsed: then it is learned
+    /// again.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn learned(&self) -> Result<Learned, JournalError> {
         let kept = self.meta("learned")?;
         Ok(kept.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
     }
 
-    /// Keeps what the machine has taught.
+    /// Stores what was learned about the machine.
     ///
     /// # Errors
-    /// When the disk does not take it; the next roast tries again.
+    /// When the journal cannot be written. It is stored again at the end of the next roast.
     pub fn keep_learned(&self, learned: &Learned) -> Result<(), JournalError> {
-        // Numbers and lists of them always have a JSON form.
+        // This cannot fail: numbers and lists of numbers can always be written as JSON.
         let json = serde_json::to_vec(learned).unwrap_or_default();
         self.db
             .execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('learned', ?1)", [json])
             .map(drop)
-            .map_err(JournalError::sql("keeping what was learned"))
+            .map_err(JournalError::sql("storing what was learned"))
     }
 
-    /// Receipts of closed roasts that the cloud has not called complete, newest first.
+    /// Returns the signed receipts of closed roasts that the cloud has not confirmed as complete,
+    /// newest first.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn open_receipts(&self, limit: usize) -> Result<Vec<(Origin, Vec<u8>)>, JournalError> {
         const DOING: &str = "reading open receipts";
         let mut rows = self
@@ -114,6 +117,7 @@ impl Journal {
     }
 }
 
+/// Inserts or updates a roast. With `last_frame` the roast is closed, without it running.
 pub(super) fn put_roast(
     tx: &rusqlite::Transaction<'_>,
     chain: ChainId,

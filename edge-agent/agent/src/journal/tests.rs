@@ -1,4 +1,4 @@
-//! What the journal promises: quota, power cuts, damage, a cloud that forgets.
+//! Tests the journal's guarantees: quota, power cuts, damage, frames that the cloud has lost.
 
 use super::*;
 use contract::{ClockQuality, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
@@ -28,7 +28,7 @@ fn frame(number: u64) -> Frame {
     }
 }
 
-/// The journal in `folder`, at its place.
+/// Opens the journal in `folder`, and starts its chain if it is new.
 fn open(folder: &tempfile::TempDir) -> Journal {
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
     let known = journal.meta("chain").unwrap();
@@ -73,10 +73,10 @@ fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
     }
     journal.apply(&ack(51, 120)).unwrap();
     let lost = journal.keep_quota().unwrap();
-    assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, and the quota asks for more");
+    assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, but the quota required more space");
     let left = journal.unsent(0, i64::MAX, Room::frames(1000), &[]).unwrap();
     assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
-    assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is whole");
+    assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is complete");
     assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 401);
 }
 
@@ -110,7 +110,7 @@ fn a_complete_roast_asks_no_more() {
     let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
     journal.append(&frame(2), Digest([2; 32]), Message::Signed(&[1]), Some(&closed), None).unwrap();
     let waiting = journal.unsigned_receipts(5).unwrap();
-    assert_eq!(waiting.len(), 1, "written with the roast's last frame");
+    assert_eq!(waiting.len(), 1, "stored with the roast's last frame");
     let receipt = contract::Receipt::decode(&waiting[0].text).unwrap();
     assert_eq!((receipt.first_frame, receipt.last_frame, receipt.last_seq), (1, 2, 20));
     assert!(journal.open_receipts(5).unwrap().is_empty(), "not before it is signed");
@@ -137,8 +137,8 @@ fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
     assert!(aside.count() > 0, "evidence is never deleted");
 }
 
-/// Power is cut a thousand times, at any byte of the log, and half of the times the page that was
-/// being written is torn: what was committed before it is there, whole, and the journal opens.
+/// Cuts the power a thousand times, at any byte of the log. In half of the cases the page that was
+/// being written is torn. What was committed before is complete, and the journal opens.
 #[test]
 fn a_log_cut_anywhere_loses_no_earlier_frame() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
     }
     let (database, log) =
         (std::fs::read(folder.path().join(FILE)).unwrap(), std::fs::read(&wal).unwrap());
-    // Any sequence that repeats late will do; this one is the same at each run.
+    // Any pseudo-random sequence with a long period is enough; this one is the same in each run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -164,7 +164,7 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
         let cut = next(log.len() + 1);
         let mut left = log[..cut].to_vec();
         if next(2) == 0 {
-            // The disk had begun with more of the page, and it is not what was meant.
+            // The disk had started to write more of the page, and the bytes are wrong.
             left.extend((0..next(4_096)).map(|i| u8::try_from((i * 31) % 251).unwrap()));
         }
         let copy = tempfile::tempdir().unwrap();
@@ -187,7 +187,8 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
     }
 }
 
-/// What could not be signed is kept like the rest, signed later in order, and sent only then.
+/// Frames that could not be signed are stored like the others, signed later in order, and sent only
+/// then.
 #[test]
 fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
     let folder = tempfile::tempdir().unwrap();
@@ -228,9 +229,9 @@ fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
     assert_eq!(journal.totals().unwrap().frames, 400, "the running roast stays");
     journal.abandon_roasts(None).unwrap();
     assert!(journal.running_roast().unwrap().is_none());
-    assert_eq!(journal.keep_quota().unwrap(), 0, "nothing that the cloud lacks");
+    assert_eq!(journal.keep_quota().unwrap(), 0, "no unacknowledged frame was deleted");
     assert!(journal.totals().unwrap().frames < 400);
-    assert!(journal.open_receipts(5).unwrap().is_empty(), "no receipt for what nobody saw end");
+    assert!(journal.open_receipts(5).unwrap().is_empty(), "no receipt if the end was not observed");
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
     let mut journal = open(&folder);
     let position = journal.position(&origin(), CHAIN).unwrap();
     assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
-    assert_eq!(position.next_seq, 40, "samples are numbered on");
+    assert_eq!(position.next_seq, 40, "sample numbers continue");
     // No panic, and no receipt, over a roast on two chains.
     let closed = Closed { roast: roast(500), last_seq: 20, last_frame: 20, ended: NOW };
     let mut first = frame(1);
@@ -267,9 +268,9 @@ fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
     let position = journal.position(&moved, ChainId([9; 16])).unwrap();
     assert_eq!((position.chain, position.next_number), (ChainId([9; 16]), 1));
-    assert_eq!(position.next_seq, 20, "samples go on counting");
+    assert_eq!(position.next_seq, 20, "sample numbers continue");
     assert!(journal.running_roast().unwrap().is_none(), "a roast does not move with the gateway");
-    // What the cloud lacks is still sent as the machine's it is of.
+    // Frames that the cloud does not have are still sent under the machine that they are from.
     let mut next = frame(1);
     (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
     journal.append(&next, Digest([3; 32]), Message::Signed(b"frame"), None, None).unwrap();
@@ -292,11 +293,11 @@ fn a_journal_of_the_first_version_is_read_on() {
     drop(db);
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
     let position = journal.position(&origin(), ChainId([9; 16])).unwrap();
-    assert_eq!(position.chain, CHAIN, "the chain goes on");
+    assert_eq!(position.chain, CHAIN, "the chain continues");
     assert_eq!(journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap()[0].origin, origin());
     assert!(
         journal.unsent(0, i64::MAX, Room::frames(10), &[CHAIN]).unwrap().is_empty(),
-        "passed over"
+        "the chain is skipped"
     );
 }
 
@@ -315,5 +316,5 @@ fn a_page_damaged_after_a_clean_stop_is_found_at_the_next_start() {
     }
     std::fs::write(&path, bytes).unwrap();
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 1, "a new one is begun");
+    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 1, "the journal is new");
 }

@@ -1,4 +1,5 @@
-//! Frames and receipts that wait for the key: kept like the others, sent once they are signed.
+//! Frames and receipts that are not signed yet, because the key could not be used. They are stored
+//! like the others, and sent once they are signed.
 
 use contract::{ChainId, Origin, Receipt};
 use rusqlite::{Transaction, params};
@@ -9,20 +10,22 @@ use crate::recorder::Closed;
 /// `frames.state` of a frame that is not signed yet.
 pub const STATE: i64 = 3;
 
-/// A text that waits for the key, and where it is kept.
+/// An encoded frame or receipt without a signature, and the key of its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting<K> {
+    /// The frame's id, or the receipt's session.
     pub key: K,
+    /// The encoded content that is to be signed.
     pub text: Vec<u8>,
 }
 
 impl Journal {
-    /// The oldest frames that are not signed, at most `limit`.
+    /// Returns the oldest frames that are not signed, at most `limit`.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn unsigned_frames(&self, limit: usize) -> Result<Vec<Waiting<i64>>, JournalError> {
-        const DOING: &str = "reading frames that wait for the key";
+        const DOING: &str = "reading unsigned frames";
         let mut rows = self
             .db
             .prepare_cached("SELECT id, signed FROM frames WHERE state = 3 ORDER BY id LIMIT ?1")
@@ -34,12 +37,12 @@ impl Journal {
         .map_err(JournalError::sql(DOING))
     }
 
-    /// Keeps the signed messages of frames that waited: from now on they are to be sent.
+    /// Stores the signed messages of frames that were not signed. From now on they can be sent.
     ///
     /// # Errors
-    /// When the disk does not take it; then all of them wait on.
+    /// When the journal cannot be written. Then all of them remain unsigned.
     pub fn frames_signed(&mut self, signed: &[(i64, Vec<u8>)]) -> Result<(), JournalError> {
-        const DOING: &str = "keeping signed frames";
+        const DOING: &str = "storing signed frames";
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<()> {
             let mut update = tx.prepare_cached(
@@ -51,12 +54,12 @@ impl Journal {
         tx.commit().map_err(JournalError::sql(DOING))
     }
 
-    /// Receipts that wait for the key.
+    /// Returns receipts that are not signed, at most `limit`.
     ///
     /// # Errors
-    /// When the disk does not answer.
+    /// When the journal cannot be read.
     pub fn unsigned_receipts(&self, limit: usize) -> Result<Vec<Waiting<String>>, JournalError> {
-        const DOING: &str = "reading receipts that wait for the key";
+        const DOING: &str = "reading unsigned receipts";
         let mut rows = self
             .db
             .prepare_cached(
@@ -71,10 +74,10 @@ impl Journal {
         .map_err(JournalError::sql(DOING))
     }
 
-    /// Keeps the signed receipt of a roast whose receipt waited.
+    /// Stores the signed receipt of a roast whose receipt was not signed.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When the journal cannot be written.
     pub fn receipt_signed(&self, session: &str, signed: &[u8]) -> Result<(), JournalError> {
         self.db
             .execute(
@@ -82,13 +85,14 @@ impl Journal {
                 params![session, signed],
             )
             .map(drop)
-            .map_err(JournalError::sql("keeping a signed receipt"))
+            .map_err(JournalError::sql("storing a signed receipt"))
     }
 }
 
-/// Writes down what a closed roast consists of, over its frames' digests in order, in the
-/// transaction of its last frame: after a power cut it is there, or the roast still runs. A roast
-/// of which a frame is gone gets none, and the cloud never calls it complete.
+/// Stores the unsigned receipt of a closed roast, with a digest over the digests of its frames in
+/// order. The transaction is the one of the roast's last frame: after a power cut either the
+/// receipt is stored, or the roast is still running. If a frame of the roast is missing, the roast
+/// gets no receipt, and the cloud never confirms it as complete.
 pub(super) fn put_receipt(
     tx: &Transaction<'_>,
     origin: &Origin,
@@ -104,7 +108,7 @@ pub(super) fn put_receipt(
         rows.query_map(params![chain.0, number(first), number(last)], |row| row.get(0))?;
     let digests: Vec<[u8; 32]> = digests.collect::<Result<_, _>>()?;
     if digests.is_empty() || Some(digests.len() as u64) != (last + 1).checked_sub(first) {
-        tracing::error!(session = %closed.roast.session, "frames of the roast are gone: no receipt");
+        tracing::error!(session = %closed.roast.session, "frames of a roast are gone; no receipt");
         return Ok(());
     }
     let receipt = Receipt {

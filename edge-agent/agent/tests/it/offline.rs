@@ -1,4 +1,5 @@
-//! The gateway alone: no cloud, and everything a person beside the machine needs.
+//! The gateway without a cloud: it offers everything that a person at the machine needs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -110,7 +111,7 @@ async fn a_dead_machine_is_said_and_comes_back_by_itself() {
     .await
     .unwrap();
     assert!(gateway.ask("GET /ready", "").starts_with("HTTP/1.1 503"));
-    // A machine that accepts and never answers costs its own samples and nothing else.
+    // A machine that accepts a connection and never answers loses only its own samples.
     let listener = std::net::TcpListener::bind(("127.0.0.1", machine)).unwrap();
     wait_for("a time limit", PATIENCE, || async {
         gateway.status()["driverError"]
@@ -141,7 +142,7 @@ async fn a_killed_agent_goes_on_with_its_roast() {
     };
     let first: i64 = count("SELECT first_frame FROM roasts");
     assert!(first > 5, "frames before the roast: {first}");
-    // A killed agent's journal is whole: no holes, and the open roast is known.
+    // The journal of a killed agent is intact: it has no gap, and it records the open roast.
     assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
     gateway.process.start().unwrap();
     answers(gateway.port).await.unwrap();
@@ -152,8 +153,8 @@ async fn a_killed_agent_goes_on_with_its_roast() {
     assert_eq!(count("SELECT COUNT(*) FROM roasts"), 1, "a restart goes on with the roast");
 }
 
-/// kill -9 at any moment, over and over (`KILLS=1000` for a thousand): the agent always starts, the
-/// chain has no hole, and what was kept once stays as it was.
+/// Sends kill -9 at arbitrary moments, repeatedly (`KILLS=1000` for a thousand times). The agent
+/// always starts again, the chain has no gap, and a stored frame never changes.
 #[tokio::test]
 async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
     let kills: u64 = std::env::var("KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
@@ -166,7 +167,7 @@ async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
     let mut starts = 0;
     for kill in 0..kills {
         gateway.process.start().unwrap();
-        // Any moment: while it opens the journal, while it writes, in between.
+        // Any moment: while the agent opens the journal, while it writes, or in between.
         tokio::time::sleep(Duration::from_millis(30 + (kill * 7_919) % 270)).await;
         assert!(gateway.process.is_running(), "start {kill}: {}", gateway.process.log());
         gateway.process.kill();
@@ -175,7 +176,7 @@ async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
         }
         let db = rusqlite::Connection::open(&journal).unwrap();
         let Ok(mut rows) = db.prepare("SELECT number, signed FROM frames ORDER BY number") else {
-            continue; // killed before it had made its tables
+            continue; // killed before it had created its tables
         };
         let rows = rows.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).unwrap();
         let frames: Vec<(i64, Vec<u8>)> = rows.map(Result::unwrap).collect();
@@ -215,7 +216,7 @@ async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
             format!("{{\"command\":\"getData\",\"id\":{id},\"roasterID\":0}}")
         };
         socket.send(Message::text(question)).await.unwrap();
-        // Marks are told between answers, without being asked for.
+        // Events are pushed between responses, without a request.
         loop {
             let said = tokio::time::timeout_at(end, socket.next()).await.unwrap().unwrap().unwrap();
             let said: serde_json::Value = serde_json::from_str(said.to_text().unwrap()).unwrap();

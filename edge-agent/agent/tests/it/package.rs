@@ -1,4 +1,5 @@
-//! The package: what is in it, and how its services are locked in.
+//! Tests the Debian package: its contents, and how its services are sandboxed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::process::Command;
 
@@ -25,7 +26,7 @@ fn the_services_expose_less_than_two_of_ten() {
 fn the_package_has_what_the_guide_speaks_of() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    // Of the programs as the tests have them; how large the released ones are the benchmark says.
+    // Packages the programs as built for tests; the benchmark measures the size of released ones.
     let built = Command::new(workspace().join("packaging/build-deb"))
         .arg(out)
         .env("EDGE", binary("simcorp-edge").unwrap())

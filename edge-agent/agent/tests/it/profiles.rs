@@ -1,4 +1,5 @@
-//! Profiles as people use them: checked, signed, and read by the agent itself.
+//! Tests the use of profiles from end to end: check, sign, and reading a machine with the agent.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -23,7 +24,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &err
 }
 
-/// The guide's own example.
+/// The example from the guide.
 fn example() -> String {
     let page = include_str!("../../../../docs/guides/write-a-profile.md");
     let text = page.split("```toml profile\n").nth(1).unwrap();
@@ -123,8 +124,9 @@ async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read()
     };
     let (bt, gas) = (column(&Channel::Bt), column(&Channel::Gas));
     let served = machine.served();
-    // In order, and each as it was shown. On a busy computer an answer may come too late for its
-    // sample and is shown to the next; that nothing is lost is shown in `driver/tests`.
+    // Every reading was served by the machine, and in this order. On a busy computer an answer may
+    // come too late for its sample and count for the next one; `driver/tests` shows that none is
+    // lost.
     let mut at = 0;
     for (i, (bt, gas)) in bt.iter().zip(&gas).enumerate() {
         let same = |s: &emulator::ServedReading| {
@@ -136,7 +138,8 @@ async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read()
     assert!(at <= bt.len() + 5, "{} samples of {at} readings", bt.len());
 }
 
-/// One Modbus request and the PDU that comes back, by hand: nobody's code but this test's.
+/// Sends one Modbus request and returns the PDU of the response. Encoded by hand, independently of
+/// any code under test.
 fn modbus(port: u16, pdu: &[u8]) -> Vec<u8> {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -181,7 +184,7 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
 }
 
-/// What is said of a gateway's configuration once it lets Artisan write.
+/// Returns the output of `config check` for a gateway whose configuration lets Artisan write.
 fn opened(machine: &str) -> String {
     let gateway = Gateway::new(machine);
     let config = gateway.folder.path().join("edge.toml").display().to_string();
@@ -211,7 +214,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
             address.port()
         )
     };
-    // Nothing is moved by a profile as it is shipped, whatever the configuration says.
+    // A profile as shipped allows no writes, whatever the configuration says.
     let told = opened(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
     assert!(told.contains("artisan.writes: is on, and"), "{told}");
 
@@ -228,7 +231,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     assert!(edge(&signed).status.success());
     let trusted = folder.path().join("office.pub");
     let machine_file = format!("file = \"{at}\"\ntrusted_keys = [\"{}\"]\n", trusted.display());
-    // Nor by one that nobody has signed.
+    // Nor does a profile that is not signed by a trusted key.
     let told = opened(&format!("file = \"{at}\"\n{}", settings(false)));
     assert!(told.contains("trusted_keys names nobody"), "{told}");
     let burner = |value: u16| {
@@ -266,7 +269,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(burner(45), [0x86, 3], "more than 20 at once");
     assert_eq!(burner(15), [6, 4, 81, 0, 15], "{}", gateway.log());
-    // Less heat is never kept waiting; a machine that says nothing is not believed to have moved.
+    // Reducing heat is always allowed; but a machine that does not answer does not count as moved.
     machine.inject_fault(None, emulator::Fault::Silent);
     assert_eq!(burner(0), [0x86, 11]);
     machine.clear_faults();
@@ -318,7 +321,7 @@ fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
     assert!(check().contains("roaster.toml.sig"), "{}", check());
 }
 
-/// Somebody at the keyboard of `simcorp-edge bring-up`.
+/// A person at the keyboard of `simcorp-edge bring-up`, simulated.
 struct Typist {
     running: Child,
     keyboard: ChildStdin,
@@ -330,7 +333,7 @@ impl Typist {
     fn start(gateway: &Gateway, by: [&str; 2]) -> Self {
         let at = |name: &str| gateway.folder.path().join(name).display().to_string();
         let mut command = Command::new(binary("simcorp-edge").unwrap());
-        // No answer of this computer to itself takes longer, however busy it is.
+        // No local response takes longer, however busy this computer is.
         command.args(["--set=sampling.period_ms=2000", "--set=machine.profile.timeout_ms=2000"]);
         command.args(["-c", &at("edge.toml"), "bring-up", "--by", by[0], "--by", by[1]]);
         command.args(["--record", &at("bring-up.jsonl")]);
@@ -346,7 +349,7 @@ impl Typist {
     }
 
     fn types(&mut self, line: &str) {
-        // It may have ended already, with the reason why.
+        // The program may have ended already and printed the reason.
         let _ = self.keyboard.write_all(format!("{line}\n").as_bytes());
     }
 
@@ -361,7 +364,7 @@ impl Typist {
         }
     }
 
-    /// Whether it ended well, and all that it said.
+    /// Returns whether the program ended with success, and all of its output.
     fn ends(mut self) -> (bool, String) {
         drop(self.keyboard);
         let output = self.running.wait_with_output().unwrap();
@@ -395,7 +398,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
         assert!(!done && told.contains(expected), "{told}");
     }
     assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
-    // The running agent has the machine.
+    // The running agent holds the machine.
     gateway.process.start().unwrap();
     testbed::answers(gateway.port).await.unwrap();
     let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
@@ -415,7 +418,8 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
         typist.types(typed);
         typist.reads(expected);
     }
-    // It takes what it is told and does nothing; whoever turns the fire off does not wait for that.
+    // The machine acknowledges each command and does nothing. Turning the fire off does not wait
+    // for the end of the watch.
     machine.inject_fault(None, emulator::Fault::Ignores);
     typist.types("burner 10");
     typist.reads("burner to 10");
@@ -425,7 +429,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
     typist.reads("burner to 0");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     typist.reads("gasPct does not follow");
-    // To be told what it shows anyhow proves nothing.
+    // A move to the value that the machine already shows proves nothing.
     typist.types("burner 20");
     typist.reads("the machine did not follow when burner was moved last");
     machine.clear_faults();
@@ -457,7 +461,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
     let seen = lines.iter().find(|line| line["step"] == "seen").unwrap();
     assert_eq!((&seen["before"], &seen["shown"]), (&30.0.into(), &45.0.into()));
     assert!(seen["afterS"].is_f64() && told.contains("  air was moved to 45 last\n"), "{told}");
-    // What it says may stand in the profile, and is right there.
+    // The lines that the program prints for the profile are valid in the profile.
     let block = told.split("in [machine]:\n").nth(1).unwrap().trim();
     let brought_up = text.replacen("verified = false\nwrites = \"disabled\"", block, 1);
     let brought_up = firmware_profiles::check(&brought_up).unwrap().profile;

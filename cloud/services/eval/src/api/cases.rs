@@ -1,4 +1,4 @@
-//! Golden cases: written by hand, or made from a roast.
+//! Golden cases: written manually, or made from a roast.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -39,7 +39,7 @@ impl State {
     }
 }
 
-/// Write a golden case.
+/// Creates a golden case.
 #[utoipa::path(post, path = "/golden-cases", tag = "cases", request_body = NewCase,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403)))]
@@ -54,7 +54,7 @@ pub async fn create(
     state.add(&caller, &org, case).await
 }
 
-/// Golden cases, the newest first. With `archived=true` the archived ones.
+/// Lists golden cases, newest first. With `archived=true`, lists the archived ones.
 #[utoipa::path(get, path = "/golden-cases", tag = "cases",
     params(("machineId" = Option<String>, Query), ("archived" = Option<String>, Query),
            ("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query),
@@ -77,7 +77,7 @@ pub async fn list(
     Ok(query::page(cases, filter.limit, last))
 }
 
-/// One golden case; its version is the `ETag`.
+/// Returns one golden case; its version is the `ETag`.
 #[utoipa::path(get, path = "/golden-cases/{id}", tag = "cases",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404)))]
@@ -92,7 +92,7 @@ pub async fn one(
     Ok(answer(StatusCode::OK, version, case))
 }
 
-/// Write a case anew. With `If-Match` only over the version it names (412 otherwise).
+/// Replaces a case. With `If-Match`, replaces only the version that it names (412 otherwise).
 #[utoipa::path(put, path = "/golden-cases/{id}", tag = "cases", request_body = NewCase,
     params(("id" = String, Path), ("orgId" = Option<String>, Query),
            ("If-Match" = Option<String>, Header)),
@@ -121,7 +121,7 @@ async fn edit(
     caller.need(Role::Operator)?;
     let org = caller.org(params.get("orgId"))?;
     let (version, mut case) = state.case(&org, id).await?;
-    let faster = || ApiError::Precondition("somebody else has changed the case".to_owned());
+    let faster = || ApiError::Precondition("the case has changed; read it again".to_owned());
     if let Some(wanted) = headers.get(header::IF_MATCH)
         && wanted.as_bytes() != format!("\"{version}\"").as_bytes()
     {
@@ -135,7 +135,7 @@ async fn edit(
     Ok(answer(StatusCode::OK, version + 1, case))
 }
 
-/// Put a case away: no roast is held against it any more.
+/// Archives a case: no roast is evaluated against it automatically any more.
 #[utoipa::path(post, path = "/golden-cases/{id}/archive", tag = "cases",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
@@ -149,7 +149,7 @@ pub async fn archive(
     edit(&state, &caller, (&id, &params), &headers, |case| case.case.archived = true).await
 }
 
-/// Take a case out of the archive.
+/// Restores a case from the archive.
 #[utoipa::path(post, path = "/golden-cases/{id}/unarchive", tag = "cases",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
@@ -176,7 +176,7 @@ pub struct Solution {
     pub expert_reviewed: bool,
 }
 
-/// Say which roast shows how the case is done.
+/// Sets the roast that is the case's reference solution.
 #[utoipa::path(post, path = "/golden-cases/{id}/reference-solution", tag = "cases",
     request_body = Solution, params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -217,7 +217,7 @@ pub async fn solve(
 #[serde(rename_all = "camelCase")]
 pub struct FromSession {
     pub session_id: String,
-    /// The roast's analysis; without it analytics is asked.
+    /// The roast's analysis. If absent, eval requests it from analytics.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub analysis: Option<Map<String, Value>>,
@@ -304,7 +304,7 @@ impl State {
         if roast.first_crack_s.is_none() && roast.drop_s.is_none() {
             return Err(ApiError::Issues(vec![Issue::new(
                 "analysis",
-                "knows neither first crack nor drop: nothing can be held against it",
+                "has neither first crack nor drop: no roast can be evaluated against it",
             )]));
         }
         let (fc, drop, dev, spikes, crashes) = defaults;
@@ -335,7 +335,7 @@ impl State {
     }
 }
 
-/// Make a case from a roast that went well.
+/// Creates a case from a roast that went well.
 #[utoipa::path(post, path = "/golden-cases/from-success", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -363,8 +363,8 @@ pub async fn from_success(
     state.add(&caller, &org, case).await
 }
 
-/// Make a case from a roast that went wrong, so that it does not again. Its own times are no targets:
-/// those are given, or only the shape of the curve is judged.
+/// Creates a regression case from a roast that went wrong. The roast's own times are not targets:
+/// the caller gives them, or only the shape of the curve is judged.
 #[utoipa::path(post, path = "/golden-cases/from-failure", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -384,7 +384,7 @@ pub async fn from_failure(
         from.target_development_percentage,
     );
     let mode = mode.ok_or_else(|| {
-        ApiError::Issues(vec![Issue::new("failureMode", "what went wrong is needed")])
+        ApiError::Issues(vec![Issue::new("failureMode", "is required: describe what went wrong")])
     })?;
     let mut case = state.taught(&org, &mut from, OF_FAILURE).await?;
     if !case.tags.iter().any(|tag| tag == "regression") {

@@ -1,4 +1,4 @@
-//! Eval's HTTP surface, by the reference's names.
+//! Eval's HTTP API, with upstream Sim-Corp's names.
 
 mod cases;
 mod runs;
@@ -69,7 +69,7 @@ impl State {
     }
 }
 
-/// Refuses a text that cannot be kept.
+/// Refuses a text that cannot be stored.
 fn plain(field: &str, text: &str, most: usize) -> Result<(), ApiError> {
     if (1..=most).contains(&text.len()) && !text.contains('\0') {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Runs: made, listed, reviewed; and what they allow.
+//! Evaluation runs: create, list and review them; and what they allow.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -26,7 +26,7 @@ const TRIALS_MAX: usize = 50;
 const TRANSCRIPT_MAX: usize = 500;
 const RUN_BYTES_MAX: usize = 256 * 1024;
 
-/// Runs, the newest first.
+/// Lists runs, newest first.
 #[utoipa::path(get, path = "/evaluations", tag = "runs",
     params(("sessionId" = Option<String>, Query), ("goldenCaseId" = Option<String>, Query),
            ("limit" = Option<i64>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query),
@@ -48,7 +48,7 @@ pub async fn list(
     Ok(query::page(runs, filter.limit, |run: &EvalRun| query::cursor(run.run_at.0, &run.id)))
 }
 
-/// One run.
+/// Returns one run.
 #[utoipa::path(get, path = "/evaluations/{id}", tag = "runs",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = EvalRun), (status = 403), (status = 404)))]
@@ -62,17 +62,17 @@ pub async fn one(
     state.store.run(&org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }
 
-/// What is to be evaluated.
+/// A request to evaluate a roast.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewRun {
     pub session_id: String,
     pub golden_case_id: String,
-    /// The roast's analysis; without it analytics is asked.
+    /// The roast's analysis. If absent, eval requests it from analytics.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub analysis: Option<Map<String, Value>>,
-    /// The roast's points; without them ingestion is asked.
+    /// The roast's points. If absent, eval requests them from ingestion.
     #[serde(default)]
     pub telemetry: Option<Vec<TelemetryPoint>>,
     #[serde(default)]
@@ -121,7 +121,7 @@ impl NewRun {
 }
 
 impl State {
-    /// What is known of a roast, asked for where it was not given.
+    /// Collects a roast's data and requests from other services what the caller did not send.
     async fn evidence(&self, org: &OrgId, new: NewRun) -> Result<Evidence, ApiError> {
         let analysis = match new.analysis {
             Some(analysis) => analysis,
@@ -171,7 +171,7 @@ impl State {
     }
 }
 
-/// Hold a roast against a golden case.
+/// Evaluates a roast against a golden case.
 #[utoipa::path(post, path = "/evaluations/run", tag = "runs", request_body = NewRun,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = EvalRun), (status = 400), (status = 403), (status = 404),
@@ -192,7 +192,7 @@ pub async fn run(
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
-/// Several trials of one case: each its own roast, or its own try of an agent.
+/// Several trials of one case: each is another roast, or another attempt of an agent.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewTrials {
@@ -217,7 +217,7 @@ pub struct Trial {
     pub rejection_reason: Option<String>,
 }
 
-/// Run several trials of a case, and say what they say together.
+/// Evaluates several trials of a case and returns their combined result.
 #[utoipa::path(post, path = "/evaluations/run-multi-trial", tag = "runs", request_body = NewTrials,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = TrialSet), (status = 400), (status = 403), (status = 404),
@@ -237,7 +237,7 @@ pub async fn run_trials(
     }
     let set = format!("trialset-{}", trust::random_id().map_err(ApiError::internal)?);
     let of = u32::try_from(new.trials.len()).unwrap_or(u32::MAX);
-    // All of it is known before anything is kept; of each roast only its run is held.
+    // All runs are made before any is stored; only the run of each roast stays in memory.
     let mut runs = Vec::with_capacity(new.trials.len());
     for (n, trial) in (1..).zip(new.trials) {
         let new = NewRun {
@@ -264,17 +264,18 @@ pub async fn run_trials(
     Ok((StatusCode::CREATED, Json(told)).into_response())
 }
 
-/// What a roast's runs allow.
+/// Whether a roast's runs allow its promotion.
 #[derive(serde::Serialize, ToSchema)]
 pub struct Promotion {
     pub allowed: bool,
-    /// False: nothing is known of the roast yet.
+    /// False: the roast has no evaluation yet.
     pub evaluated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// Whether a roast may be promoted: one run passed, none failed, none waits for a person.
+/// Returns whether a roast may be promoted: at least one run passed, none failed, and none waits
+/// for a review by a person.
 #[utoipa::path(get, path = "/evaluations/promotion/{sessionId}", tag = "runs",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Promotion), (status = 403)))]
@@ -303,7 +304,7 @@ pub async fn promotion(
     Ok(Json(Promotion { allowed: reason.is_none(), evaluated: !outcomes.is_empty(), reason }))
 }
 
-/// How many roasts were evaluated in the last days.
+/// Counts the roasts that were evaluated in the last days.
 #[utoipa::path(get, path = "/evaluations/coverage", tag = "runs",
     params(("days" = Option<i64>, Query, description = "1 to 365; 30"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Object), (status = 400), (status = 403)))]
@@ -326,7 +327,7 @@ pub struct Review {
     pub notes: Option<String>,
 }
 
-/// Say how a run is to be judged, whatever the gates found. A person's word.
+/// Sets a run's outcome by review, which overrides the gates. Requires a human caller.
 #[utoipa::path(post, path = "/evaluations/{id}/review", tag = "runs", request_body = Review,
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = EvalRun), (status = 400), (status = 403), (status = 404)))]

@@ -1,4 +1,4 @@
-//! Whether cases still tell good from bad.
+//! Saturation: whether golden cases still distinguish good roasts from bad ones.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ impl State {
     }
 }
 
-/// How saturated each case is.
+/// Lists how saturated each case is.
 #[utoipa::path(get, path = "/saturation/golden-cases", tag = "saturation",
     params(("orgId" = Option<String>, Query)),
     responses((status = 200, body = Vec<Saturation>), (status = 403)))]
@@ -44,7 +44,7 @@ pub async fn list(
     Ok(Json(state.saturations(&org).await?))
 }
 
-/// How saturated one case is.
+/// Returns how saturated one case is.
 #[utoipa::path(get, path = "/saturation/golden-cases/{id}", tag = "saturation",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Saturation), (status = 403), (status = 404)))]
@@ -62,7 +62,7 @@ pub async fn one(
     Ok(Json(of(&case, &history, now)))
 }
 
-/// How saturated all cases are together.
+/// Returns how saturated all cases are together.
 #[utoipa::path(get, path = "/saturation/summary", tag = "saturation",
     params(("orgId" = Option<String>, Query)),
     responses((status = 200, body = Summary), (status = 403)))]

@@ -1,4 +1,5 @@
-//! The Anthropic Messages API as a [`Model`]: <https://docs.anthropic.com/en/api/messages>.
+//! Implements [`Model`] with the Anthropic Messages API,
+//! <https://docs.anthropic.com/en/api/messages>.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -16,7 +17,7 @@ const VERSION: &str = "2023-06-01";
 const TOKENS_MAX: u32 = 2_000;
 const TEMPERATURE: f64 = 0.3;
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
-/// Within one question; a run that fails them all is asked about later again.
+/// Attempts for one question. If all of them fail, the model is asked about the run again later.
 const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(20);
@@ -42,9 +43,11 @@ struct Part {
 }
 
 impl Messages {
+    /// Creates a client for the configured API.
+    ///
     /// # Errors
-    /// When the system gives no HTTP client.
-    #[allow(clippy::disallowed_methods)] // this is where it is made, with its limits
+    /// If the HTTP client cannot be built.
+    #[allow(clippy::disallowed_methods)] // the client is built here, with its limits
     pub fn new(config: &JudgeConfig) -> Result<Self, service_client::ServiceClientError> {
         let http = reqwest::Client::builder()
             .timeout(Duration::from_millis(config.answer_ms.into()))
@@ -90,7 +93,7 @@ impl Messages {
         let answer: Answer = serde_json::from_slice(&bytes)
             .map_err(|error| JudgeError::Answer(error.to_string()))?;
         if answer.stop_reason.as_deref() == Some("max_tokens") {
-            return Err(JudgeError::Answer("cut off".to_owned()));
+            return Err(JudgeError::Answer("cut off at max_tokens".to_owned()));
         }
         Ok(answer.content.into_iter().map(|part| part.text).collect())
     }
@@ -98,7 +101,7 @@ impl Messages {
 
 fn sensitive(key: &str) -> Result<reqwest::header::HeaderValue, JudgeError> {
     let mut value = reqwest::header::HeaderValue::from_str(key)
-        .map_err(|_| JudgeError::Locked("the API key is no header".to_owned()))?;
+        .map_err(|_| JudgeError::Locked("the API key is not a valid header value".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
 }

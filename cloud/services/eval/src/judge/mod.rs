@@ -1,7 +1,8 @@
-//! A language model's opinion of runs. Off unless enabled; beside the gates, never over them.
+//! A language model's opinion of runs. Off unless enabled; it stands beside the gates and must
+//! never override them.
 //!
-//! What a case or an agent wrote is data: it is handed over as JSON inside marks that its text cannot
-//! close, and the answer counts only if it is exactly the object that was asked for.
+//! Texts from a case or an agent are data: the prompt contains them as JSON between tags that the
+//! texts cannot close, and an answer counts only if it is exactly the requested object.
 
 pub mod messages;
 
@@ -20,38 +21,39 @@ use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Judgement};
 use crate::store::EvalStore;
 
-/// One run is nobody else's for so long, ms: longer than all attempts at an answer may take.
+/// How long the lease on a run lasts, ms: longer than all attempts to get an answer may take.
 const LEASE_MS: i64 = 60 * 60_000;
-/// While the key or the model is refused nobody is asked for so long, ms.
+/// How long a run is postponed when the API refuses the key or the model, ms.
 const REFUSED_MS: i64 = 5 * 60_000;
-/// After so many tries a run stays without an opinion.
+/// After this many tries, a run stays without an opinion.
 const TRIES: i64 = 5;
 const AGAIN_FIRST_MS: i64 = 30_000;
 const IDLE: Duration = Duration::from_secs(5);
-/// Lists and texts of an answer are cut to this.
+/// Lists and texts of an answer are truncated to these lengths.
 const SENTENCES_MAX: usize = 20;
 const SENTENCE_MAX: usize = 500;
 const REASONING_MAX: usize = 4_000;
-/// What a model is told of a case and a run, bytes.
+/// If the facts about a case and a run are longer than this, the transcript, the commands and the
+/// description are left out, bytes.
 const FACTS_MAX: usize = 24_000;
 
 /// Why there is no opinion.
 #[derive(Debug, thiserror::Error)]
 pub enum JudgeError {
-    /// Later may be better.
+    /// A later attempt may succeed.
     #[error("the model does not answer: {0}")]
     Away(String),
-    /// Not before somebody has seen to the key or the model's name.
-    #[error("the model is not ours to ask: {0}")]
+    /// No attempt succeeds until an operator corrects the key or the model's name.
+    #[error("the model cannot be used: {0}; check eval.judge.api_key and eval.judge.model")]
     Locked(String),
-    /// It will not be better: the request.
-    #[error("the model refuses: {0}")]
+    /// No later attempt succeeds: the API refuses the request itself.
+    #[error("the model refuses the request: {0}")]
     Refused(String),
-    #[error("the model's answer is not what was asked for: {0}")]
+    #[error("the model's answer does not have the requested form: {0}")]
     Answer(String),
 }
 
-/// Says something about a run, given in and out as text.
+/// A language model: receives a question about a run as text and returns its answer as text.
 pub trait Model: Send + Sync + 'static {
     fn name(&self) -> &str;
     /// # Errors
@@ -71,7 +73,8 @@ Answer with one JSON object and nothing else: {\"planClarity\": 0-100, \"physics
 \"constraintRespect\": 0-100, \"safetyScore\": 0-100, \"safetyWarnings\": [string], \
 \"physicsViolations\": [string], \"constraintViolations\": [string], \"reasoning\": string}.";
 
-/// What a model is asked. The facts cannot close their marks: JSON spells `<` otherwise here.
+/// Returns the question to the model. The facts cannot close their tags, because `<` is escaped in
+/// their JSON.
 #[must_use]
 pub fn question(case: &GoldenCase, run: &EvalRun) -> String {
     let case = &case.case;
@@ -97,7 +100,7 @@ pub fn question(case: &GoldenCase, run: &EvalRun) -> String {
         "gates": {"passed": run.passed_gates, "failed": run.failed_gates},
     });
     if facts.to_string().len() > FACTS_MAX {
-        // What was said at length is left out before what was measured.
+        // Long texts are left out; measurements are kept.
         facts["agent"]["transcript"] = Value::Null;
         facts["agent"]["commands"] = Value::Null;
         facts["case"]["description"] = Value::Null;
@@ -122,7 +125,8 @@ struct Said {
     reasoning: Option<String>,
 }
 
-/// Reads an answer: one JSON object with every field, perhaps in a fence; nothing else.
+/// Parses an answer: exactly one JSON object with every field (only `reasoning` may be absent),
+/// optionally in a code fence, and nothing else.
 ///
 /// # Errors
 /// [`JudgeError::Answer`]
@@ -156,18 +160,19 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
     })
 }
 
-/// Asks about runs that wait, one after the other, until `stop`. Any number of instances may.
+/// Asks the model about waiting runs, one after the other, until `stop`. Any number of instances
+/// may do so at the same time.
 pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: CancellationToken) {
     loop {
         let pass = one(&store, model.as_ref(), &clock);
         let asked = tokio::select! {
-            () = stop.cancelled() => return, // its lease ends, and it is asked again
+            () = stop.cancelled() => return, // the lease expires, and the run is judged again
             asked = pass => asked,
         };
         match asked {
             Ok(true) => continue,
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "no run to judge; trying again"),
+            Err(error) => tracing::warn!(%error, "cannot judge the next run; trying again"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -201,12 +206,12 @@ async fn one(
     match said {
         Ok(judgement) => store.judged(&waiting, Some(judgement)).await?,
         Err(error @ JudgeError::Locked(_)) => {
-            tracing::error!(%error, "runs wait for an opinion (eval.judge)");
+            tracing::error!(%error, "cannot judge runs: check eval.judge; trying again later");
             store.judge_again(&waiting, clock().plus(REFUSED_MS), false).await?;
-            return Ok(false); // the others would hear the same
+            return Ok(false); // the other runs would get the same error
         }
         Err(error) => {
-            tracing::warn!(%error, run = run.id, tries = waiting.tries, "no opinion of a run");
+            tracing::warn!(%error, run = run.id, tries = waiting.tries, "no judgement of the run");
             let hopeless = matches!(error, JudgeError::Refused(_)) || waiting.tries >= TRIES;
             if hopeless {
                 store.judged(&waiting, None).await?;

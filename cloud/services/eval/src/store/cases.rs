@@ -1,4 +1,4 @@
-//! Golden cases.
+//! SQL for golden cases.
 
 use ::database::sqlx::{AssertSqlSafe, query, query_as};
 use ::database::{StoreError, on, on_tx};
@@ -13,12 +13,14 @@ use crate::golden::GoldenCase;
 pub struct CaseFilter {
     pub machine: Option<String>,
     pub archived: bool,
-    /// The page begins after this one.
+    /// The page begins after the case with this creation time (ms) and id.
     pub after: Option<(i64, String)>,
     pub limit: i64,
 }
 
 impl EvalStore {
+    /// Stores a new case and its audit entry.
+    ///
     /// # Errors
     /// When the database does not answer.
     pub async fn add_case(
@@ -34,13 +36,13 @@ impl EvalStore {
             .bind(org.as_str()).bind(&case.id).bind(&case.case.machine_id)
             .bind(i64::from(case.case.archived)).bind(case.created_at.0).bind(text(case)?)
             .execute(c).await.map(drop))
-        .map_err(StoreError::query("keeping a golden case"))?;
+        .map_err(StoreError::query("storing a golden case"))?;
         let details = json!({"case": case});
         Self::audit(&mut tx, org, by, ("golden-case.create", &case.id, details)).await?;
         tx.commit().await
     }
 
-    /// A case and its version.
+    /// Returns a case and its version.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -57,7 +59,8 @@ impl EvalStore {
         row.map(|(version, body)| Ok((version, read(DOING, &body)?))).transpose()
     }
 
-    /// Puts `case` in place of version `before`; `false`: somebody was faster.
+    /// Replaces version `before` of the case with `case`. Returns `false`, and changes nothing, if
+    /// there is a newer version.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -84,7 +87,7 @@ impl EvalStore {
         Ok(changed)
     }
 
-    /// Cases, the newest first.
+    /// Lists cases, newest first.
     ///
     /// # Errors
     /// When the database does not answer.

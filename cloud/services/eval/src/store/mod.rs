@@ -1,4 +1,4 @@
-//! Eval's SQL.
+//! The SQL statements of eval.
 
 mod cases;
 mod runs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 pub use cases::CaseFilter;
 pub use runs::{RunFilter, ToJudge};
 
-/// The database as eval uses it.
+/// Eval's access to the database.
 #[derive(Clone)]
 pub struct EvalStore {
     database: Store,

@@ -1,4 +1,4 @@
-//! Runs.
+//! SQL for evaluation runs.
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
@@ -14,19 +14,20 @@ use crate::saturation::History;
 pub struct RunFilter {
     pub session: Option<String>,
     pub case: Option<String>,
-    /// The page begins after this one.
+    /// The page begins after the run with this time (ms) and id.
     pub after: Option<(i64, String)>,
     pub limit: i64,
 }
 
-/// A run that the language model is to be asked about.
+/// A run that is leased to this instance, so that it asks the language model about the run.
 #[derive(Debug, Clone)]
 pub struct ToJudge {
     pub org: OrgId,
     pub run: EvalRun,
-    /// Asked so often, with this time.
+    /// How often the model was asked, including this time.
     pub tries: i64,
-    /// Nobody else asks until then; who asks later than that has lost it.
+    /// The end of the lease: no other instance asks until then, and an instance that takes longer
+    /// may lose the run to another one.
     pub lease: EpochMs,
 }
 
@@ -47,7 +48,8 @@ const INSERT: &str = "INSERT INTO eval_runs (org_id, run_id, session_id, case_id
     ON CONFLICT (org_id, once_key) DO NOTHING";
 
 impl EvalStore {
-    /// Keeps a run. With a `once` key only the first of it is kept: `false` says that there is one.
+    /// Stores a run. Of all runs with the same `once` key only the first is stored: returns `false`
+    /// if there is one already.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -63,10 +65,10 @@ impl EvalStore {
             .bind(&run.golden_case_id).bind(once).bind(run.outcome.as_str()).bind(run.run_at.0)
             .bind(judge.then_some(run.run_at.0)).bind(text(run)?)
             .execute(pool).await.map(|done| done.rows_affected() > 0))
-        .map_err(StoreError::query("keeping a run"))
+        .map_err(StoreError::query("storing a run"))
     }
 
-    /// Keeps several, or none.
+    /// Stores all runs in one transaction, or none.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -83,11 +85,13 @@ impl EvalStore {
                 .bind(&run.golden_case_id).bind(None::<&str>).bind(run.outcome.as_str())
                 .bind(run.run_at.0).bind(judge.then_some(run.run_at.0)).bind(text(run)?)
                 .execute(c).await.map(drop))
-            .map_err(StoreError::query("keeping runs"))?;
+            .map_err(StoreError::query("storing runs"))?;
         }
         tx.commit().await
     }
 
+    /// Returns a run.
+    ///
     /// # Errors
     /// When the database does not answer.
     pub async fn run(&self, org: &OrgId, id: &str) -> Result<Option<EvalRun>, StoreError> {
@@ -99,7 +103,7 @@ impl EvalStore {
         body.map(|body| read(DOING, &body)).transpose()
     }
 
-    /// Runs, the newest first.
+    /// Lists runs, newest first.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -125,7 +129,7 @@ impl EvalStore {
         rows.iter().map(|body| read(DOING, body)).collect()
     }
 
-    /// How often each outcome stands for a roast.
+    /// Counts the runs of a roast by outcome.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -147,7 +151,8 @@ impl EvalStore {
         rows.into_iter().map(word).collect()
     }
 
-    /// How many roasts were evaluated since, as they ended: not what anybody handed in.
+    /// Counts the roasts that were evaluated automatically, when they ended, since `since`. Does
+    /// not count evaluations that a caller requested.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -159,7 +164,7 @@ impl EvalStore {
         .map_err(StoreError::query("counting evaluated roasts"))
     }
 
-    /// The history of each case, by its id; of one case when it is named.
+    /// Returns the history of each case with its id; only of one case if `case` is given.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -200,7 +205,7 @@ impl EvalStore {
         Ok(rows.into_iter().map(history).collect())
     }
 
-    /// A person's word about a run; `None`: there is no such run.
+    /// Stores a person's review of a run. Returns `None` if there is no such run.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -243,8 +248,8 @@ impl EvalStore {
         row.map(|(version, body)| Ok((version, read(DOING, &body)?))).transpose()
     }
 
-    /// Takes the next run that the language model is to be asked about; nobody else gets it until
-    /// `until`.
+    /// Leases the next run that the language model has to be asked about. No other instance gets it
+    /// before `until`.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -253,8 +258,9 @@ impl EvalStore {
         now: EpochMs,
         until: EpochMs,
     ) -> Result<Option<ToJudge>, StoreError> {
-        const DOING: &str = "taking a run to judge";
-        // Two that take the same row take turns at it; the second finds that it is due no longer.
+        const DOING: &str = "leasing a run to judge";
+        // Two instances that select the same row update it one after the other; the second finds
+        // that the row is not due any more.
         let row: Option<(String, String, i64)> = on!(self.database, pool => query_as(
             "UPDATE eval_runs SET judge_due_ms = $2, judge_tries = judge_tries + 1 \
              WHERE (org_id, run_id) IN (SELECT org_id, run_id FROM eval_runs \
@@ -269,7 +275,8 @@ impl EvalStore {
         .transpose()
     }
 
-    /// Asks about a run again, not before `due`; a question that was nobody's answer is not `counted`.
+    /// Schedules the next question about a run, not before `due`. An attempt that is not `counted`,
+    /// because its failure had nothing to do with the run, does not use up a try.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -284,11 +291,11 @@ impl EvalStore {
              WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
             .bind(waiting.org.as_str()).bind(&waiting.run.id).bind(waiting.lease.0).bind(due.0)
             .bind(i64::from(!counted)).execute(pool).await.map(drop))
-        .map_err(StoreError::query("putting a judgement off"))
+        .map_err(StoreError::query("postponing a judgement"))
     }
 
-    /// Keeps what the language model said; `None`: it will not be asked again. Whoever has lost the
-    /// run meanwhile changes nothing.
+    /// Stores the language model's judgement; with `None`, the run stays without one and the model
+    /// is not asked again. Changes nothing if this instance has lost the run in the meantime.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -307,11 +314,11 @@ impl EvalStore {
                  WHERE org_id = $1 AND run_id = $2 AND version = $3 AND judge_due_ms = $4")
                 .bind(org.as_str()).bind(id).bind(version).bind(waiting.lease.0).bind(text(&run)?)
                 .execute(c).await.map(|done| done.rows_affected() > 0))
-            .map_err(StoreError::query("keeping a judgement"))?;
+            .map_err(StoreError::query("storing a judgement"))?;
             let ours: Option<i64> = on_tx!(&mut tx, c => query_scalar(
                 "SELECT 1 FROM eval_runs WHERE org_id = $1 AND run_id = $2 AND judge_due_ms = $3")
                 .bind(org.as_str()).bind(id).bind(waiting.lease.0).fetch_optional(c).await)
-            .map_err(StoreError::query("keeping a judgement"))?;
+            .map_err(StoreError::query("storing a judgement"))?;
             tx.commit().await?;
             if changed || ours.is_none() {
                 break;

@@ -1,4 +1,4 @@
-//! By whom gateways are certified.
+//! The certificate authority (CA) for gateways.
 
 use axum::Json;
 use axum::extract::State as Extract;
@@ -11,29 +11,31 @@ use utoipa::ToSchema;
 use super::State;
 use crate::authority::Authority;
 
-/// The authority, for brokers and whoever verifies.
+/// The certificate authority (CA), for brokers and for every party that verifies a gateway.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorityShown {
-    /// PEM; the issuing one first.
+    /// The CA certificates, PEM; the issuing certificate is first.
     pub certificates: String,
-    /// SHA-256 of the issuing one, hex.
+    /// SHA-256 of the issuing certificate, hex.
     pub fingerprint: String,
     pub not_after: EpochMs,
 }
 
 impl State {
+    /// Returns the certificate authority.
+    ///
     /// # Errors
-    /// 503 while there is none.
+    /// 503 while no authority exists.
     pub(super) fn authority(&self) -> Result<&Authority, ApiError> {
         self.authority.as_deref().ok_or_else(|| {
-            let problem = "there is no authority; make one with: simcorp authority create";
+            let problem = "no authority exists; create one with: simcorp authority create";
             ApiError::Unavailable(problem.to_owned())
         })
     }
 }
 
-/// The certificates by which gateways are known.
+/// Returns the CA certificates that sign the gateways' certificates.
 #[utoipa::path(get, path = "/authority", tag = "authority",
     responses((status = 200, body = AuthorityShown), (status = 503)))]
 pub async fn show(

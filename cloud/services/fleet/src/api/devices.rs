@@ -1,4 +1,4 @@
-//! Gateways that are known.
+//! The registry of gateways.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -27,15 +27,15 @@ pub struct DeviceShown {
     #[serde(flatten)]
     pub device: Device,
     pub keys: Vec<DeviceKey>,
-    /// The last twenty, the newest first.
+    /// The last twenty certificates, newest first.
     pub certificates: Vec<Issued>,
 }
 
-/// What `simcorp-edge key show` prints.
+/// A gateway to register, with the fields that `simcorp-edge key show` prints.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewDeviceBody {
-    /// Your own, if it is said.
+    /// Optional. If given, it must be an organisation that the caller may act for.
     #[serde(default)]
     pub org_id: Option<String>,
     #[schema(value_type = String)]
@@ -44,10 +44,11 @@ pub struct NewDeviceBody {
     pub machines: Vec<MachineId>,
     #[schema(value_type = String)]
     pub kid: KeyId,
-    /// PEM
+    /// The public key, PEM.
     pub public_key: String,
 }
 
+/// The machines that a gateway may publish for.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Machines {
@@ -55,14 +56,14 @@ pub struct Machines {
     pub machines: Vec<MachineId>,
 }
 
-/// Names what is wrong with a gateway's names.
+/// Returns what is wrong with a gateway's key id, site and list of machines.
 pub(super) fn check_names(key_id: &KeyId, site: &SiteId, machines: &[MachineId]) -> Vec<Issue> {
     let mut issues = Vec::new();
     if !key_id.as_str().ends_with(&format!("@{site}")) {
-        issues.push(Issue::new("siteId", format!("{key_id} is not of the site {site}")));
+        issues.push(Issue::new("siteId", format!("{key_id} does not belong to the site {site}")));
     }
     if key_id.as_str().starts_with("device:sim-") {
-        issues.push(Issue::new("kid", "sim-… is what simulated gateways are called"));
+        issues.push(Issue::new("kid", "sim-… is reserved for simulated gateways"));
     }
     issues.extend(check_machines(machines));
     issues
@@ -70,10 +71,10 @@ pub(super) fn check_names(key_id: &KeyId, site: &SiteId, machines: &[MachineId])
 
 fn check_machines(machines: &[MachineId]) -> Option<Issue> {
     let fits = (1..=MACHINES_MAX).contains(&machines.len());
-    (!fits).then(|| Issue::new("machines", format!("not 1 to {MACHINES_MAX}")))
+    (!fits).then(|| Issue::new("machines", format!("must have 1 to {MACHINES_MAX} entries")))
 }
 
-/// The gateways of your organisation, by name.
+/// Lists the gateways of the caller's organisation, sorted by name.
 #[utoipa::path(get, path = "/devices", tag = "devices",
     params(("limit" = Option<i64>, Query), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Vec<Device>), (status = 400)))]
@@ -89,7 +90,7 @@ pub async fn list(
     Ok(page(devices, limit, |device| cursor(0, device.key_id.as_str())))
 }
 
-/// One gateway, with every key it ever had and its last certificates.
+/// Returns one gateway, with every key it ever had and its last twenty certificates.
 #[utoipa::path(get, path = "/devices/{id}", tag = "devices", params(("id" = String, Path)),
     responses((status = 200, body = DeviceShown), (status = 404)))]
 pub async fn one(
@@ -105,8 +106,8 @@ pub async fn one(
     Ok(Json(DeviceShown { device, keys, certificates }))
 }
 
-/// Believe a gateway by hand: it signs with this key, and has no certificate. The same key again
-/// changes its machines.
+/// Registers a gateway manually: the cloud accepts frames signed with this key; the gateway gets no
+/// certificate. Registering the same key again replaces the list of machines.
 #[utoipa::path(post, path = "/devices", tag = "devices", request_body = NewDeviceBody,
     responses((status = 201, body = Device), (status = 400), (status = 403), (status = 409)))]
 pub async fn register(
@@ -144,16 +145,16 @@ pub async fn register(
     Ok((StatusCode::CREATED, Json(known.ok_or(ApiError::NotFound("device"))?)))
 }
 
-/// A sentence for a registration that was refused; else the key's number.
+/// Returns the key's number, or an error that says why the registration was refused.
 ///
 /// # Errors
-/// 409
+/// 409 if the name has another key or was revoked.
 pub fn refused(registered: Registered, key_id: &KeyId) -> Result<i64, ApiError> {
     match registered {
         Registered::As(number) => Ok(number),
         Registered::OtherKey => Err(ApiError::Conflict(format!(
-            "{key_id} is known with another key; enrol it with a token that replaces, or give the \
-             gateway another name"
+            "{key_id} is registered with another key; enrol it with a token that has replaces set, \
+             or give the gateway another name"
         ))),
         Registered::Revoked => Err(ApiError::Conflict(format!(
             "{key_id} was revoked, for good; give the gateway another name"
@@ -161,7 +162,7 @@ pub fn refused(registered: Registered, key_id: &KeyId) -> Result<i64, ApiError> 
     }
 }
 
-/// Say for which machines a gateway may speak.
+/// Sets the machines that a gateway may publish for.
 #[utoipa::path(put, path = "/devices/{id}/machines", tag = "devices", request_body = Machines,
     params(("id" = String, Path)),
     responses((status = 200, body = Device), (status = 400), (status = 403), (status = 404)))]
@@ -186,15 +187,15 @@ pub async fn set_machines(
     Ok(Json(device.ok_or(ApiError::NotFound("device"))?))
 }
 
-/// When a gateway was revoked.
+/// The time at which a gateway was revoked.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Revoked {
     pub revoked_at: EpochMs,
 }
 
-/// Believe a gateway no longer: within a minute it is refused everywhere, for good. What it has sent
-/// stays.
+/// Revokes a gateway permanently: within a minute every service refuses it. Data that it already
+/// sent is kept.
 #[utoipa::path(post, path = "/devices/{id}/revoke", tag = "devices", params(("id" = String, Path)),
     responses((status = 200, body = Revoked), (status = 403), (status = 404)))]
 pub async fn revoke(
@@ -209,7 +210,7 @@ pub async fn revoke(
     let by = By { actor: &caller.actor, now };
     state.store.revoke(&org, &id, by).await?;
     state.changed.notify_one();
-    // Once more is no mistake: it is revoked since then.
+    // Revoking again is not an error: the response has the time of the first revocation.
     let device = state.store.device(&org, &id).await?;
     let revoked_at = device.and_then(|device| device.revoked_at);
     Ok(Json(Revoked { revoked_at: revoked_at.ok_or(ApiError::NotFound("device"))? }))

@@ -1,4 +1,4 @@
-//! Tokens by which gateways are let in.
+//! Enrolment tokens for gateways.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -20,7 +20,7 @@ use crate::store::{By, Enrollment, NewEnrollment};
 const HOURS: u32 = 72;
 const HOURS_MAX: u32 = 24 * 30;
 
-/// A gateway to come.
+/// A request for an enrolment token.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewEnrollmentBody {
@@ -29,31 +29,34 @@ pub struct NewEnrollmentBody {
     /// The gateway's name at its site.
     #[schema(value_type = String)]
     pub device: DeviceId,
-    /// The machines it may speak for.
+    /// The machines that the gateway may publish for.
     #[schema(value_type = Vec<String>)]
     pub machines: Vec<MachineId>,
-    /// It is known already, and gets a new key: a new gateway or token in place of the old.
+    /// The gateway is registered already and gets a new key, for example because new hardware or a
+    /// new PKCS#11 token takes the place of the old.
     #[serde(default)]
     pub replaces: bool,
-    /// What its old key signs is believed no longer: somebody may have it. Frames that wait are lost.
+    /// The old key may be compromised: the cloud rejects its signatures at once. Frames that it
+    /// signed and that wait to be sent are lost.
     #[serde(default)]
     pub compromised: bool,
-    /// 1 to 720; 72
+    /// Hours until the token expires, 1 to 720. Default 72.
     #[serde(default)]
     pub expires_in_hours: Option<u32>,
 }
 
-/// An enrolment with its token, which is told this once.
+/// A new enrolment with its token. No later response contains the token.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnrollmentMade {
     #[serde(flatten)]
     pub enrollment: Enrollment,
-    /// For `simcorp-edge enroll --token`.
+    /// The enrolment token, for `simcorp-edge enroll --token`.
     pub token: String,
 }
 
-/// Let a gateway in, once. The token is for the technician, and is told this once.
+/// Creates a token with which one gateway can enrol once. The token is for the technician; only
+/// this response contains it.
 #[utoipa::path(post, path = "/enrollments", tag = "enrolments", request_body = NewEnrollmentBody,
     responses((status = 201, body = EnrollmentMade), (status = 400), (status = 403),
               (status = 409), (status = 503)))]
@@ -69,10 +72,10 @@ pub async fn create(
     let mut issues = check_names(&key_id, &new.site_id, &new.machines);
     let hours = new.expires_in_hours.unwrap_or(HOURS);
     if !(1..=HOURS_MAX).contains(&hours) {
-        issues.push(Issue::new("expiresInHours", format!("not between 1 and {HOURS_MAX}")));
+        issues.push(Issue::new("expiresInHours", format!("must be between 1 and {HOURS_MAX}")));
     }
     if new.compromised && !new.replaces {
-        issues.push(Issue::new("compromised", "says something of a key that is replaced"));
+        issues.push(Issue::new("compromised", "is allowed only together with replaces"));
     }
     if !issues.is_empty() {
         return Err(ApiError::Issues(issues));
@@ -87,7 +90,7 @@ pub async fn create(
         }
         Some(false) if !new.replaces => {
             return Err(ApiError::Conflict(format!(
-                "{key_id} is known; say replaces, if it is to get a new key"
+                "{key_id} is registered already; set replaces to give it a new key"
             )));
         }
         _ => {}
@@ -111,7 +114,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, once, Json(made)).into_response())
 }
 
-/// Who was to be let in, the newest first.
+/// Lists the enrolments, newest first.
 #[utoipa::path(get, path = "/enrollments", tag = "enrolments",
     params(("limit" = Option<i64>, Query), ("cursor" = Option<String>, Query)),
     responses((status = 200, body = Vec<Enrollment>), (status = 400), (status = 403)))]
@@ -127,7 +130,7 @@ pub async fn list(
     Ok(page(found, limit, |e: &Enrollment| cursor(e.created_at.0, &e.id)))
 }
 
-/// Take a token back that nobody has used.
+/// Withdraws a token that was not used.
 #[utoipa::path(delete, path = "/enrollments/{id}", tag = "enrolments",
     params(("id" = String, Path)),
     responses((status = 204), (status = 403), (status = 404)))]
@@ -143,5 +146,5 @@ pub async fn withdraw(
     if state.store.withdraw_enrollment(&org, &id, by).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    Err(ApiError::NotFound("enrolment that nobody has used"))
+    Err(ApiError::NotFound("unused enrolment"))
 }

@@ -1,4 +1,4 @@
-//! The fleet as people and services ask it.
+//! The fleet's HTTP API for people and services.
 
 mod authority;
 mod devices;
@@ -21,26 +21,27 @@ use service::clock::Clock;
 
 pub use devices::refused;
 
-/// What handlers share.
+/// State shared by the handlers.
 #[derive(Clone)]
 pub struct State {
     pub store: FleetStore,
     pub clock: Clock,
-    /// None has been made.
+    /// The certificate authority. `None`: none was created yet, or it cannot be opened.
     pub authority: Option<Arc<Authority>>,
-    /// As gateways reach us.
+    /// The URL at which gateways reach this service.
     pub gateway_url: String,
-    /// Something changed that the broker has to know.
+    /// Notifies the broker synchronisation that a device changed.
     pub changed: Arc<Notify>,
 }
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Sim-Corp fleet",
-    description = "Gateways: their keys, their certificates, and who lets them in."
+    description = "Gateways: their keys, their certificates and their enrolment."
 ))]
 struct Doc;
 
+/// Builds the router and its OpenAPI document.
 pub fn routes(
     state: State,
     kept: Idempotency,

@@ -1,4 +1,4 @@
-//! Gateways whose certificates have expired: a person says whether they are still ours.
+//! Recovery of gateways whose certificates have expired: a person approves or refuses each.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -9,7 +9,8 @@ use service::query::Params;
 use super::State;
 use crate::store::{By, Recovery};
 
-/// Gateways that ask for a certificate after their last has expired.
+/// Lists the gateways that request a certificate after their last one has expired and wait for a
+/// decision.
 #[utoipa::path(get, path = "/recoveries", tag = "recoveries",
     responses((status = 200, body = Vec<Recovery>)))]
 pub async fn list(
@@ -21,8 +22,8 @@ pub async fn list(
     Ok(Json(state.store.recoveries(&org).await?))
 }
 
-/// Let it have one: it has proven that it still has its key, and you know where it is. Only a person
-/// may.
+/// Approves a new certificate for the gateway. The gateway has proved that it still has its key;
+/// the caller must know where the gateway is. Requires a human caller.
 #[utoipa::path(post, path = "/recoveries/{id}/approve", tag = "recoveries",
     params(("id" = String, Path)),
     responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
@@ -35,7 +36,7 @@ pub async fn approve(
     decide(state, &caller, id, &params, true).await
 }
 
-/// Let it have none. Only a person may.
+/// Refuses a new certificate for the gateway. Requires a human caller.
 #[utoipa::path(post, path = "/recoveries/{id}/refuse", tag = "recoveries",
     params(("id" = String, Path)),
     responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
@@ -60,5 +61,5 @@ async fn decide(
     let org = caller.org(params.get("orgId"))?;
     let by = By { actor: &caller.actor, now: (state.clock)() };
     let decided = state.store.decide_recovery(&org, &id, approve, by).await?;
-    Ok(Json(decided.ok_or(ApiError::NotFound("recovery that waits"))?))
+    Ok(Json(decided.ok_or(ApiError::NotFound("pending recovery"))?))
 }

@@ -1,4 +1,4 @@
-//! Certificates that were issued.
+//! The certificates that were issued.
 
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
@@ -9,19 +9,19 @@ use trust::x509::Certificate;
 use super::{By, FleetStore};
 use crate::device::Issued;
 
-/// A certificate, and what it was issued for.
+/// A certificate to store, with the key that it was issued for.
 #[derive(Debug, Clone, Copy)]
 pub struct NewCertificate<'n> {
     pub org: &'n OrgId,
     pub key_id: &'n KeyId,
     pub key_number: i64,
-    /// enrolled, renewed or recovered
+    /// The reason: `enrolled`, `renewed` or `recovered`.
     pub why: &'n str,
     pub certificate: &'n Certificate,
 }
 
 impl FleetStore {
-    /// Notes a certificate before it is handed out.
+    /// Stores a certificate. Must happen before the gateway receives it.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -37,13 +37,13 @@ impl FleetStore {
             .bind(&c.serial).bind(new.org.as_str()).bind(new.key_id.as_str()).bind(new.key_number)
             .bind(new.why).bind(c.not_before.0).bind(c.not_after.0).bind(by.now.0).bind(c.to_pem())
             .execute(connection).await.map(drop))
-        .map_err(StoreError::query("noting a certificate"))?;
+        .map_err(StoreError::query("storing a certificate"))?;
         let details = json!({"serial": c.serial, "key": new.key_number, "why": new.why,
             "notAfter": c.not_after});
         by.audit(tx, new.org, ("certificate.issue", new.key_id.as_str(), details)).await
     }
 
-    /// The last certificates of a gateway, the newest first.
+    /// Returns the last twenty certificates of a gateway, newest first.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -68,7 +68,7 @@ impl FleetStore {
         Ok(rows.into_iter().map(issued).collect())
     }
 
-    /// How many a gateway was given since.
+    /// Returns how many certificates a gateway received after `since`.
     ///
     /// # Errors
     /// When the database does not answer.

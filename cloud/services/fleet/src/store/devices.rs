@@ -1,4 +1,4 @@
-//! Gateways and their keys.
+//! The device registry: gateways and their keys.
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
@@ -14,7 +14,8 @@ use crate::device::{
 const DOING: &str = "reading a device";
 const COLUMNS: &str =
     "org_id, kid, site_id, machines, key_no, certificate_name, created_ms, revoked_ms, changed_ms";
-/// When a change is noted as made: later than every other, whoever's clock is behind.
+/// The stored time of a change. It is later than that of every earlier change, even if the clock of
+/// an instance is behind.
 const CHANGED: &str = "(SELECT CASE WHEN COALESCE(MAX(changed_ms), 0) >= $2 \
      THEN MAX(changed_ms) + 1 ELSE $2 END FROM devices)";
 
@@ -56,7 +57,8 @@ struct KeyRow {
 }
 
 impl FleetStore {
-    /// The gateways of an organisation by their names, after `after`; at most `limit`.
+    /// Returns the gateways of an organisation, sorted by key id: those after `after`, at most
+    /// `limit`.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -75,6 +77,8 @@ impl FleetStore {
         rows.into_iter().map(Row::device).collect()
     }
 
+    /// Returns a gateway of an organisation.
+    ///
     /// # Errors
     /// When the database does not answer.
     pub async fn device(&self, org: &OrgId, key_id: &str) -> Result<Option<Device>, StoreError> {
@@ -85,7 +89,7 @@ impl FleetStore {
         row.map(Row::device).transpose()
     }
 
-    /// Whose certificate is called that, of whichever organisation.
+    /// Returns the gateway whose certificate has this common name, from any organisation.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -97,8 +101,8 @@ impl FleetStore {
         row.map(Row::device).transpose()
     }
 
-    /// Gateways with certificates that changed since, of all organisations; and when each did. Those
-    /// that are out come first.
+    /// Returns the gateways of all organisations that have certificates and changed at or after
+    /// `ms`, each with the time of its last change. Revoked gateways come first.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -117,7 +121,7 @@ impl FleetStore {
         rows.into_iter().map(with_time).collect()
     }
 
-    /// Every key a gateway has or had, the oldest first.
+    /// Returns every key that a gateway has or had, oldest first.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -142,7 +146,7 @@ impl FleetStore {
         rows.into_iter().map(read).collect()
     }
 
-    /// The key a gateway has now, and its number.
+    /// Returns a gateway's current key and its number.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -163,8 +167,8 @@ impl FleetStore {
         .transpose()
     }
 
-    /// Believes a gateway's key for its machines. The same key again changes the machines; a revoked
-    /// name stays revoked.
+    /// Registers a gateway's key for its machines. Registering the same key again replaces the list
+    /// of machines. A revoked name stays revoked.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -181,7 +185,7 @@ impl FleetStore {
         Ok(done)
     }
 
-    /// The same inside a transaction.
+    /// Does the same as [`FleetStore::register`], inside a transaction.
     ///
     /// # Errors
     /// As [`FleetStore::register`].
@@ -193,7 +197,7 @@ impl FleetStore {
         const DOING: &str = "registering a device";
         let (org, kid, now) = (new.org.as_str(), new.key_id.as_str(), by.now.0);
         let machines = json(&new.machines)?;
-        // The row orders those who register one name.
+        // The row's lock serialises concurrent registrations of the same name.
         let revoked: Option<i64> = on_tx!(&mut *tx, c => query_scalar(
             "INSERT INTO devices (org_id, kid, site_id, machines, created_ms) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (org_id, kid) DO UPDATE SET \
@@ -260,8 +264,8 @@ impl FleetStore {
         .map_err(StoreError::query(DOING))
     }
 
-    /// Says which machines a gateway may speak for. `Ok(false)`: there is none of that name, or it is
-    /// revoked.
+    /// Sets the machines that a gateway may publish for. Returns `Ok(false)` if there is no gateway
+    /// of that name, or it is revoked.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -290,8 +294,8 @@ impl FleetStore {
         Ok(changed)
     }
 
-    /// Believes a gateway no longer: none of its keys, none of its certificates, for good. `Ok(false)`:
-    /// there is none of that name, or it was revoked before.
+    /// Revokes a gateway permanently, with all its keys and certificates. Returns `Ok(false)` if
+    /// there is no gateway of that name, or it was revoked before.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -312,7 +316,8 @@ impl FleetStore {
         Ok(revoked)
     }
 
-    /// Whether a machine is known by anything but a simulation's keys.
+    /// Returns whether a machine is real: whether a key that is not a simulation's (`device:sim-…`)
+    /// has a chain of it, or is registered for it.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -322,7 +327,7 @@ impl FleetStore {
         site: &str,
         machine: &str,
     ) -> Result<bool, StoreError> {
-        const DOING: &str = "looking whether a machine is real";
+        const DOING: &str = "checking whether a machine is real";
         let chains: i64 = on!(self.database, pool => query_scalar(
             "SELECT count(*) FROM chains c JOIN machines m ON m.machine_no = c.machine_no \
              WHERE m.org_id = $1 AND m.site_id = $2 AND m.machine_id = $3 AND c.kid NOT LIKE 'device:sim-%'")

@@ -1,4 +1,4 @@
-//! Tokens by which a gateway is let in once.
+//! Enrolments: tokens with which a gateway enrols once.
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
@@ -13,10 +13,11 @@ use super::{By, FleetStore, json, read, read_json};
 const DOING: &str = "reading an enrolment";
 const COLUMNS: &str = "token_id, org_id, kid, site_id, machines, replaces, compromised, digest, created_ms, \
      created_by, expires_ms, withdrawn_ms, spent_ms, spent_by";
-/// A gateway whose answer was lost asks again with the same key, and is answered again for so long.
+/// How long, ms, the same key may spend a token again: a gateway that did not receive the response
+/// retries.
 const AGAIN_MS: i64 = 60 * 60 * 1000;
 
-/// An enrolment as it is kept.
+/// An enrolment as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Enrollment {
@@ -30,9 +31,9 @@ pub struct Enrollment {
     pub site_id: SiteId,
     #[schema(value_type = Vec<String>)]
     pub machines: Vec<MachineId>,
-    /// The gateway's new key takes the place of the one it had.
+    /// Whether the gateway's new key replaces its current one.
     pub replaces: bool,
-    /// What the old key signs is believed no longer.
+    /// Whether the old key may be compromised, so that its signatures are rejected at once.
     pub compromised: bool,
     pub created_at: EpochMs,
     #[schema(value_type = Object)]
@@ -89,7 +90,7 @@ impl Row {
     }
 }
 
-/// What a person has said about a gateway to come.
+/// An enrolment to store.
 #[derive(Debug, Clone)]
 pub struct NewEnrollment {
     pub key_id: KeyId,
@@ -100,19 +101,21 @@ pub struct NewEnrollment {
     pub expires_at: EpochMs,
 }
 
-/// Why a token lets nobody in.
+/// The reason why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// No such token: never made, withdrawn, or its time is over.
+    /// The token was never created, was withdrawn, or has expired.
     Unknown,
-    /// Another key was let in with it.
+    /// Another key has enrolled with the token.
     Spent,
 }
 
-/// What a token was found to be; spent once the transaction is committed.
+/// The result of spending a token. The token is spent when the transaction is committed.
 pub type Spent = Result<Enrollment, Refused>;
 
 impl FleetStore {
+    /// Stores a new enrolment and the digest of its token.
+    ///
     /// # Errors
     /// When the database does not answer.
     pub async fn add_enrollment(
@@ -133,7 +136,7 @@ impl FleetStore {
             .bind(i64::from(new.compromised))
             .bind(token.digest().as_slice()).bind(by.now.0).bind(&actor).bind(new.expires_at.0)
             .execute(c).await.map(drop))
-        .map_err(StoreError::query("keeping an enrolment"))?;
+        .map_err(StoreError::query("storing an enrolment"))?;
         let details = json!({"keyId": new.key_id, "machines": new.machines,
             "replaces": new.replaces, "compromised": new.compromised, "expiresAt": new.expires_at});
         by.audit(&mut tx, org, ("enrollment.create", &token.id, details)).await?;
@@ -156,7 +159,7 @@ impl FleetStore {
         })
     }
 
-    /// The newest first, before `before` (time, id); at most `limit`.
+    /// Returns enrolments, newest first: those before `before` (time, id), at most `limit`.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -178,7 +181,8 @@ impl FleetStore {
         rows.into_iter().map(Row::enrollment).collect()
     }
 
-    /// `Ok(false)`: there is none, or it was spent or withdrawn before.
+    /// Withdraws an enrolment. Returns `Ok(false)` if it does not exist, or was spent or withdrawn
+    /// before.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -202,7 +206,7 @@ impl FleetStore {
         Ok(withdrawn)
     }
 
-    /// Whether there is such a token at all: asked before anything is done for whoever shows it.
+    /// Returns whether a token exists. Checked before any other work is done for a request.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -214,8 +218,8 @@ impl FleetStore {
         Ok(found.is_some())
     }
 
-    /// Spends a token for a key, inside the transaction of what it is spent for. The same key may
-    /// spend it again for an hour.
+    /// Spends a token for a key, inside the transaction of the enrolment. The same key may spend it
+    /// again for an hour.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -225,7 +229,7 @@ impl FleetStore {
         public: &PublicKey,
         now: EpochMs,
     ) -> Result<Spent, StoreError> {
-        // The row is locked by its change: of two who come at once the second sees what the first did.
+        // The update locks the row: of two concurrent requests the second sees the first's change.
         let sql = format!(
             "UPDATE enrollments SET spent_ms = COALESCE(spent_ms, $2), \
              spent_by = COALESCE(spent_by, $3) WHERE token_id = $1 AND digest = $4 \
@@ -245,7 +249,7 @@ impl FleetStore {
         if found.spent_by.as_deref() != Some(public.to_pem().as_str()) {
             return Ok(Err(Refused::Spent));
         }
-        // Whoever spent it in time is answered again.
+        // A key that spent the token in time may retry.
         if first.0 > found.expires_at.0 || now.0 - first.0 > AGAIN_MS {
             return Ok(Err(Refused::Unknown));
         }

@@ -1,5 +1,5 @@
-//! The fleet's SQL. Every change of a key or of what a gateway may do is in the audit log, in the
-//! transaction of the change itself.
+//! The fleet's SQL. Every change of a key, or of what a gateway may do, is written to the audit log
+//! in the same transaction as the change.
 
 mod certificates;
 mod devices;
@@ -15,13 +15,13 @@ pub use certificates::NewCertificate;
 pub use enrollments::{Enrollment, NewEnrollment, Refused, Spent};
 pub use recoveries::{Decision, Recovery};
 
-/// The database as the fleet uses it.
+/// The fleet's access to the database.
 #[derive(Clone)]
 pub struct FleetStore {
     database: Store,
 }
 
-/// Who changes something, and when.
+/// The actor of a change, and the time of the change.
 #[derive(Debug, Clone, Copy)]
 pub struct By<'b> {
     pub actor: &'b Actor,
@@ -29,7 +29,8 @@ pub struct By<'b> {
 }
 
 impl By<'_> {
-    /// Notes that a token was spent, in the transaction of what it was spent for.
+    /// Writes to the audit log that an enrolment token was spent, in the transaction of the
+    /// enrolment.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -38,7 +39,7 @@ impl By<'_> {
         self.audit(tx, &enrollment.org_id, ("enrollment.spend", &enrollment.id, details)).await
     }
 
-    /// Writes an entry of the audit log.
+    /// Writes an entry to the audit log.
     async fn audit(
         &self,
         tx: &mut Tx,
@@ -50,7 +51,7 @@ impl By<'_> {
     }
 }
 
-/// A gateway as an actor: what it does by proof of its own key.
+/// Returns the actor for a change that a gateway makes by proof of its own key.
 #[must_use]
 pub fn gateway(org: &OrgId, key_id: &KeyId) -> Actor {
     let org = Some(org.clone());
@@ -68,7 +69,7 @@ impl FleetStore {
         &self.database
     }
 
-    /// A transaction that will write.
+    /// Begins a transaction that writes.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -77,7 +78,7 @@ impl FleetStore {
     }
 }
 
-/// Reads a value that was written as text.
+/// Parses a value that is stored as text.
 fn read<T: std::str::FromStr<Err: std::fmt::Display>>(
     doing: &'static str,
     text: &str,

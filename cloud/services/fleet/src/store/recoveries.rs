@@ -1,4 +1,4 @@
-//! Gateways whose certificates have expired, and what people decide about them.
+//! Recoveries: gateways whose certificates have expired, and what people decide about them.
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as};
 use ::database::{StoreError, Tx, on, on_tx};
@@ -12,12 +12,13 @@ use super::{By, FleetStore, json, read, read_json};
 
 const DOING: &str = "reading a recovery";
 const COLUMNS: &str = "org_id, kid, asked_ms, seen_ms, state, decided_ms, decided_by";
-/// What a person decided holds so long; then the gateway has to ask anew.
+/// How long, ms, a person's decision is valid. Afterwards the gateway has to request again.
 const DECIDED_FOR_MS: i64 = 7 * 86_400_000;
-/// A gateway whose answer was lost is answered again for so long.
+/// How long, ms, an approval can be used again: a gateway that did not receive the response
+/// retries.
 const AGAIN_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A gateway that asks for a certificate after its last has expired.
+/// A gateway's request for a certificate after its last one has expired.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
@@ -27,9 +28,9 @@ pub struct Recovery {
     #[schema(value_type = String)]
     pub key_id: KeyId,
     pub asked_at: EpochMs,
-    /// It has asked again since.
+    /// The time of its latest request.
     pub seen_at: EpochMs,
-    /// waiting, approved, refused or used
+    /// The state: `waiting`, `approved`, `refused` or `used`.
     pub state: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<EpochMs>,
@@ -38,7 +39,7 @@ pub struct Recovery {
     pub decided_by: Option<Value>,
 }
 
-/// What has been decided about a gateway that asks.
+/// The decision about a gateway's request for recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Waiting { since: EpochMs },
@@ -73,8 +74,8 @@ impl Row {
 }
 
 impl FleetStore {
-    /// A gateway asks: what has been decided, inside the transaction of what follows from it. Nobody
-    /// has asked before: a person is asked from now on.
+    /// Stores a gateway's request and returns the decision about it, inside the transaction that
+    /// acts on the decision. A first request waits for a person's decision from now on.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -84,7 +85,7 @@ impl FleetStore {
         by: By<'_>,
     ) -> Result<Decision, StoreError> {
         let now = by.now.0;
-        // A decision about another key, or one too old, is none.
+        // A decision about another key, or one that is too old, does not count.
         let (state, asked, decided): (String, i64, Option<i64>) = on_tx!(&mut *tx, c => query_as(
             "INSERT INTO recoveries AS r (org_id, kid, public_key, asked_ms, seen_ms, state) \
              VALUES ($1, $2, $3, $4, $4, 'new') ON CONFLICT (org_id, kid) DO UPDATE SET \
@@ -108,7 +109,7 @@ impl FleetStore {
             }
             "waiting" => Ok(Decision::Waiting { since: EpochMs(asked) }),
             "approved" | "used" => {
-                debug_assert!(decided.is_some(), "somebody has approved it");
+                debug_assert!(decided.is_some(), "an approved recovery has a decision time");
                 on_tx!(&mut *tx, c => query(
                     "UPDATE recoveries SET state = 'used', \
                      decided_ms = CASE WHEN state = 'used' THEN decided_ms ELSE $3 END \
@@ -121,7 +122,7 @@ impl FleetStore {
         }
     }
 
-    /// Those that ask, the longest waiting first.
+    /// Returns the requests that wait for a decision, longest waiting first; at most 1000.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -136,7 +137,8 @@ impl FleetStore {
         rows.into_iter().map(Row::recovery).collect()
     }
 
-    /// A person decides, or thinks better of it. `Ok(None)`: it does not ask, or has its certificate.
+    /// Stores a person's decision, or a changed decision. Returns `Ok(None)` if the gateway has not
+    /// requested a recovery, or has used the approval already.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -158,7 +160,7 @@ impl FleetStore {
         let row: Option<Row> = on_tx!(&mut tx, c => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(key_id).bind(state).bind(by.now.0).bind(json(by.actor)?)
             .fetch_optional(c).await)
-        .map_err(StoreError::query("deciding about a recovery"))?;
+        .map_err(StoreError::query("storing the decision about a recovery"))?;
         let Some(decided) = row.map(Row::recovery).transpose()? else { return Ok(None) };
         by.audit(&mut tx, org, (action, key_id, json!({}))).await?;
         tx.commit().await?;

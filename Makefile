@@ -1,45 +1,70 @@
-# The two commands: `make demo` shows it, `make test` proves it. Each installs what it needs.
-.PHONY: demo test bench deny install clean fuzz package
+# `make demo` shows the product, `make test` proves it. Each target installs what it needs.
+.PHONY: help demo test lint doc coverage deny bench fuzz install clean package
+.DEFAULT_GOAL := help
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
+## help: list the targets
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## install: install what the tests need (Debian packages, cargo-nextest, Python tools)
 install:
 	@tools/install
 
-## Roast with three simulated machines; the console is at http://127.0.0.1:8080. Ctrl-C stops all.
+## demo: roast with three simulated machines; the console is at http://127.0.0.1:8080, Ctrl-C stops
 demo:
 	@tools/install demo
-	cargo build --workspace --bins
+	cargo build --bin simcorp --bin simcorp-edge
 	@tools/demo
 
-## Every test, against real servers that the tests start themselves.
+## test: run every test, against real servers that the tests start themselves
 test:
 	@tools/install test
-	cargo nextest run --workspace
+	@tools/test
+	cargo test --workspace --doc --quiet
 	cd cloud/services/console/web && npm run --silent check
 
+## lint: check format, clippy, documentation and wording
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@tools/check-words
+
+## doc: build the documentation of all crates; a broken link is an error
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+## coverage: measure which lines the tests reach (report in target/llvm-cov/html)
+coverage:
+	@tools/install coverage
+	cargo llvm-cov nextest --workspace --html
+
+## deny: check licences, sources, duplicate crates and, where they can be had, advisories
 deny:
 	@tools/install deny
 	cargo deny --log-level error check bans licenses sources
+	@tools/check-advisories
 
-## Figures of this machine; see docs/reference/benchmarks.md.
+## bench: measure this machine; see docs/reference/benchmarks.md
 bench:
 	@tools/install test
-	cargo build --release --bin simcorp --bin simcorp-bench
-	target/release/simcorp-bench ingest --machines 1000 --rate 10000 --seconds 20
+	cargo build --profile dist --bin simcorp --bin simcorp-bench
+	target/dist/simcorp-bench ingest --machines 1000 --rate 10000 --seconds 20
 
-## A minute of each decoder's fuzz target.
+## fuzz: run each decoder's fuzz target for a minute
 fuzz:
 	@tools/install fuzz
 	cd fuzz && for target in frame receipt envelope cose alog recording workbook machines profile purpose; do \
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
 
-## The gateway's package, installed and lived with under a systemd of its own. Needs root.
+## package: build the gateway's package and try it under a systemd of its own (needs root)
 package:
 	@tools/install package
 	packaging/build-deb
 	packaging/tests/run
 
+## clean: remove build results, demo data and downloaded modules
 clean:
 	cargo clean
 	rm -rf var cloud/services/console/web/node_modules

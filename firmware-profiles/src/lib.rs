@@ -72,7 +72,7 @@ pub fn check(text: &str) -> Result<Checked, ProfileError> {
     let profile = parse(text)?;
     let findings = lint(&profile);
     if findings.is_empty() {
-        Ok(Checked { profile, digest: trust::digest(text.as_bytes()) })
+        Ok(Checked { profile, digest: trust::sha256_digest(text.as_bytes()) })
     } else {
         Err(ProfileError::Findings(findings))
     }

@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::Agent;
-use testbed::{Postgres, binary, free_port};
+use testbed::{Postgres, binary_path, free_port};
 
 /// Runs a program to its end, at most ten seconds, and returns its exit code and standard error.
 async fn complaint(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = Command::new(binary(program).unwrap());
+    let mut command = Command::new(binary_path(program).unwrap());
     command.args(arguments).env("RUST_BACKTRACE", "1").stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     for _ in 0..1000 {
@@ -142,7 +142,7 @@ async fn an_unreachable_broker_stops_nothing() -> anyhow::Result<()> {
             .is_ok_and(|s| s["samples"].as_u64() > Some(2) && s["uplinkError"].is_string())
     })
     .await?;
-    let doctor = Command::new(binary("simcorp-edge")?)
+    let doctor = Command::new(binary_path("simcorp-edge")?)
         .arg("--config")
         .arg(&agent.config)
         .arg("doctor")
@@ -169,7 +169,7 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
     let script = format!(
         "mount -t tmpfs -o size=300k simcorp {at} && exec {edge} --config {config} run",
         at = journal.display(),
-        edge = binary("simcorp-edge")?.display(),
+        edge = binary_path("simcorp-edge")?.display(),
         config = agent.config.display(),
     );
     let mut process = testbed::Process::new(
@@ -178,7 +178,7 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
         agent.folder.path().join("agent.log"),
     );
     process.start()?;
-    testbed::answers(agent.port).await.map_err(|e| e.context(process.log()))?;
+    testbed::wait_for_port(agent.port).await.map_err(|e| e.context(process.log()))?;
     testbed::wait_for("a full disk", crate::support::PATIENCE, || async {
         agent
             .status()

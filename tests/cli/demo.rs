@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::client;
-use testbed::{binary, wait_for, workspace};
+use testbed::{binary_path, wait_for, workspace_root};
 
 /// An offset at which all ports of the demo are free.
 fn free_shift() -> u16 {
@@ -30,14 +30,14 @@ async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().join("demo");
     let shift = free_shift();
-    let simcorp = binary("simcorp").unwrap();
-    binary("simcorp-edge").unwrap();
+    let simcorp = binary_path("simcorp").unwrap();
+    binary_path("simcorp-edge").unwrap();
     let said = home.with_extension("log");
     let log = std::fs::File::create(&said).unwrap();
     // `script` gives it a terminal of its own, where Ctrl-C is a key.
     let mut demo = Command::new("script")
         .args(["--quiet", "--flush", "--return", "--command", "tools/demo", "/dev/null"])
-        .current_dir(workspace())
+        .current_dir(workspace_root())
         .env("CARGO_TARGET_DIR", simcorp.parent().unwrap().parent().unwrap())
         .env("DEMO_HOME", &home)
         .env("DEMO_PORTS_SHIFT", shift.to_string())

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use testbed::{binary, workspace};
+use testbed::{binary_path, workspace_root};
 
 fn simcorp(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(binary("simcorp").unwrap()).args(arguments).output().unwrap();
+    let output = Command::new(binary_path("simcorp").unwrap()).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() { Ok(String::from_utf8(output.stdout).unwrap()) } else { Err(said) }
 }
@@ -18,7 +18,7 @@ fn a_cropster_workbook_becomes_a_roast_artisan_can_open() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cropster_workbook.py");
     // What Cropster gives away is the older form; people save it again in the newer one.
     for form in ["roast.xls", "roast.xlsx"] {
-        let mut python = Command::new(workspace().join("target/python/bin/python"));
+        let mut python = Command::new(workspace_root().join("target/python/bin/python"));
         let made = python.args([script, &at(form)]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let alog = at(&format!("{form}.alog"));

@@ -73,7 +73,7 @@ async fn an_operator_sees_and_decides_from_the_command_line() -> anyhow::Result<
 fn a_plan_is_what_would_run() {
     let folder = tempfile::tempdir().unwrap();
     let data = format!("--set=database.data={}", folder.path().display());
-    let program = testbed::binary("simcorp").unwrap();
+    let program = testbed::binary_path("simcorp").unwrap();
     let output =
         std::process::Command::new(program).args(["migrate", "plan", &data]).output().unwrap();
     let plan = String::from_utf8(output.stdout).unwrap();

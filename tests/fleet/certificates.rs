@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{Agent, Stack, simulated};
-use testbed::{Authority, Mosquitto, wait_for};
+use testbed::{Mosquitto, TestCa, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The cloud may use all topics; a gateway only those of its machines.
@@ -15,8 +15,8 @@ const ACL: &str = "user simcorp\ntopic readwrite #\n\
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_speaks_with_its_certificate_and_only_as_itself() -> anyhow::Result<()> {
-    let authority = Authority::new()?;
-    let broker = Mosquitto::start_private(&authority, ACL).await?;
+    let authority = TestCa::new()?;
+    let broker = Mosquitto::start_tls(&authority, ACL).await?;
     let ca = authority.certificate().display().to_string();
     let cloud = authority.issue("simcorp")?;
     let stack = Stack::start(

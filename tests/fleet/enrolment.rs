@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::support::{Agent, Stack, create_key, signer, simulated};
 use serde_json::Value;
-use testbed::token::Token;
-use testbed::{Authority, Mosquitto, Process, binary, wait_for};
+use testbed::token::Pkcs11Token;
+use testbed::{Mosquitto, Process, TestCa, binary_path, wait_for};
 use trust::x509::Certificate;
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -18,14 +18,14 @@ struct Cloud {
     stack: Stack,
     broker: Mosquitto,
     /// Certifies broker and services; not gateways.
-    _services: Authority,
+    _services: TestCa,
     _folder: tempfile::TempDir,
 }
 
 impl Cloud {
     async fn start(extra: &[String]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let services = Authority::new()?;
+        let services = TestCa::new()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
         let given = extra.iter().filter(|set| set.starts_with("fleet.authority"));
         let mut authority: Vec<String> = given.map(|set| format!("--set={set}")).collect();
@@ -36,7 +36,7 @@ impl Cloud {
             ];
         }
         let operate = |what: &str| -> anyhow::Result<String> {
-            let mut command = Command::new(binary("simcorp")?);
+            let mut command = Command::new(binary_path("simcorp")?);
             let output = command.args(&authority).args(["authority", what]).output()?;
             anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             Ok(String::from_utf8(output.stdout)?)
@@ -92,25 +92,25 @@ fn machine_of(agent: &Agent) -> anyhow::Result<String> {
 /// A gateway whose key is in a token, behind its signer.
 struct Gateway {
     agent: Agent,
-    token: Token,
+    token: Pkcs11Token,
     signer: Process,
 }
 
 impl Gateway {
     async fn new(machine: &str) -> anyhow::Result<Self> {
         let agent = Agent::new(machine, &simulated(20), "")?;
-        let token = Token::soft(agent.folder.path())?;
+        let token = Pkcs11Token::softhsm(agent.folder.path())?;
         Self::with(agent, token).await
     }
 
     /// With a TPM: its key is P-256, and it takes its time.
     async fn with_tpm(machine: &str) -> anyhow::Result<Self> {
         let agent = Agent::new(machine, &simulated(20), "")?;
-        let token = Token::tpm(agent.folder.path()).await?;
+        let token = Pkcs11Token::tpm(agent.folder.path()).await?;
         Self::with(agent, token).await
     }
 
-    async fn with(agent: Agent, token: Token) -> anyhow::Result<Self> {
+    async fn with(agent: Agent, token: Pkcs11Token) -> anyhow::Result<Self> {
         let folder = agent.folder.path();
         let machine = machine_of(&agent)?;
         let text = std::fs::read_to_string(&agent.config)?;
@@ -236,8 +236,10 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
 }
 
 /// An authority whose key is in a token.
-async fn authority_in_a_token(folder: &Path) -> anyhow::Result<(Token, Process, Vec<String>)> {
-    let token = Token::soft(folder)?;
+async fn authority_in_a_token(
+    folder: &Path,
+) -> anyhow::Result<(Pkcs11Token, Process, Vec<String>)> {
+    let token = Pkcs11Token::softhsm(folder)?;
     let more = "label = \"authority\"\npurposes = [\"certificate\"]";
     let mut signer = signer(folder, &token, ("fleet", "authority"), more)?;
     create_key(folder, &token)?;
@@ -263,7 +265,7 @@ async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow:
     gateway.agent.start().await?;
     wait_for("another certificate", PATIENCE, || async { gateway.certificate() != first }).await?;
     let second = gateway.certificate();
-    assert_eq!((&second.name, &second.public), (&first.name, &first.public));
+    assert_eq!((&second.common_name, &second.public_key), (&first.common_name, &first.public_key));
     assert!(second.not_before < first.not_after, "renewed before the first had ended");
     wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 100 }).await?;
 
@@ -321,8 +323,8 @@ async fn a_new_key_takes_over_and_what_the_old_one_signed_still_counts() -> anyh
     let plain = cloud.token("gw-r-1", "r-1", &[]).unwrap_err().to_string();
     assert!(plain.contains("say replaces"), "{plain}");
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &["--replaces"])?)?;
-    assert_ne!(gateway.certificate().public, old.public);
-    cloud.broker.start_again().await?;
+    assert_ne!(gateway.certificate().public_key, old.public_key);
+    cloud.broker.restart().await?;
     gateway.agent.start().await?;
     wait_for("everything", PATIENCE, || async {
         let state = gateway.state().await;
@@ -338,6 +340,6 @@ async fn a_new_key_takes_over_and_what_the_old_one_signed_still_counts() -> anyh
     assert_eq!(keys.len(), 2);
     assert!(keys[0]["retiredAt"].is_string() && keys[0]["believedUntil"].is_string(), "{shown}");
     assert!(keys[1]["retiredAt"].is_null());
-    assert_eq!(keys[0]["publicKey"], old.public.to_pem());
+    assert_eq!(keys[0]["publicKey"], old.public_key.to_pem());
     Ok(())
 }

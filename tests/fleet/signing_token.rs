@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::{Agent, Cloud, PATIENCE};
-use testbed::token::{PIN, Token};
+use testbed::token::{PIN, Pkcs11Token};
 use testbed::{Process, wait_for};
 
 const DRIVER: &str = "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\n\
                       [sampling]\nperiod_ms = 50\nframe_ms = 200\n";
 
 /// A P-256 key whose private half we know, put into a new token; its 32 secret bytes.
-fn known_key(folder: &Path, token: &Token) -> anyhow::Result<Vec<u8>> {
+fn known_key(folder: &Path, token: &Pkcs11Token) -> anyhow::Result<Vec<u8>> {
     let pem = folder.join("known.pem");
     let pem_text = pem.display().to_string();
     let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).output();
@@ -38,7 +38,7 @@ fn known_key(folder: &Path, token: &Token) -> anyhow::Result<Vec<u8>> {
     Ok(secret)
 }
 
-fn signer(agent: &Agent, token: &Token) -> anyhow::Result<Process> {
+fn signer(agent: &Agent, token: &Pkcs11Token) -> anyhow::Result<Process> {
     crate::support::signer(agent.folder.path(), token, ("leipzig", "gw-drum-1"), "")
 }
 
@@ -91,7 +91,7 @@ async fn a_wedged_token_costs_no_sample_and_its_key_is_nowhere_else() -> anyhow:
     );
     std::fs::write(&agent.config, by_token)?;
     let keys = tempfile::tempdir()?;
-    let token = Token::soft(keys.path())?;
+    let token = Pkcs11Token::softhsm(keys.path())?;
     let secret = known_key(keys.path(), &token)?;
 
     let mut signer = signer(&agent, &token)?;
@@ -142,10 +142,11 @@ async fn a_wedged_token_costs_no_sample_and_its_key_is_nowhere_else() -> anyhow:
 
     // Every sample that was acknowledged is there, without a hole, whenever it was signed.
     let acknowledged = acknowledged(&agent)?;
-    let points = cloud.database.count("SELECT count(*) FROM points")?;
+    let points = cloud.database.query_number("SELECT count(*) FROM points")?;
     assert!(points >= acknowledged, "{points} of {acknowledged}");
-    let holes = cloud.database.count("SELECT max(seq) + 1 - count(DISTINCT seq) FROM points")?;
-    assert_eq!((holes, cloud.database.count("SELECT min(seq) FROM points")?), (0, 0));
+    let holes =
+        cloud.database.query_number("SELECT max(seq) + 1 - count(DISTINCT seq) FROM points")?;
+    assert_eq!((holes, cloud.database.query_number("SELECT min(seq) FROM points")?), (0, 0));
     Ok(())
 }
 

@@ -47,12 +47,12 @@ async fn no_kept_sample_is_lost_or_doubled_whoever_is_killed() -> anyhow::Result
             2 => {
                 cloud.broker.kill();
                 tokio::time::sleep(down).await;
-                cloud.broker.start_again().await?;
+                cloud.broker.restart().await?;
             }
             _ => {
                 cloud.database.kill();
                 tokio::time::sleep(down).await;
-                cloud.database.start_again().await?;
+                cloud.database.restart().await?;
                 if !cloud.simcorp.is_running() {
                     start_ingestion(&mut cloud).await?;
                 }
@@ -77,7 +77,7 @@ async fn no_kept_sample_is_lost_or_doubled_whoever_is_killed() -> anyhow::Result
     agent.start().await?;
     let rows = "SELECT count(*) FROM points WHERE seq < ";
     wait_for("all samples", PATIENCE, || async {
-        cloud.database.count(&format!("{rows}{samples}")).is_ok_and(|n| n >= samples)
+        cloud.database.query_number(&format!("{rows}{samples}")).is_ok_and(|n| n >= samples)
     })
     .await
     .map_err(|error| {
@@ -89,13 +89,13 @@ async fn no_kept_sample_is_lost_or_doubled_whoever_is_killed() -> anyhow::Result
         ))
     })?;
     agent.process.stop(Duration::from_secs(10)).await?;
-    assert_eq!(cloud.database.count(&format!("{rows}{samples}"))?, samples, "each once");
+    assert_eq!(cloud.database.query_number(&format!("{rows}{samples}"))?, samples, "each once");
     let distinct = "SELECT count(DISTINCT (chain_no, seq)) FROM points";
     assert_eq!(
-        cloud.database.count(distinct)?,
-        cloud.database.count("SELECT count(*) FROM points")?
+        cloud.database.query_number(distinct)?,
+        cloud.database.query_number("SELECT count(*) FROM points")?
     );
-    assert_eq!(cloud.database.count("SELECT count(*) FROM chains")?, 1, "never a new chain");
+    assert_eq!(cloud.database.query_number("SELECT count(*) FROM chains")?, 1, "never a new chain");
     Ok(())
 }
 
@@ -128,7 +128,7 @@ async fn after_an_hour_without_a_broker_the_present_comes_first_and_the_past_fol
     wait_for("an hour", PATIENCE * 3, || async { unsent(&agent).await > Some(HOUR_FRAMES) })
         .await?;
     let late = memory_kb(agent.process.pid());
-    cloud.broker.start_again().await?;
+    cloud.broker.restart().await?;
     wait_for("the backlog sent", PATIENCE, || async {
         unsent(&agent).await.is_some_and(|n| n < 32)
     })
@@ -174,9 +174,9 @@ async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Re
     ] {
         arguments.push(format!("--set={setting}"));
     }
-    let mut second = testbed::Process::new(testbed::binary("simcorp")?, arguments, log);
+    let mut second = testbed::Process::new(testbed::binary_path("simcorp")?, arguments, log);
     second.start()?;
-    testbed::answers(port).await.map_err(|error| error.context(second.log()))?;
+    testbed::wait_for_port(port).await.map_err(|error| error.context(second.log()))?;
     let mut agents = Vec::new();
     for machine in ["r-1", "r-2", "r-3"] {
         let mut agent = cloud.agent(machine, &simulated(1))?;
@@ -184,7 +184,7 @@ async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Re
         agents.push(agent);
     }
     wait_for("frames", PATIENCE, || async {
-        cloud.database.count("SELECT count(*) FROM frames").is_ok_and(|n| n > 200)
+        cloud.database.query_number("SELECT count(*) FROM frames").is_ok_and(|n| n > 200)
     })
     .await?;
     let line = "simcorp_ingest_frames_total";
@@ -201,6 +201,6 @@ async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Re
         .and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
     assert!(first > 20.0 && other > Some(20.0), "shared: {first} and {other:?}");
     let distinct = "SELECT count(*) - count(DISTINCT (chain_no, number)) FROM frames";
-    assert_eq!(cloud.database.count(distinct)?, 0);
+    assert_eq!(cloud.database.query_number(distinct)?, 0);
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::support::{Cloud, PATIENCE, script};
-use testbed::{Process, answers, free_port, recordings, wait_for, workspace};
+use testbed::{Process, free_port, recordings, wait_for, wait_for_port, workspace_root};
 
 const RECORDINGS: [&str; 3] = [
     "skywalker/roast_25-10-05_1708.alog",
@@ -76,10 +76,10 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
         served.display().to_string(),
     ];
     arguments.extend(RECORDINGS.iter().map(|name| folder.join(name).display().to_string()));
-    let python = workspace().join("target/python/bin/python");
+    let python = workspace_root().join("target/python/bin/python");
     let mut machine = Process::new(python, arguments, cloud.folder.path().join("machine.log"));
     machine.start()?;
-    answers(port).await?;
+    wait_for_port(port).await?;
 
     let profile = cloud.folder.path().join("recordings.toml");
     std::fs::write(&profile, PROFILE)?;
@@ -104,12 +104,12 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     wait_for("all samples", PATIENCE, || async {
         cloud
             .database
-            .count("SELECT count(*) FROM points")
+            .query_number("SELECT count(*) FROM points")
             .is_ok_and(|n| n == expected.len() as i64)
     })
     .await
     .map_err(|error| {
-        let found = cloud.database.count("SELECT count(*) FROM points");
+        let found = cloud.database.query_number("SELECT count(*) FROM points");
         error.context(format!("{found:?} of {} samples", expected.len()))
     })?;
     let rows = cloud.database.query(
@@ -144,7 +144,7 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     let sessions =
         "SELECT count(*) FROM sessions WHERE status = 'CLOSED' AND completeness = 'complete'";
     wait_for("complete roasts", PATIENCE, || async {
-        cloud.database.count(sessions).is_ok_and(|n| n == roasts as i64)
+        cloud.database.query_number(sessions).is_ok_and(|n| n == roasts as i64)
     })
     .await
     .map_err(|error| {
@@ -155,6 +155,6 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
             cloud.simcorp.log()
         ))
     })?;
-    assert_eq!(cloud.database.count("SELECT count(*) FROM frames WHERE trust <> 0")?, 0);
+    assert_eq!(cloud.database.query_number("SELECT count(*) FROM frames WHERE trust <> 0")?, 0);
     Ok(())
 }

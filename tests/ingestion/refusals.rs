@@ -25,12 +25,12 @@ fn frame(origin: Origin, number: u64, bt: f64, previous: Option<Digest>) -> Fram
         chain: ChainId([5; 16]),
         number,
         previous,
-        boot: 1,
+        boot_id: 1,
         first_seq: number - 1,
-        mono: number,
+        mono_ms: number,
         wall: EpochMs(1_795_000_000_000),
         clock: ClockQuality::Synchronised,
-        profile: None,
+        profile_digest: None,
         offsets_ms: vec![0],
         columns: vec![Column { channel: Channel::Bt, values: vec![Some(bt)], quality: vec![] }],
         events: vec![],
@@ -38,7 +38,7 @@ fn frame(origin: Origin, number: u64, bt: f64, previous: Option<Digest>) -> Fram
 }
 
 fn signed(key: &FileKey, frame: &Frame) -> Vec<u8> {
-    trust::sign(key, CONTENT_FRAME, frame.encode()).unwrap()
+    trust::sign_message(key, CONTENT_FRAME, frame.encode()).unwrap()
 }
 
 async fn post(cloud: &Cloud, body: Vec<u8>) -> (u16, serde_json::Value) {
@@ -71,13 +71,15 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
     let (_, again) = post(&cloud, good.clone()).await;
     assert_eq!(again[0]["acked"], serde_json::json!([[1, 1]]), "twice changes nothing");
 
-    let mut flipped =
-        signed(&ours, &frame(origin("org", "r-1"), 2, 151.0, Some(trust::digest(&first.encode()))));
+    let mut flipped = signed(
+        &ours,
+        &frame(origin("org", "r-1"), 2, 151.0, Some(trust::sha256_digest(&first.encode()))),
+    );
     let last = flipped.len() - 1;
     flipped[last] ^= 1;
     let impostor = FileKey::generate("device:gw-1@leipzig".parse()?, Algorithm::Es256)?;
     let stranger = key("gw-9");
-    let second = frame(origin("org", "r-1"), 2, 151.0, Some(trust::digest(&first.encode())));
+    let second = frame(origin("org", "r-1"), 2, 151.0, Some(trust::sha256_digest(&first.encode())));
     let unlinked = frame(origin("org", "r-1"), 2, 151.0, Some(Digest([1; 32])));
     for (what, body, reason) in [
         ("a flipped bit", flipped, "bad_signature"),
@@ -118,7 +120,7 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
         assert!(answer["error"].as_str().is_some_and(|e| e.starts_with("frame 1: ")), "{answer}");
     }
     cloud.operate(&["device", "revoke", "device:gw-2@leipzig"])?;
-    assert_eq!(cloud.database.count("SELECT count(*) FROM points")?, 1);
+    assert_eq!(cloud.database.query_number("SELECT count(*) FROM points")?, 1);
     assert_eq!(cloud.database.query("simcorp", "SELECT bt_c FROM points")?, "150");
     Ok(())
 }
@@ -135,7 +137,7 @@ async fn a_frame_that_cannot_be_stored_is_refused_alone() -> anyhow::Result<()> 
     for number in 1..=40 {
         let bt = if number == 20 { 666.0 } else { 150.0 };
         let frame = frame(origin("org", "r-1"), number, bt, previous);
-        previous = Some(trust::digest(&frame.encode()));
+        previous = Some(trust::sha256_digest(&frame.encode()));
         let (url, body) = (cloud.url("/v1/frames"), signed(&ours, &frame));
         posts.spawn(async move {
             let answer = client().post(url).body(body).send().await?;
@@ -150,7 +152,7 @@ async fn a_frame_that_cannot_be_stored_is_refused_alone() -> anyhow::Result<()> 
             assert_eq!(acks[0]["acked"], serde_json::json!([[number, number]]), "{acks}");
         }
     }
-    assert_eq!(cloud.database.count("SELECT count(*) FROM points")?, 39);
+    assert_eq!(cloud.database.query_number("SELECT count(*) FROM points")?, 39);
     assert!(cloud.simcorp.log().contains("the database cannot hold this frame"));
     Ok(())
 }
@@ -223,7 +225,7 @@ async fn a_stream_goes_on_where_the_browser_left_it() -> anyhow::Result<()> {
     let mut frames = Vec::new();
     for number in 1..=6 {
         let frame = frame(origin("org", "r-1"), number, 150.0 + number as f64, previous);
-        previous = Some(trust::digest(&frame.encode()));
+        previous = Some(trust::sha256_digest(&frame.encode()));
         frames.push(signed(&ours, &frame));
     }
     let open = async |last: Option<i64>| -> anyhow::Result<_> {

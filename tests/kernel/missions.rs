@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support::client;
 use anyhow::{Context as _, ensure};
 use contract::mission::MissionRecord;
-use contract::topic::Kind;
+use contract::topic::TopicKind;
 use contract::{
     Ack, ChainId, Channel, ClockQuality, Column, DeviceId, EpochMs, EventKind, EventSource, Frame,
     KeyId, MachineEvent, Origin, Receipt, SessionId, SiteId,
@@ -15,7 +15,7 @@ use contract::{
 use roast::noise::Noise;
 use roast::twin::{PRESETS, Twin};
 use serde_json::{Value, json};
-use testbed::{Mosquitto, Postgres, Process, binary, free_port, wait_for};
+use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for};
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey, Signer as _};
 
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -65,7 +65,7 @@ impl Instance {
         arguments.extend(SERVICES.map(str::to_owned));
         arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
         let log = std::env::temp_dir().join(format!("simcorp-{name}-{}.log", ports["kernel"]));
-        Ok(Self { process: Process::new(binary("simcorp")?, arguments, log), ports })
+        Ok(Self { process: Process::new(binary_path("simcorp")?, arguments, log), ports })
     }
 
     fn url(&self, service: &str, path: &str) -> String {
@@ -144,7 +144,7 @@ impl Gateway {
                     kind,
                     seq: state.seq + readings.len() as u64,
                     at,
-                    elapsed_s: at.since(started) as f64 / 1000.0,
+                    elapsed_s: at.ms_since(started) as f64 / 1000.0,
                     session: session.clone(),
                     source: EventSource::Machine,
                     bt_c: Some(reading.bt_c),
@@ -152,7 +152,7 @@ impl Gateway {
                 });
             }
             readings.push(reading);
-            at = at.plus(1_000);
+            at = at.plus_ms(1_000);
             if readings.len() < SAMPLES_A_FRAME && !dropped {
                 continue;
             }
@@ -166,12 +166,12 @@ impl Gateway {
                 chain: *chain,
                 number: state.number,
                 previous: state.previous,
-                boot: 1,
+                boot_id: 1,
                 first_seq: state.seq,
-                mono: state.seq * 1_000,
+                mono_ms: state.seq * 1_000,
                 wall: frame_at,
                 clock: ClockQuality::Synchronised,
-                profile: None,
+                profile_digest: None,
                 offsets_ms: (0..u32::try_from(readings.len())?).map(|i| i * 1_000).collect(),
                 columns: vec![
                     column(Channel::Bt, |r| r.bt_c),
@@ -182,12 +182,12 @@ impl Gateway {
                 events: std::mem::take(&mut events),
             };
             let payload = frame.encode();
-            let digest = trust::digest(&payload);
+            let digest = trust::sha256_digest(&payload);
             digests.extend(digest.0);
             state.previous = Some(digest);
             state.number += 1;
             state.seq += readings.len() as u64;
-            body.extend(trust::sign(&self.key, CONTENT_FRAME, payload)?);
+            body.extend(trust::sign_message(&self.key, CONTENT_FRAME, payload)?);
             readings.clear();
             frame_at = at;
         }
@@ -200,11 +200,11 @@ impl Gateway {
             first_seq,
             last_seq: state.seq - 1,
             started,
-            ended: at.plus(-1_000),
-            digest: trust::digest(&digests),
+            ended: at.plus_ms(-1_000),
+            digest: trust::sha256_digest(&digests),
         };
-        let signed = trust::sign(&self.key, CONTENT_RECEIPT, receipt.encode())?;
-        let receipt = (Kind::Receipt.topic(origin), signed);
+        let signed = trust::sign_message(&self.key, CONTENT_RECEIPT, receipt.encode())?;
+        let receipt = (TopicKind::Receipt.topic(origin), signed);
         Ok(Roast { session, frames: body, receipt })
     }
 }
@@ -288,7 +288,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let mut instances =
         vec![Instance::new("1", &database, &broker)?, Instance::new("2", &database, &broker)?];
     let operate = |arguments: &[&str]| -> anyhow::Result<()> {
-        let mut command = std::process::Command::new(binary("simcorp")?);
+        let mut command = std::process::Command::new(binary_path("simcorp")?);
         command.args(arguments).arg(format!("--set=database.url={}", database.url()));
         let output = command.output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -319,7 +319,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let day = EpochMs(1_790_000_000_000);
     for n in 0..roasts {
         let machine = usize::try_from(n)? % MACHINES;
-        let started = day.plus(i64::try_from(n)? * 1_000_000);
+        let started = day.plus_ms(i64::try_from(n)? * 1_000_000);
         let roast = gateway.roast(machine, started, n + 1)?;
         deliver(&instances, &roast.frames, n).await?;
         bus.publish(&roast.receipt).await?;
@@ -340,7 +340,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let first = &instances[0];
     let open = "SELECT count(*) FROM sessions WHERE completeness = 'complete'";
     for _ in 0..60 {
-        if database.count(open)? == i64::try_from(roasts)? {
+        if database.query_number(open)? == i64::try_from(roasts)? {
             break;
         }
         for receipt in &receipts {
@@ -354,7 +354,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     };
     if let Err(error) = wait_for("all reports", PATIENCE, reported).await {
         let counts = first.get("kernel", "/missions/metrics").await?;
-        let outbox = database.count("SELECT count(*) FROM outbox")?;
+        let outbox = database.query_number("SELECT count(*) FROM outbox")?;
         let logs: Vec<_> = instances.iter().map(|instance| instance.process.log()).collect();
         anyhow::bail!("{error}: {counts}, outbox {outbox}\n{}", logs.join("\n---\n"));
     }
@@ -381,7 +381,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
         assert_eq!(result["reportId"], report["reportId"]);
     }
     wait_for("an empty outbox", PATIENCE, || async {
-        database.count("SELECT count(*) FROM outbox").is_ok_and(|n| n == 0)
+        database.query_number("SELECT count(*) FROM outbox").is_ok_and(|n| n == 0)
     })
     .await?;
     // Each report is in the audit log once, and the log fits together.
@@ -424,7 +424,8 @@ async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::R
     let mut arguments = vec!["serve".to_owned()];
     arguments.extend(SERVICES.map(str::to_owned));
     arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
-    let process = Process::new(binary("simcorp")?, arguments, folder.path().join("simcorp.log"));
+    let process =
+        Process::new(binary_path("simcorp")?, arguments, folder.path().join("simcorp.log"));
     let mut simcorp = Instance { process, ports: ports.clone() };
     simcorp.process.start()?;
     simcorp.ready().await?;
@@ -438,7 +439,7 @@ async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::R
     let agent = crate::support::Agent::new("r-1", driver, &uplink)?;
     let device = agent.folder.path().join("device.json");
     std::fs::write(&device, agent.command(&["key", "create"])?)?;
-    let mut command = std::process::Command::new(binary("simcorp")?);
+    let mut command = std::process::Command::new(binary_path("simcorp")?);
     command.args(["device", "add"]).arg(&device).arg(format!("--set=database.data={data}"));
     let added = command.output()?;
     ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));

@@ -16,7 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
-use testbed::{Postgres, Process, binary, free_port, wait_for};
+use testbed::{Postgres, Process, binary_path, free_port, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const SERVED: [&str; 9] = [
@@ -115,7 +115,7 @@ impl Cloud {
         }
         let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
         let operate = |arguments: &[&str]| -> anyhow::Result<String> {
-            let mut command = std::process::Command::new(binary("simcorp")?);
+            let mut command = std::process::Command::new(binary_path("simcorp")?);
             command.args(arguments).arg(format!("--set=database.url={}", database.url()));
             let output = command.output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -165,7 +165,7 @@ impl Cloud {
         arguments.extend(SERVED.map(str::to_owned));
         arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
         let log = folder.path().join("simcorp.log");
-        let mut process = Process::new(binary("simcorp")?, arguments, log);
+        let mut process = Process::new(binary_path("simcorp")?, arguments, log);
         process.start()?;
         let cloud = Self { process, ports, database, _folder: folder };
         for service in SERVICES {

@@ -91,7 +91,7 @@ async fn a_request_with_a_key_counts_once_wherever_it_is_sent() -> anyhow::Resul
     assert_eq!(again.headers()["idempotency-replayed"], "true");
     let body: serde_json::Value = again.json().await?;
     assert!(made.contains(body["id"].as_str().unwrap()));
-    assert_eq!(database.count("SELECT count(*) FROM golden_cases")?, 1);
+    assert_eq!(database.query_number("SELECT count(*) FROM golden_cases")?, 1);
     // The same key for another request is a mistake.
     let other = send(0, "k-1", &json!({"name": "d", "machineId": "m"})).await?;
     assert_eq!(other.status(), 422);

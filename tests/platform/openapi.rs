@@ -46,7 +46,7 @@ async fn examples(stack: &Stack, service: &str, document: &Value) -> anyhow::Res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_service_answers_what_its_document_does_not_say() -> anyhow::Result<()> {
-    let schemathesis = testbed::workspace().join("target/schemathesis/bin/schemathesis");
+    let schemathesis = testbed::workspace_root().join("target/schemathesis/bin/schemathesis");
     ensure!(schemathesis.is_file(), "schemathesis is not installed; run: tools/install test");
     let open = "{ per_second = 100000.0, burst = 1000000 }";
     let mut settings: Vec<String> =

@@ -66,7 +66,7 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
     let database = Postgres::start().await?;
     let set = format!("database.url={}", database.url());
     let import = || {
-        let mut command = std::process::Command::new(testbed::binary("simcorp")?);
+        let mut command = std::process::Command::new(testbed::binary_path("simcorp")?);
         command.arg("import-sqlite").arg(&file).args(["--output", "json", "--set", &set]);
         let output = command.output()?;
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use testbed::token::{PIN, Token};
-use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+use testbed::token::{PIN, Pkcs11Token};
+use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for, wait_for_port};
 
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -40,7 +40,7 @@ impl Cloud {
         let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
         arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
         let log = folder.path().join("simcorp.log");
-        let mut simcorp = Process::new(binary("simcorp")?, arguments, log);
+        let mut simcorp = Process::new(binary_path("simcorp")?, arguments, log);
         simcorp.start()?;
         let cloud = Self { folder, broker, database, simcorp, port, settings };
         cloud.ready().await?;
@@ -73,7 +73,7 @@ impl Cloud {
 
     /// Runs an operator's command.
     pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary("simcorp")?);
+        let mut command = Command::new(binary_path("simcorp")?);
         command.args(arguments);
         command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
         let output = command.output()?;
@@ -114,12 +114,12 @@ impl Agent {
         std::fs::write(&config, text)?;
         let arguments = ["--config".to_owned(), config.display().to_string(), "run".to_owned()];
         let log = folder.path().join("agent.log");
-        let process = Process::new(binary("simcorp-edge")?, arguments, log);
+        let process = Process::new(binary_path("simcorp-edge")?, arguments, log);
         Ok(Self { folder, config, process, port })
     }
 
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary("simcorp-edge")?);
+        let mut command = Command::new(binary_path("simcorp-edge")?);
         let output = command.arg("--config").arg(&self.config).args(arguments).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
@@ -127,7 +127,7 @@ impl Agent {
 
     pub async fn start(&mut self) -> anyhow::Result<()> {
         self.process.start()?;
-        answers(self.port).await.with_context(|| self.process.log())
+        wait_for_port(self.port).await.with_context(|| self.process.log())
     }
 
     pub async fn status(&self) -> anyhow::Result<serde_json::Value> {
@@ -158,7 +158,7 @@ pub fn client() -> reqwest::Client {
 /// A signer in `folder` for the device of a site, with `more` of `[key]`; not started.
 pub fn signer(
     folder: &Path,
-    token: &Token,
+    token: &Pkcs11Token,
     (site, device): (&str, &str),
     more: &str,
 ) -> anyhow::Result<Process> {
@@ -173,14 +173,14 @@ pub fn signer(
     );
     std::fs::write(folder.join("signer.toml"), config)?;
     let arguments = ["-c".to_owned(), folder.join("signer.toml").display().to_string()];
-    let signer = Process::new(binary("simcorp-signer")?, arguments, folder.join("signer.log"));
+    let signer = Process::new(binary_path("simcorp-signer")?, arguments, folder.join("signer.log"));
     Ok(token.environment.iter().fold(signer, |signer, (name, value)| signer.env(name, value)))
 }
 
 /// Makes the key that a signer's configuration in `folder` names.
-pub fn create_key(folder: &Path, token: &Token) -> anyhow::Result<()> {
+pub fn create_key(folder: &Path, token: &Pkcs11Token) -> anyhow::Result<()> {
     let environment = token.environment.iter().map(|(name, value)| (name, value));
-    let output = Command::new(binary("simcorp-signer")?)
+    let output = Command::new(binary_path("simcorp-signer")?)
         .arg("-c")
         .arg(folder.join("signer.toml"))
         .arg("create")
@@ -272,7 +272,7 @@ impl Stack {
         arguments.extend(services.iter().map(ToString::to_string));
         arguments.extend(all.iter().map(|setting| format!("--set={setting}")));
         let log = folder.path().join("simcorp.log");
-        let process = Process::new(binary("simcorp")?, arguments, log);
+        let process = Process::new(binary_path("simcorp")?, arguments, log);
         let served: Vec<&str> = LISTENERS
             .iter()
             .map(|(name, _)| *name)
@@ -334,7 +334,7 @@ impl Stack {
 
     /// Runs an operator's command.
     pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary("simcorp")?);
+        let mut command = Command::new(binary_path("simcorp")?);
         command.args(arguments);
         command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
         let output = command.output()?;

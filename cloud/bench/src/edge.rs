@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use testbed::{Authority, Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+use testbed::{
+    Mosquitto, Postgres, Process, TestCa, binary_path, free_port, wait_for, wait_for_port,
+};
 
 use crate::stats;
 
@@ -27,10 +29,10 @@ pub struct Options {
 pub async fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((5..=3600).contains(&options.seconds), "--seconds: not between 5 and 3600");
     ensure!((1..=1_000_000).contains(&options.backlog), "--backlog: not between 1 and 1000000");
-    let agent = options.agent.clone().map_or_else(|| binary("simcorp-edge"), Ok)?;
+    let agent = options.agent.clone().map_or_else(|| binary_path("simcorp-edge"), Ok)?;
     let folder = tempfile::tempdir()?;
-    let authority = Authority::new()?;
-    let broker = Mosquitto::start_private(&authority, "pattern readwrite #\n").await?;
+    let authority = TestCa::new()?;
+    let broker = Mosquitto::start_tls(&authority, "pattern readwrite #\n").await?;
     let database = Postgres::start().await?;
     let cloud_port = free_port()?;
     let own = authority.issue("bench")?;
@@ -53,10 +55,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     );
     let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
     arguments.extend(settings.iter().cloned());
-    let simcorp = binary("simcorp")?;
+    let simcorp = binary_path("simcorp")?;
     let mut cloud = Process::new(simcorp.clone(), arguments, folder.path().join("simcorp.log"));
     cloud.start()?;
-    answers(cloud_port).await.with_context(|| cloud.log())?;
+    wait_for_port(cloud_port).await.with_context(|| cloud.log())?;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     let steady = Gateway::new(folder.path(), &agent, "steady", &uplink)?;
@@ -116,7 +118,7 @@ async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow
     tokio::time::sleep(Duration::from_secs(20)).await;
     let (samples, without) = (gateway.unsent().await?, gateway.jitter_ms(0.0).await?);
     let since = gateway.newest_ms().await?;
-    broker.start_again().await?;
+    broker.restart().await?;
     wait_for("a connection", Duration::from_secs(30), || async {
         gateway.status().await.is_ok_and(|s| s["uplinkConnected"] == true)
     })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use rumqttc::AsyncClient;
 use serde_json::{Value, json};
-use testbed::{Mosquitto, Postgres, Process, answers, binary, free_port, wait_for};
+use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for, wait_for_port};
 
 use crate::load::{Acknowledgements, LoadGenerator};
 use crate::{copy_baseline, stats};
@@ -250,7 +250,7 @@ impl SystemUnderTest {
             broker_port = broker.port;
         }
         let settings: Vec<String> = settings.into_iter().map(|s| format!("--set={s}")).collect();
-        let program = binary("simcorp")?;
+        let program = binary_path("simcorp")?;
         let device = folder.path().join("device.json");
         std::fs::write(&device, load.device_description())?;
         let add =
@@ -260,7 +260,7 @@ impl SystemUnderTest {
         arguments.extend(settings);
         let mut simcorp = Process::new(program, arguments, folder.path().join("simcorp.log"));
         simcorp.start()?;
-        answers(port).await.with_context(|| simcorp.log())?;
+        wait_for_port(port).await.with_context(|| simcorp.log())?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         Ok(Self { folder, database, simcorp, _broker: broker, broker_port })
     }
@@ -270,13 +270,13 @@ impl SystemUnderTest {
         const DISTINCT: &str = "SELECT COALESCE(SUM(samples), 0) FROM \
              (SELECT DISTINCT chain_no, number, samples FROM frames) AS d";
         if let Some(database) = &self.database {
-            let bytes = database.count(
+            let bytes = database.query_number(
                 "SELECT COALESCE(SUM(pg_total_relation_size(inhrelid)), 0)::bigint FROM pg_inherits \
                  WHERE inhparent = 'frames'::regclass",
             )?;
             return Ok(RowCounts {
-                points: database.count(POINTS)?,
-                distinct: database.count(DISTINCT)?,
+                points: database.query_number(POINTS)?,
+                distinct: database.query_number(DISTINCT)?,
                 bytes,
             });
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use testbed::{Postgres, Process, binary, free_port, wait_for};
+use testbed::{Postgres, Process, binary_path, free_port, wait_for};
 
 use crate::stats;
 
@@ -49,7 +49,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     arguments.extend(SERVICES.map(str::to_owned));
     arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
     let mut simcorp =
-        Process::new(binary("simcorp")?, arguments, folder.path().join("simcorp.log"));
+        Process::new(binary_path("simcorp")?, arguments, folder.path().join("simcorp.log"));
     simcorp.start()?;
     // Fails if a provider is installed already; only this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -98,7 +98,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
 /// Returns every list with each of its filters: the first page, a late page, and rare values.
 fn list_paths(rows: u32) -> Vec<(&'static str, String)> {
     let half = rows / 2;
-    let late = |prefix: &str| service::query::cursor(1_790_000_000_000 + i64::from(half), prefix);
+    let late =
+        |prefix: &str| service::query::encode_cursor(1_790_000_000_000 + i64::from(half), prefix);
     let plain = [
         ("kernel", "/missions?limit=200"),
         ("kernel", "/missions?limit=200&status=FAILED"),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use contract::topic::{self, Kind};
+use contract::topic::{self, TopicKind};
 use contract::{
     Ack, ChainId, Channel, ClockQuality, Column, DeviceId, Digest, EpochMs, Frame, KeyId,
     MachineId, OrgId, Origin, SiteId,
@@ -138,12 +138,12 @@ impl LoadGenerator {
             chain: machine.chain,
             number: machine.number,
             previous: machine.previous,
-            boot: 1,
+            boot_id: 1,
             first_seq: machine.seq,
-            mono: elapsed,
+            mono_ms: elapsed,
             wall: EpochMs(self.wall + i64::try_from(elapsed)?),
             clock: ClockQuality::Synchronised,
-            profile: None,
+            profile_digest: None,
             offsets_ms: (0..samples).map(|j| u32::try_from(j).unwrap_or(0) * step).collect(),
             columns: vec![
                 curve(Channel::Bt, 150.0, 0.13),
@@ -157,11 +157,11 @@ impl LoadGenerator {
             events: Vec::new(),
         };
         let payload = frame.encode();
-        machine.previous = Some(trust::digest(&payload));
+        machine.previous = Some(trust::sha256_digest(&payload));
         machine.number += 1;
         machine.seq += samples as u64;
-        let signed = trust::sign(&self.key, CONTENT_FRAME, payload)?;
-        Ok((Kind::LiveFrame.topic(&frame.origin), signed, (frame.chain, frame.number)))
+        let signed = trust::sign_message(&self.key, CONTENT_FRAME, payload)?;
+        Ok((TopicKind::LiveFrame.topic(&frame.origin), signed, (frame.chain, frame.number)))
     }
 
     /// Connects a publisher, and a listener that records all acknowledgements.
@@ -221,8 +221,9 @@ async fn receive_acks(
             }
             Ok(Event::Incoming(Incoming::Publish(publish))) => {
                 let now = Instant::now();
-                let known =
-                    std::str::from_utf8(&publish.topic).ok().and_then(|t| topic::parse(t).ok());
+                let known = std::str::from_utf8(&publish.topic)
+                    .ok()
+                    .and_then(|t| topic::parse_topic(t).ok());
                 let Ok(ack) = serde_json::from_slice::<Ack>(&publish.payload) else { continue };
                 if known.is_none() {
                     continue;

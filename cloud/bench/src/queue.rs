@@ -186,5 +186,5 @@ async fn lists(store: &KernelStore, cluster: &Postgres) -> anyhow::Result<Value>
 }
 
 fn scans(cluster: &Postgres) -> anyhow::Result<i64> {
-    cluster.count("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'missions'")
+    cluster.query_number("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'missions'")
 }

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use roast::analysis::{Marks, analyze};
-use roast::causal;
 use roast::event::Tracker;
 use roast::forecast::Forecaster;
-use roast::learn::Learned;
+use roast::machine_model::MachineModel;
 use roast::recording::Recording;
+use roast::replay;
 use roast::sample::Sample;
 use roast::twin::{PRESETS, Twin};
 use serde_json::{Value, json};
@@ -37,15 +37,15 @@ fn recording(seed: u64) -> Recording {
 #[allow(clippy::disallowed_methods)] // a measurement reads the clock
 pub fn run(options: &Options) -> anyhow::Result<Value> {
     ensure!((10..=100_000).contains(&options.roasts), "--roasts: not between 10 and 100000");
-    let learned = Learned::default();
+    let learned = MachineModel::default();
     let recordings: Vec<Recording> = (0..8).map(recording).collect();
     let mut whole = Vec::new();
     let mut copies = Vec::new();
     for recording in recordings.iter().cycle().take(options.roasts as usize) {
         let start = Instant::now();
-        let walk = causal::walk(recording, &learned);
+        let walk = replay::replay(recording, &learned);
         let found = walk.roast().context("the simulated roast was not found")?;
-        let analysis = analyze(recording, &Marks::found(&found.marks));
+        let analysis = analyze(recording, &Marks::detected(&found.marks));
         whole.push(start.elapsed().as_secs_f64() * 1000.0);
         ensure!(analysis.is_some_and(|a| a.drop_seconds.is_some()), "the analysis found no DROP");
         // The baseline: the same samples written as JSON and read back, which every service does
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> anyhow::Result<Value> {
             let start = Instant::now();
             let changes = tracker.push(sample);
             forecaster.push(sample, &tracker);
-            let outlook = forecaster.outlook(&tracker, &learned);
+            let outlook = forecaster.forecast(&tracker, &learned);
             steps.push(start.elapsed().as_secs_f64() * 1e6);
             std::hint::black_box((changes, outlook));
         }

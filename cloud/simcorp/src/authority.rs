@@ -1,7 +1,7 @@
 //! `simcorp authority`: manages the certificate authority for gateways.
 
 use clap::Subcommand;
-use fleet::authority::{Authority, Places};
+use fleet::authority::{CaPaths, CertificateAuthority};
 
 use crate::config::CloudConfig;
 use crate::serve;
@@ -15,19 +15,19 @@ pub enum AuthorityCommand {
 }
 
 pub fn run(config: &CloudConfig, command: &AuthorityCommand) -> anyhow::Result<()> {
-    let places = Places::of(&config.fleet, &config.database.data);
+    let places = CaPaths::of(&config.fleet, &config.database.data);
     match command {
         AuthorityCommand::Create => {
             // Only SQLite has created the data folder already.
             if let Some(folder) = places.certificate.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            let made = Authority::create(&places, serve::now())?;
+            let made = CertificateAuthority::create(&places, serve::now())?;
             let fingerprint = contract::Digest(made.certificate().fingerprint());
             println!("{}\nsha256 {fingerprint}", places.certificate.display());
             println!("store its key where only you have access, and keep a backup of it");
         }
-        AuthorityCommand::Show => print!("{}", Authority::open(&places)?.pem()),
+        AuthorityCommand::Show => print!("{}", CertificateAuthority::open(&places)?.pem()),
     }
     Ok(())
 }

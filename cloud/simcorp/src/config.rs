@@ -22,7 +22,7 @@ pub struct CloudConfig {
     pub redis: cache::RedisConfig,
     pub limits: http_stack::LimitsConfig,
     pub broker: BrokerConfig,
-    pub mqtt: service::mqtt::Broker,
+    pub mqtt: service::mqtt::BrokerSettings,
     pub kernel: kernel::KernelConfig,
     pub ingestion: ingestion::IngestionConfig,
     pub fleet: fleet::FleetConfig,

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId};
 use database::Store;
 use fleet::FleetStore;
-use fleet::device::{NewDevice, Registered};
-use fleet::store::By;
+use fleet::device::{NewDevice, RegisterOutcome};
+use fleet::store::ChangedBy;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trust::PublicKey;
@@ -150,8 +150,8 @@ impl LocalRegistry {
         Ok(Self { store: FleetStore::new(database), org, operator })
     }
 
-    fn changed_by(&self) -> By<'_> {
-        By { actor: &self.operator, now: serve::now() }
+    fn changed_by(&self) -> ChangedBy<'_> {
+        ChangedBy { actor: &self.operator, now: serve::now() }
     }
 
     async fn add(&self, file: &PathBuf) -> anyhow::Result<()> {
@@ -186,7 +186,10 @@ impl LocalRegistry {
             replaces: false,
             compromised: false,
         };
-        if !matches!(self.store.register(&new, self.changed_by()).await?, Registered::As(_)) {
+        if !matches!(
+            self.store.register(&new, self.changed_by()).await?,
+            RegisterOutcome::Accepted(_)
+        ) {
             bail!(
                 "{} is registered with another key, or was revoked; give the gateway another name",
                 device.kid

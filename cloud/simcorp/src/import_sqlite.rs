@@ -77,7 +77,7 @@ impl TableDigest {
         for value in row {
             value.write(&mut bytes);
         }
-        let digest = trust::digest(&bytes).0;
+        let digest = trust::sha256_digest(&bytes).0;
         for (sum, part) in self.digest.iter_mut().zip(digest.chunks_exact(8)) {
             let part: [u8; 8] = part.try_into().unwrap_or_default();
             *sum = sum.wrapping_add(u64::from_be_bytes(part));
@@ -194,7 +194,7 @@ async fn make_partitions(target: &Store, sqlite: &SqlitePool) -> anyhow::Result<
     let now = serve::now();
     let weeks = first.map_or(0, |first| (now.0 - first).div_euclid(WEEK_MS).clamp(0, WEEKS_MAX));
     for week in 0..=weeks {
-        target.ensure_partitions(now.plus(-week * WEEK_MS)).await?;
+        target.ensure_partitions(now.plus_ms(-week * WEEK_MS)).await?;
     }
     Ok(())
 }

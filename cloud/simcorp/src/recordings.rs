@@ -9,11 +9,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use contract::EventKind;
 use roast::analysis::compare::{Comparison, Spread, compare, consistency};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
-use roast::causal::{self, Walk};
-use roast::event::{Change, Inference};
-use roast::learn::Learned;
+use roast::event::{DetectedMark, MarkChange};
+use roast::machine_model::MachineModel;
 use roast::recording::{FILE_BYTES_MAX, Recording};
-use roast::score::{Score, Sheet};
+use roast::replay::{self, RecordingReplay};
+use roast::score::{Score, ScoreSheet};
 use roast::{export, plot, score};
 use serde_json::json;
 
@@ -130,18 +130,18 @@ fn read(path: &Path) -> anyhow::Result<Recording> {
 /// The analysis of one file, using what was learned from the files before it.
 pub struct AnalyzedRecording {
     pub recording: Recording,
-    walk: Walk,
-    pub marks: Vec<Inference>,
+    walk: RecordingReplay,
+    pub marks: Vec<DetectedMark>,
     analysis: Option<Analysis>,
 }
 
-pub fn analyze_next(path: &Path, learned: &mut Learned) -> anyhow::Result<AnalyzedRecording> {
+pub fn analyze_next(path: &Path, learned: &mut MachineModel) -> anyhow::Result<AnalyzedRecording> {
     let recording = read(path)?;
-    let walk = causal::walk(&recording, learned);
+    let walk = replay::replay(&recording, learned);
     learned.ahead.clone_from(&walk.ahead);
-    learned.study(&recording, &walk);
+    learned.learn_from_recording(&recording, &walk);
     let marks = walk.roast().map(|roast| roast.marks.clone()).unwrap_or_default();
-    let analysis = analyze(&recording, &Marks::found(&marks));
+    let analysis = analyze(&recording, &Marks::detected(&marks));
     Ok(AnalyzedRecording { recording, walk, marks, analysis })
 }
 
@@ -150,7 +150,7 @@ const fn seconds(ms: i64) -> f64 {
 }
 
 fn analyze_files(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
-    let mut learned = Learned::default();
+    let mut learned = MachineModel::default();
     for path in files {
         let found = analyze_next(path, &mut learned)?;
         if as_json {
@@ -201,7 +201,7 @@ fn print(path: &Path, found: &AnalyzedRecording) {
     println!("  known at  event           at      BT °C  conf  interval          method");
     for change in &found.walk.changes {
         match change {
-            Change::Known(mark) => {
+            MarkChange::Detected(mark) => {
                 let again = if mark.revision > 0 { " (again)" } else { "" };
                 println!(
                     "  {:>8}  {:<14} {:>6}  {:>6}  {:>3.0}%  {:>6} … {:<6}  {}",
@@ -215,7 +215,9 @@ fn print(path: &Path, found: &AnalyzedRecording) {
                     mark.method.as_str(),
                 );
             }
-            Change::Withdrawn(kind) => println!("            {kind} withdrawn: false detection"),
+            MarkChange::Withdrawn(kind) => {
+                println!("            {kind} withdrawn: false detection")
+            }
         }
     }
     let Some(a) = &found.analysis else {
@@ -244,7 +246,7 @@ fn print(path: &Path, found: &AnalyzedRecording) {
 fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
     let mut sides = Vec::with_capacity(2);
     for path in [&args.file, &args.reference] {
-        let found = analyze_next(path, &mut Learned::default())?;
+        let found = analyze_next(path, &mut MachineModel::default())?;
         let marks = Marks::of(&found.recording, &found.marks);
         sides.push((Curve::of(&found.recording), marks));
     }
@@ -278,7 +280,7 @@ fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn consistency_of(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
-    let mut learned = Learned::default();
+    let mut learned = MachineModel::default();
     let mut roasts = Vec::with_capacity(files.len());
     for path in files {
         let found = analyze_next(path, &mut learned)?;
@@ -328,7 +330,7 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     within.retain(|path| path.is_dir());
     within.sort();
     folders.extend(within);
-    let mut all = Sheet::default();
+    let mut all = ScoreSheet::default();
     let mut scores: Vec<(String, Score)> = Vec::new();
     for folder in folders {
         let mut named = Vec::new();
@@ -343,10 +345,10 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         }
         // A folder is one machine, unless its files name several.
         let machines: BTreeSet<&str> = named.iter().map(|(_, r)| r.machine.as_str()).collect();
-        let mut sheet = Sheet::default();
+        let mut sheet = ScoreSheet::default();
         for machine in machines {
             let of = named.iter().filter(|(_, recording)| recording.machine == machine);
-            sheet.machine(of.map(|(name, recording)| (name.as_str(), recording)));
+            sheet.add_machine(of.map(|(name, recording)| (name.as_str(), recording)));
         }
         all.add(&sheet);
         let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
@@ -428,10 +430,10 @@ fn export_file(file: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
-    let found = analyze_next(file, &mut Learned::default())?;
+    let found = analyze_next(file, &mut MachineModel::default())?;
     let marks = Marks::of(&found.recording, &found.marks);
     // The forecast at first crack, or the last one if the recording has no drop.
-    let outlooks = &found.walk.outlooks;
+    let outlooks = &found.walk.forecasts;
     let outlook = match marks.ms(EventKind::Fc).filter(|_| marks.ms(EventKind::Drop).is_some()) {
         Some(cracked) => outlooks.iter().find(|outlook| outlook.t_ms >= cracked),
         None => outlooks.last(),

@@ -14,7 +14,7 @@ use contract::{
     KeyId, MachineEvent, MachineId, Origin, SessionId, SiteId,
 };
 use roast::analysis::Marks;
-use roast::learn::Learned;
+use roast::machine_model::MachineModel;
 use roast::sample::Sample;
 use serde_json::{Value, json};
 use trust::{Algorithm, CONTENT_FRAME, FileKey};
@@ -60,7 +60,7 @@ pub async fn run(
     let device = json!({"siteId": origin.site, "machines": [origin.machine], "kid": id,
                         "publicKey": key.public_key().to_pem()});
     remote.post(&remote.fleet, &["devices"], &device).await?;
-    let mut learned = Learned::default();
+    let mut learned = MachineModel::default();
     let mut brought = Ok(());
     for file in &args.files {
         brought = import_file(&remote, &origin, &key, (file, at), &mut learned).await;
@@ -78,7 +78,7 @@ async fn import_file(
     origin: &Origin,
     key: &FileKey,
     (file, at): (&Path, Option<EpochMs>),
-    learned: &mut Learned,
+    learned: &mut MachineModel,
 ) -> anyhow::Result<()> {
     let shown = file.display();
     let found = analyze_next(file, learned)?;
@@ -88,15 +88,15 @@ async fn import_file(
     let length_ms = found.recording.samples.last().map_or(0, |last| last.t_ms);
     let begins = match at {
         Some(at) => at,
-        None => modified_at(file)?.plus(-length_ms),
+        None => modified_at(file)?.plus_ms(-length_ms),
     };
-    let digest = trust::digest(&std::fs::read(file)?).0;
+    let digest = trust::sha256_digest(&std::fs::read(file)?).0;
     let frames = frames(origin, &found, &marks, (begins, charge), digest);
     let mut sent = 0;
     for some in frames.chunks(FRAMES_PER_REQUEST) {
         let mut body = Vec::new();
         for frame in some {
-            body.extend(trust::sign(key, CONTENT_FRAME, frame.encode())?);
+            body.extend(trust::sign_message(key, CONTENT_FRAME, frame.encode())?);
         }
         let kind = ("application/cose", body);
         let answer = remote.ingestion.post_bytes(&origin.org, &["v1", "frames"], kind).await?;
@@ -107,7 +107,7 @@ async fn import_file(
         }
         sent += some.iter().map(Frame::sample_count).sum::<usize>();
     }
-    let session = SessionId::compose(origin, begins.plus(charge), salt(digest));
+    let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
     let told: Option<Value> =
         remote.ingestion.get(&origin.org, &["sessions", session.as_str()], &[]).await?;
     ensure!(told.is_some(), "{shown}: it was sent, but its session is missing");
@@ -135,7 +135,7 @@ fn frames(
     digest: [u8; 32],
 ) -> Vec<Frame> {
     let samples = &found.recording.samples;
-    let session = SessionId::compose(origin, begins.plus(charge), salt(digest));
+    let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
     let mut frames = Vec::new();
@@ -151,7 +151,7 @@ fn frames(
             Some(MachineEvent {
                 kind,
                 seq: first_seq + nearest as u64,
-                at: begins.plus(at_ms),
+                at: begins.plus_ms(at_ms),
                 elapsed_s: (at_ms - charge) as f64 / 1000.0,
                 session: session.clone(),
                 source: if in_file { EventSource::Person } else { EventSource::Inferred },
@@ -164,17 +164,17 @@ fn frames(
             chain: ChainId(id),
             number,
             previous,
-            boot: 1,
+            boot_id: 1,
             first_seq,
-            mono: u64::try_from(from).unwrap_or(0),
-            wall: begins.plus(from),
+            mono_ms: u64::try_from(from).unwrap_or(0),
+            wall: begins.plus_ms(from),
             clock: ClockQuality::Unknown,
-            profile: None,
+            profile_digest: None,
             offsets_ms: part.iter().map(|s| u32::try_from(s.t_ms - from).unwrap_or(0)).collect(),
             columns: columns(part),
             events: told.collect(),
         };
-        previous = Some(trust::digest(&frame.encode()));
+        previous = Some(trust::sha256_digest(&frame.encode()));
         first_seq += part.len() as u64;
         frames.push(frame);
     }

@@ -10,8 +10,8 @@ use cache::{Cache, Redis};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId, SiteId};
 use database::Store;
 use fleet::FleetStore;
-use fleet::device::{NewDevice, Registered};
-use fleet::store::By;
+use fleet::device::{NewDevice, RegisterOutcome};
+use fleet::store::ChangedBy;
 use http_stack::{AccessLayer, Limits};
 use service::metrics::Metrics;
 use service::secret::Secret;
@@ -90,7 +90,7 @@ impl RunningServers {
         (router, openapi, health): ServiceParts,
     ) {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", health.service());
-        let app = http::shell(router, &openapi, health, self.metrics.clone());
+        let app = http::service_router(router, &openapi, health, self.metrics.clone());
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
     }
 
@@ -221,9 +221,9 @@ impl StartContext<'_> {
             self.serving.serve(listener, (i.router, i.openapi, i.health));
         }
         if let Some(listener) = self.listeners.remove("fleet.listen") {
-            let home = fleet::Home {
+            let home = fleet::FleetPaths {
                 data: &config.database.data,
-                make_authority: config.auth.mode == AuthMode::Dev,
+                create_ca_if_missing: config.auth.mode == AuthMode::Dev,
             };
             let (section, database) = ((&config.fleet, &config.mqtt), database.clone());
             let f = fleet::start(section, &self.access, database, home, &clock, (&tracker, &stop))?;
@@ -312,7 +312,7 @@ impl simulation::Registry for FleetRegistry {
         site: &'r SiteId,
         machines: &'r [String],
         key: &'r trust::PublicKey,
-    ) -> simulation::Told<'r> {
+    ) -> simulation::RegistryFuture<'r> {
         Box::pin(async move {
             // Simulated data must never be mistaken for measurements of a real machine.
             for machine in machines {
@@ -337,19 +337,21 @@ impl simulation::Registry for FleetRegistry {
                 compromised: false,
             };
             let actor = simulation_actor(org);
-            let by = By { actor: &actor, now: now() };
+            let by = ChangedBy { actor: &actor, now: now() };
             let registered = self.store.register(&new, by).await;
             match registered.map_err(|error| error.to_string())? {
-                Registered::As(_) => Ok(()),
-                Registered::OtherKey | Registered::Revoked => Err(format!("{kid} has another key")),
+                RegisterOutcome::Accepted(_) => Ok(()),
+                RegisterOutcome::OtherKey | RegisterOutcome::Revoked => {
+                    Err(format!("{kid} has another key"))
+                }
             }
         })
     }
 
-    fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> simulation::Told<'r> {
+    fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> simulation::RegistryFuture<'r> {
         Box::pin(async move {
             let actor = simulation_actor(org);
-            let by = By { actor: &actor, now: now() };
+            let by = ChangedBy { actor: &actor, now: now() };
             let revoked = self.store.revoke(org, kid.as_str(), by).await;
             revoked.map(drop).map_err(|error| error.to_string())
         })
@@ -391,7 +393,7 @@ async fn maintain_partitions(store: Store, retention_days: u32, stop: Cancellati
             tracing::warn!(%error, "could not create partitions; frames go to the default one");
         }
         if kept_ms > 0
-            && let Err(error) = store.drop_frames(now().plus(-kept_ms)).await
+            && let Err(error) = store.drop_frames(now().plus_ms(-kept_ms)).await
         {
             tracing::warn!(%error, "could not drop old frames; the next pass retries");
         }

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use calamine::{Data, Reader as _, open_workbook_auto_from_rs};
-use roast::import::{Cell, Sheet, cropster};
+use roast::import::{Cell, Worksheet, cropster};
 use roast::recording::Recording;
 
 /// The most sheets that are read. A Cropster export has two, and one for each curve.
@@ -27,7 +27,7 @@ pub fn read(bytes: &[u8]) -> anyhow::Result<Recording> {
     for name in names {
         let range = book.worksheet_range(&name)?;
         let rows = range.rows().map(|row| row.iter().map(cell).collect()).collect();
-        sheets.push(Sheet { name, rows });
+        sheets.push(Worksheet { name, rows });
     }
     Ok(cropster(&sheets)?)
 }

@@ -42,7 +42,7 @@ pub struct Arguments {
 /// One line of the record: one as soon as a move was made, and another with its observed result.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "step")]
-enum Line<'l> {
+enum RecordLine<'l> {
     #[serde(rename_all = "camelCase")]
     Moved {
         at: EpochMs,
@@ -66,14 +66,14 @@ enum Line<'l> {
         before: Option<f64>,
         shown: Option<f64>,
         #[serde(flatten)]
-        found: Found,
+        found: MoveResult,
     },
 }
 
 /// The observed result of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "found")]
-enum Found {
+enum MoveResult {
     /// The readback reached the requested value, and did not show it before.
     #[serde(rename_all = "camelCase")]
     Followed {
@@ -86,7 +86,7 @@ enum Found {
     BrokenOff,
 }
 
-struct Session {
+struct BringUpRun {
     profile: Profile,
     digest: Digest,
     by: Vec<String>,
@@ -97,9 +97,9 @@ struct Session {
     clock: Clock,
     lines: mpsc::Receiver<String>,
     /// A line that was typed while a move was watched; it is executed next.
-    typed: Option<String>,
+    pending_line: Option<String>,
     /// The last reading, and when it was taken, in ms since the start.
-    seen: Option<(u64, Reading)>,
+    last_reading: Option<(u64, Reading)>,
     /// The last requested value of each control that was moved.
     moved: BTreeMap<String, f64>,
     /// At least one line could not be written to the record.
@@ -109,7 +109,7 @@ struct Session {
 }
 
 /// Runs the bring-up: reads commands, moves controls and records the results until `end`.
-pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
+pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { by, record: path } = arguments;
     let named = by.len() == 2 && by.iter().all(|name| !name.trim().is_empty()) && by[0] != by[1];
     ensure!(named, "--by must name two people at the machine: --by ANNA --by BEN");
@@ -138,9 +138,9 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let driver = machine::open(config, share)?;
-        let (digest, followed, lines) = (checked.digest, BTreeMap::new(), lines());
+        let (digest, followed, lines) = (checked.digest, BTreeMap::new(), read_stdin_lines());
         let (typed, seen, moved, incomplete) = (None, None, BTreeMap::new(), false);
-        let session = Session {
+        let session = BringUpRun {
             profile,
             digest,
             by,
@@ -150,8 +150,8 @@ pub fn act(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
             hand,
             clock,
             lines,
-            typed,
-            seen,
+            pending_line: typed,
+            last_reading: seen,
             moved,
             incomplete,
             followed,
@@ -178,7 +178,7 @@ fn as_if_brought_up(mut profile: Profile) -> anyhow::Result<Profile> {
 }
 
 /// Returns the lines typed on standard input. A thread reads them, because reading blocks.
-fn lines() -> mpsc::Receiver<String> {
+fn read_stdin_lines() -> mpsc::Receiver<String> {
     let (typed, lines) = mpsc::channel(16);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
@@ -190,89 +190,89 @@ fn lines() -> mpsc::Receiver<String> {
     lines
 }
 
-impl Session {
+impl BringUpRun {
     async fn run(mut self) -> anyhow::Result<()> {
         let id = self.profile.machine.id.clone();
         println!("{} ({id}), by {}", self.profile.machine.name, self.by.join(" and "));
         for control in &self.profile.controls {
-            println!("  {}", described(control));
+            println!("  {}", describe_control(control));
         }
         println!("Both of you can see the machine and reach its emergency stop? Type {id}:");
         let confirmed = self.lines.recv().await.is_some_and(|line| line.trim() == id);
         ensure!(confirmed, "nothing was moved");
         println!("{HELP}");
-        self.show().await;
+        self.print_reading().await;
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let line = tokio::select! {
                 biased;
-                line = async { self.typed.take() }, if self.typed.is_some() => line,
+                line = async { self.pending_line.take() }, if self.pending_line.is_some() => line,
                 line = self.lines.recv() => line,
                 _ = look.tick() => {
                     // An error is shown when a person asks for the values.
-                    let _ = self.look().await;
+                    let _ = self.read_machine().await;
                     continue;
                 }
             };
             match line.as_deref().map(str::trim) {
                 None | Some("end") => break,
-                Some("") => self.show().await,
-                Some(words) => self.hear(words).await,
+                Some("") => self.print_reading().await,
+                Some(words) => self.execute(words).await,
             }
         }
-        self.show().await;
-        self.say_what_stays();
-        self.conclude();
+        self.print_reading().await;
+        self.print_moved_controls();
+        self.print_results();
         Ok(())
     }
 
-    async fn show(&mut self) {
-        match self.look().await {
-            Ok(reading) => println!("{}", machine::shown(&reading)),
+    async fn print_reading(&mut self) {
+        match self.read_machine().await {
+            Ok(reading) => println!("{}", machine::format_reading(&reading)),
             Err(problem) => println!("{problem}"),
         }
     }
 
-    async fn look(&mut self) -> Result<Reading, String> {
+    async fn read_machine(&mut self) -> Result<Reading, String> {
         let now_ms = self.clock.mono_ms();
         let reading = self.driver.read(now_ms).await.map_err(|error| error.to_string())?;
-        self.seen = Some((now_ms, reading.clone()));
+        self.last_reading = Some((now_ms, reading.clone()));
         Ok(reading)
     }
 
-    async fn hear(&mut self, words: &str) {
+    async fn execute(&mut self, words: &str) {
         let asked = words.split_once(' ').and_then(|(name, value)| {
             let control = self.profile.controls.iter().find(|control| control.name == name)?;
             Some((control.clone(), value.trim().parse::<f64>().ok().filter(|v| v.is_finite())?))
         });
         match asked {
-            Some((control, value)) => self.try_one(&control, value).await,
+            Some((control, value)) => self.move_and_watch(&control, value).await,
             None => println!("{HELP}"),
         }
     }
 
     /// Moves one control, observes the result, and records both.
-    async fn try_one(&mut self, control: &Control, value: f64) {
+    async fn move_and_watch(&mut self, control: &Control, value: f64) {
         let channel = control.readback.as_deref().filter(|channel| *channel != "none");
         let value = self.hand.nearest_value(&control.name, value);
         // A reading older than 1 s is too old to judge by, so the machine is read again first.
         // Turning heat off does not wait for that.
         let old = |at_ms: u64| self.clock.mono_ms().saturating_sub(at_ms) > 1_000;
-        let stale = self.seen.as_ref().is_none_or(|(at_ms, _)| old(*at_ms));
+        let stale = self.last_reading.as_ref().is_none_or(|(at_ms, _)| old(*at_ms));
         if stale && !(control.role.heats() && value <= 0.0) {
-            let _ = self.look().await;
+            let _ = self.read_machine().await;
         }
-        let before = channel.and_then(|channel| self.shows(channel));
+        let before = channel.and_then(|channel| self.last_value(channel));
         let at = self.clock.wall();
-        let outcome = self.make(&control.name, value).await;
+        let outcome = self.move_control(&control.name, value).await;
         let written = matches!(outcome, Ok(_) | Err(WriteError::Unconfirmed(_)));
         let said = outcome.unwrap_or_else(|refused| refused.to_string());
         println!("{said}");
         let (by, digest) = (self.by.clone(), self.digest);
         let profile = self.profile.machine.id.clone();
         let (control_name, asked) = (control.name.as_str(), value);
-        self.keep(&Line::Moved {
+        self.append_record(&RecordLine::Moved {
             at,
             by: &by,
             profile: &profile,
@@ -290,36 +290,45 @@ impl Session {
         let tolerance = control.readback_tol.unwrap_or(0.0) + 1e-9;
         let there = |shown: Option<f64>| shown.is_some_and(|s| (s - value).abs() <= tolerance);
         let (shown, found) = if there(before) {
-            (before, Found::StoodThere)
+            (before, MoveResult::StoodThere)
         } else {
             self.watch(channel, there, control.readback_s.unwrap_or(0.0)).await
         };
         let last = shown.map_or_else(|| "nothing".to_owned(), |shown| format!("{shown:.1}"));
         match found {
-            Found::Followed { after_s } => println!("{channel} follows within {after_s:.1} s"),
-            Found::StoodThere => println!("{channel} showed {last} before: it proves nothing"),
-            Found::NotInTime => println!("{channel} does not follow: it shows {last}"),
-            Found::BrokenOff => println!("{channel} was not watched to its end; it shows {last}"),
+            MoveResult::Followed { after_s } => println!("{channel} follows within {after_s:.1} s"),
+            MoveResult::StoodThere => println!("{channel} showed {last} before: it proves nothing"),
+            MoveResult::NotInTime => println!("{channel} does not follow: it shows {last}"),
+            MoveResult::BrokenOff => {
+                println!("{channel} was not watched to its end; it shows {last}")
+            }
         }
         match found {
-            Found::Followed { .. } => drop(self.followed.insert(control.name.clone(), true)),
-            Found::NotInTime => drop(self.followed.insert(control.name.clone(), false)),
-            Found::StoodThere | Found::BrokenOff => {}
+            MoveResult::Followed { .. } => drop(self.followed.insert(control.name.clone(), true)),
+            MoveResult::NotInTime => drop(self.followed.insert(control.name.clone(), false)),
+            MoveResult::StoodThere | MoveResult::BrokenOff => {}
         }
         let at = self.clock.wall();
         let readback = channel;
-        self.keep(&Line::Seen { at, control: control_name, readback, before, shown, found });
+        self.append_record(&RecordLine::Seen {
+            at,
+            control: control_name,
+            readback,
+            before,
+            shown,
+            found,
+        });
     }
 
     /// Returns a channel's value in the last reading.
-    fn shows(&self, channel: &str) -> Option<f64> {
-        let (_, reading) = self.seen.as_ref()?;
+    fn last_value(&self, channel: &str) -> Option<f64> {
+        let (_, reading) = self.last_reading.as_ref()?;
         reading.values.iter().find(|(c, _)| c.as_str() == channel)?.1
     }
 
     /// Appends a line to the record. The sync to disk runs in the background, so that turning the
     /// fire off never waits for the disk.
-    fn keep(&mut self, line: &Line<'_>) {
+    fn append_record(&mut self, line: &RecordLine<'_>) {
         let kept = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
             line.push(b'\n');
             self.record.write_all(&line)?;
@@ -334,7 +343,7 @@ impl Session {
         }
     }
 
-    async fn make(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
+    async fn move_control(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
         let Self { hand, driver, clock, by, .. } = self;
         let who = by.join(" and ");
         let moving = hand.set(&who, control, value, clock.mono_ms());
@@ -356,24 +365,24 @@ impl Session {
         channel: &str,
         there: impl Fn(Option<f64>) -> bool,
         most_s: f64,
-    ) -> (Option<f64>, Found) {
+    ) -> (Option<f64>, MoveResult) {
         let began_ms = self.clock.mono_ms();
         let mut last = None;
         loop {
-            let read = self.look().await.is_ok();
+            let read = self.read_machine().await.is_ok();
             let after_s = self.clock.mono_ms().saturating_sub(began_ms) as f64 / 1000.0;
-            last = if read { self.shows(channel) } else { last };
+            last = if read { self.last_value(channel) } else { last };
             if after_s > most_s {
-                return (last, Found::NotInTime);
+                return (last, MoveResult::NotInTime);
             }
             if read && there(last) {
-                return (last, Found::Followed { after_s });
+                return (last, MoveResult::Followed { after_s });
             }
             match tokio::time::timeout(LOOK_EVERY / 2, self.lines.recv()).await {
-                Ok(Some(line)) if line.trim().is_empty() => self.show().await,
+                Ok(Some(line)) if line.trim().is_empty() => self.print_reading().await,
                 Ok(Some(line)) => {
-                    self.typed = Some(line);
-                    return (last, Found::BrokenOff);
+                    self.pending_line = Some(line);
+                    return (last, MoveResult::BrokenOff);
                 }
                 // Standard input is closed.
                 Ok(None) => tokio::time::sleep(LOOK_EVERY / 2).await,
@@ -384,7 +393,7 @@ impl Session {
 
     /// Prints the controls that stay moved. The program restores no value: people stand at the
     /// machine, and a jump would be worse.
-    fn say_what_stays(&self) {
+    fn print_moved_controls(&self) {
         if self.moved.is_empty() {
             return;
         }
@@ -400,7 +409,7 @@ impl Session {
     }
 
     /// Prints the result for each control, and the lines that may now stand in the profile.
-    fn conclude(&self) {
+    fn print_results(&self) {
         let guarded = self.profile.controls.iter().filter(|c| c.remote == Remote::Guarded);
         let mut open = 0;
         for control in guarded {
@@ -425,16 +434,16 @@ impl Session {
              verified = true\nwrites = \"enabled\"\nbring_up = {{ by = {:?}, on = {:?}, record = {:?} }}",
             self.by,
             self.clock.wall().to_string().get(..10).unwrap_or_default(),
-            name_of(&self.path),
+            file_name(&self.path),
         );
     }
 }
 
-fn name_of(path: &Path) -> String {
+fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn described(control: &Control) -> String {
+fn describe_control(control: &Control) -> String {
     let [low, high] = control.range.unwrap_or([0.0, 1.0]);
     let name = &control.name;
     if control.remote == Remote::Never {

@@ -10,18 +10,18 @@ use firmware_profiles::{Checked, Writes};
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
-use service::mqtt::Broker;
+use service::mqtt::BrokerSettings;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EdgeConfig {
-    pub identity: Identity,
-    pub machine: Machine,
-    pub sampling: Sampling,
+    pub identity: IdentityConfig,
+    pub machine: MachineConfig,
+    pub sampling: SamplingConfig,
     pub journal: JournalConfig,
     /// The cloud's MQTT broker. Without one the agent sends nothing: it stores the samples and
     /// shows them on its local page.
-    pub uplink: Broker,
+    pub uplink: BrokerSettings,
     pub local: LocalConfig,
     pub artisan: ArtisanConfig,
     pub log: LogConfig,
@@ -30,7 +30,7 @@ pub struct EdgeConfig {
 /// The identity of this gateway: its organisation, site, device and signing key.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Identity {
+pub struct IdentityConfig {
     pub org: String,
     pub site: String,
     pub device: String,
@@ -41,10 +41,10 @@ pub struct Identity {
     pub signer_socket: PathBuf,
 }
 
-impl Identity {
+impl IdentityConfig {
     /// Returns whether the key is used through the socket of `simcorp-signer`.
     #[must_use]
-    pub fn has_signer(&self) -> bool {
+    pub fn uses_signer_socket(&self) -> bool {
         !self.signer_socket.as_os_str().is_empty()
     }
 }
@@ -52,11 +52,11 @@ impl Identity {
 /// The roaster that this gateway measures.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Machine {
+pub struct MachineConfig {
     pub id: String,
     pub driver: DriverKind,
-    pub simulated: Simulated,
-    pub replay: Replay,
+    pub simulated: SimulatedConfig,
+    pub replay: ReplayConfig,
     pub profile: ProfileConfig,
 }
 
@@ -71,7 +71,7 @@ pub enum DriverKind {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Simulated {
+pub struct SimulatedConfig {
     /// `drum-15kg`, `sample-250g` or `air-5kg`.
     pub preset: String,
     pub seed: u64,
@@ -81,7 +81,7 @@ pub struct Simulated {
     pub speed: u64,
 }
 
-impl Default for Simulated {
+impl Default for SimulatedConfig {
     fn default() -> Self {
         Self { preset: "drum-15kg".to_owned(), seed: 1, charge_after_s: 5, speed: 1 }
     }
@@ -89,14 +89,14 @@ impl Default for Simulated {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// An Artisan `.alog` recording.
     pub file: PathBuf,
     /// Recorded seconds per second.
     pub speed: f64,
 }
 
-impl Default for Replay {
+impl Default for ReplayConfig {
     fn default() -> Self {
         Self { file: PathBuf::new(), speed: 1.0 }
     }
@@ -181,7 +181,7 @@ impl ProfileConfig {
 /// How often the agent samples the machine, and how many samples it signs together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sampling {
+pub struct SamplingConfig {
     /// The time between two samples, in ms.
     pub period_ms: u64,
     /// The age in ms at which a frame is completed, signed and stored. A power cut loses at most
@@ -192,7 +192,7 @@ pub struct Sampling {
     pub infer_marks: Option<bool>,
 }
 
-impl Default for Sampling {
+impl Default for SamplingConfig {
     fn default() -> Self {
         Self { period_ms: 1000, frame_ms: 1000, infer_marks: None }
     }
@@ -271,7 +271,7 @@ impl EdgeConfig {
 
     /// Returns whether CHARGE and DROP are inferred from the bean temperature.
     #[must_use]
-    pub fn infers_marks(&self) -> bool {
+    pub fn infers_events(&self) -> bool {
         let tells = match self.machine.driver {
             DriverKind::Simulated | DriverKind::Replay => true,
             DriverKind::Profile => self.machine.profile.load().is_ok_and(|checked| {
@@ -298,12 +298,12 @@ impl Config for EdgeConfig {
         id("identity.device", DeviceId::new(self.identity.device.clone()).map(drop));
         id("machine.id", MachineId::new(self.machine.id.clone()).map(drop));
         mistakes.require(
-            !self.identity.key_file.as_os_str().is_empty() || self.identity.has_signer(),
+            !self.identity.key_file.as_os_str().is_empty() || self.identity.uses_signer_socket(),
             "identity.key_file",
             "is not set; create a key with: simcorp-edge key create",
         );
         mistakes.require(
-            self.identity.key_file.as_os_str().is_empty() || !self.identity.has_signer(),
+            self.identity.key_file.as_os_str().is_empty() || !self.identity.uses_signer_socket(),
             "identity.key_file",
             "is set together with signer_socket; set only one of the two",
         );
@@ -362,7 +362,7 @@ impl Config for EdgeConfig {
     }
 }
 
-impl Simulated {
+impl SimulatedConfig {
     fn check(&self, mistakes: &mut Mistakes) {
         mistakes.require(
             roast::twin::Preset::named(&self.preset).is_some(),
@@ -377,7 +377,7 @@ impl Simulated {
     }
 }
 
-impl Replay {
+impl ReplayConfig {
     fn check(&self, mistakes: &mut Mistakes) {
         mistakes.require(!self.file.as_os_str().is_empty(), "machine.replay.file", "is not set");
         mistakes.require(

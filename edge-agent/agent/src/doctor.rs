@@ -8,12 +8,12 @@ use contract::ClockQuality;
 use driver::{DriverError, DriverHandles};
 use rumqttc::MqttOptions;
 
+use crate::broker_endpoint::{BrokerEndpoint, connect_once};
 use crate::clock::Clock;
 use crate::config::{DriverKind, EdgeConfig};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
-use crate::known_time::KnownTime;
-use crate::route::{Route, connect_once};
+use crate::trusted_clock::TrustedClock;
 use crate::{identity, machine, run, uplink};
 
 /// With less free space, in MB, the journal soon cannot reach its quota.
@@ -26,7 +26,7 @@ struct Report {
 }
 
 impl Report {
-    fn say(&mut self, what: &str, result: Result<String, String>) {
+    fn add(&mut self, what: &str, result: Result<String, String>) {
         self.looked_at += 1;
         match result {
             Ok(found) => println!("ok    {what}: {found}"),
@@ -39,13 +39,13 @@ impl Report {
 }
 
 /// Runs all tests and prints a report. Returns an error if any test failed, for scripts.
-pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
+pub fn run_checks(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = Clock::start();
     let mut report = Report::default();
-    report.say("key", key(config));
-    report.say("journal", journal(config, clock));
-    report.say("disk", disk(config));
-    report.say(
+    report.add("key", key(config));
+    report.add("journal", journal(config, clock));
+    report.add("disk", disk(config));
+    report.add(
         "clock",
         match clock.quality() {
             ClockQuality::Synchronised => Ok("set from the network".to_owned()),
@@ -55,14 +55,14 @@ pub fn examine(config: &EdgeConfig) -> anyhow::Result<()> {
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if config.machine.driver == DriverKind::Profile {
-        report.say("profile", profile(config));
+        report.add("profile", profile(config));
     }
     if let Some(device) = &config.machine.profile.device {
-        report.say("line", line(device));
+        report.add("line", check_serial_device(device));
     }
-    report.say("machine", runtime.block_on(machine(config)));
-    report.say("certificate", runtime.block_on(identity(config, clock)));
-    report.say("cloud", runtime.block_on(link(config, clock)));
+    report.add("machine", runtime.block_on(machine(config)));
+    report.add("certificate", runtime.block_on(check_certificate(config, clock)));
+    report.add("cloud", runtime.block_on(check_broker(config, clock)));
     anyhow::ensure!(report.failed == 0, "{} of {} are wrong", report.failed, report.looked_at);
     Ok(())
 }
@@ -72,10 +72,10 @@ fn key(config: &EdgeConfig) -> Result<String, String> {
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
     let public = signer.public_key().map_err(|e| e.to_string())?;
-    let message = trust::sign(&*signer, trust::CONTENT_FRAME, b"doctor".to_vec());
-    let signed = trust::Signed::parse(&message.map_err(|e| e.to_string())?);
+    let message = trust::sign_message(&*signer, trust::CONTENT_FRAME, b"doctor".to_vec());
+    let signed = trust::SignedMessage::parse(&message.map_err(|e| e.to_string())?);
     let fits = signed.is_ok_and(|signed| signed.verify(&public).is_ok());
-    let at = if config.identity.has_signer() { "in a token" } else { "in a file" };
+    let at = if config.identity.uses_signer_socket() { "in a token" } else { "in a file" };
     if fits {
         Ok(format!("{id}, {}, {at}", public.algorithm().as_str()))
     } else {
@@ -107,7 +107,7 @@ fn profile(config: &EdgeConfig) -> Result<String, String> {
 
 /// Checks that the serial device exists and may be opened. Does not check that a machine answers on
 /// it.
-fn line(device: &Path) -> Result<String, String> {
+fn check_serial_device(device: &Path) -> Result<String, String> {
     use rustix::fs::{Access, access};
     let shown = device.display();
     if !device.exists() {
@@ -146,42 +146,44 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
         }
         other => other,
     };
-    reading.map(|reading| machine::shown(&reading)).map_err(|e| e.to_string())
+    reading.map(|reading| machine::format_reading(&reading)).map_err(|e| e.to_string())
 }
 
 /// Presents the certificate from enrolment to the fleet service.
-async fn identity(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+async fn check_certificate(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let folder = identity::folder(config);
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
-    let time = KnownTime::open(&folder, clock);
+    let time = TrustedClock::open(&folder, clock);
     let opened = Identity::open(&folder, signer, time).map_err(|e| e.to_string())?;
     let Some(identity) = opened else {
         return Ok("not enrolled; get a certificate with: simcorp-edge enroll".to_owned());
     };
-    identity.examine().await
+    identity.verify_with_fleet().await
 }
 
-async fn link(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+async fn check_broker(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
     let folder = identity::folder(config);
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
-    let time = KnownTime::open(&folder, clock);
+    let time = TrustedClock::open(&folder, clock);
     let identity = Identity::open(&folder, signer, time).unwrap_or_default();
-    let route = identity.as_ref().map(|i| Route::of(config, &i.enrolled()));
+    let route = identity.as_ref().map(|i| BrokerEndpoint::resolve(config, &i.enrolled()));
     if let (Some(identity), Some(route)) = (&identity, route) {
         let route = route.map_err(|e| format!("uplink.ca_file: {e}"))?;
         if let Some(route) = route {
-            let tls = identity.tls(&route.authority).map_err(|e| e.to_string())?;
+            let tls = identity.client_config(&route.authority).map_err(|e| e.to_string())?;
             let options = route.options(tls, "-doctor").map_err(|e| e.to_string())?;
-            return connect(options, &route.target()).await;
+            return connect(options, &route.address()).await;
         }
     }
     if !config.uplink.is_configured() {
         return Ok("not configured".to_owned());
     }
-    let options =
-        config.uplink.options("simcorp-edge-doctor", uplink::BOUNDS).map_err(|e| e.to_string())?;
+    let options = config
+        .uplink
+        .options("simcorp-edge-doctor", uplink::MQTT_BOUNDS)
+        .map_err(|e| e.to_string())?;
     connect(options, &format!("{}:{}", config.uplink.host, config.uplink.port)).await
 }
 

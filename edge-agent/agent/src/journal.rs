@@ -19,9 +19,9 @@ use contract::{ChainId, Digest, EpochMs, IdError, Origin};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::recorder::{Closed, Position, Roast};
+use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
 
-pub use delivery::Room;
+pub use delivery::FetchLimit;
 use roasts::put_roast;
 use unsigned::put_receipt;
 
@@ -103,7 +103,7 @@ impl JournalError {
 
 /// A signed frame that is to be sent to the cloud.
 #[derive(Debug, Clone)]
-pub struct Outgoing {
+pub struct OutgoingFrame {
     /// The frame's id in the journal; newer frames have greater ids.
     pub id: i64,
     /// The machine that the frame is from. It is not the current machine if the gateway was moved
@@ -117,7 +117,7 @@ pub struct Outgoing {
 /// How much the journal contains.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Totals {
+pub struct JournalTotals {
     pub frames: i64,
     pub unsent_frames: i64,
     /// Frames that are stored but not signed yet.
@@ -133,13 +133,13 @@ pub struct Totals {
 
 /// A frame as stored: signed, or not signed yet.
 #[derive(Debug, Clone, Copy)]
-pub enum Message<'m> {
+pub enum StoredMessage<'m> {
     Signed(&'m [u8]),
     /// The encoded frame without a signature, because the key could not be used.
     Unsigned(&'m [u8]),
 }
 
-impl Message<'_> {
+impl StoredMessage<'_> {
     const fn bytes(&self) -> &[u8] {
         match self {
             Self::Signed(bytes) | Self::Unsigned(bytes) => bytes,
@@ -149,7 +149,7 @@ impl Message<'_> {
     const fn state(&self) -> i64 {
         match self {
             Self::Signed(_) => 0,
-            Self::Unsigned(_) => unsigned::STATE,
+            Self::Unsigned(_) => unsigned::STATE_UNSIGNED,
         }
     }
 }
@@ -249,7 +249,11 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read or written.
-    pub fn position(&self, origin: &Origin, fresh: ChainId) -> Result<Position, JournalError> {
+    pub fn load_or_start_chain(
+        &self,
+        origin: &Origin,
+        fresh: ChainId,
+    ) -> Result<JournalPosition, JournalError> {
         const DOING: &str = "reading the journal's position";
         // Chains from before version 2 belong to the gateway's current machine.
         self.db
@@ -267,7 +271,7 @@ impl Journal {
                 self.start_chain(fresh, origin)?;
                 self.abandon_roasts(None)?;
                 // What was learned about another machine is not valid for this one.
-                self.keep_learned(&roast::learn::Learned::default())?;
+                self.save_learned(&roast::machine_model::MachineModel::default())?;
                 fresh.0
             }
         };
@@ -292,7 +296,12 @@ impl Journal {
             Some((_, digest)) => Some(Digest(digest)),
             None => self.meta("last_digest")?.and_then(|v| v.try_into().ok()).map(Digest),
         };
-        Ok(Position { chain: ChainId(chain), next_number, next_seq: number("next_seq")?, previous })
+        Ok(JournalPosition {
+            chain: ChainId(chain),
+            next_number,
+            next_seq: number("next_seq")?,
+            previous,
+        })
     }
 
     /// Starts another chain, permanently. Frame numbers start again at 1; sample numbers continue.
@@ -321,7 +330,7 @@ impl Journal {
     fn origin_of(&self, chain: ChainId) -> Result<Option<Origin>, JournalError> {
         let row =
             self.db.query_row("SELECT origin FROM chains WHERE chain = ?1", [chain.0], |row| {
-                origin_at(row, 0)
+                read_origin(row, 0)
             });
         row.optional().map_err(JournalError::sql("finding a chain's machine"))
     }
@@ -346,10 +355,10 @@ impl Journal {
         &mut self,
         frame: &contract::Frame,
         digest: Digest,
-        message: Message<'_>,
-        closed: Option<&Closed>,
-        running: Option<&Roast>,
-    ) -> Result<Option<Outgoing>, JournalError> {
+        message: StoredMessage<'_>,
+        closed: Option<&ClosedRoast>,
+        running: Option<&RunningRoast>,
+    ) -> Result<Option<OutgoingFrame>, JournalError> {
         const DOING: &str = "storing a frame";
         let samples = frame.sample_count() as u64;
         let number = i64::try_from(frame.number).unwrap_or(i64::MAX);
@@ -386,8 +395,8 @@ impl Journal {
         };
         let id = put().map_err(JournalError::sql(DOING))?;
         tx.commit().map_err(JournalError::sql(DOING))?;
-        let Message::Signed(signed) = message else { return Ok(None) };
-        Ok(Some(Outgoing {
+        let StoredMessage::Signed(signed) = message else { return Ok(None) };
+        Ok(Some(OutgoingFrame {
             id,
             origin: frame.origin.clone(),
             chain: frame.chain,
@@ -401,11 +410,11 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read or written.
-    pub fn keep_quota(&mut self) -> Result<u64, JournalError> {
+    pub fn enforce_quota(&mut self) -> Result<u64, JournalError> {
         const DOING: &str = "enforcing the quota";
         const AT_ONCE: i64 = 200;
         let mut lost = 0;
-        let protected = self.running_from()?.unwrap_or(i64::MAX);
+        let protected = self.running_roast_first_id()?.unwrap_or(i64::MAX);
         while self.used_bytes()? > self.quota_bytes {
             let acked = self.db.execute(
                 "DELETE FROM frames WHERE id IN \
@@ -443,7 +452,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn totals(&self) -> Result<Totals, JournalError> {
+    pub fn totals(&self) -> Result<JournalTotals, JournalError> {
         let bytes = self.used_bytes()?;
         self.db
             .query_row(
@@ -455,7 +464,7 @@ impl Journal {
                  (SELECT COUNT(*) FROM frames WHERE state = 3)",
                 [],
                 |row| {
-                    Ok(Totals {
+                    Ok(JournalTotals {
                         frames: row.get(0)?,
                         unsent_frames: row.get(1)?,
                         refused_frames: row.get(2)?,
@@ -479,7 +488,7 @@ impl Journal {
 }
 
 /// Reads and parses the origin in a column.
-fn origin_at(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {
+fn read_origin(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {
     let text: String = row.get(column)?;
     text.parse().map_err(|error: IdError| {
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())

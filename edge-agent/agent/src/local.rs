@@ -21,21 +21,21 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 
-use crate::board::Board;
-use crate::keeper::Job;
+use crate::agent_state::AgentState;
+use crate::journal_writer::JournalCommand;
 
 const PAGE: &str = include_str!("local.html");
 
 #[derive(Clone)]
-struct Local {
-    board: Board,
-    jobs: SyncSender<Job>,
+struct LocalState {
+    board: AgentState,
+    jobs: SyncSender<JournalCommand>,
     stop: CancellationToken,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MarkBody {
+struct EventBody {
     #[serde(rename = "type")]
     kind: EventKind,
     note: Option<String>,
@@ -43,19 +43,19 @@ struct MarkBody {
 
 /// Returns the routes of the local page and API.
 pub fn app(
-    board: Board,
-    jobs: SyncSender<Job>,
+    board: AgentState,
+    jobs: SyncSender<JournalCommand>,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
     let asked = board.clone();
-    let health = Health::new("edge").check("journal", move || {
-        let problem = asked.state().journal_error;
+    let health = Health::new("edge").with_check("journal", move || {
+        let problem = asked.status().journal_error;
         async move { problem.map_or(Ok(()), Err) }
     });
     let asked = board.clone();
-    let health = health.check("machine", move || {
-        let problem = asked.state().driver_error;
+    let health = health.with_check("machine", move || {
+        let problem = asked.status().driver_error;
         async move { problem.map_or(Ok(()), Err) }
     });
     let routes = Router::new()
@@ -64,8 +64,8 @@ pub fn app(
         .route("/points", get(points))
         .route("/live", get(live))
         .route("/marks", post(mark))
-        .with_state(Local { board, jobs, stop });
-    http::shell(routes, &Doc::openapi(), health, metrics)
+        .with_state(LocalState { board, jobs, stop });
+    http::service_router(routes, &Doc::openapi(), health, metrics)
 }
 
 #[derive(utoipa::OpenApi)]
@@ -82,21 +82,21 @@ async fn page() -> Response {
 
 /// Returns the agent's state: machine, disk, cloud and the running roast.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Object)))]
-async fn status(Extract(local): Extract<Local>) -> Response {
-    Json(local.board.state()).into_response()
+async fn status(Extract(local): Extract<LocalState>) -> Response {
+    Json(local.board.status()).into_response()
 }
 
 /// Returns the newest samples and events, at most 12000 points.
 #[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<Object>)))]
-async fn points(Extract(local): Extract<Local>) -> Response {
+async fn points(Extract(local): Extract<LocalState>) -> Response {
     Json(local.board.points()).into_response()
 }
 
 /// Streams samples and events as server-sent events, as each frame is made.
 #[utoipa::path(get, path = "/live",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
-async fn live(Extract(local): Extract<Local>) -> Response {
-    let (watch, stop) = (local.board.watch(), local.stop);
+async fn live(Extract(local): Extract<LocalState>) -> Response {
+    let (watch, stop) = (local.board.subscribe(), local.stop);
     let points = stream::unfold((watch, stop), |(mut watch, stop)| async move {
         tokio::select! {
             () = stop.cancelled() => None,
@@ -117,7 +117,7 @@ async fn live(Extract(local): Extract<Local>) -> Response {
 #[utoipa::path(post, path = "/marks", request_body = Object,
     responses((status = 204), (status = 400, description = "No roast is running, or unknown type")))]
 async fn mark(
-    Extract(local): Extract<Local>,
+    Extract(local): Extract<LocalState>,
     headers: HeaderMap,
     body: axum::body::Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -125,7 +125,7 @@ async fn mark(
     if !json {
         return Err(ApiError::Invalid("content-type must be application/json".to_owned()));
     }
-    let mark: MarkBody =
+    let mark: EventBody =
         serde_json::from_slice(&body).map_err(|error| ApiError::Invalid(error.to_string()))?;
     if let Some(note) = &mark.note
         && (note.len() > contract::event::NOTE_BYTES_MAX || note.contains('\0'))
@@ -133,7 +133,7 @@ async fn mark(
         return Err(ApiError::Invalid("note: longer than 1024 bytes, or with a NUL".to_owned()));
     }
     let (done, waiting) = oneshot::channel();
-    let job = Job::Mark { kind: mark.kind, note: mark.note, done };
+    let job = JournalCommand::RecordEvent { kind: mark.kind, note: mark.note, done };
     local.jobs.try_send(job).map_err(|_| ApiError::Unavailable("the agent is busy".to_owned()))?;
     match waiting.await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),

@@ -29,7 +29,7 @@ pub fn open(config: &EdgeConfig, share: DriverHandles) -> Result<Box<dyn Driver>
 
 /// Formats a reading as one line for people.
 #[must_use]
-pub fn shown(reading: &Reading) -> String {
+pub fn format_reading(reading: &Reading) -> String {
     let values = reading.values.iter().map(|(channel, value)| match value {
         Some(value) => format!("{} {value:.1}", channel.as_str()),
         None => format!("{} —", channel.as_str()),

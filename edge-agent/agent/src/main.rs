@@ -5,28 +5,28 @@
 //! machine), the journal writer (a thread that owns recorder, key and journal), and the uplink with
 //! the local page (the async runtime).
 
+mod agent_state;
 mod artisan;
-mod board;
 mod bring_up;
+mod broker_endpoint;
 mod clock;
 mod config;
 mod doctor;
 mod identity;
 mod journal;
-mod keeper;
-mod known_time;
-mod link;
+mod journal_writer;
 mod local;
 mod machine;
-mod pace;
 mod profiles;
 mod recorder;
-mod route;
 mod run;
 mod sampler;
+mod send_window;
 mod signing;
 mod status;
+mod trusted_clock;
 mod uplink;
+mod uplink_supervisor;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -105,7 +105,7 @@ const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match act(cli) {
+    match run_command(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Prints one sentence and its causes, never a backtrace.
@@ -116,10 +116,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn act(mut cli: Cli) -> anyhow::Result<()> {
+fn run_command(mut cli: Cli) -> anyhow::Result<()> {
     if let Some(Command::Profile(command)) = &cli.command {
         // These commands work without a gateway configuration: profile authors may have none.
-        return profiles::act(command);
+        return profiles::run(command);
     }
     if let Some(Command::Replay { file, speed }) = &cli.command {
         let file = toml::Value::from(file.display().to_string());
@@ -136,14 +136,14 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run::run(config, run::Until::Stopped),
+        Command::Run => run::run(config, run::StopCondition::Stopped),
         Command::Replay { .. } => {
             debug_assert!(config.machine.driver == DriverKind::Replay);
-            run::run(config, run::Until::Delivered)
+            run::run(config, run::StopCondition::Delivered)
         }
         Command::Status => status::print(&config),
-        Command::Doctor => doctor::examine(&config),
-        Command::BringUp(arguments) => bring_up::act(&config, arguments),
+        Command::Doctor => doctor::run_checks(&config),
+        Command::BringUp(arguments) => bring_up::run(&config, arguments),
         Command::Config(ConfigCommand::Check) => {
             println!("the configuration is right");
             Ok(())
@@ -155,7 +155,7 @@ fn act(mut cli: Cli) -> anyhow::Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(identity::enroll::enroll(&config, &token))
         }
-        Command::Profile(command) => profiles::act(&command),
+        Command::Profile(command) => profiles::run(&command),
     }
 }
 
@@ -166,7 +166,7 @@ fn key(config: &EdgeConfig, command: &KeyCommand) -> anyhow::Result<()> {
             let algorithm = Algorithm::parse(algorithm)
                 .ok_or_else(|| anyhow::anyhow!("--algorithm {algorithm}: not EdDSA or ES256"))?;
             anyhow::ensure!(
-                !config.identity.has_signer(),
+                !config.identity.uses_signer_socket(),
                 "identity.signer_socket is set: create the key with simcorp-signer create"
             );
             let path = &config.identity.key_file;

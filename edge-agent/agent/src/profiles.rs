@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use contract::KeyId;
 use firmware_profiles::{CONTENT_PROFILE, Checked, FILE_BYTES_MAX, SCHEMA, SHIPPED, shipped};
-use trust::{FileKey, PublicKey, Signed};
+use trust::{FileKey, PublicKey, SignedMessage};
 
 #[derive(Subcommand)]
 pub enum ProfileCommand {
@@ -39,7 +39,7 @@ pub enum ProfileCommand {
 }
 
 /// Runs a profile command.
-pub fn act(command: &ProfileCommand) -> anyhow::Result<()> {
+pub fn run(command: &ProfileCommand) -> anyhow::Result<()> {
     match command {
         ProfileCommand::List => list(),
         ProfileCommand::Show { profile } => show(profile),
@@ -70,7 +70,7 @@ fn list() -> anyhow::Result<()> {
 
 fn show(profile: &str) -> anyhow::Result<()> {
     let text = text(profile)?;
-    let digest = trust::digest(text.as_bytes());
+    let digest = trust::sha256_digest(text.as_bytes());
     print!("# sha256 {digest}\n{text}");
     Ok(())
 }
@@ -99,7 +99,7 @@ fn sign(file: &Path, key_file: &Path, kid: &KeyId) -> anyhow::Result<()> {
     let text = read(file).map_err(anyhow::Error::msg)?;
     firmware_profiles::check(&text).with_context(|| format!("{}", file.display()))?;
     let key = FileKey::open(key_file, kid.clone())?;
-    let message = trust::sign(&key, CONTENT_PROFILE, text.into_bytes())?;
+    let message = trust::sign_message(&key, CONTENT_PROFILE, text.into_bytes())?;
     let beside = signature_of(file);
     std::fs::write(&beside, message).with_context(|| beside.display().to_string())?;
     println!("{}", beside.display());
@@ -138,7 +138,7 @@ pub fn verify(file: &Path, text: &str, keys: &[PathBuf]) -> Result<(), String> {
     let beside = signature_of(file);
     let named = |problem: String| format!("{}: {problem}", beside.display());
     let bytes = std::fs::read(&beside).map_err(|e| named(e.to_string()))?;
-    let signed = Signed::parse(&bytes).map_err(|e| named(e.to_string()))?;
+    let signed = SignedMessage::parse(&bytes).map_err(|e| named(e.to_string()))?;
     if signed.content() != CONTENT_PROFILE || signed.payload() != text.as_bytes() {
         return Err(named("is the signature of something else".to_owned()));
     }

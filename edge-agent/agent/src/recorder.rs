@@ -8,22 +8,22 @@ use contract::{
     ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
     MachineEvent, Origin, Quality, SessionId,
 };
-use roast::event::{Change, Inference};
-use roast::forecast::Outlook;
-use roast::learn::Learned;
-use roast::live::Live;
+use roast::event::{DetectedMark, MarkChange};
+use roast::forecast::Forecast;
+use roast::live::LiveRoast;
+use roast::machine_model::MachineModel;
 
 use driver::Reading;
 
 /// The plausible temperatures, in °C: neither beans nor flame reach a value outside.
-const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
+const VALID_TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
 /// A CHARGE more than this after the last CHARGE, in ms, starts a new roast: the end of the old
 /// roast was missed.
 const RECHARGE_AFTER_MS: i64 = 120_000;
 /// The minimum confidence: an inference that is more likely wrong than right is not an event.
 const CONFIDENCE_MIN: f64 = 0.5;
 /// How long samples are remembered, in ms: events are inferred up to this long after they happened.
-const POINTS_MS: i64 = 120_000;
+const POINTS_AGE_MAX_MS: i64 = 120_000;
 const POINTS_MAX: usize = 12_000;
 /// For how many frames the numbers are remembered: a CHARGE is inferred up to half a minute after
 /// it happened.
@@ -41,18 +41,18 @@ pub struct Sample {
 
 /// A roast that is running.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Roast {
+pub struct RunningRoast {
     pub session: SessionId,
     pub started: EpochMs,
     pub first_seq: u64,
     pub first_frame: u64,
-    pub marked: Vec<EventKind>,
+    pub event_kinds: Vec<EventKind>,
 }
 
 /// A roast that has ended, returned with the frame that was completed at that moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Closed {
-    pub roast: Roast,
+pub struct ClosedRoast {
+    pub roast: RunningRoast,
     pub last_seq: u64,
     pub last_frame: u64,
     pub ended: EpochMs,
@@ -60,11 +60,11 @@ pub struct Closed {
 
 /// A completed frame, and what it changes of a roast.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Cut {
+pub struct CompletedFrame {
     pub frame: Frame,
-    pub closed: Option<Closed>,
+    pub closed: Option<ClosedRoast>,
     /// The roast that is running after this frame, if any.
-    pub running: Option<Roast>,
+    pub running: Option<RunningRoast>,
     /// An inferred roast turned out to be none: there is nothing to close, and no frames to protect
     /// from the quota.
     pub withdrawn: bool,
@@ -72,7 +72,7 @@ pub struct Cut {
 
 /// A sample's number and time, with its bean temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Point {
+struct SamplePoint {
     seq: u64,
     /// Monotonic time, ms.
     t_ms: i64,
@@ -81,19 +81,19 @@ struct Point {
 
 /// An event at a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Mark {
+struct SampleEvent {
     kind: EventKind,
     source: EventSource,
-    at: Point,
+    at: SamplePoint,
 }
 
 /// Says that an event does not apply now: for example a DROP without a roast, or a second CHARGE.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NotNow;
+pub struct EventNotApplicable;
 
 /// A journal's current chain, with the numbers of the next frame and sample.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Position {
+pub struct JournalPosition {
     pub chain: ChainId,
     pub next_number: u64,
     pub next_seq: u64,
@@ -103,11 +103,11 @@ pub struct Position {
 
 /// If the wall clock differs by this much or more from the roast's own time, in ms, it was set
 /// during the roast.
-const SET_MS: i64 = 1_000;
+const CLOCK_STEP_MS: i64 = 1_000;
 
 /// The samples and events that are not in a completed frame yet.
 #[derive(Default)]
-struct Waiting {
+struct PendingFrame {
     samples: Vec<(Sample, Option<f64>)>,
     events: Vec<MachineEvent>,
 }
@@ -120,20 +120,20 @@ pub struct Recorder {
     profile: Option<Digest>,
     period_ms: u64,
     frame_ms: u64,
-    position: Position,
-    waiting: Waiting,
-    live: Live,
+    position: JournalPosition,
+    pending: PendingFrame,
+    live: LiveRoast,
     /// The newest samples, for events that are inferred later.
-    points: VecDeque<Point>,
-    roast: Option<Roast>,
+    points: VecDeque<SamplePoint>,
+    roast: Option<RunningRoast>,
     /// The time of the running roast's CHARGE on the monotonic clock, in ms.
     charge_ms: Option<i64>,
     /// Whether an inferred roast was withdrawn since the last frame.
     withdrawn: bool,
     /// The newest sample, and its wall-clock time.
-    newest: Option<(Point, EpochMs)>,
+    newest: Option<(SamplePoint, EpochMs)>,
     /// The newest frames: (frame number, number of the first sample).
-    recent: VecDeque<(u64, u64)>,
+    recent_frames: VecDeque<(u64, u64)>,
     /// Varies the session ids. Changes at each CHARGE.
     salt: u32,
 }
@@ -145,8 +145,8 @@ impl Recorder {
         period_ms: u64,
         frame_ms: u64,
         infer: bool,
-        learned: Learned,
-        position: Position,
+        learned: MachineModel,
+        position: JournalPosition,
     ) -> Self {
         #[allow(clippy::cast_possible_truncation)] // any bits will do
         let salt = (boot >> 7) as u32;
@@ -157,29 +157,29 @@ impl Recorder {
             period_ms,
             frame_ms,
             position,
-            waiting: Waiting::default(),
-            live: Live::new(learned, infer),
+            pending: PendingFrame::default(),
+            live: LiveRoast::new(learned, infer),
             points: VecDeque::new(),
             roast: None,
             charge_ms: None,
             withdrawn: false,
             newest: None,
-            recent: VecDeque::new(),
+            recent_frames: VecDeque::new(),
             salt,
         }
     }
 
     /// Sets the digest of the profile that the machine is read with. Every frame contains it.
     #[must_use]
-    pub fn reading_by(self, profile: Option<Digest>) -> Self {
+    pub fn with_profile(self, profile: Option<Digest>) -> Self {
         Self { profile, ..self }
     }
 
     /// Continues a roast that was running when the agent stopped.
-    pub fn resume(&mut self, roast: Roast, mono_ms: u64, wall: EpochMs) {
-        let since = wall.since(roast.started).max(0);
+    pub fn resume(&mut self, roast: RunningRoast, mono_ms: u64, wall: EpochMs) {
+        let since = wall.ms_since(roast.started).max(0);
         let charge_ms = i64::try_from(mono_ms).unwrap_or(i64::MAX) - since;
-        self.live.resume(charge_ms, &roast.marked);
+        self.live.resume(charge_ms, &roast.event_kinds);
         self.charge_ms = Some(charge_ms);
         self.roast = Some(roast);
     }
@@ -189,13 +189,13 @@ impl Recorder {
     }
 
     /// Returns what was learned about the machine so far.
-    pub const fn learned(&self) -> &Learned {
+    pub const fn learned(&self) -> &MachineModel {
         self.live.learned()
     }
 
     /// Returns the forecast for the running roast.
-    pub fn outlook(&self) -> Option<Outlook> {
-        self.roast.as_ref().and_then(|_| self.live.outlook())
+    pub fn outlook(&self) -> Option<Forecast> {
+        self.roast.as_ref().and_then(|_| self.live.forecast())
     }
 
     pub const fn chain(&self) -> ChainId {
@@ -208,7 +208,7 @@ impl Recorder {
         self.position.chain = chain;
         self.position.next_number = 1;
         self.position.previous = None;
-        self.recent.clear();
+        self.recent_frames.clear();
         // The first part of the running roast is in the old chain, and one receipt cannot cover two
         // chains. The next CHARGE starts a roast in the new chain.
         (self.roast, self.charge_ms) = (None, None);
@@ -216,29 +216,29 @@ impl Recorder {
     }
 
     /// Sets the digest of the frame that was completed last. The next frame links to it.
-    pub const fn chained(&mut self, digest: Digest) {
+    pub const fn set_previous_digest(&mut self, digest: Digest) {
         self.position.previous = Some(digest);
     }
 
     /// Adds a sample. Returns the frame that it completes, if it completes one.
-    pub fn push(&mut self, mut sample: Sample) -> Option<Cut> {
+    pub fn push(&mut self, mut sample: Sample) -> Option<CompletedFrame> {
         let seq = self.next_waiting_seq();
         let bt = sample.reading.values.iter().find(|(channel, _)| *channel == Channel::Bt);
         let bt_c = bt.and_then(|(_, value)| *value);
         let t_ms = i64::try_from(sample.mono_ms).unwrap_or(i64::MAX);
-        let at = Point { seq, t_ms, bt_c };
+        let at = SamplePoint { seq, t_ms, bt_c };
         if let (Some(roast), Some(charge_ms)) = (&self.roast, self.charge_ms) {
             // During a roast the time is counted on the monotonic clock: a wall clock that is set
             // meanwhile must not distort the curve.
-            let counted = roast.started.plus(t_ms - charge_ms);
-            if counted.since(sample.wall).abs() >= SET_MS {
+            let counted = roast.started.plus_ms(t_ms - charge_ms);
+            if counted.ms_since(sample.wall).abs() >= CLOCK_STEP_MS {
                 // The roast started with a wrong date. The sample's clock quality says so to
                 // readers.
                 sample.clock = ClockQuality::FreeRunning;
             }
             sample.wall = counted;
         }
-        self.remember(at);
+        self.push_point(at);
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));
         let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
         let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
@@ -246,25 +246,27 @@ impl Recorder {
         let told = std::mem::take(&mut sample.reading.events);
         let notes = std::mem::take(&mut sample.reading.notes);
         self.newest = Some((at, wall));
-        self.waiting.samples.push((sample, ror));
+        self.pending.samples.push((sample, ror));
         let mut closed = None;
         for kind in told {
-            closed = closed.or(self.told(kind, EventSource::Machine, at, wall, None));
+            closed = closed.or(self.record_event(kind, EventSource::Machine, at, wall, None));
         }
         for note in notes {
             let kind = EventKind::Note;
-            closed = closed.or(self.told(kind, EventSource::Machine, at, wall, Some(note)));
+            closed = closed.or(self.record_event(kind, EventSource::Machine, at, wall, Some(note)));
         }
         for change in changes {
             match change {
-                Change::Known(found) => closed = closed.or(self.infer(&found, at, wall)),
+                MarkChange::Detected(found) => {
+                    closed = closed.or(self.record_inference(&found, at, wall))
+                }
                 // The drum was empty. Events that were already recorded remain, and no end of a
                 // roast is recorded.
-                Change::Withdrawn(EventKind::Charge) => {
+                MarkChange::Withdrawn(EventKind::Charge) => {
                     (self.roast, self.charge_ms) = (None, None);
                     self.withdrawn = true;
                 }
-                Change::Withdrawn(_) => {}
+                MarkChange::Withdrawn(_) => {}
             }
         }
         self.cut_if_due(closed)
@@ -274,39 +276,43 @@ impl Recorder {
     ///
     /// # Errors
     /// When the event does not apply now.
-    pub fn mark(&mut self, kind: EventKind, note: Option<String>) -> Result<Option<Cut>, NotNow> {
-        let (at, wall) = self.newest.ok_or(NotNow)?;
-        let before = self.waiting.events.len();
-        let closed = self.told(kind, EventSource::Person, at, wall, note);
-        if self.waiting.events.len() == before {
-            return Err(NotNow);
+    pub fn record_manual_event(
+        &mut self,
+        kind: EventKind,
+        note: Option<String>,
+    ) -> Result<Option<CompletedFrame>, EventNotApplicable> {
+        let (at, wall) = self.newest.ok_or(EventNotApplicable)?;
+        let before = self.pending.events.len();
+        let closed = self.record_event(kind, EventSource::Person, at, wall, note);
+        if self.pending.events.len() == before {
+            return Err(EventNotApplicable);
         }
         // If a frame was just completed, no sample is pending: the event gets its own frame.
-        let alone = self.waiting.samples.is_empty();
+        let alone = self.pending.samples.is_empty();
         Ok(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
     }
 
     /// Completes a frame from the pending samples, if there are any. Used at a stop, or when no
     /// more samples arrive.
-    pub fn flush(&mut self) -> Option<Cut> {
-        if self.waiting.samples.is_empty() { None } else { Some(self.cut(None)) }
+    pub fn flush(&mut self) -> Option<CompletedFrame> {
+        if self.pending.samples.is_empty() { None } else { Some(self.cut(None)) }
     }
 
     /// Returns the number of the next sample.
     const fn next_waiting_seq(&self) -> u64 {
-        self.position.next_seq + self.waiting.samples.len() as u64
+        self.position.next_seq + self.pending.samples.len() as u64
     }
 
     /// Records an event that the machine or a person reported. Returns the roast that it ends, if
     /// any.
-    fn told(
+    fn record_event(
         &mut self,
         kind: EventKind,
         source: EventSource,
-        at: Point,
+        at: SamplePoint,
         wall: EpochMs,
         note: Option<String>,
-    ) -> Option<Closed> {
+    ) -> Option<ClosedRoast> {
         let recharged = kind == EventKind::Charge
             && self.charge_ms.is_some_and(|charge_ms| at.t_ms - charge_ms > RECHARGE_AFTER_MS);
         let mut closed = None;
@@ -316,16 +322,21 @@ impl Recorder {
             self.live.restart();
             closed = self.close(at.seq.saturating_sub(1), wall);
         }
-        if !self.live.told(kind, at.t_ms, at.bt_c) {
+        if !self.live.report_event(kind, at.t_ms, at.bt_c) {
             return closed;
         }
-        closed.or(self.note(Mark { kind, source, at }, at, wall, note))
+        closed.or(self.add_event(SampleEvent { kind, source, at }, at, wall, note))
     }
 
     /// Turns an inference into an event, if it is confident enough. A revised inference of an event
     /// that is already recorded is ignored, except for a CHARGE: then the roast is closed and
     /// starts again.
-    fn infer(&mut self, found: &Inference, now: Point, wall: EpochMs) -> Option<Closed> {
+    fn record_inference(
+        &mut self,
+        found: &DetectedMark,
+        now: SamplePoint,
+        wall: EpochMs,
+    ) -> Option<ClosedRoast> {
         let again = found.revision > 0;
         let charge = found.kind == EventKind::Charge;
         if found.confidence < CONFIDENCE_MIN || (again && !charge) {
@@ -334,15 +345,15 @@ impl Recorder {
         let closed = if again { self.close(now.seq.saturating_sub(1), wall) } else { None };
         let nearest = self.points.iter().min_by_key(|p| (p.t_ms - found.at_ms).abs());
         let at = nearest.copied().unwrap_or(now);
-        let mark = Mark { kind: found.kind, source: EventSource::Inferred, at };
-        closed.or(self.note(mark, now, wall, None))
+        let mark = SampleEvent { kind: found.kind, source: EventSource::Inferred, at };
+        closed.or(self.add_event(mark, now, wall, None))
     }
 
     /// Remembers a sample, and forgets the oldest ones beyond the bounds.
-    fn remember(&mut self, at: Point) {
+    fn push_point(&mut self, at: SamplePoint) {
         self.points.push_back(at);
         while self.points.len() > POINTS_MAX
-            || self.points.front().is_some_and(|p| at.t_ms - p.t_ms > POINTS_MS)
+            || self.points.front().is_some_and(|p| at.t_ms - p.t_ms > POINTS_AGE_MAX_MS)
         {
             self.points.pop_front();
         }
@@ -350,33 +361,33 @@ impl Recorder {
 
     /// Adds an event to the running roast. CHARGE starts a roast, DROP ends it. Returns the roast
     /// that ended.
-    fn note(
+    fn add_event(
         &mut self,
-        mark: Mark,
-        now: Point,
+        mark: SampleEvent,
+        now: SamplePoint,
         wall: EpochMs,
         note: Option<String>,
-    ) -> Option<Closed> {
-        let at = wall.plus(mark.at.t_ms - now.t_ms);
+    ) -> Option<ClosedRoast> {
+        let at = wall.plus_ms(mark.at.t_ms - now.t_ms);
         if mark.kind == EventKind::Charge {
             self.salt = self.salt.wrapping_add(1);
             self.charge_ms = Some(mark.at.t_ms);
-            self.roast = Some(Roast {
+            self.roast = Some(RunningRoast {
                 session: SessionId::compose(&self.origin, at, self.salt),
                 started: at,
                 first_seq: mark.at.seq,
-                first_frame: self.frame_of(mark.at.seq),
-                marked: Vec::new(),
+                first_frame: self.frame_number_of(mark.at.seq),
+                event_kinds: Vec::new(),
             });
         }
         let roast = self.roast.as_mut()?;
-        roast.marked.push(mark.kind);
-        if self.waiting.events.len() < EVENTS_MAX {
-            self.waiting.events.push(MachineEvent {
+        roast.event_kinds.push(mark.kind);
+        if self.pending.events.len() < EVENTS_MAX {
+            self.pending.events.push(MachineEvent {
                 kind: mark.kind,
                 seq: mark.at.seq,
                 at,
-                elapsed_s: (at.since(roast.started).max(0)) as f64 / 1000.0,
+                elapsed_s: (at.ms_since(roast.started).max(0)) as f64 / 1000.0,
                 session: roast.session.clone(),
                 source: mark.source,
                 bt_c: mark.at.bt_c,
@@ -387,34 +398,36 @@ impl Recorder {
     }
 
     /// Ends the running roast at sample `last_seq`, and returns it.
-    fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<Closed> {
+    fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<ClosedRoast> {
         let roast = self.roast.take()?;
         self.charge_ms = None;
-        let last_frame = self.frame_of(last_seq);
-        Some(Closed { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
+        let last_frame = self.frame_number_of(last_seq);
+        Some(ClosedRoast { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
     }
 
     /// Returns the number of the frame that contains a sample, or will contain it.
-    fn frame_of(&self, seq: u64) -> u64 {
+    fn frame_number_of(&self, seq: u64) -> u64 {
         if seq >= self.position.next_seq {
             return self.position.next_number;
         }
-        let found = self.recent.iter().rev().find(|(_, first)| *first <= seq);
-        found.or(self.recent.front()).map_or(self.position.next_number, |(number, _)| *number)
+        let found = self.recent_frames.iter().rev().find(|(_, first)| *first <= seq);
+        found
+            .or(self.recent_frames.front())
+            .map_or(self.position.next_number, |(number, _)| *number)
     }
 
     /// Completes a frame if it is old or full enough, if it has many events, or if a roast ended.
-    fn cut_if_due(&mut self, closed: Option<Closed>) -> Option<Cut> {
-        let (first, last) = (self.waiting.samples.first()?, self.waiting.samples.last()?);
+    fn cut_if_due(&mut self, closed: Option<ClosedRoast>) -> Option<CompletedFrame> {
+        let (first, last) = (self.pending.samples.first()?, self.pending.samples.last()?);
         let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
-        let full = self.waiting.samples.len() >= SAMPLES_MAX / 4;
-        let eventful = closed.is_some() || self.waiting.events.len() >= EVENTS_MAX / 2;
+        let full = self.pending.samples.len() >= SAMPLES_MAX / 4;
+        let eventful = closed.is_some() || self.pending.events.len() >= EVENTS_MAX / 2;
         (age_ms >= self.frame_ms || full || eventful).then(|| self.cut(closed))
     }
 
     /// Completes a frame from the pending samples and events.
-    fn cut(&mut self, closed: Option<Closed>) -> Cut {
-        let Waiting { samples, events } = std::mem::take(&mut self.waiting);
+    fn cut(&mut self, closed: Option<ClosedRoast>) -> CompletedFrame {
+        let PendingFrame { samples, events } = std::mem::take(&mut self.pending);
         let count = samples.len();
         let first = samples.first().map(|(sample, _)| sample.clone());
         let (mono, wall, clock) = match (first, self.newest) {
@@ -431,24 +444,24 @@ impl Recorder {
             chain: self.position.chain,
             number: self.position.next_number,
             previous: self.position.previous,
-            boot: self.boot,
+            boot_id: self.boot,
             first_seq: self.position.next_seq,
-            mono,
+            mono_ms: mono,
             wall,
             clock,
-            profile: self.profile,
+            profile_digest: self.profile,
             offsets_ms,
             columns: columns(&samples),
             events,
         };
-        self.recent.push_back((frame.number, frame.first_seq));
-        if self.recent.len() > RECENT_FRAMES {
-            self.recent.pop_front();
+        self.recent_frames.push_back((frame.number, frame.first_seq));
+        if self.recent_frames.len() > RECENT_FRAMES {
+            self.recent_frames.pop_front();
         }
         self.position.next_number += 1;
         self.position.next_seq += count as u64;
         let withdrawn = std::mem::take(&mut self.withdrawn);
-        Cut { frame, closed, running: self.roast.clone(), withdrawn }
+        CompletedFrame { frame, closed, running: self.roast.clone(), withdrawn }
     }
 }
 
@@ -488,7 +501,7 @@ fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
     let columns = by_channel.into_iter().filter(|(_, values)| values.iter().any(Option::is_some));
     columns
         .map(|(channel, values)| {
-            let quality = remarks(&channel, &values, samples);
+            let quality = quality_flags(&channel, &values, samples);
             Column { quality, channel, values }
         })
         .collect()
@@ -496,13 +509,13 @@ fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
 
 /// Returns the quality flags of values: those that the driver set, and `Range` for values that are
 /// not plausible.
-fn remarks(
+fn quality_flags(
     channel: &Channel,
     values: &[Option<f64>],
     samples: &[(Sample, Option<f64>)],
 ) -> Vec<(u16, Quality)> {
     let valid = match channel {
-        Channel::Bt | Channel::Et | Channel::Ambient => TEMPERATURE_C,
+        Channel::Bt | Channel::Et | Channel::Ambient => VALID_TEMPERATURE_C,
         Channel::Gas | Channel::Fan => 0.0..=100.0,
         _ => f64::NEG_INFINITY..=f64::INFINITY,
     };

@@ -13,27 +13,27 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use trust::{FileKey, Signer, SocketKey};
 
-use crate::board::Board;
+use crate::agent_state::AgentState;
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
 use crate::identity::{self, Identity, renewal};
-use crate::journal::{Journal, Room};
-use crate::keeper::{Job, Keeper};
-use crate::known_time::KnownTime;
-use crate::link::Link;
+use crate::journal::{FetchLimit, Journal};
+use crate::journal_writer::{JournalCommand, JournalWriter};
 use crate::recorder::Recorder;
+use crate::trusted_clock::TrustedClock;
+use crate::uplink_supervisor::UplinkSupervisor;
 use crate::{artisan, local, machine, sampler, watchdog};
 
 /// How many samples and requests may wait for the journal writer: over a minute of samples at 10
 /// Hz.
-const JOBS_MAX: usize = 1024;
+const COMMANDS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
 /// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 
 /// When the agent stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
+pub enum StopCondition {
     /// On a signal.
     Stopped,
     /// When a recording has been played and the cloud has acknowledged all of it, or on a signal.
@@ -57,7 +57,7 @@ const SIGN_TIME_MAX: Duration = Duration::from_secs(1);
 /// Opens this gateway's key: behind the signer's socket if one is configured, else in a file.
 pub fn signer(config: &EdgeConfig, key_id: &KeyId) -> anyhow::Result<Arc<dyn Signer>> {
     let identity = &config.identity;
-    if identity.has_signer() {
+    if identity.uses_signer_socket() {
         let socket = &identity.signer_socket;
         return Ok(Arc::new(SocketKey::new(socket, key_id.clone(), SIGN_TIME_MAX)));
     }
@@ -65,7 +65,7 @@ pub fn signer(config: &EdgeConfig, key_id: &KeyId) -> anyhow::Result<Arc<dyn Sig
 }
 
 /// Runs the agent until `until` or a signal.
-pub fn run(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
+pub fn run(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
     config.log.start();
     // One worker besides the main thread: the agent mostly waits, and memory is scarce.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -74,10 +74,10 @@ pub fn run(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
         .thread_stack_size(512 * 1024)
         .enable_all()
         .build()?;
-    runtime.block_on(work(config, until))
+    runtime.block_on(run_agent(config, until))
 }
 
-async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
+async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
     let clock = Clock::start();
     let (origin, key_id) = (origin(&config)?, key_id(&config)?);
     let metrics = service::metrics::Metrics::install()?;
@@ -85,33 +85,34 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let listener = http::listen(config.local.listen, "local.listen").await?;
     let signer = signer(&config, &key_id)?;
     let folder = identity::folder(&config);
-    let time = KnownTime::open(&folder, clock);
+    let time = TrustedClock::open(&folder, clock);
     // Samples are stored even if the identity cannot be read.
     let identity = Identity::open(&folder, signer.clone(), time).unwrap_or_else(|error| {
         tracing::error!(%error, "the identity cannot be read; no authentication to the cloud");
         None
     });
-    let board = Board::new(origin.to_string());
-    let (jobs, jobs_in) = sync_channel(JOBS_MAX);
+    let board = AgentState::new(origin.to_string());
+    let (jobs, jobs_in) = sync_channel(COMMANDS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
     // The sampler starts first: while a large journal is being opened, samples wait in the queue.
-    let share = share(&config);
+    let share = driver_handles(&config);
     let sampling =
         start_sampler(&config, clock, jobs.clone(), &board, share.clone(), stop.clone())?;
-    let keeper = keeper(&config, &origin, signer, clock, &board, live)?;
+    let keeper = open_journal_writer(&config, &origin, signer, clock, &board, live)?;
     let mut origins = keeper.journal.unsent_origins()?;
     origins.retain(|known| *known != origin);
     origins.insert(0, origin.clone());
-    let keeping = start_keeper(keeper, jobs_in)?;
+    let keeping = start_journal_writer(keeper, jobs_in)?;
     if let Some(identity) = identity.clone() {
         let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
         let config = config.clone();
-        tokio::spawn(renewal::keep(identity, config, board.clone(), share, stop.clone()));
+        tokio::spawn(renewal::run(identity, config, board.clone(), share, stop.clone()));
     }
     let sends = config.uplink.is_configured()
         || identity.as_ref().is_some_and(|i| i.enrolled().granted.broker.is_some());
-    let link = Link { config: config.clone(), identity, key_id: key_id.clone(), origins };
-    let uplinking = tokio::spawn(link.keep(jobs.clone(), live_in, board.clone(), stop.clone()));
+    let link =
+        UplinkSupervisor { config: config.clone(), identity, key_id: key_id.clone(), origins };
+    let uplinking = tokio::spawn(link.run(jobs.clone(), live_in, board.clone(), stop.clone()));
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
@@ -127,7 +128,7 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
     tokio::spawn(upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
-    tokio::spawn(watchdog::guard(board.clone(), clock, idle_ms, stop.clone()));
+    tokio::spawn(watchdog::run(board.clone(), clock, idle_ms, stop.clone()));
     watchdog::ready();
     tracing::info!(
         %origin, kid = %key_id, listen = %config.local.listen, version = env!("CARGO_PKG_VERSION"),
@@ -136,17 +137,17 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
 
     let played = tokio::task::spawn_blocking(move || sampling.join());
     let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler thread panicked"))?;
-    if ended == sampler::End::Played {
+    if ended == sampler::SamplerEnd::Played {
         tracing::info!("the recording has been played");
-        if until == Until::Delivered && sends {
-            delivered(&jobs, &stop).await?;
+        if until == StopCondition::Delivered && sends {
+            wait_until_delivered(&jobs, &stop).await?;
         } else {
             stop.cancelled().await;
         }
     }
     stop.cancel();
     // The samples are stored first; then the rest stops.
-    let _ = jobs.send(Job::Stop);
+    let _ = jobs.send(JournalCommand::Stop);
     tokio::task::spawn_blocking(move || keeping.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
@@ -157,16 +158,16 @@ async fn work(config: EdgeConfig, until: Until) -> anyhow::Result<()> {
 }
 
 /// Opens the journal, and creates the journal writer with its recorder.
-fn keeper(
+fn open_journal_writer(
     config: &EdgeConfig,
     origin: &Origin,
     signer: Arc<dyn Signer>,
     clock: Clock,
-    board: &Board,
-    live: mpsc::Sender<crate::journal::Outgoing>,
-) -> anyhow::Result<Keeper> {
+    board: &AgentState,
+    live: mpsc::Sender<crate::journal::OutgoingFrame>,
+) -> anyhow::Result<JournalWriter> {
     let journal = Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall())?;
-    let position = journal.position(origin, ChainId(trust::random()?))?;
+    let position = journal.load_or_start_chain(origin, ChainId(trust::random()?))?;
     let s = &config.sampling;
     let boot = u64::from_le_bytes(trust::random()?);
     let recorder = Recorder::new(
@@ -174,24 +175,28 @@ fn keeper(
         boot,
         s.period_ms,
         s.frame_ms,
-        config.infers_marks(),
+        config.infers_events(),
         journal.learned()?,
         position,
     )
-    .reading_by(config.profile_digest());
-    let mut keeper = Keeper::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
+    .with_profile(config.profile_digest());
+    let mut keeper =
+        JournalWriter::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
     keeper.resume()?;
     Ok(keeper)
 }
 
-fn start_keeper(keeper: Keeper, jobs: Receiver<Job>) -> std::io::Result<JoinHandle<()>> {
+fn start_journal_writer(
+    keeper: JournalWriter,
+    jobs: Receiver<JournalCommand>,
+) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run(&jobs))
 }
 
 /// Returns what other tasks may use of the machine. It includes the queue of guarded writes only if
 /// `artisan.writes` is set and the profile can be loaded; each write must also be allowed by the
 /// profile.
-fn share(config: &EdgeConfig) -> DriverHandles {
+fn driver_handles(config: &EdgeConfig) -> DriverHandles {
     let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
     let timeout_ms = config.machine.profile.timeout_ms;
     let hand = checked.map(|checked| {
@@ -204,18 +209,18 @@ fn share(config: &EdgeConfig) -> DriverHandles {
 fn start_sampler(
     config: &EdgeConfig,
     clock: Clock,
-    jobs: SyncSender<Job>,
-    board: &Board,
+    jobs: SyncSender<JournalCommand>,
+    board: &AgentState,
     share: DriverHandles,
     stop: CancellationToken,
-) -> anyhow::Result<JoinHandle<sampler::End>> {
+) -> anyhow::Result<JoinHandle<sampler::SamplerEnd>> {
     let config = config.clone();
     // Opened once here, so that an invalid recording fails the start and not only the thread.
     drop(machine::open(&config, share.clone())?);
     let board = board.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
-        let Ok(driver) = machine::open(&config, share) else { return sampler::End::Stopped };
+        let Ok(driver) = machine::open(&config, share) else { return sampler::SamplerEnd::Stopped };
         runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
     });
     Ok(thread?)
@@ -235,14 +240,17 @@ async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
 ///
 /// # Errors
 /// When that takes longer than [`DELIVERY_TIME_MAX`].
-async fn delivered(jobs: &SyncSender<Job>, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn wait_until_delivered(
+    jobs: &SyncSender<JournalCommand>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let wait = async {
         loop {
             let (answer, waiting) = tokio::sync::oneshot::channel();
-            let asked = jobs.try_send(Job::Unsent {
+            let asked = jobs.try_send(JournalCommand::ReadUnsent {
                 after: 0,
                 before: i64::MAX,
-                room: Room::frames(1),
+                room: FetchLimit::of_frames(1),
                 except: Vec::new(),
                 answer,
             });

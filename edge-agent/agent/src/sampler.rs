@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::board::{Board, Part};
+use crate::agent_state::{AgentState, WatchedThread};
 use crate::clock::Clock;
-use crate::keeper::Job;
+use crate::journal_writer::JournalCommand;
 use crate::recorder::Sample;
 use driver::{Driver, DriverError};
 
 /// Why the sampler ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SamplerEnd {
     Stopped,
     /// A recording has been played to its end.
     Played,
@@ -26,10 +26,10 @@ pub async fn run(
     mut driver: Box<dyn Driver>,
     period_ms: u64,
     clock: Clock,
-    jobs: SyncSender<Job>,
-    board: Board,
+    jobs: SyncSender<JournalCommand>,
+    board: AgentState,
     stop: CancellationToken,
-) -> End {
+) -> SamplerEnd {
     let period = Duration::from_millis(period_ms);
     let mut schedule = tokio::time::interval(period);
     // A late sample does not make the next one early: two samples at once carry no new information.
@@ -39,7 +39,7 @@ pub async fn run(
         let due = tokio::select! {
             // Samples take priority: pending writes are executed after each sample too.
             biased;
-            () = stop.cancelled() => return End::Stopped,
+            () = stop.cancelled() => return SamplerEnd::Stopped,
             due = schedule.tick() => due,
             () = driver.wait_for_write() => {
                 driver.execute_pending(clock.mono_ms()).await;
@@ -49,7 +49,7 @@ pub async fn run(
         let late = Instant::now().duration_since(due);
         metrics::histogram!("simcorp_edge_sample_lateness_seconds").record(late.as_secs_f64());
         let mono_ms = clock.mono_ms();
-        board.beat(Part::Sampler, mono_ms);
+        board.heartbeat(WatchedThread::Sampler, mono_ms);
         let began = Instant::now();
         let answer = driver.read(mono_ms).await;
         // With a machine as slow as the schedule there is no time between two samples, so pending
@@ -75,12 +75,12 @@ pub async fn run(
                 }
                 let sample =
                     Sample { mono_ms, wall: clock.wall(), clock: clock.quality(), reading };
-                hand_over(&jobs, sample, &board);
+                send_sample(&jobs, sample, &board);
             }
             Err(DriverError::Ended) => {
                 // The watchdog must not expect another heartbeat from this thread.
-                board.beat(Part::Sampler, u64::MAX);
-                return End::Played;
+                board.heartbeat(WatchedThread::Sampler, u64::MAX);
+                return SamplerEnd::Played;
             }
             Err(error) => {
                 metrics::counter!("simcorp_edge_driver_errors_total").increment(1);
@@ -96,8 +96,8 @@ pub async fn run(
 
 /// Sends a sample to the journal writer. While the disk stalls, the queue buffers samples; when it
 /// is full, samples are dropped and counted, since the sampler must not wait.
-fn hand_over(jobs: &SyncSender<Job>, sample: Sample, board: &Board) {
-    match jobs.try_send(Job::Sample(sample)) {
+fn send_sample(jobs: &SyncSender<JournalCommand>, sample: Sample, board: &AgentState) {
+    match jobs.try_send(JournalCommand::Sample(sample)) {
         // Disconnected: the agent is stopping.
         Ok(()) | Err(TrySendError::Disconnected(_)) => {}
         Err(TrySendError::Full(_)) => {

@@ -8,47 +8,47 @@ use trust::Signer;
 
 /// How long a key is not used after its first failure, in ms. Each further failure doubles the
 /// pause, up to the maximum.
-const REST_MS_MIN: u64 = 2_000;
-const REST_MS_MAX: u64 = 30_000;
+const BACKOFF_MS_MIN: u64 = 2_000;
+const BACKOFF_MS_MAX: u64 = 30_000;
 
 /// A key, and its pause after failures.
-pub struct Signing {
+pub struct BackoffSigner {
     signer: Arc<dyn Signer>,
     /// The last error; `None` once the key has signed again.
     problem: Option<String>,
-    rest_ms: u64,
-    rests_until_ms: u64,
+    backoff_ms: u64,
+    retry_at_ms: u64,
 }
 
-impl Signing {
+impl BackoffSigner {
     pub fn new(signer: Arc<dyn Signer>) -> Self {
-        Self { signer, problem: None, rest_ms: REST_MS_MIN, rests_until_ms: 0 }
+        Self { signer, problem: None, backoff_ms: BACKOFF_MS_MIN, retry_at_ms: 0 }
     }
 
     /// Signs a message. Returns `None` if signing fails or the key is in its pause.
     pub fn sign(&mut self, content: &str, text: Vec<u8>, mono_ms: u64) -> Option<Vec<u8>> {
-        if self.rests(mono_ms) {
+        if self.is_backing_off(mono_ms) {
             return None;
         }
-        match trust::sign(&*self.signer, content, text) {
+        match trust::sign_message(&*self.signer, content, text) {
             Ok(message) => {
                 self.problem = None;
-                self.rest_ms = REST_MS_MIN;
+                self.backoff_ms = BACKOFF_MS_MIN;
                 Some(message)
             }
             Err(error) => {
                 metrics::counter!("simcorp_edge_key_failures_total").increment(1);
                 self.problem = Some(error.to_string());
-                self.rests_until_ms = mono_ms + self.rest_ms;
-                self.rest_ms = (self.rest_ms * 2).min(REST_MS_MAX);
+                self.retry_at_ms = mono_ms + self.backoff_ms;
+                self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
                 None
             }
         }
     }
 
     /// Returns whether the key is in its pause at `mono_ms`.
-    pub const fn rests(&self, mono_ms: u64) -> bool {
-        mono_ms < self.rests_until_ms
+    pub const fn is_backing_off(&self, mono_ms: u64) -> bool {
+        mono_ms < self.retry_at_ms
     }
 
     /// Returns the last error, if the key has not signed since.
@@ -90,8 +90,9 @@ mod tests {
         let kid = "device:gw@leipzig".parse().unwrap();
         let key = FileKey::generate(kid, Algorithm::EdDsa).unwrap();
         let flaky = Arc::new(Flaky { key, works: false.into(), asked: 0.into() });
-        let mut signing = Signing::new(Arc::clone(&flaky) as Arc<dyn Signer>);
-        let sign = |signing: &mut Signing, ms| signing.sign(CONTENT_FRAME, vec![1], ms).is_some();
+        let mut signing = BackoffSigner::new(Arc::clone(&flaky) as Arc<dyn Signer>);
+        let sign =
+            |signing: &mut BackoffSigner, ms| signing.sign(CONTENT_FRAME, vec![1], ms).is_some();
         for second in 0..120 {
             assert!(!sign(&mut signing, second * 1000));
         }

@@ -10,33 +10,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use contract::topic::Kind;
+use contract::topic::TopicKind;
 use contract::{Ack, ChainId, Origin, Refusal};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
-use service::mqtt::{self, Bounds, Link};
+use service::mqtt::{self, ConnectionBounds, MqttConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
-use crate::journal::{Outgoing, Room};
-use crate::keeper::Job;
-use crate::pace::Pace;
+use crate::agent_state::AgentState;
+use crate::journal::{FetchLimit, OutgoingFrame};
+use crate::journal_writer::JournalCommand;
+use crate::send_window::SendWindow;
 
 /// The limits of the MQTT client. It has more slots for messages in flight than [`Pace`] ever
 /// fills; not many more, because the client allocates memory for each slot, used or not.
-pub const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 64, packet: 64 * 1024 };
+pub const MQTT_BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 512, receive: 64, packet: 64 * 1024 };
 /// The maximum total size of the frames in flight, in bytes; one frame may exceed it. Memory is
 /// scarce on the gateway.
-const UNDER_WAY_BYTES_MAX: usize = 512 * 1024;
+const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
 /// How many messages may wait inside the client.
 const QUEUE: usize = 512;
 /// The longest wait between two attempts to connect.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long disconnecting from the broker may take when the agent stops.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often unsent and overdue frames are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const SEND_INTERVAL: Duration = Duration::from_millis(250);
 /// How often receipts are sent that the cloud has not confirmed.
 const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 /// How long refused frames and chains are skipped before they are retried: for example those of a
@@ -44,13 +45,13 @@ const RECEIPTS_EVERY: Duration = Duration::from_secs(10);
 const REFUSED_PAUSE: Duration = Duration::from_mins(1);
 /// How many single frames may be skipped within one such pause, because the cloud refuses them for
 /// now. Beyond it the backlog waits for the end of the pause, and then continues behind them.
-const PUT_OFF_MAX: usize = 32;
+const DEFERRED_FRAMES_MAX: usize = 32;
 /// How many chains may be skipped because the cloud refuses all of their frames for now.
-const CHAINS_OFF_MAX: usize = 4;
+const DEFERRED_CHAINS_MAX: usize = 4;
 const RECEIPTS_AT_ONCE: usize = 20;
 
 /// An event of the connection.
-enum News {
+enum ConnectionEvent {
     /// Connected, and the subscription to this machine's acknowledgements was granted.
     Ready,
     /// Not usable, and why.
@@ -65,39 +66,39 @@ enum News {
 pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
-    jobs: SyncSender<Job>,
-    live: &mut mpsc::Receiver<Outgoing>,
-    board: Board,
+    jobs: SyncSender<JournalCommand>,
+    live: &mut mpsc::Receiver<OutgoingFrame>,
+    board: AgentState,
     stop: CancellationToken,
 ) {
-    let topics = move || origins.iter().map(|origin| Kind::Ack.topic(origin)).collect();
+    let topics = move || origins.iter().map(|origin| TopicKind::Ack.topic(origin)).collect();
     // Only the first topic is required: the others are of machines that this gateway was at before.
-    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(1);
+    let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter)).with_vital(1);
     let client = link.client();
     let (news_out, mut news) = mpsc::channel(1024);
-    let connection = tokio::spawn(poll(link, news_out, stop.clone()));
+    let connection = tokio::spawn(forward_events(link, news_out, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         jobs,
-        pace: Pace::default(),
+        send_window: SendWindow::default(),
         ready: false,
-        under_way: BTreeMap::new(),
-        sent_before: 0,
-        put_off: BTreeSet::new(),
-        chains_off: Vec::new(),
-        needed: None,
-        put_off_until: Instant::now(),
-        passed_over: false,
+        in_flight: BTreeMap::new(),
+        maybe_resent_until_id: 0,
+        deferred_frames: BTreeSet::new(),
+        deferred_chains: Vec::new(),
+        last_resend_request: None,
+        deferred_until: Instant::now(),
+        skipped_frames: false,
         lanes: Lanes::default(),
         receipts_due: Instant::now(),
     };
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut look = tokio::time::interval(SEND_INTERVAL);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(news) = news.recv() => sender.hear(news, &board).await,
+            Some(news) = news.recv() => sender.handle(news, &board).await,
             Some(frame) = live.recv() => sender.send_live(frame),
             _ = look.tick() => sender.send_waiting().await,
         }
@@ -109,31 +110,37 @@ pub async fn run(
 }
 
 /// Drives the connection and only forwards its events. This task must never wait for a publish.
-async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken) {
+async fn forward_events(
+    mut link: MqttConnection,
+    news: mpsc::Sender<ConnectionEvent>,
+    stop: CancellationToken,
+) {
     while let Some(told) = link.next(&stop).await {
         let told = match told {
-            mqtt::News::Ready => News::Ready,
+            mqtt::ConnectionEvent::Ready => ConnectionEvent::Ready,
             // Without acknowledgements no frame is ever delivered. The broker accepts a gateway
             // within seconds of its enrolment, and never again after it is revoked.
-            mqtt::News::Refused => {
+            mqtt::ConnectionEvent::SubscriptionRefused => {
                 let problem = "the broker denies this gateway the acknowledgements; check that it \
                                is enrolled for this machine and not revoked";
-                News::Down(problem.to_owned())
+                ConnectionEvent::Down(problem.to_owned())
             }
-            mqtt::News::Down(problem) => News::Down(problem),
-            mqtt::News::Message { payload, .. } => match serde_json::from_slice::<Ack>(&payload) {
-                Ok(ack) => News::Ack(ack),
-                Err(error) => {
-                    tracing::warn!(%error, "ignored an acknowledgement that is not valid");
-                    continue;
+            mqtt::ConnectionEvent::Down(problem) => ConnectionEvent::Down(problem),
+            mqtt::ConnectionEvent::Message { payload, .. } => {
+                match serde_json::from_slice::<Ack>(&payload) {
+                    Ok(ack) => ConnectionEvent::Ack(ack),
+                    Err(error) => {
+                        tracing::warn!(%error, "ignored an acknowledgement that is not valid");
+                        continue;
+                    }
                 }
-            },
+            }
         };
         if news.send(told).await.is_err() {
             break;
         }
     }
-    link.drain(LAST_WORDS).await;
+    link.drain(DISCONNECT_TIMEOUT).await;
 }
 
 /// The progress of each lane, as ids of frames in the journal.
@@ -153,13 +160,13 @@ struct Lanes {
 
 impl Lanes {
     /// Restarts each lane at its start. Frames in flight are skipped on the way.
-    fn look_again(&mut self) {
+    fn restart(&mut self) {
         *self = Self { live_last: self.live_last, ..Self::default() };
     }
 }
 
 /// A frame that was sent and that the cloud has not answered yet.
-struct UnderWay {
+struct InFlightFrame {
     /// The frame's id in the journal.
     id: i64,
     sent: Instant,
@@ -169,33 +176,33 @@ struct UnderWay {
 /// Decides which frames to send, and sends them.
 struct Sender {
     client: AsyncClient,
-    jobs: SyncSender<Job>,
-    pace: Pace,
+    jobs: SyncSender<JournalCommand>,
+    send_window: SendWindow,
     ready: bool,
     /// The frames in flight, by chain and frame number.
-    under_way: BTreeMap<(ChainId, u64), UnderWay>,
+    in_flight: BTreeMap<(ChainId, u64), InFlightFrame>,
     /// Frames up to this journal id may have been sent twice: their acknowledgements are not used
     /// to measure the round trip.
-    sent_before: i64,
+    maybe_resent_until_id: i64,
     /// Frames that the cloud refused for now, and that are skipped.
-    put_off: BTreeSet<(ChainId, u64)>,
+    deferred_frames: BTreeSet<(ChainId, u64)>,
     /// Chains that the cloud refused for now, and that are skipped.
-    chains_off: Vec<ChainId>,
+    deferred_chains: Vec<ChainId>,
     /// When the skipped frames and chains are retried.
-    put_off_until: Instant,
+    deferred_until: Instant,
     /// Whether frames were skipped since the backlog lanes last started from the beginning.
-    passed_over: bool,
+    skipped_frames: bool,
     /// When the lanes last restarted because the cloud requested frames again.
-    needed: Option<Instant>,
+    last_resend_request: Option<Instant>,
     lanes: Lanes,
     receipts_due: Instant,
 }
 
 impl Sender {
     /// Handles an event of the connection.
-    async fn hear(&mut self, news: News, board: &Board) {
+    async fn handle(&mut self, news: ConnectionEvent, board: &AgentState) {
         match news {
-            News::Ready => {
+            ConnectionEvent::Ready => {
                 self.ready = true;
                 self.restart_lanes();
                 board.update(|state| {
@@ -204,14 +211,16 @@ impl Sender {
                 });
                 metrics::gauge!("simcorp_edge_uplink_connected").set(1.0);
                 let (answer, waiting) = oneshot::channel();
-                if let Some(newest) =
-                    self.ask(Job::NewestUnsent { answer }, waiting).await.flatten()
+                if let Some(newest) = self
+                    .query_journal(JournalCommand::ReadNewestUnsent { answer }, waiting)
+                    .await
+                    .flatten()
                 {
                     self.send_live(newest);
                 }
                 self.send_waiting().await;
             }
-            News::Down(problem) => {
+            ConnectionEvent::Down(problem) => {
                 self.ready = false;
                 board.update(|state| {
                     state.uplink_connected = false;
@@ -219,18 +228,18 @@ impl Sender {
                 });
                 metrics::gauge!("simcorp_edge_uplink_connected").set(0.0);
             }
-            News::Ack(ack) => {
+            ConnectionEvent::Ack(ack) => {
                 for range in &ack.acked {
-                    self.settled(ack.chain, range.first, range.last);
+                    self.complete_range(ack.chain, range.first, range.last);
                 }
                 if !ack.acked.is_empty() {
                     board.update(|state| state.uplink_error = None);
                 }
                 for refused in &ack.refused {
                     if refused.reason.is_final() {
-                        self.settled(ack.chain, refused.frame, refused.frame);
+                        self.complete_range(ack.chain, refused.frame, refused.frame);
                     } else {
-                        self.put_off((ack.chain, refused.frame), refused.reason);
+                        self.defer((ack.chain, refused.frame), refused.reason);
                         let problem = format!("the cloud refuses our frames: {}", refused.reason);
                         board.update(|state| {
                             if state.uplink_error.as_ref() != Some(&problem) {
@@ -241,21 +250,23 @@ impl Sender {
                     }
                 }
                 let now = Instant::now();
-                let heard = self.needed.is_some_and(|at| now - at < 2 * self.pace.limit());
+                let heard = self
+                    .last_resend_request
+                    .is_some_and(|at| now - at < 2 * self.send_window.timeout());
                 if !ack.need.is_empty() && !heard {
                     // The cloud has lost frames, perhaps after it acknowledged them: restart all
                     // lanes.
-                    self.needed = Some(now);
-                    self.lanes.look_again();
+                    self.last_resend_request = Some(now);
+                    self.lanes.restart();
                 }
                 let jobs = self.jobs.clone();
                 // The queue to the journal is long. Waiting for room in it must not stop the lanes.
-                if jobs.try_send(Job::Ack(ack)).is_err() {
+                if jobs.try_send(JournalCommand::Ack(ack)).is_err() {
                     // Without this acknowledgement the journal still counts its frames as unsent:
                     // the lanes restart from the beginning.
-                    self.lanes.look_again();
+                    self.lanes.restart();
                 }
-                if self.under_way.len() < self.pace.window() / 2 {
+                if self.in_flight.len() < self.send_window.max_in_flight() / 2 {
                     self.send_waiting().await;
                 }
             }
@@ -264,85 +275,88 @@ impl Sender {
 
     /// Skips a frame that the cloud refused for now, until the end of the pause. Skips its whole
     /// chain if the reason is the key or the machine.
-    fn put_off(&mut self, key: (ChainId, u64), reason: Refusal) {
-        self.under_way.remove(&key);
-        if self.put_off.is_empty() && self.chains_off.is_empty() {
-            self.put_off_until = Instant::now() + REFUSED_PAUSE;
+    fn defer(&mut self, key: (ChainId, u64), reason: Refusal) {
+        self.in_flight.remove(&key);
+        if self.deferred_frames.is_empty() && self.deferred_chains.is_empty() {
+            self.deferred_until = Instant::now() + REFUSED_PAUSE;
         }
         let whole = matches!(reason, Refusal::UnknownKey | Refusal::WrongOrigin);
-        if whole && self.chains_off.contains(&key.0) {
+        if whole && self.deferred_chains.contains(&key.0) {
             return;
         }
-        if whole && self.chains_off.len() < CHAINS_OFF_MAX {
-            self.chains_off.push(key.0);
-        } else if self.put_off.len() < PUT_OFF_MAX {
-            self.put_off.insert(key);
-            self.passed_over = true;
+        if whole && self.deferred_chains.len() < DEFERRED_CHAINS_MAX {
+            self.deferred_chains.push(key.0);
+        } else if self.deferred_frames.len() < DEFERRED_FRAMES_MAX {
+            self.deferred_frames.insert(key);
+            self.skipped_frames = true;
         }
     }
 
     /// Removes frames from those in flight, and measures their round trip.
-    fn settled(&mut self, chain: ChainId, first: u64, last: u64) {
+    fn complete_range(&mut self, chain: ChainId, first: u64, last: u64) {
         let now = Instant::now();
-        let done = self.under_way.extract_if((chain, first)..=(chain, last), |_, _| true);
+        let done = self.in_flight.extract_if((chain, first)..=(chain, last), |_, _| true);
         for (_, frame) in done {
-            if frame.id > self.sent_before {
-                self.pace.answered(now.saturating_duration_since(frame.sent));
+            if frame.id > self.maybe_resent_until_id {
+                self.send_window.on_ack(now.saturating_duration_since(frame.sent));
             }
         }
     }
 
     /// Resets everything that is known about the connection, after it was made again.
     fn restart_lanes(&mut self) {
-        self.under_way.clear();
-        self.put_off.clear();
-        self.chains_off.clear();
-        self.pace = Pace::default();
-        self.sent_before = self.sent_before.max(self.lanes.live_last).max(self.lanes.older_at);
+        self.in_flight.clear();
+        self.deferred_frames.clear();
+        self.deferred_chains.clear();
+        self.send_window = SendWindow::default();
+        self.maybe_resent_until_id =
+            self.maybe_resent_until_id.max(self.lanes.live_last).max(self.lanes.older_at);
         self.lanes = Lanes::default();
         self.receipts_due = Instant::now();
     }
 
     /// Sends a frame on the live lane. Does nothing while the connection is down.
-    fn send_live(&mut self, frame: Outgoing) {
+    fn send_live(&mut self, frame: OutgoingFrame) {
         if !self.ready {
             return; // the backlog lane sends it later
         }
         if self.lanes.live_last != 0 && frame.id != self.lanes.live_last + 1 {
             // The channel of the live lane was full for a moment: the backlog lane must find the
             // frames that were not passed on.
-            self.lanes.look_again();
+            self.lanes.restart();
         }
         self.lanes.live_last = frame.id;
         if self.lanes.live_from == 0 {
             self.lanes.live_from = frame.id;
         }
-        self.publish(Kind::LiveFrame, frame);
+        self.publish(TopicKind::LiveFrame, frame);
     }
 
     /// Publishes a frame. Returns `false` if the client accepts no more messages now; the frame is
     /// found again later.
-    fn publish(&mut self, kind: Kind, frame: Outgoing) -> bool {
+    fn publish(&mut self, kind: TopicKind, frame: OutgoingFrame) -> bool {
         let key = (frame.chain, frame.number);
-        let under_way = UnderWay { id: frame.id, sent: Instant::now(), bytes: frame.signed.len() };
+        let under_way =
+            InFlightFrame { id: frame.id, sent: Instant::now(), bytes: frame.signed.len() };
         let options = PublishOptions::new(QoS::AtLeastOnce);
         let sent =
             self.client.try_publish(kind.topic(&frame.origin), frame.signed, options).is_ok();
         // A frame that was not sent counts as in flight too: it becomes overdue and is sent again.
-        self.under_way.insert(key, under_way);
+        self.in_flight.insert(key, under_way);
         sent
     }
 
     /// Removes frames that were not answered in time from those in flight, and restarts the lanes,
     /// so that the frames are sent again.
-    fn look_for_overdue(&mut self, now: Instant) {
-        let limit = self.pace.limit();
-        let before = self.under_way.len();
-        self.under_way.retain(|_, frame| now.saturating_duration_since(frame.sent) <= limit);
-        if self.under_way.len() < before {
-            self.pace.timed_out();
-            self.sent_before = self.lanes.live_last.max(self.lanes.older_at).max(self.sent_before);
-            self.lanes.look_again();
+    fn expire_overdue(&mut self, now: Instant) {
+        let limit = self.send_window.timeout();
+        let before = self.in_flight.len();
+        self.in_flight.retain(|_, frame| now.saturating_duration_since(frame.sent) <= limit);
+        if self.in_flight.len() < before {
+            self.send_window.on_timeout();
+            self.maybe_resent_until_id =
+                self.lanes.live_last.max(self.lanes.older_at).max(self.maybe_resent_until_id);
+            self.lanes.restart();
         }
     }
 
@@ -353,24 +367,27 @@ impl Sender {
             return;
         }
         let now = Instant::now();
-        self.look_for_overdue(now);
-        if !self.put_off.is_empty() || !self.chains_off.is_empty() {
-            if now >= self.put_off_until {
+        self.expire_overdue(now);
+        if !self.deferred_frames.is_empty() || !self.deferred_chains.is_empty() {
+            if now >= self.deferred_until {
                 // Single frames: the backlog continues behind them, and restarts when it has come
                 // to its end. Chains: the key may have been registered meanwhile, so it restarts
                 // now.
-                self.put_off.clear();
-                if !self.chains_off.is_empty() {
-                    self.chains_off.clear();
-                    self.lanes.look_again();
+                self.deferred_frames.clear();
+                if !self.deferred_chains.is_empty() {
+                    self.deferred_chains.clear();
+                    self.lanes.restart();
                 }
-            } else if self.put_off.len() >= PUT_OFF_MAX {
+            } else if self.deferred_frames.len() >= DEFERRED_FRAMES_MAX {
                 return;
             }
         }
         if self.lanes.running_from == 0 {
             let (answer, waiting) = oneshot::channel();
-            let from = self.ask(Job::RunningFrom { answer }, waiting).await.flatten();
+            let from = self
+                .query_journal(JournalCommand::ReadRunningRoastStart { answer }, waiting)
+                .await
+                .flatten();
             self.lanes.running_from = from.unwrap_or(i64::MAX);
             self.lanes.running_at = self.lanes.running_from.saturating_sub(1);
         }
@@ -382,10 +399,10 @@ impl Sender {
         let before = live_from.min(self.lanes.running_from);
         if let Some(at) = self.send_lane(self.lanes.older_at, before).await {
             self.lanes.older_at = at;
-        } else if self.passed_over && self.under_way.is_empty() && now >= self.put_off_until {
+        } else if self.skipped_frames && self.in_flight.is_empty() && now >= self.deferred_until {
             // The backlog has come to its end, and frames were skipped on the way.
-            self.passed_over = false;
-            self.lanes.look_again();
+            self.skipped_frames = false;
+            self.lanes.restart();
         }
         if now >= self.receipts_due {
             self.receipts_due = now + RECEIPTS_EVERY;
@@ -396,27 +413,27 @@ impl Sender {
     /// Sends the frames with journal ids between `after` and `before`, both exclusive, that fit the
     /// window. Returns the id of the last frame that was sent or skipped.
     async fn send_lane(&mut self, after: i64, before: i64) -> Option<i64> {
-        let held: usize = self.under_way.values().map(|frame| frame.bytes).sum();
-        let room = Room {
-            frames: self.pace.window().saturating_sub(self.under_way.len()),
-            bytes: UNDER_WAY_BYTES_MAX.saturating_sub(held),
+        let held: usize = self.in_flight.values().map(|frame| frame.bytes).sum();
+        let room = FetchLimit {
+            frames: self.send_window.max_in_flight().saturating_sub(self.in_flight.len()),
+            bytes: IN_FLIGHT_BYTES_MAX.saturating_sub(held),
         };
         if room.frames == 0 || room.bytes == 0 || after >= before.saturating_sub(1) {
             return None;
         }
         let (answer, waiting) = oneshot::channel();
-        let except = self.chains_off.clone();
-        let job = Job::Unsent { after, before, room, except, answer };
-        let frames = self.ask(job, waiting).await.unwrap_or_default();
+        let except = self.deferred_chains.clone();
+        let job = JournalCommand::ReadUnsent { after, before, room, except, answer };
+        let frames = self.query_journal(job, waiting).await.unwrap_or_default();
         let mut at = None;
         for frame in frames {
             let id = frame.id;
             let key = (frame.chain, frame.number);
-            if self.under_way.contains_key(&key) || self.put_off.contains(&key) {
+            if self.in_flight.contains_key(&key) || self.deferred_frames.contains(&key) {
                 at = Some(id);
                 continue;
             }
-            if !self.publish(Kind::BacklogFrame, frame) {
+            if !self.publish(TopicKind::BacklogFrame, frame) {
                 break;
             }
             at = Some(id);
@@ -427,17 +444,21 @@ impl Sender {
     /// Sends receipts that the cloud has not confirmed.
     async fn send_receipts(&self) {
         let (answer, waiting) = oneshot::channel();
-        let job = Job::Receipts { limit: RECEIPTS_AT_ONCE, answer };
-        for (origin, receipt) in self.ask(job, waiting).await.unwrap_or_default() {
+        let job = JournalCommand::ReadReceipts { limit: RECEIPTS_AT_ONCE, answer };
+        for (origin, receipt) in self.query_journal(job, waiting).await.unwrap_or_default() {
             let options = PublishOptions::new(QoS::AtLeastOnce);
-            let topic = Kind::Receipt.topic(&origin);
+            let topic = TopicKind::Receipt.topic(&origin);
             let _ = self.client.try_publish(topic, receipt, options);
         }
     }
 
     /// Sends a request to the thread that owns the journal. Returns `None` if its queue is full or
     /// closed, or if it does not answer.
-    async fn ask<T>(&self, job: Job, answer: oneshot::Receiver<T>) -> Option<T> {
+    async fn query_journal<T>(
+        &self,
+        job: JournalCommand,
+        answer: oneshot::Receiver<T>,
+    ) -> Option<T> {
         self.jobs.try_send(job).ok()?;
         answer.await.ok()
     }

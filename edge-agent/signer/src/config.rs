@@ -48,7 +48,7 @@ impl Default for KeyConfig {
             label: "simcorp-edge".to_owned(),
             site: String::new(),
             device: String::new(),
-            purposes: Purpose::OF_A_DEVICE.to_vec(),
+            purposes: Purpose::DEVICE_PURPOSES.to_vec(),
         }
     }
 }

@@ -18,7 +18,7 @@ use service::config::{ConfigError, Sources};
 use trust::{Algorithm, PublicKey};
 
 use crate::config::SignerConfig;
-use crate::pool::Pool;
+use crate::pool::SigningPool;
 use crate::token::{Token, TokenError};
 
 #[derive(Parser)]
@@ -46,7 +46,7 @@ enum Command {
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
-    match act(Cli::parse()) {
+    match run_command(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("simcorp-signer: {error:#}");
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn act(cli: Cli) -> anyhow::Result<()> {
+fn run_command(cli: Cli) -> anyhow::Result<()> {
     let config: SignerConfig = service::config::load(&cli.sources, std::env::vars())?;
     if cli.sources.print_config {
         print!("{}", service::config::print(&config)?);
@@ -72,18 +72,18 @@ fn act(cli: Cli) -> anyhow::Result<()> {
                 "the token already has a key {:?}; to replace a key, create one under another label",
                 config.key.label
             );
-            println!("{}", shown(&session.create(&config.key.label)?));
+            println!("{}", format_public_key(&session.create(&config.key.label)?));
             Ok(())
         }
         Command::Show => {
-            println!("{}", shown(&Token::open(&config)?.session()?.public_key()?));
+            println!("{}", format_public_key(&Token::open(&config)?.session()?.public_key()?));
             Ok(())
         }
         Command::Check => check(&config),
     }
 }
 
-fn shown(key: &PublicKey) -> String {
+fn format_public_key(key: &PublicKey) -> String {
     format!("{} {}", key.algorithm().as_str(), key.to_pem().trim_end())
 }
 
@@ -111,7 +111,7 @@ fn run(config: &SignerConfig) -> anyhow::Result<()> {
     let allowed = config.allowed_users().context("socket.users")?;
     let limit = Duration::from_millis(config.socket.time_limit_ms);
     let key_id = config.key_id().context("the configuration names no device")?;
-    let pool = match Pool::start(config, key_id.clone()) {
+    let pool = match SigningPool::start(config, key_id.clone()) {
         Ok(pool) => Some(pool),
         Err(error @ TokenError::WrongPin) => {
             // A restart would try the PIN again, until the token locks permanently.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use contract::KeyId;
-use trust::socket::Refusal;
+use trust::socket::SignRefusal;
 use trust::{PublicKey, Purpose};
 
 use crate::config::SignerConfig;
@@ -19,23 +19,23 @@ const SESSIONS: usize = 2;
 /// After this many late signatures in a row every session hangs in the token's module.
 const OVERDUE_MAX: usize = 20;
 
-struct Job {
+struct SignRequest {
     message: Vec<u8>,
-    answer: SyncSender<Result<Vec<u8>, Refusal>>,
+    answer: SyncSender<Result<Vec<u8>, SignRefusal>>,
 }
 
-pub struct Pool {
-    jobs: SyncSender<Job>,
+pub struct SigningPool {
+    jobs: SyncSender<SignRequest>,
     public: PublicKey,
     key_id: KeyId,
     purposes: Vec<Purpose>,
     /// The number of requests in a row that exceeded their time limit.
     overdue: AtomicUsize,
     /// Whether the token has rejected the PIN: one more try may lock it permanently.
-    locked: Arc<AtomicBool>,
+    pin_rejected: Arc<AtomicBool>,
 }
 
-impl Pool {
+impl SigningPool {
     /// Starts the signing threads. The key must exist.
     ///
     /// # Errors
@@ -50,11 +50,11 @@ impl Pool {
         for _ in 0..sessions {
             let (token, waiting) = (Arc::clone(&token), Arc::clone(&waiting));
             let locked = Arc::clone(&locked);
-            std::thread::spawn(move || work(&token, &waiting, &locked));
+            std::thread::spawn(move || run_worker(&token, &waiting, &locked));
         }
         let purposes = config.key.purposes.clone();
         let overdue = AtomicUsize::default();
-        Ok(Self { jobs, public, key_id, purposes, overdue, locked })
+        Ok(Self { jobs, public, key_id, purposes, overdue, pin_rejected: locked })
     }
 
     #[must_use]
@@ -66,20 +66,20 @@ impl Pool {
     ///
     /// # Errors
     /// Returns the refusal for the caller.
-    pub fn sign(&self, message: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Refusal> {
-        let purpose = Purpose::of(&message, &self.key_id, &self.public);
+    pub fn sign(&self, message: Vec<u8>, limit: Duration) -> Result<Vec<u8>, SignRefusal> {
+        let purpose = Purpose::classify(&message, &self.key_id, &self.public);
         if !purpose.is_some_and(|purpose| self.purposes.contains(&purpose)) {
             tracing::warn!(?purpose, bytes = message.len(), "refused to sign");
-            return Err(Refusal::Purpose);
+            return Err(SignRefusal::ForbiddenPurpose);
         }
-        if self.locked.load(Ordering::Relaxed) {
-            return Err(Refusal::Token);
+        if self.pin_rejected.load(Ordering::Relaxed) {
+            return Err(SignRefusal::TokenUnavailable);
         }
         let (answer, answered) = sync_channel(1);
-        match self.jobs.try_send(Job { message, answer }) {
+        match self.jobs.try_send(SignRequest { message, answer }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(Refusal::Busy),
-            Err(TrySendError::Disconnected(_)) => return Err(Refusal::Token),
+            Err(TrySendError::Full(_)) => return Err(SignRefusal::Busy),
+            Err(TrySendError::Disconnected(_)) => return Err(SignRefusal::TokenUnavailable),
         }
         match answered.recv_timeout(limit) {
             Ok(answer) => {
@@ -94,21 +94,21 @@ impl Pool {
                     tracing::error!("exiting, so that systemd restarts the signer");
                     std::process::exit(1);
                 }
-                Err(Refusal::Slow)
+                Err(SignRefusal::TokenTimeout)
             }
-            Err(RecvTimeoutError::Disconnected) => Err(Refusal::Token),
+            Err(RecvTimeoutError::Disconnected) => Err(SignRefusal::TokenUnavailable),
         }
     }
 }
 
-fn work(token: &Token, waiting: &Mutex<Receiver<Job>>, locked: &AtomicBool) {
+fn run_worker(token: &Token, waiting: &Mutex<Receiver<SignRequest>>, locked: &AtomicBool) {
     let mut session: Option<Session> = None;
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { message, answer }) = next else { return };
+        let Ok(SignRequest { message, answer }) = next else { return };
         // Tries a second time with a new session: a token that was removed and reinserted has lost
         // the old one.
-        let mut signed = Err(Refusal::Token);
+        let mut signed = Err(SignRefusal::TokenUnavailable);
         let tries = if locked.load(Ordering::Relaxed) { 0 } else { 2 };
         for _ in 0..tries {
             let mut current = match session.take().map_or_else(|| token.session(), Ok) {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_peercred;
-use trust::socket::{Refusal, Request, read_request, write_answer};
+use trust::socket::{SignRefusal, SignerRequest, read_request, write_response};
 
-use crate::pool::Pool;
+use crate::pool::SigningPool;
 
 /// The limit of open connections. Beyond it a new connection is closed.
 const CONNECTIONS_MAX: usize = 16;
@@ -46,7 +46,7 @@ pub fn listener(path: &Path) -> anyhow::Result<UnixListener> {
 /// Returns an error if accepting a connection fails.
 pub fn run(
     listener: &UnixListener,
-    pool: &Arc<Option<Pool>>,
+    pool: &Arc<Option<SigningPool>>,
     allowed: Vec<u32>,
     limit: Duration,
 ) -> anyhow::Result<()> {
@@ -61,14 +61,19 @@ pub fn run(
         open.fetch_add(1, Ordering::Relaxed);
         let (pool, allowed, open) = (Arc::clone(pool), Arc::clone(&allowed), Arc::clone(&open));
         std::thread::spawn(move || {
-            answer(stream, pool.as_ref().as_ref(), &allowed, limit);
+            serve_connection(stream, pool.as_ref().as_ref(), &allowed, limit);
             open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
 /// Serves one connection until the peer closes it.
-fn answer(mut stream: UnixStream, pool: Option<&Pool>, allowed: &[u32], limit: Duration) {
+fn serve_connection(
+    mut stream: UnixStream,
+    pool: Option<&SigningPool>,
+    allowed: &[u32],
+    limit: Duration,
+) {
     match socket_peercred(&stream) {
         Ok(peer) if allowed.contains(&peer.uid.as_raw()) => {}
         Ok(peer) => {
@@ -89,18 +94,18 @@ fn answer(mut stream: UnixStream, pool: Option<&Pool>, allowed: &[u32], limit: D
     loop {
         let answer = match read_request(&mut stream) {
             Ok(request) => match (pool, request) {
-                (None, _) => Err(Refusal::Token),
-                (Some(pool), Request::PublicKey) => Ok(pool.public_key().to_spki()),
-                (Some(pool), Request::Sign(message)) => pool.sign(message, limit),
+                (None, _) => Err(SignRefusal::TokenUnavailable),
+                (Some(pool), SignerRequest::PublicKey) => Ok(pool.public_key().to_spki()),
+                (Some(pool), SignerRequest::Sign(message)) => pool.sign(message, limit),
             },
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                 // The start of the next request is unknown, so the connection ends.
-                let _ = write_answer(&mut stream, &Err(Refusal::Malformed));
+                let _ = write_response(&mut stream, &Err(SignRefusal::Malformed));
                 return;
             }
             Err(_) => return,
         };
-        if write_answer(&mut stream, &answer).is_err() {
+        if write_response(&mut stream, &answer).is_err() {
             return;
         }
     }

@@ -25,20 +25,20 @@ pub enum TokenError {
     #[error("the module has no token {0:?}; see: pkcs11-tool --list-slots, and token.label")]
     NoToken(String),
     #[error("the PIN cannot be read: {0}")]
-    NoPin(String),
+    PinUnreadable(String),
     #[error("the token rejects the PIN; some tokens lock after three wrong PINs")]
     WrongPin,
     #[error("the token has no key {0:?}; create one with: simcorp-signer create")]
     NoKey(String),
     #[error("the token's key {0:?} is neither Ed25519 nor P-256")]
-    OtherKey(String),
+    UnsupportedKey(String),
     #[error("the token can create neither Ed25519 nor P-256 keys")]
     NoAlgorithm,
     #[error("while {doing}: {source}")]
     Pkcs11 { doing: &'static str, source: Pkcs11Error },
 }
 
-fn doing(doing: &'static str) -> impl FnOnce(Pkcs11Error) -> TokenError {
+fn pkcs11_error(doing: &'static str) -> impl FnOnce(Pkcs11Error) -> TokenError {
     move |source| TokenError::Pkcs11 { doing, source }
 }
 
@@ -60,16 +60,16 @@ impl Token {
         let load = |source| TokenError::Module { module: t.module.display().to_string(), source };
         let module = Pkcs11::new(&t.module).map_err(load)?;
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-        module.initialize(arguments).map_err(doing("starting the module"))?;
-        let slots = module.get_slots_with_token().map_err(doing("listing tokens"))?;
+        module.initialize(arguments).map_err(pkcs11_error("starting the module"))?;
+        let slots = module.get_slots_with_token().map_err(pkcs11_error("listing tokens"))?;
         let labelled = |slot: &Slot| {
             let info = module.get_token_info(*slot);
             info.is_ok_and(|info| info.label().trim_end() == t.label)
         };
         let slot =
             slots.into_iter().find(labelled).ok_or_else(|| TokenError::NoToken(t.label.clone()))?;
-        let pin = t.pin.resolve().map_err(|e| TokenError::NoPin(e.to_string()))?;
-        let pin = pin.ok_or_else(|| TokenError::NoPin("token.pin is empty".to_owned()))?;
+        let pin = t.pin.resolve().map_err(|e| TokenError::PinUnreadable(e.to_string()))?;
+        let pin = pin.ok_or_else(|| TokenError::PinUnreadable("token.pin is empty".to_owned()))?;
         Ok(Self { module, slot, pin, key_label: config.key.label.clone() })
     }
 
@@ -78,7 +78,8 @@ impl Token {
     /// # Errors
     /// Returns an error if the token is gone, or rejects the PIN.
     pub fn session(&self) -> Result<Session, TokenError> {
-        let session = self.module.open_rw_session(self.slot).map_err(doing("opening a session"))?;
+        let session =
+            self.module.open_rw_session(self.slot).map_err(pkcs11_error("opening a session"))?;
         match session.login(UserType::User, Some(&self.pin)) {
             // The first login of a process is valid for all of its sessions.
             Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
@@ -91,7 +92,7 @@ impl Token {
         let mechanisms = self
             .module
             .get_mechanism_list(self.slot)
-            .map_err(doing("listing the token's mechanisms"))?;
+            .map_err(pkcs11_error("listing the token's mechanisms"))?;
         Ok(Session { inner: session, mechanisms, label: self.key_label.clone(), key: None })
     }
 }
@@ -114,7 +115,7 @@ impl Session {
         const DOING: &str = "reading the public key";
         let key = self.find(ObjectClass::PUBLIC_KEY)?;
         let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
-        let found = self.inner.get_attributes(key, &wanted).map_err(doing(DOING))?;
+        let found = self.inner.get_attributes(key, &wanted).map_err(pkcs11_error(DOING))?;
         let (mut curve, mut point) = (None, None);
         for attribute in found {
             match attribute {
@@ -125,8 +126,8 @@ impl Session {
         }
         curve
             .zip(point)
-            .and_then(|(curve, point)| public_of(&curve, &point))
-            .ok_or_else(|| TokenError::OtherKey(self.label.clone()))
+            .and_then(|(curve, point)| parse_public_key(&curve, &point))
+            .ok_or_else(|| TokenError::UnsupportedKey(self.label.clone()))
     }
 
     /// Creates a key pair that cannot leave the token.
@@ -162,7 +163,7 @@ impl Session {
         ];
         self.inner
             .generate_key_pair(&mechanism, &public, &private)
-            .map_err(doing("creating a key"))?;
+            .map_err(pkcs11_error("creating a key"))?;
         self.public_key()
     }
 
@@ -183,22 +184,23 @@ impl Session {
                 self.inner.sign(&Mechanism::Eddsa(scheme), key, message)
             }
             Algorithm::Es256 => {
-                let digest = trust::digest(message);
+                let digest = trust::sha256_digest(message);
                 self.inner.sign(&Mechanism::Ecdsa, key, &digest.0)
             }
         };
-        signed.map_err(doing("signing"))
+        signed.map_err(pkcs11_error("signing"))
     }
 
     fn find(&self, class: ObjectClass) -> Result<ObjectHandle, TokenError> {
         let template = [Attribute::Class(class), Attribute::Label(self.label.as_bytes().to_vec())];
-        let found = self.inner.find_objects(&template).map_err(doing("looking for the key"))?;
+        let found =
+            self.inner.find_objects(&template).map_err(pkcs11_error("looking for the key"))?;
         found.first().copied().ok_or_else(|| TokenError::NoKey(self.label.clone()))
     }
 }
 
 /// Builds a public key from curve and point. Modules return the point raw or in a DER octet string.
-fn public_of(curve: &[u8], point: &[u8]) -> Option<PublicKey> {
+fn parse_public_key(curve: &[u8], point: &[u8]) -> Option<PublicKey> {
     if curve == CURVE_ED25519_NAME || curve == CURVE_ED25519_OID {
         let raw = point.strip_prefix(&[0x04, 0x20]).filter(|p| p.len() == 32).unwrap_or(point);
         return raw.try_into().ok().map(PublicKey::Ed25519);
@@ -219,14 +221,14 @@ mod tests {
         let raw = [7; 32];
         let wrapped = [&[0x04, 0x20][..], &raw].concat();
         let key = Some(PublicKey::Ed25519(raw));
-        assert_eq!(public_of(CURVE_ED25519_OID, &raw), key);
-        assert_eq!(public_of(CURVE_ED25519_NAME, &wrapped), key);
+        assert_eq!(parse_public_key(CURVE_ED25519_OID, &raw), key);
+        assert_eq!(parse_public_key(CURVE_ED25519_NAME, &wrapped), key);
         let mut raw = [9; 65];
         raw[0] = 4;
         let wrapped = [&[0x04, 0x41][..], &raw].concat();
-        assert_eq!(public_of(CURVE_P256, &raw), Some(PublicKey::P256(raw)));
-        assert_eq!(public_of(CURVE_P256, &wrapped), Some(PublicKey::P256(raw)));
-        assert_eq!(public_of(CURVE_P256, &raw[..64]), None);
-        assert_eq!(public_of(&[0x06, 0x05], &raw), None);
+        assert_eq!(parse_public_key(CURVE_P256, &raw), Some(PublicKey::P256(raw)));
+        assert_eq!(parse_public_key(CURVE_P256, &wrapped), Some(PublicKey::P256(raw)));
+        assert_eq!(parse_public_key(CURVE_P256, &raw[..64]), None);
+        assert_eq!(parse_public_key(&[0x06, 0x05], &raw), None);
     }
 }

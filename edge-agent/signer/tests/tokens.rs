@@ -7,15 +7,15 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use contract::KeyId;
-use testbed::token::{PIN, Token};
-use testbed::{Process, binary, wait_for};
-use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signed, Signer as _, SocketKey};
+use testbed::token::{PIN, Pkcs11Token};
+use testbed::{Process, binary_path, wait_for};
+use trust::{CONTENT_FRAME, CONTENT_RECEIPT, SignedMessage, Signer as _, SocketKey};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Gateway {
     folder: tempfile::TempDir,
-    token: Token,
+    token: Pkcs11Token,
     socket: PathBuf,
     signer: Process,
 }
@@ -25,7 +25,7 @@ fn kid() -> KeyId {
 }
 
 impl Gateway {
-    async fn start(folder: tempfile::TempDir, token: Token, more: &str) -> Self {
+    async fn start(folder: tempfile::TempDir, token: Pkcs11Token, more: &str) -> Self {
         let at = folder.path();
         let pin = at.join("pin");
         std::fs::write(&pin, format!("{PIN}\n")).unwrap();
@@ -41,7 +41,7 @@ impl Gateway {
         );
         std::fs::write(at.join("signer.toml"), config).unwrap();
         let signer = Process::new(
-            binary("simcorp-signer").unwrap(),
+            binary_path("simcorp-signer").unwrap(),
             ["-c".to_owned(), at.join("signer.toml").display().to_string()],
             at.join("signer.log"),
         );
@@ -66,7 +66,7 @@ impl Gateway {
     }
 
     fn command(&self, command: &str) -> Output {
-        Command::new(binary("simcorp-signer").unwrap())
+        Command::new(binary_path("simcorp-signer").unwrap())
             .arg("-c")
             .arg(self.folder.path().join("signer.toml"))
             .arg(command)
@@ -90,8 +90,8 @@ impl Gateway {
                     for i in 0..each {
                         let text = format!("frame {asker} {i}").into_bytes();
                         let content = if i % 2 == 0 { CONTENT_FRAME } else { CONTENT_RECEIPT };
-                        let bytes = trust::sign(&key, content, text.clone()).unwrap();
-                        let signed = Signed::parse(&bytes).unwrap();
+                        let bytes = trust::sign_message(&key, content, text.clone()).unwrap();
+                        let signed = SignedMessage::parse(&bytes).unwrap();
                         signed.verify(public).unwrap();
                         assert_eq!(signed.payload(), text);
                     }
@@ -109,7 +109,7 @@ impl Gateway {
 #[tokio::test]
 async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let token = Token::soft(folder.path()).unwrap();
+    let token = Pkcs11Token::softhsm(folder.path()).unwrap();
     let mut gateway = Gateway::start(folder, token, "").await;
     assert!(gateway.command("check").status.success());
     let again = gateway.command("create");
@@ -122,7 +122,7 @@ async fn a_soft_token_signs_what_it_should_and_nothing_else() {
     let other =
         trust::FileKey::generate("device:eve@leipzig".parse().unwrap(), trust::Algorithm::EdDsa);
     let eve = Spy(other.unwrap(), std::sync::Mutex::default());
-    trust::sign(&eve, CONTENT_FRAME, vec![1]).unwrap();
+    trust::sign_message(&eve, CONTENT_FRAME, vec![1]).unwrap();
     gateway.refuses(&eve.1.lock().unwrap());
     let server = [&[b' '; 64][..], b"TLS 1.3, server CertificateVerify\0", &[0; 32]].concat();
     gateway.refuses(&server);
@@ -161,7 +161,7 @@ impl trust::Signer for Spy {
 #[tokio::test]
 async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
     let folder = tempfile::tempdir().unwrap();
-    let token = Token::tpm(folder.path()).await.unwrap();
+    let token = Pkcs11Token::tpm(folder.path()).await.unwrap();
     let mut gateway = Gateway::start(folder, token, "").await;
     let shown = String::from_utf8(gateway.command("show").stdout).unwrap();
     assert!(shown.starts_with("ES256 -----BEGIN PUBLIC KEY"), "{shown}");
@@ -170,7 +170,8 @@ async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
     let mut tpm = gateway.token.servers.remove(0);
     tpm.kill();
     let began = tokio::time::Instant::now();
-    let problem = trust::sign(&gateway.key(), CONTENT_FRAME, vec![1]).unwrap_err().to_string();
+    let problem =
+        trust::sign_message(&gateway.key(), CONTENT_FRAME, vec![1]).unwrap_err().to_string();
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert!(problem.contains("cannot sign: the token"), "{problem}");
 }
@@ -178,10 +179,13 @@ async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
 #[tokio::test]
 async fn only_who_may_asks_and_only_for_purposes_that_are_allowed() {
     let folder = tempfile::tempdir().unwrap();
-    let token = Token::soft(folder.path()).unwrap();
+    let token = Pkcs11Token::softhsm(folder.path()).unwrap();
     let gateway = Gateway::start(folder, token, "purposes = [\"receipt\"]").await;
-    assert!(trust::sign(&gateway.key(), CONTENT_RECEIPT, vec![1]).is_ok());
-    assert!(trust::sign(&gateway.key(), CONTENT_FRAME, vec![1]).is_err(), "frames are not allowed");
+    assert!(trust::sign_message(&gateway.key(), CONTENT_RECEIPT, vec![1]).is_ok());
+    assert!(
+        trust::sign_message(&gateway.key(), CONTENT_FRAME, vec![1]).is_err(),
+        "frames are not allowed"
+    );
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return; // only root can act as another user
     }

@@ -71,7 +71,7 @@ impl Refusal {
 
 /// A frame that the cloud rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct RejectedFrame {
     pub frame: u64,
     pub reason: Refusal,
 }
@@ -100,7 +100,7 @@ pub struct Ack {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub need: Vec<FrameRange>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub refused: Vec<Refused>,
+    pub refused: Vec<RejectedFrame>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receipts: Vec<ReceiptVerdict>,
 }

@@ -138,7 +138,7 @@ impl<'b> Reader<'b> {
     }
 
     /// Consumes a null if the next item is one, and returns whether it was.
-    pub(crate) fn null(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+    pub(crate) fn take_null(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         if self.take(field, |d| d.datatype())? == Type::Null {
             self.take(field, Decoder::null)?;
             return Ok(true);
@@ -163,7 +163,9 @@ impl<'b> Reader<'b> {
 /// Unwraps the result of encoding into a `Vec`, which cannot fail:
 /// `minicbor::encode::Error<Infallible>` has a message variant only for custom encoders, and none
 /// is used here.
-pub(crate) fn sure<T>(result: Result<T, minicbor::encode::Error<std::convert::Infallible>>) -> T {
+pub(crate) fn infallible<T>(
+    result: Result<T, minicbor::encode::Error<std::convert::Infallible>>,
+) -> T {
     match result {
         Ok(value) => value,
         Err(_) => unreachable!("writing CBOR to memory does not fail"),

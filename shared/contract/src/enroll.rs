@@ -9,7 +9,7 @@ use crate::{DeviceId, EpochMs, KeyId, MachineId, OrgId, SiteId};
 /// key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Enroll {
+pub struct EnrollRequest {
     pub token: String,
     pub org_id: OrgId,
     pub site_id: SiteId,
@@ -23,7 +23,7 @@ pub struct Enroll {
 /// A gateway's request for its next certificate, made while its certificate is still valid.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Renew {
+pub struct RenewRequest {
     /// The certificate request: PKCS#10, DER, in base64.
     pub request: String,
 }
@@ -31,7 +31,7 @@ pub struct Renew {
 /// A gateway's request for a new certificate of the same key, after its certificate has expired.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Recover {
+pub struct RecoverRequest {
     pub org_id: OrgId,
     pub key_id: KeyId,
     /// The certificate request: PKCS#10, DER, in base64.
@@ -41,7 +41,7 @@ pub struct Recover {
 /// The fleet service's response with a new certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Granted {
+pub struct CertificateGrant {
     pub org_id: OrgId,
     pub key_id: KeyId,
     /// The machines that the gateway may send data for.
@@ -72,7 +72,7 @@ pub struct BrokerAddress {
 /// The identity of a gateway, as the fleet service has authenticated it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Hello {
+pub struct GatewayIdentity {
     pub org_id: OrgId,
     pub key_id: KeyId,
     pub machines: Vec<MachineId>,
@@ -82,14 +82,14 @@ pub struct Hello {
 
 /// The time by the fleet service's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Time {
+pub struct FleetTime {
     pub now: EpochMs,
 }
 
 /// The response while a request waits for a person's decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Waiting {
+pub struct PendingDecision {
     /// A sentence for people: what has to happen.
     pub waiting: String,
     pub since: EpochMs,

@@ -51,14 +51,14 @@ pub struct Envelope {
 
 /// Which of the two payloads a topic carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expect {
+pub enum PayloadKind {
     Telemetry,
     Event,
 }
 
 /// An envelope as it was received.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Received {
+pub struct ReceivedEnvelope {
     pub payload: Payload,
     /// The payload's JSON as received, which is what a signature covers.
     pub raw_payload: Value,
@@ -84,46 +84,53 @@ pub enum EnvelopeError {
 ///
 /// # Errors
 /// Names the field that is missing, of the wrong type or out of bounds.
-pub fn read(bytes: &[u8], expect: Expect, origin: &Origin) -> Result<Received, EnvelopeError> {
+pub fn decode(
+    bytes: &[u8],
+    expect: PayloadKind,
+    origin: &Origin,
+) -> Result<ReceivedEnvelope, EnvelopeError> {
     if bytes.len() > ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::TooLarge);
     }
     let body: Value =
         serde_json::from_slice(bytes).map_err(|error| EnvelopeError::NotJson(error.to_string()))?;
     let Value::Object(mut fields) = body else {
-        return Err(field("message", "not a JSON object"));
+        return Err(field_error("message", "not a JSON object"));
     };
     let nested =
         fields.get("payload").is_some_and(Value::is_object) && fields.contains_key("origin");
     let mut text = |name: &str| match fields.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(field(name, "not a string")),
+        Some(_) => Err(field_error(name, "not a string")),
     };
     let (sig, kid) = (text("sig")?, text("kid")?);
     let raw_payload = if nested {
         check_origin(&fields["origin"], origin)?;
         let topic = fields.get("topic").and_then(Value::as_str).unwrap_or_default();
-        if topic != expect.word() {
-            return Err(field("topic", format!("{topic:.20?} on a topic for {:?}", expect.word())));
+        if topic != expect.as_str() {
+            return Err(field_error(
+                "topic",
+                format!("{topic:.20?} on a topic for {:?}", expect.as_str()),
+            ));
         }
         fields.remove("payload").unwrap_or_default()
     } else {
         Value::Object(fields)
     };
     let payload = match expect {
-        Expect::Telemetry => {
-            let point: TelemetryPoint = typed(&raw_payload)?;
+        PayloadKind::Telemetry => {
+            let point: TelemetryPoint = deserialize_payload(&raw_payload)?;
             point.check()?;
             Payload::Telemetry(point)
         }
-        Expect::Event => {
-            let event: RoastEvent = typed(&raw_payload)?;
+        PayloadKind::Event => {
+            let event: RoastEvent = deserialize_payload(&raw_payload)?;
             if !event.ts.is_plausible() {
-                return Err(field("ts", "not between 1970 and 9999"));
+                return Err(field_error("ts", "not between 1970 and 9999"));
             }
             if event.number("elapsedSeconds").is_some_and(|s| !(0.0..=1e7).contains(&s)) {
-                return Err(field("payload.elapsedSeconds", "not between 0 and 10000000"));
+                return Err(field_error("payload.elapsedSeconds", "not between 0 and 10000000"));
             }
             Payload::Event(event)
         }
@@ -136,11 +143,11 @@ pub fn read(bytes: &[u8], expect: Expect, origin: &Origin) -> Result<Received, E
         let (claimed, actual) = (machine.to_string(), origin.machine.to_string());
         return Err(EnvelopeError::Origin { claimed, actual });
     }
-    Ok(Received { payload, raw_payload, sig, kid, nested })
+    Ok(ReceivedEnvelope { payload, raw_payload, sig, kid, nested })
 }
 
-impl Expect {
-    const fn word(self) -> &'static str {
+impl PayloadKind {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Telemetry => "telemetry",
             Self::Event => "event",
@@ -152,7 +159,7 @@ fn check_origin(claimed: &Value, actual: &Origin) -> Result<(), EnvelopeError> {
     let claimed: Origin = serde_path_to_error::deserialize(claimed).map_err(|error| {
         let path = error.path().to_string();
         let name = if path == "." { "origin".to_owned() } else { format!("origin.{path}") };
-        field(&name, error.into_inner().to_string())
+        field_error(&name, error.into_inner().to_string())
     })?;
     if claimed == *actual {
         return Ok(());
@@ -160,17 +167,17 @@ fn check_origin(claimed: &Value, actual: &Origin) -> Result<(), EnvelopeError> {
     Err(EnvelopeError::Origin { claimed: claimed.to_string(), actual: actual.to_string() })
 }
 
-fn typed<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, EnvelopeError> {
+fn deserialize_payload<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, EnvelopeError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let problem = error.into_inner().to_string();
         // A missing field is an error of the enclosing object; its name is in the text.
         let name = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
         let name = name.map_or(path, str::to_owned);
-        field(&name, problem)
+        field_error(&name, problem)
     })
 }
 
-fn field(name: &str, problem: impl Into<String>) -> EnvelopeError {
+fn field_error(name: &str, problem: impl Into<String>) -> EnvelopeError {
     FieldError { field: name.to_owned(), problem: problem.into() }.into()
 }

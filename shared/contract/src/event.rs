@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cbor::{DecodeError, Reader, sure};
+use crate::cbor::{DecodeError, Reader, infallible};
 use crate::{EpochMs, SessionId};
 
 type Encoder<'w> = minicbor::Encoder<&'w mut Vec<u8>>;
@@ -70,7 +70,7 @@ impl EventKind {
     /// Returns true for the kinds that upstream Sim-Corp's clients know. Their validation would
     /// refuse the others.
     #[must_use]
-    pub const fn in_reference(self) -> bool {
+    pub const fn in_legacy(self) -> bool {
         matches!(
             self,
             Self::Charge | Self::Tp | Self::Fc | Self::DevelopmentStart | Self::Drop | Self::Note
@@ -135,20 +135,20 @@ const FIELDS: usize = 8;
 
 impl MachineEvent {
     pub(crate) fn encode(&self, e: &mut Encoder<'_>) {
-        sure(e.array(FIELDS as u64));
-        sure(e.str(self.kind.as_str()));
-        sure(e.u64(self.seq));
-        sure(e.i64(self.at.0));
-        sure(e.f64(self.elapsed_s));
-        sure(e.str(self.session.as_str()));
-        sure(e.str(self.source.as_str()));
+        infallible(e.array(FIELDS as u64));
+        infallible(e.str(self.kind.as_str()));
+        infallible(e.u64(self.seq));
+        infallible(e.i64(self.at.0));
+        infallible(e.f64(self.elapsed_s));
+        infallible(e.str(self.session.as_str()));
+        infallible(e.str(self.source.as_str()));
         match self.bt_c {
-            Some(bt) => sure(e.f64(bt)),
-            None => sure(e.null()),
+            Some(bt) => infallible(e.f64(bt)),
+            None => infallible(e.null()),
         };
         match &self.note {
-            Some(note) => sure(e.str(note)),
-            None => sure(e.null()),
+            Some(note) => infallible(e.str(note)),
+            None => infallible(e.null()),
         };
     }
 
@@ -168,8 +168,8 @@ impl MachineEvent {
         let source = EventSource::parse(source).ok_or_else(|| {
             r.malformed("events[].source", format!("unknown source {source:.32?}"))
         })?;
-        let bt_c = if r.null("events[].bt")? { None } else { Some(r.f64("events[].bt")?) };
-        let note = if r.null("events[].note")? {
+        let bt_c = if r.take_null("events[].bt")? { None } else { Some(r.f64("events[].bt")?) };
+        let note = if r.take_null("events[].note")? {
             None
         } else {
             let note = r.text("events[].note")?;

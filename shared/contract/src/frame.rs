@@ -1,7 +1,7 @@
 //! Frames: consecutive samples and events of one machine, stored by column, signed once and chained
 //! to the frame before. `docs/reference/protocol.md` shows the bytes.
 
-use crate::cbor::{DecodeError, Reader, sure};
+use crate::cbor::{DecodeError, Reader, infallible};
 use crate::{ChainId, Digest, EpochMs, MachineEvent, Origin};
 
 /// The largest number of samples. At this bound the encoder's caller completes the frame; the
@@ -162,16 +162,16 @@ pub struct Frame {
     /// one.
     pub previous: Option<Digest>,
     /// A random number that changes with every start of the edge agent.
-    pub boot: u64,
+    pub boot_id: u64,
     /// The first sample's number; the others follow without gaps. Numbers continue across boots.
     pub first_seq: u64,
     /// The time of the first sample on the gateway's monotonic clock, ms.
-    pub mono: u64,
+    pub mono_ms: u64,
     /// The time of the first sample on the gateway's wall clock.
     pub wall: EpochMs,
     pub clock: ClockQuality,
     /// The SHA-256 of the machine profile by which the values were read; `None` if there is none.
-    pub profile: Option<Digest>,
+    pub profile_digest: Option<Digest>,
     /// Monotonic milliseconds from the first sample to each; the first is 0.
     pub offsets_ms: Vec<u32>,
     pub columns: Vec<Column>,
@@ -215,7 +215,7 @@ impl Frame {
     /// the monotonic clock, so a wall clock that jumps inside a frame cannot distort the curve.
     #[must_use]
     pub fn wall_at(&self, index: usize) -> EpochMs {
-        self.wall.plus(i64::from(self.offsets_ms.get(index).copied().unwrap_or(0)))
+        self.wall.plus_ms(i64::from(self.offsets_ms.get(index).copied().unwrap_or(0)))
     }
 
     #[must_use]
@@ -234,38 +234,39 @@ impl Frame {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256 + self.sample_count() * 12);
         let mut e = minicbor::Encoder::new(&mut bytes);
-        let pairs = 14 + u64::from(self.previous.is_some()) + u64::from(self.profile.is_some());
-        sure(e.map(pairs));
-        sure(sure(e.u64(key::VERSION)).u64(VERSION));
-        sure(sure(e.u64(key::ORG)).str(self.origin.org.as_str()));
-        sure(sure(e.u64(key::SITE)).str(self.origin.site.as_str()));
-        sure(sure(e.u64(key::MACHINE)).str(self.origin.machine.as_str()));
-        sure(sure(e.u64(key::CHAIN)).bytes(&self.chain.0));
-        sure(sure(e.u64(key::NUMBER)).u64(self.number));
+        let pairs =
+            14 + u64::from(self.previous.is_some()) + u64::from(self.profile_digest.is_some());
+        infallible(e.map(pairs));
+        infallible(infallible(e.u64(key::VERSION)).u64(VERSION));
+        infallible(infallible(e.u64(key::ORG)).str(self.origin.org.as_str()));
+        infallible(infallible(e.u64(key::SITE)).str(self.origin.site.as_str()));
+        infallible(infallible(e.u64(key::MACHINE)).str(self.origin.machine.as_str()));
+        infallible(infallible(e.u64(key::CHAIN)).bytes(&self.chain.0));
+        infallible(infallible(e.u64(key::NUMBER)).u64(self.number));
         if let Some(previous) = &self.previous {
-            sure(sure(e.u64(key::PREVIOUS)).bytes(&previous.0));
+            infallible(infallible(e.u64(key::PREVIOUS)).bytes(&previous.0));
         }
-        sure(sure(e.u64(key::BOOT)).u64(self.boot));
-        sure(sure(e.u64(key::FIRST_SEQ)).u64(self.first_seq));
-        sure(sure(e.u64(key::MONO)).u64(self.mono));
-        sure(sure(e.u64(key::WALL)).i64(self.wall.0));
-        sure(sure(e.u64(key::CLOCK)).u8(self.clock.code()));
-        sure(sure(e.u64(key::STEPS)).array(self.offsets_ms.len() as u64));
+        infallible(infallible(e.u64(key::BOOT)).u64(self.boot_id));
+        infallible(infallible(e.u64(key::FIRST_SEQ)).u64(self.first_seq));
+        infallible(infallible(e.u64(key::MONO)).u64(self.mono_ms));
+        infallible(infallible(e.u64(key::WALL)).i64(self.wall.0));
+        infallible(infallible(e.u64(key::CLOCK)).u8(self.clock.code()));
+        infallible(infallible(e.u64(key::STEPS)).array(self.offsets_ms.len() as u64));
         let mut before = 0;
         for offset in &self.offsets_ms {
-            sure(e.u32(offset.saturating_sub(before)));
+            infallible(e.u32(offset.saturating_sub(before)));
             before = *offset;
         }
-        sure(sure(e.u64(key::COLUMNS)).array(self.columns.len() as u64));
+        infallible(infallible(e.u64(key::COLUMNS)).array(self.columns.len() as u64));
         for column in &self.columns {
             column.encode(&mut e);
         }
-        sure(sure(e.u64(key::EVENTS)).array(self.events.len() as u64));
+        infallible(infallible(e.u64(key::EVENTS)).array(self.events.len() as u64));
         for event in &self.events {
             event.encode(&mut e);
         }
-        if let Some(profile) = &self.profile {
-            sure(sure(e.u64(key::PROFILE)).bytes(&profile.0));
+        if let Some(profile) = &self.profile_digest {
+            infallible(infallible(e.u64(key::PROFILE)).bytes(&profile.0));
         }
         bytes
     }
@@ -276,7 +277,7 @@ impl Frame {
     /// Names the field that is malformed, missing or out of bounds. Unknown keys are skipped.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(bytes);
-        let mut raw = Raw::default();
+        let mut raw = PartialFrame::default();
         for _ in 0..r.map("frame", 64)? {
             raw.read_pair(&mut r)?;
         }
@@ -302,7 +303,7 @@ pub fn item_length(bytes: &[u8]) -> Result<usize, DecodeError> {
 
 /// A frame that is being decoded: some fields may still be absent.
 #[derive(Default)]
-struct Raw {
+struct PartialFrame {
     version: Option<u64>,
     org: Option<crate::OrgId>,
     site: Option<crate::SiteId>,
@@ -325,7 +326,7 @@ struct Raw {
 const NUMBER_MAX: u64 = (1 << 53) - 1;
 const NUMBER_EXPECTED: &str = "at most 2^53-1";
 
-impl Raw {
+impl PartialFrame {
     fn read_pair(&mut self, r: &mut Reader<'_>) -> Result<(), DecodeError> {
         match r.u64("frame key")? {
             key::VERSION => self.version = Some(r.u64("version")?),
@@ -424,12 +425,12 @@ impl Raw {
             chain: self.chain.ok_or(missing("chain"))?,
             number,
             previous: self.previous,
-            boot: self.boot.ok_or(missing("boot"))?,
+            boot_id: self.boot.ok_or(missing("boot"))?,
             first_seq: self.first_seq.ok_or(missing("firstSeq"))?,
-            mono: self.mono.ok_or(missing("mono"))?,
+            mono_ms: self.mono.ok_or(missing("mono"))?,
             wall,
             clock: self.clock,
-            profile: self.profile,
+            profile_digest: self.profile,
             offsets_ms: self.offsets_ms,
             columns: self.columns,
             events: self.events,
@@ -460,8 +461,8 @@ fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
     let mut decimals = 0_u8;
     for value in values.iter().flatten() {
         while {
-            let scaled = value * power(decimals);
-            scaled.abs() > WHOLE_MAX || scaled.round() / power(decimals) != *value
+            let scaled = value * power_of_ten(decimals);
+            scaled.abs() > WHOLE_MAX || scaled.round() / power_of_ten(decimals) != *value
         } {
             decimals += 1;
             if decimals > DECIMALS_MAX {
@@ -471,13 +472,13 @@ fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
     }
     // A later value may have needed more decimals than an earlier one was checked with.
     let exact = |v: &f64| {
-        let scaled = v * power(decimals);
-        scaled.abs() <= WHOLE_MAX && scaled.round() / power(decimals) == *v
+        let scaled = v * power_of_ten(decimals);
+        scaled.abs() <= WHOLE_MAX && scaled.round() / power_of_ten(decimals) == *v
     };
     values.iter().flatten().all(exact).then_some(decimals)
 }
 
-fn power(decimals: u8) -> f64 {
+fn power_of_ten(decimals: u8) -> f64 {
     10_f64.powi(i32::from(decimals))
 }
 
@@ -486,39 +487,39 @@ impl Column {
     /// are integers, each the difference to the one before; without, they are doubles. Both forms
     /// may contain nulls.
     fn encode(&self, e: &mut minicbor::Encoder<&mut Vec<u8>>) {
-        sure(e.array(4));
-        sure(e.str(self.channel.as_str()));
+        infallible(e.array(4));
+        infallible(e.str(self.channel.as_str()));
         if let Some(decimals) = decimals_of(&self.values) {
-            sure(e.u8(decimals));
-            sure(e.array(self.values.len() as u64));
+            infallible(e.u8(decimals));
+            infallible(e.array(self.values.len() as u64));
             let mut before = 0_i64;
             for value in &self.values {
                 match value {
                     Some(value) => {
                         // |scaled| ≤ 1e12, checked by `decimals_of`.
                         #[allow(clippy::cast_possible_truncation)]
-                        let scaled = (value * power(decimals)).round() as i64;
-                        sure(e.i64(scaled - before));
+                        let scaled = (value * power_of_ten(decimals)).round() as i64;
+                        infallible(e.i64(scaled - before));
                         before = scaled;
                     }
                     None => {
-                        sure(e.null());
+                        infallible(e.null());
                     }
                 }
             }
         } else {
-            sure(e.null());
-            sure(e.array(self.values.len() as u64));
+            infallible(e.null());
+            infallible(e.array(self.values.len() as u64));
             for value in &self.values {
                 match value {
-                    Some(value) => sure(e.f64(*value)),
-                    None => sure(e.null()),
+                    Some(value) => infallible(e.f64(*value)),
+                    None => infallible(e.null()),
                 };
             }
         }
-        sure(e.array(2 * self.quality.len() as u64));
+        infallible(e.array(2 * self.quality.len() as u64));
         for (index, quality) in &self.quality {
-            sure(sure(e.u16(*index)).u8(quality.code()));
+            infallible(infallible(e.u16(*index)).u8(quality.code()));
         }
     }
 
@@ -528,7 +529,7 @@ impl Column {
         let channel = Channel::parse(name).ok_or_else(|| {
             r.malformed("columns[].name", format!("{name:.40?} is not 1–32 letters, digits or _"))
         })?;
-        let decimals = if r.null("columns[].decimals")? {
+        let decimals = if r.take_null("columns[].decimals")? {
             None
         } else {
             Some(r.up_to("columns[].decimals", u64::from(DECIMALS_MAX), "at most 6")?)
@@ -537,7 +538,7 @@ impl Column {
         let mut values = Vec::with_capacity(count);
         let mut sum = 0_i64;
         for _ in 0..count {
-            values.push(if r.null("columns[].values")? {
+            values.push(if r.take_null("columns[].values")? {
                 None
             } else if let Some(decimals) = decimals {
                 sum = sum
@@ -545,7 +546,7 @@ impl Column {
                     .filter(|sum| sum.unsigned_abs() <= NUMBER_MAX)
                     .ok_or_else(|| r.malformed("columns[].values", "larger than 2^53"))?;
                 #[allow(clippy::cast_possible_truncation)]
-                let value = sum as f64 / power(decimals as u8);
+                let value = sum as f64 / power_of_ten(decimals as u8);
                 Some(value)
             } else {
                 Some(r.f64("columns[].values")?)

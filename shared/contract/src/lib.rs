@@ -7,6 +7,7 @@
 
 pub mod ack;
 pub mod actor;
+pub mod annotations;
 mod cbor;
 pub mod enroll;
 pub mod envelope;
@@ -21,9 +22,8 @@ pub mod receipt;
 pub mod session;
 pub mod time;
 pub mod topic;
-pub mod written;
 
-pub use ack::{Ack, FrameRange, ReceiptVerdict, Refusal, Refused};
+pub use ack::{Ack, FrameRange, ReceiptVerdict, Refusal, RejectedFrame};
 pub use actor::{Actor, ActorKind};
 pub use cbor::DecodeError;
 pub use event::{EventKind, EventSource, MachineEvent};

@@ -68,22 +68,22 @@ impl SessionClosed {
 /// the event until it receives this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Taken {
+pub struct SessionClosedAck {
     pub session_id: SessionId,
 }
 
 /// The kind of a message on one of the two topics `ops/{org}/{site}/{machine}/session/…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SessionTopic {
     Closed,
-    Taken,
+    ClosedAck,
 }
 
-impl Kind {
+impl SessionTopic {
     const fn suffix(self) -> &'static str {
         match self {
             Self::Closed => "session/closed",
-            Self::Taken => "session/taken",
+            Self::ClosedAck => "session/taken",
         }
     }
 
@@ -105,14 +105,14 @@ impl Kind {
 ///
 /// # Errors
 /// When it is neither of the two topics, or a level is not an identity.
-pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
+pub fn parse_topic(topic: &str) -> Result<(Origin, SessionTopic), TopicError> {
     let mut levels = topic.splitn(5, '/');
     let mut next = || levels.next().ok_or(TopicError::Form);
     if next()? != "ops" {
         return Err(TopicError::Form);
     }
     let (org, site, machine, suffix) = (next()?, next()?, next()?, next()?);
-    let kinds = [Kind::Closed, Kind::Taken];
+    let kinds = [SessionTopic::Closed, SessionTopic::ClosedAck];
     let kind = kinds.into_iter().find(|k| k.suffix() == suffix).ok_or(TopicError::Kind)?;
     let origin = Origin {
         org: OrgId::new(org)?,
@@ -135,10 +135,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((event.problem(), event.report_kind.as_str()), (None, "POST_ROAST_V1"));
-        for kind in [Kind::Closed, Kind::Taken] {
-            assert_eq!(parse(&kind.topic(&event.origin)), Ok((event.origin.clone(), kind)));
+        for kind in [SessionTopic::Closed, SessionTopic::ClosedAck] {
+            assert_eq!(parse_topic(&kind.topic(&event.origin)), Ok((event.origin.clone(), kind)));
         }
-        assert!(parse("roaster/o/s/m/session/closed").is_err());
+        assert!(parse_topic("roaster/o/s/m/session/closed").is_err());
         let other = SessionClosed { version: 2, ..event };
         assert!(other.problem().unwrap().contains("version 2"));
     }

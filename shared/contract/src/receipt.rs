@@ -1,7 +1,7 @@
 //! Receipts: the edge agent's signed statement of what one roast consists of, so that the cloud can
 //! report the roast as complete, or name exactly what is missing.
 
-use crate::cbor::{DecodeError, Reader, sure};
+use crate::cbor::{DecodeError, Reader, infallible};
 use crate::{ChainId, Digest, EpochMs, Origin, SessionId};
 
 /// The statement of what one closed roast consists of.
@@ -37,20 +37,20 @@ impl Receipt {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256);
         let mut e = minicbor::Encoder::new(&mut bytes);
-        sure(e.array(FIELDS as u64));
-        sure(e.u64(VERSION));
-        sure(e.str(self.origin.org.as_str()));
-        sure(e.str(self.origin.site.as_str()));
-        sure(e.str(self.origin.machine.as_str()));
-        sure(e.str(self.session.as_str()));
-        sure(e.bytes(&self.chain.0));
-        sure(e.u64(self.first_frame));
-        sure(e.u64(self.last_frame));
-        sure(e.u64(self.first_seq));
-        sure(e.u64(self.last_seq));
-        sure(e.i64(self.started.0));
-        sure(e.i64(self.ended.0));
-        sure(e.bytes(&self.digest.0));
+        infallible(e.array(FIELDS as u64));
+        infallible(e.u64(VERSION));
+        infallible(e.str(self.origin.org.as_str()));
+        infallible(e.str(self.origin.site.as_str()));
+        infallible(e.str(self.origin.machine.as_str()));
+        infallible(e.str(self.session.as_str()));
+        infallible(e.bytes(&self.chain.0));
+        infallible(e.u64(self.first_frame));
+        infallible(e.u64(self.last_frame));
+        infallible(e.u64(self.first_seq));
+        infallible(e.u64(self.last_seq));
+        infallible(e.i64(self.started.0));
+        infallible(e.i64(self.ended.0));
+        infallible(e.bytes(&self.digest.0));
         bytes
     }
 

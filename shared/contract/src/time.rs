@@ -30,12 +30,12 @@ impl EpochMs {
 
     /// Returns the milliseconds from `earlier` to this time; negative if this time is earlier.
     #[must_use]
-    pub const fn since(self, earlier: Self) -> i64 {
+    pub const fn ms_since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
     }
 
     #[must_use]
-    pub const fn plus(self, ms: i64) -> Self {
+    pub const fn plus_ms(self, ms: i64) -> Self {
         Self(self.0.saturating_add(ms))
     }
 

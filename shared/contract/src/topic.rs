@@ -6,7 +6,7 @@ use crate::{IdError, MachineId, OrgId, Origin, SiteId};
 
 /// The kind of a message on a machine's topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum TopicKind {
     /// Upstream Sim-Corp's JSON, one sample a message.
     Telemetry,
     /// Upstream Sim-Corp's JSON, one event a message.
@@ -21,7 +21,7 @@ pub enum Kind {
     Ack,
 }
 
-impl Kind {
+impl TopicKind {
     pub const ALL: [Self; 6] = [
         Self::Telemetry,
         Self::Events,
@@ -78,7 +78,7 @@ pub enum TopicError {
 ///
 /// # Errors
 /// When it is not a machine's topic, its kind is unknown, or a level is not an identity.
-pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
+pub fn parse_topic(topic: &str) -> Result<(Origin, TopicKind), TopicError> {
     let mut levels = topic.splitn(5, '/');
     let mut next = || levels.next().ok_or(TopicError::Form);
     if next()? != "roaster" {
@@ -86,7 +86,7 @@ pub fn parse(topic: &str) -> Result<(Origin, Kind), TopicError> {
     }
     let (org, site, machine, suffix) = (next()?, next()?, next()?, next()?);
     let kind =
-        Kind::ALL.into_iter().find(|kind| kind.suffix() == suffix).ok_or(TopicError::Kind)?;
+        TopicKind::ALL.into_iter().find(|kind| kind.suffix() == suffix).ok_or(TopicError::Kind)?;
     let origin = Origin {
         org: OrgId::new(org)?,
         site: SiteId::new(site)?,
@@ -106,13 +106,13 @@ mod tests {
             site: SiteId::new("leipzig").unwrap(),
             machine: MachineId::new("r-1").unwrap(),
         };
-        for kind in Kind::ALL {
-            assert_eq!(parse(&kind.topic(&origin)), Ok((origin.clone(), kind)));
+        for kind in TopicKind::ALL {
+            assert_eq!(parse_topic(&kind.topic(&origin)), Ok((origin.clone(), kind)));
         }
         for bad in
             ["", "roaster/a/b/c", "roaster/a/b/c/d", "ops/a/b/c/telemetry", "roaster//b/c/acks"]
         {
-            assert!(parse(bad).is_err(), "{bad}");
+            assert!(parse_topic(bad).is_err(), "{bad}");
         }
     }
 }

@@ -202,7 +202,7 @@ impl Parser<'_> {
         self.rest().chars().next()
     }
 
-    fn eat(&mut self, wanted: char) -> bool {
+    fn consume(&mut self, wanted: char) -> bool {
         let found = self.peek() == Some(wanted);
         if found {
             self.at += wanted.len_utf8();
@@ -225,36 +225,36 @@ impl Parser<'_> {
     }
 
     fn dict(&mut self, depth: usize) -> Result<Value, AlogError> {
-        self.eat('{');
+        self.consume('{');
         let mut map = Map::new();
         loop {
-            if self.eat('}') {
+            if self.consume('}') {
                 return Ok(Value::Object(map));
             }
             let key = match self.value(depth + 1)? {
                 Value::String(key) => key,
                 other => other.to_string(),
             };
-            if !self.eat(':') {
+            if !self.consume(':') {
                 return Err(self.error("no ':' after a key"));
             }
             let value = self.value(depth + 1)?;
             map.insert(key, value);
-            if !self.eat(',') && self.peek() != Some('}') {
+            if !self.consume(',') && self.peek() != Some('}') {
                 return Err(self.error("no ',' between entries"));
             }
         }
     }
 
     fn list(&mut self, depth: usize, open: char, close: char) -> Result<Value, AlogError> {
-        self.eat(open);
+        self.consume(open);
         let mut items = Vec::new();
         loop {
-            if self.eat(close) {
+            if self.consume(close) {
                 return Ok(Value::Array(items));
             }
             items.push(self.value(depth + 1)?);
-            if !self.eat(',') && self.peek() != Some(close) {
+            if !self.consume(',') && self.peek() != Some(close) {
                 return Err(self.error("no ',' between items"));
             }
         }

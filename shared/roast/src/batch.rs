@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::recording::Recording;
 
 /// The number of assumed marks on the line with which every offset starts.
-const DOUBT: f64 = 4.0;
+const PRIOR_MARKS: f64 = 4.0;
 /// An offset is the mean of about this many recent marks, so that it follows a new harvest.
 const MARKS_MAX: f64 = 12.0;
 /// The maximum number of stored beans and sizes. A new one replaces the least recently used.
@@ -52,7 +52,7 @@ impl Batch {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-struct Habit {
+struct BatchOffset {
     /// Sum of the residuals of `marks` marks from the machine's line, °C.
     sum_c: f64,
     marks: f64,
@@ -60,37 +60,37 @@ struct Habit {
     seen: u32,
 }
 
-impl Habit {
-    fn c(self) -> f64 {
-        self.sum_c / (self.marks + DOUBT)
+impl BatchOffset {
+    fn shrunk_offset_c(self) -> f64 {
+        self.sum_c / (self.marks + PRIOR_MARKS)
     }
 }
 
 /// The offsets of beans and batch sizes from a machine's line, °C.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Habits {
-    by: BTreeMap<String, Habit>,
+pub struct BatchOffsets {
+    by: BTreeMap<String, BatchOffset>,
     marks: u32,
 }
 
-impl Habits {
+impl BatchOffsets {
     /// Returns the expected offset of this batch's first crack from the machine's line, °C.
     #[must_use]
-    pub fn c(&self, batch: &Batch) -> f64 {
-        batch.keys().filter_map(|key| self.by.get(&key)).map(|habit| habit.c()).sum()
+    pub fn offset_c(&self, batch: &Batch) -> f64 {
+        batch.keys().filter_map(|key| self.by.get(&key)).map(|habit| habit.shrunk_offset_c()).sum()
     }
 
     /// Learns from a mark whose residual from the machine's line was `off_c`, °C.
     pub fn learn(&mut self, batch: &Batch, off_c: f64) {
         self.marks += 1;
-        let together = self.c(batch);
+        let together = self.offset_c(batch);
         for key in batch.keys() {
             if !self.by.contains_key(&key) && self.by.len() >= HABITS_MAX {
                 self.forget_oldest();
             }
             let habit = self.by.entry(key).or_default();
             // The part of the residual that the batch's other offset does not explain.
-            let own = (off_c - (together - habit.c())).clamp(-FAR_C, FAR_C);
+            let own = (off_c - (together - habit.shrunk_offset_c())).clamp(-FAR_C, FAR_C);
             let kept = if habit.marks < MARKS_MAX { 1.0 } else { 1.0 - 1.0 / MARKS_MAX };
             habit.sum_c = habit.sum_c * kept + own;
             habit.marks = habit.marks * kept + 1.0;
@@ -116,22 +116,25 @@ mod tests {
 
     #[test]
     fn a_bean_that_cracks_later_is_learned_beside_the_others() {
-        let mut habits = Habits::default();
+        let mut habits = BatchOffsets::default();
         for i in 0..40 {
             let (beans, off) = if i % 2 == 0 { ("Kenya AA\nfirst", 4.0) } else { ("Brazil", -4.0) };
             habits.learn(&batch(beans, 150.0), off);
         }
-        let kenya = habits.c(&batch("  kenya  aa ", 150.0));
+        let kenya = habits.offset_c(&batch("  kenya  aa ", 150.0));
         assert!((2.5..=4.5).contains(&kenya), "{kenya}");
-        assert!(habits.c(&batch("Brazil", 150.0)) < -2.0);
-        assert!(habits.c(&batch("Peru", 150.0)).abs() < 1.0, "an unknown bean is on the line");
+        assert!(habits.offset_c(&batch("Brazil", 150.0)) < -2.0);
+        assert!(
+            habits.offset_c(&batch("Peru", 150.0)).abs() < 1.0,
+            "an unknown bean is on the line"
+        );
     }
 
     #[test]
     fn one_mark_moves_little_and_the_memory_is_bounded() {
-        let mut habits = Habits::default();
+        let mut habits = BatchOffsets::default();
         habits.learn(&batch("Kenya", 150.0), 50.0);
-        assert!(habits.c(&batch("Kenya", 150.0)) < 3.3);
+        assert!(habits.offset_c(&batch("Kenya", 150.0)) < 3.3);
         for i in 0..1_000 {
             habits.learn(&batch(&format!("bean {i}"), 150.0), 1.0);
         }

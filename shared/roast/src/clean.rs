@@ -39,7 +39,7 @@ const BRIDGE_MS: i64 = 6_500;
 /// The reason for a clean value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Why {
+pub enum ValueQuality {
     /// Equal to the probe's value.
     Good,
     /// The probe returned no value.
@@ -64,12 +64,12 @@ pub enum Why {
 
 /// One value of the clean view.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Clean {
+pub struct CleanValue {
     pub t_ms: i64,
     pub raw: Option<f64>,
     /// The clean value, °C; `None` if it is unknown.
     pub value: Option<f64>,
-    pub why: Why,
+    pub quality: ValueQuality,
 }
 
 /// Cleans one channel, sample by sample, without look-ahead.
@@ -88,22 +88,22 @@ pub struct Cleaner {
 
 impl Cleaner {
     /// Cleans the next raw value, °C. `t_ms` is event time.
-    pub fn push(&mut self, t_ms: i64, raw: Option<f64>) -> Clean {
-        let (value, why) = self.judge(t_ms, raw);
-        Clean { t_ms, raw, value, why }
+    pub fn push(&mut self, t_ms: i64, raw: Option<f64>) -> CleanValue {
+        let (value, why) = self.classify(t_ms, raw);
+        CleanValue { t_ms, raw, value, quality: why }
     }
 
-    fn judge(&mut self, t_ms: i64, raw: Option<f64>) -> (Option<f64>, Why) {
-        let Some(said) = raw else { return (None, Why::Missing) };
+    fn classify(&mut self, t_ms: i64, raw: Option<f64>) -> (Option<f64>, ValueQuality) {
+        let Some(said) = raw else { return (None, ValueQuality::Missing) };
         if !said.is_finite() || !RANGE_C.contains(&said) {
-            return (None, Why::Range);
+            return (None, ValueQuality::Range);
         }
         let read = |flipped: bool| if flipped { celsius(said) } else { said };
         let Some((last_ms, _)) = self.good.back().copied() else {
             return self.accept(t_ms, said);
         };
         if t_ms <= last_ms {
-            return (None, Why::Spike);
+            return (None, ValueQuality::Spike);
         }
         let expected = self.expected(t_ms);
         let limit = JUMP_C + JUMP_C_PER_S * (t_ms - last_ms) as f64 / 1000.0;
@@ -118,7 +118,7 @@ impl Cleaner {
         if t_ms - last_ms > FORGET_MS && !flip {
             self.restart();
             let (value, _) = self.accept(t_ms, read(self.flipped));
-            return (value, Why::Step);
+            return (value, ValueQuality::Step);
         }
         if self.withheld.last().is_some_and(|(t, v)| !agree(*t, *v, t_ms, said)) {
             self.withheld.clear();
@@ -126,7 +126,7 @@ impl Cleaner {
         self.withheld.push((t_ms, said));
         let since = self.withheld.first().map_or(t_ms, |(t, _)| *t);
         if self.withheld.len() < AGREE || t_ms - since < AGREE_MS {
-            return (None, Why::Spike);
+            return (None, ValueQuality::Spike);
         }
         if flip {
             self.flipped = !self.flipped;
@@ -136,7 +136,7 @@ impl Cleaner {
         // Or the past values were in the other unit and this value is in the right one.
         self.restart();
         let (value, _) = self.accept(t_ms, read(self.flipped));
-        (value, Why::Step)
+        (value, ValueQuality::Step)
     }
 
     /// Discards the past after a jump, because it does not predict the channel any more.
@@ -146,13 +146,13 @@ impl Cleaner {
         self.same_since = None;
     }
 
-    fn accept(&mut self, t_ms: i64, value: f64) -> (Option<f64>, Why) {
+    fn accept(&mut self, t_ms: i64, value: f64) -> (Option<f64>, ValueQuality) {
         let slope = self.slope();
         let same = self.good.back().is_some_and(|(_, last)| same_value(*last, value));
         if same {
             let (since, moving) = *self.same_since.get_or_insert((t_ms, slope));
             if t_ms - since >= STUCK_MS && moving.abs() >= MOVING_C_PER_S {
-                return (None, Why::Stuck);
+                return (None, ValueQuality::Stuck);
             }
         } else {
             self.stairs += u32::from(self.same_since.take().is_some());
@@ -167,9 +167,9 @@ impl Cleaner {
         }
         let stairs = self.stairs >= 3 && self.stairs * 8 > self.taken;
         let why = match (self.flipped, stairs && slope.abs() > MOVING_C_PER_S / 2.0) {
-            (true, _) => Why::UnitFlip,
-            (false, true) => Why::Staircase,
-            (false, false) => Why::Good,
+            (true, _) => ValueQuality::UnitFlip,
+            (false, true) => ValueQuality::Staircase,
+            (false, false) => ValueQuality::Good,
         };
         (Some(value), why)
     }
@@ -209,15 +209,16 @@ fn agree(t0: i64, v0: f64, t1: i64, v1: f64) -> bool {
 /// Returns the clean view of a whole channel: the values of a live [`Cleaner`], with short dropouts
 /// bridged.
 #[must_use]
-pub fn view(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<Clean> {
+pub fn clean_channel(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<CleanValue> {
     let mut cleaner = Cleaner::default();
-    let mut view: Vec<Clean> = raw.into_iter().map(|(t, value)| cleaner.push(t, value)).collect();
+    let mut view: Vec<CleanValue> =
+        raw.into_iter().map(|(t, value)| cleaner.push(t, value)).collect();
     bridge(&mut view);
     view
 }
 
 /// Fills short dropouts by interpolation between their good neighbours.
-fn bridge(view: &mut [Clean]) {
+fn bridge(view: &mut [CleanValue]) {
     let mut last: Option<usize> = None;
     for i in 0..view.len() {
         let Some(value) = view[i].value else { continue };
@@ -229,7 +230,7 @@ fn bridge(view: &mut [Clean]) {
             let span = (view[i].t_ms - t0) as f64;
             for gap in &mut view[from + 1..i] {
                 gap.value = Some(v0 + (value - v0) * (gap.t_ms - t0) as f64 / span);
-                gap.why = Why::Bridged;
+                gap.quality = ValueQuality::Bridged;
             }
         }
         last = Some(i);
@@ -240,8 +241,11 @@ fn bridge(view: &mut [Clean]) {
 mod tests {
     use super::*;
 
-    fn whys(values: &[Option<f64>]) -> Vec<Why> {
-        view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v))).iter().map(|c| c.why).collect()
+    fn whys(values: &[Option<f64>]) -> Vec<ValueQuality> {
+        clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)))
+            .iter()
+            .map(|c| c.quality)
+            .collect()
     }
 
     fn rising(n: usize) -> Vec<Option<f64>> {
@@ -254,11 +258,15 @@ mod tests {
         values[20] = Some(250.0);
         values[25] = None;
         let seen = whys(&values);
-        assert_eq!((seen[20], seen[25]), (Why::Bridged, Why::Bridged));
+        assert_eq!((seen[20], seen[25]), (ValueQuality::Bridged, ValueQuality::Bridged));
         let mut live = Cleaner::default();
         let live: Vec<_> = (0..).zip(&values).map(|(i, v)| live.push(i * 1_500, *v)).collect();
-        assert_eq!((live[20].value, live[20].why), (None, Why::Spike), "live it is not known yet");
-        assert!(seen[..20].iter().all(|why| *why == Why::Good));
+        assert_eq!(
+            (live[20].value, live[20].quality),
+            (None, ValueQuality::Spike),
+            "live it is not known yet"
+        );
+        assert!(seen[..20].iter().all(|why| *why == ValueQuality::Good));
     }
 
     #[test]
@@ -267,10 +275,10 @@ mod tests {
         for value in &mut values[30..50] {
             *value = value.map(|v| v * 1.8 + 32.0);
         }
-        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
-        assert_eq!(seen[40].why, Why::UnitFlip);
+        let seen = clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!(seen[40].quality, ValueQuality::UnitFlip);
         assert!((seen[40].value.unwrap() - (150.0 + 40.0 * 0.25)).abs() < 1e-9);
-        assert_eq!(seen[58].why, Why::Good, "and back");
+        assert_eq!(seen[58].quality, ValueQuality::Good, "and back");
         assert!(seen.iter().filter_map(|c| c.value).all(|v| v < 170.0));
     }
 
@@ -278,17 +286,17 @@ mod tests {
     fn a_true_step_is_believed_after_three() {
         let mut values = rising(20);
         values.extend((0..10).map(|i| Some(60.0 + f64::from(i) * 0.1)));
-        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
-        assert_eq!((seen[22].value, seen[22].why), (Some(60.2), Why::Step));
-        assert_eq!(seen[29].why, Why::Good);
+        let seen = clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!((seen[22].value, seen[22].quality), (Some(60.2), ValueQuality::Step));
+        assert_eq!(seen[29].quality, ValueQuality::Good);
     }
 
     #[test]
     fn a_stuck_probe_is_not_taken_for_fresh() {
         let mut values = rising(30);
         values.extend(std::iter::repeat_n(Some(157.25), 40));
-        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
-        assert_eq!(seen[60].why, Why::Stuck);
+        let seen = clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));
+        assert_eq!(seen[60].quality, ValueQuality::Stuck);
         assert_eq!(seen[60].value, None);
     }
 
@@ -296,9 +304,9 @@ mod tests {
     fn whole_degrees_are_a_staircase_and_nothing_worse() {
         let values: Vec<_> =
             (0..200).map(|i| Some((150.0 + f64::from(i) * 0.15).floor())).collect();
-        let seen = view((0..).zip(values.iter()).map(|(i, v)| (i * 1_000, *v)));
+        let seen = clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_000, *v)));
         assert!(seen.iter().all(|c| c.value == c.raw));
-        assert_eq!(seen[150].why, Why::Staircase);
+        assert_eq!(seen[150].quality, ValueQuality::Staircase);
     }
 
     #[test]
@@ -306,6 +314,6 @@ mod tests {
         let mut values = vec![Some(190.0); 10];
         values.extend((0..20).map(|i| Some(190.0 - 4.0 * f64::from(i) * 1.5 * 0.8)));
         let seen = whys(&values);
-        assert!(seen.iter().all(|why| *why == Why::Good), "{seen:?}");
+        assert!(seen.iter().all(|why| *why == ValueQuality::Good), "{seen:?}");
     }
 }

@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::clean::Cleaner;
 use crate::event::Tracker;
-use crate::learn::{AT_S, Learned, MarkLine};
+use crate::machine_model::{LINE_CENTRE_S, MachineModel, MarkLine};
 use crate::ror::RateOfRise;
 use crate::sample::Sample;
 
 /// How far ahead temperatures are forecast, ms.
-pub const AHEAD_MS: i64 = 60_000;
+pub const HORIZON_MS: i64 = 60_000;
 const FEATURES: usize = 8;
 /// The number of newer roasts after which the weight of a roast has halved.
 const HALF_LIFE: f64 = 4.0;
@@ -46,7 +46,7 @@ type Vector = [f64; FEATURES];
 
 /// The model of the next minute of one channel, learned from a machine's roasts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ahead {
+pub struct RiseModel {
     /// The weighted normal equations, without the prior.
     a: [Vector; FEATURES],
     b: Vector,
@@ -61,7 +61,7 @@ pub struct Ahead {
 /// roasts.
 const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
 
-impl Default for Ahead {
+impl Default for RiseModel {
     fn default() -> Self {
         Self {
             a: [[0.0; FEATURES]; FEATURES],
@@ -73,7 +73,7 @@ impl Default for Ahead {
     }
 }
 
-impl Ahead {
+impl RiseModel {
     fn rise(&self, x: &Vector) -> f64 {
         self.beta.iter().zip(x).map(|(b, x)| b * x).sum()
     }
@@ -160,14 +160,14 @@ fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
 
 /// A forecast temperature and the half width of its 90 % interval, °C.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Value {
+pub struct ForecastValue {
     pub c: f64,
     pub half_c: f64,
 }
 
 /// The time at which a mark is expected, in ms of event time, and its 90 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Expected {
+pub struct ExpectedMark {
     pub kind: EventKind,
     pub at_ms: i64,
     pub from_ms: i64,
@@ -176,14 +176,14 @@ pub struct Expected {
 
 /// The forecast made at one time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outlook {
+pub struct Forecast {
     pub t_ms: i64,
     /// The bean temperature [`AHEAD_MS`] later.
-    pub bt: Value,
-    pub et: Option<Value>,
+    pub bt: ForecastValue,
+    pub et: Option<ForecastValue>,
     /// Those of dry end, first crack and drop that have no mark yet and are expected within
     /// 20 minutes.
-    pub expected: Vec<Expected>,
+    pub expected: Vec<ExpectedMark>,
 }
 
 /// The readings of one channel, as far back as its rates need them.
@@ -200,19 +200,19 @@ const SPANS_MS: [i64; 3] = [20_000, 45_000, 90_000];
 
 impl Rates {
     fn new() -> Self {
-        Self { clean: Cleaner::default(), past: RateOfRise::over(SPANS_MS[2]), now: None }
+        Self { clean: Cleaner::default(), past: RateOfRise::with_span(SPANS_MS[2]), now: None }
     }
 
     fn push(&mut self, t_ms: i64, raw: Option<f64>) {
         let Some(value) = self.clean.push(t_ms, raw).value else { return };
-        if self.past.take(t_ms, value) {
+        if self.past.add(t_ms, value) {
             self.now = Some((t_ms, value));
         }
     }
 
     fn features(&self, since_charge_s: f64) -> Option<(i64, f64, Vector)> {
         let (t_ms, c) = self.now?;
-        let rate = |span_ms| self.past.within(span_ms).map(|rise| rise.c_per_min);
+        let rate = |span_ms| self.past.estimate(span_ms).map(|rise| rise.c_per_min);
         let short = rate(SPANS_MS[0])?;
         let middle = rate(SPANS_MS[1]).unwrap_or(short);
         let long = rate(SPANS_MS[2]).unwrap_or(middle);
@@ -234,7 +234,7 @@ struct Pending {
 /// Makes forecasts while a roast runs, and learns from their outcomes.
 #[derive(Debug, Clone)]
 pub struct Forecaster {
-    ahead: [Ahead; 2],
+    ahead: [RiseModel; 2],
     rates: [Rates; 2],
     pending: [VecDeque<Pending>; 2],
     /// When the next forecast for learning is made, ms.
@@ -244,7 +244,7 @@ pub struct Forecaster {
 impl Forecaster {
     /// Creates a forecaster with a machine's learned models (BT, ET).
     #[must_use]
-    pub fn new(ahead: [Ahead; 2]) -> Self {
+    pub fn new(ahead: [RiseModel; 2]) -> Self {
         Self {
             ahead,
             rates: [Rates::new(), Rates::new()],
@@ -278,7 +278,7 @@ impl Forecaster {
             }
             if pending.len() < PENDING_MAX {
                 let rise = self.ahead[i].rise(&x);
-                pending.push_back(Pending { due_ms: t_ms + AHEAD_MS, from_c: c, rise, x });
+                pending.push_back(Pending { due_ms: t_ms + HORIZON_MS, from_c: c, rise, x });
             }
         }
     }
@@ -286,15 +286,17 @@ impl Forecaster {
     /// Returns the forecast made at the newest reading; `None` until 45 s after the turning point,
     /// or while there are too few readings, as after a gap.
     #[must_use]
-    pub fn outlook(&self, tracker: &Tracker, learned: &Learned) -> Option<Outlook> {
+    pub fn forecast(&self, tracker: &Tracker, learned: &MachineModel) -> Option<Forecast> {
         let (t_ms, ..) = self.rates[0].now?;
         let since_s = sight(tracker, t_ms)?;
         let (_, c, x) = self.rates[0].features(since_s)?;
         let rise = self.ahead[0].rise(&x);
-        let bt = Value { c: c + rise, half_c: self.ahead[0].half_c };
+        let bt = ForecastValue { c: c + rise, half_c: self.ahead[0].half_c };
         let et = self.rates[1].features(since_s).filter(|(t, ..)| t_ms - t < 5_000);
-        let et = et
-            .map(|(_, c, x)| Value { c: c + self.ahead[1].rise(&x), half_c: self.ahead[1].half_c });
+        let et = et.map(|(_, c, x)| ForecastValue {
+            c: c + self.ahead[1].rise(&x),
+            half_c: self.ahead[1].half_c,
+        });
         let path = Path { t_ms, c, since_s, rate: x[0] / 60.0, rise };
         let lines = [
             (EventKind::DryEnd, &learned.dry_end),
@@ -302,17 +304,17 @@ impl Forecaster {
             (EventKind::Drop, &learned.drop),
         ];
         let marked = |kind| tracker.marks().iter().any(|mark| mark.kind == kind);
-        let known = |kind, line: &MarkLine| kind != EventKind::Drop || line.marks() > 0;
+        let known = |kind, line: &MarkLine| kind != EventKind::Drop || line.mark_count() > 0;
         let expected = lines
             .into_iter()
             .filter(|(kind, line)| !marked(*kind) && known(*kind, line))
             .filter_map(|(kind, line)| path.reaches(kind, line));
-        Some(Outlook { t_ms, bt, et, expected: expected.collect() })
+        Some(Forecast { t_ms, bt, et, expected: expected.collect() })
     }
 
     /// Ends the roast and returns the updated models (BT, ET).
     #[must_use]
-    pub fn finish(mut self) -> [Ahead; 2] {
+    pub fn finish(mut self) -> [RiseModel; 2] {
         for ahead in &mut self.ahead {
             ahead.learn();
         }
@@ -352,10 +354,11 @@ impl Path {
     }
 
     #[allow(clippy::cast_possible_truncation)] // seconds within sight, as ms
-    fn reaches(&self, kind: EventKind, line: &MarkLine) -> Option<Expected> {
-        let half = crate::learn::Z90 * line.deviation(self.since_s.max(AT_S / 2.0));
+    fn reaches(&self, kind: EventKind, line: &MarkLine) -> Option<ExpectedMark> {
+        let half =
+            crate::machine_model::Z90 * line.deviation_c(self.since_s.max(LINE_CENTRE_S / 2.0));
         let when = |off: f64| {
-            let above = |s: f64| self.at(s) >= line.at(self.since_s + s) + off;
+            let above = |s: f64| self.at(s) >= line.expected_c(self.since_s + s) + off;
             let mut s = 0.0;
             while s < Self::SIGHT_S && !above(s) {
                 s += 2.0;
@@ -367,6 +370,6 @@ impl Path {
         let course = 0.15 * (at_ms - self.t_ms) as f64;
         let from_ms = when(-half).unwrap_or(self.t_ms) - course as i64;
         let to_ms = when(half).unwrap_or(at_ms + (at_ms - from_ms)) + course as i64;
-        Some(Expected { kind, at_ms, from_ms: from_ms.max(self.t_ms), to_ms })
+        Some(ExpectedMark { kind, at_ms, from_ms: from_ms.max(self.t_ms), to_ms })
     }
 }

@@ -7,43 +7,43 @@
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Change, Tracker};
-use crate::forecast::{Forecaster, Outlook};
-use crate::learn::Learned;
+use crate::event::{MarkChange, Tracker};
+use crate::forecast::{Forecast, Forecaster};
+use crate::machine_model::MachineModel;
 use crate::sample::Sample;
 
 /// Marks of one roast that are remembered for learning.
-const TOLD_MAX: usize = 32;
+const REPORTED_MARKS_MAX: usize = 32;
 
 /// Follows one machine.
 #[derive(Debug, Clone)]
-pub struct Live {
-    learned: Learned,
+pub struct LiveRoast {
+    learned: MachineModel,
     infer_ends: bool,
     tracker: Tracker,
     forecaster: Forecaster,
-    told: Vec<Told>,
+    reported: Vec<ReportedMark>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Told {
+struct ReportedMark {
     kind: EventKind,
     at_ms: i64,
     bt_c: f64,
 }
 
-impl Live {
+impl LiveRoast {
     /// A machine that has taught `learned`; `infer_ends` is false for one that tells CHARGE and DROP
     /// itself.
     #[must_use]
-    pub fn new(learned: Learned, infer_ends: bool) -> Self {
+    pub fn new(learned: MachineModel, infer_ends: bool) -> Self {
         let tracker = Tracker::new(learned.clone());
         Self {
-            tracker: if infer_ends { tracker } else { tracker.told_ends() },
+            tracker: if infer_ends { tracker } else { tracker.without_end_detection() },
             forecaster: Forecaster::new(learned.ahead.clone()),
             learned,
             infer_ends,
-            told: Vec::new(),
+            reported: Vec::new(),
         }
     }
 
@@ -60,7 +60,7 @@ impl Live {
 
     /// Returns the learned model of the machine. Store it after each roast.
     #[must_use]
-    pub const fn learned(&self) -> &Learned {
+    pub const fn learned(&self) -> &MachineModel {
         &self.learned
     }
 
@@ -72,41 +72,41 @@ impl Live {
 
     /// What is expected now.
     #[must_use]
-    pub fn outlook(&self) -> Option<Outlook> {
-        self.forecaster.outlook(&self.tracker, &self.learned)
+    pub fn forecast(&self) -> Option<Forecast> {
+        self.forecaster.forecast(&self.tracker, &self.learned)
     }
 
     /// Processes the next sample, in event time, and returns the changes that it caused.
-    pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
+    pub fn push(&mut self, sample: &Sample) -> Vec<MarkChange> {
         let charge = self.tracker.charge_ms();
         let changes = self.tracker.push(sample);
         self.forecaster.push(sample, &self.tracker);
         if !self.tracker.is_roasting() {
-            self.end(charge);
+            self.finish_roast(charge);
         }
         changes
     }
 
     /// Records an event that a machine or a person reports. Returns `false` if it was ignored.
-    pub fn told(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
+    pub fn report_event(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
         let charge = self.tracker.charge_ms();
-        if !self.tracker.told(kind, at_ms, bt_c) {
+        if !self.tracker.report_event(kind, at_ms, bt_c) {
             return false;
         }
         if let Some(bt_c) = bt_c
-            && self.told.len() < TOLD_MAX
+            && self.reported.len() < REPORTED_MARKS_MAX
         {
-            self.told.push(Told { kind, at_ms, bt_c });
+            self.reported.push(ReportedMark { kind, at_ms, bt_c });
         }
         if kind == EventKind::Drop {
-            self.end(charge);
+            self.finish_roast(charge);
         }
         true
     }
 
     /// Ends the roast and learns from its marks.
-    fn end(&mut self, charge: Option<i64>) {
-        let told = std::mem::take(&mut self.told);
+    fn finish_roast(&mut self, charge: Option<i64>) {
+        let told = std::mem::take(&mut self.reported);
         let Some(charge) = charge else { return };
         let learned = &mut self.learned;
         learned.roasts += 1;
@@ -123,7 +123,7 @@ impl Live {
         let forecaster = Forecaster::new(learned.ahead.clone());
         learned.ahead = std::mem::replace(&mut self.forecaster, forecaster).finish();
         self.forecaster = Forecaster::new(learned.ahead.clone());
-        self.tracker.teach(learned.clone());
+        self.tracker.set_model(learned.clone());
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn first_crack_is_found_once_people_have_marked_it() {
-        let mut live = Live::new(Learned::default(), false);
+        let mut live = LiveRoast::new(MachineModel::default(), false);
         let mut twin = Twin::new(PRESETS[0], 3, 30_000);
         let (mut roasts, mut off, mut heard) = (0, Vec::new(), None);
         let mut guessed = None;
@@ -144,16 +144,16 @@ mod tests {
             let r = twin.reading();
             let sample = Sample { et_c: Some(r.et_c), ..Sample::bean(s * 1000, Some(r.bt_c)) };
             for change in live.push(&sample) {
-                if let Change::Known(mark) = change
+                if let MarkChange::Detected(mark) = change
                     && mark.kind == EventKind::Fc
                 {
                     guessed = Some(mark.at_ms);
                 }
             }
             seen |=
-                live.outlook().is_some_and(|o| o.expected.iter().any(|e| e.kind == EventKind::Fc));
+                live.forecast().is_some_and(|o| o.expected.iter().any(|e| e.kind == EventKind::Fc));
             for kind in told {
-                live.told(kind, sample.t_ms, sample.bt_c);
+                live.report_event(kind, sample.t_ms, sample.bt_c);
                 match kind {
                     EventKind::Fc => heard = Some(sample.t_ms),
                     EventKind::Drop => {
@@ -170,6 +170,6 @@ mod tests {
         assert!(off[4..].iter().flatten().all(|s| s.abs() <= 30), "{off:?}");
         let kept = serde_json::to_string(live.learned()).unwrap();
         assert!(kept.len() < 8_192, "{} bytes to keep", kept.len());
-        assert_eq!(serde_json::from_str::<Learned>(&kept).unwrap().roasts, roasts);
+        assert_eq!(serde_json::from_str::<MachineModel>(&kept).unwrap().roasts, roasts);
     }
 }

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use contract::EventKind;
 
-use crate::analysis::phase::{Limits, Phase};
+use crate::analysis::phase::{Phase, PhaseLimits};
 use crate::analysis::{Curve, Marks};
-use crate::forecast::Outlook;
+use crate::forecast::Forecast;
 use crate::recording::Recording;
 
 const WIDTH: f64 = 1200.0;
@@ -26,14 +26,14 @@ text{font:13px system-ui,sans-serif;fill:#33302b}.small{font-size:11px;fill:#6b6
 .gas{stroke:#b7410e;stroke-opacity:.5;fill:none}.fan{stroke:#5b7fa6;stroke-opacity:.5;fill:none}\
 .mark{stroke:#33302b;stroke-dasharray:2 3}.phase{fill-opacity:.10}";
 
-struct Frame {
+struct PlotArea {
     from_ms: i64,
     to_ms: i64,
     low_c: f64,
     high_c: f64,
 }
 
-impl Frame {
+impl PlotArea {
     fn x(&self, t_ms: i64) -> f64 {
         let share = (t_ms - self.from_ms) as f64 / (self.to_ms - self.from_ms).max(1) as f64;
         LEFT + share * (WIDTH - LEFT - RIGHT)
@@ -51,7 +51,7 @@ impl Frame {
 
 /// Draws a recording with these marks and, if `ahead` is given, with the forecast made at its time.
 #[must_use]
-pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> String {
+pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Forecast>) -> String {
     let curve = Curve::of(recording);
     let end = recording.samples.last().map_or(1, |s| s.t_ms);
     let charge = marks.ms(EventKind::Charge);
@@ -60,7 +60,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
     let shown = |t: i64| (from_ms..=to_ms).contains(&t);
     let values = curve.bt.iter().chain(&curve.et).filter(|c| shown(c.t_ms)).filter_map(|c| c.value);
     let high = values.fold(100.0, f64::max);
-    let frame = Frame { from_ms, to_ms, low_c: 0.0, high_c: (high / 25.0).ceil() * 25.0 };
+    let frame = PlotArea { from_ms, to_ms, low_c: 0.0, high_c: (high / 25.0).ceil() * 25.0 };
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\">\
          <style>{STYLE}</style><rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fffdf9\"/>"
@@ -79,7 +79,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
     };
     line(&mut out, &frame, "gas", percent(|s| s.gas_pct));
     line(&mut out, &frame, "fan", percent(|s| s.fan_pct));
-    let clean = |view: &[crate::clean::Clean]| {
+    let clean = |view: &[crate::clean::CleanValue]| {
         view.iter().filter(|c| shown(c.t_ms)).map(|c| (c.t_ms, c.value)).collect::<Vec<_>>()
     };
     line(&mut out, &frame, "et", clean(&curve.et));
@@ -96,7 +96,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
     if let Some(outlook) = ahead.filter(|o| shown(o.t_ms))
         && let Some(now) = curve.bt_at(outlook.t_ms)
     {
-        let later = outlook.t_ms + crate::forecast::AHEAD_MS;
+        let later = outlook.t_ms + crate::forecast::HORIZON_MS;
         line(
             &mut out,
             &frame,
@@ -128,7 +128,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Outlook>) -> Str
     out
 }
 
-fn grid(out: &mut String, frame: &Frame, zero: i64) {
+fn grid(out: &mut String, frame: &PlotArea, zero: i64) {
     let mut c = 0.0;
     while c <= frame.high_c {
         let y = frame.y(c);
@@ -156,9 +156,9 @@ fn grid(out: &mut String, frame: &Frame, zero: i64) {
     }
 }
 
-fn phases(out: &mut String, frame: &Frame, marks: &Marks, charge: i64, to_ms: i64) {
+fn phases(out: &mut String, frame: &PlotArea, marks: &Marks, charge: i64, to_ms: i64) {
     let inside = |kind| marks.ms(kind).filter(|t| *t > charge);
-    let limits = Limits {
+    let limits = PhaseLimits {
         charge,
         turned: inside(EventKind::Tp),
         dried: inside(EventKind::DryEnd),
@@ -188,7 +188,7 @@ fn phases(out: &mut String, frame: &Frame, marks: &Marks, charge: i64, to_ms: i6
 }
 
 /// Draws a line that is interrupted wherever a value is missing.
-fn line(out: &mut String, frame: &Frame, class: &str, points: Vec<(i64, Option<f64>)>) {
+fn line(out: &mut String, frame: &PlotArea, class: &str, points: Vec<(i64, Option<f64>)>) {
     let mut path = String::new();
     let mut pen = 'M';
     for (t, value) in points {

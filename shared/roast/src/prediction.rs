@@ -7,7 +7,7 @@ use contract::EventKind;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::analysis::phase::{Limits, Phase};
+use crate::analysis::phase::{Phase, PhaseLimits};
 use crate::analysis::{Curve, Marks};
 use crate::recording::Recording;
 
@@ -24,7 +24,7 @@ const VOLATILE: f64 = 2.0;
 
 /// A profile's targets, in °C, in s from CHARGE, and as a share.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Aims {
+pub struct ProfileTargets {
     pub first_crack_c: Option<f64>,
     pub drop_c: Option<f64>,
     pub first_crack_s: Option<f64>,
@@ -75,7 +75,7 @@ struct Trend {
 
 /// Predicts first crack and DROP of a recording that may still be running.
 #[must_use]
-pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Prediction {
+pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&ProfileTargets>) -> Prediction {
     let curve = Curve::of(recording);
     let last_ms = recording.samples.last().map_or(0, |sample| sample.t_ms);
     let seconds = |ms: i64| ms as f64 / 1000.0;
@@ -90,7 +90,7 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&Aims>) -> Pre
         let then = (target - start) / slope;
         (then.is_finite() && then >= charge && then <= LONGEST_S).then_some(then)
     };
-    let of = |aim: fn(&Aims) -> Option<f64>| aims.and_then(aim);
+    let of = |aim: fn(&ProfileTargets) -> Option<f64>| aims.and_then(aim);
     let cracked = at(EventKind::Fc).or_else(|| {
         let target = of(|a| a.first_crack_c);
         if target.is_some() {
@@ -171,7 +171,7 @@ fn trend(curve: &Curve, last_ms: i64) -> Trend {
         .filter(|reading| recent(reading.t_ms))
         .filter_map(|reading| Some((reading.t_ms as f64 / 1000.0, reading.value?)))
         .collect();
-    let line = crate::analysis::line(&points).map(|(slope, start, _)| (slope, start));
+    let line = crate::analysis::fit_line(&points).map(|(slope, start, _)| (slope, start));
     let n = points.len().max(1) as f64;
     let off = |(slope, start): (f64, f64)| {
         points.iter().map(|(t, bt)| (bt - start - slope * t).abs()).sum::<f64>() / n
@@ -199,7 +199,7 @@ fn phase(marks: &Marks, curve: &Curve, last_ms: i64) -> &'static str {
         return "DEVELOPMENT";
     }
     if let Some(charge) = marks.ms(EventKind::Charge) {
-        let limits = Limits {
+        let limits = PhaseLimits {
             charge,
             turned: marks.ms(EventKind::Tp),
             dried: marks.ms(EventKind::DryEnd),
@@ -219,7 +219,7 @@ fn phase(marks: &Marks, curve: &Curve, last_ms: i64) -> &'static str {
     }
 }
 
-fn confidence(trend: &Trend, bt: bool, phase: &str, aims: Option<&Aims>) -> Confidence {
+fn confidence(trend: &Trend, bt: bool, phase: &str, aims: Option<&ProfileTargets>) -> Confidence {
     let data_quality =
         0.5 * (trend.points as f64 / 50.0).min(1.0) + 0.5 * if bt { 1.0 } else { 0.4 };
     let fits = 1.0 - (trend.residual_c / 25.0).min(1.0);
@@ -243,7 +243,7 @@ fn confidence(trend: &Trend, bt: bool, phase: &str, aims: Option<&Aims>) -> Conf
 }
 
 fn suggestions(
-    aims: Option<&Aims>,
+    aims: Option<&ProfileTargets>,
     (charge, dropped, ratio): (f64, Option<f64>, Option<f64>),
     volatility: f64,
 ) -> Vec<Value> {
@@ -293,8 +293,11 @@ mod tests {
     fn a_steady_rise_reaches_first_crack_when_it_must() {
         let recording = running(400);
         let marks = Marks::of(&recording, &[]);
-        let aims =
-            Aims { first_crack_c: Some(190.0), development_ratio: Some(0.2), ..Aims::default() };
+        let aims = ProfileTargets {
+            first_crack_c: Some(190.0),
+            development_ratio: Some(0.2),
+            ..ProfileTargets::default()
+        };
         let found = predict(&recording, &marks, Some(&aims));
         assert_eq!(found.phase, "MAILLARD");
         let fc = found.fc_at_elapsed_seconds.unwrap();

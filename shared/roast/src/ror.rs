@@ -24,7 +24,7 @@ const NOISE_C: f64 = 0.02;
 
 /// A rate of rise and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rise {
+pub struct RiseEstimate {
     pub c_per_min: f64,
     /// Half the width of the 90 % interval of the span's true slope, °C/min.
     pub band_c_per_min: f64,
@@ -43,25 +43,25 @@ pub struct RateOfRise {
 
 impl Default for RateOfRise {
     fn default() -> Self {
-        Self::over(SPAN_MS)
+        Self::with_span(SPAN_MS)
     }
 }
 
 impl RateOfRise {
     /// Creates an estimator with another span than [`SPAN_MS`].
     #[must_use]
-    pub const fn over(span_ms: i64) -> Self {
+    pub const fn with_span(span_ms: i64) -> Self {
         Self { span_ms, readings: VecDeque::new() }
     }
 
     /// Adds one sample (`t_ms` in event time, ascending) and returns the rate of rise at that time.
-    pub fn push(&mut self, t_ms: i64, value_c: Option<f64>) -> Option<Rise> {
-        if self.take(t_ms, value_c?) { self.within(self.span_ms) } else { None }
+    pub fn push(&mut self, t_ms: i64, value_c: Option<f64>) -> Option<RiseEstimate> {
+        if self.add(t_ms, value_c?) { self.estimate(self.span_ms) } else { None }
     }
 
     /// Adds one sample without a fit. Returns `false` if its time is not after the newest sample's;
     /// the sample is then ignored.
-    pub fn take(&mut self, t_ms: i64, value_c: f64) -> bool {
+    pub fn add(&mut self, t_ms: i64, value_c: f64) -> bool {
         if let Some((last, _)) = self.readings.back() {
             if t_ms <= *last {
                 return false;
@@ -86,7 +86,7 @@ impl RateOfRise {
 
     /// Returns the rate of rise over the newest `span_ms` of the readings held.
     #[must_use]
-    pub fn within(&self, span_ms: i64) -> Option<Rise> {
+    pub fn estimate(&self, span_ms: i64) -> Option<RiseEstimate> {
         let (now_ms, _) = *self.readings.back()?;
         let from = self.readings.partition_point(|(t, _)| now_ms - t > span_ms);
         let (first, base) = *self.readings.get(from)?;
@@ -114,7 +114,7 @@ impl RateOfRise {
         let slope = (stv - st * sv / n) / under;
         let rest = (svv - sv * sv / n - slope * slope * under).max(0.0);
         let variance = (rest / (n - 2.0)).max(NOISE_C * NOISE_C);
-        Some(Rise {
+        Some(RiseEstimate {
             c_per_min: slope,
             band_c_per_min: Z90 * (variance / under).sqrt(),
             span_ms: covered_ms,
@@ -127,7 +127,7 @@ impl RateOfRise {
 mod tests {
     use super::*;
 
-    fn last(period_ms: i64, f: impl Fn(f64) -> Option<f64>) -> Option<Rise> {
+    fn last(period_ms: i64, f: impl Fn(f64) -> Option<f64>) -> Option<RiseEstimate> {
         let mut ror = RateOfRise::default();
         (0..=60_000 / period_ms)
             .map(|i| ror.push(i * period_ms, f((i * period_ms) as f64)))

@@ -33,7 +33,7 @@ impl Sample {
 
     /// Converts a telemetry point of the API; its time counts from the start of the session.
     #[must_use]
-    pub fn of(point: &TelemetryPoint) -> Self {
+    pub fn from_point(point: &TelemetryPoint) -> Self {
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
         let t_ms = (point.elapsed_seconds * 1000.0).round() as i64;
         Self {

@@ -7,11 +7,11 @@
 use contract::EventKind;
 use serde::Serialize;
 
-use crate::causal::{self, Walk};
-use crate::event::Change;
-use crate::forecast::AHEAD_MS;
-use crate::learn::Learned;
+use crate::event::MarkChange;
+use crate::forecast::HORIZON_MS;
+use crate::machine_model::MachineModel;
 use crate::recording::Recording;
+use crate::replay::{self, RecordingReplay};
 
 /// The kinds that are scored, in the order of a roast.
 pub const KINDS: [EventKind; 5] =
@@ -63,7 +63,7 @@ pub struct Score {
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Miss {
+pub struct MarkComparison {
     pub recording: String,
     pub kind: EventKind,
     /// Found less marked, s; `None`: not found.
@@ -73,8 +73,8 @@ pub struct Miss {
 
 /// Everything about some machines, so that tables can be added up.
 #[derive(Debug, Clone, Default)]
-pub struct Sheet {
-    pub misses: Vec<Miss>,
+pub struct ScoreSheet {
+    pub comparisons: Vec<MarkComparison>,
     /// (error, half width) of each forecast, °C.
     pub forecasts: Vec<(f64, f64)>,
     recordings: usize,
@@ -82,20 +82,29 @@ pub struct Sheet {
     phantom_drops: usize,
 }
 
-impl Sheet {
+impl ScoreSheet {
     /// Walks one machine's recordings in order.
-    pub fn machine<'r>(&mut self, recordings: impl IntoIterator<Item = (&'r str, &'r Recording)>) {
-        let mut learned = Learned::default();
+    pub fn add_machine<'r>(
+        &mut self,
+        recordings: impl IntoIterator<Item = (&'r str, &'r Recording)>,
+    ) {
+        let mut learned = MachineModel::default();
         for (name, recording) in recordings {
-            let walk = causal::walk(recording, &learned);
+            let walk = replay::replay(recording, &learned);
             self.compare(name, recording, &walk, &learned);
             learned.ahead.clone_from(&walk.ahead);
-            learned.study(recording, &walk);
+            learned.learn_from_recording(recording, &walk);
             self.recordings += 1;
         }
     }
 
-    fn compare(&mut self, name: &str, recording: &Recording, walk: &Walk, learned: &Learned) {
+    fn compare(
+        &mut self,
+        name: &str,
+        recording: &Recording,
+        walk: &RecordingReplay,
+        learned: &MachineModel,
+    ) {
         let found = walk.roast();
         for kind in KINDS {
             let marked = recording.mark_ms(kind).or_else(|| match kind {
@@ -103,11 +112,11 @@ impl Sheet {
                 _ => None,
             });
             let Some(marked) = marked else { continue };
-            if kind == EventKind::Fc && learned.first_crack.marks() < ROASTS_BEFORE {
+            if kind == EventKind::Fc && learned.first_crack.mark_count() < ROASTS_BEFORE {
                 continue;
             }
             let mark = found.and_then(|roast| roast.mark(kind));
-            self.misses.push(Miss {
+            self.comparisons.push(MarkComparison {
                 recording: name.to_owned(),
                 kind,
                 error_s: mark.map(|mark| (mark.at_ms - marked) as f64 / 1000.0),
@@ -122,7 +131,7 @@ impl Sheet {
         if let Some(charge) = recording.mark_ms(EventKind::Charge) {
             // Counted as they were told, though withdrawn or revised later.
             let early = walk.changes.iter().filter(|change| {
-                matches!(change, Change::Known(m) if m.kind == EventKind::Charge
+                matches!(change, MarkChange::Detected(m) if m.kind == EventKind::Charge
                     && m.at_ms < charge - 60_000)
             });
             self.false_charges += early.count();
@@ -132,15 +141,15 @@ impl Sheet {
         }
     }
 
-    fn score_forecasts(&mut self, recording: &Recording, walk: &Walk) {
+    fn score_forecasts(&mut self, recording: &Recording, walk: &RecordingReplay) {
         let (Some(_), Some(dropped)) =
             (recording.mark_ms(EventKind::Charge), recording.mark_ms(EventKind::Drop))
         else {
             return;
         };
         let Some(turned) = walk.roast().and_then(|r| r.mark(EventKind::Tp)) else { return };
-        for outlook in &walk.outlooks {
-            let due = outlook.t_ms + AHEAD_MS;
+        for outlook in &walk.forecasts {
+            let due = outlook.t_ms + HORIZON_MS;
             if outlook.t_ms < turned.at_ms + FORECAST_AFTER_MS || due > dropped {
                 continue;
             }
@@ -152,7 +161,7 @@ impl Sheet {
 
     /// Adds another machine's sheet.
     pub fn add(&mut self, other: &Self) {
-        self.misses.extend(other.misses.iter().cloned());
+        self.comparisons.extend(other.comparisons.iter().cloned());
         self.forecasts.extend(&other.forecasts);
         self.recordings += other.recordings;
         self.false_charges += other.false_charges;
@@ -172,7 +181,8 @@ impl Sheet {
     }
 
     fn marks(&self, kind: EventKind) -> MarkTable {
-        let of: Vec<&Miss> = self.misses.iter().filter(|miss| miss.kind == kind).collect();
+        let of: Vec<&MarkComparison> =
+            self.comparisons.iter().filter(|miss| miss.kind == kind).collect();
         let mut errors: Vec<f64> = of.iter().filter_map(|miss| miss.error_s).collect();
         errors.sort_by(f64::total_cmp);
         let within = |s: f64| errors.iter().filter(|e| e.abs() <= s).count();
@@ -203,7 +213,7 @@ impl Sheet {
 }
 
 /// The lowest clean reading between the CHARGE mark and first crack or DROP.
-fn lowest(recording: &Recording, walk: &Walk) -> Option<i64> {
+fn lowest(recording: &Recording, walk: &RecordingReplay) -> Option<i64> {
     let charge = recording.mark_ms(EventKind::Charge)?;
     let end = recording.mark_ms(EventKind::Fc).or_else(|| recording.mark_ms(EventKind::Drop))?;
     let span = walk.bt.iter().filter(|c| (charge..end).contains(&c.t_ms));

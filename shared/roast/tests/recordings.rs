@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use contract::EventKind;
-use roast::causal::{FoundRoast, walk};
-use roast::clean::Why;
-use roast::learn::Learned;
+use roast::clean::ValueQuality;
+use roast::machine_model::MachineModel;
 use roast::recording::Recording;
-use roast::score::Sheet;
+use roast::replay::{DetectedRoast, replay};
+use roast::score::ScoreSheet;
 
 type Named = (String, Recording);
 
@@ -36,8 +36,8 @@ fn named<'r>(all: &'r [Named], part: &str) -> &'r Recording {
     &all.iter().find(|(name, _)| name.contains(part)).unwrap().1
 }
 
-fn found(recording: &Recording) -> Option<FoundRoast> {
-    walk(recording, &Learned::default()).roast().cloned()
+fn found(recording: &Recording) -> Option<DetectedRoast> {
+    replay(recording, &MachineModel::default()).roast().cloned()
 }
 
 /// Checks the accuracy reached so far. A change that makes a number worse must change it here, so
@@ -45,10 +45,10 @@ fn found(recording: &Recording) -> Option<FoundRoast> {
 #[test]
 fn the_tables_do_not_get_worse() {
     let Some(all) = recordings("skywalker") else { return };
-    let mut sheet = Sheet::default();
-    sheet.machine(all.iter().map(|(name, recording)| (name.as_str(), recording)));
+    let mut sheet = ScoreSheet::default();
+    sheet.add_machine(all.iter().map(|(name, recording)| (name.as_str(), recording)));
     let score = sheet.score();
-    for miss in sheet.misses.iter().filter(|m| m.error_s.is_none_or(|e| e.abs() > 30.0)) {
+    for miss in sheet.comparisons.iter().filter(|m| m.error_s.is_none_or(|e| e.abs() > 30.0)) {
         println!("{} {} {:?}", miss.recording, miss.kind, miss.error_s);
     }
     let reached = |kind: EventKind| {
@@ -93,8 +93,12 @@ fn a_silence_is_never_a_drop() {
                 cut.samples.retain(|s| !(from..from + gap_s * 1000).contains(&s.t_ms));
                 cuts += 1;
                 if !name.contains("25-10-25_1609") {
-                    let view = roast::clean::view(cut.samples.iter().map(|s| (s.t_ms, s.bt_c)));
-                    assert!(view.iter().all(|c| c.why != Why::UnitFlip), "{name}: {gap_s} s");
+                    let view =
+                        roast::clean::clean_channel(cut.samples.iter().map(|s| (s.t_ms, s.bt_c)));
+                    assert!(
+                        view.iter().all(|c| c.quality != ValueQuality::UnitFlip),
+                        "{name}: {gap_s} s"
+                    );
                 }
                 let Some(roast) = found(&cut) else { continue };
                 if let Some(found) = roast.mark(EventKind::Drop) {
@@ -130,8 +134,8 @@ fn a_recording_that_ends_in_mid_roast_has_no_drop() {
 fn a_snapshot_goes_on_as_if_nothing_had_happened() {
     let Some(all) = recordings("skywalker") else { return };
     for (name, recording) in all.iter().take(12) {
-        let whole = walk(recording, &Learned::default());
-        let mut tracker = roast::event::Tracker::new(Learned::default());
+        let whole = replay(recording, &MachineModel::default());
+        let mut tracker = roast::event::Tracker::new(MachineModel::default());
         let mut changes = Vec::new();
         for (i, sample) in recording.samples.iter().enumerate() {
             if i % 50 == 49 {
@@ -154,9 +158,9 @@ mod golden {
     fn a_probe_that_flips_to_fahrenheit_is_told_and_makes_no_mark() {
         let Some(all) = recordings("skywalker") else { return };
         let recording = named(&all, "25-10-25_1609");
-        let walk = walk(recording, &Learned::default());
+        let walk = replay(recording, &MachineModel::default());
         assert!(walk.bt.iter().filter_map(|c| c.value).all(|bt| bt < 260.0), "°F is not °C");
-        assert!(walk.bt.iter().filter(|c| c.why == Why::UnitFlip).count() > 50);
+        assert!(walk.bt.iter().filter(|c| c.quality == ValueQuality::UnitFlip).count() > 50);
         let flip = recording.mark_ms(EventKind::Drop).unwrap() - 13_000;
         let roast = walk.roast().unwrap();
         for kind in [EventKind::Fc, EventKind::Drop] {
@@ -186,9 +190,9 @@ mod golden {
             if name.contains("25-08-17_1612") {
                 continue; // its mark was set three minutes late
             }
-            let walk = walk(recording, &Learned::default());
+            let walk = replay(recording, &MachineModel::default());
             let early = walk.changes.iter().any(|change| {
-                matches!(change, roast::event::Change::Known(m) if m.at_ms < charge - 30_000)
+                matches!(change, roast::event::MarkChange::Detected(m) if m.at_ms < charge - 30_000)
             });
             assert!(!early, "{name}");
         }
@@ -241,7 +245,7 @@ mod golden {
     /// people's marks have shown that it is more accurate.
     #[test]
     fn the_exhaust_becomes_the_clock_where_it_is_the_better_one() {
-        let mut learned = Learned::default();
+        let mut learned = MachineModel::default();
         let mut last = None;
         for late in [2.0, 22.0, 9.0, 28.0, 4.0, 17.0, 25.0, 6.0, 20.0] {
             let mut recording = made(820, curve(660.0 + late, 0.0));
@@ -252,9 +256,9 @@ mod golden {
             let marked = recording.samples.iter().position(|s| s.t_ms == 660_000).unwrap();
             let charged = recording.samples.iter().position(|s| s.t_ms == 60_000).unwrap();
             recording.marks = vec![(EventKind::Charge, charged), (EventKind::Drop, marked)];
-            let walked = walk(&recording, &learned);
+            let walked = replay(&recording, &learned);
             last = walked.roast().and_then(|roast| roast.mark(EventKind::Drop)).copied();
-            learned.study(&recording, &walked);
+            learned.learn_from_recording(&recording, &walked);
         }
         let drop = last.unwrap();
         assert_eq!(drop.method, roast::event::Method::Exhaust);

@@ -66,7 +66,7 @@ impl Caller {
     ///
     /// # Errors
     /// 403 with a sentence, when the role is too low.
-    pub fn need(&self, role: Role) -> Result<(), ApiError> {
+    pub fn require_role(&self, role: Role) -> Result<(), ApiError> {
         if self.role >= role {
             return Ok(());
         }
@@ -78,7 +78,7 @@ impl Caller {
     ///
     /// # Errors
     /// 403 when the caller is not a person.
-    pub fn need_person(&self) -> Result<(), ApiError> {
+    pub fn require_person(&self) -> Result<(), ApiError> {
         match self.actor.kind {
             ActorKind::User => Ok(()),
             _ => Err(ApiError::Forbidden("only a person may do this, not a service".to_owned())),
@@ -91,7 +91,7 @@ impl Caller {
     /// # Errors
     /// 403 when the request names an organisation that is not the caller's. 400 when the caller
     /// works for all organisations and the request names none, or its text is not an identity.
-    pub fn org(&self, named: Option<&str>) -> Result<OrgId, ApiError> {
+    pub fn resolve_org(&self, named: Option<&str>) -> Result<OrgId, ApiError> {
         let named = named.filter(|text| !text.is_empty());
         match (&self.org, named) {
             (Some(own), Some(named)) if own.as_str() != named => {
@@ -115,12 +115,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 }
 
 /// Looks up callers by their bearer tokens.
-pub trait Who: Send + Sync {
+pub trait TokenVerifier: Send + Sync {
     /// Returns the caller that `token` belongs to.
     ///
     /// # Errors
     /// 401 when the token is invalid or unknown, 503 when it cannot be verified now.
-    fn who<'w>(
+    fn verify<'w>(
         &'w self,
         token: &'w str,
     ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>>;
@@ -132,55 +132,55 @@ pub enum Auth {
     /// Every request is from this caller. The configuration allows this on loopback only.
     Dev(Box<Caller>),
     /// By bearer tokens. Lookup results are cached for a short time.
-    Bearer(Arc<Known>),
+    Bearer(Arc<TokenCache>),
 }
 
 /// How long a successful token lookup is cached. The kernel caches lookups, and so does each
 /// service that asks the kernel: a revocation takes effect after at most twice this time.
-const GOOD_FOR: Duration = Duration::from_secs(14);
+const VALID_TTL: Duration = Duration::from_secs(14);
 /// How long a lookup that found no caller is cached.
-const BAD_FOR: Duration = Duration::from_secs(5);
+const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 /// While tokens cannot be verified, a caller is still accepted until its cached lookup is this old.
-const GRACE: Duration = Duration::from_mins(10);
+const STALE_MAX: Duration = Duration::from_mins(10);
 /// The largest number of cached tokens. At this bound the whole cache is cleared.
-const REMEMBERED: usize = 10_000;
+const CACHED_TOKENS_MAX: usize = 10_000;
 
 /// A cached lookup result. `caller` is `None` for an invalid or unknown token.
-struct Found {
+struct CachedLookup {
     caller: Option<Caller>,
     at: Instant,
 }
 
 /// A cache in front of a [`Who`].
-pub struct Known {
-    who: Box<dyn Who>,
-    found: Mutex<HashMap<u128, Found>>,
+pub struct TokenCache {
+    verifier: Box<dyn TokenVerifier>,
+    entries: Mutex<HashMap<u128, CachedLookup>>,
     /// The cache is keyed by keyed hashes of the tokens, so it never holds a token.
     hashers: [RandomState; 2],
 }
 
-impl Known {
+impl TokenCache {
     fn key(&self, token: &str) -> u128 {
         let [a, b] = &self.hashers;
         u128::from(a.hash_one(token)) << 64 | u128::from(b.hash_one(token))
     }
 
-    async fn caller(&self, token: &str) -> Result<Caller, ApiError> {
+    async fn lookup(&self, token: &str) -> Result<Caller, ApiError> {
         let key = self.key(token);
         let known = {
-            let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             found.get(&key).map(|found| (found.caller.clone(), found.at.elapsed()))
         };
         match &known {
-            Some((Some(caller), age)) if *age < GOOD_FOR => return Ok(caller.clone()),
-            Some((None, age)) if *age < BAD_FOR => return Err(ApiError::unauthorized()),
+            Some((Some(caller), age)) if *age < VALID_TTL => return Ok(caller.clone()),
+            Some((None, age)) if *age < UNKNOWN_TTL => return Err(ApiError::unauthorized()),
             _ => {}
         }
-        let asked = self.who.who(token).await;
+        let asked = self.verifier.verify(token).await;
         match (&asked, known) {
-            (Ok(caller), _) => self.remember(key, Some(caller.clone())),
-            (Err(ApiError::Unauthorized(_)), _) => self.remember(key, None),
-            (Err(error), Some((Some(caller), age))) if age < GRACE => {
+            (Ok(caller), _) => self.insert(key, Some(caller.clone())),
+            (Err(ApiError::Unauthorized(_)), _) => self.insert(key, None),
+            (Err(error), Some((Some(caller), age))) if age < STALE_MAX => {
                 tracing::warn!(%error, "cannot verify the token; accepting the cached caller");
                 return Ok(caller);
             }
@@ -189,12 +189,12 @@ impl Known {
         asked
     }
 
-    fn remember(&self, key: u128, caller: Option<Caller>) {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.len() >= REMEMBERED {
+    fn insert(&self, key: u128, caller: Option<Caller>) {
+        let mut found = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.len() >= CACHED_TOKENS_MAX {
             found.clear();
         }
-        found.insert(key, Found { caller, at: Instant::now() });
+        found.insert(key, CachedLookup { caller, at: Instant::now() });
     }
 }
 
@@ -214,12 +214,16 @@ impl Auth {
 
     /// Authenticates by bearer tokens, which `who` looks up.
     #[must_use]
-    pub fn bearer(who: impl Who + 'static) -> Self {
+    pub fn bearer(who: impl TokenVerifier + 'static) -> Self {
         let hashers = [RandomState::new(), RandomState::new()];
-        Self::Bearer(Arc::new(Known { who: Box::new(who), found: Mutex::default(), hashers }))
+        Self::Bearer(Arc::new(TokenCache {
+            verifier: Box::new(who),
+            entries: Mutex::default(),
+            hashers,
+        }))
     }
 
-    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         match self {
             Self::Dev(caller) => Ok(caller.as_ref().clone()),
             Self::Bearer(known) => {
@@ -231,7 +235,7 @@ impl Auth {
                 if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
                     return Err(ApiError::unauthorized());
                 }
-                known.caller(token).await
+                known.lookup(token).await
             }
         }
     }
@@ -239,8 +243,8 @@ impl Auth {
 
 /// Axum middleware that authenticates each request with [`Auth`] and stores the [`Caller`] in its
 /// extensions. Apply it to the routes with `from_fn_with_state`.
-pub async fn admit(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
-    match auth.caller(request.headers()).await {
+pub async fn authenticate(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
+    match auth.authenticate(request.headers()).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

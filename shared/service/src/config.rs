@@ -30,14 +30,14 @@ pub trait Config: DeserializeOwned + Serialize + Default {
 pub struct Mistake {
     pub field: String,
     /// `edge.toml:12`, `SIMCORP_X`, `--set`, or empty for a default.
-    pub place: String,
+    pub location: String,
     pub problem: String,
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.place.is_empty() {
-            write!(f, "{}: ", self.place)?;
+        if !self.location.is_empty() {
+            write!(f, "{}: ", self.location)?;
         }
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
@@ -50,7 +50,7 @@ impl fmt::Display for Mistake {
 #[derive(Debug, Default)]
 pub struct Mistakes {
     found: Vec<Mistake>,
-    places: BTreeMap<String, String>,
+    locations: BTreeMap<String, String>,
     /// Values given as text by a variable or a flag, by field: `2` may be a number or a name.
     texts: BTreeMap<String, String>,
 }
@@ -58,8 +58,12 @@ pub struct Mistakes {
 impl Mistakes {
     /// Adds a mistake of `field`, with the place where the field was set.
     pub fn add(&mut self, field: &str, problem: impl Into<String>) {
-        let place = self.place_of(field);
-        self.found.push(Mistake { field: field.to_owned(), place, problem: problem.into() });
+        let place = self.location_of(field);
+        self.found.push(Mistake {
+            field: field.to_owned(),
+            location: place,
+            problem: problem.into(),
+        });
     }
 
     /// Adds a mistake unless `holds`.
@@ -75,10 +79,10 @@ impl Mistakes {
     }
 
     /// Returns where a field was set, or else where the nearest enclosing table was.
-    fn place_of(&self, field: &str) -> String {
+    fn location_of(&self, field: &str) -> String {
         let mut path = field;
         loop {
-            if let Some(place) = self.places.get(path) {
+            if let Some(place) = self.locations.get(path) {
                 return place.clone();
             }
             match path.rfind(['.', '[']) {
@@ -142,12 +146,12 @@ pub fn load<C: Config>(
             Some((field, value)) => overlay(&mut table, field, value, place, &mut mistakes),
             None => mistakes.found.push(Mistake {
                 field: String::new(),
-                place,
+                location: place,
                 problem: "is not FIELD=VALUE".to_owned(),
             }),
         }
     }
-    let config: C = typed(table, &mut mistakes);
+    let config: C = deserialize_all(table, &mut mistakes);
     if mistakes.found.is_empty() {
         config.check(&mut mistakes);
     }
@@ -179,18 +183,18 @@ fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
         let problem = error.message().to_owned();
         mistakes.found.push(Mistake {
             field: String::new(),
-            place: format!("{name}:{at}"),
+            location: format!("{name}:{at}"),
             problem,
         });
     }
     let mut place = |path: &str, at: usize| {
-        mistakes.places.insert(path.to_owned(), format!("{name}:{}", line(at)));
+        mistakes.locations.insert(path.to_owned(), format!("{name}:{}", line(at)));
     };
-    note_places(parsed.get_ref(), "", &mut place);
+    record_locations(parsed.get_ref(), "", &mut place);
     if mistakes.found.is_empty() { text.parse().unwrap_or_default() } else { Table::new() }
 }
 
-fn note_places(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, usize)) {
+fn record_locations(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, usize)) {
     for (key, value) in table {
         let path = if prefix.is_empty() {
             key.get_ref().to_string()
@@ -198,18 +202,18 @@ fn note_places(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, u
             format!("{prefix}.{}", key.get_ref())
         };
         place(&path, key.span().start);
-        note_value(value.get_ref(), &path, place);
+        record_value_locations(value.get_ref(), &path, place);
     }
 }
 
-fn note_value(value: &DeValue<'_>, path: &str, place: &mut impl FnMut(&str, usize)) {
+fn record_value_locations(value: &DeValue<'_>, path: &str, place: &mut impl FnMut(&str, usize)) {
     match value {
-        DeValue::Table(table) => note_places(table, path, place),
+        DeValue::Table(table) => record_locations(table, path, place),
         DeValue::Array(items) => {
             for (i, item) in items.iter().enumerate() {
                 let path = format!("{path}[{i}]");
                 place(&path, item.span().start);
-                note_value(item.get_ref(), &path, place);
+                record_value_locations(item.get_ref(), &path, place);
             }
         }
         _ => {}
@@ -224,7 +228,7 @@ fn overlay(table: &mut Table, field: &str, text: &str, place: String, mistakes: 
         .filter(|parsed| parsed.len() == 1)
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
-    mistakes.places.insert(field.to_owned(), place);
+    mistakes.locations.insert(field.to_owned(), place);
     mistakes.texts.insert(field.to_owned(), text.to_owned());
     set(table, field, value, mistakes);
 }
@@ -245,7 +249,7 @@ fn set(table: &mut Table, field: &str, value: Value, mistakes: &mut Mistakes) {
 
 /// Deserialises the table. Removes each wrong value and tries again until the rest is right, so
 /// that one run finds all mistakes.
-fn typed<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
+fn deserialize_all<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
     while mistakes.found.len() < MISTAKES_MAX {
         let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
             Ok(config) => return config,

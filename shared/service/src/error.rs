@@ -29,7 +29,7 @@ pub enum ApiError {
     #[error("{0}")]
     Invalid(String),
     /// 400: several problems, each with its field.
-    #[error("{}", sentence(.0))]
+    #[error("{}", join_issues(.0))]
     Issues(Vec<Issue>),
     /// 401
     #[error("{0}")]
@@ -105,7 +105,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-fn sentence(issues: &[Issue]) -> String {
+fn join_issues(issues: &[Issue]) -> String {
     let tell = |issue: &Issue| match issue.path.as_slice() {
         [] => issue.message.clone(),
         path => format!("{}: {}", path.join("."), issue.message),

@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{ApiError, Issue};
 
 /// A JSON body. An empty body is read as `{}`, so that a POST without a body is accepted.
-pub struct Body<T>(pub T);
+pub struct JsonBody<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
@@ -25,7 +25,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if !json && !bytes.is_empty() {
             return Err(ApiError::MediaType("the body is not application/json".to_owned()));
         }
-        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+        parse_body(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
 }
 
@@ -33,7 +33,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 ///
 /// # Errors
 /// 400 with the path of the field and what is wrong with it.
-pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 /// A dependency that has not answered within this time is unhealthy.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
 
-type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
-type Check = Arc<dyn Fn() -> Answer + Send + Sync>;
+type CheckFuture = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+type Check = Arc<dyn Fn() -> CheckFuture + Send + Sync>;
 
 /// A service's health: its name, its start time, and the dependencies to check.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub struct Health {
 }
 
 #[derive(Serialize)]
-struct Checked {
+struct CheckResult {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
@@ -47,7 +47,7 @@ impl Health {
 
     /// Adds a dependency that the service needs; `/ready` calls `ask` to check it.
     #[must_use]
-    pub fn check<F, A>(mut self, name: &'static str, ask: F) -> Self
+    pub fn with_check<F, A>(mut self, name: &'static str, ask: F) -> Self
     where
         F: Fn() -> A + Send + Sync + 'static,
         A: Future<Output = Result<(), String>> + Send + 'static,
@@ -76,7 +76,7 @@ impl Health {
                 };
                 let latency = start.elapsed().as_secs_f64() * 1000.0;
                 let status = if result.is_ok() { "healthy" } else { "unhealthy" };
-                (*name, Checked { status, message: result.err(), latency })
+                (*name, CheckResult { status, message: result.err(), latency })
             }
         });
         // At once: one after the other, two slow dependencies could exceed the prober's timeout.

@@ -25,10 +25,10 @@ use crate::metrics::Metrics;
 /// The largest request body, in bytes; the same bound as upstream Sim-Corp's.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// How long a handler may take until it begins to answer. A stream may continue after that.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+const RESPONSE_TIME_MAX: Duration = Duration::from_secs(30);
 /// The largest number of requests that are handled at once. Further requests get 503 with
 /// `Retry-After` instead of waiting in memory. A stream counts only until it begins.
-const AT_ONCE_MAX: usize = 1_024;
+const CONCURRENT_REQUESTS_MAX: usize = 1_024;
 /// How long a shutdown waits for running requests; it then stops without the remaining ones.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -36,7 +36,7 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("{address} is in use by another program; stop it, or set {field} to a free port")]
-    Busy { address: SocketAddr, field: &'static str },
+    AddressInUse { address: SocketAddr, field: &'static str },
     #[error("cannot listen on {address} ({field}): {source}")]
     Other { address: SocketAddr, field: &'static str, source: std::io::Error },
 }
@@ -48,13 +48,13 @@ pub enum ListenError {
 /// Names the address and the configuration field that holds it.
 pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => ListenError::Busy { address, field },
+        std::io::ErrorKind::AddrInUse => ListenError::AddressInUse { address, field },
         _ => ListenError::Other { address, field, source },
     })
 }
 
 /// Wraps a service's routes in the HTTP shell: limits, metrics and the four unauthenticated routes.
-pub fn shell(
+pub fn service_router(
     routes: Router,
     openapi: &utoipa::openapi::OpenApi,
     health: Health,
@@ -71,29 +71,29 @@ pub fn shell(
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
         .route("/metrics", get(async move || prometheus(&metrics)));
-    around(bounded(routes, AT_ONCE_MAX).merge(own), service)
+    apply_layers(limit_concurrency(routes, CONCURRENT_REQUESTS_MAX).merge(own), service)
 }
 
 /// Wraps routes in the HTTP shell without `/health`, `/ready`, `/metrics` and `/openapi.json`: for
 /// routes that unauthenticated clients can reach.
-pub fn bare(routes: Router, service: &'static str, at_once: usize) -> Router {
-    around(bounded(routes, at_once), service)
+pub fn minimal_router(routes: Router, service: &'static str, at_once: usize) -> Router {
+    apply_layers(limit_concurrency(routes, at_once), service)
 }
 
-fn around(routes: Router, service: &'static str) -> Router {
+fn apply_layers(routes: Router, service: &'static str) -> Router {
     routes
         .fallback(not_found)
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, ANSWER_TIME_MAX))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, RESPONSE_TIME_MAX))
         .layer(CatchPanicLayer::new())
         .layer(middleware::from_fn(move |request: Request, next: Next| {
-            measure(service, request, next)
+            record_metrics(service, request, next)
         }))
-        .layer(middleware::from_fn(identify))
+        .layer(middleware::from_fn(assign_request_id))
 }
 
 /// Handles at most `at_once` requests at once; further requests get 503.
-fn bounded(routes: Router, at_once: usize) -> Router {
+fn limit_concurrency(routes: Router, at_once: usize) -> Router {
     let room = Arc::new(Semaphore::new(at_once));
     routes.layer(middleware::from_fn(move |request: Request, next: Next| {
         let room = room.clone();
@@ -114,7 +114,7 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// Gives each request an id, which is on every log line of its handling and in the response. The id
 /// is the caller's `x-request-id` if that consists of letters, digits and `-_.` only.
-async fn identify(request: Request, next: Next) -> Response {
+async fn assign_request_id(request: Request, next: Next) -> Response {
     let plain = |id: &&HeaderValue| {
         let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(word)
@@ -145,7 +145,7 @@ async fn not_found(request: Request) -> Response {
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
-async fn measure(service: &'static str, request: Request, next: Next) -> Response {
+async fn record_metrics(service: &'static str, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = request.method().as_str().to_owned();
     // The pattern, not the path: one label for each session would be too many for Prometheus.
@@ -176,11 +176,11 @@ pub async fn serve(
     let asked = stop.clone();
     let serving =
         axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
-    drained(async { serving.await }, stop).await
+    serve_and_drain(async { serving.await }, stop).await
 }
 
 /// Waits for `serving` to end by itself, at most a bounded time after `stop`.
-pub(crate) async fn drained(
+pub(crate) async fn serve_and_drain(
     serving: impl Future<Output = std::io::Result<()>>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
@@ -209,7 +209,7 @@ mod tests {
             go.notified().await;
             "done"
         });
-        let app = bounded(Router::new().route("/slow", slow), 1);
+        let app = limit_concurrency(Router::new().route("/slow", slow), 1);
         let ask = || app.clone().oneshot(Request::get("/slow").body(Body::empty()).unwrap());
         let first = tokio::spawn(ask());
         entered.notified().await;

@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub enum LogFormat {
     #[default]
     Json,
     Text,
@@ -17,7 +17,7 @@ pub enum Format {
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug`, or a filter such as `info,ingestion=debug`.
     pub level: String,
-    pub format: Format,
+    pub format: LogFormat,
 }
 
 impl Default for LogConfig {
@@ -25,7 +25,7 @@ impl Default for LogConfig {
         // `cryptoki` logs an error for each of the dozens of mechanisms that a token offers and it
         // does not know.
         let level = "info,rumqttd=warn,cryptoki::mechanism=off".to_owned();
-        Self { level, format: Format::Json }
+        Self { level, format: LogFormat::Json }
     }
 }
 
@@ -44,8 +44,10 @@ impl LogConfig {
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         // Fails only when logging has already started.
         let _ = match self.format {
-            Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
-            Format::Text => builder.compact().try_init(),
+            LogFormat::Json => {
+                builder.json().flatten_event(true).with_current_span(false).try_init()
+            }
+            LogFormat::Text => builder.compact().try_init(),
         };
     }
 }

@@ -1,6 +1,6 @@
 //! The configuration of an MQTT broker, and the connection to it.
 
-mod link;
+mod connection;
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::config::Mistakes;
 use crate::secret::{Secret, SecretError};
 
-pub use self::link::{Link, News};
+pub use self::connection::{ConnectionEvent, MqttConnection};
 
 /// A broker, as the configuration sections `[mqtt]` and `[uplink]` describe it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Broker {
+pub struct BrokerSettings {
     /// Empty when there is no broker.
     pub host: String,
     pub port: u16,
@@ -30,7 +30,7 @@ pub struct Broker {
     pub password: Secret,
 }
 
-impl Default for Broker {
+impl Default for BrokerSettings {
     fn default() -> Self {
         Self {
             host: String::new(),
@@ -55,7 +55,7 @@ pub enum BrokerError {
 
 /// The bounds of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct ConnectionBounds {
     /// Our packets that the broker has not acknowledged yet. The client keeps a slot for each.
     pub in_flight: u16,
     /// The broker's packets that we have not acknowledged yet.
@@ -64,7 +64,7 @@ pub struct Bounds {
     pub packet: u32,
 }
 
-impl Broker {
+impl BrokerSettings {
     #[must_use]
     pub const fn is_configured(&self) -> bool {
         !self.host.is_empty()
@@ -93,7 +93,11 @@ impl Broker {
     ///
     /// # Errors
     /// When a certificate or the password cannot be read.
-    pub fn options(&self, client: &str, bounds: Bounds) -> Result<MqttOptions, BrokerError> {
+    pub fn options(
+        &self,
+        client: &str,
+        bounds: ConnectionBounds,
+    ) -> Result<MqttOptions, BrokerError> {
         let mut options = MqttOptions::new(client, (self.host.as_str(), self.port));
         options
             .set_keep_alive(15)

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 /// Statuses that any operation may return.
-const ALWAYS: [(&str, &str); 7] = [
+const COMMON_RESPONSES: [(&str, &str); 7] = [
     ("400", "The request is invalid; the error text says where"),
     ("401", "Missing or invalid credentials"),
     ("403", "The caller's role or organisation does not allow this"),
@@ -15,7 +15,7 @@ const ALWAYS: [(&str, &str); 7] = [
     ("504", "The request was not answered within the time limit"),
 ];
 /// Statuses that an operation with a request body may return in addition.
-const WITH_BODY: [(&str, &str); 4] = [
+const BODY_RESPONSES: [(&str, &str); 4] = [
     (
         "409",
         "The state does not allow this, or a request with this Idempotency-Key is still running",
@@ -39,7 +39,7 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
             for method in METHODS {
                 let Some(operation) = operations.get_mut(method) else { continue };
                 let body = matches!(method, "post" | "put" | "patch");
-                answer(operation, body, &error);
+                add_responses(operation, body, &error);
             }
         }
         for (path, what, kind) in [
@@ -62,9 +62,9 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
     let shape = json!({"type": "object", "required": ["error"], "properties": {
         "error": {"type": "string", "description": "A sentence for people"},
         "issues": {"type": "array", "items": issue}}});
-    let components = entry(&mut document, "components");
-    entry(components, "schemas")["Error"] = shape;
-    entry(components, "securitySchemes")["bearer"] = json!({"type": "http", "scheme": "bearer",
+    let components = object_entry(&mut document, "components");
+    object_entry(components, "schemas")["Error"] = shape;
+    object_entry(components, "securitySchemes")["bearer"] = json!({"type": "http", "scheme": "bearer",
         "description": "An OIDC token or an API key"});
     document["security"] = json!([{"bearer": []}]);
     Ok(document)
@@ -101,10 +101,10 @@ pub fn with_examples(
     })
 }
 
-fn answer(operation: &mut Value, body: bool, error: &Value) {
-    let responses = entry(operation, "responses");
-    let also = if body { &WITH_BODY[..] } else { &[] };
-    for (status, description) in ALWAYS.iter().chain(also) {
+fn add_responses(operation: &mut Value, body: bool, error: &Value) {
+    let responses = object_entry(operation, "responses");
+    let also = if body { &BODY_RESPONSES[..] } else { &[] };
+    for (status, description) in COMMON_RESPONSES.iter().chain(also) {
         if responses.get(*status).is_none() {
             responses[*status] = json!({ "description": description });
         }
@@ -121,7 +121,7 @@ fn answer(operation: &mut Value, body: bool, error: &Value) {
     }
 }
 
-fn entry<'v>(value: &'v mut Value, name: &str) -> &'v mut Value {
+fn object_entry<'v>(value: &'v mut Value, name: &str) -> &'v mut Value {
     if !value[name].is_object() {
         value[name] = Map::new().into();
     }

@@ -54,7 +54,7 @@ impl Params {
     /// # Errors
     /// 400 when the value is not a whole number within the bounds.
     pub fn number(&self, name: &str, default: i64, least: i64, most: i64) -> Result<i64, ApiError> {
-        within(self.get(name), name, default, least, most)
+        parse_within(self.get(name), name, default, least, most)
     }
 
     /// Returns `limit`, the largest number of items to return. A value above `most` is clamped to
@@ -71,7 +71,7 @@ impl Params {
     /// # Errors
     /// 400 when the value is not a cursor that [`cursor`] created.
     pub fn cursor(&self) -> Result<Option<(i64, String)>, ApiError> {
-        read_cursor(self.get("cursor"))
+        decode_cursor(self.get("cursor"))
     }
 }
 
@@ -79,7 +79,7 @@ impl Params {
 ///
 /// # Errors
 /// 400 when the text is not a whole number within the bounds.
-pub fn within(
+pub fn parse_within(
     text: Option<&str>,
     name: &str,
     default: i64,
@@ -97,7 +97,7 @@ pub fn within(
 ///
 /// # Errors
 /// 400 when the text is not a cursor that [`cursor`] created.
-pub fn read_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError> {
+pub fn decode_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
@@ -110,7 +110,7 @@ pub fn read_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError
 
 /// Encodes the cursor that continues after this row. It is opaque to clients.
 #[must_use]
-pub fn cursor(n: i64, id: &str) -> String {
+pub fn encode_cursor(n: i64, id: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{n}|{id}"))
 }
 

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::drained;
+use crate::http::serve_and_drain;
 
 /// The largest number of open connections, including those in their handshake. At the bound, new
 /// connections wait in the system's queue.
@@ -28,28 +28,28 @@ const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
 
 /// The client at the other end of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct TlsPeer {
     pub address: SocketAddr,
     /// The client's certificate (DER), whose key the client has proven to hold. It is verified as
     /// the listener's configuration says.
     pub certificate: Option<Arc<[u8]>>,
     /// The connection's permit; released when the last clone is dropped, which is the connection's.
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+impl Connected<IncomingStream<'_, TlsListener>> for TlsPeer {
     fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
         stream.remote_addr().clone()
     }
 }
 
 /// The byte stream of a TLS connection.
-pub type Stream = TlsStream<Pin<Box<TimeoutStream<TcpStream>>>>;
+pub type TlsConnection = TlsStream<Pin<Box<TimeoutStream<TcpStream>>>>;
 
 /// Accepts TLS connections. Handshakes run on tasks of their own, so that a slow client does not
 /// delay the others.
 pub struct TlsListener {
-    shaken: mpsc::Receiver<(Stream, Peer)>,
+    connections: mpsc::Receiver<(TlsConnection, TlsPeer)>,
     address: SocketAddr,
 }
 
@@ -62,11 +62,15 @@ impl TlsListener {
         let address = tcp.local_addr()?;
         let (done, shaken) = mpsc::channel(64);
         tokio::spawn(accept(tcp, TlsAcceptor::from(config), done));
-        Ok(Self { shaken, address })
+        Ok(Self { connections: shaken, address })
     }
 }
 
-async fn accept(tcp: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<(Stream, Peer)>) {
+async fn accept(
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+    done: mpsc::Sender<(TlsConnection, TlsPeer)>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -100,25 +104,25 @@ async fn accept(tcp: TcpListener, acceptor: TlsAcceptor, done: mpsc::Sender<(Str
             };
             let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let certificate = shown.map(|der| Arc::from(der.as_ref()));
-            let peer = Peer { address, certificate, _place: Some(Arc::new(place)) };
+            let peer = TlsPeer { address, certificate, _permit: Some(Arc::new(place)) };
             let _ = done.send((shaken, peer)).await;
         });
     }
 }
 
 impl Listener for TlsListener {
-    type Io = Stream;
-    type Addr = Peer;
+    type Io = TlsConnection;
+    type Addr = TlsPeer;
 
-    async fn accept(&mut self) -> (Stream, Peer) {
-        match self.shaken.recv().await {
+    async fn accept(&mut self) -> (TlsConnection, TlsPeer) {
+        match self.connections.recv().await {
             Some(shaken) => shaken,
             None => std::future::pending().await, // the accept task ended: no more connections
         }
     }
 
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer { address: self.address, certificate: None, _place: None })
+    fn local_addr(&self) -> io::Result<TlsPeer> {
+        Ok(TlsPeer { address: self.address, certificate: None, _permit: None })
     }
 }
 
@@ -132,8 +136,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let asked = stop.clone();
-    let app = app.into_make_service_with_connect_info::<Peer>();
+    let app = app.into_make_service_with_connect_info::<TlsPeer>();
     let serving =
         axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
-    drained(async { serving.await }, stop).await
+    serve_and_drain(async { serving.await }, stop).await
 }

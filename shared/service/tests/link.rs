@@ -5,22 +5,26 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rumqttc::{PublishOptions, QoS};
-use service::mqtt::{Bounds, Broker, Link, News};
+use service::mqtt::{BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection};
 use testbed::Mosquitto;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn link(name: &str, port: u16, topics: &'static [&str]) -> Link {
-    let broker = Broker { host: "127.0.0.1".to_owned(), port, ..Broker::default() };
-    let bounds = Bounds { in_flight: 8, receive: 8, packet: 1024 };
+fn link(name: &str, port: u16, topics: &'static [&str]) -> MqttConnection {
+    let broker = BrokerSettings { host: "127.0.0.1".to_owned(), port, ..BrokerSettings::default() };
+    let bounds = ConnectionBounds { in_flight: 8, receive: 8, packet: 1024 };
     let options = broker.options(name, bounds).unwrap();
     let topics = || topics.iter().map(|topic| (*topic).to_owned()).collect();
-    Link::new(options, 8, topics, (Duration::from_millis(200), || 7))
+    MqttConnection::new(options, 8, topics, (Duration::from_millis(200), || 7))
 }
 
-async fn until(link: &mut Link, stop: &CancellationToken, wanted: fn(&News) -> bool) -> News {
+async fn until(
+    link: &mut MqttConnection,
+    stop: &CancellationToken,
+    wanted: fn(&ConnectionEvent) -> bool,
+) -> ConnectionEvent {
     let mut told = Vec::new();
     let end = Instant::now() + PATIENCE;
     loop {
@@ -38,35 +42,37 @@ async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
     let mut broker = Mosquitto::start().await.unwrap();
     let stop = CancellationToken::new();
     let mut link = self::link("one", broker.port, &["a/+", "b"]);
-    let (client, up) = (link.client(), link.up());
+    let (client, up) = (link.client(), link.ready_flag());
     for round in 0..2 {
-        until(&mut link, &stop, |news| matches!(news, News::Ready)).await;
+        until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
         assert!(up.load(Ordering::Relaxed));
         for topic in ["a/1", "c", "b"] {
             let options = PublishOptions::new(QoS::AtLeastOnce);
             client.publish(topic, round.to_string(), options).await.unwrap();
         }
         for expected in ["a/1", "b"] {
-            let heard = until(&mut link, &stop, |news| matches!(news, News::Message { .. })).await;
-            let News::Message { topic, payload } = heard else { panic!("{heard:?}") };
+            let heard =
+                until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Message { .. }))
+                    .await;
+            let ConnectionEvent::Message { topic, payload } = heard else { panic!("{heard:?}") };
             assert_eq!((topic.as_str(), payload), (expected, round.to_string().into_bytes()));
         }
         if round == 0 {
             broker.kill();
-            until(&mut link, &stop, |news| matches!(news, News::Down(_))).await;
+            until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Down(_))).await;
             assert!(!up.load(Ordering::Relaxed));
             // The connection is retried repeatedly, with waits in between.
             let tries = Instant::now();
             for _ in 0..3 {
-                until(&mut link, &stop, |news| matches!(news, News::Down(_))).await;
+                until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Down(_))).await;
             }
             assert!(tries.elapsed() >= Duration::from_millis(200), "{:?}", tries.elapsed());
-            broker.start_again().await.unwrap();
+            broker.restart().await.unwrap();
         }
     }
     // The last message is still sent.
     let mut other = self::link("another", broker.port, &["b"]);
-    until(&mut other, &stop, |news| matches!(news, News::Ready)).await;
+    until(&mut other, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
     let options = PublishOptions::new(QoS::AtLeastOnce);
     client.publish("b", "goodbye", options).await.unwrap();
     let ended = CancellationToken::new();
@@ -74,8 +80,9 @@ async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
     assert!(link.next(&ended).await.is_none());
     assert!(!up.load(Ordering::Relaxed));
     link.drain(Duration::from_millis(500)).await;
-    let heard = until(&mut other, &stop, |news| matches!(news, News::Message { .. })).await;
-    let News::Message { payload, .. } = heard else { panic!("{heard:?}") };
+    let heard =
+        until(&mut other, &stop, |news| matches!(news, ConnectionEvent::Message { .. })).await;
+    let ConnectionEvent::Message { payload, .. } = heard else { panic!("{heard:?}") };
     assert_eq!(payload, b"goodbye");
 }
 
@@ -84,5 +91,5 @@ async fn who_listens_to_nothing_is_ready_at_once() {
     let broker = Mosquitto::start().await.unwrap();
     let mut link = self::link("one", broker.port, &[]);
     let ready = until(&mut link, &CancellationToken::new(), |_| true).await;
-    assert!(matches!(ready, News::Ready), "{ready:?}");
+    assert!(matches!(ready, ConnectionEvent::Ready), "{ready:?}");
 }

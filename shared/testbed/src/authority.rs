@@ -6,18 +6,18 @@ use std::process::Command;
 use anyhow::ensure;
 
 /// A certificate authority in a temporary folder, which is removed when it is dropped.
-pub struct Authority {
+pub struct TestCa {
     folder: tempfile::TempDir,
 }
 
 /// The PEM files of a certificate and its key.
 #[derive(Debug, Clone)]
-pub struct Issued {
+pub struct IssuedCertificate {
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
-impl Authority {
+impl TestCa {
     /// # Errors
     /// When OpenSSL is not installed or refuses.
     pub fn new() -> anyhow::Result<Self> {
@@ -52,7 +52,7 @@ impl Authority {
     ///
     /// # Errors
     /// When OpenSSL refuses.
-    pub fn issue(&self, name: &str) -> anyhow::Result<Issued> {
+    pub fn issue(&self, name: &str) -> anyhow::Result<IssuedCertificate> {
         let file = |ending: &str| format!("{name}.{ending}");
         let at = |ending: &str| self.folder.path().join(file(ending));
         let subject = format!("/CN={name}");
@@ -88,7 +88,7 @@ impl Authority {
             "-out",
             &file("pem"),
         ])?;
-        Ok(Issued { certificate: at("pem"), key: at("key") })
+        Ok(IssuedCertificate { certificate: at("pem"), key: at("key") })
     }
 
     fn openssl(&self, arguments: &[&str]) -> anyhow::Result<()> {

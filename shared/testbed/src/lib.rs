@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-pub use authority::Authority;
+pub use authority::TestCa;
 pub use postgres::Postgres;
 pub use process::Process;
 
@@ -41,7 +41,7 @@ pub fn free_port() -> anyhow::Result<u16> {
 ///
 /// # Errors
 /// When it does not exist: run `cargo build --workspace --bins` first.
-pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+pub fn binary_path(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
@@ -49,7 +49,7 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
 
 /// Returns the root folder of the workspace.
 #[must_use]
-pub fn workspace() -> PathBuf {
+pub fn workspace_root() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.ancestors().nth(2).unwrap_or(&own).to_owned()
 }
@@ -59,7 +59,7 @@ pub fn workspace() -> PathBuf {
 /// # Errors
 /// When they are absent in CI.
 pub fn recordings() -> anyhow::Result<Option<PathBuf>> {
-    let folder = workspace().join("../shared/roasts");
+    let folder = workspace_root().join("../shared/roasts");
     if folder.is_dir() {
         return Ok(Some(folder));
     }
@@ -93,7 +93,8 @@ where
 }
 
 /// The queue and in-flight limits, as in `packaging/mosquitto/simcorp.conf`.
-const PACE: &str = "max_queued_messages 100000\nmax_inflight_messages 2000\nset_tcp_nodelay true\n";
+const QUEUE_LIMITS: &str =
+    "max_queued_messages 100000\nmax_inflight_messages 2000\nset_tcp_nodelay true\n";
 
 /// A Mosquitto broker, configured as in production; without TLS unless started otherwise.
 pub struct Mosquitto {
@@ -116,13 +117,13 @@ impl Mosquitto {
             &file,
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
-                 persistence_location {data}/\nuser root\n{PACE}"
+                 persistence_location {data}/\nuser root\n{QUEUE_LIMITS}"
             ),
         )?;
         let arguments = ["-c".to_owned(), file.display().to_string()];
         let process = Process::new(program, arguments, folder.path().join("mosquitto.log"));
         let mut broker = Self { port, process, _folder: folder };
-        broker.start_again().await?;
+        broker.restart().await?;
         Ok(broker)
     }
 
@@ -131,7 +132,7 @@ impl Mosquitto {
     ///
     /// # Errors
     /// As [`Mosquitto::start`].
-    pub async fn start_private(authority: &Authority, acl: &str) -> anyhow::Result<Self> {
+    pub async fn start_tls(authority: &TestCa, acl: &str) -> anyhow::Result<Self> {
         let (folder, port) = (tempfile::tempdir()?, free_port()?);
         let server = authority.issue("localhost")?;
         let (file, list) = (folder.path().join("mosquitto.conf"), folder.path().join("acl"));
@@ -141,7 +142,7 @@ impl Mosquitto {
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous false\nuser root\n\
                  cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true\n\
-                 use_identity_as_username true\nacl_file {}\n{PACE}",
+                 use_identity_as_username true\nacl_file {}\n{QUEUE_LIMITS}",
                 authority.certificate().display(),
                 server.certificate.display(),
                 server.key.display(),
@@ -152,7 +153,7 @@ impl Mosquitto {
         let program = PathBuf::from("/usr/sbin/mosquitto");
         let process = Process::new(program, arguments, folder.path().join("mosquitto.log"));
         let mut broker = Self { port, process, _folder: folder };
-        broker.start_again().await?;
+        broker.restart().await?;
         Ok(broker)
     }
 
@@ -163,7 +164,7 @@ impl Mosquitto {
     ///
     /// # Errors
     /// As [`Mosquitto::start`]; and when its dynamic security plugin is not there.
-    pub async fn start_fleet(authority: &Authority, gateways: &str) -> anyhow::Result<(Self, u16)> {
+    pub async fn start_fleet(authority: &TestCa, gateways: &str) -> anyhow::Result<(Self, u16)> {
         let plugin = ["/usr/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu"]
             .map(|folder| PathBuf::from(folder).join("mosquitto_dynamic_security.so"));
         let plugin = plugin.into_iter().find(|path| path.is_file());
@@ -172,7 +173,7 @@ impl Mosquitto {
         let server = authority.issue("localhost")?;
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("gateways.pem"), gateways)?;
-        let shipped = workspace().join("packaging/mosquitto/dynamic-security.json");
+        let shipped = workspace_root().join("packaging/mosquitto/dynamic-security.json");
         std::fs::copy(shipped, at("dynamic-security.json"))?;
         let (certificate, key) = (server.certificate.display(), server.key.display());
         let listener = |port: u16, ca: &std::path::Path, more: &str| {
@@ -183,7 +184,7 @@ impl Mosquitto {
             )
         };
         let text = format!(
-            "allow_anonymous false\nuser root\n{PACE}plugin {}\n\
+            "allow_anonymous false\nuser root\n{QUEUE_LIMITS}plugin {}\n\
              plugin_opt_config_file {}\n{}{}",
             plugin.display(),
             at("dynamic-security.json").display(),
@@ -195,7 +196,7 @@ impl Mosquitto {
         let log = folder.path().join("mosquitto.log");
         let process = Process::new(PathBuf::from("/usr/sbin/mosquitto"), arguments, log);
         let mut broker = Self { port, process, _folder: folder };
-        broker.start_again().await?;
+        broker.restart().await?;
         Ok((broker, outer))
     }
 
@@ -210,9 +211,9 @@ impl Mosquitto {
 
     /// # Errors
     /// When it does not answer.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.start()?;
-        answers(self.port).await
+        wait_for_port(self.port).await
     }
 }
 
@@ -238,7 +239,7 @@ impl Redis {
         let log = folder.path().join("redis.log");
         let mut redis =
             Self { port, process: Process::new(program, arguments, log), _folder: folder };
-        redis.start_again().await?;
+        redis.restart().await?;
         Ok(redis)
     }
 
@@ -248,9 +249,9 @@ impl Redis {
 
     /// # Errors
     /// When it does not answer.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.process.start()?;
-        answers(self.port).await
+        wait_for_port(self.port).await
     }
 }
 
@@ -258,7 +259,7 @@ impl Redis {
 ///
 /// # Errors
 /// When no program does within ten seconds.
-pub async fn answers(port: u16) -> anyhow::Result<()> {
+pub async fn wait_for_port(port: u16) -> anyhow::Result<()> {
     let connect =
         || async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };
     wait_for(&format!("port {port}"), Duration::from_secs(10), connect).await

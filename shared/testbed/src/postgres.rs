@@ -49,7 +49,7 @@ impl Postgres {
         let log = path.with_extension("log");
         let process = Process::new(bin.join("postgres"), arguments, log).as_user("postgres");
         let mut cluster = Self { bin, process, folder };
-        cluster.start_again().await?;
+        cluster.restart().await?;
         cluster.query("postgres", "CREATE DATABASE simcorp")?;
         Ok(cluster)
     }
@@ -78,7 +78,7 @@ impl Postgres {
         let log = path.with_extension("log");
         let process = Process::new(self.bin.join("postgres"), arguments, log).as_user("postgres");
         let mut cluster = Self { bin: self.bin.clone(), process, folder };
-        cluster.start_again().await?;
+        cluster.restart().await?;
         Ok(cluster)
     }
 
@@ -100,7 +100,7 @@ impl Postgres {
 
     /// # Errors
     /// When it does not answer.
-    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(self.folder.path().join("data/postmaster.pid"));
         self.process.start()?;
         let ask = || async { self.query("postgres", "SELECT 1").is_ok() };
@@ -147,7 +147,7 @@ impl Postgres {
     ///
     /// # Errors
     /// When the statement fails or its result is not a number.
-    pub fn count(&self, sql: &str) -> anyhow::Result<i64> {
+    pub fn query_number(&self, sql: &str) -> anyhow::Result<i64> {
         let text = self.query("simcorp", sql)?;
         text.parse().with_context(|| format!("{sql}: {text:?} is not a number"))
     }

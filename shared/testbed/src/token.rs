@@ -14,7 +14,7 @@ const LABEL: &str = "simcorp";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A PKCS#11 token, and what a program needs to use it.
-pub struct Token {
+pub struct Pkcs11Token {
     pub module: PathBuf,
     pub label: String,
     /// The environment variables that a program needs to load the module.
@@ -23,12 +23,12 @@ pub struct Token {
     pub servers: Vec<Process>,
 }
 
-impl Token {
+impl Pkcs11Token {
     /// Creates a SoftHSM2 token in `folder`; it supports Ed25519 and P-256.
     ///
     /// # Errors
     /// When SoftHSM2 is not installed.
-    pub fn soft(folder: &Path) -> anyhow::Result<Self> {
+    pub fn softhsm(folder: &Path) -> anyhow::Result<Self> {
         let tokens = folder.join("softhsm");
         std::fs::create_dir_all(&tokens)?;
         let config = folder.join("softhsm2.conf");
@@ -49,7 +49,7 @@ impl Token {
         let (state, store) = (folder.join("tpm"), folder.join("tpm2-pkcs11"));
         std::fs::create_dir_all(&state)?;
         std::fs::create_dir_all(&store)?;
-        let port = port_of_two()?;
+        let port = two_adjacent_ports()?;
         let control = port + 1;
         let mut tpm = Process::new(
             "swtpm".into(),
@@ -123,7 +123,7 @@ impl Token {
 
 /// Returns a free port followed by another free port, where the TPM's clients expect its control
 /// port.
-fn port_of_two() -> anyhow::Result<u16> {
+fn two_adjacent_ports() -> anyhow::Result<u16> {
     for _ in 0..100 {
         let port = free_port()?;
         if port < u16::MAX && std::net::TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {

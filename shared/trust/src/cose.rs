@@ -32,7 +32,7 @@ pub enum CoseError {
 
 /// Returns the SHA-256 of a signed payload, which identifies a frame.
 #[must_use]
-pub fn digest(payload: &[u8]) -> Digest {
+pub fn sha256_digest(payload: &[u8]) -> Digest {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, payload);
     let mut bytes = [0; 32];
     bytes.copy_from_slice(hash.as_ref());
@@ -43,7 +43,11 @@ pub fn digest(payload: &[u8]) -> Digest {
 ///
 /// # Errors
 /// When the signer cannot sign.
-pub fn sign(signer: &dyn Signer, content: &str, payload: Vec<u8>) -> Result<Vec<u8>, SignError> {
+pub fn sign_message(
+    signer: &dyn Signer,
+    content: &str,
+    payload: Vec<u8>,
+) -> Result<Vec<u8>, SignError> {
     let algorithm = match signer.public_key()?.algorithm() {
         Algorithm::EdDsa => CoseAlgorithm::EdDSA,
         Algorithm::Es256 => CoseAlgorithm::ES256,
@@ -65,14 +69,14 @@ pub fn sign(signer: &dyn Signer, content: &str, payload: Vec<u8>) -> Result<Vec<
 
 /// A message whose signature has not been checked yet.
 #[derive(Debug, Clone)]
-pub struct Signed {
+pub struct SignedMessage {
     message: CoseSign1,
     key_id: KeyId,
     algorithm: Algorithm,
     content: String,
 }
 
-impl Signed {
+impl SignedMessage {
     /// Parses a tagged `COSE_Sign1` message whose headers are exactly those that [`sign`] writes.
     ///
     /// # Errors
@@ -144,12 +148,12 @@ impl Signed {
 /// single verification refuses.
 #[must_use]
 pub fn verify_many(
-    messages: &[(&Signed, &PublicKey)],
+    messages: &[(&SignedMessage, &PublicKey)],
     threads: usize,
 ) -> Vec<Result<(), CoseError>> {
     /// The fewest messages for one thread; with fewer, a thread costs more than it saves.
     const SHARE_MIN: usize = 16;
-    let check = |share: &[(&Signed, &PublicKey)]| -> Vec<Result<(), CoseError>> {
+    let check = |share: &[(&SignedMessage, &PublicKey)]| -> Vec<Result<(), CoseError>> {
         share.iter().map(|(message, key)| message.verify(key)).collect()
     };
     let share = messages.len().div_ceil(threads.max(1)).max(SHARE_MIN);

@@ -14,7 +14,7 @@ pub struct EnrollmentToken {
     pub url: String,
     /// The SHA-256 of the certificate authority's certificate. The server at `url` must have a
     /// certificate by this authority.
-    pub authority: [u8; 32],
+    pub ca_fingerprint: [u8; 32],
     pub id: String,
     secret: SecretString,
 }
@@ -29,7 +29,7 @@ impl EnrollmentToken {
         let secret: [u8; 32] = crate::random()?;
         let id = id.iter().fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
         let secret = URL_SAFE_NO_PAD.encode(secret).into();
-        Ok(Self { url: url.to_owned(), authority, id, secret })
+        Ok(Self { url: url.to_owned(), ca_fingerprint: authority, id, secret })
     }
 
     /// Parses a token as a person has pasted it; `None` if it is malformed.
@@ -44,21 +44,26 @@ impl EnrollmentToken {
             && id.len() == 12
             && id.bytes().all(|b| b.is_ascii_hexdigit())
             && secret.len() == 43;
-        fits.then(|| Self { url, authority, id: id.to_owned(), secret: secret.to_owned().into() })
+        fits.then(|| Self {
+            url,
+            ca_fingerprint: authority,
+            id: id.to_owned(),
+            secret: secret.to_owned().into(),
+        })
     }
 
     /// Returns the digest of the secret, which is stored instead of it. The secret has 256 random
     /// bits, so a plain digest is enough.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        crate::digest(self.secret.expose_secret().as_bytes()).0
+        crate::sha256_digest(self.secret.expose_secret().as_bytes()).0
     }
 
     /// Returns the whole token as text, to be shown once.
     #[must_use]
-    pub fn show(&self) -> String {
+    pub fn reveal(&self) -> String {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let (url, authority) = (encode(self.url.as_bytes()), encode(&self.authority));
+        let (url, authority) = (encode(self.url.as_bytes()), encode(&self.ca_fingerprint));
         format!("{PREFIX}.{url}.{authority}.{}.{}", self.id, self.secret.expose_secret())
     }
 }
@@ -70,16 +75,16 @@ mod tests {
     #[test]
     fn a_token_is_read_as_it_was_shown() {
         let token = EnrollmentToken::generate("https://fleet.example:4019", [7; 32]).unwrap();
-        let (shown, digest) = (token.show(), token.digest());
+        let (shown, digest) = (token.reveal(), token.digest());
         let read = EnrollmentToken::parse(&format!(" {shown}\n")).unwrap();
-        assert_eq!((read.url, read.authority, read.id), (token.url, [7; 32], token.id));
+        assert_eq!((read.url, read.ca_fingerprint, read.id), (token.url, [7; 32], token.id));
         assert_eq!(EnrollmentToken::parse(&shown).unwrap().digest(), digest);
         for broken in
             [&shown[..shown.len() - 1], "sce1.a.b.c.d", "", &shown.replace("sce1", "sce2")]
         {
             assert!(EnrollmentToken::parse(broken).is_none(), "{broken}");
         }
-        let plain = EnrollmentToken::generate("http://fleet.example", [7; 32]).unwrap().show();
+        let plain = EnrollmentToken::generate("http://fleet.example", [7; 32]).unwrap().reveal();
         assert!(EnrollmentToken::parse(&plain).is_none(), "a secret over plain HTTP");
     }
 }

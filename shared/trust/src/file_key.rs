@@ -115,7 +115,7 @@ impl FileKey {
                 EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map(Pair::P256)
             }
         };
-        pair.ok().and_then(|pair| Self::with(pair, key_id)).ok_or(FileKeyError::Random)
+        pair.ok().and_then(|pair| Self::from_pair(pair, key_id)).ok_or(FileKeyError::Random)
     }
 
     #[must_use]
@@ -127,10 +127,10 @@ impl FileKey {
         let pair = Ed25519KeyPair::from_pkcs8(der).map(Pair::Ed25519).or_else(|_| {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der).map(Pair::P256)
         });
-        Self::with(pair.ok()?, key_id)
+        Self::from_pair(pair.ok()?, key_id)
     }
 
-    fn with(pair: Pair, key_id: KeyId) -> Option<Self> {
+    fn from_pair(pair: Pair, key_id: KeyId) -> Option<Self> {
         let spki: PublicKeyX509Der<'_> = match &pair {
             Pair::Ed25519(pair) => pair.public_key().as_der().ok()?,
             Pair::P256(pair) => pair.public_key().as_der().ok()?,

@@ -17,7 +17,8 @@ pub mod tls;
 pub mod x509;
 
 pub use cose::{
-    CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT, CoseError, Signed, digest, sign, verify_many,
+    CONTENT_FRAME, CONTENT_OUTCOME, CONTENT_RECEIPT, CoseError, SignedMessage, sha256_digest,
+    sign_message, verify_many,
 };
 pub use enrollment::EnrollmentToken;
 pub use file_key::{FileKey, FileKeyError};
@@ -37,14 +38,14 @@ pub fn random<const N: usize>() -> Result<[u8; N], std::io::Error> {
 
 /// Returns a random number for jitter; always 0 if the system provides no random numbers.
 #[must_use]
-pub fn spread() -> u64 {
+pub fn jitter() -> u64 {
     random::<8>().map_or(0, u64::from_le_bytes)
 }
 
 /// Returns whether two secrets, or digests of them, are equal. It takes constant time, so that the
 /// time does not reveal where they differ.
 #[must_use]
-pub fn same(a: &[u8], b: &[u8]) -> bool {
+pub fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()
 }
 

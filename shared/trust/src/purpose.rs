@@ -37,30 +37,32 @@ pub enum Purpose {
 
 impl Purpose {
     /// The purposes for which a gateway's key signs.
-    pub const OF_A_DEVICE: [Self; 5] =
+    pub const DEVICE_PURPOSES: [Self; 5] =
         [Self::Frame, Self::Receipt, Self::Outcome, Self::CertificateRequest, Self::TlsHandshake];
 
     /// Returns the purpose of `message`; `None` if the key `key_id` with the public key `public`
     /// must not sign it.
     #[must_use]
-    pub fn of(message: &[u8], key_id: &KeyId, public: &PublicKey) -> Option<Self> {
+    pub fn classify(message: &[u8], key_id: &KeyId, public: &PublicKey) -> Option<Self> {
         match message.first()? {
             _ if message.len() > MESSAGE_BYTES_MAX => None,
-            0x84 => statement(message, key_id, public.algorithm()),
-            b' ' => handshake(message).then_some(Self::TlsHandshake),
-            0x30 if request(message, key_id, public) => Some(Self::CertificateRequest),
-            0x30 => certificate(message).then_some(Self::Certificate),
+            0x84 => cose_purpose(message, key_id, public.algorithm()),
+            b' ' => is_tls_handshake(message).then_some(Self::TlsHandshake),
+            0x30 if is_certificate_request(message, key_id, public) => {
+                Some(Self::CertificateRequest)
+            }
+            0x30 => is_certificate(message).then_some(Self::Certificate),
             _ => None,
         }
     }
 }
 
 /// `Sig_structure` of RFC 9052, 4.4: ["Signature1", protected, external, payload].
-fn statement(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Purpose> {
+fn cose_purpose(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Purpose> {
     let rest = message.strip_prefix(b"\x84\x6aSignature1")?;
-    let (protected, rest) = byte_string(rest)?;
-    let (external, rest) = byte_string(rest)?;
-    let (_payload, rest) = byte_string(rest)?;
+    let (protected, rest) = cbor_byte_string(rest)?;
+    let (external, rest) = cbor_byte_string(rest)?;
+    let (_payload, rest) = cbor_byte_string(rest)?;
     if !external.is_empty() || !rest.is_empty() {
         return None;
     }
@@ -85,7 +87,7 @@ fn statement(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Pur
 }
 
 /// Splits `bytes` after a definite CBOR byte string: its content, and the bytes that follow it.
-fn byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+fn cbor_byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (first, rest) = bytes.split_first()?;
     let (length, rest) = match first {
         0x40..=0x57 => (usize::from(first - 0x40), rest),
@@ -97,7 +99,7 @@ fn byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-fn handshake(message: &[u8]) -> bool {
+fn is_tls_handshake(message: &[u8]) -> bool {
     let Some((padding, rest)) = message.split_at_checked(TLS_PADDING) else { return false };
     let Some(hash) = rest.strip_prefix(TLS_CONTEXT) else { return false };
     padding.iter().all(|b| *b == b' ') && matches!(hash.len(), 32 | 48)
@@ -106,35 +108,35 @@ fn handshake(message: &[u8]) -> bool {
 /// Checks a `CertificationRequestInfo` of RFC 2986: version 0, a subject that is our own name and
 /// nothing else, our own public key, and no attributes. Our signature must never get a certificate
 /// for another key, another name or another use.
-fn request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
+fn is_certificate_request(message: &[u8], key_id: &KeyId, public: &PublicKey) -> bool {
     let inner = || {
-        let (0x30, inner, []) = element(message)? else { return None };
-        let (0x02, [0], rest) = element(inner)? else { return None };
-        let (0x30, subject, rest) = element(rest)? else { return None };
-        let (0x31, name, []) = element(subject)? else { return None };
-        let (0x30, name, []) = element(name)? else { return None };
+        let (0x30, inner, []) = der_element(message)? else { return None };
+        let (0x02, [0], rest) = der_element(inner)? else { return None };
+        let (0x30, subject, rest) = der_element(rest)? else { return None };
+        let (0x31, name, []) = der_element(subject)? else { return None };
+        let (0x30, name, []) = der_element(name)? else { return None };
         let name = name.strip_prefix(&COMMON_NAME)?;
-        let (0x0c, name, []) = element(name)? else { return None };
+        let (0x0c, name, []) = der_element(name)? else { return None };
         if name != key_id.as_str().as_bytes() {
             return None;
         }
         let spki = public.to_spki();
         let rest = rest.strip_prefix(spki.as_slice())?;
-        let (0xa0, [], []) = element(rest)? else { return None };
+        let (0xa0, [], []) = der_element(rest)? else { return None };
         Some(())
     };
     inner().is_some()
 }
 
 /// Checks a `TBSCertificate` of RFC 5280, 4.1: version 3, then its serial number.
-fn certificate(message: &[u8]) -> bool {
-    let Some((0x30, inner, [])) = element(message) else { return false };
-    let Some((0xa0, [0x02, 0x01, 0x02], rest)) = element(inner) else { return false };
-    matches!(element(rest), Some((0x02, _, _)))
+fn is_certificate(message: &[u8]) -> bool {
+    let Some((0x30, inner, [])) = der_element(message) else { return false };
+    let Some((0xa0, [0x02, 0x01, 0x02], rest)) = der_element(inner) else { return false };
+    matches!(der_element(rest), Some((0x02, _, _)))
 }
 
 /// Splits off one DER element: its tag, its content, and the bytes that follow it.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+fn der_element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let [tag, first, rest @ ..] = bytes else { return None };
     let (length, rest) = match first {
         0..=0x7f => (usize::from(*first), rest),
@@ -149,7 +151,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FileKey, SignError, Signer, sign};
+    use crate::{FileKey, SignError, Signer, sign_message};
 
     fn kid() -> KeyId {
         "device:gw@leipzig".parse().unwrap()
@@ -175,7 +177,7 @@ mod tests {
         let key = FileKey::generate(kid(), algorithm).unwrap();
         let public = key.public_key().clone();
         let spy = Spy(key, std::sync::Mutex::default());
-        sign(&spy, content, payload).unwrap();
+        sign_message(&spy, content, payload).unwrap();
         (spy.1.into_inner().unwrap(), public)
     }
 
@@ -191,11 +193,15 @@ mod tests {
             ] {
                 for length in [0, 20, 200, 70_000] {
                     let (message, public) = asked(algorithm, content, vec![7; length]);
-                    assert_eq!(Purpose::of(&message, &kid(), &public), purpose, "{content}");
+                    assert_eq!(Purpose::classify(&message, &kid(), &public), purpose, "{content}");
                     let other: KeyId = "device:other@leipzig".parse().unwrap();
-                    assert_eq!(Purpose::of(&message, &other, &public), None, "another's name");
+                    assert_eq!(
+                        Purpose::classify(&message, &other, &public),
+                        None,
+                        "another's name"
+                    );
                     let longer = [&message[..], &[0]].concat();
-                    assert_eq!(Purpose::of(&longer, &kid(), &public), None);
+                    assert_eq!(Purpose::classify(&longer, &kid(), &public), None);
                 }
             }
         }
@@ -206,7 +212,7 @@ mod tests {
         let (_, public) = asked(Algorithm::Es256, CONTENT_FRAME, vec![]);
         let proof = |context: &[u8], hash: usize| {
             let message = [&[b' '; 64][..], context, &vec![1; hash]].concat();
-            Purpose::of(&message, &kid(), &public)
+            Purpose::classify(&message, &kid(), &public)
         };
         assert_eq!(proof(TLS_CONTEXT, 32), Some(Purpose::TlsHandshake));
         assert_eq!(proof(TLS_CONTEXT, 48), Some(Purpose::TlsHandshake));
@@ -227,7 +233,7 @@ mod tests {
             let attributes = tlv(0xa0, attributes);
             tlv(0x30, &[&[0x02, 1, 0][..], &subject, &key.to_spki(), &attributes].concat())
         };
-        let is = |message: &[u8]| Purpose::of(message, &kid(), &public);
+        let is = |message: &[u8]| Purpose::classify(message, &kid(), &public);
         let ours = kid().as_str().to_owned();
         assert_eq!(is(&info(&ours, &public, &[])), Some(Purpose::CertificateRequest));
         assert_eq!(is(&info(&ours, &another, &[])), None, "another's key");

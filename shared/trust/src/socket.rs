@@ -20,11 +20,11 @@ pub const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX + 64;
 /// The operation that returns the public key; clients request it first.
 const OPERATION_PUBLIC_KEY: u8 = 1;
 const OPERATION_SIGN: u8 = 2;
-const STATUS_DONE: u8 = 0;
+const STATUS_OK: u8 = 0;
 
 /// A request to the signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
+pub enum SignerRequest {
     /// DER `SubjectPublicKeyInfo`.
     PublicKey,
     Sign(Vec<u8>),
@@ -33,37 +33,37 @@ pub enum Request {
 /// Why the signer refuses a request. The numbers are part of the wire format and must never be
 /// reused with another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum SignRefusal {
     /// The message has no purpose for which this key signs.
-    Purpose = 1,
+    ForbiddenPurpose = 1,
     /// Too many requests are already waiting.
     Busy = 2,
     /// The token does not answer in time.
-    Slow = 3,
+    TokenTimeout = 3,
     /// The token is absent, locked or broken.
-    Token = 4,
+    TokenUnavailable = 4,
     /// The request is malformed.
     Malformed = 5,
 }
 
-impl Refusal {
+impl SignRefusal {
     #[must_use]
-    pub const fn sentence(self) -> &'static str {
+    pub const fn message(self) -> &'static str {
         match self {
-            Self::Purpose => "the signer does not sign such a message with this key",
+            Self::ForbiddenPurpose => "the signer does not sign such a message with this key",
             Self::Busy => "the signer is busy: too many requests wait",
-            Self::Slow => "the token does not answer in time",
-            Self::Token => "the token cannot be used; see the signer's log",
+            Self::TokenTimeout => "the token does not answer in time",
+            Self::TokenUnavailable => "the token cannot be used; see the signer's log",
             Self::Malformed => "the signer did not understand the request",
         }
     }
 
     const fn from_code(code: u8) -> Self {
         match code {
-            1 => Self::Purpose,
+            1 => Self::ForbiddenPurpose,
             2 => Self::Busy,
-            3 => Self::Slow,
-            4 => Self::Token,
+            3 => Self::TokenTimeout,
+            4 => Self::TokenUnavailable,
             _ => Self::Malformed,
         }
     }
@@ -73,11 +73,11 @@ impl Refusal {
 ///
 /// # Errors
 /// When the connection ends, or what arrives is too long or not a request.
-pub fn read_request(stream: &mut impl Read) -> io::Result<Request> {
+pub fn read_request(stream: &mut impl Read) -> io::Result<SignerRequest> {
     let body = read_body(stream)?;
     match body.split_first() {
-        Some((&OPERATION_PUBLIC_KEY, [])) => Ok(Request::PublicKey),
-        Some((&OPERATION_SIGN, message)) => Ok(Request::Sign(message.to_vec())),
+        Some((&OPERATION_PUBLIC_KEY, [])) => Ok(SignerRequest::PublicKey),
+        Some((&OPERATION_SIGN, message)) => Ok(SignerRequest::Sign(message.to_vec())),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a request")),
     }
 }
@@ -86,9 +86,12 @@ pub fn read_request(stream: &mut impl Read) -> io::Result<Request> {
 ///
 /// # Errors
 /// When the connection has ended.
-pub fn write_answer(stream: &mut impl Write, answer: &Result<Vec<u8>, Refusal>) -> io::Result<()> {
+pub fn write_response(
+    stream: &mut impl Write,
+    answer: &Result<Vec<u8>, SignRefusal>,
+) -> io::Result<()> {
     match answer {
-        Ok(content) => write_body(stream, STATUS_DONE, content),
+        Ok(content) => write_body(stream, STATUS_OK, content),
         Err(refusal) => write_body(stream, *refusal as u8, &[]),
     }
 }
@@ -130,7 +133,7 @@ impl SocketKey {
         Self { path: path.to_owned(), key_id, time_limit, public: OnceLock::new() }
     }
 
-    fn ask(&self, request: &Request) -> Result<Vec<u8>, SignError> {
+    fn exchange(&self, request: &SignerRequest) -> Result<Vec<u8>, SignError> {
         let unheard = |error: io::Error| {
             let problem = match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -145,17 +148,17 @@ impl SocketKey {
             stream.set_read_timeout(Some(self.time_limit))?;
             stream.set_write_timeout(Some(self.time_limit))?;
             match request {
-                Request::PublicKey => write_body(&mut stream, OPERATION_PUBLIC_KEY, &[])?,
-                Request::Sign(message) => write_body(&mut stream, OPERATION_SIGN, message)?,
+                SignerRequest::PublicKey => write_body(&mut stream, OPERATION_PUBLIC_KEY, &[])?,
+                SignerRequest::Sign(message) => write_body(&mut stream, OPERATION_SIGN, message)?,
             }
             read_body(&mut stream)
         };
         let body = exchange().map_err(unheard)?;
         match body.split_first() {
-            Some((&STATUS_DONE, content)) => Ok(content.to_vec()),
+            Some((&STATUS_OK, content)) => Ok(content.to_vec()),
             other => {
-                let refusal = Refusal::from_code(other.map_or(u8::MAX, |(code, _)| *code));
-                let problem = refusal.sentence().to_owned();
+                let refusal = SignRefusal::from_code(other.map_or(u8::MAX, |(code, _)| *code));
+                let problem = refusal.message().to_owned();
                 Err(SignError { key_id: self.key_id.clone(), problem })
             }
         }
@@ -185,7 +188,7 @@ impl Signer for SocketKey {
         if let Some(known) = self.public.get() {
             return Ok(known.clone());
         }
-        let spki = self.ask(&Request::PublicKey)?;
+        let spki = self.exchange(&SignerRequest::PublicKey)?;
         let public = PublicKey::from_spki(&spki).map_err(|error| SignError {
             key_id: self.key_id.clone(),
             problem: format!("the signer's key is {error}"),
@@ -194,6 +197,6 @@ impl Signer for SocketKey {
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        self.ask(&Request::Sign(message.to_vec()))
+        self.exchange(&SignerRequest::Sign(message.to_vec()))
     }
 }

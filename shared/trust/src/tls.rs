@@ -9,7 +9,7 @@ use rustls::sign::{CertifiedKey, Signer as TlsSigner, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
 
 use crate::key::{Algorithm, PublicKey, Signer};
-use crate::x509::in_der;
+use crate::x509::to_der_signature;
 
 /// An adapter from a [`Signer`] to the traits of rustls.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ impl TlsSigner for HandshakeKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         let signature =
             self.signer.sign(message).map_err(|error| Error::General(error.to_string()))?;
-        Ok(in_der(self.algorithm, signature))
+        Ok(to_der_signature(self.algorithm, signature))
     }
 
     fn scheme(&self) -> SignatureScheme {
@@ -62,18 +62,18 @@ impl TlsSigner for HandshakeKey {
 /// The certificate that a client presents in handshakes. It can be replaced at any time: open
 /// connections continue, and the next handshake uses the new certificate.
 #[derive(Clone, Debug, Default)]
-pub struct Shown(Arc<RwLock<Option<Arc<CertifiedKey>>>>);
+pub struct ClientCertificate(Arc<RwLock<Option<Arc<CertifiedKey>>>>);
 
-impl Shown {
+impl ClientCertificate {
     /// Replaces the certificate (DER) and its key.
-    pub fn change(&self, certificate: &[u8], key: HandshakeKey) {
+    pub fn replace(&self, certificate: &[u8], key: HandshakeKey) {
         let chain = vec![CertificateDer::from(certificate.to_vec())];
         let certified = Arc::new(CertifiedKey::new(chain, Arc::new(key)));
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(certified);
     }
 }
 
-impl ResolvesClientCert for Shown {
+impl ResolvesClientCert for ClientCertificate {
     fn resolve(
         &self,
         _authorities: &[&[u8]],

@@ -22,7 +22,7 @@ pub enum X509Error {
     #[error("the key in it is {0}")]
     Key(#[from] KeyError),
     #[error("not a request of {0} for a certificate of its own key")]
-    NotItsOwn(String),
+    WrongSubject(String),
     #[error("the signature does not match")]
     Signature,
     #[error(transparent)]
@@ -30,12 +30,12 @@ pub enum X509Error {
 }
 
 /// An adapter from a [`Signer`] to the traits of `rcgen`.
-pub struct Issuing<'s> {
+pub struct RcgenSigner<'s> {
     signer: &'s dyn Signer,
     public: PublicKey,
 }
 
-impl<'s> Issuing<'s> {
+impl<'s> RcgenSigner<'s> {
     /// # Errors
     /// When the signer cannot return its public key.
     pub fn new(signer: &'s dyn Signer) -> Result<Self, SignError> {
@@ -43,7 +43,7 @@ impl<'s> Issuing<'s> {
     }
 }
 
-impl PublicKeyData for Issuing<'_> {
+impl PublicKeyData for RcgenSigner<'_> {
     fn der_bytes(&self) -> &[u8] {
         match &self.public {
             PublicKey::Ed25519(key) => key,
@@ -59,17 +59,17 @@ impl PublicKeyData for Issuing<'_> {
     }
 }
 
-impl SigningKey for Issuing<'_> {
+impl SigningKey for RcgenSigner<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         // rcgen keeps no cause; the holder of the key has logged it.
         let signature = self.signer.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
-        Ok(in_der(self.public.algorithm(), signature))
+        Ok(to_der_signature(self.public.algorithm(), signature))
     }
 }
 
 /// Converts a signature to the form of certificates and TLS: r‖s of ECDSA becomes a DER sequence of
 /// two integers (RFC 3279, 2.2.3).
-pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
+pub(crate) fn to_der_signature(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
     if algorithm == Algorithm::EdDsa {
         return signature;
     }
@@ -96,12 +96,12 @@ pub(crate) fn in_der(algorithm: Algorithm, signature: Vec<u8>) -> Vec<u8> {
 ///
 /// # Errors
 /// When the key cannot sign now.
-pub fn request(signer: &dyn Signer) -> Result<Vec<u8>, X509Error> {
+pub fn create_request(signer: &dyn Signer) -> Result<Vec<u8>, X509Error> {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, signer.key_id().as_str());
     params.distinguished_name = name;
-    let request = params.serialize_request(&Issuing::new(signer)?).map_err(|_| SignError {
+    let request = params.serialize_request(&RcgenSigner::new(signer)?).map_err(|_| SignError {
         key_id: signer.key_id().clone(),
         problem: "the key did not sign the request".to_owned(),
     })?;
@@ -124,8 +124,8 @@ pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error
     }
     let info = &request.certification_request_info;
     let public = PublicKey::from_spki(info.subject_pki.raw)?;
-    if Purpose::of(info.raw, key_id, &public) != Some(Purpose::CertificateRequest) {
-        return Err(X509Error::NotItsOwn(key_id.to_string()));
+    if Purpose::classify(info.raw, key_id, &public) != Some(Purpose::CertificateRequest) {
+        return Err(X509Error::WrongSubject(key_id.to_string()));
     }
     request.verify_signature().map_err(|_| X509Error::Signature)?;
     Ok(public)
@@ -136,8 +136,8 @@ pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error
 pub struct Certificate {
     pub der: Vec<u8>,
     /// The common name of its subject.
-    pub name: String,
-    pub public: PublicKey,
+    pub common_name: String,
+    pub public_key: PublicKey,
     /// The serial number, in hex.
     pub serial: String,
     pub not_before: EpochMs,
@@ -157,8 +157,8 @@ impl Certificate {
         let at = |time: x509_parser::time::ASN1Time| EpochMs(time.timestamp().saturating_mul(1000));
         Ok(Self {
             der: der.to_vec(),
-            name: name.to_owned(),
-            public: PublicKey::from_spki(parsed.public_key().raw)?,
+            common_name: name.to_owned(),
+            public_key: PublicKey::from_spki(parsed.public_key().raw)?,
             serial: parsed.raw_serial_as_string().replace(':', ""),
             not_before: at(parsed.validity().not_before),
             not_after: at(parsed.validity().not_after),
@@ -181,7 +181,7 @@ impl Certificate {
     /// Returns the SHA-256 of the whole certificate, which pins it.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        crate::digest(&self.der).0
+        crate::sha256_digest(&self.der).0
     }
 }
 
@@ -207,11 +207,11 @@ mod tests {
         for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
             for _ in 0..50 {
                 let key = key("gw", algorithm);
-                let der = request(&key).unwrap();
+                let der = create_request(&key).unwrap();
                 let id = Signer::key_id(&key);
                 assert_eq!(verify_request(&der, id).unwrap(), *key.public_key());
                 let other = "device:other@leipzig".parse().unwrap();
-                assert!(matches!(verify_request(&der, &other), Err(X509Error::NotItsOwn(_))));
+                assert!(matches!(verify_request(&der, &other), Err(X509Error::WrongSubject(_))));
                 let mut forged = der.clone();
                 *forged.last_mut().unwrap() ^= 1;
                 assert!(verify_request(&forged, id).is_err());
@@ -226,9 +226,9 @@ mod tests {
         let mut raw = [0; 64];
         raw[31] = 0x80;
         raw[32] = 0xff;
-        let der = in_der(Algorithm::Es256, raw.to_vec());
+        let der = to_der_signature(Algorithm::Es256, raw.to_vec());
         assert_eq!(&der[..6], &[0x30, 39, 0x02, 2, 0, 0x80]);
         assert_eq!(&der[6..10], &[0x02, 33, 0, 0xff]);
-        assert_eq!(in_der(Algorithm::Es256, vec![0; 64]), [0x30, 6, 2, 1, 0, 2, 1, 0]);
+        assert_eq!(to_der_signature(Algorithm::Es256, vec![0; 64]), [0x30, 6, 2, 1, 0, 2, 1, 0]);
     }
 }

@@ -19,8 +19,8 @@ fn key(algorithm: Algorithm) -> FileKey {
 fn both_algorithms_sign_and_verify() {
     for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
         let key = key(algorithm);
-        let bytes = sign(&key, CONTENT_FRAME, b"payload".to_vec()).unwrap();
-        let signed = Signed::parse(&bytes).unwrap();
+        let bytes = sign_message(&key, CONTENT_FRAME, b"payload".to_vec()).unwrap();
+        let signed = SignedMessage::parse(&bytes).unwrap();
         assert_eq!(signed.payload(), b"payload");
         assert_eq!(signed.key_id().as_str(), "device:gw-1@leipzig");
         assert_eq!(signed.content(), CONTENT_FRAME);
@@ -31,13 +31,13 @@ fn both_algorithms_sign_and_verify() {
 #[test]
 fn any_flipped_bit_is_noticed() {
     let key = key(Algorithm::EdDsa);
-    let bytes = sign(&key, CONTENT_FRAME, b"BT 187.4".to_vec()).unwrap();
+    let bytes = sign_message(&key, CONTENT_FRAME, b"BT 187.4".to_vec()).unwrap();
     for at in 0..bytes.len() {
         for bit in 0..8 {
             let mut changed = bytes.clone();
             changed[at] ^= 1 << bit;
             let verdict =
-                Signed::parse(&changed).and_then(|signed| signed.verify(key.public_key()));
+                SignedMessage::parse(&changed).and_then(|signed| signed.verify(key.public_key()));
             assert!(verdict.is_err(), "byte {at} bit {bit}");
         }
     }
@@ -45,8 +45,8 @@ fn any_flipped_bit_is_noticed() {
 
 #[test]
 fn another_key_or_algorithm_does_not_verify() {
-    let bytes = sign(&key(Algorithm::EdDsa), CONTENT_FRAME, vec![1]).unwrap();
-    let signed = Signed::parse(&bytes).unwrap();
+    let bytes = sign_message(&key(Algorithm::EdDsa), CONTENT_FRAME, vec![1]).unwrap();
+    let signed = SignedMessage::parse(&bytes).unwrap();
     assert_eq!(signed.verify(key(Algorithm::EdDsa).public_key()), Err(CoseError::Signature));
     assert!(matches!(
         signed.verify(key(Algorithm::Es256).public_key()),
@@ -57,10 +57,10 @@ fn another_key_or_algorithm_does_not_verify() {
 #[test]
 fn many_are_verified_in_order_and_the_forged_one_is_named() {
     let (ours, other) = (key(Algorithm::EdDsa), key(Algorithm::EdDsa));
-    let parsed: Vec<Signed> = (0..100_u8)
+    let parsed: Vec<SignedMessage> = (0..100_u8)
         .map(|i| {
             let signer = if i == 61 { &other } else { &ours };
-            Signed::parse(&sign(signer, CONTENT_FRAME, vec![i]).unwrap()).unwrap()
+            SignedMessage::parse(&sign_message(signer, CONTENT_FRAME, vec![i]).unwrap()).unwrap()
         })
         .collect();
     let questions: Vec<_> = parsed.iter().map(|signed| (signed, ours.public_key())).collect();
@@ -121,5 +121,5 @@ fn the_reference_jws_vouches_for_its_own_payload_alone() {
     assert_eq!(check("device:r-2@leipzig", &payload, at), Err(jws::JwsError::OtherKey));
     let other = serde_json::json!({"machineId": "r-1", "btC": 200.0});
     assert_eq!(check(kid, &other, at), Err(jws::JwsError::OtherPayload));
-    assert_eq!(check(kid, &payload, at.plus(300_000)), Err(jws::JwsError::Expired));
+    assert_eq!(check(kid, &payload, at.plus_ms(300_000)), Err(jws::JwsError::Expired));
 }

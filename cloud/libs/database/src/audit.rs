@@ -67,7 +67,7 @@ impl HashInput<'_> {
         put(&self.n.to_be_bytes());
         put(&self.at_ms.to_be_bytes());
         self.texts.iter().for_each(|text| put(text.as_bytes()));
-        trust::digest(&bytes).0
+        trust::sha256_digest(&bytes).0
     }
 }
 

@@ -168,7 +168,7 @@ async fn answer(
         .map_err(|_| ApiError::TooLarge(format!("more than {BODY_BYTES_MAX} bytes")))?;
     let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
     text.extend_from_slice(&body);
-    let digest = trust::digest(&text).0;
+    let digest = trust::sha256_digest(&text).0;
     let name = [org.as_str(), name.as_str()];
     match kept.begin(&name, &digest).await? {
         KeyState::New => {}

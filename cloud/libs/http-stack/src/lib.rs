@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
-use service::auth::{Auth, Caller, Role, admit};
+use service::auth::{Auth, Caller, Role, authenticate};
 use service::error::ApiError;
 
 pub use bucket::{Bucket, Rate, RateLimitDecision};
@@ -35,12 +35,12 @@ impl AccessLayer {
                 "/_rate-limit/metrics",
                 get(async move |caller: Caller| metrics_for(&shown, &caller)),
             )
-            .layer(middleware::from_fn_with_state(self.auth.clone(), admit))
+            .layer(middleware::from_fn_with_state(self.auth.clone(), authenticate))
     }
 }
 
 fn metrics_for(limits: &Limits, caller: &Caller) -> Response {
-    if let Err(error) = caller.need(Role::Admin) {
+    if let Err(error) = caller.require_role(Role::Admin) {
         return error.into_response();
     }
     Json(limits.metrics(caller)).into_response()

@@ -60,7 +60,7 @@ impl<'t> MissionTools<'t> {
         result: &Result<T, E>,
     ) {
         let mut call = json!({"toolName": tool, "action": "invoke", "input": {"resource": resource},
-                              "durationMs": self.now().since(begun).max(0)});
+                              "durationMs": self.now().ms_since(begun).max(0)});
         match result {
             Ok(_) => call["output"] = json!({"ok": true}),
             Err(error) => call["error"] = json!({"message": error.to_string()}),

@@ -127,7 +127,7 @@ impl<J: Job> Worker<J> {
                 }
             }
             // Jitter, so that workers that started together do not claim together.
-            let spread = trust::spread();
+            let spread = trust::jitter();
             let most = u64::try_from(self.pace.poll.as_millis()).unwrap_or(u64::MAX).max(1);
             let wait = self.pace.poll / 2 + Duration::from_millis(spread % most);
             tokio::select! {

@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use service::auth::{Caller, Who};
+use service::auth::{Caller, TokenVerifier};
 use service::error::ApiError;
 use service::secret::{Secret, SecretError};
 
@@ -282,8 +282,8 @@ impl KernelTokenVerifier {
     }
 }
 
-impl Who for KernelTokenVerifier {
-    fn who<'w>(
+impl TokenVerifier for KernelTokenVerifier {
+    fn verify<'w>(
         &'w self,
         token: &'w str,
     ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>> {

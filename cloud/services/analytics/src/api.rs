@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::fleet::{self, Fleet};
-use crate::roasted::{Roasted, without_nulls};
+use crate::loaded_roast::{LoadedRoast, without_nulls};
 use service::clock::Clock;
 
 /// The maximum number of roasts in one consistency request.
@@ -51,8 +51,8 @@ pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openap
 }
 
 impl State {
-    async fn roast(&self, org: &OrgId, id: &str) -> Result<Roasted, ApiError> {
-        let found = Roasted::read(&self.ingestion, org, id).await?;
+    async fn roast(&self, org: &OrgId, id: &str) -> Result<LoadedRoast, ApiError> {
+        let found = LoadedRoast::read(&self.ingestion, org, id).await?;
         found.ok_or(ApiError::NotFound("session"))
     }
 }
@@ -67,7 +67,7 @@ async fn analysis(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
     let found = found.ok_or(ApiError::NotFound("session"))?;
     // The key has the session's version: every change of the session leads to another cache entry.
@@ -75,23 +75,24 @@ async fn analysis(
     if let Some(kept) = &kept
         && let Some(body) = state.cache.get("analysis", kept).await
     {
-        return Ok(json_of(body));
+        return Ok(json_response(body));
     }
-    let roast = Roasted::read_rest(&state.ingestion, &org, found.body).await?;
-    let told = serde_json::to_vec(&roast.told((state.clock)())).map_err(ApiError::internal)?;
+    let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
+    let told =
+        serde_json::to_vec(&roast.to_analysis_json((state.clock)())).map_err(ApiError::internal)?;
     let body = Bytes::from(told);
-    if let Some(kept) = kept.as_ref().filter(|_| roast.whole) {
-        state.cache.put("analysis", kept, body.clone(), KEPT).await;
+    if let Some(kept) = kept.as_ref().filter(|_| roast.all_points_loaded) {
+        state.cache.put("analysis", kept, body.clone(), CACHE_LIFETIME).await;
     }
-    Ok(json_of(body))
+    Ok(json_response(body))
 }
 
 /// Part of the cache key: another program version may compute another analysis.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const KEPT: std::time::Duration = std::time::Duration::from_hours(24);
+const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// Returns a response with a body that is already JSON.
-fn json_of(body: Bytes) -> Response {
+fn json_response(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
@@ -107,14 +108,14 @@ async fn prediction(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
         let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
         profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
     }
-    Ok(Json(roast.predicted(profile.as_ref(), (state.clock)())))
+    Ok(Json(roast.to_prediction_json(profile.as_ref(), (state.clock)())))
 }
 
 /// Compares a roast with another, aligned at one event.
@@ -130,7 +131,7 @@ async fn comparison(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let reference = params
         .get("referenceId")
         .ok_or_else(|| ApiError::Invalid("referenceId: which roast to compare with".to_owned()))?;
@@ -167,7 +168,7 @@ async fn consistency(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let limit = params.limit(20, ROASTS_MAX)?.to_string();
     let mut query = vec![("status", "CLOSED"), ("limit", limit.as_str())];
     for name in ["machineId", "siteId", "profileName"] {
@@ -179,7 +180,7 @@ async fn consistency(
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
     let (mut analyses, mut ids, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
     for session in &sessions {
-        let roast = Roasted::read(&state.ingestion, &org, session.session_id.as_str()).await?;
+        let roast = LoadedRoast::read(&state.ingestion, &org, session.session_id.as_str()).await?;
         if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
             roasts.push(json!({
                 "sessionId": session.session_id, "startedAt": session.started_at,
@@ -203,9 +204,9 @@ async fn fleet_statistics(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Fleet>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let days = params.number("days", 7, 1, 366)?;
-    let since = (state.clock)().plus(-days * 86_400_000);
+    let since = (state.clock)().plus_ms(-days * 86_400_000);
     let (roasts, cut) = fleet::read(&state.ingestion, &org, since).await?;
     Ok(Json(fleet::count(&roasts, cut, since, days as f64)))
 }

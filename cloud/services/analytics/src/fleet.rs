@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use contract::session::{Completeness, RoastSessionSummary};
 use contract::{EpochMs, OrgId};
 use serde::Serialize;
-use service::query::cursor;
+use service::query::encode_cursor;
 use service_client::{ServiceClient, ServiceClientError};
 use utoipa::ToSchema;
 
@@ -87,7 +87,7 @@ pub async fn read(
         if roasts.len() >= ROASTS_MAX {
             return Ok((roasts, true));
         }
-        after = Some(cursor(started.0, &id));
+        after = Some(encode_cursor(started.0, &id));
     }
 }
 
@@ -118,7 +118,7 @@ impl Sum {
         self.points.1 += roast.telemetry_points;
     }
 
-    fn told(self, days: f64) -> Counted {
+    fn finish(self, days: f64) -> Counted {
         let mean = |(sum, n): (f64, u64)| (n > 0).then(|| (sum / n as f64 * 10.0).round() / 10.0);
         let (verified, points) = self.points;
         Counted {
@@ -145,7 +145,7 @@ pub fn count(roasts: &[RoastSessionSummary], cut: bool, since: EpochMs, days: f6
     let of = |((site_id, machine_id), sum): ((String, String), Sum)| OfMachine {
         site_id,
         machine_id,
-        counted: sum.told(days),
+        counted: sum.finish(days),
     };
-    Fleet { since, all: all.told(days), machines: machines.into_iter().map(of).collect(), cut }
+    Fleet { since, all: all.finish(days), machines: machines.into_iter().map(of).collect(), cut }
 }

@@ -5,7 +5,7 @@
 mod api;
 mod config;
 mod fleet;
-mod roasted;
+mod loaded_roast;
 
 use cache::Cache;
 use http_stack::AccessLayer;
@@ -35,7 +35,7 @@ pub fn start(
 ) -> Result<Analytics, ServiceClientError> {
     let ingestion = ServiceClient::new("ingestion", &config.ingestion_url, token)?;
     let asked = ingestion.clone();
-    let health = Health::new("analytics").check("ingestion", move || {
+    let health = Health::new("analytics").with_check("ingestion", move || {
         let ingestion = asked.clone();
         async move { ingestion.ping().await.map_err(|error| error.to_string()) }
     });

@@ -53,7 +53,7 @@ pub fn start(
     let ingestion = config.ingestion_url.trim_end_matches('/').to_owned();
     let state = ConsoleState { http, ingestion, clock, stop };
     let asked = state.clone();
-    let health = Health::new("console").check("ingestion", move || {
+    let health = Health::new("console").with_check("ingestion", move || {
         let (http, url) = (asked.http.clone(), format!("{}/health", asked.ingestion));
         async move {
             let answer = http.get(url).timeout(ANSWER_TIME_MAX).send().await;

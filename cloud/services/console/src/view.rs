@@ -21,8 +21,8 @@ pub enum MachineState {
 
 impl MachineState {
     pub fn of(machine: &MachineStatus, now: EpochMs) -> Self {
-        let seen = now.since(machine.last_seen_at);
-        let sampled = machine.last_sample_at.map_or(i64::MAX, |at| now.since(at));
+        let seen = now.ms_since(machine.last_seen_at);
+        let sampled = machine.last_sample_at.map_or(i64::MAX, |at| now.ms_since(at));
         let roasting = machine.session_id.is_some();
         match seen {
             _ if seen > OFFLINE_MS => Self::Offline,
@@ -84,11 +84,11 @@ impl MachineRow {
             link: format!("/machines/{}/{}", machine.origin.site, machine.origin.machine),
             bt: value(machine.bt_c),
             ror: value(machine.ror_c_per_min),
-            since: roasting.map_or_else(unknown, |started| clock_ms(now.since(started))),
+            since: roasting.map_or_else(unknown, |started| clock_ms(now.ms_since(started))),
             event: event.map_or_else(unknown, |(kind, at)| {
-                format!("{}, {} ago", event_name(kind), age_ms(now.since(at)))
+                format!("{}, {} ago", event_name(kind), age_ms(now.ms_since(at)))
             }),
-            age: age_ms(now.since(machine.last_seen_at)),
+            age: age_ms(now.ms_since(machine.last_seen_at)),
             missing: machine.missing_frames,
         }
     }
@@ -211,15 +211,15 @@ mod tests {
                 site: SiteId::new("leipzig").unwrap(),
                 machine: MachineId::new(name).unwrap(),
             },
-            last_sample_at: Some(NOW.plus(-sampled_s * 1000)),
-            last_seen_at: NOW.plus(-seen_s * 1000),
+            last_sample_at: Some(NOW.plus_ms(-sampled_s * 1000)),
+            last_seen_at: NOW.plus_ms(-seen_s * 1000),
             bt_c: Some(187.44),
             et_c: None,
             ror_c_per_min: Some(0.0),
             session_id: roasting.then(|| SessionId::new("S-1").unwrap()),
-            session_started_at: roasting.then(|| NOW.plus(-125_000)),
+            session_started_at: roasting.then(|| NOW.plus_ms(-125_000)),
             last_event: Some(EventKind::Charge),
-            last_event_at: Some(NOW.plus(-125_000)),
+            last_event_at: Some(NOW.plus_ms(-125_000)),
             missing_frames: 0,
         }
     }

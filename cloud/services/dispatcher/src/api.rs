@@ -4,12 +4,12 @@ use axum::Json;
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use contract::ops::{Kind, SessionClosed};
+use contract::ops::{SessionClosed, SessionTopic};
 use http_stack::AccessLayer;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -34,7 +34,7 @@ pub fn routes(
     door: &AccessLayer,
 ) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
-    debug_assert!(Kind::Closed.shared_filter("x").ends_with(TOPIC));
+    debug_assert!(SessionTopic::Closed.shared_filter("x").ends_with(TOPIC));
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(status))
         .routes(routes!(configuration))
@@ -47,7 +47,7 @@ pub fn routes(
 /// Returns the counters of what has been done so far, and the last errors.
 #[utoipa::path(get, path = "/status", tag = "dispatcher", responses((status = 200, body = Object)))]
 async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Viewer)?;
+    caller.require_role(Role::Viewer)?;
     let goals = &state.config.goals;
     Ok(Json(state.work.with_stats(|seen| {
         let own = |error: &&LastError| caller.org.is_none() || error.org == caller.org;
@@ -63,7 +63,7 @@ async fn configuration(
     Extract(state): Extract<State>,
     caller: Caller,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Viewer)?;
+    caller.require_role(Role::Viewer)?;
     let config = &state.config;
     Ok(Json(json!({"topics": [TOPIC], "goals": config.goals, "kernelUrl": config.kernel_url,
                    "maxAttempts": config.max_attempts})))
@@ -76,13 +76,13 @@ async fn configuration(
 async fn replay(
     Extract(state): Extract<State>,
     caller: Caller,
-    Body(event): Body<SessionClosed>,
+    JsonBody(event): JsonBody<SessionClosed>,
 ) -> Result<Response, ApiError> {
     if !state.config.replay {
         return Err(ApiError::NotFound("replay"));
     }
-    caller.need(Role::Operator)?;
-    caller.org(Some(event.origin.org.as_str()))?;
+    caller.require_role(Role::Operator)?;
+    caller.resolve_org(Some(event.origin.org.as_str()))?;
     if let Some(problem) = event.problem() {
         return Err(ApiError::Issues(vec![Issue::new("type", problem)]));
     }

@@ -6,16 +6,19 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use contract::Origin;
-use contract::ops::{self, Kind, SessionClosed, Taken};
+use contract::ops::{self, SessionClosed, SessionClosedAck, SessionTopic};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use service::mqtt::{
+    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::{DispatcherConfig, MissionDispatcher};
 
-const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 256, packet: 64 * 1024 };
+const BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 64, receive: 256, packet: 64 * 1024 };
 const GROUP: &str = "dispatcher";
 /// The most events that wait for the kernel; further ones are dropped, and the publisher resends
 /// them.
@@ -27,7 +30,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connects to the broker and reconnects when needed. Returns a flag that is true while connected.
 pub fn start(
     config: &DispatcherConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     work: MissionDispatcher,
     tracker: &TaskTracker,
     stop: &CancellationToken,
@@ -36,9 +39,9 @@ pub fn start(
         return Ok(Arc::default());
     }
     let options = mqtt.options(&format!("simcorp-dispatcher-{}", config.instance), BOUNDS)?;
-    let topics = || vec![Kind::Closed.shared_filter(GROUP)];
-    let link = Link::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::spread));
-    let (client, connected) = (link.client(), link.up());
+    let topics = || vec![SessionTopic::Closed.shared_filter(GROUP)];
+    let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
+    let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
     tracker.spawn(receive(link, work.clone(), queue, stop.clone()));
     tracker.spawn(dispatch(client, work, waiting, stop.clone()));
@@ -48,13 +51,13 @@ pub fn start(
 type ClosedSession = (Origin, SessionClosed);
 
 async fn receive(
-    mut link: Link,
+    mut link: MqttConnection,
     work: MissionDispatcher,
     queue: mpsc::Sender<ClosedSession>,
     stop: CancellationToken,
 ) {
     while let Some(news) = link.next(&stop).await {
-        let News::Message { topic, payload } = news else { continue };
+        let ConnectionEvent::Message { topic, payload } = news else { continue };
         if let Some(end) = parse_event(&work, &topic, &payload)
             && queue.try_send(end).is_err()
         {
@@ -66,7 +69,7 @@ async fn receive(
 }
 
 fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<ClosedSession> {
-    let (origin, Kind::Closed) = ops::parse(topic).ok()? else { return None };
+    let (origin, SessionTopic::Closed) = ops::parse_topic(topic).ok()? else { return None };
     let event: SessionClosed = match serde_json::from_slice(payload) {
         Ok(event) => event,
         Err(error) => {
@@ -100,10 +103,12 @@ async fn dispatch(
         if work.dispatch(&event).await.is_err() {
             continue; // not acknowledged, so it is resent
         }
-        let taken = Taken { session_id: event.session_id };
+        let taken = SessionClosedAck { session_id: event.session_id };
         let Ok(body) = serde_json::to_vec(&taken) else { continue };
         let options = PublishOptions::new(QoS::AtLeastOnce);
-        if let Err(error) = client.publish(Kind::Taken.topic(&origin), body, options).await {
+        if let Err(error) =
+            client.publish(SessionTopic::ClosedAck.topic(&origin), body, options).await
+        {
             tracing::debug!(%error, "could not acknowledge a closed session; it is resent");
         }
     }

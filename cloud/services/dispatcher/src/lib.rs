@@ -88,7 +88,7 @@ pub(crate) struct MissionDispatcher {
 /// When the broker's configuration is wrong, or no HTTP client can be created.
 pub fn start(
     config: &DispatcherConfig,
-    mqtt: &service::mqtt::Broker,
+    mqtt: &service::mqtt::BrokerSettings,
     (door, token): (&AccessLayer, &Secret),
     clock: Clock,
     tracker: &TaskTracker,
@@ -102,7 +102,7 @@ pub fn start(
         stats: Arc::default(),
     };
     let connected = bus::start(config, mqtt, work.clone(), tracker, stop)?;
-    let health = Health::new("dispatcher").check("mqtt", move || {
+    let health = Health::new("dispatcher").with_check("mqtt", move || {
         let up = connected.load(std::sync::atomic::Ordering::Relaxed);
         async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
     });

@@ -8,15 +8,15 @@ use crate::run::{EvalRun, Measured, Outcome, RunCommand, TrialSet};
 
 /// A rate this many standard deviations from the mean is a spike or a crash, if it also changed by
 /// more than one standard deviation since the previous reading. Upstream Sim-Corp's rule.
-const FAR: f64 = 2.0;
+const OUTLIER_STD_DEVS: f64 = 2.0;
 /// With fewer rates of rise than this, steadiness is not measured.
 const RATES_MIN: usize = 10;
 /// The share of its trials that a case must pass if it sets no `passAtKThreshold`.
-const THRESHOLD: f64 = 0.7;
+const PASS_SHARE_DEFAULT: f64 = 0.7;
 
 /// What is known of a roast. Times are in seconds since CHARGE unless the field says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Roast {
+pub struct RoastFacts {
     pub turned_s: Option<f64>,
     /// The time of CHARGE on the clock of the telemetry points' `elapsedSeconds`: seconds since the
     /// start of the session.
@@ -30,7 +30,7 @@ pub struct Roast {
     pub crashed_or_flicked: Option<bool>,
 }
 
-impl Roast {
+impl RoastFacts {
     /// Reads an analysis in upstream Sim-Corp's format, canonical or legacy.
     #[must_use]
     pub fn of(analysis: &Map<String, Value>) -> Self {
@@ -54,7 +54,7 @@ impl Roast {
 
     /// Returns the values as they appear in a run's `observed`.
     #[must_use]
-    pub fn told(&self) -> Map<String, Value> {
+    pub fn to_observed_json(&self) -> Map<String, Value> {
         let mut told = Map::new();
         for (name, value) in [
             ("fcSeconds", self.first_crack_s),
@@ -86,7 +86,7 @@ pub struct Steadiness {
 /// Measures the rates of rise between the turning point and the drop. Before the turning point, the
 /// probe is still adapting to the beans' temperature. Returns `None` if there are too few rates.
 #[must_use]
-pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness> {
+pub fn steadiness(points: &[TelemetryPoint], roast: &RoastFacts) -> Option<Steadiness> {
     let from = roast.charged_at_s + roast.turned_s.unwrap_or(0.0);
     let until = roast.drop_s.map_or(f64::MAX, |drop_s| roast.charged_at_s + drop_s);
     let inside = |p: &&TelemetryPoint| (from..=until).contains(&p.elapsed_seconds);
@@ -116,20 +116,20 @@ pub fn steadiness(points: &[TelemetryPoint], roast: &Roast) -> Option<Steadiness
     };
     Some(Steadiness {
         std_dev,
-        spikes: count(&|a, b| b > mean + FAR * std_dev && b - a > std_dev),
-        crashes: count(&|a, b| b < mean - FAR * std_dev && a - b > std_dev),
+        spikes: count(&|a, b| b > mean + OUTLIER_STD_DEVS * std_dev && b - a > std_dev),
+        crashes: count(&|a, b| b < mean - OUTLIER_STD_DEVS * std_dev && a - b > std_dev),
     })
 }
 
 /// What an agent did beside the roast: what it proposed, and whether it refused.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Conduct {
+pub struct AgentConduct {
     pub commands: Vec<RunCommand>,
     pub agent_rejected: Option<bool>,
     pub rejection_reason: Option<String>,
 }
 
-impl Conduct {
+impl AgentConduct {
     /// Returns whether the agent refused: as `agent_rejected` says; if that is unset, whether there
     /// are proposals and all of them were rejected.
     #[must_use]
@@ -156,9 +156,9 @@ pub struct Verdict {
 #[must_use]
 pub fn judge(
     case: &NewCase,
-    roast: &Roast,
+    roast: &RoastFacts,
     steady: Option<&Steadiness>,
-    conduct: &Conduct,
+    conduct: &AgentConduct,
 ) -> Verdict {
     let measured = measure(case, roast, steady, &conduct.commands);
     let count = |n: Option<u32>| n.map(f64::from);
@@ -186,7 +186,9 @@ pub fn judge(
     }
     let rejected = conduct.rejected();
     let (outcome, rejection_appropriate) = match case.expectation {
-        Expectation::ShouldReject => refusal(case, rejected, conduct.rejection_reason.as_deref()),
+        Expectation::ShouldReject => {
+            judge_refusal(case, rejected, conduct.rejection_reason.as_deref())
+        }
         Expectation::ShouldSucceed => {
             let outcome = if rejected || !failed.is_empty() {
                 Outcome::Fail
@@ -213,7 +215,7 @@ pub fn judge(
 }
 
 /// Judges a negative case: the right behaviour is to refuse, for the right reason.
-fn refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outcome, Option<bool>) {
+fn judge_refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outcome, Option<bool>) {
     if !rejected {
         return (Outcome::Fail, Some(false));
     }
@@ -234,7 +236,7 @@ fn words(text: &str) -> impl Iterator<Item = String> {
 
 fn measure(
     case: &NewCase,
-    roast: &Roast,
+    roast: &RoastFacts,
     steady: Option<&Steadiness>,
     commands: &[RunCommand],
 ) -> Measured {
@@ -291,9 +293,14 @@ pub fn pass_rates(n: u32, c: u32, k: u32) -> (f64, f64) {
 
 /// Combines several runs of one case into a trial set.
 #[must_use]
-pub fn trials(case: &NewCase, runs: &[EvalRun], (set, at): (&str, contract::EpochMs)) -> TrialSet {
+pub fn summarise_trials(
+    case: &NewCase,
+    runs: &[EvalRun],
+    (set, at): (&str, contract::EpochMs),
+) -> TrialSet {
     let count = |outcome: Outcome| {
-        u32::try_from(runs.iter().filter(|run| run.decided() == outcome).count()).unwrap_or(0)
+        u32::try_from(runs.iter().filter(|run| run.effective_outcome() == outcome).count())
+            .unwrap_or(0)
     };
     let total = u32::try_from(runs.len()).unwrap_or(u32::MAX);
     let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
@@ -302,7 +309,7 @@ pub fn trials(case: &NewCase, runs: &[EvalRun], (set, at): (&str, contract::Epoc
         let known: Vec<f64> = runs.iter().filter_map(|run| of(&run.detailed_metrics)).collect();
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
     };
-    let threshold = case.pass_at_k_threshold.unwrap_or(THRESHOLD);
+    let threshold = case.pass_at_k_threshold.unwrap_or(PASS_SHARE_DEFAULT);
     let first = runs.first().and_then(|run| run.session_id.clone());
     let alike = runs.iter().all(|run| run.session_id == first);
     TrialSet {
@@ -345,8 +352,8 @@ mod tests {
         }
     }
 
-    fn judged(case: &NewCase, analysis: &Value, conduct: &Conduct) -> Verdict {
-        judge(case, &Roast::of(analysis.as_object().unwrap()), None, conduct)
+    fn judged(case: &NewCase, analysis: &Value, conduct: &AgentConduct) -> Verdict {
+        judge(case, &RoastFacts::of(analysis.as_object().unwrap()), None, conduct)
     }
 
     #[test]
@@ -355,7 +362,7 @@ mod tests {
         let legacy = json!({"firstCrack": {"elapsedSeconds": 470.0}, "drop": {"elapsedSeconds": 595.0},
                             "developmentRatio": {"value": 0.21}});
         for analysis in [canonical, legacy] {
-            let verdict = judged(&case(), &analysis, &Conduct::default());
+            let verdict = judged(&case(), &analysis, &AgentConduct::default());
             assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
             assert_eq!(verdict.passed, ["fc_timing", "drop_timing", "development_ratio"]);
         }
@@ -364,15 +371,15 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_no_pass() {
         let late = json!({"fcSeconds": 511.0, "dropSeconds": 595.0, "developmentRatio": 0.2});
-        assert_eq!(judged(&case(), &late, &Conduct::default()).outcome, Outcome::Fail);
+        assert_eq!(judged(&case(), &late, &AgentConduct::default()).outcome, Outcome::Fail);
         let half = json!({"dropSeconds": 595.0});
-        let verdict = judged(&case(), &half, &Conduct::default());
+        let verdict = judged(&case(), &half, &AgentConduct::default());
         assert_eq!(verdict.outcome, Outcome::Warn);
         assert_eq!(verdict.unmeasured, ["fc_timing", "development_ratio"]);
-        let nothing = judged(&case(), &json!({}), &Conduct::default());
+        let nothing = judged(&case(), &json!({}), &AgentConduct::default());
         assert_eq!(nothing.outcome, Outcome::NeedsReview);
         let lenient = NewCase::named("no tolerances", "m-1");
-        assert_eq!(judged(&lenient, &half, &Conduct::default()).outcome, Outcome::NeedsReview);
+        assert_eq!(judged(&lenient, &half, &AgentConduct::default()).outcome, Outcome::NeedsReview);
     }
 
     #[test]
@@ -382,12 +389,12 @@ mod tests {
             reject_reason_expected: Some("drum temperature above safe limit".to_owned()),
             ..case()
         };
-        let with = |rejected, reason: &str| Conduct {
+        let with = |rejected, reason: &str| AgentConduct {
             agent_rejected: Some(rejected),
             rejection_reason: Some(reason.to_owned()),
-            ..Conduct::default()
+            ..AgentConduct::default()
         };
-        let of = |conduct: &Conduct| {
+        let of = |conduct: &AgentConduct| {
             let verdict = judged(&negative, &json!({}), conduct);
             (verdict.outcome, verdict.rejection_appropriate)
         };
@@ -421,7 +428,8 @@ mod tests {
         points[5].ror_c_per_min = Some(-90.0); // before the turn
         points[50].ror_c_per_min = Some(30.0);
         points[70].ror_c_per_min = Some(-8.0);
-        let roast = Roast { turned_s: Some(20.0), drop_s: Some(99.0), ..Roast::default() };
+        let roast =
+            RoastFacts { turned_s: Some(20.0), drop_s: Some(99.0), ..RoastFacts::default() };
         let found = steadiness(&points, &roast).unwrap();
         assert_eq!((found.spikes, found.crashes), (1, 1), "{found:?}");
         assert_eq!(steadiness(&points[..5], &roast), None);

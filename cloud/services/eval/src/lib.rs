@@ -54,7 +54,7 @@ pub fn start(
         store: store.clone(),
         ingestion: ServiceClient::new("ingestion", &config.ingestion_url, token)?,
         analytics: ServiceClient::new("analytics", &config.analytics_url, token)?,
-        judged: config.judge.enabled,
+        judge_enabled: config.judge.enabled,
     };
     let kernel = ServiceClient::new("kernel", &config.kernel_url, token)?;
     for _ in 0..config.workers {
@@ -68,11 +68,11 @@ pub fn start(
         tracker.spawn(worker.run(stop.clone()));
     }
     if config.judge.enabled {
-        let model = Arc::new(judge::messages::Messages::new(&config.judge)?);
+        let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
         tracker.spawn(judge::run(store.clone(), model, clock.clone(), stop.clone()));
     }
     let asked = store.clone();
-    let health = Health::new("eval").check("database", move || {
+    let health = Health::new("eval").with_check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });

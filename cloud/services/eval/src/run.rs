@@ -172,7 +172,7 @@ pub struct EvalRun {
 impl EvalRun {
     /// Returns the final outcome: a person's review takes precedence over the gates.
     #[must_use]
-    pub fn decided(&self) -> Outcome {
+    pub fn effective_outcome(&self) -> Outcome {
         self.human_outcome.unwrap_or(self.outcome)
     }
 }

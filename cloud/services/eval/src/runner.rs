@@ -9,7 +9,7 @@ use mission_worker::{Job, JobFuture, MissionTools, Outcome as Ended, WorkError};
 use serde_json::{Map, Value, json};
 use service_client::{ServiceClient, ServiceClientError};
 
-use crate::gates::{self, Conduct, Roast};
+use crate::gates::{self, AgentConduct, RoastFacts};
 use crate::golden::{Expectation, GoldenCase};
 use crate::run::EvalRun;
 use crate::store::{CaseFilter, EvalStore};
@@ -27,7 +27,7 @@ pub struct Runner {
     pub ingestion: ServiceClient,
     pub analytics: ServiceClient,
     /// Whether a language model judges new runs.
-    pub judged: bool,
+    pub judge_enabled: bool,
 }
 
 /// The input of an evaluation run.
@@ -37,7 +37,7 @@ pub struct Evidence {
     pub mission: Option<String>,
     pub analysis: Map<String, Value>,
     pub telemetry: Vec<TelemetryPoint>,
-    pub conduct: Conduct,
+    pub conduct: AgentConduct,
     pub evaluator: Option<String>,
     pub transcript: Option<Vec<Value>>,
     pub notes: Option<String>,
@@ -82,7 +82,7 @@ impl Runner {
         evidence: Evidence,
         now: EpochMs,
     ) -> Result<EvalRun, std::io::Error> {
-        let roast = Roast::of(&evidence.analysis);
+        let roast = RoastFacts::of(&evidence.analysis);
         let steady = gates::steadiness(&evidence.telemetry, &roast);
         let verdict = gates::judge(&case.case, &roast, steady.as_ref(), &evidence.conduct);
         let (trial_number, total_trials, trial_set_id) = match evidence.trial {
@@ -119,7 +119,7 @@ impl Runner {
             org_id: Some(org.to_string()),
             notes: evidence.notes,
             artifacts: Vec::new(),
-            observed: roast.told(),
+            observed: roast.to_observed_json(),
         })
     }
 
@@ -127,13 +127,13 @@ impl Runner {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn keep(
+    pub async fn store_run(
         &self,
         org: &OrgId,
         run: &EvalRun,
         once: Option<&str>,
     ) -> Result<bool, StoreError> {
-        let new = self.store.add_run(org, run, once, self.judged).await?;
+        let new = self.store.add_run(org, run, once, self.judge_enabled).await?;
         if new {
             let outcome = run.outcome.as_str();
             metrics::counter!("simcorp_evaluations_total", "outcome" => outcome).increment(1);
@@ -147,8 +147,8 @@ impl Runner {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn keep_all(&self, org: &OrgId, runs: &[EvalRun]) -> Result<(), StoreError> {
-        self.store.add_runs(org, runs, self.judged).await?;
+    pub async fn store_runs(&self, org: &OrgId, runs: &[EvalRun]) -> Result<(), StoreError> {
+        self.store.add_runs(org, runs, self.judge_enabled).await?;
         for run in runs {
             let outcome = run.outcome.as_str();
             metrics::counter!("simcorp_evaluations_total", "outcome" => outcome).increment(1);
@@ -175,7 +175,7 @@ impl Job for Runner {
     }
 }
 
-fn away(error: &StoreError) -> WorkError {
+fn unavailable(error: &StoreError) -> WorkError {
     WorkError::Away(error.to_string())
 }
 
@@ -194,7 +194,7 @@ async fn evaluate_all(
     let org = tools.org.clone();
     let filter =
         CaseFilter { machine: Some(machine.to_owned()), limit: CASES_MAX, ..CaseFilter::default() };
-    let cases = runner.store.cases(&org, &filter).await.map_err(|error| away(&error))?;
+    let cases = runner.store.cases(&org, &filter).await.map_err(|error| unavailable(&error))?;
     if i64::try_from(cases.len()).is_ok_and(|n| n == CASES_MAX) {
         tracing::warn!(machine, CASES_MAX, "more golden cases than a roast is evaluated against");
     }
@@ -227,7 +227,7 @@ async fn evaluate_all(
                 .map_err(|error| WorkError::Away(error.to_string()))?;
             let once = format!("{AUTOMATIC}:{id}:{}", case.id);
             let kept = tools.run_local("writeEvaluation", id, async {
-                runner.keep(&org, &run, Some(&once)).await.map_err(|error| away(&error))
+                runner.store_run(&org, &run, Some(&once)).await.map_err(|error| unavailable(&error))
             });
             if kept.await? {
                 runs.push(json!({"caseId": case.id, "runId": run.id, "outcome": run.outcome}));

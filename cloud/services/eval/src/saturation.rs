@@ -72,7 +72,7 @@ pub struct Summary {
 
 /// Rates how saturated a case is from its history.
 #[must_use]
-pub fn of(case: &GoldenCase, history: &History, now: EpochMs) -> Saturation {
+pub fn saturation(case: &GoldenCase, history: &History, now: EpochMs) -> Saturation {
     let rate = |passed: i64, of: i64| if of > 0 { passed as f64 / of as f64 } else { 0.0 };
     let overall = rate(history.passed, history.total);
     let judged = history.recent > 0;
@@ -107,7 +107,7 @@ pub fn of(case: &GoldenCase, history: &History, now: EpochMs) -> Saturation {
             .then(|| (1.0 - (history.recent_outcomes - 1) as f64 / 2.0).clamp(0.0, 1.0)),
         first_evaluated_at: history.first,
         last_evaluated_at: history.last,
-        days_since_last_eval: history.last.map(|last| now.since(last).max(0) / 86_400_000),
+        days_since_last_eval: history.last.map(|last| now.ms_since(last).max(0) / 86_400_000),
         recommendation: Some(recommendation),
         source_type: case.case.source_type,
         tags: case.case.tags.clone(),
@@ -163,16 +163,16 @@ mod tests {
             ..History::default()
         };
         let level = |h| {
-            let found = of(&case, &h, now);
+            let found = saturation(&case, &h, now);
             (found.saturation_level, found.recommendation.unwrap(), found.pass_rate_trend)
         };
         assert_eq!(level(history(20, 19, 10, 10)), ("SATURATED", "RETIRE", "STABLE"));
         assert_eq!(level(history(20, 10, 10, 7)), ("HIGH", "MAKE_HARDER", "IMPROVING"));
         assert_eq!(level(history(20, 10, 10, 3)), ("LOW", "KEEP", "DECLINING"));
         assert_eq!(level(history(4, 1, 4, 1)), ("LOW", "NEEDS_ATTENTION", "STABLE"));
-        let unseen = of(&case, &History::default(), now);
+        let unseen = saturation(&case, &History::default(), now);
         assert_eq!((unseen.consistency_score, unseen.is_saturated), (None, false));
-        let all = summary(&[of(&case, &history(9, 9, 9, 9), now)], now);
+        let all = summary(&[saturation(&case, &history(9, 9, 9, 9), now)], now);
         assert_eq!((all.severity, all.needs_action), ("ALERT", true));
     }
 }

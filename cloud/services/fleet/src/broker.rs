@@ -11,12 +11,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::topic::Kind;
+use contract::topic::TopicKind;
 use contract::{KeyId, OrgId, Origin};
 use database::StoreError;
 use rumqttc::{AsyncClient, PublishOptions, QoS};
 use serde_json::{Value, json};
-use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use service::mqtt::{
+    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
+};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +30,8 @@ use crate::{Clock, FleetConfig};
 
 const CONTROL: &str = "$CONTROL/dynamic-security/v1";
 const RESPONSE: &str = "$CONTROL/dynamic-security/v1/response";
-const BOUNDS: Bounds = Bounds { in_flight: 16, receive: 64, packet: 1024 * 1024 };
+const BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 16, receive: 64, packet: 1024 * 1024 };
 /// The maximum number of queued messages to and from the broker.
 const QUEUE: usize = 64;
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -51,9 +54,9 @@ const KEYS_BEFORE: usize = 8;
 
 /// Whether the broker's list agrees with the registry.
 #[derive(Clone)]
-pub struct Told(Arc<Mutex<Result<(), String>>>);
+pub struct AclSyncStatus(Arc<Mutex<Result<(), String>>>);
 
-impl Told {
+impl AclSyncStatus {
     /// Returns `Ok` if the broker's list agrees with the registry, and also while another instance
     /// holds the lease.
     ///
@@ -72,7 +75,7 @@ impl Told {
 
 /// The reason why the broker was not updated.
 #[derive(Debug, thiserror::Error)]
-enum TellError {
+enum AclSyncError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("no connection to the broker")]
@@ -81,34 +84,47 @@ enum TellError {
         "the broker does not answer on $CONTROL/dynamic-security; check that the plugin is loaded \
          and that this client may use it"
     )]
-    Silent,
+    NoResponse,
     #[error("the broker refuses {command}: {problem}")]
     Refused { command: String, problem: String },
 }
 
 /// Spawns the tasks that synchronise the broker until `stop`, and returns their status.
 pub fn start(
-    (config, mqtt): (&FleetConfig, &Broker),
+    (config, mqtt): (&FleetConfig, &BrokerSettings),
     store: FleetStore,
     changed: Arc<Notify>,
     clock: Clock,
     (tracker, stop): (&TaskTracker, &CancellationToken),
-) -> Result<Told, BrokerError> {
+) -> Result<AclSyncStatus, BrokerError> {
     let options = mqtt.options(&format!("simcorp-fleet-{}", config.instance), BOUNDS)?;
     let topics = || vec![RESPONSE.to_owned()];
-    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
+    let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter));
     let client = link.client();
-    let told = Told(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
+    let told =
+        AclSyncStatus(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
     let (news_out, news) = mpsc::channel(QUEUE);
     tracker.spawn(poll(link, news_out, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
     let told_before = HashMap::new();
-    let teller = Teller { client, news, store, clock, holder, told: told_before, asked: 0 };
+    let teller = BrokerAclSync {
+        client,
+        news,
+        store,
+        clock,
+        holder,
+        synced_changes: told_before,
+        request_count: 0,
+    };
     tracker.spawn(teller.run(changed, told.clone(), stop.clone()));
     Ok(told)
 }
 
-async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken) {
+async fn poll(
+    mut link: MqttConnection,
+    news: mpsc::Sender<ConnectionEvent>,
+    stop: CancellationToken,
+) {
     while let Some(told) = link.next(&stop).await {
         if news.send(told).await.is_err() {
             return;
@@ -116,20 +132,20 @@ async fn poll(mut link: Link, news: mpsc::Sender<News>, stop: CancellationToken)
     }
 }
 
-struct Teller {
+struct BrokerAclSync {
     client: AsyncClient,
-    news: mpsc::Receiver<News>,
+    news: mpsc::Receiver<ConnectionEvent>,
     store: FleetStore,
     clock: Clock,
     holder: String,
     /// The last change of each gateway that was sent to the broker since the last full comparison.
-    told: HashMap<(OrgId, KeyId), i64>,
+    synced_changes: HashMap<(OrgId, KeyId), i64>,
     /// Counts the requests, so that a late response is not mistaken for that of a later request.
-    asked: u64,
+    request_count: u64,
 }
 
-impl Teller {
-    async fn run(mut self, changed: Arc<Notify>, told: Told, stop: CancellationToken) {
+impl BrokerAclSync {
+    async fn run(mut self, changed: Arc<Notify>, told: AclSyncStatus, stop: CancellationToken) {
         let mut ready = false;
         let mut compared: Option<Instant> = None;
         let mut seen_ms = 0;
@@ -139,18 +155,18 @@ impl Teller {
             tokio::select! {
                 () = stop.cancelled() => return,
                 news = self.news.recv() => match news {
-                    Some(News::Ready) => (ready, compared) = (true, None),
-                    Some(News::Down(_)) => {
+                    Some(ConnectionEvent::Ready) => (ready, compared) = (true, None),
+                    Some(ConnectionEvent::Down(_)) => {
                         ready = false;
-                        told.set(Err(TellError::Down.to_string()));
+                        told.set(Err(AclSyncError::Down.to_string()));
                         continue;
                     }
-                    Some(News::Refused) => {
+                    Some(ConnectionEvent::SubscriptionRefused) => {
                         ready = false;
-                        told.set(Err(TellError::Silent.to_string()));
+                        told.set(Err(AclSyncError::NoResponse.to_string()));
                         continue;
                     }
-                    Some(News::Message { .. }) => continue, // the request has timed out
+                    Some(ConnectionEvent::Message { .. }) => continue, // the request has timed out
                     None => return,
                 },
                 () = changed.notified() => {}
@@ -159,12 +175,12 @@ impl Teller {
             if !ready {
                 continue;
             }
-            let done = self.pass(&mut compared, &mut seen_ms).await;
+            let done = self.sync_once(&mut compared, &mut seen_ms).await;
             if let Err(error) = &done {
                 tracing::warn!(%error, "the broker's access list is not up to date; trying again");
                 compared = None;
             }
-            if let Err(TellError::Down) = done {
+            if let Err(AclSyncError::Down) = done {
                 ready = false;
             }
             told.set(done.map_err(|error| error.to_string()));
@@ -173,25 +189,26 @@ impl Teller {
 
     /// Sends the changed gateways to the broker; in a full comparison, those that differ. Does
     /// nothing while another instance holds the lease.
-    async fn pass(
+    async fn sync_once(
         &mut self,
         compared: &mut Option<Instant>,
         seen_ms: &mut i64,
-    ) -> Result<(), TellError> {
+    ) -> Result<(), AclSyncError> {
         if !self.holds_lease().await? {
             *compared = None;
             return Ok(());
         }
         let all = compared.is_none_or(|at| at.elapsed() > COMPARE_EVERY);
         if all {
-            self.told.clear();
+            self.synced_changes.clear();
         }
         let since = if all { 0 } else { *seen_ms - OVERLAP_MS };
         let mut devices = self.store.changed_since(since).await?;
-        devices.retain(|(device, changed)| self.told.get(&key_of(device)) != Some(changed));
+        devices
+            .retain(|(device, changed)| self.synced_changes.get(&key_of(device)) != Some(changed));
         let known = if all { Some(self.list().await?) } else { None };
         if let Some(known) = &known {
-            self.forget_strangers(&devices, known).await?;
+            self.remove_unregistered(&devices, known).await?;
         }
         for some in devices.chunks(AT_ONCE) {
             // Another instance may have acquired the lease meanwhile, and sent a newer list.
@@ -204,9 +221,9 @@ impl Teller {
                 .map(|(device, _)| device)
                 .filter(|device| known.as_ref().is_none_or(|known| known.differs(device)))
                 .collect();
-            self.tell(&differ).await?;
+            self.apply_acls(&differ).await?;
             for (device, changed) in some {
-                self.told.insert(key_of(device), *changed);
+                self.synced_changes.insert(key_of(device), *changed);
                 *seen_ms = (*seen_ms).max(*changed);
             }
         }
@@ -217,13 +234,13 @@ impl Teller {
         Ok(())
     }
 
-    async fn holds_lease(&self) -> Result<bool, TellError> {
+    async fn holds_lease(&self) -> Result<bool, AclSyncError> {
         let now = (self.clock)();
         let lease = self.store.database().lease(LEASE, &self.holder, LEASE_MS, now).await?;
         Ok(lease.is_some())
     }
 
-    async fn tell(&mut self, devices: &[&Device]) -> Result<(), TellError> {
+    async fn apply_acls(&mut self, devices: &[&Device]) -> Result<(), AclSyncError> {
         let mut commands = Vec::new();
         let mut remove = |name: &str| {
             // This also closes the client's connection.
@@ -240,37 +257,37 @@ impl Teller {
                 remove(&certificate_name(&device.org_id, &device.key_id, number));
             }
         }
-        self.ask(commands, &NOT_THERE).await?;
+        self.send_commands(commands, &NOT_THERE).await?;
         let known: Vec<(&Device, &str)> = devices
             .iter()
             .filter(|device| device.revoked_at.is_none())
             .filter_map(|device| Some((*device, device.certificate_name.as_deref()?)))
             .collect();
         let role = |command: &str, (device, name): &(&Device, &str)| {
-            let acls: Vec<Value> = rights(device).iter().map(Right::json).collect();
+            let acls: Vec<Value> = acl_entries(device).iter().map(AclEntry::json).collect();
             json!({"command": command, "rolename": name, "acls": acls,
                 "textdescription": format!("{} of {}", device.key_id, device.org_id)})
         };
         let modify = known.iter().map(|one| role("modifyRole", one)).collect();
-        let unknown = self.ask(modify, &NO_ROLE).await?;
+        let unknown = self.send_commands(modify, &NO_ROLE).await?;
         let create =
             unknown.iter().filter_map(|i| known.get(*i)).map(|one| role("createRole", one));
-        self.ask(create.collect(), &[]).await?;
+        self.send_commands(create.collect(), &[]).await?;
         let client = |command: &str, name: &str| json!({"command": command, "username": name, "roles": [{"rolename": name}]});
         let create = known.iter().map(|(_, name)| client("createClient", name)).collect();
-        let there = self.ask(create, &["Client already exists"]).await?;
+        let there = self.send_commands(create, &["Client already exists"]).await?;
         let there = || there.iter().filter_map(|i| known.get(*i));
         let modify = there().map(|(_, name)| client("modifyClient", name));
         let enable = there().map(|(_, name)| json!({"command": "enableClient", "username": name}));
-        self.ask(modify.chain(enable).collect(), &[]).await?;
+        self.send_commands(modify.chain(enable).collect(), &[]).await?;
         Ok(())
     }
 
     /// Reads the gateways' roles and clients from the broker.
-    async fn list(&mut self) -> Result<Listed, TellError> {
-        let mut listed = Listed::default();
+    async fn list(&mut self) -> Result<BrokerSnapshot, AclSyncError> {
+        let mut listed = BrokerSnapshot::default();
         for role in self.pages("listRoles", "roles").await? {
-            let rights = role["acls"].as_array().into_iter().flatten().filter_map(Right::read);
+            let rights = role["acls"].as_array().into_iter().flatten().filter_map(AclEntry::read);
             let name = role["rolename"].as_str().unwrap_or_default().to_owned();
             listed.roles.insert(name, rights.collect());
         }
@@ -284,7 +301,7 @@ impl Teller {
         Ok(listed)
     }
 
-    async fn pages(&mut self, command: &str, of: &str) -> Result<Vec<Value>, TellError> {
+    async fn pages(&mut self, command: &str, of: &str) -> Result<Vec<Value>, AclSyncError> {
         let mut all = Vec::new();
         loop {
             let list = json!({"command": command, "verbose": true, "count": NAMES_AT_ONCE,
@@ -293,7 +310,7 @@ impl Teller {
             let answer = answers.first_mut().map(Value::take).unwrap_or_default();
             if let Some(problem) = answer["error"].as_str() {
                 let (command, problem) = (command.to_owned(), problem.to_owned());
-                return Err(TellError::Refused { command, problem });
+                return Err(AclSyncError::Refused { command, problem });
             }
             let page = answer["data"][of].as_array().cloned().unwrap_or_default();
             let done = page.len() < NAMES_AT_ONCE;
@@ -305,11 +322,11 @@ impl Teller {
     }
 
     /// Removes from the broker the gateways that are not in the registry.
-    async fn forget_strangers(
+    async fn remove_unregistered(
         &mut self,
         devices: &[(Device, i64)],
-        known: &Listed,
-    ) -> Result<(), TellError> {
+        known: &BrokerSnapshot,
+    ) -> Result<(), AclSyncError> {
         let ours: BTreeSet<&str> =
             devices.iter().filter_map(|(device, _)| device.certificate_name.as_deref()).collect();
         let names: BTreeSet<&String> = known.clients.keys().chain(known.roles.keys()).collect();
@@ -325,18 +342,18 @@ impl Teller {
                 ]
             });
             tracing::warn!(gateways = ?some, "removing unregistered gateways from the broker");
-            self.ask(remove.collect(), &NOT_THERE).await?;
+            self.send_commands(remove.collect(), &NOT_THERE).await?;
         }
         Ok(())
     }
 
     /// Sends commands. Returns the indices of the commands that the broker refused for one of the
     /// `expected` reasons.
-    async fn ask(
+    async fn send_commands(
         &mut self,
         commands: Vec<Value>,
         expected: &[&str],
-    ) -> Result<Vec<usize>, TellError> {
+    ) -> Result<Vec<usize>, AclSyncError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -348,7 +365,7 @@ impl Teller {
                 Some(problem) if expected.contains(&problem) => refused.push(i),
                 Some(problem) => {
                     let command = answer["command"].as_str().unwrap_or_default().to_owned();
-                    return Err(TellError::Refused { command, problem: problem.to_owned() });
+                    return Err(AclSyncError::Refused { command, problem: problem.to_owned() });
                 }
             }
         }
@@ -356,9 +373,9 @@ impl Teller {
     }
 
     /// Sends one message of commands, and returns the responses in the order of the commands.
-    async fn exchange(&mut self, mut commands: Vec<Value>) -> Result<Vec<Value>, TellError> {
-        self.asked += 1;
-        let mark = format!("{}-{}", self.holder, self.asked);
+    async fn exchange(&mut self, mut commands: Vec<Value>) -> Result<Vec<Value>, AclSyncError> {
+        self.request_count += 1;
+        let mark = format!("{}-{}", self.holder, self.request_count);
         let wanted = commands.len();
         for command in &mut commands {
             command["correlationData"] = mark.as_str().into();
@@ -367,12 +384,12 @@ impl Teller {
         let options = PublishOptions::new(QoS::AtLeastOnce);
         self.client
             .try_publish(CONTROL, body.into_bytes(), options)
-            .map_err(|_| TellError::Down)?;
+            .map_err(|_| AclSyncError::Down)?;
         let end = Instant::now() + ANSWER_TIME_MAX;
         loop {
             let news = tokio::time::timeout_at(end, self.news.recv()).await;
-            match news.map_err(|_| TellError::Silent)? {
-                Some(News::Message { payload, .. }) => {
+            match news.map_err(|_| AclSyncError::NoResponse)? {
+                Some(ConnectionEvent::Message { payload, .. }) => {
                     let mut answer: Value = serde_json::from_slice(&payload).unwrap_or_default();
                     let answers = answer["responses"].as_array_mut().map(std::mem::take);
                     let answers = answers.unwrap_or_default();
@@ -381,9 +398,9 @@ impl Teller {
                         return Ok(answers);
                     }
                 }
-                Some(News::Ready) => {}
-                Some(News::Refused) => return Err(TellError::Silent),
-                Some(News::Down(_)) | None => return Err(TellError::Down),
+                Some(ConnectionEvent::Ready) => {}
+                Some(ConnectionEvent::SubscriptionRefused) => return Err(AclSyncError::NoResponse),
+                Some(ConnectionEvent::Down(_)) | None => return Err(AclSyncError::Down),
             }
         }
     }
@@ -391,13 +408,13 @@ impl Teller {
 
 /// The roles and clients that the broker has.
 #[derive(Default)]
-struct Listed {
-    roles: BTreeMap<String, BTreeSet<Right>>,
+struct BrokerSnapshot {
+    roles: BTreeMap<String, BTreeSet<AclEntry>>,
     /// By user name: the client's roles, and whether the client is disabled.
     clients: BTreeMap<String, (Vec<String>, bool)>,
 }
 
-impl Listed {
+impl BrokerSnapshot {
     /// Returns whether the broker's list differs from the registry for this gateway.
     fn differs(&self, device: &Device) -> bool {
         let Some(name) = device.certificate_name.as_deref() else { return false };
@@ -409,19 +426,19 @@ impl Listed {
         if device.revoked_at.is_some() {
             return self.clients.contains_key(name) || self.roles.contains_key(name);
         }
-        self.roles.get(name) != Some(&rights(device))
+        self.roles.get(name) != Some(&acl_entries(device))
             || self.clients.get(name) != Some(&(vec![name.to_owned()], false))
     }
 }
 
 /// One permission of a gateway: an ACL type and a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Right {
+struct AclEntry {
     acl: String,
     topic: String,
 }
 
-impl Right {
+impl AclEntry {
     fn json(&self) -> Value {
         json!({"acltype": self.acl, "topic": self.topic, "allow": true})
     }
@@ -436,9 +453,14 @@ impl Right {
 
 /// Returns a gateway's permissions: to publish for its machines, and to receive the
 /// acknowledgements for them.
-fn rights(device: &Device) -> BTreeSet<Right> {
-    const SPEAKS: [Kind; 5] =
-        [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+fn acl_entries(device: &Device) -> BTreeSet<AclEntry> {
+    const SPEAKS: [TopicKind; 5] = [
+        TopicKind::LiveFrame,
+        TopicKind::BacklogFrame,
+        TopicKind::Receipt,
+        TopicKind::Telemetry,
+        TopicKind::Events,
+    ];
     let mut rights = BTreeSet::new();
     for machine in &device.machines {
         let origin = Origin {
@@ -446,14 +468,14 @@ fn rights(device: &Device) -> BTreeSet<Right> {
             site: device.site_id.clone(),
             machine: machine.clone(),
         };
-        let mut may = |acl: &str, kind: Kind| {
-            rights.insert(Right { acl: acl.to_owned(), topic: kind.topic(&origin) });
+        let mut may = |acl: &str, kind: TopicKind| {
+            rights.insert(AclEntry { acl: acl.to_owned(), topic: kind.topic(&origin) });
         };
         for kind in SPEAKS {
             may("publishClientSend", kind);
         }
-        may("subscribeLiteral", Kind::Ack);
-        may("publishClientReceive", Kind::Ack);
+        may("subscribeLiteral", TopicKind::Ack);
+        may("publishClientReceive", TopicKind::Ack);
     }
     rights
 }

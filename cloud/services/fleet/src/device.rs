@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 /// How long signatures of a gateway's old key are accepted after the gateway received a new key.
 /// Frames that wait in a journal were signed before the change.
-pub const OLD_KEY_BELIEVED_MS: i64 = 90 * 86_400_000;
+pub const OLD_KEY_ACCEPTED_MS: i64 = 90 * 86_400_000;
 
 /// Returns the common name in a gateway's certificates for one of its keys.
 ///
@@ -16,7 +16,7 @@ pub const OLD_KEY_BELIEVED_MS: i64 = 90 * 86_400_000;
 /// that the broker refuses a key that was replaced.
 #[must_use]
 pub fn certificate_name(org: &OrgId, key_id: &KeyId, key_number: i64) -> String {
-    let digest = trust::digest(format!("{org}\0{key_id}\0{key_number}").as_bytes());
+    let digest = trust::sha256_digest(format!("{org}\0{key_id}\0{key_number}").as_bytes());
     let hex = digest.0.iter().take(15).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     format!("gw-{hex}")
 }
@@ -82,9 +82,9 @@ pub struct NewDevice<'n> {
 
 /// The result of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Registered {
+pub enum RegisterOutcome {
     /// The gateway is registered, and its key has this number.
-    As(i64),
+    Accepted(i64),
     /// Refused: the name has another key, or this key was replaced before.
     OtherKey,
     Revoked,

@@ -10,19 +10,24 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use contract::enroll::{BrokerAddress, Enroll, Granted, Hello, Recover, Renew, Time, Waiting};
+use contract::enroll::{
+    BrokerAddress, CertificateGrant, EnrollRequest, FleetTime, GatewayIdentity, PendingDecision,
+    RecoverRequest, RenewRequest,
+};
 use contract::{KeyId, OrgId};
 use service::error::ApiError;
-use service::extract::Body;
-use service::tls::Peer;
+use service::extract::JsonBody;
+use service::tls::TlsPeer;
 use tokio::sync::Notify;
 use trust::x509::{Certificate, verify_request};
 use trust::{EnrollmentToken, PublicKey};
 
-use crate::api::refused;
-use crate::authority::Authority;
+use crate::api::key_number_or_conflict;
+use crate::authority::CertificateAuthority;
 use crate::device::{Device, NewDevice, certificate_name};
-use crate::store::{By, Decision, Enrollment, FleetStore, NewCertificate, Refused, gateway};
+use crate::store::{
+    ChangedBy, Enrollment, EnrollmentError, FleetStore, NewCertificate, RecoveryDecision, gateway,
+};
 use service::clock::Clock;
 
 /// Limit per gateway. A gateway that requests more in an hour has a fault.
@@ -34,7 +39,7 @@ const HOUR_MS: i64 = 3_600_000;
 pub struct State {
     pub store: FleetStore,
     pub clock: Clock,
-    pub authority: Arc<Authority>,
+    pub authority: Arc<CertificateAuthority>,
     pub life_s: u32,
     pub gateway_url: String,
     pub broker: Option<BrokerAddress>,
@@ -52,7 +57,7 @@ pub fn routes(state: State) -> Router {
 }
 
 /// Returns the public key whose possession the certificate request (CSR) proves.
-fn proven(request: &str, key_id: &KeyId) -> Result<PublicKey, ApiError> {
+fn verify_key_possession(request: &str, key_id: &KeyId) -> Result<PublicKey, ApiError> {
     let der =
         BASE64.decode(request).map_err(|_| ApiError::Invalid("request: not base64".into()))?;
     verify_request(&der, key_id).map_err(|error| ApiError::Invalid(format!("request: {error}")))
@@ -65,10 +70,10 @@ impl State {
         &self,
         (device, public): (&Device, &PublicKey),
         why: &str,
-        by: By<'_>,
-    ) -> Result<Granted, ApiError> {
+        by: ChangedBy<'_>,
+    ) -> Result<CertificateGrant, ApiError> {
         let (org, key_id) = (&device.org_id, &device.key_id);
-        let hour_ago = by.now.plus(-HOUR_MS);
+        let hour_ago = by.now.plus_ms(-HOUR_MS);
         if self.store.issued_since(org, key_id, hour_ago).await? >= CERTIFICATES_AN_HOUR {
             return Err(ApiError::Unavailable(format!(
                 "{key_id} received {CERTIFICATES_AN_HOUR} certificates within an hour; try again \
@@ -80,7 +85,7 @@ impl State {
         let (subject, key) = ((org.clone(), key_id.clone()), public.clone());
         let now = by.now;
         let certified = tokio::task::spawn_blocking(move || {
-            authority.certify((&subject.0, &subject.1, &name), &key, life_s, now)
+            authority.issue_gateway_certificate((&subject.0, &subject.1, &name), &key, life_s, now)
         });
         let certificate = certified.await.map_err(ApiError::internal)?.map_err(|error| {
             tracing::error!(%error, "the certificate authority cannot issue a certificate");
@@ -90,10 +95,10 @@ impl State {
         let new =
             NewCertificate { org, key_id, key_number: number, why, certificate: &certificate };
         let mut tx = self.store.begin().await?;
-        FleetStore::note_certificate(&mut tx, new, by).await?;
+        FleetStore::add_certificate(&mut tx, new, by).await?;
         tx.commit().await?;
         metrics::counter!("simcorp_fleet_certificates_total", "why" => why.to_owned()).increment(1);
-        Ok(Granted {
+        Ok(CertificateGrant {
             org_id: org.clone(),
             key_id: key_id.clone(),
             machines: device.machines.clone(),
@@ -107,20 +112,24 @@ impl State {
 
     /// Authenticates the gateway by its TLS client certificate. Returns the device and its current
     /// public key.
-    async fn known(&self, peer: &Peer) -> Result<(Device, PublicKey), ApiError> {
+    async fn authenticate(&self, peer: &TlsPeer) -> Result<(Device, PublicKey), ApiError> {
         let unknown = || ApiError::Unauthorized("show a certificate of this fleet".to_owned());
         let shown = peer.certificate.as_deref().ok_or_else(unknown)?;
         let certificate = Certificate::from_der(shown).map_err(|_| unknown())?;
         if (self.clock)() >= certificate.not_after {
             return Err(unknown()); // it expired after the handshake
         }
-        let device = self.store.device_called(&certificate.name).await?.ok_or_else(unknown)?;
+        let device = self
+            .store
+            .device_by_certificate_name(&certificate.common_name)
+            .await?
+            .ok_or_else(unknown)?;
         if device.revoked_at.is_some() {
             return Err(ApiError::Forbidden(format!("{} was revoked", device.key_id)));
         }
-        let present = self.store.present_key(&device.org_id, &device.key_id).await?;
+        let present = self.store.current_key(&device.org_id, &device.key_id).await?;
         match present {
-            Some((_, public)) if public == certificate.public => Ok((device, public)),
+            Some((_, public)) if public == certificate.public_key => Ok((device, public)),
             _ => Err(ApiError::Forbidden(format!(
                 "{} has another key now; this certificate belongs to an old key",
                 device.key_id
@@ -132,26 +141,26 @@ impl State {
 /// Enrols a new gateway. The token is spent for the key that signed the request, and for no other.
 async fn enroll(
     Extract(state): Extract<State>,
-    Body(asked): Body<Enroll>,
-) -> Result<Json<Granted>, ApiError> {
+    JsonBody(asked): JsonBody<EnrollRequest>,
+) -> Result<Json<CertificateGrant>, ApiError> {
     let token = EnrollmentToken::parse(&asked.token)
         .ok_or_else(|| ApiError::Unauthorized("this is not an enrolment token".to_owned()))?;
-    if !state.store.knows(&token).await? {
-        return Err(refusal(Refused::Unknown));
+    if !state.store.token_exists(&token).await? {
+        return Err(enrollment_error(EnrollmentError::Unknown));
     }
     let key_id = KeyId::new(&asked.device, &asked.site_id);
-    let public = proven(&asked.request, &key_id)?;
+    let public = verify_key_possession(&asked.request, &key_id)?;
     let now = (state.clock)();
     let mut tx = state.store.begin().await?;
     let spent = FleetStore::spend(&mut tx, &token, &public, now).await?;
-    let enrollment = spent.map_err(refusal)?;
+    let enrollment = spent.map_err(enrollment_error)?;
     // A mismatch does not spend the token: the technician corrects the configuration and retries.
-    fits(&asked, &key_id, &enrollment)?;
+    check_matches_enrollment(&asked, &key_id, &enrollment)?;
     let actor = gateway(&enrollment.org_id, &key_id);
-    let by = By { actor: &actor, now };
+    let by = ChangedBy { actor: &actor, now };
     let first = enrollment.spent_at == Some(now);
     if first {
-        by.spent(&mut tx, &enrollment).await?;
+        by.audit_token_spent(&mut tx, &enrollment).await?;
         let new = NewDevice {
             org: &enrollment.org_id,
             key_id: &key_id,
@@ -162,7 +171,7 @@ async fn enroll(
             replaces: enrollment.replaces,
             compromised: enrollment.compromised,
         };
-        refused(FleetStore::register_in(&mut tx, &new, by).await?, &key_id)?;
+        key_number_or_conflict(FleetStore::register_in(&mut tx, &new, by).await?, &key_id)?;
         tx.commit().await?;
         state.changed.notify_one();
         tracing::info!(kid = %key_id, org = %enrollment.org_id, token = enrollment.id, "enrolled");
@@ -172,26 +181,34 @@ async fn enroll(
     // A repeated request returns the device's present state: its machines may have changed since.
     let device = state.store.device(&enrollment.org_id, key_id.as_str()).await?;
     let device = device.ok_or(ApiError::NotFound("device"))?;
-    let present = state.store.present_key(&device.org_id, &key_id).await?;
+    let present = state.store.current_key(&device.org_id, &key_id).await?;
     if device.revoked_at.is_some() || present.is_none_or(|(_, present)| present != public) {
-        return Err(refusal(Refused::Unknown));
+        return Err(enrollment_error(EnrollmentError::Unknown));
     }
     Ok(Json(state.issue((&device, &public), "enrolled", by).await?))
 }
 
-fn refusal(refused: Refused) -> ApiError {
+fn enrollment_error(refused: EnrollmentError) -> ApiError {
     metrics::counter!("simcorp_fleet_enrolments_refused_total").increment(1);
     ApiError::Unauthorized(match refused {
-        Refused::Unknown => "this token is not valid: it was never created, was withdrawn, or has \
+        EnrollmentError::Unknown => {
+            "this token is not valid: it was never created, was withdrawn, or has \
                              expired; ask for another"
-            .to_owned(),
-        Refused::Spent => "this token was used by another gateway; ask for another, and find out \
+                .to_owned()
+        }
+        EnrollmentError::UsedByOtherKey => {
+            "this token was used by another gateway; ask for another, and find out \
                            who used it"
-            .to_owned(),
+                .to_owned()
+        }
     })
 }
 
-fn fits(asked: &Enroll, key_id: &KeyId, enrollment: &Enrollment) -> Result<(), ApiError> {
+fn check_matches_enrollment(
+    asked: &EnrollRequest,
+    key_id: &KeyId,
+    enrollment: &Enrollment,
+) -> Result<(), ApiError> {
     let fits = asked.org_id == enrollment.org_id
         && *key_id == enrollment.key_id
         && asked.machines.iter().all(|machine| enrollment.machines.contains(machine));
@@ -211,11 +228,11 @@ fn fits(asked: &Enroll, key_id: &KeyId, enrollment: &Enrollment) -> Result<(), A
 /// Issues the next certificate for the same key.
 async fn renew(
     Extract(state): Extract<State>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-    Body(asked): Body<Renew>,
-) -> Result<Json<Granted>, ApiError> {
-    let (device, present) = state.known(&peer).await?;
-    let public = proven(&asked.request, &device.key_id)?;
+    ConnectInfo(peer): ConnectInfo<TlsPeer>,
+    JsonBody(asked): JsonBody<RenewRequest>,
+) -> Result<Json<CertificateGrant>, ApiError> {
+    let (device, present) = state.authenticate(&peer).await?;
+    let public = verify_key_possession(&asked.request, &device.key_id)?;
     if public != present {
         return Err(ApiError::Conflict(format!(
             "{} is renewed with its current key; another key needs an enrolment that replaces it",
@@ -223,7 +240,7 @@ async fn renew(
         )));
     }
     let actor = gateway(&device.org_id, &device.key_id);
-    let by = By { actor: &actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &actor, now: (state.clock)() };
     Ok(Json(state.issue((&device, &public), "renewed", by).await?))
 }
 
@@ -231,15 +248,15 @@ async fn renew(
 /// a person must approve the recovery.
 async fn recover(
     Extract(state): Extract<State>,
-    Body(asked): Body<Recover>,
+    JsonBody(asked): JsonBody<RecoverRequest>,
 ) -> Result<Response, ApiError> {
-    let public = proven(&asked.request, &asked.key_id)?;
+    let public = verify_key_possession(&asked.request, &asked.key_id)?;
     let (org, key_id): (&OrgId, &KeyId) = (&asked.org_id, &asked.key_id);
     // The same answer for an unknown gateway and for a wrong key: a caller without the key must not
     // learn which gateways exist.
     let unknown = || ApiError::Unauthorized("not a gateway of this fleet with that key".to_owned());
     let device = state.store.device(org, key_id.as_str()).await?.ok_or_else(unknown)?;
-    let present = state.store.present_key(org, key_id).await?;
+    let present = state.store.current_key(org, key_id).await?;
     let other = present.is_none_or(|(_, present)| present != public);
     if other || device.certificate_name.is_none() {
         return Err(unknown());
@@ -248,19 +265,19 @@ async fn recover(
         return Err(ApiError::Forbidden(format!("{key_id} was revoked")));
     }
     let actor = gateway(org, key_id);
-    let by = By { actor: &actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &actor, now: (state.clock)() };
     let mut tx = state.store.begin().await?;
-    let decision = FleetStore::ask_recovery(&mut tx, (org, key_id, &public), by).await?;
+    let decision = FleetStore::request_recovery(&mut tx, (org, key_id, &public), by).await?;
     tx.commit().await?;
     match decision {
-        Decision::Waiting { since } => {
+        RecoveryDecision::Waiting { since } => {
             let waiting = format!("somebody has to approve it: simcorp device recover {key_id}");
-            Ok((StatusCode::ACCEPTED, Json(Waiting { waiting, since })).into_response())
+            Ok((StatusCode::ACCEPTED, Json(PendingDecision { waiting, since })).into_response())
         }
-        Decision::Refused => {
+        RecoveryDecision::Refused => {
             Err(ApiError::Forbidden("an approver has refused the recovery".to_owned()))
         }
-        Decision::Approved => {
+        RecoveryDecision::Approved => {
             let granted = state.issue((&device, &public), "recovered", by).await?;
             tracing::info!(kid = %key_id, %org, "recovered");
             Ok(Json(granted).into_response())
@@ -269,16 +286,21 @@ async fn recover(
 }
 
 /// Returns the time. Needs no authentication.
-async fn time(Extract(state): Extract<State>) -> Json<Time> {
-    Json(Time { now: (state.clock)() })
+async fn time(Extract(state): Extract<State>) -> Json<FleetTime> {
+    Json(FleetTime { now: (state.clock)() })
 }
 
 /// Proves to a gateway that its certificate works.
 async fn hello(
     Extract(state): Extract<State>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-) -> Result<Json<Hello>, ApiError> {
-    let (device, ..) = state.known(&peer).await?;
+    ConnectInfo(peer): ConnectInfo<TlsPeer>,
+) -> Result<Json<GatewayIdentity>, ApiError> {
+    let (device, ..) = state.authenticate(&peer).await?;
     let now = (state.clock)();
-    Ok(Json(Hello { org_id: device.org_id, key_id: device.key_id, machines: device.machines, now }))
+    Ok(Json(GatewayIdentity {
+        org_id: device.org_id,
+        key_id: device.key_id,
+        machines: device.machines,
+        now,
+    }))
 }

@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::authority::{Authority, AuthorityError, Places};
+use crate::authority::{CaError, CaPaths, CertificateAuthority};
 pub use config::FleetConfig;
 pub use store::FleetStore;
 
@@ -59,7 +59,7 @@ pub struct Gateways {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
-    Authority(#[from] AuthorityError),
+    Authority(#[from] CaError),
     #[error("fleet.broker.ca_file {path}: {source}")]
     BrokerAuthority { path: String, source: std::io::Error },
     #[error("the TLS listener for gateways: {0}")]
@@ -70,10 +70,10 @@ pub enum StartError {
 
 /// The location of the certificate authority, and whether the fleet may create one.
 #[derive(Debug, Clone, Copy)]
-pub struct Home<'h> {
+pub struct FleetPaths<'h> {
     pub data: &'h Path,
     /// Whether to create a missing authority. Set in development, so that no setup is needed.
-    pub make_authority: bool,
+    pub create_ca_if_missing: bool,
 }
 
 /// Opens the certificate authority, builds the routers, and spawns on `tracker` the task that
@@ -82,10 +82,10 @@ pub struct Home<'h> {
 /// # Errors
 /// When the broker is configured wrongly, or the listener for gateways cannot be set up.
 pub fn start(
-    (config, mqtt): (&FleetConfig, &service::mqtt::Broker),
+    (config, mqtt): (&FleetConfig, &service::mqtt::BrokerSettings),
     door: &AccessLayer,
     database: Store,
-    home: Home<'_>,
+    home: FleetPaths<'_>,
     clock: &Clock,
     (tracker, stop): (&TaskTracker, &CancellationToken),
 ) -> Result<Fleet, StartError> {
@@ -102,11 +102,11 @@ pub fn start(
     let changed = Arc::new(Notify::new());
     let mut health = Health::new("fleet");
     let asked = store.clone();
-    health = health.check("database", move || {
+    health = health.with_check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });
-    health = health.check("authority", move || {
+    health = health.with_check("authority", move || {
         let problem = problem.clone();
         async move { problem.map_or(Ok(()), Err) }
     });
@@ -118,7 +118,7 @@ pub fn start(
             clock.clone(),
             (tracker, stop),
         )?;
-        health = health.check("broker", move || {
+        health = health.with_check("broker", move || {
             let told = told.clone();
             async move { told.is_current() }
         });
@@ -134,7 +134,8 @@ pub fn start(
             gateway_url: config.gateway_url.clone(),
             changed: changed.clone(),
         };
-        let router = service::http::bare(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
+        let router =
+            service::http::minimal_router(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
         Ok(Gateways { router, tls })
     });
     let state = api::State {
@@ -150,17 +151,19 @@ pub fn start(
 
 fn open_authority(
     config: &FleetConfig,
-    home: Home<'_>,
+    home: FleetPaths<'_>,
     now: EpochMs,
-) -> Result<Option<Authority>, AuthorityError> {
-    let places = Places::of(config, home.data);
+) -> Result<Option<CertificateAuthority>, CaError> {
+    let places = CaPaths::of(config, home.data);
     if places.certificate.exists() {
-        return Authority::open(&places).map(Some);
+        return CertificateAuthority::open(&places).map(Some);
     }
-    if home.make_authority {
-        match Authority::create(&places, now) {
+    if home.create_ca_if_missing {
+        match CertificateAuthority::create(&places, now) {
             // Another instance created it first.
-            Err(_) if places.certificate.exists() => return Authority::open(&places).map(Some),
+            Err(_) if places.certificate.exists() => {
+                return CertificateAuthority::open(&places).map(Some);
+            }
             made => return made.map(Some),
         }
     }
@@ -170,7 +173,7 @@ fn open_authority(
 
 fn broker_address(
     config: &FleetConfig,
-    authority: &Authority,
+    authority: &CertificateAuthority,
 ) -> Result<Option<BrokerAddress>, StartError> {
     if config.broker.host.is_empty() {
         return Ok(None);
@@ -192,7 +195,10 @@ fn broker_address(
 
 /// Returns a TLS 1.3 configuration with a certificate of our own authority. If a client sends a
 /// certificate, it is verified; a client without a certificate may still enrol or recover.
-fn tls(authority: &Authority, config: &FleetConfig) -> Result<Arc<ServerConfig>, StartError> {
+fn tls(
+    authority: &CertificateAuthority,
+    config: &FleetConfig,
+) -> Result<Arc<ServerConfig>, StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
     let mut roots = rustls::RootCertStore::empty();
     for certificate in rustls_certificates(authority.pem()) {
@@ -203,7 +209,7 @@ fn tls(authority: &Authority, config: &FleetConfig) -> Result<Arc<ServerConfig>,
         .build()
         .map_err(|error| wrong(&error))?;
     let host = config.host().unwrap_or_default();
-    let (chain, key) = authority.listener(host)?;
+    let (chain, key) = authority.issue_listener_certificate(host)?;
     let mut tls = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::openapi::with_examples;
 use service::query::Params;
 use utoipa::ToSchema;
@@ -60,7 +60,7 @@ async fn status(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Status>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let configs = following.store.org_settings(&org).await?;
     let with = |(name, own)| (name, Settings::DEFAULTS.overridden_by(own));
     let now = (following.clock)();
@@ -85,7 +85,7 @@ fn origin_of(caller: &Caller, names: [&str; 3]) -> Result<Origin, ApiError> {
     let wrong =
         |field: &str, error: contract::IdError| ApiError::Issues(vec![Issue::new(field, error)]);
     Ok(Origin {
-        org: caller.org(Some(org))?,
+        org: caller.resolve_org(Some(org))?,
         site: SiteId::new(site).map_err(|e| wrong("siteId", e))?,
         machine: MachineId::new(machine).map_err(|e| wrong("machineId", e))?,
     })
@@ -102,9 +102,9 @@ fn named(caller: &Caller, params: &Params) -> Result<Origin, ApiError> {
 async fn set(
     Extract(following): Extract<InferenceState>,
     caller: Caller,
-    Body(body): Body<Set>,
+    JsonBody(body): JsonBody<Set>,
 ) -> Result<Json<Settings>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let origin = origin_of(&caller, [&body.org_id, &body.site_id, &body.machine_id])?;
     let issues: Vec<Issue> = body
         .config
@@ -149,7 +149,7 @@ async fn unset(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let origin = named(&caller, &params)?;
     let now = (following.clock)();
     if !following.store.save_settings(&origin, None, &caller.actor, now).await? {

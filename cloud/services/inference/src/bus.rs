@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::envelope::{self, Envelope, Expect, Payload};
+use contract::envelope::{self, Envelope, Payload, PayloadKind};
 use contract::point::RoastEvent;
-use contract::topic::{self, Kind};
+use contract::topic::{self, TopicKind};
 use contract::{EpochMs, Origin};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use service::mqtt::{
+    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +21,8 @@ use crate::detection::MachineTracker;
 use crate::store::InferenceStore;
 use crate::{Clock, InferenceConfig};
 
-const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 1_000, packet: 256 * 1024 };
+const BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 64, receive: 1_000, packet: 256 * 1024 };
 /// Messages that may wait for a machine's settings to be read; further ones are dropped.
 const QUEUE_MAX: usize = 10_000;
 const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -52,7 +55,7 @@ impl InferenceState {
 /// that states, from now on, whether the broker is connected.
 pub fn start(
     config: &InferenceConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     following: InferenceState,
     tracker: &TaskTracker,
     stop: &CancellationToken,
@@ -62,12 +65,12 @@ pub fn start(
     }
     let name = format!("simcorp-inference-{}", config.instance);
     let topics = || {
-        let all = [Kind::Telemetry, Kind::Events];
+        let all = [TopicKind::Telemetry, TopicKind::Events];
         all.map(|kind| format!("roaster/+/+/+/{}", kind.suffix())).into()
     };
     let options = mqtt.options(&name, BOUNDS)?;
-    let link = Link::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::spread));
-    let (client, connected) = (link.client(), link.up());
+    let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
+    let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
     tracker.spawn(receive(link, queue, stop.clone()));
     tracker.spawn(process_messages(following.clone(), waiting, stop.clone()));
@@ -75,9 +78,9 @@ pub fn start(
     Ok(connected)
 }
 
-async fn receive(mut link: Link, queue: mpsc::Sender<Message>, stop: CancellationToken) {
+async fn receive(mut link: MqttConnection, queue: mpsc::Sender<Message>, stop: CancellationToken) {
     while let Some(news) = link.next(&stop).await {
-        let News::Message { topic, payload } = news else { continue };
+        let ConnectionEvent::Message { topic, payload } = news else { continue };
         if let Some(message) = parse_message(&topic, &payload)
             && queue.try_send(message).is_err()
         {
@@ -89,13 +92,13 @@ async fn receive(mut link: Link, queue: mpsc::Sender<Message>, stop: Cancellatio
 
 /// Parses a message. Returns `None` for an invalid one: ingestion is the service that refuses it.
 fn parse_message(topic: &str, payload: &[u8]) -> Option<Message> {
-    let (origin, kind) = topic::parse(topic).ok()?;
+    let (origin, kind) = topic::parse_topic(topic).ok()?;
     let expect = match kind {
-        Kind::Telemetry => Expect::Telemetry,
-        Kind::Events => Expect::Event,
+        TopicKind::Telemetry => PayloadKind::Telemetry,
+        TopicKind::Events => PayloadKind::Event,
         _ => return None,
     };
-    let received = envelope::read(payload, expect, &origin).ok()?;
+    let received = envelope::decode(payload, expect, &origin).ok()?;
     Some((origin, received.payload))
 }
 
@@ -148,7 +151,7 @@ async fn publish_due(
         }
         let now = (following.clock)();
         // Another instance may have changed the settings.
-        if now.since(read) >= SETTINGS_REFRESH_MS || now < read {
+        if now.ms_since(read) >= SETTINGS_REFRESH_MS || now < read {
             match following.store.all_settings().await {
                 Ok(settings) => following.with(|all| all.apply_all_settings(&settings)),
                 Err(error) => tracing::debug!(%error, "cannot read the settings; retrying later"),
@@ -163,13 +166,13 @@ async fn publish_due(
             following.with(|all| all.take_due(now));
             continue;
         }
-        if now.since(renewed) >= LEASE_MS / 3 || now < renewed {
+        if now.ms_since(renewed) >= LEASE_MS / 3 || now < renewed {
             let held = following.store.database().lease(LEASE_NAME, &holder, LEASE_MS, now).await;
             let speaks = match held {
                 Ok(fence) => fence.is_some(),
                 Err(error) => {
                     tracing::debug!(%error, "cannot renew the lease; retrying later");
-                    spoke && now.since(renewed) < LEASE_MS
+                    spoke && now.ms_since(renewed) < LEASE_MS
                 }
             };
             if speaks {
@@ -207,7 +210,7 @@ async fn publish_event(client: &AsyncClient, origin: &Origin, event: RoastEvent,
     };
     let Ok(body) = serde_json::to_vec(&envelope) else { return };
     let options = PublishOptions::new(QoS::AtLeastOnce);
-    if let Err(error) = client.publish(Kind::Events.topic(origin), body, options).await {
+    if let Err(error) = client.publish(TopicKind::Events.topic(origin), body, options).await {
         tracing::warn!(%error, "could not publish a detected event");
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, EventKind, Origin};
-use roast::event::{Change, Inference};
-use roast::learn::Learned;
-use roast::live::Live;
+use roast::event::{DetectedMark, MarkChange};
+use roast::live::LiveRoast;
+use roast::machine_model::MachineModel;
 use roast::sample::Sample;
 use serde::Serialize;
 use serde_json::json;
@@ -49,7 +49,7 @@ struct PendingEvent {
 /// The state of one followed machine.
 #[derive(Debug)]
 struct TrackedMachine {
-    live: Live,
+    live: LiveRoast,
     settings: Settings,
     /// When the session began according to the publisher's elapsed time.
     started: EpochMs,
@@ -100,7 +100,7 @@ pub struct MachineTracker {
 impl TrackedMachine {
     fn new(settings: Settings, started: EpochMs, now: EpochMs) -> Self {
         Self {
-            live: Live::new(Learned::default(), true),
+            live: LiveRoast::new(MachineModel::default(), true),
             settings,
             started,
             last_point: EpochMs(i64::MIN),
@@ -131,20 +131,20 @@ impl TrackedMachine {
     }
 
     fn push_point(&mut self, point: &TelemetryPoint, now: EpochMs) {
-        if point.ts.since(now) > FUTURE_MS_MAX {
+        if point.ts.ms_since(now) > FUTURE_MS_MAX {
             return; // the clock that dated it is wrong
         }
-        let back =
-            self.last_point.0 != i64::MIN && self.last_point.since(point.ts) > CLOCK_STEP_BACK_MS;
+        let back = self.last_point.0 != i64::MIN
+            && self.last_point.ms_since(point.ts) > CLOCK_STEP_BACK_MS;
         if point.ts <= self.last_point && !back {
             return; // repeated, or late
         }
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
-        let started = point.ts.plus(-((point.elapsed_seconds * 1000.0) as i64));
+        let started = point.ts.plus_ms(-((point.elapsed_seconds * 1000.0) as i64));
         let gap_ms =
             self.settings.session_gap_seconds.map_or(SESSION_GAP_MS as f64, |s| s * 1000.0);
-        let idle = self.points > 0 && point.ts.since(self.last_point) as f64 > gap_ms;
-        let since_start_s = point.ts.since(self.started) as f64 / 1000.0;
+        let idle = self.points > 0 && point.ts.ms_since(self.last_point) as f64 > gap_ms;
+        let since_start_s = point.ts.ms_since(self.started) as f64 / 1000.0;
         let over = self.points > 0 && point.elapsed_seconds + RESTART_S < since_start_s;
         if idle || over || back || self.points == 0 {
             self.restart(started, now);
@@ -160,11 +160,11 @@ impl TrackedMachine {
         self.last_point = point.ts;
         self.last_seen = now;
         self.points += 1;
-        let sample = Sample { t_ms: point.ts.0, ..Sample::of(point) };
+        let sample = Sample { t_ms: point.ts.0, ..Sample::from_point(point) };
         for change in self.live.push(&sample) {
             match change {
-                Change::Known(mark) => self.accept_inference(point, &mark, now),
-                Change::Withdrawn(kind) => {
+                MarkChange::Detected(mark) => self.accept_inference(point, &mark, now),
+                MarkChange::Withdrawn(kind) => {
                     self.pending.remove(&kind);
                 }
             }
@@ -173,9 +173,9 @@ impl TrackedMachine {
         self.last_bt = point.bt_c.or(self.last_bt);
     }
 
-    fn accept_inference(&mut self, point: &TelemetryPoint, mark: &Inference, now: EpochMs) {
+    fn accept_inference(&mut self, point: &TelemetryPoint, mark: &DetectedMark, now: EpochMs) {
         let at = EpochMs(mark.at_ms);
-        let elapsed_s = at.since(self.started).max(0) as f64 / 1000.0;
+        let elapsed_s = at.ms_since(self.started).max(0) as f64 / 1000.0;
         let by_threshold = mark.kind == EventKind::Fc && self.settings.fc_bt_threshold_c.is_some();
         let too_late = mark.kind == EventKind::Tp
             && self.settings.tp_search_window_seconds.is_some_and(|most| elapsed_s > most);
@@ -239,7 +239,7 @@ impl TrackedMachine {
         // A refined detection keeps its due time, so that it cannot be postponed for ever.
         let due = match self.pending.get(&kind) {
             Some(known) => known.due,
-            None => now.plus(SETTLE_MS),
+            None => now.plus_ms(SETTLE_MS),
         };
         self.pending.insert(kind, PendingEvent { event, due });
     }
@@ -318,7 +318,7 @@ impl MachineTracker {
         }
         if self.machines.len() >= self.machines_max {
             let oldest = self.machines.iter().min_by_key(|(_, machine)| machine.last_seen);
-            let silent = oldest.filter(|(_, machine)| now.since(machine.last_seen) > SILENT_MS);
+            let silent = oldest.filter(|(_, machine)| now.ms_since(machine.last_seen) > SILENT_MS);
             let Some(silent) = silent.map(|(origin, _)| origin.clone()) else {
                 metrics::counter!("simcorp_inference_refused_total").increment(1);
                 return;
@@ -338,7 +338,7 @@ impl MachineTracker {
         // Also before the machine's first point.
         self.ensure_tracked(origin, Settings::default(), now);
         if let Some(machine) = self.machines.get_mut(origin) {
-            machine.sends_events_until = now.plus(OWN_EVENTS_MS);
+            machine.sends_events_until = now.plus_ms(OWN_EVENTS_MS);
             machine.pending.clear();
         }
     }
@@ -362,7 +362,7 @@ impl MachineTracker {
     pub fn recently_published(&self, now: EpochMs) -> Vec<(Origin, RoastEvent)> {
         let told = self.machines.iter().flat_map(|(origin, machine)| {
             let recent =
-                machine.published.values().filter(|told| now.since(told.due) < REPUBLISH_MS);
+                machine.published.values().filter(|told| now.ms_since(told.due) < REPUBLISH_MS);
             recent.map(|told| (origin.clone(), told.event.clone()))
         });
         told.collect()
@@ -407,7 +407,7 @@ mod tests {
 
     fn point(t_s: i64, bt_c: f64, et_c: f64) -> TelemetryPoint {
         serde_json::from_value(json!({
-            "ts": NOW.plus(t_s * 1000), "machineId": MachineId::new("m").unwrap(),
+            "ts": NOW.plus_ms(t_s * 1000), "machineId": MachineId::new("m").unwrap(),
             "elapsedSeconds": t_s, "btC": bt_c, "etC": et_c,
         }))
         .unwrap()
@@ -422,7 +422,7 @@ mod tests {
         let mut told = Vec::new();
         for s in 0..seconds {
             let r = twin.reading();
-            let now = NOW.plus(s * 1000);
+            let now = NOW.plus_ms(s * 1000);
             all.push_point(&origin(), &point(s, r.bt_c, r.et_c), settings, now);
             if speaks_at == Some(s) {
                 let own: RoastEvent =
@@ -475,15 +475,15 @@ mod tests {
                 &origin(),
                 &point(s, 180.0, 200.0),
                 Settings::default(),
-                NOW.plus(s * 1000),
+                NOW.plus_ms(s * 1000),
             );
         }
-        let told = all.take_due(NOW.plus(3_600_000));
+        let told = all.take_due(NOW.plus_ms(3_600_000));
         assert!(told.iter().all(|(_, event)| event.kind != EventKind::Drop), "{told:?}");
         let other: Origin = "org/s/other".parse().unwrap();
-        all.push_point(&other, &point(61, 20.0, 20.0), Settings::default(), NOW.plus(61_000));
+        all.push_point(&other, &point(61, 20.0, 20.0), Settings::default(), NOW.plus_ms(61_000));
         assert!(!all.is_new(&origin()) && all.is_new(&other), "in the middle of a roast");
-        let later = NOW.plus(3_600_000);
+        let later = NOW.plus_ms(3_600_000);
         all.push_point(&other, &point(3_600, 20.0, 20.0), Settings::default(), later);
         assert!(all.is_new(&origin()) && !all.is_new(&other));
     }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use http_stack::AccessLayer;
 use service::clock::Clock;
 use service::health::Health;
-use service::mqtt::{Broker, BrokerError};
+use service::mqtt::{BrokerError, BrokerSettings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,7 +37,7 @@ pub struct Inference {
 /// When the broker's configuration is invalid.
 pub fn start(
     config: &InferenceConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     door: &AccessLayer,
     database: ::database::Store,
     clock: Clock,
@@ -53,11 +53,11 @@ pub fn start(
     let connected = bus::start(config, mqtt, following.clone(), tracker, stop)?;
     let asked = following.store.clone();
     let health = Health::new("event-inference")
-        .check("mqtt", move || {
+        .with_check("mqtt", move || {
             let up = connected.load(std::sync::atomic::Ordering::Relaxed);
             async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
         })
-        .check("database", move || {
+        .with_check("database", move || {
             let store = asked.clone();
             async move { store.database().ping().await.map_err(|error| error.to_string()) }
         });

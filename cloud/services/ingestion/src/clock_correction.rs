@@ -43,14 +43,14 @@ pub struct ClockCorrection(Arc<Mutex<PendingBoots>>);
 impl ClockCorrection {
     /// Notes a frame that was stored as part of chain `chain_no`.
     pub fn note(&self, chain_no: i64, frame: &Frame) {
-        let boot = (chain_no, frame.boot.cast_signed());
+        let boot = (chain_no, frame.boot_id.cast_signed());
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if frame.clock != ClockQuality::Synchronised {
             if noted.undated.len() < NOTED_MAX {
                 noted.undated.insert(boot);
             }
         } else if !noted.known.contains(&boot) && noted.offsets.len() < NOTED_MAX {
-            let mono = i64::try_from(frame.mono).unwrap_or(i64::MAX);
+            let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
             noted.offsets.entry(boot).or_insert(frame.wall.0.saturating_sub(mono));
         }
     }

@@ -6,7 +6,7 @@
 //! without a sample in event time. Silence alone neither closes a session nor deletes it.
 
 use ::database::StoreError;
-use contract::envelope::{self, EnvelopeError, Expect, Payload};
+use contract::envelope::{self, EnvelopeError, Payload, PayloadKind};
 use contract::point::{ExtraValue, RoastEvent, TelemetryPoint};
 use contract::{
     ChainId, Channel, ClockQuality, Column, EpochMs, EventSource, Frame, KeyId, MachineEvent,
@@ -41,12 +41,12 @@ pub async fn read(
     store: &IngestStore,
     keys: &KeyCache,
     origin: &Origin,
-    expect: Expect,
+    expect: PayloadKind,
     bytes: &[u8],
     accept_unsigned: bool,
     now: EpochMs,
 ) -> Result<VerifiedFrame, LegacyError> {
-    let received = envelope::read(bytes, expect, origin)?;
+    let received = envelope::decode(bytes, expect, origin)?;
     let ts = match &received.payload {
         Payload::Telemetry(point) => point.ts,
         Payload::Event(event) => event.ts,
@@ -84,18 +84,18 @@ pub async fn read(
             (Vec::new(), vec![event_of(&event, &session)?], Vec::new(), None)
         }
     };
-    let digest = trust::digest(received.raw_payload.to_string().as_bytes());
+    let digest = trust::sha256_digest(received.raw_payload.to_string().as_bytes());
     let frame = Frame {
         origin: origin.clone(),
         chain: CHAIN,
         number: 1, // assigned when it is stored
         previous: None,
-        boot: 0,
+        boot_id: 0,
         first_seq: 0, // assigned when it is stored
-        mono: 0,
+        mono_ms: 0,
         wall: ts,
         clock: ClockQuality::Unknown,
-        profile: None,
+        profile_digest: None,
         offsets_ms,
         columns,
         events,
@@ -121,11 +121,11 @@ fn session_opened_by(
     newest: Option<&SessionRow>,
     last_at: Option<EpochMs>,
 ) -> Option<(SessionId, EpochMs)> {
-    let started = point.ts.plus(-((point.elapsed_seconds * 1000.0) as i64));
+    let started = point.ts.plus_ms(-((point.elapsed_seconds * 1000.0) as i64));
     let belongs = newest.is_some_and(|session| {
-        let since_start_s = point.ts.since(EpochMs(session.started_ms)) as f64 / 1000.0;
+        let since_start_s = point.ts.ms_since(EpochMs(session.started_ms)) as f64 / 1000.0;
         let restarted = point.elapsed_seconds + RESTART_S < since_start_s;
-        let idle = last_at.is_some_and(|last| point.ts.since(last) > IDLE_MS);
+        let idle = last_at.is_some_and(|last| point.ts.ms_since(last) > IDLE_MS);
         !restarted && !idle
     });
     // The same start gives the same session id on every instance.
@@ -154,7 +154,7 @@ fn columns_of(point: &TelemetryPoint) -> Vec<Column> {
 }
 
 fn event_of(event: &RoastEvent, session: &SessionRow) -> Result<MachineEvent, LegacyError> {
-    let since_start_ms = event.ts.since(EpochMs(session.started_ms)).max(0);
+    let since_start_ms = event.ts.ms_since(EpochMs(session.started_ms)).max(0);
     Ok(MachineEvent {
         kind: event.kind,
         seq: 0, // assigned when it is stored

@@ -56,7 +56,7 @@ pub enum StartError {
 /// # Errors
 /// When the database or the broker's configuration is wrong.
 pub fn start(
-    (config, mqtt): (&IngestionConfig, &service::mqtt::Broker),
+    (config, mqtt): (&IngestionConfig, &service::mqtt::BrokerSettings),
     (door, cache): (&AccessLayer, &Cache),
     database: Store,
     clock: &Clock,
@@ -90,14 +90,14 @@ pub fn start(
     );
     let mut health = Health::new("ingestion");
     let asked = store.clone();
-    health = health.check("database", move || {
+    health = health.with_check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });
     if let Some(bus) = &bus {
         let bus = bus.clone();
         health =
-            health.check("mqtt", move || {
+            health.with_check("mqtt", move || {
                 let connected = bus.is_connected();
                 async move {
                     if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) }

@@ -213,14 +213,14 @@ pub fn event_of(row: &EventRow, machine: &MachineId) -> Option<RoastEvent> {
     if let Some(note) = &row.note {
         payload.insert("note".to_owned(), note.clone().into());
     }
-    if !kind.in_reference() {
+    if !kind.in_legacy() {
         payload.insert("mark".to_owned(), kind.as_str().into());
     }
     Some(RoastEvent {
         ts: EpochMs(row.at_ms),
         machine_id: machine.clone(),
         batch_id: None,
-        kind: if kind.in_reference() { kind } else { EventKind::Note },
+        kind: if kind.in_legacy() { kind } else { EventKind::Note },
         payload: Some(payload),
     })
 }

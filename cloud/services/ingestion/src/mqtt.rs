@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use contract::envelope::Expect;
-use contract::topic::{self, Kind};
+use contract::envelope::PayloadKind;
+use contract::topic::{self, TopicKind};
 use contract::{Ack, Origin};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use service::mqtt::{
+    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
+};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,11 +25,17 @@ use crate::{IngestionConfig, metric, session_closed};
 
 /// Acknowledgements are published once (`QoS` 0) and need no slots; at most 2 000 frames from the
 /// broker await our PUBACK.
-const BOUNDS: Bounds = Bounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
+const BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 64, receive: 2_000, packet: 512 * 1024 };
 const GROUP: &str = "ingestion";
 /// The kinds of messages that machines publish.
-const SUBSCRIBED: [Kind; 5] =
-    [Kind::LiveFrame, Kind::BacklogFrame, Kind::Receipt, Kind::Telemetry, Kind::Events];
+const SUBSCRIBED: [TopicKind; 5] = [
+    TopicKind::LiveFrame,
+    TopicKind::BacklogFrame,
+    TopicKind::Receipt,
+    TopicKind::Telemetry,
+    TopicKind::Events,
+];
 /// The capacity of the client's queue of outgoing messages.
 const QUEUE: usize = 4_096;
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -60,7 +68,7 @@ impl Bus {
         }
         let Ok(body) = serde_json::to_vec(ack) else { return };
         let options = PublishOptions::new(QoS::AtMostOnce);
-        if let Err(error) = self.client.publish(Kind::Ack.topic(origin), body, options).await {
+        if let Err(error) = self.client.publish(TopicKind::Ack.topic(origin), body, options).await {
             tracing::debug!(%error, "could not publish an ack");
         }
     }
@@ -69,7 +77,7 @@ impl Bus {
 /// Connects to the broker, and keeps reconnecting. Returns `None` when no broker is configured.
 pub fn start(
     config: &IngestionConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     (pipeline, taken): (&Pipeline, session_closed::SessionClosedAcks),
     tracker: &TaskTracker,
     stop: &CancellationToken,
@@ -83,12 +91,13 @@ pub fn start(
         let mut topics: Vec<String> =
             SUBSCRIBED.iter().map(|kind| kind.shared_filter(GROUP)).collect();
         // And the acknowledgements of `SessionClosed` events by services.
-        topics.push(contract::ops::Kind::Taken.shared_filter(GROUP));
+        topics.push(contract::ops::SessionTopic::ClosedAck.shared_filter(GROUP));
         topics
     };
     let options = mqtt.options(&client, BOUNDS)?;
-    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread)).vital(SUBSCRIBED.len());
-    let bus = Bus { client: link.client(), connected: link.up() };
+    let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter))
+        .with_vital(SUBSCRIBED.len());
+    let bus = Bus { client: link.client(), connected: link.ready_flag() };
     tracker.spawn(receive(link, (pipeline.clone(), taken), stop.clone()));
     if let Some(answers) = pipeline.take_acks() {
         tracker.spawn(publish_acks(bus.clone(), answers));
@@ -97,12 +106,12 @@ pub fn start(
 }
 
 async fn receive(
-    mut link: Link,
+    mut link: MqttConnection,
     (pipeline, taken): (Pipeline, session_closed::SessionClosedAcks),
     stop: CancellationToken,
 ) {
     while let Some(news) = link.next(&stop).await {
-        let News::Message { topic, payload } = news else { continue };
+        let ConnectionEvent::Message { topic, payload } = news else { continue };
         if topic.starts_with("ops/") {
             taken.receive(&topic, &payload);
         } else {
@@ -116,17 +125,17 @@ async fn receive(
 }
 
 async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {
-    let Ok((origin, kind)) = topic::parse(topic) else {
+    let Ok((origin, kind)) = topic::parse_topic(topic) else {
         metric::invalid("topic");
         return;
     };
     let (lane, message) = match kind {
-        Kind::LiveFrame => (Lane::Live, Message::Frame(payload)),
-        Kind::BacklogFrame => (Lane::Backlog, Message::Frame(payload)),
-        Kind::Receipt => (Lane::Backlog, Message::Receipt(payload)),
-        Kind::Telemetry => (Lane::Live, Message::Legacy(Expect::Telemetry, payload)),
-        Kind::Events => (Lane::Live, Message::Legacy(Expect::Event, payload)),
-        Kind::Ack => return,
+        TopicKind::LiveFrame => (Lane::Live, Message::Frame(payload)),
+        TopicKind::BacklogFrame => (Lane::Backlog, Message::Frame(payload)),
+        TopicKind::Receipt => (Lane::Backlog, Message::Receipt(payload)),
+        TopicKind::Telemetry => (Lane::Live, Message::Legacy(PayloadKind::Telemetry, payload)),
+        TopicKind::Events => (Lane::Live, Message::Legacy(PayloadKind::Event, payload)),
+        TopicKind::Ack => return,
     };
     pipeline.send(lane, origin, message, Reply::Bus).await;
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::database::StoreError;
-use contract::envelope::Expect;
-use contract::{Ack, ChainId, EpochMs, Origin, ReceiptVerdict, Refusal, Refused};
+use contract::envelope::PayloadKind;
+use contract::{Ack, ChainId, EpochMs, Origin, ReceiptVerdict, Refusal, RejectedFrame};
 use futures_util::future::BoxFuture;
 use service::backoff::Backoff;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -33,7 +33,7 @@ pub enum Message {
     Frame(Vec<u8>),
     Receipt(Vec<u8>),
     /// A JSON message of upstream Sim-Corp.
-    Legacy(Expect, Vec<u8>),
+    Legacy(PayloadKind, Vec<u8>),
 }
 
 impl Message {
@@ -272,7 +272,7 @@ impl Writer {
     async fn read_legacy(
         &mut self,
         origin: &Origin,
-        expect: Expect,
+        expect: PayloadKind,
         bytes: &[u8],
     ) -> Option<VerifiedFrame> {
         let mut wait = backoff();
@@ -515,7 +515,7 @@ impl Writer {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
             // The signature was verified: whoever signs the receipt signs the chain.
-            let kid = trust::Signed::parse(signed).map(|signed| signed.key_id().to_string());
+            let kid = trust::SignedMessage::parse(signed).map(|signed| signed.key_id().to_string());
             let kid = kid.unwrap_or_default();
             let no = self.store.chain_no(&receipt.origin, receipt.chain, &kid, now).await?;
             self.store.store_receipt(no, receipt, signed).await
@@ -565,7 +565,7 @@ fn join(joined: &mut Ack, ack: Ack) {
 
 fn refusal_of(chain: ChainId, frame: u64, reason: Refusal) -> Ack {
     let mut ack = Ack::new(chain);
-    ack.refused.push(Refused { frame, reason });
+    ack.refused.push(RejectedFrame { frame, reason });
     ack
 }
 

@@ -15,7 +15,7 @@ use service::shutdown::CancellationToken;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use trust::Signed;
+use trust::SignedMessage;
 
 use crate::mqtt::Bus;
 use crate::store::{IngestStore, OpenReceipt};
@@ -92,7 +92,7 @@ async fn make_curves(
     let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     let after = (cursor.0, cursor.1.as_str());
     let found =
-        store.sessions_without_curve(now.plus(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
+        store.sessions_without_curve(now.plus_ms(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
     let last = found.last().map(|found| (found.started_ms, found.session_id.clone()));
     *cursor = last.unwrap_or(FIRST);
     for found in found {
@@ -113,14 +113,14 @@ async fn check_receipt(
     now: EpochMs,
 ) -> Result<(), StoreError> {
     const DOING: &str = "checking a receipt";
-    let signed = Signed::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
+    let signed = SignedMessage::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
     let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
     let chain = crate::store::chain_state(&open);
     let mut ack = Ack::new(receipt.chain);
     let mut digest_differs = false;
     let complete = if chain.covers(receipt.first_frame, receipt.last_frame) {
         let digests = store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
-        digest_differs = trust::digest(&digests.concat()) != receipt.digest;
+        digest_differs = trust::sha256_digest(&digests.concat()) != receipt.digest;
         !digest_differs
     } else {
         ack.need = missing(&chain.gaps, chain.next, &receipt);

@@ -46,8 +46,8 @@ pub fn ack_queue() -> (SessionClosedAcks, mpsc::Receiver<(OrgId, SessionId)>) {
 
 impl SessionClosedAcks {
     pub fn receive(&self, topic: &str, payload: &[u8]) {
-        let Ok((origin, ops::Kind::Taken)) = ops::parse(topic) else { return };
-        let Ok(taken) = serde_json::from_slice::<ops::Taken>(payload) else { return };
+        let Ok((origin, ops::SessionTopic::ClosedAck)) = ops::parse_topic(topic) else { return };
+        let Ok(taken) = serde_json::from_slice::<ops::SessionClosedAck>(payload) else { return };
         let _ = self.0.try_send((origin.org, taken.session_id));
     }
 }
@@ -103,7 +103,7 @@ async fn close_and_enqueue(
     now: EpochMs,
     [running, closed]: &mut [(i64, String); 2],
 ) -> Result<(), StoreError> {
-    let silent = (now.plus(-UNSIGNED_SILENT_MS), now.plus(-SIGNED_SILENT_MS));
+    let silent = (now.plus_ms(-UNSIGNED_SILENT_MS), now.plus_ms(-SIGNED_SILENT_MS));
     let abandoned =
         store.abandoned_sessions(silent, (running.0, &running.1), ROWS_PER_PASS).await?;
     *running = next_cursor(&abandoned);
@@ -114,9 +114,9 @@ async fn close_and_enqueue(
     }
     store.mark_closed_seen(now).await?;
     let wait = AnnounceAfter {
-        closed_before: now.plus(-CLOSED_MS),
-        silent_since: now.plus(-SILENT_MS),
-        closed_long_before: now.plus(-CLOSED_LONG_MS),
+        closed_before: now.plus_ms(-CLOSED_MS),
+        silent_since: now.plus_ms(-SILENT_MS),
+        closed_long_before: now.plus_ms(-CLOSED_LONG_MS),
     };
     let untold = store.unannounced_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
     *closed = next_cursor(&untold);
@@ -173,7 +173,7 @@ async fn enqueue(
 async fn publish_due(store: &IngestStore, bus: &Bus, now: EpochMs) -> Result<(), StoreError> {
     for event in store.take_due(now, RESEND_MS, ROWS_PER_PASS).await? {
         let Ok(body) = serde_json::to_vec(&event) else { continue };
-        if !bus.publish_event(ops::Kind::Closed.topic(&event.origin), body).await {
+        if !bus.publish_event(ops::SessionTopic::Closed.topic(&event.origin), body).await {
             break; // it stays in the outbox
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use contract::{Digest, EpochMs, Frame, KeyId, OrgId, Origin, Receipt, Refusal, SessionId};
 use tokio::time::Instant;
-use trust::{CONTENT_FRAME, CONTENT_RECEIPT, PublicKey, Signed};
+use trust::{CONTENT_FRAME, CONTENT_RECEIPT, PublicKey, SignedMessage};
 
 use crate::store::IngestStore;
 use database::StoreError;
@@ -37,7 +37,7 @@ impl TrustedKey {
     /// The verdict of the current key, when no previous key fits either.
     pub fn or_previous_keys(
         &self,
-        signed: &Signed,
+        signed: &SignedMessage,
         verdict: Result<(), trust::CoseError>,
         now: EpochMs,
     ) -> Result<(), trust::CoseError> {
@@ -155,7 +155,7 @@ pub struct VerifiedFrame {
 /// A signed message of a machine, parsed but not yet verified.
 pub struct UnverifiedMessage {
     pub origin: Origin,
-    pub signed: Signed,
+    pub signed: SignedMessage,
     pub bytes: Vec<u8>,
 }
 
@@ -168,7 +168,7 @@ impl UnverifiedMessage {
         if bytes.len() > contract::frame::FRAME_BYTES_MAX {
             return Err(Refusal::Malformed);
         }
-        let signed = Signed::parse(&bytes).map_err(|_| Refusal::Malformed)?;
+        let signed = SignedMessage::parse(&bytes).map_err(|_| Refusal::Malformed)?;
         Ok(Self { origin, signed, bytes })
     }
 
@@ -209,7 +209,7 @@ impl UnverifiedMessage {
         match checked {
             Ok(frame) => Ok(VerifiedFrame {
                 frame,
-                digest: trust::digest(self.signed.payload()),
+                digest: trust::sha256_digest(self.signed.payload()),
                 kid: self.signed.key_id().to_string(),
                 trust: Trust::Verified,
                 numbering: Numbering::Edge,

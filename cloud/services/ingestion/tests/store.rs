@@ -42,7 +42,7 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
     let event = |kind, seq: u64, elapsed_s| MachineEvent {
         kind,
         seq,
-        at: NOW.plus(seq as i64 * 100),
+        at: NOW.plus_ms(seq as i64 * 100),
         elapsed_s,
         session: session.clone(),
         source: EventSource::Machine,
@@ -60,12 +60,12 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
         chain: CHAIN,
         number: n,
         previous,
-        boot: u64::MAX,
+        boot_id: u64::MAX,
         first_seq: (n - 1) * 10,
-        mono: n * 1000,
-        wall: NOW.plus((n as i64 - 1) * 1000),
+        mono_ms: n * 1000,
+        wall: NOW.plus_ms((n as i64 - 1) * 1000),
         clock: ClockQuality::Synchronised,
-        profile: None,
+        profile_digest: None,
         offsets_ms: (0..10).map(|i| i * 100).collect(),
         columns: vec![
             Column { channel: Channel::Bt, values, quality: vec![(3, Quality::Spike)] },
@@ -80,7 +80,7 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
     };
     let payload = frame.encode();
     VerifiedFrame {
-        digest: trust::digest(&payload),
+        digest: trust::sha256_digest(&payload),
         signed: payload,
         frame,
         kid: "device:gw@leipzig".to_owned(),
@@ -133,7 +133,7 @@ async fn a_used_number_with_other_content_is_refused(store: &IngestStore) {
 fn waking(n: u64) -> VerifiedFrame {
     let mut verified = frame(n, 0.0);
     let f = &mut verified.frame;
-    f.boot = 77;
+    f.boot_id = 77;
     if n < 6 {
         f.clock = ClockQuality::FreeRunning;
         f.wall = EpochMs((n as i64 - 1) * 1000);
@@ -212,7 +212,7 @@ async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
 /// One upstream message: a point at `second` of a roast, or its DROP.
 fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     let mut verified = frame(1, 0.0);
-    let (session, at) = (SessionId::new("S-1").unwrap(), NOW.plus(second * 1000));
+    let (session, at) = (SessionId::new("S-1").unwrap(), NOW.plus_ms(second * 1000));
     let event = MachineEvent {
         kind: EventKind::Drop,
         seq: 0,
@@ -228,7 +228,7 @@ fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     verified.frame.offsets_ms = if drop { vec![] } else { vec![0] };
     verified.frame.columns = if drop { vec![] } else { vec![bt] };
     verified.frame.events = if drop { vec![event] } else { vec![] };
-    verified.digest = trust::digest(format!("{second} {drop}").as_bytes());
+    verified.digest = trust::sha256_digest(format!("{second} {drop}").as_bytes());
     verified.numbering = Numbering::Arrival { opens: opens.then_some((session, NOW)) };
     verified
 }
@@ -249,7 +249,7 @@ async fn what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast(store:
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     store.make_curve(&org, &session, true, NOW).await.unwrap();
     let curveless = async || {
-        store.sessions_without_curve(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len()
+        store.sessions_without_curve(NOW.plus_ms(60_000), (i64::MIN, ""), 10).await.unwrap().len()
     };
     assert_eq!(curveless().await, 0);
     commit(store, &[told(50, false, false)]).await;
@@ -305,10 +305,13 @@ async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &Ingest
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     assert!(store.curve(&org, "S-1").await.unwrap().is_none());
     let start = (i64::MIN, "");
-    assert_eq!(store.sessions_without_curve(NOW.plus(60_000), start, 10).await.unwrap().len(), 1);
+    assert_eq!(
+        store.sessions_without_curve(NOW.plus_ms(60_000), start, 10).await.unwrap().len(),
+        1
+    );
     store.make_curve(&org, &session, false, NOW).await.unwrap();
     store.make_curve(&org, &session, false, NOW).await.unwrap();
-    assert!(store.sessions_without_curve(NOW.plus(60_000), start, 10).await.unwrap().is_empty());
+    assert!(store.sessions_without_curve(NOW.plus_ms(60_000), start, 10).await.unwrap().is_empty());
 
     let no = name(store).await;
     let frames = store.frames_of_range(&org, no.chain, 15, 44, 100).await.unwrap();
@@ -344,8 +347,8 @@ async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
         last_frame: 5,
         first_seq: 15,
         last_seq: 44,
-        started: NOW.plus(1_500),
-        ended: NOW.plus(4_400),
+        started: NOW.plus_ms(1_500),
+        ended: NOW.plus_ms(4_400),
         digest: Digest([0; 32]),
     };
     let no = name(store).await;
@@ -353,8 +356,11 @@ async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
     let curve = async || {
         let session = store.session(&org, "S-1").await.unwrap().unwrap();
         store.make_curve(&org, &session, false, NOW).await.unwrap();
-        let left =
-            store.sessions_without_curve(NOW.plus(60_000), (i64::MIN, ""), 10).await.unwrap().len();
+        let left = store
+            .sessions_without_curve(NOW.plus_ms(60_000), (i64::MIN, ""), 10)
+            .await
+            .unwrap()
+            .len();
         (store.curve(&org, "S-1").await.unwrap().unwrap().len(), left)
     };
     assert_eq!(curve().await, (25, 1));
@@ -368,7 +374,7 @@ async fn a_roast_without_an_end_does_not_take_the_next_one(store: &IngestStore) 
     frames[4].frame.events.clear();
     let mut next = frames[1].frame.events[0].clone();
     (next.session, next.seq) = (SessionId::new("S-2").unwrap(), 61);
-    next.at = NOW.plus(6_100);
+    next.at = NOW.plus_ms(6_100);
     frames[6].frame.events.push(next);
     commit(store, &frames).await;
     let org = origin().org;
@@ -379,7 +385,7 @@ async fn a_roast_without_an_end_does_not_take_the_next_one(store: &IngestStore) 
 
 async fn retention_takes_frames_and_never_a_roast_without_its_curve(store: &IngestStore) {
     commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
-    let (org, later) = (origin().org, NOW.plus(60 * 86_400_000));
+    let (org, later) = (origin().org, NOW.plus_ms(60 * 86_400_000));
     assert_eq!(store.database().drop_frames(later).await.unwrap(), database::Dropped::default());
     assert_eq!(seqs(store).await.len(), 50, "a server whose clock has leapt drops nothing");
     let alive = "UPDATE chains SET seen_ms = $1";

@@ -59,7 +59,7 @@ pub fn start(
     let asking = stop.clone();
     tracker.spawn(maintain(store.clone(), clock.clone(), stop));
     let asked = store.clone();
-    let health = Health::new("company-kernel").check("database", move || {
+    let health = Health::new("company-kernel").with_check("database", move || {
         let store = asked.clone();
         async move { store.database().ping().await.map_err(|error| error.to_string()) }
     });

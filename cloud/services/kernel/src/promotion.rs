@@ -75,7 +75,7 @@ async fn settle_mission(
     let named = mission.params.get("sessionId").and_then(Value::as_str);
     let session = named.or(mission.subject_id.as_deref()).unwrap_or_default();
     let against = promotion_blocker(eval, org, session).await;
-    let late = now.since(mission.created_at) > EVAL_TIMEOUT_MS;
+    let late = now.ms_since(mission.created_at) > EVAL_TIMEOUT_MS;
     if against.as_ref().is_some_and(|reason| reason.code == NOT_EVALUATED) && !late {
         return Ok(()); // the next pass asks again
     }

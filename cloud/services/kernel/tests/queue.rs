@@ -103,7 +103,7 @@ async fn a_mission_lives_and_is_counted(store: KernelStore) {
     };
     let urgent = take("l1", NOW).await.unwrap();
     assert_eq!((urgent.mission_id.as_str(), urgent.attempts), ("urgent", 1));
-    assert_eq!(urgent.lease_expires_at, Some(NOW.plus(30_000)));
+    assert_eq!(urgent.lease_expires_at, Some(NOW.plus_ms(30_000)));
     let first = take("l2", NOW).await.unwrap();
     assert_eq!(first.mission_id, "first");
     // A worker with other goals, or of another organisation, gets no mission.
@@ -116,16 +116,19 @@ async fn a_mission_lives_and_is_counted(store: KernelStore) {
     let beat = |lease: &'static str, at: EpochMs| {
         store.heartbeat(&acme, "urgent", (lease, Some("w")), LEASE_MS, at)
     };
-    let later = NOW.plus(20_000);
-    assert_eq!(done(beat("l1", later).await.unwrap()).lease_expires_at, Some(later.plus(30_000)));
+    let later = NOW.plus_ms(20_000);
+    assert_eq!(
+        done(beat("l1", later).await.unwrap()).lease_expires_at,
+        Some(later.plus_ms(30_000))
+    );
     assert!(matches!(beat("wrong", later).await.unwrap(), Transition::Conflict(_)));
     assert!(
-        matches!(beat("l1", NOW.plus(60_000)).await.unwrap(), Transition::Conflict(_)),
+        matches!(beat("l1", NOW.plus_ms(60_000)).await.unwrap(), Transition::Conflict(_)),
         "revived"
     );
 
     // `first` had no heartbeat: the next worker claims it, and the old lease is invalid.
-    let late = NOW.plus(31_000);
+    let late = NOW.plus_ms(31_000);
     let taken = take("l4", late).await.unwrap();
     assert_eq!((taken.mission_id.as_str(), taken.attempts), ("first", 2));
     assert_eq!(take("l3", late).await.unwrap().mission_id, "low");
@@ -181,11 +184,11 @@ async fn failures_wait_twice_as_long_each_time_and_poison_is_parked(store: Kerne
         let failed = store.fail(&acme, "m", Some("l"), &failure(true), now).await.unwrap();
         let failed = done(failed);
         assert_eq!(failed.status, MissionStatus::Retry);
-        assert_eq!(failed.next_retry_at, Some(now.plus(wait)));
+        assert_eq!(failed.next_retry_at, Some(now.plus_ms(wait)));
         assert_eq!(failed.last_error.unwrap().error, "the dust was thick");
-        let early = store.claim(None, "w", &[], ("l", LEASE_MS), now.plus(wait - 1)).await;
+        let early = store.claim(None, "w", &[], ("l", LEASE_MS), now.plus_ms(wait - 1)).await;
         assert!(early.unwrap().is_none());
-        now = now.plus(wait);
+        now = now.plus_ms(wait);
     }
     store.claim(None, "w", &[], ("l", LEASE_MS), now).await.unwrap().unwrap();
     let last = done(store.fail(&acme, "m", Some("l"), &failure(true), now).await.unwrap());
@@ -195,7 +198,7 @@ async fn failures_wait_twice_as_long_each_time_and_poison_is_parked(store: Kerne
     make(&store, &acme, json!({"goal": "tidy", "maxAttempts": 2}), "poison").await;
     for _ in 0..2 {
         store.claim(None, "w", &[], ("l", LEASE_MS), now).await.unwrap().unwrap();
-        now = now.plus(31_000);
+        now = now.plus_ms(31_000);
     }
     assert!(store.claim(None, "w", &[], ("l", LEASE_MS), now).await.unwrap().is_none());
     assert_eq!(store.quarantine_poison(now).await.unwrap(), 1);
@@ -236,10 +239,10 @@ async fn the_governor_is_asked_once_and_its_tokens_come_back(store: KernelStore)
     store.create(&acme, &mission(tidy.clone()), ("a", "a"), &person(), NOW).await.unwrap();
     let third = make(&store, &acme, tidy.clone(), "c").await;
     assert_eq!(third.status, MissionStatus::Retry);
-    assert_eq!(third.next_retry_at, Some(NOW.plus(2_000)));
+    assert_eq!(third.next_retry_at, Some(NOW.plus_ms(2_000)));
     let other = json!({"goal": "tidy", "context": {"siteId": "s", "machineId": "other"}});
     assert_eq!(make(&store, &acme, other, "d").await.status, MissionStatus::Pending);
-    let now = NOW.plus(2_000);
+    let now = NOW.plus_ms(2_000);
     let fourth = store.create(&acme, &mission(tidy), ("e", "e"), &person(), now).await.unwrap();
     assert_eq!(fourth.mission.status, MissionStatus::Pending, "a token is back");
     let blocked = make(&store, &acme, json!({"goal": "sing"}), "f").await;
@@ -266,7 +269,7 @@ async fn traces_and_cards_are_one_organisation_s(store: KernelStore) {
     let trace = |id: &str, s: i64, status: &str| {
         serde_json::from_value::<kernel::trace::Trace>(json!({
             "traceId": id, "agentId": "scribe", "missionId": "m", "mission": {"goal": "t_dy 100%"},
-            "status": status, "startedAt": NOW.plus(s * 1000).to_string(), "entries": [{
+            "status": status, "startedAt": NOW.plus_ms(s * 1000).to_string(), "entries": [{
                 "missionId": "m", "loopId": "l", "step": "ACT", "startedAt": NOW.to_string(),
                 "toolCalls": [{"toolName": "t", "output": 7}]}]
         }))
@@ -333,7 +336,7 @@ async fn a_crowd_of_workers_does_each_mission_once(store: KernelStore) {
     }
     let mut all: Vec<String> = workers.join_all().await.into_iter().flatten().collect();
     // Abandoned missions are available again when their leases have expired.
-    let late = EpochMs(clock.load(Ordering::Relaxed)).plus(i64::from(LEASE_MS));
+    let late = EpochMs(clock.load(Ordering::Relaxed)).plus_ms(i64::from(LEASE_MS));
     while let Some(left) = store.claim(None, "w", &[], ("last", LEASE_MS), late).await.unwrap() {
         assert_eq!(left.attempts, 2);
         done(store.complete(&acme, &left.mission_id, Some("last"), None, late).await.unwrap());

@@ -5,8 +5,8 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse as _, Response};
 use contract::EventKind;
+use contract::annotations::RoastReport;
 use contract::point::TelemetryPoint;
-use contract::written::RoastReport;
 use http_stack::AccessLayer;
 use mission_worker::{Done, SharedStats};
 use roast::analysis::Marks;
@@ -45,7 +45,7 @@ pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openap
 /// Returns what the workers of this process have done so far.
 #[utoipa::path(get, path = "/status", tag = "reports", responses((status = 200, body = Done)))]
 async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Done>, ApiError> {
-    caller.need(Role::Viewer)?;
+    caller.require_role(Role::Viewer)?;
     Ok(Json(state.status.snapshot()))
 }
 
@@ -61,7 +61,7 @@ async fn report_page(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let ingestion = &state.peers.ingestion;
     let latest = ["sessions", id.as_str(), "reports", "latest"];
     let report: Option<RoastReport> = ingestion.get(&org, &latest, &[]).await?;
@@ -79,7 +79,7 @@ async fn report_page(
 fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
     let ms = |seconds: f64| (seconds * 1000.0).round() as i64;
-    let samples = points.iter().map(Sample::of).collect();
+    let samples = points.iter().map(Sample::from_point).collect();
     let mut recording = Recording { samples, ..Recording::default() };
     let report = &report.report;
     // The analysis counts from CHARGE, which an override may have moved.

@@ -56,7 +56,7 @@ pub fn start(
     let status = SharedStats::default();
     for _ in 0..config.workers {
         let worker = Worker {
-            job: worker::Writer(peers.clone()),
+            job: worker::ReportJob(peers.clone()),
             kernel: peers.kernel.clone(),
             clock: clock.clone(),
             status: status.clone(),
@@ -65,7 +65,7 @@ pub fn start(
         tracker.spawn(worker.run(stop.clone()));
     }
     let asked = peers.kernel.clone();
-    let health = Health::new("report-worker").check("kernel", move || {
+    let health = Health::new("report-worker").with_check("kernel", move || {
         let kernel = asked.clone();
         async move { kernel.ping().await.map_err(|error| error.to_string()) }
     });

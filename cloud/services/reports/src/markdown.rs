@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use contract::annotations::{EventOverride, SessionNote};
 use contract::session::RoastSession;
-use contract::written::{EventOverride, SessionNote};
 use serde_json::{Value, json};
 
 const ACTIONS_MAX: usize = 5;
@@ -104,8 +104,8 @@ pub fn report(
     list(&mut out, "Recommendations", &analysis["recommendations"], |one| {
         format!("{} ({})", plain(&one["message"]), plain(&one["confidence"]))
     });
-    qc(&mut out, notes);
-    moved(&mut out, overrides, analysis);
+    qc_notes(&mut out, notes);
+    overrides_section(&mut out, overrides, analysis);
     list(&mut out, "Next Roast Plan (v1)", &Value::Array(next.to_vec()), |one| {
         plain(&one["message"])
     });
@@ -189,7 +189,7 @@ fn warnings(out: &mut String, analysis: &Value) {
     out.push_str(if any { "\n" } else { "None.\n\n" });
 }
 
-fn qc(out: &mut String, notes: &[SessionNote]) {
+fn qc_notes(out: &mut String, notes: &[SessionNote]) {
     out.push_str("## QC Notes\n\n");
     let Some(note) = notes.first() else {
         out.push_str("None yet.\n\n");
@@ -211,7 +211,7 @@ fn qc(out: &mut String, notes: &[SessionNote]) {
     }
 }
 
-fn moved(out: &mut String, overrides: &[EventOverride], analysis: &Value) {
+fn overrides_section(out: &mut String, overrides: &[EventOverride], analysis: &Value) {
     if overrides.is_empty() {
         return;
     }
@@ -301,7 +301,7 @@ mod tests {
         }))
         .unwrap();
         let mut out = String::new();
-        qc(&mut out, &[note]);
+        qc_notes(&mut out, &[note]);
         assert!(out.contains("\\<script\\>\\*") && out.contains("a\\|b \\# c"), "{out}");
         assert!(out.contains("Defects: TIPPED"));
     }

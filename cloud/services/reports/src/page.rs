@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use contract::written::RoastReport;
+use contract::annotations::RoastReport;
 
 const STYLE: &str = "\
 :root{color-scheme:light}body{font:15px/1.5 system-ui,sans-serif;color:#33302b;background:#fffdf9;\

@@ -1,8 +1,10 @@
 //! The worker that writes the report of a mission's roast.
 
+use contract::annotations::{
+    Author, EventOverride, NewReport, RoastReport, SessionMeta, SessionNote,
+};
 use contract::mission::{MissionRecord, POST_ROAST, REPORT_GOAL};
 use contract::session::RoastSession;
-use contract::written::{Author, EventOverride, NewReport, RoastReport, SessionMeta, SessionNote};
 use mission_worker::{Job, JobFuture, MissionTools, Outcome, WorkError, trace_id};
 use serde_json::{Value, json};
 
@@ -17,9 +19,9 @@ const NOTES_MAX: usize = 10;
 const MOVES_MAX: usize = 1_000;
 
 /// The job of a report worker: writes reports.
-pub struct Writer(pub Peers);
+pub struct ReportJob(pub Peers);
 
-impl Job for Writer {
+impl Job for ReportJob {
     fn goal(&self) -> &'static str {
         REPORT_GOAL
     }

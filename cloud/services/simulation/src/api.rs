@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::{Body, parse};
+use service::extract::{JsonBody, parse_body};
 use service::openapi::with_examples;
 use service::query::Params;
 use utoipa::ToSchema;
@@ -23,7 +23,7 @@ use crate::jobs::{Jobs, PublishRequest, Shown, Stats};
 use crate::request::SimRoastRequest;
 use service::clock::Clock;
 
-type Built = (axum::Router, utoipa::openapi::OpenApi);
+type RoutesAndDocument = (axum::Router, utoipa::openapi::OpenApi);
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(title = "Sim-Corp twin", description = "Simulated roasts."))]
@@ -36,7 +36,7 @@ struct TwinDoc;
 ))]
 struct PublisherDoc;
 
-pub fn twin_routes(clock: Clock, door: &AccessLayer) -> Built {
+pub fn twin_routes(clock: Clock, door: &AccessLayer) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(TwinDoc::openapi())
         .routes(routes!(simulate))
@@ -45,7 +45,7 @@ pub fn twin_routes(clock: Clock, door: &AccessLayer) -> Built {
     (door.wrap(router), with_examples(openapi, include_str!("twin_examples.json")))
 }
 
-pub fn publisher_routes(jobs: Jobs, door: &AccessLayer) -> Built {
+pub fn publisher_routes(jobs: Jobs, door: &AccessLayer) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(PublisherDoc::openapi())
         .routes(routes!(start))
@@ -66,7 +66,7 @@ struct Simulated {
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
     responses((status = 200, body = Simulated), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = Refused)))]
 async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
-    if let Err(error) = caller.need(Role::Viewer) {
+    if let Err(error) = caller.require_role(Role::Viewer) {
         return error.into_response();
     }
     let now = clock();
@@ -74,14 +74,14 @@ async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -
     let told = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
     match told.unwrap_or_else(|error| Err(ApiError::internal(error))) {
         Ok(told) => Json(told).into_response(),
-        Err(ApiError::Issues(issues)) => refused(&issues),
+        Err(ApiError::Issues(issues)) => bad_request(&issues),
         Err(error @ ApiError::Internal(_)) => error.into_response(),
-        Err(error) => refused(&[Issue::new("", error)]),
+        Err(error) => bad_request(&[Issue::new("", error)]),
     }
 }
 
 fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
-    let request: SimRoastRequest = parse(if body.is_empty() { b"{}" } else { body })?;
+    let request: SimRoastRequest = parse_body(if body.is_empty() { b"{}" } else { body })?;
     let issue = |(field, problem): (&'static str, String)| Issue::new(field, problem);
     let issues: Vec<Issue> = request.problems().into_iter().map(issue).collect();
     if !issues.is_empty() {
@@ -97,7 +97,7 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
         None => EpochMs(now.0.div_euclid(1_000) * 1_000),
     };
     let started = if started.is_plausible() { started } else { EpochMs(0) };
-    let (telemetry, events) = roast.told(&machine, started, request.ambient_temp_c);
+    let (telemetry, events) = roast.to_wire(&machine, started, request.ambient_temp_c);
     Ok(Simulated { telemetry, events })
 }
 
@@ -109,7 +109,7 @@ struct Refused<'i> {
     issues: &'i [Issue],
 }
 
-fn refused(issues: &[Issue]) -> Response {
+fn bad_request(issues: &[Issue]) -> Response {
     let body = Refused { message: "Invalid simulation request", issues };
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
@@ -129,10 +129,10 @@ struct Started {
 async fn start(
     Extract(jobs): Extract<Jobs>,
     caller: Caller,
-    Body(request): Body<PublishRequest>,
+    JsonBody(request): JsonBody<PublishRequest>,
 ) -> Result<Json<Started>, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(Some(&request.org_id))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(Some(&request.org_id))?;
     let Shown { id, stats, .. } = jobs.start(&org, request).await?;
     Ok(Json(Started { session_id: id, stats }))
 }
@@ -151,10 +151,10 @@ async fn stop(
     Extract(jobs): Extract<Jobs>,
     caller: Caller,
     params: Params,
-    Body(stop): Body<Stop>,
+    JsonBody(stop): JsonBody<Stop>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     if jobs.stop(&org, &stop.session_id) {
         return Ok(Json(json!({"stopped": true})));
     }
@@ -169,6 +169,6 @@ async fn status(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Shown>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
-    Ok(Json(jobs.shown(&org)))
+    let org = caller.resolve_org(params.get("orgId"))?;
+    Ok(Json(jobs.list(&org)))
 }

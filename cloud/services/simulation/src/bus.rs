@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::topic::{self, Kind};
+use contract::topic::{self, TopicKind};
 use contract::{Ack, Origin};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{Bounds, Broker, BrokerError, Link, News};
+use service::mqtt::{
+    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::SimulationConfig;
 
-const BOUNDS: Bounds = Bounds { in_flight: 512, receive: 512, packet: 256 * 1024 };
+const BOUNDS: ConnectionBounds =
+    ConnectionBounds { in_flight: 512, receive: 512, packet: 256 * 1024 };
 const QUEUE: usize = 2_000;
 /// The maximum number of queued acknowledgements of one machine. More are dropped; that is safe
 /// because frames are sent again.
@@ -27,7 +30,7 @@ type Listeners = Arc<Mutex<HashMap<Origin, mpsc::Sender<Ack>>>>;
 
 /// A connection to the broker that reconnects by itself; clones share it.
 #[derive(Clone)]
-pub struct Bus {
+pub struct BrokerConnection {
     client: AsyncClient,
     connected: Arc<AtomicBool>,
     listeners: Listeners,
@@ -36,10 +39,10 @@ pub struct Bus {
 /// Connects to the broker, and reconnects until `stop`. Returns `None` if no broker is configured.
 pub fn start(
     config: &SimulationConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     tracker: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<Option<Bus>, BrokerError> {
+) -> Result<Option<BrokerConnection>, BrokerError> {
     if !mqtt.is_configured() {
         return Ok(None);
     }
@@ -48,26 +51,27 @@ pub fn start(
     let listening = listeners.clone();
     let topics = move || {
         let listeners = listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut topics: Vec<_> = listeners.keys().map(|origin| Kind::Ack.topic(origin)).collect();
+        let mut topics: Vec<_> =
+            listeners.keys().map(|origin| TopicKind::Ack.topic(origin)).collect();
         topics.sort_unstable();
         topics
     };
     let options = mqtt.options(&name, BOUNDS)?;
-    let link = Link::new(options, QUEUE, topics, (WAIT_MAX, trust::spread));
+    let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter));
     // Machines start and end at any time: a refused subscription of one must not block the others.
-    let link = link.vital(0);
-    let bus = Bus { client: link.client(), connected: link.up(), listeners };
+    let link = link.with_vital(0);
+    let bus = BrokerConnection { client: link.client(), connected: link.ready_flag(), listeners };
     tracker.spawn(drive(bus.clone(), link, stop.clone()));
     Ok(Some(bus))
 }
 
-impl Bus {
+impl BrokerConnection {
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
     /// Publishes a message; returns `false` if that is not possible now.
-    pub async fn send(&self, origin: &Origin, kind: Kind, bytes: Vec<u8>) -> bool {
+    pub async fn send(&self, origin: &Origin, kind: TopicKind, bytes: Vec<u8>) -> bool {
         let options = PublishOptions::new(QoS::AtLeastOnce);
         self.is_connected() && self.client.publish(kind.topic(origin), bytes, options).await.is_ok()
     }
@@ -84,18 +88,18 @@ impl Bus {
             listeners.insert(origin.clone(), sender);
         }
         // If this fails, the next connection subscribes for all listeners.
-        let _ = self.client.subscribe(Kind::Ack.topic(origin), QoS::AtLeastOnce).await;
+        let _ = self.client.subscribe(TopicKind::Ack.topic(origin), QoS::AtLeastOnce).await;
         Some(receiver)
     }
 
     /// Removes the listener of a machine and unsubscribes.
-    pub async fn leave(&self, origin: &Origin) {
+    pub async fn stop_listening(&self, origin: &Origin) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).remove(origin);
-        let _ = self.client.unsubscribe(Kind::Ack.topic(origin)).await;
+        let _ = self.client.unsubscribe(TopicKind::Ack.topic(origin)).await;
     }
 
-    fn heard(&self, topic: &str, payload: &[u8]) {
-        let Ok((origin, Kind::Ack)) = topic::parse(topic) else { return };
+    fn dispatch_ack(&self, topic: &str, payload: &[u8]) {
+        let Ok((origin, TopicKind::Ack)) = topic::parse_topic(topic) else { return };
         let Ok(ack) = serde_json::from_slice(payload) else { return };
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(listener) = listeners.get(&origin) {
@@ -104,10 +108,10 @@ impl Bus {
     }
 }
 
-async fn drive(bus: Bus, mut link: Link, stop: CancellationToken) {
+async fn drive(bus: BrokerConnection, mut link: MqttConnection, stop: CancellationToken) {
     while let Some(news) = link.next(&stop).await {
-        if let News::Message { topic, payload } = news {
-            bus.heard(&topic, &payload);
+        if let ConnectionEvent::Message { topic, payload } = news {
+            bus.dispatch_ack(&topic, &payload);
         }
     }
 }

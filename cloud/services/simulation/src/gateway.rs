@@ -13,7 +13,7 @@ use crate::request::{Moment, SimRoast, at};
 
 /// The current end of a machine's chain of frames.
 #[derive(Debug, Clone)]
-pub struct Chain {
+pub struct ChainWriter {
     pub origin: Origin,
     id: ChainId,
     number: u64,
@@ -23,7 +23,7 @@ pub struct Chain {
 
 /// One signed frame, ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Framed {
+pub struct SignedFrame {
     /// The time of its last moment, s since CHARGE.
     pub until_s: f64,
     pub points: u64,
@@ -33,14 +33,14 @@ pub struct Framed {
 
 /// One signed roast, ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Signed {
+pub struct SignedRoast {
     pub session: SessionId,
     /// The frames by frame number.
-    pub frames: BTreeMap<u64, Framed>,
+    pub frames: BTreeMap<u64, SignedFrame>,
     pub receipt: Vec<u8>,
 }
 
-impl Chain {
+impl ChainWriter {
     /// Creates the chain of a machine that has sent nothing yet.
     #[must_use]
     pub const fn new(origin: Origin, id: ChainId) -> Self {
@@ -62,7 +62,7 @@ impl Chain {
         (started, salt): (EpochMs, u32),
         frame_s: f64,
         key: &dyn Signer,
-    ) -> Result<Signed, SignError> {
+    ) -> Result<SignedRoast, SignError> {
         let session = SessionId::compose(&self.origin, started, salt);
         let (first_frame, first_seq) = (self.number, self.seq);
         let (mut frames, mut digests) = (BTreeMap::new(), Vec::new());
@@ -91,13 +91,13 @@ impl Chain {
             let marked = told.len() as u64;
             let frame = self.frame(now, told, started);
             let payload = frame.encode();
-            let digest = trust::digest(&payload);
+            let digest = trust::sha256_digest(&payload);
             digests.extend(digest.0);
-            let framed = Framed {
+            let framed = SignedFrame {
                 until_s: now.last().map_or(first.t_s, |moment| moment.t_s),
                 points: count as u64,
                 events: marked,
-                bytes: trust::sign(key, CONTENT_FRAME, payload)?,
+                bytes: trust::sign_message(key, CONTENT_FRAME, payload)?,
             };
             frames.insert(self.number, framed);
             self.previous = Some(digest);
@@ -114,10 +114,10 @@ impl Chain {
             last_seq: self.seq.saturating_sub(1).max(first_seq),
             started,
             ended: at(started, roast.length_s()),
-            digest: trust::digest(&digests),
+            digest: trust::sha256_digest(&digests),
         };
-        let receipt = trust::sign(key, CONTENT_RECEIPT, receipt.encode())?;
-        Ok(Signed { session, frames, receipt })
+        let receipt = trust::sign_message(key, CONTENT_RECEIPT, receipt.encode())?;
+        Ok(SignedRoast { session, frames, receipt })
     }
 
     fn frame(&self, moments: &[Moment], events: Vec<MachineEvent>, started: EpochMs) -> Frame {
@@ -144,12 +144,12 @@ impl Chain {
             chain: self.id,
             number: self.number,
             previous: self.previous,
-            boot: 1,
+            boot_id: 1,
             first_seq: self.seq,
-            mono,
+            mono_ms: mono,
             wall: at(started, first),
             clock: ClockQuality::Synchronised,
-            profile: None,
+            profile_digest: None,
             offsets_ms: moments.iter().map(|m| ms(m.t_s)).collect(),
             columns: columns.into_iter().filter(known).collect(),
             events,
@@ -169,25 +169,25 @@ mod tests {
         let kid = KeyId::new(&DeviceId::new("sim").unwrap(), &SiteId::new("s").unwrap());
         let key = FileKey::generate(kid, Algorithm::EdDsa).unwrap();
         let origin: Origin = "org/s/m".parse().unwrap();
-        let mut chain = Chain::new(origin, ChainId([7; 16]));
+        let mut chain = ChainWriter::new(origin, ChainId([7; 16]));
         let roast = SimRoastRequest::default().simulate(1).unwrap();
         let started = EpochMs(1_760_000_000_000);
         let (mut number, mut seq, mut before, mut events) = (1, 0, None, 0);
         for n in 0..2 {
-            let started = started.plus(n * 3_600_000);
+            let started = started.plus_ms(n * 3_600_000);
             let salt = u32::try_from(n).unwrap();
             let signed = chain.sign(&roast, (started, salt), 10.0, &key).unwrap();
             for (at, framed) in &signed.frames {
-                let parsed = trust::Signed::parse(&framed.bytes).unwrap();
+                let parsed = trust::SignedMessage::parse(&framed.bytes).unwrap();
                 let frame = Frame::decode(parsed.payload()).unwrap();
                 assert_eq!((*at, frame.number, frame.first_seq), (number, number, seq));
                 assert_eq!(frame.previous, before);
-                before = Some(trust::digest(parsed.payload()));
+                before = Some(trust::sha256_digest(parsed.payload()));
                 number += 1;
                 seq += frame.offsets_ms.len() as u64;
                 events += frame.events.len();
             }
-            let receipt = trust::Signed::parse(&signed.receipt).unwrap();
+            let receipt = trust::SignedMessage::parse(&signed.receipt).unwrap();
             let receipt = Receipt::decode(receipt.payload()).unwrap();
             assert_eq!(receipt.sample_count(), roast.moments.len() as u64);
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::topic::Kind;
+use contract::topic::TopicKind;
 use contract::{Ack, ChainId, DeviceId, EpochMs, KeyId, MachineId, OrgId, Origin, SiteId};
 use serde::{Deserialize, Serialize};
 use service::error::{ApiError, Issue};
@@ -16,18 +16,18 @@ use tokio_util::task::TaskTracker;
 use trust::{Algorithm, FileKey, Signer as _};
 use utoipa::ToSchema;
 
-use crate::bus::Bus;
-use crate::gateway::{Chain, Signed};
+use crate::bus::BrokerConnection;
+use crate::gateway::{ChainWriter, SignedRoast};
 use crate::request::{SimRoastRequest, at};
 use crate::{Clock, Registry, SimulationConfig};
 
 /// The number of ended jobs that are still listed; a new job removes the others.
 const SHOWN: usize = 100;
 /// A frame that is not acknowledged within this time is sent again.
-const AGAIN: Duration = Duration::from_secs(5);
+const RESEND_AFTER: Duration = Duration::from_secs(5);
 /// How long the publisher waits, after the last moment, until the cloud reports the roast as
 /// complete.
-const PATIENCE: Duration = Duration::from_mins(5);
+const COMPLETION_TIMEOUT: Duration = Duration::from_mins(5);
 /// The maximum number of unacknowledged frames of one machine; later frames wait.
 const IN_FLIGHT: usize = 256;
 const SPEED_MAX: f64 = 10_000.0;
@@ -86,7 +86,7 @@ pub struct Shown {
     pub running: bool,
 }
 
-struct Job {
+struct PublishJob {
     org: OrgId,
     request: PublishRequest,
     stats: Stats,
@@ -96,27 +96,27 @@ struct Job {
 
 /// All jobs of this process.
 #[derive(Clone)]
-pub struct Jobs(Arc<Shared>);
+pub struct Jobs(Arc<JobsInner>);
 
-struct Shared {
+struct JobsInner {
     allowed: bool,
     machines_max: usize,
-    bus: Option<Bus>,
+    bus: Option<BrokerConnection>,
     registry: Arc<dyn Registry>,
     clock: Clock,
     tracker: TaskTracker,
     stop: CancellationToken,
-    all: Mutex<BTreeMap<String, Job>>,
+    all: Mutex<BTreeMap<String, PublishJob>>,
 }
 
 /// One machine of a job, ready to play.
 struct Player {
     jobs: Jobs,
-    bus: Bus,
+    bus: BrokerConnection,
     job: String,
     origin: Origin,
     chain: ChainId,
-    signed: Signed,
+    signed: SignedRoast,
     started: EpochMs,
     speed: f64,
     stop: CancellationToken,
@@ -125,13 +125,13 @@ struct Player {
 impl Jobs {
     pub fn new(
         config: &SimulationConfig,
-        bus: Option<Bus>,
+        bus: Option<BrokerConnection>,
         registry: Arc<dyn Registry>,
         clock: Clock,
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(JobsInner {
             allowed: config.publish.unwrap_or(false),
             machines_max: config.machines_max,
             bus,
@@ -143,7 +143,7 @@ impl Jobs {
         }))
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Job>) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<String, PublishJob>) -> T) -> T {
         change(&mut self.0.all.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -156,7 +156,7 @@ impl Jobs {
     }
 
     /// Lists the jobs of an organisation.
-    pub fn shown(&self, org: &OrgId) -> Vec<Shown> {
+    pub fn list(&self, org: &OrgId) -> Vec<Shown> {
         self.with(|all| {
             let own = all.iter().filter(|(_, job)| job.org == *org);
             own.map(|(id, job)| Shown {
@@ -184,7 +184,7 @@ impl Jobs {
                 "simulated machines are disabled; set simulation.publish to enable them".to_owned(),
             ));
         }
-        let bus = self.0.bus.clone().filter(Bus::is_connected);
+        let bus = self.0.bus.clone().filter(BrokerConnection::is_connected);
         let bus = bus.ok_or_else(|| ApiError::Unavailable("no broker is connected".to_owned()))?;
         let origins = self.origins(org, &request)?;
         let id = trust::random_id().map_err(ApiError::internal)?;
@@ -204,7 +204,7 @@ impl Jobs {
                 all.remove(id);
             }
             let (org, request, stop) = (org.clone(), request.clone(), stop.clone());
-            let job = Job { org, request, stats: Stats::default(), running: true, stop };
+            let job = PublishJob { org, request, stats: Stats::default(), running: true, stop };
             all.insert(id.clone(), job);
         });
         let signing = {
@@ -307,7 +307,7 @@ impl Jobs {
     }
 }
 
-type Roasted = (ChainId, EpochMs, Signed);
+type PreparedRoast = (ChainId, EpochMs, SignedRoast);
 
 /// Simulates and signs the roast of each machine.
 fn sign(
@@ -315,7 +315,7 @@ fn sign(
     origins: &[Origin],
     key: &FileKey,
     now: EpochMs,
-) -> Result<Vec<Roasted>, ApiError> {
+) -> Result<Vec<PreparedRoast>, ApiError> {
     let roast = &request.roast;
     let seed = roast.seed_or(now);
     let one = |(n, origin): (i64, &Origin)| {
@@ -326,7 +326,7 @@ fn sign(
         let length = simulated.length_s();
         let started = at(now, length / request.speed - length);
         let id = ChainId(trust::random().map_err(ApiError::internal)?);
-        let mut chain = Chain::new(origin.clone(), id);
+        let mut chain = ChainWriter::new(origin.clone(), id);
         let salt = u32::from_be_bytes(trust::random().map_err(ApiError::internal)?);
         // A frame covers about one second of real time.
         let frame_s = request.speed.max(roast.sample_interval_seconds);
@@ -352,7 +352,7 @@ impl Player {
             () = self.stop.cancelled() => false,
             complete = self.deliver(&mut acks) => complete,
         };
-        self.bus.leave(&self.origin).await;
+        self.bus.stop_listening(&self.origin).await;
         self.jobs.note(&self.job, |stats| {
             *(if complete { &mut stats.complete } else { &mut stats.incomplete }) += 1;
         });
@@ -399,11 +399,11 @@ impl Player {
             let played_s = (now - begun).as_secs_f64() * self.speed;
             for (number, frame) in waiting.iter().take(IN_FLIGHT) {
                 let due = frame.until_s <= played_s;
-                let rested = sent.get(number).is_none_or(|at| now - *at > AGAIN);
+                let rested = sent.get(number).is_none_or(|at| now - *at > RESEND_AFTER);
                 if !due || !rested {
                     continue;
                 }
-                if !self.bus.send(&self.origin, Kind::LiveFrame, frame.bytes.clone()).await {
+                if !self.bus.send(&self.origin, TopicKind::LiveFrame, frame.bytes.clone()).await {
                     break; // the next tick tries again
                 }
                 if sent.insert(*number, now).is_none() {
@@ -414,14 +414,14 @@ impl Player {
                     });
                 }
             }
-            let told = receipt_sent.is_none_or(|at| now - at > AGAIN);
+            let told = receipt_sent.is_none_or(|at| now - at > RESEND_AFTER);
             if waiting.is_empty() && told {
                 let receipt = self.signed.receipt.clone();
-                if self.bus.send(&self.origin, Kind::Receipt, receipt).await {
+                if self.bus.send(&self.origin, TopicKind::Receipt, receipt).await {
                     receipt_sent = Some(now);
                 }
             }
-            if now - begun > length + PATIENCE {
+            if now - begun > length + COMPLETION_TIMEOUT {
                 return false;
             }
         }

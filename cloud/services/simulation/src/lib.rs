@@ -16,7 +16,7 @@ use contract::{KeyId, OrgId, SiteId};
 use http_stack::AccessLayer;
 use service::clock::Clock;
 use service::health::Health;
-use service::mqtt::{Broker, BrokerError};
+use service::mqtt::{BrokerError, BrokerSettings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trust::PublicKey;
@@ -24,7 +24,7 @@ use trust::PublicKey;
 pub use config::SimulationConfig;
 
 /// The future of a [`Registry`] operation; on failure it returns a sentence for the user.
-pub type Told<'t> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 't>>;
+pub type RegistryFuture<'t> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 't>>;
 
 /// Registers the keys of simulated gateways as trusted, for as long as they play.
 pub trait Registry: Send + Sync + 'static {
@@ -35,8 +35,8 @@ pub trait Registry: Send + Sync + 'static {
         site: &'r SiteId,
         machines: &'r [String],
         key: &'r PublicKey,
-    ) -> Told<'r>;
-    fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> Told<'r>;
+    ) -> RegistryFuture<'r>;
+    fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> RegistryFuture<'r>;
 }
 
 /// One of the two services: its routes, their OpenAPI description and the health checks.
@@ -59,7 +59,7 @@ pub fn twin(door: &AccessLayer, clock: Clock) -> Simulation {
 /// If the broker's configuration is wrong.
 pub fn publisher(
     config: &SimulationConfig,
-    mqtt: &Broker,
+    mqtt: &BrokerSettings,
     door: &AccessLayer,
     registry: Arc<dyn Registry>,
     clock: Clock,
@@ -70,7 +70,7 @@ pub fn publisher(
     let mut health = Health::new("sim-publisher");
     if let Some(bus) = bus.clone() {
         health =
-            health.check("mqtt", move || {
+            health.with_check("mqtt", move || {
                 let connected = bus.is_connected();
                 async move {
                     if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) }

@@ -3,13 +3,13 @@
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, EventKind, MachineId};
 use roast::ror::RateOfRise;
-use roast::twin::{PRESETS, Twin, reference};
+use roast::twin::{PRESETS, Twin, legacy};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
 /// A request for more points than this is refused.
-pub const POINTS_MAX: usize = reference::POINTS_MAX;
+pub const POINTS_MAX: usize = legacy::POINTS_MAX;
 /// The twin ends a roast that has no DROP by this time, s.
 const ROAST_S_MAX: f64 = 3_600.0;
 /// The longest permitted roast: the limit of the target times, s.
@@ -165,13 +165,13 @@ impl SimRoastRequest {
             return Err(problem);
         }
         match self.engine {
-            Engine::Reference => self.drawn(seed),
-            Engine::Twin => Ok(self.roasted(seed)),
+            Engine::Reference => self.simulate_curve(seed),
+            Engine::Twin => Ok(self.simulate_twin(seed)),
         }
     }
 
-    fn drawn(&self, seed: i64) -> Result<SimRoast, Problem> {
-        let request = reference::Request {
+    fn simulate_curve(&self, seed: i64) -> Result<SimRoast, Problem> {
+        let request = legacy::LegacyRequest {
             batch_kg: self.batch_size_kg,
             charge_c: self.charge_temp_c,
             first_crack_s: self.target_first_crack_seconds,
@@ -181,9 +181,9 @@ impl SimRoastRequest {
             noise_c: self.noise_std_dev,
             seed: u32::try_from(seed.rem_euclid(1 << 32)).unwrap_or(0),
         };
-        let drawn = reference::simulate(&request)
+        let drawn = legacy::simulate(&request)
             .map_err(|error| ("sampleIntervalSeconds", error.to_string()))?;
-        let moment = |p: &reference::Point| Moment {
+        let moment = |p: &legacy::LegacyPoint| Moment {
             t_s: p.t_s,
             bt_c: p.bt_c,
             et_c: p.et_c,
@@ -194,7 +194,7 @@ impl SimRoastRequest {
         Ok(SimRoast { moments: drawn.points.iter().map(moment).collect(), events: drawn.events })
     }
 
-    fn roasted(&self, seed: i64) -> SimRoast {
+    fn simulate_twin(&self, seed: i64) -> SimRoast {
         let by_seed = seed.unsigned_abs() % PRESETS.len() as u64;
         let preset = self
             .preset
@@ -203,7 +203,7 @@ impl SimRoastRequest {
             .unwrap_or(PRESETS[usize::try_from(by_seed).unwrap_or(0)]);
         let load = (self.batch_size_kg / DESIGN_KG).clamp(0.3, 1.5);
         #[allow(clippy::cast_sign_loss)] // any bit pattern is a valid seed
-        let mut twin = Twin::new(preset, seed as u64, 0).with(load, self.ambient_temp_c);
+        let mut twin = Twin::new(preset, seed as u64, 0).with_conditions(load, self.ambient_temp_c);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked: above 0
         let step_ms = ((self.sample_interval_seconds * 1000.0) as u64)
             .max(roast::twin::STEP_MS)
@@ -250,7 +250,7 @@ impl SimRoast {
 
     /// Returns the roast in upstream Sim-Corp's format, with CHARGE at `started`.
     #[must_use]
-    pub fn told(
+    pub fn to_wire(
         &self,
         machine: &MachineId,
         started: EpochMs,
@@ -286,7 +286,7 @@ impl SimRoast {
 #[must_use]
 pub fn at(started: EpochMs, t_s: f64) -> EpochMs {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
-    started.plus((t_s * 1000.0).round() as i64)
+    started.plus_ms((t_s * 1000.0).round() as i64)
 }
 
 #[cfg(test)]
@@ -313,7 +313,7 @@ mod tests {
         let request: SimRoastRequest = serde_json::from_str(r#"{"seed":42}"#).unwrap();
         let roast = request.simulate(42).unwrap();
         let machine = MachineId::new("SIM-MACHINE").unwrap();
-        let (points, events) = roast.told(&machine, EpochMs(42_000), 25.0);
+        let (points, events) = roast.to_wire(&machine, EpochMs(42_000), 25.0);
         assert_eq!(points.len(), 301);
         assert_eq!(points[0].ts.to_string(), "1970-01-01T00:00:42.000Z");
         assert_eq!(points[300].bt_c, Some(220.0));

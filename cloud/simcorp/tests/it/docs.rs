@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use testbed::{binary, workspace};
+use testbed::{binary_path, workspace_root};
 
 fn block(page: &str, kind: &str) -> String {
     let start = format!("```toml {kind}\n");
@@ -10,7 +10,7 @@ fn block(page: &str, kind: &str) -> String {
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(binary(program).unwrap()).args(arguments).output().unwrap();
+    let output = Command::new(binary_path(program).unwrap()).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -18,7 +18,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
 #[test]
 fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
     let page =
-        std::fs::read_to_string(workspace().join("docs/reference/configuration.md")).unwrap();
+        std::fs::read_to_string(workspace_root().join("docs/reference/configuration.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("simcorp.toml");
     std::fs::write(&file, block(&page, "simcorp")).unwrap();
@@ -31,7 +31,7 @@ fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
 
 #[test]
 fn the_key_guides_signer_is_right() {
-    let page = std::fs::read_to_string(workspace().join("docs/guides/keys.md")).unwrap();
+    let page = std::fs::read_to_string(workspace_root().join("docs/guides/keys.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("signer.toml");
     std::fs::write(&file, block(&page, "simcorp-signer")).unwrap();

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use testbed::{binary, recordings};
+use testbed::{binary_path, recordings};
 
 fn simcorp(arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary("simcorp").unwrap());
+    let mut command = Command::new(binary_path("simcorp").unwrap());
     command.arg("roast").args(arguments).output().unwrap()
 }
 

@@ -23,14 +23,14 @@ use crate::clock::Clock;
 const CONNECTIONS_MAX: usize = 8;
 
 /// The state from which one connection is served.
-struct Mirror {
+struct RegisterServer {
     share: DriverHandles,
     clock: Clock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
 }
 
-impl Mirror {
+impl RegisterServer {
     /// Answers a read request from the registers last read.
     fn answer(&self, asked: &SlaveRequest<'static>) -> Result<Response, ExceptionCode> {
         let read = |table, start, count| {
@@ -123,7 +123,7 @@ const fn reads(request: &Request<'_>) -> bool {
     )
 }
 
-impl Service for Mirror {
+impl Service for RegisterServer {
     type Request = SlaveRequest<'static>;
     type Response = Response;
     type Exception = ExceptionCode;
@@ -137,7 +137,7 @@ impl Service for Mirror {
     }
 }
 
-impl Drop for Mirror {
+impl Drop for RegisterServer {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -145,7 +145,7 @@ impl Drop for Mirror {
 
 /// Sets TCP keep-alive, so that the connection of a computer that was switched off is closed within
 /// about a minute and does not count against [`CONNECTIONS_MAX`] for longer.
-fn notice_when_it_is_gone(stream: &TcpStream) {
+fn enable_keepalive(stream: &TcpStream) {
     use rustix::net::sockopt;
     let told = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
@@ -171,9 +171,10 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let open = Arc::<AtomicUsize>::default();
     let connected = |stream: TcpStream, from| {
-        notice_when_it_is_gone(&stream);
+        enable_keepalive(&stream);
         let taken = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
-        let mirror = Mirror { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
+        let mirror =
+            RegisterServer { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
         if !taken {
             tracing::warn!(%from, "more than {CONNECTIONS_MAX} connections; the new one is closed");
         }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
+use crate::agent_state::AgentState;
 use crate::clock::Clock;
 
 /// The number of open connections; a further one is refused with 503.
@@ -25,8 +25,8 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// The state from which all connections are served.
 #[derive(Clone)]
-struct Shown {
-    board: Board,
+struct WebSocketState {
+    board: AgentState,
     clock: Clock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
@@ -34,17 +34,17 @@ struct Shown {
 }
 
 /// Returns the router. It accepts any path, because the path is configurable in Artisan.
-pub fn app(board: Board, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
-    let shown = Shown { board, clock, age_max_ms, open: Arc::default(), stop };
+pub fn app(board: AgentState, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
+    let shown = WebSocketState { board, clock, age_max_ms, open: Arc::default(), stop };
     Router::new().fallback(axum::routing::get(connect)).with_state(shown)
 }
 
-async fn connect(Extract(shown): Extract<Shown>, upgrade: WebSocketUpgrade) -> Response {
+async fn connect(Extract(shown): Extract<WebSocketState>, upgrade: WebSocketUpgrade) -> Response {
     if shown.open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
         shown.open.fetch_sub(1, Ordering::Relaxed);
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let place = Place(shown.open.clone());
+    let place = ConnectionSlot(shown.open.clone());
     upgrade.max_message_size(MESSAGE_BYTES_MAX).on_upgrade(async move |socket| {
         serve(socket, shown).await;
         drop(place);
@@ -52,16 +52,16 @@ async fn connect(Extract(shown): Extract<Shown>, upgrade: WebSocketUpgrade) -> R
 }
 
 /// Counts one open connection until it is dropped.
-struct Place(Arc<AtomicUsize>);
+struct ConnectionSlot(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn serve(mut socket: WebSocket, shown: Shown) {
-    let mut live = shown.board.watch();
+async fn serve(mut socket: WebSocket, shown: WebSocketState) {
+    let mut live = shown.board.subscribe();
     loop {
         let said = tokio::select! {
             () = shown.stop.cancelled() => return,
@@ -71,7 +71,7 @@ async fn serve(mut socket: WebSocket, shown: Shown) {
                 Some(Err(_)) | None => return,
             },
             point = live.recv() => match point {
-                Ok(point) => point.mark.and_then(told),
+                Ok(point) => point.mark.and_then(push_message),
                 Err(RecvError::Lagged(_)) => None,
                 Err(RecvError::Closed) => return,
             },
@@ -86,7 +86,7 @@ async fn serve(mut socket: WebSocket, shown: Shown) {
 
 /// Returns the response to a request. A message without an id gets no response. Any command other
 /// than `getData` gets an error, because nothing is written to the machine here.
-fn answer(text: &str, shown: &Shown) -> Option<Value> {
+fn answer(text: &str, shown: &WebSocketState) -> Option<Value> {
     let asked: Value = serde_json::from_str(text).ok()?;
     let id = asked.get("id").filter(|id| id.is_number() || id.is_string())?;
     if asked["command"] != "getData" {
@@ -100,14 +100,14 @@ fn answer(text: &str, shown: &Shown) -> Option<Value> {
     let now = shown.clock.mono_ms();
     if let Some(newest) = newest.filter(|n| now.saturating_sub(n.mono_ms) <= shown.age_max_ms) {
         for (channel, value) in newest.values {
-            data.insert(name(&channel).to_owned(), json!(value));
+            data.insert(artisan_name(&channel).to_owned(), json!(value));
         }
     }
     Some(json!({"id": id, "data": data}))
 }
 
 /// Returns Artisan's name of a channel; an extra channel keeps its own name.
-fn name(channel: &Channel) -> &str {
+fn artisan_name(channel: &Channel) -> &str {
     match channel {
         Channel::Bt => "BT",
         Channel::Et => "ET",
@@ -121,7 +121,7 @@ fn name(channel: &Channel) -> &str {
 }
 
 /// Returns the message that announces an event to Artisan; `None` for events it does not know.
-fn told(mark: EventKind) -> Option<Value> {
+fn push_message(mark: EventKind) -> Option<Value> {
     let event = match mark {
         EventKind::Charge => return Some(json!({"pushMessage": "startRoasting"})),
         EventKind::Drop => return Some(json!({"pushMessage": "endRoasting"})),

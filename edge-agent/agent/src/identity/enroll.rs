@@ -3,16 +3,16 @@
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use contract::enroll::Enroll;
+use contract::enroll::EnrollRequest;
 use contract::{DeviceId, SiteId};
 use trust::EnrollmentToken;
 
-use super::cloud::Fleet;
+use super::fleet_client::FleetClient;
 use super::{Enrolled, folder, save, tls};
 use crate::clock::Clock;
 use crate::config::EdgeConfig;
-use crate::known_time::KnownTime;
 use crate::run;
+use crate::trusted_clock::TrustedClock;
 
 /// Enrols this gateway with the enrolment token `text`, stores the certificate, and prints the
 /// result.
@@ -24,14 +24,16 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
         .context("this is not an enrolment token; a token begins with sce1. and has no spaces")?;
     let (key_id, origin) = (run::key_id(config)?, run::origin(config)?);
     let signer = run::signer(config, &key_id)?;
-    let request = trust::x509::request(&*signer).context("cannot create a certificate request")?;
+    let request =
+        trust::x509::create_request(&*signer).context("cannot create a certificate request")?;
     let folder = folder(config);
     std::fs::create_dir_all(&folder).with_context(|| {
         format!("cannot write to {}; run this as the agent's user", folder.display())
     })?;
-    let time = KnownTime::open(&folder, Clock::start());
-    let fleet = Fleet::at(&token.url, tls::pinned(token.authority, &time)?)?;
-    let asked = Enroll {
+    let time = TrustedClock::open(&folder, Clock::start());
+    let fleet =
+        FleetClient::new(&token.url, tls::pinned_client_config(token.ca_fingerprint, &time)?)?;
+    let asked = EnrollRequest {
         token: text.trim().to_owned(),
         org_id: origin.org,
         site_id: SiteId::new(config.identity.site.clone())?,
@@ -40,9 +42,9 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
         request: BASE64.encode(request),
     };
     let granted = fleet.enroll(&asked).await?;
-    let enrolled = Enrolled::given(granted, &*signer)?;
+    let enrolled = Enrolled::from_grant(granted, &*signer)?;
     save(&folder, &enrolled.granted)?;
-    time.at_least(enrolled.granted.now);
+    time.raise_floor(enrolled.granted.now);
     let machines: Vec<&str> =
         enrolled.granted.machines.iter().map(contract::MachineId::as_str).collect();
     println!("{key_id} is enrolled for {}", machines.join(", "));

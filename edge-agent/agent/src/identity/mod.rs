@@ -1,8 +1,8 @@
 //! The gateway's identity in the cloud: the certificate of its key, and how the certificate is
 //! renewed.
 
-mod cloud;
 pub mod enroll;
+mod fleet_client;
 pub mod renewal;
 mod tls;
 
@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::EpochMs;
-use contract::enroll::Granted;
+use contract::enroll::CertificateGrant;
 use rustls::ClientConfig;
 use tokio::sync::Notify;
-use trust::tls::{HandshakeKey, Shown};
+use trust::tls::{ClientCertificate, HandshakeKey};
 use trust::x509::{Certificate, X509Error};
 use trust::{SignError, Signer};
 
 use crate::config::EdgeConfig;
-use crate::known_time::KnownTime;
+use crate::trusted_clock::TrustedClock;
 
 const FILE: &str = "identity.json";
 
@@ -31,7 +31,7 @@ pub enum IdentityError {
     #[error("{path}: {source}", path = path.display())]
     Write { path: PathBuf, source: std::io::Error },
     #[error("the certificate belongs to another key than the gateway's; enrol again")]
-    OtherKey,
+    KeyMismatch,
     #[error("the certificate: {0}")]
     Certificate(#[from] X509Error),
     #[error(transparent)]
@@ -43,7 +43,7 @@ pub enum IdentityError {
 /// The result of an enrolment or a renewal, with the parsed certificate.
 #[derive(Debug, Clone)]
 pub struct Enrolled {
-    pub granted: Granted,
+    pub granted: CertificateGrant,
     pub certificate: Certificate,
 }
 
@@ -53,7 +53,7 @@ impl Enrolled {
     ///
     /// # Errors
     /// When it contains no certificate.
-    pub fn kept(granted: Granted) -> Result<Self, IdentityError> {
+    pub fn from_stored(granted: CertificateGrant) -> Result<Self, IdentityError> {
         let certificate = Certificate::from_pem(&granted.certificate)?;
         Ok(Self { granted, certificate })
     }
@@ -62,15 +62,18 @@ impl Enrolled {
     ///
     /// # Errors
     /// When the certificate does not belong to that key, or an authority's certificate is invalid.
-    pub fn given(granted: Granted, signer: &dyn Signer) -> Result<Self, IdentityError> {
-        let enrolled = Self::kept(granted)?;
-        if enrolled.certificate.public != signer.public_key()? {
-            return Err(IdentityError::OtherKey);
+    pub fn from_grant(
+        granted: CertificateGrant,
+        signer: &dyn Signer,
+    ) -> Result<Self, IdentityError> {
+        let enrolled = Self::from_stored(granted)?;
+        if enrolled.certificate.public_key != signer.public_key()? {
+            return Err(IdentityError::KeyMismatch);
         }
         // What is stored must be usable at the next start.
-        tls::authorities(&enrolled.granted.authority)?;
+        tls::parse_ca_certificates(&enrolled.granted.authority)?;
         if let Some(broker) = &enrolled.granted.broker {
-            tls::authorities(&broker.authority)?;
+            tls::parse_ca_certificates(&broker.authority)?;
         }
         Ok(enrolled)
     }
@@ -86,7 +89,7 @@ pub fn folder(config: &EdgeConfig) -> PathBuf {
 ///
 /// # Errors
 /// When the file is damaged or cannot be read.
-pub fn read(folder: &Path) -> Result<Option<Granted>, IdentityError> {
+pub fn read(folder: &Path) -> Result<Option<CertificateGrant>, IdentityError> {
     let path = folder.join(FILE);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -102,19 +105,19 @@ pub fn read(folder: &Path) -> Result<Option<Granted>, IdentityError> {
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn save(folder: &Path, granted: &Granted) -> Result<(), IdentityError> {
+pub fn save(folder: &Path, granted: &CertificateGrant) -> Result<(), IdentityError> {
     let path = folder.join(FILE);
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        write_whole(&path, serde_json::to_string_pretty(granted)?.as_bytes())?;
-        belong_to_the_agent(folder, &path)
+        write_atomically(&path, serde_json::to_string_pretty(granted)?.as_bytes())?;
+        chown_to_agent(folder, &path)
     };
     write().map_err(|source| IdentityError::Write { path: path.clone(), source })
 }
 
 /// Writes a file atomically: a power cut leaves the old file or the new one, and nothing in
 /// between.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let next = path.with_extension("next");
     let mut file = std::fs::File::create(&next)?;
     file.write_all(bytes)?;
@@ -128,7 +131,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Gives the written files to the owner of the journal's folder: root may enrol, but the agent's
 /// own user must be able to renew.
-fn belong_to_the_agent(folder: &Path, file: &Path) -> std::io::Result<()> {
+fn chown_to_agent(folder: &Path, file: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -148,10 +151,10 @@ pub struct Identity {
     folder: PathBuf,
     signer: Arc<dyn Signer>,
     enrolled: Arc<Mutex<Enrolled>>,
-    shown: Shown,
-    time: KnownTime,
+    shown: ClientCertificate,
+    time: TrustedClock,
     /// Notified when the fleet has named another broker.
-    moved: Arc<Notify>,
+    broker_changed: Arc<Notify>,
 }
 
 impl Identity {
@@ -163,22 +166,23 @@ impl Identity {
     pub fn open(
         folder: &Path,
         signer: Arc<dyn Signer>,
-        time: KnownTime,
+        time: TrustedClock,
     ) -> Result<Option<Self>, IdentityError> {
         let Some(granted) = read(folder)? else { return Ok(None) };
-        let enrolled = Enrolled::kept(granted)?;
-        time.at_least(enrolled.certificate.not_before);
-        let shown = Shown::default();
+        let enrolled = Enrolled::from_stored(granted)?;
+        time.raise_floor(enrolled.certificate.not_before);
+        let shown = ClientCertificate::default();
         let folder = folder.to_owned();
         let kept = Arc::new(Mutex::new(enrolled.clone()));
-        let identity = Self { folder, signer, enrolled: kept, shown, time, moved: Arc::default() };
-        identity.show(&enrolled);
+        let identity =
+            Self { folder, signer, enrolled: kept, shown, time, broker_changed: Arc::default() };
+        identity.present(&enrolled);
         Ok(Some(identity))
     }
 
-    fn show(&self, enrolled: &Enrolled) {
-        let key = HandshakeKey::new(self.signer.clone(), &enrolled.certificate.public);
-        self.shown.change(&enrolled.certificate.der, key);
+    fn present(&self, enrolled: &Enrolled) {
+        let key = HandshakeKey::new(self.signer.clone(), &enrolled.certificate.public_key);
+        self.shown.replace(&enrolled.certificate.der, key);
     }
 
     /// Returns the present enrolment.
@@ -196,19 +200,19 @@ impl Identity {
     /// Stores `enrolled` and uses it from the next handshake on, also after a restart.
     fn replace(&self, enrolled: Enrolled) -> Result<(), IdentityError> {
         save(&self.folder, &enrolled.granted)?;
-        self.show(&enrolled);
-        self.time.at_least(enrolled.certificate.not_before);
+        self.present(&enrolled);
+        self.time.raise_floor(enrolled.certificate.not_before);
         let moved = self.enrolled().granted.broker != enrolled.granted.broker;
         *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) = enrolled;
         if moved {
-            self.moved.notify_one();
+            self.broker_changed.notify_one();
         }
         Ok(())
     }
 
     /// Waits until the fleet names another broker than before.
-    pub async fn moved(&self) {
-        self.moved.notified().await;
+    pub async fn broker_changed(&self) {
+        self.broker_changed.notified().await;
     }
 
     /// Returns a TLS configuration that trusts servers certified by `authorities` (PEM) and
@@ -216,7 +220,7 @@ impl Identity {
     ///
     /// # Errors
     /// When `authorities` contains no valid certificate.
-    pub fn tls(&self, authorities: &str) -> Result<ClientConfig, IdentityError> {
-        tls::towards(authorities, Some(self.shown.clone()), &self.time)
+    pub fn client_config(&self, authorities: &str) -> Result<ClientConfig, IdentityError> {
+        tls::client_config(authorities, Some(self.shown.clone()), &self.time)
     }
 }

@@ -10,12 +10,12 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
-use trust::tls::Shown;
+use trust::tls::ClientCertificate;
 
 use super::IdentityError;
-use crate::known_time::KnownTime;
+use crate::trusted_clock::TrustedClock;
 
-fn wrong(error: impl std::fmt::Display) -> IdentityError {
+fn tls_error(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Tls(error.to_string())
 }
 
@@ -23,43 +23,46 @@ fn wrong(error: impl std::fmt::Display) -> IdentityError {
 ///
 /// # Errors
 /// When it contains no certificate, or an invalid one.
-pub fn authorities(pem: &str) -> Result<RootCertStore, IdentityError> {
+pub fn parse_ca_certificates(pem: &str) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(certificate.map_err(wrong)?).map_err(wrong)?;
+        roots.add(certificate.map_err(tls_error)?).map_err(tls_error)?;
     }
     if roots.is_empty() {
-        return Err(wrong("it contains no certificate of an authority"));
+        return Err(tls_error("it contains no certificate of an authority"));
     }
     Ok(roots)
 }
 
 /// Returns a configuration for servers that an authority of `pem` certifies. With `shown`, the
 /// client presents that certificate.
-pub fn towards(
+pub fn client_config(
     pem: &str,
-    shown: Option<Shown>,
-    time: &KnownTime,
+    shown: Option<ClientCertificate>,
+    time: &TrustedClock,
 ) -> Result<ClientConfig, IdentityError> {
-    config(Trusted::These(Arc::new(authorities(pem)?)), shown, time)
+    config(TrustAnchors::Roots(Arc::new(parse_ca_certificates(pem)?)), shown, time)
 }
 
 /// Returns a configuration for a server whose authority is known only by its fingerprint. The
 /// client presents no certificate.
-pub fn pinned(fingerprint: [u8; 32], time: &KnownTime) -> Result<ClientConfig, IdentityError> {
-    config(Trusted::ByFingerprint(fingerprint), None, time)
+pub fn pinned_client_config(
+    fingerprint: [u8; 32],
+    time: &TrustedClock,
+) -> Result<ClientConfig, IdentityError> {
+    config(TrustAnchors::ByFingerprint(fingerprint), None, time)
 }
 
 fn config(
-    trusted: Trusted,
-    shown: Option<Shown>,
-    time: &KnownTime,
+    trusted: TrustAnchors,
+    shown: Option<ClientCertificate>,
+    time: &TrustedClock,
 ) -> Result<ClientConfig, IdentityError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Verifier { trusted, provider: provider.clone() };
+    let verifier = ServerVerifier { trusted, provider: provider.clone() };
     let builder = ClientConfig::builder_with_details(provider, Arc::new(time.clone()))
         .with_protocol_versions(&[&version::TLS13])
-        .map_err(wrong)?
+        .map_err(tls_error)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
     Ok(match shown {
@@ -70,8 +73,8 @@ fn config(
 
 /// The authorities that may certify the server.
 #[derive(Debug)]
-enum Trusted {
-    These(Arc<RootCertStore>),
+enum TrustAnchors {
+    Roots(Arc<RootCertStore>),
     /// An authority that the server sends itself, if its certificate has this fingerprint.
     ByFingerprint([u8; 32]),
 }
@@ -80,18 +83,18 @@ enum Trusted {
 /// server certificate that is not valid yet is accepted as from its first valid moment: that it was
 /// issued shows that our clock is behind.
 #[derive(Debug)]
-struct Verifier {
-    trusted: Trusted,
+struct ServerVerifier {
+    trusted: TrustAnchors,
     provider: Arc<CryptoProvider>,
 }
 
-impl Verifier {
+impl ServerVerifier {
     fn roots(&self, shown: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
         let fingerprint = match &self.trusted {
-            Trusted::These(roots) => return Ok(roots.clone()),
-            Trusted::ByFingerprint(fingerprint) => fingerprint,
+            TrustAnchors::Roots(roots) => return Ok(roots.clone()),
+            TrustAnchors::ByFingerprint(fingerprint) => fingerprint,
         };
-        let ours = |der: &&CertificateDer<'_>| trust::digest(der).0 == *fingerprint;
+        let ours = |der: &&CertificateDer<'_>| trust::sha256_digest(der).0 == *fingerprint;
         let authority = shown.iter().find(ours).ok_or_else(|| {
             Error::General("certified by another authority than the token names".to_owned())
         })?;
@@ -101,7 +104,7 @@ impl Verifier {
     }
 }
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -3,21 +3,21 @@
 use contract::{ChainId, FrameRange, Origin};
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, Outgoing, origin_at};
+use super::{Journal, JournalError, OutgoingFrame, read_origin};
 
 /// The most that one read of unsent frames may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct FetchLimit {
     pub frames: usize,
     /// The total size of the signed messages. The first frame is always returned, whatever its
     /// size.
     pub bytes: usize,
 }
 
-impl Room {
+impl FetchLimit {
     /// Returns a limit on the number of frames only, of any size.
     #[must_use]
-    pub const fn frames(frames: usize) -> Self {
+    pub const fn of_frames(frames: usize) -> Self {
         Self { frames, bytes: usize::MAX }
     }
 }
@@ -38,7 +38,7 @@ impl Journal {
                  GROUP BY origin LIMIT 16",
             )
             .map_err(JournalError::sql(DOING))?;
-        rows.query_map([], |row| origin_at(row, 0))
+        rows.query_map([], |row| read_origin(row, 0))
             .and_then(Iterator::collect)
             .map_err(JournalError::sql(DOING))
     }
@@ -52,9 +52,9 @@ impl Journal {
         &self,
         after: i64,
         before: i64,
-        room: Room,
+        room: FetchLimit,
         except: &[ChainId],
-    ) -> Result<Vec<Outgoing>, JournalError> {
+    ) -> Result<Vec<OutgoingFrame>, JournalError> {
         const DOING: &str = "reading unsent frames";
         let mut rows = self
             .db
@@ -69,7 +69,7 @@ impl Journal {
         let except = |i: usize| except.get(i).map_or([0; 16], |chain| chain.0);
         let values = params![after, before, limit, except(0), except(1), except(2), except(3)];
         let mut found = rows.query(values).map_err(JournalError::sql(DOING))?;
-        let (mut frames, mut bytes): (Vec<Outgoing>, usize) = (Vec::new(), 0);
+        let (mut frames, mut bytes): (Vec<OutgoingFrame>, usize) = (Vec::new(), 0);
         while let Some(row) = found.next().map_err(JournalError::sql(DOING))? {
             let frame = outgoing(row).map_err(JournalError::sql(DOING))?;
             bytes = bytes.saturating_add(frame.signed.len());
@@ -85,7 +85,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn newest_unsent(&self) -> Result<Option<Outgoing>, JournalError> {
+    pub fn newest_unsent(&self) -> Result<Option<OutgoingFrame>, JournalError> {
         self.db
             .query_row(
                 "SELECT id, chain, number, signed, \
@@ -103,7 +103,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be written. Nothing is applied then; the cloud sends it again.
-    pub fn apply(&mut self, ack: &contract::Ack) -> Result<(), JournalError> {
+    pub fn apply_ack(&mut self, ack: &contract::Ack) -> Result<(), JournalError> {
         const DOING: &str = "applying an acknowledgement";
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let ends = |range: &FrameRange| {
@@ -148,12 +148,12 @@ impl Journal {
 }
 
 /// Converts a row of (id, chain, number, signed, origin) into a frame to send.
-fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<Outgoing> {
-    Ok(Outgoing {
+fn outgoing(row: &rusqlite::Row<'_>) -> rusqlite::Result<OutgoingFrame> {
+    Ok(OutgoingFrame {
         id: row.get(0)?,
         chain: ChainId(row.get(1)?),
         number: row.get::<_, i64>(2)?.unsigned_abs(),
         signed: row.get(3)?,
-        origin: origin_at(row, 4)?,
+        origin: read_origin(row, 4)?,
     })
 }

@@ -2,11 +2,11 @@
 //! from them about the machine.
 
 use contract::{ChainId, EpochMs, EventKind, Origin, SessionId};
-use roast::learn::Learned;
+use roast::machine_model::MachineModel;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, origin_at};
-use crate::recorder::Roast;
+use super::{Journal, JournalError, read_origin};
+use crate::recorder::RunningRoast;
 
 impl Journal {
     /// Abandons all running roasts except `resumed`. Their end was not observed, so they get no
@@ -28,7 +28,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn running_roast(&self) -> Result<Option<Roast>, JournalError> {
+    pub fn running_roast(&self) -> Result<Option<RunningRoast>, JournalError> {
         let row = self.db.query_row(
             "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
              WHERE state = 0 ORDER BY started_ms DESC LIMIT 1",
@@ -45,12 +45,12 @@ impl Journal {
         );
         let row = row.optional().map_err(JournalError::sql("looking for a running roast"))?;
         Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked)| {
-            Some(Roast {
+            Some(RunningRoast {
                 session: SessionId::new(session).ok()?,
                 started: EpochMs(started_ms),
                 first_seq: u64::try_from(first_seq).ok()?,
                 first_frame: u64::try_from(first_frame).ok()?,
-                marked: marked.split(' ').filter_map(EventKind::parse).collect(),
+                event_kinds: marked.split(' ').filter_map(EventKind::parse).collect(),
             })
         }))
     }
@@ -59,7 +59,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn running_from(&self) -> Result<Option<i64>, JournalError> {
+    pub fn running_roast_first_id(&self) -> Result<Option<i64>, JournalError> {
         self.db
             .query_row(
                 "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
@@ -77,7 +77,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn learned(&self) -> Result<Learned, JournalError> {
+    pub fn learned(&self) -> Result<MachineModel, JournalError> {
         let kept = self.meta("learned")?;
         Ok(kept.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
     }
@@ -86,7 +86,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be written. It is stored again at the end of the next roast.
-    pub fn keep_learned(&self, learned: &Learned) -> Result<(), JournalError> {
+    pub fn save_learned(&self, learned: &MachineModel) -> Result<(), JournalError> {
         // This cannot fail: numbers and lists of numbers can always be written as JSON.
         let json = serde_json::to_vec(learned).unwrap_or_default();
         self.db
@@ -110,7 +110,7 @@ impl Journal {
             )
             .map_err(JournalError::sql(DOING))?;
         rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-            Ok((origin_at(row, 0)?, row.get(1)?))
+            Ok((read_origin(row, 0)?, row.get(1)?))
         })
         .and_then(Iterator::collect)
         .map_err(JournalError::sql(DOING))
@@ -121,11 +121,11 @@ impl Journal {
 pub(super) fn put_roast(
     tx: &rusqlite::Transaction<'_>,
     chain: ChainId,
-    roast: &Roast,
+    roast: &RunningRoast,
     last_frame: Option<u64>,
 ) -> rusqlite::Result<()> {
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let marked: Vec<&str> = roast.marked.iter().map(|kind| kind.as_str()).collect();
+    let marked: Vec<&str> = roast.event_kinds.iter().map(|kind| kind.as_str()).collect();
     tx.prepare_cached(
         "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, state) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \

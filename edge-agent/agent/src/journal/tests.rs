@@ -16,12 +16,12 @@ fn frame(number: u64) -> Frame {
         chain: CHAIN,
         number,
         previous: None,
-        boot: 1,
+        boot_id: 1,
         first_seq: number * 10,
-        mono: 0,
+        mono_ms: 0,
         wall: NOW,
         clock: ClockQuality::Unknown,
-        profile: None,
+        profile_digest: None,
         offsets_ms: vec![0; 10],
         columns: vec![],
         events: vec![],
@@ -33,24 +33,24 @@ fn open(folder: &tempfile::TempDir) -> Journal {
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
     let known = journal.meta("chain").unwrap();
     if known.is_none() {
-        journal.position(&origin(), CHAIN).unwrap();
+        journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     }
     journal
 }
 
-fn roast(first_frame: u64) -> Roast {
-    Roast {
+fn roast(first_frame: u64) -> RunningRoast {
+    RunningRoast {
         session: SessionId::new("S-1").unwrap(),
         started: NOW,
         first_seq: first_frame * 10,
         first_frame,
-        marked: vec![EventKind::Charge],
+        event_kinds: vec![EventKind::Charge],
     }
 }
 
-fn append(journal: &mut Journal, number: u64, running: Option<&Roast>) {
+fn append(journal: &mut Journal, number: u64, running: Option<&RunningRoast>) {
     let signed = vec![0; 60_000];
-    let message = Message::Signed(&signed);
+    let message = StoredMessage::Signed(&signed);
     journal.append(&frame(number), Digest([2; 32]), message, None, running).unwrap();
 }
 
@@ -64,20 +64,20 @@ fn ack(first: u64, last: u64) -> contract::Ack {
 fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    journal.position(&origin(), CHAIN).unwrap();
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     for number in 1..=100 {
         append(&mut journal, number, None);
     }
     for number in 101..=400 {
         append(&mut journal, number, Some(&roast(101)));
     }
-    journal.apply(&ack(51, 120)).unwrap();
-    let lost = journal.keep_quota().unwrap();
+    journal.apply_ack(&ack(51, 120)).unwrap();
+    let lost = journal.enforce_quota().unwrap();
     assert_eq!(lost, 50, "frames 1 to 50 were not acknowledged, but the quota required more space");
-    let left = journal.unsent(0, i64::MAX, Room::frames(1000), &[]).unwrap();
+    let left = journal.unsent(0, i64::MAX, FetchLimit::of_frames(1000), &[]).unwrap();
     assert_eq!((left.first().unwrap().number, left.len()), (121, 280));
     assert_eq!(journal.totals().unwrap().frames, 300, "the running roast is complete");
-    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 401);
+    assert_eq!(journal.load_or_start_chain(&origin(), CHAIN).unwrap().next_number, 401);
 }
 
 #[test]
@@ -85,15 +85,19 @@ fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     (1..=4).for_each(|number| append(&mut journal, number, None));
-    journal.apply(&ack(1, 4)).unwrap();
-    assert!(journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap().is_empty());
+    journal.apply_ack(&ack(1, 4)).unwrap();
+    assert!(journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap().is_empty());
     let mut answer = contract::Ack::new(CHAIN);
     answer.need.push(FrameRange { first: 2, last: 3 });
-    answer.refused.push(contract::Refused { frame: 2, reason: contract::Refusal::SequenceReused });
-    answer.refused.push(contract::Refused { frame: 3, reason: contract::Refusal::BadSignature });
-    journal.apply(&answer).unwrap();
+    answer
+        .refused
+        .push(contract::RejectedFrame { frame: 2, reason: contract::Refusal::SequenceReused });
+    answer
+        .refused
+        .push(contract::RejectedFrame { frame: 3, reason: contract::Refusal::BadSignature });
+    journal.apply_ack(&answer).unwrap();
     let unsent: Vec<u64> = journal
-        .unsent(0, i64::MAX, Room::frames(10), &[])
+        .unsent(0, i64::MAX, FetchLimit::of_frames(10), &[])
         .unwrap()
         .iter()
         .map(|f| f.number)
@@ -107,21 +111,23 @@ fn a_complete_roast_asks_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     append(&mut journal, 1, Some(&roast(1)));
-    let closed = Closed { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
-    journal.append(&frame(2), Digest([2; 32]), Message::Signed(&[1]), Some(&closed), None).unwrap();
+    let closed = ClosedRoast { roast: roast(1), last_seq: 20, last_frame: 2, ended: NOW };
+    journal
+        .append(&frame(2), Digest([2; 32]), StoredMessage::Signed(&[1]), Some(&closed), None)
+        .unwrap();
     let waiting = journal.unsigned_receipts(5).unwrap();
     assert_eq!(waiting.len(), 1, "stored with the roast's last frame");
     let receipt = contract::Receipt::decode(&waiting[0].text).unwrap();
     assert_eq!((receipt.first_frame, receipt.last_frame, receipt.last_seq), (1, 2, 20));
     assert!(journal.open_receipts(5).unwrap().is_empty(), "not before it is signed");
-    journal.receipt_signed(&waiting[0].key, &[7]).unwrap();
+    journal.store_signed_receipt(&waiting[0].key, &[7]).unwrap();
     assert!(journal.unsigned_receipts(5).unwrap().is_empty());
     assert_eq!(journal.open_receipts(5).unwrap(), [(origin(), vec![7])]);
     assert!(journal.running_roast().unwrap().is_none());
     let mut answer = contract::Ack::new(CHAIN);
     let session_id = SessionId::new("S-1").unwrap();
     answer.receipts.push(ReceiptVerdict { session_id, complete: true, digest_differs: false });
-    journal.apply(&answer).unwrap();
+    journal.apply_ack(&answer).unwrap();
     assert!(journal.open_receipts(5).unwrap().is_empty());
 }
 
@@ -143,12 +149,12 @@ fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
 fn a_log_cut_anywhere_loses_no_earlier_frame() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    journal.position(&origin(), CHAIN).unwrap();
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     let mut lengths = Vec::new();
     let wal = folder.path().join(format!("{FILE}-wal"));
     for number in 1..=8 {
         journal
-            .append(&frame(number), Digest([2; 32]), Message::Signed(&[9; 300]), None, None)
+            .append(&frame(number), Digest([2; 32]), StoredMessage::Signed(&[9; 300]), None, None)
             .unwrap();
         lengths.push(std::fs::metadata(&wal).unwrap().len());
     }
@@ -172,7 +178,7 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
         std::fs::write(copy.path().join(format!("{FILE}-wal")), &left).unwrap();
         let reopened = Journal::open(copy.path(), 16, NOW).unwrap();
         let found: Vec<u64> = reopened
-            .unsent(0, i64::MAX, Room::frames(99), &[])
+            .unsent(0, i64::MAX, FetchLimit::of_frames(99), &[])
             .unwrap()
             .iter()
             .map(|f| f.number)
@@ -181,7 +187,7 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
         assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "a prefix, cut at {cut}");
         assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
         assert_eq!(
-            reopened.position(&origin(), CHAIN).unwrap().next_number,
+            reopened.load_or_start_chain(&origin(), CHAIN).unwrap().next_number,
             found.len() as u64 + 1
         );
     }
@@ -193,17 +199,17 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
 fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    let keep = |journal: &mut Journal, number, message: Message<'_>| {
+    let keep = |journal: &mut Journal, number, message: StoredMessage<'_>| {
         journal.append(&frame(number), Digest([2; 32]), message, None, None).unwrap()
     };
-    assert!(keep(&mut journal, 1, Message::Signed(b"one")).is_some());
+    assert!(keep(&mut journal, 1, StoredMessage::Signed(b"one")).is_some());
     for (number, text) in [(2, b"two"), (3, b"ttt")] {
-        assert!(keep(&mut journal, number, Message::Unsigned(text)).is_none());
+        assert!(keep(&mut journal, number, StoredMessage::Unsigned(text)).is_none());
     }
     drop(journal);
     let mut journal = open(&folder);
     let sent = |journal: &Journal| -> Vec<(u64, Vec<u8>)> {
-        let unsent = journal.unsent(0, i64::MAX, Room::frames(99), &[]).unwrap();
+        let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(99), &[]).unwrap();
         unsent.into_iter().map(|f| (f.number, f.signed)).collect()
     };
     assert_eq!(sent(&journal), [(1, b"one".to_vec())]);
@@ -211,10 +217,10 @@ fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
     let waiting = journal.unsigned_frames(10).unwrap();
     let texts: Vec<&[u8]> = waiting.iter().map(|w| w.text.as_slice()).collect();
     assert_eq!(texts, [b"two", b"ttt"]);
-    journal.frames_signed(&[(waiting[0].key, b"TWO".to_vec())]).unwrap();
+    journal.store_signed_frames(&[(waiting[0].key, b"TWO".to_vec())]).unwrap();
     assert_eq!(sent(&journal), [(1, b"one".to_vec()), (2, b"TWO".to_vec())]);
     assert_eq!(journal.unsigned_frames(10).unwrap().len(), 1);
-    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 4);
+    assert_eq!(journal.load_or_start_chain(&origin(), CHAIN).unwrap().next_number, 4);
 }
 
 #[test]
@@ -224,12 +230,12 @@ fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
     for number in 1..=400 {
         append(&mut journal, number, Some(&roast(1)));
     }
-    journal.apply(&ack(1, 400)).unwrap();
-    journal.keep_quota().unwrap();
+    journal.apply_ack(&ack(1, 400)).unwrap();
+    journal.enforce_quota().unwrap();
     assert_eq!(journal.totals().unwrap().frames, 400, "the running roast stays");
     journal.abandon_roasts(None).unwrap();
     assert!(journal.running_roast().unwrap().is_none());
-    assert_eq!(journal.keep_quota().unwrap(), 0, "no unacknowledged frame was deleted");
+    assert_eq!(journal.enforce_quota().unwrap(), 0, "no unacknowledged frame was deleted");
     assert!(journal.totals().unwrap().frames < 400);
     assert!(journal.open_receipts(5).unwrap().is_empty(), "no receipt if the end was not observed");
 }
@@ -238,20 +244,20 @@ fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
 fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    journal.position(&origin(), CHAIN).unwrap();
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     (1..=3).for_each(|number| append(&mut journal, number, None));
     let fresh = ChainId([8; 16]);
     journal.start_chain(fresh, &origin()).unwrap();
     drop(journal);
     let mut journal = open(&folder);
-    let position = journal.position(&origin(), CHAIN).unwrap();
+    let position = journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
     assert_eq!(position.next_seq, 40, "sample numbers continue");
     // No panic, and no receipt, over a roast on two chains.
-    let closed = Closed { roast: roast(500), last_seq: 20, last_frame: 20, ended: NOW };
+    let closed = ClosedRoast { roast: roast(500), last_seq: 20, last_frame: 20, ended: NOW };
     let mut first = frame(1);
     first.chain = fresh;
-    let message = Message::Signed(&[1]);
+    let message = StoredMessage::Signed(&[1]);
     journal.append(&first, Digest([2; 32]), message, Some(&closed), None).unwrap();
     assert!(journal.unsigned_receipts(5).unwrap().is_empty());
 }
@@ -260,25 +266,25 @@ fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
 fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    journal.position(&origin(), CHAIN).unwrap();
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     append(&mut journal, 1, Some(&roast(1)));
     drop(journal);
 
     let mut journal = open(&folder);
     let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
-    let position = journal.position(&moved, ChainId([9; 16])).unwrap();
+    let position = journal.load_or_start_chain(&moved, ChainId([9; 16])).unwrap();
     assert_eq!((position.chain, position.next_number), (ChainId([9; 16]), 1));
     assert_eq!(position.next_seq, 20, "sample numbers continue");
     assert!(journal.running_roast().unwrap().is_none(), "a roast does not move with the gateway");
     // Frames that the cloud does not have are still sent under the machine that they are from.
     let mut next = frame(1);
     (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
-    journal.append(&next, Digest([3; 32]), Message::Signed(b"frame"), None, None).unwrap();
-    let unsent = journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap();
+    journal.append(&next, Digest([3; 32]), StoredMessage::Signed(b"frame"), None, None).unwrap();
+    let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap();
     let origins: Vec<_> = unsent.into_iter().map(|frame| frame.origin).collect();
     assert_eq!(origins, [origin(), moved.clone()]);
     assert_eq!(journal.unsent_origins().unwrap(), [origin(), moved.clone()]);
-    assert_eq!(journal.position(&moved, CHAIN).unwrap().next_number, 2, "and only once");
+    assert_eq!(journal.load_or_start_chain(&moved, CHAIN).unwrap().next_number, 2, "and only once");
 }
 
 #[test]
@@ -292,11 +298,14 @@ fn a_journal_of_the_first_version_is_read_on() {
     db.execute(sql, params![CHAIN.0, [2_u8; 32]]).unwrap();
     drop(db);
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    let position = journal.position(&origin(), ChainId([9; 16])).unwrap();
+    let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
     assert_eq!(position.chain, CHAIN, "the chain continues");
-    assert_eq!(journal.unsent(0, i64::MAX, Room::frames(10), &[]).unwrap()[0].origin, origin());
+    assert_eq!(
+        journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap()[0].origin,
+        origin()
+    );
     assert!(
-        journal.unsent(0, i64::MAX, Room::frames(10), &[CHAIN]).unwrap().is_empty(),
+        journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[CHAIN]).unwrap().is_empty(),
         "the chain is skipped"
     );
 }
@@ -316,5 +325,9 @@ fn a_page_damaged_after_a_clean_stop_is_found_at_the_next_start() {
     }
     std::fs::write(&path, bytes).unwrap();
     let journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    assert_eq!(journal.position(&origin(), CHAIN).unwrap().next_number, 1, "the journal is new");
+    assert_eq!(
+        journal.load_or_start_chain(&origin(), CHAIN).unwrap().next_number,
+        1,
+        "the journal is new"
+    );
 }

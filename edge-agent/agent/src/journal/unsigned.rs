@@ -5,14 +5,14 @@ use contract::{ChainId, Origin, Receipt};
 use rusqlite::{Transaction, params};
 
 use super::{Journal, JournalError};
-use crate::recorder::Closed;
+use crate::recorder::ClosedRoast;
 
 /// `frames.state` of a frame that is not signed yet.
-pub const STATE: i64 = 3;
+pub const STATE_UNSIGNED: i64 = 3;
 
 /// An encoded frame or receipt without a signature, and the key of its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting<K> {
+pub struct UnsignedItem<K> {
     /// The frame's id, or the receipt's session.
     pub key: K,
     /// The encoded content that is to be signed.
@@ -24,14 +24,14 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn unsigned_frames(&self, limit: usize) -> Result<Vec<Waiting<i64>>, JournalError> {
+    pub fn unsigned_frames(&self, limit: usize) -> Result<Vec<UnsignedItem<i64>>, JournalError> {
         const DOING: &str = "reading unsigned frames";
         let mut rows = self
             .db
             .prepare_cached("SELECT id, signed FROM frames WHERE state = 3 ORDER BY id LIMIT ?1")
             .map_err(JournalError::sql(DOING))?;
         rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-            Ok(Waiting { key: row.get(0)?, text: row.get(1)? })
+            Ok(UnsignedItem { key: row.get(0)?, text: row.get(1)? })
         })
         .and_then(Iterator::collect)
         .map_err(JournalError::sql(DOING))
@@ -41,7 +41,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be written. Then all of them remain unsigned.
-    pub fn frames_signed(&mut self, signed: &[(i64, Vec<u8>)]) -> Result<(), JournalError> {
+    pub fn store_signed_frames(&mut self, signed: &[(i64, Vec<u8>)]) -> Result<(), JournalError> {
         const DOING: &str = "storing signed frames";
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<()> {
@@ -58,7 +58,10 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn unsigned_receipts(&self, limit: usize) -> Result<Vec<Waiting<String>>, JournalError> {
+    pub fn unsigned_receipts(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<UnsignedItem<String>>, JournalError> {
         const DOING: &str = "reading unsigned receipts";
         let mut rows = self
             .db
@@ -68,7 +71,7 @@ impl Journal {
             )
             .map_err(JournalError::sql(DOING))?;
         rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-            Ok(Waiting { key: row.get(0)?, text: row.get(1)? })
+            Ok(UnsignedItem { key: row.get(0)?, text: row.get(1)? })
         })
         .and_then(Iterator::collect)
         .map_err(JournalError::sql(DOING))
@@ -78,7 +81,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal cannot be written.
-    pub fn receipt_signed(&self, session: &str, signed: &[u8]) -> Result<(), JournalError> {
+    pub fn store_signed_receipt(&self, session: &str, signed: &[u8]) -> Result<(), JournalError> {
         self.db
             .execute(
                 "UPDATE roasts SET receipt = ?2, unsigned_receipt = NULL WHERE session = ?1",
@@ -97,7 +100,7 @@ pub(super) fn put_receipt(
     tx: &Transaction<'_>,
     origin: &Origin,
     chain: ChainId,
-    closed: &Closed,
+    closed: &ClosedRoast,
 ) -> rusqlite::Result<()> {
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let (first, last) = (closed.roast.first_frame, closed.last_frame);
@@ -121,7 +124,7 @@ pub(super) fn put_receipt(
         last_seq: closed.last_seq,
         started: closed.roast.started,
         ended: closed.ended,
-        digest: trust::digest(&digests.concat()),
+        digest: trust::sha256_digest(&digests.concat()),
     };
     tx.execute(
         "UPDATE roasts SET unsigned_receipt = ?2 WHERE session = ?1",

@@ -10,8 +10,8 @@ fn recorder(frame_ms: u64) -> Recorder {
         machine: MachineId::new("r-1").unwrap(),
     };
     let position =
-        Position { chain: ChainId([7; 16]), next_number: 1, next_seq: 0, previous: None };
-    Recorder::new(origin, 1, 100, frame_ms, false, Learned::default(), position)
+        JournalPosition { chain: ChainId([7; 16]), next_number: 1, next_seq: 0, previous: None };
+    Recorder::new(origin, 1, 100, frame_ms, false, MachineModel::default(), position)
 }
 
 fn sample(i: u64, bt: f64, marks: &[EventKind]) -> Sample {
@@ -33,7 +33,7 @@ fn frames_follow_each_other_without_a_hole() {
     let mut frames = Vec::new();
     for i in 0..95 {
         if let Some(cut) = recorder.push(sample(i, 180.0, &[])) {
-            recorder.chained(Digest([cut.frame.number as u8; 32]));
+            recorder.set_previous_digest(Digest([cut.frame.number as u8; 32]));
             frames.push(cut.frame);
         }
     }
@@ -62,7 +62,8 @@ fn a_roast_is_the_range_from_charge_to_drop() {
     let (roast, last) = (&closed[0].roast, &closed[0]);
     assert_eq!((roast.first_seq, last.last_seq), (25, 73));
     let frame_of = |seq: u64| {
-        let holds = |f: &&Cut| (f.frame.first_seq..=f.frame.last_seq().unwrap()).contains(&seq);
+        let holds =
+            |f: &&CompletedFrame| (f.frame.first_seq..=f.frame.last_seq().unwrap()).contains(&seq);
         cuts.iter().find(holds).unwrap().frame.number
     };
     assert_eq!((roast.first_frame, last.last_frame), (frame_of(25), frame_of(73)));
@@ -102,7 +103,7 @@ fn a_clock_that_jumps_does_not_bend_the_curve() {
         };
         let mut sample = sample(i, 180.0, marks);
         if i >= 20 {
-            sample.wall = sample.wall.plus(-3_600_000);
+            sample.wall = sample.wall.plus_ms(-3_600_000);
         }
         cuts.extend(recorder.push(sample));
     }
@@ -117,17 +118,25 @@ fn a_clock_that_jumps_does_not_bend_the_curve() {
 #[test]
 fn a_persons_mark_counts_at_any_moment() {
     let mut recorder = recorder(300);
-    assert_eq!(recorder.mark(EventKind::Charge, None), Err(NotNow), "nothing was measured yet");
+    assert_eq!(
+        recorder.record_manual_event(EventKind::Charge, None),
+        Err(EventNotApplicable),
+        "nothing was measured yet"
+    );
     for i in 0..3 {
         let cut = recorder.push(sample(i, 180.0, &[]));
         assert_eq!(cut.is_some(), i == 2, "one frame of three samples");
     }
-    assert_eq!(recorder.mark(EventKind::Drop, None), Err(NotNow), "no roast is running");
-    let alone = recorder.mark(EventKind::Charge, None).unwrap().unwrap();
+    assert_eq!(
+        recorder.record_manual_event(EventKind::Drop, None),
+        Err(EventNotApplicable),
+        "no roast is running"
+    );
+    let alone = recorder.record_manual_event(EventKind::Charge, None).unwrap().unwrap();
     assert_eq!((alone.frame.sample_count(), alone.frame.events[0].seq), (0, 2));
     assert_eq!(alone.frame.wall, EpochMs(1_760_000_000_200));
     recorder.push(sample(3, 180.0, &[]));
-    let dropped = recorder.mark(EventKind::Drop, None).unwrap().unwrap();
+    let dropped = recorder.record_manual_event(EventKind::Drop, None).unwrap().unwrap();
     assert_eq!((dropped.frame.first_seq, dropped.closed.unwrap().last_seq), (3, 3));
 }
 
@@ -161,10 +170,10 @@ fn a_clock_that_is_set_in_a_roast_bends_nothing_and_is_told() {
         }
         frames.extend(recorder.push(sample).map(|cut| cut.frame));
     }
-    let at = |mono| frames.iter().find(|frame| frame.mono >= mono).unwrap();
+    let at = |mono| frames.iter().find(|frame| frame.mono_ms >= mono).unwrap();
     let running = at(6_000);
     assert_eq!((running.wall, running.clock), (EpochMs(6_000), ClockQuality::FreeRunning));
     let after = at(9_000);
     assert_eq!(after.clock, ClockQuality::Synchronised);
-    assert_eq!(after.wall.0 - i64::try_from(after.mono).unwrap(), 1_760_000_000_000);
+    assert_eq!(after.wall.0 - i64::try_from(after.mono_ms).unwrap(), 1_760_000_000_000);
 }

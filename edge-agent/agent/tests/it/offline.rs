@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use testbed::{Process, answers, binary, free_port, wait_for};
+use testbed::{Process, binary_path, free_port, wait_for, wait_for_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,7 +27,7 @@ impl Gateway {
              [machine]\nid = \"r-1\"\n{machine}\n"
         );
         std::fs::write(&config, text).unwrap();
-        let program = binary("simcorp-edge").unwrap();
+        let program = binary_path("simcorp-edge").unwrap();
         let made = Command::new(&program).arg("-c").arg(&config).args(["key", "create"]).output();
         assert!(made.unwrap().status.success());
         let arguments = ["-c".to_owned(), config.display().to_string(), "run".to_owned()];
@@ -61,7 +61,7 @@ async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
         "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 600\n[sampling]\nperiod_ms = 50\n",
     );
     gateway.process.start().unwrap();
-    answers(gateway.port).await.unwrap();
+    wait_for_port(gateway.port).await.unwrap();
     wait_for("samples", PATIENCE, || async { gateway.status()["samples"].as_u64() > Some(5) })
         .await
         .unwrap();
@@ -88,8 +88,11 @@ async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
     assert!(gateway.ask("GET /health", "").starts_with("HTTP/1.1 200"));
     assert!(gateway.ask("GET /metrics", "").contains("simcorp_edge_samples_total"));
     let config = gateway.folder.path().join("edge.toml");
-    let status =
-        Command::new(binary("simcorp-edge").unwrap()).arg("-c").arg(config).arg("status").output();
+    let status = Command::new(binary_path("simcorp-edge").unwrap())
+        .arg("-c")
+        .arg(config)
+        .arg("status")
+        .output();
     assert!(
         String::from_utf8(status.unwrap().stdout).unwrap().contains("\"machine\": \"org/s/r-1\"")
     );
@@ -104,7 +107,7 @@ async fn a_dead_machine_is_said_and_comes_back_by_itself() {
          host = \"127.0.0.1\"\nport = {machine}\ntimeout_ms = 50\n[sampling]\nperiod_ms = 50\n"
     ));
     gateway.process.start().unwrap();
-    answers(gateway.port).await.unwrap();
+    wait_for_port(gateway.port).await.unwrap();
     wait_for("the machine's silence", PATIENCE, || async {
         gateway.status()["driverError"].is_string()
     })
@@ -131,7 +134,7 @@ async fn a_killed_agent_goes_on_with_its_roast() {
          [sampling]\nperiod_ms = 20\nframe_ms = 100\n",
     );
     gateway.process.start().unwrap();
-    answers(gateway.port).await.unwrap();
+    wait_for_port(gateway.port).await.unwrap();
     wait_for("a roast", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
@@ -145,7 +148,7 @@ async fn a_killed_agent_goes_on_with_its_roast() {
     // The journal of a killed agent is intact: it has no gap, and it records the open roast.
     assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
     gateway.process.start().unwrap();
-    answers(gateway.port).await.unwrap();
+    wait_for_port(gateway.port).await.unwrap();
     wait_for("the same roast", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
@@ -204,7 +207,7 @@ async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
          [sampling]\nperiod_ms = 50\nframe_ms = 100\n[artisan]\nwebsocket = \"127.0.0.1:{port}\"\n"
     ));
     gateway.process.start().unwrap();
-    answers(port).await.unwrap();
+    wait_for_port(port).await.unwrap();
     let url = format!("ws://127.0.0.1:{port}/WebSocket");
     let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
     let (mut shown, mut begun, mut refused) = (false, false, false);

@@ -3,10 +3,11 @@
 
 use std::process::Command;
 
-use testbed::{binary, workspace};
+use testbed::{binary_path, workspace_root};
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).current_dir(workspace()).output().unwrap();
+    let output =
+        Command::new(program).args(arguments).current_dir(workspace_root()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
@@ -27,10 +28,10 @@ fn the_package_has_what_the_guide_speaks_of() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     // Packages the programs as built for tests; the benchmark measures the size of released ones.
-    let built = Command::new(workspace().join("packaging/build-deb"))
+    let built = Command::new(workspace_root().join("packaging/build-deb"))
         .arg(out)
-        .env("EDGE", binary("simcorp-edge").unwrap())
-        .env("SIGNER", binary("simcorp-signer").unwrap())
+        .env("EDGE", binary_path("simcorp-edge").unwrap())
+        .env("SIGNER", binary_path("simcorp-signer").unwrap())
         .output()
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
@@ -60,10 +61,10 @@ fn the_package_has_what_the_guide_speaks_of() {
 #[test]
 fn the_configuration_that_is_shipped_asks_for_names_and_nothing_else() {
     let config = "packaging/debian/edge.toml";
-    let edge = binary("simcorp-edge").unwrap();
+    let edge = binary_path("simcorp-edge").unwrap();
     let output = Command::new(edge)
         .args(["-c", config, "config", "check"])
-        .current_dir(workspace())
+        .current_dir(workspace_root())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

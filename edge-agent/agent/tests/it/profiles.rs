@@ -10,13 +10,13 @@ use std::time::Duration;
 use contract::{Channel, Frame};
 use emulator::{Emulator, Endpoint};
 use serde_json::Value;
-use testbed::{Process, binary, free_port, wait_for};
+use testbed::{Process, binary_path, free_port, wait_for};
 use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn edge(arguments: &[&str]) -> Output {
-    Command::new(binary("simcorp-edge").unwrap()).args(arguments).output().unwrap()
+    Command::new(binary_path("simcorp-edge").unwrap()).args(arguments).output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -78,7 +78,7 @@ impl Gateway {
         }
         let arguments = ["-c".to_owned(), config, "run".to_owned()];
         let log = folder.path().join("agent.log");
-        let process = Process::new(binary("simcorp-edge").unwrap(), arguments, log);
+        let process = Process::new(binary_path("simcorp-edge").unwrap(), arguments, log);
         Self { folder, process, port }
     }
 
@@ -92,7 +92,7 @@ impl Gateway {
         let mut rows = db.prepare("SELECT signed FROM frames ORDER BY id").unwrap();
         let frames = rows.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
         let frame = |bytes: Vec<u8>| {
-            let signed = trust::Signed::parse(&bytes).unwrap();
+            let signed = trust::SignedMessage::parse(&bytes).unwrap();
             Frame::decode(signed.payload()).unwrap()
         };
         frames.map(|bytes| frame(bytes.unwrap())).collect()
@@ -117,7 +117,7 @@ async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read()
         .unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "{}", gateway.port);
     let frames = gateway.frames();
-    assert!(frames.iter().all(|frame| frame.profile == Some(checked.digest)));
+    assert!(frames.iter().all(|frame| frame.profile_digest == Some(checked.digest)));
     let column = |channel: &Channel| -> Vec<f64> {
         let values = frames.iter().flat_map(|f| (0..f.sample_count()).map(|i| f.value(channel, i)));
         values.map(|value| value.unwrap_or(f64::NAN)).collect()
@@ -168,7 +168,7 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
         address.port()
     ));
     gateway.process.start().unwrap();
-    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     wait_for("a reading", PATIENCE, || async { machine.served().len() > 20 }).await.unwrap();
     let bt = modbus(port, &[3, 0, 2, 0, 1]);
     assert_eq!(bt[..2], [3, 2], "{bt:?}");
@@ -240,14 +240,14 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     };
     let mut closed = Gateway::new(&format!("{machine_file}{}", settings(false)));
     closed.process.start().unwrap();
-    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
+    testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
     wait_for("a reading", PATIENCE, || async { machine.served().len() > 5 }).await.unwrap();
     assert_eq!(burner(0), [0x86, 1], "and the site has to say so too");
     assert!(closed.process.stop(PATIENCE).await.unwrap().success());
 
     let mut gateway = Gateway::new(&format!("{machine_file}{}", settings(true)));
     gateway.process.start().unwrap();
-    testbed::answers(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     let config = gateway.folder.path().join("edge.toml").display().to_string();
     wait_for("a roast", PATIENCE, || async {
         said(&edge(&["-c", &config, "status"])).contains("\"session\": \"")
@@ -332,7 +332,7 @@ struct Typist {
 impl Typist {
     fn start(gateway: &Gateway, by: [&str; 2]) -> Self {
         let at = |name: &str| gateway.folder.path().join(name).display().to_string();
-        let mut command = Command::new(binary("simcorp-edge").unwrap());
+        let mut command = Command::new(binary_path("simcorp-edge").unwrap());
         // No local response takes longer, however busy this computer is.
         command.args(["--set=sampling.period_ms=2000", "--set=machine.profile.timeout_ms=2000"]);
         command.args(["-c", &at("edge.toml"), "bring-up", "--by", by[0], "--by", by[1]]);
@@ -400,7 +400,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
     assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
     // The running agent holds the machine.
     gateway.process.start().unwrap();
-    testbed::answers(gateway.port).await.unwrap();
+    testbed::wait_for_port(gateway.port).await.unwrap();
     let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
     assert!(!done && told.contains("the agent has the machine; stop it first"), "{told}");
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use driver::{ControlQueue, DriverHandles, Site, WriteError};
 use firmware_profiles::{check, shipped};
-use testbed::{Process, answers, free_port, workspace};
+use testbed::{Process, free_port, wait_for_port, workspace_root};
 
 #[tokio::test]
 async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
     let port = free_port().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snap7_giesen.py");
-    let python = workspace().join("target/python/bin/python");
+    let python = workspace_root().join("target/python/bin/python");
     let arguments = [script.to_owned(), port.to_string()];
     let mut controller = Process::new(python, arguments, folder.path().join("snap7.log"));
     controller.start().unwrap();
-    answers(port).await.unwrap();
+    wait_for_port(port).await.unwrap();
     let mut profile = check(shipped("giesen.wxa.s7-2019").unwrap().text).unwrap().profile;
     profile.machine.writes = firmware_profiles::Writes::Enabled;
     let hand = ControlQueue::new(&profile, Duration::from_millis(profile.timing.timeout_ms));

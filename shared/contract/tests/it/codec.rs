@@ -1,6 +1,6 @@
 //! What is written reads back, and no bytes whatever make a decoder panic.
 
-use contract::envelope::{self, Expect};
+use contract::envelope::{self, PayloadKind};
 use contract::*;
 use proptest::prelude::*;
 
@@ -43,9 +43,9 @@ prop_compose! {
         previous in prop::option::of(any::<[u8; 32]>()),
         profile in prop::option::of(any::<[u8; 32]>()),
         chain in any::<[u8; 16]>(),
-        boot in any::<u64>(),
+        boot_id in any::<u64>(),
         first_seq in 0..1_u64 << 40,
-        mono in 0..1_u64 << 53,
+        mono_ms in 0..1_u64 << 53,
         wall in 0..253_402_214_400_000_i64,
         steps in prop::collection::vec(0..5_000_u32, 0..40),
         names in prop::collection::hash_set("[a-zA-Z][a-zA-Z0-9_]{0,31}", 0..5),
@@ -70,9 +70,9 @@ prop_compose! {
             columns.push(Column { channel, values, quality });
         }
         Frame {
-            origin: origin(), chain: ChainId(chain), number, previous: previous.map(Digest), boot,
-            first_seq, mono, wall: EpochMs(wall), clock: ClockQuality::Synchronised,
-            profile: profile.map(Digest),
+            origin: origin(), chain: ChainId(chain), number, previous: previous.map(Digest), boot_id,
+            first_seq, mono_ms, wall: EpochMs(wall), clock: ClockQuality::Synchronised,
+            profile_digest: profile.map(Digest),
             offsets_ms, columns, events,
         }
     }
@@ -103,14 +103,14 @@ proptest! {
     fn no_bytes_make_a_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let _ = Frame::decode(&bytes);
         let _ = Receipt::decode(&bytes);
-        let _ = envelope::read(&bytes, Expect::Telemetry, &origin());
+        let _ = envelope::decode(&bytes, PayloadKind::Telemetry, &origin());
         let _ = serde_json::from_slice::<Ack>(&bytes);
     }
 
     #[test]
     fn no_json_makes_the_envelope_reader_panic(text in r#"\{("(ts|payload|origin|machineId|elapsedSeconds|gasPct|extras|sig)":(1|-1|null|"x"|\{\}|\[\]|"2025-01-01T00:00:00Z"),?){0,6}\}"#) {
-        let _ = envelope::read(text.as_bytes(), Expect::Telemetry, &origin());
-        let _ = envelope::read(text.as_bytes(), Expect::Event, &origin());
+        let _ = envelope::decode(text.as_bytes(), PayloadKind::Telemetry, &origin());
+        let _ = envelope::decode(text.as_bytes(), PayloadKind::Event, &origin());
     }
 
     #[test]
@@ -128,11 +128,11 @@ const POINT: &str = r#"{"ts":"2025-10-05T21:08:15.250Z","machineId":"r-1","elaps
 
 #[test]
 fn nested_and_flat_envelopes_say_the_same() {
-    let flat = envelope::read(POINT.as_bytes(), Expect::Telemetry, &origin()).unwrap();
+    let flat = envelope::decode(POINT.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap();
     let nested = format!(
         r#"{{"ts":"2025-10-05T21:08:15Z","origin":{{"orgId":"acme","siteId":"leipzig","machineId":"r-1"}},"topic":"telemetry","payload":{POINT}}}"#
     );
-    let nested = envelope::read(nested.as_bytes(), Expect::Telemetry, &origin()).unwrap();
+    let nested = envelope::decode(nested.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap();
     assert_eq!(flat.payload, nested.payload);
     assert!(nested.nested && !flat.nested);
     let envelope::Payload::Telemetry(point) = flat.payload else { panic!("a point") };
@@ -156,7 +156,8 @@ fn every_mistake_in_an_envelope_names_its_field() {
         (r#""note":"x""#, r#""note":[1]"#, "extras"),
     ] {
         let text = POINT.replace(from, to);
-        let error = envelope::read(text.as_bytes(), Expect::Telemetry, &origin()).unwrap_err();
+        let error =
+            envelope::decode(text.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap_err();
         assert!(error.to_string().starts_with(expected), "{error} is not {expected}");
     }
 }
@@ -166,7 +167,7 @@ fn an_envelope_that_names_another_machine_is_refused() {
     let nested = format!(
         r#"{{"origin":{{"orgId":"rival","siteId":"leipzig","machineId":"r-1"}},"topic":"telemetry","payload":{POINT}}}"#
     );
-    let error = envelope::read(nested.as_bytes(), Expect::Telemetry, &origin()).unwrap_err();
+    let error = envelope::decode(nested.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap_err();
     assert_eq!(error.to_string(), "origin says rival/leipzig/r-1, the topic says acme/leipzig/r-1");
 }
 
@@ -183,12 +184,12 @@ fn a_minute_at_ten_hertz_costs_few_bytes() {
         chain: ChainId([1; 16]),
         number: 1,
         previous: None,
-        boot: 1,
+        boot_id: 1,
         first_seq: 0,
-        mono: 0,
+        mono_ms: 0,
         wall: EpochMs(0),
         clock: ClockQuality::Unknown,
-        profile: None,
+        profile_digest: None,
         offsets_ms: (0..n.cast_unsigned()).map(|i| i * 100).collect(),
         columns: vec![
             column(Channel::Bt, &|t| 150.0 + t * 0.2 + (t * 3.0).sin() * 0.1),

@@ -12,12 +12,12 @@ fn example() -> Frame {
         chain: ChainId(*b"0123456789abcdef"),
         number: 2,
         previous: Some(Digest([0xd1; 32])),
-        boot: 7,
+        boot_id: 7,
         first_seq: 10,
-        mono: 2000,
+        mono_ms: 2000,
         wall: EpochMs(1_760_000_000_000),
         clock: ClockQuality::Synchronised,
-        profile: None,
+        profile_digest: None,
         offsets_ms: vec![0, 1000, 2001],
         columns: vec![
             Column {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::phase::Phase;
 use super::{Analysis, Curve};
-use crate::clean::Why;
+use crate::clean::ValueQuality;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -57,24 +57,34 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
         warnings.push(Warning { code, severity, message, at_seconds, details });
     };
     let roast: Vec<_> = curve.bt.iter().filter(|c| (charge..=until).contains(&c.t_ms)).collect();
-    let count = |why| roast.iter().filter(|c| c.why == why).count();
+    let count = |why| roast.iter().filter(|c| c.quality == why).count();
     let first = |why| {
-        let found = roast.iter().find(|c| c.why == why);
+        let found = roast.iter().find(|c| c.quality == why);
         found.map(|c| super::tenths((c.t_ms - charge) as f64 / 1000.0))
     };
     for (why, code, severity, what) in [
         (
-            Why::UnitFlip,
+            ValueQuality::UnitFlip,
             "UNIT_FLIP",
             Severity::Alert,
             "readings arrived in the other temperature unit and were converted",
         ),
-        (Why::Stuck, "STUCK", Severity::Warn, "readings did not change while the roast continued"),
-        (Why::Range, "RANGE", Severity::Warn, "readings were outside the range of a probe"),
-        (Why::Spike, "SPIKE", Severity::Info, "readings jumped and were rejected"),
-        (Why::Missing, "DROPOUT", Severity::Info, "readings were missing"),
         (
-            Why::Staircase,
+            ValueQuality::Stuck,
+            "STUCK",
+            Severity::Warn,
+            "readings did not change while the roast continued",
+        ),
+        (
+            ValueQuality::Range,
+            "RANGE",
+            Severity::Warn,
+            "readings were outside the range of a probe",
+        ),
+        (ValueQuality::Spike, "SPIKE", Severity::Info, "readings jumped and were rejected"),
+        (ValueQuality::Missing, "DROPOUT", Severity::Info, "readings were missing"),
+        (
+            ValueQuality::Staircase,
             "STAIRCASE",
             Severity::Info,
             "readings change in steps: few digits, or polled too fast",

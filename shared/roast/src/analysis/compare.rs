@@ -5,7 +5,7 @@ use contract::EventKind;
 use serde::Serialize;
 
 use super::{Analysis, Curve, Marks, tenths, thousandths};
-use crate::causal::value_at;
+use crate::replay::interpolate_at;
 
 /// The step between two compared points, ms.
 const STEP_MS: i64 = 1_000;
@@ -49,7 +49,8 @@ pub fn compare(
     let mut pairs = Vec::new();
     let mut t = from;
     while t <= to {
-        let values = value_at(&this.0.bt, at + t).zip(value_at(&reference.0.bt, at_reference + t));
+        let values = interpolate_at(&this.0.bt, at + t)
+            .zip(interpolate_at(&reference.0.bt, at_reference + t));
         pairs.extend(values.map(|(a, b)| (t, a, b)));
         t += STEP_MS;
     }

@@ -49,7 +49,7 @@ impl Energy {
 /// Returns every change of a control by at least 0.5 points, in the order of time. Ignores unknown
 /// values.
 #[must_use]
-pub fn moves(recording: &Recording, charge: i64) -> Vec<ControlMove> {
+pub fn control_moves(recording: &Recording, charge: i64) -> Vec<ControlMove> {
     let of = |sample: &Sample, control| match control {
         Control::Gas => sample.gas_pct,
         Control::Fan => sample.fan_pct,

@@ -7,22 +7,22 @@
 pub mod advice;
 pub mod compare;
 pub mod controls;
+pub mod crash_flick;
 pub mod phase;
-pub mod shape;
 
 use contract::EventKind;
 use serde::Serialize;
 
-use crate::causal::value_at;
-use crate::clean::{self, Clean};
-use crate::event::Inference;
+use crate::clean::{self, CleanValue};
+use crate::event::DetectedMark;
 use crate::recording::Recording;
+use crate::replay::interpolate_at;
 use crate::ror::RateOfRise;
 
 use advice::{Recommendation, Warning};
 use controls::{ControlMove, Energy};
+use crash_flick::CrashFlick;
 use phase::{PhaseSpan, PhaseStats};
-use shape::CrashFlick;
 
 /// Artisan's base temperature for the area under the curve, °C.
 pub const AUC_BASE_C: f64 = 100.0;
@@ -36,14 +36,14 @@ pub struct Marks(Vec<(EventKind, i64)>);
 impl Marks {
     /// Returns the detected marks.
     #[must_use]
-    pub fn found(marks: &[Inference]) -> Self {
+    pub fn detected(marks: &[DetectedMark]) -> Self {
         Self(marks.iter().map(|mark| (mark.kind, mark.at_ms)).collect())
     }
 
     /// Returns the marks of the file, and the detected marks of the kinds that the file lacks.
     #[must_use]
-    pub fn of(recording: &Recording, found: &[Inference]) -> Self {
-        let mut marks = Self::found(found);
+    pub fn of(recording: &Recording, found: &[DetectedMark]) -> Self {
+        let mut marks = Self::detected(found);
         for (kind, _) in &recording.marks {
             if let Some(at) = recording.mark_ms(*kind) {
                 marks.0.retain(|(known, _)| known != kind);
@@ -62,8 +62,8 @@ impl Marks {
 /// The clean curves of a recording, and the rate of rise without its lag.
 #[derive(Debug, Clone, Default)]
 pub struct Curve {
-    pub bt: Vec<Clean>,
-    pub et: Vec<Clean>,
+    pub bt: Vec<CleanValue>,
+    pub et: Vec<CleanValue>,
     /// (ms, °C/min): each slope at the middle of its fitted span.
     pub ror: Vec<(i64, f64)>,
 }
@@ -71,10 +71,10 @@ pub struct Curve {
 impl Curve {
     #[must_use]
     pub fn of(recording: &Recording) -> Self {
-        let bt = clean::view(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
-        let et = clean::view(recording.samples.iter().map(|s| (s.t_ms, s.et_c)));
+        let bt = clean::clean_channel(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
+        let et = clean::clean_channel(recording.samples.iter().map(|s| (s.t_ms, s.et_c)));
         let mut rate = RateOfRise::default();
-        let rise = |c: &Clean| {
+        let rise = |c: &CleanValue| {
             let rise = rate.push(c.t_ms, c.value)?;
             Some((c.t_ms - rise.span_ms / 2, rise.c_per_min))
         };
@@ -84,7 +84,7 @@ impl Curve {
 
     #[must_use]
     pub fn bt_at(&self, t_ms: i64) -> Option<f64> {
-        value_at(&self.bt, t_ms)
+        interpolate_at(&self.bt, t_ms)
     }
 
     /// Returns the rates of rise in a span of time, both ends included.
@@ -156,8 +156,8 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
     let cracked = inside(EventKind::Fc).filter(|t| dried.is_none_or(|dry| *t >= dry));
     let bt = |t: Option<i64>| t.and_then(|t| curve.bt_at(t)).map(tenths);
     let total = seconds(until).max(0.0);
-    let limits = phase::Limits { charge, turned, dried, cracked, until };
-    let roasting = |c: &&Clean| (charge..=until).contains(&c.t_ms);
+    let limits = phase::PhaseLimits { charge, turned, dried, cracked, until };
+    let roasting = |c: &&CleanValue| (charge..=until).contains(&c.t_ms);
     let max = curve.bt.iter().filter(roasting).filter_map(|c| c.value).reduce(f64::max);
     let mut analysis = Analysis {
         charge_seconds: Some(0.0),
@@ -179,8 +179,8 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
             .map(|t| thousandths((until - t) as f64 / 1000.0 / total)),
         auc_c_min: turned.map(|t| tenths(auc(&curve, t, until))),
         between_batches: between_batches(recording, &curve, charge),
-        crash_flick: shape::crash_flick(&curve, charge, cracked, until),
-        controls: controls::moves(recording, charge),
+        crash_flick: crash_flick::crash_flick(&curve, charge, cracked, until),
+        controls: controls::control_moves(recording, charge),
         weight_loss_pct: weight_loss(recording),
         energy: controls::energy(recording, charge, until),
         ..Analysis::default()
@@ -240,7 +240,7 @@ pub(crate) fn thousandths(value: f64) -> f64 {
 
 /// Fits a least-squares line through (x, y). Returns (slope, value at x = 0, standard deviation of
 /// the residuals), or `None` for fewer than three points or a single x.
-pub(crate) fn line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
+pub(crate) fn fit_line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
     let n = points.len() as f64;
     if points.len() < 3 {
         return None;

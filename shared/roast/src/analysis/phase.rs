@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{Curve, line, tenths, thousandths};
+use super::{Curve, fit_line, tenths, thousandths};
 
 /// The phases, with the names of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,7 +43,7 @@ pub struct PhaseStats {
 
 /// The times that separate the phases, in ms of the recording.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
+pub struct PhaseLimits {
     pub charge: i64,
     pub turned: Option<i64>,
     pub dried: Option<i64>,
@@ -52,7 +52,7 @@ pub struct Limits {
     pub until: i64,
 }
 
-impl Limits {
+impl PhaseLimits {
     /// Returns the known phases as (phase, start, end). Without a dry end, drying and Maillard
     /// cannot
     /// be separated: both count as drying until first crack is known, and as Maillard from then on.
@@ -105,7 +105,7 @@ impl Limits {
                 .ror_between(rising, to)
                 .map(|(t, ror)| ((t - rising) as f64 / 60_000.0, ror))
                 .collect();
-            let fit = line(&rates);
+            let fit = fit_line(&rates);
             let mean =
                 rates.iter().map(|(_, ror)| ror.abs()).sum::<f64>() / rates.len().max(1) as f64;
             PhaseStats {
@@ -131,8 +131,8 @@ mod tests {
     #[test]
     fn phases_begin_where_their_marks_are_and_not_before() {
         let mut limits =
-            Limits { charge: 0, turned: None, dried: None, cracked: None, until: 42_000 };
-        let names = |limits: &Limits| {
+            PhaseLimits { charge: 0, turned: None, dried: None, cracked: None, until: 42_000 };
+        let names = |limits: &PhaseLimits| {
             limits.spans().iter().map(|s| (s.phase, s.end_seconds)).collect::<Vec<_>>()
         };
         assert_eq!(names(&limits), [(Phase::Drying, 42.0)]);

@@ -6,7 +6,7 @@
 //! the fall was detected. A false detection (a fan, an open door, the last batch leaving) becomes
 //! visible later: a stronger break follows, or the fall never turns.
 
-use super::{Point, Roast};
+use super::{BtPoint, RoastInProgress};
 use std::collections::VecDeque;
 
 const FALL_C: f64 = 7.0;
@@ -36,13 +36,13 @@ const MISTAKEN_BELOW_C: f64 = 140.0;
 
 /// A downward break of the curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Found {
+pub(super) struct ChargeBreak {
     pub at_ms: i64,
     pub bt_c: f64,
     pub confidence: f64,
 }
 
-pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
+pub(super) fn find_break(past: &VecDeque<BtPoint>, now: BtPoint) -> Option<ChargeBreak> {
     let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
     if top_c < FROM_C || top_c - now.bt_c < FALL_C {
@@ -67,7 +67,7 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
     // A recording that begins with the fall may lack the level before it.
     let confidence = if before.is_some() { SURE } else { 0.7 };
     let (bend, left) = knee(past, top.t_ms - 2_000, now.t_ms - 4_000)?;
-    (bend >= BEND_C_PER_S.max(BEND_OF_FALL * falling)).then_some(Found {
+    (bend >= BEND_C_PER_S.max(BEND_OF_FALL * falling)).then_some(ChargeBreak {
         at_ms: left.t_ms,
         bt_c: left.bt_c,
         confidence,
@@ -76,7 +76,7 @@ pub(super) fn find(past: &VecDeque<Point>, now: Point) -> Option<Found> {
 
 /// Returns where the curve bends down the most between two times, and by how much, °C/s: the slope
 /// over the 8.5 s before minus the slope over the 8.5 s after.
-pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(f64, Point)> {
+pub(super) fn knee(past: &VecDeque<BtPoint>, from_ms: i64, to_ms: i64) -> Option<(f64, BtPoint)> {
     const SPAN_MS: i64 = 8_500;
     let slope = |from: i64, to: i64| {
         let (mut n, mut st, mut sv, mut stt, mut stv) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -91,7 +91,7 @@ pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(
         let under = stt - st * st / f64::max(n, 1.0);
         (n >= 2.0 && under > 0.0).then(|| (stv - st * sv / n) / under)
     };
-    let mut best: Option<(f64, Point)> = None;
+    let mut best: Option<(f64, BtPoint)> = None;
     for point in past.iter().filter(|p| (from_ms..=to_ms).contains(&p.t_ms)) {
         // Assume a level curve before the start of the recording.
         let before = slope(point.t_ms - SPAN_MS, point.t_ms).unwrap_or(0.0);
@@ -105,7 +105,7 @@ pub(super) fn knee(past: &VecDeque<Point>, from_ms: i64, to_ms: i64) -> Option<(
 }
 
 /// Returns the slope over the 12 s before a time, °C/s.
-fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
+fn slope_before(past: &VecDeque<BtPoint>, t_ms: i64) -> Option<f64> {
     let mut span = past.iter().filter(|p| (t_ms - 12_000..=t_ms).contains(&p.t_ms));
     let first = span.next()?;
     let last = span.next_back()?;
@@ -113,9 +113,9 @@ fn slope_before(past: &VecDeque<Point>, t_ms: i64) -> Option<f64> {
     (seconds >= 3.0).then(|| (last.bt_c - first.bt_c) / seconds)
 }
 
-impl Roast {
+impl RoastInProgress {
     /// Returns true if the curve should have turned by now: the drum is only cooling down.
-    pub(super) fn is_hopeless(&self, now: Point) -> bool {
+    pub(super) fn never_turned(&self, now: BtPoint) -> bool {
         let limit = if self.is_doubtful() { DOUBTFUL_AFTER_S } else { HOPELESS_AFTER_S };
         !self.turning.is_sure() && self.seconds(now.t_ms) > limit
     }
@@ -133,7 +133,7 @@ impl Roast {
     }
 
     /// Returns true if the detected roast may be pre-heating, because the beans cannot be dry yet.
-    pub(super) fn may_be_mistaken(&self, now: Point) -> bool {
+    pub(super) fn may_be_preheating(&self, now: BtPoint) -> bool {
         let early = self.seconds(now.t_ms) < MISTAKEN_WITHIN_S
             && (now.bt_c < MISTAKEN_BELOW_C || !self.turning.is_sure());
         early || self.was_between_batches(now.bt_c)

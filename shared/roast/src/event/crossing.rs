@@ -7,9 +7,9 @@
 use contract::EventKind;
 
 use super::drop::SILENT_MS;
-use super::{Inference, Method, Point, Roast};
-use crate::learn::{Learned, MarkLine, Z90};
-use crate::ror::Rise;
+use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::{MachineModel, MarkLine, Z90};
+use crate::ror::RiseEstimate;
 use crate::sample::Sample;
 
 /// The earliest time after CHARGE of dry end, first crack and second crack, s.
@@ -20,21 +20,21 @@ const RATE_MIN: f64 = 0.03;
 const CRACKS: f64 = 3.0;
 const CRACKS_MS: i64 = 20_000;
 /// The confidence of a mark is the probability that it lies within this, s.
-pub(super) const NEAR_S: f64 = 30.0;
+pub(super) const NEAR_MARK_S: f64 = 30.0;
 
 const KINDS: [EventKind; 3] = [EventKind::DryEnd, EventKind::Fc, EventKind::Sc];
 
-impl Roast {
-    pub(super) fn cross(
+impl RoastInProgress {
+    pub(super) fn detect_crossings(
         &mut self,
         sample: &Sample,
-        now: Point,
-        before: Option<Point>,
-        rise: Option<Rise>,
-        learned: &Learned,
-    ) -> [Option<Inference>; 4] {
+        now: BtPoint,
+        before: Option<BtPoint>,
+        rise: Option<RiseEstimate>,
+        learned: &MachineModel,
+    ) -> [Option<DetectedMark>; 4] {
         let mut crossed = [None; 4];
-        crossed[3] = self.hear(sample, now);
+        crossed[3] = self.detect_cracks(sample, now);
         if !self.turning.is_sure() {
             return crossed;
         }
@@ -44,18 +44,18 @@ impl Roast {
             if self.mark(kind).is_some() || seconds < AFTER_S[i] {
                 continue;
             }
-            let half = Z90 * line.deviation(seconds);
-            let above = now.bt_c - line.at(seconds);
+            let half = Z90 * line.deviation_c(seconds);
+            let above = now.bt_c - line.expected_c(seconds);
             if above >= -half {
                 self.below[i].get_or_insert(now.t_ms);
             }
             // Infer second crack only on machines where people have marked it.
-            let heard_of =
-                kind != EventKind::Sc || (line.marks() > 0 && self.mark(EventKind::Fc).is_some());
+            let heard_of = kind != EventKind::Sc
+                || (line.mark_count() > 0 && self.mark(EventKind::Fc).is_some());
             if above >= 0.0 && heard_of {
-                let found = self.at_line(kind, now, rise, line, i);
+                let found = self.crossing_mark(kind, now, rise, line, i);
                 crossed[i] = Some(match before.filter(|b| now.t_ms - b.t_ms > SILENT_MS) {
-                    Some(before) => self.in_silence(found, before, now, line),
+                    Some(before) => self.crossing_in_gap(found, before, now, line),
                     None => found,
                 });
             }
@@ -63,28 +63,29 @@ impl Roast {
         crossed
     }
 
-    fn at_line(
+    fn crossing_mark(
         &self,
         kind: EventKind,
-        now: Point,
-        rise: Option<Rise>,
+        now: BtPoint,
+        rise: Option<RiseEstimate>,
         line: &MarkLine,
         i: usize,
-    ) -> Inference {
+    ) -> DetectedMark {
         let seconds = self.seconds(now.t_ms);
-        let rate = rise.map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope()).max(RATE_MIN);
-        let deviation_s = line.deviation(seconds) / rate;
-        let half_ms = ms(Z90 * deviation_s);
+        let rate =
+            rise.map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope_c_per_s()).max(RATE_MIN);
+        let deviation_s = line.deviation_c(seconds) / rate;
+        let half_ms = seconds_to_ms(Z90 * deviation_s);
         let from_ms = self.below[i].unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
-        Inference {
+        DetectedMark {
             kind,
             at_ms: now.t_ms,
             from_ms,
             to_ms: now.t_ms + half_ms,
             known_ms: now.t_ms,
             bt_c: Some(now.bt_c),
-            confidence: within(NEAR_S / deviation_s),
-            method: if line.marks() > 0 { Method::Learned } else { Method::Prior },
+            confidence: normal_share_within(NEAR_MARK_S / deviation_s),
+            method: if line.mark_count() > 0 { Method::Learned } else { Method::Prior },
             revision: 0,
             curve_ms: now.t_ms,
         }
@@ -93,18 +94,18 @@ impl Roast {
     /// Places a crossing inside a gap in the data: at the point where a straight line between the
     /// readings around the gap crosses, with an interval that covers the whole gap.
     #[allow(clippy::cast_possible_truncation)] // a part of a gap, ms
-    fn in_silence(
+    fn crossing_in_gap(
         &self,
-        found: Inference,
-        before: Point,
-        now: Point,
+        found: DetectedMark,
+        before: BtPoint,
+        now: BtPoint,
         line: &MarkLine,
-    ) -> Inference {
-        let over = |p: Point| p.bt_c - line.at(self.seconds(p.t_ms));
+    ) -> DetectedMark {
+        let over = |p: BtPoint| p.bt_c - line.expected_c(self.seconds(p.t_ms));
         let (a, b) = (over(before), over(now));
         let share = if b > a { (-a / (b - a)).clamp(0.0, 1.0) } else { 1.0 };
         let at_ms = before.t_ms + ((now.t_ms - before.t_ms) as f64 * share) as i64;
-        Inference {
+        DetectedMark {
             at_ms,
             curve_ms: at_ms,
             from_ms: found.from_ms.min(before.t_ms),
@@ -114,7 +115,7 @@ impl Roast {
     }
 
     /// Detects first crack from several cracks in a short time, at any temperature.
-    fn hear(&mut self, sample: &Sample, now: Point) -> Option<Inference> {
+    fn detect_cracks(&mut self, sample: &Sample, now: BtPoint) -> Option<DetectedMark> {
         let heard = sample.cracks?;
         self.cracks.push_back((now.t_ms, heard));
         while self.cracks.front().is_some_and(|(t, _)| now.t_ms - t > CRACKS_MS) {
@@ -127,7 +128,7 @@ impl Roast {
         }
         // First crack begins with the first of them.
         let at_ms = self.cracks.iter().find(|(_, n)| *n > before).map_or(now.t_ms, |(t, _)| *t);
-        Some(Inference {
+        Some(DetectedMark {
             kind: EventKind::Fc,
             at_ms,
             from_ms: at_ms - CRACKS_MS,
@@ -143,13 +144,13 @@ impl Roast {
 }
 
 #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds; far off saturates
-pub(super) fn ms(seconds: f64) -> i64 {
+pub(super) fn seconds_to_ms(seconds: f64) -> i64 {
     (seconds.min(1e6) * 1000.0) as i64
 }
 
 /// Returns the share of the normal distribution within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`,
 /// to 5·10⁻⁴).
-pub(super) fn within(z: f64) -> f64 {
+pub(super) fn normal_share_within(z: f64) -> f64 {
     let x = z / std::f64::consts::SQRT_2;
     let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));
     1.0 - 1.0 / (sum * sum * sum * sum)

@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 
 use contract::EventKind;
 
-use super::witness::Witness;
-use super::{Inference, Method, Point, Roast};
-use crate::learn::Learned;
+use super::secondary_sensors::SecondarySensors;
+use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::MachineModel;
 
 const FALL_C: f64 = 4.0;
 const WITHIN_MS: i64 = 14_000;
@@ -34,18 +34,18 @@ const CLEARLY_MS: i64 = 1_000;
 /// The burner's going out is the moment at most this long before the curve's.
 const BURNER_MS: i64 = 90_000;
 
-pub(super) fn find(
-    roast: &Roast,
-    (past, witness): (&VecDeque<Point>, &Witness),
-    now: Point,
-    before: Option<Point>,
-    learned: &Learned,
-) -> Option<Inference> {
+pub(super) fn find_drop(
+    roast: &RoastInProgress,
+    (past, witness): (&VecDeque<BtPoint>, &SecondarySensors),
+    now: BtPoint,
+    before: Option<BtPoint>,
+    learned: &MachineModel,
+) -> Option<DetectedMark> {
     if !roast.turning.is_sure() || roast.seconds(now.t_ms) < AFTER_S {
         return None;
     }
     if let Some(before) = before.filter(|before| now.t_ms - before.t_ms > SILENT_MS) {
-        return in_gap(before, now);
+        return drop_in_gap(before, now);
     }
     let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= SLOW_WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
@@ -76,17 +76,17 @@ pub(super) fn find(
     }
     let bent = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000);
     let knee = bent.map_or(left, |(_, knee)| knee);
-    Some(place(roast, witness, knee, now, learned))
+    Some(choose_drop_time(roast, witness, knee, now, learned))
 }
 
 /// Returns the DROP for a detected fall, with its time from the best available source.
-fn place(
-    roast: &Roast,
-    witness: &Witness,
-    left: Point,
-    now: Point,
-    learned: &Learned,
-) -> Inference {
+fn choose_drop_time(
+    roast: &RoastInProgress,
+    witness: &SecondarySensors,
+    left: BtPoint,
+    now: BtPoint,
+    learned: &MachineModel,
+) -> DetectedMark {
     let curve_ms = left.t_ms;
     let (curve_spread, burner_spread) =
         (learned.drop_offset.spread_ms(), learned.burner_offset.spread_ms());
@@ -102,20 +102,26 @@ fn place(
         .exhaust_offset
         .spread_ms()
         .filter(|exhaust| curve_spread.is_some_and(|curve| *exhaust + CLEARLY_MS < curve))
-        .zip(witness.exhaust_ms(curve_ms, now.t_ms));
-    let (at_ms, spread, method) = match (door, witness.scale_ms(curve_ms), burner, exhaust) {
+        .zip(witness.exhaust_bend_ms(curve_ms, now.t_ms));
+    let (at_ms, spread, method) = match (door, witness.weight_step_ms(curve_ms), burner, exhaust) {
         (Some(door), ..) => (door, 3_000, Method::Door),
         (_, Some(scale), ..) => (scale, 1_500, Method::Scale),
-        (_, _, Some(burner), _) if by_burner => {
-            (burner + learned.burner_offset.ms(), burner_spread.unwrap_or(8_000), Method::Burner)
-        }
+        (_, _, Some(burner), _) if by_burner => (
+            burner + learned.burner_offset.correction_ms(),
+            burner_spread.unwrap_or(8_000),
+            Method::Burner,
+        ),
         (.., Some((spread, exhaust))) => {
-            (exhaust + learned.exhaust_offset.ms(), spread, Method::Exhaust)
+            (exhaust + learned.exhaust_offset.correction_ms(), spread, Method::Exhaust)
         }
-        _ => (curve_ms + learned.drop_offset.ms(), curve_spread.unwrap_or(6_000), Method::Break),
+        _ => (
+            curve_ms + learned.drop_offset.correction_ms(),
+            curve_spread.unwrap_or(6_000),
+            Method::Break,
+        ),
     };
     let half = (3 * spread).max(4_000);
-    Inference {
+    DetectedMark {
         kind: EventKind::Drop,
         at_ms,
         from_ms: at_ms - half,
@@ -130,7 +136,7 @@ fn place(
 }
 
 /// Returns a DROP inside a gap in the data, if the drum is empty when the data come back.
-fn in_gap(before: Point, now: Point) -> Option<Inference> {
+fn drop_in_gap(before: BtPoint, now: BtPoint) -> Option<DetectedMark> {
     let silence_ms = now.t_ms - before.t_ms;
     if before.bt_c < FROM_C || before.bt_c - now.bt_c < GAP_FALL_C {
         return None;
@@ -138,7 +144,7 @@ fn in_gap(before: Point, now: Point) -> Option<Inference> {
     // An emptied drum cools by about a degree a second at first.
     #[allow(clippy::cast_possible_truncation)] // seconds of a silence
     let ago_ms = (((before.bt_c - now.bt_c) * 1_000.0) as i64).min(silence_ms);
-    Some(Inference {
+    Some(DetectedMark {
         kind: EventKind::Drop,
         at_ms: now.t_ms - ago_ms,
         from_ms: before.t_ms,

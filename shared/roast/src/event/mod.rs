@@ -10,22 +10,22 @@
 mod charge;
 mod crossing;
 mod drop;
-mod lasting;
-mod order;
-mod turning;
-pub(crate) mod witness;
+mod end_marks;
+mod reorder_buffer;
+pub(crate) mod secondary_sensors;
+mod turning_point;
 
 use std::collections::VecDeque;
 
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
-use crate::clean::{Cleaner, Why};
-use crate::learn::Learned;
-use crate::ror::{RateOfRise, Rise};
+use crate::clean::{Cleaner, ValueQuality};
+use crate::machine_model::MachineModel;
+use crate::ror::{RateOfRise, RiseEstimate};
 use crate::sample::Sample;
 
-pub use order::{Late, Order};
+pub use reorder_buffer::{LateSample, ReorderBuffer};
 
 /// The length of the past that the detectors use, and the minimum time between its points, ms.
 const PAST_MS: i64 = 100_000;
@@ -85,7 +85,7 @@ impl Method {
 
 /// One mark and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Inference {
+pub struct DetectedMark {
     pub kind: EventKind,
     /// The time of the mark, ms of event time, and its 90 % interval.
     pub at_ms: i64,
@@ -104,8 +104,8 @@ pub struct Inference {
     pub curve_ms: i64,
 }
 
-impl Inference {
-    const fn told(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
+impl DetectedMark {
+    const fn reported(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
         Self {
             kind,
             at_ms,
@@ -123,28 +123,28 @@ impl Inference {
 
 /// A change of the known marks caused by a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Change {
+pub enum MarkChange {
     /// A new mark, or a new revision of one.
-    Known(Inference),
+    Detected(DetectedMark),
     /// The mark was wrong: the beans were never in (CHARGE), or had left before it.
     Withdrawn(EventKind),
 }
 
 /// A clean reading of the past.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Point {
+struct BtPoint {
     t_ms: i64,
     bt_c: f64,
 }
 
 /// A roast in progress.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-struct Roast {
+struct RoastInProgress {
     charge_ms: i64,
     charge_c: f64,
     /// The lowest readings since CHARGE.
-    turning: turning::Turning,
-    marks: Vec<Inference>,
+    turning: turning_point::TurningPoint,
+    marks: Vec<DetectedMark>,
     /// The time when the burner went out with full air; `None` once it burns again.
     burner_out_ms: Option<i64>,
     door_ms: Option<i64>,
@@ -158,7 +158,7 @@ struct Roast {
 enum Stage {
     /// Waiting for beans.
     Empty,
-    Roasting(Box<Roast>),
+    Roasting(Box<RoastInProgress>),
     /// The last batch has left: a fall belongs to it until the drum has recovered from `low_c`.
     Emptied {
         low_c: f64,
@@ -172,24 +172,24 @@ enum Stage {
 pub struct Tracker {
     /// False for machines that report CHARGE and DROP themselves.
     infer_ends: bool,
-    learned: Learned,
+    learned: MachineModel,
     bt: Cleaner,
     ror: RateOfRise,
     rise: Option<(i64, f64, f64)>,
     /// The two newest readings. The detectors receive the median of three, one reading late, so
     /// that
     /// no single reading causes a mark.
-    newest: VecDeque<Point>,
-    past: VecDeque<Point>,
+    newest: VecDeque<BtPoint>,
+    past: VecDeque<BtPoint>,
     #[serde(default)]
-    witness: witness::Witness,
+    witness: secondary_sensors::SecondarySensors,
     stage: Stage,
 }
 
 impl Tracker {
     /// Returns a tracker for a machine with the model `learned`.
     #[must_use]
-    pub fn new(learned: Learned) -> Self {
+    pub fn new(learned: MachineModel) -> Self {
         Self {
             infer_ends: true,
             learned,
@@ -198,20 +198,20 @@ impl Tracker {
             rise: None,
             newest: VecDeque::new(),
             past: VecDeque::new(),
-            witness: witness::Witness::default(),
+            witness: secondary_sensors::SecondarySensors::default(),
             stage: Stage::Empty,
         }
     }
 
     /// Disables the inference of CHARGE and DROP, for machines that report both themselves.
     #[must_use]
-    pub const fn told_ends(mut self) -> Self {
+    pub const fn without_end_detection(mut self) -> Self {
         self.infer_ends = false;
         self
     }
 
     /// Replaces the machine's model for all later samples.
-    pub fn teach(&mut self, learned: Learned) {
+    pub fn set_model(&mut self, learned: MachineModel) {
         self.learned = learned;
     }
 
@@ -237,7 +237,7 @@ impl Tracker {
 
     /// Returns the known marks of the running roast.
     #[must_use]
-    pub fn marks(&self) -> &[Inference] {
+    pub fn marks(&self) -> &[DetectedMark] {
         match &self.stage {
             Stage::Roasting(roast) => &roast.marks,
             _ => &[],
@@ -246,13 +246,18 @@ impl Tracker {
 
     /// Records an event that a machine or a person reports for `at_ms`. Returns `false` and changes
     /// nothing for a CHARGE during a roast, and for any other event without a roast.
-    pub fn told(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
+    pub fn report_event(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
         match (kind, &mut self.stage) {
             (EventKind::Charge, Stage::Roasting(_)) => return false,
             (EventKind::Charge, _) => {
                 let charge_c = bt_c.or_else(|| self.bt_at(at_ms)).unwrap_or(0.0);
-                let marks = vec![Inference::told(kind, at_ms, bt_c)];
-                let roast = Roast { charge_ms: at_ms, charge_c, marks, ..Roast::default() };
+                let marks = vec![DetectedMark::reported(kind, at_ms, bt_c)];
+                let roast = RoastInProgress {
+                    charge_ms: at_ms,
+                    charge_c,
+                    marks,
+                    ..RoastInProgress::default()
+                };
                 self.stage = Stage::Roasting(Box::new(roast));
             }
             (_, Stage::Empty | Stage::Emptied { .. }) => return false,
@@ -263,7 +268,7 @@ impl Tracker {
             (_, Stage::Roasting(roast)) => {
                 // A reported mark disables its detection. It does not replace a detected one.
                 if roast.mark(kind).is_none() {
-                    roast.put(Inference::told(kind, at_ms, bt_c));
+                    roast.replace_mark(DetectedMark::reported(kind, at_ms, bt_c));
                 }
             }
         }
@@ -273,29 +278,32 @@ impl Tracker {
     /// Resumes a running roast that was charged at `charge_ms` and already has the marks `marked`.
     /// Used after a restart without a snapshot.
     pub fn resume(&mut self, charge_ms: i64, marked: &[EventKind]) {
-        let mut roast = Roast {
+        let mut roast = RoastInProgress {
             charge_ms,
-            marks: marked.iter().map(|kind| Inference::told(*kind, charge_ms, None)).collect(),
-            ..Roast::default()
+            marks: marked
+                .iter()
+                .map(|kind| DetectedMark::reported(*kind, charge_ms, None))
+                .collect(),
+            ..RoastInProgress::default()
         };
         if marked.contains(&EventKind::Tp) {
-            roast.turning = turning::Turning::known(charge_ms);
+            roast.turning = turning_point::TurningPoint::known(charge_ms);
         }
         self.stage = Stage::Roasting(Box::new(roast));
     }
 
     /// Processes the next sample, in event time, and returns the changes that it caused.
-    pub fn push(&mut self, sample: &Sample) -> Vec<Change> {
+    pub fn push(&mut self, sample: &Sample) -> Vec<MarkChange> {
         let mut changes = Vec::new();
         let clean = self.bt.push(sample.t_ms, sample.bt_c);
         self.witness.push(sample);
         if let Stage::Roasting(roast) = &mut self.stage {
-            roast.watch_controls(sample);
+            roast.update_controls(sample);
         }
         let Some(bt_c) = clean.value else { return changes };
-        let read = Point { t_ms: sample.t_ms, bt_c };
+        let read = BtPoint { t_ms: sample.t_ms, bt_c };
         let silence = self.newest.back().map_or(0, |last| read.t_ms - last.t_ms);
-        if clean.why == Why::Step && silence <= drop::SILENT_MS {
+        if clean.quality == ValueQuality::Step && silence <= drop::SILENT_MS {
             // A bean temperature cannot jump: the past does not predict the new values.
             self.past.clear();
             self.newest.clear();
@@ -307,13 +315,14 @@ impl Tracker {
         let before = self.past.back().copied();
         self.remember(now);
         match &mut self.stage {
-            Stage::Empty => self.look_for_charge(now, &mut changes),
+            Stage::Empty => self.detect_charge(now, &mut changes),
             Stage::Emptied { low_c, dropped_ms } => {
                 let cooling = &self.learned.cooling_lasts;
-                if let Some(cool) = dropped_ms.and_then(|from| lasting::cooled(from, now, cooling))
+                if let Some(cool) =
+                    dropped_ms.and_then(|from| end_marks::detect_cool_end(from, now, cooling))
                 {
                     *dropped_ms = None;
-                    changes.push(Change::Known(cool));
+                    changes.push(MarkChange::Detected(cool));
                 }
                 *low_c = low_c.min(bt_c);
                 if bt_c - *low_c >= charge::RECOVERED_C {
@@ -324,7 +333,7 @@ impl Tracker {
             Stage::Roasting(_) => self.follow_roast(sample, now, before, rise, &mut changes),
         }
         for change in &mut changes {
-            if let Change::Known(mark) = change {
+            if let MarkChange::Detected(mark) = change {
                 mark.known_ms = sample.t_ms;
             }
         }
@@ -332,7 +341,7 @@ impl Tracker {
     }
 
     /// Returns the reading before this one as the median of it and its neighbours.
-    fn median(&mut self, read: Point) -> Option<Point> {
+    fn median(&mut self, read: BtPoint) -> Option<BtPoint> {
         if self.newest.back().is_some_and(|last| read.t_ms - last.t_ms < POINT_EVERY_MS) {
             return None;
         }
@@ -344,10 +353,10 @@ impl Tracker {
         let middle = *self.newest.front()?;
         let mut values = [before.bt_c, middle.bt_c, read.bt_c];
         values.sort_by(f64::total_cmp);
-        Some(Point { t_ms: middle.t_ms, bt_c: values[1] })
+        Some(BtPoint { t_ms: middle.t_ms, bt_c: values[1] })
     }
 
-    fn remember(&mut self, now: Point) {
+    fn remember(&mut self, now: BtPoint) {
         self.past.push_back(now);
         while self.past.front().is_some_and(|p| now.t_ms - p.t_ms > PAST_MS) {
             self.past.pop_front();
@@ -364,27 +373,27 @@ impl Tracker {
         nearest.map(|point| point.bt_c)
     }
 
-    fn look_for_charge(&mut self, now: Point, changes: &mut Vec<Change>) {
+    fn detect_charge(&mut self, now: BtPoint, changes: &mut Vec<MarkChange>) {
         if !self.infer_ends {
             return;
         }
-        let Some(found) = charge::find(&self.past, now) else { return };
-        let charge = self.charge_of(found, now, 0);
-        self.stage = Stage::Roasting(Box::new(Roast::begin(charge, found)));
-        changes.push(Change::Known(charge));
+        let Some(found) = charge::find_break(&self.past, now) else { return };
+        let charge = self.charge_mark(found, now, 0);
+        self.stage = Stage::Roasting(Box::new(RoastInProgress::from_charge(charge, found)));
+        changes.push(MarkChange::Detected(charge));
     }
 
-    fn charge_of(&self, found: charge::Found, now: Point, revision: u32) -> Inference {
-        let scale = self.witness.scale_ms(found.at_ms);
+    fn charge_mark(&self, found: charge::ChargeBreak, now: BtPoint, revision: u32) -> DetectedMark {
+        let scale = self.witness.weight_step_ms(found.at_ms);
         let (at_ms, spread, method) = match scale {
             Some(scale) => (scale, 1_500, Method::Scale),
             None => (
-                found.at_ms + self.learned.charge_offset.ms(),
+                found.at_ms + self.learned.charge_offset.correction_ms(),
                 self.learned.charge_offset.spread_ms().unwrap_or(3_000).max(2_000),
                 Method::Break,
             ),
         };
-        Inference {
+        DetectedMark {
             kind: EventKind::Charge,
             at_ms,
             from_ms: at_ms - 3 * spread,
@@ -401,36 +410,38 @@ impl Tracker {
     fn follow_roast(
         &mut self,
         sample: &Sample,
-        now: Point,
-        before: Option<Point>,
-        rise: Option<Rise>,
-        changes: &mut Vec<Change>,
+        now: BtPoint,
+        before: Option<BtPoint>,
+        rise: Option<RiseEstimate>,
+        changes: &mut Vec<MarkChange>,
     ) {
         if self.infer_ends && self.revise_charge(now, changes) {
             return;
         }
         let Stage::Roasting(roast) = &mut self.stage else { return };
-        if let Some(turned) = roast.turn(now, &self.learned) {
-            changes.push(Change::Known(turned));
+        if let Some(turned) = roast.detect_turning_point(now, &self.learned) {
+            changes.push(MarkChange::Detected(turned));
         }
-        for crossed in roast.cross(sample, now, before, rise, &self.learned).into_iter().flatten() {
-            roast.put(crossed);
-            changes.push(Change::Known(crossed));
+        for crossed in
+            roast.detect_crossings(sample, now, before, rise, &self.learned).into_iter().flatten()
+        {
+            roast.replace_mark(crossed);
+            changes.push(MarkChange::Detected(crossed));
         }
-        for ended in roast.last(now, &self.learned).into_iter().flatten() {
-            roast.put(ended);
-            changes.push(Change::Known(ended));
+        for ended in roast.detect_ends(now, &self.learned).into_iter().flatten() {
+            roast.replace_mark(ended);
+            changes.push(MarkChange::Detected(ended));
         }
         if !self.infer_ends {
             return;
         }
         if let Some(dropped) =
-            drop::find(roast, (&self.past, &self.witness), now, before, &self.learned)
+            drop::find_drop(roast, (&self.past, &self.witness), now, before, &self.learned)
         {
             // Marks after DROP were wrong.
             let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
-            changes.extend(later.map(|mark| Change::Withdrawn(mark.kind)));
-            changes.push(Change::Known(dropped));
+            changes.extend(later.map(|mark| MarkChange::Withdrawn(mark.kind)));
+            changes.push(MarkChange::Detected(dropped));
             self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: Some(dropped.at_ms) };
         }
     }
@@ -439,31 +450,31 @@ impl Tracker {
     /// the first break was not CHARGE. Withdraws it if the curve does not turn. Returns true in
     /// both
     /// cases.
-    fn revise_charge(&mut self, now: Point, changes: &mut Vec<Change>) -> bool {
+    fn revise_charge(&mut self, now: BtPoint, changes: &mut Vec<MarkChange>) -> bool {
         let Stage::Roasting(roast) = &self.stage else { return false };
         let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
-        if roast.is_hopeless(now) {
-            changes.push(Change::Withdrawn(EventKind::Charge));
+        if roast.never_turned(now) {
+            changes.push(MarkChange::Withdrawn(EventKind::Charge));
             self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: None };
             return true;
         }
-        if !roast.may_be_mistaken(now) {
+        if !roast.may_be_preheating(now) {
             return false;
         }
         let Some(found) =
-            charge::find(&self.past, now).filter(|f| f.at_ms > roast.charge_ms + 20_000)
+            charge::find_break(&self.past, now).filter(|f| f.at_ms > roast.charge_ms + 20_000)
         else {
             return false;
         };
-        let charge = self.charge_of(found, now, revision);
-        self.stage = Stage::Roasting(Box::new(Roast::begin(charge, found)));
-        changes.push(Change::Known(charge));
+        let charge = self.charge_mark(found, now, revision);
+        self.stage = Stage::Roasting(Box::new(RoastInProgress::from_charge(charge, found)));
+        changes.push(MarkChange::Detected(charge));
         true
     }
 }
 
-impl Roast {
-    fn begin(charge: Inference, found: charge::Found) -> Self {
+impl RoastInProgress {
+    fn from_charge(charge: DetectedMark, found: charge::ChargeBreak) -> Self {
         Self {
             charge_ms: charge.at_ms,
             charge_c: found.bt_c,
@@ -472,12 +483,12 @@ impl Roast {
         }
     }
 
-    fn mark(&self, kind: EventKind) -> Option<&Inference> {
+    fn mark(&self, kind: EventKind) -> Option<&DetectedMark> {
         self.marks.iter().find(|mark| mark.kind == kind)
     }
 
     /// Stores a mark in place of its older revision.
-    fn put(&mut self, mark: Inference) {
+    fn replace_mark(&mut self, mark: DetectedMark) {
         self.marks.retain(|known| known.kind != mark.kind);
         self.marks.push(mark);
     }
@@ -486,7 +497,7 @@ impl Roast {
         (t_ms - self.charge_ms) as f64 / 1000.0
     }
 
-    fn watch_controls(&mut self, sample: &Sample) {
+    fn update_controls(&mut self, sample: &Sample) {
         let out = sample.gas_pct.zip(sample.fan_pct).map(|(gas, fan)| gas <= 0.0 && fan >= 90.0);
         if out == Some(true) {
             self.burner_out_ms.get_or_insert(sample.t_ms);

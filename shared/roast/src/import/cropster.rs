@@ -5,7 +5,7 @@
 
 use contract::EventKind;
 
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -19,7 +19,7 @@ pub enum Cell {
 
 /// A sheet of a workbook.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sheet {
+pub struct Worksheet {
     pub name: String,
     pub rows: Vec<Vec<Cell>>,
 }
@@ -84,20 +84,20 @@ const WEIGHT_OUT: [&str; 4] = ["end weight", "endgewicht", "peso final", "poids 
 ///
 /// # Errors
 /// When it has no bean temperature.
-pub fn cropster(sheets: &[Sheet]) -> Result<Recording, CropsterError> {
+pub fn cropster(sheets: &[Worksheet]) -> Result<Recording, CropsterError> {
     let beans = curve(sheets, &BEANS).ok_or(CropsterError::NoBeans)?;
     let fahrenheit = is_fahrenheit(beans);
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     rows.recording.fahrenheit = fahrenheit;
     for (t_ms, value) in points(beans) {
         let bt_c = celsius(value, fahrenheit);
         rows.push(Sample { t_ms, bt_c, ..Sample::default() });
     }
     let first = points(beans).map(|(t_ms, _)| t_ms).next().ok_or(CropsterError::NoRows)?;
-    lay(&mut rows, sheets, &AIR, first, |sample, value, f| sample.et_c = celsius(value, f));
-    lay(&mut rows, sheets, &GAS, first, |sample, value, _| sample.gas_pct = percent(value));
-    lay(&mut rows, sheets, &FAN, first, |sample, value, _| sample.fan_pct = percent(value));
-    lay(&mut rows, sheets, &DRUM, first, |sample, value, _| sample.drum_pct = percent(value));
+    add_curve(&mut rows, sheets, &AIR, first, |sample, value, f| sample.et_c = celsius(value, f));
+    add_curve(&mut rows, sheets, &GAS, first, |sample, value, _| sample.gas_pct = percent(value));
+    add_curve(&mut rows, sheets, &FAN, first, |sample, value, _| sample.fan_pct = percent(value));
+    add_curve(&mut rows, sheets, &DRUM, first, |sample, value, _| sample.drum_pct = percent(value));
     // Seconds count from CHARGE; negative ones belong to the preheating.
     let charge = rows.nearest(-first);
     rows.mark_at(EventKind::Charge, charge);
@@ -105,11 +105,11 @@ pub fn cropster(sheets: &[Sheet]) -> Result<Recording, CropsterError> {
     rows.mark(EventKind::Drop);
     about(&mut rows.recording, sheets);
     let machine = std::mem::take(&mut rows.recording.machine);
-    rows.done(&machine).ok_or(CropsterError::NoRows)
+    rows.finish(&machine).ok_or(CropsterError::NoRows)
 }
 
 /// Returns the sheet of a curve: after "Curve - " its name begins with one of `names`.
-fn curve<'s>(sheets: &'s [Sheet], names: &[&str]) -> Option<&'s Sheet> {
+fn curve<'s>(sheets: &'s [Worksheet], names: &[&str]) -> Option<&'s Worksheet> {
     let of = |name: &&str| {
         sheets.iter().find(|sheet| {
             let full = sheet.name.to_lowercase();
@@ -124,14 +124,14 @@ fn curve<'s>(sheets: &'s [Sheet], names: &[&str]) -> Option<&'s Sheet> {
     names.iter().find_map(of)
 }
 
-fn is_fahrenheit(sheet: &Sheet) -> bool {
+fn is_fahrenheit(sheet: &Worksheet) -> bool {
     let heading = sheet.rows.first().and_then(|row| row.get(1));
     matches!(heading, Some(Cell::Text(text)) if text.to_uppercase().contains("FAHRENHEIT"))
 }
 
 /// Returns the points of a curve: time in ms from CHARGE, and the value.
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
-fn points(sheet: &Sheet) -> impl Iterator<Item = (i64, f64)> {
+fn points(sheet: &Worksheet) -> impl Iterator<Item = (i64, f64)> {
     sheet.rows.iter().skip(1).take(super::ROWS_MAX).filter_map(|row| {
         let (seconds, value) = (number(row.first()?)?, number(row.get(1)?)?);
         let within = seconds.abs() < 1e6 && value.is_finite();
@@ -151,9 +151,9 @@ fn number(cell: &Cell) -> Option<f64> {
 
 /// Adds another curve to the samples of the bean temperature. Each of its values holds from its own
 /// time until the next value.
-fn lay(
-    rows: &mut Rows,
-    sheets: &[Sheet],
+fn add_curve(
+    rows: &mut RecordingBuilder,
+    sheets: &[Worksheet],
     names: &[&str],
     first: i64,
     set: impl Fn(&mut Sample, f64, bool),
@@ -173,7 +173,7 @@ fn lay(
 }
 
 /// Adds the marks, which are comments with the columns time, …, kind.
-fn marks(rows: &mut Rows, sheets: &[Sheet], first: i64) {
+fn marks(rows: &mut RecordingBuilder, sheets: &[Worksheet], first: i64) {
     let Some(comments) = sheets.get(1) else { return };
     for row in comments.rows.iter().skip(1).take(10_000) {
         let (Some(seconds), Some(Cell::Text(kind))) =
@@ -199,7 +199,7 @@ fn marks(rows: &mut Rows, sheets: &[Sheet], first: i64) {
 }
 
 /// Reads the first sheet: a row of names and a row of values.
-fn about(recording: &mut Recording, sheets: &[Sheet]) {
+fn about(recording: &mut Recording, sheets: &[Worksheet]) {
     let Some([names, values, ..]) = sheets.first().map(|sheet| sheet.rows.as_slice()) else {
         return;
     };
@@ -245,10 +245,10 @@ mod tests {
         Cell::Text(text.to_owned())
     }
 
-    fn curve_of(name: &str, unit: &str, points: &[(f64, f64)]) -> Sheet {
+    fn curve_of(name: &str, unit: &str, points: &[(f64, f64)]) -> Worksheet {
         let mut rows = vec![vec![text("time"), text(unit)]];
         rows.extend(points.iter().map(|(t, v)| vec![Cell::Number(*t), Cell::Number(*v)]));
-        Sheet { name: name.to_owned(), rows }
+        Worksheet { name: name.to_owned(), rows }
     }
 
     #[test]
@@ -271,8 +271,8 @@ mod tests {
             vec![Cell::Number(2.0), Cell::Empty, text("First crack"), Cell::Empty],
         ];
         let sheets = [
-            Sheet { name: "General".to_owned(), rows: about },
-            Sheet { name: "Comments".to_owned(), rows: comments },
+            Worksheet { name: "General".to_owned(), rows: about },
+            Worksheet { name: "Comments".to_owned(), rows: comments },
             curve_of(
                 "Curve - Bean temperature",
                 "FAHRENHEIT",

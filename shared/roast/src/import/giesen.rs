@@ -2,13 +2,13 @@
 //! in °C, burner and drum in %.
 
 use super::table::Table;
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["beans", "air"])?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     for (second, row) in (0_i64..).zip(table.rows()) {
         rows.push(Sample {
             t_ms: second * 1000,
@@ -19,8 +19,8 @@ pub fn read(text: &str) -> Option<Recording> {
             ..Sample::default()
         });
     }
-    rows.whole();
-    rows.done("Giesen")
+    rows.mark_file_ends();
+    rows.finish("Giesen")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use contract::EventKind;
 
 use super::table::Table;
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -15,7 +15,7 @@ const AIR: [&str; 2] = ["inlet temp", "temp below"];
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
 pub fn read(text: &str) -> Option<Recording> {
     let table = BEANS.iter().find_map(|name| Table::find(text, b',', &[*name, "state"]))?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     for (second, row) in (0_i64..).zip(table.rows()) {
         let time =
             row.number("time").filter(|s| s.abs() < 1e6).map(|s| (s * 1000.0).round() as i64);
@@ -33,7 +33,7 @@ pub fn read(text: &str) -> Option<Recording> {
             _ => {}
         }
     }
-    rows.done("IKAWA")
+    rows.finish("IKAWA")
 }
 
 #[cfg(test)]

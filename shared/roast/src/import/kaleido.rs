@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use contract::EventKind;
 
 use super::table::Table;
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -24,7 +24,7 @@ const MARKS: [(&str, EventKind); 7] = [
 pub fn read(text: &str) -> Option<Recording> {
     let sections = sections(text)?;
     let table = Table::find(sections.get("DATA")?, b',', &["Time", "BT"])?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     let mut first_ms = None;
     for row in table.rows() {
         let Some(ms) = row.number("Time").filter(|ms| ms.abs() < 1e9) else { continue };
@@ -49,7 +49,7 @@ pub fn read(text: &str) -> Option<Recording> {
     }
     let title = sections.get("Comment").map_or("", |text| text.lines().next().unwrap_or("").trim());
     title.clone_into(&mut rows.recording.title);
-    rows.done("Kaleido")
+    rows.finish("Kaleido")
 }
 
 /// Returns the text of each section; `None` if there is no section, or other text before the first.

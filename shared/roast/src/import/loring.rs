@@ -6,13 +6,13 @@
 use contract::EventKind;
 
 use super::table::{Row, Table};
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["Time", "RoastingOnOff", "BeanTemperature"])?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     let (mut roasting, mut cracking, mut cracking_again) = (false, false, false);
     for row in table.rows() {
         let (Some(on), Some(t_ms)) = (row.number("RoastingOnOff"), row.text("Time").and_then(time))
@@ -56,7 +56,7 @@ pub fn read(text: &str) -> Option<Recording> {
             *before = now;
         }
     }
-    rows.done("Loring")
+    rows.finish("Loring")
 }
 
 /// Returns the time in ms of a date such as `M/d/yyyy h:mm:ss AM`.

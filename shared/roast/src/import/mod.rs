@@ -18,7 +18,7 @@ use contract::EventKind;
 use crate::recording::Recording;
 use crate::sample::Sample;
 
-pub use cropster::{Cell, CropsterError, Sheet, cropster};
+pub use cropster::{Cell, CropsterError, Worksheet, cropster};
 
 /// The largest number of rows that is read: a day at 10 Hz.
 const ROWS_MAX: usize = 864_000;
@@ -34,12 +34,12 @@ pub fn read(text: &str) -> Option<Recording> {
 
 /// Gathers rows into a recording; times must ascend.
 #[derive(Default)]
-struct Rows {
+struct RecordingBuilder {
     recording: Recording,
     start_ms: Option<i64>,
 }
 
-impl Rows {
+impl RecordingBuilder {
     /// Adds a sample, whose time may have any origin. A sample whose time does not ascend is left
     /// out, and so is one beyond [`ROWS_MAX`]. Returns whether the sample was added.
     fn push(&mut self, mut sample: Sample) -> bool {
@@ -83,14 +83,14 @@ impl Rows {
     }
 
     /// Adds CHARGE at the first row and DROP at the last, for files that contain exactly the roast.
-    fn whole(&mut self) {
+    fn mark_file_ends(&mut self) {
         self.mark_at(EventKind::Charge, self.recording.samples.first().map(|_| 0));
         self.mark(EventKind::Drop);
     }
 
     /// Returns the recording, with its marks in the order of their samples; `None` if it has no
     /// sample.
-    fn done(mut self, machine: &str) -> Option<Recording> {
+    fn finish(mut self, machine: &str) -> Option<Recording> {
         self.recording.marks.sort_by_key(|(_, at)| *at);
         machine.clone_into(&mut self.recording.machine);
         (!self.recording.samples.is_empty()).then_some(self.recording)

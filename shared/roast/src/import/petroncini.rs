@@ -3,13 +3,13 @@
 //! in °C, burner in %.
 
 use super::table::{Row, Table};
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b';', &["Beans Temperature", "Outlet Temperature"])?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     // Of two rows with the same second only the first counts. In a file without dates each row is
     // one second.
     let dated = table.rows().next().is_some_and(|row| date_ms(&row).is_some());
@@ -24,8 +24,8 @@ pub fn read(text: &str) -> Option<Recording> {
             ..Sample::default()
         });
     }
-    rows.whole();
-    rows.done("Petroncini")
+    rows.mark_file_ends();
+    rows.finish("Petroncini")
 }
 
 fn date_ms(row: &Row<'_>) -> Option<i64> {

@@ -4,14 +4,14 @@
 use contract::EventKind;
 
 use super::table::Table;
-use super::{Rows, celsius, percent};
+use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["Time", "Bean temp (°C)", "Event"])?;
-    let mut rows = Rows::default();
+    let mut rows = RecordingBuilder::default();
     for row in table.rows() {
         let Some(ms) = row.number("Time").filter(|ms| ms.abs() < 1e9) else { continue };
         let added = rows.push(Sample {
@@ -28,8 +28,8 @@ pub fn read(text: &str) -> Option<Recording> {
             _ => {}
         }
     }
-    rows.whole();
-    rows.done("ROEST")
+    rows.mark_file_ends();
+    rows.finish("ROEST")
 }
 
 #[cfg(test)]

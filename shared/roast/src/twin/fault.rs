@@ -46,12 +46,12 @@ pub struct Window {
 pub fn apply(samples: &[Sample], windows: &[Window], seed: u64) -> Vec<Sample> {
     let mut out = samples.to_vec();
     for (window, stream) in windows.iter().zip(1..) {
-        out = one(&out, *window, &mut Noise::new(seed, stream));
+        out = apply_window(&out, *window, &mut Noise::new(seed, stream));
     }
     out
 }
 
-fn one(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sample> {
+fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sample> {
     let mut out: Vec<Sample> = Vec::with_capacity(samples.len());
     let mut held: Option<(i64, Sample)> = None;
     for sample in samples {

@@ -2,16 +2,16 @@
 //! and faults on demand ([`fault`]). Upstream's generator is in [`reference`].
 
 pub mod fault;
+pub mod legacy;
 pub mod physics;
 pub mod preset;
-pub mod reference;
 
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
 use crate::noise::Noise;
 use crate::sample::Sample;
-use physics::{Beans, Inputs, State};
+use physics::{Beans, Inputs, ThermalState};
 pub use preset::{PRESETS, Preset};
 
 /// One simulation step, ms.
@@ -75,13 +75,13 @@ pub struct Twin {
     stage_ms: u64,
     /// How long the operator waits before the next charge.
     ready_ms: u64,
-    state: State,
+    state: ThermalState,
     inputs: Inputs,
     /// Charge mass, of the design batch.
     load: f64,
     cracked_ms: Option<u64>,
     /// The probe at the operator's last look, °C.
-    looked_c: f64,
+    last_look_bt_c: f64,
     /// `Some`: the controls are held at these values, and the operator is disabled.
     held: Option<Inputs>,
 }
@@ -97,11 +97,11 @@ impl Twin {
             stage: Stage::Ready,
             stage_ms: 0,
             ready_ms,
-            state: State::warm(preset.habit.charge_c),
+            state: ThermalState::warm(preset.habit.charge_c),
             inputs,
             load: 1.0,
             cracked_ms: None,
-            looked_c: preset.habit.charge_c,
+            last_look_bt_c: preset.habit.charge_c,
             held: None,
         };
         // The drum has been kept warm for a while: metal, air and probes are in balance.
@@ -114,7 +114,7 @@ impl Twin {
 
     /// Another charge mass (of the design batch) and room temperature.
     #[must_use]
-    pub const fn with(mut self, load: f64, ambient_c: f64) -> Self {
+    pub const fn with_conditions(mut self, load: f64, ambient_c: f64) -> Self {
         self.load = load;
         self.inputs.ambient_c = ambient_c;
         self
@@ -127,7 +127,7 @@ impl Twin {
 
     /// The state behind the probes.
     #[must_use]
-    pub const fn state(&self) -> &State {
+    pub const fn state(&self) -> &ThermalState {
         &self.state
     }
 
@@ -162,13 +162,13 @@ impl Twin {
 
     fn operate(&mut self) -> Option<EventKind> {
         match self.stage {
-            Stage::Ready | Stage::Between => self.wait(),
-            Stage::Roasting => self.lead(),
+            Stage::Ready | Stage::Between => self.wait_and_charge(),
+            Stage::Roasting => self.control_roast(),
         }
     }
 
     /// Brings the drum to charge temperature, and charges.
-    fn wait(&mut self) -> Option<EventKind> {
+    fn wait_and_charge(&mut self) -> Option<EventKind> {
         let habit = self.preset.habit;
         self.keep_warm();
         let near = (self.state.bt_probe_c - habit.charge_c).abs() < 6.0;
@@ -190,7 +190,7 @@ impl Twin {
     }
 
     /// Leads the roast by its rate of rise, and drops it when it has developed.
-    fn lead(&mut self) -> Option<EventKind> {
+    fn control_roast(&mut self) -> Option<EventKind> {
         let habit = self.preset.habit;
         let since_s = self.stage_ms as f64 / 1000.0;
         let late = (since_s / CRACK_AIM_S).clamp(0.0, 1.0);
@@ -201,8 +201,8 @@ impl Twin {
         }
         if self.stage_ms.is_multiple_of(LOOKS_MS) {
             let per_min = 60_000.0 / LOOKS_MS as f64;
-            let ror = (self.state.bt_probe_c - self.looked_c) * per_min;
-            self.looked_c = self.state.bt_probe_c;
+            let ror = (self.state.bt_probe_c - self.last_look_bt_c) * per_min;
+            self.last_look_bt_c = self.state.bt_probe_c;
             if self.stage_ms >= LED_FROM_S * 1000 + LOOKS_MS {
                 self.move_burner(ror, since_s);
             }
@@ -243,7 +243,7 @@ impl Twin {
         self.stage = stage;
         self.stage_ms = 0;
         self.ready_ms = ready_ms;
-        self.looked_c = self.state.bt_probe_c;
+        self.last_look_bt_c = self.state.bt_probe_c;
     }
 }
 

@@ -28,7 +28,7 @@ const EXOTHERM_C: f64 = 190.0;
 
 /// The parameters of a roaster; heat and flow are for one kilogram of its design batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Machine {
+pub struct MachineParameters {
     /// The burner's full power, kW/kg, and the share of it that heats the air.
     pub power_kw: f64,
     pub to_air: f64,
@@ -63,7 +63,7 @@ pub struct Inputs {
 
 /// The state of the roaster.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct ThermalState {
     /// `None` while the drum is empty.
     pub beans: Option<Beans>,
     pub metal_c: f64,
@@ -82,7 +82,7 @@ pub struct Beans {
     pub load: f64,
 }
 
-impl State {
+impl ThermalState {
     /// Returns an empty drum, about in thermal balance, whose bean probe reads `c`.
     #[must_use]
     pub const fn warm(c: f64) -> Self {
@@ -90,7 +90,7 @@ impl State {
     }
 
     /// Advances the state by one step of [`STEP_S`].
-    pub fn step(&mut self, machine: &Machine, inputs: Inputs) {
+    pub fn step(&mut self, machine: &MachineParameters, inputs: Inputs) {
         let m = machine;
         let burner = m.power_kw * inputs.gas;
         let flow = m.flow_kw_k.0 + (m.flow_kw_k.1 - m.flow_kw_k.0) * inputs.fan;

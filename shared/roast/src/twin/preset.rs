@@ -1,13 +1,13 @@
 //! The makes of simulated roasters, and how their operators roast.
 
-use super::physics::Machine;
+use super::physics::MachineParameters;
 
 /// A make of roaster: its physics, and the habits of its operator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preset {
     pub name: &'static str,
-    pub machine: Machine,
-    pub habit: Habit,
+    pub machine: MachineParameters,
+    pub habit: OperatorHabits,
     /// Deviation of the probes, °C, and their digits.
     pub noise_c: f64,
     pub step_c: f64,
@@ -16,7 +16,7 @@ pub struct Preset {
 
 /// How a roast is led: by the rate of rise, stepping the burner as operators do.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Habit {
+pub struct OperatorHabits {
     pub charge_c: f64,
     /// The rate of rise aimed at two minutes in, and at first crack, °C/min.
     pub ror_early: f64,
@@ -36,7 +36,7 @@ pub struct Habit {
 pub const PRESETS: [Preset; 3] = [
     Preset {
         name: "drum-15kg",
-        machine: Machine {
+        machine: MachineParameters {
             power_kw: 2.76,
             to_air: 0.304,
             metal_kj_k: 1.0,
@@ -50,7 +50,7 @@ pub const PRESETS: [Preset; 3] = [
             et_lag_s: 24.4,
             et_feels_room: 0.0374,
         },
-        habit: Habit {
+        habit: OperatorHabits {
             charge_c: 182.9,
             ror_early: 16.3,
             ror_late: 14.0,
@@ -65,7 +65,7 @@ pub const PRESETS: [Preset; 3] = [
     },
     Preset {
         name: "sample-250g",
-        machine: Machine {
+        machine: MachineParameters {
             power_kw: 2.82,
             to_air: 0.3,
             metal_kj_k: 1.65,
@@ -79,7 +79,7 @@ pub const PRESETS: [Preset; 3] = [
             et_lag_s: 8.12,
             et_feels_room: 0.109,
         },
-        habit: Habit {
+        habit: OperatorHabits {
             charge_c: 159.9,
             ror_early: 13.7,
             ror_late: 6.33,
@@ -94,7 +94,7 @@ pub const PRESETS: [Preset; 3] = [
     },
     Preset {
         name: "air-5kg",
-        machine: Machine {
+        machine: MachineParameters {
             power_kw: 2.99,
             to_air: 0.85,
             metal_kj_k: 1.08,
@@ -108,7 +108,7 @@ pub const PRESETS: [Preset; 3] = [
             et_lag_s: 20.3,
             et_feels_room: 0.345,
         },
-        habit: Habit {
+        habit: OperatorHabits {
             charge_c: 189.9,
             ror_early: 13.3,
             ror_late: 10.9,

@@ -150,7 +150,7 @@ fn every_make_roasts_inside_the_measured_envelope() {
 
 /// With the controls held, from the same charge: the probe `s` seconds after.
 fn held(preset: Preset, gas: f64, fan: f64, load: f64, ambient: f64) -> Vec<(f64, f64)> {
-    let mut twin = Twin::new(preset, 1, 1_000).with(load, ambient);
+    let mut twin = Twin::new(preset, 1, 1_000).with_conditions(load, ambient);
     while !twin.advance(100).contains(&EventKind::Charge) {}
     twin.hold(gas, fan, 1.0);
     (0..400)
@@ -229,13 +229,13 @@ fn stream(preset: Preset, seed: u64) -> (Vec<Sample>, Vec<(EventKind, i64)>) {
     (samples, told)
 }
 
-fn found(samples: &[Sample]) -> crate::causal::FoundRoast {
-    let mut order = crate::event::Order::new(3_000);
+fn found(samples: &[Sample]) -> crate::replay::DetectedRoast {
+    let mut order = crate::event::ReorderBuffer::new(3_000);
     let mut samples: Vec<Sample> =
         samples.iter().filter_map(|s| order.push(*s).ok()).flatten().collect();
     samples.extend(order.finish());
     let recording = crate::recording::Recording { samples, ..Default::default() };
-    let walk = crate::causal::walk(&recording, &crate::learn::Learned::default());
+    let walk = crate::replay::replay(&recording, &crate::machine_model::MachineModel::default());
     walk.roast().cloned().unwrap_or_default()
 }
 

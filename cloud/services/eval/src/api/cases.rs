@@ -9,16 +9,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::{self, Params};
 use utoipa::ToSchema;
 
-use super::{State, plain};
-use crate::gates::Roast;
+use super::{State, check_text};
+use crate::gates::RoastFacts;
 use crate::golden::{DangerLevel, Expectation, GoldenCase, NewCase, ReferenceSolution, SourceType};
-use crate::store::{By, CaseFilter};
+use crate::store::{CaseFilter, ChangedBy};
 
-fn answer(status: StatusCode, version: i64, case: GoldenCase) -> Response {
+fn case_response(status: StatusCode, version: i64, case: GoldenCase) -> Response {
     (status, [(header::ETAG, format!("\"{version}\""))], Json(case)).into_response()
 }
 
@@ -34,8 +34,8 @@ impl State {
         let now = (self.clock)();
         let id = format!("golden-{}", trust::random_id().map_err(ApiError::internal)?);
         let case = GoldenCase { id, created_at: now, case };
-        self.store.add_case(org, &case, By { actor: &caller.actor, now }).await?;
-        Ok(answer(StatusCode::CREATED, 1, case))
+        self.store.add_case(org, &case, ChangedBy { actor: &caller.actor, now }).await?;
+        Ok(case_response(StatusCode::CREATED, 1, case))
     }
 }
 
@@ -47,10 +47,10 @@ pub async fn create(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(case): Body<NewCase>,
+    JsonBody(case): JsonBody<NewCase>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     state.add(&caller, &org, case).await
 }
 
@@ -65,7 +65,7 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = CaseFilter {
         machine: params.get("machineId").map(str::to_owned),
         archived: params.get("archived") == Some("true"),
@@ -73,7 +73,7 @@ pub async fn list(
         limit: params.limit(50, 200)?.max(1),
     };
     let cases = state.store.cases(&org, &filter).await?;
-    let last = |case: &GoldenCase| query::cursor(case.created_at.0, &case.id);
+    let last = |case: &GoldenCase| query::encode_cursor(case.created_at.0, &case.id);
     Ok(query::page(cases, filter.limit, last))
 }
 
@@ -87,9 +87,9 @@ pub async fn one(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (version, case) = state.case(&org, &id).await?;
-    Ok(answer(StatusCode::OK, version, case))
+    Ok(case_response(StatusCode::OK, version, case))
 }
 
 /// Replaces a case. With `If-Match`, replaces only the version that it names (412 otherwise).
@@ -104,7 +104,7 @@ pub async fn change(
     Path(id): Path<String>,
     params: Params,
     headers: HeaderMap,
-    Body(case): Body<NewCase>,
+    JsonBody(case): JsonBody<NewCase>,
 ) -> Result<Response, ApiError> {
     check(&case)?;
     edit(&state, &caller, (&id, &params), &headers, |old| old.case = case).await
@@ -118,8 +118,8 @@ async fn edit(
     headers: &HeaderMap,
     change: impl FnOnce(&mut GoldenCase),
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (version, mut case) = state.case(&org, id).await?;
     let faster = || ApiError::Precondition("the case has changed; read it again".to_owned());
     if let Some(wanted) = headers.get(header::IF_MATCH)
@@ -128,11 +128,11 @@ async fn edit(
         return Err(faster());
     }
     change(&mut case);
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     if !state.store.change_case(&org, version, &case, by).await? {
         return Err(faster());
     }
-    Ok(answer(StatusCode::OK, version + 1, case))
+    Ok(case_response(StatusCode::OK, version + 1, case))
 }
 
 /// Archives a case: no roast is evaluated against it automatically any more.
@@ -187,12 +187,12 @@ pub async fn solve(
     Path(id): Path<String>,
     params: Params,
     headers: HeaderMap,
-    Body(solution): Body<Solution>,
+    JsonBody(solution): JsonBody<Solution>,
 ) -> Result<Response, ApiError> {
-    plain("sessionId", &solution.session_id, 200)?;
+    check_text("sessionId", &solution.session_id, 200)?;
     for (field, text) in [("roasterName", &solution.roaster_name), ("notes", &solution.notes)] {
         if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
-            plain(field, text, 4_000)?;
+            check_text(field, text, 4_000)?;
         }
     }
     edit(&state, &caller, (&id, &params), &headers, |case| {
@@ -287,20 +287,20 @@ const OF_FAILURE: Defaults = (15.0, 15.0, 1.0, 2, 0);
 
 impl State {
     /// The case that a roast teaches: its own times are the targets.
-    async fn taught(
+    async fn case_from_session(
         &self,
         org: &OrgId,
         from: &mut FromSession,
         defaults: Defaults,
     ) -> Result<NewCase, ApiError> {
-        plain("sessionId", &from.session_id, 200)?;
+        check_text("sessionId", &from.session_id, 200)?;
         let analysis = if let Some(analysis) = from.analysis.take() {
             analysis
         } else {
             let found = self.runner.analysis(org, &from.session_id).await?;
             found.ok_or(ApiError::NotFound("session"))?
         };
-        let roast = Roast::of(&analysis);
+        let roast = RoastFacts::of(&analysis);
         if roast.first_crack_s.is_none() && roast.drop_s.is_none() {
             return Err(ApiError::Issues(vec![Issue::new(
                 "analysis",
@@ -344,11 +344,11 @@ pub async fn from_success(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(mut from): Body<FromSession>,
+    JsonBody(mut from): JsonBody<FromSession>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
-    let case = state.taught(&org, &mut from, OF_SUCCESS).await?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
+    let case = state.case_from_session(&org, &mut from, OF_SUCCESS).await?;
     let case = NewCase {
         source_type: SourceType::RealSuccess,
         reference_solution: Some(ReferenceSolution {
@@ -373,10 +373,10 @@ pub async fn from_failure(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(mut from): Body<FromSession>,
+    JsonBody(mut from): JsonBody<FromSession>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let mode = from.failure_mode.take().filter(|mode| !mode.is_empty());
     let targets = (
         from.target_first_crack_seconds,
@@ -386,7 +386,7 @@ pub async fn from_failure(
     let mode = mode.ok_or_else(|| {
         ApiError::Issues(vec![Issue::new("failureMode", "is required: describe what went wrong")])
     })?;
-    let mut case = state.taught(&org, &mut from, OF_FAILURE).await?;
+    let mut case = state.case_from_session(&org, &mut from, OF_FAILURE).await?;
     if !case.tags.iter().any(|tag| tag == "regression") {
         case.tags.push("regression".to_owned());
     }

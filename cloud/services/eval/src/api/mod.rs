@@ -70,7 +70,7 @@ impl State {
 }
 
 /// Refuses a text that cannot be stored.
-fn plain(field: &str, text: &str, most: usize) -> Result<(), ApiError> {
+fn check_text(field: &str, text: &str, most: usize) -> Result<(), ApiError> {
     if (1..=most).contains(&text.len()) && !text.contains('\0') {
         return Ok(());
     }

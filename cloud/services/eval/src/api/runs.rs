@@ -10,16 +10,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::{self, Params};
 use utoipa::ToSchema;
 
-use super::{State, plain};
-use crate::gates::{Conduct, trials};
+use super::{State, check_text};
+use crate::gates::{AgentConduct, summarise_trials};
 use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Outcome, RunCommand, TrialSet};
 use crate::runner::{Evidence, Runner};
-use crate::store::{By, RunFilter};
+use crate::store::{ChangedBy, RunFilter};
 
 const COMMANDS_MAX: usize = 1_000;
 const TRIALS_MAX: usize = 50;
@@ -37,7 +37,7 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RunFilter {
         session: params.get("sessionId").map(str::to_owned),
         case: params.get("goldenCaseId").map(str::to_owned),
@@ -45,7 +45,7 @@ pub async fn list(
         limit: params.limit(50, 200)?.max(1),
     };
     let runs = state.store.runs(&org, &filter).await?;
-    Ok(query::page(runs, filter.limit, |run: &EvalRun| query::cursor(run.run_at.0, &run.id)))
+    Ok(query::page(runs, filter.limit, |run: &EvalRun| query::encode_cursor(run.run_at.0, &run.id)))
 }
 
 /// Returns one run.
@@ -58,7 +58,7 @@ pub async fn one(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<EvalRun>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     state.store.run(&org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }
 
@@ -98,7 +98,7 @@ pub struct NewRun {
 
 impl NewRun {
     fn check(&self) -> Result<(), ApiError> {
-        plain("sessionId", &self.session_id, 200)?;
+        check_text("sessionId", &self.session_id, 200)?;
         let optional = [
             ("evaluatorId", &self.evaluator_id),
             ("missionId", &self.mission_id),
@@ -107,7 +107,7 @@ impl NewRun {
         ];
         for (field, text) in optional {
             if let Some(text) = text {
-                plain(field, text, 4_000)?;
+                check_text(field, text, 4_000)?;
             }
         }
         let transcript = self.agent_transcript.as_ref().map_or(0, Vec::len);
@@ -140,7 +140,7 @@ impl State {
             mission: new.mission_id,
             analysis,
             telemetry,
-            conduct: Conduct {
+            conduct: AgentConduct {
                 commands: new.commands,
                 agent_rejected: new.agent_rejected,
                 rejection_reason: new.rejection_reason,
@@ -152,7 +152,7 @@ impl State {
         })
     }
 
-    fn made(
+    fn build_run(
         &self,
         org: &OrgId,
         case: &GoldenCase,
@@ -180,15 +180,15 @@ pub async fn run(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewRun>,
+    JsonBody(new): JsonBody<NewRun>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId").or(new.org_id.as_deref()))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId").or(new.org_id.as_deref()))?;
     new.check()?;
     let (_, case) = state.case(&org, &new.golden_case_id).await?;
     let evidence = state.evidence(&org, new).await?;
-    let run = state.made(&org, &case, evidence)?;
-    state.runner.keep(&org, &run, None).await?;
+    let run = state.build_run(&org, &case, evidence)?;
+    state.runner.store_run(&org, &run, None).await?;
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
@@ -226,10 +226,10 @@ pub async fn run_trials(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewTrials>,
+    JsonBody(new): JsonBody<NewTrials>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, case) = state.case(&org, &new.golden_case_id).await?;
     if !(1..=TRIALS_MAX).contains(&new.trials.len()) {
         let problem = format!("not 1 to {TRIALS_MAX}");
@@ -257,10 +257,10 @@ pub async fn run_trials(
         new.check()?;
         let mut evidence = state.evidence(&org, new).await?;
         evidence.trial = Some((n, of, set.clone()));
-        runs.push(state.made(&org, &case, evidence)?);
+        runs.push(state.build_run(&org, &case, evidence)?);
     }
-    state.runner.keep_all(&org, &runs).await?;
-    let told = trials(&case.case, &runs, (&set, (state.clock)()));
+    state.runner.store_runs(&org, &runs).await?;
+    let told = summarise_trials(&case.case, &runs, (&set, (state.clock)()));
     Ok((StatusCode::CREATED, Json(told)).into_response())
 }
 
@@ -285,7 +285,7 @@ pub async fn promotion(
     Path(session): Path<String>,
     params: Params,
 ) -> Result<Json<Promotion>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let outcomes = state.store.outcomes(&org, &session).await?;
     let count = |wanted| outcomes.iter().find(|(o, _)| *o == wanted).map_or(0, |(_, n)| *n);
     let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
@@ -313,9 +313,9 @@ pub async fn coverage(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let days = params.number("days", 30, 1, 365)?;
-    let since = (state.clock)().plus(-days * 86_400_000);
+    let since = (state.clock)().plus_ms(-days * 86_400_000);
     let evaluated = state.store.evaluated_since(&org, since).await?;
     Ok(Json(json!({"days": days, "sessionsEvaluated": evaluated})))
 }
@@ -336,16 +336,16 @@ pub async fn review(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(review): Body<Review>,
+    JsonBody(review): JsonBody<Review>,
 ) -> Result<Json<EvalRun>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Approver)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_person()?;
+    caller.require_role(Role::Approver)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let notes = review.notes.filter(|notes| !notes.is_empty());
     if let Some(notes) = &notes {
-        plain("notes", notes, 4_000)?;
+        check_text("notes", notes, 4_000)?;
     }
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     let run = state.store.review(&org, &id, (review.outcome, notes), by).await?;
     run.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }

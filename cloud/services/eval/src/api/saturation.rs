@@ -11,7 +11,7 @@ use service::query::Params;
 
 use super::State;
 use crate::golden::GoldenCase;
-use crate::saturation::{RECENT_MS, Saturation, Summary, of, summary as summarize};
+use crate::saturation::{RECENT_MS, Saturation, Summary, saturation, summary as summarize};
 use crate::store::CaseFilter;
 
 /// Cases that are counted at once.
@@ -22,10 +22,10 @@ impl State {
         let now = (self.clock)();
         let filter = CaseFilter { limit: CASES_MAX, ..CaseFilter::default() };
         let cases = self.store.cases(org, &filter).await?;
-        let histories = self.store.histories(org, None, now.plus(-RECENT_MS)).await?;
+        let histories = self.store.histories(org, None, now.plus_ms(-RECENT_MS)).await?;
         let histories: BTreeMap<_, _> = histories.into_iter().collect();
         let of = |case: &GoldenCase| {
-            of(case, &histories.get(&case.id).copied().unwrap_or_default(), now)
+            saturation(case, &histories.get(&case.id).copied().unwrap_or_default(), now)
         };
         Ok(cases.iter().map(of).collect())
     }
@@ -40,7 +40,7 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Saturation>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(Json(state.saturations(&org).await?))
 }
 
@@ -54,12 +54,12 @@ pub async fn one(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Saturation>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, case) = state.case(&org, &id).await?;
     let now = (state.clock)();
-    let history = state.store.histories(&org, Some(&id), now.plus(-RECENT_MS)).await?;
+    let history = state.store.histories(&org, Some(&id), now.plus_ms(-RECENT_MS)).await?;
     let history = history.into_iter().next().map(|(_, history)| history).unwrap_or_default();
-    Ok(Json(of(&case, &history, now)))
+    Ok(Json(saturation(&case, &history, now)))
 }
 
 /// Returns how saturated all cases are together.
@@ -71,7 +71,7 @@ pub async fn summary(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Summary>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let cases = state.saturations(&org).await?;
     Ok(Json(summarize(&cases, (state.clock)())))
 }

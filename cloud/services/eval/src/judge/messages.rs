@@ -22,7 +22,7 @@ const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(20);
 
-pub struct Messages {
+pub struct MessagesClient {
     http: reqwest::Client,
     url: String,
     key: Secret,
@@ -42,7 +42,7 @@ struct Part {
     text: String,
 }
 
-impl Messages {
+impl MessagesClient {
     /// Creates a client for the configured API.
     ///
     /// # Errors
@@ -65,12 +65,13 @@ impl Messages {
         })
     }
 
-    async fn once(&self, body: &serde_json::Value) -> Result<String, JudgeError> {
-        let key = self.key.resolve().map_err(|error| JudgeError::Locked(error.to_string()))?;
-        let key = key.ok_or_else(|| JudgeError::Locked("no API key".to_owned()))?;
+    async fn send_once(&self, body: &serde_json::Value) -> Result<String, JudgeError> {
+        let key =
+            self.key.resolve().map_err(|error| JudgeError::AccessDenied(error.to_string()))?;
+        let key = key.ok_or_else(|| JudgeError::AccessDenied("no API key".to_owned()))?;
         let request = self.http.post(&self.url).header("anthropic-version", VERSION).json(body);
         let request = request.header("x-api-key", sensitive(key.expose_secret())?);
-        let away = |error: reqwest::Error| JudgeError::Away(error.without_url().to_string());
+        let away = |error: reqwest::Error| JudgeError::Unavailable(error.without_url().to_string());
         let mut answer = request.send().await.map_err(away)?;
         let status = answer.status();
         let mut bytes = Vec::new();
@@ -82,10 +83,10 @@ impl Messages {
         }
         // 529: overloaded.
         if status.is_server_error() || status.as_u16() == 429 || status.as_u16() == 408 {
-            return Err(JudgeError::Away(status.to_string()));
+            return Err(JudgeError::Unavailable(status.to_string()));
         }
         if matches!(status.as_u16(), 401 | 403 | 404) {
-            return Err(JudgeError::Locked(status.to_string()));
+            return Err(JudgeError::AccessDenied(status.to_string()));
         }
         if !status.is_success() {
             return Err(JudgeError::Refused(status.to_string()));
@@ -100,13 +101,14 @@ impl Messages {
 }
 
 fn sensitive(key: &str) -> Result<reqwest::header::HeaderValue, JudgeError> {
-    let mut value = reqwest::header::HeaderValue::from_str(key)
-        .map_err(|_| JudgeError::Locked("the API key is not a valid header value".to_owned()))?;
+    let mut value = reqwest::header::HeaderValue::from_str(key).map_err(|_| {
+        JudgeError::AccessDenied("the API key is not a valid header value".to_owned())
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-impl Model for Messages {
+impl Model for MessagesClient {
     fn name(&self) -> &str {
         &self.model
     }
@@ -124,12 +126,12 @@ impl Model for Messages {
             let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
             let mut attempt = 1;
             loop {
-                match self.once(&body).await {
-                    Err(JudgeError::Away(_)) if attempt < ATTEMPTS => {}
+                match self.send_once(&body).await {
+                    Err(JudgeError::Unavailable(_)) if attempt < ATTEMPTS => {}
                     other => return other,
                 }
                 attempt += 1;
-                let spread = trust::spread();
+                let spread = trust::jitter();
                 tokio::time::sleep(wait.next(spread)).await;
             }
         })

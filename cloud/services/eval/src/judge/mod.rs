@@ -26,7 +26,7 @@ const LEASE_MS: i64 = 60 * 60_000;
 /// How long a run is postponed when the API refuses the key or the model, ms.
 const REFUSED_MS: i64 = 5 * 60_000;
 /// After this many tries, a run stays without an opinion.
-const TRIES: i64 = 5;
+const ATTEMPTS_MAX: i64 = 5;
 const AGAIN_FIRST_MS: i64 = 30_000;
 const IDLE: Duration = Duration::from_secs(5);
 /// Lists and texts of an answer are truncated to these lengths.
@@ -42,10 +42,10 @@ const FACTS_MAX: usize = 24_000;
 pub enum JudgeError {
     /// A later attempt may succeed.
     #[error("the model does not answer: {0}")]
-    Away(String),
+    Unavailable(String),
     /// No attempt succeeds until an operator corrects the key or the model's name.
     #[error("the model cannot be used: {0}; check eval.judge.api_key and eval.judge.model")]
-    Locked(String),
+    AccessDenied(String),
     /// No later attempt succeeds: the API refuses the request itself.
     #[error("the model refuses the request: {0}")]
     Refused(String),
@@ -113,7 +113,7 @@ pub fn question(case: &GoldenCase, run: &EvalRun) -> String {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Said {
+struct ModelAnswer {
     plan_clarity: f64,
     physics_plausibility: f64,
     constraint_respect: f64,
@@ -134,7 +134,7 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
     let text = answer.trim();
     let fenced = text.strip_prefix("```json").or_else(|| text.strip_prefix("```"));
     let text = fenced.and_then(|text| text.strip_suffix("```")).unwrap_or(text);
-    let said: Said =
+    let said: ModelAnswer =
         serde_json::from_str(text).map_err(|error| JudgeError::Answer(error.to_string()))?;
     let score = |name: &str, value: f64| {
         if value.is_finite() && (0.0..=100.0).contains(&value) {
@@ -164,7 +164,7 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
 /// may do so at the same time.
 pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: CancellationToken) {
     loop {
-        let pass = one(&store, model.as_ref(), &clock);
+        let pass = judge_next(&store, model.as_ref(), &clock);
         let asked = tokio::select! {
             () = stop.cancelled() => return, // the lease expires, and the run is judged again
             asked = pass => asked,
@@ -181,43 +181,45 @@ pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: Ca
     }
 }
 
-async fn one(
+async fn judge_next(
     store: &EvalStore,
     model: &dyn Model,
     clock: &Clock,
 ) -> Result<bool, database::StoreError> {
     let now = clock();
-    let Some(waiting) = store.to_judge(now, now.plus(LEASE_MS)).await? else { return Ok(false) };
+    let Some(waiting) = store.claim_run_to_judge(now, now.plus_ms(LEASE_MS)).await? else {
+        return Ok(false);
+    };
     let (org, run) = (&waiting.org, &waiting.run);
     let Some((_, case)) = store.case(org, &run.golden_case_id).await? else {
-        store.judged(&waiting, None).await?;
+        store.store_judgement(&waiting, None).await?;
         return Ok(true);
     };
     let said = model.ask(SYSTEM, &question(&case, run)).await;
     let said = said.and_then(|answer| parse(&answer, model.name(), clock()));
     let result = match &said {
         Ok(_) => "judged",
-        Err(JudgeError::Away(_)) => "away",
-        Err(JudgeError::Locked(_)) => "locked",
+        Err(JudgeError::Unavailable(_)) => "away",
+        Err(JudgeError::AccessDenied(_)) => "locked",
         Err(JudgeError::Refused(_)) => "refused",
         Err(JudgeError::Answer(_)) => "unreadable",
     };
     metrics::counter!("simcorp_judgements_total", "result" => result).increment(1);
     match said {
-        Ok(judgement) => store.judged(&waiting, Some(judgement)).await?,
-        Err(error @ JudgeError::Locked(_)) => {
+        Ok(judgement) => store.store_judgement(&waiting, Some(judgement)).await?,
+        Err(error @ JudgeError::AccessDenied(_)) => {
             tracing::error!(%error, "cannot judge runs: check eval.judge; trying again later");
-            store.judge_again(&waiting, clock().plus(REFUSED_MS), false).await?;
+            store.postpone_judgement(&waiting, clock().plus_ms(REFUSED_MS), false).await?;
             return Ok(false); // the other runs would get the same error
         }
         Err(error) => {
             tracing::warn!(%error, run = run.id, tries = waiting.tries, "no judgement of the run");
-            let hopeless = matches!(error, JudgeError::Refused(_)) || waiting.tries >= TRIES;
+            let hopeless = matches!(error, JudgeError::Refused(_)) || waiting.tries >= ATTEMPTS_MAX;
             if hopeless {
-                store.judged(&waiting, None).await?;
+                store.store_judgement(&waiting, None).await?;
             } else {
                 let wait = AGAIN_FIRST_MS << waiting.tries.clamp(0, 10);
-                store.judge_again(&waiting, clock().plus(wait), true).await?;
+                store.postpone_judgement(&waiting, clock().plus_ms(wait), true).await?;
             }
         }
     }

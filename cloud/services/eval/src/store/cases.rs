@@ -5,7 +5,7 @@ use ::database::{StoreError, on, on_tx};
 use contract::OrgId;
 use serde_json::json;
 
-use super::{By, EvalStore, read, text};
+use super::{ChangedBy, EvalStore, read, text};
 use crate::golden::GoldenCase;
 
 /// Which cases to list.
@@ -27,7 +27,7 @@ impl EvalStore {
         &self,
         org: &OrgId,
         case: &GoldenCase,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<(), StoreError> {
         let mut tx = self.database.begin().await?;
         on_tx!(&mut tx, c => query(
@@ -69,7 +69,7 @@ impl EvalStore {
         org: &OrgId,
         before: i64,
         case: &GoldenCase,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<bool, StoreError> {
         let mut tx = self.database.begin().await?;
         let changed = on_tx!(&mut tx, c => query(

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use cases::CaseFilter;
-pub use runs::{RunFilter, ToJudge};
+pub use runs::{PendingJudgement, RunFilter};
 
 /// Eval's access to the database.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ pub struct EvalStore {
 
 /// Who changes something, and when.
 #[derive(Debug, Clone, Copy)]
-pub struct By<'b> {
+pub struct ChangedBy<'b> {
     pub actor: &'b Actor,
     pub now: EpochMs,
 }
@@ -39,7 +39,7 @@ impl EvalStore {
     async fn audit(
         tx: &mut Tx,
         org: &OrgId,
-        By { actor, now: at }: By<'_>,
+        ChangedBy { actor, now: at }: ChangedBy<'_>,
         (action, subject, details): (&str, &str, Value),
     ) -> Result<(), StoreError> {
         tx.audit(&AuditChange { org, actor, at, action, subject, details }).await

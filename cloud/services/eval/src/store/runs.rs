@@ -5,7 +5,7 @@ use ::database::{StoreError, on, on_tx};
 use contract::{EpochMs, OrgId};
 use serde_json::json;
 
-use super::{By, EvalStore, read, text};
+use super::{ChangedBy, EvalStore, read, text};
 use crate::run::{EvalRun, Outcome};
 use crate::saturation::History;
 
@@ -21,7 +21,7 @@ pub struct RunFilter {
 
 /// A run that is leased to this instance, so that it asks the language model about the run.
 #[derive(Debug, Clone)]
-pub struct ToJudge {
+pub struct PendingJudgement {
     pub org: OrgId,
     pub run: EvalRun,
     /// How often the model was asked, including this time.
@@ -32,7 +32,7 @@ pub struct ToJudge {
 }
 
 #[derive(FromRow)]
-struct Counted {
+struct HistoryRow {
     case_id: String,
     total: i64,
     passed: i64,
@@ -184,13 +184,13 @@ impl EvalStore {
              min(run_ms) AS first_ms, max(run_ms) AS last_ms \
              FROM eval_runs WHERE org_id = $1 {named} GROUP BY case_id"
         );
-        let rows: Vec<Counted> = on!(self.database, pool => {
+        let rows: Vec<HistoryRow> = on!(self.database, pool => {
             let q = query_as(AssertSqlSafe(sql)).bind(org.as_str()).bind(recent.0);
             let q = match case { Some(case) => q.bind(case), None => q };
             q.fetch_all(pool).await
         })
         .map_err(StoreError::query("counting the runs of cases"))?;
-        let history = |row: Counted| {
+        let history = |row: HistoryRow| {
             let history = History {
                 total: row.total,
                 passed: row.passed,
@@ -214,10 +214,12 @@ impl EvalStore {
         org: &OrgId,
         id: &str,
         (outcome, notes): (Outcome, Option<String>),
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<Option<EvalRun>, StoreError> {
         loop {
-            let Some((version, mut run)) = self.versioned(org, id).await? else { return Ok(None) };
+            let Some((version, mut run)) = self.run_with_version(org, id).await? else {
+                return Ok(None);
+            };
             run.human_reviewed = true;
             run.human_outcome = Some(outcome);
             run.human_notes.clone_from(&notes);
@@ -239,7 +241,11 @@ impl EvalStore {
         }
     }
 
-    async fn versioned(&self, org: &OrgId, id: &str) -> Result<Option<(i64, EvalRun)>, StoreError> {
+    async fn run_with_version(
+        &self,
+        org: &OrgId,
+        id: &str,
+    ) -> Result<Option<(i64, EvalRun)>, StoreError> {
         const DOING: &str = "reading a run";
         let row: Option<(i64, String)> = on!(self.database, pool => query_as(
             "SELECT version, body FROM eval_runs WHERE org_id = $1 AND run_id = $2")
@@ -253,11 +259,11 @@ impl EvalStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn to_judge(
+    pub async fn claim_run_to_judge(
         &self,
         now: EpochMs,
         until: EpochMs,
-    ) -> Result<Option<ToJudge>, StoreError> {
+    ) -> Result<Option<PendingJudgement>, StoreError> {
         const DOING: &str = "leasing a run to judge";
         // Two instances that select the same row update it one after the other; the second finds
         // that the row is not due any more.
@@ -270,7 +276,7 @@ impl EvalStore {
         .map_err(StoreError::query(DOING))?;
         row.map(|(org, body, tries)| {
             let org = OrgId::new(org).map_err(|error| StoreError::row(DOING, error))?;
-            Ok(ToJudge { org, run: read(DOING, &body)?, tries, lease: until })
+            Ok(PendingJudgement { org, run: read(DOING, &body)?, tries, lease: until })
         })
         .transpose()
     }
@@ -280,9 +286,9 @@ impl EvalStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn judge_again(
+    pub async fn postpone_judgement(
         &self,
-        waiting: &ToJudge,
+        waiting: &PendingJudgement,
         due: EpochMs,
         counted: bool,
     ) -> Result<(), StoreError> {
@@ -299,14 +305,14 @@ impl EvalStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn judged(
+    pub async fn store_judgement(
         &self,
-        waiting: &ToJudge,
+        waiting: &PendingJudgement,
         judgement: Option<crate::run::Judgement>,
     ) -> Result<(), StoreError> {
         let (org, id) = (&waiting.org, waiting.run.id.as_str());
         // A person may have reviewed it since it was read.
-        while let Some((version, mut run)) = self.versioned(org, id).await? {
+        while let Some((version, mut run)) = self.run_with_version(org, id).await? {
             run.lm_judge.clone_from(&judgement);
             let mut tx = self.database.begin().await?;
             let changed = on_tx!(&mut tx, c => query(

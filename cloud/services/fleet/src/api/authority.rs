@@ -9,7 +9,7 @@ use service::error::ApiError;
 use utoipa::ToSchema;
 
 use super::State;
-use crate::authority::Authority;
+use crate::authority::CertificateAuthority;
 
 /// The certificate authority (CA), for brokers and for every party that verifies a gateway.
 #[derive(Serialize, ToSchema)]
@@ -27,7 +27,7 @@ impl State {
     ///
     /// # Errors
     /// 503 while no authority exists.
-    pub(super) fn authority(&self) -> Result<&Authority, ApiError> {
+    pub(super) fn authority(&self) -> Result<&CertificateAuthority, ApiError> {
         self.authority.as_deref().ok_or_else(|| {
             let problem = "no authority exists; create one with: simcorp authority create";
             ApiError::Unavailable(problem.to_owned())

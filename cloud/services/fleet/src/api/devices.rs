@@ -8,14 +8,14 @@ use contract::{EpochMs, KeyId, MachineId, SiteId};
 use serde::{Deserialize, Serialize};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
-use service::query::{Params, cursor, page};
+use service::extract::JsonBody;
+use service::query::{Params, encode_cursor, page};
 use trust::PublicKey;
 use utoipa::ToSchema;
 
 use super::State;
-use crate::device::{Device, DeviceKey, Issued, NewDevice, Registered};
-use crate::store::By;
+use crate::device::{Device, DeviceKey, Issued, NewDevice, RegisterOutcome};
+use crate::store::ChangedBy;
 
 const MACHINES_MAX: usize = 64;
 const PEM_BYTES_MAX: usize = 1024;
@@ -83,11 +83,11 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let limit = params.limit(100, 500)?;
     let after = params.cursor()?.map_or(String::new(), |(_, after)| after);
     let devices = state.store.devices(&org, &after, limit).await?;
-    Ok(page(devices, limit, |device| cursor(0, device.key_id.as_str())))
+    Ok(page(devices, limit, |device| encode_cursor(0, device.key_id.as_str())))
 }
 
 /// Returns one gateway, with every key it ever had and its last twenty certificates.
@@ -99,7 +99,7 @@ pub async fn one(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<DeviceShown>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let device = state.store.device(&org, &id).await?.ok_or(ApiError::NotFound("device"))?;
     let keys = state.store.keys(&org, &device.key_id).await?;
     let certificates = state.store.certificates(&org, &device.key_id).await?;
@@ -114,10 +114,10 @@ pub async fn register(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewDeviceBody>,
+    JsonBody(new): JsonBody<NewDeviceBody>,
 ) -> Result<(StatusCode, Json<Device>), ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(new.org_id.as_deref().or(params.get("orgId")))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(new.org_id.as_deref().or(params.get("orgId")))?;
     let mut issues = check_names(&new.kid, &new.site_id, &new.machines);
     let public = if new.public_key.len() > PEM_BYTES_MAX {
         Err(trust::KeyError::NotPem)
@@ -128,7 +128,7 @@ pub async fn register(
     let Some(public) = public.filter(|_| issues.is_empty()) else {
         return Err(ApiError::Issues(issues));
     };
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     let device = NewDevice {
         org: &org,
         key_id: &new.kid,
@@ -139,7 +139,7 @@ pub async fn register(
         replaces: false,
         compromised: false,
     };
-    refused(state.store.register(&device, by).await?, &new.kid)?;
+    key_number_or_conflict(state.store.register(&device, by).await?, &new.kid)?;
     state.changed.notify_one();
     let known = state.store.device(&org, new.kid.as_str()).await?;
     Ok((StatusCode::CREATED, Json(known.ok_or(ApiError::NotFound("device"))?)))
@@ -149,14 +149,17 @@ pub async fn register(
 ///
 /// # Errors
 /// 409 if the name has another key or was revoked.
-pub fn refused(registered: Registered, key_id: &KeyId) -> Result<i64, ApiError> {
+pub fn key_number_or_conflict(
+    registered: RegisterOutcome,
+    key_id: &KeyId,
+) -> Result<i64, ApiError> {
     match registered {
-        Registered::As(number) => Ok(number),
-        Registered::OtherKey => Err(ApiError::Conflict(format!(
+        RegisterOutcome::Accepted(number) => Ok(number),
+        RegisterOutcome::OtherKey => Err(ApiError::Conflict(format!(
             "{key_id} is registered with another key; enrol it with a token that has replaces set, \
              or give the gateway another name"
         ))),
-        Registered::Revoked => Err(ApiError::Conflict(format!(
+        RegisterOutcome::Revoked => Err(ApiError::Conflict(format!(
             "{key_id} was revoked, for good; give the gateway another name"
         ))),
     }
@@ -171,14 +174,14 @@ pub async fn set_machines(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(wanted): Body<Machines>,
+    JsonBody(wanted): JsonBody<Machines>,
 ) -> Result<Json<Device>, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     if let Some(issue) = check_machines(&wanted.machines) {
         return Err(ApiError::Issues(vec![issue]));
     }
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     if !state.store.set_machines(&org, &id, &wanted.machines, by).await? {
         return Err(ApiError::NotFound("device"));
     }
@@ -204,10 +207,10 @@ pub async fn revoke(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Revoked>, ApiError> {
-    caller.need(Role::Approver)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Approver)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
-    let by = By { actor: &caller.actor, now };
+    let by = ChangedBy { actor: &caller.actor, now };
     state.store.revoke(&org, &id, by).await?;
     state.changed.notify_one();
     // Revoking again is not an error: the response has the time of the first revocation.

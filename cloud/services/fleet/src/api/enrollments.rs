@@ -8,14 +8,14 @@ use contract::{DeviceId, KeyId, MachineId, SiteId};
 use serde::{Deserialize, Serialize};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
-use service::query::{Params, cursor, page};
+use service::extract::JsonBody;
+use service::query::{Params, encode_cursor, page};
 use trust::EnrollmentToken;
 use utoipa::ToSchema;
 
 use super::State;
 use super::devices::check_names;
-use crate::store::{By, Enrollment, NewEnrollment};
+use crate::store::{ChangedBy, Enrollment, NewEnrollment};
 
 const HOURS: u32 = 72;
 const HOURS_MAX: u32 = 24 * 30;
@@ -64,10 +64,10 @@ pub async fn create(
     Extract(state): Extract<State>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewEnrollmentBody>,
+    JsonBody(new): JsonBody<NewEnrollmentBody>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let key_id = KeyId::new(&new.device, &new.site_id);
     let mut issues = check_names(&key_id, &new.site_id, &new.machines);
     let hours = new.expires_in_hours.unwrap_or(HOURS);
@@ -99,17 +99,17 @@ pub async fn create(
         EnrollmentToken::generate(&state.gateway_url, authority.certificate().fingerprint())
             .map_err(ApiError::internal)?;
     let now = (state.clock)();
-    let by = By { actor: &caller.actor, now };
+    let by = ChangedBy { actor: &caller.actor, now };
     let new = NewEnrollment {
         key_id,
         site_id: new.site_id,
         machines: new.machines,
         replaces: new.replaces,
         compromised: new.compromised,
-        expires_at: now.plus(i64::from(hours) * 3_600_000),
+        expires_at: now.plus_ms(i64::from(hours) * 3_600_000),
     };
     let enrollment = state.store.add_enrollment(&org, &token, new, by).await?;
-    let made = EnrollmentMade { enrollment, token: token.show() };
+    let made = EnrollmentMade { enrollment, token: token.reveal() };
     let once = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, once, Json(made)).into_response())
 }
@@ -123,11 +123,11 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let limit = params.limit(50, 200)?;
     let found = state.store.enrollments(&org, params.cursor()?, limit).await?;
-    Ok(page(found, limit, |e: &Enrollment| cursor(e.created_at.0, &e.id)))
+    Ok(page(found, limit, |e: &Enrollment| encode_cursor(e.created_at.0, &e.id)))
 }
 
 /// Withdraws a token that was not used.
@@ -140,9 +140,9 @@ pub async fn withdraw(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<StatusCode, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     if state.store.withdraw_enrollment(&org, &id, by).await? {
         return Ok(StatusCode::NO_CONTENT);
     }

@@ -15,11 +15,11 @@ use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::authority::Authority;
+use crate::authority::CertificateAuthority;
 use crate::store::FleetStore;
 use service::clock::Clock;
 
-pub use devices::refused;
+pub use devices::key_number_or_conflict;
 
 /// State shared by the handlers.
 #[derive(Clone)]
@@ -27,7 +27,7 @@ pub struct State {
     pub store: FleetStore,
     pub clock: Clock,
     /// The certificate authority. `None`: none was created yet, or it cannot be opened.
-    pub authority: Option<Arc<Authority>>,
+    pub authority: Option<Arc<CertificateAuthority>>,
     /// The URL at which gateways reach this service.
     pub gateway_url: String,
     /// Notifies the broker synchronisation that a device changed.

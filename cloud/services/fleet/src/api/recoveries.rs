@@ -7,7 +7,7 @@ use service::error::ApiError;
 use service::query::Params;
 
 use super::State;
-use crate::store::{By, Recovery};
+use crate::store::{ChangedBy, Recovery};
 
 /// Lists the gateways that request a certificate after their last one has expired and wait for a
 /// decision.
@@ -18,7 +18,7 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Recovery>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(Json(state.store.recoveries(&org).await?))
 }
 
@@ -56,10 +56,10 @@ async fn decide(
     params: &Params,
     approve: bool,
 ) -> Result<Json<Recovery>, ApiError> {
-    caller.need(Role::Approver)?;
-    caller.need_person()?;
-    let org = caller.org(params.get("orgId"))?;
-    let by = By { actor: &caller.actor, now: (state.clock)() };
+    caller.require_role(Role::Approver)?;
+    caller.require_person()?;
+    let org = caller.resolve_org(params.get("orgId"))?;
+    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
     let decided = state.store.decide_recovery(&org, &id, approve, by).await?;
     Ok(Json(decided.ok_or(ApiError::NotFound("pending recovery"))?))
 }

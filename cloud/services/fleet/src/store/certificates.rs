@@ -6,7 +6,7 @@ use contract::{EpochMs, KeyId, OrgId};
 use serde_json::json;
 use trust::x509::Certificate;
 
-use super::{By, FleetStore};
+use super::{ChangedBy, FleetStore};
 use crate::device::Issued;
 
 /// A certificate to store, with the key that it was issued for.
@@ -25,10 +25,10 @@ impl FleetStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn note_certificate(
+    pub async fn add_certificate(
         tx: &mut Tx,
         new: NewCertificate<'_>,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<(), StoreError> {
         let c = new.certificate;
         on_tx!(&mut *tx, connection => query(

@@ -6,9 +6,9 @@ use contract::{EpochMs, KeyId, MachineId, OrgId};
 use serde_json::json;
 use trust::PublicKey;
 
-use super::{By, FleetStore, json, read, read_json};
+use super::{ChangedBy, FleetStore, json, read, read_json};
 use crate::device::{
-    Device, DeviceKey, NewDevice, OLD_KEY_BELIEVED_MS, Registered, certificate_name,
+    Device, DeviceKey, NewDevice, OLD_KEY_ACCEPTED_MS, RegisterOutcome, certificate_name,
 };
 
 const DOING: &str = "reading a device";
@@ -20,7 +20,7 @@ const CHANGED: &str = "(SELECT CASE WHEN COALESCE(MAX(changed_ms), 0) >= $2 \
      THEN MAX(changed_ms) + 1 ELSE $2 END FROM devices)";
 
 #[derive(FromRow)]
-struct Row {
+struct DeviceRow {
     org_id: String,
     kid: String,
     site_id: String,
@@ -32,7 +32,7 @@ struct Row {
     changed_ms: i64,
 }
 
-impl Row {
+impl DeviceRow {
     fn device(self) -> Result<Device, StoreError> {
         Ok(Device {
             org_id: OrgId::new(self.org_id).map_err(|e| StoreError::row(DOING, e))?,
@@ -71,10 +71,10 @@ impl FleetStore {
         let sql = format!(
             "SELECT {COLUMNS} FROM devices WHERE org_id = $1 AND kid > $2 ORDER BY kid LIMIT $3"
         );
-        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let rows: Vec<DeviceRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(after).bind(limit).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        rows.into_iter().map(Row::device).collect()
+        rows.into_iter().map(DeviceRow::device).collect()
     }
 
     /// Returns a gateway of an organisation.
@@ -83,22 +83,25 @@ impl FleetStore {
     /// When the database does not answer.
     pub async fn device(&self, org: &OrgId, key_id: &str) -> Result<Option<Device>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM devices WHERE org_id = $1 AND kid = $2");
-        let row: Option<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let row: Option<DeviceRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(key_id).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
-        row.map(Row::device).transpose()
+        row.map(DeviceRow::device).transpose()
     }
 
     /// Returns the gateway whose certificate has this common name, from any organisation.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn device_called(&self, name: &str) -> Result<Option<Device>, StoreError> {
+    pub async fn device_by_certificate_name(
+        &self,
+        name: &str,
+    ) -> Result<Option<Device>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM devices WHERE certificate_name = $1");
-        let row: Option<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let row: Option<DeviceRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(name).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
-        row.map(Row::device).transpose()
+        row.map(DeviceRow::device).transpose()
     }
 
     /// Returns the gateways of all organisations that have certificates and changed at or after
@@ -111,10 +114,10 @@ impl FleetStore {
             "SELECT {COLUMNS} FROM devices WHERE changed_ms >= $1 AND certificate_name IS NOT NULL \
              ORDER BY revoked_ms IS NULL, changed_ms"
         );
-        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let rows: Vec<DeviceRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(ms).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        let with_time = |row: Row| {
+        let with_time = |row: DeviceRow| {
             let changed = row.changed_ms;
             Ok((row.device()?, changed))
         };
@@ -150,7 +153,7 @@ impl FleetStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn present_key(
+    pub async fn current_key(
         &self,
         org: &OrgId,
         key_id: &KeyId,
@@ -175,11 +178,11 @@ impl FleetStore {
     pub async fn register(
         &self,
         new: &NewDevice<'_>,
-        by: By<'_>,
-    ) -> Result<Registered, StoreError> {
+        by: ChangedBy<'_>,
+    ) -> Result<RegisterOutcome, StoreError> {
         let mut tx = self.begin().await?;
         let done = Self::register_in(&mut tx, new, by).await?;
-        if let Registered::As(_) = done {
+        if let RegisterOutcome::Accepted(_) = done {
             tx.commit().await?;
         }
         Ok(done)
@@ -192,8 +195,8 @@ impl FleetStore {
     pub async fn register_in(
         tx: &mut Tx,
         new: &NewDevice<'_>,
-        by: By<'_>,
-    ) -> Result<Registered, StoreError> {
+        by: ChangedBy<'_>,
+    ) -> Result<RegisterOutcome, StoreError> {
         const DOING: &str = "registering a device";
         let (org, kid, now) = (new.org.as_str(), new.key_id.as_str(), by.now.0);
         let machines = json(&new.machines)?;
@@ -206,7 +209,7 @@ impl FleetStore {
             .fetch_one(c).await)
         .map_err(StoreError::query(DOING))?;
         if revoked.is_some() {
-            return Ok(Registered::Revoked);
+            return Ok(RegisterOutcome::Revoked);
         }
         let pem = new.public.to_pem();
         let keys: Vec<(i64, String, Option<i64>)> = on_tx!(&mut *tx, c => query_as(
@@ -217,11 +220,13 @@ impl FleetStore {
         let present = keys.iter().find(|(_, _, retired)| retired.is_none());
         let number = match present {
             Some((number, known, _)) if *known == pem => *number,
-            Some(_) if !new.replaces => return Ok(Registered::OtherKey),
-            _ if keys.iter().any(|(_, known, _)| *known == pem) => return Ok(Registered::OtherKey),
+            Some(_) if !new.replaces => return Ok(RegisterOutcome::OtherKey),
+            _ if keys.iter().any(|(_, known, _)| *known == pem) => {
+                return Ok(RegisterOutcome::OtherKey);
+            }
             _ => {
                 let number = keys.first().map_or(1, |(last, _, _)| last + 1);
-                let believed = if new.compromised { 0 } else { OLD_KEY_BELIEVED_MS };
+                let believed = if new.compromised { 0 } else { OLD_KEY_ACCEPTED_MS };
                 Self::add_key(tx, (org, kid), (number, &pem), (now, now + believed)).await?;
                 let algorithm = new.public.algorithm().as_str();
                 let details = json!({"number": number, "algorithm": algorithm, "publicKey": pem,
@@ -241,7 +246,7 @@ impl FleetStore {
         .map_err(StoreError::query(DOING))?;
         let details = json!({"site": new.site, "machines": new.machines, "key": number});
         by.audit(tx, new.org, ("device.register", kid, details)).await?;
-        Ok(Registered::As(number))
+        Ok(RegisterOutcome::Accepted(number))
     }
 
     async fn add_key(
@@ -274,7 +279,7 @@ impl FleetStore {
         org: &OrgId,
         key_id: &str,
         machines: &[MachineId],
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<bool, StoreError> {
         let text = json(&machines)?;
         let mut tx = self.begin().await?;
@@ -299,7 +304,12 @@ impl FleetStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn revoke(&self, org: &OrgId, key_id: &str, by: By<'_>) -> Result<bool, StoreError> {
+    pub async fn revoke(
+        &self,
+        org: &OrgId,
+        key_id: &str,
+        by: ChangedBy<'_>,
+    ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let sql = format!(
             "UPDATE devices SET revoked_ms = $2, changed_ms = {CHANGED} \

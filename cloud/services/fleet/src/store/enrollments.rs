@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use trust::{EnrollmentToken, PublicKey};
 use utoipa::ToSchema;
 
-use super::{By, FleetStore, json, read, read_json};
+use super::{ChangedBy, FleetStore, json, read, read_json};
 
 const DOING: &str = "reading an enrolment";
 const COLUMNS: &str = "token_id, org_id, kid, site_id, machines, replaces, compromised, digest, created_ms, \
@@ -52,7 +52,7 @@ pub struct Enrollment {
 }
 
 #[derive(FromRow)]
-struct Row {
+struct EnrollmentRow {
     token_id: String,
     org_id: String,
     kid: String,
@@ -69,7 +69,7 @@ struct Row {
     spent_by: Option<String>,
 }
 
-impl Row {
+impl EnrollmentRow {
     fn enrollment(self) -> Result<Enrollment, StoreError> {
         Ok(Enrollment {
             id: self.token_id,
@@ -103,15 +103,15 @@ pub struct NewEnrollment {
 
 /// The reason why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum EnrollmentError {
     /// The token was never created, was withdrawn, or has expired.
     Unknown,
     /// Another key has enrolled with the token.
-    Spent,
+    UsedByOtherKey,
 }
 
 /// The result of spending a token. The token is spent when the transaction is committed.
-pub type Spent = Result<Enrollment, Refused>;
+pub type SpendResult = Result<Enrollment, EnrollmentError>;
 
 impl FleetStore {
     /// Stores a new enrolment and the digest of its token.
@@ -123,7 +123,7 @@ impl FleetStore {
         org: &OrgId,
         token: &EnrollmentToken,
         new: NewEnrollment,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<Enrollment, StoreError> {
         let (machines, actor) = (json(&new.machines)?, json(by.actor)?);
         let mut tx = self.begin().await?;
@@ -175,10 +175,10 @@ impl FleetStore {
              (created_ms < $2 OR created_ms = $2 AND token_id < $3) \
              ORDER BY created_ms DESC, token_id DESC LIMIT $4"
         );
-        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let rows: Vec<EnrollmentRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(ms).bind(id).bind(limit).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        rows.into_iter().map(Row::enrollment).collect()
+        rows.into_iter().map(EnrollmentRow::enrollment).collect()
     }
 
     /// Withdraws an enrolment. Returns `Ok(false)` if it does not exist, or was spent or withdrawn
@@ -190,7 +190,7 @@ impl FleetStore {
         &self,
         org: &OrgId,
         id: &str,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let withdrawn = on_tx!(&mut tx, c => query(
@@ -210,7 +210,7 @@ impl FleetStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn knows(&self, token: &EnrollmentToken) -> Result<bool, StoreError> {
+    pub async fn token_exists(&self, token: &EnrollmentToken) -> Result<bool, StoreError> {
         let found: Option<i64> = on!(self.database, pool => query_scalar(
             "SELECT created_ms FROM enrollments WHERE token_id = $1 AND digest = $2")
             .bind(&token.id).bind(token.digest().as_slice()).fetch_optional(pool).await)
@@ -228,30 +228,31 @@ impl FleetStore {
         token: &EnrollmentToken,
         public: &PublicKey,
         now: EpochMs,
-    ) -> Result<Spent, StoreError> {
+    ) -> Result<SpendResult, StoreError> {
         // The update locks the row: of two concurrent requests the second sees the first's change.
         let sql = format!(
             "UPDATE enrollments SET spent_ms = COALESCE(spent_ms, $2), \
              spent_by = COALESCE(spent_by, $3) WHERE token_id = $1 AND digest = $4 \
              RETURNING {COLUMNS}"
         );
-        let row: Option<Row> = on_tx!(&mut *tx, c => query_as(AssertSqlSafe(sql))
+        let row: Option<EnrollmentRow> = on_tx!(&mut *tx, c => query_as(AssertSqlSafe(sql))
             .bind(&token.id).bind(now.0).bind(public.to_pem()).bind(token.digest().as_slice())
             .fetch_optional(c).await)
         .map_err(StoreError::query("spending an enrolment"))?;
-        let Some(found) = row.map(Row::enrollment).transpose()? else {
-            return Ok(Err(Refused::Unknown));
+        let Some(found) = row.map(EnrollmentRow::enrollment).transpose()? else {
+            return Ok(Err(EnrollmentError::Unknown));
         };
-        if !trust::same(&found.digest, &token.digest()) || found.withdrawn_at.is_some() {
-            return Ok(Err(Refused::Unknown));
+        if !trust::constant_time_eq(&found.digest, &token.digest()) || found.withdrawn_at.is_some()
+        {
+            return Ok(Err(EnrollmentError::Unknown));
         }
         let first = found.spent_at.unwrap_or(now);
         if found.spent_by.as_deref() != Some(public.to_pem().as_str()) {
-            return Ok(Err(Refused::Spent));
+            return Ok(Err(EnrollmentError::UsedByOtherKey));
         }
         // A key that spent the token in time may retry.
         if first.0 > found.expires_at.0 || now.0 - first.0 > AGAIN_MS {
-            return Ok(Err(Refused::Unknown));
+            return Ok(Err(EnrollmentError::Unknown));
         }
         Ok(Ok(found))
     }

@@ -12,8 +12,8 @@ use contract::{Actor, ActorKind, EpochMs, KeyId, OrgId};
 use serde_json::Value;
 
 pub use certificates::NewCertificate;
-pub use enrollments::{Enrollment, NewEnrollment, Refused, Spent};
-pub use recoveries::{Decision, Recovery};
+pub use enrollments::{Enrollment, EnrollmentError, NewEnrollment, SpendResult};
+pub use recoveries::{Recovery, RecoveryDecision};
 
 /// The fleet's access to the database.
 #[derive(Clone)]
@@ -23,18 +23,22 @@ pub struct FleetStore {
 
 /// The actor of a change, and the time of the change.
 #[derive(Debug, Clone, Copy)]
-pub struct By<'b> {
+pub struct ChangedBy<'b> {
     pub actor: &'b Actor,
     pub now: EpochMs,
 }
 
-impl By<'_> {
+impl ChangedBy<'_> {
     /// Writes to the audit log that an enrolment token was spent, in the transaction of the
     /// enrolment.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn spent(&self, tx: &mut Tx, enrollment: &Enrollment) -> Result<(), StoreError> {
+    pub async fn audit_token_spent(
+        &self,
+        tx: &mut Tx,
+        enrollment: &Enrollment,
+    ) -> Result<(), StoreError> {
         let details = serde_json::json!({"keyId": enrollment.key_id});
         self.audit(tx, &enrollment.org_id, ("enrollment.spend", &enrollment.id, details)).await
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use trust::PublicKey;
 use utoipa::ToSchema;
 
-use super::{By, FleetStore, json, read, read_json};
+use super::{ChangedBy, FleetStore, json, read, read_json};
 
 const DOING: &str = "reading a recovery";
 const COLUMNS: &str = "org_id, kid, asked_ms, seen_ms, state, decided_ms, decided_by";
@@ -41,14 +41,14 @@ pub struct Recovery {
 
 /// The decision about a gateway's request for recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum RecoveryDecision {
     Waiting { since: EpochMs },
     Approved,
     Refused,
 }
 
 #[derive(FromRow)]
-struct Row {
+struct RecoveryRow {
     org_id: String,
     kid: String,
     asked_ms: i64,
@@ -58,7 +58,7 @@ struct Row {
     decided_by: Option<String>,
 }
 
-impl Row {
+impl RecoveryRow {
     fn recovery(self) -> Result<Recovery, StoreError> {
         let decided_by = self.decided_by.map(|text| read_json(DOING, &text)).transpose()?;
         Ok(Recovery {
@@ -79,11 +79,11 @@ impl FleetStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn ask_recovery(
+    pub async fn request_recovery(
         tx: &mut Tx,
         (org, key_id, public): (&OrgId, &KeyId, &PublicKey),
-        by: By<'_>,
-    ) -> Result<Decision, StoreError> {
+        by: ChangedBy<'_>,
+    ) -> Result<RecoveryDecision, StoreError> {
         let now = by.now.0;
         // A decision about another key, or one that is too old, does not count.
         let (state, asked, decided): (String, i64, Option<i64>) = on_tx!(&mut *tx, c => query_as(
@@ -105,9 +105,9 @@ impl FleetStore {
                     .bind(org.as_str()).bind(key_id.as_str()).bind(now).execute(c).await.map(drop))
                 .map_err(StoreError::query(DOING))?;
                 by.audit(tx, org, ("recovery.ask", key_id.as_str(), json!({}))).await?;
-                Ok(Decision::Waiting { since: by.now })
+                Ok(RecoveryDecision::Waiting { since: by.now })
             }
-            "waiting" => Ok(Decision::Waiting { since: EpochMs(asked) }),
+            "waiting" => Ok(RecoveryDecision::Waiting { since: EpochMs(asked) }),
             "approved" | "used" => {
                 debug_assert!(decided.is_some(), "an approved recovery has a decision time");
                 on_tx!(&mut *tx, c => query(
@@ -116,9 +116,9 @@ impl FleetStore {
                      WHERE org_id = $1 AND kid = $2")
                     .bind(org.as_str()).bind(key_id.as_str()).bind(now).execute(c).await.map(drop))
                 .map_err(StoreError::query(DOING))?;
-                Ok(Decision::Approved)
+                Ok(RecoveryDecision::Approved)
             }
-            _ => Ok(Decision::Refused),
+            _ => Ok(RecoveryDecision::Refused),
         }
     }
 
@@ -131,10 +131,10 @@ impl FleetStore {
             "SELECT {COLUMNS} FROM recoveries WHERE org_id = $1 AND state = 'waiting' \
              ORDER BY asked_ms, kid LIMIT 1000"
         );
-        let rows: Vec<Row> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let rows: Vec<RecoveryRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        rows.into_iter().map(Row::recovery).collect()
+        rows.into_iter().map(RecoveryRow::recovery).collect()
     }
 
     /// Stores a person's decision, or a changed decision. Returns `Ok(None)` if the gateway has not
@@ -147,7 +147,7 @@ impl FleetStore {
         org: &OrgId,
         key_id: &str,
         approve: bool,
-        by: By<'_>,
+        by: ChangedBy<'_>,
     ) -> Result<Option<Recovery>, StoreError> {
         let (state, action) =
             if approve { ("approved", "recovery.approve") } else { ("refused", "recovery.refuse") };
@@ -157,11 +157,11 @@ impl FleetStore {
              WHERE org_id = $1 AND kid = $2 AND state IN ('waiting', 'approved', 'refused') \
              RETURNING {COLUMNS}"
         );
-        let row: Option<Row> = on_tx!(&mut tx, c => query_as(AssertSqlSafe(sql))
+        let row: Option<RecoveryRow> = on_tx!(&mut tx, c => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(key_id).bind(state).bind(by.now.0).bind(json(by.actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("storing the decision about a recovery"))?;
-        let Some(decided) = row.map(Row::recovery).transpose()? else { return Ok(None) };
+        let Some(decided) = row.map(RecoveryRow::recovery).transpose()? else { return Ok(None) };
         by.audit(&mut tx, org, (action, key_id, json!({}))).await?;
         tx.commit().await?;
         Ok(Some(decided))

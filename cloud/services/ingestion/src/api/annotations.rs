@@ -5,15 +5,15 @@ use axum::Json;
 use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use contract::mission::POST_ROAST;
-use contract::written::{
+use contract::annotations::{
     EventOverride, NewNote, NewReport, RoastReport, SessionMeta, SessionNote, TrustMetrics,
 };
+use contract::mission::POST_ROAST;
 
 use serde::Deserialize;
 use service::auth::Role;
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 
 use super::{RequestState, find_session, summary};
@@ -72,10 +72,10 @@ pub async fn set_meta(
     state: RequestState,
     Path(id): Path<String>,
     headers: HeaderMap,
-    Body(meta): Body<SessionMeta>,
+    JsonBody(meta): JsonBody<SessionMeta>,
 ) -> Result<Response, ApiError> {
     const TRIES: u32 = 5;
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     check_size(&meta, WRITTEN_MAX)?;
     find_session(&state, &id).await?;
     let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
@@ -113,9 +113,9 @@ pub async fn notes(
 pub async fn add_note(
     state: RequestState,
     Path(id): Path<String>,
-    Body(note): Body<NewNote>,
+    JsonBody(note): JsonBody<NewNote>,
 ) -> Result<Response, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     let problems = note.problems();
     if !problems.is_empty() {
         let issues = problems.iter().map(|(field, problem)| Issue::new(field, problem));
@@ -166,9 +166,9 @@ pub enum Overrides {
 pub async fn set_overrides(
     state: RequestState,
     Path(id): Path<String>,
-    Body(given): Body<Overrides>,
+    JsonBody(given): JsonBody<Overrides>,
 ) -> Result<Json<Vec<EventOverride>>, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     let (Overrides::Wrapped { overrides: mut given } | Overrides::Bare(mut given)) = given;
     if given.len() > OVERRIDES_MAX {
         return Err(ApiError::Invalid(format!("overrides: more than {OVERRIDES_MAX}")));
@@ -187,7 +187,7 @@ pub async fn set_overrides(
             };
             issues.push(Issue::new(&format!("overrides.{i}.elapsedSeconds"), problem));
         }
-        if !one.event_type.in_reference() {
+        if !one.event_type.in_legacy() {
             let problem = "not CHARGE, TP, FC, DEVELOPMENT_START, DROP or NOTE";
             issues.push(Issue::new(&format!("overrides.{i}.eventType"), problem));
         }
@@ -250,9 +250,9 @@ pub async fn latest_report(
 pub async fn add_report(
     state: RequestState,
     Path(id): Path<String>,
-    Body(mut report): Body<NewReport>,
+    JsonBody(mut report): JsonBody<NewReport>,
 ) -> Result<Response, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     check_size(&report, REPORT_MAX)?;
     let word = |text: &str| (1..=200).contains(&text.len());
     if !word(&report.report_kind) || report.report_id.as_deref().is_some_and(|id| !word(id)) {

@@ -72,7 +72,7 @@ impl FromRequestParts<SharedState> for RequestState {
     async fn from_request_parts(parts: &mut Parts, shared: &SharedState) -> Result<Self, ApiError> {
         let caller = Caller::from_request_parts(parts, shared).await?;
         let params = service::query::Params::from_request_parts(parts, shared).await?;
-        let org = caller.org(params.get("orgId"))?;
+        let org = caller.resolve_org(params.get("orgId"))?;
         let SharedState { store, pipeline, tail, clock, stop, limits, cache } = shared.clone();
         Ok(Self { store, pipeline, tail, stop, now: clock(), caller, org, limits, cache })
     }
@@ -156,7 +156,7 @@ async fn post_frames(state: RequestState, body: Bytes) -> Result<Response, ApiEr
         let length = contract::frame::item_length(rest)
             .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
         let (message, after) = rest.split_at(length);
-        let claim = trust::Signed::parse(message)
+        let claim = trust::SignedMessage::parse(message)
             .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
         let frame = contract::Frame::decode(claim.payload())
             .map_err(|error| ApiError::Invalid(format!("frame {}: {error}", messages.len() + 1)))?;
@@ -220,8 +220,14 @@ async fn sessions(state: RequestState, Query(params): Params) -> Result<Response
         profile: get("profileName").cloned(),
         status,
         limit: number(get("limit"), "limit", 50, 500)?,
-        offset: service::query::within(get("offset").map(String::as_str), "offset", 0, 0, 10_000)?,
-        after: service::query::read_cursor(get("cursor").map(String::as_str))?,
+        offset: service::query::parse_within(
+            get("offset").map(String::as_str),
+            "offset",
+            0,
+            0,
+            10_000,
+        )?,
+        after: service::query::decode_cursor(get("cursor").map(String::as_str))?,
     };
     let rows = match state.store.for_reading().sessions(&state.org, &filter).await {
         Ok(rows) => rows,
@@ -233,7 +239,7 @@ async fn sessions(state: RequestState, Query(params): Params) -> Result<Response
         summaries.push(summary(&state, row).await?);
     }
     Ok(page(summaries, filter.limit, |last: &RoastSessionSummary| {
-        service::query::cursor(last.started_at.0, last.session_id.as_str())
+        service::query::encode_cursor(last.started_at.0, last.session_id.as_str())
     }))
 }
 
@@ -294,7 +300,7 @@ async fn session(
     }
     let revision = state.store.revision(&state.org, &id).await?;
     let text = serde_json::to_string(&session).map_err(ApiError::internal)?;
-    let digest = trust::digest(format!("{revision} {text}").as_bytes());
+    let digest = trust::sha256_digest(format!("{revision} {text}").as_bytes());
     let tag = format!("\"{}\"", &digest.to_string()[..32]);
     let known = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
     if known {

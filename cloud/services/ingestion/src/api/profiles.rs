@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use service::auth::Role;
 use service::error::{ApiError, Issue};
-use service::extract::{self, Body};
+use service::extract::{self, JsonBody};
 use service::query::{self, Params};
 use utoipa::ToSchema;
 
@@ -49,7 +49,7 @@ pub async fn list(state: RequestState, params: Params) -> Result<Response, ApiEr
     };
     let profiles = state.store.profiles(&state.org, &filter).await?;
     Ok(query::page(profiles, filter.limit, |last: &RoastProfile| {
-        query::cursor(last.updated_at.0, &last.profile_id)
+        query::encode_cursor(last.updated_at.0, &last.profile_id)
     }))
 }
 
@@ -87,7 +87,7 @@ impl Change {
 fn body_of(mut said: Map<String, Value>) -> Result<ProfileBody, ApiError> {
     said.retain(|name, value| !SERVER_FIELDS.contains(&name.as_str()) && !value.is_null());
     let bytes = serde_json::to_vec(&said).map_err(ApiError::internal)?;
-    let body: ProfileBody = extract::parse(&bytes)?;
+    let body: ProfileBody = extract::parse_body(&bytes)?;
     match problems(&body) {
         issues if issues.is_empty() => Ok(body),
         issues => Err(ApiError::Issues(issues)),
@@ -134,8 +134,11 @@ fn id_in_use() -> ApiError {
 /// Creates a profile. The server sets its version, times and author.
 #[utoipa::path(post, path = "/profiles", tag = "profiles", request_body = Change,
     responses((status = 201, body = RoastProfile), (status = 400), (status = 403), (status = 409)))]
-pub async fn create(state: RequestState, Body(change): Body<Change>) -> Result<Response, ApiError> {
-    state.caller.need(Role::Operator)?;
+pub async fn create(
+    state: RequestState,
+    JsonBody(change): JsonBody<Change>,
+) -> Result<Response, ApiError> {
+    state.caller.require_role(Role::Operator)?;
     change.check()?;
     check_org(&state, &change)?;
     if !change.profile.contains_key("targets") {
@@ -168,9 +171,9 @@ pub async fn new_version(
     state: RequestState,
     Path(id): Path<String>,
     headers: HeaderMap,
-    Body(change): Body<Change>,
+    JsonBody(change): JsonBody<Change>,
 ) -> Result<Response, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     change.check()?;
     check_org(&state, &change)?;
     let before = state.store.profile(&state.org, &id).await?;
@@ -226,7 +229,7 @@ async fn set_archived(
     id: &str,
     archived: bool,
 ) -> Result<Json<RoastProfile>, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     let found = state.store.archive_profile(&state.org, id, archived, state.changed_by()).await?;
     found.map(Json).ok_or(ApiError::NotFound("profile"))
 }
@@ -289,7 +292,7 @@ pub async fn import(
     params: Params,
     body: Bytes,
 ) -> Result<Json<Imported>, ApiError> {
-    state.caller.need(Role::Operator)?;
+    state.caller.require_role(Role::Operator)?;
     let text = || {
         let text = String::from_utf8_lossy(&body).replace('\0', "\u{fffd}");
         if text.trim().is_empty() {
@@ -301,7 +304,7 @@ pub async fn import(
     let mut told = Imported::default();
     match params.get("format").unwrap_or("json") {
         "json" => {
-            let bundle: Bundle = extract::parse(&body)?;
+            let bundle: Bundle = extract::parse_body(&body)?;
             check_count(bundle.profiles.len())?;
             for (i, said) in bundle.profiles.into_iter().enumerate() {
                 if let Err(error) = import_one(&state, said, &mut told).await {

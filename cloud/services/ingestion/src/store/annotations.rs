@@ -2,7 +2,7 @@
 
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
-use contract::written::{EventOverride, RoastReport, SessionMeta, SessionNote};
+use contract::annotations::{EventOverride, RoastReport, SessionMeta, SessionNote};
 use contract::{Actor, EpochMs, OrgId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

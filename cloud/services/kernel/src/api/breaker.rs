@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -23,7 +23,7 @@ pub async fn events(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { limit: 20, ..RecordFilter::default() };
     Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
 }
@@ -37,7 +37,7 @@ pub async fn unresolved(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
     Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
 }
@@ -52,9 +52,9 @@ pub async fn resolve(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Approver)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_person()?;
+    caller.require_role(Role::Approver)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let who = (&caller.actor, "breaker.resolve", now);
     let found = state
@@ -78,7 +78,7 @@ pub async fn rules(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Rule>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(Json(state.store.breaker_rules(&org).await?))
 }
 
@@ -91,7 +91,7 @@ pub async fn rules_enabled(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Rule>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let mut rules = state.store.breaker_rules(&org).await?;
     rules.retain(|rule| rule.enabled);
     Ok(Json(rules))
@@ -121,10 +121,10 @@ pub async fn change_rule(
     caller: Caller,
     Path(name): Path<String>,
     params: Params,
-    Body(patch): Body<RulePatch>,
+    JsonBody(patch): JsonBody<RulePatch>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let rules = state.store.breaker_rules(&org).await?;
     let found = rules.into_iter().find(|rule| rule.name == name);
     let before = found.ok_or(ApiError::NotFound("rule"))?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -71,12 +71,12 @@ async fn register(
     (id, card): (&str, Value),
 ) -> Result<Json<Value>, ApiError> {
     const CARD_BYTES_MAX: usize = 64 * 1024;
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let text = card.to_string();
     if text.len() > CARD_BYTES_MAX || text.contains("\\u0000") {
         return Err(ApiError::Invalid(format!("card: more than {CARD_BYTES_MAX} bytes, or a NUL")));
     }
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     state.store.upsert_card(&org, kind, (id, &card), &caller.actor, now).await?;
     Ok(Json(card))
@@ -88,7 +88,7 @@ async fn cards(
     params: &Params,
     kind: CardKind,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(Json(state.store.cards(&org, kind).await?))
 }
 
@@ -99,7 +99,7 @@ async fn card(
     kind: CardKind,
     id: &str,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let found = state.store.card(&org, kind, id).await?;
     found.map(Json).ok_or(ApiError::NotFound(kind.as_str()))
 }
@@ -111,7 +111,7 @@ pub async fn register_agent(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(agent): Body<AgentCard>,
+    JsonBody(agent): JsonBody<AgentCard>,
 ) -> Result<Json<Value>, ApiError> {
     check_texts(&[
         ("id", &agent.id),
@@ -152,7 +152,7 @@ pub async fn register_tool(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(tool): Body<ToolCard>,
+    JsonBody(tool): JsonBody<ToolCard>,
 ) -> Result<Json<Value>, ApiError> {
     check_texts(&[("id", &tool.id), ("name", &tool.name), ("version", &tool.version)])?;
     let card = serde_json::to_value(&tool).map_err(ApiError::internal)?;
@@ -221,7 +221,7 @@ pub async fn check_policy(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(request): Body<PolicyCheck>,
+    JsonBody(request): JsonBody<PolicyCheck>,
 ) -> Result<Json<PolicyAnswer>, ApiError> {
     check_texts(&[
         ("agentId", &request.agent_id),
@@ -229,7 +229,7 @@ pub async fn check_policy(
         ("action", &request.action),
         ("resource", &request.resource),
     ])?;
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let card = state.store.card(&org, CardKind::Tool, &request.tool).await?;
     let tags = card.as_ref().and_then(|card| card["policyTags"].as_array());
     let denied = tags.is_some_and(|tags| tags.iter().any(|tag| tag == RESTRICTED));

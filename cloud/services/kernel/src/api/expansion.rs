@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::ApiError;
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -35,12 +35,12 @@ pub async fn run_cycle(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Report>, ApiError> {
-    caller.need(Role::Approver)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Approver)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let (month, readiness) = state.readiness(&org).await?;
     let (_, autonomy) = state.store.autonomy_state(&org, now).await?;
-    let week = state.store.autonomy_metrics(&org, (now.plus(-7 * DAY_MS), now)).await?;
+    let week = state.store.autonomy_metrics(&org, (now.plus_ms(-7 * DAY_MS), now)).await?;
     let told = i64::try_from(REPORT_EVENTS_MAX).unwrap_or(10);
     let filter = RecordFilter { limit: told, ..RecordFilter::default() };
     let events: Vec<BreakerEvent> = state.store.records(&org, RecordKind::Event, filter).await?;
@@ -64,7 +64,7 @@ pub async fn run_cycle(
     }
     let mut report = Report {
         id: new_id()?,
-        week_start: now.plus(-7 * DAY_MS),
+        week_start: now.plus_ms(-7 * DAY_MS),
         week_end: now,
         generated_at: now,
         metrics: week,
@@ -106,7 +106,7 @@ pub async fn reports(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Report>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { limit: params.limit(10, 100)?, ..RecordFilter::default() };
     Ok(Json(state.store.records(&org, RecordKind::Report, filter).await?))
 }
@@ -145,7 +145,7 @@ pub async fn state(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let (_, found) = state.store.autonomy_state(&org, now).await?;
     let known = &found.known;
@@ -172,7 +172,7 @@ pub async fn proposals(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Proposal>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { status: Some("pending"), limit: 20, id: None };
     Ok(Json(state.store.records(&org, RecordKind::Proposal, filter).await?))
 }
@@ -197,11 +197,11 @@ pub async fn approve(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(approval): Body<ApproveAs>,
+    JsonBody(approval): JsonBody<ApproveAs>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_person()?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let proposal = loop {
         let found = state.store.pending_proposal(&org, &id).await?;
@@ -268,9 +268,9 @@ pub async fn reject(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Approver)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_person()?;
+    caller.require_role(Role::Approver)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let who = (&caller.actor, "governance.reject", (state.clock)());
     let place = (RecordKind::Proposal, id.as_str(), "pending");
     let found: Option<Proposal> =

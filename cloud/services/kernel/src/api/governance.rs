@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -46,7 +46,7 @@ impl ApiState {
     /// Returns the share of the last 30 days' roasts that eval has evaluated, 0 to 1; `None` if
     /// eval does not answer.
     async fn coverage(&self, org: &OrgId, now: EpochMs) -> Result<Option<f64>, ApiError> {
-        let roasts = self.store.roasts_since(org, now.plus(-COVERAGE_DAYS * DAY_MS)).await?;
+        let roasts = self.store.roasts_since(org, now.plus_ms(-COVERAGE_DAYS * DAY_MS)).await?;
         let days = COVERAGE_DAYS.to_string();
         let path = ["evaluations", "coverage"];
         let told = self.eval.get::<Value>(org, &path, &[("days", &days)]).await;
@@ -60,7 +60,7 @@ impl ApiState {
     ) -> Result<(AutonomyMetrics, Readiness), ApiError> {
         let now = (self.clock)();
         let (_, state) = self.store.autonomy_state(org, now).await?;
-        let metrics = self.store.autonomy_metrics(org, (now.plus(-30 * DAY_MS), now)).await?;
+        let metrics = self.store.autonomy_metrics(org, (now.plus_ms(-30 * DAY_MS), now)).await?;
         let measured = Measured { eval_coverage: self.coverage(org, now).await? };
         let readiness = assess(&state, &metrics, &measured, now);
         metrics::gauge!("simcorp_governance_readiness_score").set(readiness.overall.score);
@@ -90,10 +90,10 @@ pub async fn tell(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(happened): Body<Happened>,
+    JsonBody(happened): JsonBody<Happened>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     if !(1..=1_000).contains(&happened.n) {
         return Err(ApiError::Issues(vec![Issue::new("n", "not between 1 and 1000")]));
     }
@@ -121,10 +121,10 @@ pub async fn report_incident(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewIncident>,
+    JsonBody(new): JsonBody<NewIncident>,
 ) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let details = new.details.as_deref().unwrap_or_default();
     let fits = (1..=200).contains(&new.title.len()) && details.len() <= 4_000;
     if !fits || new.title.contains('\0') || details.contains('\0') {
@@ -168,7 +168,7 @@ pub async fn incidents(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { limit: params.limit(50, 200)?, ..RecordFilter::default() };
     Ok(Json(state.store.records(&org, RecordKind::Incident, filter).await?))
 }
@@ -191,10 +191,10 @@ pub async fn metrics_current(
     caller: Caller,
     params: Params,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let end = time(&params, "end")?.unwrap_or(now);
-    let start = time(&params, "start")?.unwrap_or(end.plus(-DAY_MS));
+    let start = time(&params, "start")?.unwrap_or(end.plus_ms(-DAY_MS));
     if start > end {
         return Err(ApiError::Invalid("start: after end".to_owned()));
     }
@@ -212,9 +212,9 @@ pub async fn metrics_weekly(
     caller: Caller,
     params: Params,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
-    let metrics = state.store.autonomy_metrics(&org, (now.plus(-7 * DAY_MS), now)).await?;
+    let metrics = state.store.autonomy_metrics(&org, (now.plus_ms(-7 * DAY_MS), now)).await?;
     state.keep(&org, RecordKind::Metrics, now, &metrics).await?;
     Ok(Json(metrics))
 }
@@ -226,7 +226,7 @@ pub(super) async fn latest(
     kind: RecordKind,
     id: Option<&str>,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { id, limit: 1, ..RecordFilter::default() };
     let found: Vec<Value> = state.store.records(&org, kind, filter).await?;
     // As upstream: a missing record is returned as `null`.
@@ -254,7 +254,7 @@ pub async fn readiness_current(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Readiness>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, readiness) = state.readiness(&org).await?;
     state.keep(&org, RecordKind::Readiness, readiness.timestamp, &readiness).await?;
     Ok(Json(readiness))
@@ -281,7 +281,7 @@ pub async fn readiness_score(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, readiness) = state.readiness(&org).await?;
     let overall = &readiness.overall;
     Ok(Json(json!({"score": overall.score, "ready": overall.ready,
@@ -296,11 +296,11 @@ pub async fn declare(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(said): Body<std::collections::BTreeMap<String, bool>>,
+    JsonBody(said): JsonBody<std::collections::BTreeMap<String, bool>>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_person()?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let unknown = said.keys().find(|name| !readiness::declarable().any(|known| known == **name));
     if let Some(name) = unknown {
         return Err(ApiError::Issues(vec![Issue::new(name, "not an item that can be declared")]));

@@ -8,7 +8,7 @@ use contract::ActorKind;
 use contract::mission::{Action, GovernanceDecision};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 
 use super::ApiState;
@@ -25,7 +25,7 @@ pub async fn get(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(answer(state.store.governor_config(&org).await?))
 }
 
@@ -38,10 +38,10 @@ pub async fn put(
     caller: Caller,
     params: Params,
     headers: HeaderMap,
-    Body(config): Body<GovernorConfig>,
+    JsonBody(config): JsonBody<GovernorConfig>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let issues: Vec<Issue> =
         config.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
     if !issues.is_empty() {
@@ -77,18 +77,18 @@ pub async fn check_command(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(mut ask): Body<CommandAsk>,
+    JsonBody(mut ask): JsonBody<CommandAsk>,
 ) -> Result<Json<GovernanceDecision>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     // An agent must not claim that a person proposes the command.
     if caller.actor.kind == ActorKind::Agent {
         ask.proposed_by = ActorKind::Agent;
     }
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
     let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
-    let recent = state.store.autonomy_metrics(&org, (now.plus(-window), now)).await?;
+    let recent = state.store.autonomy_metrics(&org, (now.plus_ms(-window), now)).await?;
     let ended = recent.commands.succeeded + recent.commands.failed;
     let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
     let (_, stands) = state.store.autonomy_state(&org, now).await?;
@@ -112,8 +112,8 @@ pub async fn audit(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let after = params.number("after", 0, 0, i64::MAX)?;
     let limit = params.limit(100, 500)?;
     let entries = state.store.database().audit_log(&org, after, limit).await?;

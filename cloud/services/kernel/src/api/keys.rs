@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -53,11 +53,11 @@ pub async fn create(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(new): Body<NewKey>,
+    JsonBody(new): JsonBody<NewKey>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Admin)?;
-    caller.need(new.role)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    caller.require_role(new.role)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let days = new.expires_in_days.unwrap_or(DAYS);
     let mut issues = Vec::new();
     if !(1..=200).contains(&new.name.len()) || new.name.contains('\0') {
@@ -82,7 +82,7 @@ pub async fn create(
         role: new.role,
         digest: token.digest().to_vec(),
         created_at: now,
-        expires_at: now.plus(i64::from(days) * 86_400_000),
+        expires_at: now.plus_ms(i64::from(days) * 86_400_000),
         revoked_at: None,
     };
     state.store.add_key(&key, &caller.actor).await?;
@@ -101,8 +101,8 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Json<Vec<ApiKey>>, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     Ok(Json(state.store.keys(Some(&org)).await?))
 }
 
@@ -115,8 +115,8 @@ pub async fn revoke(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<StatusCode, ApiError> {
-    caller.need(Role::Admin)?;
-    let org = caller.org(params.get("orgId"))?;
+    caller.require_role(Role::Admin)?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let now = (state.clock)();
     if state.store.revoke_key(Some(&org), &id, &caller.actor, now).await? {
         return Ok(StatusCode::NO_CONTENT);

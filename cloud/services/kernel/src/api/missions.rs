@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::Params;
 use utoipa::ToSchema;
 
@@ -38,10 +38,10 @@ pub async fn create(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     headers: HeaderMap,
-    Body(mut mission): Body<NewMission>,
+    JsonBody(mut mission): JsonBody<NewMission>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
-    let org = caller.org(mission.context.get("orgId").and_then(Value::as_str))?;
+    caller.require_role(Role::Operator)?;
+    let org = caller.resolve_org(mission.context.get("orgId").and_then(Value::as_str))?;
     mission.context.insert("orgId".to_owned(), org.as_str().into());
     check(&mission)?;
     let goal = mission.goal.title.as_str();
@@ -151,7 +151,7 @@ pub async fn list(
 ) -> Result<Json<MissionList>, ApiError> {
     // A caller of one organisation lists its own missions, whatever `orgId` it names.
     let named = params.get("orgId").filter(|_| caller.org.is_none());
-    let org = caller.org(named)?;
+    let org = caller.resolve_org(named)?;
     let words = params.all("status").flat_map(|text| text.split(','));
     let statuses: Vec<_> = words.filter_map(|word| MissionStatus::parse(word.trim())).collect();
     let owned = |name: &str| params.get(name).map(str::to_owned);
@@ -171,7 +171,7 @@ pub async fn list(
     let next_cursor = items
         .last()
         .filter(|_| full)
-        .map(|last| service::query::cursor(last.created_at.0, &last.mission_id));
+        .map(|last| service::query::encode_cursor(last.created_at.0, &last.mission_id));
     Ok(Json(MissionList { items, next_cursor }))
 }
 
@@ -185,7 +185,7 @@ pub async fn counts(
 ) -> Result<Json<Map<String, Value>>, ApiError> {
     let org = match (&caller.org, params.get("orgId")) {
         (None, None) => None,
-        (_, named) => Some(caller.org(named)?),
+        (_, named) => Some(caller.resolve_org(named)?),
     };
     let counts = state.store.counts(org.as_ref()).await?;
     let of = |what: &str| counts.get(what).copied().unwrap_or(0);
@@ -209,7 +209,7 @@ pub async fn counts(
 
 /// Returns the organisation of the mission in the path: the caller's, or `orgId` for services.
 fn mission_org(caller: &Caller, params: &Params) -> Result<OrgId, ApiError> {
-    caller.org(params.get("orgId"))
+    caller.resolve_org(params.get("orgId"))
 }
 
 /// Returns one mission.
@@ -241,9 +241,9 @@ pub struct Claim {
 pub async fn claim(
     Extract(state): Extract<ApiState>,
     caller: Caller,
-    Body(claim): Body<Claim>,
+    JsonBody(claim): JsonBody<Claim>,
 ) -> Result<Response, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     check_text(&claim.agent_name, "agentName")?;
     if claim.goals.len() > GOALS_MAX {
         return Err(ApiError::Invalid(format!("goals: more than {GOALS_MAX}")));
@@ -276,9 +276,9 @@ pub async fn heartbeat(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(beat): Body<Heartbeat>,
+    JsonBody(beat): JsonBody<Heartbeat>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let org = mission_org(&caller, &params)?;
     let lease = (beat.lease_id.as_str(), beat.agent_name.as_deref());
     let now = (state.clock)();
@@ -304,9 +304,9 @@ pub async fn complete(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(done): Body<Complete>,
+    JsonBody(done): JsonBody<Complete>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let org = mission_org(&caller, &params)?;
     let (lease, summary) = (done.lease_id.as_deref(), done.summary.as_ref());
     let answer = transition_response(
@@ -339,10 +339,10 @@ pub async fn fail(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(failed): Body<Fail>,
+    JsonBody(failed): JsonBody<Fail>,
 ) -> Result<Json<MissionRecord>, ApiError> {
     const ERROR_MAX: usize = 4_096;
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     let org = mission_org(&caller, &params)?;
     let plain = |text: &str| text.replace('\0', "\u{fffd}").chars().take(ERROR_MAX).collect();
     let failure = AttemptFailure {
@@ -371,10 +371,10 @@ pub async fn approve(
     caller: Caller,
     Path(id): Path<String>,
     params: Params,
-    Body(approval): Body<Approve>,
+    JsonBody(approval): JsonBody<Approve>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Approver)?;
+    caller.require_person()?;
+    caller.require_role(Role::Approver)?;
     let note = approval.note.as_deref().filter(|note| !note.is_empty());
     if note.is_some_and(|note| note.len() > NOTE_MAX || note.contains('\0')) {
         return Err(ApiError::Issues(vec![Issue::new("note", "more than 2000 bytes, or a NUL")]));
@@ -393,8 +393,8 @@ pub async fn cancel(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Approver)?;
+    caller.require_person()?;
+    caller.require_role(Role::Approver)?;
     let org = mission_org(&caller, &params)?;
     transition_response(state.store.cancel(&org, &id, &caller.actor, (state.clock)()).await?)
 }
@@ -408,8 +408,8 @@ pub async fn retry_now(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.need_person()?;
-    caller.need(Role::Operator)?;
+    caller.require_person()?;
+    caller.require_role(Role::Operator)?;
     let org = mission_org(&caller, &params)?;
     transition_response(state.store.retry_now(&org, &id, &caller.actor, (state.clock)()).await?)
 }

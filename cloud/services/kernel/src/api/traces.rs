@@ -7,7 +7,7 @@ use contract::EpochMs;
 use serde_json::{Value, json};
 use service::auth::{Caller, Role};
 use service::error::{ApiError, Issue};
-use service::extract::Body;
+use service::extract::JsonBody;
 use service::query::{self, Params};
 
 use super::ApiState;
@@ -24,9 +24,9 @@ pub async fn keep(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-    Body(trace): Body<Trace>,
+    JsonBody(trace): JsonBody<Trace>,
 ) -> Result<Json<Value>, ApiError> {
-    caller.need(Role::Operator)?;
+    caller.require_role(Role::Operator)?;
     if let Some((field, problem)) = trace.problem() {
         return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
     }
@@ -37,7 +37,7 @@ pub async fn keep(
         )));
     }
     let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
-    let org = caller.org(params.get("orgId").or(named))?;
+    let org = caller.resolve_org(params.get("orgId").or(named))?;
     let now = (state.clock)();
     if state.store.upsert_trace(&org, &trace, now).await? {
         let denied = i64::try_from(trace.denied()).unwrap_or(i64::MAX);
@@ -60,7 +60,7 @@ pub async fn list(
     caller: Caller,
     params: Params,
 ) -> Result<Response, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let owned = |name: &str| params.get(name).map(str::to_owned);
     let filter = TraceFilter {
         mission: owned("missionId"),
@@ -74,7 +74,7 @@ pub async fn list(
     Ok(query::page(traces, filter.limit, |trace: &Value| {
         let started: Option<EpochMs> = serde_json::from_value(trace["startedAt"].clone()).ok();
         let id = trace["traceId"].as_str().unwrap_or_default();
-        query::cursor(started.map_or(0, |at| at.0), id)
+        query::encode_cursor(started.map_or(0, |at| at.0), id)
     }))
 }
 
@@ -87,7 +87,7 @@ pub async fn of_mission(
     Path(mission): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let org = caller.org(params.get("orgId"))?;
+    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = TraceFilter { mission: Some(mission), limit: 1, ..TraceFilter::default() };
     let found = state.store.traces(&org, &filter).await?.into_iter().next();
     found.map(Json).ok_or(ApiError::NotFound("trace"))

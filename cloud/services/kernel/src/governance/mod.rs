@@ -85,6 +85,6 @@ impl AutonomyState {
 
     #[must_use]
     pub fn days(&self, now: EpochMs) -> i64 {
-        now.since(self.since).max(0) / 86_400_000
+        now.ms_since(self.since).max(0) / 86_400_000
     }
 }

@@ -273,7 +273,7 @@ mod tests {
                 .map(|(k, n)| (k.to_owned(), n))
                 .into();
         let metrics = AutonomyMetrics::of(Period { start: NOW, end: NOW }, &counts);
-        let since = NOW.plus(-200 * 86_400_000);
+        let since = NOW.plus_ms(-200 * 86_400_000);
         let known = AutonomyDetails { declared: all_declared(), ..AutonomyDetails::default() };
         let state = AutonomyState { phase: Phase::L3, since, known };
         let covered = Measured { eval_coverage: Some(0.95) };

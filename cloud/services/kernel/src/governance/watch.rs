@@ -34,7 +34,7 @@ pub async fn watch(store: KernelStore, clock: Clock, stop: CancellationToken) {
             () = tokio::time::sleep(EVALUATE_INTERVAL) => {}
         }
         let now = clock();
-        let orgs = match store.active_orgs(now.plus(-LOOK_BACK_MS)).await {
+        let orgs = match store.active_orgs(now.plus_ms(-LOOK_BACK_MS)).await {
             Ok(orgs) => orgs,
             Err(error) => {
                 tracing::warn!(%error, "could not evaluate the circuit breaker; retrying");
@@ -79,7 +79,7 @@ pub async fn evaluate(
         // minute.
         let seen_to = resolved.iter().filter(|event| event.rule.name == rule.name);
         let seen_to = seen_to.filter_map(|event| event.resolved_at).max();
-        let from = now.plus(-window_ms).max(seen_to.map_or(EpochMs(0), |at| at.plus(60_000)));
+        let from = now.plus_ms(-window_ms).max(seen_to.map_or(EpochMs(0), |at| at.plus_ms(60_000)));
         let metrics = store.autonomy_metrics(org, (from, now)).await?;
         if !condition.holds(&metrics) {
             continue;

@@ -49,7 +49,7 @@ impl ApiKeyToken {
     /// Returns the digest of the secret, which is what is stored.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        trust::digest(self.secret.expose_secret().as_bytes()).0
+        trust::sha256_digest(self.secret.expose_secret().as_bytes()).0
     }
 
     /// Returns the whole key as text, to be shown once.
@@ -83,7 +83,7 @@ impl ApiKey {
     /// Returns whether `token` has this key's secret and the key is neither revoked nor expired.
     #[must_use]
     pub fn accepts(&self, token: &ApiKeyToken, now: EpochMs) -> bool {
-        let same = trust::same(&self.digest, &token.digest());
+        let same = trust::constant_time_eq(&self.digest, &token.digest());
         same && self.revoked_at.is_none() && now < self.expires_at
     }
 

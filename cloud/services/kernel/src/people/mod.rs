@@ -6,7 +6,7 @@ pub mod oidc;
 
 use std::pin::Pin;
 
-use service::auth::{Caller, Who};
+use service::auth::{Caller, TokenVerifier};
 use service::error::ApiError;
 
 use crate::store::KernelStore;
@@ -47,8 +47,8 @@ impl Authenticator {
     }
 }
 
-impl Who for Authenticator {
-    fn who<'w>(
+impl TokenVerifier for Authenticator {
+    fn verify<'w>(
         &'w self,
         token: &'w str,
     ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>> {

@@ -198,10 +198,10 @@ impl Oidc {
     /// Returns the valid keys, whether they are fresh, and whether the issuer may be queried.
     fn current_keys(&self, now: EpochMs) -> (Option<Arc<JwkSet>>, bool, bool) {
         let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = now.since(keys.fetched);
+        let age = now.ms_since(keys.fetched);
         let counts = keys.set.clone().filter(|_| age < STALE_MS);
         // Further ahead than any wait: the clock has been set back since.
-        let set_back = keys.next_fetch.since(now) > STALE_MS.min(10 * REFETCH_INTERVAL_MS);
+        let set_back = keys.next_fetch.ms_since(now) > STALE_MS.min(10 * REFETCH_INTERVAL_MS);
         (counts, (0..KEYS_FRESH_MS).contains(&age), now >= keys.next_fetch || set_back)
     }
 
@@ -221,12 +221,12 @@ impl Oidc {
                 *keys = KeySetState {
                     set: Some(Arc::new(set)),
                     fetched: now,
-                    next_fetch: now.plus(REFETCH_INTERVAL_MS),
+                    next_fetch: now.plus_ms(REFETCH_INTERVAL_MS),
                 };
             }
             Err(error) => {
                 let patience = i64::try_from(RESPONSE_TIMEOUT.as_millis()).unwrap_or(0);
-                keys.next_fetch = now.plus(REFETCH_AFTER_FAILURE_MS + 2 * patience);
+                keys.next_fetch = now.plus_ms(REFETCH_AFTER_FAILURE_MS + 2 * patience);
                 tracing::warn!(error, issuer = self.config.issuer, "could not fetch issuer keys");
             }
         }
@@ -238,7 +238,7 @@ impl Oidc {
             return;
         };
         let Ok(told) = serde_json::from_slice::<CachedKeySet>(&bytes) else { return };
-        let age = now.since(told.fetched);
+        let age = now.ms_since(told.fetched);
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if (0..KEYS_FRESH_MS).contains(&age) && keys.set.is_none() {
             keys.set = Some(Arc::new(told.set));

@@ -336,7 +336,7 @@ impl KernelStore {
         }
         let wait = ((1.0 - filled) / per_ms).clamp(1.0, TOKEN_WAIT_MAX_MS);
         #[allow(clippy::cast_possible_truncation)] // at most a day
-        let next = now.plus(wait.ceil() as i64);
+        let next = now.plus_ms(wait.ceil() as i64);
         Ok(governor::rate_limited(goal, &bucket, next, now))
     }
 }
@@ -349,7 +349,7 @@ fn initial_state(
     match decision.action {
         Action::Allow => (MissionStatus::Pending, Some(super::queue::PENDING), Some(now.0)),
         Action::Quarantine if governor::waits_for_eval(decision) => {
-            let due = now.plus(super::awaiting_eval::EVAL_POLL_MS);
+            let due = now.plus_ms(super::awaiting_eval::EVAL_POLL_MS);
             (MissionStatus::Quarantined, Some(super::awaiting_eval::AWAITING_EVAL), Some(due.0))
         }
         Action::Quarantine => (MissionStatus::Quarantined, None, None),

@@ -57,7 +57,7 @@ impl KernelStore {
         now: EpochMs,
     ) -> Result<Option<MissionRecord>, StoreError> {
         let sql = self.claim_sql(goals.len(), org.is_some());
-        let expires = now.plus(i64::from(lease_ms)).0;
+        let expires = now.plus_ms(i64::from(lease_ms)).0;
         let row: Option<MissionRow> = on!(self.database, pool => {
             let mut q = query_as(AssertSqlSafe(sql))
                 .bind(worker).bind(now.0).bind(lease_id).bind(expires);
@@ -125,7 +125,7 @@ impl KernelStore {
              WHERE org_id = $1 AND mission_id = $2 AND status = 'RUNNING' AND lease_id = $3 \
              AND lease_expires_ms > $5 AND (CAST($6 AS TEXT) IS NULL OR claimed_by = $6) RETURNING ",
             columns!()))
-            .bind(org.as_str()).bind(id).bind(lease_id).bind(now.plus(i64::from(lease_ms)).0)
+            .bind(org.as_str()).bind(id).bind(lease_id).bind(now.plus_ms(i64::from(lease_ms)).0)
             .bind(now.0).bind(worker).fetch_optional(pool).await)
         .map_err(StoreError::query("renewing a lease"))?;
         self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
@@ -175,7 +175,7 @@ impl KernelStore {
         let Some(mission) = self.mission(org, id).await? else { return Ok(Transition::NotFound) };
         let again = failure.retryable && mission.attempts < mission.max_attempts;
         let wait = RETRY_DELAY_MS << mission.attempts.saturating_sub(1).min(16);
-        let due = again.then(|| now.plus(wait.min(RETRY_DELAY_MAX_MS)).0);
+        let due = again.then(|| now.plus_ms(wait.min(RETRY_DELAY_MAX_MS)).0);
         // The condition includes `attempts` as read above: a mission that changed since is left
         // alone.
         let row: Option<MissionRow> = on!(self.database, pool => query_as(concat!(

@@ -16,63 +16,65 @@ use std::time::Duration;
 const WINDOW_MAX: usize = 256;
 const WINDOW_START: usize = 64;
 const WINDOW_MIN: usize = 2;
-const LIMIT_MIN: Duration = Duration::from_secs(1);
-const LIMIT_START: Duration = Duration::from_secs(3);
-const LIMIT_MAX: Duration = Duration::from_mins(2);
+const TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const TIMEOUT_START: Duration = Duration::from_secs(3);
+const TIMEOUT_MAX: Duration = Duration::from_mins(2);
 
 /// An acknowledgement that takes longer than this means that frames queue up in the link.
-const SOON: Duration = Duration::from_millis(250);
+const FAST_ACK_MAX: Duration = Duration::from_millis(250);
 
 /// The send window and the time limit of one connection.
 #[derive(Debug, Clone)]
-pub struct Pace {
-    window: usize,
-    limit: Duration,
+pub struct SendWindow {
+    max_in_flight: usize,
+    timeout: Duration,
     /// The smoothed round-trip time and its variation, in s; `None` before the first measurement.
-    learned: Option<(f64, f64)>,
+    round_trip_s: Option<(f64, f64)>,
 }
 
-impl Default for Pace {
+impl Default for SendWindow {
     fn default() -> Self {
-        Self { window: WINDOW_START, limit: LIMIT_START, learned: None }
+        Self { max_in_flight: WINDOW_START, timeout: TIMEOUT_START, round_trip_s: None }
     }
 }
 
-impl Pace {
+impl SendWindow {
     /// Returns how many frames may be in flight at once.
-    pub const fn window(&self) -> usize {
-        self.window
+    pub const fn max_in_flight(&self) -> usize {
+        self.max_in_flight
     }
 
     /// Returns the time limit: a frame that is not acknowledged within it is sent again.
-    pub const fn limit(&self) -> Duration {
-        self.limit
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Records that an acknowledgement arrived `after` its frame was sent. The frame must have been
     /// sent only once.
-    pub fn answered(&mut self, after: Duration) {
+    pub fn on_ack(&mut self, after: Duration) {
         let took = after.as_secs_f64();
-        let (smooth, spread) = match self.learned {
+        let (smooth, spread) = match self.round_trip_s {
             None => (took, took / 2.0),
             Some((smooth, spread)) => {
                 (0.875 * smooth + 0.125 * took, 0.75 * spread + 0.25 * (smooth - took).abs())
             }
         };
-        self.learned = Some((smooth, spread));
-        let limit = Duration::from_secs_f64((smooth + 4.0 * spread).min(LIMIT_MAX.as_secs_f64()));
-        self.limit = limit.clamp(LIMIT_MIN, LIMIT_MAX);
-        self.window = match self.window {
-            window if window >= WINDOW_START && after > SOON => (window - 1).max(WINDOW_START),
+        self.round_trip_s = Some((smooth, spread));
+        let limit = Duration::from_secs_f64((smooth + 4.0 * spread).min(TIMEOUT_MAX.as_secs_f64()));
+        self.timeout = limit.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
+        self.max_in_flight = match self.max_in_flight {
+            window if window >= WINDOW_START && after > FAST_ACK_MAX => {
+                (window - 1).max(WINDOW_START)
+            }
             window => (window + 1).min(WINDOW_MAX),
         };
     }
 
     /// Records that acknowledgements did not arrive in time: doubles the limit and halves the
     /// window.
-    pub fn timed_out(&mut self) {
-        self.limit = (self.limit * 2).min(LIMIT_MAX);
-        self.window = (self.window / 2).max(WINDOW_MIN);
+    pub fn on_timeout(&mut self) {
+        self.timeout = (self.timeout * 2).min(TIMEOUT_MAX);
+        self.max_in_flight = (self.max_in_flight / 2).max(WINDOW_MIN);
     }
 }
 
@@ -83,35 +85,38 @@ mod tests {
 
     #[test]
     fn a_quick_link_is_timed_tightly_and_a_slow_one_is_given_time() {
-        let mut quick = Pace::default();
-        let mut slow = Pace::default();
+        let mut quick = SendWindow::default();
+        let mut slow = SendWindow::default();
         for _ in 0..50 {
-            quick.answered(Duration::from_millis(2));
-            slow.answered(Duration::from_secs(20));
+            quick.on_ack(Duration::from_millis(2));
+            slow.on_ack(Duration::from_secs(20));
         }
-        assert_eq!((quick.limit(), quick.window()), (LIMIT_MIN, WINDOW_START + 50));
-        assert_eq!(slow.window(), WINDOW_START);
+        assert_eq!((quick.timeout(), quick.max_in_flight()), (TIMEOUT_MIN, WINDOW_START + 50));
+        assert_eq!(slow.max_in_flight(), WINDOW_START);
         for _ in 0..1_000 {
-            quick.answered(Duration::from_millis(2));
+            quick.on_ack(Duration::from_millis(2));
         }
-        assert_eq!(quick.window(), WINDOW_MAX);
+        assert_eq!(quick.max_in_flight(), WINDOW_MAX);
         for _ in 0..1_000 {
-            quick.answered(Duration::from_millis(300));
+            quick.on_ack(Duration::from_millis(300));
         }
-        assert_eq!(quick.window(), WINDOW_START, "slow acknowledgements shrink the window");
-        assert!((20..40).contains(&slow.limit().as_secs()), "{:?}", slow.limit());
+        assert_eq!(quick.max_in_flight(), WINDOW_START, "slow acknowledgements shrink the window");
+        assert!((20..40).contains(&slow.timeout().as_secs()), "{:?}", slow.timeout());
     }
 
     #[test]
     fn silence_halves_the_window_and_doubles_the_limit_within_bounds() {
-        let mut pace = Pace::default();
-        pace.timed_out();
-        assert_eq!((pace.window(), pace.limit()), (32, LIMIT_START * 2));
+        let mut pace = SendWindow::default();
+        pace.on_timeout();
+        assert_eq!((pace.max_in_flight(), pace.timeout()), (32, TIMEOUT_START * 2));
         for _ in 0..20 {
-            pace.timed_out();
+            pace.on_timeout();
         }
-        assert_eq!((pace.window(), pace.limit()), (WINDOW_MIN, LIMIT_MAX));
-        pace.answered(Duration::from_secs(1));
-        assert_eq!((pace.window(), pace.limit()), (WINDOW_MIN + 1, Duration::from_secs(3)));
+        assert_eq!((pace.max_in_flight(), pace.timeout()), (WINDOW_MIN, TIMEOUT_MAX));
+        pace.on_ack(Duration::from_secs(1));
+        assert_eq!(
+            (pace.max_in_flight(), pace.timeout()),
+            (WINDOW_MIN + 1, Duration::from_secs(3))
+        );
     }
 }

@@ -5,7 +5,7 @@ use contract::EventKind;
 
 /// The parameters of a simulated roast, with upstream's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Request {
+pub struct LegacyRequest {
     pub batch_kg: f64,
     pub charge_c: f64,
     pub first_crack_s: f64,
@@ -16,7 +16,7 @@ pub struct Request {
     pub seed: u32,
 }
 
-impl Default for Request {
+impl Default for LegacyRequest {
     fn default() -> Self {
         Self {
             batch_kg: 5.0,
@@ -33,7 +33,7 @@ impl Default for Request {
 
 /// One point, two decimals.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Point {
+pub struct LegacyPoint {
     pub t_s: f64,
     pub bt_c: f64,
     pub et_c: f64,
@@ -83,8 +83,8 @@ impl Random {
 
 /// A simulated roast: its points, and its events with their times, s.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Simulated {
-    pub points: Vec<Point>,
+pub struct LegacyRoast {
+    pub points: Vec<LegacyPoint>,
     pub events: Vec<(EventKind, f64)>,
 }
 
@@ -92,7 +92,7 @@ pub struct Simulated {
 ///
 /// # Errors
 /// When a number is not above zero, or the answer would be too long.
-pub fn simulate(r: &Request) -> Result<Simulated, RequestError> {
+pub fn simulate(r: &LegacyRequest) -> Result<LegacyRoast, RequestError> {
     let positive = [r.batch_kg, r.first_crack_s, r.drop_s, r.max_c, r.interval_s];
     let sound = positive.iter().all(|v| v.is_finite() && *v > 0.0)
         && r.charge_c.is_finite()
@@ -110,7 +110,7 @@ pub fn simulate(r: &Request) -> Result<Simulated, RequestError> {
     let turning = clamp(60.0 + 30.0 * random.uniform(), 30.0, r.first_crack_s - 30.0);
     let crack = clamp(r.first_crack_s + 10.0 * random.normal(), turning + 30.0, r.drop_s - 30.0);
     let drop = clamp(r.drop_s + 8.0 * random.normal(), crack + 30.0, r.drop_s);
-    let mut points: Vec<Point> = Vec::new();
+    let mut points: Vec<LegacyPoint> = Vec::new();
     let mut before: Option<(f64, f64)> = None;
     let mut i = 0_u32;
     loop {
@@ -120,7 +120,7 @@ pub fn simulate(r: &Request) -> Result<Simulated, RequestError> {
         let (bt_c, et_c) = sample(r, t_s, before, random.normal());
         let rise = before.map_or(0.0, |(t0, bt0)| (bt_c - bt0) / f64::max(t_s - t0, 1e-9) * 60.0);
         before = Some((t_s, bt_c));
-        points.push(Point {
+        points.push(LegacyPoint {
             t_s: round(t_s),
             bt_c: round(bt_c),
             et_c: round(et_c),
@@ -137,11 +137,11 @@ pub fn simulate(r: &Request) -> Result<Simulated, RequestError> {
         (EventKind::Fc, round(crack)),
         (EventKind::Drop, round(drop)),
     ];
-    Ok(Simulated { points, events })
+    Ok(LegacyRoast { points, events })
 }
 
 /// BT and ET at a time; `before` is the time and BT of the sample before.
-fn sample(r: &Request, t_s: f64, before: Option<(f64, f64)>, normal: f64) -> (f64, f64) {
+fn sample(r: &LegacyRequest, t_s: f64, before: Option<(f64, f64)>, normal: f64) -> (f64, f64) {
     let fc_ratio = (r.first_crack_s / r.drop_s).clamp(0.2, 0.9);
     let batch = (r.batch_kg / 5.0).clamp(0.5, 1.5);
     let fc_c = r.charge_c + (r.max_c - r.charge_c) * (0.7 + 0.05 * (1.0 - batch));
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn seed_42_is_the_references_own_roast() {
-        let Simulated { points, events } = simulate(&Request::default()).unwrap();
+        let LegacyRoast { points, events } = simulate(&LegacyRequest::default()).unwrap();
         assert_eq!(points.len(), 301);
         let first: Vec<f64> = points.iter().take(4).map(|p| p.bt_c).collect();
         assert_eq!(first, [180.0, 180.61, 180.11, 180.45]);
@@ -183,9 +183,9 @@ mod tests {
 
     #[test]
     fn what_the_reference_would_die_of_is_refused() {
-        let tiny = Request { interval_s: 1e-9, ..Request::default() };
+        let tiny = LegacyRequest { interval_s: 1e-9, ..LegacyRequest::default() };
         assert_eq!(simulate(&tiny), Err(RequestError::TooLong));
-        let none = Request { drop_s: f64::NAN, ..Request::default() };
+        let none = LegacyRequest { drop_s: f64::NAN, ..LegacyRequest::default() };
         assert_eq!(simulate(&none), Err(RequestError::Number));
     }
 }

@@ -18,12 +18,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 
 /// What happened on a connection, as [`Link::next`] returns it.
 #[derive(Debug)]
-pub enum News {
+pub enum ConnectionEvent {
     /// Connected, and the broker granted all vital subscriptions: messages sent from now on can be
     /// answered. May be returned more than once.
     Ready,
     /// The broker refused a vital subscription. The connection subscribes again after a wait.
-    Refused,
+    SubscriptionRefused,
     /// The connection failed, with the reason. The connection is retried after a wait.
     Down(String),
     Message {
@@ -34,25 +34,25 @@ pub enum News {
 
 /// One connection. The owner must keep calling [`next`](Link::next): nothing is received or sent
 /// between the calls, so that an owner without room for more messages makes the broker wait.
-pub struct Link {
+pub struct MqttConnection {
     client: AsyncClient,
     events: EventLoop,
     topics: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    vital: usize,
+    vital_count: usize,
     random: fn() -> u64,
     wait: Backoff,
     /// After a failure, the time of the next attempt.
-    due: Option<Instant>,
+    retry_at: Option<Instant>,
     /// Whether the current problem has been logged.
-    told: bool,
+    problem_logged: bool,
     up: Arc<AtomicBool>,
     /// Whether the connection was up when `stop` was cancelled.
-    leaving: bool,
+    up_at_stop: bool,
     /// The task that subscribes to the topics; at most one at a time.
-    asking: Option<JoinHandle<()>>,
+    subscribing: Option<JoinHandle<()>>,
 }
 
-impl Link {
+impl MqttConnection {
     /// Creates a connection that subscribes to `topics` each time it is established, with room for
     /// `queue` outgoing messages. It waits at most `wait_max` between attempts, randomised by
     /// `random`.
@@ -68,21 +68,21 @@ impl Link {
             client,
             events,
             topics: Box::new(topics),
-            vital: usize::MAX,
+            vital_count: usize::MAX,
             random,
             wait: Backoff::new(FIRST_WAIT, wait_max),
-            due: None,
-            told: false,
+            retry_at: None,
+            problem_logged: false,
             up: Arc::default(),
-            leaving: false,
-            asking: None,
+            up_at_stop: false,
+            subscribing: None,
         }
     }
 
     /// Makes only the first `count` topics vital. The broker may refuse the others.
     #[must_use]
-    pub const fn vital(mut self, count: usize) -> Self {
-        self.vital = count;
+    pub const fn with_vital(mut self, count: usize) -> Self {
+        self.vital_count = count;
         self
     }
 
@@ -94,25 +94,25 @@ impl Link {
 
     /// Returns a flag that is true while the connection is ready.
     #[must_use]
-    pub fn up(&self) -> Arc<AtomicBool> {
+    pub fn ready_flag(&self) -> Arc<AtomicBool> {
         self.up.clone()
     }
 
     /// Waits for the next event; `None` once `stop` is cancelled.
-    pub async fn next(&mut self, stop: &CancellationToken) -> Option<News> {
+    pub async fn next(&mut self, stop: &CancellationToken) -> Option<ConnectionEvent> {
         loop {
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    self.leaving |= self.up.swap(false, Ordering::Relaxed);
+                    self.up_at_stop |= self.up.swap(false, Ordering::Relaxed);
                     return None;
                 }
-                event = Self::poll(&mut self.events, self.due) => event,
+                event = Self::poll(&mut self.events, self.retry_at) => event,
             };
-            self.due = None;
+            self.retry_at = None;
             let news = match event {
-                Ok(event) => self.understand(event),
-                Err(error) => Some(self.failed(error.to_string())),
+                Ok(event) => self.handle_event(event),
+                Err(error) => Some(self.on_failure(error.to_string())),
             };
             if news.is_some() {
                 return news;
@@ -130,11 +130,11 @@ impl Link {
         events.poll().await
     }
 
-    fn understand(&mut self, event: Event) -> Option<News> {
+    fn handle_event(&mut self, event: Event) -> Option<ConnectionEvent> {
         match event {
-            Event::Incoming(Incoming::ConnAck(_)) => self.ask(Duration::ZERO),
-            Event::Incoming(Incoming::SubAck(answer)) => Some(self.heard(&answer.return_codes)),
-            Event::Incoming(Incoming::Publish(publish)) => Some(News::Message {
+            Event::Incoming(Incoming::ConnAck(_)) => self.subscribe(Duration::ZERO),
+            Event::Incoming(Incoming::SubAck(answer)) => Some(self.on_suback(&answer.return_codes)),
+            Event::Incoming(Incoming::Publish(publish)) => Some(ConnectionEvent::Message {
                 topic: String::from_utf8_lossy(&publish.topic).into_owned(),
                 payload: publish.payload.to_vec(),
             }),
@@ -144,18 +144,18 @@ impl Link {
 
     /// Subscribes to all topics after a wait. This runs on a task of its own, because the task that
     /// polls the connection must not wait for the request queue.
-    fn ask(&mut self, after: Duration) -> Option<News> {
+    fn subscribe(&mut self, after: Duration) -> Option<ConnectionEvent> {
         let topics = (self.topics)();
         if topics.is_empty() {
-            return Some(self.ready());
+            return Some(self.on_ready());
         }
         let filters: Vec<SubscribeFilterInput> = topics
             .iter()
             .map(|topic| SubscribeFilterInput::new(topic.clone(), QoS::AtLeastOnce))
             .collect();
         let client = self.client.clone();
-        self.stop_asking();
-        self.asking = Some(tokio::spawn(async move {
+        self.cancel_subscribe();
+        self.subscribing = Some(tokio::spawn(async move {
             tokio::time::sleep(after).await;
             if let Err(error) = client.subscribe_many(filters).await {
                 tracing::warn!(%error, "cannot queue the subscriptions");
@@ -164,52 +164,52 @@ impl Link {
         None
     }
 
-    fn stop_asking(&mut self) {
-        if let Some(asking) = self.asking.take() {
+    fn cancel_subscribe(&mut self) {
+        if let Some(asking) = self.subscribing.take() {
             asking.abort();
         }
     }
 
-    fn heard(&mut self, codes: &[SubscribeReasonCode]) -> News {
+    fn on_suback(&mut self, codes: &[SubscribeReasonCode]) -> ConnectionEvent {
         let refused = |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-        let Some(first) = codes.iter().position(refused) else { return self.ready() };
-        if !std::mem::replace(&mut self.told, true) {
+        let Some(first) = codes.iter().position(refused) else { return self.on_ready() };
+        if !std::mem::replace(&mut self.problem_logged, true) {
             for (topic, _) in (self.topics)().iter().zip(codes).filter(|(_, code)| refused(code)) {
                 tracing::warn!(topic, "the broker refused a subscription");
             }
         }
-        if first >= self.vital {
-            return self.ready();
+        if first >= self.vital_count {
+            return self.on_ready();
         }
         self.up.store(false, Ordering::Relaxed);
         let wait = self.wait.next((self.random)());
-        self.ask(wait);
-        News::Refused
+        self.subscribe(wait);
+        ConnectionEvent::SubscriptionRefused
     }
 
-    fn ready(&mut self) -> News {
+    fn on_ready(&mut self) -> ConnectionEvent {
         self.wait.reset();
-        self.told = false;
+        self.problem_logged = false;
         if !self.up.swap(true, Ordering::Relaxed) {
             tracing::info!("connected to the broker");
         }
-        News::Ready
+        ConnectionEvent::Ready
     }
 
-    fn failed(&mut self, problem: String) -> News {
-        self.stop_asking();
+    fn on_failure(&mut self, problem: String) -> ConnectionEvent {
+        self.cancel_subscribe();
         self.up.store(false, Ordering::Relaxed);
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.problem_logged, true) {
             tracing::error!(problem, "no connection to the broker; retrying");
         }
-        self.due = Some(Instant::now() + self.wait.next((self.random)()));
-        News::Down(problem)
+        self.retry_at = Some(Instant::now() + self.wait.next((self.random)()));
+        ConnectionEvent::Down(problem)
     }
 
     /// Sends the messages that are still queued, for at most `limit`. Sends nothing if there was no
     /// connection.
     pub async fn drain(mut self, limit: Duration) {
-        if !self.leaving && !self.up.load(Ordering::Relaxed) {
+        if !self.up_at_stop && !self.up.load(Ordering::Relaxed) {
             return;
         }
         let drain = async { while self.events.poll().await.is_ok() {} };

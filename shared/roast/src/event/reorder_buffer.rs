@@ -11,19 +11,19 @@ const HELD_MAX: usize = 4_096;
 
 /// A sample that arrived after its time had been processed, or a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Late;
+pub struct LateSample;
 
 /// Holds samples back for `wait_ms` of event time, so that stragglers find their place. The
 /// watermark is event time too: a machine that falls silent judges nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Order {
+pub struct ReorderBuffer {
     wait_ms: i64,
     held: BTreeMap<i64, Sample>,
     /// Everything up to here has been let through.
     watermark_ms: i64,
 }
 
-impl Order {
+impl ReorderBuffer {
     #[must_use]
     pub const fn new(wait_ms: i64) -> Self {
         Self { wait_ms, held: BTreeMap::new(), watermark_ms: i64::MIN }
@@ -33,9 +33,9 @@ impl Order {
     ///
     /// # Errors
     /// [`Late`] when its time has been judged already, or is held: it changes nothing.
-    pub fn push(&mut self, sample: Sample) -> Result<Vec<Sample>, Late> {
+    pub fn push(&mut self, sample: Sample) -> Result<Vec<Sample>, LateSample> {
         if sample.t_ms <= self.watermark_ms || self.held.contains_key(&sample.t_ms) {
-            return Err(Late);
+            return Err(LateSample);
         }
         self.held.insert(sample.t_ms, sample);
         let newest = self.held.last_key_value().map_or(i64::MIN, |(t, _)| *t);
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn stragglers_find_their_place_and_doubles_change_nothing() {
-        let mut order = Order::new(5_000);
+        let mut order = ReorderBuffer::new(5_000);
         let mut out = Vec::new();
         for t in [0, 1_000, 3_000, 2_000, 2_000, 9_000, 8_000, 2_900] {
             if let Ok(due) = order.push(Sample::bean(t, Some(1.0))) {
@@ -79,7 +79,11 @@ mod tests {
             }
         }
         assert_eq!(times(&out), [0, 1_000, 2_000, 3_000]);
-        assert_eq!(order.push(Sample::bean(2_500, None)), Err(Late), "its time has been judged");
+        assert_eq!(
+            order.push(Sample::bean(2_500, None)),
+            Err(LateSample),
+            "its time has been judged"
+        );
         assert_eq!(times(&order.finish()), [8_000, 9_000], "2 900 came too late");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PAST_MS, POINT_EVERY_MS, Point, charge};
+use super::{BtPoint, PAST_MS, POINT_EVERY_MS, charge};
 use crate::clean::Cleaner;
 use crate::sample::Sample;
 
@@ -25,19 +25,19 @@ const SCALE_SPAN_MS: i64 = 5_000;
 
 /// The last minute and a half of what is not the beans' own temperature.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Witness {
+pub(crate) struct SecondarySensors {
     et: Cleaner,
-    et_past: VecDeque<Point>,
+    et_past: VecDeque<BtPoint>,
     scale: VecDeque<(i64, f64)>,
 }
 
-impl Witness {
+impl SecondarySensors {
     pub(crate) fn push(&mut self, sample: &Sample) {
         let t_ms = sample.t_ms;
         if let Some(c) = self.et.push(t_ms, sample.et_c).value
             && self.et_past.back().is_none_or(|last| t_ms - last.t_ms >= POINT_EVERY_MS)
         {
-            self.et_past.push_back(Point { t_ms, bt_c: c });
+            self.et_past.push_back(BtPoint { t_ms, bt_c: c });
         }
         if let Some(grams) = sample.weight_g.filter(|g| g.is_finite())
             && self.scale.back().is_none_or(|(last, _)| t_ms - last >= POINT_EVERY_MS)
@@ -54,14 +54,14 @@ impl Witness {
 
     /// Where the exhaust bends down the most, between three quarters of a minute before the bean
     /// temperature's moment and now.
-    pub(crate) fn exhaust_ms(&self, curve_ms: i64, now_ms: i64) -> Option<i64> {
+    pub(crate) fn exhaust_bend_ms(&self, curve_ms: i64, now_ms: i64) -> Option<i64> {
         let found = charge::knee(&self.et_past, curve_ms - ET_BEFORE_MS, now_ms - 3_000);
         let (_, at) = found.filter(|(bend, _)| *bend >= ET_BEND_C_PER_S)?;
         Some(at.t_ms)
     }
 
     /// When the weight changed by a batch, near the bean temperature's moment.
-    pub(crate) fn scale_ms(&self, curve_ms: i64) -> Option<i64> {
+    pub(crate) fn weight_step_ms(&self, curve_ms: i64) -> Option<i64> {
         let near = |t: i64| (t - curve_ms).abs() <= SCALE_NEAR_MS;
         let mean = |from: i64, to: i64| {
             let within = self.scale.iter().filter(|(t, _)| (from..to).contains(t));

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use contract::EpochMs;
-use contract::enroll::{Enroll, Granted, Hello, Recover, Renew, Time, Waiting};
+use contract::enroll::{
+    CertificateGrant, EnrollRequest, FleetTime, GatewayIdentity, PendingDecision, RecoverRequest,
+    RenewRequest,
+};
 use reqwest::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde::Serialize;
@@ -16,36 +19,36 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a request to the fleet failed.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum FleetError {
     /// The fleet could not be reached, failed, or sent an invalid response. A retry may succeed.
     #[error("the request to the fleet at {url} failed: {problem}")]
-    Away { url: String, problem: String },
+    Unavailable { url: String, problem: String },
     /// The fleet rejected the request and gave this reason.
     #[error("the fleet refuses: {problem}")]
     Refused { status: u16, problem: String },
 }
 
 /// The fleet's response to a gateway whose certificate has expired.
-pub enum Recovered {
+pub enum RecoveryResult {
     /// A new certificate.
-    Granted(Box<Granted>),
+    Granted(Box<CertificateGrant>),
     /// A person has not decided yet.
-    Waiting(Waiting),
+    Pending(PendingDecision),
 }
 
 /// The client of one fleet service.
-pub struct Fleet {
+pub struct FleetClient {
     url: String,
     http: reqwest::Client,
 }
 
-impl Fleet {
+impl FleetClient {
     /// Creates a client for the fleet at `url`.
     ///
     /// # Errors
     /// When the HTTP client cannot be created.
     #[allow(clippy::disallowed_methods)] // its time limits are set here
-    pub fn at(url: &str, tls: ClientConfig) -> Result<Self, AskError> {
+    pub fn new(url: &str, tls: ClientConfig) -> Result<Self, FleetError> {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
@@ -54,61 +57,64 @@ impl Fleet {
             .timeout(ANSWER_TIME_MAX)
             .pool_max_idle_per_host(0) // requests are days apart
             .build()
-            .map_err(|error| AskError::Away { url: url.to_owned(), problem: error.to_string() })?;
+            .map_err(|error| FleetError::Unavailable {
+                url: url.to_owned(),
+                problem: error.to_string(),
+            })?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
     }
 
     /// Exchanges an enrolment token for a certificate.
-    pub async fn enroll(&self, asked: &Enroll) -> Result<Granted, AskError> {
-        let (_, body) = self.ask(Method::POST, "/v1/enroll", Some(asked)).await?;
+    pub async fn enroll(&self, asked: &EnrollRequest) -> Result<CertificateGrant, FleetError> {
+        let (_, body) = self.send(Method::POST, "/v1/enroll", Some(asked)).await?;
         self.read(&body)
     }
 
     /// Requests the next certificate, authenticated by the present one.
-    pub async fn renew(&self, asked: &Renew) -> Result<Granted, AskError> {
-        let (_, body) = self.ask(Method::POST, "/v1/renew", Some(asked)).await?;
+    pub async fn renew(&self, asked: &RenewRequest) -> Result<CertificateGrant, FleetError> {
+        let (_, body) = self.send(Method::POST, "/v1/renew", Some(asked)).await?;
         self.read(&body)
     }
 
     /// Requests a certificate after the last one has expired; a person must approve it.
-    pub async fn recover(&self, asked: &Recover) -> Result<Recovered, AskError> {
-        let (status, body) = self.ask(Method::POST, "/v1/recover", Some(asked)).await?;
+    pub async fn recover(&self, asked: &RecoverRequest) -> Result<RecoveryResult, FleetError> {
+        let (status, body) = self.send(Method::POST, "/v1/recover", Some(asked)).await?;
         if status == StatusCode::ACCEPTED {
-            return self.read(&body).map(Recovered::Waiting);
+            return self.read(&body).map(RecoveryResult::Pending);
         }
-        self.read(&body).map(|granted| Recovered::Granted(Box::new(granted)))
+        self.read(&body).map(|granted| RecoveryResult::Granted(Box::new(granted)))
     }
 
     /// Verifies that the fleet accepts our certificate; returns what it answers.
-    pub async fn hello(&self) -> Result<Hello, AskError> {
-        let (_, body) = self.ask(Method::GET, "/v1/hello", None::<&()>).await?;
+    pub async fn hello(&self) -> Result<GatewayIdentity, FleetError> {
+        let (_, body) = self.send(Method::GET, "/v1/hello", None::<&()>).await?;
         self.read(&body)
     }
 
     /// Returns the fleet's time. This route needs no client certificate, so that a gateway can find
     /// out that its own has expired.
-    pub async fn time(&self) -> Result<EpochMs, AskError> {
-        let (_, body) = self.ask(Method::GET, "/v1/time", None::<&()>).await?;
-        self.read::<Time>(&body).map(|time| time.now)
+    pub async fn time(&self) -> Result<EpochMs, FleetError> {
+        let (_, body) = self.send(Method::GET, "/v1/time", None::<&()>).await?;
+        self.read::<FleetTime>(&body).map(|time| time.now)
     }
 
-    async fn ask(
+    async fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<(StatusCode, Vec<u8>), AskError> {
+    ) -> Result<(StatusCode, Vec<u8>), FleetError> {
         let mut request = self.http.request(method, format!("{}{path}", self.url));
         if let Some(body) = body {
             request = request.json(body);
         }
-        let mut answer = request.send().await.map_err(|error| self.away(&error))?;
+        let mut answer = request.send().await.map_err(|error| self.unavailable(&error))?;
         let status = answer.status();
         let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| self.away(&error))? {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.unavailable(&error))? {
             if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
                 let problem = format!("its response is longer than {ANSWER_BYTES_MAX} bytes");
-                return Err(AskError::Away { url: self.url.clone(), problem });
+                return Err(FleetError::Unavailable { url: self.url.clone(), problem });
             }
             bytes.extend_from_slice(&chunk);
         }
@@ -119,24 +125,24 @@ impl Fleet {
         let told = told.as_ref().and_then(|body| body["error"].as_str());
         let problem = told.map_or_else(|| status.to_string(), str::to_owned);
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(AskError::Away { url: self.url.clone(), problem });
+            return Err(FleetError::Unavailable { url: self.url.clone(), problem });
         }
-        Err(AskError::Refused { status: status.as_u16(), problem })
+        Err(FleetError::Refused { status: status.as_u16(), problem })
     }
 
-    fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, AskError> {
-        serde_json::from_slice(body).map_err(|error| AskError::Away {
+    fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, FleetError> {
+        serde_json::from_slice(body).map_err(|error| FleetError::Unavailable {
             url: self.url.clone(),
             problem: format!("its response is invalid: {error}"),
         })
     }
 
     /// Returns the innermost cause, because the outer "error sending request" does not help.
-    fn away(&self, error: &reqwest::Error) -> AskError {
+    fn unavailable(&self, error: &reqwest::Error) -> FleetError {
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
-        AskError::Away { url: self.url.clone(), problem: cause.to_string() }
+        FleetError::Unavailable { url: self.url.clone(), problem: cause.to_string() }
     }
 }

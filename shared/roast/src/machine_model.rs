@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, Habits};
-use crate::forecast::Ahead;
+use crate::batch::{Batch, BatchOffsets};
+use crate::forecast::RiseModel;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`AT_S`] and its
 /// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
@@ -39,9 +39,9 @@ pub struct MarkLine {
 const CHANGED: f64 = 1.5;
 /// The time of the roast at which the line's level is defined, s: in the middle of the usual times
 /// of first crack, so that level and slope are learned independently.
-pub const AT_S: f64 = 450.0;
+pub const LINE_CENTRE_S: f64 = 450.0;
 /// A mark's residual is limited to this, in deviations.
-const PULL_MAX: f64 = 2.0;
+const SURPRISE_MAX: f64 = 2.0;
 /// The standard deviation of the level's drift from roast to roast, °C.
 const WANDER_C: f64 = 1.0;
 /// How fast old scatter is forgotten: it never weighs more than this many marks.
@@ -92,26 +92,26 @@ impl MarkLine {
 
     /// Returns the number of marks learned so far.
     #[must_use]
-    pub const fn marks(&self) -> u32 {
+    pub const fn mark_count(&self) -> u32 {
         self.marks
     }
 
     /// Returns the temperature at which the mark is expected `t_s` after CHARGE, °C.
     #[must_use]
-    pub fn at(&self, t_s: f64) -> f64 {
-        self.level_c + self.slope_c_per_s * (t_s - AT_S)
+    pub fn expected_c(&self, t_s: f64) -> f64 {
+        self.level_c + self.slope_c_per_s * (t_s - LINE_CENTRE_S)
     }
 
     /// Returns the slope, °C/s.
     #[must_use]
-    pub const fn slope(&self) -> f64 {
+    pub const fn slope_c_per_s(&self) -> f64 {
         self.slope_c_per_s
     }
 
     /// Returns the standard deviation of the next mark about [`MarkLine::at`], °C.
     #[must_use]
-    pub fn deviation(&self, t_s: f64) -> f64 {
-        let x = t_s - AT_S;
+    pub fn deviation_c(&self, t_s: f64) -> f64 {
+        let x = t_s - LINE_CENTRE_S;
         (self.variance(x) + WANDER_C * WANDER_C).sqrt()
     }
 
@@ -122,8 +122,8 @@ impl MarkLine {
     /// Learns a mark at `t_s` after CHARGE and `bt_c`.
     pub fn learn(&mut self, t_s: f64, bt_c: f64) {
         self.p[0] += WANDER_C * WANDER_C;
-        let x = t_s - AT_S;
-        let surprise = bt_c - self.at(t_s);
+        let x = t_s - LINE_CENTRE_S;
+        let surprise = bt_c - self.expected_c(t_s);
         let surprising = surprise / self.variance(x).sqrt();
         let changed = self.before.is_some_and(|before| {
             surprising.abs() > CHANGED && before.abs() > CHANGED && surprising * before > 0.0
@@ -135,7 +135,7 @@ impl MarkLine {
         let variance = self.variance(x);
         let gain = [(self.p[0] + x * self.p[1]) / variance, (self.p[1] + x * self.p[2]) / variance];
         let deviation = variance.sqrt();
-        let pull = surprise.clamp(-PULL_MAX * deviation, PULL_MAX * deviation);
+        let pull = surprise.clamp(-SURPRISE_MAX * deviation, SURPRISE_MAX * deviation);
         self.level_c += gain[0] * pull;
         self.slope_c_per_s += gain[1] * pull;
         let h = [self.p[0] + x * self.p[1], self.p[1] + x * self.p[2]];
@@ -156,7 +156,7 @@ impl MarkLine {
 /// The offset between the moment that a person marks and the moment that the curve shows: a door is
 /// opened before the probe reacts to air, and a key is pressed after the beans have fallen.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Offset {
+pub struct MarkOffset {
     /// Time of the mark minus time of the curve, ms; the newest is last.
     seen: VecDeque<i64>,
 }
@@ -167,7 +167,7 @@ const OFFSETS_MIN: usize = 3;
 /// A mark with a larger offset than this, in ms, was set for another reason and is ignored.
 const OFFSET_MS_MAX: i64 = 90_000;
 
-impl Offset {
+impl MarkOffset {
     /// Learns the offset of a mark from the curve's moment, ms.
     pub fn learn(&mut self, ms: i64) {
         if ms.abs() > OFFSET_MS_MAX {
@@ -182,7 +182,7 @@ impl Offset {
     /// Returns what to add to the curve's moment, ms: the median, shrunk towards 0 while the marks
     /// are few, and 0 until there are enough.
     #[must_use]
-    pub fn ms(&self) -> i64 {
+    pub fn correction_ms(&self) -> i64 {
         let n = i64::try_from(self.seen.len()).unwrap_or(0);
         if self.seen.len() < OFFSETS_MIN { 0 } else { self.median() * n / (n + 2) }
     }
@@ -210,7 +210,7 @@ impl Offset {
 
 /// The time from one mark to the next, s: mean and scatter, learned from people's marks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Delay {
+pub struct MarkDelay {
     mean_s: f64,
     /// Variance of one mark, s².
     scatter: f64,
@@ -219,13 +219,13 @@ pub struct Delay {
     marks: u32,
 }
 
-impl Delay {
+impl MarkDelay {
     const fn prior(mean_s: f64, deviation_s: f64) -> Self {
         Self { mean_s, scatter: deviation_s * deviation_s, weight: 2.0, marks: 0 }
     }
 
     #[must_use]
-    pub const fn marks(&self) -> u32 {
+    pub const fn mark_count(&self) -> u32 {
         self.marks
     }
 
@@ -241,7 +241,7 @@ impl Delay {
 
     pub fn learn(&mut self, seconds: f64) {
         let surprise = seconds - self.mean_s;
-        let pull = PULL_MAX * self.deviation_s();
+        let pull = SURPRISE_MAX * self.deviation_s();
         let pull = surprise.clamp(-pull, pull);
         self.mean_s += pull / (self.weight + 1.0);
         self.scatter = (self.scatter * self.weight + pull * pull) / (self.weight + 1.0);
@@ -252,70 +252,70 @@ impl Delay {
 
 /// The model learned from one machine's earlier roasts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Learned {
+pub struct MachineModel {
     /// The number of roasts learned.
     pub roasts: u32,
     pub dry_end: MarkLine,
     pub first_crack: MarkLine,
     /// How first crack deviates from that line, by beans and batch size.
     #[serde(default)]
-    pub habits: Habits,
+    pub habits: BatchOffsets,
     pub second_crack: MarkLine,
     pub drop: MarkLine,
     /// The times from first crack to its end, from second crack to its end, and from DROP to cool
     /// beans.
-    pub first_crack_lasts: Delay,
-    pub second_crack_lasts: Delay,
-    pub cooling_lasts: Delay,
-    pub charge_offset: Offset,
-    pub tp_offset: Offset,
+    pub first_crack_lasts: MarkDelay,
+    pub second_crack_lasts: MarkDelay,
+    pub cooling_lasts: MarkDelay,
+    pub charge_offset: MarkOffset,
+    pub tp_offset: MarkOffset,
     /// The offsets of the DROP mark from the bean curve's knee, from the moment the burner goes
     /// out, and from the exhaust curve's knee.
-    pub drop_offset: Offset,
-    pub burner_offset: Offset,
+    pub drop_offset: MarkOffset,
+    pub burner_offset: MarkOffset,
     #[serde(default)]
-    pub exhaust_offset: Offset,
+    pub exhaust_offset: MarkOffset,
     /// The models of the next minute of BT and of ET.
-    pub ahead: [Ahead; 2],
+    pub ahead: [RiseModel; 2],
 }
 
-impl Default for Learned {
+impl Default for MachineModel {
     fn default() -> Self {
         Self {
             roasts: 0,
             dry_end: MarkLine::dry_end(),
             first_crack: MarkLine::first_crack(),
-            habits: Habits::default(),
+            habits: BatchOffsets::default(),
             second_crack: MarkLine::second_crack(),
             drop: MarkLine::drop(),
-            first_crack_lasts: Delay::prior(90.0, 30.0),
-            second_crack_lasts: Delay::prior(60.0, 40.0),
-            cooling_lasts: Delay::prior(240.0, 120.0),
-            charge_offset: Offset::default(),
-            tp_offset: Offset::default(),
-            drop_offset: Offset::default(),
-            burner_offset: Offset::default(),
-            exhaust_offset: Offset::default(),
-            ahead: [Ahead::default(), Ahead::default()],
+            first_crack_lasts: MarkDelay::prior(90.0, 30.0),
+            second_crack_lasts: MarkDelay::prior(60.0, 40.0),
+            cooling_lasts: MarkDelay::prior(240.0, 120.0),
+            charge_offset: MarkOffset::default(),
+            tp_offset: MarkOffset::default(),
+            drop_offset: MarkOffset::default(),
+            burner_offset: MarkOffset::default(),
+            exhaust_offset: MarkOffset::default(),
+            ahead: [RiseModel::default(), RiseModel::default()],
         }
     }
 }
 
-impl Learned {
+impl MachineModel {
     /// Returns the model for this batch: the machine's line of first crack, moved by the habits.
     #[must_use]
-    pub fn of_batch(&self, batch: &Batch) -> Self {
+    pub fn for_batch(&self, batch: &Batch) -> Self {
         let mut expected = self.clone();
         // The scatter of marks is learned after the habits are subtracted, so it already includes
         // the uncertainty of the habits.
-        expected.first_crack.level_c += self.habits.c(batch);
+        expected.first_crack.level_c += self.habits.offset_c(batch);
         expected
     }
 
     /// Learns a first crack of this batch at `t_s` after CHARGE and `bt_c`.
     pub fn learn_first_crack(&mut self, batch: &Batch, t_s: f64, bt_c: f64) {
-        let habit = self.habits.c(batch);
-        self.habits.learn(batch, bt_c - self.first_crack.at(t_s));
+        let habit = self.habits.offset_c(batch);
+        self.habits.learn(batch, bt_c - self.first_crack.expected_c(t_s));
         self.first_crack.learn(t_s, bt_c - habit);
     }
 }
@@ -327,19 +327,19 @@ mod tests {
     #[test]
     fn a_line_is_learned_from_its_marks_and_says_how_sure_it_is() {
         let mut line = MarkLine::first_crack();
-        let (before, mut noise) = (line.deviation(AT_S), crate::noise::Noise::new(7, 3));
-        let truth = |t: f64| 174.0 - 0.03 * (t - AT_S);
+        let (before, mut noise) = (line.deviation_c(LINE_CENTRE_S), crate::noise::Noise::new(7, 3));
+        let truth = |t: f64| 174.0 - 0.03 * (t - LINE_CENTRE_S);
         let (mut inside, roasts) = (0, 300);
         for i in 0..roasts {
             let t = 380.0 + f64::from(i * 37 % 150);
             let mark = truth(t) + 2.0 * noise.normal();
-            let half = Z90 * line.deviation(t);
-            inside += i32::from((mark - line.at(t)).abs() <= half);
+            let half = Z90 * line.deviation_c(t);
+            inside += i32::from((mark - line.expected_c(t)).abs() <= half);
             line.learn(t, mark);
         }
-        assert!((line.at(400.0) - truth(400.0)).abs() < 1.5, "{line:?}");
-        assert!((line.at(520.0) - truth(520.0)).abs() < 1.5, "{line:?}");
-        assert!(line.deviation(AT_S) < before / 2.0);
+        assert!((line.expected_c(400.0) - truth(400.0)).abs() < 1.5, "{line:?}");
+        assert!((line.expected_c(520.0) - truth(520.0)).abs() < 1.5, "{line:?}");
+        assert!(line.deviation_c(LINE_CENTRE_S) < before / 2.0);
         let share = f64::from(inside) / f64::from(roasts);
         assert!((0.86..=0.97).contains(&share), "{share} within 90 % intervals");
     }
@@ -348,21 +348,26 @@ mod tests {
     fn one_wild_mark_does_not_move_a_machine() {
         let mut line = MarkLine::first_crack();
         for _ in 0..10 {
-            line.learn(AT_S, 186.0);
+            line.learn(LINE_CENTRE_S, 186.0);
         }
-        let settled = line.at(AT_S);
-        line.learn(AT_S, 349.0);
-        assert!((line.at(AT_S) - settled).abs() < 3.0, "{} → {}", settled, line.at(AT_S));
+        let settled = line.expected_c(LINE_CENTRE_S);
+        line.learn(LINE_CENTRE_S, 349.0);
+        assert!(
+            (line.expected_c(LINE_CENTRE_S) - settled).abs() < 3.0,
+            "{} → {}",
+            settled,
+            line.expected_c(LINE_CENTRE_S)
+        );
     }
 
     #[test]
     fn an_offset_waits_for_three_marks_and_forgets_what_is_no_mark() {
-        let mut offset = Offset::default();
+        let mut offset = MarkOffset::default();
         offset.learn(-14_000);
         offset.learn(-13_000);
-        assert_eq!((offset.ms(), offset.spread_ms()), (0, None));
+        assert_eq!((offset.correction_ms(), offset.spread_ms()), (0, None));
         offset.learn(600_000);
         offset.learn(-16_000);
-        assert_eq!((offset.ms(), offset.spread_ms()), (-8_400, Some(1_000)));
+        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-8_400, Some(1_000)));
     }
 }

@@ -5,46 +5,50 @@ use std::time::Duration;
 
 use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, TlsConfiguration, Transport};
 use rustls::ClientConfig;
-use service::mqtt::{Broker, BrokerError};
+use service::mqtt::{BrokerError, BrokerSettings};
 
 use crate::config::EdgeConfig;
 use crate::identity::Enrolled;
-use crate::uplink::BOUNDS;
+use crate::uplink::MQTT_BOUNDS;
 
 /// A broker, and the client id to connect to it with.
 #[derive(Debug, Clone)]
-pub struct Route {
-    broker: Broker,
+pub struct BrokerEndpoint {
+    broker: BrokerSettings,
     /// The certificates of the authority that certifies the broker, PEM.
     pub authority: String,
     /// The MQTT client id, without a suffix.
-    client: String,
+    client_id: String,
 }
 
-impl Route {
+impl BrokerEndpoint {
     /// Returns the broker that the configuration names, or else the one that the fleet service
     /// named. Returns `None` if the enrolment certificate is not to be used: the configured broker
     /// has its own client certificate or no `ca_file`, or no broker is known.
     ///
     /// # Errors
     /// When `uplink.ca_file` cannot be read.
-    pub fn of(config: &EdgeConfig, enrolled: &Enrolled) -> std::io::Result<Option<Self>> {
+    pub fn resolve(config: &EdgeConfig, enrolled: &Enrolled) -> std::io::Result<Option<Self>> {
         let machine = &config.machine.id;
         // Unlike the key's name, the client id must be unique over all organisations: the broker
         // disconnects a client when another one connects with the same id.
-        let client = format!("{}-{machine}", enrolled.certificate.name);
+        let client = format!("{}-{machine}", enrolled.certificate.common_name);
         let configured = &config.uplink;
         if !configured.is_configured() {
             let Some(broker) = &enrolled.granted.broker else { return Ok(None) };
             let (host, port) = (broker.host.clone(), broker.port);
-            let named = Broker { host, port, ..Broker::default() };
-            return Ok(Some(Self { broker: named, authority: broker.authority.clone(), client }));
+            let named = BrokerSettings { host, port, ..BrokerSettings::default() };
+            return Ok(Some(Self {
+                broker: named,
+                authority: broker.authority.clone(),
+                client_id: client,
+            }));
         }
         match (&configured.ca_file, &configured.cert_file) {
             (Some(path), None) => {
                 let authority = std::fs::read_to_string(path)?;
-                let broker = Broker { ca_file: None, ..configured.clone() };
-                Ok(Some(Self { broker, authority, client }))
+                let broker = BrokerSettings { ca_file: None, ..configured.clone() };
+                Ok(Some(Self { broker, authority, client_id: client }))
             }
             _ => Ok(None),
         }
@@ -56,7 +60,7 @@ impl Route {
     /// # Errors
     /// When the password cannot be read.
     pub fn options(&self, tls: ClientConfig, mark: &str) -> Result<MqttOptions, BrokerError> {
-        let mut options = self.broker.options(&format!("{}{mark}", self.client), BOUNDS)?;
+        let mut options = self.broker.options(&format!("{}{mark}", self.client_id), MQTT_BOUNDS)?;
         let tls = TlsConfiguration::Rustls(Arc::new(tls));
         options.set_transport(Transport::Tls(tls));
         Ok(options)
@@ -64,7 +68,7 @@ impl Route {
 
     /// Returns the broker's `host:port`.
     #[must_use]
-    pub fn target(&self) -> String {
+    pub fn address(&self) -> String {
         format!("{}:{}", self.broker.host, self.broker.port)
     }
 }

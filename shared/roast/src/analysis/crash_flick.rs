@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::{Curve, line, tenths};
+use super::{Curve, fit_line, tenths};
 
 /// The trend is fitted over this time before first crack.
 const BEFORE_MS: i64 = 90_000;
@@ -28,13 +28,13 @@ pub struct CrashFlick {
     pub flick_detected: bool,
     pub crash_at_seconds: Option<f64>,
     pub flick_at_seconds: Option<f64>,
-    pub details: Details,
+    pub details: CrashFlickDetails,
 }
 
 /// The evidence for a crash or a flick, °C/min.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Details {
+pub struct CrashFlickDetails {
     pub ror_at_fc: Option<f64>,
     /// The deepest fall below the trend, and the highest rise after the lowest rate.
     pub deepest_c_per_min: Option<f64>,
@@ -47,7 +47,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     let minutes = |t: i64| (t - cracked) as f64 / 60_000.0;
     let before: Vec<(f64, f64)> =
         curve.ror_between(cracked - BEFORE_MS, cracked).map(|(t, r)| (minutes(t), r)).collect();
-    let Some((slope, at_fc, _)) = line(&before) else { return found };
+    let Some((slope, at_fc, _)) = fit_line(&before) else { return found };
     found.details.ror_at_fc = Some(tenths(at_fc));
     // A rate that rose into first crack is not expected to continue to rise.
     let slope = slope.clamp(-4.0, 0.0);
@@ -60,7 +60,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     };
     let deepest = after.iter().map(|(t, r)| under(*t, *r)).fold(f64::MIN, f64::max);
     found.details.deepest_c_per_min = Some(tenths(deepest));
-    if let Some(at) = lasting(&after, |t, ror| under(t, ror) >= limit) {
+    if let Some(at) = first_sustained(&after, |t, ror| under(t, ror) >= limit) {
         found.crash_detected = true;
         let worst = after.iter().filter(|(t, _)| *t >= at).copied();
         let worst = worst.reduce(|a, b| if under(b.0, b.1) > under(a.0, a.1) { b } else { a });
@@ -70,7 +70,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     let later: Vec<(i64, f64)> = after.into_iter().filter(|(t, _)| *t > low.0).collect();
     let highest = later.iter().map(|(_, r)| r - low.1).fold(0.0, f64::max);
     found.details.rise_c_per_min = Some(tenths(highest));
-    if let Some(at) = lasting(&later, |_, ror| ror - low.1 >= rise) {
+    if let Some(at) = first_sustained(&later, |_, ror| ror - low.1 >= rise) {
         found.flick_detected = true;
         found.flick_at_seconds = Some(tenths((at - charge) as f64 / 1000.0));
     }
@@ -78,7 +78,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
 }
 
 /// Returns the start of the first span of at least [`LASTS_MS`] in which `holds` is always true.
-fn lasting(rates: &[(i64, f64)], holds: impl Fn(i64, f64) -> bool) -> Option<i64> {
+fn first_sustained(rates: &[(i64, f64)], holds: impl Fn(i64, f64) -> bool) -> Option<i64> {
     let mut since = None;
     for (t, ror) in rates {
         if !holds(*t, *ror) {

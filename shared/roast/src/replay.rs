@@ -3,23 +3,23 @@
 use contract::EventKind;
 
 use crate::batch::Batch;
-use crate::clean::{self, Clean};
-use crate::event::witness::Witness;
-use crate::event::{Change, Inference, Tracker};
-use crate::forecast::{Ahead, Forecaster, Outlook};
-use crate::learn::Learned;
+use crate::clean::{self, CleanValue};
+use crate::event::secondary_sensors::SecondarySensors;
+use crate::event::{DetectedMark, MarkChange, Tracker};
+use crate::forecast::{Forecast, Forecaster, RiseModel};
+use crate::machine_model::MachineModel;
 use crate::recording::Recording;
 
 /// One roast detected in a recording.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct FoundRoast {
+pub struct DetectedRoast {
     /// The latest revision of each mark, in the order of time.
-    pub marks: Vec<Inference>,
+    pub marks: Vec<DetectedMark>,
 }
 
-impl FoundRoast {
+impl DetectedRoast {
     #[must_use]
-    pub fn mark(&self, kind: EventKind) -> Option<&Inference> {
+    pub fn mark(&self, kind: EventKind) -> Option<&DetectedMark> {
         self.marks.iter().find(|mark| mark.kind == kind)
     }
 
@@ -34,17 +34,17 @@ impl FoundRoast {
 
 /// The result of the replay of a recording.
 #[derive(Debug, Clone, Default)]
-pub struct Walk {
+pub struct RecordingReplay {
     /// Every change, in the order in which it became known.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MarkChange>,
     /// The roasts, in order.
-    pub roasts: Vec<FoundRoast>,
+    pub roasts: Vec<DetectedRoast>,
     /// The clean view of the bean temperature, with short dropouts bridged.
-    pub bt: Vec<Clean>,
+    pub bt: Vec<CleanValue>,
     /// The forecasts during the replay, one per [`FORECAST_EVERY_MS`].
-    pub outlooks: Vec<Outlook>,
+    pub forecasts: Vec<Forecast>,
     /// The machine's forecast models (BT, ET) after this recording.
-    pub ahead: [Ahead; 2],
+    pub ahead: [RiseModel; 2],
 }
 
 /// The time between two stored forecasts, ms.
@@ -53,56 +53,56 @@ pub const FORECAST_EVERY_MS: i64 = 5_000;
 /// Replays a recording with the model learned from earlier roasts of its machine. Ignores the marks
 /// of the file.
 #[must_use]
-pub fn walk(recording: &Recording, learned: &Learned) -> Walk {
-    let learned = &learned.of_batch(&Batch::of(recording));
+pub fn replay(recording: &Recording, learned: &MachineModel) -> RecordingReplay {
+    let learned = &learned.for_batch(&Batch::of(recording));
     let mut tracker = Tracker::new(learned.clone());
     let mut forecaster = Forecaster::new(learned.ahead.clone());
-    let mut walk = Walk::default();
+    let mut walk = RecordingReplay::default();
     let mut due_ms = i64::MIN;
     for sample in &recording.samples {
         for change in tracker.push(sample) {
-            walk.note(change);
+            walk.apply_change(change);
         }
         forecaster.push(sample, &tracker);
         if sample.t_ms >= due_ms
-            && let Some(outlook) = forecaster.outlook(&tracker, learned)
+            && let Some(outlook) = forecaster.forecast(&tracker, learned)
         {
             due_ms = sample.t_ms + FORECAST_EVERY_MS;
-            walk.outlooks.push(outlook);
+            walk.forecasts.push(outlook);
         }
     }
     walk.ahead = forecaster.finish();
-    walk.bt = clean::view(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
+    walk.bt = clean::clean_channel(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
     for roast in &mut walk.roasts {
         roast.marks.sort_by_key(|mark| mark.at_ms);
     }
     walk
 }
 
-impl Walk {
-    fn note(&mut self, change: Change) {
+impl RecordingReplay {
+    fn apply_change(&mut self, change: MarkChange) {
         self.changes.push(change);
         match change {
-            Change::Known(mark) if mark.kind == EventKind::Charge => {
+            MarkChange::Detected(mark) if mark.kind == EventKind::Charge => {
                 // A revised CHARGE replaces the wrong one and every mark after it.
                 if mark.revision > 0 {
                     self.roasts.pop();
                 }
-                self.roasts.push(FoundRoast { marks: vec![mark] });
+                self.roasts.push(DetectedRoast { marks: vec![mark] });
             }
-            Change::Known(mark) => {
+            MarkChange::Detected(mark) => {
                 if self.roasts.is_empty() {
-                    self.roasts.push(FoundRoast::default());
+                    self.roasts.push(DetectedRoast::default());
                 }
                 if let Some(roast) = self.roasts.last_mut() {
                     roast.marks.retain(|known| known.kind != mark.kind);
                     roast.marks.push(mark);
                 }
             }
-            Change::Withdrawn(EventKind::Charge) => {
+            MarkChange::Withdrawn(EventKind::Charge) => {
                 self.roasts.pop();
             }
-            Change::Withdrawn(kind) => {
+            MarkChange::Withdrawn(kind) => {
                 if let Some(roast) = self.roasts.last_mut() {
                     roast.marks.retain(|known| known.kind != kind);
                 }
@@ -113,8 +113,8 @@ impl Walk {
     /// Returns the recording's roast. Of several roasts it returns the longest, because the others
     /// are pre-heating or the next batch.
     #[must_use]
-    pub fn roast(&self) -> Option<&FoundRoast> {
-        let mut best: Option<&FoundRoast> = None;
+    pub fn roast(&self) -> Option<&DetectedRoast> {
+        let mut best: Option<&DetectedRoast> = None;
         for roast in &self.roasts {
             if best.is_none_or(|known| roast.length_ms() > known.length_ms()) {
                 best = Some(roast);
@@ -126,17 +126,17 @@ impl Walk {
     /// Returns the clean bean temperature at a time, °C.
     #[must_use]
     pub fn bt_at(&self, t_ms: i64) -> Option<f64> {
-        value_at(&self.bt, t_ms)
+        interpolate_at(&self.bt, t_ms)
     }
 }
 
 /// Returns the value at a time, °C, interpolated between the known values within 10 s. With a known
 /// value on one side only, returns that value.
 #[must_use]
-pub fn value_at(view: &[Clean], t_ms: i64) -> Option<f64> {
+pub fn interpolate_at(view: &[CleanValue], t_ms: i64) -> Option<f64> {
     const NEAR_MS: i64 = 10_000;
     let after = view.partition_point(|c| c.t_ms < t_ms);
-    let near = |c: &&Clean| (c.t_ms - t_ms).abs() <= NEAR_MS;
+    let near = |c: &&CleanValue| (c.t_ms - t_ms).abs() <= NEAR_MS;
     let next = view[after..].iter().take_while(near).find(|c| c.value.is_some());
     let before = view[..after].iter().rev().take_while(near).find(|c| c.value.is_some());
     match (before, next) {
@@ -149,9 +149,9 @@ pub fn value_at(view: &[Clean], t_ms: i64) -> Option<f64> {
     }
 }
 
-impl Learned {
+impl MachineModel {
     /// Learns from a replayed recording and the marks that a person made in it.
-    pub fn study(&mut self, recording: &Recording, walk: &Walk) {
+    pub fn learn_from_recording(&mut self, recording: &Recording, walk: &RecordingReplay) {
         let found = walk.roast();
         let curve = |kind| found.and_then(|roast| roast.mark(kind)).map(|mark| mark.curve_ms);
         let charge = recording.mark_ms(EventKind::Charge);
@@ -166,11 +166,11 @@ impl Learned {
             self.drop_offset.learn(mark - curve);
         }
         if let Some((mark, burner)) =
-            dropped.and_then(|mark| Some((mark, burner_out(recording, mark)?)))
+            dropped.and_then(|mark| Some((mark, burner_out_ms(recording, mark)?)))
         {
             self.burner_offset.learn(mark - burner);
         }
-        let exhaust = found.and_then(|r| exhaust_bent(recording, r.mark(EventKind::Drop)?));
+        let exhaust = found.and_then(|r| exhaust_bend_ms(recording, r.mark(EventKind::Drop)?));
         if let Some((mark, exhaust)) = dropped.zip(exhaust) {
             self.exhaust_offset.learn(mark - exhaust);
         }
@@ -187,7 +187,7 @@ impl Learned {
         }
         // Lines are learned on the tracker's time axis, which starts at the CHARGE it detects.
         let Some(start) = curve(EventKind::Charge)
-            .map(|ms| ms + self.charge_offset.ms())
+            .map(|ms| ms + self.charge_offset.correction_ms())
             .filter(|start| charge.is_none_or(|mark| (mark - start).abs() < 60_000))
             .or(charge)
         else {
@@ -195,7 +195,9 @@ impl Learned {
         };
         self.roasts += 1;
         let fc = recording.mark_ms(EventKind::Fc);
-        if let Some((mark, bt_c)) = fc.and_then(|mark| Some((mark, value_at(&walk.bt, mark)?))) {
+        if let Some((mark, bt_c)) =
+            fc.and_then(|mark| Some((mark, interpolate_at(&walk.bt, mark)?)))
+        {
             let seconds = (mark - start) as f64 / 1000.0;
             self.learn_first_crack(&Batch::of(recording), seconds, bt_c);
         }
@@ -206,7 +208,7 @@ impl Learned {
         ];
         for (kind, line) in lines {
             let Some(mark) = recording.mark_ms(kind) else { continue };
-            if let Some(bt_c) = value_at(&walk.bt, mark) {
+            if let Some(bt_c) = interpolate_at(&walk.bt, mark) {
                 line.learn((mark - start) as f64 / 1000.0, bt_c);
             }
         }
@@ -214,15 +216,15 @@ impl Learned {
 }
 
 /// Returns the time of the exhaust's bend at a detected DROP, from the samples known at that time.
-fn exhaust_bent(recording: &Recording, dropped: &Inference) -> Option<i64> {
-    let mut witness = Witness::default();
+fn exhaust_bend_ms(recording: &Recording, dropped: &DetectedMark) -> Option<i64> {
+    let mut witness = SecondarySensors::default();
     let until = recording.samples.iter().take_while(|s| s.t_ms <= dropped.known_ms);
     until.for_each(|sample| witness.push(sample));
-    witness.exhaust_ms(dropped.curve_ms, dropped.known_ms)
+    witness.exhaust_bend_ms(dropped.curve_ms, dropped.known_ms)
 }
 
 /// Returns when the burner went out with full air, within 90 s of a time.
-fn burner_out(recording: &Recording, t_ms: i64) -> Option<i64> {
+fn burner_out_ms(recording: &Recording, t_ms: i64) -> Option<i64> {
     let mut since = None;
     for sample in recording.samples.iter().take_while(|s| s.t_ms <= t_ms + 20_000) {
         let Some((gas, fan)) = sample.gas_pct.zip(sample.fan_pct) else { continue };

@@ -10,32 +10,32 @@ use contract::{Ack, ChainId, EpochMs, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
-use crate::board::{Ahead, Board, Part};
+use crate::agent_state::{AgentState, ForecastSummary, WatchedThread};
 use crate::clock::Clock;
-use crate::journal::{Journal, JournalError, Message, Outgoing, Room};
-use crate::recorder::{Cut, Recorder, Sample};
-use crate::signing::Signing;
+use crate::journal::{FetchLimit, Journal, JournalError, OutgoingFrame, StoredMessage};
+use crate::recorder::{CompletedFrame, Recorder, Sample};
+use crate::signing::BackoffSigner;
 
 /// How many frames are held in memory while they cannot be stored: about ten minutes. Beyond it the
 /// newest frame is dropped and counted as lost, so that earlier samples are stored first.
-const UNKEPT_MAX: usize = 600;
+const PENDING_FRAMES_MAX: usize = 600;
 /// How many unsigned frames are signed in one round of maintenance.
-const CATCH_UP_MAX: usize = 50;
+const SIGN_PENDING_MAX: usize = 50;
 /// How long one such round may go on signing frames, in ms: a slow PKCS#11 token must not delay
 /// samples.
-const CATCH_UP_MS_MAX: u64 = 150;
+const SIGN_PENDING_MS_MAX: u64 = 150;
 const RECEIPTS_MAX: usize = 5;
 /// The shortest time between two rounds of maintenance (late signatures, quota, totals), in ms.
-const LOOK_AFTER_EVERY_MS: u64 = 1_000;
+const MAINTENANCE_INTERVAL_MS: u64 = 1_000;
 /// After a restart within this time, in ms, the agent continues the roast that was running.
 const RESUME_WITHIN_MS: i64 = 30 * 60 * 1000;
 
 /// A command to the thread that owns the journal.
-pub enum Job {
+pub enum JournalCommand {
     /// Records a sample.
     Sample(Sample),
     /// Records an event by a person.
-    Mark {
+    RecordEvent {
         kind: EventKind,
         note: Option<String>,
         /// Receives `false` if the event does not apply now.
@@ -44,65 +44,65 @@ pub enum Job {
     /// Applies an acknowledgement from the cloud.
     Ack(Ack),
     /// Returns unsent frames with journal ids between `after` and `before`, both exclusive.
-    Unsent {
+    ReadUnsent {
         after: i64,
         before: i64,
-        room: Room,
+        room: FetchLimit,
         /// Chains to skip.
         except: Vec<ChainId>,
-        answer: oneshot::Sender<Vec<Outgoing>>,
+        answer: oneshot::Sender<Vec<OutgoingFrame>>,
     },
     /// Returns the newest unsent frame.
-    NewestUnsent { answer: oneshot::Sender<Option<Outgoing>> },
+    ReadNewestUnsent { answer: oneshot::Sender<Option<OutgoingFrame>> },
     /// Returns the journal id of the running roast's first frame.
-    RunningFrom { answer: oneshot::Sender<Option<i64>> },
+    ReadRunningRoastStart { answer: oneshot::Sender<Option<i64>> },
     /// Returns receipts of closed roasts that the cloud has not confirmed as complete.
-    Receipts { limit: usize, answer: oneshot::Sender<Vec<(Origin, Vec<u8>)>> },
+    ReadReceipts { limit: usize, answer: oneshot::Sender<Vec<(Origin, Vec<u8>)>> },
     /// Stores the pending samples, and stops the thread.
     Stop,
 }
 
 /// Owns the recorder, the key and the journal; see the module.
-pub struct Keeper {
+pub struct JournalWriter {
     pub recorder: Recorder,
     pub journal: Journal,
-    signing: Signing,
-    pub board: Board,
+    signing: BackoffSigner,
+    pub board: AgentState,
     pub clock: Clock,
     /// Sends stored frames to the live lane. If this channel is full, no frame is lost: the backlog
     /// lane sends it.
-    pub live: mpsc::Sender<Outgoing>,
+    pub live: mpsc::Sender<OutgoingFrame>,
     pub frame_ms: u64,
     /// Frames that are not stored yet, oldest first.
-    unkept: VecDeque<Cut>,
+    pending: VecDeque<CompletedFrame>,
     /// When the last round of maintenance ended, on the monotonic clock, in ms.
-    looked_ms: u64,
+    last_maintenance_ms: u64,
     /// When the last sample was received, on the monotonic clock, in ms.
-    sampled_ms: u64,
+    last_sample_ms: u64,
 }
 
-impl Keeper {
+impl JournalWriter {
     pub fn new(
         recorder: Recorder,
         journal: Journal,
         signer: Arc<dyn Signer>,
-        board: Board,
+        board: AgentState,
         clock: Clock,
-        live: mpsc::Sender<Outgoing>,
+        live: mpsc::Sender<OutgoingFrame>,
         frame_ms: u64,
     ) -> Self {
-        let unkept = VecDeque::new();
+        let pending = VecDeque::new();
         Self {
             recorder,
             journal,
-            signing: Signing::new(signer),
+            signing: BackoffSigner::new(signer),
             board,
             clock,
             live,
             frame_ms,
-            unkept,
-            looked_ms: 0,
-            sampled_ms: 0,
+            pending,
+            last_maintenance_ms: 0,
+            last_sample_ms: 0,
         }
     }
 
@@ -128,104 +128,104 @@ impl Keeper {
 
     /// Executes commands until [`Job::Stop`], or until all senders are gone. Runs on its own
     /// thread.
-    pub fn run(mut self, jobs: &Receiver<Job>) {
+    pub fn run(mut self, jobs: &Receiver<JournalCommand>) {
         let idle_ms = self.frame_ms.clamp(200, 60_000);
         loop {
             match jobs.recv_timeout(Duration::from_millis(idle_ms)) {
-                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(job) => self.work(job),
+                Ok(JournalCommand::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(job) => self.execute(job),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // If no samples arrive any more, the pending ones are stored now, even while the uplink
             // sends many requests.
             let now = self.clock.mono_ms();
-            self.board.beat(Part::Keeper, now);
-            if now.saturating_sub(self.sampled_ms) > 2 * idle_ms {
-                self.sampled_ms = now;
+            self.board.heartbeat(WatchedThread::JournalWriter, now);
+            if now.saturating_sub(self.last_sample_ms) > 2 * idle_ms {
+                self.last_sample_ms = now;
                 let cut = self.recorder.flush();
-                self.take(cut);
+                self.store_pending(cut);
             }
         }
         let cut = self.recorder.flush();
-        self.take(cut);
-        if !self.unkept.is_empty() {
+        self.store_pending(cut);
+        if !self.pending.is_empty() {
             tracing::error!(
-                frames = self.unkept.len(),
+                frames = self.pending.len(),
                 "stopping; these frames could not be stored and are lost"
             );
         }
     }
 
     /// Executes one command.
-    fn work(&mut self, job: Job) {
+    fn execute(&mut self, job: JournalCommand) {
         match job {
-            Job::Sample(sample) => {
+            JournalCommand::Sample(sample) => {
                 metrics::counter!("simcorp_edge_samples_total").increment(1);
-                self.sampled_ms = self.clock.mono_ms();
+                self.last_sample_ms = self.clock.mono_ms();
                 let at = sample.wall.0;
                 self.board.update(|state| {
                     state.samples += 1;
                     state.last_sample_ms = Some(at);
                 });
                 let cut = self.recorder.push(sample);
-                self.take(cut);
+                self.store_pending(cut);
             }
-            Job::Mark { kind, note, done } => {
-                let marked = self.recorder.mark(kind, note);
+            JournalCommand::RecordEvent { kind, note, done } => {
+                let marked = self.recorder.record_manual_event(kind, note);
                 let _ = done.send(marked.is_ok());
-                self.take(marked.unwrap_or_default());
+                self.store_pending(marked.unwrap_or_default());
             }
-            Job::Ack(ack) => self.apply(&ack),
-            Job::Unsent { after, before, room, except, answer } => {
+            JournalCommand::Ack(ack) => self.apply_ack(&ack),
+            JournalCommand::ReadUnsent { after, before, room, except, answer } => {
                 let unsent = self.journal.unsent(after, before, room, &except);
-                let _ = answer.send(self.heard(unsent).unwrap_or_default());
+                let _ = answer.send(self.ok_or_log(unsent).unwrap_or_default());
             }
-            Job::NewestUnsent { answer } => {
+            JournalCommand::ReadNewestUnsent { answer } => {
                 let newest = self.journal.newest_unsent();
-                let _ = answer.send(self.heard(newest).flatten());
+                let _ = answer.send(self.ok_or_log(newest).flatten());
             }
-            Job::RunningFrom { answer } => {
-                let from = self.journal.running_from();
-                let _ = answer.send(self.heard(from).flatten());
+            JournalCommand::ReadRunningRoastStart { answer } => {
+                let from = self.journal.running_roast_first_id();
+                let _ = answer.send(self.ok_or_log(from).flatten());
             }
-            Job::Receipts { limit, answer } => {
+            JournalCommand::ReadReceipts { limit, answer } => {
                 let receipts = self.journal.open_receipts(limit);
-                let _ = answer.send(self.heard(receipts).unwrap_or_default());
+                let _ = answer.send(self.ok_or_log(receipts).unwrap_or_default());
             }
-            Job::Stop => {}
+            JournalCommand::Stop => {}
         }
     }
 
     /// Appends a completed frame to the pending ones, and stores all of them in order until storing
     /// one fails.
-    fn take(&mut self, cut: Option<Cut>) {
+    fn store_pending(&mut self, cut: Option<CompletedFrame>) {
         if let Some(cut) = cut {
             // The next frame links to this one even if this one is not stored yet.
-            self.recorder.chained(trust::digest(&cut.frame.encode()));
-            self.board.add(&cut.frame, self.clock.mono_ms());
+            self.recorder.set_previous_digest(trust::sha256_digest(&cut.frame.encode()));
+            self.board.add_frame(&cut.frame, self.clock.mono_ms());
             let session = cut.running.as_ref();
             let (name, started) =
                 (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));
-            let outlook = self.recorder.outlook().as_ref().map(Ahead::of);
+            let outlook = self.recorder.outlook().as_ref().map(ForecastSummary::from_outlook);
             self.board.update(|state| {
                 state.session = name;
                 state.session_started_ms = started;
                 state.ahead = outlook;
             });
             if cut.closed.is_some() {
-                let kept = self.journal.keep_learned(self.recorder.learned());
-                self.heard(kept);
+                let kept = self.journal.save_learned(self.recorder.learned());
+                self.ok_or_log(kept);
             }
-            if self.unkept.len() >= UNKEPT_MAX {
+            if self.pending.len() >= PENDING_FRAMES_MAX {
                 metrics::counter!("simcorp_edge_frames_lost_total").increment(1);
                 self.board.update(|state| state.frames_lost += 1);
             } else {
-                self.unkept.push_back(cut);
+                self.pending.push_back(cut);
             }
         }
-        while let Some(cut) = self.unkept.pop_front() {
-            self.board.beat(Part::Keeper, self.clock.mono_ms());
-            match self.keep(&cut) {
+        while let Some(cut) = self.pending.pop_front() {
+            self.board.heartbeat(WatchedThread::JournalWriter, self.clock.mono_ms());
+            match self.store_frame(&cut) {
                 Ok(outgoing) => {
                     if let Some(outgoing) = outgoing {
                         let _ = self.live.try_send(outgoing);
@@ -233,24 +233,25 @@ impl Keeper {
                     self.board.update(|state| state.journal_error = None);
                 }
                 Err(problem) => {
-                    self.complain(&problem);
-                    self.unkept.push_front(cut);
+                    self.report_error(&problem);
+                    self.pending.push_front(cut);
                     break;
                 }
             }
         }
-        self.look_after();
+        self.maintain();
     }
 
     /// Signs and stores a frame. Returns `None` if the frame was stored without a signature,
     /// because the key cannot be used now.
-    fn keep(&mut self, cut: &Cut) -> Result<Option<Outgoing>, String> {
+    fn store_frame(&mut self, cut: &CompletedFrame) -> Result<Option<OutgoingFrame>, String> {
         let payload = cut.frame.encode();
-        let digest = trust::digest(&payload);
+        let digest = trust::sha256_digest(&payload);
         let now = self.clock.mono_ms();
         let signed = self.signing.sign(CONTENT_FRAME, payload.clone(), now);
-        self.tell_of_key();
-        let message = signed.as_deref().map_or(Message::Unsigned(&payload), Message::Signed);
+        self.report_key_state();
+        let message =
+            signed.as_deref().map_or(StoredMessage::Unsigned(&payload), StoredMessage::Signed);
         let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
         let kept = self.journal.append(&cut.frame, digest, message, closed, running);
         let outgoing = kept.map_err(|e| e.to_string())?;
@@ -265,25 +266,25 @@ impl Keeper {
         tracing::debug!(frame, samples = cut.frame.sample_count(), "frame stored");
         if cut.withdrawn {
             let running = cut.running.as_ref().map(|roast| &roast.session);
-            self.heard(self.journal.abandon_roasts(running));
+            self.ok_or_log(self.journal.abandon_roasts(running));
         }
         if cut.closed.is_some() {
             let signed = self.sign_receipts();
-            self.heard(signed);
-            self.tell_of_key();
+            self.ok_or_log(signed);
+            self.report_key_state();
         }
         Ok(outgoing)
     }
 
     /// Signs stored frames and receipts that have no signature yet, oldest frames first, for a
     /// bounded time. Receipts come after frames, because a receipt is about frames.
-    fn catch_up(&mut self) -> Result<(), JournalError> {
+    fn sign_pending(&mut self) -> Result<(), JournalError> {
         let began = self.clock.mono_ms();
-        let waiting = self.journal.unsigned_frames(CATCH_UP_MAX)?;
+        let waiting = self.journal.unsigned_frames(SIGN_PENDING_MAX)?;
         let mut signed = Vec::new();
         for frame in &waiting {
             let now = self.clock.mono_ms();
-            if now.saturating_sub(began) > CATCH_UP_MS_MAX {
+            if now.saturating_sub(began) > SIGN_PENDING_MS_MAX {
                 break;
             }
             match self.signing.sign(CONTENT_FRAME, frame.text.clone(), now) {
@@ -291,7 +292,7 @@ impl Keeper {
                 None => break,
             }
         }
-        self.journal.frames_signed(&signed)?;
+        self.journal.store_signed_frames(&signed)?;
         if !signed.is_empty()
             && let Some(newest) = self.journal.newest_unsent()?
         {
@@ -299,7 +300,7 @@ impl Keeper {
             // knows that it did not receive some frames, and reads them from the journal.
             let _ = self.live.try_send(newest);
         }
-        if signed.len() == waiting.len() && waiting.len() < CATCH_UP_MAX {
+        if signed.len() == waiting.len() && waiting.len() < SIGN_PENDING_MAX {
             self.sign_receipts()?;
         }
         Ok(())
@@ -313,14 +314,14 @@ impl Keeper {
             let Some(message) = self.signing.sign(CONTENT_RECEIPT, receipt.text, now) else {
                 break;
             };
-            self.journal.receipt_signed(&receipt.key, &message)?;
+            self.journal.store_signed_receipt(&receipt.key, &message)?;
             tracing::info!(session = receipt.key, "roast closed, receipt signed");
         }
         Ok(())
     }
 
     /// Publishes whether the key works in the agent's state, and logs each change.
-    fn tell_of_key(&self) {
+    fn report_key_state(&self) {
         let problem = self.signing.problem();
         self.board.update(|state| {
             if state.key_error.as_deref() != problem {
@@ -336,10 +337,10 @@ impl Keeper {
 
     /// Applies an acknowledgement from the cloud. Starts a new chain if the cloud has other content
     /// under this chain's numbers.
-    fn apply(&mut self, ack: &Ack) {
-        let applied = self.journal.apply(ack);
-        self.heard(applied);
-        self.look_after();
+    fn apply_ack(&mut self, ack: &Ack) {
+        let applied = self.journal.apply_ack(ack);
+        self.ok_or_log(applied);
+        self.maintain();
         for refused in &ack.refused {
             metrics::counter!("simcorp_edge_frames_refused_total", "reason" => refused.reason.as_str())
                 .increment(1);
@@ -361,7 +362,7 @@ impl Keeper {
                         .journal
                         .start_chain(chain, self.recorder.origin())
                         .and_then(|()| self.journal.abandon_roasts(None));
-                    self.heard(started);
+                    self.ok_or_log(started);
                 }
                 Err(error) => tracing::error!(%error, "cannot start a new chain"),
             }
@@ -370,21 +371,21 @@ impl Keeper {
 
     /// Signs what is still unsigned, enforces the quota and updates the totals, at most once in
     /// each [`LOOK_AFTER_EVERY_MS`].
-    fn look_after(&mut self) {
+    fn maintain(&mut self) {
         let now = self.clock.mono_ms();
-        if now.saturating_sub(self.looked_ms) < LOOK_AFTER_EVERY_MS {
+        if now.saturating_sub(self.last_maintenance_ms) < MAINTENANCE_INTERVAL_MS {
             return;
         }
-        if !self.signing.rests(now) {
-            let caught_up = self.catch_up();
-            self.heard(caught_up);
-            self.tell_of_key();
+        if !self.signing.is_backing_off(now) {
+            let caught_up = self.sign_pending();
+            self.ok_or_log(caught_up);
+            self.report_key_state();
         }
         // Taken after the signing, so that a slow PKCS#11 token leaves most of each second to
         // samples.
-        self.looked_ms = self.clock.mono_ms();
-        let freed = self.journal.keep_quota();
-        if let Some(lost) = self.heard(freed)
+        self.last_maintenance_ms = self.clock.mono_ms();
+        let freed = self.journal.enforce_quota();
+        if let Some(lost) = self.ok_or_log(freed)
             && lost > 0
         {
             metrics::counter!("simcorp_edge_frames_lost_total").increment(lost);
@@ -392,7 +393,7 @@ impl Keeper {
             self.board.update(|state| state.frames_lost += lost);
         }
         let totals = self.journal.totals();
-        if let Some(totals) = self.heard(totals) {
+        if let Some(totals) = self.ok_or_log(totals) {
             {
                 metrics::gauge!("simcorp_edge_unsent_frames").set(totals.unsent_frames as f64);
                 metrics::gauge!("simcorp_edge_journal_bytes").set(totals.bytes as f64);
@@ -402,13 +403,13 @@ impl Keeper {
     }
 
     /// Returns the value; reports an error and returns `None` instead if there is one.
-    fn heard<T>(&self, result: Result<T, JournalError>) -> Option<T> {
-        result.map_err(|error| self.complain(&error.to_string())).ok()
+    fn ok_or_log<T>(&self, result: Result<T, JournalError>) -> Option<T> {
+        result.map_err(|error| self.report_error(&error.to_string())).ok()
     }
 
     /// Counts a journal error and publishes it in the agent's state. Logs it only if it differs
     /// from the last one.
-    fn complain(&self, problem: &str) {
+    fn report_error(&self, problem: &str) {
         metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
         self.board.update(|state| {
             if state.journal_error.as_deref() != Some(problem) {

@@ -15,37 +15,37 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
 use crate::clock::Clock;
-use crate::identity::write_whole;
+use crate::identity::write_atomically;
 
 /// 2026-11-22, the date of the source: the agent cannot run before it was written.
-const WRITTEN: EpochMs = EpochMs(1_795_305_600_000);
+const EARLIEST: EpochMs = EpochMs(1_795_305_600_000);
 /// The latest date accepted. A file with a later date is damaged; if it were accepted, every
 /// certificate would count as expired for ever.
-const LATEST: EpochMs = EpochMs(WRITTEN.0 + 30 * 365 * 86_400_000);
+const LATEST: EpochMs = EpochMs(EARLIEST.0 + 30 * 365 * 86_400_000);
 const FILE: &str = "known-time";
 
 /// The date that expiry dates are compared with.
 #[derive(Clone)]
-pub struct KnownTime {
+pub struct TrustedClock {
     clock: Clock,
     /// A lower bound of the date, and the monotonic time in ms at which it was set.
-    known: Arc<Mutex<(EpochMs, u64)>>,
+    floor: Arc<Mutex<(EpochMs, u64)>>,
     /// The last time that the fleet sent in this run, and the monotonic time in ms of its arrival.
-    told: Arc<Mutex<Option<(EpochMs, u64)>>>,
+    fleet_time: Arc<Mutex<Option<(EpochMs, u64)>>>,
     file: PathBuf,
 }
 
-impl KnownTime {
+impl TrustedClock {
     /// Opens the date stored by the last run, beside the wall clock. A missing or damaged file
     /// counts as the date of this program.
     #[must_use]
     pub fn open(folder: &Path, clock: Clock) -> Self {
         let file = folder.join(FILE);
         let kept = std::fs::read_to_string(&file).ok();
-        let kept = kept.and_then(|text| text.trim().parse().ok()).map_or(WRITTEN, EpochMs);
-        let known = if kept.0 > LATEST.0 { WRITTEN } else { kept.max(WRITTEN) };
-        let known = Arc::new(Mutex::new((known, clock.mono_ms())));
-        Self { clock, known, told: Arc::default(), file }
+        let kept = kept.and_then(|text| text.trim().parse().ok()).map_or(EARLIEST, EpochMs);
+        let known = if kept.0 > LATEST.0 { EARLIEST } else { kept.max(EARLIEST) };
+        let floor = Arc::new(Mutex::new((known, clock.mono_ms())));
+        Self { clock, floor, fleet_time: Arc::default(), file }
     }
 
     /// Returns the later of the wall clock and the lower bound.
@@ -57,49 +57,49 @@ impl KnownTime {
     /// Returns the fleet's time if it was received in this run; otherwise [`KnownTime::now`]. A
     /// wall clock that is far ahead must not cause one renewal after another.
     #[must_use]
-    pub fn by_the_fleet(&self) -> EpochMs {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.map_or_else(|| self.now(), |(at, mono_ms)| self.since(at, mono_ms))
+    pub fn fleet_time(&self) -> EpochMs {
+        let told = *self.fleet_time.lock().unwrap_or_else(PoisonError::into_inner);
+        told.map_or_else(|| self.now(), |(at, mono_ms)| self.advanced(at, mono_ms))
     }
 
     /// Records the time that the fleet has sent.
-    pub fn tell(&self, at: EpochMs) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
+    pub fn set_fleet_time(&self, at: EpochMs) {
+        *self.fleet_time.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((at, self.clock.mono_ms()));
-        self.at_least(at);
+        self.raise_floor(at);
     }
 
-    fn since(&self, at: EpochMs, mono_ms: u64) -> EpochMs {
+    fn advanced(&self, at: EpochMs, mono_ms: u64) -> EpochMs {
         let since = self.clock.mono_ms().saturating_sub(mono_ms);
-        at.plus(i64::try_from(since).unwrap_or(0))
+        at.plus_ms(i64::try_from(since).unwrap_or(0))
     }
 
     fn floor(&self) -> EpochMs {
-        let (at, mono_ms) = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        self.since(at, mono_ms)
+        let (at, mono_ms) = *self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        self.advanced(at, mono_ms)
     }
 
     /// Raises the lower bound to `at`, which comes from a trusted source, and stores it. A date
     /// after [`LATEST`] is ignored.
-    pub fn at_least(&self, at: EpochMs) {
+    pub fn raise_floor(&self, at: EpochMs) {
         if at.0 > LATEST.0 {
             return;
         }
         if at > self.floor() {
-            *self.known.lock().unwrap_or_else(PoisonError::into_inner) = (at, self.clock.mono_ms());
+            *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = (at, self.clock.mono_ms());
         }
-        self.keep();
+        self.save();
     }
 
     /// Stores the lower bound for the next start.
-    pub fn keep(&self) {
-        if let Err(error) = write_whole(&self.file, self.floor().0.to_string().as_bytes()) {
+    pub fn save(&self) {
+        if let Err(error) = write_atomically(&self.file, self.floor().0.to_string().as_bytes()) {
             tracing::debug!(%error, "the date could not be stored for the next start");
         }
     }
 }
 
-impl std::fmt::Debug for KnownTime {
+impl std::fmt::Debug for TrustedClock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "KnownTime({})", self.now())
     }
@@ -107,7 +107,7 @@ impl std::fmt::Debug for KnownTime {
 
 /// The time that TLS uses: with a clock in 1970 no certificate is valid yet, and the time from the
 /// network needs connections that need a valid certificate themselves.
-impl TimeProvider for KnownTime {
+impl TimeProvider for TrustedClock {
     fn current_time(&self) -> Option<UnixTime> {
         let since = u64::try_from(self.now().0).ok()?;
         Some(UnixTime::since_unix_epoch(std::time::Duration::from_millis(since)))
@@ -122,25 +122,25 @@ mod tests {
     fn what_was_known_once_is_never_unknown_again() {
         let folder = tempfile::tempdir().unwrap();
         let long_ago = Clock::at(EpochMs(86_400_000));
-        let time = KnownTime::open(folder.path(), long_ago);
-        assert!(time.now() >= WRITTEN, "a clock that says 1970");
-        let told = WRITTEN.plus(40 * 86_400_000);
-        time.at_least(told);
-        time.at_least(told.plus(-86_400_000));
+        let time = TrustedClock::open(folder.path(), long_ago);
+        assert!(time.now() >= EARLIEST, "a clock that says 1970");
+        let told = EARLIEST.plus_ms(40 * 86_400_000);
+        time.raise_floor(told);
+        time.raise_floor(told.plus_ms(-86_400_000));
         assert!(time.now() >= told);
         // The next start, after the clock was set back.
-        let again = KnownTime::open(folder.path(), Clock::at(WRITTEN));
+        let again = TrustedClock::open(folder.path(), Clock::at(EARLIEST));
         assert!(again.now() >= told);
         // A clock that is ahead counts while the agent runs, and is not stored.
-        let ahead = KnownTime::open(folder.path(), Clock::at(told.plus(86_400_000)));
-        assert!(ahead.now() >= told.plus(86_400_000));
-        ahead.keep();
-        let back = KnownTime::open(folder.path(), Clock::at(WRITTEN));
-        assert!(back.now() < told.plus(86_400_000));
+        let ahead = TrustedClock::open(folder.path(), Clock::at(told.plus_ms(86_400_000)));
+        assert!(ahead.now() >= told.plus_ms(86_400_000));
+        ahead.save();
+        let back = TrustedClock::open(folder.path(), Clock::at(EARLIEST));
+        assert!(back.now() < told.plus_ms(86_400_000));
         // A damaged file does not make all certificates expire.
         std::fs::write(folder.path().join(FILE), "9223372036854775807").unwrap();
-        assert!(KnownTime::open(folder.path(), long_ago).now() < LATEST);
-        again.at_least(EpochMs(i64::MAX));
+        assert!(TrustedClock::open(folder.path(), long_ago).now() < LATEST);
+        again.raise_floor(EpochMs(i64::MAX));
         assert!(again.now() < LATEST);
     }
 }

@@ -6,18 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::{Channel, EventKind};
-use roast::forecast::Outlook;
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use crate::journal::Totals;
+use crate::journal::JournalTotals;
 
 /// Twenty minutes at 10 Hz.
 const POINTS_MAX: usize = 12_000;
 
 /// One sample, or one event, as the local page draws it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Point {
+pub struct ChartPoint {
     /// Unix time, ms.
     pub t: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +31,7 @@ pub struct Point {
 
 /// The newest sample, with all its channels that have a value.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Newest {
+pub struct NewestSample {
     /// When it was added, in ms since the agent started.
     pub mono_ms: u64,
     pub values: Vec<(Channel, f64)>,
@@ -41,18 +40,18 @@ pub struct Newest {
 /// The forecast for the running roast, rounded for people.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Ahead {
+pub struct ForecastSummary {
     /// The bean temperature expected in one minute, in °C.
     pub bt_c: f64,
     /// Half the width of the 90 % interval around `bt_c`, in °C: `bt_c` ± this.
     pub bt_half_c: f64,
-    pub expected: Vec<Expected>,
+    pub expected: Vec<ExpectedEvent>,
 }
 
 /// When an event is expected, in seconds from now, with the 90 % interval `from_s` to `to_s`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Expected {
+pub struct ExpectedEvent {
     #[serde(rename = "type")]
     pub kind: EventKind,
     pub in_s: i64,
@@ -60,12 +59,12 @@ pub struct Expected {
     pub to_s: i64,
 }
 
-impl Ahead {
+impl ForecastSummary {
     /// Converts a forecast: times become relative to now, temperatures are rounded to tenths.
-    pub fn of(outlook: &Outlook) -> Self {
+    pub fn from_outlook(outlook: &roast::forecast::Forecast) -> Self {
         let tenths = |c: f64| (c * 10.0).round() / 10.0;
         let seconds = |ms: i64| (ms - outlook.t_ms) / 1000;
-        let expected = outlook.expected.iter().map(|e| Expected {
+        let expected = outlook.expected.iter().map(|e| ExpectedEvent {
             kind: e.kind,
             in_s: seconds(e.at_ms),
             from_s: seconds(e.from_ms),
@@ -82,7 +81,7 @@ impl Ahead {
 /// The state of machine, disk, key and cloud, for `/status`, `/metrics` and the local page.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct State {
+pub struct AgentStatus {
     pub machine: String,
     pub driver_error: Option<String>,
     pub journal_error: Option<String>,
@@ -96,19 +95,19 @@ pub struct State {
     pub uplink_error: Option<String>,
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
-    pub ahead: Option<Ahead>,
+    pub ahead: Option<ForecastSummary>,
     /// The newest NOTE event: for example a gap, or a control that was moved.
-    pub noted: Option<Noted>,
+    pub noted: Option<LastNote>,
     pub last_sample_ms: Option<i64>,
     pub samples: u64,
     pub samples_dropped: u64,
     pub frames_lost: u64,
-    pub journal: Totals,
+    pub journal: JournalTotals,
 }
 
 /// A note that the local page shows next to the curve.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Noted {
+pub struct LastNote {
     /// Unix time, ms.
     pub t: i64,
     pub text: String,
@@ -116,87 +115,87 @@ pub struct Noted {
 
 /// A thread that the watchdog supervises: it must send heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum WatchedThread {
     Sampler,
-    Keeper,
+    JournalWriter,
 }
 
 /// The agent's shared state. Clones share the same content.
 #[derive(Clone)]
-pub struct Board {
-    state: Arc<Mutex<State>>,
-    points: Arc<Mutex<VecDeque<Point>>>,
-    live: broadcast::Sender<Point>,
-    newest: Arc<Mutex<Option<Newest>>>,
+pub struct AgentState {
+    state: Arc<Mutex<AgentStatus>>,
+    points: Arc<Mutex<VecDeque<ChartPoint>>>,
+    live: broadcast::Sender<ChartPoint>,
+    newest: Arc<Mutex<Option<NewestSample>>>,
     /// The last heartbeat of each [`Part`], in ms since the agent started.
-    beats: Arc<[AtomicU64; 2]>,
+    heartbeats: Arc<[AtomicU64; 2]>,
 }
 
-impl Board {
+impl AgentState {
     #[must_use]
     pub fn new(machine: String) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State { machine, ..State::default() })),
+            state: Arc::new(Mutex::new(AgentStatus { machine, ..AgentStatus::default() })),
             points: Arc::default(),
             live: broadcast::channel(256).0,
             newest: Arc::default(),
-            beats: Arc::default(),
+            heartbeats: Arc::default(),
         }
     }
 
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn status(&self) -> AgentStatus {
         self.lock().clone()
     }
 
-    pub fn update(&self, change: impl FnOnce(&mut State)) {
+    pub fn update(&self, change: impl FnOnce(&mut AgentStatus)) {
         change(&mut self.lock());
     }
 
     /// Records a heartbeat of a thread.
-    pub fn beat(&self, part: Part, mono_ms: u64) {
-        self.beats[part as usize].store(mono_ms, Ordering::Relaxed);
+    pub fn heartbeat(&self, part: WatchedThread, mono_ms: u64) {
+        self.heartbeats[part as usize].store(mono_ms, Ordering::Relaxed);
     }
 
     /// Returns a thread's last heartbeat, in ms since the agent started; 0 if it has sent none.
     #[must_use]
-    pub fn beat_of(&self, part: Part) -> u64 {
-        self.beats[part as usize].load(Ordering::Relaxed)
+    pub fn last_heartbeat_ms(&self, part: WatchedThread) -> u64 {
+        self.heartbeats[part as usize].load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, AgentStatus> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the newest sample, however old it is; its `mono_ms` tells the age.
     #[must_use]
-    pub fn newest(&self) -> Option<Newest> {
+    pub fn newest(&self) -> Option<NewestSample> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Adds a frame's samples and events to what the local page draws. `mono_ms` is now, in ms
     /// since the agent started.
-    pub fn add(&self, frame: &contract::Frame, mono_ms: u64) {
+    pub fn add_frame(&self, frame: &contract::Frame, mono_ms: u64) {
         if let Some(last) = frame.sample_count().checked_sub(1) {
             let value = |column: &contract::Column| {
                 Some((column.channel.clone(), column.values.get(last).copied().flatten()?))
             };
             let values = frame.columns.iter().filter_map(value).collect();
             *self.newest.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Newest { mono_ms, values });
+                Some(NewestSample { mono_ms, values });
         }
         // A NOTE is text; the page does not draw it as a line across the chart.
         let marks = || frame.events.iter().filter(|event| event.kind != EventKind::Note);
         if let Some(note) = frame.events.iter().rfind(|event| event.kind == EventKind::Note) {
             let text = note.note.clone().unwrap_or_default();
-            self.update(|state| state.noted = Some(Noted { t: note.at.0, text }));
+            self.update(|state| state.noted = Some(LastNote { t: note.at.0, text }));
         }
         let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
         #[allow(clippy::cast_possible_truncation)] // for a chart
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
         for i in 0..frame.sample_count() {
             let seq = frame.first_seq + i as u64;
-            let point = Point {
+            let point = ChartPoint {
                 t: frame.wall_at(i).0,
                 bt: value(&Channel::Bt, i),
                 et: value(&Channel::Et, i),
@@ -215,7 +214,7 @@ impl Board {
         let held = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
         for event in marks().filter(|event| !held.contains(&event.seq)) {
             let mark = Some(event.kind);
-            let point = Point { t: event.at.0, bt: None, et: None, ror: None, mark };
+            let point = ChartPoint { t: event.at.0, bt: None, et: None, ror: None, mark };
             if points.len() >= POINTS_MAX {
                 points.pop_front();
             }
@@ -226,13 +225,13 @@ impl Board {
 
     /// Returns the newest points, oldest first.
     #[must_use]
-    pub fn points(&self) -> Vec<Point> {
+    pub fn points(&self) -> Vec<ChartPoint> {
         self.points.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
     /// Subscribes to the points that are added from now on.
     #[must_use]
-    pub fn watch(&self) -> broadcast::Receiver<Point> {
+    pub fn subscribe(&self) -> broadcast::Receiver<ChartPoint> {
         self.live.subscribe()
     }
 }

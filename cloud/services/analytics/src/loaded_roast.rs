@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use contract::annotations::{EventOverride, SessionMeta};
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::profile::RoastProfile;
 use contract::session::RoastSession;
-use contract::written::{EventOverride, SessionMeta};
 use contract::{EpochMs, EventKind, OrgId};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
-use roast::prediction::{Aims, predict};
+use roast::prediction::{ProfileTargets, predict};
 use roast::recording::Recording;
 use roast::sample::Sample;
 use serde_json::{Map, Value, json};
@@ -24,18 +24,18 @@ const TURNED_WITHIN_S: f64 = 240.0;
 const LARGE_DELTA_S: f64 = 30.0;
 
 /// A roast: the measurements, the events, and what people added (metadata and overrides).
-pub struct Roasted {
+pub struct LoadedRoast {
     pub session: RoastSession,
     pub meta: SessionMeta,
     pub overrides: Vec<EventOverride>,
     pub recording: Recording,
     /// Whether ingestion returned all points that the session's summary counts.
-    pub whole: bool,
+    pub all_points_loaded: bool,
     /// The time of each kind of event without the overrides, s since the session began.
     inferred: BTreeMap<EventKind, f64>,
 }
 
-impl Roasted {
+impl LoadedRoast {
     /// Reads a roast. Returns `None` if there is no session with this id.
     ///
     /// # Errors
@@ -93,12 +93,12 @@ impl Roasted {
             weight_in_g: meta.weight_in_g,
             weight_out_g: meta.weight_out_g,
             ambient_c: meta.ambient_temp_c,
-            samples: points.iter().map(Sample::of).collect(),
+            samples: points.iter().map(Sample::from_point).collect(),
             ..Recording::default()
         };
         recording.samples.dedup_by_key(|sample| sample.t_ms);
         let mut inferred = BTreeMap::new();
-        let mut told: Vec<_> = events.iter().filter_map(mark).collect();
+        let mut told: Vec<_> = events.iter().filter_map(event_rank_and_time).collect();
         // Order of precedence: a person, the machine, a recording, then all other sources. Of two
         // events of the same rank, the first counts.
         told.sort_by_key(|(_, rank, _)| *rank);
@@ -110,10 +110,13 @@ impl Roasted {
         if let Some(seconds) = session.summary.drop_seconds {
             inferred.entry(EventKind::Drop).or_insert(seconds);
         }
-        if let Some(turned) = lowest(&recording.samples, inferred.get(&EventKind::Drop).copied()) {
+        if let Some(turned) =
+            turning_point_s(&recording.samples, inferred.get(&EventKind::Drop).copied())
+        {
             inferred.entry(EventKind::Tp).or_insert(turned);
         }
-        let mut roasted = Self { session, meta, overrides, recording, whole, inferred };
+        let mut roasted =
+            Self { session, meta, overrides, recording, all_points_loaded: whole, inferred };
         roasted.mark();
         roasted
     }
@@ -132,7 +135,7 @@ impl Roasted {
             }
         }
         if self.seconds(EventKind::DryEnd).is_none()
-            && let Some(at) = self.dried()
+            && let Some(at) = self.dry_end_index()
         {
             self.recording.marks.push((EventKind::DryEnd, at));
         }
@@ -140,7 +143,7 @@ impl Roasted {
     }
 
     /// Returns the index of the first sample after the turning point with at least [`DRY_C`].
-    fn dried(&self) -> Option<usize> {
+    fn dry_end_index(&self) -> Option<usize> {
         let turned = self.recording.mark_ms(EventKind::Tp)?;
         let warm = |s: &Sample| s.t_ms >= turned && s.bt_c.is_some_and(|bt| bt >= DRY_C);
         self.recording.samples.iter().position(warm)
@@ -159,10 +162,10 @@ impl Roasted {
     }
 
     /// Returns the prediction as JSON in the format of `RoastPrediction`.
-    pub fn predicted(&self, profile: Option<&RoastProfile>, at: EpochMs) -> Value {
+    pub fn to_prediction_json(&self, profile: Option<&RoastProfile>, at: EpochMs) -> Value {
         let aims = profile.map(|profile| {
             let targets = &profile.body.targets;
-            Aims {
+            ProfileTargets {
                 first_crack_c: targets.first_crack_temp_c,
                 drop_c: targets.drop_temp_c,
                 first_crack_s: targets.target_time_to_fc_seconds,
@@ -206,7 +209,7 @@ impl Roasted {
 
     /// Returns the analysis as JSON in the format of `RoastAnalysis`. A roast without measurements
     /// yet has empty phases.
-    pub fn told(&self, computed_at: EpochMs) -> Value {
+    pub fn to_analysis_json(&self, computed_at: EpochMs) -> Value {
         let analysis = self.analysis().unwrap_or_default();
         let mut body = match serde_json::to_value(&analysis) {
             Ok(Value::Object(map)) => map,
@@ -256,7 +259,7 @@ impl Roasted {
 /// Returns an event's kind, the rank of its source (a lower rank takes precedence) and its time, s.
 /// Kinds of events that upstream Sim-Corp does not have arrive as notes whose payload has the kind
 /// in `mark`.
-fn mark(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
+fn event_rank_and_time(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
     let word = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
     let kind = word("mark").and_then(EventKind::parse).unwrap_or(event.kind);
     let rank = match word("source") {
@@ -272,7 +275,7 @@ fn mark(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
 /// of the roast. If several readings are equally low, it is the middle between the first and the
 /// last of them. Returns `None` if the first or the last reading of that period is among the
 /// lowest: a curve that only rises, or only falls, has no turning point.
-fn lowest(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
+fn turning_point_s(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
     let until = dropped.map_or(TURNED_WITHIN_S, |s| (s / 2.0).min(TURNED_WITHIN_S));
     let early = |s: &&Sample| s.t_ms as f64 <= until * 1000.0;
     let read: Vec<(i64, f64)> =

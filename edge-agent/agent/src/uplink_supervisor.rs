@@ -7,16 +7,16 @@ use rumqttc::MqttOptions;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
+use crate::agent_state::AgentState;
+use crate::broker_endpoint::BrokerEndpoint;
 use crate::config::EdgeConfig;
 use crate::identity::Identity;
-use crate::journal::Outgoing;
-use crate::keeper::Job;
-use crate::route::Route;
+use crate::journal::OutgoingFrame;
+use crate::journal_writer::JournalCommand;
 use crate::uplink;
 
 /// What the uplink needs: the configuration, the identity, and the machines to send for.
-pub struct Link {
+pub struct UplinkSupervisor {
     pub config: EdgeConfig,
     pub identity: Option<Identity>,
     pub key_id: KeyId,
@@ -24,20 +24,20 @@ pub struct Link {
     pub origins: Vec<Origin>,
 }
 
-impl Link {
+impl UplinkSupervisor {
     /// Runs the uplink until `stop`, and restarts it when the fleet service names another broker.
     /// If the uplink cannot be set up, no sample is lost: all are stored.
-    pub async fn keep(
+    pub async fn run(
         self,
-        jobs: SyncSender<Job>,
-        mut live: mpsc::Receiver<Outgoing>,
-        board: Board,
+        jobs: SyncSender<JournalCommand>,
+        mut live: mpsc::Receiver<OutgoingFrame>,
+        board: AgentState,
         stop: CancellationToken,
     ) {
         while !stop.is_cancelled() {
             let moved = async {
                 match &self.identity {
-                    Some(identity) => identity.moved().await,
+                    Some(identity) => identity.broker_changed().await,
                     None => std::future::pending().await,
                 }
             };
@@ -74,9 +74,9 @@ impl Link {
     fn options(&self) -> anyhow::Result<Option<MqttOptions>> {
         let config = &self.config;
         if let Some(identity) = &self.identity
-            && let Some(route) = Route::of(config, &identity.enrolled())?
+            && let Some(route) = BrokerEndpoint::resolve(config, &identity.enrolled())?
         {
-            let tls = identity.tls(&route.authority)?;
+            let tls = identity.client_config(&route.authority)?;
             return Ok(Some(route.options(tls, "")?));
         }
         if !config.uplink.is_configured() {
@@ -84,6 +84,6 @@ impl Link {
         }
         let (org, machine) = (&config.identity.org, &config.machine.id);
         let client = format!("simcorp-edge-{org}-{}-{machine}", self.key_id);
-        Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::BOUNDS)?))
+        Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::MQTT_BOUNDS)?))
     }
 }

@@ -6,8 +6,8 @@
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
-use super::{Inference, Method, Point, Roast};
-use crate::learn::Learned;
+use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::MachineModel;
 
 /// The curve has turned once it has risen by this much…
 const RISEN_C: f64 = 1.0;
@@ -16,18 +16,18 @@ const AFTER_S: f64 = 15.0;
 
 /// The lowest readings so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub(super) struct Turning {
-    low: Option<Point>,
+pub(super) struct TurningPoint {
+    low: Option<BtPoint>,
     /// The newest reading as low.
     until_ms: i64,
-    sure: Option<Point>,
+    sure: Option<BtPoint>,
     told: u32,
 }
 
-impl Turning {
+impl TurningPoint {
     /// Returns a turning point that happened before tracking started.
     pub(super) const fn known(t_ms: i64) -> Self {
-        let point = Point { t_ms, bt_c: f64::MIN };
+        let point = BtPoint { t_ms, bt_c: f64::MIN };
         Self { low: Some(point), until_ms: t_ms, sure: Some(point), told: 1 }
     }
 
@@ -36,9 +36,13 @@ impl Turning {
     }
 }
 
-impl Roast {
+impl RoastInProgress {
     /// Follows the lowest reading; returns the turning point when it is new or lower.
-    pub(super) fn turn(&mut self, now: Point, learned: &Learned) -> Option<Inference> {
+    pub(super) fn detect_turning_point(
+        &mut self,
+        now: BtPoint,
+        learned: &MachineModel,
+    ) -> Option<DetectedMark> {
         // Past drying no lower reading is the turning point's.
         if self.mark(EventKind::DryEnd).is_some()
             || self.seconds(now.t_ms) > 400.0 && self.turning.is_sure()
@@ -69,9 +73,9 @@ impl Roast {
         turning.told += 1;
         let middle = (turning.until_ms - low.t_ms) / 2;
         let curve_ms = low.t_ms + middle;
-        let at_ms = curve_ms + learned.tp_offset.ms();
+        let at_ms = curve_ms + learned.tp_offset.correction_ms();
         let half = (turning.until_ms - low.t_ms).max(8_000);
-        let mark = Inference {
+        let mark = DetectedMark {
             kind: EventKind::Tp,
             at_ms,
             from_ms: at_ms - half,
@@ -83,7 +87,7 @@ impl Roast {
             revision,
             curve_ms,
         };
-        self.put(mark);
+        self.replace_mark(mark);
         Some(mark)
     }
 }

@@ -16,4 +16,5 @@ mod fleet;
 mod ingestion;
 mod kernel;
 mod platform;
+mod repository;
 mod support;

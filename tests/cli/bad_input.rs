@@ -196,7 +196,11 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
     assert_eq!(ready.status().as_u16(), 503);
     assert!(ready.text().await?.contains("disk is full"));
     assert!(process.is_running());
-    let said = process.log().lines().filter(|l| l.contains("does not take")).count();
+    let said = process
+        .log()
+        .lines()
+        .filter(|l| l.contains("the journal cannot be read or written"))
+        .count();
     assert_eq!(said, 1, "said once: {}", process.log());
     Ok(())
 }

@@ -49,11 +49,11 @@ async fn an_operator_sees_and_decides_from_the_command_line() -> anyhow::Result<
     operate(&["user", "reset", "eve"])?;
     assert!(operate(&["user", "reset", "eve"]).is_err());
     assert!(operate(&["user", "grant", "ada", "--role", "king"]).is_err());
-    let token = operate(&["token", "create", "--name", "x", "--org", "org"])?;
+    let token = operate(&["api-key", "create", "--name", "x", "--org", "org"])?;
     assert!(token.starts_with("sck_"));
-    let keys = operate(&["token", "list", "--org", "org", "--output", "json"])?;
+    let keys = operate(&["api-key", "list", "--org", "org", "--output", "json"])?;
     assert!(keys.contains("\"name\":\"x\"") && !keys.contains(token.trim()), "{keys}");
-    assert!(operate(&["token", "create", "--name", "x"]).is_err(), "for whom?");
+    assert!(operate(&["api-key", "create", "--name", "x"]).is_err(), "for whom?");
 
     // The schema, and the configuration.
     assert_eq!(operate(&["migrate", "plan"])?, "", "nothing is left to do");

@@ -175,7 +175,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     let refused = thief.enroll(&token).unwrap_err().to_string();
     assert!(refused.contains("was used by another gateway"), "{refused}");
     let forged = token.replace('.', "x");
-    assert!(thief.enroll(&forged).unwrap_err().to_string().contains("no enrolment token"));
+    assert!(thief.enroll(&forged).unwrap_err().to_string().contains("not an enrolment token"));
     // An enrolment token names its authority: the secret is not sent to any other.
     let mut parts: Vec<&str> = token.split('.').collect();
     parts[2] = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -321,7 +321,7 @@ async fn a_new_key_takes_over_and_what_the_old_one_signed_still_counts() -> anyh
     gateway.agent.process.stop(Duration::from_secs(10)).await?;
     gateway.new_key("second").await?;
     let plain = cloud.token("gw-r-1", "r-1", &[]).unwrap_err().to_string();
-    assert!(plain.contains("say replaces"), "{plain}");
+    assert!(plain.contains("set replaces"), "{plain}");
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &["--replaces"])?)?;
     assert_ne!(gateway.certificate().public_key, old.public_key);
     cloud.broker.restart().await?;

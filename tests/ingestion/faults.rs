@@ -21,7 +21,7 @@ impl Dice {
 const BLOWS: usize = 14;
 
 #[tokio::test]
-async fn no_kept_sample_is_lost_or_doubled_whoever_is_killed() -> anyhow::Result<()> {
+async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result<()> {
     let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0x5eed_c0ff_ee01);
     println!("SEED={seed}");
     let mut dice = Dice(seed);

@@ -158,7 +158,7 @@ async fn a_frame_that_cannot_be_stored_is_refused_alone() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn the_references_publishers_are_read_nested_and_flat() -> anyhow::Result<()> {
+async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()> {
     let cloud = Cloud::with(&["ingestion.accept_unsigned=true"]).await?;
     let mut options = rumqttc::MqttOptions::new("reference", ("127.0.0.1", cloud.broker.port));
     options.set_keep_alive(5);

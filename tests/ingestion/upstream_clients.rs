@@ -62,7 +62,7 @@ fn no_nulls(value: &Value, but: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_roast_of_the_reference_is_read_as_its_clients_read_it() -> anyhow::Result<()> {
+async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     let stack = Stack::start(&[], &["ingestion.accept_unsigned=true".to_owned()]).await?;
     // Streams flush before anything happened, and use upstream's names.
     let stream = stack.url("ingestion", "/stream/telemetry?machineId=m-1");
@@ -182,7 +182,7 @@ async fn is_null_where_its_end_will_be(stack: &Stack, bus: &AsyncClient) -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_queue_answers_as_the_reference_s_workers_expect() -> anyhow::Result<()> {
+async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
     let stack = Stack::start(&["kernel"], &["broker.embedded=false".to_owned()]).await?;
     let claim = json!({"agentName": "roast-report-agent", "goals": ["generate-roast-report"]});
     let idle = client().post(stack.url("kernel", "/missions/claim")).json(&claim).send().await?;

@@ -442,7 +442,7 @@ fn sent(method: &Method, path: &str) -> Option<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_sees_another_organisation_s() -> anyhow::Result<()> {
+async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
     let issuer = Issuer::start().await?;
     let cloud = Cloud::start(&issuer).await?;
     let (ada, eve) = (issuer.token("acme", "admin")?, issuer.token("evil", "admin")?);

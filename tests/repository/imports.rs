@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use serde_json::Value;
-use testbed::workspace;
+use testbed::workspace_root;
 
 /// Crates that do input or output, or read a clock.
 const IO: [&str; 7] = ["tokio", "axum", "reqwest", "sqlx", "rusqlite", "rumqttc", "rustix"];
@@ -12,7 +12,7 @@ const IO: [&str; 7] = ["tokio", "axum", "reqwest", "sqlx", "rusqlite", "rumqttc"
 /// The folder of each crate of the workspace, and what it depends on outside of tests.
 fn crates() -> BTreeMap<String, (String, Vec<String>)> {
     let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    command.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
+    command.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace_root());
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use testbed::workspace;
+use testbed::workspace_root;
 
 /// The files of the repository with this ending, relative to its root.
 fn files(ending: &str) -> Vec<PathBuf> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-co", "--exclude-standard", &format!("*{ending}")]);
-    let output = git.current_dir(workspace()).output().unwrap();
+    let output = git.current_dir(workspace_root()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let listed = String::from_utf8(output.stdout).unwrap();
-    listed.lines().map(PathBuf::from).filter(|file| workspace().join(file).is_file()).collect()
+    listed.lines().map(PathBuf::from).filter(|file| workspace_root().join(file).is_file()).collect()
 }
 
 /// The targets of Markdown's `[text](target)` in `text`, without those outside the repository.
@@ -24,7 +24,7 @@ fn targets(text: &str) -> Vec<&str> {
 
 fn is_there(from: &Path, target: &str) -> bool {
     let folder = from.parent().unwrap_or(Path::new(""));
-    target.is_empty() || workspace().join(folder).join(target).exists()
+    target.is_empty() || workspace_root().join(folder).join(target).exists()
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn links_between_documents_lead_somewhere() {
     let pages = files(".md");
     assert!(pages.len() > 30, "only {} pages", pages.len());
     for page in pages {
-        let text = std::fs::read_to_string(workspace().join(&page)).unwrap();
+        let text = std::fs::read_to_string(workspace_root().join(&page)).unwrap();
         // A fenced block shows code, and code may contain `](`.
         let prose: String = text.split("```").step_by(2).collect();
         for target in targets(&prose) {
@@ -49,7 +49,7 @@ fn links_between_documents_lead_somewhere() {
 fn documents_that_sources_name_exist() {
     let mut dead = Vec::new();
     for source in [".rs", ".toml", ".md", "Makefile"].iter().flat_map(|ending| files(ending)) {
-        let text = std::fs::read_to_string(workspace().join(&source)).unwrap();
+        let text = std::fs::read_to_string(workspace_root().join(&source)).unwrap();
         for (at, _) in text.match_indices("docs/") {
             let outside = text[..at].ends_with(['/', '-']);
             let path: String = text[at..]
@@ -57,7 +57,7 @@ fn documents_that_sources_name_exist() {
                 .take_while(|c| c.is_ascii_alphanumeric() || "/-_.".contains(*c))
                 .collect();
             let page = path.trim_end_matches('.');
-            if !outside && page.ends_with(".md") && !workspace().join(page).is_file() {
+            if !outside && page.ends_with(".md") && !workspace_root().join(page).is_file() {
                 dead.push(format!("{}: {page}", source.display()));
             }
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use contract::mission::MissionStatus;
 use contract::{EpochMs, OrgId};
-use database::{DatabaseConfig, Store};
+use database::{Database, DatabaseConfig};
 use kernel::KernelStore;
 use kernel::store::{MissionFilter, Transition};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         pool_max: options.workers,
         ..DatabaseConfig::default()
     };
-    let database = Store::open(&config).await?;
+    let database = Database::open(&config).await?;
     database.migrate_up().await?;
     fill(&cluster, options)?;
     let store = Arc::new(KernelStore::new(database));

@@ -1,10 +1,10 @@
-//! `simcorp token`: manages API keys directly in the database. The first keys must be created here,
+//! `simcorp api-key`: manages API keys directly in the database. The first keys must be created here,
 //! since the API itself requires authentication.
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, OrgId};
-use database::Store;
+use database::Database;
 use kernel::KernelStore;
 use kernel::people::keys::{ApiKey, ApiKeyToken};
 use service::auth::Role;
@@ -46,7 +46,7 @@ pub async fn run(
     output: Output,
 ) -> anyhow::Result<()> {
     serve::make_data_folder(config)?;
-    let database = Store::open(&config.database).await?;
+    let database = Database::open(&config.database).await?;
     serve::prepare_schema(config, &database).await?;
     let store = KernelStore::new(database);
     let operator =

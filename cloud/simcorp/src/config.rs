@@ -57,7 +57,7 @@ pub struct AuthConfig {
     pub dev_org: String,
     pub dev_user: String,
     /// The API key by which our own services authenticate to each other
-    /// (`simcorp token create --all-orgs`).
+    /// (`simcorp api-key create --all-orgs`).
     pub service_token: Secret,
     /// The base URL of the kernel, which resolves tokens to callers for the other services.
     pub kernel_url: String,

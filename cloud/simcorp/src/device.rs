@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId};
-use database::Store;
+use database::Database;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, RegisterOutcome};
 use fleet::store::ChangedBy;
@@ -139,7 +139,7 @@ struct LocalRegistry {
 impl LocalRegistry {
     async fn open(config: &CloudConfig, org: Option<String>) -> anyhow::Result<Self> {
         serve::make_data_folder(config)?;
-        let database = Store::open(&config.database).await?;
+        let database = Database::open(&config.database).await?;
         serve::prepare_schema(config, &database).await?;
         let org = match org {
             Some(org) => OrgId::new(org)?,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use database::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow};
 use database::sqlx::{self, AssertSqlSafe, PgPool, Row as _, SqlitePool};
-use database::{Pool, Store};
+use database::{Database, Pool};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -125,7 +125,7 @@ struct CopiedTable {
 /// Copies all tables from the file to the configured PostgreSQL database and verifies the copy.
 pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::Result<()> {
     ensure!(file.is_file(), "{} does not exist or is not a file", file.display());
-    let target = Store::open(&config.database).await?;
+    let target = Database::open(&config.database).await?;
     let Pool::Postgres(postgres) = target.pool() else {
         bail!("database.url is not a PostgreSQL database; set it to the target of the import");
     };
@@ -134,7 +134,7 @@ pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::R
     let mut from = config.database.clone();
     from.url = format!("sqlite:{}", file.display()).into();
     from.replica_url = service::secret::Secret::default();
-    let source = Store::open(&from).await?;
+    let source = Database::open(&from).await?;
     source.check_schema().await.context("migrate the SQLite database first")?;
     source.close().await;
     let options = SqliteConnectOptions::new().filename(file).read_only(true);
@@ -186,7 +186,7 @@ pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::R
 }
 
 /// Creates the weekly partitions for the frames to copy, at most ten years back.
-async fn make_partitions(target: &Store, sqlite: &SqlitePool) -> anyhow::Result<()> {
+async fn make_partitions(target: &Database, sqlite: &SqlitePool) -> anyhow::Result<()> {
     const WEEK_MS: i64 = 7 * 86_400_000;
     const WEEKS_MAX: i64 = 520;
     let first: Option<i64> =

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use database::Store;
+use database::Database;
 use service::config::{ConfigError, Sources};
 
 use crate::api_key::ApiKeyCommand;
@@ -80,9 +80,9 @@ enum Command {
     /// Manage the certificate authority for gateways
     #[command(subcommand)]
     Authority(AuthorityCommand),
-    /// Manage API keys for services and scripts
-    #[command(subcommand)]
-    Token(ApiKeyCommand),
+    /// Manage API keys for services and scripts (`simcorp token` is the old name, and still works)
+    #[command(subcommand, alias = "token")]
+    ApiKey(ApiKeyCommand),
     /// Write shell completions to standard output
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages, one per command, into a folder
@@ -155,7 +155,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 println!("the configuration is right"); // otherwise loading failed above
                 Ok(())
             }
-            Command::Token(command) => api_key::run(&config, org, command, output).await,
+            Command::ApiKey(command) => api_key::run(&config, org, command, output).await,
             Command::Completions { shell } => {
                 let mut command = Cli::command();
                 clap_complete::generate(shell, &mut command, "simcorp", &mut std::io::stdout());
@@ -178,7 +178,7 @@ async fn migrate(
     output: Output,
 ) -> anyhow::Result<()> {
     serve::make_data_folder(config)?;
-    let store = Store::open(&config.database).await?;
+    let store = Database::open(&config.database).await?;
     if let MigrateCommand::Up = command {
         store.migrate_up().await?;
     }

@@ -2,19 +2,20 @@
 //! shutdown.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use cache::{Cache, Redis};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId, SiteId};
-use database::Store;
+use database::Database;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, RegisterOutcome};
 use fleet::store::ChangedBy;
+use http_stack::start::{Context, Service};
 use http_stack::{AccessLayer, Limits};
 use service::metrics::Metrics;
-use service::secret::Secret;
 use service::shutdown::{self, CancellationToken};
 use service::{http, log, tls};
 use tokio::net::TcpListener;
@@ -25,6 +26,8 @@ use crate::config::{AuthMode, CloudConfig};
 
 /// The longest time for writing pending data and answering open requests on shutdown.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
+/// The configuration key of the second listener of the fleet, for gateways with a certificate.
+const GATEWAY_LISTEN: &str = "fleet.gateway_listen";
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -64,7 +67,7 @@ pub fn make_data_folder(config: &CloudConfig) -> anyhow::Result<()> {
 
 /// Applies pending migrations if `database.migrate` is set (on SQLite by default), then checks that
 /// the schema fits this program.
-pub async fn prepare_schema(config: &CloudConfig, store: &Store) -> anyhow::Result<()> {
+pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::Result<()> {
     if config.database.migrate.unwrap_or(!store.is_postgres()) {
         store.migrate_up().await?;
     }
@@ -80,18 +83,23 @@ struct RunningServers {
     servers: tokio::task::JoinSet<std::io::Result<()>>,
 }
 
-/// A service's routes, OpenAPI document and health checks.
-type ServiceParts = (axum::Router, utoipa::openapi::OpenApi, service::health::Health);
-
 impl RunningServers {
+    /// Serves a started service on its listener, and its TLS endpoint on the second one.
     fn serve(
         &mut self,
-        listener: tokio::net::TcpListener,
-        (router, openapi, health): ServiceParts,
-    ) {
-        tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", health.service());
+        service: Service,
+        listener: TcpListener,
+        tls_listener: Option<TcpListener>,
+    ) -> anyhow::Result<()> {
+        tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", service.health.service());
+        let Service { router, openapi, health, tls, .. } = service;
         let app = http::service_router(router, &openapi, health, self.metrics.clone());
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
+        if let Some((endpoint, listener)) = tls.zip(tls_listener) {
+            let listener = tls::TlsListener::new(listener, endpoint.config)?;
+            self.servers.spawn(tls::serve(listener, endpoint.router, self.stop.clone()));
+        }
+        Ok(())
     }
 
     /// Waits for the signal to stop, then until pending data is written and open requests are
@@ -117,15 +125,112 @@ impl RunningServers {
     }
 }
 
-/// The context with which every service is started.
-struct StartContext<'s> {
-    config: &'s CloudConfig,
-    access: AccessLayer,
-    token: &'s Secret,
-    cache: Cache,
-    clock: Arc<dyn Fn() -> EpochMs + Send + Sync>,
-    listeners: BTreeMap<&'static str, TcpListener>,
-    serving: RunningServers,
+/// One service of `simcorp serve`.
+struct ServiceEntry {
+    name: ServiceName,
+    /// The configuration key of its address, which names the listener.
+    field: &'static str,
+    listen: fn(&CloudConfig) -> SocketAddr,
+    /// Whether it needs the database.
+    stores: bool,
+    start: fn(&CloudConfig, &Context) -> anyhow::Result<Service>,
+}
+
+/// Every service. To add one is to add a line; see `docs/guides/add-a-service.md`.
+const SERVICES: [ServiceEntry; 11] = {
+    use ServiceName as S;
+    const fn entry(
+        name: S,
+        field: &'static str,
+        stores: bool,
+        listen: fn(&CloudConfig) -> SocketAddr,
+        start: fn(&CloudConfig, &Context) -> anyhow::Result<Service>,
+    ) -> ServiceEntry {
+        ServiceEntry { name, field, listen, stores, start }
+    }
+    [
+        entry(S::Kernel, "kernel.listen", true, |c| c.kernel.listen, start_kernel),
+        entry(S::Ingestion, "ingestion.listen", true, |c| c.ingestion.listen, start_ingestion),
+        entry(
+            S::Fleet,
+            "fleet.listen",
+            true,
+            |c| c.fleet.listen,
+            |c, x| Ok(fleet::start(&c.fleet, x)?),
+        ),
+        entry(S::Eval, "eval.listen", true, |c| c.eval.listen, |c, x| Ok(eval::start(&c.eval, x)?)),
+        entry(
+            S::Inference,
+            "inference.listen",
+            true,
+            |c| c.inference.listen,
+            |c, x| Ok(inference::start(&c.inference, x)?),
+        ),
+        entry(
+            S::Simulation,
+            "simulation.twin_listen",
+            true,
+            |c| c.simulation.twin_listen,
+            |c, x| Ok(simulation::start_twin(&c.simulation, x)?),
+        ),
+        entry(
+            S::Simulation,
+            "simulation.publisher_listen",
+            true,
+            |c| c.simulation.publisher_listen,
+            start_publisher,
+        ),
+        entry(
+            S::Analytics,
+            "analytics.listen",
+            false,
+            |c| c.analytics.listen,
+            |c, x| Ok(analytics::start(&c.analytics, x)?),
+        ),
+        entry(
+            S::Reports,
+            "reports.listen",
+            false,
+            |c| c.reports.listen,
+            |c, x| Ok(reports::start(&c.reports, x)?),
+        ),
+        entry(
+            S::Dispatcher,
+            "dispatcher.listen",
+            false,
+            |c| c.dispatcher.listen,
+            |c, x| Ok(dispatcher::start(&c.dispatcher, x)?),
+        ),
+        entry(
+            S::Console,
+            "console.listen",
+            false,
+            |c| c.console.listen,
+            |c, x| Ok(console::start(&c.console, x)?),
+        ),
+    ]
+};
+
+/// Starts the kernel, which verifies tokens itself; the other services send them to the kernel.
+fn start_kernel(config: &CloudConfig, context: &Context) -> anyhow::Result<Service> {
+    let store = kernel::KernelStore::new(context.database("kernel")?);
+    let auth = config.kernel_auth(store, context.cache.clone(), context.clock.clone())?;
+    let access = AccessLayer { auth, limits: context.access.limits.clone() };
+    Ok(kernel::start(&config.kernel, &Context { access, ..context.clone() })?)
+}
+
+/// Starts ingestion, and the upkeep of the partitions that it writes to.
+fn start_ingestion(config: &CloudConfig, context: &Context) -> anyhow::Result<Service> {
+    let (database, days) = (context.database("ingestion")?, config.database.retention_days);
+    context.tracker.spawn(maintain_partitions(database, days, context.stop.clone()));
+    Ok(ingestion::start(&config.ingestion, context)?)
+}
+
+/// Starts the simulated machines, which register their keys in the fleet's registry.
+fn start_publisher(config: &CloudConfig, context: &Context) -> anyhow::Result<Service> {
+    let store = FleetStore::new(context.database("simulation")?);
+    let registry = Arc::new(FleetRegistry { store });
+    Ok(simulation::start_publisher(&config.simulation, context, registry)?)
 }
 
 /// Runs the named services, or all if none is named.
@@ -134,7 +239,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     let runs = |name: ServiceName| names.is_empty() || names.contains(&name);
     // Fails if a provider is installed already; only this one is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let serving = RunningServers {
+    let mut running = RunningServers {
         metrics: Metrics::install()?,
         tracker: TaskTracker::new(),
         stop: shutdown::on_signal()?,
@@ -147,150 +252,47 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     }
     // Outside development, simulated machines run beside real ones only if that is configured.
     config.simulation.publish.get_or_insert(config.auth.mode == AuthMode::Dev);
-    let listeners = bind_ports(&config, &runs).await?;
+    let mut listeners = bind_ports(&config, &runs).await?;
     let redis = Redis::open(&config.redis).map_err(|problem| anyhow::anyhow!(problem))?;
     let limits = Limits::new(&config.limits, redis.as_ref());
-    let start = StartContext {
+    let mut context = Context {
         access: AccessLayer { auth: config.service_auth()?, limits },
-        token: &config.auth.service_token,
         cache: Cache::new(redis.as_ref()),
         clock: Arc::new(now),
-        listeners,
-        serving,
-        config: &config,
+        database: None,
+        mqtt: config.mqtt.clone(),
+        service_token: config.auth.service_token.clone(),
+        data: config.database.data.clone(),
+        development: config.auth.mode == AuthMode::Dev,
+        tracker: running.tracker.clone(),
+        stop: running.stop.clone(),
     };
-    let stored = [
-        ServiceName::Kernel,
-        ServiceName::Ingestion,
-        ServiceName::Inference,
-        ServiceName::Eval,
-        ServiceName::Simulation,
-        ServiceName::Fleet,
-    ];
-    let mut database = None;
-    if stored.into_iter().any(runs) {
+    if SERVICES.iter().any(|entry| entry.stores && runs(entry.name)) {
         if embeds {
             broker::start(&config.broker)?;
         }
-        make_data_folder(&config)?;
-        let opened = Store::open(&config.database).await?;
-        prepare_schema(&config, &opened).await?;
-        let lag_max = Duration::from_millis(config.database.replica_lag_max_ms.into());
-        let watching = opened.clone().watch_replica(lag_max, start.serving.stop.clone());
-        start.serving.tracker.spawn(watching);
-        database = Some(opened);
+        context.database = Some(open_database(&config, &running).await?);
     }
-    let serving = start.start_all(database)?;
-    tokio::spawn(run_metrics_upkeep(serving.metrics.clone(), serving.stop.clone()));
-    serving.run_until_stopped().await
+    for entry in &SERVICES {
+        if let Some(listener) = listeners.remove(entry.field) {
+            let service = (entry.start)(&config, &context)?;
+            let tls_listener = service.tls.as_ref().and_then(|_| listeners.remove(GATEWAY_LISTEN));
+            running.serve(service, listener, tls_listener)?;
+        }
+    }
+    tokio::spawn(run_metrics_upkeep(running.metrics.clone(), running.stop.clone()));
+    running.run_until_stopped().await
 }
 
-impl StartContext<'_> {
-    /// Starts every service that has a listener.
-    fn start_all(mut self, database: Option<Store>) -> anyhow::Result<RunningServers> {
-        if let Some(database) = database {
-            self.start_stateful(&database)?;
-            self.start_mqtt_services(&database)?;
-        }
-        self.start_stateless()?;
-        Ok(self.serving)
-    }
-
-    /// Starts the services that store data.
-    fn start_stateful(&mut self, database: &Store) -> anyhow::Result<()> {
-        let Self { config, token, clock, .. } = self;
-        let (config, token, clock) = (*config, *token, clock.clone());
-        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
-        if let Some(listener) = self.listeners.remove("kernel.listen") {
-            let store = kernel::KernelStore::new(database.clone());
-            let auth = config.kernel_auth(store, self.cache.clone(), clock.clone())?;
-            // The kernel verifies tokens itself; the other services ask the kernel.
-            let door = AccessLayer { auth, limits: self.access.limits.clone() };
-            let (section, stop) = (&config.kernel, stop.clone());
-            let database = database.clone();
-            let with = (&door, token);
-            let k = kernel::start(section, with, database, clock.clone(), &tracker, stop)?;
-            self.serving.serve(listener, (k.router, k.openapi, k.health));
-        }
-        if let Some(listener) = self.listeners.remove("ingestion.listen") {
-            let keep = config.database.retention_days;
-            tracker.spawn(maintain_partitions(database.clone(), keep, stop.clone()));
-            let section = (&config.ingestion, &config.mqtt);
-            let with = (&self.access, &self.cache);
-            let i = ingestion::start(section, with, database.clone(), &clock, &tracker, &stop)?;
-            self.serving.serve(listener, (i.router, i.openapi, i.health));
-        }
-        if let Some(listener) = self.listeners.remove("fleet.listen") {
-            let home = fleet::FleetPaths {
-                data: &config.database.data,
-                create_ca_if_missing: config.auth.mode == AuthMode::Dev,
-            };
-            let (section, database) = ((&config.fleet, &config.mqtt), database.clone());
-            let f = fleet::start(section, &self.access, database, home, &clock, (&tracker, &stop))?;
-            let gateways = self.listeners.remove("fleet.gateway_listen").zip(f.gateways);
-            if let Some((listener, gateways)) = gateways {
-                let listener = tls::TlsListener::new(listener, gateways.tls)?;
-                self.serving.servers.spawn(tls::serve(listener, gateways.router, stop.clone()));
-            }
-            self.serving.serve(listener, (f.router, f.openapi, f.health));
-        }
-        if let Some(listener) = self.listeners.remove("eval.listen") {
-            let with = (&self.access, token);
-            let e = eval::start(&config.eval, with, database.clone(), &clock, &tracker, &stop)?;
-            self.serving.serve(listener, (e.router, e.openapi, e.health));
-        }
-        Ok(())
-    }
-
-    /// Starts the services that subscribe to, or publish on, the machines' MQTT topics.
-    fn start_mqtt_services(&mut self, database: &Store) -> anyhow::Result<()> {
-        let (config, clock) = (self.config, self.clock.clone());
-        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
-        if let Some(listener) = self.listeners.remove("inference.listen") {
-            let (section, mqtt, door) = (&config.inference, &config.mqtt, &self.access);
-            let (database, clock) = (database.clone(), clock.clone());
-            let i = inference::start(section, mqtt, door, database, clock, &tracker, &stop)?;
-            self.serving.serve(listener, (i.router, i.openapi, i.health));
-        }
-        if let Some(listener) = self.listeners.remove("simulation.twin_listen") {
-            let s = simulation::twin(&self.access, clock.clone());
-            self.serving.serve(listener, (s.router, s.openapi, s.health));
-        }
-        if let Some(listener) = self.listeners.remove("simulation.publisher_listen") {
-            let believed = FleetRegistry { store: FleetStore::new(database.clone()) };
-            let (section, mqtt, door) = (&config.simulation, &config.mqtt, &self.access);
-            let believed = Arc::new(believed);
-            let s = simulation::publisher(section, mqtt, door, believed, clock, &tracker, &stop)?;
-            self.serving.serve(listener, (s.router, s.openapi, s.health));
-        }
-        Ok(())
-    }
-
-    /// Starts the services without a database.
-    fn start_stateless(&mut self) -> anyhow::Result<()> {
-        let (config, clock) = (self.config, self.clock.clone());
-        let (tracker, stop) = (self.serving.tracker.clone(), self.serving.stop.clone());
-        let callers = (&self.access, self.token);
-        if let Some(listener) = self.listeners.remove("analytics.listen") {
-            let cache = self.cache.clone();
-            let a = analytics::start(&config.analytics, callers, cache, clock.clone())?;
-            self.serving.serve(listener, (a.router, a.openapi, a.health));
-        }
-        if let Some(listener) = self.listeners.remove("reports.listen") {
-            let r = reports::start(&config.reports, callers, &clock, &tracker, &stop)?;
-            self.serving.serve(listener, (r.router, r.openapi, r.health));
-        }
-        if let Some(listener) = self.listeners.remove("dispatcher.listen") {
-            let (section, mqtt, clock) = (&config.dispatcher, &config.mqtt, clock.clone());
-            let d = dispatcher::start(section, mqtt, callers, clock, &tracker, &stop)?;
-            self.serving.serve(listener, (d.router, d.openapi, d.health));
-        }
-        if let Some(listener) = self.listeners.remove("console.listen") {
-            let c = console::start(&config.console, clock, stop)?;
-            self.serving.serve(listener, (c.router, c.openapi, c.health));
-        }
-        Ok(())
-    }
+/// Opens the database, brings its schema up to date where that is configured, and watches the
+/// replica.
+async fn open_database(config: &CloudConfig, running: &RunningServers) -> anyhow::Result<Database> {
+    make_data_folder(config)?;
+    let opened = Database::open(&config.database).await?;
+    prepare_schema(config, &opened).await?;
+    let lag_max = Duration::from_millis(config.database.replica_lag_max_ms.into());
+    running.tracker.spawn(opened.clone().watch_replica(lag_max, running.stop.clone()));
+    Ok(opened)
 }
 
 /// Registers simulated gateways in the fleet's device registry, so that their signatures are
@@ -363,30 +365,17 @@ async fn bind_ports(
     config: &CloudConfig,
     runs: &impl Fn(ServiceName) -> bool,
 ) -> anyhow::Result<BTreeMap<&'static str, TcpListener>> {
-    let simulation = &config.simulation;
-    let wanted = [
-        (ServiceName::Kernel, config.kernel.listen, "kernel.listen"),
-        (ServiceName::Ingestion, config.ingestion.listen, "ingestion.listen"),
-        (ServiceName::Inference, config.inference.listen, "inference.listen"),
-        (ServiceName::Analytics, config.analytics.listen, "analytics.listen"),
-        (ServiceName::Eval, config.eval.listen, "eval.listen"),
-        (ServiceName::Reports, config.reports.listen, "reports.listen"),
-        (ServiceName::Dispatcher, config.dispatcher.listen, "dispatcher.listen"),
-        (ServiceName::Simulation, simulation.twin_listen, "simulation.twin_listen"),
-        (ServiceName::Simulation, simulation.publisher_listen, "simulation.publisher_listen"),
-        (ServiceName::Fleet, config.fleet.listen, "fleet.listen"),
-        (ServiceName::Fleet, config.fleet.gateway_listen, "fleet.gateway_listen"),
-        (ServiceName::Console, config.console.listen, "console.listen"),
-    ];
+    let gateways = (ServiceName::Fleet, config.fleet.gateway_listen, GATEWAY_LISTEN);
+    let wanted = SERVICES.iter().map(|entry| (entry.name, (entry.listen)(config), entry.field));
     let mut listeners = BTreeMap::new();
-    for (_, address, field) in wanted.into_iter().filter(|(name, ..)| runs(*name)) {
+    for (_, address, field) in wanted.chain([gateways]).filter(|(name, ..)| runs(*name)) {
         listeners.insert(field, http::listen(address, field).await?);
     }
     Ok(listeners)
 }
 
 /// Creates upcoming partitions and drops those past the retention time, every `PARTITIONS_EVERY`.
-async fn maintain_partitions(store: Store, retention_days: u32, stop: CancellationToken) {
+async fn maintain_partitions(store: Database, retention_days: u32, stop: CancellationToken) {
     let kept_ms = i64::from(retention_days) * 86_400_000;
     loop {
         if let Err(error) = store.ensure_partitions(now()).await {

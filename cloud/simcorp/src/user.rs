@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use contract::{Actor, ActorKind, OrgId};
-use database::Store;
+use database::Database;
 use kernel::KernelStore;
 use service::auth::Role;
 
@@ -36,7 +36,7 @@ pub async fn run(
     output: Output,
 ) -> anyhow::Result<()> {
     serve::make_data_folder(config)?;
-    let database = Store::open(&config.database).await?;
+    let database = Database::open(&config.database).await?;
     serve::prepare_schema(config, &database).await?;
     let store = KernelStore::new(database);
     let org = match org {

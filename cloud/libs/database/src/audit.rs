@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{FromRow, query, query_as};
 
-use crate::{Store, StoreError, Tx, on, on_tx};
+use crate::{Database, StoreError, Tx, on, on_tx};
 
 /// One change and its actor.
 #[derive(Debug, Clone)]
@@ -114,7 +114,7 @@ impl Tx {
     }
 }
 
-impl Store {
+impl Database {
     /// Returns the entries after `after`, oldest first, at most `limit`, each checked against the
     /// one before.
     ///

@@ -1,44 +1,27 @@
-//! `Idempotency-Key` on requests that change something (draft-ietf-httpapi-idempotency-key-header):
-//! the second request with a key gets the first one's response and changes nothing.
+//! The rows of `Idempotency-Key`: which request a key belongs to, and its response. The HTTP half is
+//! in `http-stack`.
 
-use std::sync::Arc;
-
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
 use contract::EpochMs;
-use service::auth::Caller;
-use service::error::ApiError;
+use service::clock::Clock;
 use sqlx::{query, query_as};
 
-use crate::{Store, StoreError, on};
+use crate::{Database, StoreError, on};
 
-const KEY: &str = "idempotency-key";
-const KEY_BYTES_MAX: usize = 200;
-const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Longer responses are not stored: a second request with their key gets 409 ([`TOLD_ONCE`]).
-const ANSWER_BYTES_MAX: usize = 512 * 1024;
-/// Replaces a response that is not stored because it is too long, or because the handler set
-/// `Cache-Control: no-store`.
-const NOT_STORED: &[u8] = br#"{"error":"already done; the first response was not stored"}"#;
 /// How long keys are stored: a day.
 const KEPT_MS: i64 = 86_400_000;
 /// After this time an unanswered request never will be answered: its process has died, and its key
 /// may run again. Longer than any response may take, and than the clocks of instances differ.
 const RUNNING_MS: i64 = 120_000;
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Stores the response to each key.
 #[derive(Clone)]
 pub struct Idempotency {
-    store: Store,
-    clock: Arc<dyn Fn() -> EpochMs + Send + Sync>,
+    store: Database,
+    clock: Clock,
 }
 
 /// The state of a key.
-enum KeyState {
+pub enum KeyState {
     /// The key is new: this request is the first.
     New,
     /// Another request with this key has not been answered yet.
@@ -57,11 +40,15 @@ type Row = (Vec<u8>, Option<i64>, Option<String>, Option<Vec<u8>>);
 
 impl Idempotency {
     #[must_use]
-    pub fn new(store: Store, clock: Arc<dyn Fn() -> EpochMs + Send + Sync>) -> Self {
+    pub fn new(store: Database, clock: Clock) -> Self {
         Self { store, clock }
     }
 
-    async fn begin(&self, name: &[&str; 2], digest: &[u8]) -> Result<KeyState, StoreError> {
+    /// Registers a request under `name` (organisation and key), or returns what is known of it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn begin(&self, name: &[&str; 2], digest: &[u8]) -> Result<KeyState, StoreError> {
         const DOING: &str = "looking up an Idempotency-Key";
         let [org, key] = *name;
         let now = (self.clock)();
@@ -95,7 +82,11 @@ impl Idempotency {
         })
     }
 
-    async fn store_response(
+    /// Stores the status, content type and body of the response to `name`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn store_response(
         &self,
         name: &[&str; 2],
         (status, kind): (u16, &str),
@@ -109,7 +100,11 @@ impl Idempotency {
         .map_err(StoreError::query("storing a response"))
     }
 
-    async fn delete(&self, name: &[&str; 2]) -> Result<(), StoreError> {
+    /// Deletes the key, so that a retry runs again.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn delete(&self, name: &[&str; 2]) -> Result<(), StoreError> {
         on!(self.store, pool => query(
             "DELETE FROM idempotency WHERE org_id = $1 AND idempotency_key = $2")
             .bind(name[0]).bind(name[1]).execute(pool).await.map(drop))
@@ -117,7 +112,7 @@ impl Idempotency {
     }
 }
 
-impl Store {
+impl Database {
     /// Deletes expired keys; returns how many.
     ///
     /// # Errors
@@ -127,105 +122,4 @@ impl Store {
             .bind(now.0 - KEPT_MS).execute(pool).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query("deleting Idempotency-Keys"))
     }
-}
-
-/// Axum middleware for `Idempotency-Key`. Apply it with `from_fn_with_state`, inside
-/// authentication. `/missions` is exempt: it has keys of its own, which last as long as the
-/// mission.
-pub async fn idempotency_layer(
-    State(kept): State<Idempotency>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    let own = request.uri().path() == "/missions";
-    let key = request.headers().get(KEY).filter(|_| changes && !own);
-    let Some(key) = key else { return next.run(request).await };
-    let key = key.to_str().ok().filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len()));
-    let Some(key) = key.map(str::to_owned) else {
-        let problem = format!("Idempotency-Key: not 1 to {KEY_BYTES_MAX} printable characters");
-        return ApiError::Invalid(problem).into_response();
-    };
-    match answer(&kept, &key, request, next).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
-    }
-}
-
-async fn answer(
-    kept: &Idempotency,
-    key: &str,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let caller = request.extensions().get::<Caller>().ok_or_else(ApiError::unauthorized)?;
-    let org = caller.org.as_ref().map_or_else(String::new, ToString::to_string);
-    // The same key from another caller is a different key.
-    let name = format!("{}:{key}", caller.actor.id);
-    let (parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| ApiError::TooLarge(format!("more than {BODY_BYTES_MAX} bytes")))?;
-    let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
-    text.extend_from_slice(&body);
-    let digest = trust::sha256_digest(&text).0;
-    let name = [org.as_str(), name.as_str()];
-    match kept.begin(&name, &digest).await? {
-        KeyState::New => {}
-        KeyState::Running => {
-            return Err(ApiError::Conflict("a request with this key is still running".to_owned()));
-        }
-        KeyState::Reused => {
-            return Err(ApiError::Unprocessable(
-                "this key was used for another request".to_owned(),
-            ));
-        }
-        KeyState::Answered { status, kind, body } => return Ok(replay(status, &kind, body)),
-    }
-    // On a task of its own: if the client disconnects, the response is still stored.
-    let name = name.map(str::to_owned);
-    let (kept, request) = (kept.clone(), Request::from_parts(parts, Body::from(body)));
-    let done = tokio::spawn(async move { run(&kept, &name, request, next).await });
-    done.await.map_err(ApiError::internal)?
-}
-
-async fn run(
-    kept: &Idempotency,
-    [org, key]: &[String; 2],
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let name = [org.as_str(), key.as_str()];
-    let response = next.run(request).await;
-    let (parts, body) = response.into_parts();
-    let status = parts.status;
-    let whole = to_bytes(body, 8 * BODY_BYTES_MAX).await.map_err(ApiError::internal)?;
-    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let told_once = parts
-        .headers
-        .get(header::CACHE_CONTROL)
-        .is_some_and(|value| value.as_bytes() == b"no-store");
-    let kept_now = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-        kept.delete(&name).await // a retry may succeed
-    } else if told_once || whole.len() > ANSWER_BYTES_MAX {
-        kept.store_response(&name, (409, "application/json"), NOT_STORED).await
-    } else {
-        kept.store_response(&name, (status.as_u16(), kind.unwrap_or_default()), &whole).await
-    };
-    if let Err(error) = kept_now {
-        tracing::warn!(%error, "could not store a response; its key is refused for two minutes");
-    }
-    Ok(Response::from_parts(parts, Body::from(whole)))
-}
-
-fn replay(status: u16, kind: &str, body: Vec<u8>) -> Response {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-    let mut response = (status, Bytes::from(body)).into_response();
-    let headers = response.headers_mut();
-    headers.remove(header::CONTENT_TYPE);
-    if let Some(kind) = HeaderValue::from_str(kind).ok().filter(|kind| !kind.is_empty()) {
-        headers.insert(header::CONTENT_TYPE, kind);
-    }
-    headers.insert(REPLAYED, HeaderValue::from_static("true"));
-    response
 }

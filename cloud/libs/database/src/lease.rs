@@ -4,9 +4,9 @@
 use contract::EpochMs;
 use sqlx::query_scalar;
 
-use crate::{Store, StoreError, on};
+use crate::{Database, StoreError, on};
 
-impl Store {
+impl Database {
     /// Takes or renews the lease `name` for `holder` until `ms` from now. Returns its fencing
     /// number, or `None` if another holder has it.
     ///

@@ -120,7 +120,7 @@ pub enum Pool {
 
 /// A handle on the database; clones share one pool.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Database {
     pool: Pool,
     replica: Option<replica::Replica>,
 }
@@ -128,7 +128,7 @@ pub struct Store {
 /// How long a statement may wait for a connection; after that the caller gets 503.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(5);
 
-impl Store {
+impl Database {
     /// Opens the database of a configuration. Creates an SQLite file, never a PostgreSQL database.
     ///
     /// # Errors

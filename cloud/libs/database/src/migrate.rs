@@ -1,39 +1,11 @@
-//! The migrations of the schema, embedded in the binary.
+//! The migrations of the schema, embedded in the binary. How to write one: `migrations/README.md`.
 
-use std::borrow::Cow;
+use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 
-use sqlx::migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator};
+use crate::{Database, Pool, StoreError, on};
 
-use crate::{Pool, Store, StoreError, on};
-
-const SQLITE: &[(i64, &str, &str)] = &[
-    (1, "spine", include_str!("../migrations/sqlite/0001_spine.sql")),
-    (2, "curves", include_str!("../migrations/sqlite/0002_curves.sql")),
-    (3, "kernel", include_str!("../migrations/sqlite/0003_kernel.sql")),
-    (4, "written", include_str!("../migrations/sqlite/0004_written.sql")),
-    (5, "people", include_str!("../migrations/sqlite/0005_people.sql")),
-    (6, "profiles", include_str!("../migrations/sqlite/0006_profiles.sql")),
-    (7, "eval", include_str!("../migrations/sqlite/0007_eval.sql")),
-    (8, "control", include_str!("../migrations/sqlite/0008_control.sql")),
-    (9, "lists", include_str!("../migrations/sqlite/0009_lists.sql")),
-    (10, "profile names", include_str!("../migrations/sqlite/0010_profile_names.sql")),
-    (11, "fleet", include_str!("../migrations/sqlite/0011_fleet.sql")),
-    (12, "dating", include_str!("../migrations/sqlite/0012_dating.sql")),
-];
-const POSTGRES: &[(i64, &str, &str)] = &[
-    (1, "spine", include_str!("../migrations/postgres/0001_spine.sql")),
-    (2, "curves", include_str!("../migrations/postgres/0002_curves.sql")),
-    (3, "kernel", include_str!("../migrations/postgres/0003_kernel.sql")),
-    (4, "written", include_str!("../migrations/postgres/0004_written.sql")),
-    (5, "people", include_str!("../migrations/postgres/0005_people.sql")),
-    (6, "profiles", include_str!("../migrations/postgres/0006_profiles.sql")),
-    (7, "eval", include_str!("../migrations/postgres/0007_eval.sql")),
-    (8, "control", include_str!("../migrations/postgres/0008_control.sql")),
-    (9, "lists", include_str!("../migrations/postgres/0009_lists.sql")),
-    (10, "profile names", include_str!("../migrations/postgres/0010_profile_names.sql")),
-    (11, "fleet", include_str!("../migrations/postgres/0011_fleet.sql")),
-    (12, "dating", include_str!("../migrations/postgres/0012_dating.sql")),
-];
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Why this program cannot use this database's schema.
 #[derive(Debug, thiserror::Error)]
@@ -62,14 +34,9 @@ pub struct MigrationStatus {
     pub applied: bool,
 }
 
-impl Store {
-    fn migrator(&self) -> Migrator {
-        let list = if self.is_postgres() { POSTGRES } else { SQLITE };
-        let migrations = list.iter().map(|(version, name, sql)| {
-            let text = sqlx::SqlStr::from_static(sql);
-            Migration::new(*version, Cow::Borrowed(name), MigrationType::Simple, text, false)
-        });
-        Migrator::with_migrations(migrations.collect())
+impl Database {
+    fn migrator(&self) -> &'static Migrator {
+        if self.is_postgres() { &POSTGRES } else { &SQLITE }
     }
 
     /// Brings the schema up to date. Safe to run from several instances at once.
@@ -111,8 +78,8 @@ impl Store {
         &self,
     ) -> Result<Vec<(i64, &'static str, &'static str)>, StoreError> {
         let applied = self.applied().await?;
-        let list = if self.is_postgres() { POSTGRES } else { SQLITE };
-        Ok(list.iter().filter(|(version, ..)| !applied.contains(version)).copied().collect())
+        let pending = self.migrator().iter().filter(|m| !applied.contains(&m.version));
+        Ok(pending.map(|m| (m.version, m.description.as_ref(), m.sql.as_str())).collect())
     }
 
     /// Checks that the database's schema has the version that this program needs.

@@ -4,12 +4,12 @@
 use contract::EpochMs;
 use sqlx::AssertSqlSafe;
 
-use crate::{Pool, Store, StoreError};
+use crate::{Database, Pool, StoreError};
 
 const WEEK_MS: i64 = 7 * 86_400_000;
 const WEEKS_AHEAD: i64 = 3;
 
-impl Store {
+impl Database {
     /// Creates the partitions of this week and the next ones; does nothing on SQLite. If frames of
     /// a week are already in the default partition, that week stays there.
     ///

@@ -15,7 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Pool, Store, StoreError};
+use crate::{Database, Pool, StoreError};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The timeout of one check: a replica that hangs is treated like one that lags.
@@ -44,7 +44,7 @@ impl Replica {
     }
 }
 
-impl Store {
+impl Database {
     /// Returns the database for reads that may be slightly stale: the replica while it is fresh,
     /// else the primary.
     #[must_use]

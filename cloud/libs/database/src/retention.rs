@@ -4,7 +4,7 @@
 use contract::EpochMs;
 use sqlx::AssertSqlSafe;
 
-use crate::{Pool, Store, StoreError, on};
+use crate::{Database, Pool, StoreError, on};
 
 /// Rows deleted in one transaction where there is no partition to drop.
 const ROWS_AT_ONCE: i64 = 1_000;
@@ -19,7 +19,7 @@ pub struct Dropped {
     pub rows: u64,
 }
 
-impl Store {
+impl Database {
     /// Drops the frames made before `before`, but never those of a session that has no curve yet.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use sqlx::{Postgres, Sqlite, Transaction};
 
-use crate::{Pool, Store, StoreError};
+use crate::{Database, Pool, StoreError};
 
 /// A transaction. If it is dropped without [`Tx::commit`], it changes nothing.
 pub enum Tx {
@@ -28,7 +28,7 @@ macro_rules! on_tx {
     };
 }
 
-impl Store {
+impl Database {
     /// Begins a transaction that will write. SQLite takes its only write lock now, since a reader
     /// that becomes a writer may be refused half way.
     ///

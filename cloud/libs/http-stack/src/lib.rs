@@ -1,8 +1,10 @@
 //! HTTP access control of a service: authentication ([`service::auth`]) and rate limits
-//! ([`limit`]).
+//! ([`limit`]). [`start`] is the skeleton of every service.
 
 mod bucket;
+pub mod idempotency;
 pub mod limit;
+pub mod start;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};

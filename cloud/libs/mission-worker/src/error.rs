@@ -6,15 +6,15 @@ use service_client::ServiceClientError;
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
     #[error(transparent)]
-    Peer(#[from] ServiceClientError),
+    Service(#[from] ServiceClientError),
     #[error("the policy denies {0}")]
     Denied(&'static str),
     /// Another attempt would fail in the same way.
     #[error("{0}")]
-    Impossible(String),
+    Permanent(String),
     /// A resource of the worker itself is unavailable. A later attempt may succeed.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     #[error("not done within {0} s")]
     Timeout(u32),
     /// Another worker may have the mission by now, so no result is reported.
@@ -27,9 +27,9 @@ impl WorkError {
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         match self {
-            Self::Peer(error) => error.is_transient(),
-            Self::Timeout(_) | Self::Away(_) => true,
-            Self::Denied(_) | Self::Impossible(_) | Self::LeaseLost => false,
+            Self::Service(error) => error.is_transient(),
+            Self::Timeout(_) | Self::Unavailable(_) => true,
+            Self::Denied(_) | Self::Permanent(_) | Self::LeaseLost => false,
         }
     }
 }

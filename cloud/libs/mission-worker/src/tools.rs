@@ -105,7 +105,7 @@ impl<'t> MissionTools<'t> {
         self.record_call(tool, &resource, begun, &result);
         result?
             .map(|answer| answer.body)
-            .ok_or_else(|| WorkError::Impossible(format!("{tool}: the response was empty")))
+            .ok_or_else(|| WorkError::Permanent(format!("{tool}: the response was empty")))
     }
 
     /// Runs an action of the worker itself, if the policy allows it.

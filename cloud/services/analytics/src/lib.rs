@@ -7,38 +7,19 @@ mod config;
 mod fleet;
 mod loaded_roast;
 
-use cache::Cache;
-use http_stack::AccessLayer;
-use service::clock::Clock;
+use http_stack::start::{Context, Service, StartError, check_service};
 use service::health::Health;
-use service::secret::Secret;
-use service_client::{ServiceClient, ServiceClientError};
 
 pub use config::AnalyticsConfig;
 
-/// A running analytics service: its router, OpenAPI document and health checks.
-pub struct Analytics {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Starts the service and builds its router.
+/// Starts the service: it has no background tasks.
 ///
 /// # Errors
-/// When the HTTP client cannot be created.
-pub fn start(
-    config: &AnalyticsConfig,
-    (door, token): (&AccessLayer, &Secret),
-    cache: Cache,
-    clock: Clock,
-) -> Result<Analytics, ServiceClientError> {
-    let ingestion = ServiceClient::new("ingestion", &config.ingestion_url, token)?;
-    let asked = ingestion.clone();
-    let health = Health::new("analytics").with_check("ingestion", move || {
-        let ingestion = asked.clone();
-        async move { ingestion.ping().await.map_err(|error| error.to_string()) }
-    });
-    let (router, openapi) = api::routes(api::State { ingestion, cache, clock }, door);
-    Ok(Analytics { router, openapi, health })
+/// When no HTTP client can be created.
+pub fn start(config: &AnalyticsConfig, context: &Context) -> Result<Service, StartError> {
+    let ingestion = context.client("ingestion", &config.ingestion_url)?;
+    let health = check_service(Health::new("analytics"), "ingestion", &ingestion);
+    let state =
+        api::State { ingestion, cache: context.cache.clone(), clock: context.clock.clone() };
+    Ok(Service::new("analytics", api::routes(state, &context.access), health))
 }

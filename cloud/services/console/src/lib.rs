@@ -9,6 +9,7 @@ mod pages;
 mod proxy;
 mod view;
 
+use http_stack::start::{Context, Service, StartError};
 use std::time::Duration;
 
 use service::clock::Clock;
@@ -20,13 +21,6 @@ pub use config::ConsoleConfig;
 /// The longest time that ingestion may take to answer a request.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// The console, ready to be served: its routes, OpenAPI document and health checks.
-pub struct Console {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
 /// The state that the handlers share.
 #[derive(Clone)]
 struct ConsoleState {
@@ -36,25 +30,23 @@ struct ConsoleState {
     stop: CancellationToken,
 }
 
-/// Builds the console.
+/// Starts the service: it has no background tasks.
 ///
 /// # Errors
 /// When the HTTP client cannot be created.
 #[allow(clippy::disallowed_methods)] // the one client, with its limits
-pub fn start(
-    config: &ConsoleConfig,
-    clock: Clock,
-    stop: CancellationToken,
-) -> Result<Console, reqwest::Error> {
+pub fn start(config: &ConsoleConfig, context: &Context) -> Result<Service, StartError> {
     let http = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(2))
         .read_timeout(Duration::from_mins(1))
-        .build()?;
+        .build()
+        .map_err(StartError::service)?;
     let ingestion = config.ingestion_url.trim_end_matches('/').to_owned();
+    let (clock, stop) = (context.clock.clone(), context.stop.clone());
     let state = ConsoleState { http, ingestion, clock, stop };
-    let asked = state.clone();
+    let checked = state.clone();
     let health = Health::new("console").with_check("ingestion", move || {
-        let (http, url) = (asked.http.clone(), format!("{}/health", asked.ingestion));
+        let (http, url) = (checked.http.clone(), format!("{}/health", checked.ingestion));
         async move {
             let answer = http.get(url).timeout(ANSWER_TIME_MAX).send().await;
             answer
@@ -65,5 +57,5 @@ pub fn start(
     });
     let router = pages::routes().merge(proxy::routes()).with_state(state).merge(assets::routes());
     let openapi = <proxy::Doc as utoipa::OpenApi>::openapi();
-    Ok(Console { router, openapi, health })
+    Ok(Service::new("console", (router, openapi), health))
 }

@@ -9,41 +9,22 @@ mod api;
 mod bus;
 mod config;
 
+use http_stack::start::{Context, Service, StartError, check_mqtt_flag};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::mission::{CloseReason, MissionRecord, MissionSignals, NewMission, SessionSignals};
 use contract::ops::SessionClosed;
 use contract::{EpochMs, OrgId, mission};
-use http_stack::AccessLayer;
 use serde::Serialize;
 use serde_json::Map;
 use service::clock::Clock;
 use service::health::Health;
-use service::secret::Secret;
 use service_client::{ServiceClient, ServiceClientError};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use config::DispatcherConfig;
 
 const ERRORS_KEPT: usize = 20;
-
-/// A running dispatcher: its routes, their OpenAPI document and its health checks.
-pub struct Dispatcher {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Why the dispatcher cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Peer(#[from] ServiceClientError),
-    #[error(transparent)]
-    Mqtt(#[from] service::mqtt::BrokerError),
-}
 
 /// What has been done so far, for `GET /status`.
 #[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
@@ -82,32 +63,23 @@ pub(crate) struct MissionDispatcher {
     stats: Arc<Mutex<DispatchStats>>,
 }
 
-/// Starts the MQTT tasks on `tracker` and builds the routes.
+/// Starts the service: the MQTT tasks run on the context's tracker.
 ///
 /// # Errors
 /// When the broker's configuration is wrong, or no HTTP client can be created.
-pub fn start(
-    config: &DispatcherConfig,
-    mqtt: &service::mqtt::BrokerSettings,
-    (door, token): (&AccessLayer, &Secret),
-    clock: Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Dispatcher, StartError> {
+pub fn start(config: &DispatcherConfig, context: &Context) -> Result<Service, StartError> {
     let work = MissionDispatcher {
-        kernel: ServiceClient::new("kernel", &config.kernel_url, token)?,
+        kernel: context.client("kernel", &config.kernel_url)?,
         goals: config.goals.clone().into(),
         max_attempts: config.max_attempts,
-        clock,
+        clock: context.clock.clone(),
         stats: Arc::default(),
     };
-    let connected = bus::start(config, mqtt, work.clone(), tracker, stop)?;
-    let health = Health::new("dispatcher").with_check("mqtt", move || {
-        let up = connected.load(std::sync::atomic::Ordering::Relaxed);
-        async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
-    });
-    let (router, openapi) = api::routes(config.clone(), work, door);
-    Ok(Dispatcher { router, openapi, health })
+    let (tracker, stop) = (&context.tracker, &context.stop);
+    let connected = bus::start(config, &context.mqtt, work.clone(), tracker, stop)?;
+    let health = check_mqtt_flag(Health::new("dispatcher"), connected);
+    let routes = api::routes(config.clone(), work, &context.access);
+    Ok(Service::new("dispatcher", routes, health))
 }
 
 impl MissionDispatcher {

@@ -13,50 +13,32 @@ mod runner;
 pub mod saturation;
 pub mod store;
 
+use http_stack::start::{Context, Service, StartError, check_database};
 use std::sync::Arc;
 
-use ::database::Store;
 use ::database::idempotency::Idempotency;
-use http_stack::AccessLayer;
 use mission_worker::{SharedStats, Worker};
-use service::clock::Clock;
 use service::health::Health;
-use service::secret::Secret;
-use service_client::{ServiceClient, ServiceClientError};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use config::{EvalConfig, JudgeConfig};
 pub use store::EvalStore;
 
-/// The running eval service: its routes, their OpenAPI description and the health checks.
-pub struct Eval {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Starts the workers on `tracker` and builds the routes.
+/// Starts the service: its workers run on the context's tracker.
 ///
 /// # Errors
-/// If an HTTP client cannot be built.
-pub fn start(
-    config: &EvalConfig,
-    (door, token): (&AccessLayer, &Secret),
-    database: Store,
-    clock: &Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Eval, ServiceClientError> {
+/// When there is no database, or no HTTP client can be created.
+pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartError> {
+    let (clock, database) = (&context.clock, context.database("eval")?);
+    let health = check_database(Health::new("eval"), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = EvalStore::new(database);
     let runner = runner::Runner {
         store: store.clone(),
-        ingestion: ServiceClient::new("ingestion", &config.ingestion_url, token)?,
-        analytics: ServiceClient::new("analytics", &config.analytics_url, token)?,
+        ingestion: context.client("ingestion", &config.ingestion_url)?,
+        analytics: context.client("analytics", &config.analytics_url)?,
         judge_enabled: config.judge.enabled,
     };
-    let kernel = ServiceClient::new("kernel", &config.kernel_url, token)?;
+    let kernel = context.client("kernel", &config.kernel_url)?;
     for _ in 0..config.workers {
         let worker = Worker {
             job: runner.clone(),
@@ -65,18 +47,13 @@ pub fn start(
             status: SharedStats::default(),
             pace: config.pace(),
         };
-        tracker.spawn(worker.run(stop.clone()));
+        context.tracker.spawn(worker.run(context.stop.clone()));
     }
     if config.judge.enabled {
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
-        tracker.spawn(judge::run(store.clone(), model, clock.clone(), stop.clone()));
+        let judging = judge::run(store.clone(), model, clock.clone(), context.stop.clone());
+        context.tracker.spawn(judging);
     }
-    let asked = store.clone();
-    let health = Health::new("eval").with_check("database", move || {
-        let store = asked.clone();
-        async move { store.database().ping().await.map_err(|error| error.to_string()) }
-    });
     let state = api::State { store, runner, clock: clock.clone() };
-    let (router, openapi) = api::routes(state, kept, door);
-    Ok(Eval { router, openapi, health })
+    Ok(Service::new("eval", api::routes(state, kept, &context.access), health))
 }

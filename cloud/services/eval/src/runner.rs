@@ -176,7 +176,7 @@ impl Job for Runner {
 }
 
 fn unavailable(error: &StoreError) -> WorkError {
-    WorkError::Away(error.to_string())
+    WorkError::Unavailable(error.to_string())
 }
 
 /// Evaluates a mission's roast against every case of its machine that expects success.
@@ -185,7 +185,7 @@ async fn evaluate_all(
     tools: &mut MissionTools<'_>,
     mission: &MissionRecord,
 ) -> Result<Ended, WorkError> {
-    let impossible = |why: &str| WorkError::Impossible(why.to_owned());
+    let impossible = |why: &str| WorkError::Permanent(why.to_owned());
     let session = mission.params.get("sessionId").and_then(Value::as_str);
     let id = session.ok_or_else(|| impossible("the mission names no roast (params.sessionId)"))?;
     let machine = mission.context.get("machineId").and_then(Value::as_str);
@@ -224,7 +224,7 @@ async fn evaluate_all(
             };
             let now = tools.now();
             let run = Runner::evaluate(&org, case, evidence, now)
-                .map_err(|error| WorkError::Away(error.to_string()))?;
+                .map_err(|error| WorkError::Unavailable(error.to_string()))?;
             let once = format!("{AUTOMATIC}:{id}:{}", case.id);
             let kept = tools.run_local("writeEvaluation", id, async {
                 runner.store_run(&org, &run, Some(&once)).await.map_err(|error| unavailable(&error))

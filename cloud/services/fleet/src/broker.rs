@@ -24,9 +24,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::FleetConfig;
 use crate::device::{Device, certificate_name};
 use crate::store::FleetStore;
-use crate::{Clock, FleetConfig};
+use service::clock::Clock;
 
 const CONTROL: &str = "$CONTROL/dynamic-security/v1";
 const RESPONSE: &str = "$CONTROL/dynamic-security/v1/response";

@@ -16,21 +16,15 @@ pub mod device;
 mod gateway;
 pub mod store;
 
-use std::path::Path;
+use http_stack::start::{Context, Service, StartError, TlsEndpoint, check_database};
 use std::sync::Arc;
 
-use ::database::Store;
 use ::database::idempotency::Idempotency;
-use contract::EpochMs;
 use contract::enroll::BrokerAddress;
-use http_stack::AccessLayer;
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
-use service::clock::Clock;
 use service::health::Health;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::authority::{CaError, CaPaths, CertificateAuthority};
 pub use config::FleetConfig;
@@ -40,40 +34,15 @@ pub use store::FleetStore;
 /// routes, and these requests share the database with all others.
 const AT_ONCE_MAX: usize = 64;
 
-/// A running fleet service: its routers, OpenAPI document and health checks.
-pub struct Fleet {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-    /// The listener for gateways, over TLS. `None` while there is no certificate authority.
-    pub gateways: Option<Gateways>,
-}
-
-/// The router and the TLS configuration of the listener for gateways.
-pub struct Gateways {
-    pub router: axum::Router,
-    pub tls: Arc<ServerConfig>,
-}
-
 /// The reason why the fleet cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum FleetStartError {
     #[error(transparent)]
     Authority(#[from] CaError),
     #[error("fleet.broker.ca_file {path}: {source}")]
     BrokerAuthority { path: String, source: std::io::Error },
     #[error("the TLS listener for gateways: {0}")]
     Tls(String),
-    #[error(transparent)]
-    Broker(#[from] service::mqtt::BrokerError),
-}
-
-/// The location of the certificate authority, and whether the fleet may create one.
-#[derive(Debug, Clone, Copy)]
-pub struct FleetPaths<'h> {
-    pub data: &'h Path,
-    /// Whether to create a missing authority. Set in development, so that no setup is needed.
-    pub create_ca_if_missing: bool,
 }
 
 /// Opens the certificate authority, builds the routers, and spawns on `tracker` the task that
@@ -81,16 +50,11 @@ pub struct FleetPaths<'h> {
 ///
 /// # Errors
 /// When the broker is configured wrongly, or the listener for gateways cannot be set up.
-pub fn start(
-    (config, mqtt): (&FleetConfig, &service::mqtt::BrokerSettings),
-    door: &AccessLayer,
-    database: Store,
-    home: FleetPaths<'_>,
-    clock: &Clock,
-    (tracker, stop): (&TaskTracker, &CancellationToken),
-) -> Result<Fleet, StartError> {
+pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartError> {
+    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let database = context.database("fleet")?;
     // Without the authority no gateway can enrol, renew or recover; everything else works.
-    let (authority, problem) = match open_authority(config, home, clock()) {
+    let (authority, problem) = match open_authority(config, context) {
         Ok(authority) => (authority.map(Arc::new), None),
         Err(error) => {
             tracing::error!(%error, "no gateway can get a certificate until this is repaired");
@@ -100,19 +64,14 @@ pub fn start(
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = FleetStore::new(database);
     let changed = Arc::new(Notify::new());
-    let mut health = Health::new("fleet");
-    let asked = store.clone();
-    health = health.with_check("database", move || {
-        let store = asked.clone();
-        async move { store.database().ping().await.map_err(|error| error.to_string()) }
-    });
+    let mut health = check_database(Health::new("fleet"), store.database());
     health = health.with_check("authority", move || {
         let problem = problem.clone();
         async move { problem.map_or(Ok(()), Err) }
     });
-    if config.broker.dynamic_security && mqtt.is_configured() {
+    if config.broker.dynamic_security && context.mqtt.is_configured() {
         let told = broker::start(
-            (config, mqtt),
+            (config, &context.mqtt),
             store.clone(),
             changed.clone(),
             clock.clone(),
@@ -123,7 +82,7 @@ pub fn start(
             async move { told.is_current() }
         });
     }
-    let gateways = authority.clone().map(|authority| -> Result<Gateways, StartError> {
+    let gateways = authority.clone().map(|authority| -> Result<TlsEndpoint, FleetStartError> {
         let tls = tls(&authority, config)?;
         let state = gateway::State {
             store: store.clone(),
@@ -136,7 +95,7 @@ pub fn start(
         };
         let router =
             service::http::minimal_router(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
-        Ok(Gateways { router, tls })
+        Ok(TlsEndpoint { router, config: tls })
     });
     let state = api::State {
         store,
@@ -145,21 +104,21 @@ pub fn start(
         gateway_url: config.gateway_url.clone(),
         changed,
     };
-    let (router, openapi) = api::routes(state, kept, door);
-    Ok(Fleet { router, openapi, health, gateways: gateways.transpose()? })
+    let mut service = Service::new("fleet", api::routes(state, kept, &context.access), health);
+    service.tls = gateways.transpose().map_err(StartError::service)?;
+    Ok(service)
 }
 
 fn open_authority(
     config: &FleetConfig,
-    home: FleetPaths<'_>,
-    now: EpochMs,
+    context: &Context,
 ) -> Result<Option<CertificateAuthority>, CaError> {
-    let places = CaPaths::of(config, home.data);
+    let places = CaPaths::of(config, &context.data);
     if places.certificate.exists() {
         return CertificateAuthority::open(&places).map(Some);
     }
-    if home.create_ca_if_missing {
-        match CertificateAuthority::create(&places, now) {
+    if context.development {
+        match CertificateAuthority::create(&places, (context.clock)()) {
             // Another instance created it first.
             Err(_) if places.certificate.exists() => {
                 return CertificateAuthority::open(&places).map(Some);
@@ -174,19 +133,21 @@ fn open_authority(
 fn broker_address(
     config: &FleetConfig,
     authority: &CertificateAuthority,
-) -> Result<Option<BrokerAddress>, StartError> {
+) -> Result<Option<BrokerAddress>, FleetStartError> {
     if config.broker.host.is_empty() {
         return Ok(None);
     }
     let certified_by = match &config.broker.ca_file {
         None => authority.pem().to_owned(),
         Some(path) => std::fs::read_to_string(path).map_err(|source| {
-            StartError::BrokerAuthority { path: path.display().to_string(), source }
+            FleetStartError::BrokerAuthority { path: path.display().to_string(), source }
         })?,
     };
     let mut certificates = rustls_certificates(&certified_by);
     if certificates.next().is_none_or(|first| first.is_err()) || certificates.any(|c| c.is_err()) {
-        return Err(StartError::Tls("fleet.broker.ca_file has no valid certificate".to_owned()));
+        return Err(FleetStartError::Tls(
+            "fleet.broker.ca_file has no valid certificate".to_owned(),
+        ));
     }
     drop(certificates);
     let (host, port) = (config.broker.host.clone(), config.broker.port);
@@ -198,8 +159,8 @@ fn broker_address(
 fn tls(
     authority: &CertificateAuthority,
     config: &FleetConfig,
-) -> Result<Arc<ServerConfig>, StartError> {
-    let wrong = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
+) -> Result<Arc<ServerConfig>, FleetStartError> {
+    let wrong = |error: &dyn std::fmt::Display| FleetStartError::Tls(error.to_string());
     let mut roots = rustls::RootCertStore::empty();
     for certificate in rustls_certificates(authority.pem()) {
         roots.add(certificate.map_err(|e| wrong(&e))?).map_err(|e| wrong(&e))?;

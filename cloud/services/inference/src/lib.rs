@@ -11,56 +11,31 @@ mod config;
 pub mod detection;
 mod store;
 
+use http_stack::start::{Context, Service, StartError, check_database, check_mqtt_flag};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use http_stack::AccessLayer;
 use service::clock::Clock;
 use service::health::Health;
-use service::mqtt::{BrokerError, BrokerSettings};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use config::{InferenceConfig, Settings};
 pub use store::InferenceStore;
 
-/// The running inference service: its routes, OpenAPI document and health checks.
-pub struct Inference {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Starts the MQTT tasks on `tracker` and builds the routes.
+/// Starts the service: the MQTT tasks run on the context's tracker.
 ///
 /// # Errors
 /// When the broker's configuration is invalid.
-pub fn start(
-    config: &InferenceConfig,
-    mqtt: &BrokerSettings,
-    door: &AccessLayer,
-    database: ::database::Store,
-    clock: Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Inference, BrokerError> {
+pub fn start(config: &InferenceConfig, context: &Context) -> Result<Service, StartError> {
+    let database = context.database("inference")?;
     let following = bus::InferenceState {
         machines: Arc::new(Mutex::new(detection::MachineTracker::new(config.machines_max))),
-        store: InferenceStore::new(database),
-        clock,
+        store: InferenceStore::new(database.clone()),
+        clock: context.clock.clone(),
         is_publisher: Arc::new(AtomicBool::new(false)),
     };
-    let connected = bus::start(config, mqtt, following.clone(), tracker, stop)?;
-    let asked = following.store.clone();
-    let health = Health::new("event-inference")
-        .with_check("mqtt", move || {
-            let up = connected.load(std::sync::atomic::Ordering::Relaxed);
-            async move { if up { Ok(()) } else { Err("not connected to the broker".to_owned()) } }
-        })
-        .with_check("database", move || {
-            let store = asked.clone();
-            async move { store.database().ping().await.map_err(|error| error.to_string()) }
-        });
-    let (router, openapi) = api::routes(following, door);
-    Ok(Inference { router, openapi, health })
+    let (tracker, stop) = (&context.tracker, &context.stop);
+    let connected = bus::start(config, &context.mqtt, following.clone(), tracker, stop)?;
+    let health = check_mqtt_flag(Health::new("event-inference"), connected);
+    let health = check_database(health, &database);
+    Ok(Service::new("inference", api::routes(following, &context.access), health))
 }

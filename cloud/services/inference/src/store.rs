@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ::database::sqlx::{query, query_as, query_scalar};
-use ::database::{Store, StoreError, Tx, audit::AuditChange, on, on_tx};
+use ::database::{Database, StoreError, Tx, audit::AuditChange, on, on_tx};
 use contract::{Actor, EpochMs, OrgId, Origin};
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::config::Settings;
 /// Inference's access to the database.
 #[derive(Clone)]
 pub struct InferenceStore {
-    database: Store,
+    database: Database,
 }
 
 const DOING: &str = "reading a machine's settings";
@@ -23,12 +23,12 @@ fn read(body: &str) -> Result<Settings, StoreError> {
 
 impl InferenceStore {
     #[must_use]
-    pub const fn new(database: Store) -> Self {
+    pub const fn new(database: Database) -> Self {
         Self { database }
     }
 
     #[must_use]
-    pub const fn database(&self) -> &Store {
+    pub const fn database(&self) -> &Database {
         &self.database
     }
 

@@ -23,46 +23,21 @@ pub mod store;
 pub mod verify;
 
 use ::database::idempotency::Idempotency;
-use ::database::{Store, StoreError};
-use cache::Cache;
-use http_stack::AccessLayer;
-use service::clock::Clock;
+use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
 use service::health::Health;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use config::IngestionConfig;
 pub use store::IngestStore;
 
-/// A running ingestion service: its routes, their OpenAPI document and its health checks.
-pub struct Ingestion {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Why ingestion cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Mqtt(#[from] service::mqtt::BrokerError),
-}
-
-/// Starts the pipeline, the bus and the reconcilers on `tracker`. They end with `stop`, after all
-/// received messages have been committed and acknowledged.
+/// Starts the service: pipeline, bus and reconcilers run on the context's tracker. They end with
+/// its `stop`, after all received messages have been committed and acknowledged.
 ///
 /// # Errors
-/// When the database or the broker's configuration is wrong.
-pub fn start(
-    (config, mqtt): (&IngestionConfig, &service::mqtt::BrokerSettings),
-    (door, cache): (&AccessLayer, &Cache),
-    database: Store,
-    clock: &Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Ingestion, StartError> {
+/// When there is no database, or the broker's configuration is wrong.
+pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, StartError> {
+    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let database = context.database("ingestion")?;
+    let mut health = check_database(Health::new("ingestion"), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = IngestStore::new(database);
     let tail = live_tail::Tail::start(store.clone(), tracker, stop.clone());
@@ -71,7 +46,7 @@ pub fn start(
     let wake = tail.wake();
     let pipeline = pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tracker);
     let (taken, taken_from) = session_closed::ack_queue();
-    let bus = mqtt::start(config, mqtt, (&pipeline, taken), tracker, stop)?;
+    let bus = mqtt::start(config, &context.mqtt, (&pipeline, taken), tracker, stop)?;
     session_closed::start(
         store.clone(),
         bus.clone(),
@@ -88,21 +63,8 @@ pub fn start(
         tracker,
         stop.clone(),
     );
-    let mut health = Health::new("ingestion");
-    let asked = store.clone();
-    health = health.with_check("database", move || {
-        let store = asked.clone();
-        async move { store.database().ping().await.map_err(|error| error.to_string()) }
-    });
-    if let Some(bus) = &bus {
-        let bus = bus.clone();
-        health =
-            health.with_check("mqtt", move || {
-                let connected = bus.is_connected();
-                async move {
-                    if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) }
-                }
-            });
+    if let Some(bus) = bus.clone() {
+        health = check_mqtt(health, move || bus.is_connected());
     }
     let state = api::SharedState {
         store,
@@ -110,9 +72,8 @@ pub fn start(
         tail,
         clock: clock.clone(),
         stop: stop.clone(),
-        limits: door.limits.clone(),
-        cache: cache.clone(),
+        limits: context.access.limits.clone(),
+        cache: context.cache.clone(),
     };
-    let (router, openapi) = api::routes(state, kept, door);
-    Ok(Ingestion { router, openapi, health })
+    Ok(Service::new("ingestion", api::routes(state, kept, &context.access), health))
 }

@@ -20,7 +20,8 @@ use tokio_util::task::TaskTracker;
 use crate::clock_correction::ClockCorrection;
 use crate::store::{ChainNo, Committed, IngestStore, Outcome};
 use crate::verify::{KeyCache, Numbering, TrustedKey, UnverifiedMessage, VerifiedFrame};
-use crate::{Clock, IngestionConfig, legacy, metric};
+use crate::{IngestionConfig, legacy, metric};
+use service::clock::Clock;
 
 /// The maximum number of messages in a transaction.
 const BATCH_MAX: usize = 512;

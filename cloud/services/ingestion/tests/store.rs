@@ -8,7 +8,7 @@
 )] // a test may break
 
 use contract::*;
-use database::{DatabaseConfig, Store};
+use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChainNo, Outcome, SessionFilter};
 use ingestion::verify::{Numbering, Trust, VerifiedFrame};
@@ -28,7 +28,7 @@ fn origin() -> Origin {
 
 async fn open(url: String) -> IngestStore {
     let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Store::open(&config).await.unwrap();
+    let database = Database::open(&config).await.unwrap();
     database.migrate_up().await.unwrap();
     database.ensure_partitions(NOW).await.unwrap();
     IngestStore::new(database)

@@ -16,58 +16,36 @@ mod promotion;
 pub mod store;
 pub mod trace;
 
+use http_stack::start::{Context, Service, StartError, check_database};
 use std::time::Duration;
 
-use ::database::Store;
 use ::database::idempotency::Idempotency;
-use http_stack::AccessLayer;
 use service::clock::Clock;
 use service::health::Health;
-use service::secret::Secret;
-use service_client::{ServiceClient, ServiceClientError};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use config::KernelConfig;
 pub use store::KernelStore;
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A running kernel: its routes, their OpenAPI document and its health checks.
-pub struct Kernel {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Starts the kernel's background tasks (maintenance, circuit breaker, queries to eval) on
-/// `tracker` and builds its routes.
+/// Starts the service: maintenance, circuit breaker and the queries to eval run on the context's
+/// tracker.
 ///
 /// # Errors
-/// When no HTTP client can be created.
-pub fn start(
-    config: &KernelConfig,
-    (door, token): (&AccessLayer, &Secret),
-    database: Store,
-    clock: Clock,
-    tracker: &TaskTracker,
-    stop: CancellationToken,
-) -> Result<Kernel, ServiceClientError> {
+/// When there is no database, or no HTTP client can be created.
+pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartError> {
+    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let database = context.database("kernel")?;
+    let health = check_database(Health::new("company-kernel"), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = KernelStore::new(database);
+    let eval = context.client("eval", &config.eval_url)?;
     tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
-    let asking = stop.clone();
-    tracker.spawn(maintain(store.clone(), clock.clone(), stop));
-    let asked = store.clone();
-    let health = Health::new("company-kernel").with_check("database", move || {
-        let store = asked.clone();
-        async move { store.database().ping().await.map_err(|error| error.to_string()) }
-    });
-    let eval = ServiceClient::new("eval", &config.eval_url, token)?;
-    tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), asking));
-    let state = api::ApiState { store, clock, lease_ms: config.lease_ms, eval };
-    let (router, openapi) = api::routes(state, kept, door);
-    Ok(Kernel { router, openapi, health })
+    tracker.spawn(maintain(store.clone(), clock.clone(), stop.clone()));
+    tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), stop.clone()));
+    let state = api::ApiState { store, clock: clock.clone(), lease_ms: config.lease_ms, eval };
+    Ok(Service::new("kernel", api::routes(state, kept, &context.access), health))
 }
 
 /// Quarantines missions that lost every worker, publishes the mission counts as metrics, and

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission};
 use contract::{Actor, ActorKind, EpochMs, OrgId};
-use database::{DatabaseConfig, Store};
+use database::{Database, DatabaseConfig};
 use kernel::KernelStore;
 use kernel::governor::{GovernorConfig, RateLimit};
 use kernel::store::{AttemptFailure, CardKind, MissionFilter, TraceFilter, Transition};
@@ -27,7 +27,7 @@ fn person() -> Actor {
 
 async fn open(url: String) -> KernelStore {
     let config = DatabaseConfig { url: url.into(), pool_max: 16, ..DatabaseConfig::default() };
-    let database = Store::open(&config).await.unwrap();
+    let database = Database::open(&config).await.unwrap();
     database.migrate_up().await.unwrap();
     KernelStore::new(database)
 }

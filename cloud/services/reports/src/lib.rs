@@ -11,23 +11,12 @@ mod markdown;
 mod page;
 mod worker;
 
-use http_stack::AccessLayer;
+use http_stack::start::{Context, Service, StartError, check_service};
 use mission_worker::{SharedStats, Worker};
-use service::clock::Clock;
 use service::health::Health;
-use service::secret::Secret;
-use service_client::{ServiceClient, ServiceClientError};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use service_client::ServiceClient;
 
 pub use config::ReportsConfig;
-
-/// A running report worker: its router, OpenAPI document and health checks.
-pub struct Reports {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
 
 /// Clients of the services that the worker calls.
 #[derive(Clone)]
@@ -37,38 +26,27 @@ pub(crate) struct Peers {
     pub analytics: ServiceClient,
 }
 
-/// Starts the workers on `tracker`, and builds the router.
+/// Starts the service: its workers run on the context's tracker.
 ///
 /// # Errors
-/// When the HTTP client cannot be created.
-pub fn start(
-    config: &ReportsConfig,
-    (door, token): (&AccessLayer, &Secret),
-    clock: &Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Reports, ServiceClientError> {
+/// When no HTTP client can be created.
+pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, StartError> {
     let peers = Peers {
-        kernel: ServiceClient::new("kernel", &config.kernel_url, token)?,
-        ingestion: ServiceClient::new("ingestion", &config.ingestion_url, token)?,
-        analytics: ServiceClient::new("analytics", &config.analytics_url, token)?,
+        kernel: context.client("kernel", &config.kernel_url)?,
+        ingestion: context.client("ingestion", &config.ingestion_url)?,
+        analytics: context.client("analytics", &config.analytics_url)?,
     };
     let status = SharedStats::default();
     for _ in 0..config.workers {
         let worker = Worker {
             job: worker::ReportJob(peers.clone()),
             kernel: peers.kernel.clone(),
-            clock: clock.clone(),
+            clock: context.clock.clone(),
             status: status.clone(),
             pace: config.pace(),
         };
-        tracker.spawn(worker.run(stop.clone()));
+        context.tracker.spawn(worker.run(context.stop.clone()));
     }
-    let asked = peers.kernel.clone();
-    let health = Health::new("report-worker").with_check("kernel", move || {
-        let kernel = asked.clone();
-        async move { kernel.ping().await.map_err(|error| error.to_string()) }
-    });
-    let (router, openapi) = api::routes(api::State { peers, status }, door);
-    Ok(Reports { router, openapi, health })
+    let health = check_service(Health::new("report-worker"), "kernel", &peers.kernel);
+    Ok(Service::new("reports", api::routes(api::State { peers, status }, &context.access), health))
 }

@@ -46,7 +46,7 @@ async fn write(
     mission: &MissionRecord,
 ) -> Result<Outcome, WorkError> {
     let Peers { ingestion, analytics, .. } = peers;
-    let impossible = |why: &str| WorkError::Impossible(why.to_owned());
+    let impossible = |why: &str| WorkError::Permanent(why.to_owned());
     let session = mission.params.get("sessionId").and_then(Value::as_str);
     let id = session.ok_or_else(|| impossible("the mission names no roast (params.sessionId)"))?;
     let known: Option<RoastReport> =

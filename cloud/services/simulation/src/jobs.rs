@@ -19,7 +19,8 @@ use utoipa::ToSchema;
 use crate::bus::BrokerConnection;
 use crate::gateway::{ChainWriter, SignedRoast};
 use crate::request::{SimRoastRequest, at};
-use crate::{Clock, Registry, SimulationConfig};
+use crate::{Registry, SimulationConfig};
+use service::clock::Clock;
 
 /// The number of ended jobs that are still listed; a new job removes the others.
 const SHOWN: usize = 100;

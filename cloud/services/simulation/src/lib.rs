@@ -9,16 +9,12 @@ pub mod gateway;
 mod jobs;
 pub mod request;
 
+use http_stack::start::{Context, Service, StartError, check_mqtt};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use contract::{KeyId, OrgId, SiteId};
-use http_stack::AccessLayer;
-use service::clock::Clock;
 use service::health::Health;
-use service::mqtt::{BrokerError, BrokerSettings};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use trust::PublicKey;
 
 pub use config::SimulationConfig;
@@ -39,45 +35,32 @@ pub trait Registry: Send + Sync + 'static {
     fn revoke<'r>(&'r self, org: &'r OrgId, kid: &'r KeyId) -> RegistryFuture<'r>;
 }
 
-/// One of the two services: its routes, their OpenAPI description and the health checks.
-pub struct Simulation {
-    pub router: axum::Router,
-    pub openapi: utoipa::openapi::OpenApi,
-    pub health: Health,
-}
-
-/// Builds the twin, which returns whole roasts.
-#[must_use]
-pub fn twin(door: &AccessLayer, clock: Clock) -> Simulation {
-    let (router, openapi) = api::twin_routes(clock, door);
-    Simulation { router, openapi, health: Health::new("sim-twin") }
-}
-
-/// Starts the publisher, which plays roasts through the broker like real gateways.
+/// Starts the twin, which returns whole roasts.
 ///
 /// # Errors
-/// If the broker's configuration is wrong.
-pub fn publisher(
+/// None today; the signature is that of every service.
+pub fn start_twin(_: &SimulationConfig, context: &Context) -> Result<Service, StartError> {
+    let routes = api::twin_routes(context.clock.clone(), &context.access);
+    Ok(Service::new("twin", routes, Health::new("sim-twin")))
+}
+
+/// Starts the publisher, which plays roasts through the broker like real gateways. `registry`
+/// registers their keys.
+///
+/// # Errors
+/// When the broker's configuration is wrong.
+pub fn start_publisher(
     config: &SimulationConfig,
-    mqtt: &BrokerSettings,
-    door: &AccessLayer,
+    context: &Context,
     registry: Arc<dyn Registry>,
-    clock: Clock,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<Simulation, BrokerError> {
-    let bus = bus::start(config, mqtt, tracker, stop)?;
+) -> Result<Service, StartError> {
+    let (tracker, stop) = (&context.tracker, &context.stop);
+    let bus = bus::start(config, &context.mqtt, tracker, stop)?;
     let mut health = Health::new("sim-publisher");
     if let Some(bus) = bus.clone() {
-        health =
-            health.with_check("mqtt", move || {
-                let connected = bus.is_connected();
-                async move {
-                    if connected { Ok(()) } else { Err("not connected to the broker".to_owned()) }
-                }
-            });
+        health = check_mqtt(health, move || bus.is_connected());
     }
+    let clock = context.clock.clone();
     let jobs = jobs::Jobs::new(config, bus, registry, clock, tracker.clone(), stop.clone());
-    let (router, openapi) = api::publisher_routes(jobs, door);
-    Ok(Simulation { router, openapi, health })
+    Ok(Service::new("publisher", api::publisher_routes(jobs, &context.access), health))
 }

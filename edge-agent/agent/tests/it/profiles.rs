@@ -216,7 +216,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     };
     // A profile as shipped allows no writes, whatever the configuration says.
     let told = opened(&format!("id = \"toper.tkm-sx.plc\"\n{}", settings(false)));
-    assert!(told.contains("artisan.writes: is on, and"), "{told}");
+    assert!(told.contains("artisan.writes: is on, but"), "{told}");
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("toper.toml");

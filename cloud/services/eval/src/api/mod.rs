@@ -4,10 +4,11 @@ mod cases;
 mod runs;
 mod saturation;
 
-use ::database::idempotency::{Idempotency, idempotency_layer};
+use ::database::idempotency::Idempotency;
 use axum::middleware;
 use contract::OrgId;
 use http_stack::AccessLayer;
+use http_stack::idempotency::idempotency_layer;
 use service::error::{ApiError, Issue};
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;

@@ -3,7 +3,7 @@
 mod cases;
 mod runs;
 
-use ::database::{Store, StoreError, Tx, audit::AuditChange};
+use ::database::{Database, StoreError, Tx, audit::AuditChange};
 use contract::{Actor, EpochMs, OrgId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +15,7 @@ pub use runs::{PendingJudgement, RunFilter};
 /// Eval's access to the database.
 #[derive(Clone)]
 pub struct EvalStore {
-    database: Store,
+    database: Database,
 }
 
 /// Who changes something, and when.
@@ -27,12 +27,12 @@ pub struct ChangedBy<'b> {
 
 impl EvalStore {
     #[must_use]
-    pub const fn new(database: Store) -> Self {
+    pub const fn new(database: Database) -> Self {
         Self { database }
     }
 
     #[must_use]
-    pub const fn database(&self) -> &Store {
+    pub const fn database(&self) -> &Database {
         &self.database
     }
 

@@ -7,9 +7,10 @@ mod recoveries;
 
 use std::sync::Arc;
 
-use ::database::idempotency::{Idempotency, idempotency_layer};
+use ::database::idempotency::Idempotency;
 use axum::middleware;
 use http_stack::AccessLayer;
+use http_stack::idempotency::idempotency_layer;
 use service::openapi::with_examples;
 use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;

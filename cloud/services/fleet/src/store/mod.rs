@@ -7,7 +7,7 @@ mod enrollments;
 mod recoveries;
 
 use ::database::audit::AuditChange;
-use ::database::{Store, StoreError, Tx};
+use ::database::{Database, StoreError, Tx};
 use contract::{Actor, ActorKind, EpochMs, KeyId, OrgId};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ pub use recoveries::{Recovery, RecoveryDecision};
 /// The fleet's access to the database.
 #[derive(Clone)]
 pub struct FleetStore {
-    database: Store,
+    database: Database,
 }
 
 /// The actor of a change, and the time of the change.
@@ -64,12 +64,12 @@ pub fn gateway(org: &OrgId, key_id: &KeyId) -> Actor {
 
 impl FleetStore {
     #[must_use]
-    pub const fn new(database: Store) -> Self {
+    pub const fn new(database: Database) -> Self {
         Self { database }
     }
 
     #[must_use]
-    pub const fn database(&self) -> &Store {
+    pub const fn database(&self) -> &Database {
         &self.database
     }
 

@@ -31,7 +31,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use ::database::StoreError;
-use ::database::idempotency::{Idempotency, idempotency_layer};
+use ::database::idempotency::Idempotency;
+use http_stack::idempotency::idempotency_layer;
 
 use crate::live_tail::{self, Tail};
 use crate::pipeline::{Lane, Message, Pipeline, Reply};

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::database::sqlx::{query, query_scalar};
-use ::database::{Store, StoreError, on};
+use ::database::{Database, StoreError, on};
 use contract::{ChainId, EpochMs, Origin};
 
 pub use annotations::{ChangedBy, Versioned};
@@ -37,7 +37,7 @@ type ChainName = (Origin, ChainId);
 /// The database as ingestion uses it.
 #[derive(Clone)]
 pub struct IngestStore {
-    database: Store,
+    database: Database,
     numbers: Arc<Mutex<HashMap<ChainName, ChainNo>>>,
 }
 
@@ -55,7 +55,7 @@ impl ChainNo {
 
 impl IngestStore {
     #[must_use]
-    pub fn new(database: Store) -> Self {
+    pub fn new(database: Database) -> Self {
         Self { database, numbers: Arc::default() }
     }
 
@@ -66,7 +66,7 @@ impl IngestStore {
     }
 
     #[must_use]
-    pub const fn database(&self) -> &Store {
+    pub const fn database(&self) -> &Database {
         &self.database
     }
 

@@ -9,9 +9,10 @@ mod keys;
 mod missions;
 mod traces;
 
-use ::database::idempotency::{Idempotency, idempotency_layer};
+use ::database::idempotency::Idempotency;
 use axum::middleware;
 use http_stack::AccessLayer;
+use http_stack::idempotency::idempotency_layer;
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;

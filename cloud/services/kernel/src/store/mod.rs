@@ -11,7 +11,7 @@ mod roles;
 mod select;
 mod traces;
 
-use ::database::Store;
+use ::database::Database;
 
 pub use cards::CardKind;
 pub use governance::{GovernanceRecord, RecordFilter, RecordKind};
@@ -24,17 +24,17 @@ pub use traces::TraceFilter;
 /// The kernel's access to the database.
 #[derive(Clone)]
 pub struct KernelStore {
-    database: Store,
+    database: Database,
 }
 
 impl KernelStore {
     #[must_use]
-    pub const fn new(database: Store) -> Self {
+    pub const fn new(database: Database) -> Self {
         Self { database }
     }
 
     #[must_use]
-    pub const fn database(&self) -> &Store {
+    pub const fn database(&self) -> &Database {
         &self.database
     }
 }

@@ -33,7 +33,7 @@ lint:
 
 ## doc: build the documentation of all crates; a broken link is an error
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 ## coverage: measure which lines the tests reach (report in target/llvm-cov/html)
 coverage:

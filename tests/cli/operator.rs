@@ -77,6 +77,6 @@ fn a_plan_is_what_would_run() {
     let output =
         std::process::Command::new(program).args(["migrate", "plan", &data]).output().unwrap();
     let plan = String::from_utf8(output.stdout).unwrap();
-    assert!(plan.contains("-- 0001 spine") && plan.contains("CREATE TABLE leases"), "{plan}");
-    assert!(!plan.contains("-- 0001 spine\n-- 0002"));
+    assert!(plan.contains("-- 0001 initial") && plan.contains("CREATE TABLE leases"), "{plan}");
+    assert!(!plan.contains("-- 0001 initial\n-- 0002"));
 }

@@ -197,7 +197,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     let mut other = other;
     other.agent.start().await?;
     wait_for("the broker's no", PATIENCE, || async {
-        other.state().await["uplinkError"].to_string().contains("does not let this gateway")
+        other.state().await["uplinkError"].to_string().contains("denies this gateway")
     })
     .await?;
     assert!(!cloud.machines().await.contains("r-9"));

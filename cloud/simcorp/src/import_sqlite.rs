@@ -39,7 +39,7 @@ enum ColumnKind {
     Real,
     Text,
     Bytes,
-    /// `real[]`, stored as JSON on SQLite; [`Kind::Integers`] likewise for `integer[]`.
+    /// `real[]`, stored as JSON on SQLite; [`ColumnKind::Integers`] likewise for `integer[]`.
     Reals,
     Integers,
 }

@@ -127,7 +127,7 @@ pub struct AgentState {
     points: Arc<Mutex<VecDeque<ChartPoint>>>,
     live: broadcast::Sender<ChartPoint>,
     newest: Arc<Mutex<Option<NewestSample>>>,
-    /// The last heartbeat of each [`Part`], in ms since the agent started.
+    /// The last heartbeat of each [`WatchedThread`], in ms since the agent started.
     heartbeats: Arc<[AtomicU64; 2]>,
 }
 

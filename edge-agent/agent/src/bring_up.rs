@@ -300,7 +300,7 @@ impl BringUpRun {
             MoveResult::StoodThere => println!("{channel} showed {last} before: it proves nothing"),
             MoveResult::NotInTime => println!("{channel} does not follow: it shows {last}"),
             MoveResult::BrokenOff => {
-                println!("{channel} was not watched to its end; it shows {last}")
+                println!("{channel} was not watched to its end; it shows {last}");
             }
         }
         match found {

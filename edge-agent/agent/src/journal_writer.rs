@@ -126,7 +126,7 @@ impl JournalWriter {
         Ok(())
     }
 
-    /// Executes commands until [`Job::Stop`], or until all senders are gone. Runs on its own
+    /// Executes commands until [`JournalCommand::Stop`], or until all senders are gone. Runs on its own
     /// thread.
     pub fn run(mut self, jobs: &Receiver<JournalCommand>) {
         let idle_ms = self.frame_ms.clamp(200, 60_000);
@@ -370,7 +370,7 @@ impl JournalWriter {
     }
 
     /// Signs what is still unsigned, enforces the quota and updates the totals, at most once in
-    /// each [`LOOK_AFTER_EVERY_MS`].
+    /// each [`MAINTENANCE_INTERVAL_MS`].
     fn maintain(&mut self) {
         let now = self.clock.mono_ms();
         if now.saturating_sub(self.last_maintenance_ms) < MAINTENANCE_INTERVAL_MS {

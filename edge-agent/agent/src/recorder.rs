@@ -258,7 +258,7 @@ impl Recorder {
         for change in changes {
             match change {
                 MarkChange::Detected(found) => {
-                    closed = closed.or(self.record_inference(&found, at, wall))
+                    closed = closed.or(self.record_inference(&found, at, wall));
                 }
                 // The drum was empty. Events that were already recorded remain, and no end of a
                 // roast is recorded.

@@ -54,7 +54,7 @@ impl TrustedClock {
         self.clock.wall().max(self.floor())
     }
 
-    /// Returns the fleet's time if it was received in this run; otherwise [`KnownTime::now`]. A
+    /// Returns the fleet's time if it was received in this run; otherwise `TrustedClock::snapshot`. A
     /// wall clock that is far ahead must not cause one renewal after another.
     #[must_use]
     pub fn fleet_time(&self) -> EpochMs {

@@ -23,7 +23,7 @@ use crate::journal::{FetchLimit, OutgoingFrame};
 use crate::journal_writer::JournalCommand;
 use crate::send_window::SendWindow;
 
-/// The limits of the MQTT client. It has more slots for messages in flight than [`Pace`] ever
+/// The limits of the MQTT client. It has more slots for messages in flight than [`SendWindow`] ever
 /// fills; not many more, because the client allocates memory for each slot, used or not.
 pub const MQTT_BOUNDS: ConnectionBounds =
     ConnectionBounds { in_flight: 512, receive: 64, packet: 64 * 1024 };

@@ -13,7 +13,7 @@ use tokio_modbus::Request;
 use crate::interlock::{Command, Interlock, MachineSnapshot, WriteError};
 use crate::modbus;
 
-/// The most writes in the queue; further requests return [`Refused::Busy`].
+/// The most writes in the queue; further requests return `WriteError::AddressInUse`.
 const QUEUE_MAX: usize = 8;
 /// A write that has not begun after this time is dropped: an old slider position is no longer
 /// wanted. Three times the machine's timeout where that is longer, since a read in progress may
@@ -86,7 +86,7 @@ impl ControlQueue {
     /// caller in the reading's notes.
     ///
     /// # Errors
-    /// Why it was not written; [`Refused::Unconfirmed`] when it is not known whether it was.
+    /// Why it was not written; [`WriteError::Unconfirmed`] when it is not known whether it was.
     pub async fn set(
         &self,
         who: &str,
@@ -112,7 +112,7 @@ impl ControlQueue {
     /// describes.
     ///
     /// # Errors
-    /// As [`Hand::move_to`].
+    /// As [`ControlQueue::set`].
     pub async fn write_modbus(
         &self,
         who: &str,

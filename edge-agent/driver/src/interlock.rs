@@ -174,7 +174,7 @@ impl Interlock {
     /// Checks the write again just before it is sent, and records it.
     ///
     /// # Errors
-    /// As [`Guard::look`].
+    /// As [`Interlock::evaluate`].
     pub fn start(&mut self, wanted: Command, now_ms: u64) -> Result<(), WriteError> {
         self.evaluate(wanted, now_ms)?;
         self.count_write(now_ms);
@@ -204,7 +204,7 @@ impl Interlock {
         self.controls.get(at).is_some_and(|moved| moved.staged.is_some())
     }
 
-    /// Records the outcome of a write that [`Guard::begin`] allowed. `mono_ms`: when it ended.
+    /// Records the outcome of a write that [`Interlock::start`] allowed. `mono_ms`: when it ended.
     pub fn complete(&mut self, wanted: Command, outcome: &Result<(), WriteError>, mono_ms: u64) {
         let at = wanted.control();
         let Some(moved) = self.controls.get_mut(at) else { return };
@@ -226,7 +226,7 @@ impl Interlock {
         }
     }
 
-    /// Checks [`Move::To`]. Returns whether it reduces heat.
+    /// Checks [`Command::Set`]. Returns whether it reduces heat.
     fn check_set(&self, at: usize, value: f64, now_ms: u64) -> Result<bool, WriteError> {
         let control = &self.profile.controls[at];
         let [low, high] = range(control);
@@ -250,7 +250,7 @@ impl Interlock {
         Ok(false)
     }
 
-    /// Checks [`Move::Apply`]. Returns whether the staged value reduces heat, by the last reading.
+    /// Checks [`Command::Apply`]. Returns whether the staged value reduces heat, by the last reading.
     fn check_apply(&self, at: usize, now_ms: u64) -> Result<bool, WriteError> {
         let (control, moved) = (&self.profile.controls[at], &self.controls[at]);
         let passed = moved.at_ms.map(|then| now_ms.saturating_sub(then));

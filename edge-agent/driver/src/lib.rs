@@ -1,6 +1,6 @@
 //! Drivers: each has exclusive access to its machine and reads its current values.
 //!
-//! A driver reads, and writes what its [`Hand`] has allowed, where it has one. It never waits
+//! A driver reads, and writes what its [`ControlQueue`] has allowed, where it has one. It never waits
 //! longer than its own time limit, so a dead unit costs the schedule only that unit's own samples.
 //! The profile describes what a machine offers and in which form; a bus reads the raw values, and
 //! the module `profile` converts them.

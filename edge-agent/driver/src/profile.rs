@@ -246,7 +246,7 @@ impl ProfileDriver {
     }
 
     /// Converts raw values to a reading. Pure except for the remembered last values.
-    fn to_reading(&mut self, mono_ms: u64, raws: RawValues) -> Reading {
+    fn convert(&mut self, mono_ms: u64, raws: RawValues) -> Reading {
         let RawValues { values: mut raws, failed_units: ailing } = raws;
         raws.resize(self.channels.len() + self.held_before.len(), None);
         let (channels, states) = raws.split_at(self.channels.len());
@@ -351,7 +351,7 @@ impl ProfileDriver {
                 Err(DriverError::Profile(id, why.trim_end_matches("; ").to_owned()))
             }
             Ok(raws) => {
-                let mut reading = self.to_reading(mono_ms, raws);
+                let mut reading = self.convert(mono_ms, raws);
                 if let Some((since_ms, why)) = self.outage.take() {
                     let seconds = mono_ms.saturating_sub(since_ms) as f64 / 1000.0;
                     reading.notes.push(format!("gap of {seconds:.1} s: {why}"));

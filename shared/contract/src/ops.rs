@@ -8,7 +8,7 @@ use crate::topic::TopicError;
 use crate::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 
 /// The event that a roast has ended and can be processed. The publisher resends it until it
-/// receives [`Taken`].
+/// receives [`SessionClosedAck`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -94,7 +94,7 @@ impl SessionTopic {
     }
 
     /// Returns a topic filter for all machines, shared by the members of `group`; see
-    /// [`crate::topic::Kind::shared_filter`].
+    /// `crate::topic::SessionTopic::shared_filter`.
     #[must_use]
     pub fn shared_filter(self, group: &str) -> String {
         format!("$share/{group}.{}/ops/+/+/+/{}", self.suffix().replace('/', "."), self.suffix())

@@ -1,9 +1,9 @@
 //! The content of the drum (beans and batch size), and its effect on the temperature of first crack
 //! on one machine.
 //!
-//! All batches of a machine share its line ([`MarkLine`](crate::learn::MarkLine)). Each kind of
+//! All batches of a machine share its line ([`MarkLine`](crate::machine_model::MarkLine)). Each kind of
 //! beans and each batch size has its own offset from the line: the mean residual of its marks,
-//! shrunk towards 0 as if [`DOUBT`] further marks had lain on the line (partial pooling; Gelman &
+//! shrunk towards 0 as if `PRIOR_MARKS` further marks had lain on the line (partial pooling; Gelman &
 //! Hill 2007, ch. 12). So a bean that was marked once has a small offset, and the predictions stay
 //! the same on a machine whose marks do not depend on the bean.
 

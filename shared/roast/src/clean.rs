@@ -4,7 +4,7 @@
 //! or why there is none.
 //!
 //! A value is compared with the value that the channel's recent slope predicts. If the difference
-//! exceeds [`JUMP_C`] plus the allowance for the elapsed time, the value is withheld until the next
+//! exceeds `JUMP_C` plus the allowance for the elapsed time, the value is withheld until the next
 //! values show what it was: a spike (they return), a unit flip (they stay, and fit in the other
 //! unit), or a true step (they stay, and do not fit).
 

@@ -3,7 +3,7 @@
 //!
 //! The rise over the next minute is modelled as a linear function of the rates of rise over 20, 45
 //! and 90 s, the temperature and the time. The model is a ridge regression with Huber weights on
-//! the machine's own roasts. The weight of a roast halves every [`HALF_LIFE`] roasts, and the ridge
+//! the machine's own roasts. The weight of a roast halves every `HALF_LIFE` roasts, and the ridge
 //! term pulls the coefficients towards a prior that holds for drum roasters in general. The
 //! interval is adaptive conformal (Gibbs & Candès 2021): it is widened at each miss and narrowed at
 //! each hit, so that it covers nine out of ten outcomes whatever the machine does.
@@ -178,7 +178,7 @@ pub struct ExpectedMark {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
     pub t_ms: i64,
-    /// The bean temperature [`AHEAD_MS`] later.
+    /// The bean temperature [`HORIZON_MS`] later.
     pub bt: ForecastValue,
     pub et: Option<ForecastValue>,
     /// Those of dry end, first crack and drop that have no mark yet and are expected within

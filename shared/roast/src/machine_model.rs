@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, BatchOffsets};
 use crate::forecast::RiseModel;
 
-/// A line of bean temperature over roast time on which a mark lies: its level at [`AT_S`] and its
+/// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
 /// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
 /// bean core is smaller, so the line falls with time.
 ///
 /// The line is a Kalman filter over marks. Level and slope are the state. The level drifts between
 /// roasts, because beans, probes and seasons change. The scatter of the marks themselves is learned
-/// too (scaled inverse χ²). An outlier has no more influence than a mark at [`PULL_MAX`]
+/// too (scaled inverse χ²). An outlier has no more influence than a mark at `SURPRISE_MAX`
 /// deviations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MarkLine {
@@ -108,7 +108,7 @@ impl MarkLine {
         self.slope_c_per_s
     }
 
-    /// Returns the standard deviation of the next mark about [`MarkLine::at`], °C.
+    /// Returns the standard deviation of the next mark about [`MarkLine::expected_c`], °C.
     #[must_use]
     pub fn deviation_c(&self, t_s: f64) -> f64 {
         let x = t_s - LINE_CENTRE_S;

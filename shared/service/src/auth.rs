@@ -151,7 +151,7 @@ struct CachedLookup {
     at: Instant,
 }
 
-/// A cache in front of a [`Who`].
+/// A cache in front of a [`TokenVerifier`].
 pub struct TokenCache {
     verifier: Box<dyn TokenVerifier>,
     entries: Mutex<HashMap<u128, CachedLookup>>,

@@ -69,7 +69,7 @@ impl Params {
     /// Returns `cursor`: the position where the previous page ended.
     ///
     /// # Errors
-    /// 400 when the value is not a cursor that [`cursor`] created.
+    /// 400 when the value is not a cursor that [`encode_cursor`] created.
     pub fn cursor(&self) -> Result<Option<(i64, String)>, ApiError> {
         decode_cursor(self.get("cursor"))
     }
@@ -96,7 +96,7 @@ pub fn parse_within(
 /// Decodes a cursor: the position where the previous page ended.
 ///
 /// # Errors
-/// 400 when the text is not a cursor that [`cursor`] created.
+/// 400 when the text is not a cursor that [`encode_cursor`] created.
 pub fn decode_cursor(text: Option<&str>) -> Result<Option<(i64, String)>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let read = || {

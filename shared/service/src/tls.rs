@@ -126,7 +126,7 @@ impl Listener for TlsListener {
     }
 }
 
-/// Serves until `stop`, like [`crate::http::serve`]; handlers get a [`Peer`] from `ConnectInfo`.
+/// Serves until `stop`, like [`crate::http::serve`]; handlers get a [`TlsPeer`] from `ConnectInfo`.
 ///
 /// # Errors
 /// When the listener fails.

@@ -77,7 +77,7 @@ pub struct SignedMessage {
 }
 
 impl SignedMessage {
-    /// Parses a tagged `COSE_Sign1` message whose headers are exactly those that [`sign`] writes.
+    /// Parses a tagged `COSE_Sign1` message whose headers are exactly those that [`sign_message`] writes.
     ///
     /// # Errors
     /// When it is anything else: unknown algorithm, other headers, no payload, trailing bytes.
@@ -109,7 +109,7 @@ impl SignedMessage {
         Ok(Self { message, key_id, algorithm, content })
     }
 
-    /// Returns the key that claims to have signed. Trust it only after [`Signed::verify`].
+    /// Returns the key that claims to have signed. Trust it only after [`SignedMessage::verify`].
     #[must_use]
     pub const fn key_id(&self) -> &KeyId {
         &self.key_id
@@ -120,7 +120,7 @@ impl SignedMessage {
         &self.content
     }
 
-    /// Returns the signed payload. Trust it only after [`Signed::verify`].
+    /// Returns the signed payload. Trust it only after [`SignedMessage::verify`].
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.message.payload.as_deref().unwrap_or_default()

@@ -118,7 +118,7 @@ impl Redis {
     }
 
     /// # Errors
-    /// [`Away`]
+    /// [`Unavailable`]
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Unavailable> {
         let mut manager = self.manager.clone();
         let command = Cmd::get(key);
@@ -127,7 +127,7 @@ impl Redis {
     }
 
     /// # Errors
-    /// [`Away`]
+    /// [`Unavailable`]
     pub async fn put(&self, key: &str, value: &[u8], keep: Duration) -> Result<(), Unavailable> {
         let mut manager = self.manager.clone();
         let command = Cmd::pset_ex(key, value, u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
@@ -137,7 +137,7 @@ impl Redis {
     /// Runs a script, which Redis caches by its digest.
     ///
     /// # Errors
-    /// [`Away`]
+    /// [`Unavailable`]
     pub async fn run<T: FromRedisValue>(
         &self,
         script: &Script,

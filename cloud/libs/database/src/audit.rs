@@ -31,7 +31,7 @@ pub struct AuditEntry {
     pub action: String,
     pub subject: String,
     pub details: Value,
-    /// SHA-256 of the previous entry's hash and of this entry, hex; see [`Link`].
+    /// SHA-256 of the previous entry's hash and of this entry, hex; see `HashInput`.
     pub hash: String,
 }
 

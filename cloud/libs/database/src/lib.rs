@@ -111,7 +111,7 @@ impl From<StoreError> for service::error::ApiError {
     }
 }
 
-/// The pool behind a [`Store`].
+/// The pool behind a [`Database`].
 #[derive(Clone, Debug)]
 pub enum Pool {
     Sqlite(SqlitePool),

@@ -1,7 +1,7 @@
 //! Claims missions of one goal from the kernel and runs them: lease, heartbeat, trace, outcome.
 //!
-//! [`Worker`] is the loop, [`Job`] is what a service implements, [`Tools`] is what a job may use.
-//! A job must never call another service past [`Tools`]: the policy check and the trace are there.
+//! [`Worker`] is the loop, [`Job`] is what a service implements, [`MissionTools`] is what a job may use.
+//! A job must never call another service past [`MissionTools`]: the policy check and the trace are there.
 
 mod error;
 mod tools;

@@ -132,7 +132,7 @@ impl ServiceClient {
     /// Returns the caller that this client's credential authenticates (`GET /whoami`).
     ///
     /// # Errors
-    /// [`PeerError`]
+    /// [`ServiceClientError`]
     pub async fn whoami<T: DeserializeOwned>(&self) -> Result<T, ServiceClientError> {
         let answer = self.send::<T>(Method::GET, None, &["whoami"], &[], |asked| asked).await?;
         answer.map(|answer| answer.body).ok_or_else(|| self.unreadable("an empty body"))
@@ -141,7 +141,7 @@ impl ServiceClient {
     /// Sends a GET request. Returns `None` on 404.
     ///
     /// # Errors
-    /// [`PeerError`]
+    /// [`ServiceClientError`]
     pub async fn get<T: DeserializeOwned>(
         &self,
         org: &OrgId,
@@ -154,7 +154,7 @@ impl ServiceClient {
     /// Sends a GET request and returns the body with its version; `None` on 404.
     ///
     /// # Errors
-    /// [`PeerError`]
+    /// [`ServiceClientError`]
     pub async fn get_tagged<T: DeserializeOwned>(
         &self,
         org: &OrgId,
@@ -172,7 +172,7 @@ impl ServiceClient {
     /// Sends a POST request with a JSON body. Returns `None` on 204.
     ///
     /// # Errors
-    /// [`PeerError`]
+    /// [`ServiceClientError`]
     pub async fn post<B: Serialize + Sync, T: DeserializeOwned>(
         &self,
         org: Option<&OrgId>,
@@ -185,7 +185,7 @@ impl ServiceClient {
     /// Sends a POST request with a body of another type than JSON.
     ///
     /// # Errors
-    /// [`PeerError`]
+    /// [`ServiceClientError`]
     pub async fn post_bytes<T: DeserializeOwned>(
         &self,
         org: &OrgId,

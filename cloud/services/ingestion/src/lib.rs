@@ -1,6 +1,6 @@
 //! Ingestion: stores the messages of machines as rows, then acknowledges them.
 //!
-//! The path of a message: bus or HTTP → [`pipeline`] (verify, batch) → [`store`] (one transaction)
+//! The path of a message: bus or HTTP → `pipeline` (verify, batch) → [`store`] (one transaction)
 //! → acknowledgement → live stream. A reconciler checks closed sessions against their receipts.
 //!
 //! It must never acknowledge what is not committed, store unverified data as verified, or treat a

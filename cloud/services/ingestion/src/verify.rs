@@ -72,7 +72,7 @@ impl KeyCache {
     }
 
     /// Rereads a key, for a signature that does not fit the cached one: the gateway may have a new
-    /// key. An entry read within [`UNKNOWN_FOR`] is not read again.
+    /// key. An entry read within `UNKNOWN_TTL` is not read again.
     ///
     /// # Errors
     /// As [`KeyCache::find`].

@@ -362,7 +362,7 @@ impl Player {
     }
 
     /// Sends the frames as they become due, then the receipt. Returns whether the cloud reported
-    /// the roast as complete within [`PATIENCE`] after its end.
+    /// the roast as complete within [`COMPLETION_TIMEOUT`] after its end.
     async fn deliver(&self, acks: &mut mpsc::Receiver<Ack>) -> bool {
         let begun = Instant::now();
         let mut waiting = self.signed.frames.clone();

@@ -32,7 +32,7 @@ impl ReorderBuffer {
     /// Stores a sample and returns the samples that are now due, in order.
     ///
     /// # Errors
-    /// [`Late`] when its time has been judged already, or is held: it changes nothing.
+    /// [`LateSample`] when its time has been judged already, or is held: it changes nothing.
     pub fn push(&mut self, sample: Sample) -> Result<Vec<Sample>, LateSample> {
         if sample.t_ms <= self.watermark_ms || self.held.contains_key(&sample.t_ms) {
             return Err(LateSample);

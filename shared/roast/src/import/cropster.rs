@@ -1,7 +1,7 @@
 //! Reads Cropster's workbook: a sheet about the roast, a sheet of comments, and one sheet for each
 //! curve, with seconds from CHARGE and a value. Temperatures are in the unit that the curve's
 //! heading names, weights in the unit in the column beside them. The caller opens the file and
-//! converts it to [`Sheet`]s.
+//! converts it to `ScoreSheet`s.
 
 use contract::EventKind;
 

@@ -16,7 +16,7 @@ use crate::backoff::Backoff;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// What happened on a connection, as [`Link::next`] returns it.
+/// What happened on a connection, as [`MqttConnection::next`] returns it.
 #[derive(Debug)]
 pub enum ConnectionEvent {
     /// Connected, and the broker granted all vital subscriptions: messages sent from now on can be
@@ -32,7 +32,7 @@ pub enum ConnectionEvent {
     },
 }
 
-/// One connection. The owner must keep calling [`next`](Link::next): nothing is received or sent
+/// One connection. The owner must keep calling [`next`](MqttConnection::next): nothing is received or sent
 /// between the calls, so that an owner without room for more messages makes the broker wait.
 pub struct MqttConnection {
     client: AsyncClient,

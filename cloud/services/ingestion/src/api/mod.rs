@@ -1,4 +1,4 @@
-//! Ingestion's HTTP API: `docs/reference/api.md`, and upstream Sim-Corp's routes under their
+//! Ingestion's HTTP API: `docs/reference/services.md`, and upstream Sim-Corp's routes under their
 //! upstream names.
 
 mod annotations;

@@ -65,7 +65,7 @@ pub struct AutonomyState {
     pub known: AutonomyDetails,
 }
 
-/// The part of a [`State`] that is stored as JSON.
+/// The part of a [`AutonomyState`] that is stored as JSON.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AutonomyDetails {

@@ -22,7 +22,7 @@ const FACTS_RETENTION_MS: i64 = 400 * 86_400_000;
 const COUNT: &str = "INSERT INTO autonomy_counts AS c (org_id, minute, what, n) \
     VALUES ($1, $2, $3, $4) ON CONFLICT (org_id, minute, what) DO UPDATE SET n = c.n + EXCLUDED.n";
 
-/// A kind of [`Record`].
+/// A kind of [`GovernanceRecord`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordKind {
     Metrics,

@@ -46,7 +46,7 @@ pub(super) struct MissionRow {
     last_error: Option<String>,
 }
 
-/// The SQL columns of a [`Row`].
+/// The SQL columns of a [`MissionRow`].
 macro_rules! columns {
     () => {
         "mission_id, idempotency_key, status, body, governance, actor, attempts, max_attempts, \

@@ -216,7 +216,7 @@ fn print(path: &Path, found: &AnalyzedRecording) {
                 );
             }
             MarkChange::Withdrawn(kind) => {
-                println!("            {kind} withdrawn: false detection")
+                println!("            {kind} withdrawn: false detection");
             }
         }
     }

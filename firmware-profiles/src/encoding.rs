@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Channel, Control, Unit};
-
 /// The form of a raw value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -121,40 +119,6 @@ fn to_bcd(number: u32) -> u32 {
     (0..8).fold(0, |bits, digit| bits | ((number / 10_u32.pow(digit) % 10) << (4 * digit)))
 }
 
-impl Channel {
-    /// The value of a raw reading, temperatures in °C; `None` when it means "no reading".
-    #[must_use]
-    pub fn value(&self, raw: f64) -> Option<f64> {
-        if !raw.is_finite() || self.missing.contains(&raw) {
-            return None;
-        }
-        let value = raw / f64::from(self.divisor.max(1));
-        Some(if self.unit == Some(Unit::F) { (value - 32.0) / 1.8 } else { value })
-    }
-
-    /// The raw reading of a value: what a machine that shows it would answer.
-    #[must_use]
-    pub fn raw(&self, value: f64) -> f64 {
-        let value = if self.unit == Some(Unit::F) { value * 1.8 + 32.0 } else { value };
-        value * f64::from(self.divisor.max(1))
-    }
-}
-
-impl Control {
-    /// The raw value to write: clamped to `range` first, mapped then.
-    #[must_use]
-    pub fn raw(&self, value: f64) -> f64 {
-        let [low, high] = self.range.unwrap_or([f64::MIN, f64::MAX]);
-        value.max(low).min(high) * self.map.factor + self.map.offset
-    }
-
-    /// The value that a raw one is, in the control's unit.
-    #[must_use]
-    pub fn value(&self, raw: f64) -> f64 {
-        (raw - self.map.offset) / self.map.factor
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,16 +165,5 @@ mod tests {
         assert_eq!(Type::I16.encode(Order::HighFirst, -1.0), Some(vec![0xffff]));
         assert_eq!(Type::F32.decode(Order::HighFirst, &[0x7fc0, 0]), None, "not a number");
         assert_eq!(Type::U32.decode(Order::HighFirst, &[1]), None, "one word of two");
-    }
-
-    #[test]
-    fn a_value_is_clamped_before_it_is_mapped() {
-        let control: Control = toml::from_str(
-            "name = \"burner\"\nrole = \"burner\"\naddr = \"DB2.14\"\nrange = [0, 100]\n\
-             map = { factor = 1, offset = 1 }\nidempotent = true\nremote = \"guarded\"",
-        )
-        .unwrap();
-        let raws: Vec<f64> = [-5.0, 0.0, 40.0, 400.0].map(|v| control.raw(v)).to_vec();
-        assert_eq!(raws, [1.0, 1.0, 41.0, 101.0], "never 0, which is AUTO");
     }
 }

@@ -11,6 +11,7 @@ pub mod condition;
 mod document;
 pub mod encoding;
 mod lint;
+mod scaling;
 
 pub use catalogue::{SHIPPED, ShippedProfile, shipped};
 pub use condition::{Condition, ForbidRule, Operator, SafeStep};

@@ -1,5 +1,5 @@
 #![no_main]
-use contract::envelope::{Expect, read};
+use contract::envelope::{PayloadKind, decode};
 use contract::{MachineId, OrgId, Origin, SiteId};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -7,9 +7,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let origin = Origin { org, site, machine };
-    let _ = read(bytes, Expect::Telemetry, &origin);
-    let _ = read(bytes, Expect::Event, &origin);
+    let _ = decode(bytes, PayloadKind::Telemetry, &origin);
+    let _ = decode(bytes, PayloadKind::Event, &origin);
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = contract::topic::parse(text);
+        let _ = contract::topic::parse_topic(text);
     }
 });

@@ -1,4 +1,4 @@
-//! Whatever decodes as a frame encodes again, and to a frame that says the same.
+//! Every byte string that decodes as a frame encodes again to an equal frame.
 #![no_main]
 use contract::Frame;
 

@@ -1,5 +1,5 @@
 #![no_main]
-//! Whatever a machine, or somebody in its place, sends.
+//! Anything that a machine, or a program in its place, may send.
 
 use protocols::s7::{self, Item};
 use protocols::{hottop, kaleido, line, santoker, tc4};
@@ -10,8 +10,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = (roaster.push(first), roaster.push(second));
     let _ = (master.push(first), master.push(second));
     let items = [Item { area: 0x84, block: 3, byte: 112, bytes: 4 }; 3];
-    let _ = (s7::values(bytes, 1, &items), s7::agreed(bytes, 1), s7::parse_request(bytes));
-    let _ = s7::written(bytes, 1);
+    let _ = (s7::parse_read_answer(bytes, 1, &items), s7::parse_setup_answer(bytes, 1), s7::parse_request(bytes));
+    let _ = s7::parse_write_answer(bytes, 1);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let mut table = line::Csv::default();
         for text in text.lines() {

@@ -3,7 +3,7 @@
 libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Ok(profile) = firmware_profiles::parse(text) {
         for finding in firmware_profiles::lint(&profile) {
-            assert!(!finding.sentence.is_empty());
+            assert!(!finding.message.is_empty());
         }
         for channel in &profile.channels {
             let _ = channel.value(channel.raw(200.0));

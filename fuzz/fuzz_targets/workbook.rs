@@ -1,7 +1,7 @@
 #![no_main]
 //! Any workbook, once its cells are read: sheets between record separators, cells between tabs.
 
-use roast::import::{Cell, Sheet, cropster};
+use roast::formats::makers::{Cell, Worksheet, cropster};
 
 fn cell(text: &str) -> Cell {
     match text.parse() {
@@ -15,9 +15,9 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
     let sheet = |text: &str| {
         let (name, rows) = text.split_once('\n').unwrap_or((text, ""));
         let rows = rows.lines().map(|row| row.split('\t').map(cell).collect()).collect();
-        Sheet { name: name.to_owned(), rows }
+        Worksheet { name: name.to_owned(), rows }
     };
-    let sheets: Vec<Sheet> = text.split('\u{1e}').map(sheet).collect();
+    let sheets: Vec<Worksheet> = text.split('\u{1e}').map(sheet).collect();
     if let Ok(recording) = cropster(&sheets) {
         assert!(recording.marks.iter().all(|(_, at)| *at < recording.samples.len()));
         assert!(recording.samples.windows(2).all(|pair| pair[0].t_ms < pair[1].t_ms));

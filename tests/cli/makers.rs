@@ -24,7 +24,7 @@ fn a_cropster_workbook_becomes_a_roast_artisan_can_open() {
         let alog = at(&format!("{form}.alog"));
         simcorp(&["roast", "export", &at(form), "--to", &alog]).unwrap();
         let text = std::fs::read_to_string(&alog).unwrap();
-        let roast = roast::recording::Recording::read(&text).unwrap();
+        let roast = roast::formats::read(&text).unwrap();
         assert_eq!((roast.samples.len(), roast.beans.as_str()), (300, "Sidamo"), "{form}");
         // 212 + 81 °F at CHARGE.
         assert!((roast.samples[0].bt_c.unwrap() - 145.0).abs() < 0.01, "{form}");
@@ -51,7 +51,7 @@ fn a_maker_s_own_file_is_read_in_its_own_units() {
     std::fs::write(&file, text).unwrap();
     let out = folder.path().join("roast.csv").display().to_string();
     simcorp(&["roast", "export", &file.display().to_string(), "--to", &out]).unwrap();
-    let table = roast::recording::Recording::read(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let table = roast::formats::read(&std::fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!(table.samples.last().unwrap().t_ms, 599_000);
     assert_eq!(table.mark_ms(contract::EventKind::Fc), Some(520_000));
 }

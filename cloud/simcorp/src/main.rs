@@ -110,7 +110,8 @@ enum MigrateCommand {
     Plan,
 }
 
-/// `EX_USAGE`: the configuration is invalid, and a restart will not help.
+/// The configuration is invalid, and a restart will not help. 64 is `EX_USAGE` of sysexits; its
+/// `EX_CONFIG` is 78, but unit files and scripts already test for 64.
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {

@@ -10,11 +10,12 @@ use contract::EventKind;
 use roast::analysis::compare::{Comparison, Spread, compare, consistency};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
 use roast::event::{DetectedMark, MarkChange};
+use roast::formats::export;
 use roast::machine_model::MachineModel;
 use roast::recording::{FILE_BYTES_MAX, Recording};
 use roast::replay::{self, RecordingReplay};
 use roast::score::{Score, ScoreSheet};
-use roast::{export, plot, score};
+use roast::{plot, score};
 use serde_json::json;
 
 use crate::output::Output;
@@ -124,7 +125,7 @@ fn read(path: &Path) -> anyhow::Result<Recording> {
         return workbook::read(&bytes).with_context(|| format!("{shown}"));
     }
     let text = String::from_utf8_lossy(&bytes);
-    Recording::read(&text).with_context(|| format!("{shown}"))
+    roast::formats::read(&text).with_context(|| format!("{shown}"))
 }
 
 /// The analysis of one file, using what was learned from the files before it.

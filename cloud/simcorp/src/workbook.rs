@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use calamine::{Data, Reader as _, open_workbook_auto_from_rs};
-use roast::import::{Cell, Worksheet, cropster};
+use roast::formats::makers::{Cell, Worksheet, cropster};
 use roast::recording::Recording;
 
 /// The most sheets that are read. A Cropster export has two, and one for each curve.

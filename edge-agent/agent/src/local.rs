@@ -16,12 +16,14 @@ use service::error::ApiError;
 use service::health::Health;
 use service::http;
 use service::metrics::Metrics;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 
 use crate::agent_state::AgentState;
+use crate::clock::Clock;
 use crate::journal_writer::JournalCommand;
 
 const PAGE: &str = include_str!("local.html");
@@ -45,14 +47,16 @@ struct EventBody {
 pub fn app(
     board: AgentState,
     jobs: SyncSender<JournalCommand>,
+    clock: Clock,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
     let asked = board.clone();
-    let health = Health::new("edge").with_check("journal", move || {
-        let problem = asked.status().journal_error;
-        async move { problem.map_or(Ok(()), Err) }
-    });
+    let health =
+        Health::new("edge", Arc::new(move || clock.wall())).with_check("journal", move || {
+            let problem = asked.status().journal_error;
+            async move { problem.map_or(Ok(()), Err) }
+        });
     let asked = board.clone();
     let health = health.with_check("machine", move || {
         let problem = asked.status().driver_error;

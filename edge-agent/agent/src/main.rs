@@ -12,6 +12,7 @@ mod broker_endpoint;
 mod clock;
 mod config;
 mod doctor;
+mod files;
 mod identity;
 mod journal;
 mod journal_writer;
@@ -100,7 +101,8 @@ enum KeyCommand {
     Show,
 }
 
-/// The exit code `EX_USAGE`: the configuration is wrong, so a restart does not help.
+/// The configuration is wrong, so a restart does not help. 64 is `EX_USAGE` of sysexits; its
+/// `EX_CONFIG` is 78, but unit files and scripts already test for 64.
 const EXIT_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {

@@ -124,7 +124,7 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         let app = artisan::websocket::app(board.clone(), clock, age_max_ms, stop.clone());
         tokio::spawn(http::serve(listener, app, stop.clone()));
     }
-    let app = local::app(board.clone(), jobs.clone(), metrics.clone(), stop.clone());
+    let app = local::app(board.clone(), jobs.clone(), clock, metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
     tokio::spawn(upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);

@@ -15,7 +15,7 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
 use crate::clock::Clock;
-use crate::identity::write_atomically;
+use crate::files::write_atomically;
 
 /// 2026-11-22, the date of the source: the agent cannot run before it was written.
 const EARLIEST: EpochMs = EpochMs(1_795_305_600_000);

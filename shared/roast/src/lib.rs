@@ -5,15 +5,12 @@
 //! So the same code runs at the edge, in the cloud and in tests, and the replay of a recorded roast
 //! returns the same result bit for bit.
 
-pub mod alog;
 pub mod analysis;
 pub mod batch;
 pub mod clean;
-pub mod csv;
 pub mod event;
-pub mod export;
 pub mod forecast;
-pub mod import;
+pub mod formats;
 pub mod live;
 pub mod machine_model;
 pub mod noise;
@@ -21,6 +18,7 @@ pub mod plot;
 pub mod prediction;
 pub mod recording;
 pub mod replay;
+pub mod rise_model;
 pub mod ror;
 pub mod sample;
 pub mod score;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, BatchOffsets};
-use crate::forecast::RiseModel;
+use crate::rise_model::RiseModel;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
 /// slope. Slowly heated beans crack at a lower reading, because the difference between probe and

@@ -3,7 +3,6 @@
 use contract::EventKind;
 
 use crate::sample::Sample;
-use crate::{alog, csv, import};
 
 /// The largest file, in bytes: a day at 1 Hz with every extra channel is smaller.
 pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -25,36 +24,7 @@ pub struct Recording {
     pub marks: Vec<(EventKind, usize)>,
 }
 
-/// The reason why a text is not a recording.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RecordingError {
-    #[error("not an Artisan recording: {0}")]
-    Alog(#[from] alog::AlogError),
-    #[error("not a table of samples: {0}")]
-    Csv(#[from] csv::CsvError),
-}
-
 impl Recording {
-    /// Reads a recording in any supported format: Artisan's `.alog`, a maker's own format, or a
-    /// table with a header line.
-    ///
-    /// # Errors
-    /// When the text is in none of these formats, with the reason.
-    pub fn read(text: &str) -> Result<Self, RecordingError> {
-        let start = text.trim_start_matches('\u{feff}').trim_start();
-        if start.starts_with('{') {
-            return Ok(alog::read(text)?);
-        }
-        if text.len() > FILE_BYTES_MAX {
-            return Err(csv::CsvError::TooLarge.into());
-        }
-        // Makers' formats first: the same column names have other units there.
-        if let Some(recording) = import::read(text) {
-            return Ok(recording);
-        }
-        Ok(csv::read(text)?)
-    }
-
     /// Returns the time of a mark, ms.
     #[must_use]
     pub fn mark_ms(&self, kind: EventKind) -> Option<i64> {

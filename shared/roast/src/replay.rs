@@ -6,9 +6,10 @@ use crate::batch::Batch;
 use crate::clean::{self, CleanValue};
 use crate::event::secondary_sensors::SecondarySensors;
 use crate::event::{DetectedMark, MarkChange, Tracker};
-use crate::forecast::{Forecast, Forecaster, RiseModel};
+use crate::forecast::{Forecast, Forecaster};
 use crate::machine_model::MachineModel;
 use crate::recording::Recording;
+use crate::rise_model::RiseModel;
 
 /// One roast detected in a recording.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -27,7 +27,7 @@ fn recordings(folder: &str) -> Option<Vec<Named>> {
     paths.sort();
     let read = |path: PathBuf| {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        (name, Recording::read(&std::fs::read_to_string(path).unwrap()).unwrap())
+        (name, roast::formats::read(&std::fs::read_to_string(path).unwrap()).unwrap())
     };
     Some(paths.into_iter().map(read).collect())
 }
@@ -411,12 +411,12 @@ mod golden {
             ("{'timex': [], 'temp1': [], 'temp2': []}", ""),
             ("{'timex': [1], 'temp1': [], 'temp2': []}", "as long as timex"),
         ] {
-            match Recording::read(text) {
+            match roast::formats::read(text) {
                 Ok(recording) => assert!(recording.samples.is_empty() && expected.is_empty()),
                 Err(error) => assert!(error.to_string().contains(expected), "{error}"),
             }
         }
         let bom = "\u{feff}time,bean\n0,100\n1.5,101\n";
-        assert_eq!(Recording::read(bom).unwrap().samples[1].t_ms, 1_500);
+        assert_eq!(roast::formats::read(bom).unwrap().samples[1].t_ms, 1_500);
     }
 }

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::StatusCode;
+use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::time::Instant;
+
+use crate::clock::Clock;
 
 /// A dependency that has not answered within this time is unhealthy.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
@@ -21,6 +24,7 @@ type Check = Arc<dyn Fn() -> CheckFuture + Send + Sync>;
 #[derive(Clone)]
 pub struct Health {
     service: &'static str,
+    clock: Clock,
     started: Instant,
     checks: Vec<(&'static str, Check)>,
 }
@@ -36,8 +40,8 @@ struct CheckResult {
 
 impl Health {
     #[must_use]
-    pub fn new(service: &'static str) -> Self {
-        Self { service, started: Instant::now(), checks: Vec::new() }
+    pub fn new(service: &'static str, clock: Clock) -> Self {
+        Self { service, clock, started: Instant::now(), checks: Vec::new() }
     }
 
     #[must_use]
@@ -60,7 +64,7 @@ impl Health {
         Json(serde_json::json!({
             "status": "healthy",
             "service": self.service,
-            "timestamp": timestamp(),
+            "timestamp": (self.clock)(),
             "uptime": self.started.elapsed().as_secs_f64(),
         }))
     }
@@ -80,10 +84,9 @@ impl Health {
             }
         });
         // At once: one after the other, two slow dependencies could exceed the prober's timeout.
-        let mut running: Vec<_> = asked.map(Box::pin).collect();
         let mut checks = serde_json::Map::new();
         let mut ready = true;
-        for (name, checked) in join_all(&mut running).await {
+        for (name, checked) in join_all(asked).await {
             ready &= checked.status == "healthy";
             checks.insert(name.to_owned(), serde_json::to_value(checked).unwrap_or_default());
         }
@@ -94,34 +97,10 @@ impl Health {
         };
         let body = serde_json::json!({
             "status": status,
-            "timestamp": timestamp(),
+            "timestamp": (self.clock)(),
             "uptime": self.started.elapsed().as_secs_f64(),
             "checks": checks,
         });
         (code, Json(body))
     }
-}
-
-async fn join_all<F: Future + Unpin>(futures: &mut [F]) -> Vec<F::Output> {
-    let mut answers: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, answer) in futures.iter_mut().zip(&mut answers) {
-            if answer.is_none()
-                && let std::task::Poll::Ready(value) = Pin::new(future).poll(context)
-            {
-                *answer = Some(value);
-            }
-        }
-        if answers.iter().all(Option::is_some) {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
-    answers.into_iter().flatten().collect()
-}
-
-fn timestamp() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }

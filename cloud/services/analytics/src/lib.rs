@@ -18,7 +18,8 @@ pub use config::AnalyticsConfig;
 /// When no HTTP client can be created.
 pub fn start(config: &AnalyticsConfig, context: &Context) -> Result<Service, StartError> {
     let ingestion = context.client("ingestion", &config.ingestion_url)?;
-    let health = check_service(Health::new("analytics"), "ingestion", &ingestion);
+    let health =
+        check_service(Health::new("analytics", context.clock.clone()), "ingestion", &ingestion);
     let state =
         api::State { ingestion, cache: context.cache.clone(), clock: context.clock.clone() };
     Ok(Service::new("analytics", api::routes(state, &context.access), health))

@@ -45,7 +45,7 @@ pub fn start(config: &ConsoleConfig, context: &Context) -> Result<Service, Start
     let (clock, stop) = (context.clock.clone(), context.stop.clone());
     let state = ConsoleState { http, ingestion, clock, stop };
     let checked = state.clone();
-    let health = Health::new("console").with_check("ingestion", move || {
+    let health = Health::new("console", context.clock.clone()).with_check("ingestion", move || {
         let (http, url) = (checked.http.clone(), format!("{}/health", checked.ingestion));
         async move {
             let answer = http.get(url).timeout(ANSWER_TIME_MAX).send().await;

@@ -29,7 +29,7 @@ pub use store::EvalStore;
 /// When there is no database, or no HTTP client can be created.
 pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartError> {
     let (clock, database) = (&context.clock, context.database("eval")?);
-    let health = check_database(Health::new("eval"), &database);
+    let health = check_database(Health::new("eval", context.clock.clone()), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = EvalStore::new(database);
     let runner = runner::Runner {

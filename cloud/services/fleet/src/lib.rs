@@ -64,7 +64,7 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = FleetStore::new(database);
     let changed = Arc::new(Notify::new());
-    let mut health = check_database(Health::new("fleet"), store.database());
+    let mut health = check_database(Health::new("fleet", context.clock.clone()), store.database());
     health = health.with_check("authority", move || {
         let problem = problem.clone();
         async move { problem.map_or(Ok(()), Err) }

@@ -13,8 +13,9 @@ use contract::{
     Origin, Refusal, SessionId,
 };
 
+use crate::keys::KeyCache;
 use crate::store::{IngestStore, SessionRow};
-use crate::verify::{KeyCache, Numbering, Trust, VerifiedFrame};
+use crate::verified_frame::{Numbering, Trust, VerifiedFrame};
 
 /// The chain of all upstream messages of a machine, which have no numbers.
 pub const CHAIN: ChainId = ChainId([0; 16]);

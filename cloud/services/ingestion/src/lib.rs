@@ -7,9 +7,11 @@
 //! silence as the end of a roast.
 
 mod api;
+mod bus;
 pub mod chain;
 mod clock_correction;
 mod config;
+mod keys;
 mod legacy;
 mod live_tail;
 mod metric;
@@ -18,9 +20,9 @@ mod pipeline;
 mod profile_io;
 mod receipts;
 mod session_closed;
-mod sse;
 pub mod store;
-pub mod verify;
+pub mod verified_frame;
+mod verify;
 
 use ::database::idempotency::Idempotency;
 use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
@@ -37,7 +39,7 @@ pub use store::IngestStore;
 pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, StartError> {
     let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
     let database = context.database("ingestion")?;
-    let mut health = check_database(Health::new("ingestion"), &database);
+    let mut health = check_database(Health::new("ingestion", context.clock.clone()), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = IngestStore::new(database);
     let tail = live_tail::Tail::start(store.clone(), tracker, stop.clone());

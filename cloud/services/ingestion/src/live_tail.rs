@@ -12,7 +12,7 @@ use std::time::Duration;
 use ::database::StoreError;
 use contract::envelope::{Envelope, Payload, Verification};
 use contract::point::{ExtraValue, RoastEvent, TelemetryPoint};
-use contract::{EpochMs, EventKind, MachineId, OrgId, Origin, SiteId};
+use contract::{Channel, EpochMs, EventKind, MachineId, OrgId, Origin, SiteId};
 use service::shutdown::CancellationToken;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
@@ -256,13 +256,13 @@ pub fn points_of(
                 machine_id: machine.clone(),
                 batch_id: None,
                 elapsed_seconds: elapsed_ms.max(0) as f64 / 1000.0,
-                bt_c: frame.value(0, i),
-                et_c: frame.value(1, i),
-                ror_c_per_min: frame.value(2, i),
-                gas_pct: frame.value(3, i),
-                fan_pct: frame.value(4, i),
-                drum_rpm: frame.value(5, i),
-                ambient_c: frame.value(6, i),
+                bt_c: frame.value(&Channel::Bt, i),
+                et_c: frame.value(&Channel::Et, i),
+                ror_c_per_min: frame.value(&Channel::Ror, i),
+                gas_pct: frame.value(&Channel::Gas, i),
+                fan_pct: frame.value(&Channel::Fan, i),
+                drum_rpm: frame.value(&Channel::Drum, i),
+                ambient_c: frame.value(&Channel::Ambient, i),
                 extras: extras.iter().filter_map(extra).collect(),
             };
             (frame.seq_at(i), point)

@@ -1,25 +1,22 @@
-//! The bus: receives frames, receipts and upstream Sim-Corp messages by shared subscriptions, which
-//! any number of instances share; publishes acknowledgements.
+//! Receives frames, receipts and upstream Sim-Corp messages by shared subscriptions, which
+//! any number of instances share; publishes the pipeline's acknowledgements ([`crate::bus`]).
 //!
 //! One task polls the client and only forwards. While the pipeline is full it does not poll, and
 //! TCP backpressure makes the broker wait. The MQTT session is clean: what a broker would hold for
 //! a dead instance, the edge resends to a running one, since only our own acknowledgement counts as
 //! delivery.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use contract::envelope::PayloadKind;
 use contract::topic::{self, TopicKind};
-use contract::{Ack, Origin};
-use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bus::Bus;
 use crate::pipeline::{AckReceiver, Lane, Message, Pipeline, Reply};
 use crate::{IngestionConfig, metric, session_closed};
 
@@ -41,38 +38,6 @@ const QUEUE: usize = 4_096;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long the client stays connected at shutdown to acknowledge the last commits.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-
-/// A handle on the bus.
-#[derive(Clone)]
-pub struct Bus {
-    client: AsyncClient,
-    connected: Arc<AtomicBool>,
-}
-
-impl Bus {
-    pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
-    }
-
-    /// Publishes an event to services, which acknowledge it themselves. Returns `false` if it could
-    /// not be queued.
-    pub async fn publish_event(&self, topic: String, body: Vec<u8>) -> bool {
-        let options = PublishOptions::new(QoS::AtLeastOnce);
-        self.is_connected() && self.client.publish(topic, body, options).await.is_ok()
-    }
-
-    /// Publishes an acknowledgement to a device. A lost one is harmless: the edge resends.
-    pub async fn publish_ack(&self, origin: &Origin, ack: &Ack) {
-        if !self.is_connected() {
-            return; // old acks must not queue ahead of the new subscriptions
-        }
-        let Ok(body) = serde_json::to_vec(ack) else { return };
-        let options = PublishOptions::new(QoS::AtMostOnce);
-        if let Err(error) = self.client.publish(TopicKind::Ack.topic(origin), body, options).await {
-            tracing::debug!(%error, "could not publish an ack");
-        }
-    }
-}
 
 /// Connects to the broker, and keeps reconnecting. Returns `None` when no broker is configured.
 pub fn start(

@@ -4,6 +4,8 @@
 //!
 //! Live frames are processed before backlog. A full queue makes the sender wait.
 
+mod retry;
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +14,15 @@ use ::database::StoreError;
 use contract::envelope::PayloadKind;
 use contract::{Ack, ChainId, EpochMs, Origin, ReceiptVerdict, Refusal, RejectedFrame};
 use futures_util::future::BoxFuture;
-use service::backoff::Backoff;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::clock_correction::ClockCorrection;
+use crate::keys::KeyCache;
 use crate::store::{ChainNo, Committed, IngestStore, Outcome};
-use crate::verify::{KeyCache, Numbering, TrustedKey, UnverifiedMessage, VerifiedFrame};
+use crate::verified_frame::{Numbering, TrustedKey, VerifiedFrame};
+use crate::verify::UnverifiedMessage;
 use crate::{IngestionConfig, legacy, metric};
 use service::clock::Clock;
 
@@ -276,7 +279,7 @@ impl Writer {
         expect: PayloadKind,
         bytes: &[u8],
     ) -> Option<VerifiedFrame> {
-        let mut wait = backoff();
+        let mut wait = retry::backoff();
         loop {
             let (store, keys, now) = (&self.store, &self.keys, (self.clock)());
             let unsigned = self.accept_unsigned;
@@ -285,7 +288,7 @@ impl Writer {
                 // Upstream publishers never resend: the message waits here for the database.
                 Err(legacy::LegacyError::Store(error)) => {
                     self.store.clear_number_cache();
-                    wait_for_database(&mut wait, &error).await;
+                    retry::wait_for_database(&mut wait, &error).await;
                 }
                 Err(legacy::LegacyError::Refused(refusal)) => {
                     self.logged.refused(origin, refusal, None);
@@ -361,11 +364,11 @@ impl Writer {
     }
 
     async fn find_key(&self, claim: &UnverifiedMessage) -> Option<Arc<TrustedKey>> {
-        let mut wait = backoff();
+        let mut wait = retry::backoff();
         loop {
             match self.keys.find(&self.store, &claim.origin.org, claim.signed.key_id()).await {
                 Ok(key) => return key,
-                Err(error) => wait_for_database(&mut wait, &error).await,
+                Err(error) => retry::wait_for_database(&mut wait, &error).await,
             }
         }
     }
@@ -429,7 +432,7 @@ impl Writer {
     /// Retries until the database accepts the batch; a frame that it can never store is refused
     /// alone.
     async fn commit_with_retry(&self, frames: &[VerifiedFrame]) -> (Vec<ChainNo>, Committed) {
-        let mut wait = backoff();
+        let mut wait = retry::backoff();
         loop {
             let start = Instant::now();
             match self.try_commit(frames).await {
@@ -444,7 +447,7 @@ impl Writer {
                 Err(error) => {
                     metric::retried();
                     self.store.clear_number_cache();
-                    wait_for_database(&mut wait, &error).await;
+                    retry::wait_for_database(&mut wait, &error).await;
                 }
             }
         }
@@ -488,14 +491,14 @@ impl Writer {
         receipt: &contract::Receipt,
         signed: &[u8],
     ) -> bool {
-        let mut wait = backoff();
+        let mut wait = retry::backoff();
         let now = (self.clock)();
         let complete = loop {
             match self.try_store_receipt(receipt, signed, now).await {
                 Ok(complete) => break complete,
                 Err(error) => {
                     self.store.clear_number_cache();
-                    wait_for_database(&mut wait, &error).await;
+                    retry::wait_for_database(&mut wait, &error).await;
                 }
             }
         };
@@ -586,17 +589,4 @@ fn count(frames: &[VerifiedFrame], committed: &Committed, took: Duration) {
     metric::committed(verified, stored, took.as_secs_f64());
     metric::unsigned(unsigned);
     metric::duplicates(duplicates);
-}
-
-const fn backoff() -> Backoff {
-    Backoff::new(Duration::from_millis(50), Duration::from_secs(5))
-}
-
-/// Waits while the database is unavailable: received messages stay in memory, bounded by the queue,
-/// and none is acknowledged.
-async fn wait_for_database(wait: &mut Backoff, error: &StoreError) {
-    let spread = Instant::now().elapsed().subsec_nanos();
-    let pause = wait.next(u64::from(spread));
-    tracing::error!(%error, retry_ms = pause.as_millis(), "the database did not accept a batch");
-    tokio::time::sleep(pause).await;
 }

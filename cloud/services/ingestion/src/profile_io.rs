@@ -6,7 +6,6 @@ use contract::profile::{
     CurvePoint, ProfileBody, ProfileCurve, ProfileSource, RoastProfile, SourceKind, Targets,
 };
 use roast::analysis::{Curve, Marks, analyze};
-use roast::recording::Recording;
 use serde::{Deserialize, Serialize};
 
 /// The columns: those of upstream Sim-Corp, in its order.
@@ -120,7 +119,7 @@ fn body_of(row: ProfileCsvRow) -> ProfileBody {
 /// # Errors
 /// A sentence for the user, when the text is not a recording, or has no CHARGE and DROP.
 pub fn from_recording(text: &str) -> Result<ProfileBody, String> {
-    let recording = Recording::read(text).map_err(|error| error.to_string())?;
+    let recording = roast::formats::read(text).map_err(|error| error.to_string())?;
     let marks = Marks::of(&recording, &[]);
     let ends = marks.ms(EventKind::Charge).zip(marks.ms(EventKind::Drop));
     let (charge, drop) = ends

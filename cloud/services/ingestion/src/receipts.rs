@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use trust::SignedMessage;
 
-use crate::mqtt::Bus;
+use crate::bus::Bus;
 use crate::store::{IngestStore, OpenReceipt};
 use service::clock::Clock;
 

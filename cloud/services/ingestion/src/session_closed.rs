@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use contract::mission::CloseReason;
 use contract::ops::{self, SessionClosed};
-use contract::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use contract::{Channel, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 use database::StoreError;
 use service::shutdown::CancellationToken;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::mqtt::Bus;
+use crate::bus::Bus;
 use crate::store::{AnnounceAfter, FrameRow, IngestStore, UnannouncedSession};
 use service::clock::Clock;
 
@@ -195,8 +195,8 @@ async fn build_event(
         curve = store.curve(org, id).await?;
     }
     let totals = store.totals(org, &session).await?;
-    let has = |column: usize| {
-        let any = |curve: &FrameRow| (0..curve.len()).any(|i| curve.value(column, i).is_some());
+    let has = |channel: Channel| {
+        let any = |curve: &FrameRow| (0..curve.len()).any(|i| curve.value(&channel, i).is_some());
         Some(curve.as_ref().is_some_and(any))
     };
     let duration = session.ended_ms.map(|ended| (ended - session.started_ms) as f64 / 1000.0);
@@ -224,7 +224,7 @@ async fn build_event(
         telemetry_points: u64::try_from(totals.points).ok(),
         duration_sec: duration.filter(|seconds| *seconds >= 0.0),
         last_telemetry_delta_sec: duration.zip(last).map(|(end, last)| (end - last).max(0.0)),
-        has_bt: has(0),
-        has_et: has(1),
+        has_bt: has(Channel::Bt),
+        has_et: has(Channel::Et),
     }))
 }

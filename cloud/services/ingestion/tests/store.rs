@@ -11,7 +11,7 @@ use contract::*;
 use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChainNo, Outcome, SessionFilter};
-use ingestion::verify::{Numbering, Trust, VerifiedFrame};
+use ingestion::verified_frame::{Numbering, Trust, VerifiedFrame};
 use proptest::prelude::*;
 use testbed::Postgres;
 
@@ -125,7 +125,7 @@ async fn a_used_number_with_other_content_is_refused(store: &IngestStore) {
     assert_eq!(commit(store, &[unlinked]).await.0, [Outcome::Refused(Refusal::BrokenChain)]);
     let no = name(store).await;
     let kept = store.frames_of_range(&origin().org, no.chain, 10, 19, 10).await.unwrap();
-    assert_eq!(kept[0].value(0, 0), Some(151.0), "the first one stays");
+    assert_eq!(kept[0].value(&Channel::Bt, 0), Some(151.0), "the first one stays");
     assert_eq!(seqs(store).await.len(), 20);
 }
 
@@ -279,7 +279,10 @@ async fn the_newest_is_found(store: &IngestStore) {
     commit(store, &(1..=3).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
     let no = name(store).await;
     let newest = store.newest_frame(&origin().org, no.chain).await.unwrap().unwrap();
-    assert_eq!((newest.number, newest.value(0, 9), newest.value(3, 0)), (3, Some(152.9), None));
+    assert_eq!(
+        (newest.number, newest.value(&Channel::Bt, 9), newest.value(&Channel::Gas, 0)),
+        (3, Some(152.9), None)
+    );
     assert!(newest.extras.unwrap().contains("inletC"));
     assert_eq!(store.newest_arrivals().await.unwrap().0, 3);
     assert_eq!(store.machines(&origin().org).await.unwrap()[0].chain_no, no.chain);
@@ -321,8 +324,8 @@ async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &Ingest
     for (frame, i) in told.filter(|(f, i)| (15..=44).contains(&f.seq_at(*i))) {
         let at = usize::try_from(frame.seq_at(i) - 15).unwrap();
         assert_eq!(curve.sample_at(at), frame.sample_at(i));
-        for column in 0..7 {
-            assert_eq!(curve.value(column, at), frame.value(column, i), "column {column}");
+        for channel in Channel::STANDARD {
+            assert_eq!(curve.value(&channel, at), frame.value(&channel, i), "{channel:?}");
         }
     }
     let extras: serde_json::Value = serde_json::from_str(&curve.extras.unwrap()).unwrap();

@@ -37,7 +37,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartError> {
     let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
     let database = context.database("kernel")?;
-    let health = check_database(Health::new("company-kernel"), &database);
+    let health = check_database(Health::new("company-kernel", context.clock.clone()), &database);
     let kept = Idempotency::new(database.clone(), clock.clone());
     let store = KernelStore::new(database);
     let eval = context.client("eval", &config.eval_url)?;

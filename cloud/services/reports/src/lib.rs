@@ -47,6 +47,7 @@ pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, Start
         };
         context.tracker.spawn(worker.run(context.stop.clone()));
     }
-    let health = check_service(Health::new("report-worker"), "kernel", &peers.kernel);
+    let health =
+        check_service(Health::new("report-worker", context.clock.clone()), "kernel", &peers.kernel);
     Ok(Service::new("reports", api::routes(api::State { peers, status }, &context.access), health))
 }

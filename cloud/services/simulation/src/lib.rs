@@ -41,7 +41,7 @@ pub trait Registry: Send + Sync + 'static {
 /// None today; the signature is that of every service.
 pub fn start_twin(_: &SimulationConfig, context: &Context) -> Result<Service, StartError> {
     let routes = api::twin_routes(context.clock.clone(), &context.access);
-    Ok(Service::new("twin", routes, Health::new("sim-twin")))
+    Ok(Service::new("twin", routes, Health::new("sim-twin", context.clock.clone())))
 }
 
 /// Starts the publisher, which plays roasts through the broker like real gateways. `registry`
@@ -56,7 +56,7 @@ pub fn start_publisher(
 ) -> Result<Service, StartError> {
     let (tracker, stop) = (&context.tracker, &context.stop);
     let bus = bus::start(config, &context.mqtt, tracker, stop)?;
-    let mut health = Health::new("sim-publisher");
+    let mut health = Health::new("sim-publisher", context.clock.clone());
     if let Some(bus) = bus.clone() {
         health = check_mqtt(health, move || bus.is_connected());
     }

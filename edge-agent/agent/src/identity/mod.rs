@@ -6,7 +6,6 @@ mod fleet_client;
 pub mod renewal;
 mod tls;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +18,7 @@ use trust::x509::{Certificate, X509Error};
 use trust::{SignError, Signer};
 
 use crate::config::EdgeConfig;
+use crate::files::write_atomically;
 use crate::trusted_clock::TrustedClock;
 
 const FILE: &str = "identity.json";
@@ -113,20 +113,6 @@ pub fn save(folder: &Path, granted: &CertificateGrant) -> Result<(), IdentityErr
         chown_to_agent(folder, &path)
     };
     write().map_err(|source| IdentityError::Write { path: path.clone(), source })
-}
-
-/// Writes a file atomically: a power cut leaves the old file or the new one, and nothing in
-/// between.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let next = path.with_extension("next");
-    let mut file = std::fs::File::create(&next)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&next, path)?;
-    if let Some(folder) = path.parent() {
-        std::fs::File::open(folder)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Gives the written files to the owner of the journal's folder: root may enrol, but the agent's

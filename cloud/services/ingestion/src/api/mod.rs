@@ -3,6 +3,7 @@
 
 mod annotations;
 mod profiles;
+mod stream;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use contract::point::{RoastEvent, TelemetryPoint};
 use contract::session::{
     Completeness, MachineStatus, RoastSession, RoastSessionSummary, SessionStatus,
 };
-use contract::{Ack, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use contract::{Ack, Channel, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 use http_stack::{AccessLayer, Limits};
 use service::auth::Caller;
 use service::error::ApiError;
@@ -36,7 +37,6 @@ use http_stack::idempotency::idempotency_layer;
 
 use crate::live_tail::{self, Tail};
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
-use crate::sse;
 use crate::store::{FrameRow, IngestStore, SessionFilter, SessionRow};
 use service::clock::Clock;
 
@@ -101,10 +101,10 @@ pub fn routes(
         .routes(routes!(machines))
         .routes(routes!(recent_telemetry))
         .routes(routes!(recent_events))
-        .routes(routes!(sse::telemetry))
-        .routes(routes!(sse::events))
-        .routes(routes!(sse::envelopes_telemetry))
-        .routes(routes!(sse::envelopes_events))
+        .routes(routes!(stream::telemetry))
+        .routes(routes!(stream::events))
+        .routes(routes!(stream::envelopes_telemetry))
+        .routes(routes!(stream::envelopes_events))
         .routes(routes!(annotations::meta, annotations::set_meta))
         .routes(routes!(annotations::notes, annotations::add_note))
         .routes(routes!(annotations::overrides, annotations::set_overrides))
@@ -446,7 +446,7 @@ async fn machines(state: RequestState) -> Result<Json<Vec<MachineStatus>>, ApiEr
         let frame = state.store.newest_frame(&state.org, row.chain_no).await?;
         let event = state.store.newest_event(&state.org, row.machine_no).await?;
         let last = frame.as_ref().and_then(|f| f.offsets_ms.len().checked_sub(1));
-        let value = |column| frame.as_ref().zip(last).and_then(|(f, i)| f.value(column, i));
+        let value = |channel| frame.as_ref().zip(last).and_then(|(f, i)| f.value(&channel, i));
         let session = running.get(&row.machine_no);
         let gaps: Vec<(u64, u64)> = serde_json::from_str(&row.gaps).unwrap_or_default();
         let (Ok(site), Ok(machine)) = (SiteId::new(row.site_id), MachineId::new(row.machine_id))
@@ -457,9 +457,9 @@ async fn machines(state: RequestState) -> Result<Json<Vec<MachineStatus>>, ApiEr
             origin: Origin { org: state.org.clone(), site, machine },
             last_sample_at: frame.as_ref().zip(last).map(|(f, i)| f.sample_at(i)),
             last_seen_at: EpochMs(row.seen_ms),
-            bt_c: value(0),
-            et_c: value(1),
-            ror_c_per_min: value(2),
+            bt_c: value(Channel::Bt),
+            et_c: value(Channel::Et),
+            ror_c_per_min: value(Channel::Ror),
             session_id: session.and_then(|s| SessionId::new(s.session_id.clone()).ok()),
             session_started_at: session.map(|s| EpochMs(s.started_ms)),
             last_event: event.as_ref().and_then(|e| contract::EventKind::parse(&e.kind)),

@@ -10,7 +10,7 @@ use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
 use super::row::{columns_of, extras_of, quality_of};
 use super::{ChainNo, IngestStore, SessionChange};
 use crate::chain::{ChainState, FramePosition};
-use crate::verify::{Numbering, VerifiedFrame};
+use crate::verified_frame::{Numbering, VerifiedFrame};
 
 /// The result for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use contract::{EpochMs, KeyId, OrgId};
 use trust::PublicKey;
 
 use super::IngestStore;
-use crate::verify::TrustedKey;
+use crate::verified_frame::TrustedKey;
 
 impl IngestStore {
     pub(crate) async fn trusted_key(

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
-use contract::OrgId;
+use contract::{Channel, OrgId};
 
 use super::row::SELECT;
 use super::sessions::{SELECT_SESSION, SessionRow, Totals};
@@ -206,7 +206,7 @@ impl IngestStore {
                     0 => totals.verified += 1,
                     _ => totals.unsigned += 1,
                 }
-                if let Some(bt) = frame.value(0, i) {
+                if let Some(bt) = frame.value(&Channel::Bt, i) {
                     totals.max_bt_c = Some(totals.max_bt_c.map_or(bt, |max: f64| max.max(bt)));
                 }
             }

@@ -99,10 +99,11 @@ impl FrameRow {
         self.offsets_ms.is_empty()
     }
 
-    /// Returns the value of the standard channel at `column`, at sample `i`, rounded to four
-    /// decimals, so that 176.1 is not returned as 176.10000610351562.
+    /// Returns the value of a standard channel at sample `i`, rounded to four decimals, so that
+    /// 176.1 is not returned as 176.10000610351562. `None` for an extra channel.
     #[must_use]
-    pub fn value(&self, column: usize, i: usize) -> Option<f64> {
+    pub fn value(&self, channel: &Channel, i: usize) -> Option<f64> {
+        let column = Channel::STANDARD.iter().position(|standard| standard == channel)?;
         let value = *self.values.get(column)?.as_ref()?.get(i)?;
         value.map(|v| (f64::from(v) * 10_000.0).round() / 10_000.0)
     }

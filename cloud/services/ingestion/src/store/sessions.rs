@@ -16,7 +16,7 @@ pub struct SessionChange {
     seq: i64,
     /// `None`: the session begins without an event.
     event: Option<MachineEvent>,
-    /// Whether the event's message was signed and verified: [`crate::verify::Trust::code`].
+    /// Whether the event's message was signed and verified: [`crate::verified_frame::Trust::code`].
     trust: i16,
 }
 

@@ -6,13 +6,8 @@ use contract::mission::{Action, GovernanceDecision, MissionRecord};
 use contract::{EpochMs, OrgId};
 
 use super::KernelStore;
-use super::missions::{MissionRow, columns, to_json};
-use super::queue::PENDING;
-
-/// A lane beside the queue's lanes. Workers never claim from it.
-pub(super) const AWAITING_EVAL: i64 = 3;
-/// The interval between two queries to eval about one mission, ms.
-pub(super) const EVAL_POLL_MS: i64 = 15_000;
+use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING};
+use super::mission_row::{MissionRow, columns, to_json};
 
 impl KernelStore {
     /// Returns missions about which eval must be queried now, at most `limit` of each urgency.

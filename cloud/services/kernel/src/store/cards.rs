@@ -6,7 +6,7 @@ use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Value, json};
 
 use super::KernelStore;
-use super::missions::from_json as read;
+use super::mission_row::from_json as read;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CardKind {

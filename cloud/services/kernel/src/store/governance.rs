@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::KernelStore;
-use super::missions::{from_json as read, to_json};
+use super::mission_row::{from_json as read, to_json};
 use crate::governance::breaker::{Rule, defaults};
 use crate::governance::cycle::Proposal;
 use crate::governance::metrics::{AutonomyMetrics, Counts, Fact, Period};

@@ -6,7 +6,7 @@ use contract::{Actor, EpochMs, OrgId};
 use serde_json::json;
 
 use super::KernelStore;
-use super::missions::{from_json as read, to_json};
+use super::mission_row::{from_json as read, to_json};
 use crate::governor::GovernorConfig;
 
 /// A policy and its version. Version 0 is the default, before a policy has been set.

@@ -7,7 +7,7 @@ use serde_json::json;
 use service::auth::Role;
 
 use super::KernelStore;
-use super::missions::to_json;
+use super::mission_row::to_json;
 use crate::people::keys::ApiKey;
 
 #[derive(FromRow)]

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
+use ::database::sqlx::{AssertSqlSafe, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{
     Action, GovernanceDecision, MissionRecord, MissionStatus, NewMission, Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::KernelStore;
+use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING, RETRY};
+use super::mission_row::{MissionRow, columns, to_json};
 use super::select::Select;
 use crate::governor::{self, GovernorConfig};
 
@@ -19,101 +19,6 @@ use crate::governor::{self, GovernorConfig};
 const TOKEN_WAIT_MAX_MS: f64 = 86_400_000.0;
 /// The default of `maxAttempts`.
 const DEFAULT_MAX_ATTEMPTS: u32 = 5;
-
-/// A mission as stored.
-#[derive(Debug, FromRow)]
-pub(super) struct MissionRow {
-    mission_id: String,
-    idempotency_key: String,
-    status: String,
-    body: String,
-    governance: Option<String>,
-    actor: Option<String>,
-    attempts: i64,
-    max_attempts: i64,
-    lane: Option<i64>,
-    due_ms: Option<i64>,
-    created_ms: i64,
-    updated_ms: i64,
-    claimed_by: Option<String>,
-    claimed_ms: Option<i64>,
-    lease_id: Option<String>,
-    lease_expires_ms: Option<i64>,
-    heartbeat_ms: Option<i64>,
-    completed_ms: Option<i64>,
-    failed_ms: Option<i64>,
-    result: Option<String>,
-    last_error: Option<String>,
-}
-
-/// The SQL columns of a [`MissionRow`].
-macro_rules! columns {
-    () => {
-        "mission_id, idempotency_key, status, body, governance, actor, attempts, max_attempts, \
-         lane, due_ms, created_ms, updated_ms, claimed_by, claimed_ms, lease_id, \
-         lease_expires_ms, heartbeat_ms, completed_ms, failed_ms, result, last_error"
-    };
-}
-pub(super) use columns;
-
-impl MissionRow {
-    pub(super) fn record(self) -> Result<MissionRecord, StoreError> {
-        const DOING: &str = "reading a mission";
-        let count = |n: i64| u32::try_from(n).map_err(|e| StoreError::row(DOING, e));
-        let mission: NewMission = from_json(DOING, &self.body)?;
-        let status = MissionStatus::parse(&self.status)
-            .ok_or_else(|| StoreError::row(DOING, format!("status {}", self.status)))?;
-        let waits = status == MissionStatus::Retry && self.lane.is_some();
-        Ok(MissionRecord {
-            id: self.mission_id.clone(),
-            mission_id: self.mission_id,
-            idempotency_key: self.idempotency_key,
-            goal: mission.goal,
-            status,
-            priority: mission.priority,
-            attempts: count(self.attempts)?,
-            max_attempts: count(self.max_attempts)?,
-            subject_id: mission.subject_id,
-            params: mission.params,
-            context: mission.context,
-            constraints: mission.constraints,
-            requested_by: mission.requested_by,
-            signals: mission.signals,
-            governance: optional(DOING, self.governance.as_deref())?,
-            created_at: EpochMs(self.created_ms),
-            updated_at: EpochMs(self.updated_ms),
-            next_retry_at: self.due_ms.filter(|_| waits).map(EpochMs),
-            claimed_by: self.claimed_by,
-            claimed_at: self.claimed_ms.map(EpochMs),
-            lease_id: self.lease_id,
-            lease_expires_at: self.lease_expires_ms.map(EpochMs),
-            last_heartbeat_at: self.heartbeat_ms.map(EpochMs),
-            completed_at: self.completed_ms.map(EpochMs),
-            failed_at: self.failed_ms.map(EpochMs),
-            result_meta: optional(DOING, self.result.as_deref())?,
-            last_error: optional(DOING, self.last_error.as_deref())?,
-            actor: optional(DOING, self.actor.as_deref())?,
-        })
-    }
-}
-
-pub(super) fn from_json<T: DeserializeOwned>(
-    doing: &'static str,
-    text: &str,
-) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::row(doing, error))
-}
-
-fn optional<T: DeserializeOwned>(
-    doing: &'static str,
-    text: Option<&str>,
-) -> Result<Option<T>, StoreError> {
-    text.map(|text| from_json(doing, text)).transpose()
-}
-
-pub(super) fn to_json(value: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::row("writing JSON", error))
-}
 
 /// The result of creating a mission.
 #[derive(Debug)]
@@ -347,10 +252,10 @@ fn initial_state(
     now: EpochMs,
 ) -> (MissionStatus, Option<i64>, Option<i64>) {
     match decision.action {
-        Action::Allow => (MissionStatus::Pending, Some(super::queue::PENDING), Some(now.0)),
+        Action::Allow => (MissionStatus::Pending, Some(PENDING), Some(now.0)),
         Action::Quarantine if governor::waits_for_eval(decision) => {
-            let due = now.plus_ms(super::awaiting_eval::EVAL_POLL_MS);
-            (MissionStatus::Quarantined, Some(super::awaiting_eval::AWAITING_EVAL), Some(due.0))
+            let due = now.plus_ms(EVAL_POLL_MS);
+            (MissionStatus::Quarantined, Some(AWAITING_EVAL), Some(due.0))
         }
         Action::Quarantine => (MissionStatus::Quarantined, None, None),
         Action::Block => (MissionStatus::Blocked, None, None),
@@ -359,7 +264,7 @@ fn initial_state(
                 EpochMs::parse_iso(reason.details.get("nextRetryAt")?.as_str()?)
             });
             let due = next.unwrap_or(now).0;
-            (MissionStatus::Retry, Some(super::queue::RETRY), Some(due))
+            (MissionStatus::Retry, Some(RETRY), Some(due))
         }
     }
 }

@@ -5,6 +5,8 @@ mod cards;
 mod governance;
 mod governor;
 mod keys;
+mod lane;
+mod mission_row;
 mod missions;
 mod queue;
 mod roles;

@@ -12,11 +12,9 @@ use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Map, Value, json};
 
 use super::KernelStore;
-use super::missions::{MissionRow, columns, to_json};
+use super::lane::{PENDING, RETRY, RUNNING};
+use super::mission_row::{MissionRow, columns, to_json};
 
-pub(super) const PENDING: i64 = 0;
-pub(super) const RETRY: i64 = 1;
-const RUNNING: i64 = 2;
 /// The wait after the first failure, ms; it doubles with each further failure.
 const RETRY_DELAY_MS: i64 = 2_000;
 const RETRY_DELAY_MAX_MS: i64 = 900_000;

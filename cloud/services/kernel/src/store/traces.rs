@@ -6,7 +6,7 @@ use contract::{EpochMs, OrgId};
 use serde_json::Value;
 
 use super::KernelStore;
-use super::missions::from_json;
+use super::mission_row::from_json;
 use super::select::Select;
 use crate::trace::Trace;
 
@@ -48,7 +48,7 @@ impl KernelStore {
              started_ms = EXCLUDED.started_ms, stored_ms = EXCLUDED.stored_ms, body = EXCLUDED.body")
             .bind(org.as_str()).bind(&trace.trace_id).bind(&trace.mission_id).bind(&trace.agent_id)
             .bind(trace.status()).bind(trace.started_at.0).bind(now.0)
-            .bind(super::missions::to_json(trace)?).execute(pool).await.map(|_| known.is_none()))
+            .bind(super::mission_row::to_json(trace)?).execute(pool).await.map(|_| known.is_none()))
         .map_err(StoreError::query("storing a trace"))
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use contract::EventKind;
 use serde_json::json;
 
-use crate::alog::TIMEINDEX;
+use super::alog::TIMEINDEX;
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -114,7 +114,7 @@ pub fn csv(recording: &Recording) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{alog as reader, csv as table};
+    use crate::formats::{alog as reader, csv as table};
 
     fn recording() -> Recording {
         let sample = |i: i64| Sample {

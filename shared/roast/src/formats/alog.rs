@@ -6,11 +6,9 @@
 use contract::EventKind;
 use serde_json::{Map, Number, Value};
 
-use crate::recording::Recording;
+use crate::recording::{FILE_BYTES_MAX, Recording};
 use crate::sample::Sample;
 
-/// The maximum size of a file, in bytes. A day at 1 Hz with every extra channel is smaller.
-pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DEPTH_MAX: usize = 32;
 /// The kinds of mark in `timeindex`, in its order.
 pub(crate) const TIMEINDEX: [EventKind; 8] = [

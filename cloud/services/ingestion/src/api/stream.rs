@@ -18,7 +18,7 @@ use serde::Deserialize;
 use service::error::ApiError;
 use tokio::sync::broadcast;
 
-use crate::api::RequestState;
+use super::RequestState;
 use crate::live_tail::{self, CommittedRow};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    if let Ok(signed) = trust::Signed::parse(bytes) {
+    if let Ok(signed) = trust::SignedMessage::parse(bytes) {
         // The private half of this key is unknown, so no signature verifies.
         assert!(signed.verify(&trust::PublicKey::Ed25519([7; 32])).is_err());
     }

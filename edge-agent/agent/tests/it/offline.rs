@@ -202,8 +202,9 @@ async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
     use futures_util::{SinkExt as _, StreamExt as _};
     use tokio_tungstenite::tungstenite::Message;
     let port = free_port().unwrap();
+    // CHARGE three seconds after the start: its push must not come before the connection.
     let mut gateway = Gateway::new(&format!(
-        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 3\nspeed = 20\n\
+        "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 60\nspeed = 20\n\
          [sampling]\nperiod_ms = 50\nframe_ms = 100\n[artisan]\nwebsocket = \"127.0.0.1:{port}\"\n"
     ));
     gateway.process.start().unwrap();

@@ -22,7 +22,7 @@ pub struct Options {
 /// The longest time that a list may take, ms.
 const LIST_MS_MAX: f64 = 50.0;
 const SERVICES: [&str; 3] = ["kernel", "ingestion", "eval"];
-/// The tables whose sequential scans are reported.
+/// The tables whose sequential scans the benchmark reports.
 const LARGE_TABLES: &str = "'missions','sessions','events','session_notes','reports','profiles',\
                      'profile_versions','traces','golden_cases','eval_runs','api_keys',\
                      'governance_records','user_roles'";

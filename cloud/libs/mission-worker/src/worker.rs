@@ -28,7 +28,7 @@ pub type JobFuture<'d> = Pin<Box<dyn Future<Output = Result<Outcome, WorkError>>
 
 /// The work that a worker does.
 pub trait Job: Send + Sync + 'static {
-    /// Returns the goal whose missions the worker claims.
+    /// Returns the goal; the worker claims missions of this goal alone.
     fn goal(&self) -> &'static str;
     /// Returns the name under which the worker claims, and the name of its agent.
     fn names(&self) -> (&'static str, &'static str);
@@ -108,22 +108,22 @@ pub struct Worker<J> {
 impl<J: Job> Worker<J> {
     /// Works until `stop`. A mission that is already claimed is finished.
     pub async fn run(self, stop: CancellationToken) {
-        let mut told = false;
+        let mut failure_logged = false;
         while !stop.is_cancelled() {
             let claim = json!({"agentName": self.job.names().0, "goals": [self.job.goal()]});
             let path = ["missions", "claim"];
             let claimed = self.kernel.post::<_, MissionRecord>(None, &path, &claim).await;
             match claimed {
                 Ok(Some(answer)) => {
-                    told = false;
+                    failure_logged = false;
                     self.work(answer.body).await;
                     continue; // there may be more missions
                 }
-                Ok(None) => told = false,
-                Err(error) if told => tracing::debug!(%error, "could not claim"),
+                Ok(None) => failure_logged = false,
+                Err(error) if failure_logged => tracing::debug!(%error, "could not claim"),
                 Err(error) => {
                     tracing::warn!(%error, goal = self.job.goal(), "could not claim; trying again");
-                    told = true;
+                    failure_logged = true;
                 }
             }
             // Jitter, so that workers that started together do not claim together.

@@ -243,8 +243,8 @@ impl ServiceClient {
     }
 
     fn status_error(&self, status: StatusCode, body: &[u8]) -> ServiceClientError {
-        let told: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-        let sentence = told.as_ref().and_then(|body| body["error"].as_str());
+        let answer: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        let sentence = answer.as_ref().and_then(|body| body["error"].as_str());
         let (peer, problem) = (self.name, sentence.unwrap_or("no reason given").to_owned());
         let status_code = status.as_u16();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {

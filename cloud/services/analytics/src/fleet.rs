@@ -19,7 +19,7 @@ const PAGE: &str = "500";
 #[serde(rename_all = "camelCase")]
 pub struct Counted {
     pub roasts: u64,
-    /// Roasts whose samples are all stored.
+    /// The number of roasts of which ingestion has every sample.
     pub complete: u64,
     /// Roasts that have not ended.
     pub running: u64,

@@ -98,8 +98,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
 /// Returns every list with each of its filters: the first page, a late page, and rare values.
 fn list_paths(rows: u32) -> Vec<(&'static str, String)> {
     let half = rows / 2;
-    let late =
-        |prefix: &str| service::query::encode_cursor(1_790_000_000_000 + i64::from(half), prefix);
+    let late = |prefix: &str| {
+        http_stack::query::encode_cursor(1_790_000_000_000 + i64::from(half), prefix)
+    };
     let plain = [
         ("kernel", "/missions?limit=200"),
         ("kernel", "/missions?limit=200&status=FAILED"),

@@ -5,9 +5,9 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, OrgId};
 use database::Database;
+use http_stack::auth::Role;
 use kernel::KernelStore;
 use kernel::people::keys::{ApiKey, ApiKeyToken};
-use service::auth::Role;
 
 use crate::config::CloudConfig;
 use crate::output::Output;

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use contract::OrgId;
+use http_stack::auth::Auth;
 use kernel::KernelStore;
 use kernel::people::Authenticator;
 use kernel::people::oidc::Oidc;
 use serde::{Deserialize, Serialize};
-use service::auth::Auth;
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
 use service::secret::Secret;
@@ -117,7 +117,7 @@ impl CloudConfig {
         if let Some(dev) = self.dev_auth()? {
             return Ok(dev);
         }
-        Ok(Auth::bearer(service_client::KernelTokenVerifier::new(&self.auth.kernel_url)?))
+        Ok(Auth::bearer(http_stack::KernelTokenVerifier::new(&self.auth.kernel_url)?))
     }
 
     /// Builds the authentication of the kernel, which verifies tokens itself.

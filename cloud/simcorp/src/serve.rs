@@ -13,8 +13,9 @@ use database::Database;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, RegisterOutcome};
 use fleet::store::ChangedBy;
+use http_stack::stack::service_router;
 use http_stack::start::{Context, Service};
-use http_stack::{AccessLayer, Limits};
+use http_stack::{AccessControl, Limits};
 use service::metrics::Metrics;
 use service::shutdown::{self, CancellationToken};
 use service::{http, log, tls};
@@ -92,10 +93,9 @@ impl RunningServers {
         tls_listener: Option<TcpListener>,
     ) -> anyhow::Result<()> {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", service.health.service());
-        let Service { router, openapi, health, tls, .. } = service;
-        let app = http::service_router(router, &openapi, health, self.metrics.clone());
+        let app = service_router(&service, self.metrics.clone());
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
-        if let Some((endpoint, listener)) = tls.zip(tls_listener) {
+        if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
             let listener = tls::TlsListener::new(listener, endpoint.config)?;
             self.servers.spawn(tls::serve(listener, endpoint.router, self.stop.clone()));
         }
@@ -215,7 +215,7 @@ const SERVICES: [ServiceEntry; 11] = {
 fn start_kernel(config: &CloudConfig, context: &Context) -> anyhow::Result<Service> {
     let store = kernel::KernelStore::new(context.database("kernel")?);
     let auth = config.kernel_auth(store, context.cache.clone(), context.clock.clone())?;
-    let access = AccessLayer { auth, limits: context.access.limits.clone() };
+    let access = AccessControl { auth, limits: context.access.limits.clone() };
     Ok(kernel::start(&config.kernel, &Context { access, ..context.clone() })?)
 }
 
@@ -256,7 +256,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     let redis = Redis::open(&config.redis).map_err(|problem| anyhow::anyhow!(problem))?;
     let limits = Limits::new(&config.limits, redis.as_ref());
     let mut context = Context {
-        access: AccessLayer { auth: config.service_auth()?, limits },
+        access: AccessControl { auth: config.service_auth()?, limits },
         cache: Cache::new(redis.as_ref()),
         clock: Arc::new(now),
         database: None,

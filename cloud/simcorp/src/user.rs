@@ -4,8 +4,8 @@ use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use contract::{Actor, ActorKind, OrgId};
 use database::Database;
+use http_stack::auth::Role;
 use kernel::KernelStore;
-use service::auth::Role;
 
 use crate::config::CloudConfig;
 use crate::output::Output;

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -12,14 +13,15 @@ use contract::EventKind;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde::Deserialize;
-use service::error::ApiError;
 use service::health::Health;
-use service::http;
+use service::http::{self, CONCURRENT_REQUESTS_MAX, ConcurrencyLimit};
 use service::metrics::Metrics;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
 use utoipa::OpenApi as _;
 
 use crate::agent_state::AgentState;
@@ -69,7 +71,28 @@ pub fn app(
         .route("/live", get(live))
         .route("/marks", post(mark))
         .with_state(LocalState { board, jobs, stop });
-    http::service_router(routes, &Doc::openapi(), health, metrics)
+    let places = ConcurrencyLimit::new(CONCURRENT_REQUESTS_MAX);
+    // The last `layer` is the first that a request passes.
+    routes
+        .layer(from_fn_with_state(places, http::limit_concurrency))
+        .merge(http::open_routes(&Doc::openapi(), health, metrics))
+        .fallback(http::not_found)
+        .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
+        .layer(http::response_timeout())
+        .layer(CatchPanicLayer::new())
+        .layer(from_fn_with_state("edge", http::record_metrics))
+        .layer(from_fn(http::assign_request_id))
+}
+
+/// An error as the page reads it: a status, and a sentence as `error`.
+type Refusal = (StatusCode, Json<serde_json::Value>);
+
+fn refuse(status: StatusCode, sentence: &str) -> Refusal {
+    (status, Json(serde_json::json!({ "error": sentence })))
+}
+
+fn refuse_invalid(sentence: &str) -> Refusal {
+    refuse(StatusCode::BAD_REQUEST, sentence)
 }
 
 #[derive(utoipa::OpenApi)]
@@ -124,23 +147,26 @@ async fn mark(
     Extract(local): Extract<LocalState>,
     headers: HeaderMap,
     body: axum::body::Bytes,
-) -> Result<StatusCode, ApiError> {
+) -> Result<StatusCode, Refusal> {
     let json = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     if !json {
-        return Err(ApiError::Invalid("content-type must be application/json".to_owned()));
+        return Err(refuse_invalid("content-type must be application/json"));
     }
     let mark: EventBody =
-        serde_json::from_slice(&body).map_err(|error| ApiError::Invalid(error.to_string()))?;
+        serde_json::from_slice(&body).map_err(|error| refuse_invalid(&error.to_string()))?;
     if let Some(note) = &mark.note
         && (note.len() > contract::event::NOTE_BYTES_MAX || note.contains('\0'))
     {
-        return Err(ApiError::Invalid("note: longer than 1024 bytes, or with a NUL".to_owned()));
+        return Err(refuse_invalid("note: longer than 1024 bytes, or with a NUL"));
     }
     let (done, waiting) = oneshot::channel();
     let job = JournalCommand::RecordEvent { kind: mark.kind, note: mark.note, done };
-    local.jobs.try_send(job).map_err(|_| ApiError::Unavailable("the agent is busy".to_owned()))?;
+    local
+        .jobs
+        .try_send(job)
+        .map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is busy"))?;
     match waiting.await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),
-        _ => Err(ApiError::Invalid("no roast is running".to_owned())),
+        _ => Err(refuse_invalid("no roast is running")),
     }
 }

@@ -1,12 +1,14 @@
-//! The HTTP shell of every service: limits, metrics, health, `OpenAPI`, and a graceful shutdown.
+//! What every HTTP server of this product has: the open routes, the layers that need no knowledge
+//! of callers, and a graceful shutdown. `http_stack::stack` and the agent's local API put the layers
+//! in their order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -14,8 +16,6 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 
@@ -26,9 +26,8 @@ use crate::metrics::Metrics;
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// How long a handler may take until it begins to answer. A stream may continue after that.
 const RESPONSE_TIME_MAX: Duration = Duration::from_secs(30);
-/// The largest number of requests that are handled at once. Further requests get 503 with
-/// `Retry-After` instead of waiting in memory. A stream counts only until it begins.
-const CONCURRENT_REQUESTS_MAX: usize = 1_024;
+/// The largest number of requests of a service that are handled at once.
+pub const CONCURRENT_REQUESTS_MAX: usize = 1_024;
 /// How long a shutdown waits for running requests; it then stops without the remaining ones.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -53,68 +52,61 @@ pub async fn listen(address: SocketAddr, field: &'static str) -> Result<TcpListe
     })
 }
 
-/// Wraps a service's routes in the HTTP shell: limits, metrics and the four unauthenticated routes.
-pub fn service_router(
-    routes: Router,
-    openapi: &utoipa::openapi::OpenApi,
-    health: Health,
-    metrics: Metrics,
-) -> Router {
-    let service = health.service();
+/// Returns the four routes that need no credentials: `/openapi.json`, `/health`, `/ready` and
+/// `/metrics`.
+pub fn open_routes(openapi: &utoipa::openapi::OpenApi, health: Health, metrics: Metrics) -> Router {
     let (alive, ready) = (health.clone(), health);
     let document = crate::openapi::complete(openapi).unwrap_or_else(|error| {
         tracing::error!(%error, "cannot serialise the OpenAPI document");
         serde_json::Value::Null
     });
-    let own = Router::new()
+    Router::new()
         .route("/openapi.json", get(async move || Json(document)))
         .route("/health", get(async move || alive.health()))
         .route("/ready", get(async move || ready.ready().await))
-        .route("/metrics", get(async move || prometheus(&metrics)));
-    apply_layers(limit_concurrency(routes, CONCURRENT_REQUESTS_MAX).merge(own), service)
+        .route("/metrics", get(async move || prometheus(&metrics)))
 }
 
-/// Wraps routes in the HTTP shell without `/health`, `/ready`, `/metrics` and `/openapi.json`: for
-/// routes that unauthenticated clients can reach.
-pub fn minimal_router(routes: Router, service: &'static str, at_once: usize) -> Router {
-    apply_layers(limit_concurrency(routes, at_once), service)
+/// The places of the requests that are handled at once.
+#[derive(Clone)]
+pub struct ConcurrencyLimit(Arc<Semaphore>);
+
+impl ConcurrencyLimit {
+    #[must_use]
+    pub fn new(at_once: usize) -> Self {
+        Self(Arc::new(Semaphore::new(at_once)))
+    }
 }
 
-fn apply_layers(routes: Router, service: &'static str) -> Router {
-    routes
-        .fallback(not_found)
-        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, RESPONSE_TIME_MAX))
-        .layer(CatchPanicLayer::new())
-        .layer(middleware::from_fn(move |request: Request, next: Next| {
-            record_metrics(service, request, next)
-        }))
-        .layer(middleware::from_fn(assign_request_id))
+/// Axum middleware that refuses a request with 503 and `Retry-After` while all places of the
+/// [`ConcurrencyLimit`] are taken. A stream holds its place only until it begins.
+pub async fn limit_concurrency(
+    State(ConcurrencyLimit(places)): State<ConcurrencyLimit>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = places.try_acquire() else {
+        metrics::counter!("simcorp_http_requests_refused_total").increment(1);
+        let body = serde_json::json!({"error": "too many requests at once; try again"});
+        let again = [(header::RETRY_AFTER, "1")];
+        return (StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response();
+    };
+    next.run(request).await
 }
 
-/// Handles at most `at_once` requests at once; further requests get 503.
-fn limit_concurrency(routes: Router, at_once: usize) -> Router {
-    let room = Arc::new(Semaphore::new(at_once));
-    routes.layer(middleware::from_fn(move |request: Request, next: Next| {
-        let room = room.clone();
-        async move {
-            let Ok(_place) = room.try_acquire() else {
-                metrics::counter!("simcorp_http_requests_refused_total").increment(1);
-                let body = serde_json::json!({"error": "too many requests at once; try again"});
-                let again = [(header::RETRY_AFTER, "1")];
-                return (StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response();
-            };
-            next.run(request).await
-        }
-    }))
+/// Returns the layer that answers 504 to a request whose handler has not answered in
+/// [`RESPONSE_TIME_MAX`].
+#[must_use]
+pub fn response_timeout() -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, RESPONSE_TIME_MAX)
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Gives each request an id, which is on every log line of its handling and in the response. The id
+/// Axum middleware that gives each request an id, which is on every log line of its handling and in the response. The id
 /// is the caller's `x-request-id` if that consists of letters, digits and `-_.` only.
-async fn assign_request_id(request: Request, next: Next) -> Response {
+pub async fn assign_request_id(request: Request, next: Next) -> Response {
     let plain = |id: &&HeaderValue| {
         let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(word)
@@ -128,10 +120,11 @@ async fn assign_request_id(request: Request, next: Next) -> Response {
 }
 
 fn new_request_id() -> HeaderValue {
-    use std::hash::{BuildHasher as _, RandomState};
-    // Each RandomState has a key from the system's randomness: enough to tell requests apart.
-    let id = format!("{:016x}", RandomState::new().hash_one(()));
-    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("unknown"))
+    let mut bytes = [0; 8];
+    // Without randomness no connection could be encrypted either: nothing to retry here.
+    let random = aws_lc_rs::rand::fill(&mut bytes).map(|()| u64::from_be_bytes(bytes));
+    let id = random.ok().and_then(|id| HeaderValue::try_from(format!("{id:016x}")).ok());
+    id.unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 fn prometheus(metrics: &Metrics) -> Response {
@@ -139,13 +132,19 @@ fn prometheus(metrics: &Metrics) -> Response {
     ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
 }
 
-async fn not_found(request: Request) -> Response {
+/// Answers 404, in the format of upstream Sim-Corp.
+pub async fn not_found(request: Request) -> Response {
     let message = format!("Route {}:{} not found", request.method(), request.uri().path());
     let body = serde_json::json!({"message": message, "error": "Not Found", "statusCode": 404});
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
-async fn record_metrics(service: &'static str, request: Request, next: Next) -> Response {
+/// Axum middleware that counts the requests of a service and records how long each one takes.
+pub async fn record_metrics(
+    State(service): State<&'static str>,
+    request: Request,
+    next: Next,
+) -> Response {
     let start = Instant::now();
     let method = request.method().as_str().to_owned();
     // The pattern, not the path: one label for each session would be too many for Prometheus.
@@ -209,7 +208,10 @@ mod tests {
             go.notified().await;
             "done"
         });
-        let app = limit_concurrency(Router::new().route("/slow", slow), 1);
+        let places = ConcurrencyLimit::new(1);
+        let app = Router::new()
+            .route("/slow", slow)
+            .layer(axum::middleware::from_fn_with_state(places, limit_concurrency));
         let ask = || app.clone().oneshot(Request::get("/slow").body(Body::empty()).unwrap());
         let first = tokio::spawn(ask());
         entered.notified().await;

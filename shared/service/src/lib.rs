@@ -3,19 +3,15 @@
 //!
 //! This crate must never contain domain knowledge: nothing in here knows what a roast is.
 
-pub mod auth;
 pub mod backoff;
 pub mod clock;
 pub mod config;
-pub mod error;
-pub mod extract;
 pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;
 pub mod openapi;
-pub mod query;
 pub mod secret;
 pub mod shutdown;
 pub mod tls;

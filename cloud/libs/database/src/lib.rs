@@ -96,21 +96,6 @@ impl StoreError {
     }
 }
 
-/// Maps a database that does not answer to 503, an invalid value to 400 and the rest to 500.
-impl From<StoreError> for service::error::ApiError {
-    fn from(error: StoreError) -> Self {
-        if error.is_unavailable() {
-            tracing::warn!(%error, "the database does not answer");
-            return Self::Unavailable("the database does not answer; try again".to_owned());
-        }
-        // A NUL in a text, or a number out of range: no stored value is like that.
-        if error.is_about_values() {
-            return Self::Invalid("a value that cannot be stored or searched".to_owned());
-        }
-        Self::internal(error)
-    }
-}
-
 /// The pool behind a [`Database`].
 #[derive(Clone, Debug)]
 pub enum Pool {

@@ -7,8 +7,9 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use database::idempotency::{Idempotency, KeyState};
-use service::auth::Caller;
-use service::error::ApiError;
+
+use crate::auth::Caller;
+use crate::error::ApiError;
 
 const KEY: &str = "idempotency-key";
 const KEY_BYTES_MAX: usize = 200;

@@ -1,101 +1,23 @@
-//! HTTP access control of a service: authentication ([`service::auth`]) and rate limits
-//! ([`limit`]). [`start`] is the skeleton of every service.
+//! The HTTP half of every service of the cloud: the stack of layers that each request passes
+//! ([`stack`]), who the caller is ([`auth`]) and what it asks ([`request`], [`extract`], [`query`]),
+//! and how an error is answered ([`error`]). [`start`] is the skeleton of every service.
 
+pub mod auth;
 mod bucket;
+pub mod error;
+pub mod extract;
 pub mod idempotency;
+mod kernel_verifier;
 pub mod limit;
+pub mod query;
+mod rate_limit;
+pub mod request;
+pub mod stack;
 pub mod start;
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use axum::{Json, Router};
-use serde_json::json;
-use service::auth::{Auth, Caller, Role, authenticate};
-use service::error::ApiError;
-
 pub use bucket::{Bucket, Rate, RateLimitDecision};
+pub use kernel_verifier::KernelTokenVerifier;
 pub use limit::{Limits, LimitsConfig};
-
-/// Authentication and rate limits, applied to every service's routes.
-#[derive(Clone)]
-pub struct AccessLayer {
-    pub auth: Auth,
-    pub limits: Limits,
-}
-
-impl AccessLayer {
-    /// Wraps a service's routes in authentication and rate limits.
-    pub fn wrap(&self, routes: Router) -> Router {
-        let shown = self.limits.clone();
-        routes
-            .layer(middleware::from_fn_with_state(self.limits.clone(), rate_limit))
-            // Not rate limited, so that a limited caller can still read it.
-            .route(
-                "/_rate-limit/metrics",
-                get(async move |caller: Caller| metrics_for(&shown, &caller)),
-            )
-            .layer(middleware::from_fn_with_state(self.auth.clone(), authenticate))
-    }
-}
-
-fn metrics_for(limits: &Limits, caller: &Caller) -> Response {
-    if let Err(error) = caller.require_role(Role::Admin) {
-        return error.into_response();
-    }
-    Json(limits.metrics(caller)).into_response()
-}
-
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LEFT: HeaderName = HeaderName::from_static("ratelimit");
-const OLD_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const OLD_LEFT: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-
-/// Axum middleware: takes a token from each bucket of the request, or refuses it with 429.
-async fn rate_limit(State(limits): State<Limits>, request: Request, next: Next) -> Response {
-    let Some(caller) = request.extensions().get::<Caller>() else {
-        return ApiError::unauthorized().into_response();
-    };
-    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let buckets = limits.of_request(caller, request.method(), route);
-    if buckets.is_empty() {
-        return next.run(request).await; // one of our services, which works for all organisations
-    }
-    let taken = limits.take(&buckets).await;
-    let mut response = if taken.allowed {
-        next.run(request).await
-    } else {
-        limits.count_refusal(&taken);
-        too_many_requests(&taken)
-    };
-    add_headers(response.headers_mut(), &taken);
-    response
-}
-
-/// Adds the rate-limit headers for the bucket that is nearest to its limit: those of
-/// `draft-ietf-httpapi-ratelimit-headers`, and upstream Sim-Corp's.
-fn add_headers(headers: &mut axum::http::HeaderMap, taken: &RateLimitDecision) {
-    let RateLimitDecision { kind, limit, remaining: left, reset_after_s: full_s, .. } = taken;
-    for (name, value) in [
-        (POLICY, format!("\"{kind}\";q={limit};w={}", taken.window_s)),
-        (LEFT, format!("\"{kind}\";r={left};t={full_s}")),
-        (OLD_LIMIT, limit.to_string()),
-        (OLD_LEFT, left.to_string()),
-    ] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
-    }
-}
-
-/// Returns a 429 response in upstream Sim-Corp's format.
-#[must_use]
-pub fn too_many_requests(taken: &RateLimitDecision) -> Response {
-    let wait = taken.retry_after_s.max(1);
-    let message = format!("too many requests of this {}; again in {wait} s", taken.kind);
-    let body = json!({"error": "Too Many Requests", "message": message, "retryAfter": wait});
-    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait.to_string())], Json(body))
-        .into_response()
-}
+pub use rate_limit::too_many_requests;
+pub use request::OrgRequest;
+pub use stack::AccessControl;

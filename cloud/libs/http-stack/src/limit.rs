@@ -9,10 +9,10 @@ use axum::http::Method;
 use cache::{Redis, Script};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use service::auth::Caller;
 use service::config::Mistakes;
 use tokio::time::Instant;
 
+use crate::auth::Caller;
 use crate::bucket::{self, Bucket, Buckets, Rate, RateLimitDecision};
 
 /// `[limits]`

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cache::Cache;
+use database::idempotency::Idempotency;
 use database::{Database, StoreError};
 use rustls::ServerConfig;
 use service::clock::Clock;
@@ -19,15 +20,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::openapi::OpenApi;
 
-use crate::AccessLayer;
+use crate::stack::AccessControl;
 
-/// A service, ready to be served.
+/// A service, ready to be served by [`crate::stack::service_router`].
 pub struct Service {
     /// The name in the configuration and on the command line.
     pub name: &'static str,
-    pub router: axum::Router,
+    /// The routes, without any layer.
+    pub routes: axum::Router,
     pub openapi: OpenApi,
     pub health: Health,
+    /// Who may call the routes. `None`: they need no credentials, and have no rate limit.
+    pub access: Option<AccessControl>,
+    /// Where the responses to requests with an `Idempotency-Key` are stored. `None`: the header is
+    /// ignored.
+    pub idempotency: Option<Idempotency>,
     /// A second listener, for clients that show a certificate.
     pub tls: Option<TlsEndpoint>,
 }
@@ -39,21 +46,36 @@ pub struct TlsEndpoint {
 }
 
 impl Service {
-    /// Creates a service with one listener.
+    /// Creates a service whose callers authenticate, and whose rate is limited.
     #[must_use]
     pub fn new(
+        context: &Context,
         name: &'static str,
-        (router, openapi): (axum::Router, OpenApi),
+        (routes, openapi): (axum::Router, OpenApi),
         health: Health,
     ) -> Self {
-        Self { name, router, openapi, health, tls: None }
+        let access = Some(context.access.clone());
+        Self { name, routes, openapi, health, access, idempotency: None, tls: None }
+    }
+
+    /// Lets anyone call the routes.
+    #[must_use]
+    pub fn without_authentication(self) -> Self {
+        Self { access: None, ..self }
+    }
+
+    /// Answers repeated requests with the same `Idempotency-Key` from `database`.
+    #[must_use]
+    pub fn with_idempotency(self, database: &Database, clock: &Clock) -> Self {
+        let keys = Idempotency::new(database.clone(), clock.clone());
+        Self { idempotency: Some(keys), ..self }
     }
 }
 
 /// What the services of a process share.
 #[derive(Clone)]
 pub struct Context {
-    pub access: AccessLayer,
+    pub access: AccessControl,
     pub cache: Cache,
     pub clock: Clock,
     /// `None` if no service of this process stores anything.

@@ -1,7 +1,6 @@
 //! The HTTP client with which one service calls another: it has a time limit, sends the service's
 //! own credential, and its errors state whether a retry can help.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use contract::OrgId;
@@ -9,8 +8,6 @@ use reqwest::{Method, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use service::auth::{Caller, TokenVerifier};
-use service::error::ApiError;
 use service::secret::{Secret, SecretError};
 
 /// A service that has not answered within this time counts as unreachable.
@@ -68,24 +65,6 @@ impl ServiceClientError {
         match self {
             Self::Rejected { status, .. } | Self::Busy { status, .. } => Some(*status),
             _ => None,
-        }
-    }
-}
-
-impl From<ServiceClientError> for ApiError {
-    fn from(error: ServiceClientError) -> Self {
-        match &error {
-            ServiceClientError::Unreachable { .. } | ServiceClientError::Busy { .. } => {
-                tracing::warn!(%error, "a service does not answer");
-                Self::Unavailable(error.to_string())
-            }
-            ServiceClientError::Rejected { status: 403, problem, .. } => {
-                Self::Forbidden(problem.clone())
-            }
-            ServiceClientError::Rejected { status: 400, problem, .. } => {
-                Self::Invalid(problem.clone())
-            }
-            _ => Self::internal(error),
         }
     }
 }
@@ -264,41 +243,22 @@ impl ServiceClient {
         ServiceClientError::Unreachable { peer: self.name, problem }
     }
 
-    fn unreadable(&self, problem: impl std::fmt::Display) -> ServiceClientError {
-        ServiceClientError::InvalidResponse { peer: self.name, problem: problem.to_string() }
-    }
-}
-
-/// Verifies callers' tokens by asking the kernel.
-pub struct KernelTokenVerifier(ServiceClient);
-
-impl KernelTokenVerifier {
-    /// Creates a verifier that asks the kernel at `base`.
+    /// Sends a GET request with a caller's token instead of the service's own credential.
     ///
     /// # Errors
-    /// When no HTTP client can be created.
-    pub fn new(base: &str) -> Result<Self, ServiceClientError> {
-        Ok(Self(ServiceClient::new("kernel", base, &Secret::default())?))
+    /// As [`Self::get`].
+    pub async fn get_with_token<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        path: &[&str],
+    ) -> Result<Option<T>, ServiceClientError> {
+        let token = Credential::Forwarded(token.to_owned().into());
+        let client = Self { token, ..self.clone() };
+        let response = client.send(Method::GET, None, path, &[], |request| request).await?;
+        Ok(response.map(|response| response.body))
     }
-}
 
-impl TokenVerifier for KernelTokenVerifier {
-    fn verify<'w>(
-        &'w self,
-        token: &'w str,
-    ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>> {
-        Box::pin(async move {
-            let token = Credential::Forwarded(token.to_owned().into());
-            let shown = ServiceClient { token, ..self.0.clone() };
-            let path = ["whoami"];
-            match shown.send::<Caller>(Method::GET, None, &path, &[], |asked| asked).await {
-                Ok(Some(answer)) => Ok(answer.body),
-                Err(ServiceClientError::Rejected { status: 401, .. }) => {
-                    Err(ApiError::unauthorized())
-                }
-                Ok(None) => Err(ApiError::Unavailable("the kernel returned no caller".to_owned())),
-                Err(error) => Err(error.into()),
-            }
-        })
+    fn unreadable(&self, problem: impl std::fmt::Display) -> ServiceClientError {
+        ServiceClientError::InvalidResponse { peer: self.name, problem: problem.to_string() }
     }
 }

@@ -1,6 +1,7 @@
 //! The HTTP API of analytics.
 
 use axum::Json;
+use axum::extract::FromRef;
 use axum::extract::{Path, State as Extract};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
@@ -9,12 +10,11 @@ use cache::Cache;
 use contract::profile::RoastProfile;
 use contract::session::{RoastSession, RoastSessionSummary};
 use contract::{EventKind, OrgId};
-use http_stack::AccessLayer;
+use http_stack::auth::Caller;
+use http_stack::error::ApiError;
+use http_stack::query::Params;
 use roast::analysis::compare;
 use serde_json::{Value, json};
-use service::auth::Caller;
-use service::error::ApiError;
-use service::query::Params;
 use service_client::ServiceClient;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -33,11 +33,17 @@ pub struct State {
     pub clock: Clock,
 }
 
+impl FromRef<State> for Clock {
+    fn from_ref(state: &State) -> Self {
+        state.clock.clone()
+    }
+}
+
 #[derive(utoipa::OpenApi)]
 #[openapi(info(title = "Sim-Corp analytics", description = "Analyses of roasts."))]
 struct Doc;
 
-pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(analysis))
@@ -47,7 +53,7 @@ pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openap
         .routes(routes!(fleet_statistics))
         .with_state(state)
         .split_for_parts();
-    (door.wrap(router), openapi)
+    (router, openapi)
 }
 
 impl State {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use contract::session::{Completeness, RoastSessionSummary};
 use contract::{EpochMs, OrgId};
+use http_stack::query::encode_cursor;
 use serde::Serialize;
-use service::query::encode_cursor;
 use service_client::{ServiceClient, ServiceClientError};
 use utoipa::ToSchema;
 

@@ -22,5 +22,5 @@ pub fn start(config: &AnalyticsConfig, context: &Context) -> Result<Service, Sta
         check_service(Health::new("analytics", context.clock.clone()), "ingestion", &ingestion);
     let state =
         api::State { ingestion, cache: context.cache.clone(), clock: context.clock.clone() };
-    Ok(Service::new("analytics", api::routes(state, &context.access), health))
+    Ok(Service::new(context, "analytics", api::routes(state), health))
 }

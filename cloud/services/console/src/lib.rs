@@ -57,5 +57,5 @@ pub fn start(config: &ConsoleConfig, context: &Context) -> Result<Service, Start
     });
     let router = pages::routes().merge(proxy::routes()).with_state(state).merge(assets::routes());
     let openapi = <proxy::Doc as utoipa::OpenApi>::openapi();
-    Ok(Service::new("console", (router, openapi), health))
+    Ok(Service::new(context, "console", (router, openapi), health).without_authentication())
 }

@@ -104,7 +104,7 @@ async fn fetch<T: DeserializeOwned>(state: &ConsoleState, path: &str) -> Result<
 fn html(status: StatusCode, page: &impl Template) -> Response {
     match page.render() {
         Ok(text) => (status, Html(text)).into_response(),
-        Err(error) => service::error::ApiError::internal(error).into_response(),
+        Err(error) => http_stack::error::ApiError::internal(error).into_response(),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use futures_util::StreamExt as _;
-use service::error::ApiError;
+use http_stack::error::ApiError;
 
 use crate::ConsoleState;
 

@@ -78,8 +78,8 @@ pub fn start(config: &DispatcherConfig, context: &Context) -> Result<Service, St
     let (tracker, stop) = (&context.tracker, &context.stop);
     let connected = bus::start(config, &context.mqtt, work.clone(), tracker, stop)?;
     let health = check_mqtt_flag(Health::new("dispatcher", context.clock.clone()), connected);
-    let routes = api::routes(config.clone(), work, &context.access);
-    Ok(Service::new("dispatcher", routes, health))
+    let routes = api::routes(config.clone(), work);
+    Ok(Service::new(context, "dispatcher", routes, health))
 }
 
 impl MissionDispatcher {

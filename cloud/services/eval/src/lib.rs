@@ -16,7 +16,6 @@ pub mod store;
 use http_stack::start::{Context, Service, StartError, check_database};
 use std::sync::Arc;
 
-use ::database::idempotency::Idempotency;
 use mission_worker::{SharedStats, Worker};
 use service::health::Health;
 
@@ -30,8 +29,7 @@ pub use store::EvalStore;
 pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartError> {
     let (clock, database) = (&context.clock, context.database("eval")?);
     let health = check_database(Health::new("eval", context.clock.clone()), &database);
-    let kept = Idempotency::new(database.clone(), clock.clone());
-    let store = EvalStore::new(database);
+    let store = EvalStore::new(database.clone());
     let runner = runner::Runner {
         store: store.clone(),
         ingestion: context.client("ingestion", &config.ingestion_url)?,
@@ -55,5 +53,6 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
         context.tracker.spawn(judging);
     }
     let state = api::State { store, runner, clock: clock.clone() };
-    Ok(Service::new("eval", api::routes(state, kept, &context.access), health))
+    Ok(Service::new(context, "eval", api::routes(state), health)
+        .with_idempotency(&database, &context.clock))
 }

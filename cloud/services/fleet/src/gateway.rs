@@ -15,8 +15,8 @@ use contract::enroll::{
     RecoverRequest, RenewRequest,
 };
 use contract::{KeyId, OrgId};
-use service::error::ApiError;
-use service::extract::JsonBody;
+use http_stack::error::ApiError;
+use http_stack::extract::JsonBody;
 use service::tls::TlsPeer;
 use tokio::sync::Notify;
 use trust::x509::{Certificate, verify_request};

@@ -16,10 +16,10 @@ pub mod device;
 mod gateway;
 pub mod store;
 
+use http_stack::stack::endpoint_router;
 use http_stack::start::{Context, Service, StartError, TlsEndpoint, check_database};
 use std::sync::Arc;
 
-use ::database::idempotency::Idempotency;
 use contract::enroll::BrokerAddress;
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
@@ -61,8 +61,7 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
             (None, Some(format!("{error}; repair this, then restart the service")))
         }
     };
-    let kept = Idempotency::new(database.clone(), clock.clone());
-    let store = FleetStore::new(database);
+    let store = FleetStore::new(database.clone());
     let changed = Arc::new(Notify::new());
     let mut health = check_database(Health::new("fleet", context.clock.clone()), store.database());
     health = health.with_check("authority", move || {
@@ -93,8 +92,7 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
             gateway_url: config.gateway_url.clone(),
             changed: changed.clone(),
         };
-        let router =
-            service::http::minimal_router(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
+        let router = endpoint_router(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
         Ok(TlsEndpoint { router, config: tls })
     });
     let state = api::State {
@@ -104,7 +102,8 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
         gateway_url: config.gateway_url.clone(),
         changed,
     };
-    let mut service = Service::new("fleet", api::routes(state, kept, &context.access), health);
+    let mut service = Service::new(context, "fleet", api::routes(state), health)
+        .with_idempotency(&database, &context.clock);
     service.tls = gateways.transpose().map_err(StartError::service)?;
     Ok(service)
 }

@@ -6,14 +6,13 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::State as Extract;
 use contract::{MachineId, Origin, SiteId};
-use http_stack::AccessLayer;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::Params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
 use service::openapi::with_examples;
-use service::query::Params;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -29,10 +28,7 @@ use crate::detection::Shown;
 ))]
 struct Doc;
 
-pub fn routes(
-    following: InferenceState,
-    door: &AccessLayer,
-) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(following: InferenceState) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(status))
@@ -40,7 +36,7 @@ pub fn routes(
         .routes(routes!(defaults))
         .with_state(following)
         .split_for_parts();
-    (door.wrap(router), with_examples(openapi, include_str!("examples.json")))
+    (router, with_examples(openapi, include_str!("examples.json")))
 }
 
 #[derive(Serialize, ToSchema)]

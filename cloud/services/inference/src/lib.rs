@@ -37,5 +37,5 @@ pub fn start(config: &InferenceConfig, context: &Context) -> Result<Service, Sta
     let connected = bus::start(config, &context.mqtt, following.clone(), tracker, stop)?;
     let health = check_mqtt_flag(Health::new("event-inference", context.clock.clone()), connected);
     let health = check_database(health, &database);
-    Ok(Service::new("inference", api::routes(following, &context.access), health))
+    Ok(Service::new(context, "inference", api::routes(following), health))
 }

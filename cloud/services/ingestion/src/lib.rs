@@ -24,7 +24,6 @@ pub mod store;
 pub mod verified_frame;
 mod verify;
 
-use ::database::idempotency::Idempotency;
 use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
 use service::health::Health;
 
@@ -40,8 +39,7 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
     let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
     let database = context.database("ingestion")?;
     let mut health = check_database(Health::new("ingestion", context.clock.clone()), &database);
-    let kept = Idempotency::new(database.clone(), clock.clone());
-    let store = IngestStore::new(database);
+    let store = IngestStore::new(database.clone());
     let tail = live_tail::Tail::start(store.clone(), tracker, stop.clone());
     let dates = clock_correction::ClockCorrection::default();
     clock_correction::start(store.clone(), dates.clone(), tracker, stop.clone());
@@ -77,5 +75,6 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
         limits: context.access.limits.clone(),
         cache: context.cache.clone(),
     };
-    Ok(Service::new("ingestion", api::routes(state, kept, &context.access), health))
+    Ok(Service::new(context, "ingestion", api::routes(state), health)
+        .with_idempotency(&database, &context.clock))
 }

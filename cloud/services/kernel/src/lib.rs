@@ -19,7 +19,6 @@ pub mod trace;
 use http_stack::start::{Context, Service, StartError, check_database};
 use std::time::Duration;
 
-use ::database::idempotency::Idempotency;
 use service::clock::Clock;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
@@ -38,14 +37,14 @@ pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartE
     let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
     let database = context.database("kernel")?;
     let health = check_database(Health::new("company-kernel", context.clock.clone()), &database);
-    let kept = Idempotency::new(database.clone(), clock.clone());
-    let store = KernelStore::new(database);
+    let store = KernelStore::new(database.clone());
     let eval = context.client("eval", &config.eval_url)?;
     tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
     tracker.spawn(maintain(store.clone(), clock.clone(), stop.clone()));
     tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), stop.clone()));
     let state = api::ApiState { store, clock: clock.clone(), lease_ms: config.lease_ms, eval };
-    Ok(Service::new("kernel", api::routes(state, kept, &context.access), health))
+    Ok(Service::new(context, "kernel", api::routes(state), health)
+        .with_idempotency(&database, &context.clock))
 }
 
 /// Quarantines missions that lost every worker, publishes the mission counts as metrics, and

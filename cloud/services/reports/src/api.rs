@@ -7,16 +7,15 @@ use axum::response::{Html, IntoResponse as _, Response};
 use contract::EventKind;
 use contract::annotations::RoastReport;
 use contract::point::TelemetryPoint;
-use http_stack::AccessLayer;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::ApiError;
+use http_stack::query::Params;
 use mission_worker::{Done, SharedStats};
 use roast::analysis::Marks;
 use roast::plot;
 use roast::recording::Recording;
 use roast::sample::Sample;
 use serde_json::Value;
-use service::auth::{Caller, Role};
-use service::error::ApiError;
-use service::query::Params;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -32,14 +31,14 @@ pub struct State {
 #[openapi(info(title = "Sim-Corp reports", description = "Reports about roasts."))]
 struct Doc;
 
-pub fn routes(state: State, door: &AccessLayer) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(status))
         .routes(routes!(report_page))
         .with_state(state)
         .split_for_parts();
-    (door.wrap(router), openapi)
+    (router, openapi)
 }
 
 /// Returns what the workers of this process have done so far.

@@ -49,5 +49,5 @@ pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, Start
     }
     let health =
         check_service(Health::new("report-worker", context.clock.clone()), "kernel", &peers.kernel);
-    Ok(Service::new("reports", api::routes(api::State { peers, status }, &context.access), health))
+    Ok(Service::new(context, "reports", api::routes(api::State { peers, status }), health))
 }

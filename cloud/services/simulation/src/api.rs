@@ -7,14 +7,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, MachineId};
-use http_stack::AccessLayer;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::{JsonBody, parse_body};
+use http_stack::query::Params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::{JsonBody, parse_body};
 use service::openapi::with_examples;
-use service::query::Params;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -36,16 +35,16 @@ struct TwinDoc;
 ))]
 struct PublisherDoc;
 
-pub fn twin_routes(clock: Clock, door: &AccessLayer) -> RoutesAndDocument {
+pub fn twin_routes(clock: Clock) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(TwinDoc::openapi())
         .routes(routes!(simulate))
         .with_state(clock)
         .split_for_parts();
-    (door.wrap(router), with_examples(openapi, include_str!("twin_examples.json")))
+    (router, with_examples(openapi, include_str!("twin_examples.json")))
 }
 
-pub fn publisher_routes(jobs: Jobs, door: &AccessLayer) -> RoutesAndDocument {
+pub fn publisher_routes(jobs: Jobs) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(PublisherDoc::openapi())
         .routes(routes!(start))
@@ -53,7 +52,7 @@ pub fn publisher_routes(jobs: Jobs, door: &AccessLayer) -> RoutesAndDocument {
         .routes(routes!(status))
         .with_state(jobs)
         .split_for_parts();
-    (door.wrap(router), with_examples(openapi, include_str!("publisher_examples.json")))
+    (router, with_examples(openapi, include_str!("publisher_examples.json")))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use contract::topic::TopicKind;
 use contract::{Ack, ChainId, DeviceId, EpochMs, KeyId, MachineId, OrgId, Origin, SiteId};
+use http_stack::error::{ApiError, Issue};
 use serde::{Deserialize, Serialize};
-use service::error::{ApiError, Issue};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -40,8 +40,8 @@ pub trait Registry: Send + Sync + 'static {
 /// # Errors
 /// None today; the signature is that of every service.
 pub fn start_twin(_: &SimulationConfig, context: &Context) -> Result<Service, StartError> {
-    let routes = api::twin_routes(context.clock.clone(), &context.access);
-    Ok(Service::new("twin", routes, Health::new("sim-twin", context.clock.clone())))
+    let routes = api::twin_routes(context.clock.clone());
+    Ok(Service::new(context, "twin", routes, Health::new("sim-twin", context.clock.clone())))
 }
 
 /// Starts the publisher, which plays roasts through the broker like real gateways. `registry`
@@ -62,5 +62,5 @@ pub fn start_publisher(
     }
     let clock = context.clock.clone();
     let jobs = jobs::Jobs::new(config, bus, registry, clock, tracker.clone(), stop.clone());
-    Ok(Service::new("publisher", api::publisher_routes(jobs, &context.access), health))
+    Ok(Service::new(context, "publisher", api::publisher_routes(jobs), health))
 }

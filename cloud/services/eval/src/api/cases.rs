@@ -5,12 +5,12 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::{EpochMs, OrgId};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::{self, Params};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::{self, Params};
 use utoipa::ToSchema;
 
 use super::{State, check_text};

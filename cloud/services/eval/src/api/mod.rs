@@ -4,12 +4,9 @@ mod cases;
 mod runs;
 mod saturation;
 
-use ::database::idempotency::Idempotency;
-use axum::middleware;
+use axum::extract::FromRef;
 use contract::OrgId;
-use http_stack::AccessLayer;
-use http_stack::idempotency::idempotency_layer;
-use service::error::{ApiError, Issue};
+use http_stack::error::{ApiError, Issue};
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,6 +23,12 @@ pub struct State {
     pub clock: Clock,
 }
 
+impl FromRef<State> for Clock {
+    fn from_ref(state: &State) -> Self {
+        state.clock.clone()
+    }
+}
+
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Sim-Corp eval",
@@ -33,11 +36,7 @@ pub struct State {
 ))]
 struct Doc;
 
-pub fn routes(
-    state: State,
-    kept: Idempotency,
-    door: &AccessLayer,
-) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(cases::create, cases::list))
@@ -59,8 +58,7 @@ pub fn routes(
         .routes(routes!(saturation::one))
         .with_state(state)
         .split_for_parts();
-    let router = router.layer(middleware::from_fn_with_state(kept, idempotency_layer));
-    (door.wrap(router), with_examples(openapi, include_str!("examples.json")))
+    (router, with_examples(openapi, include_str!("examples.json")))
 }
 
 impl State {

@@ -6,12 +6,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use contract::OrgId;
 use contract::point::TelemetryPoint;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::{self, Params};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::{self, Params};
 use utoipa::ToSchema;
 
 use super::{State, check_text};

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use contract::OrgId;
-use service::auth::Caller;
-use service::error::ApiError;
-use service::query::Params;
+use http_stack::auth::Caller;
+use http_stack::error::ApiError;
+use http_stack::query::Params;
 
 use super::State;
 use crate::golden::GoldenCase;

@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::extract::State as Extract;
 use contract::EpochMs;
+use http_stack::auth::Caller;
+use http_stack::error::ApiError;
 use serde::Serialize;
-use service::auth::Caller;
-use service::error::ApiError;
 use utoipa::ToSchema;
 
 use super::State;

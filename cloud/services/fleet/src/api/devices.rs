@@ -5,11 +5,11 @@ use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
 use axum::response::Response;
 use contract::{EpochMs, KeyId, MachineId, SiteId};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::{Params, encode_cursor, page};
 use serde::{Deserialize, Serialize};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::{Params, encode_cursor, page};
 use trust::PublicKey;
 use utoipa::ToSchema;
 

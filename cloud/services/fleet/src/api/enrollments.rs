@@ -5,11 +5,11 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::{DeviceId, KeyId, MachineId, SiteId};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::{Params, encode_cursor, page};
 use serde::{Deserialize, Serialize};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::{Params, encode_cursor, page};
 use trust::EnrollmentToken;
 use utoipa::ToSchema;
 

@@ -7,10 +7,7 @@ mod recoveries;
 
 use std::sync::Arc;
 
-use ::database::idempotency::Idempotency;
-use axum::middleware;
-use http_stack::AccessLayer;
-use http_stack::idempotency::idempotency_layer;
+use axum::extract::FromRef;
 use service::openapi::with_examples;
 use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
@@ -35,6 +32,12 @@ pub struct State {
     pub changed: Arc<Notify>,
 }
 
+impl FromRef<State> for Clock {
+    fn from_ref(state: &State) -> Self {
+        state.clock.clone()
+    }
+}
+
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Sim-Corp fleet",
@@ -43,11 +46,7 @@ pub struct State {
 struct Doc;
 
 /// Builds the router and its OpenAPI document.
-pub fn routes(
-    state: State,
-    kept: Idempotency,
-    door: &AccessLayer,
-) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(devices::register, devices::list))
@@ -62,6 +61,5 @@ pub fn routes(
         .routes(routes!(authority::show))
         .with_state(state)
         .split_for_parts();
-    let router = router.layer(middleware::from_fn_with_state(kept, idempotency_layer));
-    (door.wrap(router), with_examples(openapi, include_str!("examples.json")))
+    (router, with_examples(openapi, include_str!("examples.json")))
 }

@@ -2,9 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use service::auth::{Caller, Role};
-use service::error::ApiError;
-use service::query::Params;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::ApiError;
+use http_stack::query::Params;
 
 use super::State;
 use crate::store::{ChangedBy, Recovery};

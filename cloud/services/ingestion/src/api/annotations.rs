@@ -10,11 +10,11 @@ use contract::annotations::{
 };
 use contract::mission::POST_ROAST;
 
+use http_stack::auth::Role;
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::Params;
 use serde::Deserialize;
-use service::auth::Role;
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::Params;
 
 use super::{RequestState, find_session, summary};
 use crate::store::{ChangedBy, SessionRow};

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::FromRef;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware;
 
 use axum::response::{IntoResponse as _, Response};
 use cache::Cache;
@@ -21,19 +21,17 @@ use contract::session::{
     Completeness, MachineStatus, RoastSession, RoastSessionSummary, SessionStatus,
 };
 use contract::{Ack, Channel, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
-use http_stack::{AccessLayer, Limits};
-use service::auth::Caller;
-use service::error::ApiError;
+use http_stack::Limits;
+use http_stack::auth::Caller;
+use http_stack::error::ApiError;
+use http_stack::query::page;
 use service::openapi::with_examples;
-use service::query::page;
 use service::shutdown::CancellationToken;
 use tokio::sync::oneshot;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use ::database::StoreError;
-use ::database::idempotency::Idempotency;
-use http_stack::idempotency::idempotency_layer;
 
 use crate::live_tail::{self, Tail};
 use crate::pipeline::{Lane, Message, Pipeline, Reply};
@@ -72,10 +70,16 @@ impl FromRequestParts<SharedState> for RequestState {
 
     async fn from_request_parts(parts: &mut Parts, shared: &SharedState) -> Result<Self, ApiError> {
         let caller = Caller::from_request_parts(parts, shared).await?;
-        let params = service::query::Params::from_request_parts(parts, shared).await?;
+        let params = http_stack::query::Params::from_request_parts(parts, shared).await?;
         let org = caller.resolve_org(params.get("orgId"))?;
         let SharedState { store, pipeline, tail, clock, stop, limits, cache } = shared.clone();
         Ok(Self { store, pipeline, tail, stop, now: clock(), caller, org, limits, cache })
+    }
+}
+
+impl FromRef<SharedState> for Clock {
+    fn from_ref(state: &SharedState) -> Self {
+        state.clock.clone()
     }
 }
 
@@ -86,11 +90,7 @@ impl FromRequestParts<SharedState> for RequestState {
 ))]
 struct Doc;
 
-pub fn routes(
-    state: SharedState,
-    kept: Idempotency,
-    door: &AccessLayer,
-) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: SharedState) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(post_frames))
@@ -121,8 +121,7 @@ pub fn routes(
         .routes(routes!(profiles::export))
         .with_state(state)
         .split_for_parts();
-    let router = router.layer(middleware::from_fn_with_state(kept, idempotency_layer));
-    (door.wrap(router), with_examples(openapi, include_str!("examples.json")))
+    (router, with_examples(openapi, include_str!("examples.json")))
 }
 
 /// Parses a number from a query parameter. An empty parameter counts as absent.
@@ -221,14 +220,14 @@ async fn sessions(state: RequestState, Query(params): Params) -> Result<Response
         profile: get("profileName").cloned(),
         status,
         limit: number(get("limit"), "limit", 50, 500)?,
-        offset: service::query::parse_within(
+        offset: http_stack::query::parse_within(
             get("offset").map(String::as_str),
             "offset",
             0,
             0,
             10_000,
         )?,
-        after: service::query::decode_cursor(get("cursor").map(String::as_str))?,
+        after: http_stack::query::decode_cursor(get("cursor").map(String::as_str))?,
     };
     let rows = match state.store.for_reading().sessions(&state.org, &filter).await {
         Ok(rows) => rows,
@@ -240,7 +239,7 @@ async fn sessions(state: RequestState, Query(params): Params) -> Result<Response
         summaries.push(summary(&state, row).await?);
     }
     Ok(page(summaries, filter.limit, |last: &RoastSessionSummary| {
-        service::query::encode_cursor(last.started_at.0, last.session_id.as_str())
+        http_stack::query::encode_cursor(last.started_at.0, last.session_id.as_str())
     }))
 }
 

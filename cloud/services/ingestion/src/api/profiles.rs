@@ -6,12 +6,12 @@ use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::profile::{ProfileBody, RoastProfile, RoastProfileVersion};
+use http_stack::auth::Role;
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::{self, JsonBody};
+use http_stack::query::{self, Params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use service::auth::Role;
-use service::error::{ApiError, Issue};
-use service::extract::{self, JsonBody};
-use service::query::{self, Params};
 use utoipa::ToSchema;
 
 use super::RequestState;

@@ -14,8 +14,8 @@ use axum::response::{IntoResponse as _, Response};
 use contract::envelope::Payload;
 use contract::{OrgId, Origin};
 use futures_util::stream::{self, Stream};
+use http_stack::error::ApiError;
 use serde::Deserialize;
-use service::error::ApiError;
 use tokio::sync::broadcast;
 
 use super::RequestState;

@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::Params;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::Params;
 use utoipa::ToSchema;
 
 use super::ApiState;

@@ -6,10 +6,10 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::ActorKind;
 use contract::mission::{Action, GovernanceDecision};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::Params;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::Params;
 
 use super::ApiState;
 use crate::governance::metrics::Fact;

@@ -6,12 +6,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use contract::OrgId;
 use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission, REPORT_GOAL};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::Params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::Params;
 use utoipa::ToSchema;
 
 use super::ApiState;
@@ -171,7 +171,7 @@ pub async fn list(
     let next_cursor = items
         .last()
         .filter(|_| full)
-        .map(|last| service::query::encode_cursor(last.created_at.0, &last.mission_id));
+        .map(|last| http_stack::query::encode_cursor(last.created_at.0, &last.mission_id));
     Ok(Json(MissionList { items, next_cursor }))
 }
 

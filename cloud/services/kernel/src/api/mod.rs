@@ -9,10 +9,7 @@ mod keys;
 mod missions;
 mod traces;
 
-use ::database::idempotency::Idempotency;
-use axum::middleware;
-use http_stack::AccessLayer;
-use http_stack::idempotency::idempotency_layer;
+use axum::extract::FromRef;
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -32,6 +29,12 @@ pub struct ApiState {
     pub eval: ServiceClient,
 }
 
+impl FromRef<ApiState> for Clock {
+    fn from_ref(state: &ApiState) -> Self {
+        state.clock.clone()
+    }
+}
+
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Sim-Corp kernel",
@@ -39,11 +42,7 @@ pub struct ApiState {
 ))]
 struct Doc;
 
-pub fn routes(
-    state: ApiState,
-    kept: Idempotency,
-    door: &AccessLayer,
-) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub fn routes(state: ApiState) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
     let (router, openapi) = OpenApiRouter::with_openapi(Doc::openapi())
         .routes(routes!(missions::create, missions::list))
@@ -72,8 +71,7 @@ pub fn routes(
         .merge(governance_routes())
         .with_state(state)
         .split_for_parts();
-    let router = router.layer(middleware::from_fn_with_state(kept, idempotency_layer));
-    (door.wrap(router), with_examples(openapi, include_str!("examples.json")))
+    (router, with_examples(openapi, include_str!("examples.json")))
 }
 
 fn governance_routes() -> OpenApiRouter<ApiState> {

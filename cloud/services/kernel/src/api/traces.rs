@@ -4,11 +4,11 @@ use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::response::Response;
 use contract::EpochMs;
+use http_stack::auth::{Caller, Role};
+use http_stack::error::{ApiError, Issue};
+use http_stack::extract::JsonBody;
+use http_stack::query::{self, Params};
 use serde_json::{Value, json};
-use service::auth::{Caller, Role};
-use service::error::{ApiError, Issue};
-use service::extract::JsonBody;
-use service::query::{self, Params};
 
 use super::ApiState;
 use crate::governance::metrics::Fact;

@@ -4,9 +4,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
+use http_stack::auth::{Caller, Role};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
-use service::auth::{Caller, Role};
 
 const PREFIX: &str = "sck_";
 

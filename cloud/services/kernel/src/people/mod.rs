@@ -6,8 +6,8 @@ pub mod oidc;
 
 use std::pin::Pin;
 
-use service::auth::{Caller, TokenVerifier};
-use service::error::ApiError;
+use http_stack::auth::{Caller, TokenVerifier};
+use http_stack::error::ApiError;
 
 use crate::store::KernelStore;
 use service::clock::Clock;

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use cache::Cache;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
+use http_stack::auth::{Caller, Role};
+use http_stack::error::ApiError;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use service::auth::{Caller, Role};
 use service::config::Mistakes;
-use service::error::ApiError;
 
 /// The tolerated difference between clocks, ms.
 const LEEWAY_MS: i64 = 60_000;

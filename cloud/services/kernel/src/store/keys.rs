@@ -3,8 +3,8 @@
 use ::database::sqlx::{FromRow, query, query_as};
 use ::database::{StoreError, on, on_tx};
 use contract::{Actor, ActorKind, EpochMs, OrgId};
+use http_stack::auth::Role;
 use serde_json::json;
-use service::auth::Role;
 
 use super::KernelStore;
 use super::mission_row::to_json;

@@ -3,9 +3,9 @@
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::{Actor, EpochMs, OrgId};
+use http_stack::auth::Role;
 use serde::Serialize;
 use serde_json::json;
-use service::auth::Role;
 
 use super::KernelStore;
 

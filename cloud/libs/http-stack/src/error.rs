@@ -3,7 +3,9 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use database::StoreError;
 use serde::Serialize;
+use service_client::ServiceClientError;
 
 /// One problem of a request, in the form that upstream Sim-Corp's clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,6 +90,40 @@ impl ApiError {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+/// Maps a database that does not answer to 503, an invalid value to 400 and the rest to 500.
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        if error.is_unavailable() {
+            tracing::warn!(%error, "the database does not answer");
+            return Self::Unavailable("the database does not answer; try again".to_owned());
+        }
+        // A NUL in a text, or a number out of range: no stored value is like that.
+        if error.is_about_values() {
+            return Self::Invalid("a value that cannot be stored or searched".to_owned());
+        }
+        Self::internal(error)
+    }
+}
+
+/// Maps a service that does not answer to 503, and its 400 and 403 to the same.
+impl From<ServiceClientError> for ApiError {
+    fn from(error: ServiceClientError) -> Self {
+        match &error {
+            ServiceClientError::Unreachable { .. } | ServiceClientError::Busy { .. } => {
+                tracing::warn!(%error, "a service does not answer");
+                Self::Unavailable(error.to_string())
+            }
+            ServiceClientError::Rejected { status: 403, problem, .. } => {
+                Self::Forbidden(problem.clone())
+            }
+            ServiceClientError::Rejected { status: 400, problem, .. } => {
+                Self::Invalid(problem.clone())
+            }
+            _ => Self::internal(error),
         }
     }
 }

@@ -1,0 +1,89 @@
+//! The layers that a request passes, in their order. The whole order is in this file.
+//!
+//! From the outside to the handler:
+//!
+//! 1. request id: in the response and on every log line
+//! 2. metrics: count and duration by route and status, so that they include every refusal below
+//! 3. panic: answers 500 and keeps the connection
+//! 4. response time: 504
+//! 5. body size: 413
+//! 6. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
+//!    `/metrics` and `/openapi.json` branch off before it and need no credentials
+//! 7. authentication: 401; `/_rate-limit/metrics` branches off after it
+//! 8. rate limit: 429, by organisation, caller and route
+//! 9. idempotency: a repeated `Idempotency-Key` gets the first response
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use database::idempotency::Idempotency;
+use service::http::{
+    self, ConcurrencyLimit, assign_request_id, limit_concurrency, record_metrics, response_timeout,
+};
+use service::metrics::Metrics;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+
+use crate::auth::{Auth, Caller, authenticate};
+use crate::idempotency::idempotency_layer;
+use crate::limit::Limits;
+use crate::rate_limit::{metrics_for, rate_limit};
+use crate::start::Service;
+
+/// Who may call a service, and how often.
+#[derive(Clone)]
+pub struct AccessControl {
+    pub auth: Auth,
+    pub limits: Limits,
+}
+
+/// Returns the router that serves a service: its routes and the open routes, inside all layers.
+pub fn service_router(service: &Service, metrics: Metrics) -> Router {
+    let Service { routes, openapi, health, access, idempotency, .. } = service;
+    let open = http::open_routes(openapi, health.clone(), metrics);
+    let mut routes = routes.clone();
+    if let Some(access) = access {
+        routes = control_access(routes, access, idempotency.clone());
+    }
+    outer_layers(limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open), health.service())
+}
+
+/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 6, and no open
+/// routes.
+pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Router {
+    outer_layers(limit(routes, at_once), name)
+}
+
+/// Layers 7 to 9. The last `layer` is the first that a request passes.
+fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempotency>) -> Router {
+    let AccessControl { auth, limits } = access.clone();
+    let routes = match keys {
+        Some(keys) => routes.layer(from_fn_with_state(keys, idempotency_layer)),
+        None => routes,
+    };
+    let shown = limits.clone();
+    routes
+        .layer(from_fn_with_state(limits, rate_limit))
+        // Not rate limited, so that a limited caller can still read it.
+        .route(
+            "/_rate-limit/metrics",
+            get(async move |caller: Caller| metrics_for(&shown, &caller)),
+        )
+        .layer(from_fn_with_state(auth, authenticate))
+}
+
+/// Layer 6.
+fn limit(routes: Router, at_once: usize) -> Router {
+    routes.layer(from_fn_with_state(ConcurrencyLimit::new(at_once), limit_concurrency))
+}
+
+/// Layers 1 to 5. The last `layer` is the first that a request passes.
+fn outer_layers(routes: Router, name: &'static str) -> Router {
+    routes
+        .fallback(http::not_found)
+        .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
+        .layer(response_timeout())
+        .layer(CatchPanicLayer::new())
+        .layer(from_fn_with_state(name, record_metrics))
+        .layer(from_fn(assign_request_id))
+}

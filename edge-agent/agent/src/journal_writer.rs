@@ -200,8 +200,6 @@ impl JournalWriter {
     /// one fails.
     fn store_pending(&mut self, cut: Option<CompletedFrame>) {
         if let Some(cut) = cut {
-            // The next frame links to this one even if this one is not stored yet.
-            self.recorder.set_previous_digest(trust::sha256_digest(&cut.frame.encode()));
             self.board.add_frame(&cut.frame, self.clock.mono_ms());
             let session = cut.running.as_ref();
             let (name, started) =
@@ -245,15 +243,13 @@ impl JournalWriter {
     /// Signs and stores a frame. Returns `None` if the frame was stored without a signature,
     /// because the key cannot be used now.
     fn store_frame(&mut self, cut: &CompletedFrame) -> Result<Option<OutgoingFrame>, String> {
-        let payload = cut.frame.encode();
-        let digest = trust::sha256_digest(&payload);
         let now = self.clock.mono_ms();
-        let signed = self.signing.sign(CONTENT_FRAME, payload.clone(), now);
+        let signed = self.signing.sign(CONTENT_FRAME, cut.payload.clone(), now);
         self.report_key_state();
         let message =
-            signed.as_deref().map_or(StoredMessage::Unsigned(&payload), StoredMessage::Signed);
+            signed.as_deref().map_or(StoredMessage::Unsigned(&cut.payload), StoredMessage::Signed);
         let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
-        let kept = self.journal.append(&cut.frame, digest, message, closed, running);
+        let kept = self.journal.append(&cut.frame, cut.digest, message, closed, running);
         let outgoing = kept.map_err(|e| e.to_string())?;
         let frame = cut.frame.number;
         for event in &cut.frame.events {

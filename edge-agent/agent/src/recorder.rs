@@ -62,6 +62,10 @@ pub struct ClosedRoast {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletedFrame {
     pub frame: Frame,
+    /// The frame's encoding: what is signed.
+    pub payload: Vec<u8>,
+    /// The digest of `payload`, to which the next frame links.
+    pub digest: Digest,
     pub closed: Option<ClosedRoast>,
     /// The roast that is running after this frame, if any.
     pub running: Option<RunningRoast>,
@@ -213,11 +217,6 @@ impl Recorder {
         // chains. The next CHARGE starts a roast in the new chain.
         (self.roast, self.charge_ms) = (None, None);
         self.live.restart();
-    }
-
-    /// Sets the digest of the frame that was completed last. The next frame links to it.
-    pub const fn set_previous_digest(&mut self, digest: Digest) {
-        self.position.previous = Some(digest);
     }
 
     /// Adds a sample. Returns the frame that it completes, if it completes one.
@@ -425,7 +424,7 @@ impl Recorder {
         (age_ms >= self.frame_ms || full || eventful).then(|| self.cut(closed))
     }
 
-    /// Completes a frame from the pending samples and events.
+    /// Completes a frame from the pending samples and events, and links it to the one before.
     fn cut(&mut self, closed: Option<ClosedRoast>) -> CompletedFrame {
         let PendingFrame { samples, events } = std::mem::take(&mut self.pending);
         let count = samples.len();
@@ -461,7 +460,11 @@ impl Recorder {
         self.position.next_number += 1;
         self.position.next_seq += count as u64;
         let withdrawn = std::mem::take(&mut self.withdrawn);
-        CompletedFrame { frame, closed, running: self.roast.clone(), withdrawn }
+        let payload = frame.encode();
+        let digest = trust::sha256_digest(&payload);
+        // The next frame links to this one even if this one is not stored yet.
+        self.position.previous = Some(digest);
+        CompletedFrame { frame, payload, digest, closed, running: self.roast.clone(), withdrawn }
     }
 }
 

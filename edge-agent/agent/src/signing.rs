@@ -3,26 +3,33 @@
 //! time. Has no side effects apart from the use of the key and a failure counter.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use service::backoff::Backoff;
 use trust::Signer;
 
-/// How long a key is not used after its first failure, in ms. Each further failure doubles the
+/// How long a key is not used after its first failure. Each further failure doubles the
 /// pause, up to the maximum.
-const BACKOFF_MS_MIN: u64 = 2_000;
-const BACKOFF_MS_MAX: u64 = 30_000;
+const BACKOFF_MIN: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// A key, and its pause after failures.
 pub struct BackoffSigner {
     signer: Arc<dyn Signer>,
     /// The last error; `None` once the key has signed again.
     problem: Option<String>,
-    backoff_ms: u64,
+    backoff: Backoff,
     retry_at_ms: u64,
 }
 
 impl BackoffSigner {
     pub fn new(signer: Arc<dyn Signer>) -> Self {
-        Self { signer, problem: None, backoff_ms: BACKOFF_MS_MIN, retry_at_ms: 0 }
+        Self {
+            signer,
+            problem: None,
+            backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
+            retry_at_ms: 0,
+        }
     }
 
     /// Signs a message. Returns `None` if signing fails or the key is in its pause.
@@ -33,14 +40,15 @@ impl BackoffSigner {
         match trust::sign_message(&*self.signer, content, text) {
             Ok(message) => {
                 self.problem = None;
-                self.backoff_ms = BACKOFF_MS_MIN;
+                self.backoff.reset();
                 Some(message)
             }
             Err(error) => {
                 metrics::counter!("simcorp_edge_key_failures_total").increment(1);
                 self.problem = Some(error.to_string());
-                self.retry_at_ms = mono_ms + self.backoff_ms;
-                self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS_MAX);
+                let pause = self.backoff.next(trust::jitter());
+                let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                self.retry_at_ms = mono_ms.saturating_add(pause_ms);
                 None
             }
         }
@@ -97,7 +105,7 @@ mod tests {
             assert!(!sign(&mut signing, second * 1000));
         }
         let asked = flaky.asked.load(Ordering::Relaxed);
-        assert!((5..=10).contains(&asked), "asked {asked} times in two minutes");
+        assert!((7..=13).contains(&asked), "asked {asked} times in two minutes");
         assert_eq!(signing.problem(), Some("device:gw@leipzig cannot sign: wedged"));
         flaky.works.store(true, Ordering::Relaxed);
         assert!(sign(&mut signing, 200_000) && sign(&mut signing, 200_001));

@@ -73,6 +73,12 @@ impl Mistakes {
         }
     }
 
+    /// Adds a mistake unless `url` begins with `http://` or `https://`.
+    pub fn require_http_url(&mut self, field: &str, url: &str) {
+        let http = url.starts_with("http://") || url.starts_with("https://");
+        self.require(http, field, "does not begin with http:// or https://");
+    }
+
     #[must_use]
     pub fn into_vec(self) -> Vec<Mistake> {
         self.found

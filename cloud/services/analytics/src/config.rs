@@ -27,12 +27,6 @@ impl Default for AnalyticsConfig {
 impl AnalyticsConfig {
     /// Adds every invalid value to `mistakes`.
     pub fn check(&self, mistakes: &mut Mistakes) {
-        let http =
-            self.ingestion_url.starts_with("http://") || self.ingestion_url.starts_with("https://");
-        mistakes.require(
-            http,
-            "analytics.ingestion_url",
-            "does not begin with http:// or https://",
-        );
+        mistakes.require_http_url("analytics.ingestion_url", &self.ingestion_url);
     }
 }

@@ -24,8 +24,6 @@ impl Default for ConsoleConfig {
 
 impl ConsoleConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
-        let http =
-            self.ingestion_url.starts_with("http://") || self.ingestion_url.starts_with("https://");
-        mistakes.require(http, "console.ingestion_url", "does not begin with http:// or https://");
+        mistakes.require_http_url("console.ingestion_url", &self.ingestion_url);
     }
 }

@@ -38,9 +38,7 @@ impl Default for DispatcherConfig {
 
 impl DispatcherConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
-        let http =
-            self.kernel_url.starts_with("http://") || self.kernel_url.starts_with("https://");
-        mistakes.require(http, "dispatcher.kernel_url", "does not begin with http:// or https://");
+        mistakes.require_http_url("dispatcher.kernel_url", &self.kernel_url);
         mistakes.require(
             (1..=16).contains(&self.goals.len())
                 && self.goals.iter().all(|goal| (1..=200).contains(&goal.len())),

@@ -77,8 +77,7 @@ impl EvalConfig {
             ("eval.ingestion_url", &self.ingestion_url),
             ("eval.analytics_url", &self.analytics_url),
         ] {
-            let http = url.starts_with("http://") || url.starts_with("https://");
-            mistakes.require(http, field, "does not begin with http:// or https://");
+            mistakes.require_http_url(field, url);
         }
         mistakes.require((1..=64).contains(&self.workers), "eval.workers", "not between 1 and 64");
         mistakes.require(

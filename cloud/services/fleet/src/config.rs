@@ -86,11 +86,7 @@ impl FleetConfig {
             "fleet.instance",
             "not a name of letters, digits and . _ -",
         );
-        mistakes.require(
-            self.url.starts_with("http://") || self.url.starts_with("https://"),
-            "fleet.url",
-            "not an address such as http://127.0.0.1:4009",
-        );
+        mistakes.require_http_url("fleet.url", &self.url);
         mistakes.require(
             (20..=825 * 86_400).contains(&self.certificate_life_s),
             "fleet.certificate_life_s",

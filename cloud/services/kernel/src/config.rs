@@ -32,7 +32,6 @@ impl KernelConfig {
             "kernel.lease_ms",
             "not between 1000 and 3600000 ms",
         );
-        let http = self.eval_url.starts_with("http://") || self.eval_url.starts_with("https://");
-        mistakes.require(http, "kernel.eval_url", "does not begin with http:// or https://");
+        mistakes.require_http_url("kernel.eval_url", &self.eval_url);
     }
 }

@@ -11,6 +11,7 @@ mod api;
 mod config;
 pub mod governance;
 pub mod governor;
+pub mod missions;
 pub mod people;
 mod promotion;
 pub mod store;

@@ -9,9 +9,12 @@ use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission};
 use contract::{Actor, ActorKind, EpochMs, OrgId};
 use database::{Database, DatabaseConfig};
 use kernel::KernelStore;
-use kernel::governor::{GovernorConfig, RateLimit};
+use kernel::governor::{Gate, GovernorConfig, RateLimit};
+use kernel::missions::{self, CreateMission, CreateOutcome};
 use kernel::store::{AttemptFailure, CardKind, MissionFilter, TraceFilter, Transition};
 use serde_json::json;
+use service::secret::Secret;
+use service_client::ServiceClient;
 use testbed::Postgres;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -67,13 +70,28 @@ async fn allow(store: &KernelStore, org: &OrgId, goal: &str) {
     assert!(set.is_some());
 }
 
+/// Creates a mission, without an eval service: none of these policies asks for one.
+async fn create(
+    store: &KernelStore,
+    org: &OrgId,
+    body: serde_json::Value,
+    (id, key): (&str, &str),
+    now: EpochMs,
+) -> CreateOutcome {
+    let eval = ServiceClient::new("eval", "http://127.0.0.1:1", &Secret::default()).unwrap();
+    let (mission, actor) = (mission(body), person());
+    let new = CreateMission { org, mission: &mission, id, key, actor: &actor, now };
+    missions::create(store, &eval, new).await.unwrap()
+}
+
+/// Creates a mission, with its id as its key.
 async fn make(
     store: &KernelStore,
     org: &OrgId,
     body: serde_json::Value,
     id: &str,
 ) -> MissionRecord {
-    let made = store.create(org, &mission(body), (id, id), &person(), NOW).await.unwrap();
+    let made = create(store, org, body, (id, id), NOW).await;
     assert!(made.new, "{id}");
     made.mission
 }
@@ -93,8 +111,7 @@ async fn a_mission_lives_and_is_counted(store: KernelStore) {
     make(&store, &acme, tidy("LOW"), "low").await;
     make(&store, &acme, tidy("MEDIUM"), "first").await;
     make(&store, &acme, tidy("HIGH"), "urgent").await;
-    let again = store.create(&acme, &mission(tidy("HIGH")), ("x", "first"), &person(), NOW).await;
-    let again = again.unwrap();
+    let again = create(&store, &acme, tidy("HIGH"), ("x", "first"), NOW).await;
     assert_eq!((again.new, again.mission.mission_id.as_str()), (false, "first"));
 
     let goals = ["tidy".to_owned()];
@@ -236,14 +253,14 @@ async fn the_governor_is_asked_once_and_its_tokens_come_back(store: KernelStore)
         assert_eq!(make(&store, &acme, tidy.clone(), id).await.status, MissionStatus::Pending);
     }
     // Creating the same mission again takes no token.
-    store.create(&acme, &mission(tidy.clone()), ("a", "a"), &person(), NOW).await.unwrap();
+    create(&store, &acme, tidy.clone(), ("a", "a"), NOW).await;
     let third = make(&store, &acme, tidy.clone(), "c").await;
     assert_eq!(third.status, MissionStatus::Retry);
     assert_eq!(third.next_retry_at, Some(NOW.plus_ms(2_000)));
     let other = json!({"goal": "tidy", "context": {"siteId": "s", "machineId": "other"}});
     assert_eq!(make(&store, &acme, other, "d").await.status, MissionStatus::Pending);
     let now = NOW.plus_ms(2_000);
-    let fourth = store.create(&acme, &mission(tidy), ("e", "e"), &person(), now).await.unwrap();
+    let fourth = create(&store, &acme, tidy, ("e", "e"), now).await;
     assert_eq!(fourth.mission.status, MissionStatus::Pending, "a token is back");
     let blocked = make(&store, &acme, json!({"goal": "sing"}), "f").await;
     assert_eq!(blocked.status, MissionStatus::Blocked);
@@ -347,4 +364,42 @@ async fn a_crowd_of_workers_does_each_mission_once(store: KernelStore) {
     all.dedup();
     assert_eq!((count, all.len()), (MISSIONS, MISSIONS), "each once");
     counts_are_true(&store, &acme).await;
+}
+
+on_both!(promotion, eval_is_asked_once_for_each_key);
+async fn eval_is_asked_once_for_each_key(store: KernelStore) {
+    let acme = org("acme");
+    let before = store.governor_config(&acme).await.unwrap();
+    let mut config = before.config.clone();
+    config.policy.allowed_goals.push("publish".to_owned());
+    let gate = Gate { require_promotion: true, ..Gate::default() };
+    config.gates.insert("publish".to_owned(), gate);
+    store.set_governor_config(&acme, &before, config, &person(), NOW).await.unwrap().unwrap();
+
+    let asked = Arc::new(AtomicI64::new(0));
+    let count = asked.clone();
+    let answer = axum::routing::get(async move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        axum::Json(json!({"allowed": true, "evaluated": true}))
+    });
+    let app = axum::Router::new().route("/evaluations/promotion/{session}", answer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let eval = ServiceClient::new("eval", &url, &Secret::default()).unwrap();
+
+    let body = mission(json!({"goal": "publish", "params": {"sessionId": "s"}}));
+    let actor = person();
+    let create = async |id: &str, key: &str| {
+        let new = CreateMission { org: &acme, mission: &body, id, key, actor: &actor, now: NOW };
+        missions::create(&store, &eval, new).await.unwrap()
+    };
+    let first = create("a", "key").await;
+    assert_eq!((first.new, first.mission.status), (true, MissionStatus::Pending));
+    let again = create("b", "key").await;
+    assert_eq!((again.new, again.mission.mission_id.as_str()), (false, "a"));
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    create("c", "another key").await;
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    server.abort();
 }

@@ -58,8 +58,7 @@ impl ReportsConfig {
             ("reports.ingestion_url", &self.ingestion_url),
             ("reports.analytics_url", &self.analytics_url),
         ] {
-            let http = url.starts_with("http://") || url.starts_with("https://");
-            mistakes.require(http, field, "does not begin with http:// or https://");
+            mistakes.require_http_url(field, url);
         }
         mistakes.require(
             (1..=64).contains(&self.workers),

@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::ApiState;
-use crate::store::{AttemptFailure, CreateOutcome, MissionFilter, Transition};
-use crate::{governor, promotion};
+use crate::missions::{self, CreateMission, CreateOutcome};
+use crate::store::{AttemptFailure, MissionFilter, Transition};
 
 const LIST: i64 = 50;
 const LIST_MAX: i64 = 200;
@@ -57,17 +57,9 @@ pub async fn create(
     let header = headers.get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let key = mission.idempotency_key.clone().or(header).unwrap_or_else(|| id.clone());
     check_text(&key, "idempotencyKey")?;
-    let config = state.store.governor_config(&org).await?.config;
-    let against = match governor::session_requiring_promotion(&config, &mission) {
-        Some(session) => promotion::promotion_blocker(&state.eval, &org, session).await,
-        None => None,
-    };
-    let names = (id.as_str(), key.as_str());
-    let made = state
-        .store
-        .create_with_promotion_blocker(&org, &mission, names, against, &caller.actor, now)
-        .await?;
-    let CreateOutcome { mission, new } = made;
+    let (id, key, actor) = (id.as_str(), key.as_str(), &caller.actor);
+    let new = CreateMission { org: &org, mission: &mission, id, key, actor, now };
+    let CreateOutcome { mission, new } = missions::create(&state.store, &state.eval, new).await?;
     if new {
         metrics::counter!("simcorp_missions_queued_total", "goal" => label(&mission),
             "status" => mission.status.as_str())

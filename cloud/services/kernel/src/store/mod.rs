@@ -11,6 +11,7 @@ mod missions;
 mod queue;
 mod roles;
 mod select;
+mod tokens;
 mod traces;
 
 use ::database::Database;
@@ -18,7 +19,7 @@ use ::database::Database;
 pub use cards::CardKind;
 pub use governance::{GovernanceRecord, RecordFilter, RecordKind};
 pub use governor::VersionedConfig;
-pub use missions::{CreateOutcome, MissionFilter};
+pub use missions::MissionFilter;
 pub use queue::{AttemptFailure, Transition};
 pub use roles::RoleOverride;
 pub use traces::TraceFilter;

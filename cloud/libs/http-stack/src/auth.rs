@@ -1,10 +1,9 @@
 //! Authentication. Every route except `/health`, `/ready`, `/metrics` and `/openapi.json` answers
 //! only an authenticated [`Caller`]. A caller may see only the data of its organisation.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request, State};
@@ -13,6 +12,7 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use contract::{Actor, ActorKind, OrgId};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -142,10 +142,11 @@ const VALID_TTL: Duration = Duration::from_secs(14);
 const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 /// While tokens cannot be verified, a caller is still accepted until its cached lookup is this old.
 const STALE_MAX: Duration = Duration::from_mins(10);
-/// The largest number of cached tokens. At this bound the whole cache is cleared.
+/// The largest number of cached tokens. At this bound the ones that are used least are evicted.
 const CACHED_TOKENS_MAX: usize = 10_000;
 
 /// A cached lookup result. `caller` is `None` for an invalid or unknown token.
+#[derive(Clone)]
 struct CachedLookup {
     caller: Option<Caller>,
     at: Instant,
@@ -154,7 +155,7 @@ struct CachedLookup {
 /// A cache in front of a [`TokenVerifier`].
 pub struct TokenCache {
     verifier: Box<dyn TokenVerifier>,
-    entries: Mutex<HashMap<u128, CachedLookup>>,
+    entries: Cache<u128, CachedLookup>,
     /// The cache is keyed by keyed hashes of the tokens, so it never holds a token.
     hashers: [RandomState; 2],
 }
@@ -167,10 +168,7 @@ impl TokenCache {
 
     async fn lookup(&self, token: &str) -> Result<Caller, ApiError> {
         let key = self.key(token);
-        let known = {
-            let found = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-            found.get(&key).map(|found| (found.caller.clone(), found.at.elapsed()))
-        };
+        let known = self.entries.get(&key).map(|found| (found.caller, found.at.elapsed()));
         match &known {
             Some((Some(caller), age)) if *age < VALID_TTL => return Ok(caller.clone()),
             Some((None, age)) if *age < UNKNOWN_TTL => return Err(ApiError::unauthorized()),
@@ -190,11 +188,7 @@ impl TokenCache {
     }
 
     fn insert(&self, key: u128, caller: Option<Caller>) {
-        let mut found = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.len() >= CACHED_TOKENS_MAX {
-            found.clear();
-        }
-        found.insert(key, CachedLookup { caller, at: Instant::now() });
+        self.entries.insert(key, CachedLookup { caller, at: Instant::now() });
     }
 }
 
@@ -218,7 +212,7 @@ impl Auth {
         let hashers = [RandomState::new(), RandomState::new()];
         Self::Bearer(Arc::new(TokenCache {
             verifier: Box::new(who),
-            entries: Mutex::default(),
+            entries: Cache::new(CACHED_TOKENS_MAX),
             hashers,
         }))
     }
@@ -250,5 +244,61 @@ pub async fn authenticate(State(auth): State<Auth>, mut request: Request, next: 
             next.run(request).await
         }
         Err(error) => error.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Knows one token, and counts how often it is asked.
+    struct OneToken(Arc<AtomicUsize>);
+
+    impl TokenVerifier for OneToken {
+        fn verify<'w>(
+            &'w self,
+            token: &'w str,
+        ) -> Pin<Box<dyn Future<Output = Result<Caller, ApiError>> + Send + 'w>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let Auth::Dev(caller) = Auth::dev(OrgId::new("acme").unwrap(), "ada") else { panic!() };
+            let found = if token == "known" { Ok(*caller) } else { Err(ApiError::unauthorized()) };
+            Box::pin(std::future::ready(found))
+        }
+    }
+
+    fn cache() -> (Arc<TokenCache>, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let Auth::Bearer(cache) = Auth::bearer(OneToken(asked.clone())) else { panic!() };
+        (cache, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_is_cached_for_its_time() {
+        let (cache, asked) = cache();
+        for _ in 0..3 {
+            assert!(cache.lookup("known").await.is_ok());
+            assert!(cache.lookup("unknown").await.is_err());
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        tokio::time::advance(UNKNOWN_TTL).await;
+        assert!(cache.lookup("known").await.is_ok());
+        assert!(cache.lookup("unknown").await.is_err());
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        tokio::time::advance(VALID_TTL).await;
+        assert!(cache.lookup("known").await.is_ok());
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_tokens_do_not_evict_one_that_is_in_use() {
+        let (cache, asked) = cache();
+        for i in 0..2 * CACHED_TOKENS_MAX {
+            assert!(cache.lookup(&format!("guess {i}")).await.is_err());
+            assert!(cache.lookup("known").await.is_ok());
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2 * CACHED_TOKENS_MAX + 1);
+        assert!(cache.entries.len() <= CACHED_TOKENS_MAX, "{}", cache.entries.len());
     }
 }

@@ -1,7 +1,7 @@
 //! Token buckets as one number each: the time at which the bucket would be full again (GCRA, the
 //! "theoretical arrival time" of ITU-T I.371). The same arithmetic here and in Redis.
 
-use std::collections::HashMap;
+use quick_cache::unsync::Cache;
 
 use cache::Script;
 use serde::{Deserialize, Serialize};
@@ -116,11 +116,17 @@ pub fn read(buckets: &[Bucket], allowed: bool, full: &[u64]) -> RateLimitDecisio
     })
 }
 
-/// The buckets of this process. At [`BUCKETS_MAX`] the full ones are dropped; if that is not
-/// enough, all of them.
-#[derive(Debug, Default)]
+/// The buckets of this process. At [`BUCKETS_MAX`] the ones that are used least are evicted; an
+/// evicted bucket counts as full.
+#[derive(Debug)]
 pub struct Buckets {
-    full_at: HashMap<(&'static str, String), u64>,
+    full_at: Cache<(&'static str, String), u64>,
+}
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self { full_at: Cache::new(BUCKETS_MAX) }
+    }
 }
 
 pub const BUCKETS_MAX: usize = 100_000;
@@ -143,12 +149,6 @@ impl Buckets {
         let full: Vec<u64> = full_at.iter().map(|at| at - now).collect();
         let allowed = buckets.iter().zip(&full).all(|(b, full)| *full <= b.rate.micros().1);
         if allowed {
-            if self.full_at.len() + buckets.len() > BUCKETS_MAX {
-                self.full_at.retain(|_, at| *at > now);
-                if self.full_at.len() + buckets.len() > BUCKETS_MAX {
-                    self.full_at.clear();
-                }
-            }
             for (bucket, at) in buckets.iter().zip(full_at) {
                 self.full_at.insert(key(bucket), at);
             }
@@ -194,11 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_than_the_bound() {
+    fn the_number_of_buckets_is_bounded_and_one_in_use_is_not_evicted() {
         let mut buckets = Buckets::default();
-        for i in 0..BUCKETS_MAX + 10 {
+        let limited = [Bucket { key: "limited".to_owned(), ..bucket("user", 0.001, 1) }];
+        assert!(buckets.take(&limited, S).allowed);
+        for i in 0..2 * BUCKETS_MAX {
             let key = i.to_string();
             buckets.take(&[Bucket { key, ..bucket("user", 0.001, 1) }], S);
+            assert!(i % 100 != 0 || !buckets.take(&limited, S).allowed, "after {i} others");
         }
         assert!(buckets.len() <= BUCKETS_MAX);
     }

@@ -48,7 +48,7 @@ fn allowed(from: &str, to: &str) -> bool {
         "cloud/simcorp" | "cloud/bench" => {
             within("cloud/services/") || within("cloud/libs/") || within("shared/")
         }
-        "tests" => true,
+        "tests" | "fuzz" => true,
         _ => false,
     }
 }

@@ -9,7 +9,9 @@ use crate::{ChainId, SessionId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u64, u64)", into = "(u64, u64)")]
 pub struct FrameRange {
+    /// The number of the first frame.
     pub first: u64,
+    /// The number of the last frame, included.
     pub last: u64,
 }
 
@@ -30,18 +32,25 @@ impl From<FrameRange> for (u64, u64) {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Refusal {
+    /// The bytes are not a signed frame.
     #[error("the bytes are not a signed frame")]
     Malformed,
+    /// No trusted key has the name that the message states.
     #[error("no key of that name is trusted")]
     UnknownKey,
+    /// The signature does not match the bytes.
     #[error("the signature does not match the bytes")]
     BadSignature,
+    /// The key is not authorised for the machine of the topic.
     #[error("the key is not authorised for that machine")]
     WrongOrigin,
+    /// The frame number was used before with other content.
     #[error("the number was used before with other content")]
     SequenceReused,
+    /// The frame does not hold the digest of the frame before it.
     #[error("the frame does not follow the one before it")]
     BrokenChain,
+    /// The message is unsigned, and the cloud requires signatures.
     #[error("unsigned messages are not accepted here")]
     Unsigned,
 }
@@ -55,6 +64,7 @@ impl Refusal {
         matches!(self, Self::SequenceReused | Self::BrokenChain)
     }
 
+    /// Returns the name on the wire, which is also the metric label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -72,7 +82,9 @@ impl Refusal {
 /// A frame that the cloud rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedFrame {
+    /// The number of the frame.
     pub frame: u64,
+    /// Why the cloud rejected it.
     pub reason: Refusal,
 }
 
@@ -80,6 +92,7 @@ pub struct RejectedFrame {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptVerdict {
+    /// The session that the receipt is about.
     pub session_id: SessionId,
     /// True if every frame is stored and the digest matches.
     pub complete: bool,
@@ -92,6 +105,7 @@ pub struct ReceiptVerdict {
 /// returns from `POST /v1/frames`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
+    /// The chain that all frame numbers here belong to.
     pub chain: ChainId,
     /// Committed frames. The edge agent may delete them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -99,8 +113,10 @@ pub struct Ack {
     /// Frames that are missing before committed ones. The edge agent sends them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub need: Vec<FrameRange>,
+    /// Rejected frames. The edge agent sends a frame again later unless its reason is final.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RejectedFrame>,
+    /// The results of the check of receipts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receipts: Vec<ReceiptVerdict>,
 }

@@ -9,9 +9,13 @@ use crate::OrgId;
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ActorKind {
+    /// A person.
     User,
+    /// A mission agent.
     Agent,
+    /// A gateway.
     Device,
+    /// A service of the cloud itself.
     System,
 }
 
@@ -20,10 +24,14 @@ pub enum ActorKind {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Actor {
+    /// What the actor is.
     pub kind: ActorKind,
+    /// The actor's identity within its kind.
     pub id: String,
+    /// A name to show to people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<String>,
+    /// The organisation that the actor belongs to.
     #[serde(default, rename = "orgId", skip_serializing_if = "Option::is_none")]
     pub org: Option<OrgId>,
 }

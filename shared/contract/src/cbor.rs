@@ -6,14 +6,41 @@ use minicbor::decode::Decoder;
 /// Why bytes cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
+    /// A field is not the CBOR item that the format requires.
     #[error("{field}: {problem} (at byte {at})")]
-    Malformed { field: &'static str, at: usize, problem: String },
+    Malformed {
+        /// The name of the field.
+        field: &'static str,
+        /// The offset of the item, in bytes.
+        at: usize,
+        /// What is wrong with the item.
+        problem: String,
+    },
+    /// A number is outside its bounds.
     #[error("{field}: {value} is out of range, {expected}")]
-    OutOfRange { field: &'static str, value: i64, expected: &'static str },
+    OutOfRange {
+        /// The name of the field.
+        field: &'static str,
+        /// The number; `i64::MAX` if it is larger.
+        value: i64,
+        /// The bounds, in words.
+        expected: &'static str,
+    },
+    /// A text is not an identity.
     #[error("{field}: {source}")]
-    Id { field: &'static str, source: crate::IdError },
+    Id {
+        /// The name of the field.
+        field: &'static str,
+        /// What is wrong with the identity.
+        source: crate::IdError,
+    },
+    /// A required field is absent.
     #[error("{field} is missing")]
-    Missing { field: &'static str },
+    Missing {
+        /// The name of the field.
+        field: &'static str,
+    },
+    /// Bytes follow the message; the value is their number.
     #[error("{0} bytes follow the end")]
     Trailing(usize),
 }

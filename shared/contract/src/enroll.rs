@@ -10,9 +10,13 @@ use crate::{DeviceId, EpochMs, KeyId, MachineId, OrgId, SiteId};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnrollRequest {
+    /// The enrolment token: `sce1.URL.FINGERPRINT.ID.SECRET`.
     pub token: String,
+    /// The organisation that the gateway belongs to.
     pub org_id: OrgId,
+    /// The site at which the gateway stands.
     pub site_id: SiteId,
+    /// The name of the gateway.
     pub device: DeviceId,
     /// The machines that the gateway's configuration names.
     pub machines: Vec<MachineId>,
@@ -32,7 +36,9 @@ pub struct RenewRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RecoverRequest {
+    /// The organisation that the gateway belongs to.
     pub org_id: OrgId,
+    /// The key of the expired certificate.
     pub key_id: KeyId,
     /// The certificate request: PKCS#10, DER, in base64.
     pub request: String,
@@ -42,7 +48,9 @@ pub struct RecoverRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateGrant {
+    /// The organisation that the gateway belongs to.
     pub org_id: OrgId,
+    /// The key that the certificate is for.
     pub key_id: KeyId,
     /// The machines that the gateway may send data for.
     pub machines: Vec<MachineId>,
@@ -63,7 +71,9 @@ pub struct CertificateGrant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BrokerAddress {
+    /// The host name or IP address.
     pub host: String,
+    /// The TCP port of the TLS listener.
     pub port: u16,
     /// The CA certificate of the broker, PEM.
     pub authority: String,
@@ -73,8 +83,11 @@ pub struct BrokerAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayIdentity {
+    /// The organisation that the gateway belongs to.
     pub org_id: OrgId,
+    /// The key of the gateway's certificate.
     pub key_id: KeyId,
+    /// The machines that the gateway may send data for.
     pub machines: Vec<MachineId>,
     /// The time by the fleet service's clock.
     pub now: EpochMs,
@@ -83,6 +96,7 @@ pub struct GatewayIdentity {
 /// The time by the fleet service's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetTime {
+    /// The current time.
     pub now: EpochMs,
 }
 
@@ -92,5 +106,6 @@ pub struct FleetTime {
 pub struct PendingDecision {
     /// A sentence for people: what has to happen.
     pub waiting: String,
+    /// When the request was received.
     pub since: EpochMs,
 }

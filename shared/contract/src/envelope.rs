@@ -16,7 +16,9 @@ pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Payload {
+    /// One sample.
     Telemetry(TelemetryPoint),
+    /// One event.
     Event(RoastEvent),
 }
 
@@ -24,7 +26,9 @@ pub enum Payload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Verification {
+    /// True if the signature is valid for this payload.
     pub verified: bool,
+    /// Why the signature is not accepted; absent if it is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -34,17 +38,24 @@ pub struct Verification {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Envelope {
+    /// The time of the payload.
     pub ts: EpochMs,
+    /// The machine that the payload is about.
     pub origin: Origin,
     /// `telemetry` or `event`.
     pub topic: &'static str,
+    /// The sample or event.
     pub payload: Payload,
+    /// The session that ingestion assigned the payload to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
+    /// The signature: a compact JWS over the payload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sig: Option<String>,
+    /// The name of the key that signed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kid: Option<String>,
+    /// The result of ingestion's signature check.
     #[serde(rename = "_verification", skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,
 }
@@ -52,32 +63,47 @@ pub struct Envelope {
 /// Which of the two payloads a topic carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PayloadKind {
+    /// A sample.
     Telemetry,
+    /// An event.
     Event,
 }
 
 /// An envelope as it was received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReceivedEnvelope {
+    /// The sample or event.
     pub payload: Payload,
     /// The payload's JSON as received, which is what a signature covers.
     pub raw_payload: Value,
+    /// The signature: a compact JWS over `raw_payload`.
     pub sig: Option<String>,
+    /// The name of the key that is claimed to have signed.
     pub kid: Option<String>,
+    /// True if the envelope was in the nested form.
     pub nested: bool,
 }
 
 /// Why an envelope is rejected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EnvelopeError {
+    /// The message is larger than [`ENVELOPE_BYTES_MAX`].
     #[error("larger than {ENVELOPE_BYTES_MAX} bytes")]
     TooLarge,
+    /// The message is not JSON; the text is the parser's reason.
     #[error("not JSON: {0}")]
     NotJson(String),
+    /// A field is missing, of the wrong type or out of bounds.
     #[error(transparent)]
     Field(#[from] FieldError),
+    /// The message is about another machine than its topic.
     #[error("origin says {claimed}, the topic says {actual}")]
-    Origin { claimed: String, actual: String },
+    Origin {
+        /// The machine that the message names.
+        claimed: String,
+        /// The machine that the topic names.
+        actual: String,
+    },
 }
 
 /// Reads an envelope in either form and checks that it is about the machine that its topic names.

@@ -16,20 +16,32 @@ pub const NOTE_BYTES_MAX: usize = 1024;
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum EventKind {
+    /// The beans enter the drum.
     Charge,
+    /// The turning point: the lowest reading of the bean probe after CHARGE.
     Tp,
+    /// The end of drying: the beans turn yellow.
     DryEnd,
+    /// The start of first crack.
     Fc,
+    /// The end of first crack.
     FcEnd,
+    /// The start of second crack.
     Sc,
+    /// The end of second crack.
     ScEnd,
+    /// The start of development, as upstream Sim-Corp names a confirmed first crack.
     DevelopmentStart,
+    /// The beans leave the drum.
     Drop,
+    /// The beans are cool.
     CoolEnd,
+    /// A remark without a meaning for the roast's course.
     Note,
 }
 
 impl EventKind {
+    /// All kinds, in the order of a roast.
     pub const ALL: [Self; 11] = [
         Self::Charge,
         Self::Tp,
@@ -62,6 +74,7 @@ impl EventKind {
         }
     }
 
+    /// Parses the name on the wire; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
@@ -90,15 +103,21 @@ impl std::fmt::Display for EventKind {
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum EventSource {
+    /// Detected from the samples.
     Inferred,
+    /// Read from an imported recording.
     Recording,
+    /// Reported by the machine.
     Machine,
+    /// Set by a person.
     Person,
 }
 
 impl EventSource {
+    /// All sources, from the lowest precedence to the highest.
     pub const ALL: [Self; 4] = [Self::Inferred, Self::Recording, Self::Machine, Self::Person];
 
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -109,6 +128,7 @@ impl EventSource {
         }
     }
 
+    /// Parses the name on the wire; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.as_str() == text)
@@ -118,16 +138,21 @@ impl EventSource {
 /// One event of one roast, with the time at which it happened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineEvent {
+    /// What happened.
     pub kind: EventKind,
     /// The number of the sample at which the event happened.
     pub seq: u64,
+    /// When it happened, by the gateway's wall clock.
     pub at: EpochMs,
     /// Seconds since CHARGE.
     pub elapsed_s: f64,
+    /// The roast that the event belongs to.
     pub session: SessionId,
+    /// Where the information comes from.
     pub source: EventSource,
     /// The bean temperature at the event, °C.
     pub bt_c: Option<f64>,
+    /// A remark, at most [`NOTE_BYTES_MAX`] bytes.
     pub note: Option<String>,
 }
 

@@ -30,6 +30,7 @@ pub enum ClockQuality {
 }
 
 impl ClockQuality {
+    /// Returns the number on the wire.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -39,6 +40,7 @@ impl ClockQuality {
         }
     }
 
+    /// Returns the quality of a number on the wire; `None` if the number is unknown.
     #[must_use]
     pub const fn from_code(code: u64) -> Option<Self> {
         match code {
@@ -65,6 +67,7 @@ pub enum Quality {
 }
 
 impl Quality {
+    /// Returns the number on the wire.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -75,6 +78,7 @@ impl Quality {
         }
     }
 
+    /// Returns the flag of a number on the wire; `None` if the number is unknown.
     #[must_use]
     pub const fn from_code(code: u64) -> Option<Self> {
         match code {
@@ -109,6 +113,7 @@ pub enum Channel {
 }
 
 impl Channel {
+    /// The channels with a name of their own: all but [`Channel::Extra`].
     pub const STANDARD: [Self; 7] =
         [Self::Bt, Self::Et, Self::Ror, Self::Gas, Self::Fan, Self::Drum, Self::Ambient];
 
@@ -143,6 +148,7 @@ impl Channel {
 /// One channel's values over the frame's samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
+    /// What the values are.
     pub channel: Channel,
     /// One value a sample; `None` means missing, never zero.
     pub values: Vec<Option<f64>>,
@@ -153,7 +159,9 @@ pub struct Column {
 /// Consecutive samples and events of one machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
+    /// The machine that the samples and events come from.
     pub origin: Origin,
+    /// The chain that the frame belongs to.
     pub chain: ChainId,
     /// The position in the chain, from 1, without gaps.
     pub number: u64,
@@ -169,12 +177,15 @@ pub struct Frame {
     pub mono_ms: u64,
     /// The time of the first sample on the gateway's wall clock.
     pub wall: EpochMs,
+    /// How far `wall` can be trusted.
     pub clock: ClockQuality,
     /// The SHA-256 of the machine profile by which the values were read; `None` if there is none.
     pub profile_digest: Option<Digest>,
     /// Monotonic milliseconds from the first sample to each; the first is 0.
     pub offsets_ms: Vec<u32>,
+    /// The values, one column a channel; at most [`COLUMNS_MAX`].
     pub columns: Vec<Column>,
+    /// The events of these samples; at most [`EVENTS_MAX`].
     pub events: Vec<MachineEvent>,
 }
 
@@ -199,6 +210,7 @@ mod key {
 }
 
 impl Frame {
+    /// Returns the number of samples.
     #[must_use]
     pub fn sample_count(&self) -> usize {
         self.offsets_ms.len()
@@ -218,6 +230,7 @@ impl Frame {
         self.wall.plus_ms(i64::from(self.offsets_ms.get(index).copied().unwrap_or(0)))
     }
 
+    /// Returns the column of a channel; `None` if the frame has none.
     #[must_use]
     pub fn column(&self, channel: &Channel) -> Option<&Column> {
         self.columns.iter().find(|column| column.channel == *channel)

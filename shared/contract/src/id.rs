@@ -11,14 +11,34 @@ pub const ID_BYTES_MAX: usize = 128;
 /// Why a text is not an identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
+    /// The text is empty.
     #[error("{kind} is empty")]
-    Empty { kind: &'static str },
+    Empty {
+        /// The field that the identity is for.
+        kind: &'static str,
+    },
+    /// The text is longer than [`ID_BYTES_MAX`], or a key's name longer than its two parts may be.
     #[error("{kind} is longer than {ID_BYTES_MAX} bytes")]
-    TooLong { kind: &'static str },
+    TooLong {
+        /// The field that the identity is for.
+        kind: &'static str,
+    },
+    /// The text has a character that is not allowed.
     #[error("{kind} contains {found:?}; letters, digits and . _ - : @ are allowed")]
-    Character { kind: &'static str, found: char },
+    Character {
+        /// The field that the identity is for.
+        kind: &'static str,
+        /// The first such character.
+        found: char,
+    },
+    /// The text does not have the form that its kind requires.
     #[error("{kind} is not {expected}")]
-    Form { kind: &'static str, expected: &'static str },
+    Form {
+        /// The field that the identity is for.
+        kind: &'static str,
+        /// The required form, in words.
+        expected: &'static str,
+    },
 }
 
 /// Checks that a text is an identity. MQTT's `/ + #` and every character that a path, a URL or a
@@ -60,6 +80,7 @@ macro_rules! text_id {
                 Ok(Self(text.into_boxed_str()))
             }
 
+            /// Returns the identity as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -132,10 +153,13 @@ impl SessionId {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Origin {
+    /// The organisation that owns the machine.
     #[serde(rename = "orgId")]
     pub org: OrgId,
+    /// The place where the machine stands.
     #[serde(rename = "siteId")]
     pub site: SiteId,
+    /// The machine.
     #[serde(rename = "machineId")]
     pub machine: MachineId,
 }
@@ -168,11 +192,13 @@ impl std::str::FromStr for Origin {
 pub struct KeyId(Box<str>);
 
 impl KeyId {
+    /// Creates the identity of the key of `device` at `site`.
     #[must_use]
     pub fn new(device: &DeviceId, site: &SiteId) -> Self {
         Self(format!("device:{device}@{site}").into_boxed_str())
     }
 
+    /// Returns the identity as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -4,6 +4,39 @@
 //!
 //! Nothing in here does I/O, reads a clock or draws a random number. Every decoder takes
 //! untrusted bytes, returns a typed error that names the field, and never panics.
+//!
+//! A frame is encoded to the bytes that a gateway signs, and decoded from them:
+//!
+//! ```rust
+//! use contract::{ChainId, Channel, ClockQuality, Column, EpochMs, Frame};
+//!
+//! let bt = Column {
+//!     channel: Channel::Bt,
+//!     values: vec![Some(187.4), None], // one value a sample; the second is missing
+//!     quality: Vec::new(),
+//! };
+//! let frame = Frame {
+//!     origin: "acme/leipzig/r-1".parse()?,
+//!     chain: ChainId([7; 16]),
+//!     number: 1,
+//!     previous: None,
+//!     boot_id: 42,
+//!     first_seq: 1,
+//!     mono_ms: 0,
+//!     wall: EpochMs::parse_iso("2025-10-05T21:08:15Z").ok_or("not a time")?,
+//!     clock: ClockQuality::Synchronised,
+//!     profile_digest: None,
+//!     offsets_ms: vec![0, 1_000],
+//!     columns: vec![bt],
+//!     events: Vec::new(),
+//! };
+//! let bytes = frame.encode();
+//! assert_eq!(Frame::decode(&bytes)?, frame);
+//! assert!(Frame::decode(&bytes[..bytes.len() - 1]).is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![warn(missing_docs)]
 
 pub mod ack;
 pub mod actor;

@@ -18,24 +18,35 @@ pub struct SessionClosed {
     pub kind: String,
     /// Always 1.
     pub version: u32,
+    /// When the publisher sent the event.
     pub emitted_at: EpochMs,
+    /// The machine that roasted.
     #[serde(flatten)]
     pub origin: Origin,
+    /// The session that ended.
     pub session_id: SessionId,
+    /// The kind of the report to write; `POST_ROAST_V1` if absent.
     #[serde(default = "post_roast")]
     pub report_kind: String,
+    /// Why the roast ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<CloseReason>,
+    /// The time of DROP, s from the start of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_seconds: Option<f64>,
+    /// The number of samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry_points: Option<u64>,
+    /// The duration of the session, s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_sec: Option<f64>,
+    /// The time from the last sample to the end of the session, s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_telemetry_delta_sec: Option<f64>,
+    /// Whether the session has bean temperatures.
     #[serde(default, rename = "hasBT", skip_serializing_if = "Option::is_none")]
     pub has_bt: Option<bool>,
+    /// Whether the session has environment temperatures.
     #[serde(default, rename = "hasET", skip_serializing_if = "Option::is_none")]
     pub has_et: Option<bool>,
 }
@@ -45,7 +56,9 @@ fn post_roast() -> String {
 }
 
 impl SessionClosed {
+    /// The only valid `kind`.
     pub const KIND: &str = "session.closed";
+    /// The only valid `version`.
     pub const VERSION: u32 = 1;
 
     /// Returns what is wrong with the event, if anything: deserialising checks only the form.
@@ -69,13 +82,16 @@ impl SessionClosed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionClosedAck {
+    /// The session whose event is acknowledged.
     pub session_id: SessionId,
 }
 
 /// The kind of a message on one of the two topics `ops/{org}/{site}/{machine}/session/…`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionTopic {
+    /// A [`SessionClosed`] event.
     Closed,
+    /// A [`SessionClosedAck`].
     ClosedAck,
 }
 
@@ -94,7 +110,7 @@ impl SessionTopic {
     }
 
     /// Returns a topic filter for all machines, shared by the members of `group`; see
-    /// `crate::topic::SessionTopic::shared_filter`.
+    /// [`TopicKind::shared_filter`](crate::topic::TopicKind::shared_filter).
     #[must_use]
     pub fn shared_filter(self, group: &str) -> String {
         format!("$share/{group}.{}/ops/+/+/+/{}", self.suffix().replace('/', "."), self.suffix())

@@ -11,7 +11,9 @@ use crate::{EpochMs, EventKind, MachineId};
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ExtraValue {
+    /// A number, without a unit.
     Number(f64),
+    /// A text.
     Text(String),
 }
 
@@ -20,8 +22,11 @@ pub enum ExtraValue {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TelemetryPoint {
+    /// The time of the sample.
     pub ts: EpochMs,
+    /// The machine that was read.
     pub machine_id: MachineId,
+    /// The batch, as the machine or its operator names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_id: Option<String>,
     /// Seconds since the session began, ≥ 0.
@@ -41,10 +46,13 @@ pub struct TelemetryPoint {
     /// Fan, 0..100 %.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fan_pct: Option<f64>,
+    /// Drum speed, 1/min.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drum_rpm: Option<f64>,
+    /// Room temperature, °C.
     #[serde(default, rename = "ambientC", skip_serializing_if = "Option::is_none")]
     pub ambient_c: Option<f64>,
+    /// Other values by their own names, at most 32.
     #[serde(default)]
     pub extras: BTreeMap<String, ExtraValue>,
 }
@@ -54,10 +62,14 @@ pub struct TelemetryPoint {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastEvent {
+    /// When it happened.
     pub ts: EpochMs,
+    /// The machine at which it happened.
     pub machine_id: MachineId,
+    /// The batch, as the machine or its operator names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_id: Option<String>,
+    /// What happened.
     #[serde(rename = "type")]
     pub kind: EventKind,
     /// By convention `elapsedSeconds` and `btC`.
@@ -84,7 +96,9 @@ impl RoastEvent {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct FieldError {
+    /// The name of the field, as a path.
     pub field: String,
+    /// What is wrong with it.
     pub problem: String,
 }
 

@@ -9,19 +9,25 @@ use crate::{Actor, EpochMs};
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Targets {
+    /// Bean temperature at CHARGE, °C.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub charge_temp_c: Option<f64>,
+    /// Bean temperature at the turning point, °C.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub turning_point_temp_c: Option<f64>,
+    /// Bean temperature at first crack, °C.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_crack_temp_c: Option<f64>,
+    /// Bean temperature at DROP, °C.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_temp_c: Option<f64>,
     /// Development time as a share of the whole roast time, 0..1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_dev_ratio: Option<f64>,
+    /// Time from CHARGE to first crack, s.
     #[serde(rename = "targetTimeToFCSeconds", skip_serializing_if = "Option::is_none")]
     pub target_time_to_fc_seconds: Option<f64>,
+    /// Time from CHARGE to DROP, s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_drop_seconds: Option<f64>,
 }
@@ -31,11 +37,15 @@ pub struct Targets {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CurvePoint {
+    /// Time from CHARGE, s.
     pub elapsed_seconds: f64,
+    /// Bean temperature, °C.
     #[serde(default, rename = "btC", skip_serializing_if = "Option::is_none")]
     pub bt_c: Option<f64>,
+    /// Environment temperature, °C.
     #[serde(default, rename = "etC", skip_serializing_if = "Option::is_none")]
     pub et_c: Option<f64>,
+    /// Rate of rise of the bean temperature, °C/min.
     #[serde(default, rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
     pub ror_c_per_min: Option<f64>,
 }
@@ -45,38 +55,51 @@ pub struct CurvePoint {
 #[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Tolerance {
+    /// Bean temperature, ± °C.
     #[serde(rename = "btC", skip_serializing_if = "Option::is_none")]
     pub bt_c: Option<f64>,
+    /// Environment temperature, ± °C.
     #[serde(rename = "etC", skip_serializing_if = "Option::is_none")]
     pub et_c: Option<f64>,
+    /// Rate of rise of the bean temperature, ± °C/min.
     #[serde(rename = "rorCPerMin", skip_serializing_if = "Option::is_none")]
     pub ror_c_per_min: Option<f64>,
 }
 
+/// The curve that a roast is to follow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProfileCurve {
+    /// The points of the curve, at most [`CURVE_POINTS_MAX`].
     pub points: Vec<CurvePoint>,
+    /// How far a roast may deviate from the points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<Tolerance>,
 }
 
+/// How a profile came into being.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SourceKind {
+    /// A person entered it.
     #[default]
     Manual,
+    /// It was derived from a session.
     FromSession,
+    /// It was imported from a file.
     Import,
 }
 
+/// The source of a profile.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProfileSource {
+    /// How the profile came into being.
     #[serde(default)]
     pub kind: SourceKind,
+    /// The session that the profile was derived from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
 }
@@ -86,20 +109,29 @@ pub struct ProfileSource {
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProfileBody {
+    /// The name, 1 to 200 bytes.
     pub name: String,
+    /// The site that the profile is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site_id: Option<String>,
+    /// The model of roaster that the profile is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine_model: Option<String>,
+    /// The weight of the green beans, g.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size_grams: Option<f64>,
+    /// The targets of the roast.
     pub targets: Targets,
+    /// The curve to follow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub curve: Option<ProfileCurve>,
+    /// Free labels: at most 50, of 1 to 200 bytes each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tags: Option<Vec<String>>,
+    /// Remarks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
+    /// Where the profile comes from.
     pub source: ProfileSource,
 }
 
@@ -151,16 +183,23 @@ impl ProfileBody {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastProfile {
+    /// The identity of the profile, the same in all its versions.
     pub profile_id: String,
     /// The version number; the first is 1.
     pub version: i64,
+    /// The organisation that owns the profile.
     pub org_id: String,
+    /// When the first version was stored.
     pub created_at: EpochMs,
+    /// When the profile was last changed.
     pub updated_at: EpochMs,
+    /// True if the profile is archived: kept, but not listed by default.
     #[serde(default)]
     pub is_archived: bool,
+    /// Who made the last change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
+    /// What a person has set.
     #[serde(flatten)]
     pub body: ProfileBody,
 }
@@ -170,12 +209,18 @@ pub struct RoastProfile {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastProfileVersion {
+    /// The identity of the profile.
     pub profile_id: String,
+    /// The version number; the first is 1.
     pub version: i64,
+    /// When this version was stored.
     pub created_at: EpochMs,
+    /// Who made this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
+    /// The whole profile in this version.
     pub snapshot: RoastProfile,
+    /// What its author says has changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_note: Option<String>,
 }

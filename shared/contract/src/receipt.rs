@@ -7,16 +7,23 @@ use crate::{ChainId, Digest, EpochMs, Origin, SessionId};
 /// The statement of what one closed roast consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
+    /// The machine that roasted.
     pub origin: Origin,
+    /// The session that the receipt is about.
     pub session: SessionId,
+    /// The chain that holds the roast.
     pub chain: ChainId,
-    /// The frames that hold the roast, first to last, both included.
+    /// The first frame that holds the roast.
     pub first_frame: u64,
+    /// The last frame that holds the roast, included.
     pub last_frame: u64,
-    /// The roast's samples, first to last, both included.
+    /// The roast's first sample.
     pub first_seq: u64,
+    /// The roast's last sample, included.
     pub last_seq: u64,
+    /// When the roast started, by the gateway's wall clock.
     pub started: EpochMs,
+    /// When the roast ended, by the gateway's wall clock.
     pub ended: EpochMs,
     /// SHA-256 over the digests of the frames, in order.
     pub digest: Digest,

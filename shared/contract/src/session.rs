@@ -9,11 +9,14 @@ use crate::{EpochMs, Origin, SessionId};
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SessionStatus {
+    /// The roast is running.
     Active,
+    /// The roast has ended.
     Closed,
 }
 
 impl SessionStatus {
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -22,6 +25,7 @@ impl SessionStatus {
         }
     }
 
+    /// Parses the name on the wire; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Active, Self::Closed].into_iter().find(|s| s.as_str() == text)
@@ -42,6 +46,7 @@ pub enum Completeness {
 }
 
 impl Completeness {
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,6 +56,7 @@ impl Completeness {
         }
     }
 
+    /// Parses the name on the wire; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Open, Self::Complete, Self::Incomplete].into_iter().find(|s| s.as_str() == text)
@@ -62,27 +68,40 @@ impl Completeness {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastSessionSummary {
+    /// The machine that roasted.
     #[serde(flatten)]
     pub origin: Origin,
+    /// The identity of the session.
     pub session_id: SessionId,
+    /// When the session began.
     pub started_at: EpochMs,
     /// `null` while the roast runs; the key is always present.
     pub ended_at: Option<EpochMs>,
+    /// Whether the session is still running.
     pub status: SessionStatus,
+    /// The duration of the session, s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
+    /// The time of first crack, s from the start of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fc_seconds: Option<f64>,
+    /// The time of DROP, s from the start of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop_seconds: Option<f64>,
+    /// The highest bean temperature, °C.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bt_c: Option<f64>,
+    /// The number of samples.
     pub telemetry_points: u64,
+    /// The number of samples whose signature is valid.
     pub verified_points: u64,
+    /// The number of samples without a signature.
     pub unsigned_points: u64,
+    /// The number of samples whose signature is invalid.
     pub failed_points: u64,
     /// The keys that signed the session's data.
     pub device_ids: Vec<String>,
+    /// Whether the cloud has stored the whole roast.
     pub completeness: Completeness,
 }
 
@@ -91,8 +110,10 @@ pub struct RoastSessionSummary {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RoastSession {
+    /// The fields of the list.
     #[serde(flatten)]
     pub summary: RoastSessionSummary,
+    /// The session's metadata, as clients have written it.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub meta: serde_json::Map<String, serde_json::Value>,
@@ -103,19 +124,26 @@ pub struct RoastSession {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineStatus {
+    /// The machine.
     #[serde(flatten)]
     pub origin: Origin,
     /// The time of the newest sample, by the gateway's clock.
     pub last_sample_at: Option<EpochMs>,
     /// When the cloud last received anything from the machine.
     pub last_seen_at: EpochMs,
+    /// The newest bean temperature, °C.
     pub bt_c: Option<f64>,
+    /// The newest environment temperature, °C.
     pub et_c: Option<f64>,
+    /// The newest rate of rise of the bean temperature, °C/min.
     pub ror_c_per_min: Option<f64>,
     /// The running session.
     pub session_id: Option<SessionId>,
+    /// When the running session began.
     pub session_started_at: Option<EpochMs>,
+    /// The kind of the newest event.
     pub last_event: Option<crate::EventKind>,
+    /// The time of the newest event.
     pub last_event_at: Option<EpochMs>,
     /// The number of frames that are known to be missing and that the cloud has requested.
     pub missing_frames: u64,

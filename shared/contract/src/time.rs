@@ -34,6 +34,7 @@ impl EpochMs {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// Returns the time `ms` milliseconds later; earlier if `ms` is negative.
     #[must_use]
     pub const fn plus_ms(self, ms: i64) -> Self {
         Self(self.0.saturating_add(ms))

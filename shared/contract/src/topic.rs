@@ -22,6 +22,7 @@ pub enum TopicKind {
 }
 
 impl TopicKind {
+    /// All kinds.
     pub const ALL: [Self; 6] = [
         Self::Telemetry,
         Self::Events,
@@ -66,10 +67,13 @@ impl TopicKind {
 /// Why a topic is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
+    /// The topic does not have the levels of a machine's topic.
     #[error("not roaster/{{org}}/{{site}}/{{machine}}/…")]
     Form,
+    /// The levels after the machine name no known kind of message.
     #[error("unknown kind of message")]
     Kind,
+    /// A level is not an identity.
     #[error(transparent)]
     Id(#[from] IdError),
 }

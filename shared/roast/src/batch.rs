@@ -26,11 +26,14 @@ const NAME_CHARS_MAX: usize = 48;
 /// The known content of the drum.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
+    /// The description of the beans; empty if unknown.
     pub beans: String,
+    /// The weight of the green beans, g.
     pub weight_g: Option<f64>,
 }
 
 impl Batch {
+    /// Returns the batch that a recording names.
     #[must_use]
     pub fn of(recording: &Recording) -> Self {
         Self { beans: recording.beans.clone(), weight_g: recording.weight_in_g }

@@ -65,10 +65,13 @@ pub enum ValueQuality {
 /// One value of the clean view.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CleanValue {
+    /// Event time, ms.
     pub t_ms: i64,
+    /// The probe's value, °C; `None` if it returned none.
     pub raw: Option<f64>,
     /// The clean value, °C; `None` if it is unknown.
     pub value: Option<f64>,
+    /// Why `value` is what it is.
     pub quality: ValueQuality,
 }
 

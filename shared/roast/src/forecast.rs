@@ -30,25 +30,33 @@ const AFTER_TP_MS: i64 = 45_000;
 /// A forecast temperature and the half width of its 90 % interval, °C.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ForecastValue {
+    /// The forecast temperature, °C.
     pub c: f64,
+    /// The half width of the interval, °C.
     pub half_c: f64,
 }
 
 /// The time at which a mark is expected, in ms of event time, and its 90 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpectedMark {
+    /// The mark.
     pub kind: EventKind,
+    /// The expected time, ms.
     pub at_ms: i64,
+    /// The start of the interval, ms.
     pub from_ms: i64,
+    /// The end of the interval, ms.
     pub to_ms: i64,
 }
 
 /// The forecast made at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
+    /// The time at which the forecast was made, ms of event time.
     pub t_ms: i64,
     /// The bean temperature [`HORIZON_MS`] later.
     pub bt: ForecastValue,
+    /// The environment temperature [`HORIZON_MS`] later.
     pub et: Option<ForecastValue>,
     /// Those of dry end, first crack and drop that have no mark yet and are expected within
     /// 20 minutes.

@@ -15,7 +15,7 @@ use crate::sample::Sample;
 /// Marks of one roast that are remembered for learning.
 const REPORTED_MARKS_MAX: usize = 32;
 
-/// Follows one machine.
+/// Tracks one machine from roast to roast.
 #[derive(Debug, Clone)]
 pub struct LiveRoast {
     learned: MachineModel,
@@ -33,8 +33,8 @@ struct ReportedMark {
 }
 
 impl LiveRoast {
-    /// A machine that has taught `learned`; `infer_ends` is false for one that tells CHARGE and DROP
-    /// itself.
+    /// Creates the tracking of a machine with the model `learned` from its earlier roasts.
+    /// `infer_ends` is false for a machine that reports CHARGE and DROP itself.
     #[must_use]
     pub fn new(learned: MachineModel, infer_ends: bool) -> Self {
         let tracker = Tracker::new(learned.clone());
@@ -64,13 +64,14 @@ impl LiveRoast {
         &self.learned
     }
 
-    /// The rate of rise at the newest sample: (ms, °C/min).
+    /// Returns the rate of rise at the newest sample: (ms, °C/min).
     #[must_use]
     pub fn ror(&self) -> Option<(i64, f64)> {
         self.tracker.rise().map(|(t_ms, ror, _)| (t_ms, ror))
     }
 
-    /// What is expected now.
+    /// Returns the forecast at the newest sample; `None` if there is none, see
+    /// [`Forecaster::forecast`].
     #[must_use]
     pub fn forecast(&self) -> Option<Forecast> {
         self.forecaster.forecast(&self.tracker, &self.learned)

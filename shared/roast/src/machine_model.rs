@@ -46,6 +46,7 @@ const SURPRISE_MAX: f64 = 2.0;
 const WANDER_C: f64 = 1.0;
 /// How fast old scatter is forgotten: it never weighs more than this many marks.
 const SCATTER_MARKS_MAX: f64 = 25.0;
+/// The normal distribution's quantile, in standard deviations: 90 % lie within ± this.
 pub const Z90: f64 = 1.645;
 
 impl MarkLine {
@@ -224,21 +225,25 @@ impl MarkDelay {
         Self { mean_s, scatter: deviation_s * deviation_s, weight: 2.0, marks: 0 }
     }
 
+    /// Returns the number of delays learned so far.
     #[must_use]
     pub const fn mark_count(&self) -> u32 {
         self.marks
     }
 
+    /// Returns the expected delay, s.
     #[must_use]
     pub const fn mean_s(&self) -> f64 {
         self.mean_s
     }
 
+    /// Returns the standard deviation of the next delay, s.
     #[must_use]
     pub fn deviation_s(&self) -> f64 {
         (self.scatter * (1.0 + 1.0 / self.weight)).sqrt()
     }
 
+    /// Learns a delay, s.
     pub fn learn(&mut self, seconds: f64) {
         let surprise = seconds - self.mean_s;
         let pull = SURPRISE_MAX * self.deviation_s();
@@ -255,24 +260,32 @@ impl MarkDelay {
 pub struct MachineModel {
     /// The number of roasts learned.
     pub roasts: u32,
+    /// The line of dry end.
     pub dry_end: MarkLine,
+    /// The line of first crack.
     pub first_crack: MarkLine,
     /// How first crack deviates from that line, by beans and batch size.
     #[serde(default)]
     pub habits: BatchOffsets,
+    /// The line of second crack.
     pub second_crack: MarkLine,
+    /// The line of DROP.
     pub drop: MarkLine,
-    /// The times from first crack to its end, from second crack to its end, and from DROP to cool
-    /// beans.
+    /// The time from first crack to its end.
     pub first_crack_lasts: MarkDelay,
+    /// The time from second crack to its end.
     pub second_crack_lasts: MarkDelay,
+    /// The time from DROP to cool beans.
     pub cooling_lasts: MarkDelay,
+    /// The offset of the CHARGE mark from the bean curve's knee.
     pub charge_offset: MarkOffset,
+    /// The offset of the turning point's mark from the lowest reading.
     pub tp_offset: MarkOffset,
-    /// The offsets of the DROP mark from the bean curve's knee, from the moment the burner goes
-    /// out, and from the exhaust curve's knee.
+    /// The offset of the DROP mark from the bean curve's knee.
     pub drop_offset: MarkOffset,
+    /// The offset of the DROP mark from the moment the burner goes out.
     pub burner_offset: MarkOffset,
+    /// The offset of the DROP mark from the exhaust curve's knee.
     #[serde(default)]
     pub exhaust_offset: MarkOffset,
     /// The models of the next minute of BT and of ET.

@@ -10,13 +10,14 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// Streams of one seed do not repeat each other.
+    /// Creates a generator. The streams of one seed do not repeat each other.
     #[must_use]
     pub const fn new(seed: u64, stream: u64) -> Self {
         Self { seed: seed ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03), counter: 0 }
     }
 
-    /// About normal, mean 0, deviation 1: the sum of twelve uniform numbers less six.
+    /// Returns an about normal number of mean 0 and deviation 1: the sum of twelve uniform numbers
+    /// minus six.
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }

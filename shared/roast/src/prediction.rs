@@ -25,10 +25,15 @@ const VOLATILE: f64 = 2.0;
 /// A profile's targets, in °C, in s from CHARGE, and as a share.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ProfileTargets {
+    /// Bean temperature at first crack, °C.
     pub first_crack_c: Option<f64>,
+    /// Bean temperature at DROP, °C.
     pub drop_c: Option<f64>,
+    /// Time of first crack, s from CHARGE.
     pub first_crack_s: Option<f64>,
+    /// Time of DROP, s from CHARGE.
     pub drop_s: Option<f64>,
+    /// Development time as a share of the whole roast time, 0..1.
     pub development_ratio: Option<f64>,
 }
 
@@ -36,30 +41,49 @@ pub struct ProfileTargets {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Prediction {
+    /// The phase of the newest reading, by its name on the wire.
     pub phase: &'static str,
+    /// The number of readings that the line is fitted through.
     pub points_used: usize,
+    /// The time of first crack, s: its mark, or else the prediction.
     pub fc_at_elapsed_seconds: Option<f64>,
+    /// The time of DROP, s: its mark, or else the prediction.
     pub drop_at_elapsed_seconds: Option<f64>,
+    /// The time from the newest sample to first crack, s; `None` once it is past.
     pub eta_to_fc: Option<f64>,
+    /// The time from the newest sample to DROP, s; `None` once it is past.
     pub eta_to_drop: Option<f64>,
+    /// Development time as a share of the whole roast time, 0..1.
     pub predicted_dev_ratio: Option<f64>,
     /// From 0 to 1: overall, and for data, model, phase and profile.
     pub confidence: Confidence,
+    /// What the prediction is based on, and what limits it, in words.
     pub reasons: Vec<&'static str>,
+    /// Suggestions in upstream Sim-Corp's form, for people only.
     pub suggestions: Vec<Value>,
+    /// The values that the prediction was computed from.
     pub features: Map<String, Value>,
+    /// The time of the newest sample, s.
     pub last_elapsed_seconds: f64,
+    /// The newest bean temperature, °C.
     pub last_bt_c: Option<f64>,
+    /// The newest rate of rise of the bean temperature, °C/min.
     pub last_ror_c_per_min: Option<f64>,
 }
 
+/// How sure a prediction is. Each value is from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Confidence {
+    /// The mean of the other values.
     pub overall: f64,
+    /// How many readings there are, and whether they include a bean temperature.
     pub data_quality: f64,
+    /// How close the readings lie to the line.
     pub model_fit: f64,
+    /// How far the roast has progressed: a later phase is easier to predict.
     pub phase_fit: f64,
+    /// How much the profile states; `None` without a profile.
     pub profile_fit: Option<f64>,
 }
 

@@ -10,15 +10,21 @@ pub const FILE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A recorded roast. Times count from its first sample.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recording {
+    /// The title in the file; empty if the file has none.
     pub title: String,
     /// The roaster's name as in the file; empty if the file has none.
     pub machine: String,
+    /// The description of the beans; empty if the file has none.
     pub beans: String,
+    /// The weight of the green beans, g.
     pub weight_in_g: Option<f64>,
+    /// The weight of the roasted beans, g.
     pub weight_out_g: Option<f64>,
+    /// The room temperature, °C.
     pub ambient_c: Option<f64>,
     /// True if the file is in °F. The samples here are in °C.
     pub fahrenheit: bool,
+    /// The samples, in the order of time.
     pub samples: Vec<Sample>,
     /// The file's marks, each with the index of its sample, in the order of the samples.
     pub marks: Vec<(EventKind, usize)>,

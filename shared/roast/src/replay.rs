@@ -19,6 +19,7 @@ pub struct DetectedRoast {
 }
 
 impl DetectedRoast {
+    /// Returns the mark of a kind, if it was detected.
     #[must_use]
     pub fn mark(&self, kind: EventKind) -> Option<&DetectedMark> {
         self.marks.iter().find(|mark| mark.kind == kind)

@@ -25,6 +25,7 @@ const NOISE_C: f64 = 0.02;
 /// A rate of rise and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RiseEstimate {
+    /// The slope of the line through the readings, °C/min.
     pub c_per_min: f64,
     /// Half the width of the 90 % interval of the span's true slope, °C/min.
     pub band_c_per_min: f64,

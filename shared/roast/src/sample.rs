@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 pub struct Sample {
     /// Event time, ms, from any origin.
     pub t_ms: i64,
-    /// Bean and environment temperature, °C.
+    /// Bean temperature, °C.
     pub bt_c: Option<f64>,
+    /// Environment temperature, °C.
     pub et_c: Option<f64>,
-    /// Settings of burner, fan and drum, %.
+    /// Setting of the burner, %.
     pub gas_pct: Option<f64>,
+    /// Setting of the fan, %.
     pub fan_pct: Option<f64>,
+    /// Setting of the drum, %.
     pub drum_pct: Option<f64>,
     /// True while the discharge door is open.
     pub door_open: Option<bool>,

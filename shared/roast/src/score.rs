@@ -1,8 +1,9 @@
-//! How good the inferences are: prequential tables over recordings with marks.
+//! The accuracy of the inferences: prequential tables over recordings with marks.
 //!
-//! The recordings of one machine are walked in order, each with what the earlier ones taught; what
-//! is found is held against the file's own marks, which are learned only afterwards. An unmarked
-//! turning point is the lowest clean reading between CHARGE and first crack (or DROP).
+//! The recordings of one machine are replayed in order, each with the model learned from the
+//! earlier ones. The detected marks are compared with the file's own marks, which are learned only
+//! afterwards. An unmarked turning point is the lowest clean reading between CHARGE and first crack
+//! (or DROP).
 
 use contract::EventKind;
 use serde::Serialize;
@@ -16,64 +17,80 @@ use crate::replay::{self, RecordingReplay};
 /// The kinds that are scored, in the order of a roast.
 pub const KINDS: [EventKind; 5] =
     [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc, EventKind::Drop];
-/// A machine's first roasts are only learned from, where something is learned: as many as the
-/// baselines had.
+/// The number of first roasts of a machine that are only learned from and not scored: as many as
+/// the baselines had.
 const ROASTS_BEFORE: u32 = 3;
 /// Forecasts are scored from this long after the turning point.
 const FORECAST_AFTER_MS: i64 = 90_000;
 
-/// One kind of mark, over all recordings that have it.
+/// The accuracy of one kind of mark, over all recordings that have it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MarkTable {
+    /// The number of marks that people set.
     pub marks: usize,
+    /// How many were detected within 10 s of the mark.
     pub within_10_s: usize,
+    /// How many were detected within 30 s of the mark.
     pub within_30_s: usize,
+    /// How many were not detected.
     pub missed: usize,
-    /// Found less marked, s: median and the tenth and ninetieth of a hundred.
+    /// The median of detected minus marked, s.
     pub median_s: f64,
+    /// The tenth percentile of detected minus marked, s.
     pub p10_s: f64,
+    /// The ninetieth percentile of detected minus marked, s.
     pub p90_s: f64,
     /// How many marks lie in their 90 % interval.
     pub covered: usize,
 }
 
-/// The forecasts of the bean temperature a minute ahead.
+/// The accuracy of the forecasts of the bean temperature a minute ahead.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ForecastTable {
+    /// The number of forecasts.
     pub points: usize,
-    /// Mean of the absolute errors, and nine of ten are below, °C.
+    /// The mean of the absolute errors, °C.
     pub mae_c: f64,
+    /// The ninetieth percentile of the absolute errors, °C.
     pub p90_c: f64,
+    /// How many outcomes lie in their 90 % interval.
     pub covered: usize,
     /// The mean half width of the 90 % interval, °C.
     pub half_c: f64,
 }
 
-/// What a machine's recordings scored.
+/// The accuracy over the recordings of one or several machines.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Score {
+    /// The number of recordings.
     pub recordings: usize,
     /// By the mark's name.
     pub marks: std::collections::BTreeMap<&'static str, MarkTable>,
+    /// The forecasts of the bean temperature.
     pub forecast: ForecastTable,
-    /// CHARGE or DROP in recordings that show none.
+    /// How many times a CHARGE was detected more than 60 s before its mark.
     pub false_charges: usize,
+    /// Recordings without a DROP mark in which one was detected.
     pub phantom_drops: usize,
 }
 
-/// One comparison.
+/// The comparison of one mark with the detected one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MarkComparison {
+    /// The name of the recording.
     pub recording: String,
+    /// The kind of the mark.
     pub kind: EventKind,
-    /// Found less marked, s; `None`: not found.
+    /// Detected minus marked, s; `None` if it was not detected.
     pub error_s: Option<f64>,
+    /// Whether the mark lies in the 90 % interval of the detected one.
     pub covered: bool,
 }
 
-/// Everything about some machines, so that tables can be added up.
+/// The comparisons over some machines, from which the tables are computed.
 #[derive(Debug, Clone, Default)]
 pub struct ScoreSheet {
+    /// All comparisons, in the order of the recordings.
     pub comparisons: Vec<MarkComparison>,
     /// (error, half width) of each forecast, °C.
     pub forecasts: Vec<(f64, f64)>,
@@ -83,7 +100,7 @@ pub struct ScoreSheet {
 }
 
 impl ScoreSheet {
-    /// Walks one machine's recordings in order.
+    /// Replays one machine's recordings in order and compares each.
     pub fn add_machine<'r>(
         &mut self,
         recordings: impl IntoIterator<Item = (&'r str, &'r Recording)>,
@@ -168,6 +185,7 @@ impl ScoreSheet {
         self.phantom_drops += other.phantom_drops;
     }
 
+    /// Returns the tables over everything that was added.
     #[must_use]
     pub fn score(&self) -> Score {
         let marks = KINDS.map(|kind| (kind.as_str(), self.marks(kind)));
@@ -226,7 +244,7 @@ fn lowest(recording: &Recording, walk: &RecordingReplay) -> Option<i64> {
     low.map(|(t_ms, _)| t_ms)
 }
 
-/// Of sorted values, between neighbours; 0 of none.
+/// Returns a quantile of sorted values, interpolated between neighbours; 0 without values.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // an index into a slice
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };

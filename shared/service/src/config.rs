@@ -28,9 +28,11 @@ pub trait Config: DeserializeOwned + Serialize + Default {
 /// One mistake: the field, where it was set, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
+    /// The field, as a path such as `database.url`; empty if the mistake belongs to no field.
     pub field: String,
     /// `edge.toml:12`, `SIMCORP_X`, `--set`, or empty for a default.
     pub location: String,
+    /// What is wrong, in words.
     pub problem: String,
 }
 
@@ -79,6 +81,7 @@ impl Mistakes {
         self.require(http, field, "does not begin with http:// or https://");
     }
 
+    /// Returns the mistakes in the order in which they were found.
     #[must_use]
     pub fn into_vec(self) -> Vec<Mistake> {
         self.found

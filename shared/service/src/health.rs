@@ -39,11 +39,13 @@ struct CheckResult {
 }
 
 impl Health {
+    /// Creates the health of a service that starts now and has no dependencies yet.
     #[must_use]
     pub fn new(service: &'static str, clock: Clock) -> Self {
         Self { service, clock, started: Instant::now(), checks: Vec::new() }
     }
 
+    /// Returns the name of the service.
     #[must_use]
     pub const fn service(&self) -> &'static str {
         self.service

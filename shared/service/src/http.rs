@@ -34,10 +34,24 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Why a service cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
+    /// Another program listens on the address.
     #[error("{address} is in use by another program; stop it, or set {field} to a free port")]
-    AddressInUse { address: SocketAddr, field: &'static str },
+    AddressInUse {
+        /// The address to listen on.
+        address: SocketAddr,
+        /// The configuration field that holds it.
+        field: &'static str,
+    },
+    /// The operating system refuses the address for another reason.
     #[error("cannot listen on {address} ({field}): {source}")]
-    Other { address: SocketAddr, field: &'static str, source: std::io::Error },
+    Other {
+        /// The address to listen on.
+        address: SocketAddr,
+        /// The configuration field that holds it.
+        field: &'static str,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
 }
 
 /// Binds a port. Call this before anything else is started, so that a busy port is reported
@@ -72,13 +86,14 @@ pub fn open_routes(openapi: &utoipa::openapi::OpenApi, health: Health, metrics: 
 pub struct ConcurrencyLimit(Arc<Semaphore>);
 
 impl ConcurrencyLimit {
+    /// Creates a limit of `at_once` requests.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
         Self(Arc::new(Semaphore::new(at_once)))
     }
 }
 
-/// Axum middleware that refuses a request with 503 and `Retry-After` while all places of the
+/// Refuses a request with 503 and `Retry-After` while all places of the
 /// [`ConcurrencyLimit`] are taken. A stream holds its place only until it begins.
 pub async fn limit_concurrency(
     State(ConcurrencyLimit(places)): State<ConcurrencyLimit>,
@@ -104,7 +119,7 @@ pub fn response_timeout() -> TimeoutLayer {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Axum middleware that gives each request an id, which is on every log line of its handling and in the response. The id
+/// Gives each request an id, which is on every log line of its handling and in the response. The id
 /// is the caller's `x-request-id` if that consists of letters, digits and `-_.` only.
 pub async fn assign_request_id(request: Request, next: Next) -> Response {
     let plain = |id: &&HeaderValue| {
@@ -139,7 +154,7 @@ pub async fn not_found(request: Request) -> Response {
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
-/// Axum middleware that counts the requests of a service and records how long each one takes.
+/// Counts the requests of a service and records how long each one takes.
 pub async fn record_metrics(
     State(service): State<&'static str>,
     request: Request,

@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
+    /// One JSON object a line, for log collectors.
     #[default]
     Json,
+    /// Plain text, for a person at a terminal.
     Text,
 }
 
@@ -17,6 +20,7 @@ pub enum LogFormat {
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug`, or a filter such as `info,ingestion=debug`.
     pub level: String,
+    /// `json` or `text`.
     pub format: LogFormat,
 }
 

@@ -28,6 +28,7 @@ impl Metrics {
             .map_err(|error| MetricsError(error.to_string()))
     }
 
+    /// Returns all metrics in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.0.run_upkeep();

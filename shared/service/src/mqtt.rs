@@ -17,16 +17,20 @@ pub use self::connection::{ConnectionEvent, MqttConnection};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerSettings {
-    /// Empty when there is no broker.
+    /// The host name or IP address; empty when there is no broker.
     pub host: String,
+    /// The TCP port, 1..65535.
     pub port: u16,
     /// CA certificates (PEM) that verify the broker. Without them the connection has no TLS, which
     /// is allowed on loopback only.
     pub ca_file: Option<PathBuf>,
-    /// Our own certificate (PEM), for a broker that requires one; `key_file` holds its key (PEM).
+    /// Our own certificate (PEM), for a broker that requires one.
     pub cert_file: Option<PathBuf>,
+    /// The private key (PEM) of `cert_file`.
     pub key_file: Option<PathBuf>,
+    /// The user name; it is sent only together with a password.
     pub username: String,
+    /// The password, as a reference or in place.
     pub password: Secret,
 }
 
@@ -47,8 +51,15 @@ impl Default for BrokerSettings {
 /// Why a connection cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
+    /// A certificate or key file cannot be read.
     #[error("the broker's {path} cannot be read: {source}", path = path.display())]
-    File { path: PathBuf, source: std::io::Error },
+    File {
+        /// The path of the file.
+        path: PathBuf,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
+    /// The reference to the password cannot be resolved.
     #[error("the broker's password: {0}")]
     Secret(#[from] SecretError),
 }
@@ -65,6 +76,7 @@ pub struct ConnectionBounds {
 }
 
 impl BrokerSettings {
+    /// Returns true if a broker is configured.
     #[must_use]
     pub const fn is_configured(&self) -> bool {
         !self.host.is_empty()

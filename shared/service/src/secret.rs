@@ -14,8 +14,15 @@ pub struct Secret(Option<SecretString>);
 /// Why a secret reference cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
+    /// The file of a `file:` or `credential:` reference cannot be read.
     #[error("the file {path} cannot be read: {source}")]
-    File { path: String, source: std::io::Error },
+    File {
+        /// The path of the file.
+        path: String,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
+    /// The environment variable of this name is not set.
     #[error("the environment variable {0} is not set")]
     Env(String),
 }
@@ -27,6 +34,7 @@ impl From<String> for Secret {
 }
 
 impl Secret {
+    /// Returns true if anything is configured, without resolving it.
     #[must_use]
     pub const fn is_set(&self) -> bool {
         self.0.is_some()

@@ -29,6 +29,7 @@ const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
 /// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
+    /// The address that the client connects from.
     pub address: SocketAddr,
     /// The client's certificate (DER), whose key the client has proven to hold. It is verified as
     /// the listener's configuration says.

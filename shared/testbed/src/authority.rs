@@ -13,11 +13,15 @@ pub struct TestCa {
 /// The PEM files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub struct IssuedCertificate {
+    /// The path of the certificate.
     pub certificate: PathBuf,
+    /// The path of its private key.
     pub key: PathBuf,
 }
 
 impl TestCa {
+    /// Creates an authority with a P-256 key.
+    ///
     /// # Errors
     /// When OpenSSL is not installed or refuses.
     pub fn new() -> anyhow::Result<Self> {
@@ -43,6 +47,7 @@ impl TestCa {
         Ok(authority)
     }
 
+    /// Returns the path of the authority's own certificate (PEM).
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
         self.folder.path().join("ca.pem")

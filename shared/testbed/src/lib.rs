@@ -1,6 +1,13 @@
 //! Real servers for tests and benchmarks. They are started on free loopback ports with their data
 //! in a temporary folder, can be killed and restarted at any time, and end with their parent
 //! process.
+//!
+//! A test finds the files of the workspace from any current folder:
+//!
+//! ```rust
+//! let root = testbed::workspace_root();
+//! assert!(root.join("packaging/mosquitto/simcorp.conf").is_file());
+//! ```
 
 mod authority;
 mod postgres;
@@ -98,12 +105,15 @@ const QUEUE_LIMITS: &str =
 
 /// A Mosquitto broker, configured as in production; without TLS unless started otherwise.
 pub struct Mosquitto {
+    /// The TCP port on loopback.
     pub port: u16,
     process: Process,
     _folder: tempfile::TempDir,
 }
 
 impl Mosquitto {
+    /// Starts a broker without TLS, which any client may use.
+    ///
     /// # Errors
     /// When Debian's `mosquitto` is not installed or does not answer.
     pub async fn start() -> anyhow::Result<Self> {
@@ -200,15 +210,19 @@ impl Mosquitto {
         Ok((broker, outer))
     }
 
+    /// Kills the broker with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
+    /// Returns the broker's process id; `None` while it does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()
     }
 
+    /// Starts the broker again after [`Mosquitto::kill`], with the same port and data.
+    ///
     /// # Errors
     /// When it does not answer.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
@@ -219,12 +233,15 @@ impl Mosquitto {
 
 /// A Redis server without persistence.
 pub struct Redis {
+    /// The TCP port on loopback.
     pub port: u16,
     process: Process,
     _folder: tempfile::TempDir,
 }
 
 impl Redis {
+    /// Starts a server.
+    ///
     /// # Errors
     /// When Debian's `redis-server` is not installed or does not answer.
     pub async fn start() -> anyhow::Result<Self> {
@@ -243,10 +260,13 @@ impl Redis {
         Ok(redis)
     }
 
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
+    /// Starts the server again after [`Redis::kill`], with the same port and no data.
+    ///
     /// # Errors
     /// When it does not answer.
     pub async fn restart(&mut self) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::{Process, wait_for};
 
+/// A PostgreSQL cluster with the database `simcorp`, which is removed when it is dropped.
 pub struct Postgres {
     bin: PathBuf,
     process: Process,
@@ -98,6 +99,8 @@ impl Postgres {
         self.process.kill();
     }
 
+    /// Starts the server again after [`Postgres::kill`], with the same data.
+    ///
     /// # Errors
     /// When it does not answer.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
@@ -107,6 +110,7 @@ impl Postgres {
         wait_for("PostgreSQL", Duration::from_secs(30), ask).await
     }
 
+    /// Returns the process id of the server; `None` while it does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()

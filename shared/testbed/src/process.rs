@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
+/// A program of a test, with its arguments, its environment and its log file.
 pub struct Process {
     program: PathBuf,
     arguments: Vec<String>,
@@ -19,6 +20,7 @@ pub struct Process {
 }
 
 impl Process {
+    /// Describes a program that appends its output to the file `log`. It does not start it.
     pub fn new(
         program: PathBuf,
         arguments: impl IntoIterator<Item = impl Into<String>>,
@@ -28,12 +30,14 @@ impl Process {
         Self { program, arguments, environment: Vec::new(), user: None, log, child: None }
     }
 
+    /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
+    /// Runs the program as this user if the test runs as root.
     #[must_use]
     pub fn as_user(mut self, user: &str) -> Self {
         self.user = Some(user.to_owned());
@@ -63,6 +67,7 @@ impl Process {
         Ok(())
     }
 
+    /// Returns the process id; `None` while it does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

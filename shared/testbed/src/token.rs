@@ -15,7 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A PKCS#11 token, and what a program needs to use it.
 pub struct Pkcs11Token {
+    /// The path of the PKCS#11 module.
     pub module: PathBuf,
+    /// The label of the token.
     pub label: String,
     /// The environment variables that a program needs to load the module.
     pub environment: Vec<(String, String)>,

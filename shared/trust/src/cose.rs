@@ -20,12 +20,22 @@ pub const CONTENT_OUTCOME: &str = "application/vnd.simcorp.outcome+cbor";
 /// Why bytes are not a message that was signed with a given key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoseError {
+    /// The bytes are not a tagged `COSE_Sign1` message; the text is the parser's reason.
     #[error("not a tagged COSE_Sign1 message: {0}")]
     Malformed(String),
+    /// The headers are not exactly those that [`sign_message`] writes; the text names the
+    /// difference.
     #[error("header {0}")]
     Header(&'static str),
+    /// The message names another algorithm than the key's.
     #[error("signed with {claimed}, but the key is for {actual}")]
-    Algorithm { claimed: &'static str, actual: &'static str },
+    Algorithm {
+        /// The algorithm that the message names.
+        claimed: &'static str,
+        /// The algorithm of the key.
+        actual: &'static str,
+    },
+    /// The signature is not the key's over these bytes.
     #[error("the signature does not match")]
     Signature,
 }
@@ -115,6 +125,7 @@ impl SignedMessage {
         &self.key_id
     }
 
+    /// Returns the signed content type. Trust it only after [`SignedMessage::verify`].
     #[must_use]
     pub fn content(&self) -> &str {
         &self.content

@@ -11,10 +11,12 @@ const URL_BYTES_MAX: usize = 256;
 
 /// An enrolment token: `sce1.URL.FINGERPRINT.ID.SECRET`, the first two in base64url.
 pub struct EnrollmentToken {
+    /// The URL of the fleet service, with `https://`.
     pub url: String,
     /// The SHA-256 of the certificate authority's certificate. The server at `url` must have a
     /// certificate by this authority.
     pub ca_fingerprint: [u8; 32],
+    /// The public name of the token: 12 hex digits.
     pub id: String,
     secret: SecretString,
 }

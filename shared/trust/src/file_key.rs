@@ -19,20 +19,43 @@ const KEY_BYTES_MAX: u64 = 16 * 1024;
 /// Why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileKeyError {
+    /// The file cannot be opened, read or written.
     #[error("cannot open the key {path}; check the path and its owner", path = path.display())]
-    Open { path: PathBuf, source: std::io::Error },
+    Open {
+        /// The path of the key file.
+        path: PathBuf,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
+    /// Users other than the owner have access to the file.
     #[error(
         "the key {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}",
         path = path.display()
     )]
-    Exposed { path: PathBuf, mode: u32 },
+    Exposed {
+        /// The path of the key file.
+        path: PathBuf,
+        /// The permission bits of the file.
+        mode: u32,
+    },
+    /// The file belongs to another user, and this process is not root.
     #[error("the key {path} belongs to another user (uid {owner})", path = path.display())]
-    Owner { path: PathBuf, owner: u32 },
+    Owner {
+        /// The path of the key file.
+        path: PathBuf,
+        /// The user id of the owner.
+        owner: u32,
+    },
+    /// The content is not a supported private key.
     #[error(
         "{path} is not an Ed25519 or P-256 private key (PKCS#8 PEM)",
         path = path.display()
     )]
-    Format { path: PathBuf },
+    Format {
+        /// The path of the key file.
+        path: PathBuf,
+    },
+    /// The system provided no random numbers.
     #[error("the system provided no random numbers for a new key")]
     Random,
 }
@@ -118,6 +141,7 @@ impl FileKey {
         pair.ok().and_then(|pair| Self::from_pair(pair, key_id)).ok_or(FileKeyError::Random)
     }
 
+    /// Returns the public key.
     #[must_use]
     pub const fn public_key(&self) -> &PublicKey {
         &self.public

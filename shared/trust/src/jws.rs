@@ -12,14 +12,19 @@ use crate::key::PublicKey;
 /// Why a JWS does not authenticate its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JwsError {
+    /// The text is not a compact JWS with `alg`, `kid`, `iat` and `exp` as required.
     #[error("not a compact JWS with alg EdDSA and a kid")]
     Malformed,
+    /// The header names another key than the message.
     #[error("the kid inside the signature is another")]
     OtherKey,
+    /// The signature is not the key's, or the key is not an Ed25519 key.
     #[error("the signature does not fit")]
     Signature,
+    /// The claims differ from the payload.
     #[error("the claims are not the payload")]
     OtherPayload,
+    /// The JWS had expired at the message's own time.
     #[error("expired before the message was made")]
     Expired,
 }

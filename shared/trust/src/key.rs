@@ -15,6 +15,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Returns the name in JOSE and COSE registries: `EdDSA` or `ES256`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -23,6 +24,7 @@ impl Algorithm {
         }
     }
 
+    /// Parses that name; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         [Self::EdDsa, Self::Es256].into_iter().find(|a| a.as_str() == text)
@@ -32,8 +34,10 @@ impl Algorithm {
 /// Why a text is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// The text has no PEM block of a public key.
     #[error("not a PEM public key (-----BEGIN PUBLIC KEY-----)")]
     NotPem,
+    /// The key is of another algorithm.
     #[error("neither an Ed25519 nor a P-256 public key")]
     Unsupported,
 }
@@ -41,8 +45,9 @@ pub enum KeyError {
 /// A public key that can verify signatures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicKey {
+    /// The 32 bytes of RFC 8032.
     Ed25519([u8; 32]),
-    /// Uncompressed point: 04 ‖ x ‖ y.
+    /// The uncompressed point: 04 ‖ x ‖ y.
     P256([u8; 65]),
 }
 
@@ -55,6 +60,7 @@ const SPKI_P256: [u8; 26] = [
 ];
 
 impl PublicKey {
+    /// Returns the algorithm of the key's signatures.
     #[must_use]
     pub const fn algorithm(&self) -> Algorithm {
         match self {
@@ -92,6 +98,7 @@ impl PublicKey {
         }
     }
 
+    /// Encodes the key as a DER `SubjectPublicKeyInfo`.
     #[must_use]
     pub fn to_spki(&self) -> Vec<u8> {
         match self {
@@ -108,6 +115,7 @@ impl PublicKey {
         Self::from_spki(&pem_body(text, "PUBLIC KEY").ok_or(KeyError::NotPem)?)
     }
 
+    /// Encodes the key as a PEM `PUBLIC KEY`.
     #[must_use]
     pub fn to_pem(&self) -> String {
         to_pem("PUBLIC KEY", &self.to_spki())
@@ -132,16 +140,19 @@ pub(crate) fn to_pem(label: &str, der: &[u8]) -> String {
     text + "-----END " + label + "-----\n"
 }
 
-/// Signing failed: the PKCS#11 token is absent, locked or refuses to sign.
+/// Why a key cannot sign, such as a PKCS#11 token that is absent or locked.
 #[derive(Debug, thiserror::Error)]
 #[error("{key_id} cannot sign: {problem}")]
 pub struct SignError {
+    /// The key that should have signed.
     pub key_id: KeyId,
+    /// Why it did not, in words.
     pub problem: String,
 }
 
 /// A holder of a private key: a file in development, the signer's socket on a gateway.
 pub trait Signer: Send + Sync {
+    /// Returns the name of the key.
     fn key_id(&self) -> &KeyId;
     /// Returns the public key.
     ///

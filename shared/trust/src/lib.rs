@@ -5,6 +5,26 @@
 //! mistaken for a frame. Upstream Sim-Corp's compact JWS is read, never written.
 //!
 //! This crate must never log, print or return a private key.
+//!
+//! A message is signed with one key and verified with its public key:
+//!
+//! ```rust
+//! use trust::{Algorithm, CONTENT_FRAME, FileKey, SignedMessage, sign_message};
+//!
+//! let key = FileKey::generate("device:gw-1@leipzig".parse()?, Algorithm::EdDsa)?;
+//! let bytes = sign_message(&key, CONTENT_FRAME, b"payload".to_vec())?;
+//!
+//! let message = SignedMessage::parse(&bytes)?;
+//! message.verify(key.public_key())?;
+//! assert_eq!(message.key_id().as_str(), "device:gw-1@leipzig");
+//! assert_eq!(message.payload(), b"payload");
+//!
+//! let other = FileKey::generate("device:gw-2@leipzig".parse()?, Algorithm::EdDsa)?;
+//! assert!(message.verify(other.public_key()).is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![warn(missing_docs)]
 
 mod cose;
 mod enrollment;

@@ -23,7 +23,9 @@ const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
+    /// A frame of samples and events.
     Frame,
+    /// The receipt of a closed roast.
     Receipt,
     /// The outcome of a command.
     Outcome,

@@ -25,8 +25,9 @@ const STATUS_OK: u8 = 0;
 /// A request to the signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignerRequest {
-    /// DER `SubjectPublicKeyInfo`.
+    /// Requests the public key, as a DER `SubjectPublicKeyInfo`.
     PublicKey,
+    /// Requests the signature of this message.
     Sign(Vec<u8>),
 }
 
@@ -47,6 +48,7 @@ pub enum SignRefusal {
 }
 
 impl SignRefusal {
+    /// Returns the reason in words.
     #[must_use]
     pub const fn message(self) -> &'static str {
         match self {

@@ -19,6 +19,7 @@ pub struct HandshakeKey {
 }
 
 impl HandshakeKey {
+    /// Creates an adapter for `signer`, whose public key is `public`.
     #[must_use]
     pub fn new(signer: Arc<dyn Signer>, public: &PublicKey) -> Self {
         Self { signer, algorithm: public.algorithm() }

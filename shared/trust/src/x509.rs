@@ -15,16 +15,22 @@ const DER_BYTES_MAX: usize = 16 * 1024;
 /// Why a text or bytes are not a certificate or not a request for one.
 #[derive(Debug, thiserror::Error)]
 pub enum X509Error {
+    /// The text has no PEM block of a certificate.
     #[error("not a certificate (-----BEGIN CERTIFICATE-----)")]
     NotPem,
+    /// The bytes are not a certificate or a request; the text is the reason.
     #[error("malformed certificate or request: {0}")]
     Malformed(String),
+    /// The public key in it is not supported.
     #[error("the key in it is {0}")]
     Key(#[from] KeyError),
+    /// The request has another name or asks for more; the text is the expected key.
     #[error("not a request of {0} for a certificate of its own key")]
     WrongSubject(String),
+    /// The signature of the request is not the key's.
     #[error("the signature does not match")]
     Signature,
+    /// The holder of the key did not sign.
     #[error(transparent)]
     Sign(#[from] SignError),
 }
@@ -36,6 +42,8 @@ pub struct RcgenSigner<'s> {
 }
 
 impl<'s> RcgenSigner<'s> {
+    /// Creates an adapter for `signer`.
+    ///
     /// # Errors
     /// When the signer cannot return its public key.
     pub fn new(signer: &'s dyn Signer) -> Result<Self, SignError> {
@@ -134,13 +142,17 @@ pub fn verify_request(der: &[u8], key_id: &KeyId) -> Result<PublicKey, X509Error
 /// The parts of a certificate that we use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
+    /// The certificate itself, DER.
     pub der: Vec<u8>,
     /// The common name of its subject.
     pub common_name: String,
+    /// The public key that it certifies.
     pub public_key: PublicKey,
     /// The serial number, in hex.
     pub serial: String,
+    /// The start of its validity.
     pub not_before: EpochMs,
+    /// The end of its validity.
     pub not_after: EpochMs,
 }
 
@@ -173,6 +185,7 @@ impl Certificate {
         Self::from_der(&pem_body(text, LABEL).ok_or(X509Error::NotPem)?)
     }
 
+    /// Encodes the certificate as PEM.
     #[must_use]
     pub fn to_pem(&self) -> String {
         to_pem(LABEL, &self.der)

@@ -9,38 +9,56 @@ use super::phase::Phase;
 use super::{Analysis, Curve};
 use crate::clean::ValueQuality;
 
+/// How serious a warning is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Severity {
+    /// Worth knowing; the analysis is still reliable.
     Info,
+    /// The roast or its data has a defect.
     Warn,
+    /// The data is wrong unless it is corrected.
     Alert,
 }
 
+/// A warning about the data or the roast.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Warning {
+    /// The machine-readable name, such as `CRASH`.
     pub code: &'static str,
+    /// How serious it is.
     pub severity: Severity,
+    /// The warning in words.
     pub message: String,
+    /// When it occurred first, s from CHARGE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_seconds: Option<f64>,
+    /// The evidence.
     pub details: Map<String, Value>,
 }
 
+/// How sure a recommendation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Confidence {
+    /// The evidence is weak.
     Low,
+    /// The evidence points to a cause.
     Med,
+    /// The evidence is strong.
     High,
 }
 
+/// A recommendation for the next roast.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Recommendation {
+    /// The machine-readable name, such as `DEVELOPMENT`.
     pub code: &'static str,
+    /// The recommendation in words.
     pub message: String,
+    /// How sure it is.
     pub confidence: Confidence,
     /// The evidence.
     pub details: Map<String, Value>,
@@ -50,6 +68,7 @@ fn details(value: &Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
+/// Returns the warnings about a roast from `charge` to `until`, in ms of the recording.
 pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut warn = |code, severity, message: String, at_seconds, evidence: Value| {
@@ -117,6 +136,7 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
 /// The development ratios that most roasters aim for. A ratio outside them gets a recommendation.
 const DEVELOPMENT: std::ops::RangeInclusive<f64> = 0.10..=0.30;
 
+/// Returns the recommendations that follow from an analysis.
 pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
     let mut advice = Vec::new();
     let mut advise = |code, message: &str, confidence, evidence: Value| {

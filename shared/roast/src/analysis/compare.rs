@@ -16,12 +16,15 @@ const STEP_MS: i64 = 1_000;
 pub struct Comparison {
     /// The mark that has the same time in both roasts.
     pub aligned_on: EventKind,
+    /// The time that both roasts have in common, s.
     pub seconds_compared: i64,
-    /// Root mean square, mean and largest of (this − reference), °C, and the time of the largest
-    /// in seconds after `aligned_on`.
+    /// The root mean square of (this − reference), °C.
     pub bt_rmse_c: f64,
+    /// The mean of (this − reference), °C.
     pub bt_mean_c: f64,
+    /// The largest deviation (this − reference), °C.
     pub bt_largest_c: f64,
+    /// The time of the largest deviation, s after `aligned_on`.
     pub bt_largest_at_seconds: f64,
     /// Root mean square of the difference of the rates of rise, °C/min.
     pub ror_rmse_c_per_min: Option<f64>,
@@ -105,10 +108,15 @@ fn ror_rmse(
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spread {
+    /// The number of roasts that have the figure.
     pub roasts: usize,
+    /// The mean, in the figure's unit.
     pub mean: f64,
+    /// The standard deviation, in the figure's unit.
     pub deviation: f64,
+    /// The smallest value.
     pub least: f64,
+    /// The largest value.
     pub most: f64,
 }
 
@@ -116,14 +124,21 @@ pub struct Spread {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Consistency {
+    /// The time of the turning point, s from CHARGE.
     pub tp_seconds: Option<Spread>,
+    /// The time of first crack, s from CHARGE.
     pub fc_seconds: Option<Spread>,
+    /// The time of DROP, s from CHARGE.
     pub drop_seconds: Option<Spread>,
+    /// The bean temperature at DROP, °C.
     pub drop_bt_c: Option<Spread>,
+    /// The share of the development phase in the whole roast, 0..1.
     pub development_ratio: Option<Spread>,
+    /// The weight loss, %.
     pub weight_loss_pct: Option<Spread>,
 }
 
+/// Returns the spread of each figure that at least two of the roasts have.
 #[must_use]
 pub fn consistency(roasts: &[Analysis]) -> Consistency {
     let spread = |value: fn(&Analysis) -> Option<f64>| {

@@ -10,8 +10,11 @@ use crate::sample::Sample;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Control {
+    /// The burner.
     Gas,
+    /// The fan.
     Fan,
+    /// The speed of the drum.
     Drum,
 }
 
@@ -21,8 +24,11 @@ pub enum Control {
 pub struct ControlMove {
     /// Time from CHARGE; negative before it.
     pub seconds: f64,
+    /// The control that was moved.
     pub control: Control,
+    /// The setting before, %.
     pub from_pct: f64,
+    /// The setting after, %.
     pub to_pct: f64,
 }
 
@@ -30,8 +36,11 @@ pub struct ControlMove {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Energy {
+    /// The energy before CHARGE, in minutes at full power.
     pub before_charge_full_min: f64,
+    /// The energy from CHARGE to DROP, in minutes at full power.
     pub roast_full_min: f64,
+    /// The energy after DROP, in minutes at full power.
     pub after_drop_full_min: f64,
     /// The sum of all three per kilogram of green beans.
     pub full_min_per_kg: Option<f64>,

@@ -24,10 +24,15 @@ const LASTS_MS: i64 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CrashFlick {
+    /// Whether the rate of rise crashed.
     pub crash_detected: bool,
+    /// Whether the rate of rise flicked.
     pub flick_detected: bool,
+    /// When the rate of rise was furthest below its trend, s from CHARGE.
     pub crash_at_seconds: Option<f64>,
+    /// When the flick began, s from CHARGE.
     pub flick_at_seconds: Option<f64>,
+    /// The evidence.
     pub details: CrashFlickDetails,
 }
 
@@ -35,12 +40,16 @@ pub struct CrashFlick {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CrashFlickDetails {
+    /// The rate of rise at first crack, by the trend before it, °C/min.
     pub ror_at_fc: Option<f64>,
-    /// The deepest fall below the trend, and the highest rise after the lowest rate.
+    /// The deepest fall below the trend, °C/min.
     pub deepest_c_per_min: Option<f64>,
+    /// The highest rise after the lowest rate, °C/min.
     pub rise_c_per_min: Option<f64>,
 }
 
+/// Detects a crash and a flick between first crack (`cracked`) and `until`; times are ms of the
+/// recording. Nothing is detected without a first crack.
 pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64) -> CrashFlick {
     let mut found = CrashFlick::default();
     let Some(cracked) = cracked else { return found };

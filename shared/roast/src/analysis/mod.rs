@@ -53,6 +53,7 @@ impl Marks {
         marks
     }
 
+    /// Returns the time of a mark, in ms of the recording.
     #[must_use]
     pub fn ms(&self, kind: EventKind) -> Option<i64> {
         self.0.iter().find(|(known, _)| *known == kind).map(|(_, at)| *at)
@@ -62,13 +63,16 @@ impl Marks {
 /// The clean curves of a recording, and the rate of rise without its lag.
 #[derive(Debug, Clone, Default)]
 pub struct Curve {
+    /// The clean bean temperature, °C.
     pub bt: Vec<CleanValue>,
+    /// The clean environment temperature, °C.
     pub et: Vec<CleanValue>,
     /// (ms, °C/min): each slope at the middle of its fitted span.
     pub ror: Vec<(i64, f64)>,
 }
 
 impl Curve {
+    /// Cleans the curves of a recording and derives the rate of rise.
     #[must_use]
     pub fn of(recording: &Recording) -> Self {
         let bt = clean::clean_channel(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
@@ -82,6 +86,7 @@ impl Curve {
         Self { bt, et, ror }
     }
 
+    /// Returns the clean bean temperature at a time, °C, interpolated between its neighbours.
     #[must_use]
     pub fn bt_at(&self, t_ms: i64) -> Option<f64> {
         interpolate_at(&self.bt, t_ms)
@@ -100,11 +105,13 @@ impl Curve {
 pub struct BetweenBatches {
     /// Time from the start of the recording to CHARGE.
     pub seconds: f64,
+    /// The lowest bean temperature, °C.
     pub bottom_c: f64,
     /// Time of the lowest temperature, in seconds before CHARGE.
     pub bottom_seconds: f64,
-    /// Slope to the lowest temperature, and from there to CHARGE, °C/min.
+    /// Slope to the lowest temperature, °C/min.
     pub fall_c_per_min: Option<f64>,
+    /// Slope from the lowest temperature to CHARGE, °C/min.
     pub rise_c_per_min: Option<f64>,
 }
 
@@ -112,30 +119,51 @@ pub struct BetweenBatches {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Analysis {
+    /// The time of CHARGE: always 0.
     pub charge_seconds: Option<f64>,
+    /// The time of the turning point, s.
     pub tp_seconds: Option<f64>,
+    /// The time of dry end, s.
     pub dry_end_seconds: Option<f64>,
+    /// The time of first crack, s.
     pub fc_seconds: Option<f64>,
+    /// The time of DROP, s; `None` while the roast runs.
     pub drop_seconds: Option<f64>,
+    /// The time to DROP, or to the newest sample while the roast runs, s.
     pub total_duration_seconds: Option<f64>,
+    /// Bean temperature at CHARGE, °C.
     pub charge_bt_c: Option<f64>,
+    /// Bean temperature at the turning point, °C.
     pub tp_bt_c: Option<f64>,
+    /// Bean temperature at first crack, °C.
     pub fc_bt_c: Option<f64>,
+    /// Bean temperature at DROP, °C.
     pub drop_bt_c: Option<f64>,
+    /// The highest bean temperature of the roast, °C.
     pub max_bt_c: Option<f64>,
+    /// Bean temperature at DROP, or at the newest sample while the roast runs, °C.
     pub end_bt_c: Option<f64>,
+    /// The phases, in order.
     pub phases: Vec<PhaseSpan>,
+    /// The statistics of each phase, in order.
     pub phase_stats: Vec<PhaseStats>,
     /// The share of the development phase in the whole roast, 0..1.
     pub development_ratio: Option<f64>,
     /// °C·min above [`AUC_BASE_C`], from the turning point to DROP.
     pub auc_c_min: Option<f64>,
+    /// The time before CHARGE, if enough of it was recorded.
     pub between_batches: Option<BetweenBatches>,
+    /// The crash and the flick after first crack.
     pub crash_flick: CrashFlick,
+    /// Every change of a control, in the order of time.
     pub controls: Vec<ControlMove>,
+    /// The weight that the beans lost, % of the green weight.
     pub weight_loss_pct: Option<f64>,
+    /// The energy that the burner used, if its setting was recorded.
     pub energy: Option<Energy>,
+    /// Warnings about the data and the roast.
     pub warnings: Vec<Warning>,
+    /// Recommendations for the next roast.
     pub recommendations: Vec<Recommendation>,
 }
 

@@ -9,8 +9,11 @@ use super::{Curve, fit_line, tenths, thousandths};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Phase {
+    /// From CHARGE to dry end.
     Drying,
+    /// From dry end to first crack.
     Maillard,
+    /// From first crack to DROP.
     Development,
 }
 
@@ -18,8 +21,11 @@ pub enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseSpan {
+    /// The phase.
     pub phase: Phase,
+    /// Its start, s.
     pub start_seconds: f64,
+    /// Its end, s.
     pub end_seconds: f64,
 }
 
@@ -27,7 +33,9 @@ pub struct PhaseSpan {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseStats {
+    /// The phase.
     pub phase: Phase,
+    /// Its duration, s.
     pub duration_seconds: f64,
     /// The phase's share of the whole roast, 0..1.
     pub share: f64,
@@ -44,9 +52,13 @@ pub struct PhaseStats {
 /// The times that separate the phases, in ms of the recording.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PhaseLimits {
+    /// CHARGE.
     pub charge: i64,
+    /// The turning point.
     pub turned: Option<i64>,
+    /// Dry end.
     pub dried: Option<i64>,
+    /// First crack.
     pub cracked: Option<i64>,
     /// DROP, or the newest sample while the roast is running.
     pub until: i64,
@@ -54,8 +66,8 @@ pub struct PhaseLimits {
 
 impl PhaseLimits {
     /// Returns the known phases as (phase, start, end). Without a dry end, drying and Maillard
-    /// cannot
-    /// be separated: both count as drying until first crack is known, and as Maillard from then on.
+    /// cannot be separated: both count as drying until first crack is known, and as Maillard from
+    /// then on.
     fn parts(&self) -> Vec<(Phase, i64, i64)> {
         let mut parts = Vec::with_capacity(3);
         let mut from = self.charge;
@@ -80,6 +92,7 @@ impl PhaseLimits {
         tenths((t - self.charge) as f64 / 1000.0)
     }
 
+    /// Returns the start and end of each known phase, in order.
     #[must_use]
     pub fn spans(&self) -> Vec<PhaseSpan> {
         let span = |(phase, from, to)| PhaseSpan {
@@ -90,6 +103,7 @@ impl PhaseLimits {
         self.parts().into_iter().map(span).collect()
     }
 
+    /// Returns the statistics of each known phase, in order.
     #[must_use]
     pub fn stats(&self, curve: &Curve) -> Vec<PhaseStats> {
         let whole = (self.until - self.charge).max(1) as f64;

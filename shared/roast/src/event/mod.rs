@@ -2,8 +2,7 @@
 //!
 //! [`Tracker`] receives one machine's samples in order and returns the changes after each: a mark
 //! with its time, its interval, a confidence, the method, and a revision, because later samples
-//! may give
-//! a better estimate. A mark that a machine or a person reports is stored unchanged.
+//! may give a better estimate. A mark that a machine or a person reports is stored unchanged.
 //!
 //! Silence must never cause a mark: time without a sample changes nothing.
 
@@ -64,6 +63,7 @@ pub enum Method {
 }
 
 impl Method {
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -86,10 +86,13 @@ impl Method {
 /// One mark and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DetectedMark {
+    /// What happened.
     pub kind: EventKind,
-    /// The time of the mark, ms of event time, and its 90 % interval.
+    /// The time of the mark, ms of event time.
     pub at_ms: i64,
+    /// The start of the 90 % interval, ms.
     pub from_ms: i64,
+    /// The end of the 90 % interval, ms.
     pub to_ms: i64,
     /// The event time of the sample that made it known.
     pub known_ms: i64,
@@ -97,6 +100,7 @@ pub struct DetectedMark {
     pub bt_c: Option<f64>,
     /// Probability (0..1) that it happened within 30 s of `at_ms`.
     pub confidence: f64,
+    /// The method that found it.
     pub method: Method,
     /// 0 at first; increases with each new estimate of the same mark.
     pub revision: u32,
@@ -215,6 +219,7 @@ impl Tracker {
         self.learned = learned;
     }
 
+    /// Returns true while beans are in the drum.
     #[must_use]
     pub const fn is_roasting(&self) -> bool {
         matches!(self.stage, Stage::Roasting(_))

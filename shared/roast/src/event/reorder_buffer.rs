@@ -24,6 +24,7 @@ pub struct ReorderBuffer {
 }
 
 impl ReorderBuffer {
+    /// Creates a buffer that holds samples back for `wait_ms` of event time.
     #[must_use]
     pub const fn new(wait_ms: i64) -> Self {
         Self { wait_ms, held: BTreeMap::new(), watermark_ms: i64::MIN }
@@ -51,7 +52,7 @@ impl ReorderBuffer {
         Ok(due)
     }
 
-    /// The end: everything that is held, in order.
+    /// Releases everything that is held, in order, and takes its times as processed.
     pub fn finish(&mut self) -> Vec<Sample> {
         let rest = std::mem::take(&mut self.held);
         if let Some((last, _)) = rest.last_key_value() {

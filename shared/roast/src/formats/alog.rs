@@ -25,12 +25,23 @@ pub(crate) const TIMEINDEX: [EventKind; 8] = [
 /// The reason why a text is not an Artisan recording.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AlogError {
+    /// The text is larger than [`FILE_BYTES_MAX`].
     #[error("larger than {FILE_BYTES_MAX} bytes")]
     TooLarge,
+    /// The text is neither a Python nor a JSON literal.
     #[error("not a Python or JSON literal: {problem} at byte {at}")]
-    Literal { at: usize, problem: &'static str },
+    Literal {
+        /// The offset of the mistake, in bytes.
+        at: usize,
+        /// What is wrong there.
+        problem: &'static str,
+    },
+    /// A required field is absent or of the wrong kind.
     #[error("{field} is missing or of the wrong kind")]
-    Field { field: &'static str },
+    Field {
+        /// The name of the field.
+        field: &'static str,
+    },
 }
 
 /// Parses a recording. Drops times that do not ascend and marks beyond the samples, because

@@ -11,8 +11,10 @@ use crate::sample::Sample;
 /// The reason why a text is not a table of samples.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CsvError {
+    /// The text is larger than [`FILE_BYTES_MAX`].
     #[error("larger than {FILE_BYTES_MAX} bytes")]
     TooLarge,
+    /// No line names a time and a bean temperature as columns.
     #[error("no line names a time and a bean temperature (such as: elapsed_seconds,bean_temp_c)")]
     Header,
 }

@@ -12,8 +12,10 @@ use crate::recording::{FILE_BYTES_MAX, Recording};
 /// The reason why a text is not a recording.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RecordingError {
+    /// The text begins like an Artisan recording and is not one.
     #[error("not an Artisan recording: {0}")]
     Alog(#[from] alog::AlogError),
+    /// The text is in no other format, and is not a table of samples either.
     #[error("not a table of samples: {0}")]
     Csv(#[from] csv::CsvError),
 }

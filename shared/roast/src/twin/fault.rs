@@ -13,17 +13,31 @@ pub enum Fault {
     /// The probes give no reading.
     Dropout,
     /// Single bean readings are wrong by `off_c`, °C; on average one in `one_in` samples.
-    Spike { off_c: f64, one_in: u32 },
+    Spike {
+        /// The error of a wrong reading, °C.
+        off_c: f64,
+        /// The mean number of samples for each wrong one.
+        one_in: u32,
+    },
     /// All readings stay at their first value of the window.
     Stuck,
     /// The bean probe reports °F.
     UnitFlip,
     /// Bean readings are rounded down to multiples of `step_c`, °C.
-    Quantised { step_c: f64 },
+    Quantised {
+        /// The step between two readings, °C.
+        step_c: f64,
+    },
     /// The probes measure only every `every_ms`, and are polled more often.
-    Staircase { every_ms: i64 },
+    Staircase {
+        /// The time between two measurements, ms.
+        every_ms: i64,
+    },
     /// The clock is set forward by `by_ms` (backward if negative), and stays set after the window.
-    ClockStep { by_ms: i64 },
+    ClockStep {
+        /// The change of the clock, ms.
+        by_ms: i64,
+    },
     /// No sample arrives.
     LinkCut,
     /// Every sample arrives twice.
@@ -35,8 +49,11 @@ pub enum Fault {
 /// A fault and its time window, in ms of the stream. `to_ms` is exclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
+    /// The fault.
     pub fault: Fault,
+    /// The start, included.
     pub from_ms: i64,
+    /// The end, excluded.
     pub to_ms: i64,
 }
 

@@ -6,13 +6,21 @@ use contract::EventKind;
 /// The parameters of a simulated roast, with upstream's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LegacyRequest {
+    /// The weight of the green beans, kg.
     pub batch_kg: f64,
+    /// The bean temperature at CHARGE, °C.
     pub charge_c: f64,
+    /// The time of first crack, s.
     pub first_crack_s: f64,
+    /// The time of DROP, s.
     pub drop_s: f64,
+    /// The highest bean temperature, °C.
     pub max_c: f64,
+    /// The time between two points, s.
     pub interval_s: f64,
+    /// The standard deviation of the noise, °C.
     pub noise_c: f64,
+    /// The seed of the random numbers: the same seed gives the same roast.
     pub seed: u32,
 }
 
@@ -31,12 +39,16 @@ impl Default for LegacyRequest {
     }
 }
 
-/// One point, two decimals.
+/// One point, with all values rounded to two decimals.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LegacyPoint {
+    /// Time from CHARGE, s.
     pub t_s: f64,
+    /// Bean temperature, °C.
     pub bt_c: f64,
+    /// Environment temperature, °C.
     pub et_c: f64,
+    /// Rise from the point before, °C/min.
     pub ror_c_per_min: f64,
 }
 
@@ -46,8 +58,10 @@ pub const POINTS_MAX: usize = 100_000;
 /// The reason why a request is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
+    /// A number is not finite, is negative, or is 0 where that is not allowed.
     #[error("every number must be finite and above zero")]
     Number,
+    /// The roast would have more than [`POINTS_MAX`] points.
     #[error("more than {POINTS_MAX} points: ask for a longer interval or a shorter roast")]
     TooLong,
 }
@@ -84,14 +98,16 @@ impl Random {
 /// A simulated roast: its points, and its events with their times, s.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LegacyRoast {
+    /// The points, in the order of time.
     pub points: Vec<LegacyPoint>,
+    /// The events, each with its time from CHARGE, s.
     pub events: Vec<(EventKind, f64)>,
 }
 
-/// The roast of a request.
+/// Simulates the roast of a request.
 ///
 /// # Errors
-/// When a number is not above zero, or the answer would be too long.
+/// When a number is not above zero, or the roast would have too many points.
 pub fn simulate(r: &LegacyRequest) -> Result<LegacyRoast, RequestError> {
     let positive = [r.batch_kg, r.first_crack_s, r.drop_s, r.max_c, r.interval_s];
     let sound = positive.iter().all(|v| v.is_finite() && *v > 0.0)

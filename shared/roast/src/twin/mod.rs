@@ -1,5 +1,5 @@
 //! A simulated roaster: physics ([`physics`]), an operator who leads the roast, probes with noise,
-//! and faults on demand ([`fault`]). Upstream's generator is in [`reference`].
+//! and faults on demand ([`fault`]). Upstream's generator is in [`legacy`].
 
 pub mod fault;
 pub mod legacy;
@@ -40,19 +40,25 @@ enum Stage {
     Between,
 }
 
-/// What the machine shows at one moment.
+/// The readings of the machine at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reading {
+    /// Bean temperature, °C.
     pub bt_c: f64,
+    /// Environment temperature, °C.
     pub et_c: f64,
+    /// Burner power, %.
     pub gas_pct: f64,
+    /// Fan, %.
     pub fan_pct: f64,
+    /// Drum speed, 1/min.
     pub drum_rpm: f64,
+    /// Room temperature, °C.
     pub ambient_c: f64,
 }
 
 impl Reading {
-    /// As a recording has it, `t_ms` after its start.
+    /// Converts the reading to a sample of a recording, `t_ms` after its start.
     #[must_use]
     pub fn sample(&self, t_ms: i64) -> Sample {
         Sample {
@@ -87,7 +93,8 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// A machine at charge temperature, whose first batch goes in after `ready_ms`.
+    /// Creates a machine at charge temperature, whose operator charges the first batch after
+    /// `ready_ms`.
     #[must_use]
     pub fn new(preset: Preset, seed: u64, ready_ms: u64) -> Self {
         let inputs = Inputs { gas: 0.3, fan: 0.3, drum: 1.0, ambient_c: AMBIENT_C };
@@ -112,7 +119,7 @@ impl Twin {
         twin
     }
 
-    /// Another charge mass (of the design batch) and room temperature.
+    /// Sets the batch size, as a share of the design batch, and the room temperature, °C.
     #[must_use]
     pub const fn with_conditions(mut self, load: f64, ambient_c: f64) -> Self {
         self.load = load;
@@ -120,12 +127,12 @@ impl Twin {
         self
     }
 
-    /// Disables the simulated operator: the controls stay at these values.
+    /// Disables the simulated operator: the controls stay at these values, 0..1 each.
     pub const fn hold(&mut self, gas: f64, fan: f64, drum: f64) {
         self.held = Some(Inputs { gas, fan, drum, ambient_c: self.inputs.ambient_c });
     }
 
-    /// The state behind the probes.
+    /// Returns the true temperatures, which the probes only approximate.
     #[must_use]
     pub const fn state(&self) -> &ThermalState {
         &self.state
@@ -136,7 +143,7 @@ impl Twin {
         (0..ms / STEP_MS).filter_map(|_| self.step()).collect()
     }
 
-    /// What the instruments show now.
+    /// Returns what the instruments show now, with the noise and the resolution of the probes.
     pub fn reading(&mut self) -> Reading {
         let p = self.preset;
         let shown = |c: f64, noise: f64| ((c + noise) / p.step_c).round() * p.step_c;

@@ -29,35 +29,42 @@ const EXOTHERM_C: f64 = 190.0;
 /// The parameters of a roaster; heat and flow are for one kilogram of its design batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MachineParameters {
-    /// The burner's full power, kW/kg, and the share of it that heats the air.
+    /// The burner's full power, kW/kg.
     pub power_kw: f64,
+    /// The share of the burner's power that heats the air, 0..1.
     pub to_air: f64,
     /// Heat capacity of the metal that takes part, kJ/K.
     pub metal_kj_k: f64,
     /// The air's heat flow with the fan off and at full, kW/K.
     pub flow_kw_k: (f64, f64),
-    /// Heat transfer metal–air, metal–bean, air–bean, and from the metal to the room, kW/K.
+    /// Heat transfer between metal and air, kW/K.
     pub metal_air_kw_k: f64,
+    /// Heat transfer between metal and beans, kW/K.
     pub metal_bean_kw_k: f64,
+    /// Heat transfer between air and beans, kW/K.
     pub air_bean_kw_k: f64,
+    /// Heat transfer from the metal to the room, kW/K.
     pub loss_kw_k: f64,
-    /// The bean probe's lag, s, and the share of the air's temperature in its reading, beside the
-    /// beans'.
+    /// The bean probe's lag, s.
     pub bt_lag_s: f64,
+    /// The share of the air's temperature in the bean probe's reading, 0..1.
     pub bt_feels_air: f64,
-    /// The environment probe's lag, s, and the share of the room's temperature in its reading,
-    /// beside the air's.
+    /// The environment probe's lag, s.
     pub et_lag_s: f64,
+    /// The share of the room's temperature in the environment probe's reading, 0..1.
     pub et_feels_room: f64,
 }
 
 /// The controls and the surroundings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
-    /// Burner, air and drum, 0..1.
+    /// Burner, 0..1.
     pub gas: f64,
+    /// Air, 0..1.
     pub fan: f64,
+    /// Drum speed, 0..1.
     pub drum: f64,
+    /// Room temperature, °C.
     pub ambient_c: f64,
 }
 
@@ -66,15 +73,20 @@ pub struct Inputs {
 pub struct ThermalState {
     /// `None` while the drum is empty.
     pub beans: Option<Beans>,
+    /// Temperature of the metal, °C.
     pub metal_c: f64,
+    /// Temperature of the air in the drum, °C.
     pub air_c: f64,
+    /// Temperature of the bean probe, °C.
     pub bt_probe_c: f64,
+    /// Temperature of the environment probe, °C.
     pub et_probe_c: f64,
 }
 
 /// The beans in the drum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Beans {
+    /// Temperature of the beans, °C.
     pub c: f64,
     /// Mass of water for each mass of dry beans, kg/kg.
     pub moisture: f64,

@@ -5,34 +5,42 @@ use super::physics::MachineParameters;
 /// A make of roaster: its physics, and the habits of its operator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preset {
+    /// The name by which clients select the preset.
     pub name: &'static str,
+    /// The physics.
     pub machine: MachineParameters,
+    /// How its operator roasts.
     pub habit: OperatorHabits,
-    /// Deviation of the probes, °C, and their digits.
+    /// The standard deviation of the noise of the probes, °C.
     pub noise_c: f64,
+    /// The resolution of the probes, °C.
     pub step_c: f64,
+    /// The drum speed, 1/min.
     pub drum_rpm: f64,
 }
 
-/// How a roast is led: by the rate of rise, stepping the burner as operators do.
+/// How an operator controls a roast: by the rate of rise, moving the burner in steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OperatorHabits {
+    /// The bean temperature at which the operator charges, °C.
     pub charge_c: f64,
-    /// The rate of rise aimed at two minutes in, and at first crack, °C/min.
+    /// The aimed rate of rise two minutes after CHARGE, °C/min.
     pub ror_early: f64,
+    /// The aimed rate of rise at first crack, °C/min.
     pub ror_late: f64,
-    /// Burner with the beans fresh in.
+    /// The burner just after CHARGE, 0..1.
     pub gas_early: f64,
+    /// The fan at the start and at the end of a roast, 0..1.
     pub fan: (f64, f64),
-    /// Beans crack here, °C of their own.
+    /// The temperature of the beans themselves at first crack, °C.
     pub crack_c: f64,
-    /// Development's share at which they are dropped.
+    /// The share of development in the roast at which the operator drops, 0..1.
     pub development: f64,
 }
 
-/// The makes the demo and the load generator choose from. Each roasts inside the envelope measured on
-/// real ones: a one-kilogram drum with a fast probe, a small electric drum, a drum whose environment
-/// probe reads below its beans.
+/// The makes that the demo and the load generator choose from. Each roasts within the limits that
+/// were measured on real ones: a one-kilogram drum with a fast probe, a small electric drum, a drum
+/// whose environment probe reads below its beans.
 pub const PRESETS: [Preset; 3] = [
     Preset {
         name: "drum-15kg",
@@ -124,6 +132,7 @@ pub const PRESETS: [Preset; 3] = [
 ];
 
 impl Preset {
+    /// Returns the preset of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         PRESETS.into_iter().find(|preset| preset.name == name)

@@ -26,8 +26,11 @@ pub enum ConnectionEvent {
     SubscriptionRefused,
     /// The connection failed, with the reason. The connection is retried after a wait.
     Down(String),
+    /// The broker delivered a message.
     Message {
+        /// The topic that it was published on.
         topic: String,
+        /// The content.
         payload: Vec<u8>,
     },
 }

@@ -1,7 +1,7 @@
 //! Reads Cropster's workbook: a sheet about the roast, a sheet of comments, and one sheet for each
 //! curve, with seconds from CHARGE and a value. Temperatures are in the unit that the curve's
 //! heading names, weights in the unit in the column beside them. The caller opens the file and
-//! converts it to `ScoreSheet`s.
+//! converts it to [`Worksheet`]s.
 
 use contract::EventKind;
 
@@ -12,23 +12,30 @@ use crate::sample::Sample;
 /// The content of a cell.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
+    /// An empty cell.
     Empty,
+    /// A number.
     Number(f64),
+    /// A text.
     Text(String),
 }
 
 /// A sheet of a workbook.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worksheet {
+    /// The name on the sheet's tab.
     pub name: String,
+    /// The rows, each with its cells from the first column on.
     pub rows: Vec<Vec<Cell>>,
 }
 
 /// Why a workbook cannot be read as a roast.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CropsterError {
+    /// The workbook has no sheet of the bean temperature.
     #[error("no sheet is named \"Curve - Bean temperature\" (in any of Cropster's languages)")]
     NoBeans,
+    /// That sheet has no row with a time and a temperature.
     #[error("the sheet of the bean temperature has no rows of seconds and degrees")]
     NoRows,
 }

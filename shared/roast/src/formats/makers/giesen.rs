@@ -6,6 +6,7 @@ use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
+/// Reads a file; `None` if it is not Giesen's.
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["beans", "air"])?;
     let mut rows = RecordingBuilder::default();

@@ -13,6 +13,7 @@ const BEANS: [&str; 3] = ["exaust temp", "exhaust temp", "temp above"];
 const AIR: [&str; 2] = ["inlet temp", "temp below"];
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
+/// Reads a file; `None` if it is not IKAWA's.
 pub fn read(text: &str) -> Option<Recording> {
     let table = BEANS.iter().find_map(|name| Table::find(text, b',', &[*name, "state"]))?;
     let mut rows = RecordingBuilder::default();

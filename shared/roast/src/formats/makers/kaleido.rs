@@ -21,6 +21,7 @@ const MARKS: [(&str, EventKind); 7] = [
 ];
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
+/// Reads a file; `None` if it is not Kaleido's.
 pub fn read(text: &str) -> Option<Recording> {
     let sections = sections(text)?;
     let table = Table::find(sections.get("DATA")?, b',', &["Time", "BT"])?;

@@ -10,6 +10,7 @@ use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
+/// Reads a file; `None` if it is not Loring's.
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["Time", "RoastingOnOff", "BeanTemperature"])?;
     let mut rows = RecordingBuilder::default();

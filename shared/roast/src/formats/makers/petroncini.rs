@@ -7,6 +7,7 @@ use super::{RecordingBuilder, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
+/// Reads a file; `None` if it is not Petroncini's.
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b';', &["Beans Temperature", "Outlet Temperature"])?;
     let mut rows = RecordingBuilder::default();

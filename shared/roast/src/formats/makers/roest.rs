@@ -9,6 +9,7 @@ use crate::recording::Recording;
 use crate::sample::Sample;
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
+/// Reads a file; `None` if it is not ROEST's.
 pub fn read(text: &str) -> Option<Recording> {
     let table = Table::find(text, b',', &["Time", "Bean temp (°C)", "Event"])?;
     let mut rows = RecordingBuilder::default();

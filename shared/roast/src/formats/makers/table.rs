@@ -44,6 +44,7 @@ impl Table {
         Some(Self { header, rows })
     }
 
+    /// Returns the rows below the header.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.rows.iter().map(|cells| Row { header: &self.header, cells })
     }

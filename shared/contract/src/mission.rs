@@ -187,8 +187,8 @@ pub struct Reason {
     /// The reason in words.
     pub message: String,
     /// The values that the reason is based on.
+    /// Free-form JSON, which depends on the code.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub details: Map<String, Value>,
 }
 
@@ -281,16 +281,15 @@ pub struct NewMission {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_id: Option<String>,
     /// Parameters for the worker.
+    /// Free-form JSON of the creator; its fields depend on the goal.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub params: Map<String, Value>,
-    /// `orgId`, `siteId`, `machineId`, and further fields that the creator may add.
+    /// Free-form JSON: `orgId`, `siteId`, `machineId`, and further fields of the creator.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub context: Map<String, Value>,
     /// Conditions that the worker must observe.
+    /// Free-form JSON of the creator.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub constraints: Vec<Value>,
     /// The name of the requester, as the creator gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -316,8 +315,8 @@ pub struct LastError {
     /// The error in words.
     pub error: String,
     /// Further values that the worker reported.
+    /// Free-form JSON of the worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub details: Option<Map<String, Value>>,
 }
 
@@ -353,6 +352,11 @@ pub struct MissionRecord {
     pub context: Map<String, Value>,
     /// Conditions that the worker must observe.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    /// Free-form JSON of the creator.
+    pub params: Map<String, Value>,
+    /// Free-form JSON of the creator.
+    pub context: Map<String, Value>,
+    /// Free-form JSON of the creator.
     pub constraints: Vec<Value>,
     /// The name of the requester, as the creator gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -392,8 +396,8 @@ pub struct MissionRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_at: Option<EpochMs>,
     /// The result that the worker reported.
+    /// Free-form JSON of the worker: the summary with which it completed the mission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub result_meta: Option<Map<String, Value>>,
     /// Why the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

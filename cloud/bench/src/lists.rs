@@ -174,7 +174,8 @@ fn fill(cluster: &Postgres, rows: u32) -> anyhow::Result<()> {
             '{{\"profileId\":\"P\",\"orgId\":\"org\",\"name\":\"p\",\"version\":1,\"targets\":{{}},\"createdAt\":\"2026-01-01T00:00:00.000Z\",\"updatedAt\":\"2026-01-01T00:00:00.000Z\"}}' {series}"),
         format!("INSERT INTO traces (org_id, trace_id, mission_id, agent_id, status, started_ms, stored_ms, body) \
             SELECT 'org', 'T-' || i, 'M-' || i, 'a' || (i % 10), 'SUCCESS', {at}, {at}, \
-            '{{\"traceId\":\"T-' || i || '\",\"startedAt\":\"2026-01-01T00:00:00.000Z\",\"entries\":[]}}' {series}"),
+            '{{\"traceId\":\"T-' || i || '\",\"agentId\":\"a\",\"missionId\":\"M\",\"mission\":{{}},\
+              \"startedAt\":\"2026-01-01T00:00:00.000Z\",\"entries\":[]}}' {series}"),
         format!("INSERT INTO golden_cases (org_id, case_id, machine_id, created_ms, body) \
             SELECT 'org', 'C-' || i, 'm' || (i % 100), {at}, \
             '{{\"id\":\"C\",\"name\":\"c\",\"machineId\":\"m\",\"createdAt\":\"2026-01-01T00:00:00.000Z\"}}' {series}"),
@@ -184,7 +185,9 @@ fn fill(cluster: &Postgres, rows: u32) -> anyhow::Result<()> {
               \"passedGates\":[],\"failedGates\":[],\"agentRejected\":false,\"detailedMetrics\":{{}},\"metrics\":[],\
               \"humanReviewed\":false,\"commands\":[],\"artifacts\":[]}}' {series}"),
         format!("INSERT INTO governance_records (org_id, kind, record_id, at_ms, status, body) \
-            SELECT 'org', 'incident', 'I-' || i, {at}, 'kept', '{{}}' {series}"),
+            SELECT 'org', 'incident', 'I-' || i, {at}, 'kept', \
+            '{{\"id\":\"I\",\"title\":\"t\",\"details\":\"\",\"severity\":\"low\",\"fromAutonomousAction\":false,\
+              \"timestamp\":\"2026-01-01T00:00:00.000Z\",\"reportedBy\":{{\"kind\":\"USER\",\"id\":\"u\"}}}}' {series}"),
     ];
     for statement in sql {
         cluster.query("simcorp", &statement).with_context(|| statement.clone())?;

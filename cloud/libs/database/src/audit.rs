@@ -22,16 +22,19 @@ pub struct AuditChange<'c> {
 }
 
 /// An entry of the audit log as it is exported.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEntry {
+    /// The number of the entry, from 1 without gaps.
     pub n: i64,
     pub at: EpochMs,
+    #[schema(value_type = Actor)]
     pub actor: Value,
     pub action: String,
     pub subject: String,
+    /// Free-form JSON, which depends on the action.
     pub details: Value,
-    /// SHA-256 of the previous entry's hash and of this entry, hex; see `HashInput`.
+    /// SHA-256 of the previous entry's hash and of this entry, in hex.
     pub hash: String,
 }
 

@@ -19,7 +19,9 @@ use tokio::time::Instant;
 use crate::error::ApiError;
 
 /// What a caller may do. Each role includes the roles before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// May read.
@@ -52,10 +54,10 @@ impl Role {
 }
 
 /// An authenticated caller, with its organisation and role.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Caller {
     pub actor: Actor,
-    /// `None` for a service that works for all organisations.
+    /// `None`, and absent in JSON, for a service that works for all organisations.
     #[serde(default, rename = "orgId", skip_serializing_if = "Option::is_none")]
     pub org: Option<OrgId>,
     pub role: Role,

@@ -48,7 +48,7 @@ pub struct Trace {
     pub trace_id: String,
     pub agent_id: String,
     pub mission_id: String,
-    #[schema(value_type = Object)]
+    /// The mission as the agent received it, as free-form JSON.
     pub mission: Map<String, Value>,
     #[serde(default)]
     pub status: TraceStatus,
@@ -58,8 +58,8 @@ pub struct Trace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
     pub entries: Vec<Entry>,
+    /// Free-form JSON of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub metadata: Option<Map<String, Value>>,
 }
 
@@ -103,12 +103,11 @@ pub struct ToolCall {
     pub tool_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
+    /// Free-form JSON of the tool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub input: Option<Map<String, Value>>,
-    /// A value that is not an object is wrapped as `{"value": …}`.
+    /// Free-form JSON of the tool. A value that is not an object is wrapped as `{"value": …}`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wrapped")]
-    #[schema(value_type = Object)]
     pub output: Option<Map<String, Value>>,
     /// ms
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,7 +12,7 @@ use kernel::KernelStore;
 use kernel::governor::{Gate, GovernorConfig, RateLimit};
 use kernel::missions::{self, CreateMission, CreateOutcome};
 use kernel::store::{AttemptFailure, CardKind, MissionFilter, TraceFilter, Transition};
-use serde_json::json;
+use serde_json::{Value, json};
 use service::secret::Secret;
 use service_client::ServiceClient;
 use testbed::Postgres;
@@ -299,8 +299,8 @@ async fn traces_and_cards_are_one_organisation_s(store: KernelStore) {
         store.traces(&acme, &filter).await.unwrap().len()
     };
     let all = store.traces(&acme, &TraceFilter { limit: 10, ..Default::default() }).await.unwrap();
-    assert_eq!((all.len(), &all[0]["traceId"]), (2, &json!("2")));
-    assert_eq!(all[0]["entries"][0]["toolCalls"][0]["output"], json!({"value": 7}));
+    assert_eq!((all.len(), all[0].trace_id.as_str()), (2, "2"));
+    assert_eq!(json!(all[0].entries[0].tool_calls[0].output), json!({"value": 7}));
     assert_eq!(list(TraceFilter { status: Some("ERROR".into()), ..Default::default() }).await, 1);
     assert_eq!(list(TraceFilter { text: Some("T_DY 100%".into()), ..Default::default() }).await, 2);
     assert_eq!(list(TraceFilter { text: Some("t%dy".into()), ..Default::default() }).await, 0);
@@ -313,9 +313,10 @@ async fn traces_and_cards_are_one_organisation_s(store: KernelStore) {
     );
     let card = json!({"id": "scribe", "name": "Scribe"});
     store.upsert_card(&acme, CardKind::Agent, ("scribe", &card), &person(), NOW).await.unwrap();
-    assert_eq!(store.card(&acme, CardKind::Agent, "scribe").await.unwrap(), Some(card));
-    assert_eq!(store.card(&acme, CardKind::Tool, "scribe").await.unwrap(), None);
-    assert_eq!(store.card(&other, CardKind::Agent, "scribe").await.unwrap(), None);
+    let read = async |org, kind| store.card::<Value>(org, kind, "scribe").await.unwrap();
+    assert_eq!(read(&acme, CardKind::Agent).await, Some(card));
+    assert_eq!(read(&acme, CardKind::Tool).await, None);
+    assert_eq!(read(&other, CardKind::Agent).await, None);
 }
 
 on_both!(crowd, a_crowd_of_workers_does_each_mission_once);

@@ -2,15 +2,15 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use http_stack::auth::{Caller, Role};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::Params;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiState;
+use super::responses::RecordChanged;
 use crate::governance::breaker::{BreakerAction, BreakerEvent, Rule, Severity};
 use crate::store::{RecordFilter, RecordKind};
 
@@ -20,12 +20,10 @@ use crate::store::{RecordFilter, RecordKind};
     responses((status = 200, body = Vec<BreakerEvent>), (status = 403)))]
 pub async fn events(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { limit: 20, ..RecordFilter::default() };
-    Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
+    Ok(Json(state.store.records(&request.org, RecordKind::Event, filter).await?))
 }
 
 /// Lists the circuit breaker's unresolved events.
@@ -34,39 +32,34 @@ pub async fn events(
     responses((status = 200, body = Vec<BreakerEvent>), (status = 403)))]
 pub async fn unresolved(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<BreakerEvent>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { status: Some("open"), limit: 100, id: None };
-    Ok(Json(state.store.records(&org, RecordKind::Event, filter).await?))
+    Ok(Json(state.store.records(&request.org, RecordKind::Event, filter).await?))
 }
 
 /// Resolves a circuit-breaker event. Requires a human caller.
 #[utoipa::path(post, path = "/api/circuit-breaker/events/{id}/resolve", tag = "circuit breaker",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 403), (status = 404)))]
+    responses((status = 200, body = RecordChanged), (status = 403), (status = 404)))]
 pub async fn resolve(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Approver)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let who = (&caller.actor, "breaker.resolve", now);
-    let found = state
-        .store
-        .change_record(&org, (RecordKind::Event, &id, "open"), who, |event: &mut BreakerEvent| {
-            event.resolved = true;
-            event.resolved_at = Some(now);
-            Some("resolved")
-        })
-        .await?;
+) -> Result<Json<RecordChanged>, ApiError> {
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Approver)?;
+    let who = (&request.caller.actor, "breaker.resolve", request.now);
+    let place = (RecordKind::Event, id.as_str(), "open");
+    let resolve = |event: &mut BreakerEvent| {
+        event.resolved = true;
+        event.resolved_at = Some(request.now);
+        Some("resolved")
+    };
+    let found: Option<BreakerEvent> =
+        state.store.change_record(&request.org, place, who, resolve).await?;
     found.ok_or(ApiError::NotFound("unresolved event"))?;
-    Ok(Json(json!({"success": true, "id": id})))
+    Ok(Json(RecordChanged::new(id)))
 }
 
 /// Lists the circuit breaker's rules.
@@ -75,11 +68,9 @@ pub async fn resolve(
     responses((status = 200, body = Vec<Rule>), (status = 403)))]
 pub async fn rules(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Rule>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(state.store.breaker_rules(&org).await?))
+    Ok(Json(state.store.breaker_rules(&request.org).await?))
 }
 
 /// Lists the circuit breaker's enabled rules.
@@ -88,15 +79,14 @@ pub async fn rules(
     responses((status = 200, body = Vec<Rule>), (status = 403)))]
 pub async fn rules_enabled(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Rule>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let mut rules = state.store.breaker_rules(&org).await?;
+    let mut rules = state.store.breaker_rules(&request.org).await?;
     rules.retain(|rule| rule.enabled);
     Ok(Json(rules))
 }
 
+/// The fields of a rule to change.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RulePatch {
@@ -112,20 +102,26 @@ pub struct RulePatch {
     pub alert_severity: Option<Severity>,
 }
 
+/// The response after a rule was changed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RuleChanged {
+    pub name: String,
+    /// Always true.
+    pub success: bool,
+}
+
 /// Changes a rule. Fields that are left out keep their values.
 #[utoipa::path(patch, path = "/api/circuit-breaker/rules/{name}", tag = "circuit breaker",
     request_body = RulePatch, params(("name" = String, Path), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404)))]
+    responses((status = 200, body = RuleChanged), (status = 400), (status = 403), (status = 404)))]
 pub async fn change_rule(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(name): Path<String>,
-    params: Params,
     JsonBody(patch): JsonBody<RulePatch>,
-) -> Result<Json<Value>, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let rules = state.store.breaker_rules(&org).await?;
+) -> Result<Json<RuleChanged>, ApiError> {
+    request.caller.require_role(Role::Admin)?;
+    let rules = state.store.breaker_rules(&request.org).await?;
     let found = rules.into_iter().find(|rule| rule.name == name);
     let before = found.ok_or(ApiError::NotFound("rule"))?;
     let rule = Rule {
@@ -137,6 +133,6 @@ pub async fn change_rule(
         name: before.name,
     };
     rule.check().map_err(|error| ApiError::Issues(vec![Issue::new("", error)]))?;
-    state.store.set_breaker_rule(&org, &rule, &caller.actor, (state.clock)()).await?;
-    Ok(Json(json!({"success": true, "name": name})))
+    state.store.set_breaker_rule(&request.org, &rule, &request.caller.actor, request.now).await?;
+    Ok(Json(RuleChanged { name, success: true }))
 }

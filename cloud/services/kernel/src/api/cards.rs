@@ -3,10 +3,10 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use contract::EpochMs;
-use http_stack::auth::{Caller, Role};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::Params;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -18,6 +18,7 @@ use crate::store::CardKind;
 /// A tool with this policy tag is denied to every agent.
 const RESTRICTED: &str = "restricted";
 
+/// What an agent is, as it registers itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AgentCard {
     pub id: String,
@@ -30,11 +31,12 @@ pub struct AgentCard {
     pub capabilities: Vec<String>,
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Free-form JSON of the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub metadata: Option<Map<String, Value>>,
 }
 
+/// What a tool is, and its policy tags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolCard {
@@ -51,8 +53,8 @@ pub struct ToolCard {
     pub tags: Vec<String>,
     #[serde(default)]
     pub policy_tags: Vec<String>,
+    /// Free-form JSON of the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub metadata: Option<Map<String, Value>>,
 }
 
@@ -63,45 +65,21 @@ fn check_texts(fields: &[(&str, &str)]) -> Result<(), ApiError> {
     if issues.is_empty() { Ok(()) } else { Err(ApiError::Issues(issues)) }
 }
 
+/// Checks and stores a card.
 async fn register(
     state: &ApiState,
-    caller: &Caller,
-    params: &Params,
+    request: &OrgRequest,
     kind: CardKind,
-    (id, card): (&str, Value),
-) -> Result<Json<Value>, ApiError> {
+    (id, card): (&str, &impl Serialize),
+) -> Result<(), ApiError> {
     const CARD_BYTES_MAX: usize = 64 * 1024;
-    caller.require_role(Role::Operator)?;
-    let text = card.to_string();
+    request.caller.require_role(Role::Operator)?;
+    let text = serde_json::to_string(card).map_err(ApiError::internal)?;
     if text.len() > CARD_BYTES_MAX || text.contains("\\u0000") {
         return Err(ApiError::Invalid(format!("card: more than {CARD_BYTES_MAX} bytes, or a NUL")));
     }
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    state.store.upsert_card(&org, kind, (id, &card), &caller.actor, now).await?;
-    Ok(Json(card))
-}
-
-async fn cards(
-    state: &ApiState,
-    caller: &Caller,
-    params: &Params,
-    kind: CardKind,
-) -> Result<Json<Vec<Value>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(state.store.cards(&org, kind).await?))
-}
-
-async fn card(
-    state: &ApiState,
-    caller: &Caller,
-    params: &Params,
-    kind: CardKind,
-    id: &str,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let found = state.store.card(&org, kind, id).await?;
-    found.map(Json).ok_or(ApiError::NotFound(kind.as_str()))
+    let OrgRequest { caller, org, now, .. } = request;
+    Ok(state.store.upsert_card(org, kind, (id, card), &caller.actor, *now).await?)
 }
 
 /// Registers an agent. Replaces its earlier card.
@@ -109,28 +87,26 @@ async fn card(
     responses((status = 200, body = AgentCard), (status = 400), (status = 403)))]
 pub async fn register_agent(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(agent): JsonBody<AgentCard>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<AgentCard>, ApiError> {
     check_texts(&[
         ("id", &agent.id),
         ("name", &agent.name),
         ("role", &agent.role),
         ("version", &agent.version),
     ])?;
-    let card = serde_json::to_value(&agent).map_err(ApiError::internal)?;
-    register(&state, &caller, &params, CardKind::Agent, (&agent.id, card)).await
+    register(&state, &request, CardKind::Agent, (&agent.id, &agent)).await?;
+    Ok(Json(agent))
 }
 
 /// Lists the registered agents.
 #[utoipa::path(get, path = "/agents", tag = "registry", responses((status = 200, body = Vec<AgentCard>)))]
 pub async fn agents(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Vec<Value>>, ApiError> {
-    cards(&state, &caller, &params, CardKind::Agent).await
+    request: OrgRequest,
+) -> Result<Json<Vec<AgentCard>>, ApiError> {
+    Ok(Json(state.store.cards(&request.org, CardKind::Agent).await?))
 }
 
 /// Returns one agent.
@@ -138,11 +114,11 @@ pub async fn agents(
     responses((status = 200, body = AgentCard), (status = 404)))]
 pub async fn agent(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    card(&state, &caller, &params, CardKind::Agent, &id).await
+) -> Result<Json<AgentCard>, ApiError> {
+    let found = state.store.card(&request.org, CardKind::Agent, &id).await?;
+    found.map(Json).ok_or(ApiError::NotFound("agent"))
 }
 
 /// Registers a tool. Replaces its earlier card.
@@ -150,23 +126,21 @@ pub async fn agent(
     responses((status = 200, body = ToolCard), (status = 400), (status = 403)))]
 pub async fn register_tool(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(tool): JsonBody<ToolCard>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ToolCard>, ApiError> {
     check_texts(&[("id", &tool.id), ("name", &tool.name), ("version", &tool.version)])?;
-    let card = serde_json::to_value(&tool).map_err(ApiError::internal)?;
-    register(&state, &caller, &params, CardKind::Tool, (&tool.id, card)).await
+    register(&state, &request, CardKind::Tool, (&tool.id, &tool)).await?;
+    Ok(Json(tool))
 }
 
 /// Lists the registered tools.
 #[utoipa::path(get, path = "/tools", tag = "registry", responses((status = 200, body = Vec<ToolCard>)))]
 pub async fn tools(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Vec<Value>>, ApiError> {
-    cards(&state, &caller, &params, CardKind::Tool).await
+    request: OrgRequest,
+) -> Result<Json<Vec<ToolCard>>, ApiError> {
+    Ok(Json(state.store.cards(&request.org, CardKind::Tool).await?))
 }
 
 /// Returns one tool.
@@ -174,13 +148,14 @@ pub async fn tools(
     responses((status = 200, body = ToolCard), (status = 404)))]
 pub async fn tool(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    card(&state, &caller, &params, CardKind::Tool, &id).await
+) -> Result<Json<ToolCard>, ApiError> {
+    let found = state.store.card(&request.org, CardKind::Tool, &id).await?;
+    found.map(Json).ok_or(ApiError::NotFound("tool"))
 }
 
+/// A use of a tool, to be checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyCheck {
@@ -192,19 +167,26 @@ pub struct PolicyCheck {
     pub resource: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mission_id: Option<String>,
+    /// Free-form JSON of the client.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub context: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<EpochMs>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PolicyDecision {
+    Allow,
+    Deny,
+}
+
+/// The decision about the use of a tool.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyAnswer {
     pub request: PolicyCheck,
-    /// ALLOW or DENY
-    pub decision: &'static str,
+    pub decision: PolicyDecision,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub checked_at: EpochMs,
@@ -219,29 +201,27 @@ pub struct PolicyAnswer {
     responses((status = 200, body = PolicyAnswer), (status = 400)))]
 pub async fn check_policy(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-    JsonBody(request): JsonBody<PolicyCheck>,
+    request: OrgRequest,
+    JsonBody(check): JsonBody<PolicyCheck>,
 ) -> Result<Json<PolicyAnswer>, ApiError> {
     check_texts(&[
-        ("agentId", &request.agent_id),
-        ("tool", &request.tool),
-        ("action", &request.action),
-        ("resource", &request.resource),
+        ("agentId", &check.agent_id),
+        ("tool", &check.tool),
+        ("action", &check.action),
+        ("resource", &check.resource),
     ])?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let card = state.store.card(&org, CardKind::Tool, &request.tool).await?;
-    let tags = card.as_ref().and_then(|card| card["policyTags"].as_array());
-    let denied = tags.is_some_and(|tags| tags.iter().any(|tag| tag == RESTRICTED));
+    let OrgRequest { org, now, .. } = request;
+    let tool: Option<ToolCard> = state.store.card(&org, CardKind::Tool, &check.tool).await?;
+    let denied = tool.is_some_and(|tool| tool.policy_tags.iter().any(|tag| tag == RESTRICTED));
     if denied {
-        state.store.count_fact(&org, Fact::SafetyGate, 1, (state.clock)()).await?;
+        state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;
     }
     Ok(Json(PolicyAnswer {
-        decision: if denied { "DENY" } else { "ALLOW" },
-        reason: denied.then(|| format!("the tool {} is restricted", request.tool)),
-        checked_at: (state.clock)(),
+        decision: if denied { PolicyDecision::Deny } else { PolicyDecision::Allow },
+        reason: denied.then(|| format!("the tool {} is restricted", check.tool)),
+        checked_at: now,
         evaluator_id: "policy-engine",
         violations: if denied { vec!["restricted-tool"] } else { Vec::new() },
-        request,
+        request: check,
     }))
 }

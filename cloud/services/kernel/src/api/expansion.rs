@@ -3,18 +3,19 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use contract::{EpochMs, OrgId};
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::ApiError;
 use http_stack::extract::JsonBody;
-use http_stack::query::Params;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiState;
 use super::governance::{DAY_MS, latest, new_id};
+use super::responses::RecordChanged;
 use crate::governance::breaker::BreakerEvent;
 use crate::governance::cycle::{self, Approval, Proposal, REPORT_EVENTS_MAX, Report};
+use crate::governance::{AutonomyState, Phase};
 use crate::store::{GovernanceRecord, RecordFilter, RecordKind};
 
 impl ApiState {
@@ -32,13 +33,11 @@ impl ApiState {
     responses((status = 200, body = Report), (status = 403)))]
 pub async fn run_cycle(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Report>, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_role(Role::Approver)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let (month, readiness) = state.readiness(&org).await?;
+    let (month, readiness) = state.readiness(&org, now).await?;
     let (_, autonomy) = state.store.autonomy_state(&org, now).await?;
     let week = state.store.autonomy_metrics(&org, (now.plus_ms(-7 * DAY_MS), now)).await?;
     let told = i64::try_from(REPORT_EVENTS_MAX).unwrap_or(10);
@@ -87,7 +86,7 @@ pub async fn run_cycle(
     state.store.insert_record(&org, &record).await?;
     let doing = ("governance.cycle", now);
     let proposed = report.expansion.is_some();
-    let note = |s: &mut crate::governance::AutonomyState| {
+    let note = |s: &mut AutonomyState| {
         s.known.last_report = Some(now);
         if proposed {
             s.known.last_expansion = Some(now);
@@ -103,12 +102,10 @@ pub async fn run_cycle(
     responses((status = 200, body = Vec<Report>), (status = 400), (status = 403)))]
 pub async fn reports(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Report>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let filter = RecordFilter { limit: params.limit(10, 100)?, ..RecordFilter::default() };
-    Ok(Json(state.store.records(&org, RecordKind::Report, filter).await?))
+    let filter = RecordFilter { limit: request.params.limit(10, 100)?, ..RecordFilter::default() };
+    Ok(Json(state.store.records(&request.org, RecordKind::Report, filter).await?))
 }
 
 /// Returns the newest report, or `null`.
@@ -117,10 +114,9 @@ pub async fn reports(
     responses((status = 200, body = Option<Report>), (status = 403)))]
 pub async fn report_latest(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    latest(&state, &caller, &params, RecordKind::Report, None).await
+    request: OrgRequest,
+) -> Result<Json<Option<Report>>, ApiError> {
+    latest(&state, &request.org, RecordKind::Report, None).await
 }
 
 /// Returns one report, or `null`.
@@ -129,38 +125,47 @@ pub async fn report_latest(
     responses((status = 200, body = Option<Report>), (status = 403)))]
 pub async fn report(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    latest(&state, &caller, &params, RecordKind::Report, Some(&id)).await
+) -> Result<Json<Option<Report>>, ApiError> {
+    latest(&state, &request.org, RecordKind::Report, Some(&id)).await
+}
+
+/// How much autonomy an organisation's agents have now.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutonomyStatus {
+    /// Command types of agents for which a high autonomy level counts.
+    pub command_whitelist: Vec<String>,
+    /// True while the circuit breaker has paused commands.
+    pub commands_paused: bool,
+    pub current_phase: Phase,
+    pub days_since_phase_start: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_expansion_date: Option<EpochMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_report_date: Option<EpochMs>,
+    pub phase_start_date: EpochMs,
 }
 
 /// Returns the organisation's autonomy state: phase, whitelist and whether commands are paused.
 #[utoipa::path(get, path = "/api/governance/state", tag = "governance",
     params(("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 403)))]
+    responses((status = 200, body = AutonomyStatus), (status = 403)))]
 pub async fn state(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let (_, found) = state.store.autonomy_state(&org, now).await?;
-    let known = &found.known;
-    let paused = state.paused(&org).await?;
-    let mut body = json!({"currentPhase": found.phase, "phaseStartDate": found.since,
-        "commandWhitelist": known.whitelist, "daysSincePhaseStart": found.days(now),
-        "commandsPaused": paused});
-    for (name, time) in
-        [("lastReportDate", known.last_report), ("lastExpansionDate", known.last_expansion)]
-    {
-        if let Some(time) = time {
-            body[name] = json!(time);
-        }
-    }
-    Ok(Json(body))
+    request: OrgRequest,
+) -> Result<Json<AutonomyStatus>, ApiError> {
+    let (_, found) = state.store.autonomy_state(&request.org, request.now).await?;
+    Ok(Json(AutonomyStatus {
+        commands_paused: state.paused(&request.org).await?,
+        current_phase: found.phase,
+        days_since_phase_start: found.days(request.now),
+        last_expansion_date: found.known.last_expansion,
+        last_report_date: found.known.last_report,
+        phase_start_date: found.since,
+        command_whitelist: found.known.whitelist,
+    }))
 }
 
 /// Lists the pending proposals.
@@ -169,19 +174,32 @@ pub async fn state(
     responses((status = 200, body = Vec<Proposal>), (status = 403)))]
 pub async fn proposals(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Proposal>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RecordFilter { status: Some("pending"), limit: 20, id: None };
-    Ok(Json(state.store.records(&org, RecordKind::Proposal, filter).await?))
+    Ok(Json(state.store.records(&request.org, RecordKind::Proposal, filter).await?))
 }
 
+/// Which of the required approvals the caller gives.
 #[derive(Deserialize, ToSchema)]
 pub struct ApproveAs {
     /// tech-lead, ops-lead, product-lead or exec-sponsor; default: the first missing approval.
     #[serde(default, rename = "as")]
     pub role: Option<String>,
+}
+
+/// The state of a proposal after a person approved it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProposalApproved {
+    /// True if all required approvals were given, so that the phase has changed.
+    pub approved: bool,
+    pub approved_by: String,
+    pub id: String,
+    /// How many required approvals are missing.
+    pub missing_approvals: usize,
+    /// Always true.
+    pub success: bool,
 }
 
 /// Approves a proposal as one of the required approvers.
@@ -190,19 +208,17 @@ pub struct ApproveAs {
 /// the phase.
 #[utoipa::path(post, path = "/api/governance/proposals/{id}/approve", tag = "governance",
     request_body = ApproveAs, params(("id" = String, Path), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404),
+    responses((status = 200, body = ProposalApproved), (status = 400), (status = 403), (status = 404),
               (status = 409)))]
 pub async fn approve(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(approval): JsonBody<ApproveAs>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ProposalApproved>, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_person()?;
     caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
     let proposal = loop {
         let found = state.store.pending_proposal(&org, &id).await?;
         let (version, mut proposal) = found.ok_or(ApiError::NotFound("pending proposal"))?;
@@ -231,8 +247,13 @@ pub async fn approve(
     };
     let done = proposal.approvals.len() >= proposal.required_approvals.len();
     let missing = proposal.required_approvals.len() - proposal.approvals.len();
-    Ok(Json(json!({"success": true, "id": id, "approvedBy": caller.actor.id,
-                   "approved": done, "missingApprovals": missing})))
+    Ok(Json(ProposalApproved {
+        approved: done,
+        approved_by: caller.actor.id,
+        id,
+        missing_approvals: missing,
+        success: true,
+    }))
 }
 
 /// Adds a person's approval to a proposal.
@@ -261,20 +282,18 @@ fn sign(
 /// Rejects a proposal. Requires a human caller.
 #[utoipa::path(post, path = "/api/governance/proposals/{id}/reject", tag = "governance",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 403), (status = 404)))]
+    responses((status = 200, body = RecordChanged), (status = 403), (status = 404)))]
 pub async fn reject(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Approver)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let who = (&caller.actor, "governance.reject", (state.clock)());
+) -> Result<Json<RecordChanged>, ApiError> {
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Approver)?;
+    let who = (&request.caller.actor, "governance.reject", request.now);
     let place = (RecordKind::Proposal, id.as_str(), "pending");
     let found: Option<Proposal> =
-        state.store.change_record(&org, place, who, |_| Some("rejected")).await?;
+        state.store.change_record(&request.org, place, who, |_| Some("rejected")).await?;
     found.ok_or(ApiError::NotFound("pending proposal"))?;
-    Ok(Json(json!({"success": true, "id": id})))
+    Ok(Json(RecordChanged::new(id)))
 }

@@ -1,20 +1,26 @@
 //! Routes of governance's measurements: facts, incidents, metrics and readiness.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State as Extract;
-use contract::{EpochMs, OrgId};
-use http_stack::auth::{Caller, Role};
+use axum::http::StatusCode;
+use contract::{Actor, EpochMs, OrgId};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
 use http_stack::query::Params;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiState;
+use super::responses::OkResponse;
 use crate::governance::breaker::{BreakerAction, BreakerEvent, Severity};
 use crate::governance::metrics::{AutonomyMetrics, Fact};
-use crate::governance::readiness::{self, Measured, Readiness, THRESHOLD, assess};
+use crate::governance::readiness::{self, Measured, Overall, Readiness, THRESHOLD, assess};
+use crate::governance::{AutonomyState, watch};
 use crate::store::{GovernanceRecord, RecordFilter, RecordKind};
 
 pub(super) const DAY_MS: i64 = 86_400_000;
@@ -33,32 +39,35 @@ impl ApiState {
         Ok(open.iter().any(|event| event.action == BreakerAction::PauseCommandType))
     }
 
-    async fn keep<T: serde::Serialize>(
-        &self,
-        org: &OrgId,
-        kind: RecordKind,
-        at: EpochMs,
-        body: &T,
-    ) -> Result<(), ApiError> {
-        Ok(self.store.upsert_latest(org, kind, at, body).await?)
-    }
-
     /// Returns the share of the last 30 days' roasts that eval has evaluated, 0 to 1; `None` if
     /// eval does not answer.
     async fn coverage(&self, org: &OrgId, now: EpochMs) -> Result<Option<f64>, ApiError> {
         let roasts = self.store.roasts_since(org, now.plus_ms(-COVERAGE_DAYS * DAY_MS)).await?;
         let days = COVERAGE_DAYS.to_string();
         let path = ["evaluations", "coverage"];
-        let told = self.eval.get::<Value>(org, &path, &[("days", &days)]).await;
-        let evaluated = told.ok().flatten().and_then(|told| told["sessionsEvaluated"].as_f64());
+        let told = self.eval.get::<EvalCoverage>(org, &path, &[("days", &days)]).await;
+        let evaluated = told.ok().flatten().map(|told| told.sessions_evaluated);
         Ok(evaluated.map(|n| if roasts > 0 { (n / roasts as f64).min(1.0) } else { 0.0 }))
     }
 
+    /// Computes the metrics of a period, and stores them as the latest.
+    async fn store_metrics(
+        &self,
+        request: &OrgRequest,
+        period: (EpochMs, EpochMs),
+    ) -> Result<Json<AutonomyMetrics>, ApiError> {
+        let metrics = self.store.autonomy_metrics(&request.org, period).await?;
+        let kind = RecordKind::Metrics;
+        self.store.upsert_latest(&request.org, kind, request.now, &metrics).await?;
+        Ok(Json(metrics))
+    }
+
+    /// Returns the metrics of the last 30 days, and the readiness computed from them.
     pub(super) async fn readiness(
         &self,
         org: &OrgId,
+        now: EpochMs,
     ) -> Result<(AutonomyMetrics, Readiness), ApiError> {
-        let now = (self.clock)();
         let (_, state) = self.store.autonomy_state(org, now).await?;
         let metrics = self.store.autonomy_metrics(org, (now.plus_ms(-30 * DAY_MS), now)).await?;
         let measured = Measured { eval_coverage: self.coverage(org, now).await? };
@@ -68,6 +77,14 @@ impl ApiState {
     }
 }
 
+/// The part of eval's coverage that the kernel reads.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EvalCoverage {
+    sessions_evaluated: f64,
+}
+
+/// A fact about commands, to be counted.
 #[derive(Deserialize, ToSchema)]
 pub struct Happened {
     pub what: Fact,
@@ -85,22 +102,21 @@ const fn once() -> i64 {
 /// Metrics, circuit breaker and readiness are computed from these facts.
 #[utoipa::path(post, path = "/api/governance/facts", tag = "governance", request_body = Happened,
     params(("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+    responses((status = 200, body = OkResponse), (status = 400), (status = 403)))]
 pub async fn tell(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(happened): JsonBody<Happened>,
-) -> Result<Json<Value>, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
+) -> Result<Json<OkResponse>, ApiError> {
+    request.caller.require_role(Role::Admin)?;
     if !(1..=1_000).contains(&happened.n) {
         return Err(ApiError::Issues(vec![Issue::new("n", "not between 1 and 1000")]));
     }
-    state.store.count_fact(&org, happened.what, happened.n, (state.clock)()).await?;
-    Ok(Json(json!({"ok": true})))
+    state.store.count_fact(&request.org, happened.what, happened.n, request.now).await?;
+    Ok(Json(OkResponse::OK))
 }
 
+/// An incident to report.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewIncident {
@@ -113,66 +129,84 @@ pub struct NewIncident {
     pub details: Option<String>,
 }
 
+/// A reported incident.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Incident {
+    /// Empty if the report had none.
+    pub details: String,
+    /// True if an agent's action caused it.
+    pub from_autonomous_action: bool,
+    pub id: String,
+    pub reported_by: Actor,
+    pub severity: Severity,
+    pub timestamp: EpochMs,
+    pub title: String,
+}
+
 /// Reports an incident. A critical incident trips the circuit breaker.
 #[utoipa::path(post, path = "/api/incidents", tag = "governance", request_body = NewIncident,
     params(("orgId" = Option<String>, Query)),
-    responses((status = 201, body = Object), (status = 400), (status = 403)))]
+    responses((status = 201, body = Incident), (status = 400), (status = 403)))]
 pub async fn report_incident(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(new): JsonBody<NewIncident>,
-) -> Result<(axum::http::StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<Incident>), ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let details = new.details.as_deref().unwrap_or_default();
+    let details = new.details.unwrap_or_default();
     let fits = (1..=200).contains(&new.title.len()) && details.len() <= 4_000;
     if !fits || new.title.contains('\0') || details.contains('\0') {
         let problem = "title: 1 to 200 bytes; details: at most 4000; no NUL";
         return Err(ApiError::Issues(vec![Issue::new("title", problem)]));
     }
-    let now = (state.clock)();
-    let id = new_id()?;
-    let body = json!({"id": id, "timestamp": now, "title": new.title, "severity": new.severity,
-                      "fromAutonomousAction": new.from_autonomous_action,
-                      "details": details, "reportedBy": caller.actor});
+    let incident = Incident {
+        details,
+        from_autonomous_action: new.from_autonomous_action,
+        id: new_id()?,
+        reported_by: caller.actor,
+        severity: new.severity,
+        timestamp: now,
+        title: new.title,
+    };
     let record = GovernanceRecord {
         kind: RecordKind::Incident,
-        id: &id,
+        id: &incident.id,
         at: now,
         status: "kept",
         unique_key: None,
-        body: &body,
+        body: &incident,
     };
-    let critical = new.severity == Severity::Critical;
-    let autonomous = new.from_autonomous_action;
+    let critical = incident.severity == Severity::Critical;
+    let autonomous = incident.from_autonomous_action;
     let mut facts = vec![Fact::Incident];
     facts.extend(critical.then_some(Fact::IncidentCritical));
     facts.extend(autonomous.then_some(Fact::IncidentAutonomous));
     state.store.insert_record_with_facts(&org, &record, &facts).await?;
-    metrics::counter!("simcorp_governance_incidents_total", "severity" => new.severity.as_str())
-        .increment(1);
+    metrics::counter!("simcorp_governance_incidents_total",
+        "severity" => incident.severity.as_str())
+    .increment(1);
     if critical {
         // A critical incident must not wait for the next periodic evaluation.
-        crate::governance::watch::evaluate(&state.store, &org, now).await?;
+        watch::evaluate(&state.store, &org, now).await?;
     }
-    Ok((axum::http::StatusCode::CREATED, Json(body)))
+    Ok((StatusCode::CREATED, Json(incident)))
 }
 
 /// Lists incidents, newest first.
 #[utoipa::path(get, path = "/api/incidents", tag = "governance",
     params(("limit" = Option<i64>, Query), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Vec<Object>), (status = 400), (status = 403)))]
+    responses((status = 200, body = Vec<Incident>), (status = 400), (status = 403)))]
 pub async fn incidents(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Vec<Value>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let filter = RecordFilter { limit: params.limit(50, 200)?, ..RecordFilter::default() };
-    Ok(Json(state.store.records(&org, RecordKind::Incident, filter).await?))
+    request: OrgRequest,
+) -> Result<Json<Vec<Incident>>, ApiError> {
+    let filter = RecordFilter { limit: request.params.limit(50, 200)?, ..RecordFilter::default() };
+    Ok(Json(state.store.records(&request.org, RecordKind::Incident, filter).await?))
 }
 
+/// Returns the time in a query parameter.
 fn time(params: &Params, name: &str) -> Result<Option<EpochMs>, ApiError> {
     let read = |text: &str| {
         let time: Option<EpochMs> = serde_json::from_value(text.into()).ok();
@@ -188,19 +222,14 @@ fn time(params: &Params, name: &str) -> Result<Option<EpochMs>, ApiError> {
     responses((status = 200, body = AutonomyMetrics), (status = 400), (status = 403)))]
 pub async fn metrics_current(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let end = time(&params, "end")?.unwrap_or(now);
-    let start = time(&params, "start")?.unwrap_or(end.plus_ms(-DAY_MS));
+    let end = time(&request.params, "end")?.unwrap_or(request.now);
+    let start = time(&request.params, "start")?.unwrap_or(end.plus_ms(-DAY_MS));
     if start > end {
         return Err(ApiError::Invalid("start: after end".to_owned()));
     }
-    let metrics = state.store.autonomy_metrics(&org, (start, end)).await?;
-    state.keep(&org, RecordKind::Metrics, now, &metrics).await?;
-    Ok(Json(metrics))
+    state.store_metrics(&request, (start, end)).await
 }
 
 /// Counts what happened to commands in the last seven days.
@@ -209,28 +238,22 @@ pub async fn metrics_current(
     responses((status = 200, body = AutonomyMetrics), (status = 403)))]
 pub async fn metrics_weekly(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let metrics = state.store.autonomy_metrics(&org, (now.plus_ms(-7 * DAY_MS), now)).await?;
-    state.keep(&org, RecordKind::Metrics, now, &metrics).await?;
-    Ok(Json(metrics))
+    state.store_metrics(&request, (request.now.plus_ms(-7 * DAY_MS), request.now)).await
 }
 
-pub(super) async fn latest(
+/// Returns the newest record of a kind, or the one with the identity `id`. As upstream, a missing
+/// record is returned as `null`.
+pub(super) async fn latest<T: DeserializeOwned>(
     state: &ApiState,
-    caller: &Caller,
-    params: &Params,
+    org: &OrgId,
     kind: RecordKind,
     id: Option<&str>,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
+) -> Result<Json<Option<T>>, ApiError> {
     let filter = RecordFilter { id, limit: 1, ..RecordFilter::default() };
-    let found: Vec<Value> = state.store.records(&org, kind, filter).await?;
-    // As upstream: a missing record is returned as `null`.
-    Ok(Json(found.into_iter().next().unwrap_or(Value::Null)))
+    let found: Vec<T> = state.store.records(org, kind, filter).await?;
+    Ok(Json(found.into_iter().next()))
 }
 
 /// Returns the metrics that were last computed, or `null`.
@@ -239,10 +262,9 @@ pub(super) async fn latest(
     responses((status = 200, body = Option<AutonomyMetrics>), (status = 403)))]
 pub async fn metrics_latest(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    latest(&state, &caller, &params, RecordKind::Metrics, None).await
+    request: OrgRequest,
+) -> Result<Json<Option<AutonomyMetrics>>, ApiError> {
+    latest(&state, &request.org, RecordKind::Metrics, None).await
 }
 
 /// Computes whether agents are ready for more autonomy.
@@ -251,12 +273,11 @@ pub async fn metrics_latest(
     responses((status = 200, body = Readiness), (status = 403)))]
 pub async fn readiness_current(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Readiness>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let (_, readiness) = state.readiness(&org).await?;
-    state.keep(&org, RecordKind::Readiness, readiness.timestamp, &readiness).await?;
+    let OrgRequest { org, now, .. } = request;
+    let (_, readiness) = state.readiness(&org, now).await?;
+    state.store.upsert_latest(&org, RecordKind::Readiness, now, &readiness).await?;
     Ok(Json(readiness))
 }
 
@@ -266,47 +287,58 @@ pub async fn readiness_current(
     responses((status = 200, body = Option<Readiness>), (status = 403)))]
 pub async fn readiness_latest(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    latest(&state, &caller, &params, RecordKind::Readiness, None).await
+    request: OrgRequest,
+) -> Result<Json<Option<Readiness>>, ApiError> {
+    latest(&state, &request.org, RecordKind::Readiness, None).await
+}
+
+/// The readiness in short.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReadinessScore {
+    /// Required items that do not hold.
+    pub blockers: Vec<String>,
+    pub ready: bool,
+    /// 0 to 1.
+    pub score: f64,
+    /// The lowest score at which agents are ready.
+    pub threshold: f64,
 }
 
 /// Returns the readiness score, 0 to 1.
 #[utoipa::path(get, path = "/api/readiness/score", tag = "governance",
     params(("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 403)))]
+    responses((status = 200, body = ReadinessScore), (status = 403)))]
 pub async fn readiness_score(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let (_, readiness) = state.readiness(&org).await?;
-    let overall = &readiness.overall;
-    Ok(Json(json!({"score": overall.score, "ready": overall.ready,
-                   "blockers": overall.blockers, "threshold": THRESHOLD})))
+    request: OrgRequest,
+) -> Result<Json<ReadinessScore>, ApiError> {
+    let (_, readiness) = state.readiness(&request.org, request.now).await?;
+    let Overall { score, ready, blockers } = readiness.overall;
+    Ok(Json(ReadinessScore { blockers, ready, score, threshold: THRESHOLD }))
 }
 
+/// Checklist items by name, each with whether it holds.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeclaredItems(BTreeMap<String, bool>);
+
 /// Declares checklist items that cannot be measured, by name: `{"RUNBOOKS_COMPLETE": true}`.
-#[utoipa::path(put, path = "/api/readiness/declared", tag = "governance", request_body = Object,
+#[utoipa::path(put, path = "/api/readiness/declared", tag = "governance", request_body = DeclaredItems,
     params(("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+    responses((status = 200, body = DeclaredItems), (status = 400), (status = 403)))]
 pub async fn declare(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-    JsonBody(said): JsonBody<std::collections::BTreeMap<String, bool>>,
-) -> Result<Json<Value>, ApiError> {
+    request: OrgRequest,
+    JsonBody(DeclaredItems(items)): JsonBody<DeclaredItems>,
+) -> Result<Json<DeclaredItems>, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_person()?;
     caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let unknown = said.keys().find(|name| !readiness::declarable().any(|known| known == **name));
+    let unknown = items.keys().find(|name| !readiness::declarable().any(|known| known == **name));
     if let Some(name) = unknown {
         return Err(ApiError::Issues(vec![Issue::new(name, "not an item that can be declared")]));
     }
-    let doing = ("readiness.declare", (state.clock)());
-    let change = |s: &mut crate::governance::AutonomyState| s.known.declared.extend(said.clone());
+    let doing = ("readiness.declare", now);
+    let change = |s: &mut AutonomyState| s.known.declared.extend(items.clone());
     let after = state.store.change_autonomy(&org, &caller.actor, doing, change).await?;
-    Ok(Json(json!(after.known.declared)))
+    Ok(Json(DeclaredItems(after.known.declared)))
 }

@@ -6,10 +6,11 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::ActorKind;
 use contract::mission::{Action, GovernanceDecision};
-use http_stack::auth::{Caller, Role};
+use database::audit::AuditEntry;
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::Params;
 
 use super::ApiState;
 use crate::governance::metrics::Fact;
@@ -22,11 +23,9 @@ use crate::store::VersionedConfig;
     responses((status = 200, body = GovernorConfig), (status = 403)))]
 pub async fn get(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(answer(state.store.governor_config(&org).await?))
+    Ok(answer(state.store.governor_config(&request.org).await?))
 }
 
 /// Replaces the policy. With `If-Match`, returns 412 if the current version is a different one.
@@ -35,13 +34,12 @@ pub async fn get(
     responses((status = 200, body = GovernorConfig), (status = 400), (status = 403), (status = 412)))]
 pub async fn put(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     headers: HeaderMap,
     JsonBody(config): JsonBody<GovernorConfig>,
 ) -> Result<Response, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
     let issues: Vec<Issue> =
         config.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
     if !issues.is_empty() {
@@ -54,7 +52,6 @@ pub async fn put(
     {
         return Err(faster());
     }
-    let now = (state.clock)();
     let set = state.store.set_governor_config(&org, &before, config, &caller.actor, now).await?;
     Ok(answer(set.ok_or_else(faster)?))
 }
@@ -75,17 +72,15 @@ fn answer(versioned: VersionedConfig) -> Response {
     responses((status = 200, body = GovernanceDecision), (status = 400), (status = 403)))]
 pub async fn check_command(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(mut ask): JsonBody<CommandAsk>,
 ) -> Result<Json<GovernanceDecision>, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_role(Role::Operator)?;
     // An agent must not claim that a person proposes the command.
     if caller.actor.kind == ActorKind::Agent {
         ask.proposed_by = ActorKind::Agent;
     }
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
     let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
     let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
     let recent = state.store.autonomy_metrics(&org, (now.plus_ms(-window), now)).await?;
@@ -106,16 +101,13 @@ pub async fn check_command(
 #[utoipa::path(get, path = "/audit", tag = "governance",
     params(("orgId" = Option<String>, Query), ("after" = Option<i64>, Query),
            ("limit" = Option<i64>, Query, description = "0 to 500; default 100")),
-    responses((status = 200, body = Vec<Object>), (status = 400), (status = 403)))]
+    responses((status = 200, body = Vec<AuditEntry>), (status = 400), (status = 403)))]
 pub async fn audit(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
-) -> Result<Response, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let after = params.number("after", 0, 0, i64::MAX)?;
-    let limit = params.limit(100, 500)?;
-    let entries = state.store.database().audit_log(&org, after, limit).await?;
-    Ok(Json(entries).into_response())
+    request: OrgRequest,
+) -> Result<Json<Vec<AuditEntry>>, ApiError> {
+    request.caller.require_role(Role::Admin)?;
+    let after = request.params.number("after", 0, 0, i64::MAX)?;
+    let limit = request.params.limit(100, 500)?;
+    Ok(Json(state.store.database().audit_log(&request.org, after, limit).await?))
 }

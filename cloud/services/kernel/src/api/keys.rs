@@ -5,12 +5,11 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::ActorKind;
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::Params;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiState;
@@ -21,18 +20,18 @@ const DAYS_MAX: u32 = 400;
 
 /// Returns the authenticated caller: actor, organisation and role.
 #[utoipa::path(get, path = "/whoami", tag = "people",
-    responses((status = 200, body = Object), (status = 401)))]
+    responses((status = 200, body = Caller), (status = 401)))]
 pub async fn whoami(caller: Caller) -> Json<Caller> {
     Json(caller)
 }
 
+/// An API key to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewKey {
     /// What the key is for.
     pub name: String,
-    /// viewer, operator, approver or admin; at most the caller's own role.
-    #[schema(value_type = String)]
+    /// At most the caller's own role.
     pub role: Role,
     /// AGENT or SYSTEM
     #[serde(default = "system")]
@@ -46,18 +45,26 @@ const fn system() -> ActorKind {
     ActorKind::System
 }
 
+/// A new API key with its secret.
+#[derive(Serialize, ToSchema)]
+pub struct CreatedKey {
+    #[serde(flatten)]
+    pub key: ApiKey,
+    /// The whole key, for the `Authorization` header. No later response contains it.
+    pub token: String,
+}
+
 /// Creates an API key of the caller's organisation. Only this response contains its `token`.
 #[utoipa::path(post, path = "/keys", tag = "people", request_body = NewKey,
-    responses((status = 201, body = Object), (status = 400), (status = 403)))]
+    responses((status = 201, body = CreatedKey), (status = 400), (status = 403)))]
 pub async fn create(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(new): JsonBody<NewKey>,
 ) -> Result<Response, ApiError> {
+    let OrgRequest { caller, org, now, .. } = request;
     caller.require_role(Role::Admin)?;
     caller.require_role(new.role)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
     let days = new.expires_in_days.unwrap_or(DAYS);
     let mut issues = Vec::new();
     if !(1..=200).contains(&new.name.len()) || new.name.contains('\0') {
@@ -73,7 +80,6 @@ pub async fn create(
         return Err(ApiError::Issues(issues));
     }
     let token = ApiKeyToken::generate().map_err(ApiError::internal)?;
-    let now = (state.clock)();
     let key = ApiKey {
         id: token.id().to_owned(),
         org_id: Some(org),
@@ -86,11 +92,10 @@ pub async fn create(
         revoked_at: None,
     };
     state.store.add_key(&key, &caller.actor).await?;
-    let mut body = json!(key);
-    body["token"] = token.reveal().into();
+    let created = CreatedKey { key, token: token.reveal() };
     // The secret must never be stored: not by a cache, and not for its Idempotency-Key.
     let once = [(header::CACHE_CONTROL, "no-store")];
-    Ok((StatusCode::CREATED, once, Json(body)).into_response())
+    Ok((StatusCode::CREATED, once, Json(created)).into_response())
 }
 
 /// Lists the API keys of the caller's organisation, without their secrets.
@@ -98,12 +103,10 @@ pub async fn create(
     responses((status = 200, body = Vec<ApiKey>), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<ApiKey>>, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(state.store.keys(Some(&org)).await?))
+    request.caller.require_role(Role::Admin)?;
+    Ok(Json(state.store.keys(Some(&request.org)).await?))
 }
 
 /// Revokes an API key. Within half a minute every service rejects it.
@@ -111,14 +114,11 @@ pub async fn list(
     responses((status = 204), (status = 403), (status = 404)))]
 pub async fn revoke(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<StatusCode, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    if state.store.revoke_key(Some(&org), &id, &caller.actor, now).await? {
+    request.caller.require_role(Role::Admin)?;
+    if state.store.revoke_key(Some(&request.org), &id, &request.caller.actor, request.now).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
     Err(ApiError::NotFound("key"))

@@ -1,11 +1,13 @@
 //! Routes of missions, and of the queue from which workers claim them.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use contract::OrgId;
 use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission, REPORT_GOAL};
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
@@ -167,41 +169,76 @@ pub async fn list(
     Ok(Json(MissionList { items, next_cursor }))
 }
 
+/// The number of missions in each state.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub struct MissionsByStatus {
+    pub pending: i64,
+    pub running: i64,
+    pub retry: i64,
+    pub done: i64,
+    pub failed: i64,
+    pub quarantined: i64,
+    pub blocked: i64,
+    pub canceled: i64,
+}
+
+/// Counts of missions.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MissionCounts {
+    #[serde(flatten)]
+    pub by_status: MissionsByStatus,
+    /// All missions, whatever their state.
+    pub total: i64,
+    /// The same as `QUARANTINED`.
+    pub quarantined_total: i64,
+    /// The same as `BLOCKED`.
+    pub blocked_total: i64,
+    /// How many missions a rate limit has delayed.
+    pub rate_limited_total: i64,
+    /// How many missions a person has approved.
+    pub approved_total: i64,
+}
+
+impl MissionCounts {
+    /// Returns the counts of the store, which are by name. A count that is missing is 0.
+    fn new(counts: &BTreeMap<String, i64>) -> Self {
+        let named = |name: &str| counts.get(name).copied().unwrap_or(0);
+        let of = |status: MissionStatus| named(status.as_str());
+        let by_status = MissionsByStatus {
+            pending: of(MissionStatus::Pending),
+            running: of(MissionStatus::Running),
+            retry: of(MissionStatus::Retry),
+            done: of(MissionStatus::Done),
+            failed: of(MissionStatus::Failed),
+            quarantined: of(MissionStatus::Quarantined),
+            blocked: of(MissionStatus::Blocked),
+            canceled: of(MissionStatus::Canceled),
+        };
+        Self {
+            total: MissionStatus::ALL.iter().map(|status| of(*status)).sum(),
+            quarantined_total: by_status.quarantined,
+            blocked_total: by_status.blocked,
+            rate_limited_total: named("rate_limited"),
+            approved_total: named("approved"),
+            by_status,
+        }
+    }
+}
+
 /// Returns the number of missions in each state.
 #[utoipa::path(get, path = "/missions/metrics", tag = "missions",
-    params(("orgId" = Option<String>, Query)), responses((status = 200, body = Object)))]
+    params(("orgId" = Option<String>, Query)), responses((status = 200, body = MissionCounts)))]
 pub async fn counts(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
-) -> Result<Json<Map<String, Value>>, ApiError> {
+) -> Result<Json<MissionCounts>, ApiError> {
     let org = match (&caller.org, params.get("orgId")) {
         (None, None) => None,
         (_, named) => Some(caller.resolve_org(named)?),
     };
-    let counts = state.store.counts(org.as_ref()).await?;
-    let of = |what: &str| counts.get(what).copied().unwrap_or(0);
-    let mut body = Map::new();
-    let mut total = 0;
-    for status in MissionStatus::ALL {
-        total += of(status.as_str());
-        body.insert(status.as_str().to_owned(), of(status.as_str()).into());
-    }
-    body.insert("total".to_owned(), total.into());
-    for (name, what) in [
-        ("quarantined_total", "QUARANTINED"),
-        ("blocked_total", "BLOCKED"),
-        ("rate_limited_total", "rate_limited"),
-        ("approved_total", "approved"),
-    ] {
-        body.insert(name.to_owned(), of(what).into());
-    }
-    Ok(Json(body))
-}
-
-/// Returns the organisation of the mission in the path: the caller's, or `orgId` for services.
-fn mission_org(caller: &Caller, params: &Params) -> Result<OrgId, ApiError> {
-    caller.resolve_org(params.get("orgId"))
+    Ok(Json(MissionCounts::new(&state.store.counts(org.as_ref()).await?)))
 }
 
 /// Returns one mission.
@@ -209,11 +246,10 @@ fn mission_org(caller: &Caller, params: &Params) -> Result<OrgId, ApiError> {
     responses((status = 200, body = MissionRecord), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    let found = state.store.mission(&mission_org(&caller, &params)?, &id).await?;
+    let found = state.store.mission(&request.org, &id).await?;
     found.map(Json).ok_or(ApiError::NotFound("mission"))
 }
 
@@ -265,15 +301,13 @@ pub struct Heartbeat {
     responses((status = 200, body = MissionRecord), (status = 400), (status = 404), (status = 409)))]
 pub async fn heartbeat(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(beat): JsonBody<Heartbeat>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = mission_org(&caller, &params)?;
+    request.caller.require_role(Role::Operator)?;
     let lease = (beat.lease_id.as_str(), beat.agent_name.as_deref());
-    let now = (state.clock)();
+    let OrgRequest { org, now, .. } = request;
     transition_response(state.store.heartbeat(&org, &id, lease, state.lease_ms, now).await?)
 }
 
@@ -282,8 +316,8 @@ pub async fn heartbeat(
 pub struct Complete {
     #[serde(default)]
     pub lease_id: Option<String>,
+    /// Free-form JSON of the worker.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub summary: Option<Map<String, Value>>,
 }
 
@@ -293,17 +327,14 @@ pub struct Complete {
     responses((status = 200, body = MissionRecord), (status = 400), (status = 404), (status = 409)))]
 pub async fn complete(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(done): JsonBody<Complete>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = mission_org(&caller, &params)?;
+    request.caller.require_role(Role::Operator)?;
     let (lease, summary) = (done.lease_id.as_deref(), done.summary.as_ref());
-    let answer = transition_response(
-        state.store.complete(&org, &id, lease, summary, (state.clock)()).await?,
-    )?;
+    let OrgRequest { org, now, .. } = request;
+    let answer = transition_response(state.store.complete(&org, &id, lease, summary, now).await?)?;
     ended(&answer, "DONE");
     Ok(answer)
 }
@@ -314,8 +345,8 @@ pub struct Fail {
     #[serde(default)]
     pub lease_id: Option<String>,
     pub error: String,
+    /// Free-form JSON of the worker.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub details: Option<Map<String, Value>>,
     /// If true, the mission is retried later, as long as it has attempts left.
     #[serde(default)]
@@ -328,22 +359,20 @@ pub struct Fail {
     responses((status = 200, body = MissionRecord), (status = 400), (status = 404), (status = 409)))]
 pub async fn fail(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(failed): JsonBody<Fail>,
 ) -> Result<Json<MissionRecord>, ApiError> {
     const ERROR_MAX: usize = 4_096;
-    caller.require_role(Role::Operator)?;
-    let org = mission_org(&caller, &params)?;
+    request.caller.require_role(Role::Operator)?;
     let plain = |text: &str| text.replace('\0', "\u{fffd}").chars().take(ERROR_MAX).collect();
     let failure = AttemptFailure {
         error: LastError { error: plain(&failed.error), details: failed.details },
         retryable: failed.retryable,
     };
     let lease = failed.lease_id.as_deref();
-    let answer =
-        transition_response(state.store.fail(&org, &id, lease, &failure, (state.clock)()).await?)?;
+    let OrgRequest { org, now, .. } = request;
+    let answer = transition_response(state.store.fail(&org, &id, lease, &failure, now).await?)?;
     ended(&answer, answer.status.as_str());
     Ok(answer)
 }
@@ -360,20 +389,18 @@ pub struct Approve {
     responses((status = 200, body = MissionRecord), (status = 403), (status = 404), (status = 409)))]
 pub async fn approve(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(approval): JsonBody<Approve>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Approver)?;
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Approver)?;
     let note = approval.note.as_deref().filter(|note| !note.is_empty());
     if note.is_some_and(|note| note.len() > NOTE_MAX || note.contains('\0')) {
         return Err(ApiError::Issues(vec![Issue::new("note", "more than 2000 bytes, or a NUL")]));
     }
-    let org = mission_org(&caller, &params)?;
-    let now = (state.clock)();
-    transition_response(state.store.approve(&org, &id, note, &caller.actor, now).await?)
+    let actor = &request.caller.actor;
+    transition_response(state.store.approve(&request.org, &id, note, actor, request.now).await?)
 }
 
 /// Cancels a mission that has not ended. Requires a human caller.
@@ -381,14 +408,13 @@ pub async fn approve(
     responses((status = 200, body = MissionRecord), (status = 403), (status = 404), (status = 409)))]
 pub async fn cancel(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Approver)?;
-    let org = mission_org(&caller, &params)?;
-    transition_response(state.store.cancel(&org, &id, &caller.actor, (state.clock)()).await?)
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Approver)?;
+    let actor = &request.caller.actor;
+    transition_response(state.store.cancel(&request.org, &id, actor, request.now).await?)
 }
 
 /// Makes the mission's next attempt due at once. Requires a human caller.
@@ -396,14 +422,13 @@ pub async fn cancel(
     responses((status = 200, body = MissionRecord), (status = 403), (status = 404), (status = 409)))]
 pub async fn retry_now(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Operator)?;
-    let org = mission_org(&caller, &params)?;
-    transition_response(state.store.retry_now(&org, &id, &caller.actor, (state.clock)()).await?)
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Operator)?;
+    let actor = &request.caller.actor;
+    transition_response(state.store.retry_now(&request.org, &id, actor, request.now).await?)
 }
 
 fn transition_response(moved: Transition) -> Result<Json<MissionRecord>, ApiError> {

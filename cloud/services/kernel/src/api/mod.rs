@@ -7,6 +7,7 @@ mod governance;
 mod governor;
 mod keys;
 mod missions;
+mod responses;
 mod traces;
 
 use axum::extract::FromRef;

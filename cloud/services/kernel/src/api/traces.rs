@@ -3,14 +3,14 @@
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::response::Response;
-use contract::EpochMs;
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
 use http_stack::query::{self, Params};
-use serde_json::{Value, json};
 
 use super::ApiState;
+use super::responses::OkResponse;
 use crate::governance::metrics::Fact;
 use crate::store::TraceFilter;
 use crate::trace::Trace;
@@ -19,13 +19,13 @@ const TRACE_BYTES_MAX: usize = 128 * 1024;
 
 /// Stores a trace. Each attempt at a mission has its own trace.
 #[utoipa::path(post, path = "/traces", tag = "traces", request_body = Trace,
-    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+    responses((status = 200, body = OkResponse), (status = 400), (status = 403)))]
 pub async fn keep(
     Extract(state): Extract<ApiState>,
     caller: Caller,
     params: Params,
     JsonBody(trace): JsonBody<Trace>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<OkResponse>, ApiError> {
     caller.require_role(Role::Operator)?;
     if let Some((field, problem)) = trace.problem() {
         return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
@@ -45,7 +45,7 @@ pub async fn keep(
             state.store.count_fact(&org, Fact::ConstraintViolation, denied, now).await?;
         }
     }
-    Ok(Json(json!({"ok": true})))
+    Ok(Json(OkResponse::OK))
 }
 
 /// Lists traces, newest first.
@@ -57,24 +57,20 @@ pub async fn keep(
     responses((status = 200, body = Vec<Trace>), (status = 400), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let owned = |name: &str| params.get(name).map(str::to_owned);
+    let owned = |name: &str| request.params.get(name).map(str::to_owned);
     let filter = TraceFilter {
         mission: owned("missionId"),
         agent: owned("agentId"),
         status: owned("status"),
         text: owned("q"),
-        after: params.cursor()?,
-        limit: params.limit(50, 200)?,
+        after: request.params.cursor()?,
+        limit: request.params.limit(50, 200)?,
     };
-    let traces = state.store.traces(&org, &filter).await?;
-    Ok(query::page(traces, filter.limit, |trace: &Value| {
-        let started: Option<EpochMs> = serde_json::from_value(trace["startedAt"].clone()).ok();
-        let id = trace["traceId"].as_str().unwrap_or_default();
-        query::encode_cursor(started.map_or(0, |at| at.0), id)
+    let traces = state.store.traces(&request.org, &filter).await?;
+    Ok(query::page(traces, filter.limit, |trace: &Trace| {
+        query::encode_cursor(trace.started_at.0, &trace.trace_id)
     }))
 }
 
@@ -83,12 +79,10 @@ pub async fn list(
     responses((status = 200, body = Trace), (status = 404)))]
 pub async fn of_mission(
     Extract(state): Extract<ApiState>,
-    caller: Caller,
+    request: OrgRequest,
     Path(mission): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
+) -> Result<Json<Trace>, ApiError> {
     let filter = TraceFilter { mission: Some(mission), limit: 1, ..TraceFilter::default() };
-    let found = state.store.traces(&org, &filter).await?.into_iter().next();
+    let found = state.store.traces(&request.org, &filter).await?.into_iter().next();
     found.map(Json).ok_or(ApiError::NotFound("trace"))
 }

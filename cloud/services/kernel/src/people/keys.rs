@@ -69,7 +69,6 @@ pub struct ApiKey {
     pub org_id: Option<OrgId>,
     pub name: String,
     pub kind: ActorKind,
-    #[schema(value_type = String)]
     pub role: Role,
     #[serde(skip)]
     pub digest: Vec<u8>,

@@ -3,10 +3,12 @@
 use ::database::sqlx::{query, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::{Actor, EpochMs, OrgId};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::KernelStore;
-use super::mission_row::from_json as read;
+use super::mission_row::{from_json as read, to_json};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CardKind {
@@ -32,7 +34,7 @@ impl KernelStore {
         &self,
         org: &OrgId,
         kind: CardKind,
-        (id, card): (&str, &Value),
+        (id, card): (&str, &impl Serialize),
         actor: &Actor,
         now: EpochMs,
     ) -> Result<(), StoreError> {
@@ -40,7 +42,7 @@ impl KernelStore {
         on_tx!(&mut tx, c => query(
             "INSERT INTO cards (org_id, kind, id, body, updated_ms) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT (org_id, kind, id) DO UPDATE SET body = EXCLUDED.body, updated_ms = EXCLUDED.updated_ms")
-            .bind(org.as_str()).bind(kind.as_str()).bind(id).bind(card.to_string()).bind(now.0)
+            .bind(org.as_str()).bind(kind.as_str()).bind(id).bind(to_json(card)?).bind(now.0)
             .execute(c).await.map(drop))
         .map_err(StoreError::query("storing a card"))?;
         let action = format!("{}.register", kind.as_str());
@@ -52,12 +54,12 @@ impl KernelStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn card(
+    pub async fn card<C: DeserializeOwned>(
         &self,
         org: &OrgId,
         kind: CardKind,
         id: &str,
-    ) -> Result<Option<Value>, StoreError> {
+    ) -> Result<Option<C>, StoreError> {
         let body: Option<String> = on!(self.database, pool => query_scalar(
             "SELECT body FROM cards WHERE org_id = $1 AND kind = $2 AND id = $3")
             .bind(org.as_str()).bind(kind.as_str()).bind(id).fetch_optional(pool).await)
@@ -69,7 +71,11 @@ impl KernelStore {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn cards(&self, org: &OrgId, kind: CardKind) -> Result<Vec<Value>, StoreError> {
+    pub async fn cards<C: DeserializeOwned>(
+        &self,
+        org: &OrgId,
+        kind: CardKind,
+    ) -> Result<Vec<C>, StoreError> {
         const CARDS_MAX: i64 = 1_000;
         let rows: Vec<String> = on!(self.database, pool => query_scalar(
             "SELECT body FROM cards WHERE org_id = $1 AND kind = $2 ORDER BY id LIMIT $3")

@@ -3,7 +3,6 @@
 use ::database::sqlx::{AssertSqlSafe, query, query_scalar};
 use ::database::{StoreError, on};
 use contract::{EpochMs, OrgId};
-use serde_json::Value;
 
 use super::KernelStore;
 use super::mission_row::from_json;
@@ -60,7 +59,7 @@ impl KernelStore {
         &self,
         org: &OrgId,
         filter: &TraceFilter,
-    ) -> Result<Vec<Value>, StoreError> {
+    ) -> Result<Vec<Trace>, StoreError> {
         let mut select = Select::of("body, started_ms, trace_id", "traces", org.as_str())
             .equal("mission_id", filter.mission.as_deref())
             .equal("agent_id", filter.agent.as_deref())

@@ -1,8 +1,8 @@
 //! End-to-end tests: real processes of every program, real servers, one test binary.
 //!
-//! A test lies in the module of the service it is about; what needs one program alone lies in that
-//! program's crate. `support` starts systems. Run one module with
-//! `cargo nextest run -p e2e fleet::`.
+//! A test is in the module of the service that it tests; a test that needs only one program is in
+//! that program's crate. `support` starts systems. The command `cargo nextest run -p e2e fleet::`
+//! runs one module.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,17 +1,17 @@
-//! Where a value lies, in each transport's own words.
+//! The addresses of values, in the notation of each transport.
 
 use crate::document::{Profile, Transport};
 
-/// A Modbus table. It says by which function a value is read.
+/// A Modbus table; it decides which functions read and write a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// Function 1, written by 5 or 15.
+    /// Read by function 1, written by 5 or 15.
     Coil,
-    /// Function 2, never written.
+    /// Read by function 2, never written.
     Discrete,
-    /// Function 3, written by 6, 16 or 22.
+    /// Read by function 3, written by 6, 16 or 22.
     Holding,
-    /// Function 4, never written.
+    /// Read by function 4, never written.
     Input,
 }
 
@@ -28,7 +28,7 @@ pub enum Area {
     Block(u16),
 }
 
-/// Where a value lies.
+/// The address of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// `holding 12393`, `coil 32`, `holding 12318.2`; registers are counted from 0, as in the
@@ -38,18 +38,18 @@ pub enum Address {
     S7 { area: Area, byte: u16, bit: Option<u8> },
     /// `F1`: one byte, in hexadecimal.
     Target(u8),
-    /// A name that the protocol defines, or a line's own.
+    /// A name that the protocol defines, or a name that a text line has.
     Name(String),
     /// `max31856 /dev/spidev0.0`, `mcp9600 /dev/i2c-1 0x67`.
     Board {
         chip: Chip,
         device: String,
-        /// On I²C.
+        /// The address on the I²C bus.
         at: Option<u8>,
     },
 }
 
-/// A thermocouple board that is known.
+/// A supported thermocouple chip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chip {
     Max31855,
@@ -57,13 +57,13 @@ pub enum Chip {
     Mcp9600,
 }
 
-/// What TC4 firmware answers to `READ`, in its order, and what it takes.
+/// The values of TC4 firmware's answer to `READ`, in its order; [`TC4_WRITES`] are its commands.
 pub const TC4_READS: [&str; 6] = ["ambient", "ch1", "ch2", "heater", "fan", "sv"];
 pub const TC4_WRITES: [&str; 7] = ["OT1", "OT2", "OT3", "DCFAN", "IO3", "PID;SV", "PID"];
-/// Kaleido's variables.
+/// Kaleido's variables that can be read; [`KALEIDO_WRITES`] can be written.
 pub const KALEIDO_READS: [&str; 10] = ["BT", "ET", "AT", "TS", "HP", "FC", "RC", "AH", "HS", "CS"];
 pub const KALEIDO_WRITES: [&str; 7] = ["HP", "FC", "RC", "AH", "TS", "HS", "CS"];
-/// Fields of Hottop's status and command frames.
+/// The fields of Hottop's status frame; [`HOTTOP_WRITES`] are those of its command frame.
 pub const HOTTOP_READS: [&str; 9] = [
     "et",
     "bt",
@@ -78,7 +78,7 @@ pub const HOTTOP_READS: [&str; 9] = [
 pub const HOTTOP_WRITES: [&str; 6] =
     ["heater", "fan", "main_fan", "solenoid", "drum_motor", "cooling_motor"];
 
-/// Whether an address is to be read or written.
+/// Whether an address is read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -86,10 +86,11 @@ pub enum Access {
 }
 
 impl Address {
-    /// Reads an address of `profile`'s transport; `station` where it is not the transport's.
+    /// Parses an address of `profile`'s transport. `station` is the Modbus unit, where it differs
+    /// from the transport's.
     ///
     /// # Errors
-    /// What an address of that transport looks like.
+    /// Returns a description of a valid address of that transport.
     pub fn parse(
         profile: &Profile,
         station: Option<u8>,
@@ -190,7 +191,7 @@ fn board(text: &str) -> Option<Address> {
     (fits && words.next().is_none()).then_some(Address::Board { chip, device, at })
 }
 
-/// Digits alone: `parse` would take a sign too.
+/// Parses digits only; `parse` would also accept a sign.
 fn number(text: &str) -> Option<u16> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

@@ -1,10 +1,10 @@
-//! The profiles that the agent carries.
+//! The profiles that are compiled into the agent.
 
-/// One of them.
+/// A profile that is compiled into the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShippedProfile {
     pub id: &'static str,
-    /// The TOML file.
+    /// The text of the TOML file.
     pub text: &'static str,
 }
 
@@ -14,7 +14,7 @@ macro_rules! entries {
     };
 }
 
-/// All of them, by name.
+/// All shipped profiles, sorted by id.
 pub const SHIPPED: &[ShippedProfile] = &entries![
     "besca.bsc.auto-tcp",
     "coffed.sr5.auto",
@@ -42,7 +42,7 @@ pub const SHIPPED: &[ShippedProfile] = &entries![
     "watlow.pm.rtu",
 ];
 
-/// The profile of that name.
+/// Returns the shipped profile with this id.
 #[must_use]
 pub fn shipped(id: &str) -> Option<&'static ShippedProfile> {
     SHIPPED.iter().find(|entry| entry.id == id)

@@ -1,6 +1,7 @@
-//! The small words of a profile: what must hold, what never happens, what makes it safe.
+//! The conditions and steps that a profile writes as text: needs, forbid rules and safe-state
+//! steps.
 
-/// A comparison.
+/// A comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
     Less,
@@ -9,12 +10,12 @@ pub enum Operator {
     More,
 }
 
-/// What must hold.
+/// A condition that must hold.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Condition {
-    /// One of the profile's states.
+    /// One of the profile's states holds.
     State(String),
-    /// `drumRpm >= 20`.
+    /// A channel is compared with a number: `drumRpm >= 20`.
     Compare { channel: String, operator: Operator, value: f64 },
 }
 
@@ -40,22 +41,22 @@ impl Condition {
     }
 }
 
-/// A step to the safe state.
+/// A step towards the safe state.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SafeStep {
     Set {
         control: String,
         value: f64,
     },
-    /// The largest value of its range.
+    /// Sets the control to the largest value of its range.
     Max {
         control: String,
     },
-    /// The smallest.
+    /// Sets the control to the smallest value of its range.
     Min {
         control: String,
     },
-    /// Whatever it is now.
+    /// Leaves the control as it is.
     Keep {
         control: String,
     },
@@ -92,11 +93,11 @@ impl SafeStep {
     }
 }
 
-/// What never happens.
+/// A write that the profile forbids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForbidRule {
     pub control: String,
-    /// Without one, any.
+    /// The forbidden value; `None` forbids all values.
     pub value: Option<f64>,
     pub condition: Option<Condition>,
 }
@@ -117,7 +118,8 @@ impl ForbidRule {
     }
 }
 
-/// A name of a channel, state or control: letters, digits and `_`.
+/// Returns whether the text is a valid name of a channel, state or control: letters, digits and
+/// `_`.
 pub fn is_name(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')

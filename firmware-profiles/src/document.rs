@@ -1,5 +1,5 @@
-//! The profile's TOML, as types. Fields that an author may forget are optional here, so that the
-//! linter can report them in a sentence; `docs/reference/profiles.md` explains each field.
+//! The types of the profile's TOML file. Fields that an author may forget are optional here, so
+//! that the linter can report them in a sentence; `docs/reference/profiles.md` explains each field.
 
 use serde::{Deserialize, Serialize};
 
@@ -156,7 +156,7 @@ impl Transport {
         }
     }
 
-    /// The serial line, where there is one.
+    /// Returns the serial line; `None` for other transports.
     #[must_use]
     pub const fn serial(&self) -> Option<&Serial> {
         match self {
@@ -168,7 +168,7 @@ impl Transport {
         }
     }
 
-    /// The Modbus unit that a channel without one is at.
+    /// Returns the Modbus unit of channels that do not name one; `None` for other transports.
     #[must_use]
     pub const fn station(&self) -> Option<u8> {
         match self {
@@ -404,7 +404,7 @@ impl Role {
         )
     }
 
-    /// Whether more of it is more heat.
+    /// Returns whether a higher value of the control means more heat.
     #[must_use]
     pub const fn heats(self) -> bool {
         matches!(self, Self::Burner | Self::Setpoint)

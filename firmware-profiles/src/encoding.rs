@@ -1,4 +1,4 @@
-//! How a number lies in registers and bytes.
+//! The encoding of numbers in registers and bytes.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub enum Order {
 }
 
 impl Type {
-    /// 16-bit words that one value takes.
+    /// Returns the number of 16-bit words of one value.
     #[must_use]
     pub const fn words(self) -> u16 {
         match self {
@@ -39,7 +39,7 @@ impl Type {
         }
     }
 
-    /// The smallest and largest raw value.
+    /// Returns the smallest and largest raw value.
     #[must_use]
     pub const fn bounds(self) -> (f64, f64) {
         match self {
@@ -54,7 +54,8 @@ impl Type {
         }
     }
 
-    /// The raw value in `words`; `None` when they are too few, no decimal digits, or no number.
+    /// Returns the raw value in `words`; `None` when there are too few words, a BCD digit is not
+    /// decimal, or the value is not a number.
     #[must_use]
     pub fn decode(self, order: Order, words: &[u16]) -> Option<f64> {
         let word = *words.first()?;
@@ -79,7 +80,8 @@ impl Type {
         raw.is_finite().then_some(raw)
     }
 
-    /// The words of `raw`, rounded to what the type can hold; `None` when it cannot hold it.
+    /// Returns the words of `raw`, rounded to what the type can represent; `None` when `raw` is
+    /// outside the type's bounds.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // inside `bounds`
     pub fn encode(self, order: Order, raw: f64) -> Option<Vec<u16>> {
@@ -114,7 +116,7 @@ fn from_bcd(bits: u32) -> Option<u32> {
     })
 }
 
-/// At most eight digits; `Type::bounds` sees to it.
+/// Encodes at most eight digits; `Type::bounds` ensures this.
 fn to_bcd(number: u32) -> u32 {
     (0..8).fold(0, |bits, digit| bits | ((number / 10_u32.pow(digit) % 10) << (4 * digit)))
 }
@@ -136,7 +138,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_written_is_read(raw in 0_u32..100_000_000, low_first: bool) {
+        fn decode_returns_what_encode_wrote(raw in 0_u32..100_000_000, low_first: bool) {
             let order = if low_first { Order::LowFirst } else { Order::HighFirst };
             for kind in ALL {
                 if let Some(words) = kind.encode(order, f64::from(raw)) {
@@ -148,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_a_number_or_none(a: u16, b: u16) {
+        fn any_words_decode_to_a_finite_number_or_none(a: u16, b: u16) {
             for kind in ALL {
                 if let Some(raw) = kind.decode(Order::HighFirst, &[a, b]) {
                     proptest::prop_assert!(raw.is_finite());
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn decimal_digits_are_decimal() {
+    fn special_values_decode_and_encode_correctly() {
         assert_eq!(Type::Bcd32.decode(Order::LowFirst, &[0x3915, 0x0000]), Some(3915.0));
         assert_eq!(Type::Bcd16.decode(Order::HighFirst, &[0x3a15]), None);
         assert_eq!(Type::Bcd16.encode(Order::HighFirst, 10_000.0), None);

@@ -1,9 +1,9 @@
-//! Machine profiles: what a roaster's controller offers, where, in which form, and what may be
-//! asked of it. One TOML file a controller generation, in `machines/`.
+//! Machine profiles: what a roaster's controller offers, at which addresses, in which form, and
+//! which writes are allowed. There is one TOML file per controller generation, in `machines/`.
 //!
-//! A profile is data. It never makes a machine do anything; drivers read it, the linter judges it,
-//! and its digest travels in every frame, so that a curve can be traced to the words it was read
-//! by. Nothing here opens a port.
+//! A profile is data. It never makes a machine do anything: drivers read it, and the linter checks
+//! it. Every frame carries the profile's digest, so that a curve can be traced to the profile it
+//! was read with. Nothing in this crate opens a port.
 
 pub mod address;
 mod catalogue;
@@ -23,14 +23,14 @@ pub use lint::{Finding, lint};
 
 use contract::Digest;
 
-/// The largest profile that is read, in bytes.
+/// The size limit of a profile, in bytes.
 pub const FILE_BYTES_MAX: usize = 64 * 1024;
-/// JSON Schema of the TOML file, for editors.
+/// The JSON Schema of the TOML file, for editors.
 pub const SCHEMA: &str = include_str!("../profile.schema.json");
-/// The signed content type of a profile.
+/// The content type of a profile in its signature.
 pub const CONTENT_PROFILE: &str = "application/vnd.simcorp.profile+toml";
 
-/// Why a text is not a profile that can be used.
+/// Why a text is not a usable profile.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     #[error("larger than {} KiB", FILE_BYTES_MAX / 1024)]
@@ -45,18 +45,18 @@ fn sentences(findings: &[Finding]) -> String {
     findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// A profile without findings, and the digest of its text.
+/// A profile without findings, and the digest of its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checked {
     pub profile: Profile,
-    /// SHA-256 of the file's bytes.
+    /// The SHA-256 digest of the file's bytes.
     pub digest: Digest,
 }
 
-/// Reads a profile; what the linter finds is left to the caller.
+/// Parses a profile without running the linter.
 ///
 /// # Errors
-/// When it is too large, no TOML, or has a field that no profile has.
+/// When the text is too large, is not TOML, or has an unknown field.
 pub fn parse(text: &str) -> Result<Profile, ProfileError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(ProfileError::TooLarge);
@@ -65,7 +65,7 @@ pub fn parse(text: &str) -> Result<Profile, ProfileError> {
         .map_err(|error| ProfileError::Toml(error.to_string().trim_end().to_owned()))
 }
 
-/// Reads a profile that a driver may use.
+/// Parses a profile and checks that a driver may use it.
 ///
 /// # Errors
 /// As [`parse`], or when the linter finds anything.
@@ -81,9 +81,10 @@ pub fn check(text: &str) -> Result<Checked, ProfileError> {
 
 #[cfg(test)]
 mod tests {
-    /// `UPDATE=1 cargo nextest run -p firmware-profiles` writes it anew.
+    /// Checks that `profile.schema.json` matches the types. With `UPDATE=1` in its environment it
+    /// regenerates the file: `UPDATE=1 cargo nextest run -p firmware-profiles`.
     #[test]
-    fn the_published_schema_is_this_one() {
+    fn the_published_schema_matches_the_types() {
         let schema = schemars::schema_for!(super::Profile);
         let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/profile.schema.json");

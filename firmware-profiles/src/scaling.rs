@@ -1,9 +1,10 @@
-//! How a raw value becomes a value with a unit, and back.
+//! The conversion of a raw value to a value with a unit, and back.
 
 use crate::document::{Channel, Control, Unit};
 
 impl Channel {
-    /// The value of a raw reading, temperatures in °C; `None` when it means "no reading".
+    /// Returns the value of a raw reading, temperatures in °C; `None` when the raw value means "no
+    /// reading".
     #[must_use]
     pub fn value(&self, raw: f64) -> Option<f64> {
         if !raw.is_finite() || self.missing.contains(&raw) {
@@ -13,7 +14,7 @@ impl Channel {
         Some(if self.unit == Some(Unit::F) { (value - 32.0) / 1.8 } else { value })
     }
 
-    /// The raw reading of a value: what a machine that shows it would answer.
+    /// Returns the raw reading of a value: what a machine that shows it would answer.
     #[must_use]
     pub fn raw(&self, value: f64) -> f64 {
         let value = if self.unit == Some(Unit::F) { value * 1.8 + 32.0 } else { value };
@@ -22,14 +23,14 @@ impl Channel {
 }
 
 impl Control {
-    /// The raw value to write: clamped to `range` first, mapped then.
+    /// Returns the raw value to write. Clamps the value to `range` first, then applies `map`.
     #[must_use]
     pub fn raw(&self, value: f64) -> f64 {
         let [low, high] = self.range.unwrap_or([f64::MIN, f64::MAX]);
         value.max(low).min(high) * self.map.factor + self.map.offset
     }
 
-    /// The value that a raw one is, in the control's unit.
+    /// Returns the value of a raw value, in the control's unit.
     #[must_use]
     pub fn value(&self, raw: f64) -> f64 {
         (raw - self.map.offset) / self.map.factor

@@ -1,5 +1,5 @@
-//! Every mistake is reported in one clear sentence with an exit code, never with a backtrace or a
-//! hang.
+//! Tests that every mistake is reported in one clear sentence with an exit code, never with a
+//! backtrace or a hang.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
@@ -31,7 +31,7 @@ async fn complaint(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn the_control_plane_says_what_is_wrong() -> anyhow::Result<()> {
+async fn the_control_plane_reports_mistakes_in_its_configuration() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let data = format!("--set=database.data={}", folder.path().display());
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -71,7 +71,7 @@ async fn the_control_plane_says_what_is_wrong() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_database_of_another_age_is_refused() -> anyhow::Result<()> {
+async fn a_database_with_an_older_or_newer_schema_is_refused() -> anyhow::Result<()> {
     let cluster = Postgres::start().await?;
     let url = format!("--set=database.url={}", cluster.url());
     let listen = format!("--set=ingestion.listen=127.0.0.1:{}", free_port()?);
@@ -80,7 +80,11 @@ async fn a_database_of_another_age_is_refused() -> anyhow::Result<()> {
     assert_eq!(code, Some(1));
     assert!(text.contains("too old") && text.contains("simcorp migrate up"), "{text}");
     assert_eq!(complaint("simcorp", &["migrate", "up", &url]).await.0, Some(0));
-    assert_eq!(complaint("simcorp", &["migrate", "up", &url]).await.0, Some(0), "twice is fine");
+    assert_eq!(
+        complaint("simcorp", &["migrate", "up", &url]).await.0,
+        Some(0),
+        "a second migration changes nothing"
+    );
     cluster.query(
         "simcorp",
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
@@ -93,7 +97,7 @@ async fn a_database_of_another_age_is_refused() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn the_agent_says_what_is_wrong() -> anyhow::Result<()> {
+async fn the_agent_reports_mistakes_in_its_configuration() -> anyhow::Result<()> {
     let agent = Agent::new("r-1", "driver = \"simulated\"", "host = \"\"")?;
     let config = agent.config.display().to_string();
     let run = ["--config", config.as_str(), "run"];
@@ -131,7 +135,7 @@ async fn the_agent_says_what_is_wrong() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn an_unreachable_broker_stops_nothing() -> anyhow::Result<()> {
+async fn the_agent_samples_and_stops_without_a_broker() -> anyhow::Result<()> {
     let mut agent = Agent::new("r-1", "driver = \"simulated\"", "host = \"127.0.0.1\"\nport = 1")?;
     agent.command(&["key", "create"])?;
     agent.start().await?;
@@ -156,7 +160,7 @@ async fn an_unreachable_broker_stops_nothing() -> anyhow::Result<()> {
 
 /// With a disk of two megabytes, sampling continues, the page states why, and nothing is damaged.
 #[tokio::test]
-async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
+async fn a_full_disk_is_reported_and_damages_nothing() -> anyhow::Result<()> {
     let agent = Agent::new(
         "r-1",
         "driver = \"simulated\"\n[sampling]\nperiod_ms = 20\nframe_ms = 100\n",
@@ -165,7 +169,7 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
     agent.command(&["key", "create"])?;
     let journal = agent.journal();
     std::fs::create_dir_all(&journal)?;
-    // In a mount namespace of its own, so that nothing of it outlives the test.
+    // The mount is in its own namespace, so that it does not outlive the test.
     let script = format!(
         "mount -t tmpfs -o size=300k simcorp {at} && exec {edge} --config {config} run",
         at = journal.display(),
@@ -188,7 +192,7 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
     .await?;
     let before = agent.status().await?["samples"].as_u64();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(agent.status().await?["samples"].as_u64() > before, "sampling goes on");
+    assert!(agent.status().await?["samples"].as_u64() > before, "sampling must continue");
     let ready = crate::support::client()
         .get(format!("http://127.0.0.1:{}/ready", agent.port))
         .send()
@@ -201,6 +205,6 @@ async fn a_full_disk_is_said_and_damages_nothing() -> anyhow::Result<()> {
         .lines()
         .filter(|l| l.contains("the journal cannot be read or written"))
         .count();
-    assert_eq!(said, 1, "said once: {}", process.log());
+    assert_eq!(said, 1, "must be logged once: {}", process.log());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `make demo` as a newcomer runs it: in a terminal, until Ctrl-C.
+//! Tests `make demo` as a new user runs it: in a terminal, until Ctrl-C.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::client;
 use testbed::{binary_path, wait_for, workspace_root};
 
-/// An offset at which all ports of the demo are free.
+/// Returns an offset at which all ports of the demo are free.
 fn free_shift() -> u16 {
     let ports = [8080, 4001, 1883, 1884, 4104, 4105, 4106];
     let free =
@@ -16,7 +16,7 @@ fn free_shift() -> u16 {
     (20_000..50_000).step_by(701).find(free).unwrap()
 }
 
-/// Programs that were started with `word` in their command line.
+/// Returns the programs that were started with `word` in their command line.
 fn processes_with(word: &str) -> Vec<String> {
     let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
@@ -25,7 +25,7 @@ fn processes_with(word: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-#[allow(clippy::disallowed_methods)] // measures what a person waits
+#[allow(clippy::disallowed_methods)] // measures the time that a user waits
 async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().join("demo");
@@ -34,7 +34,7 @@ async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
     binary_path("simcorp-edge").unwrap();
     let said = home.with_extension("log");
     let log = std::fs::File::create(&said).unwrap();
-    // `script` gives it a terminal of its own, where Ctrl-C is a key.
+    // `script` runs the demo in its own terminal, where Ctrl-C is a key.
     let mut demo = Command::new("script")
         .args(["--quiet", "--flush", "--return", "--command", "tools/demo", "/dev/null"])
         .current_dir(workspace_root())
@@ -74,5 +74,5 @@ async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
     .unwrap();
     assert!(pressed.elapsed() < Duration::from_secs(5));
     let word = home.display().to_string();
-    assert_eq!(processes_with(&word), Vec::<String>::new(), "left behind");
+    assert_eq!(processes_with(&word), Vec::<String>::new(), "processes are left behind");
 }

@@ -1,4 +1,4 @@
-//! Recordings of other makers, as people have them on their disks.
+//! Tests the import of recordings of other manufacturers, as users have them.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -12,11 +12,11 @@ fn simcorp(arguments: &[&str]) -> Result<String, String> {
 }
 
 #[test]
-fn a_cropster_workbook_becomes_a_roast_artisan_can_open() {
+fn a_cropster_workbook_is_converted_to_an_artisan_recording() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cropster_workbook.py");
-    // What Cropster gives away is the older form; people save it again in the newer one.
+    // Cropster exports the older format; users also save it in the newer one.
     for form in ["roast.xls", "roast.xlsx"] {
         let mut python = Command::new(workspace_root().join("target/python/bin/python"));
         let made = python.args([script, &at(form)]).output().unwrap();
@@ -26,24 +26,24 @@ fn a_cropster_workbook_becomes_a_roast_artisan_can_open() {
         let text = std::fs::read_to_string(&alog).unwrap();
         let roast = roast::formats::read(&text).unwrap();
         assert_eq!((roast.samples.len(), roast.beans.as_str()), (300, "Sidamo"), "{form}");
-        // 212 + 81 °F at CHARGE.
+        // At CHARGE the file has 212 + 81 °F.
         assert!((roast.samples[0].bt_c.unwrap() - 145.0).abs() < 0.01, "{form}");
         assert_eq!(roast.mark_ms(contract::EventKind::Fc), Some(480_000), "{form}");
         assert!((roast.weight_in_g.unwrap() - 4_762.72).abs() < 0.1, "{form}");
     }
-    // Another workbook is told for what it is.
+    // Another workbook is refused with its name.
     std::fs::write(at("other.xlsx"), b"PK\x03\x04 and nothing more").unwrap();
     let told = simcorp(&["roast", "analyze", &at("other.xlsx")]).unwrap_err();
     assert!(told.contains("other.xlsx"), "{told}");
 }
 
 #[test]
-fn a_maker_s_own_file_is_read_in_its_own_units() {
+fn a_manufacturer_s_csv_is_read_in_its_own_units() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("roest.csv");
     let mut text = "\u{feff}Time,Air temp (°C),Bean temp (°C),Power (%),Fan (%),Event\n".to_owned();
     for row in 0..600 {
-        // Time in ms: read as seconds this roast would last a week.
+        // The time is in ms: read as seconds, this roast would last a week.
         let bt = if row < 90 { 190.0 - f64::from(row) } else { 100.0 + f64::from(row - 90) / 4.6 };
         let event = if row == 520 { "Firstcrack" } else { "" };
         writeln!(text, "{},210,{bt:.1},60,50,{event}", row * 1000).unwrap();
@@ -57,7 +57,7 @@ fn a_maker_s_own_file_is_read_in_its_own_units() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn history_is_brought_into_the_cloud_once() -> anyhow::Result<()> {
+async fn an_imported_recording_becomes_one_session() -> anyhow::Result<()> {
     let stack = crate::support::Stack::start(&["kernel", "ingestion", "fleet"], &[]).await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("roast.csv");
@@ -82,7 +82,7 @@ async fn history_is_brought_into_the_cloud_once() -> anyhow::Result<()> {
     let import = [&import[..], &["2024-02-03T10:00:00Z"]].concat();
     let told = stack.operate(&import)?;
     assert!(told.contains("700 samples"), "{told}");
-    assert_eq!(stack.operate(&import)?, told, "the same file is the same roast");
+    assert_eq!(stack.operate(&import)?, told, "a second import of a file must change nothing");
     let list = stack.get("ingestion", "/sessions?limit=10").await?;
     let list = list.as_array().unwrap();
     assert_eq!(list.len(), 1, "{list:?}");
@@ -91,7 +91,7 @@ async fn history_is_brought_into_the_cloud_once() -> anyhow::Result<()> {
     let id = list[0]["sessionId"].as_str().unwrap();
     let events = stack.get("ingestion", &format!("/sessions/{id}/events")).await?.to_string();
     assert!(events.contains("FC") && events.contains("DROP"), "{events}");
-    // Its key is revoked.
+    // The key of the import is revoked.
     let devices = stack.operate(&["device", "list"])?;
     assert!(devices.matches("device:import-").count() == 2, "{devices}");
     assert!(!devices.contains("active"), "{devices}");

@@ -1,4 +1,4 @@
-//! The command line, beside running services and without them.
+//! Tests of the command line, with and without running services.
 
 mod bad_input;
 mod demo;

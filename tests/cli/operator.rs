@@ -1,4 +1,4 @@
-//! The operator's commands, against running services and beside them.
+//! Tests the operator's commands, with and without running services.
 
 use crate::support::Stack;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ fn lines(text: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_sees_and_decides_from_the_command_line() -> anyhow::Result<()> {
+async fn an_operator_manages_missions_users_and_keys_from_the_command_line() -> anyhow::Result<()> {
     let stack = Stack::start(&["kernel", "eval"], &["broker.embedded=false".to_owned()]).await?;
     let operate = |arguments: &[&str]| stack.operate(arguments);
     // A mission without any signals waits for a person.
@@ -53,10 +53,13 @@ async fn an_operator_sees_and_decides_from_the_command_line() -> anyhow::Result<
     assert!(token.starts_with("sck_"));
     let keys = operate(&["api-key", "list", "--org", "org", "--output", "json"])?;
     assert!(keys.contains("\"name\":\"x\"") && !keys.contains(token.trim()), "{keys}");
-    assert!(operate(&["api-key", "create", "--name", "x"]).is_err(), "for whom?");
+    assert!(
+        operate(&["api-key", "create", "--name", "x"]).is_err(),
+        "an API key needs an organisation"
+    );
 
     // The schema, and the configuration.
-    assert_eq!(operate(&["migrate", "plan"])?, "", "nothing is left to do");
+    assert_eq!(operate(&["migrate", "plan"])?, "", "no migration is pending");
     let steps = lines(&operate(&["migrate", "status", "--output", "json"])?);
     assert!(steps.len() >= 10 && steps.iter().all(|step| step["applied"] == true));
     assert_eq!(operate(&["config", "check"])?, "the configuration is right\n");
@@ -70,7 +73,7 @@ async fn an_operator_sees_and_decides_from_the_command_line() -> anyhow::Result<
 }
 
 #[test]
-fn a_plan_is_what_would_run() {
+fn migrate_plan_prints_the_pending_statements() {
     let folder = tempfile::tempdir().unwrap();
     let data = format!("--set=database.data={}", folder.path().display());
     let program = testbed::binary_path("simcorp").unwrap();

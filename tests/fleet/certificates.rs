@@ -1,4 +1,5 @@
-//! The broker authenticates devices by their certificates, and each publishes only as itself.
+//! Tests that the broker authenticates devices by their certificates, and that each publishes only
+//! as itself.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use crate::support::{Agent, Stack, simulated};
 use testbed::{Mosquitto, TestCa, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(40);
-/// The cloud may use all topics; a gateway only those of its machines.
+/// The cloud may use all topics; a gateway may use only those of its machines.
 const ACL: &str = "user simcorp\ntopic readwrite #\n\
                    user gw-r-1\ntopic write roaster/org/leipzig/r-1/#\n\
                    topic read roaster/org/leipzig/r-1/acks\n\
@@ -14,7 +15,7 @@ const ACL: &str = "user simcorp\ntopic readwrite #\n\
                    topic read roaster/org/leipzig/r-2/acks\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_speaks_with_its_certificate_and_only_as_itself() -> anyhow::Result<()> {
+async fn a_gateway_publishes_only_with_its_own_certificate() -> anyhow::Result<()> {
     let authority = TestCa::new()?;
     let broker = Mosquitto::start_tls(&authority, ACL).await?;
     let ca = authority.certificate().display().to_string();
@@ -42,7 +43,8 @@ async fn a_gateway_speaks_with_its_certificate_and_only_as_itself() -> anyhow::R
         ))
     };
     let mut honest = Agent::new("r-1", &simulated(20), &uplink(Some("gw-r-1"))?)?;
-    // Signs correctly, but presents another gateway's certificate: the broker accepts nothing.
+    // This agent signs correctly, but presents another gateway's certificate: the broker must
+    // reject all that it publishes.
     let mut other = Agent::new("r-3", &simulated(20), &uplink(Some("gw-r-2"))?)?;
     let mut nobody = Agent::new("r-2", &simulated(20), &uplink(None)?)?;
     for agent in [&honest, &other, &nobody] {
@@ -62,7 +64,7 @@ async fn a_gateway_speaks_with_its_certificate_and_only_as_itself() -> anyhow::R
     tokio::time::sleep(Duration::from_secs(3)).await;
     let found = machines().await;
     assert!(!found.contains("r-2") && !found.contains("r-3"), "{found}");
-    // They still have what they measured.
+    // The rejected agents still have their samples.
     for agent in [&mut other, &mut nobody] {
         agent.process.stop(Duration::from_secs(10)).await?;
         assert!(!agent.journalled()?.is_empty());

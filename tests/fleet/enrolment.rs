@@ -1,4 +1,4 @@
-//! A gateway from its enrolment to its revocation: its key is created in a PKCS#11 token, the
+//! Tests a gateway from its enrolment to its revocation: its key is created in a PKCS#11 token, the
 //! broker and the fleet authenticate it by its certificate, and every other client is rejected.
 
 use std::path::Path;
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 struct Cloud {
     stack: Stack,
     broker: Mosquitto,
-    /// Certifies broker and services; not gateways.
+    /// Issues the certificates of the broker and the services, not those of gateways.
     _services: TestCa,
     _folder: tempfile::TempDir,
 }
@@ -103,7 +103,7 @@ impl Gateway {
         Self::with(agent, token).await
     }
 
-    /// With a TPM: its key is P-256, and it takes its time.
+    /// Creates a gateway with a TPM: its key is P-256, and signing is slow.
     async fn with_tpm(machine: &str) -> anyhow::Result<Self> {
         let agent = Agent::new(machine, &simulated(20), "")?;
         let token = Pkcs11Token::tpm(agent.folder.path()).await?;
@@ -125,7 +125,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Makes a key in the token, and has the signer use it.
+    /// Creates a key in the token and restarts the signer with it.
     async fn new_key(&mut self, label: &str) -> anyhow::Result<()> {
         let folder = self.agent.folder.path();
         let device = format!("gw-{}", machine_of(&self.agent)?);
@@ -155,11 +155,11 @@ impl Gateway {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Result<()> {
+async fn a_gateway_is_enrolled_once_and_revoked_within_a_minute() -> anyhow::Result<()> {
     let cloud = Cloud::start(&[]).await?;
     let mut honest = Gateway::new("r-1").await?;
     let token = cloud.token("gw-r-1", "r-1", &[])?;
-    // What does not fit is said before the token is spent.
+    // A request that does not fit the token is refused before the token is used.
     let other = Gateway::new("r-2").await?;
     let refused = other.enroll(&token).unwrap_err().to_string();
     assert!(
@@ -169,14 +169,14 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     );
     let told = honest.enroll(&token).map_err(|e| e.context(cloud.stack.process.log()))?;
     assert!(told.contains("device:gw-r-1@leipzig is enrolled for r-1"), "{told}");
-    // The same gateway again, as if the answer had been lost; and never another key.
+    // The same gateway may enrol again, as if the answer had been lost; another key may not.
     honest.enroll(&token).map_err(|e| e.context(cloud.stack.process.log()))?;
     let mut thief = Gateway::new("r-1").await?;
     let refused = thief.enroll(&token).unwrap_err().to_string();
     assert!(refused.contains("was used by another gateway"), "{refused}");
     let forged = token.replace('.', "x");
     assert!(thief.enroll(&forged).unwrap_err().to_string().contains("not an enrolment token"));
-    // An enrolment token names its authority: the secret is not sent to any other.
+    // An enrolment token names its authority: the gateway sends the secret to no other authority.
     let mut parts: Vec<&str> = token.split('.').collect();
     parts[2] = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     let refused = thief.enroll(&parts.join(".")).unwrap_err().to_string();
@@ -189,7 +189,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     let doctor = honest.agent.command(&["doctor"])?;
     assert!(doctor.contains("ok    certificate: good until"), "{doctor}");
 
-    // Another gateway of the fleet speaks for a machine that is not its own.
+    // Another gateway of the fleet publishes for a machine that it does not own.
     let text = std::fs::read_to_string(&other.agent.config)?;
     let second = cloud.token("gw-r-2", "r-2", &[])?;
     other.enroll(&second).map_err(|e| e.context(cloud.stack.process.log()))?;
@@ -201,7 +201,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     })
     .await?;
     assert!(!cloud.machines().await.contains("r-9"));
-    // Once it is authorised, it connects without a restart.
+    // After the gateway is authorised for the machine, it connects without a restart.
     let body = serde_json::json!({"machines": ["r-2", "r-9"]});
     let at = ("fleet", "/devices/device:gw-r-2@leipzig/machines");
     let (status, told) = cloud.stack.send(reqwest::Method::PUT, at, &body).await?;
@@ -210,7 +210,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
         .await
         .map_err(|e| e.context(other.agent.process.log()).context(cloud.stack.process.log()))?;
 
-    // Revoked: cut off at the broker, and refused by the fleet.
+    // A revoked gateway is disconnected by the broker and refused by the fleet.
     let started = tokio::time::Instant::now();
     cloud.stack.operate(&["device", "revoke", "device:gw-r-1@leipzig"])?;
     wait_for("the end", Duration::from_mins(1), || async {
@@ -224,7 +224,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     assert_eq!(cloud.points("r-1").await, before);
     let doctor = honest.agent.command(&["doctor"]).unwrap_err().to_string();
     assert!(doctor.contains("are wrong"), "{doctor}");
-    // Permanent: not even an enrolment token makes the name valid again.
+    // The revocation is permanent: not even an enrolment token makes the name valid again.
     let again = cloud.token("gw-r-1", "r-1", &["--replaces"]).unwrap_err().to_string();
     assert!(again.contains("was revoked, for good"), "{again}");
     let audit = cloud.stack.get("kernel", "/audit?limit=200").await?.to_string();
@@ -235,7 +235,7 @@ async fn a_gateway_is_let_in_once_and_put_out_within_a_minute() -> anyhow::Resul
     Ok(())
 }
 
-/// An authority whose key is in a token.
+/// Creates an authority whose key is in a token.
 async fn authority_in_a_token(
     folder: &Path,
 ) -> anyhow::Result<(Pkcs11Token, Process, Vec<String>)> {
@@ -254,7 +254,8 @@ async fn authority_in_a_token(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow::Result<()> {
+async fn a_certificate_is_renewed_before_it_expires_and_recovered_by_a_person() -> anyhow::Result<()>
+{
     let folder = tempfile::tempdir()?;
     let (_token, _signer, mut settings) = authority_in_a_token(folder.path()).await?;
     settings.push("fleet.certificate_life_s=30".to_owned());
@@ -266,10 +267,11 @@ async fn a_certificate_is_renewed_in_time_and_recovered_by_a_person() -> anyhow:
     wait_for("another certificate", PATIENCE, || async { gateway.certificate() != first }).await?;
     let second = gateway.certificate();
     assert_eq!((&second.common_name, &second.public_key), (&first.common_name, &first.public_key));
-    assert!(second.not_before < first.not_after, "renewed before the first had ended");
+    assert!(second.not_before < first.not_after, "renewed after the first certificate had expired");
     wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 100 }).await?;
 
-    // Off for longer than the certificate lasts; then it asks, and a person decides.
+    // The gateway is off for longer than its certificate is valid; then it requests a recovery, and
+    // a person approves it.
     gateway.agent.process.stop(Duration::from_secs(10)).await?;
     tokio::time::sleep(Duration::from_secs(31)).await;
     gateway.agent.start().await?;
@@ -304,14 +306,14 @@ fn now() -> contract::EpochMs {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_key_takes_over_and_what_the_old_one_signed_still_counts() -> anyhow::Result<()> {
+async fn a_replaced_key_still_verifies_the_frames_it_signed() -> anyhow::Result<()> {
     let mut cloud = Cloud::start(&[]).await?;
     let mut gateway = Gateway::new("r-1").await?;
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &[])?)?;
     let old = gateway.certificate();
     gateway.agent.start().await?;
     wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 20 }).await?;
-    // Frames of the old key wait, since there is no way.
+    // Frames signed with the old key wait, since the broker is down.
     cloud.broker.kill();
     let before = gateway.state().await["journal"]["frames"].as_i64().unwrap_or(0);
     wait_for("frames that wait", PATIENCE, || async {

@@ -1,4 +1,4 @@
-//! Gateways: enrolment, certificates, signing tokens.
+//! Tests of gateways: enrolment, certificates, signing tokens.
 
 mod certificates;
 mod enrolment;

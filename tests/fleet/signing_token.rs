@@ -1,5 +1,5 @@
-//! A gateway whose key is in a PKCS#11 token: its frames arrive, a hung token costs no sample,
-//! and the private key is only in the token.
+//! Tests a gateway whose key is in a PKCS#11 token: its frames arrive, a hung token costs no
+//! sample, and the private key is only in the token.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -12,7 +12,8 @@ use testbed::{Process, wait_for};
 const DRIVER: &str = "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\n\
                       [sampling]\nperiod_ms = 50\nframe_ms = 200\n";
 
-/// A P-256 key whose private half we know, put into a new token; its 32 secret bytes.
+/// Creates a P-256 key with a known private half and imports it into a new token; returns its 32
+/// secret bytes.
 fn known_key(folder: &Path, token: &Pkcs11Token) -> anyhow::Result<Vec<u8>> {
     let pem = folder.join("known.pem");
     let pem_text = pem.display().to_string();
@@ -42,7 +43,7 @@ fn signer(agent: &Agent, token: &Pkcs11Token) -> anyhow::Result<Process> {
     crate::support::signer(agent.folder.path(), token, ("leipzig", "gw-drum-1"), "")
 }
 
-/// Whether `needle` is in the memory of a process: what a core dump of it would show.
+/// Returns whether `needle` is in the memory of a process, as a core dump would show.
 fn in_memory(pid: u32, needle: &[u8]) -> anyhow::Result<bool> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut memory = std::fs::File::open(format!("/proc/{pid}/mem"))?;
@@ -61,7 +62,7 @@ fn in_memory(pid: u32, needle: &[u8]) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Whether `needle` is in any file below a folder.
+/// Returns whether `needle` is in any file below a folder.
 fn on_disk(folder: &Path, needle: &[u8]) -> anyhow::Result<bool> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -79,7 +80,7 @@ fn on_disk(folder: &Path, needle: &[u8]) -> anyhow::Result<bool> {
 }
 
 #[tokio::test]
-async fn a_wedged_token_costs_no_sample_and_its_key_is_nowhere_else() -> anyhow::Result<()> {
+async fn a_hung_token_costs_no_sample_and_its_key_is_only_in_the_token() -> anyhow::Result<()> {
     let cloud = Cloud::start().await?;
     let uplink = format!("host = \"127.0.0.1\"\nport = {}", cloud.broker.port);
     let mut agent = Agent::new("drum-1", DRIVER, &uplink)?;
@@ -103,7 +104,7 @@ async fn a_wedged_token_costs_no_sample_and_its_key_is_nowhere_else() -> anyhow:
     cloud.operate(&["device", "add", &device.display().to_string()])?;
     signer.kill();
 
-    // The agent starts without its signer: it samples, and keeps what it cannot sign.
+    // The agent starts without its signer: it samples, and stores the frames that it cannot sign.
     agent.start().await?;
     let waits = async || agent.status().await.map(|s| s["journal"]["unsignedFrames"].as_i64());
     wait_for("frames that wait", PATIENCE, || async { waits().await.is_ok_and(|n| n > Some(5)) })
@@ -120,27 +121,27 @@ async fn a_wedged_token_costs_no_sample_and_its_key_is_nowhere_else() -> anyhow:
     })
     .await?;
 
-    // The token is wedged for a while: the signer is there and does not answer.
+    // The token hangs for a while: the signer runs and does not answer.
     let before = agent.status().await?["samples"].as_u64();
     signer.pause()?;
     wait_for("frames that wait", PATIENCE, || async { waits().await.is_ok_and(|n| n > Some(10)) })
         .await?;
     let wedged = agent.status().await?;
-    assert!(wedged["samples"].as_u64() > before, "sampling goes on");
+    assert!(wedged["samples"].as_u64() > before, "sampling must continue");
     assert_eq!(wedged["samplesDropped"].as_u64(), Some(0), "{wedged}");
     signer.resume()?;
     wait_for("all of it again", PATIENCE * 2, || async { all_sent().await.unwrap_or(false) })
         .await?;
 
     let pid = agent.process.pid().expect("it runs");
-    assert!(in_memory(pid, b"signer.sock")?, "the search finds what is there");
+    assert!(in_memory(pid, b"signer.sock")?, "the search must find a text that is in memory");
     assert!(!in_memory(pid, &secret)?, "the agent's memory holds the private key");
     assert!(!in_memory(pid, PIN.as_bytes())?, "the agent's memory holds the PIN");
     assert!(!on_disk(agent.folder.path(), &secret)?, "the gateway's disk holds the private key");
-    assert!(!on_disk(keys.path(), &secret)?, "the token's store holds it in the clear");
+    assert!(!on_disk(keys.path(), &secret)?, "the token's store holds the private key unencrypted");
     assert!(agent.process.stop(PATIENCE).await?.success());
 
-    // Every sample that was acknowledged is there, without a hole, whenever it was signed.
+    // Every acknowledged sample is in the database, without a gap, whenever it was signed.
     let acknowledged = acknowledged(&agent)?;
     let points = cloud.database.query_number("SELECT count(*) FROM points")?;
     assert!(points >= acknowledged, "{points} of {acknowledged}");

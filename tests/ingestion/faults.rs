@@ -1,11 +1,12 @@
-//! kill -9 of anything, at any time: every sample that reached the journal is in the database once.
+//! Tests kill -9 of any process at any time: every sample that reached the journal is in the
+//! database exactly once.
 
 use std::time::Duration;
 
 use crate::support::{Cloud, PATIENCE, simulated};
 use testbed::wait_for;
 
-/// A small generator for the order of the blows; its seed is printed.
+/// A small random generator for the order of the kills; its seed is printed.
 struct Dice(u64);
 
 impl Dice {
@@ -17,7 +18,7 @@ impl Dice {
     }
 }
 
-/// `BLOWS=200` makes an evening of it.
+/// The number of kills; `BLOWS=200` runs for about an evening.
 const BLOWS: usize = 14;
 
 #[tokio::test]
@@ -32,7 +33,7 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
     for blow in 0..blows {
         tokio::time::sleep(Duration::from_millis(500 + dice.roll(1500))).await;
         let down = Duration::from_millis(dice.roll(800));
-        // Each at least once, then by chance.
+        // Each process is killed at least once, then at random.
         match if blow < 4 { blow as u64 } else { dice.roll(4) } {
             0 => {
                 agent.process.kill();
@@ -59,7 +60,7 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
             }
         }
     }
-    // The agent is stopped last, so that its journal is the whole truth.
+    // The agent is stopped last, so that its journal has every sample.
     wait_for("nothing left to send", PATIENCE, || async {
         let state = agent.status().await.unwrap_or_default();
         state["uplinkConnected"] == true && state["journal"]["unsentFrames"] == 0
@@ -71,9 +72,9 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
     let kept = agent.journalled()?;
     let last = kept.last().map_or(0, |(number, _)| *number);
     let samples: i64 = kept.iter().map(|(_, samples)| samples).sum();
-    assert_eq!(kept.len() as i64, last, "the journal has no holes");
-    assert!(samples > 300, "only {samples} samples: the test has shown nothing");
-    // What was kept while stopping is sent at the next start.
+    assert_eq!(kept.len() as i64, last, "the journal has a gap");
+    assert!(samples > 300, "only {samples} samples: too few for this test");
+    // The frames that were stored during the stop are sent at the next start.
     agent.start().await?;
     let rows = "SELECT count(*) FROM points WHERE seq < ";
     wait_for("all samples", PATIENCE, || async {
@@ -89,13 +90,21 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
         ))
     })?;
     agent.process.stop(Duration::from_secs(10)).await?;
-    assert_eq!(cloud.database.query_number(&format!("{rows}{samples}"))?, samples, "each once");
+    assert_eq!(
+        cloud.database.query_number(&format!("{rows}{samples}"))?,
+        samples,
+        "a sample is missing or duplicated"
+    );
     let distinct = "SELECT count(DISTINCT (chain_no, seq)) FROM points";
     assert_eq!(
         cloud.database.query_number(distinct)?,
         cloud.database.query_number("SELECT count(*) FROM points")?
     );
-    assert_eq!(cloud.database.query_number("SELECT count(*) FROM chains")?, 1, "never a new chain");
+    assert_eq!(
+        cloud.database.query_number("SELECT count(*) FROM chains")?,
+        1,
+        "a new chain was started"
+    );
     Ok(())
 }
 
@@ -104,12 +113,13 @@ async fn start_ingestion(cloud: &mut Cloud) -> anyhow::Result<()> {
     cloud.ready().await
 }
 
-/// An hour of frames, one a second, made in little more than a minute.
+/// The number of frames in an hour, one per second; the test creates them in little more than a
+/// minute.
 const HOUR_FRAMES: i64 = 3600;
 
 #[tokio::test]
-async fn after_an_hour_without_a_broker_the_present_comes_first_and_the_past_follows()
--> anyhow::Result<()> {
+async fn after_an_hour_without_a_broker_live_frames_arrive_before_the_backlog() -> anyhow::Result<()>
+{
     let mut cloud = Cloud::start().await?;
     let driver = simulated(1).replace("frame_ms = 100", "frame_ms = 20");
     let mut agent = cloud.agent("r-1", &driver)?;
@@ -136,19 +146,20 @@ async fn after_an_hour_without_a_broker_the_present_comes_first_and_the_past_fol
     let drained = memory_kb(agent.process.pid());
     let status = agent.process.stop(Duration::from_secs(10)).await?;
     assert!(status.success(), "{}", agent.process.log());
-    // Rows by arrival: the first frame after the outage is newer than the backlog that follows it.
+    // The rows are in order of arrival: the first frame after the outage is newer than the backlog
+    // that follows it.
     let order = cloud.database.query("simcorp", "SELECT number FROM frames ORDER BY arrival")?;
     let order: Vec<i64> = order.lines().filter_map(|line| line.parse().ok()).collect();
     let jump = order.windows(2).position(|pair| pair[1] > pair[0] + HOUR_FRAMES / 2);
     let jump =
         jump.ok_or_else(|| anyhow::anyhow!("no live frame overtook the backlog: {order:?}"))?;
-    assert!(order[jump + 2..].iter().any(|n| *n < order[jump + 1]), "the past follows");
+    assert!(order[jump + 2..].iter().any(|n| *n < order[jump + 1]), "the backlog did not follow");
     println!("resident kB: early {early}, after the hour {late}, drained {drained}");
     assert!(early > 1_000 && drained > 1_000, "memory was not measured");
     let mut numbers = order.clone();
     numbers.sort_unstable();
     let first = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
-    assert_eq!(first, None, "a hole, or a frame twice");
+    assert_eq!(first, None, "a gap, or a duplicate frame");
     assert!(late < early + 2_048, "memory grew from {early} to {late} kB during the outage");
     assert!(drained < late + 4_096, "memory grew from {late} to {drained} kB while it drained");
     Ok(())

@@ -1,4 +1,4 @@
-//! Samples from gateways and publishers: loss, refusal, order, upstream clients.
+//! Tests of samples from gateways and publishers: loss, refusal, order, upstream clients.
 
 mod faults;
 mod recordings;

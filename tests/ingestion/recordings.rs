@@ -1,5 +1,5 @@
-//! Recorded roasts, shown by an independent Modbus server, read by the real agent, must arrive in
-//! PostgreSQL through Mosquitto sample for sample.
+//! Tests that recorded roasts, served by an independent Modbus server and read by the real agent,
+//! arrive in PostgreSQL through Mosquitto sample for sample.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const RECORDINGS: [&str; 3] = [
     "hottop/hottop2kplus_2026-06-07_session.roast.csv",
 ];
 
-/// What `modbus_roaster.py` shows.
+/// The profile of the machine that `modbus_roaster.py` simulates.
 const PROFILE: &str = r#"
 [machine]
 id = "test.recordings.pymodbus"
@@ -121,7 +121,7 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
         assert_eq!(found, (*bt, *et), "sample {i}");
     }
 
-    // CHARGE and DROP where the recordings have them, by the machine's own word.
+    // CHARGE and DROP are where the recordings have them, as reported by the machine.
     let word = |from: i64, to: i64| {
         let states = expected.iter().map(|(_, _, state)| *state);
         let before = std::iter::once(0).chain(states.clone());

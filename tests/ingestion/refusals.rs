@@ -1,5 +1,5 @@
-//! Forged, foreign or contradictory data is refused, counted by reason, logged once, and never
-//! stored; messages of upstream's publishers are accepted in both shapes.
+//! Tests that forged, foreign or contradictory data is refused, counted by reason, logged once, and
+//! never stored, and that messages of upstream's publishers are accepted in both shapes.
 
 use crate::support::{Cloud, PATIENCE, client};
 use contract::*;
@@ -59,7 +59,7 @@ fn register(cloud: &Cloud, key: &FileKey, machine: &str) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()> {
+async fn an_invalid_frame_is_refused_with_its_reason() -> anyhow::Result<()> {
     let cloud = Cloud::start().await?;
     let (ours, other) = (key("gw-1"), key("gw-2"));
     register(&cloud, &ours, "r-1")?;
@@ -69,7 +69,7 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
     let (status, acks) = post(&cloud, good.clone()).await;
     assert_eq!((status, &acks[0]["acked"]), (200, &serde_json::json!([[1, 1]])), "{acks}");
     let (_, again) = post(&cloud, good.clone()).await;
-    assert_eq!(again[0]["acked"], serde_json::json!([[1, 1]]), "twice changes nothing");
+    assert_eq!(again[0]["acked"], serde_json::json!([[1, 1]]), "a duplicate must change nothing");
 
     let mut flipped = signed(
         &ours,
@@ -103,14 +103,14 @@ async fn what_cannot_be_believed_is_refused_by_its_reason() -> anyhow::Result<()
     }
     let log = cloud.simcorp.log();
     let told = log.lines().filter(|line| line.contains("\"unknown_key\"")).count();
-    assert_eq!(told, 1, "logged once, then counted:\n{log}");
+    assert_eq!(told, 1, "must be logged once, then counted:\n{log}");
 
     let ids = async |given: &'static str| {
         let asked = client().get(cloud.url("/health")).header("x-request-id", given).send();
         asked.await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned()
     };
     assert_eq!(ids("order-7").await, "order-7");
-    assert_eq!(ids("a b{}").await.len(), 16, "what is no plain word is not repeated");
+    assert_eq!(ids("a b{}").await.len(), 16, "an invalid request id must be replaced");
 
     let rival = frame(origin("rival", "r-1"), 1, 150.0, None);
     assert_eq!(post(&cloud, signed(&ours, &rival)).await.0, 403, "another organisation");
@@ -185,7 +185,7 @@ async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()
         );
         let body = if s % 2 == 0 { flat } else { nested };
         send("telemetry", body.clone()).await?;
-        send("telemetry", body).await?; // twice changes nothing
+        send("telemetry", body).await?; // a duplicate changes nothing
     }
     send("telemetry", "{not json".to_owned()).await?;
     send("telemetry", point(3).replace("r-1", "r-2")).await?;
@@ -216,7 +216,7 @@ async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_where_the_browser_left_it() -> anyhow::Result<()> {
+async fn a_stream_resumes_after_the_last_event_id() -> anyhow::Result<()> {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
     let cloud = Cloud::start().await?;
     let ours = key("gw-1");
@@ -272,6 +272,6 @@ async fn a_stream_goes_on_where_the_browser_left_it() -> anyhow::Result<()> {
         post(&cloud, frame.clone()).await;
     }
     let (bts, _) = read(&mut open(Some(id)).await?, 3).await?;
-    assert_eq!(bts, [154.0, 155.0, 156.0], "what was missed comes first, once");
+    assert_eq!(bts, [154.0, 155.0, 156.0], "the missed points must come first, each once");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Profiles as clients of upstream Sim-Corp use them, over HTTP.
+//! Tests roast profiles as clients of upstream Sim-Corp use them, over HTTP.
 
 use crate::support::{Cloud, client};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ async fn post(cloud: &Cloud, path: &str, body: &Value) -> anyhow::Result<(u16, V
 }
 
 #[tokio::test]
-async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Result<()> {
+async fn profiles_are_created_versioned_searched_exported_and_imported() -> anyhow::Result<()> {
     let cloud = Cloud::start().await?;
     let new = json!({"changeNote": "first", "profile": {"orgId": "org", "name": "Kenya, AA",
         "version": 9, "createdAt": "nonsense", "notes": "Washed 100%", "tags": ["filter", "light"],
@@ -35,7 +35,7 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
     let id = made["profileId"].as_str().unwrap().to_owned();
     assert_eq!(made["targets"]["targetTimeToFCSeconds"], 480.0);
 
-    // What is wrong is said with its field, and changes nothing.
+    // A mistake is reported with its field, and changes nothing.
     let wrong = json!({"profile": {"name": " ", "targets": {"targetDevRatio": 2}}});
     let (status, told) = post(&cloud, "/profiles", &wrong).await?;
     assert_eq!((status, told["issues"].as_array().map(Vec::len)), (400, Some(2)), "{told}");
@@ -45,7 +45,7 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
         &json!({"profile": {"profileId": id, "name": "x", "targets": {}}}),
     )
     .await?;
-    assert_eq!(status, 409, "an id that is taken");
+    assert_eq!(status, 409, "the id exists already");
     let (status, _) = post(
         &cloud,
         "/profiles",
@@ -54,20 +54,20 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
     .await?;
     assert_eq!(status, 403);
 
-    // A new version is laid over the old one, which stays.
+    // A new version is merged over the old one, which is kept.
     let path = format!("/profiles/{id}/new-version");
     let change =
         json!({"changeNote": "hotter", "profile": {"orgId": "org", "targets": {"dropTempC": 215}}});
     let (status, second) = post(&cloud, &path, &change).await?;
     assert_eq!((status, &second["version"], &second["name"]), (201, &json!(2), &made["name"]));
-    assert_eq!(second["targets"], json!({"dropTempC": 215.0}), "shallow, as the reference merges");
+    assert_eq!(second["targets"], json!({"dropTempC": 215.0}), "a shallow merge, as in upstream");
     let versions = cloud.get(&format!("/profiles/{id}/versions?orgId=org")).await?;
     assert_eq!(versions[0]["changeNote"], "hotter");
     assert_eq!(versions[1]["snapshot"]["targets"]["dropTempC"], 212.5);
     let (status, _) = post(&cloud, "/profiles/nobody/new-version", &change).await?;
     assert_eq!(status, 404);
 
-    // Found by words of name and notes, by tag; put away and taken out again.
+    // Profiles are found by words of name and notes, and by tag; they are archived and unarchived.
     for (query, found) in [
         ("q=kenya", 1),
         ("q=WASHED%20100%25", 1),
@@ -90,7 +90,8 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
     );
     post(&cloud, &format!("/profiles/{id}/unarchive?orgId=org"), &json!({})).await?;
 
-    // A bundle is the same again, changes what differs, and is ours whatever organisation it names.
+    // An imported bundle skips identical profiles, updates changed ones, and belongs to the
+    // caller's organisation, whatever organisation it names.
     let mut bundle = cloud.get(&format!("/profiles/{id}/export?format=json")).await?;
     let import = "/profiles/import?orgId=org&format=json";
     let (_, told) = post(&cloud, import, &bundle).await?;
@@ -106,7 +107,7 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
     let now = cloud.get(&format!("/profiles/{id}")).await?;
     assert_eq!((&now["version"], &now["orgId"]), (&json!(3), &json!("org")));
 
-    // A table comes back as it went.
+    // An exported table is imported unchanged.
     let url = cloud.url(&format!("/profiles/{id}/export?format=csv"));
     let table = client().get(url).send().await?.text().await?;
     let table = format!("{table}Broken,hot,,,,,,,,,,\n");
@@ -122,7 +123,7 @@ async fn profiles_are_made_changed_found_and_carried_elsewhere() -> anyhow::Resu
 }
 
 #[tokio::test]
-async fn an_artisan_recording_becomes_a_curve_to_follow() -> anyhow::Result<()> {
+async fn an_artisan_recording_is_imported_as_a_profile_with_a_curve() -> anyhow::Result<()> {
     let Some(folder) = testbed::recordings()? else { return Ok(()) };
     let cloud = Cloud::start().await?;
     let text = std::fs::read_to_string(folder.join("skywalker/roast_25-11-29_1458.alog"))?;

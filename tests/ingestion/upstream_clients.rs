@@ -1,4 +1,5 @@
-//! Each item on which clients of upstream Sim-Corp rely: the checklist of its contract (§7).
+//! Tests each behaviour on which clients of upstream Sim-Corp rely: the checklist of its contract
+//! (§7).
 
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ fn ts(second: u32) -> String {
     format!("2026-03-01T08:{:02}:{:02}.000Z", second / 60, second % 60)
 }
 
-/// A roast, sent as by sim-publisher (nested) in its first half and as by a bare client (flat) in
-/// the second: one point per second, then DROP.
+/// Publishes a roast: its first half as sim-publisher does (nested), its second half as a bare
+/// client does (flat), one point per second, then DROP.
 async fn roast(bus: &AsyncClient, seconds: u32) -> anyhow::Result<()> {
     let send = async |suffix: &str, body: Value| {
         let options = PublishOptions::new(QoS::AtLeastOnce);
@@ -34,7 +35,7 @@ async fn roast(bus: &AsyncClient, seconds: u32) -> anyhow::Result<()> {
     let origin = json!({"orgId": "org", "siteId": "site", "machineId": "m-1"});
     let nested = |topic: &str, payload: &Value| json!({"ts": payload["ts"], "origin": origin, "topic": topic, "payload": payload});
     for s in 0..seconds {
-        // Down to the turning point, and up again.
+        // The temperature falls to the turning point, and then rises.
         let t = f64::from(s);
         let bt = if s < 80 { 190.0 - t } else { 110.0 + (t - 80.0) * 0.2 };
         let point = json!({"ts": ts(s), "machineId": "m-1", "elapsedSeconds": s, "btC": bt,
@@ -47,7 +48,7 @@ async fn roast(bus: &AsyncClient, seconds: u32) -> anyhow::Result<()> {
     send("events", event("DROP", seconds - 1)).await
 }
 
-/// No field anywhere is `null`, but those named.
+/// Checks that no field is `null`, except those in `but`.
 fn no_nulls(value: &Value, but: &[&str]) {
     match value {
         Value::Object(map) => {
@@ -64,7 +65,7 @@ fn no_nulls(value: &Value, but: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     let stack = Stack::start(&[], &["ingestion.accept_unsigned=true".to_owned()]).await?;
-    // Streams flush before anything happened, and use upstream's names.
+    // A stream answers before its first event, and uses upstream's names.
     let stream = stack.url("ingestion", "/stream/telemetry?machineId=m-1");
     let mut stream = client().get(stream).timeout(PATIENCE).send().await?;
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
@@ -80,7 +81,8 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
         let list = stack.get("ingestion", "/sessions?status=CLOSED").await.ok()?;
         list.as_array()?.first().cloned()
     };
-    // Events and points come by topics of their own: its end may be known before its last points.
+    // Events and points have topics of their own: the end of the roast may be known before its last
+    // points.
     let whole = || async { sessions().await.is_some_and(|roast| roast["telemetryPoints"] == 600) };
     wait_for("a closed roast, nested and flat", PATIENCE, whole).await?;
     let summary = sessions().await.unwrap();
@@ -91,7 +93,7 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     let points = stack.get("ingestion", &at("/telemetry?limit=10&fromElapsedSeconds=100")).await?;
     assert_eq!(points.as_array().unwrap().len(), 10);
     assert_eq!(points[0]["elapsedSeconds"], 100.0);
-    // Bare arrays.
+    // These routes return bare arrays.
     for (service, path) in [
         ("ingestion", "/sessions"),
         ("ingestion", &at("/events")),
@@ -108,7 +110,7 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
         let list = stack.get(service, path).await?;
         assert!(list.is_array() || path == "/status", "{service} {path}: {list}");
     }
-    // What was never written is empty; what does not exist is not found.
+    // A resource that was never written is empty; a session that does not exist returns 404.
     let meta = stack.get("ingestion", &at("/meta")).await?;
     assert_eq!(meta, json!({"tags": [], "extra": {}}));
     let status = async |path: &str| {
@@ -116,7 +118,7 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     };
     assert_eq!(status("/sessions/none/meta").await?, 404);
     assert_eq!(status("/sessions/none/reports/latest").await?, 404);
-    // Overrides, wrapped and bare; notes.
+    // Overrides are accepted wrapped and bare; so are notes.
     let one = json!({"eventType": "FC", "elapsedSeconds": 480, "source": "HUMAN"});
     for body in [json!({"overrides": [one]}), json!([one])] {
         let path = at("/events/overrides");
@@ -127,7 +129,7 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
         stack.post(("ingestion", &at("/notes")), &json!({"text": "bright"})).await?;
     assert_eq!(status, 201, "{note}");
 
-    // Analysis and prediction within their bounds, nothing null.
+    // Analysis and prediction are within their bounds and have no null fields.
     let analysis = stack.get("analytics", &format!("/analysis/session/{id}")).await?;
     no_nulls(&analysis, &[]);
     assert_eq!(analysis["eventTimeSource"]["FC"], "OVERRIDDEN");
@@ -139,14 +141,14 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     assert!((0.0..=1.0).contains(&prediction["confidence"]["overall"].as_f64().unwrap()));
     let suggestions = prediction["suggestions"].as_array().unwrap();
     assert!(suggestions.iter().all(|s| s["requiresApproval"] == false), "{prediction}");
-    // A report is made once.
+    // A report is created once.
     let report = json!({"analysis": analysis, "markdown": "# x", "reportKind": "OTHER"});
     let (first, made) = stack.post(("ingestion", &at("/reports")), &report).await?;
     let (second, again) = stack.post(("ingestion", &at("/reports")), &report).await?;
     assert_eq!((first, second), (201, 200));
     assert_eq!(made["reportId"], again["reportId"]);
     no_nulls(&made, &[]);
-    // Eval reads what ingestion's auto-evaluator sends, and the shape before that.
+    // Eval reads the analysis that ingestion's auto-evaluator sends, and its older form.
     let case = json!({"name": "c", "machineId": "m-1", "targetDropSeconds": 600,
                       "dropSecondsErrorTolerance": 30});
     let (_, case) = stack.post(("eval", "/golden-cases"), &case).await?;
@@ -161,7 +163,7 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     is_null_where_its_end_will_be(&stack, &bus).await
 }
 
-/// A running roast says `null` where its end will be.
+/// Checks that `endedAt` of a running roast is `null`.
 async fn is_null_where_its_end_will_be(stack: &Stack, bus: &AsyncClient) -> anyhow::Result<()> {
     bus.publish(
         format!("{MACHINE}/telemetry"),
@@ -188,7 +190,8 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
     let idle = client().post(stack.url("kernel", "/missions/claim")).json(&claim).send().await?;
     assert_eq!(idle.status(), StatusCode::NO_CONTENT);
     assert!(idle.bytes().await?.is_empty());
-    // Both forms of a goal; the key of the desktop and of ingestion; made, and known.
+    // Both forms of a goal, with the idempotency key of the desktop and of ingestion: the first
+    // creates the mission, the second finds it.
     let key = "generate-roast-report:POST_ROAST_V1:S-1";
     let signals = json!({"session": {"telemetryPoints": 600, "durationSec": 600, "hasBT": true,
                                      "closeReason": "DROP"}});
@@ -219,7 +222,7 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
     let failed = json!({"error": "fetch failed", "retryable": true, "leaseId": claimed["leaseId"]});
     let (_, retry) = stack.post(("kernel", &step("fail")), &failed).await?;
     assert_eq!(retry["status"], "RETRY");
-    // Posts without a body, as the desktop sends them.
+    // Sends a POST without a body, as the desktop does.
     let bare = async |path: &str| {
         let answer = client().post(stack.url("kernel", path)).send().await?;
         anyhow::Ok((answer.status().as_u16(), answer.json::<Value>().await?))
@@ -233,7 +236,7 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
     assert_eq!((status, &done["status"]), (200, &json!("DONE")));
     assert_eq!(done["resultMeta"]["reportId"], "R-1");
     assert_eq!(bare(&step("cancel")).await?.0, 409);
-    // Nothing is known of the roast: a person looks first, and lets it run.
+    // Without signals about the roast, a person must approve the mission before it runs.
     let (_, doubted) =
         stack.post(("kernel", "/missions"), &json!({"goal": "generate-roast-report"})).await?;
     assert_eq!(doubted["status"], "QUARANTINED");
@@ -246,7 +249,7 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
         (&counts["total"], &counts["DONE"], &counts["approved_total"]),
         (&json!(2), &json!(1), &json!(1))
     );
-    // A trace, and the policy that is asked.
+    // A trace is stored, and the tool policy decides.
     let trace = json!({"traceId": "t", "agentId": "a", "missionId": id, "mission": {"goal": "g"},
         "startedAt": "2026-03-01T08:00:00.000Z", "entries": [{"missionId": id, "loopId": "l",
         "step": "THINK", "startedAt": "2026-03-01T08:00:00.000Z"}]});

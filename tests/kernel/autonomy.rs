@@ -1,4 +1,5 @@
-//! What agents may do without a person, what stops them, and the language model that judges.
+//! Tests what mission agents may do without a person, what stops them, and the language model that
+//! judges evaluations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +20,7 @@ fn settings() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> anyhow::Result<()> {
+async fn a_critical_incident_lowers_autonomy_until_a_person_resolves_it() -> anyhow::Result<()> {
     let stack = Stack::start(&SERVICES, &settings()).await?;
     let kernel = |path: &'static str| ("kernel", path);
     let state = stack.get("kernel", "/api/governance/state").await?;
@@ -34,7 +35,8 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
     let (_, told) = stack.post(kernel("/governor/commands/check"), &person).await?;
     assert_eq!(told["reasons"][0]["code"], "HIGH_AUTONOMY_LEVEL", "{told}");
 
-    // Three failures in five minutes pause commands; a critical incident reverts at once.
+    // Three failures in five minutes pause commands; a critical incident lowers the autonomy level
+    // at once.
     for what in ["proposed", "approved", "failed"] {
         let fact = json!({"what": what, "n": 3});
         assert_eq!(stack.post(kernel("/api/governance/facts"), &fact).await?.0, 200);
@@ -55,7 +57,7 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
         (&told["action"], &told["reasons"][0]["code"]),
         (&json!("BLOCK"), &json!("COMMANDS_PAUSED"))
     );
-    // A rule whose event is open has said what it has to say.
+    // A rule with an unresolved event does not fire again.
     assert_eq!(stack.post(kernel("/api/incidents"), &incident).await?.0, 201);
     let again = stack.get("kernel", "/api/circuit-breaker/events/unresolved").await?;
     assert_eq!(again.as_array().unwrap().len(), rules.len());
@@ -64,7 +66,11 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
     let id = paused.unwrap()["id"].as_str().unwrap();
     let path = format!("/api/circuit-breaker/events/{id}/resolve");
     assert_eq!(stack.post(("kernel", &path), &json!({})).await?.0, 200);
-    assert_eq!(stack.post(("kernel", &path), &json!({})).await?.0, 404, "resolved once");
+    assert_eq!(
+        stack.post(("kernel", &path), &json!({})).await?.0,
+        404,
+        "an event is resolved only once"
+    );
     let (_, told) = stack.post(kernel("/governor/commands/check"), &ask).await?;
     assert_eq!(told["reasons"][0]["code"], "HIGH_FAILURE_RATE", "{told}");
 
@@ -83,7 +89,7 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
     let latest = stack.get("kernel", "/api/governance/reports/latest").await?;
     assert_eq!(latest["id"], report["id"]);
     assert_eq!(stack.get("kernel", "/api/governance/reports/none").await?, Value::Null);
-    // A rule that could never hold is refused.
+    // A rule with an invalid condition, window or action is refused.
     let path = "/api/circuit-breaker/rules/High%20Error%20Rate";
     for patch in
         [json!({"condition": "mood > 1"}), json!({"window": "soon"}), json!({"action": "panic"})]
@@ -98,7 +104,7 @@ async fn a_critical_incident_throws_agents_back_until_a_person_resolves_it() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Result<()> {
+async fn the_governor_runs_only_missions_that_eval_promotes() -> anyhow::Result<()> {
     let stack = Stack::start(&SERVICES, &settings()).await?;
     let goal = "publish-profile";
     let policy =
@@ -126,7 +132,7 @@ async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Resu
         assert_eq!(told["status"], "QUARANTINED", "{told}");
         assert_eq!(told["governance"]["reasons"][0]["code"], code);
     }
-    // A person who has looked at it decides.
+    // A person's review decides.
     let id = bad["id"].as_str().unwrap();
     let path = format!("/evaluations/{id}/review");
     let (status, run) =
@@ -136,14 +142,15 @@ async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Resu
         (200, &json!(true), &json!("FAIL"))
     );
     assert_eq!(mission("bad").await?["status"], "PENDING");
-    // What was not evaluated yet waits for it, and then runs by itself.
+    // A mission whose session is not evaluated yet waits for the evaluation, and then runs without
+    // a person.
     evaluate("later", 600).await?;
     wait_for("eval's word", Duration::from_secs(40), || async {
         let list = stack.get("kernel", "/missions?sessionId=later").await.unwrap_or_default();
         list["items"][0]["status"] == "PENDING"
     })
     .await?;
-    // Several trials of one case.
+    // Runs several trials of one case.
     let trials = json!({"goldenCaseId": case["id"], "trials": [
         {"sessionId": "t1", "analysis": {"dropSeconds": 600}, "telemetry": []},
         {"sessionId": "t2", "analysis": {"dropSeconds": 620}, "telemetry": []}]});
@@ -160,13 +167,14 @@ async fn the_governor_lets_run_only_what_eval_lets_be_promoted() -> anyhow::Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_language_model_is_asked_with_patience_and_believed_with_care() -> anyhow::Result<()> {
+async fn the_language_model_judge_is_retried_and_validated_and_decides_nothing()
+-> anyhow::Result<()> {
     let asked: Arc<std::sync::Mutex<Vec<(HeaderMap, Value)>>> = Arc::default();
     let count = Arc::new(AtomicUsize::new(0));
     let (seen, n) = (asked.clone(), count.clone());
     let answer = move |headers: HeaderMap, Json(body): Json<Value>| {
         seen.lock().unwrap().push((headers, body));
-        // Overloaded, then talkative, then right.
+        // The model is overloaded first, then answers in prose, then in the required form.
         let said = match n.fetch_add(1, Ordering::Relaxed) {
             0 => {
                 return std::future::ready(
@@ -211,7 +219,7 @@ async fn a_language_model_is_asked_with_patience_and_believed_with_care() -> any
         judged(&first).await.unwrap_or(false) || judged(&second).await.unwrap_or(false)
     })
     .await?;
-    // What it says decides nothing.
+    // The judge's answer does not change the outcome.
     let path = format!("/evaluations/{}", second["id"].as_str().unwrap());
     assert_eq!(stack.get("eval", &path).await?["outcome"], "FAIL");
     let asked = asked.lock().unwrap().clone();

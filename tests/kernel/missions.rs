@@ -1,5 +1,5 @@
-//! The end of a roast becomes one report and one evaluation, whatever is killed meanwhile: two instances of every
-//! service on one PostgreSQL and one Mosquitto.
+//! Tests that the end of a roast becomes one report and one evaluation while processes are killed:
+//! two instances of every service on one PostgreSQL and one Mosquitto.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const SERVICES: [&str; 7] =
 const SAMPLES_A_FRAME: usize = 60;
 const MACHINES: usize = 4;
 
-/// One process with all services but the console.
+/// One process with all services except the console.
 struct Instance {
     process: Process,
     ports: BTreeMap<&'static str, u16>,
@@ -94,7 +94,7 @@ struct Gateway {
     machines: Vec<(Origin, ChainId, Chain)>,
 }
 
-/// One roast as it is sent: its frames in one body, its receipt with its topic.
+/// One roast as the gateway sends it: its frames in one body, its receipt with its topic.
 struct Roast {
     session: SessionId,
     frames: Vec<u8>,
@@ -125,7 +125,7 @@ impl Gateway {
                "kid": self.key.key_id(), "publicKey": self.key.public_key().to_pem()})
     }
 
-    /// A roast of machine `m` that began at `started`.
+    /// Creates a roast of machine `m` that began at `started`.
     fn roast(&mut self, m: usize, started: EpochMs, seed: u64) -> anyhow::Result<Roast> {
         let (origin, chain, state) = &mut self.machines[m];
         let mut twin = Twin::new(PRESETS[m % PRESETS.len()], seed, 0);
@@ -209,7 +209,7 @@ impl Gateway {
     }
 }
 
-/// Each machine is held against a case that any roast passes.
+/// Creates for each machine a golden case that any roast passes.
 async fn give_cases(instance: &Instance) -> anyhow::Result<()> {
     for machine in 0..MACHINES {
         let case = json!({"name": "a roast", "machineId": format!("r-{machine}"),
@@ -221,7 +221,7 @@ async fn give_cases(instance: &Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends a roast until somebody has all of it, as an agent would.
+/// Sends a roast until an instance acknowledges all of it, as an agent would.
 async fn deliver(instances: &[Instance], body: &[u8], random: u64) -> anyhow::Result<()> {
     for attempt in 0..600_u64 {
         let i = usize::try_from((random + attempt) % instances.len() as u64)?;
@@ -234,7 +234,7 @@ async fn deliver(instances: &[Instance], body: &[u8], random: u64) -> anyhow::Re
         if let Ok(answer) = sent
             && answer.status().is_success()
         {
-            // A killed instance may have answered half.
+            // A killed instance may have sent half of its answer.
             let Ok(acks) = answer.json::<Vec<Ack>>().await else { continue };
             ensure!(acks.iter().all(|ack| ack.refused.is_empty()), "refused: {acks:?}");
             return Ok(());
@@ -244,7 +244,7 @@ async fn deliver(instances: &[Instance], body: &[u8], random: u64) -> anyhow::Re
     anyhow::bail!("nobody took a roast")
 }
 
-/// A gateway's connection.
+/// A gateway's connection to the broker.
 struct Bus(rumqttc::AsyncClient);
 
 impl Bus {
@@ -265,7 +265,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A roast that is over has nothing to expect, and a report that can be printed.
+/// Checks that a finished roast has no predicted events, and that its report can be printed.
 async fn is_told_and_drawn(instance: &Instance, session: &SessionId) -> anyhow::Result<()> {
     let predicted = instance.get("analytics", &format!("/prediction/session/{session}")).await?;
     assert_eq!((&predicted["phase"], &predicted["etaSeconds"]), (&json!("POST_DROP"), &json!({})));
@@ -306,7 +306,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     for instance in &instances {
         instance.ready().await?;
     }
-    // A day has more roasts than the policy lets report in an hour.
+    // A day has more roasts than the policy allows reports in an hour.
     let policy = json!({"rateLimits": {}});
     let put = client().put(instances[0].url("kernel", "/governor/config")).json(&policy);
     put.send().await?.error_for_status()?;
@@ -325,7 +325,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
         bus.publish(&roast.receipt).await?;
         receipts.push(roast.receipt);
         sessions.push(roast.session);
-        // A blow every third roast: the instance dies in the middle of whatever it does.
+        // Every third roast an instance is killed, whatever it is doing.
         if n % 3 == 2 {
             let victim = usize::from(noise.normal() > 0.0);
             instances[victim].process.kill();
@@ -336,7 +336,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
         instance.ready().await?;
     }
 
-    // As a gateway does: receipts are told again until the cloud calls the roast complete.
+    // Receipts are published again until the cloud marks the roast complete, as a gateway does.
     let first = &instances[0];
     let open = "SELECT count(*) FROM sessions WHERE completeness = 'complete'";
     for _ in 0..60 {
@@ -361,7 +361,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let path = "/missions?limit=200&goal=generate-roast-report";
     let missions = first.get("kernel", path).await?;
     let missions: Vec<MissionRecord> = serde_json::from_value(missions["items"].clone())?;
-    assert_eq!(missions.len() as u64, roasts, "one mission each");
+    assert_eq!(missions.len() as u64, roasts, "each roast must have one mission");
     for session in &sessions {
         let path = format!("/sessions/{session}/reports");
         let reports = first.get("ingestion", &path).await?;
@@ -384,7 +384,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
         database.query_number("SELECT count(*) FROM outbox").is_ok_and(|n| n == 0)
     })
     .await?;
-    // Each report is in the audit log once, and the log fits together.
+    // Each report is in the audit log once, and the log's chain of digests is intact.
     let log = first.get("kernel", "/audit?limit=1000").await?;
     let written = log.as_array().context("a log")?.iter();
     assert_eq!(written.filter(|e| e["action"] == "session.report").count() as u64, roasts);
@@ -392,9 +392,9 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     Ok(())
 }
 
-/// Nothing configured but ports and a folder: SQLite and the embedded broker.
+/// Configures only ports and a folder: SQLite and the embedded broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::Result<()> {
+async fn with_the_default_configuration_a_roast_is_complete_and_reported() -> anyhow::Result<()> {
     let Some(recordings) = testbed::recordings()? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let data = folder.path().display();
@@ -429,7 +429,7 @@ async fn with_nothing_configured_a_roast_is_complete_and_reported() -> anyhow::R
     let mut simcorp = Instance { process, ports: ports.clone() };
     simcorp.process.start()?;
     simcorp.ready().await?;
-    // Played forty times as fast the roast is shorter than the policy lets pass.
+    // Played at forty times the speed, the roast is shorter than the policy accepts.
     let gates = json!({"generate-roast-report": {"minTelemetryPoints": 10, "minDurationSec": 1}});
     let put = client().put(simcorp.url("kernel", "/governor/config"));
     put.json(&json!({"gates": gates})).send().await?.error_for_status()?;

@@ -1,4 +1,4 @@
-//! Missions, people, autonomy.
+//! Tests of missions, people and autonomy.
 
 mod autonomy;
 mod missions;

@@ -1,5 +1,5 @@
-//! Authentication by an issuer's tokens and by API keys, against the real services; and no caller
-//! reads another organisation's data.
+//! Tests authentication by an issuer's tokens and by API keys, against the real services, and that
+//! no caller reads another organisation's data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ const SERVED: [&str; 9] = [
     "dispatcher",
     "simulation",
 ];
-/// Who listens: the simulation does twice.
+/// The services with a listener; simulation has two.
 const SERVICES: [&str; 10] = [
     "fleet",
     "kernel",
@@ -203,7 +203,7 @@ impl Cloud {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
+async fn only_valid_oidc_tokens_and_api_keys_authenticate() -> anyhow::Result<()> {
     let issuer = Issuer::start().await?;
     let cloud = Cloud::start(&issuer).await?;
     let who = async |token: &str| cloud.ask(("kernel", Method::GET, "/whoami"), token, None).await;
@@ -212,7 +212,8 @@ async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
     assert_eq!((status, &body["orgId"], &body["role"]), (200, &json!("acme"), &json!("admin")));
     assert_eq!(body["actor"]["kind"], "USER");
 
-    // Nobody, nonsense, another issuer's, expired, another audience, unsigned, a shared secret.
+    // These must be refused: no token, a malformed token, another issuer's, an expired one, one for
+    // another audience, an unsigned one, and an unknown API key.
     let claims = |change: Value| {
         let mut claims = json!({"iss": issuer.url, "aud": "simcorp", "sub": "u", "org_id": "acme",
                                 "exp": seconds() + 600});
@@ -245,19 +246,19 @@ async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
             assert_eq!(status, 401, "{what} at {service}: {body}");
         }
     }
-    // What must be read by machines needs no token.
+    // Routes that machines read need no token.
     for path in ["/health", "/ready", "/metrics", "/openapi.json"] {
         assert_eq!(cloud.ask(("kernel", Method::GET, path), "", None).await?.0, 200, "{path}");
     }
 
-    // The issuer changes its key: the new one is fetched, at most once a minute.
+    // When the issuer changes its key, the new one is fetched at most once a minute.
     let before = issuer.asked.load(Ordering::Relaxed);
     *issuer.keys.lock().unwrap() = new_key("k2")?;
     let (status, _) = who(&issuer.token("acme", "viewer")?).await?;
-    assert_eq!(status, 401, "asked again within a minute");
+    assert_eq!(status, 401, "the keys must not be fetched again within a minute");
     assert_eq!(issuer.asked.load(Ordering::Relaxed), before);
 
-    // A key: made by an admin, opens with its role, ends when it is ended.
+    // An admin creates an API key; it has its role until it is revoked.
     let new = json!({"name": "script", "role": "viewer"});
     let (status, key) = cloud.ask(("kernel", Method::POST, "/keys"), &ada, Some(&new)).await?;
     assert_eq!(status, 201, "{key}");
@@ -276,13 +277,13 @@ async fn only_the_issuer_s_tokens_and_our_keys_open() -> anyhow::Result<()> {
     assert_eq!(cloud.ask(end, &ada, None).await?.0, 204);
     let closed = || async { who(&token).await.is_ok_and(|(status, _)| status == 401) };
     wait_for("revocation", Duration::from_secs(40), closed).await?;
-    // Secrets are in no log.
+    // No log contains a secret.
     let log = cloud.process.log();
     assert!(!log.contains(&token) && !log.contains(&ada), "a token in the log");
     Ok(())
 }
 
-/// Fills a path of the API with ids.
+/// Replaces the parameters in an API path with ids.
 fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
     let mut path = path.to_owned();
     for (name, id) in ids {
@@ -291,7 +292,7 @@ fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
     path
 }
 
-/// Acme gets one of everything; the names of what names itself.
+/// Creates one of each resource in organisation acme; returns the ids that the server generates.
 async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str, String>> {
     cloud.database.query(
         "simcorp",
@@ -341,7 +342,8 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str,
     let asking = ("kernel", Method::POST, "/api/incidents");
     let (status, answer) = cloud.ask(asking, ada, Some(&incident)).await?;
     assert_eq!(status, 201, "{answer}");
-    // It cannot wait for the next look: the breaker has acted.
+    // A critical incident does not wait for the circuit breaker's next run: the breaker has already
+    // acted.
     let asking = ("kernel", Method::GET, "/api/circuit-breaker/events/unresolved");
     let (_, events) = cloud.ask(asking, ada, None).await?;
     let event = events[0]["id"].as_str().context("an event")?.to_owned();
@@ -364,7 +366,7 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str,
     Ok(BTreeMap::from(given))
 }
 
-/// The id of Acme's that stands for `{id}` in a path.
+/// Returns the id of Acme's resource for `{id}` in a path.
 fn id_of<'i>(path: &str, given: &'i BTreeMap<&str, String>, key: &'i str) -> &'i str {
     match path.split('/').nth(1) {
         Some("missions") => "M-secret",
@@ -380,7 +382,7 @@ fn id_of<'i>(path: &str, given: &'i BTreeMap<&str, String>, key: &'i str) -> &'i
     }
 }
 
-/// What Eve sends where something must be sent.
+/// Returns the body that Eve sends, where a body is required.
 fn sent(method: &Method, path: &str) -> Option<Value> {
     match (method, path) {
         (&Method::GET | &Method::DELETE, _) => None,
@@ -457,11 +459,11 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
         for (path, methods) in document["paths"].as_object().context("paths")? {
             for (method, operation) in methods.as_object().context("methods")? {
                 if operation["security"] == json!([]) {
-                    continue; // what machines read, and nobody is asked for
+                    continue; // machines read these without authentication
                 }
                 let method: Method = method.to_uppercase().parse()?;
                 if path.starts_with("/stream/") || path == "/v1/frames" {
-                    continue; // endless; and signed by whom, not asked by whom
+                    continue; // an endless stream; and a route that authenticates by signature
                 }
                 let id = id_of(path, &given, &key_id);
                 let ids = BTreeMap::from([
@@ -473,7 +475,7 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                 ]);
                 let own = filled(path, &ids);
                 let body = sent(&method, path);
-                // By its ids alone, and by saying so.
+                // With Acme's ids only, and with Acme's organisation too.
                 for query in ["", "?orgId=acme", "?orgId=acme&referenceId=S-secret"] {
                     let path = format!("{own}{query}");
                     let asking = (service, method.clone(), path.as_str());
@@ -504,10 +506,10 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                     ]
                     .into_iter()
                     .filter(|secret| told.contains(*secret))
-                    // What she sent herself may come back.
+                    // Values that Eve sent herself may be returned.
                     .find(|secret| !body.as_ref().is_some_and(|b| b.to_string().contains(*secret)));
                     assert_eq!(told, None, "{shown}");
-                    // These are about oneself, or say whose they are in another way.
+                    // These routes are about the caller, or name the organisation in another way.
                     let about_oneself = [
                         "/whoami",
                         "/authority",
@@ -516,7 +518,7 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                         "/config/defaults",
                         "/evaluations/promotion",
                     ];
-                    // How a worker does, whoever's missions it works on.
+                    // These routes show the state of a worker, independent of any organisation.
                     let of_nobody = ["reports", "dispatcher"].contains(&service)
                         && ["/status", "/config"].iter().any(|own| path.starts_with(own));
                     let listed = path.starts_with("/missions?") && method == Method::GET;
@@ -529,7 +531,8 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                         && !own.starts_with("/evaluations/promotion"))
                         || ids.into_iter().any(|id| own.contains(id));
                     let incomplete = path.starts_with("/comparison") && query.is_empty();
-                    // Upstream's clients read these as empty where there is no such roast.
+                    // For a roast that does not exist, upstream's clients expect these empty
+                    // values.
                     let nothing = [json!([]), json!({"profiles": []}), Value::Null];
                     let empty = nothing.contains(&answer) && query.is_empty();
                     if (names_another || names_a_secret) && !incomplete && !empty {
@@ -539,8 +542,8 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
             }
         }
     }
-    assert!(asked > 90, "only {asked} questions");
-    // And Acme's own are as they were.
+    assert!(asked > 90, "only {asked} requests");
+    // Acme's own data is unchanged.
     let (_, mission) = cloud.ask(("kernel", Method::GET, "/missions/M-secret"), &ada, None).await?;
     assert_eq!(mission["status"], "QUARANTINED");
     let (_, meta) =

@@ -1,5 +1,5 @@
-//! Rate limits, idempotency keys and a cache: shared by instances through Redis, and still correct
-//! when Redis is down.
+//! Tests rate limits, idempotency keys and a cache: shared by instances through Redis, and still
+//! correct when Redis is down.
 
 use crate::support::{Stack, client};
 use reqwest::Method;
@@ -19,7 +19,7 @@ async fn two(database: &Postgres, redis: &Redis, extra: &[&str]) -> anyhow::Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_is_one_bucket_at_all_instances_and_redis_may_go() -> anyhow::Result<()> {
+async fn instances_share_a_rate_limit_and_work_without_redis() -> anyhow::Result<()> {
     let (database, mut redis) = (Postgres::start().await?, Redis::start().await?);
     let slow = "limits.route={ per_second = 0.2, burst = 6 }";
     let stacks = two(&database, &redis, &[slow]).await?;
@@ -42,7 +42,7 @@ async fn a_bucket_is_one_bucket_at_all_instances_and_redis_may_go() -> anyhow::R
         let body: serde_json::Value = answer.json().await?;
         assert_eq!(body["error"], "Too Many Requests");
     }
-    // Another route has its own; what machines must read has none.
+    // Another route has its own limit; routes that machines read have none.
     assert_eq!(ask(0, "/tools").await?.status(), 200);
     for path in ["/health", "/ready", "/metrics"] {
         for _ in 0..10 {
@@ -50,11 +50,11 @@ async fn a_bucket_is_one_bucket_at_all_instances_and_redis_may_go() -> anyhow::R
         }
     }
     let shown = stacks[0].get("kernel", "/_rate-limit/metrics").await?;
-    // The workers of this process are the same person here, and ask too.
+    // The workers of this process are the same user here, and send requests too.
     let keys = shown["topKeys"].as_array().unwrap();
     let ours = keys.iter().find(|key| key["key"] == "org/dev-user GET /agents");
     assert_eq!(ours.unwrap()["count"], 1, "{shown}");
-    // Without Redis each counts alone: slower to refuse, never unanswered.
+    // Without Redis each instance counts alone: it refuses later, and always answers.
     redis.kill();
     for n in 0..12 {
         assert_eq!(ask(n, "/agents").await?.status(), 200, "request {n}");
@@ -64,7 +64,7 @@ async fn a_bucket_is_one_bucket_at_all_instances_and_redis_may_go() -> anyhow::R
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_with_a_key_counts_once_wherever_it_is_sent() -> anyhow::Result<()> {
+async fn a_request_with_an_idempotency_key_counts_once_at_all_instances() -> anyhow::Result<()> {
     let (database, redis) = (Postgres::start().await?, Redis::start().await?);
     let stacks = two(&database, &redis, &[]).await?;
     let case = json!({"name": "c", "machineId": "m"});
@@ -72,7 +72,7 @@ async fn a_request_with_a_key_counts_once_wherever_it_is_sent() -> anyhow::Resul
         let request = client().post(stacks[n].url("eval", "/golden-cases"));
         request.header("Idempotency-Key", key).json(body).send().await
     };
-    // Eight at once, at both: one case.
+    // Eight simultaneous requests at both instances create one case.
     let all = futures_util::future::join_all((0..8).map(|n| send(n % 2, "k-1", &case))).await;
     let mut made = std::collections::BTreeSet::new();
     for answer in all {
@@ -82,7 +82,7 @@ async fn a_request_with_a_key_counts_once_wherever_it_is_sent() -> anyhow::Resul
                 let body: serde_json::Value = answer.json().await?;
                 made.insert(body["id"].as_str().unwrap().to_owned());
             }
-            409 => {} // is being answered
+            409 => {} // another request with this key is in progress
             other => panic!("{other}"),
         }
     }
@@ -92,15 +92,15 @@ async fn a_request_with_a_key_counts_once_wherever_it_is_sent() -> anyhow::Resul
     let body: serde_json::Value = again.json().await?;
     assert!(made.contains(body["id"].as_str().unwrap()));
     assert_eq!(database.query_number("SELECT count(*) FROM golden_cases")?, 1);
-    // The same key for another request is a mistake.
+    // The same key with another request is refused.
     let other = send(0, "k-1", &json!({"name": "d", "machineId": "m"})).await?;
     assert_eq!(other.status(), 422);
-    // What is wrong stays wrong, and is told the same.
+    // An invalid request gets the same error again.
     let wrong = json!({"name": ""  , "machineId": "m"});
     for _ in 0..2 {
         assert_eq!(send(0, "k-2", &wrong).await?.status(), 400);
     }
-    // Two who change one case: the second hears of it.
+    // When two clients change one case, the second gets 412.
     let id = made.first().unwrap();
     let path = format!("/golden-cases/{id}");
     let change = async |tag: &str, name: &str| {

@@ -1,4 +1,4 @@
-//! What all services share: limits, OpenAPI, simulated machines.
+//! Tests of what all services share: limits, OpenAPI, simulated machines.
 
 mod limits;
 mod openapi;

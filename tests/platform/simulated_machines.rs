@@ -1,5 +1,5 @@
-//! Simulated machines on the real path, machines that send no events, and a deployment that moves
-//! to PostgreSQL.
+//! Tests simulated machines on the real path, machines that send no events, and a deployment that
+//! moves to PostgreSQL.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use testbed::{Mosquitto, Postgres, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Waits until a job's machines are all complete; answers its roasts.
+/// Waits until all machines of a job are complete, and returns the sessions.
 async fn played(stack: &Stack, request: &Value) -> anyhow::Result<Vec<String>> {
     let (status, started) = stack.post(("publisher", "/publish/start"), request).await?;
     anyhow::ensure!(status == 200, "{started}");
@@ -39,7 +39,7 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
         assert_eq!(told["completeness"], "complete", "{told}");
         assert_eq!(told["verifiedPoints"], told["telemetryPoints"]);
     }
-    // The whole chain of services follows: analysed, reported, evaluated.
+    // All later services process the roasts: analysis, reports, evaluation.
     let counts = || async {
         let counts = stack.get("kernel", "/missions/metrics").await.unwrap_or_default();
         counts["DONE"] == 24
@@ -48,7 +48,7 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
     let fleet = stack.get("analytics", "/fleet?days=2").await?;
     assert_eq!(fleet["roasts"], 12, "{fleet}");
     assert_eq!(fleet["machines"].as_array().unwrap().len(), 12);
-    // A roast answers from its cache as it did before, until somebody writes about it.
+    // The analysis of a roast is returned from the cache until the roast's data changes.
     let path = format!("/analysis/session/{}", sessions[0]);
     let (one, two) = (stack.get("analytics", &path).await?, stack.get("analytics", &path).await?);
     assert_eq!(one["computedAt"], two["computedAt"], "computed twice");
@@ -80,7 +80,7 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
     assert_eq!((rows("sessions"), rows("reports"), rows("missions")), (12, 12, 24), "{told}");
     let again = import().unwrap_err().to_string();
     assert!(again.contains("in use"), "{again}");
-    // It goes on there: what was known is known, and new roasts follow.
+    // The service continues on PostgreSQL: it has the old data, and accepts new roasts.
     let moved = Stack::start(&[], std::slice::from_ref(&set)).await?;
     let report = format!("/sessions/{}/reports/latest", sessions[3]);
     assert!(moved.get("ingestion", &report).await?["markdown"].as_str().is_some());
@@ -89,12 +89,13 @@ async fn simulated_machines_roast_on_the_real_path_and_everything_moves_to_postg
                       "engine": "twin", "seed": 8});
     assert_eq!(played(&moved, &more).await?.len(), 1);
     let log = moved.get("kernel", "/audit?limit=500").await?;
-    assert!(log.as_array().unwrap().len() > 12, "the log fits together");
+    assert!(log.as_array().unwrap().len() > 12, "the audit log was not continued");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_publisher_without_events_is_given_its_marks_by_one_of_two() -> anyhow::Result<()> {
+async fn one_of_two_instances_infers_the_events_of_a_publisher_without_events() -> anyhow::Result<()>
+{
     let (database, broker) = (Postgres::start().await?, Mosquitto::start().await?);
     let settings = |name: &str| {
         vec![
@@ -132,7 +133,7 @@ async fn a_publisher_without_events_is_given_its_marks_by_one_of_two() -> anyhow
     tokio::spawn(async move { while events.poll().await.is_ok() {} });
     let origin = json!({"orgId": "org", "siteId": "s", "machineId": "old-1"});
     let points = told["telemetry"].as_array().unwrap();
-    // After its drop the machine goes on measuring an empty drum.
+    // After DROP the machine continues to measure an empty drum.
     for point in points {
         let mut envelope = json!({"ts": point["ts"], "origin": origin, "topic": "telemetry"});
         envelope["payload"] = point.clone();
@@ -158,7 +159,7 @@ async fn a_publisher_without_events_is_given_its_marks_by_one_of_two() -> anyhow
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    // Told late, the marks lie where they were: the roast is whole.
+    // Events that are inferred late have their true times: the roast has all its points.
     let path = format!("/sessions/{id}/telemetry?limit=100000");
     let told = first.get("ingestion", &path).await?;
     assert_eq!(told.as_array().unwrap().len(), points.len());
@@ -166,7 +167,7 @@ async fn a_publisher_without_events_is_given_its_marks_by_one_of_two() -> anyhow
     let all = found.len();
     found.sort();
     found.dedup();
-    assert_eq!(found.len(), all, "a mark was told twice: {found:?}");
+    assert_eq!(found.len(), all, "an event was published twice: {found:?}");
     Ok(())
 }
 
@@ -193,7 +194,7 @@ async fn lists_are_read_from_a_replica_while_it_is_fresh() -> anyhow::Result<()>
         line.and_then(|line| line.split(' ').nth(1)?.parse::<f64>().ok()).unwrap_or(0.0)
     };
     wait_for("reads from the replica", PATIENCE, || async { reads().await > 0.0 }).await?;
-    // A replica that stands still is left out, though it knows nothing of what it misses.
+    // A replica that no longer replays is not used, although it does not know what it misses.
     replica.query("simcorp", "SELECT pg_wal_replay_pause()")?;
     let mut n = 0;
     wait_for("the replica to be left out", PATIENCE, || {
@@ -213,7 +214,7 @@ async fn lists_are_read_from_a_replica_while_it_is_fresh() -> anyhow::Result<()>
     let before = reads().await;
     wait_for("the replica to be asked again", PATIENCE, || async { reads().await > before + 1.0 })
         .await?;
-    // And gone it is not missed.
+    // Without the replica, the primary answers.
     drop(replica);
     for _ in 0..3 {
         assert_eq!(stack.get("ingestion", "/sessions").await?, json!([]));

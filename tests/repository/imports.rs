@@ -1,4 +1,5 @@
-//! Who may import whom: the table of docs/architecture.md, held against `cargo metadata`.
+//! Tests which crate may import which: compares the table in docs/architecture.md with the output
+//! of `cargo metadata`.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,7 +10,7 @@ use testbed::workspace_root;
 /// Crates that do input or output, or read a clock.
 const IO: [&str; 7] = ["tokio", "axum", "reqwest", "sqlx", "rusqlite", "rumqttc", "rustix"];
 
-/// The folder of each crate of the workspace, and what it depends on outside of tests.
+/// Returns the folder of each crate of the workspace, and its dependencies outside of tests.
 fn crates() -> BTreeMap<String, (String, Vec<String>)> {
     let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     command.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace_root());

@@ -1,11 +1,11 @@
-//! Links in documents, and paths of documents in sources, lead to files that exist.
+//! Tests that links in documents, and paths of documents in sources, lead to files that exist.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use testbed::workspace_root;
 
-/// The files of the repository with this ending, relative to its root.
+/// Returns the files of the repository with this ending, relative to its root.
 fn files(ending: &str) -> Vec<PathBuf> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-co", "--exclude-standard", &format!("*{ending}")]);
@@ -15,7 +15,8 @@ fn files(ending: &str) -> Vec<PathBuf> {
     listed.lines().map(PathBuf::from).filter(|file| workspace_root().join(file).is_file()).collect()
 }
 
-/// The targets of Markdown's `[text](target)` in `text`, without those outside the repository.
+/// Returns the targets of Markdown's `[text](target)` in `text`, without those outside the
+/// repository.
 fn targets(text: &str) -> Vec<&str> {
     let all = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
     let inside = all.filter(|target| !target.contains("://") && !target.starts_with("mailto:"));
@@ -28,7 +29,7 @@ fn is_there(from: &Path, target: &str) -> bool {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_between_documents_lead_to_existing_files() {
     let mut dead = Vec::new();
     let pages = files(".md");
     assert!(pages.len() > 30, "only {} pages", pages.len());
@@ -69,7 +70,7 @@ fn documents_that_sources_name_exist() {
 }
 
 #[test]
-fn targets_are_found_in_markdown() {
+fn link_targets_are_parsed_from_markdown() {
     let text = "See [a](b.md#c), [d](https://e.example) and ![f](g.png \"title\").";
     assert_eq!(targets(text), ["b.md", "g.png"]);
     assert!(!is_there(Path::new("README.md"), "no-such-page.md"));

@@ -1,4 +1,4 @@
-//! What must hold for the source tree itself.
+//! Tests of the source tree itself.
 
 mod imports;
 mod links;

@@ -1,4 +1,4 @@
-"""A Cropster export as .xls or .xlsx, written by libraries that share no code with us."""
+"""Writes a Cropster export as .xls or .xlsx with libraries that share no code with this project."""
 
 import datetime
 import sys

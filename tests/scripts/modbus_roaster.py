@@ -1,10 +1,10 @@
-"""Recorded roasts as a Modbus TCP machine: each poll shows the next recorded sample.
+"""Serves recorded roasts as a Modbus TCP machine: each poll returns the next recorded sample.
 
 Usage: modbus_roaster.py PORT SERVED RECORDING...
 
 Holding registers: 0-1 BT, 2-3 ET (IEEE 754 single, high word first, NaN = no reading), 4 the
-machine's own word: 0 idle, 1 charged, 2 dropped. SERVED gets one JSON line a sample that was shown:
-what must arrive, written by nobody who shares code with the agent.
+state of the machine: 0 idle, 1 charged, 2 dropped. SERVED receives one JSON line per sample that
+was returned: the samples that must arrive, written by code that the agent does not share.
 """
 
 import ast
@@ -47,7 +47,7 @@ def read_csv(path):
 def samples(paths):
     for path in paths:
         recording = list(read_csv(path) if path.endswith(".csv") else read_alog(path))
-        # The machine idles before each roast, so that its word can change.
+        # The machine idles before each roast, so that its state can change.
         idle = (recording[0][0], recording[0][1], 0)
         yield from [idle] * 5
         yield from recording
@@ -67,7 +67,7 @@ class Machine(ModbusSequentialDataBlock):
         self.again = True
 
     def connected(self, is_up):
-        # A client that comes back did not get its last answer: it is shown the same once more.
+        # A client that reconnects did not receive its last answer: repeat the sample.
         if is_up:
             self.again = True
 

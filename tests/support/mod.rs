@@ -1,4 +1,4 @@
-//! A whole system of real processes: simcorp, agents, Mosquitto, PostgreSQL.
+//! Starts whole systems of real processes for tests: simcorp, agents, Mosquitto, PostgreSQL.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,7 +47,7 @@ impl Cloud {
         Ok(cloud)
     }
 
-    /// Waits until ingestion serves: its port is taken before the database is ready.
+    /// Waits until ingestion answers: it opens its port before the database is ready.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let health = self.url("/health");
         let alive =
@@ -135,7 +135,8 @@ impl Agent {
         Ok(client().get(url).send().await?.json().await?)
     }
 
-    /// What reached the journal: (number, samples) of every frame. Only while the agent is stopped.
+    /// Returns (number, samples) of every frame in the journal. Call it only while the agent is
+    /// stopped.
     pub fn journalled(&self) -> anyhow::Result<Vec<(i64, i64)>> {
         let db = rusqlite::Connection::open(self.journal().join("journal.db"))?;
         let mut rows = db.prepare("SELECT number, samples FROM frames ORDER BY number")?;
@@ -148,14 +149,15 @@ impl Agent {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // limits where they matter: each test has its patience
+#[allow(clippy::disallowed_methods)] // each test has its own time limit
 pub fn client() -> reqwest::Client {
-    // Fails if a provider is installed already; only this one is used.
+    // Fails if a provider is already installed; only this provider is used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap()
 }
 
-/// A signer in `folder` for the device of a site, with `more` of `[key]`; not started.
+/// Creates a signer in `folder` for the device of a site, with `more` settings in `[key]`; does not
+/// start it.
 pub fn signer(
     folder: &Path,
     token: &Pkcs11Token,
@@ -177,7 +179,7 @@ pub fn signer(
     Ok(token.environment.iter().fold(signer, |signer, (name, value)| signer.env(name, value)))
 }
 
-/// Makes the key that a signer's configuration in `folder` names.
+/// Creates the key that a signer's configuration in `folder` names.
 pub fn create_key(folder: &Path, token: &Pkcs11Token) -> anyhow::Result<()> {
     let environment = token.environment.iter().map(|(name, value)| (name, value));
     let output = Command::new(binary_path("simcorp-signer")?)
@@ -190,7 +192,7 @@ pub fn create_key(folder: &Path, token: &Pkcs11Token) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A driver for a simulated machine that samples fast and roasts faster.
+/// Returns the driver settings of a simulated machine that samples fast and roasts at `speed`.
 pub fn simulated(speed: u32) -> String {
     format!(
         "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\nspeed = {speed}\n\
@@ -202,7 +204,7 @@ pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
 
-/// Every field by which one service finds another.
+/// The settings by which one service finds another.
 const PEERS: [(&str, &str); 12] = [
     ("fleet.url", "fleet"),
     ("auth.kernel_url", "kernel"),
@@ -217,7 +219,7 @@ const PEERS: [(&str, &str); 12] = [
     ("reports.analytics_url", "analytics"),
     ("console.ingestion_url", "ingestion"),
 ];
-/// Every listener.
+/// The settings of all listeners.
 const LISTENERS: [(&str, &str); 11] = [
     ("fleet", "fleet.listen"),
     ("kernel", "kernel.listen"),
@@ -235,7 +237,7 @@ const LISTENERS: [(&str, &str); 11] = [
 /// One process with some services, in development auth.
 pub struct Stack {
     pub process: Process,
-    /// Where the embedded broker listens, unless it is off.
+    /// The port of the embedded broker, unless it is off.
     pub broker: u16,
     ports: std::collections::BTreeMap<&'static str, u16>,
     served: Vec<&'static str>,
@@ -244,7 +246,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts `services` (all: every one) with `settings`; without a database SQLite in a folder.
+    /// Starts `services` (an empty list: all) with `settings`; without a database it uses SQLite in
+    /// a folder.
     pub async fn start(services: &[&'static str], settings: &[String]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut ports = std::collections::BTreeMap::new();
@@ -310,7 +313,7 @@ impl Stack {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Sends a body; returns status and body.
+    /// Sends a request with a body; returns status and body.
     pub async fn send(
         &self,
         method: reqwest::Method,

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quick_link_is_timed_tightly_and_a_slow_one_is_given_time() {
+    fn the_timeout_and_the_window_follow_the_time_to_the_acknowledgement() {
         let mut quick = SendWindow::default();
         let mut slow = SendWindow::default();
         for _ in 0..50 {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_halves_the_window_and_doubles_the_limit_within_bounds() {
+    fn a_timeout_halves_the_window_and_doubles_the_timeout_within_bounds() {
         let mut pace = SendWindow::default();
         pace.on_timeout();
         assert_eq!((pace.max_in_flight(), pace.timeout()), (32, TIMEOUT_START * 2));

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wedged_key_is_asked_seldom_and_used_again() {
+    fn a_failing_key_is_retried_rarely_and_used_again_when_it_recovers() {
         let kid = "device:gw@leipzig".parse().unwrap();
         let key = FileKey::generate(kid, Algorithm::EdDsa).unwrap();
         let flaky = Arc::new(Flaky { key, works: false.into(), asked: 0.into() });

@@ -119,11 +119,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_known_once_is_never_unknown_again() {
+    fn the_clock_never_goes_back_behind_a_confirmed_time() {
         let folder = tempfile::tempdir().unwrap();
         let long_ago = Clock::at(EpochMs(86_400_000));
         let time = TrustedClock::open(folder.path(), long_ago);
-        assert!(time.now() >= EARLIEST, "a clock that says 1970");
+        assert!(time.now() >= EARLIEST, "the wall clock is in 1970");
         let told = EARLIEST.plus_ms(40 * 86_400_000);
         time.raise_floor(told);
         time.raise_floor(told.plus_ms(-86_400_000));
@@ -131,7 +131,7 @@ mod tests {
         // The next start, after the clock was set back.
         let again = TrustedClock::open(folder.path(), Clock::at(EARLIEST));
         assert!(again.now() >= told);
-        // A clock that is ahead counts while the agent runs, and is not stored.
+        // A clock that is ahead is used while the agent runs, and its time is not stored.
         let ahead = TrustedClock::open(folder.path(), Clock::at(told.plus_ms(86_400_000)));
         assert!(ahead.now() >= told.plus_ms(86_400_000));
         ahead.save();

@@ -51,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_stands_still_is_missed() {
+    fn a_thread_that_reports_no_progress_is_detected() {
         let board = AgentState::new("org/s/r-1".to_owned());
         assert!(threads_are_alive(&board, 10_000, 1_000), "just started");
         board.heartbeat(WatchedThread::Sampler, 100_000);
         assert!(
             !threads_are_alive(&board, 100_000, 1_000),
-            "the journal writer has not moved since the start"
+            "the journal writer has reported nothing since the start"
         );
         board.heartbeat(WatchedThread::JournalWriter, 99_000);
         assert!(threads_are_alive(&board, 120_000, 1_000));

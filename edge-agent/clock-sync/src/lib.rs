@@ -30,7 +30,7 @@ mod tests {
 
     /// Compares the result with that of an independent program.
     #[test]
-    fn the_kernel_says_what_adjtimex_of_another_program_says() {
+    fn the_result_equals_that_of_adjtimex_in_another_program() {
         let script = "import ctypes; b = ctypes.create_string_buffer(512); \
                       s = ctypes.CDLL(None).adjtimex(b); \
                       print(s != 5 and not int.from_bytes(b[40:44], 'little') & 0x40)";

@@ -30,7 +30,7 @@ impl Endpoint {
         }
     }
 
-    /// Opens it.
+    /// Opens the connection.
     ///
     /// # Errors
     /// When the machine cannot be reached, or not within `limit`.
@@ -75,8 +75,8 @@ impl Endpoint {
     }
 }
 
-/// Clears HUPCL, so that closing the line leaves its control signals up. Some boards (every
-/// Arduino) restart when the signals fall, so reopening a line after an error would restart the
+/// Clears HUPCL, so that closing the line does not drop its control signals. Some boards (every
+/// Arduino) restart when the signals drop, so reopening a line after an error would restart the
 /// machine. Errors here are ignored: opening the line then reports them.
 fn leave_signals_up(device: &Path) {
     use rustix::fs::{Mode, OFlags};
@@ -117,7 +117,7 @@ mod tests {
     use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
     #[tokio::test]
-    async fn a_line_is_told_to_keep_its_signals_when_it_is_closed() {
+    async fn a_closed_line_keeps_its_control_signals() {
         let (_near, far) = SerialStream::pair().unwrap();
         let device = PathBuf::from(far.name().unwrap());
         drop(far); // A serial port is locked by the program that opened it as one.

@@ -1,5 +1,5 @@
-//! The queue of writes to a machine's controls. All writes pass through it: the guard checks each
-//! request, and the driver writes what the guard allows, between two reads.
+//! The queue of writes to a machine's controls. All writes pass through it: the interlock checks
+//! each request, and the driver writes what the interlock allows, between two reads.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio_modbus::Request;
 use crate::interlock::{Command, Interlock, MachineSnapshot, WriteError};
 use crate::modbus;
 
-/// The most writes in the queue; further requests return `WriteError::AddressInUse`.
+/// The most writes in the queue; further requests return `WriteError::Busy`.
 const QUEUE_MAX: usize = 8;
 /// A write that has not begun after this time is dropped: an old slider position is no longer
 /// wanted. Three times the machine's timeout where that is longer, since a read in progress may
@@ -24,12 +24,12 @@ const REPLY_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The most notes kept for the next reading; beyond it the oldest are dropped.
 const NOTES_MAX: usize = 32;
 
-/// A queued write that the guard allowed.
+/// A queued write that the interlock allowed.
 #[derive(Debug)]
 pub struct QueuedWrite {
     pub command: Command,
     caller: String,
-    /// It reduces heat, and so goes first.
+    /// The write reduces heat, so it goes first.
     urgent: bool,
     reply: oneshot::Sender<Result<String, WriteError>>,
     deadline: Instant,
@@ -140,7 +140,7 @@ impl ControlQueue {
         }
     }
 
-    /// Checks a write with the guard and queues it when allowed. A write that reduces heat goes
+    /// Checks a write with the interlock and queues it when allowed. A write that reduces heat goes
     /// before the others and replaces queued writes of more heat to the same control.
     fn enqueue(
         &self,
@@ -152,7 +152,7 @@ impl ControlQueue {
         let shared = &mut *guarded;
         let same = |w: &QueuedWrite| w.command.control() == wanted.control();
         let urgent = match wanted {
-            // The value that it applies may still be queued, so the guard decides when its turn
+            // The value that it applies may still be queued, so the interlock decides when its turn
             // comes.
             Command::Apply(at) => {
                 shared.queue.iter().any(|w| same(w) && w.urgent)
@@ -209,7 +209,8 @@ impl ControlQueue {
         }
     }
 
-    /// Reports the outcome of a write to the caller and the guard, and adds a note to the curve.
+    /// Reports the outcome of a write to the caller and the interlock, and adds a note to the
+    /// curve.
     pub(crate) fn complete(
         &self,
         written: QueuedWrite,
@@ -235,7 +236,7 @@ impl ControlQueue {
         let _ = written.reply.send(outcome.map(|()| what));
     }
 
-    /// Passes a new reading to the guard.
+    /// Passes a new reading to the interlock.
     pub(crate) fn observe(&self, known: MachineSnapshot) {
         self.shared().interlock.observe(known);
     }
@@ -254,7 +255,7 @@ fn nearest_representable(control: &Control, value: f64) -> f64 {
         Some(kind) => kind.encode(order, raw).and_then(|words| kind.decode(order, &words)),
         None => Some(raw.round()),
     };
-    // The guard refuses what lies outside the range.
+    // The interlock refuses values outside the range.
     let inside = control.range.is_none_or(|[low, high]| (low..=high).contains(&value));
     let raw = if inside { whole(control.raw(value)) } else { None };
     raw.map_or(value, |raw| control.value(raw))
@@ -291,7 +292,7 @@ mod tests {
     const APPLY: Command = Command::Apply(0);
 
     #[tokio::test(start_paused = true)]
-    async fn what_waited_too_long_is_never_written() {
+    async fn a_write_that_waited_too_long_is_never_executed() {
         let hand = hand();
         let asking = hand.clone();
         let asked =
@@ -300,8 +301,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(hand.next(2_000).is_none());
         assert_eq!(asked.await.unwrap(), Err(WriteError::Busy));
-        assert!(hand.take_notes().is_empty(), "nothing has happened");
-        // In time it is written, and its outcome is returned.
+        assert!(hand.take_notes().is_empty(), "nothing was written");
+        // A write within the time limit is executed, and its outcome is returned.
         let asking = hand.clone();
         let asked =
             tokio::spawn(
@@ -316,14 +317,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn less_heat_goes_first_and_takes_the_place_of_more() {
+    async fn a_write_of_less_heat_goes_first_and_replaces_a_write_of_more() {
         let hand = hand();
         let air = Command::Set(1, 65.0);
         let _air = hand.enqueue("a", air, 0).unwrap();
         let raise = hand.enqueue("a", burner(50.0), 0).unwrap();
         let _apply = hand.enqueue("a", APPLY, 0).unwrap();
         let _cut = hand.enqueue("b", burner(10.0), 0).unwrap();
-        assert!(raise.await.is_err(), "replaced by the cut");
+        assert!(raise.await.is_err(), "replaced by the write of less heat");
         let order: Vec<_> = std::iter::from_fn(|| hand.next(0).map(|w| w.command)).collect();
         assert_eq!(order, [burner(10.0), air, APPLY]);
         // When the queue is full, a write that does not reduce heat is dropped for it.
@@ -334,24 +335,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn less_heat_that_waits_is_not_lost_to_somebody_who_wants_more() {
+    async fn a_queued_write_of_less_heat_is_not_replaced_by_a_write_of_more() {
         let hand = hand();
         let _off = hand.enqueue("a", burner(0.0), 0).unwrap();
         let _apply = hand.enqueue("a", APPLY, 0).unwrap();
         let more = hand.enqueue("b", burner(50.0), 0).unwrap();
         let less = hand.enqueue("b", burner(30.0), 0).unwrap();
-        assert!(more.await.is_err(), "30 takes the place of 50, and not of 0");
+        assert!(more.await.is_err(), "30 replaces 50, and not 0");
         let off = hand.next(0).unwrap();
         assert_eq!(off.command, burner(0.0));
         hand.complete(off, Ok(()), 0);
-        assert_eq!(hand.next(0).unwrap().command, APPLY, "before everything else");
-        // 30 is checked again, now that the burner was turned off.
+        assert_eq!(hand.next(0).unwrap().command, APPLY, "before the write of 30");
+        // The interlock checks 30 again, now that the burner is off.
         assert!(hand.next(0).is_none());
         assert!(matches!(less.await.unwrap(), Err(WriteError::TooSoon { .. })));
     }
 
     #[tokio::test]
-    async fn what_is_not_allowed_any_more_when_its_turn_comes_is_not_written() {
+    async fn a_write_that_is_no_longer_allowed_at_its_turn_is_refused() {
         let hand = hand();
         let raise = hand.enqueue("a", burner(50.0), 0).unwrap();
         hand.observe(MachineSnapshot::default());
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_asked_for_as_the_machine_can_hold_it() {
+    fn a_value_is_rounded_to_what_the_machine_can_represent() {
         let mut control = profile().controls[0].clone();
         assert!(
             (nearest_representable(&control, 45.004) - 45.0).abs() < 1e-9,
@@ -368,9 +369,12 @@ mod tests {
         );
         assert!(
             (nearest_representable(&control, 145.5) - 145.5).abs() < 1e-9,
-            "outside: refused as it is"
+            "outside the range: not rounded, refused later"
         );
         (control.kind, control.map.factor) = (None, 1.0);
-        assert!((nearest_representable(&control, 45.4) - 45.0).abs() < 1e-9, "a line of text");
+        assert!(
+            (nearest_representable(&control, 45.4) - 45.0).abs() < 1e-9,
+            "a control of a text protocol"
+        );
     }
 }

@@ -7,7 +7,7 @@ const PAUSE_MS_MIN: u64 = 500;
 /// The longest pause: a controller that is switched on again during a roast is polled by then.
 const PAUSE_MS_MAX: u64 = 5_000;
 
-/// One unit's record.
+/// The state of one unit's circuit breaker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     failures: u32,
@@ -52,7 +52,7 @@ pub fn order(units: &[Health], mono_ms: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_healthy()).collect();
     let ailing =
         (0..units.len()).filter(|i| !units[*i].is_healthy() && !units[*i].is_backing_off(mono_ms));
-    // The one that has waited longest, so that each gets its turn.
+    // The failed unit that has waited longest, so that each gets its turn.
     order.extend(ailing.min_by_key(|i| (units[*i].retry_at_ms, *i)));
     order
 }
@@ -62,11 +62,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_unit_is_asked_last_then_seldom_then_again() {
+    fn a_failed_unit_is_polled_last_then_rarely_until_it_answers() {
         let mut units = vec![Health::default(); 3];
         assert_eq!(order(&units, 0), [0, 1, 2]);
         units[0].failed(0, 0);
-        assert_eq!(order(&units, 100), [1, 2, 0], "last, so that it costs the others nothing");
+        assert_eq!(order(&units, 100), [1, 2, 0], "last, so that it does not delay the others");
         units[0].failed(100, 0);
         units[0].failed(200, 0);
         assert_eq!(order(&units, 300), [1, 2]);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_dead_units_one_is_tried_at_a_time_and_each_in_turn() {
+    fn failed_units_are_retried_one_at_a_time_in_turn() {
         let mut units = vec![Health::default(); 3];
         let mut tried = [0; 3];
         for tick in 0..100 {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_ends_within_five_seconds_however_often_it_failed() {
+    fn a_pause_is_at_most_five_seconds_after_any_number_of_failures() {
         let mut unit = Health::default();
         for _ in 0..1000 {
             unit.failed(1_000_000, 9);

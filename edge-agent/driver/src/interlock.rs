@@ -52,8 +52,8 @@ impl Command {
 pub struct MachineSnapshot {
     /// When the reading began, monotonic ms; `None` before the first reading.
     pub at_ms: Option<u64>,
-    /// Values by channel name in the profile: °C, %, …. Excludes channels that have a quality
-    /// remark and channels derived from those.
+    /// Values by channel name in the profile: °C, %, …. Excludes channels that have a quality flag
+    /// and channels derived from those.
     pub values: BTreeMap<String, f64>,
     pub quality_flags: BTreeMap<String, Quality>,
     /// The states that were read in this reading.
@@ -83,12 +83,12 @@ struct UnconfirmedWrites {
     last: f64,
 }
 
-/// Decides whether a write to one machine's controls is allowed.
+/// Decides whether a write to a control of one machine is allowed.
 #[derive(Debug)]
 pub struct Interlock {
     profile: Arc<Profile>,
     controls: Vec<ControlState>,
-    /// Each control's record before the write in progress, to restore if nothing was sent.
+    /// Each control's state before the write in progress, to restore if nothing was sent.
     before_write: Vec<ControlState>,
     written_ms: VecDeque<u64>,
     /// The time that the last counted write pushed out of `written_ms`.
@@ -220,8 +220,8 @@ impl Interlock {
                     self.written_ms.push_front(oldest);
                 }
             }
-            // The machine may or may not have taken it, so the staged value there may not be ours:
-            // do not apply it.
+            // The machine may or may not have executed the write, so the staged value there may not
+            // be ours: do not apply it.
             Err(_) => moved.staged = None,
         }
     }
@@ -339,8 +339,8 @@ impl Interlock {
         Ok(())
     }
 
-    /// Checks that the reading is fresh, that every required channel has a value without a remark,
-    /// and, for a control that heats, that BT and ET are below the profile's limits.
+    /// Checks that the reading is fresh, that every required channel has a value without a quality
+    /// flag, and, for a control that heats, that BT and ET are below the profile's limits.
     fn check_readings(&self, control: &Control, now_ms: u64) -> Result<(), WriteError> {
         let unsound = |problem: String| Err(WriteError::ReadingsUnreliable(problem));
         let Some(known) = self.fresh_snapshot(now_ms) else {

@@ -1,4 +1,4 @@
-//! Drivers: each has exclusive access to its machine and reads its current values.
+//! Drivers: each driver has exclusive access to its machine and reads its current values.
 //!
 //! A driver reads, and writes what its [`ControlQueue`] has allowed, where it has one. It never waits
 //! longer than its own time limit, so a dead unit costs the schedule only that unit's own samples.
@@ -36,13 +36,13 @@ pub use simulated::Simulated;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reading {
     pub values: Vec<(Channel, Option<f64>)>,
-    /// Quality remarks on values that are present.
+    /// The quality flags of values that are present.
     pub quality_flags: Vec<(Channel, Quality)>,
     /// Events that the machine reported since the last reading.
     pub events: Vec<EventKind>,
     /// Notes to show beside the curve: a gap and its reason, a write to a control.
     pub notes: Vec<String>,
-    /// Parts of the machine that do not answer although others do, as sentences.
+    /// Sentences about parts of the machine that do not answer although others do.
     pub failed_units: Vec<String>,
 }
 

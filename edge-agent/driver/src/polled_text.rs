@@ -128,10 +128,10 @@ impl PolledText {
 
     async fn request_values(&self, line: &mut Line) -> Result<RawValues, DriverError> {
         let broken = |error| DriverError::Unreachable(self.place.name(), error);
-        // Bytes that arrived before the request are not its answer.
+        // Bytes that arrived before the request do not belong to its answer.
         line.buffer.clear();
         let mut bytes = [0; 512];
-        // The rest of a line whose beginning was discarded could be taken for a shorter line.
+        // The rest of a line whose beginning was discarded could be mistaken for a shorter line.
         let mut in_the_middle = false;
         while let Ok(read) =
             tokio::time::timeout(Duration::ZERO, line.stream.read(&mut bytes)).await
@@ -186,7 +186,8 @@ impl PolledText {
         let keeps =
             matches!(answer, Ok(_) | Err(DriverError::Silent(..) | DriverError::Settling(..)));
         if matches!(answer, Err(DriverError::Silent(..))) {
-            // It may have restarted behind the open port, and sends °F until the handshake.
+            // The machine may have restarted while the port was open. It then sends °F until the
+            // handshake.
             line.handshake_sent = false;
         }
         if keeps {
@@ -211,7 +212,7 @@ impl PolledText {
             }
             return Err(unsent(error));
         }
-        // After a partial write the line is closed, so that the next line is not taken for the
+        // A partial write closes the line, so that the machine does not take the next line as the
         // rest.
         let said = line.stream.write_all(words.as_bytes());
         match tokio::time::timeout(answer_timeout(&self.timing), said).await {

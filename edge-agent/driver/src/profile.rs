@@ -1,5 +1,5 @@
-//! The driver of a machine that is described by a profile: converts raw values to channels in °C,
-//! %, 1/min with quality remarks, and states to events.
+//! The driver of a machine that a profile describes: converts raw values to channels in °C, %,
+//! 1/min with quality flags, and states to events.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub struct ReadPoint {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RawValues {
     pub values: Vec<Option<f64>>,
-    /// Units that did not answer although others did, as sentences.
+    /// Sentences about units that did not answer although others did.
     pub failed_units: Vec<String>,
 }
 
@@ -42,8 +42,8 @@ pub trait Bus {
     /// Reads every point once. Returns an error only when nothing answered at all.
     fn poll(&mut self, mono_ms: u64) -> PollFuture<'_>;
 
-    /// Writes one allowed value, within one time limit. `Ok`: the machine acknowledged it or, in
-    /// protocols without acknowledgement, it was sent.
+    /// Writes one allowed value, within one time limit. `Ok` means that the machine acknowledged it
+    /// or, in protocols without acknowledgement, that it was sent.
     fn write(&mut self, _wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
         Box::pin(std::future::ready(Err(write_unsupported())))
     }
@@ -187,7 +187,7 @@ impl WritableControl {
 pub struct WritableControls(Vec<Option<WritableControl>>);
 
 impl WritableControls {
-    /// Returns the control that a move writes, and the raw value.
+    /// Returns the control that a command writes, and the raw value.
     ///
     /// # Errors
     /// When the profile describes no write for it.
@@ -224,7 +224,7 @@ struct ProfileDriver {
     controls: Option<ControlQueue>,
     /// Whether each state held at the last answer; `None` before the first.
     held_before: Vec<Option<bool>>,
-    /// Whether each state holds by the last answer alone.
+    /// Whether each state holds by the last answer only.
     states: Vec<Option<bool>>,
     /// Each channel's last value and its time, to detect spikes.
     last: Vec<Option<(u64, f64)>>,
@@ -277,21 +277,21 @@ impl ProfileDriver {
     fn quality_flag(&mut self, i: usize, mono_ms: u64, value: f64) -> Option<Quality> {
         let channel = &self.profile.channels[i];
         if channel.valid.is_some_and(|[low, high]| !(low..=high).contains(&value)) {
-            // Not remembered, so that the next valid value is not compared with it and remarked as
-            // a spike.
+            // Not remembered, so that the next valid value is not compared with it and flagged as a
+            // spike.
             return Some(Quality::Range);
         }
         let before = self.last[i].replace((mono_ms, value));
         let (step, (then_ms, then)) = (channel.max_step_per_s?, before?);
-        // After a gap of many seconds anything may have happened.
+        // After a gap of many seconds any change is possible.
         let passed_s = mono_ms.saturating_sub(then_ms) as f64 / 1000.0;
         let spike = passed_s < 5.0 && (value - then).abs() > step * passed_s.max(1.0);
         spike.then_some(Quality::Spike)
     }
 
-    /// Returns the events of states that begin to hold. The first answer yields none: a machine
-    /// that is already roasting was not charged this second. A state that was not read stays
-    /// unchanged.
+    /// Returns the events of states that begin to hold. The first answer yields no events: a
+    /// machine that is already roasting was not charged this second. A state that was not read
+    /// stays unchanged.
     fn begun_events(&mut self, states: &[Option<f64>]) -> Vec<EventKind> {
         let mut marks = Vec::new();
         for ((state, held), raw) in
@@ -306,7 +306,7 @@ impl ProfileDriver {
         marks
     }
 
-    /// Builds the snapshot that the guard checks writes against.
+    /// Builds the snapshot that the interlock checks writes against.
     fn snapshot(&self, mono_ms: u64, reading: &Reading) -> MachineSnapshot {
         let remarked: Vec<&Channel> =
             reading.quality_flags.iter().map(|(channel, _)| channel).collect();
@@ -418,23 +418,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn raw_values_become_channels_with_what_is_wrong_with_them() {
+    async fn raw_values_become_channels_with_quality_flags() {
         let poll = |f: f64| Some(vec![Some(f * 10.0), Some(50.0), Some(0.0)]);
         let mut driver = driver(vec![poll(392.0), poll(482.0), poll(6553.5), poll(1000.0)]);
         let first = driver.read(0).await.unwrap();
         let value = |r: &Reading, i: usize| r.values[i].1;
         assert!((value(&first, 0).unwrap() - 200.0).abs() < 1e-9, "°F becomes °C");
-        assert!((value(&first, 2).unwrap() - 60.0).abs() < 1e-9, "derived");
+        assert!((value(&first, 2).unwrap() - 60.0).abs() < 1e-9, "a derived channel");
         assert!(first.quality_flags.is_empty());
         let second = driver.read(1000).await.unwrap();
-        assert_eq!(second.quality_flags, [(Channel::Bt, Quality::Spike)], "50 °C in a second");
+        assert_eq!(
+            second.quality_flags,
+            [(Channel::Bt, Quality::Spike)],
+            "a step of 50 °C in a second"
+        );
         assert_eq!(value(&driver.read(2000).await.unwrap(), 0), None, "a missing value");
         let fourth = driver.read(3000).await.unwrap();
         assert_eq!(fourth.quality_flags, [(Channel::Bt, Quality::Range)]);
     }
 
     #[tokio::test]
-    async fn a_state_that_begins_is_a_mark_and_one_that_was_found_is_not() {
+    async fn a_state_that_begins_to_hold_is_an_event_and_one_that_already_held_is_not() {
         let poll = |state: Option<f64>| Some(vec![None, Some(50.0), state]);
         let states = [Some(1.0), Some(0.0), None, Some(1.0), Some(1.0)];
         let mut driver = driver(states.map(poll).to_vec());
@@ -446,7 +450,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gap_is_said_once_it_is_over() {
+    async fn a_gap_is_noted_once_when_it_ends() {
         let poll = || Some(vec![Some(2000.0), None, None]);
         let mut driver = driver(vec![poll(), None, None, poll(), poll()]);
         assert!(driver.read(0).await.is_ok());

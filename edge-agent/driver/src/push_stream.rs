@@ -203,7 +203,7 @@ impl PushStream {
         let heard = self.receive(&mut stream).await?;
         if heard.is_empty() {
             self.silent_polls += 1;
-            // A machine that was switched off leaves a connection that looks alive for ever.
+            // A machine that was switched off leaves a connection that stays open.
             if self.silent_polls < SILENT_MAX || matches!(self.place, Endpoint::Serial { .. }) {
                 self.stream = Some(stream);
             } else {

@@ -1,5 +1,5 @@
 //! A cache of the last registers read from a Modbus machine, for other programs. Two programs on
-//! one line get each other's answers, so other programs read this cache instead of the machine.
+//! one line receive each other's answers, so other programs read this cache instead of the machine.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ pub enum CacheMiss {
     Stale,
 }
 
-/// By unit, table and register: the word, and when it was read, ms.
+/// The word of each register and when it was read, ms, by unit, table and register.
 type Words = BTreeMap<(u8, Table, u16), (u16, u64)>;
 
 /// The cache, shared by the driver, which stores, and servers, which read. Its size is bounded by
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_read_of_late_is_shown() {
+    fn only_recently_read_registers_are_returned() {
         let image = RegisterCache::default();
         image.store(1, Table::Holding, 10, &[7, 8], 1_000);
         let read = |station, start, count, at| {
@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(read(1, 10, 2, 2_000), Ok(vec![7, 8]));
         assert_eq!(read(1, 11, 2, 2_000), Err(CacheMiss::NotInProfile));
         assert_eq!(read(2, 10, 1, 2_000), Err(CacheMiss::NotInProfile), "another unit");
-        assert_eq!(read(1, 10, 2, 9_000), Err(CacheMiss::Stale), "never an old value");
+        assert_eq!(read(1, 10, 2, 9_000), Err(CacheMiss::Stale), "an old value is never returned");
         assert_eq!(read(1, 10, 0, 2_000), Err(CacheMiss::NotInProfile));
         image.store(1, Table::Holding, 65_535, &[1, 2], 1_000);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! A recorded roast, played at any speed.
+//! The driver that replays a recorded roast at any speed.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads the recording; `speed` is recorded seconds a second.
+    /// Opens the recording; `speed` is in recorded seconds per second.
     ///
     /// # Errors
-    /// When it cannot be read, is too large or has no samples.
+    /// When the file cannot be read, is too large or has no samples.
     pub fn open(file: &Path, speed: f64) -> Result<Self, DriverError> {
         let name = file.display().to_string();
         let unreadable = |problem: String| DriverError::Recording(name.clone(), problem);
@@ -36,10 +36,10 @@ impl Replay {
 }
 
 impl Driver for Replay {
-    /// The newest sample that is due. At high speed samples between two reads are skipped, as they
-    /// would be with a real machine; their marks are not.
+    /// Returns the newest sample that is due. At high speed the samples between two reads are
+    /// skipped, as they would be with a real machine; their events are not skipped.
     fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
-        #[allow(clippy::cast_possible_truncation)] // recorded time, ms; far off saturates
+        #[allow(clippy::cast_possible_truncation)] // recorded time, ms; a very late time saturates
         let due_ms = (mono_ms as f64 * self.speed) as i64;
         let samples = &self.recording.samples;
         let from = self.next;

@@ -1,4 +1,5 @@
-//! Siemens S7 over ISO on TCP: all points in one request of a few variables, and one write at a time.
+//! Siemens S7 over ISO on TCP: reads all points in requests of a few variables each, and executes
+//! one write at a time.
 
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ impl S7 {
         Ok(stream)
     }
 
-    /// One request and its answer, without the answer's first four bytes.
+    /// Sends one request and returns its answer, without the first four bytes.
     async fn exchange(
         &self,
         stream: &mut Box<dyn Stream>,
@@ -95,7 +96,8 @@ impl S7 {
 }
 
 impl S7 {
-    /// How long `requests` may take, with connecting where that is to be done: two answers more.
+    /// Returns the time limit for `requests`. If a connection is to be opened first, its two
+    /// answers are included.
     fn time_limit(&self, requests: usize) -> Duration {
         let answers = if self.connection.is_some() { requests } else { requests + 2 };
         let gap = Duration::from_millis(self.timing.min_gap_ms);
@@ -124,7 +126,7 @@ impl S7 {
             Ok(connected) => connected.map_err(unsent)?,
             Err(_) => return Err(unsent(silent)),
         };
-        // From here on it may have been taken, whatever becomes of the answer.
+        // From here on the controller may have executed the write, whatever happens to the answer.
         let reference = self.next_reference();
         let request = s7::write(reference, item, bit, &bytes);
         let unsure = |error: DriverError| WriteError::Unconfirmed(error.to_string());
@@ -146,7 +148,7 @@ impl Bus for S7 {
     fn poll(&mut self, _mono_ms: u64) -> PollFuture<'_> {
         Box::pin(async {
             let limit = self.time_limit(self.points.len().div_ceil(ITEMS_MAX));
-            // A timeout drops the connection with the future that holds it.
+            // A timeout drops the connection together with the future that owns it.
             match tokio::time::timeout(limit, self.read_all()).await {
                 Ok(read) => read,
                 Err(_) => Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms)),
@@ -167,7 +169,7 @@ fn item(address: &Address, kind: Type) -> Option<Item> {
     Some(Item { area, block, byte, bytes })
 }
 
-/// S7 is big-endian throughout.
+/// Decodes the raw value of a point; S7 is big-endian throughout.
 fn raw(point: &ReadPoint, bytes: &[u8]) -> Option<f64> {
     let Address::S7 { bit, .. } = point.address else { return None };
     if let Some(bit) = bit {
@@ -175,6 +177,6 @@ fn raw(point: &ReadPoint, bytes: &[u8]) -> Option<f64> {
     }
     let words: Vec<u16> =
         bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
-    debug_assert!(point.kind != Type::Bool, "the linter gives every bool its bit");
+    debug_assert!(point.kind != Type::Bool, "the linter requires a bit for every bool");
     point.kind.decode(Order::HighFirst, &words)
 }

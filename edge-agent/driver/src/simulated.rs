@@ -1,4 +1,4 @@
-//! The simulated roaster: `roast::twin`, moved by the sampler's clock.
+//! The driver of the simulated roaster: `roast::twin`, advanced by the sampler's clock.
 
 use contract::{Channel, EventKind};
 use roast::twin::{PRESETS, Preset, Twin};
@@ -12,8 +12,8 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    /// A twin of that preset (the first where there is none), charged for the first time after
-    /// `charge_after_s`, at `speed` simulated seconds a second.
+    /// Creates a twin of the preset (the first preset if the name is unknown). It is charged for
+    /// the first time after `charge_after_s` and runs at `speed` simulated seconds per second.
     #[must_use]
     pub fn new(preset: &str, seed: u64, charge_after_s: u64, speed: u64) -> Self {
         let preset = Preset::named(preset).unwrap_or(PRESETS[0]);

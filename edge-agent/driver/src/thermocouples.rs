@@ -1,7 +1,7 @@
 //! Thermocouple boards on the gateway's own buses, over `embedded-hal`.
 //!
 //! MAX31855 data sheet 19-5793 (Maxim), MAX31856 data sheet 19-7534, MCP9600 data sheet DS20005426.
-//! Only the chips' answers were tested, not the chips.
+//! Tests cover the decoding of the chips' answers; the chips themselves have not been tried.
 
 use embedded_hal::i2c::I2c;
 use embedded_hal::spi::SpiDevice;
@@ -12,14 +12,14 @@ use linux_embedded_hal::{I2cdev, SpidevDevice};
 use crate::DriverError;
 use crate::profile::{Bus, PollFuture, RawValues, ReadPoint};
 
-/// What a chip says of its thermocouple: °C, or that none is there.
+/// The reading of a thermocouple: °C, or `None` if no thermocouple is connected.
 type Celsius = Result<Option<f64>, String>;
 
 struct Board {
     chip: Chip,
     device: String,
     at: u8,
-    /// A MAX31856 measures continuously once it has been told.
+    /// Whether a MAX31856 has been configured; from then on it measures continuously.
     started: bool,
 }
 
@@ -41,7 +41,8 @@ impl Thermocouples {
         Self { boards: boards.collect() }
     }
 
-    /// The buses are read where we are: a few bytes at 100 kHz take less than a millisecond.
+    /// Reads all boards. The reads block the current task: a few bytes at 100 kHz take less than a
+    /// millisecond.
     fn read_all(&mut self) -> Result<RawValues, DriverError> {
         let mut raws = RawValues::default();
         let (mut answered, mut last) = (false, None);
@@ -96,7 +97,7 @@ impl Board {
 }
 
 impl Board {
-    /// Both chips take 5 MHz; long wires do not.
+    /// Opens the SPI bus at 1 MHz. Both chips support 5 MHz, but long wires do not.
     fn spi(&self, mode: SpiModeFlags) -> Result<SpidevDevice, String> {
         let gone = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
         let mut bus = SpidevDevice::open(&self.device).map_err(|e| gone(&e))?;
@@ -110,11 +111,12 @@ fn failed(error: &impl std::fmt::Debug) -> String {
     format!("does not answer: {error:?}")
 }
 
-/// 32 bits: 14 bits of °C/4, then whether the thermocouple is open or shorted.
+/// Reads a MAX31855: 32 bits with 14 bits of °C/4, then whether the thermocouple is open or
+/// shorted.
 fn max31855(bus: &mut impl SpiDevice) -> Celsius {
     let mut bytes = [0; 4];
     bus.read(&mut bytes).map_err(|e| failed(&e))?;
-    // A chip that is not there answers all zeros or all ones.
+    // A missing chip reads as all zeros or all ones.
     if bytes == [0; 4] || bytes == [0xff; 4] {
         return Err("no chip answers".to_owned());
     }
@@ -123,9 +125,9 @@ fn max31855(bus: &mut impl SpiDevice) -> Celsius {
     Ok((!fault).then(|| f64::from(quarters) / 4.0))
 }
 
-/// Continuous conversion, open-circuit detection, 50 Hz rejected.
+/// Register 0 of the MAX31856: continuous conversion, open-circuit detection, 50 Hz rejection.
 const CR0: u8 = 0b1001_0001;
-/// Type K, one reading without averaging.
+/// Register 1 of the MAX31856: type K, one reading without averaging.
 const CR1: u8 = 0x03;
 
 fn max31856_start(bus: &mut impl SpiDevice) -> Result<(), String> {
@@ -138,8 +140,9 @@ fn max31856_start(bus: &mut impl SpiDevice) -> Result<(), String> {
     Ok(())
 }
 
-/// 19 bits of °C/128 in registers 0x0C–0x0E, faults in 0x0F. Read with the registers that were set:
-/// a chip that an igniter's spark has reset shows 0 °C for ever.
+/// Reads a MAX31856: 19 bits of °C/128 in registers 0x0C–0x0E, faults in 0x0F. Reads the
+/// configuration registers too: after an igniter's spark has reset the chip, it shows 0 °C for
+/// ever.
 fn max31856(bus: &mut impl SpiDevice) -> Celsius {
     let mut answer = [0; 17];
     bus.transfer(&mut answer, &[0; 17]).map_err(|e| failed(&e))?;
@@ -148,12 +151,13 @@ fn max31856(bus: &mut impl SpiDevice) -> Celsius {
     }
     let [high, middle, low, faults] = [answer[13], answer[14], answer[15], answer[16]];
     let raw = i32::from_be_bytes([high, middle, low, 0]) >> 13;
-    // Open thermocouple, or a voltage that none makes.
+    // An open thermocouple, or a voltage that no thermocouple produces.
     let fault = faults & 0b01 != 0 || faults & 0b10 != 0;
     Ok((!fault).then(|| f64::from(raw) / 128.0))
 }
 
-/// The hot junction: 16 bits of °C/16, after the status that says whether it has one.
+/// Reads the hot junction of an MCP9600: 16 bits of °C/16. Reads the status first, which says
+/// whether the input is in range.
 fn mcp9600(bus: &mut impl I2c, at: u8) -> Celsius {
     let mut status = [0];
     bus.write_read(at, &[0x04], &mut status).map_err(|e| failed(&e))?;
@@ -231,14 +235,14 @@ mod tests {
         assert_eq!(read([0x3e, 0x80, 0x00, 0]), Ok(Some(1000.0)));
         assert_eq!(read([0xff, 0xf0, 0x00, 0]), Ok(Some(-1.0)));
         assert_eq!(read([0x3e, 0x80, 0x00, 1]), Ok(None));
-        assert!(chip([0, CR1], [0; 4]).is_err(), "reset by a spark");
+        assert!(chip([0, CR1], [0; 4]).is_err(), "the chip was reset by a spark");
         let read = |status: u8| mcp9600(&mut Answers(vec![0x0b, 0xb8, 0, 0, status]), 0x67);
         assert_eq!(read(0), Ok(Some(187.5)));
         assert_eq!(read(0b0001_0000), Ok(None));
     }
 
     #[test]
-    fn a_board_that_is_not_there_is_said() {
+    fn a_missing_board_is_reported() {
         let address =
             Address::Board { chip: Chip::Max31856, device: "/dev/spidev99.0".to_owned(), at: None };
         let kind = firmware_profiles::encoding::Type::F32;

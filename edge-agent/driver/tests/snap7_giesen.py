@@ -1,5 +1,5 @@
-"""A Siemens controller by python-snap7, which shares no code with us: a Giesen W6A at one moment,
-whose air goes where it is set.
+"""Simulates the Siemens controller of a Giesen W6A with python-snap7, which shares no code with
+this project. The values are constant, except the air, which follows its set value.
 
 Usage: snap7_giesen.py PORT
 """

@@ -1,8 +1,8 @@
-//! Emulated machines: a profile, a simulated roast, and the bytes that such a machine would answer,
+//! Emulates machines: answers requests as the machine of a profile would during a simulated roast,
 //! over TCP or a pseudo serial line. For tests, and for profile authors.
 //!
-//! Shares the profile and nothing else with the drivers of Modbus; of the other protocols the
-//! codecs of `protocols` too.
+//! For Modbus, the emulator shares only the profile with the driver; for the other protocols it
+//! also shares the codecs of `protocols`.
 
 mod modbus;
 mod panel;
@@ -27,54 +27,55 @@ use tokio_serial::{SerialPort as _, SerialStream};
 
 pub use panel::{Panel, ServedReading};
 
-/// Opening a line must not make it this program's terminal.
+/// The `open` flag that keeps an opened line from becoming the controlling terminal of this
+/// program.
 const O_NOCTTY: i32 = 0o400;
 
-/// A fault to inject.
+/// A fault that a test injects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// No answer.
+    /// The machine does not answer.
     Silent,
-    /// An answer, this much later.
+    /// The answer is delayed by this time.
     Slow(Duration),
-    /// The machine refuses: a Modbus exception code, an S7 error class.
+    /// The machine refuses the request: a Modbus exception code, or an S7 error class.
     Refuses(u8),
-    /// Bytes that mean nothing.
+    /// The answer is garbage.
     Garbage,
-    /// The connection ends in the middle of the answer.
+    /// The connection closes in the middle of the answer.
     HangsUp,
-    /// A write is answered as done, and nothing has moved.
+    /// The machine acknowledges writes and does not execute them.
     Ignores,
-    /// Another master's request and its answer lie on the line before ours.
+    /// The line carries another master's request and its answer before ours.
     OtherMaster,
 }
 
-/// Where an emulated machine is.
+/// The address of an emulated machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     Tcp(SocketAddr),
     Serial(PathBuf),
 }
 
-/// A machine that runs until it is dropped.
+/// An emulated machine; it runs until it is dropped.
 pub struct Emulator {
     place: Endpoint,
     machine: Machine,
     serving: JoinHandle<()>,
-    /// Our end of the pseudo line's other side: while it is open the line does not hang up.
+    /// The other end of the pseudo serial line. While it is open, the line does not hang up.
     _far_end: Option<std::fs::File>,
 }
 
-/// By Modbus unit; `None` is every unit, and every other protocol.
+/// Faults by Modbus unit; `None` applies to all units, and to all other protocols.
 type Faults = Vec<(Option<u8>, Fault)>;
 type Written = BTreeMap<(u8, Table, u16), u16>;
 
-/// What the connections of one machine share.
+/// The state that the connections of one machine share.
 #[derive(Clone)]
 struct Machine {
     panel: Arc<Mutex<Panel>>,
     faults: Arc<Mutex<Faults>>,
-    /// Modbus registers that a client has written, by unit: they keep the written value.
+    /// The Modbus registers that a client has written, by unit; they keep the written value.
     written: Arc<Mutex<Written>>,
     /// The interval between two pushed messages.
     push_every: Duration,
@@ -101,11 +102,11 @@ trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 impl Emulator {
-    /// Starts a machine of `profile` whose roast goes on by `step_ms` from one reading to the next.
-    /// Machines that send without being polled do so every `tells_every`.
+    /// Starts the machine of `profile`. Its roast advances by `step_ms` with each reading. Machines
+    /// that send without being polled send every `tells_every`.
     ///
     /// # Errors
-    /// When there is no port, or the transport cannot be emulated.
+    /// When no port is available, or the transport cannot be emulated.
     pub async fn start(
         profile: &Profile,
         listen: SocketAddr,
@@ -123,7 +124,8 @@ impl Emulator {
         if transport.serial().is_some() {
             let (mut near, far) = SerialStream::pair()?;
             let name = far.name().ok_or_else(|| anyhow::anyhow!("the line has no name"))?;
-            // A serial port is locked by whoever opened it as one; a file is not.
+            // A program that opens the line as a serial port locks it; a program that opens it as a
+            // file does not.
             drop(far);
             let far = std::fs::OpenOptions::new()
                 .read(true)
@@ -153,20 +155,20 @@ impl Emulator {
         &self.place
     }
 
-    /// What was read of it, reading by reading.
+    /// Returns the readings that clients have read completely, in order.
     #[must_use]
     pub fn served(&self) -> Vec<ServedReading> {
         self.machine.panel().served()
     }
 
-    /// From now on this goes wrong, at one Modbus unit or everywhere.
+    /// Injects a fault, at one Modbus unit or everywhere, until it is cleared.
     pub fn inject_fault(&self, station: Option<u8>, fault: Fault) {
         let mut faults = self.machine.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.retain(|(at, _)| *at != station);
         faults.push((station, fault));
     }
 
-    /// From now on nothing goes wrong.
+    /// Clears all faults.
     pub fn clear_faults(&self) {
         self.machine.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -191,9 +193,9 @@ async fn accept(listener: TcpListener, transport: Transport, machine: Machine) {
     }
 }
 
-/// Speaks on one connection until it ends.
+/// Serves one connection until it ends.
 async fn serve(wire: &mut dyn Wire, transport: &Transport, machine: &Machine) {
-    // How a connection ends is the other side's business.
+    // The client sees how its connection ends; the emulator does not report it.
     let _ = match transport {
         Transport::ModbusTcp { .. } => modbus::serve_tcp(wire, machine).await,
         Transport::ModbusRtu { .. } => modbus::serve_rtu(wire, machine).await,
@@ -214,7 +216,7 @@ async fn serve(wire: &mut dyn Wire, transport: &Transport, machine: &Machine) {
     };
 }
 
-/// Sends an answer, or what the fault makes of it.
+/// Sends an answer, changed as the fault requires. `foreign` is another master's traffic.
 async fn answer(
     wire: &mut dyn Wire,
     fault: Option<Fault>,
@@ -240,7 +242,7 @@ async fn answer(
             wire.write_all(&foreign.await).await?;
             wire.write_all(bytes).await
         }
-        // The protocol has made its refusal already.
+        // The protocol's module has already encoded the refusal.
         Some(Fault::Refuses(_) | Fault::Ignores) | None => wire.write_all(bytes).await,
     }
 }

@@ -1,4 +1,4 @@
-//! A Modbus machine, over TCP and on a serial line.
+//! Emulates a Modbus machine, over TCP and on a serial line.
 
 use firmware_profiles::address::{Address, Table};
 use protocols::crc16;
@@ -11,7 +11,7 @@ const ILLEGAL_FUNCTION: u8 = 1;
 const ILLEGAL_ADDRESS: u8 = 2;
 const ILLEGAL_VALUE: u8 = 3;
 
-/// One request after the other, each with its transaction's number.
+/// Answers requests over TCP, one after the other, each with its transaction identifier.
 pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
     loop {
         let mut head = [0; 7];
@@ -31,14 +31,15 @@ pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             bytes.extend_from_slice(reply);
             bytes
         };
-        // What belongs to another master has another transaction's number.
+        // Another master's answer has another transaction identifier.
         let other = framed([head[0] ^ 0x55, head[1]], &reply);
         let bytes = framed([head[0], head[1]], &reply);
         answer(wire, fault, &bytes, std::future::ready(other)).await?;
     }
 }
 
-/// Frames end by silence; since every request's length is known, ours end by their length.
+/// Answers requests on a serial line. In the protocol a pause ends a frame; here its length does,
+/// since the length of every request is known.
 pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
     let mut held: Vec<u8> = Vec::new();
     let mut bytes = [0; 256];
@@ -68,13 +69,14 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
     }
 }
 
-/// The first whole request: unit, PDU, bytes taken with what lies before it.
+/// Returns the first complete request: unit, PDU, and the number of bytes up to its end, with any
+/// garbage before it.
 fn split_request(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     (0..held.len()).find_map(|at| {
         let head = held.get(at..at + 8)?;
         let length = match head[1] {
             1..=6 => 8,
-            // Their data, whose length they tell.
+            // The data follows, and its length is in the frame.
             15 | 16 => 9 + usize::from(head[6]),
             22 => 10,
             _ => return None,
@@ -85,7 +87,7 @@ fn split_request(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     })
 }
 
-/// The answer's PDU; `None` for a unit that is not there.
+/// Returns the PDU of the answer; `None` for a unit that the profile does not have.
 fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Option<Vec<u8>> {
     let function = *pdu.first()?;
     let refuse = |code: u8| Some(vec![function | 0x80, code]);
@@ -107,7 +109,7 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
         let mut places: Vec<(Address, u16)> = show.controls();
         places.extend(show.slots().iter().map(|p| (p.address.clone(), p.kind.words())));
         return match write(machine, station, fault, pdu, &places) {
-            // What was asked for in its first five bytes, or seven: as the protocol has it.
+            // The protocol repeats the first five bytes of the request, or seven for function 22.
             Ok(()) => Some(pdu[..if function == 22 { 7 } else { 5 }].to_vec()),
             Err(code) => refuse(code),
         };
@@ -122,7 +124,8 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     let asked = pdu.first_chunk::<5>()?;
     let start = u16::from_be_bytes([asked[1], asked[2]]);
     let count = u16::from_be_bytes([asked[3], asked[4]]);
-    // Which point each register is part of: a controller faults on those it does not have.
+    // The point that each register belongs to. A controller refuses registers that it does not
+    // have.
     let mut wanted: Vec<(usize, usize)> = Vec::new();
     for register in u32::from(start)..u32::from(start) + u32::from(count) {
         let holds = |place: &ValueSlot| {
@@ -151,7 +154,7 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     Some(read_answer(function, &words))
 }
 
-/// Coils or registers are set, if they are there.
+/// Sets coils or registers, if the machine has them. Returns the exception code otherwise.
 fn write(
     machine: &Machine,
     station: u8,
@@ -201,7 +204,7 @@ fn write(
     Ok(())
 }
 
-/// The first register of a place, where it is one of that unit's table.
+/// Returns the first register of a value, if it lies in this unit's table.
 fn first_register(place: &ValueSlot, station: u8, table: Table) -> Option<u16> {
     match place.address {
         Address::Modbus { station: s, table: t, register, .. } => {

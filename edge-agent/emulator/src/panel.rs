@@ -1,6 +1,6 @@
-//! What an emulated machine shows: a simulated roast, in the raw values of a profile. A control that
-//! somebody moves is shown where it was moved to, except on Modbus, where registers stay as they were
-//! written; the roast itself goes its own way.
+//! The values that an emulated machine shows: a simulated roast, as raw values of a profile. A
+//! control that a client moves is shown where the client moved it, except on Modbus, where
+//! registers keep the written value. The simulated roast does not follow such writes.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use firmware_profiles::encoding::{Order, Type};
 use firmware_profiles::{Profile, Unit};
 use roast::twin::{PRESETS, Reading, Twin};
 
-/// The first charge comes this long after the start, ms.
+/// The time from the start to the first CHARGE, ms.
 const CHARGE_AT_MS: u64 = 20_000;
-/// What was served is remembered for so many readings.
+/// The most served readings that are kept.
 const SERVED_MAX: usize = 100_000;
 
-/// One reading as whoever reads it right must understand it: each channel's value, °C where it is a
-/// temperature, and what happened.
+/// One reading as a correct driver must decode it: the value of each channel (temperatures in °C),
+/// and the events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServedReading {
     pub values: Vec<f64>,
     pub marks: Vec<EventKind>,
 }
 
-/// Where a value lies and what it is now.
+/// The address of a value and its current raw value.
 pub struct ValueSlot {
     pub address: Address,
     pub kind: Type,
@@ -36,9 +36,9 @@ pub struct Panel {
     profile: Profile,
     twin: Twin,
     step_ms: u64,
-    /// Channels, then states.
+    /// The slots of the channels, then those of the states.
     slots: Vec<ValueSlot>,
-    /// Where controls stand that the roast does not move, by the channel that shows them.
+    /// The positions of controls that the roast does not move, by the channel that shows them.
     positions: BTreeMap<String, f64>,
     now: ServedReading,
     served: Vec<ServedReading>,
@@ -71,7 +71,8 @@ impl Panel {
         show
     }
 
-    /// The next moment of the roast. The one before counts as served when all of it was read.
+    /// Advances the roast by one step. The previous reading counts as served if all its values were
+    /// read.
     fn step(&mut self) {
         if !self.slots.is_empty() && self.slots.iter().all(|p| p.read) {
             self.served.push(self.now.clone());
@@ -95,7 +96,8 @@ impl Panel {
             place.read = false;
             let Some(mark) = state.mark.as_deref().and_then(EventKind::parse) else { continue };
             let begins = marks.contains(&mark);
-            // A phase's state ends with the roast, the end's with the next one.
+            // The state of a phase ends with the roast; the state of the roast's end ends with the
+            // next roast.
             let ends = marks.iter().any(|m| matches!(m, EventKind::Charge | EventKind::Drop));
             if begins {
                 place.raw = state.equals;
@@ -106,7 +108,7 @@ impl Panel {
         self.now = ServedReading { values, marks };
     }
 
-    /// The raw value at `index`. Reading one again is the next moment.
+    /// Returns the raw value at `index`. Reading the same value again advances the roast.
     pub fn read(&mut self, index: usize) -> f64 {
         if self.slots.get(index).is_some_and(|p| p.read) {
             self.step();
@@ -117,8 +119,8 @@ impl Panel {
         })
     }
 
-    /// All of the next moment at once: each channel's raw value by its address' name, then what
-    /// happened.
+    /// Returns all values of the next reading: each channel's raw value by the name of its address,
+    /// and the events.
     pub fn next_values(&mut self) -> (Vec<(String, f64)>, Vec<EventKind>) {
         if self.slots.iter().any(|p| p.read) {
             self.step();
@@ -135,7 +137,8 @@ impl Panel {
         (named.collect(), self.now.marks.clone())
     }
 
-    /// A client that comes back did not get its last answer: it is shown the same once more.
+    /// Repeats the current reading for a client that has reconnected, since it did not receive the
+    /// last answer.
     pub fn repeat_last(&mut self) {
         for place in &mut self.slots {
             place.read = false;
@@ -146,8 +149,8 @@ impl Panel {
         &self.slots
     }
 
-    /// Takes what is written to a control; the next moment shows it. `false` when there is no such
-    /// control.
+    /// Writes a raw value to a control; the next reading shows it. Returns `false` when no control
+    /// has this address.
     pub fn write_control(&mut self, address: &Address, raw: f64) -> bool {
         let profile = &self.profile;
         let at = |control: &&firmware_profiles::Control| {
@@ -166,7 +169,7 @@ impl Panel {
         true
     }
 
-    /// What can be written, and how many registers it takes.
+    /// Returns the addresses that can be written, and the number of registers of each.
     #[must_use]
     pub fn controls(&self) -> Vec<(Address, u16)> {
         let parse =
@@ -191,10 +194,10 @@ impl Panel {
     }
 }
 
-/// What the simulated roast moves itself.
+/// The channels that the simulated roast moves.
 const ROASTED: [&str; 6] = ["btC", "etC", "gasPct", "fanPct", "drumRpm", "ambientC"];
 
-/// What a machine would show on a channel.
+/// Returns the value that the machine shows on a channel.
 fn value_shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) -> f64 {
     match name {
         "btC" => reading.bt_c,
@@ -212,11 +215,11 @@ fn value_shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) 
     }
 }
 
-/// What is left of a raw value once it lies in the machine's own form.
+/// Rounds a raw value to the resolution of the machine's protocol.
 fn quantise(transport: &firmware_profiles::Transport, place: &ValueSlot, raw: f64) -> f64 {
     use firmware_profiles::Transport;
     match transport {
-        // Whole degrees and per cent; fans in tenths.
+        // Whole degrees and per cent; fans in tenths of their range.
         Transport::Hottop { .. } => match &place.address {
             Address::Name(name) if name.ends_with("fan") => (raw / 10.0).round() * 10.0,
             _ => raw.round().max(0.0),

@@ -1,4 +1,4 @@
-//! Machines that answer lines: TC4 and Kaleido.
+//! Emulates machines that are polled with text lines: TC4 and Kaleido.
 
 use firmware_profiles::address::{Address, TC4_READS};
 use protocols::kaleido;
@@ -28,7 +28,7 @@ pub async fn serve_tc4(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
         } else {
             continue;
         };
-        // Another program's question was answered just before ours.
+        // The answer to another program's request arrives just before ours.
         let other = async { b"# 17.3\r\n".to_vec() };
         answer(wire, fault, reply.as_bytes(), other).await?;
     }
@@ -52,7 +52,7 @@ pub async fn serve_kaleido(wire: &mut dyn Wire, machine: &Machine) -> std::io::R
                     let raw = value.parse().unwrap_or(0.0);
                     machine.panel().write_control(&Address::Name(tag.to_owned()), raw);
                 }
-                continue; // the read-back tells
+                continue; // only the readback shows the effect
             }
             _ => continue,
         };

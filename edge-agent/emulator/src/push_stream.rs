@@ -1,4 +1,4 @@
-//! Machines that talk unasked: Hottop, Santoker and lines.
+//! Emulates machines that send values without being polled: Hottop, Santoker and text lines.
 
 use contract::EventKind;
 use firmware_profiles::Transport;
@@ -10,7 +10,7 @@ use crate::{Fault, Machine, Wire, answer};
 
 type PanelValues = (Vec<(String, f64)>, Vec<EventKind>);
 
-/// Says what is shown, moment by moment; one of them hears Santoker's messages too.
+/// Sends the values of each reading at a fixed interval. A Santoker machine also receives writes.
 pub async fn push_values(
     wire: &mut dyn Wire,
     machine: &Machine,
@@ -44,7 +44,7 @@ pub async fn push_values(
     }
 }
 
-/// The names first, then lines of values.
+/// Sends the line of names, then lines of values.
 pub async fn push_csv(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
     let names: Vec<String> = {
         let show = machine.panel();
@@ -63,7 +63,7 @@ pub fn json((values, _): &PanelValues) -> Vec<u8> {
     format!("{{{}}}\n", words.join(",")).into_bytes()
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `Show` keeps them in bounds
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `Panel` keeps them in bounds
 pub fn hottop((values, _): &PanelValues) -> Vec<u8> {
     let value = |name: &str| values.iter().find(|(n, _)| n == name).map_or(0.0, |(_, v)| *v);
     let status = hottop::Status {
@@ -80,7 +80,7 @@ pub fn hottop((values, _): &PanelValues) -> Vec<u8> {
     status.encode().to_vec()
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `Show` keeps them in bounds
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `Panel` keeps them in bounds
 pub fn santoker((values, marks): &PanelValues) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (target, value) in values {

@@ -1,4 +1,4 @@
-//! A Siemens controller.
+//! Emulates a Siemens S7 controller.
 
 use firmware_profiles::address::{Access, Address, Area};
 use firmware_profiles::encoding::Order;
@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::{Fault, Machine, Wire, answer};
 
-/// What one variable's write came to.
+/// The result code of a successful write.
 const TAKEN: u8 = 0xff;
 const NO_SUCH_ADDRESS: u8 = 0x05;
 
@@ -46,7 +46,8 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
     }
 }
 
-/// The control that a write is to, if there is one of that place and length.
+/// Writes to the control at this address. Returns `None` when no control has this address and
+/// length.
 fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Option<bool> {
     let mut show = machine.panel();
     let area = match (item.area, item.block) {
@@ -73,7 +74,7 @@ fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Op
     Some(show.write_control(&address, raw))
 }
 
-/// What lies at an item; `None` where the controller has nothing.
+/// Returns the bytes of an item; `None` where the controller has no such item.
 fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
     let mut show = machine.panel();
     let at = |area: Area| match area {

@@ -1,11 +1,11 @@
-//! Hottop KN-8828B-2K+: 36-byte frames both ways, `A5 96` at the head, the low byte of the sum at the
-//! end.
+//! The protocol of the Hottop KN-8828B-2K+: frames of 36 bytes in both directions. A frame begins
+//! with `A5 96` and ends with the low byte of the sum of its other bytes.
 
 pub const FRAME_BYTES: usize = 36;
 const HEAD: [u8; 2] = [0xa5, 0x96];
 
-/// What the machine shows.
-#[allow(clippy::struct_excessive_bools)] // the frame has five switches
+/// One status frame of the machine.
+#[allow(clippy::struct_excessive_bools)] // the frame has four switches
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// °C
@@ -25,7 +25,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// A value by its name, fans in %.
+    /// Returns a value by its name, fans in %; `None` for an unknown name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f64> {
         Some(match name {
@@ -79,14 +79,15 @@ fn checksum(frame: &[u8; FRAME_BYTES]) -> u8 {
     frame[..FRAME_BYTES - 1].iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
 }
 
-/// Finds frames in a stream of bytes that may begin in the middle of one.
+/// Finds frames in a stream of bytes. The stream may begin in the middle of a frame.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
 }
 
 impl Decoder {
-    /// Takes bytes and gives the newest whole status in them. Holds less than a frame.
+    /// Adds received bytes and returns the newest complete status in them. Buffers less than one
+    /// frame.
     pub fn push(&mut self, bytes: &[u8]) -> Option<Status> {
         self.buffer.extend_from_slice(bytes);
         let mut newest = None;
@@ -120,7 +121,7 @@ mod tests {
     };
 
     #[test]
-    fn a_frame_is_found_among_garbage_and_in_pieces() {
+    fn a_frame_is_decoded_after_garbage_and_from_fragments() {
         let mut decoder = Decoder::default();
         let mut bytes = vec![0xa5, 0x96, 0xa5];
         bytes.extend(STATUS.encode());
@@ -128,13 +129,13 @@ mod tests {
         assert_eq!(decoder.push(&bytes[20..]), Some(STATUS));
         let mut bent = STATUS.encode();
         bent[26] ^= 1;
-        assert_eq!(decoder.push(&bent), None, "the sum does not fit");
+        assert_eq!(decoder.push(&bent), None, "wrong checksum");
         assert_eq!(STATUS.get("main_fan"), Some(40.0));
     }
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
+        fn the_decoder_buffers_less_than_one_frame_of_any_bytes(bytes: Vec<u8>) {
             let mut decoder = Decoder::default();
             let _ = decoder.push(&bytes);
             proptest::prop_assert!(decoder.buffer.len() < FRAME_BYTES);

@@ -1,14 +1,16 @@
-//! Kaleido's brace protocol: `{[RD A0]}` asks, `{0,BT:182.4,ET:210.0,…}` answers.
+//! Kaleido's brace protocol: the machine answers the request `{[RD A0]}` with
+//! `{0,BT:182.4,ET:210.0,…}`.
 
-/// Ping, °C, start guard; then the poll, and the goodbye.
+/// The messages of a session: the handshake ([`HANDSHAKE`]: ping, °C, start guard), the poll
+/// ([`READ`]) and the end ([`CLOSE`]).
 pub const HANDSHAKE: [&str; 3] = ["{[PI]}\n", "{[TU C]}\n", "{[SC AR]}\n"];
 pub const READ: &str = "{[RD A0]}\n";
 pub const CLOSE: &str = "{[CL AR]}\n";
 
-/// More variables than any machine has.
+/// The most variables read from one answer; no machine sends as many.
 const VARIABLES_MAX: usize = 64;
 
-/// The variables of one answer; empty when the line is none.
+/// Returns the variables of one answer; empty when the line is not an answer.
 #[must_use]
 pub fn parse(line: &str) -> Vec<(&str, f64)> {
     let inner = line.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
@@ -21,13 +23,13 @@ pub fn parse(line: &str) -> Vec<(&str, f64)> {
     numbers.collect()
 }
 
-/// The line that moves a control to a whole number, such as `{[HP 80]}`.
+/// Returns the line that sets a control to a whole number, such as `{[HP 80]}`.
 #[must_use]
 pub fn write(tag: &str, value: f64) -> String {
     format!("{{[{tag} {value:.0}]}}\n")
 }
 
-/// What a machine reads: the tag and value of `{[HP 80]}`.
+/// Decodes a request on the machine's side: the tag and value of `{[HP 80]}`.
 #[must_use]
 pub fn parse_request(line: &str) -> Option<(&str, Option<&str>)> {
     let inner = line.trim().strip_prefix("{[")?.strip_suffix("]}")?;
@@ -42,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_are_read_and_garbage_is_not() {
+    fn variables_are_decoded_and_garbage_is_ignored() {
         assert_eq!(
             parse("{0,BT:182.4,ET:210,HP:80}\n"),
             [("BT", 182.4), ("ET", 210.0), ("HP", 80.0)]
@@ -56,7 +58,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_line_is_read_or_not(line: String) {
+        fn no_line_makes_the_parsers_panic(line: String) {
             let _ = (parse(&line), parse_request(&line));
         }
     }

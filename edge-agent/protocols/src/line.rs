@@ -1,14 +1,14 @@
-//! Any source of text lines: a JSON object a line, or comma-separated values under a line of names,
-//! as upstream's `tcp-line` driver reads them.
+//! Any source of text lines: one JSON object per line, or comma-separated values below a line of
+//! names. Upstream's `tcp-line` driver reads the same formats.
 
-/// Numbers of one line by their names.
+/// The numbers of one line and their names.
 pub type Values = Vec<(String, f64)>;
 
-/// More fields than any source has.
+/// The most fields read from one line; no source sends as many.
 const FIELDS_MAX: usize = 64;
 
-/// Reads a line of JSON: an object whose numbers count. Objects inside it are not looked into.
-/// `None` when it is no object.
+/// Reads the numbers of one JSON object. Ignores nested objects and fields that are not numbers.
+/// Returns `None` when the line is not an object.
 #[must_use]
 pub fn parse_json(line: &str) -> Option<Values> {
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
@@ -16,20 +16,22 @@ pub fn parse_json(line: &str) -> Option<Values> {
     Some(numbers.filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 
-/// A table whose first line names the columns.
+/// A comma-separated table whose first line names the columns.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Csv {
     names: Vec<String>,
 }
 
 impl Csv {
-    /// Reads a line; `None` for the line of names, and for one of another length.
+    /// Reads a line. Returns `None` for the line of names, and for a line with another number of
+    /// fields.
     pub fn parse(&mut self, line: &str) -> Option<Values> {
         let words: Vec<&str> = line.trim().split(',').map(str::trim).take(FIELDS_MAX + 1).collect();
         if words.len() > FIELDS_MAX {
             return None;
         }
-        // A source that begins anew says its names again; a row of errors has other words.
+        // A source that restarts sends its names again. A row in which all values are error texts
+        // has other words than the names.
         let texts = words.iter().all(|w| !w.is_empty() && w.parse::<f64>().is_err());
         let known =
             self.names.is_empty() || words.iter().any(|w| self.names.iter().any(|n| n == w));
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_read_by_their_names() {
+    fn numbers_of_json_and_csv_lines_are_read_by_name() {
         let json = parse_json(r#"{"btC": 180.5, "unit": "C", "etC": null, "fanPct": 40}"#).unwrap();
         assert_eq!(json, [("btC".to_owned(), 180.5), ("fanPct".to_owned(), 40.0)]);
         assert_eq!(parse_json("[1,2]"), None);
@@ -59,14 +61,18 @@ mod tests {
         assert_eq!(csv.parse("180,200"), None, "no names yet");
         assert_eq!(csv.parse("btC,etC\r\n"), None);
         assert_eq!(csv.parse("180.5,"), Some(vec![("btC".to_owned(), 180.5)]));
-        assert_eq!(csv.parse("180.5"), None, "half a line");
-        assert_eq!(csv.parse("ERR,ERR"), Some(vec![]), "both probes are open for a moment");
+        assert_eq!(csv.parse("180.5"), None, "an incomplete line");
+        assert_eq!(
+            csv.parse("ERR,ERR"),
+            Some(vec![]),
+            "both probes are open; not a new line of names"
+        );
         assert_eq!(csv.parse("181,200").map(|v| v.len()), Some(2));
     }
 
     proptest::proptest! {
         #[test]
-        fn any_line_is_read_or_not(first: String, second: String) {
+        fn no_line_makes_the_parsers_panic(first: String, second: String) {
             let mut csv = Csv::default();
             let _ = (csv.parse(&first), csv.parse(&second), parse_json(&first));
         }

@@ -1,9 +1,10 @@
-//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that a roaster needs — connect, agree on
-//! a size, read variables, write one. Both sides, since the emulator answers the driver's requests.
+//! Siemens S7: ISO on TCP (RFC 1006) with the few messages that a roaster needs: connect, negotiate
+//! the message size, read variables, write one variable. Implements both sides, since the emulator
+//! answers the driver's requests.
 
-/// The largest message that is asked for, in bytes; the controller may say less.
+/// The largest message that the client requests, in bytes; the controller may choose less.
 pub const PDU_BYTES: u16 = 480;
-/// Variables in one request.
+/// The most variables in one request.
 pub const ITEMS_MAX: usize = 16;
 const TPKT_BYTES: usize = 4;
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -15,45 +16,45 @@ pub enum S7Error {
     Malformed(&'static str),
     #[error("the controller refuses: class {class:#04x}, code {code:#04x}")]
     Rejected { class: u8, code: u8 },
-    /// What one variable's write came to: 0x03 not allowed, 0x05 no such address, 0x06 another
-    /// type, 0x0a no such block.
+    /// The result code of a write: 0x03 not allowed, 0x05 no such address, 0x06 wrong type, 0x0a no
+    /// such block.
     #[error("the controller does not take the value: code {0:#04x}")]
     WriteRejected(u8),
     #[error("the answer is to another request")]
     OtherRequest,
 }
 
-/// A run of bytes of one area.
+/// Consecutive bytes of one area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item {
     /// 0x81 inputs, 0x82 outputs, 0x83 flags, 0x84 data block.
     pub area: u8,
-    /// The data block's number; 0 elsewhere.
+    /// The number of the data block; 0 for the other areas.
     pub block: u16,
     pub byte: u16,
     pub bytes: u16,
 }
 
-/// The connection request: `rack` and `slot` of the controller.
+/// Encodes the connection request for the controller at `rack` and `slot`.
 #[must_use]
 pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
     let place = ((rack & 0x07) << 5) | (slot & 0x1f);
     tpkt_frame(&[
         0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00, // connection request, class 0
-        0xc0, 0x01, 0x0a, // 1024 bytes a packet
-        0xc1, 0x02, 0x01, 0x00, // us
+        0xc0, 0x01, 0x0a, // 1024 bytes per packet
+        0xc1, 0x02, 0x01, 0x00, // the client
         0xc2, 0x02, 0x01, place, // the controller
     ])
 }
 
-/// Asks how large a message may be.
+/// Encodes the request for the message size.
 #[must_use]
 pub fn setup(reference: u16) -> Vec<u8> {
     let [high, low] = PDU_BYTES.to_be_bytes();
     request_message(reference, &[0xf0, 0x00, 0x00, 0x01, 0x00, 0x01, high, low], &[])
 }
 
-/// Asks for the bytes of `items`, at most [`ITEMS_MAX`].
+/// Encodes a read of `items`, at most [`ITEMS_MAX`].
 #[must_use]
 pub fn read(reference: u16, items: &[Item]) -> Vec<u8> {
     let items = &items[..items.len().min(ITEMS_MAX)];
@@ -65,12 +66,12 @@ pub fn read(reference: u16, items: &[Item]) -> Vec<u8> {
     request_message(reference, &parameters, &[])
 }
 
-/// Asks for one write: the bytes of `item`, or with `bit` that bit of its byte alone (0 or 1).
+/// Encodes one write: the bytes of `item`, or with `bit` only that bit of its byte (0 or 1).
 #[must_use]
 pub fn write(reference: u16, item: Item, bit: Option<u8>, bytes: &[u8]) -> Vec<u8> {
     let mut parameters = vec![0x05, 0x01];
     push_item(&mut parameters, item, bit);
-    // Bytes are counted in bits, and a bit is one.
+    // The length is in bits: 8 for each byte, 1 for a single bit.
     let kind = if bit.is_some() { 0x03 } else { 0x04 };
     let length = if bit.is_some() { 1 } else { item.bytes.saturating_mul(8) };
     let mut data = vec![0x00, kind];
@@ -120,10 +121,10 @@ fn tpkt_frame(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The whole length of the message that begins with these four bytes.
+/// Returns the full length of the message that begins with these four bytes.
 ///
 /// # Errors
-/// When no message begins so.
+/// When no message begins with these bytes.
 pub fn message_length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
     let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
     if head[0] != 0x03 || !(TPKT_BYTES + 3..=MESSAGE_BYTES_MAX).contains(&length) {
@@ -132,11 +133,11 @@ pub fn message_length(head: [u8; TPKT_BYTES]) -> Result<usize, S7Error> {
     Ok(length)
 }
 
-/// Whether the connection was accepted; `text` is the message without its first four bytes, here
-/// and below.
+/// Checks that the controller accepted the connection. `text` is the message without its first four
+/// bytes, here and below.
 ///
 /// # Errors
-/// When it was not.
+/// When the controller did not accept the connection.
 pub fn parse_connect_answer(text: &[u8]) -> Result<(), S7Error> {
     match text.get(1) {
         Some(0xd0) => Ok(()),
@@ -146,7 +147,7 @@ pub fn parse_connect_answer(text: &[u8]) -> Result<(), S7Error> {
     }
 }
 
-/// The size agreed on, in bytes.
+/// Returns the negotiated message size, in bytes.
 ///
 /// # Errors
 /// When the answer is none, to another request, or a refusal.
@@ -158,10 +159,11 @@ pub fn parse_setup_answer(text: &[u8], reference: u16) -> Result<u16, S7Error> {
     }
 }
 
-/// The bytes of each item; `None` for one that the controller does not have.
+/// Returns the bytes of each item; `None` for an item that the controller does not have.
 ///
 /// # Errors
-/// When the answer is none, to another request, a refusal, or of another form.
+/// When the answer is malformed, belongs to another request, is a refusal, or does not have the
+/// requested items.
 pub fn parse_read_answer(
     text: &[u8],
     reference: u16,
@@ -183,14 +185,14 @@ pub fn parse_read_answer(
             values.push(None);
             continue;
         }
-        // Sizes 3, 4 and 5 are counted in bits.
+        // For transport sizes 3, 4 and 5 the length is in bits.
         let length = if matches!(head[1], 0x03..=0x05) { length.div_ceil(8) } else { length };
         let bytes = data.get(4..4 + length).ok_or(short.clone())?;
         if length != usize::from(item.bytes) {
             return Err(S7Error::Malformed("a variable has another length than was asked for"));
         }
         values.push(Some(bytes.to_vec()));
-        // Each but the last is filled up to an even length.
+        // All items except the last are padded to an even length.
         let padded = 4 + length + if i + 1 < items.len() { length % 2 } else { 0 };
         data = data.get(padded..).ok_or(short.clone())?;
     }
@@ -209,7 +211,7 @@ pub fn parse_write_answer(text: &[u8], reference: u16) -> Result<(), S7Error> {
     }
 }
 
-/// Parameters and data of an answer.
+/// Returns the parameters and data of an answer.
 fn answer(text: &[u8], reference: u16) -> Result<(&[u8], &[u8]), S7Error> {
     let header = text.get(3..15).ok_or(S7Error::Malformed("too short"))?;
     if text[..2] != [0x02, 0xf0] || header[0] != 0x32 || !matches!(header[1], 0x02 | 0x03) {
@@ -243,10 +245,10 @@ pub enum Request {
     Write { reference: u16, item: Item, bit: Option<u8>, bytes: Vec<u8> },
 }
 
-/// Reads a request, on the controller's side.
+/// Decodes a request, on the controller's side.
 ///
 /// # Errors
-/// When it is none of the four.
+/// When it is not one of the four requests.
 pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
     if text.get(1) == Some(&0xe0) {
         return Ok(Request::Connect);
@@ -290,13 +292,14 @@ fn parse_item(item: &[u8; 12]) -> Item {
         bytes: u16::from_be_bytes([item[4], item[5]]),
         block: u16::from_be_bytes([item[6], item[7]]),
         area: item[8],
-        // 24 bits of bit address are at most 65,535 bytes and a few: no item has those.
+        // A 24-bit address in bits can exceed 65,535 bytes; no item lies there.
         byte: u16::try_from(u32::from_be_bytes([0, item[9], item[10], item[11]]) >> 3)
             .unwrap_or(u16::MAX),
     }
 }
 
-/// The answers, on the controller's side.
+/// Encodes the answer to a connection request, on the controller's side; so do the functions below
+/// for the other requests.
 #[must_use]
 pub fn answer_connect() -> Vec<u8> {
     tpkt_frame(&[0x06, 0xd0, 0x00, 0x01, 0x00, 0x01, 0x00])
@@ -327,7 +330,7 @@ pub fn answer_read(reference: u16, values: &[Option<Vec<u8>>]) -> Vec<u8> {
     message(0x03, reference, Some([0, 0]), &[0x04, values.len() as u8], &data)
 }
 
-/// The answer to a write: `code` 0xff is "taken".
+/// Encodes the answer to a write; `code` 0xff acknowledges it.
 #[must_use]
 pub fn answer_write(reference: u16, code: u8) -> Vec<u8> {
     message(0x03, reference, Some([0, 0]), &[0x05, 0x01], &[code])
@@ -349,7 +352,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_is_asked_is_answered() {
+    fn read_setup_and_connect_messages_round_trip() {
         let request = read(7, &ITEMS);
         assert_eq!(message_length(*request.first_chunk().unwrap()), Ok(request.len()));
         let expected = Request::Read { reference: 7, items: ITEMS.to_vec() };
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_to_be_written_is_understood() {
+    fn write_messages_round_trip() {
         let whole = write(7, ITEMS[2], None, &[0x12, 0x34]);
         assert_eq!(message_length(*whole.first_chunk().unwrap()), Ok(whole.len()));
         let expected =
@@ -391,7 +394,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_an_answer_or_not(text: Vec<u8>, reference: u16) {
+        fn no_bytes_make_the_parsers_panic(text: Vec<u8>, reference: u16) {
             let _ = (
                 parse_read_answer(&text, reference, &ITEMS),
                 parse_write_answer(&text, reference),
@@ -402,7 +405,7 @@ mod tests {
         }
 
         #[test]
-        fn a_bent_answer_is_refused_or_read(at in 0_usize..60, byte: u8) {
+        fn an_answer_with_a_changed_byte_does_not_panic(at in 0_usize..60, byte: u8) {
             let mut answer = answer_read(7, &[Some(vec![1, 2, 3, 4]), Some(vec![1]), None]);
             if let Some(slot) = answer.get_mut(at) {
                 *slot = byte;

@@ -1,4 +1,5 @@
-//! Santoker Q, X and R Master over Wi-Fi: `EE A5`, target, `02 04`, length, data, CRC, `FF FC FF FF`.
+//! The protocol of the Santoker Q, X and R Master over Wi-Fi: `EE A5`, target, `02 04`, length,
+//! data, CRC, `FF FC FF FF`.
 
 use crate::crc16;
 
@@ -6,11 +7,11 @@ const HEAD: [u8; 2] = [0xee, 0xa5];
 const CODE: [u8; 2] = [0x02, 0x04];
 const TAIL: [u8; 4] = [0xff, 0xfc, 0xff, 0xff];
 const DATA_BYTES_MAX: usize = 4;
-/// Bytes of data in what a host sends.
+/// The number of data bytes in a message from a host.
 pub const HOST_BYTES: usize = 3;
 const FRAME_BYTES_MAX: usize = 2 + 1 + 2 + 1 + DATA_BYTES_MAX + 2 + 4;
 
-/// One value: which, and what it is now.
+/// One value of the machine: its target and its raw data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
     pub target: u8,
@@ -18,7 +19,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// The raw value. The rate of rise alone has a sign, in its first half-byte: `B` is plus.
+    /// Returns the raw value. Only the rate of rise has a sign, in its first half-byte: `B` is
+    /// plus.
     #[must_use]
     pub fn raw(&self) -> f64 {
         if matches!(self.target, 0xf5 | 0xf6) {
@@ -28,7 +30,8 @@ impl Message {
         f64::from(self.data)
     }
 
-    /// The frame of a value, in `bytes` bytes of data (a machine sends two or one, a host [`HOST_BYTES`]).
+    /// Encodes the frame of a value with `bytes` data bytes: 2 or 1 from a machine, [`HOST_BYTES`]
+    /// from a host.
     #[must_use]
     pub fn encode(&self, bytes: usize) -> Vec<u8> {
         let bytes = bytes.clamp(1, DATA_BYTES_MAX);
@@ -52,7 +55,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes bytes and gives the whole messages in them, oldest first. Holds less than a frame.
+    /// Adds received bytes and returns the complete messages in them, oldest first. Buffers less
+    /// than one frame.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Message> {
         self.buffer.extend_from_slice(bytes);
         let mut messages = Vec::new();
@@ -75,7 +79,7 @@ impl Decoder {
 enum Scan {
     Message(Message, usize),
     Invalid,
-    /// It may become one.
+    /// More bytes may complete a message.
     Incomplete,
 }
 
@@ -97,7 +101,7 @@ fn read(bytes: &[u8]) -> Scan {
         return Scan::Invalid;
     }
     let [low, high] = crc16(&frame[3..end]).to_le_bytes();
-    // Real machines often send 0 for the first byte of the sum.
+    // Real machines often send 0 as the first byte of the CRC.
     let sums = frame[end + 1] == high && (frame[end] == low || frame[end] == 0);
     if !sums {
         return Scan::Invalid;
@@ -111,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_found_among_garbage_and_in_pieces() {
+    fn messages_are_decoded_after_garbage_and_from_fragments() {
         let bt = Message { target: 0xf1, data: 1875 };
         let mut bytes = vec![0xee, 0x00, 0xee, 0xa5];
         bytes.extend(bt.encode(2));
@@ -122,14 +126,14 @@ mod tests {
         assert_eq!(found, [bt, Message { target: 0x84, data: 1 }]);
         let mut lazy = bt.encode(2);
         lazy[8] = 0;
-        assert_eq!(decoder.push(&lazy), [bt], "a sum whose first byte is left out");
+        assert_eq!(decoder.push(&lazy), [bt], "the first byte of the CRC may be 0");
         lazy[9] ^= 1;
         assert_eq!(decoder.push(&lazy), []);
     }
 
-    /// As Artisan sends it; the sum by pymodbus.
+    /// Compares with the bytes that Artisan sends; the CRC was computed by pymodbus.
     #[test]
-    fn a_message_is_what_others_make_of_it() {
+    fn a_message_equals_the_one_that_artisan_sends() {
         let air = Message { target: 0xca, data: 80 }.encode(HOST_BYTES);
         let theirs = [
             0xee, 0xa5, 0xca, 0x02, 0x04, 0x03, 0x00, 0x00, 0x50, 0xf0, 0x41, 0xff, 0xfc, 0xff,
@@ -147,7 +151,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_held_less_than_a_frame(bytes: Vec<u8>) {
+        fn the_decoder_buffers_less_than_one_frame_of_any_bytes(bytes: Vec<u8>) {
             let mut decoder = Decoder::default();
             let _ = decoder.push(&bytes);
             proptest::prop_assert!(decoder.buffer.len() < FRAME_BYTES_MAX);

@@ -1,16 +1,18 @@
-//! TC4 shields and Arduinos with `aArtisanQ_PID` firmware: lines of numbers, 115200 baud.
+//! The protocol of TC4 shields and of Arduinos with `aArtisanQ_PID` firmware: lines of numbers at
+//! 115,200 baud.
 
-/// What is sent before the first `READ`: the probes' order, °C, and a little smoothing.
+/// The lines to send before the first `READ`: the order of the probes, °C, and a little smoothing.
 pub const HANDSHAKE: [&str; 3] = ["CHAN;1200\n", "UNITS;C\n", "FILT;70;70;70;70\n"];
 pub const READ: &str = "READ\n";
 
-/// One answer to `READ`: ambient, ET, BT, then what this firmware adds.
+/// One answer to `READ`: ambient, ET, BT, then the values that the firmware adds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
     values: Vec<f64>,
 }
 
-/// Reads an answer. `None` for a comment, an acknowledgement or garbage: some firmware talks.
+/// Reads an answer. Returns `None` for a comment, an acknowledgement or garbage, since some
+/// firmware sends other lines too.
 #[must_use]
 pub fn parse(line: &str) -> Option<Reading> {
     let line = line.trim();
@@ -22,13 +24,14 @@ pub fn parse(line: &str) -> Option<Reading> {
         .take(9)
         .map(|word| word.trim().parse().ok().filter(|v: &f64| v.is_finite()))
         .collect();
-    // `CHAN;1200` asks for two probes: ambient and both, and with PID on heater, fan, set value.
+    // `CHAN;1200` requests two probes. The answer has ambient and both probes, and, with the PID
+    // on, heater, fan and set value.
     values.filter(|v| matches!(v.len(), 3 | 6)).map(|values| Reading { values })
 }
 
 impl Reading {
-    /// A value by its name. The three values that follow the probes, where there are any, are
-    /// heater, fan and set value.
+    /// Returns a value by its name. The three values after the probes, if present, are heater, fan
+    /// and set value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f64> {
         let all = &self.values;
@@ -54,20 +57,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_by_its_length() {
+    fn the_length_of_an_answer_decides_which_values_it_has() {
         let get = |line: &str, name: &str| parse(line).and_then(|r| r.get(name));
         assert_eq!(get("24.1,201.5,187.25\r\n", "ch2"), Some(187.25));
         assert_eq!(get("24.1,201.5,187.25", "heater"), None);
         assert_eq!(get("24.1,201.5,187.25,80,45,0", "heater"), Some(80.0));
-        assert_eq!(parse("1.5,187.25,80,45,0"), None, "the end of a longer one");
+        assert_eq!(parse("1.5,187.25,80,45,0"), None, "the end of a longer answer");
         assert_eq!(parse("# Active channels set to 1200"), None);
         assert_eq!(parse("24.1,nan,187.25"), None);
-        assert_eq!(parse("24.1,20"), None, "half a line");
+        assert_eq!(parse("24.1,20"), None, "an incomplete line");
     }
 
     proptest::proptest! {
         #[test]
-        fn any_line_is_read_or_not(line: String) {
+        fn no_line_makes_the_parser_panic(line: String) {
             let _ = parse(&line).map(|r| r.get("ch2"));
         }
     }

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_are_read_with_and_without_their_wrapping() {
+    fn public_keys_are_parsed_with_and_without_der_wrapping() {
         let raw = [7; 32];
         let wrapped = [&[0x04, 0x20][..], &raw].concat();
         let key = Some(PublicKey::Ed25519(raw));

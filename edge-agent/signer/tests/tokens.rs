@@ -1,4 +1,4 @@
-//! The signer with real tokens: a SoftHSM2 and a TPM 2.0.
+//! Tests the signer with real tokens: SoftHSM2 and a TPM 2.0.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::os::unix::fs::MetadataExt as _;
@@ -107,17 +107,17 @@ impl Gateway {
 }
 
 #[tokio::test]
-async fn a_soft_token_signs_what_it_should_and_nothing_else() {
+async fn a_soft_token_signs_only_allowed_messages() {
     let folder = tempfile::tempdir().unwrap();
     let token = Pkcs11Token::softhsm(folder.path()).unwrap();
     let mut gateway = Gateway::start(folder, token, "").await;
     assert!(gateway.command("check").status.success());
     let again = gateway.command("create");
-    assert!(!again.status.success(), "a key is not replaced under its name");
+    assert!(!again.status.success(), "an existing key must not be replaced");
     let shown = String::from_utf8(gateway.command("show").stdout).unwrap();
     assert!(shown.starts_with("EdDSA -----BEGIN PUBLIC KEY"), "{shown}");
     gateway.signs(8, 50);
-    // Arbitrary bytes, another device's statement, a server's TLS handshake.
+    // Arbitrary bytes, another device's frame, a server's TLS handshake.
     gateway.refuses(b"pay 100 to Eve");
     let other =
         trust::FileKey::generate("device:eve@leipzig".parse().unwrap(), trust::Algorithm::EdDsa);
@@ -159,7 +159,7 @@ impl trust::Signer for Spy {
 }
 
 #[tokio::test]
-async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
+async fn a_tpm_signs_with_p256_and_its_failure_is_reported_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let token = Pkcs11Token::tpm(folder.path()).await.unwrap();
     let mut gateway = Gateway::start(folder, token, "").await;
@@ -177,7 +177,7 @@ async fn a_tpm_signs_with_p256_and_is_asked_within_limits() {
 }
 
 #[tokio::test]
-async fn only_who_may_asks_and_only_for_purposes_that_are_allowed() {
+async fn only_allowed_users_get_signatures_and_only_for_allowed_purposes() {
     let folder = tempfile::tempdir().unwrap();
     let token = Pkcs11Token::softhsm(folder.path()).unwrap();
     let gateway = Gateway::start(folder, token, "purposes = [\"receipt\"]").await;
@@ -213,7 +213,7 @@ async fn only_who_may_asks_and_only_for_purposes_that_are_allowed() {
         status.unwrap().code()
     };
     assert_eq!(run("0"), Some(0));
-    assert_eq!(run("65534"), Some(7), "the kernel says who asks");
+    assert_eq!(run("65534"), Some(7), "the operating system's kernel reports another user");
 }
 
 /// Lets others reach the socket, so that the signer itself must refuse them.

@@ -1,4 +1,4 @@
-//! Rules about what can be moved.
+//! Rules about controls.
 
 use super::reading::{check_address, check_bit_type, check_type};
 use super::{Findings, has_channel, unknown_reference};
@@ -7,9 +7,9 @@ use crate::condition::{Condition, is_name};
 use crate::document::{Control, Profile, Remote, Role, Writes};
 use crate::encoding::Type;
 
-/// The largest step of heat at once, in % (rule S9).
+/// The largest single step of heat, in % (rule S9).
 const HEAT_STEP_MAX: f64 = 20.0;
-/// The least time between two steps, s (rule S9).
+/// The shortest time between two steps, s (rule S9).
 const INTERVAL_S_MIN: f64 = 2.0;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
@@ -46,8 +46,8 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
 }
 
-/// When writes are enabled, every channel that the write rules use must have bounds: a broken
-/// sensor's value may satisfy a need, or make more heat look like less.
+/// Checks that every channel that the write rules use has bounds when writes are enabled: a broken
+/// sensor's value might satisfy a need, or make more heat look like less.
 fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
     let bt = profile.channels.iter().find(|channel| channel.name == "btC");
     findings.require(
@@ -62,7 +62,7 @@ fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
             Condition::Compare { channel, .. } => Some(channel),
             Condition::State(_) => None,
         });
-        // What is derived is worth what it is derived from.
+        // A derived channel is only as reliable as the channels it is computed from.
         let terms = |name: String| -> Vec<String> {
             let derived = profile.derived.iter().find(|derived| derived.name == name);
             let of = derived.map(|d| d.terms.iter().map(|term| term.channel.clone()).collect());
@@ -104,7 +104,8 @@ fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
     }
 }
 
-/// A shipped setup once moved the burner with the drum's slider.
+/// Checks that no two controls write the same address. A shipped setup once moved the burner with
+/// the drum's slider.
 fn check_shared_address(
     profile: &Profile,
     index: usize,
@@ -156,7 +157,8 @@ fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
     }
 }
 
-/// A change of the untyped write from function 6 to 16 once started a fan.
+/// Checks that the Modbus function fits the address. A change of an untyped write from function 6
+/// to 16 once started a fan.
 fn check_function(control: &Control, place: &Address, at: &str, findings: &mut Findings) {
     let Address::Modbus { table, bit, .. } = place else {
         findings.require(
@@ -218,7 +220,7 @@ fn check_range(control: &Control, at: &str, findings: &mut Findings) {
             );
         }
     }
-    // 0 is AUTO on one generation and 0 % on the next.
+    // The raw value 0 means AUTO on one controller generation and 0 % on the next.
     if control.auto_raw.is_some_and(|auto| (raw_low..=raw_high).contains(&auto)) {
         findings.add(
             "auto-inside-range",

@@ -14,7 +14,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
     match &profile.transport {
         Transport::ModbusRtu { serial, .. } => check_bus_load(profile, serial, findings),
-        // The maker's own limit between two frames is 1 s, and then it ejects the beans.
+        // The machine's own limit between two frames is 1 s; after that it ejects the beans.
         Transport::Hottop { .. } => findings.require(
             (100..=500).contains(&profile.timing.poll_ms),
             "hottop-watchdog",
@@ -65,7 +65,8 @@ fn check_identity(profile: &Profile, findings: &mut Findings) {
     );
 }
 
-/// Nothing is written before two people have seen at the machine that the profile is right (S23).
+/// Checks that writes are enabled only after two people have verified the profile at the machine
+/// (rule S23).
 fn check_verification(profile: &Profile, findings: &mut Findings) {
     let m = &profile.machine;
     let recorded = m.bring_up.as_ref().is_some_and(|b| {
@@ -132,7 +133,8 @@ fn check_serial(serial: &Serial, findings: &mut Findings) {
     );
 }
 
-/// A serial bus that is asked for more than it can carry loses samples by design.
+/// Checks that the serial bus can carry the requests of one poll; an overloaded bus always loses
+/// samples.
 fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
     let bits = u32::from(1 + serial.data_bits + serial.stop_bits)
         + u32::from(serial.parity != Parity::None);
@@ -141,8 +143,8 @@ fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
         .iter()
         .map(|c| (c.station, &c.addr, c.kind))
         .chain(profile.states.iter().map(|s| (s.station, &s.addr, s.kind)));
-    // As if nothing could be joined: eight bytes asked, five and the words answered, and twice the
-    // silence of 3.5 characters between frames.
+    // The worst case, in which no registers are joined: a request of eight bytes, an answer of five
+    // bytes and the words, and twice the pause of 3.5 characters between frames.
     let bytes: u32 = reads
         .filter(|(station, addr, _)| Address::parse(profile, *station, addr, Access::Read).is_ok())
         .map(|(_, _, kind)| 8 + 5 + 2 * u32::from(kind.map_or(1, Type::words)) + 7)

@@ -1,4 +1,5 @@
-//! The linter: each rule is something that went wrong at a real roaster, or would have.
+//! The linter of machine profiles. Each rule prevents a mistake that happened at a real roaster, or
+//! could happen there.
 
 mod control;
 mod machine;
@@ -10,14 +11,14 @@ use std::fmt;
 use crate::condition::Condition;
 use crate::document::Profile;
 
-/// One thing that is wrong with a profile.
+/// One mistake in a profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The rule's short name, which `docs/reference/profiles.md` explains.
+    /// The short name of the rule, which `docs/reference/profiles.md` explains.
     pub rule: &'static str,
-    /// Where: `control burner`, `channel btC`, `timing`.
+    /// The location in the profile: `control burner`, `channel btC`, `timing`.
     pub location: String,
-    /// What is wrong and what to do, in a sentence.
+    /// A sentence that says what is wrong and what to do.
     pub message: String,
 }
 
@@ -27,7 +28,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that is wrong with a profile, in the order of the file.
+/// Returns all mistakes in a profile, in the order of the file.
 #[must_use]
 pub fn lint(profile: &Profile) -> Vec<Finding> {
     let mut findings = Findings { found: Vec::new() };
@@ -47,7 +48,7 @@ impl Findings {
         self.found.push(Finding { rule, location: at.into(), message: sentence.into() });
     }
 
-    /// A finding unless `holds`.
+    /// Adds a finding unless `holds`.
     fn require(&mut self, holds: bool, rule: &'static str, at: &str, sentence: &str) {
         if !holds {
             self.add(rule, at, sentence);
@@ -55,13 +56,13 @@ impl Findings {
     }
 }
 
-/// The channels of a profile by name, read and derived.
+/// Returns whether the profile has a channel with this name, read or derived.
 fn has_channel(profile: &Profile, name: &str) -> bool {
     profile.channels.iter().any(|c| c.name == name)
         || profile.derived.iter().any(|d| d.name == name)
 }
 
-/// Why a condition cannot be judged by this profile, if it cannot.
+/// Returns why this profile cannot evaluate a condition; `None` if it can.
 fn unknown_reference(profile: &Profile, condition: Option<&Condition>) -> Option<String> {
     match condition {
         None => {

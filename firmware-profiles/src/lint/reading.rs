@@ -1,4 +1,4 @@
-//! Rules about what is read.
+//! Rules about channels and states.
 
 use super::{Findings, has_channel};
 use crate::address::{Access, Address, Table};
@@ -78,7 +78,8 @@ fn check_name(profile: &Profile, name: &str, index: usize, at: &str, findings: &
     findings.require(!earlier.any(|n| n == name), "twice", at, "the name comes twice");
 }
 
-/// The name carries the unit, as everywhere on the wire, so the two must agree.
+/// Checks that the unit agrees with the channel's name, which states the unit, as everywhere on the
+/// wire.
 fn check_unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings) {
     let Some(unit) = unit else {
         findings.add(
@@ -116,7 +117,7 @@ pub(super) fn check_address(
     match Address::parse(profile, station, text, wanted) {
         Ok(address) => {
             if let Address::Modbus { table, register, station, .. } = &address {
-                // 4xxxx and 3xxxx are how tables are printed; the protocol counts from 0.
+                // Manuals print these tables as 4xxxx and 3xxxx; the protocol counts from 0.
                 let printed = match table {
                     Table::Holding => (40_001..=49_999).contains(register),
                     Table::Input => (30_001..=39_999).contains(register),
@@ -144,7 +145,8 @@ pub(super) fn check_address(
     }
 }
 
-/// Protocols of words need to know what the words are; untyped writes once opened a flap.
+/// Checks that protocols of binary words give each value a type. An untyped write once opened a
+/// flap.
 pub(super) fn check_type(
     profile: &Profile,
     kind: Option<Type>,
@@ -184,7 +186,7 @@ fn check_encoding(profile: &Profile, channel: &Channel, at: &str, findings: &mut
     check_bit_type(profile, channel.station, &channel.addr, channel.kind, at, findings);
 }
 
-/// A bit is a bool, and a bool is a bit.
+/// Checks that an address with a bit has the type bool, and that a bool has a bit.
 pub(super) fn check_bit_type(
     profile: &Profile,
     station: Option<u8>,

@@ -84,7 +84,8 @@ fn control<'p>(profile: &'p Profile, name: &str) -> Option<&'p Control> {
     profile.controls.iter().find(|c| c.name == name)
 }
 
-/// A drum that stops with hot beans in it is a fire; heat is never raised to be safe.
+/// Checks one step of the safe state. A drum that stops with hot beans in it causes a fire, and the
+/// safe state must never raise heat.
 fn check_safe_step(control: &Control, step: &SafeStep, text: &str, findings: &mut Findings) {
     let [low, high] = control.range.unwrap_or([0.0, 1.0]);
     if let SafeStep::Set { value, .. } = step {

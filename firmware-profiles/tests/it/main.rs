@@ -1,4 +1,4 @@
-//! Each rule of the linter, and each profile that is shipped.
+//! Tests each rule of the linter, and each shipped profile.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a test may break
 
 mod rules;

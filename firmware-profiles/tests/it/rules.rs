@@ -1,8 +1,8 @@
-//! Each rule of the linter, by the change that breaks it.
+//! Tests each rule of the linter with a change that breaks it.
 
 use firmware_profiles::{lint, parse, shipped};
 
-/// The rules that a shipped profile breaks once `from` reads `to`.
+/// Returns the rules that a shipped profile breaks after `from` is replaced with `to`.
 fn broken(id: &str, from: &str, to: &str) -> Vec<&'static str> {
     let text = shipped(id).unwrap().text;
     assert!(text.contains(from), "{id} has no {from:?}");
@@ -17,13 +17,13 @@ const GIESEN: &str = "giesen.wxa.s7-2019";
 const BESCA: &str = "besca.bsc.auto-tcp";
 
 #[test]
-fn every_rule_finds_what_it_is_for() {
+fn every_rule_finds_its_mistake() {
     let drum_slider = "[[control]]\nname = \"drum\"\nrole = \"drum\"\naddr = \"holding 1105\"\n\
         type = \"u16\"\nfunction = 6\nunit = \"pct\"\nrange = [0, 100]\nreadback = \"none\"\n\
         idempotent = true\nremote = \"never\"\n\n[safe_state]";
     let two = "addr = \"holding 4\"\ntype = \"f32\"\norder = \"low-first\"";
     for (id, from, to, rule) in [
-        // What a public setup does to this very machine.
+        // A public setup makes this mistake for this very machine.
         (TOPER, "[safe_state]", drum_slider, "shared-address"),
         (TOPER, "range = [0, 100]", "range = [0, 70000]", "range-outside-type"),
         (TOPER, "range = [0, 100]\n", "", "range"),
@@ -97,15 +97,18 @@ fn every_rule_finds_what_it_is_for() {
     ] {
         let rules = broken(id, from, to);
         if rule.is_empty() {
-            assert!(rules.is_empty(), "{id}: {to:?} should hold, but: {rules:?}");
+            assert!(rules.is_empty(), "{id}: {to:?} should break no rule, but breaks: {rules:?}");
         } else {
-            assert!(rules.contains(&rule), "{id}: {to:?} should break {rule}, but: {rules:?}");
+            assert!(
+                rules.contains(&rule),
+                "{id}: {to:?} should break {rule}, but breaks: {rules:?}"
+            );
         }
     }
 }
 
 #[test]
-fn a_missing_safe_state_is_found() {
+fn a_missing_safe_state_is_the_only_finding() {
     let text = shipped(TOPER).unwrap().text;
     let without = text.split("[safe_state]").next().unwrap();
     let findings = lint(&parse(without).unwrap());
@@ -114,7 +117,7 @@ fn a_missing_safe_state_is_found() {
 }
 
 #[test]
-fn a_bring_up_of_two_people_allows_what_one_does_not() {
+fn enabling_writes_requires_a_bring_up_by_two_different_people() {
     let text = shipped(TOPER).unwrap().text.replace("verified = false", "verified = true");
     let record = |by: &str| {
         let record = format!(
@@ -128,7 +131,7 @@ fn a_bring_up_of_two_people_allows_what_one_does_not() {
 }
 
 #[test]
-fn what_is_written_by_is_worth_believing() {
+fn enabling_writes_requires_reliable_channels() {
     let text = shipped(TOPER).unwrap().text.replace(
         "verified = false\nwrites = \"disabled\"",
         "verified = true\nwrites = \"enabled\"\n\
@@ -141,14 +144,17 @@ fn what_is_written_by_is_worth_believing() {
     assert!(rules("valid", "valid").is_empty());
     let unit = "addr = \"holding 1215\"\ntype = \"u16\"\nunit = \"pct\"\n";
     let drum = format!("{unit}valid = [0, 100]\n");
-    assert_eq!(rules(&drum, unit), ["judged"], "the burner needs the drum");
-    assert_eq!(rules("required = true\n", ""), ["judged"], "how hot the beans are");
+    assert_eq!(rules(&drum, unit), ["judged"], "a need of the burner has no bounds");
+    assert_eq!(rules("required = true\n", ""), ["judged"], "btC is not required");
     let burner = "function = 6\nunit = \"pct\"";
-    assert!(rules(burner, "function = 6\nunit = \"none\"").contains(&"judged"), "another unit");
+    assert!(
+        rules(burner, "function = 6\nunit = \"none\"").contains(&"judged"),
+        "the readback has another unit"
+    );
 }
 
 #[test]
-fn what_no_profile_has_is_named_with_its_line() {
+fn an_unknown_field_is_reported_with_its_line() {
     let text = shipped(TOPER).unwrap().text.replace("divisor = 10", "divider = 10");
     let error = parse(&text).unwrap_err().to_string();
     assert!(error.contains("divider") && error.contains("line"), "{error}");

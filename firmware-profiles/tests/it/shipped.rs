@@ -1,19 +1,19 @@
-//! Every profile that is shipped can be trusted as far as it says, and no further.
+//! Tests every shipped profile: it has no findings, is unverified, and allows no writes.
 
 use firmware_profiles::{SHIPPED, Writes, check, shipped};
 
 #[test]
-fn every_shipped_profile_is_without_findings_unverified_and_writes_nothing() {
+fn every_shipped_profile_has_no_findings_is_unverified_and_disables_writes() {
     for entry in SHIPPED {
         let checked = check(entry.text).unwrap_or_else(|e| panic!("{}:\n{e}", entry.id));
-        assert_eq!(checked.profile.machine.id, entry.id, "the file is named after the machine");
+        assert_eq!(checked.profile.machine.id, entry.id, "the file name differs from the id");
         assert!(!checked.profile.machine.verified, "{}", entry.id);
         assert_eq!(checked.profile.machine.writes, Writes::Disabled, "{}", entry.id);
     }
 }
 
 #[test]
-fn every_file_is_shipped() {
+fn every_profile_file_is_in_the_catalogue() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/machines");
     let mut files: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
@@ -25,7 +25,7 @@ fn every_file_is_shipped() {
 }
 
 #[test]
-fn the_two_giesen_generations_disagree_about_zero() {
+fn the_two_giesen_generations_encode_zero_differently() {
     let raw_of_zero = |id| {
         let profile = check(shipped(id).unwrap().text).unwrap().profile;
         let burner = profile.controls.into_iter().find(|c| c.name == "burner").unwrap();

@@ -43,7 +43,7 @@ fn found(recording: &Recording) -> Option<DetectedRoast> {
 /// Checks the accuracy reached so far. A change that makes a number worse must change it here, so
 /// that it shows in its diff.
 #[test]
-fn the_tables_do_not_get_worse() {
+fn the_accuracy_of_detection_does_not_decrease() {
     let Some(all) = recordings("skywalker") else { return };
     let mut sheet = ScoreSheet::default();
     sheet.add_machine(all.iter().map(|(name, recording)| (name.as_str(), recording)));
@@ -57,7 +57,7 @@ fn the_tables_do_not_get_worse() {
     };
     let at_least = |kind, (marks, ten, thirty, covered)| {
         let now = reached(kind);
-        assert_eq!(now.0, marks, "{kind}: other marks");
+        assert_eq!(now.0, marks, "{kind}: another number of marks");
         assert!(now.1 >= ten && now.2 >= thirty && now.3 >= covered, "{kind} got worse: {now:?}");
     };
     // Not detected: one CHARGE that was marked three minutes after the beans went in, and one that
@@ -72,12 +72,16 @@ fn the_tables_do_not_get_worse() {
     assert!(score.forecast.mae_c <= 0.89, "the forecast got worse: {:?}", score.forecast);
     let held = score.forecast.covered as f64 / score.forecast.points as f64;
     assert!((0.87..=0.93).contains(&held), "intervals hold {held}");
-    assert_eq!((score.phantom_drops, score.false_charges), (0, 1), "the one marked too late");
+    assert_eq!(
+        (score.phantom_drops, score.false_charges),
+        (0, 1),
+        "only the CHARGE that was marked too late"
+    );
 }
 
 /// Checks that a gap in the data counts as a gap only, never as a DROP or a change of unit.
 #[test]
-fn a_silence_is_never_a_drop() {
+fn a_gap_in_the_data_is_never_a_drop() {
     let Some(all) = recordings("skywalker") else { return };
     let mut cuts = 0;
     for (name, recording) in &all {
@@ -104,7 +108,7 @@ fn a_silence_is_never_a_drop() {
                 if let Some(found) = roast.mark(EventKind::Drop) {
                     assert!(
                         found.known_ms >= drop - 30_000,
-                        "{name}: {gap_s} s of silence at {} s of {} s are taken for a DROP at {} s",
+                        "{name}: a gap of {gap_s} s at {} s of {} s is detected as a DROP at {} s",
                         (from - charge) / 1000,
                         (drop - charge) / 1000,
                         (found.at_ms - charge) / 1000
@@ -131,7 +135,7 @@ fn a_recording_that_ends_in_mid_roast_has_no_drop() {
 
 /// Checks that a recording gives the same result in one piece and when continued from snapshots.
 #[test]
-fn a_snapshot_goes_on_as_if_nothing_had_happened() {
+fn detection_continued_from_a_snapshot_gives_the_same_result() {
     let Some(all) = recordings("skywalker") else { return };
     for (name, recording) in all.iter().take(12) {
         let whole = replay(recording, &MachineModel::default());
@@ -155,7 +159,7 @@ mod golden {
     use roast::sample::Sample;
 
     #[test]
-    fn a_probe_that_flips_to_fahrenheit_is_told_and_makes_no_mark() {
+    fn a_probe_that_flips_to_fahrenheit_is_detected_and_makes_no_mark() {
         let Some(all) = recordings("skywalker") else { return };
         let recording = named(&all, "25-10-25_1609");
         let walk = replay(recording, &MachineModel::default());
@@ -172,7 +176,8 @@ mod golden {
     #[test]
     fn dropouts_and_a_jump_are_no_roast() {
         let Some(all) = recordings("skywalker") else { return };
-        // 54 dropouts and aborted; no CHARGE but a 96 °C jump and a gap of 4 s; no samples at all.
+        // An aborted roast with 54 dropouts; a recording without CHARGE, with a jump of 96 °C and a
+        // gap of 4 s; one without samples.
         for part in ["25-09-06_1405", "25-09-06_1409", "pid_set"] {
             assert!(found(named(&all, part)).is_none(), "{part}");
         }
@@ -181,7 +186,7 @@ mod golden {
     }
 
     #[test]
-    fn minutes_of_preheating_are_no_charge() {
+    fn preheating_is_not_a_charge() {
         let Some(all) = recordings("skywalker") else { return };
         for (name, recording) in &all {
             let Some(charge) = recording.mark_ms(EventKind::Charge).filter(|t| *t > 90_000) else {
@@ -216,7 +221,7 @@ mod golden {
     }
 
     #[test]
-    fn a_roast_of_six_minutes_is_a_whole_one() {
+    fn a_roast_of_six_minutes_is_detected() {
         let roast = found(&made(560, curve(440.0, 20.0))).unwrap();
         let drop = roast.mark(EventKind::Drop).unwrap();
         assert!((drop.at_ms - 440_000).abs() <= 3_000, "{drop:?}");
@@ -226,7 +231,7 @@ mod golden {
     /// Tests a scale under the tray that shows DROP 14 s before the probe does, and, earlier, a
     /// hand that presses on it.
     #[test]
-    fn a_scale_tells_the_moment_and_never_the_mark() {
+    fn a_scale_gives_the_time_of_drop_and_never_makes_a_mark() {
         let mut recording = made(800, curve(660.0, 0.0));
         for sample in &mut recording.samples {
             let on_the_tray = if sample.t_ms >= 646_000 { 5_210.0 } else { 10.0 };
@@ -244,7 +249,7 @@ mod golden {
     /// shows it with a different delay in each roast: the exhaust gives the time of DROP once
     /// people's marks have shown that it is more accurate.
     #[test]
-    fn the_exhaust_becomes_the_clock_where_it_is_the_better_one() {
+    fn the_exhaust_gives_the_time_of_drop_where_it_is_more_accurate() {
         let mut learned = MachineModel::default();
         let mut last = None;
         for late in [2.0, 22.0, 9.0, 28.0, 4.0, 17.0, 25.0, 6.0, 20.0] {
@@ -266,7 +271,7 @@ mod golden {
     }
 
     #[test]
-    fn one_wild_reading_before_charge_changes_nothing() {
+    fn one_outlier_before_charge_changes_nothing() {
         let steady = curve(660.0, 0.0);
         let wild = move |s: f64| if (s - 30.0).abs() < 0.5 { 378.0 } else { steady(s) };
         let roast = found(&made(800, wild)).unwrap();
@@ -301,7 +306,7 @@ mod golden {
     }
 
     #[test]
-    fn beans_on_a_drum_that_was_cooling_are_charged() {
+    fn a_charge_into_a_cooling_drum_is_detected() {
         for fall in [0.15, 0.2, 0.3] {
             let steady = curve(660.0, 0.0);
             let cooling = |s: f64| if s < 60.0 { 190.0 + (60.0 - s) * fall } else { steady(s) };
@@ -334,7 +339,7 @@ mod golden {
     }
 
     #[test]
-    fn a_first_crack_in_a_silence_lies_in_it() {
+    fn a_first_crack_in_a_gap_is_placed_in_the_gap() {
         let mut recording = made(800, curve(660.0, 0.0));
         let whole = found(&recording).unwrap();
         let cracked = whole.mark(EventKind::Fc).unwrap().at_ms;
@@ -342,11 +347,11 @@ mod golden {
         let roast = found(&recording).unwrap();
         let found = roast.mark(EventKind::Fc).unwrap();
         assert!((found.at_ms - cracked).abs() <= 10_000, "{found:?}, was {cracked}");
-        assert!(found.known_ms >= cracked + 60_000, "known when data came back");
+        assert!(found.known_ms >= cracked + 60_000, "detected before data came back");
     }
 
     #[test]
-    fn a_hundred_samples_a_second_are_as_many_marks_in_good_time() {
+    fn a_roast_with_a_hundred_samples_per_second_is_detected() {
         let steady = curve(660.0, 0.0);
         let samples =
             (0..80_000).map(|i| Sample::bean(i * 10, Some(steady(i as f64 / 100.0)))).collect();
@@ -356,7 +361,7 @@ mod golden {
     }
 
     #[test]
-    fn a_burner_that_goes_out_is_no_drop() {
+    fn a_burner_that_goes_out_is_not_a_drop() {
         let mut recording = made(640, curve(1_000.0, 0.0));
         for sample in &mut recording.samples {
             let out = sample.t_ms >= 560_000;
@@ -366,7 +371,7 @@ mod golden {
     }
 
     #[test]
-    fn a_drum_that_only_warms_up_was_never_charged() {
+    fn a_drum_that_only_warms_up_is_not_a_charge() {
         // A start at 58 °C without a dip; and a slow cooling between batches that turns to warming.
         assert!(found(&made(600, |s| 58.0 + s * 0.25)).is_none());
         let between = |s: f64| if s < 300.0 { 200.0 - s * 0.15 } else { 155.0 + (s - 300.0) * 0.1 };
@@ -374,7 +379,7 @@ mod golden {
     }
 
     #[test]
-    fn an_environment_below_the_beans_is_a_roast_like_any() {
+    fn a_roast_with_et_below_bt_is_detected() {
         let mut recording = made(800, curve(660.0, 0.0));
         for sample in &mut recording.samples {
             sample.et_c = sample.bt_c.map(|bt| bt - 40.0);
@@ -386,7 +391,7 @@ mod golden {
     }
 
     #[test]
-    fn sentinels_and_doubled_seconds_are_not_measurements() {
+    fn sentinel_values_and_duplicate_timestamps_are_ignored() {
         let mut recording = made(800, curve(660.0, 0.0));
         for (i, sample) in recording.samples.iter_mut().enumerate() {
             if i % 37 == 0 {
@@ -405,7 +410,7 @@ mod golden {
     }
 
     #[test]
-    fn what_a_table_cannot_say_is_said() {
+    fn an_unreadable_recording_is_reported() {
         for (text, expected) in [
             ("", "no line names"),
             ("{'timex': [], 'temp1': [], 'temp2': []}", ""),

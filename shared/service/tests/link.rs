@@ -29,7 +29,8 @@ async fn until(
     let end = Instant::now() + PATIENCE;
     loop {
         let news = tokio::time::timeout_at(end, link.next(stop)).await;
-        let news = news.unwrap_or_else(|_| panic!("never told; but {told:?}")).unwrap();
+        let news =
+            news.unwrap_or_else(|_| panic!("expected event missing; received {told:?}")).unwrap();
         if wanted(&news) {
             return news;
         }
@@ -38,7 +39,7 @@ async fn until(
 }
 
 #[tokio::test]
-async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
+async fn subscriptions_are_restored_after_the_broker_restarts() {
     let mut broker = Mosquitto::start().await.unwrap();
     let stop = CancellationToken::new();
     let mut link = self::link("one", broker.port, &["a/+", "b"]);
@@ -87,7 +88,7 @@ async fn what_is_listened_to_is_heard_again_after_the_broker_was_away() {
 }
 
 #[tokio::test]
-async fn who_listens_to_nothing_is_ready_at_once() {
+async fn a_connection_without_subscriptions_is_ready_at_once() {
     let broker = Mosquitto::start().await.unwrap();
     let mut link = self::link("one", broker.port, &[]);
     let ready = until(&mut link, &CancellationToken::new(), |_| true).await;

@@ -1,4 +1,4 @@
-//! What a key signs verifies; anything changed does not.
+//! Tests that a key's signatures verify, and that changed messages do not.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -29,7 +29,7 @@ fn both_algorithms_sign_and_verify() {
 }
 
 #[test]
-fn any_flipped_bit_is_noticed() {
+fn any_flipped_bit_fails_verification() {
     let key = key(Algorithm::EdDsa);
     let bytes = sign_message(&key, CONTENT_FRAME, b"BT 187.4".to_vec()).unwrap();
     for at in 0..bytes.len() {
@@ -55,7 +55,7 @@ fn another_key_or_algorithm_does_not_verify() {
 }
 
 #[test]
-fn many_are_verified_in_order_and_the_forged_one_is_named() {
+fn verify_many_reports_the_forged_message_by_its_position() {
     let (ours, other) = (key(Algorithm::EdDsa), key(Algorithm::EdDsa));
     let parsed: Vec<SignedMessage> = (0..100_u8)
         .map(|i| {
@@ -72,7 +72,7 @@ fn many_are_verified_in_order_and_the_forged_one_is_named() {
 }
 
 #[test]
-fn a_key_file_is_private_or_refused() {
+fn a_key_file_readable_by_others_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key.pem");
     let id: contract::KeyId = "device:gw-1@leipzig".parse().unwrap();
@@ -81,7 +81,10 @@ fn a_key_file_is_private_or_refused() {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let read = FileKey::open(&path, id.clone()).unwrap();
         assert_eq!(read.public_key(), made.public_key());
-        assert!(FileKey::create(&path, id.clone(), algorithm).is_err(), "never over an old key");
+        assert!(
+            FileKey::create(&path, id.clone(), algorithm).is_err(),
+            "an existing key must not be overwritten"
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = FileKey::open(&path, id.clone()).err().unwrap().to_string();
         assert!(error.contains("chmod 600"), "{error}");
@@ -93,7 +96,7 @@ fn a_key_file_is_private_or_refused() {
 }
 
 #[test]
-fn public_keys_travel_as_pem() {
+fn public_keys_round_trip_as_pem() {
     for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
         let public = key(algorithm).public_key().clone();
         assert_eq!(PublicKey::from_pem(&public.to_pem()), Ok(public));
@@ -102,7 +105,7 @@ fn public_keys_travel_as_pem() {
 }
 
 #[test]
-fn the_reference_jws_vouches_for_its_own_payload_alone() {
+fn an_upstream_jws_verifies_only_its_own_payload() {
     use base64::Engine as _;
     let b64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
     let (key, kid) = (key(Algorithm::EdDsa), "device:r-1@leipzig");

@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_due_between_two_and_three_thirds() {
+    fn renewal_is_due_between_two_thirds_and_three_quarters_of_the_validity() {
         let (from, to) = (EpochMs(1_000_000), EpochMs(1_000_000 + 90 * 86_400_000));
         let days = |share| (renewal_due(from, to, share).0 - from.0) as f64 / 86_400_000.0;
         assert!((days(0.0) - 60.0).abs() < 0.01 && (days(1.0) - 67.5).abs() < 0.01);

@@ -61,7 +61,7 @@ fn ack(first: u64, last: u64) -> contract::Ack {
 }
 
 #[test]
-fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
+fn the_quota_deletes_acknowledged_frames_first_and_never_the_running_roast() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     journal.load_or_start_chain(&origin(), CHAIN).unwrap();
@@ -81,7 +81,7 @@ fn the_quota_takes_the_acknowledged_first_and_never_the_running_roast() {
 }
 
 #[test]
-fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
+fn frames_that_the_cloud_lost_are_resent_and_refused_frames_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     (1..=4).for_each(|number| append(&mut journal, number, None));
@@ -102,12 +102,12 @@ fn what_the_cloud_lost_is_sent_again_and_what_it_refused_is_kept() {
         .iter()
         .map(|f| f.number)
         .collect();
-    assert_eq!(unsent, [3], "a forged frame of our number must not cost us ours");
+    assert_eq!(unsent, [3], "a forged frame with this number must not block the real one");
     assert_eq!(journal.totals().unwrap().refused_frames, 1);
 }
 
 #[test]
-fn a_complete_roast_asks_no_more() {
+fn the_receipt_of_a_complete_roast_is_not_sent_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     append(&mut journal, 1, Some(&roast(1)));
@@ -116,10 +116,13 @@ fn a_complete_roast_asks_no_more() {
         .append(&frame(2), Digest([2; 32]), StoredMessage::Signed(&[1]), Some(&closed), None)
         .unwrap();
     let waiting = journal.unsigned_receipts(5).unwrap();
-    assert_eq!(waiting.len(), 1, "stored with the roast's last frame");
+    assert_eq!(waiting.len(), 1, "the receipt is stored with the roast's last frame");
     let receipt = contract::Receipt::decode(&waiting[0].text).unwrap();
     assert_eq!((receipt.first_frame, receipt.last_frame, receipt.last_seq), (1, 2, 20));
-    assert!(journal.open_receipts(5).unwrap().is_empty(), "not before it is signed");
+    assert!(
+        journal.open_receipts(5).unwrap().is_empty(),
+        "a receipt is not sent before it is signed"
+    );
     journal.store_signed_receipt(&waiting[0].key, &[7]).unwrap();
     assert!(journal.unsigned_receipts(5).unwrap().is_empty());
     assert_eq!(journal.open_receipts(5).unwrap(), [(origin(), vec![7])]);
@@ -132,7 +135,7 @@ fn a_complete_roast_asks_no_more() {
 }
 
 #[test]
-fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
+fn a_damaged_journal_is_set_aside_and_a_new_one_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     append(&mut open(&folder), 1, None);
     std::fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
@@ -146,7 +149,7 @@ fn a_damaged_journal_is_set_aside_and_sampling_goes_on() {
 /// Cuts the power a thousand times, at any byte of the log. In half of the cases the page that was
 /// being written is torn. What was committed before is complete, and the journal opens.
 #[test]
-fn a_log_cut_anywhere_loses_no_earlier_frame() {
+fn a_write_ahead_log_cut_at_any_byte_loses_no_committed_frame() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     journal.load_or_start_chain(&origin(), CHAIN).unwrap();
@@ -184,7 +187,11 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
             .map(|f| f.number)
             .collect();
         let whole = lengths.iter().filter(|length| **length <= cut as u64).count() as u64;
-        assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>(), "a prefix, cut at {cut}");
+        assert_eq!(
+            found,
+            (1..=found.len() as u64).collect::<Vec<_>>(),
+            "cut at {cut}: not a prefix of the frames"
+        );
         assert!(found.len() as u64 >= whole, "cut at {cut}: {} of {whole}", found.len());
         assert_eq!(
             reopened.load_or_start_chain(&origin(), CHAIN).unwrap().next_number,
@@ -196,7 +203,7 @@ fn a_log_cut_anywhere_loses_no_earlier_frame() {
 /// Frames that could not be signed are stored like the others, signed later in order, and sent only
 /// then.
 #[test]
-fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
+fn unsigned_frames_are_stored_and_sent_after_they_are_signed() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     let keep = |journal: &mut Journal, number, message: StoredMessage<'_>| {
@@ -224,7 +231,7 @@ fn what_waits_for_the_key_is_kept_and_sent_once_it_is_signed() {
 }
 
 #[test]
-fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
+fn a_roast_without_an_observed_end_does_not_block_the_quota() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     for number in 1..=400 {
@@ -241,7 +248,7 @@ fn a_roast_nobody_saw_end_does_not_hold_the_quota() {
 }
 
 #[test]
-fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
+fn the_first_frame_of_a_new_chain_has_no_previous_digest() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     journal.load_or_start_chain(&origin(), CHAIN).unwrap();
@@ -263,7 +270,7 @@ fn a_new_chain_begins_with_a_frame_that_names_none_before_it() {
 }
 
 #[test]
-fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
+fn a_journal_starts_a_new_chain_when_its_machine_changes() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     journal.load_or_start_chain(&origin(), CHAIN).unwrap();
@@ -276,7 +283,7 @@ fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     assert_eq!((position.chain, position.next_number), (ChainId([9; 16]), 1));
     assert_eq!(position.next_seq, 20, "sample numbers continue");
     assert!(journal.running_roast().unwrap().is_none(), "a roast does not move with the gateway");
-    // Frames that the cloud does not have are still sent under the machine that they are from.
+    // Frames that the cloud does not have yet are still sent under the machine that they are from.
     let mut next = frame(1);
     (next.origin, next.chain) = (moved.clone(), ChainId([9; 16]));
     journal.append(&next, Digest([3; 32]), StoredMessage::Signed(b"frame"), None, None).unwrap();
@@ -284,11 +291,15 @@ fn beside_another_machine_the_journal_goes_on_in_a_new_chain() {
     let origins: Vec<_> = unsent.into_iter().map(|frame| frame.origin).collect();
     assert_eq!(origins, [origin(), moved.clone()]);
     assert_eq!(journal.unsent_origins().unwrap(), [origin(), moved.clone()]);
-    assert_eq!(journal.load_or_start_chain(&moved, CHAIN).unwrap().next_number, 2, "and only once");
+    assert_eq!(
+        journal.load_or_start_chain(&moved, CHAIN).unwrap().next_number,
+        2,
+        "the new chain is started only once"
+    );
 }
 
 #[test]
-fn a_journal_of_the_first_version_is_read_on() {
+fn a_journal_of_the_first_version_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let db = Connection::open(folder.path().join(FILE)).unwrap();
     db.execute_batch(&format!("{SCHEMA} PRAGMA user_version = 1;")).unwrap();
@@ -311,7 +322,7 @@ fn a_journal_of_the_first_version_is_read_on() {
 }
 
 #[test]
-fn a_page_damaged_after_a_clean_stop_is_found_at_the_next_start() {
+fn a_page_damaged_after_a_clean_stop_is_detected_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
     for number in 1..=40 {

@@ -1,4 +1,5 @@
-//! What the recorder makes of samples: frames without holes, roasts from CHARGE to DROP.
+//! Tests what the recorder creates from samples: frames without gaps, and roasts from CHARGE to
+//! DROP.
 
 use super::*;
 use contract::{MachineId, OrgId, SiteId};
@@ -28,7 +29,7 @@ fn sample(i: u64, bt: f64, marks: &[EventKind]) -> Sample {
 }
 
 #[test]
-fn frames_follow_each_other_without_a_hole() {
+fn frames_are_numbered_without_gaps() {
     let mut recorder = recorder(1000);
     let (mut frames, mut digests) = (Vec::new(), Vec::new());
     for i in 0..95 {
@@ -79,7 +80,7 @@ fn a_roast_is_the_range_from_charge_to_drop() {
 }
 
 #[test]
-fn a_roast_goes_on_after_a_restart_and_ends_once() {
+fn a_roast_continues_after_a_restart_and_ends_once() {
     let mut first = recorder(1000);
     let mut last = None;
     for i in 0..30 {
@@ -95,7 +96,7 @@ fn a_roast_goes_on_after_a_restart_and_ends_once() {
 }
 
 #[test]
-fn a_clock_that_jumps_does_not_bend_the_curve() {
+fn a_jump_of_the_wall_clock_does_not_distort_the_curve() {
     let mut recorder = recorder(1000);
     let mut cuts = Vec::new();
     for i in 0..60 {
@@ -114,12 +115,15 @@ fn a_clock_that_jumps_does_not_bend_the_curve() {
     assert!((events[1].elapsed_s - 4.0).abs() < 1e-9, "{}", events[1].elapsed_s);
     let roast = cuts.iter().filter(|c| c.frame.number <= 4);
     let walls: Vec<i64> = roast.map(|c| c.frame.wall.0 - 1_760_000_000_000).collect();
-    assert_eq!(walls, [0, 1000, 2000, 3000], "the roast's own time");
-    assert!(cuts.last().unwrap().frame.wall.0 < 1_760_000_000_000, "then the new time");
+    assert_eq!(walls, [0, 1000, 2000, 3000], "times of the roast by the monotonic clock");
+    assert!(
+        cuts.last().unwrap().frame.wall.0 < 1_760_000_000_000,
+        "the frame after the roast has the new wall time"
+    );
 }
 
 #[test]
-fn a_persons_mark_counts_at_any_moment() {
+fn an_event_from_a_person_is_recorded_at_any_moment() {
     let mut recorder = recorder(300);
     assert_eq!(
         recorder.record_manual_event(EventKind::Charge, None),
@@ -148,15 +152,18 @@ fn a_new_charge_closes_a_roast_whose_end_was_missed() {
     let mut recorder = recorder(1000);
     recorder.push(sample(0, 180.0, &[EventKind::Charge]));
     let again = recorder.push(sample(20, 90.0, &[EventKind::Charge]));
-    assert!(again.is_none_or(|cut| cut.closed.is_none()), "a second tap is not a roast");
+    assert!(
+        again.is_none_or(|cut| cut.closed.is_none()),
+        "a repeated CHARGE does not start another roast"
+    );
     let cut = recorder.push(sample(3_000, 180.0, &[EventKind::Charge])).unwrap();
     assert_eq!(cut.closed.unwrap().last_seq, 1);
     assert!(cut.running.is_some());
-    assert!(!cut.frame.events.iter().any(|e| e.kind == EventKind::Drop), "nobody saw a drop");
+    assert!(!cut.frame.events.iter().any(|e| e.kind == EventKind::Drop), "no DROP was observed");
 }
 
 #[test]
-fn a_clock_that_is_set_in_a_roast_bends_nothing_and_is_told() {
+fn a_clock_set_during_a_roast_does_not_distort_the_curve_and_is_reported() {
     let mut recorder = recorder(1000);
     let mut frames = Vec::new();
     for i in 0..120 {
@@ -166,7 +173,7 @@ fn a_clock_that_is_set_in_a_roast_bends_nothing_and_is_told() {
             _ => &[],
         };
         let mut sample = sample(i, 180.0, marks);
-        // In 1970 until the fifth second, then set from the network.
+        // The wall clock is in 1970 until the fifth second, then set from the network.
         if i < 50 {
             sample.wall = EpochMs(i as i64 * 100);
             sample.clock = ClockQuality::FreeRunning;

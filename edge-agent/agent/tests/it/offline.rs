@@ -1,4 +1,4 @@
-//! The gateway without a cloud: it offers everything that a person at the machine needs.
+//! Tests the agent without a cloud: it offers everything that a person at the machine needs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::io::{Read as _, Write as _};
@@ -56,7 +56,7 @@ impl Gateway {
 }
 
 #[tokio::test]
-async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
+async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
     let mut gateway = Gateway::new(
         "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 600\n[sampling]\nperiod_ms = 50\n",
     );
@@ -100,7 +100,7 @@ async fn a_person_marks_a_roast_and_sees_it_with_no_cloud() {
 }
 
 #[tokio::test]
-async fn a_dead_machine_is_said_and_comes_back_by_itself() {
+async fn a_silent_machine_is_reported_and_recovers_without_a_restart() {
     let machine = free_port().unwrap();
     let mut gateway = Gateway::new(&format!(
         "driver = \"profile\"\n[machine.profile]\nid = \"toper.tkm-sx.plc\"\n\
@@ -124,11 +124,14 @@ async fn a_dead_machine_is_said_and_comes_back_by_itself() {
     .await
     .unwrap();
     drop(listener);
-    assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "a dead unit delays no stop");
+    assert!(
+        gateway.process.stop(PATIENCE).await.unwrap().success(),
+        "a silent machine delayed the stop"
+    );
 }
 
 #[tokio::test]
-async fn a_killed_agent_goes_on_with_its_roast() {
+async fn a_killed_agent_continues_its_roast_after_a_restart() {
     let mut gateway = Gateway::new(
         "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 2\n\
          [sampling]\nperiod_ms = 20\nframe_ms = 100\n",
@@ -153,13 +156,13 @@ async fn a_killed_agent_goes_on_with_its_roast() {
         .await
         .unwrap();
     gateway.process.stop(PATIENCE).await.unwrap();
-    assert_eq!(count("SELECT COUNT(*) FROM roasts"), 1, "a restart goes on with the roast");
+    assert_eq!(count("SELECT COUNT(*) FROM roasts"), 1, "the restart continues the same roast");
 }
 
 /// Sends kill -9 at arbitrary moments, repeatedly (`KILLS=1000` for a thousand times). The agent
 /// always starts again, the chain has no gap, and a stored frame never changes.
 #[tokio::test]
-async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
+async fn an_agent_killed_at_any_moment_restarts_and_loses_no_stored_frame() {
     let kills: u64 = std::env::var("KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
     let mut gateway = Gateway::new(
         "driver = \"simulated\"\n[machine.simulated]\ncharge_after_s = 1\n\
@@ -190,7 +193,7 @@ async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
             "kill {kill}"
         );
         let now: Vec<Vec<u8>> = frames.into_iter().map(|(_, signed)| signed).collect();
-        assert!(now.starts_with(&kept), "kill {kill}: what was kept has changed");
+        assert!(now.starts_with(&kept), "kill {kill}: a stored frame has changed");
         starts += usize::from(now.len() > kept.len());
         kept = now;
     }
@@ -198,7 +201,7 @@ async fn an_agent_killed_at_any_moment_starts_again_and_forgets_nothing() {
 }
 
 #[tokio::test]
-async fn artisan_sees_the_machine_over_a_websocket_and_moves_nothing() {
+async fn artisan_reads_the_machine_over_a_websocket_and_writes_nothing() {
     use futures_util::{SinkExt as _, StreamExt as _};
     use tokio_tungstenite::tungstenite::Message;
     let port = free_port().unwrap();

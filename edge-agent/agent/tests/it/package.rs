@@ -15,7 +15,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_services_expose_less_than_two_of_ten() {
+fn the_exposure_level_of_the_services_is_below_two_of_ten() {
     for unit in ["simcorp-edge", "simcorp-signer"] {
         let file = format!("packaging/systemd/{unit}.service");
         // The threshold is in tenths.
@@ -24,7 +24,7 @@ fn the_services_expose_less_than_two_of_ten() {
 }
 
 #[test]
-fn the_package_has_what_the_guide_speaks_of() {
+fn the_package_contains_the_files_that_the_guide_names() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     // Packages the programs as built for tests; the benchmark measures the size of released ones.
@@ -59,7 +59,7 @@ fn the_package_has_what_the_guide_speaks_of() {
 }
 
 #[test]
-fn the_configuration_that_is_shipped_asks_for_names_and_nothing_else() {
+fn the_shipped_configuration_lacks_only_the_names() {
     let config = "packaging/debian/edge.toml";
     let edge = binary_path("simcorp-edge").unwrap();
     let output = Command::new(edge)

@@ -24,7 +24,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &err
 }
 
-/// The example from the guide.
+/// Returns the example from the guide.
 fn example() -> String {
     let page = include_str!("../../../../docs/guides/write-a-profile.md");
     let text = page.split("```toml profile\n").nth(1).unwrap();
@@ -32,7 +32,7 @@ fn example() -> String {
 }
 
 #[test]
-fn the_guides_example_is_right_and_its_mistakes_are_said() {
+fn the_example_in_the_guide_is_valid_and_mistakes_in_it_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("roaster.toml");
     let path = file.to_str().unwrap();
@@ -100,7 +100,7 @@ impl Gateway {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_keeps_what_the_machine_shows_and_by_which_words_it_was_read() {
+async fn the_agent_stores_the_shown_values_and_the_digest_of_the_profile() {
     let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
     let checked = firmware_profiles::check(text).unwrap();
     let any = "127.0.0.1:0".parse().unwrap();
@@ -176,7 +176,7 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     let known = machine.served().iter().any(|s| (s.values[0] - shown).abs() < 1e-9);
     assert!(known, "{shown} °C was never shown by the machine");
     assert_eq!(modbus(port, &[3, 0, 3, 0, 1]), [0x83, 2], "a register the profile does not read");
-    assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "the burner is not Artisan's to move");
+    assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "Artisan must not write the burner");
     machine.inject_fault(None, emulator::Fault::Silent);
     wait_for("staleness", PATIENCE, || async { modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11] })
         .await
@@ -194,7 +194,7 @@ fn opened(machine: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_limits() {
+async fn artisan_writes_only_what_the_profile_allows_after_a_bring_up() {
     let shipped = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
     let text = shipped.replace(
         "verified = false\nwrites = \"disabled\"",
@@ -242,7 +242,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     closed.process.start().unwrap();
     testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
     wait_for("a reading", PATIENCE, || async { machine.served().len() > 5 }).await.unwrap();
-    assert_eq!(burner(0), [0x86, 1], "and the site has to say so too");
+    assert_eq!(burner(0), [0x86, 1], "the site's configuration must allow writes too");
     assert!(closed.process.stop(PATIENCE).await.unwrap().success());
 
     let mut gateway = Gateway::new(&format!("{machine_file}{}", settings(true)));
@@ -258,16 +258,16 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
     wait_for("the burner", PATIENCE, || async { modbus(port, &[3, 4, 81, 0, 1]) == [3, 2, 0, 0] })
         .await
         .unwrap();
-    assert_eq!(burner(101), [0x86, 3], "out of its range");
-    assert_eq!(burner(15), [0x86, 6], "sooner than two seconds after");
+    assert_eq!(burner(101), [0x86, 3], "outside the range");
+    assert_eq!(burner(15), [0x86, 6], "less than two seconds after the last write");
     assert_eq!(
         modbus(port, &[5, 0, 32, 255, 0]),
         [0x85, 1],
-        "the feed is moved at the machine alone"
+        "the feed is operated only at the machine"
     );
-    assert_eq!(modbus(port, &[6, 0, 2, 0, 1]), [0x86, 2], "no control is there");
+    assert_eq!(modbus(port, &[6, 0, 2, 0, 1]), [0x86, 2], "no control has this address");
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(burner(45), [0x86, 3], "more than 20 at once");
+    assert_eq!(burner(45), [0x86, 3], "a step of more than 20");
     assert_eq!(burner(15), [6, 4, 81, 0, 15], "{}", gateway.log());
     // Reducing heat is always allowed; but a machine that does not answer does not count as moved.
     machine.inject_fault(None, emulator::Fault::Silent);
@@ -285,7 +285,7 @@ async fn artisan_moves_what_a_profile_allows_after_a_bring_up_and_within_its_lim
 }
 
 #[test]
-fn a_profile_of_ones_own_counts_with_the_right_signature_alone() {
+fn a_custom_profile_is_accepted_only_with_a_valid_signature() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(at("roaster.toml"), example()).unwrap();
@@ -374,7 +374,7 @@ impl Typist {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_down() {
+async fn a_bring_up_by_two_people_records_what_they_saw() {
     let text = firmware_profiles::shipped("probat.g.s7").unwrap().text;
     let checked = firmware_profiles::check(text).unwrap();
     let any = "127.0.0.1:0".parse().unwrap();
@@ -398,7 +398,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
         assert!(!done && told.contains(expected), "{told}");
     }
     assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
-    // The running agent holds the machine.
+    // The running agent has exclusive access to the machine.
     gateway.process.start().unwrap();
     testbed::wait_for_port(gateway.port).await.unwrap();
     let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
@@ -418,8 +418,8 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
         typist.types(typed);
         typist.reads(expected);
     }
-    // The machine acknowledges each command and does nothing. Turning the fire off does not wait
-    // for the end of the watch.
+    // The machine acknowledges each command and does nothing. Turning the burner off does not wait
+    // for the end of the observation.
     machine.inject_fault(None, emulator::Fault::Ignores);
     typist.types("burner 10");
     typist.reads("burner to 10");
@@ -429,7 +429,7 @@ async fn two_people_bring_a_machine_s_controls_up_and_what_they_saw_is_written_d
     typist.reads("burner to 0");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     typist.reads("gasPct does not follow");
-    // A move to the value that the machine already shows proves nothing.
+    // A write of the value that the machine already shows proves nothing.
     typist.types("burner 20");
     typist.reads("the machine did not follow when burner was moved last");
     machine.clear_faults();

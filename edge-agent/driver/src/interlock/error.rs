@@ -30,7 +30,7 @@ pub enum WriteError {
     Busy,
     #[error("it was not written: {0}")]
     NotSent(String),
-    /// It was written, or may have been, and the machine did not acknowledge it.
+    /// The write was sent, or may have been, and the machine did not acknowledge it.
     #[error("the machine did not confirm it: {0}")]
     Unconfirmed(String),
 }

@@ -1,10 +1,10 @@
-//! Which writes the guard allows and which it refuses.
+//! Which writes the interlock allows and which it refuses.
 
 use std::sync::Arc;
 
 use super::*;
 
-/// Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
+/// Returns the interlock of a Probatone 7 with a bring-up record: burner (0), air (1), drum (2).
 fn guard(more: &str) -> Interlock {
     let entry = firmware_profiles::shipped("probat.probatone.modbus-7in").unwrap();
     let text = entry.text.replace(
@@ -27,7 +27,7 @@ fn seen(guard: &mut Interlock, at_ms: u64, values: &[(&str, f64)]) {
     });
 }
 
-/// Begins a write that the machine confirms.
+/// Starts a write and completes it with the machine's confirmation.
 fn done(guard: &mut Interlock, wanted: Command, now_ms: u64) -> Result<(), WriteError> {
     guard.start(wanted, now_ms)?;
     guard.complete(wanted, &Ok(()), now_ms);
@@ -43,7 +43,7 @@ fn burner(value: f64) -> Command {
 }
 
 #[test]
-fn a_profile_as_it_is_shipped_moves_nothing() {
+fn a_shipped_profile_allows_no_writes() {
     for entry in firmware_profiles::SHIPPED {
         let profile = firmware_profiles::check(entry.text).unwrap().profile;
         let controls = profile.controls.len();
@@ -57,7 +57,7 @@ fn a_profile_as_it_is_shipped_moves_nothing() {
 }
 
 #[test]
-fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
+fn raising_heat_is_limited_in_step_and_interval_and_reducing_it_is_not() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[]);
     let step = guard.evaluate(burner(70.0), 1_000).unwrap_err();
@@ -66,7 +66,7 @@ fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
     seen(&mut guard, 2_000, &[("gasPct", 60.0)]);
     let soon = guard.evaluate(burner(65.0), 2_000).unwrap_err();
     assert_eq!(soon, WriteError::TooSoon { control: "burner".into(), wait_ms: 1_000 });
-    assert_eq!(guard.evaluate(burner(5.0), 2_000), Ok(true), "all at once, at any time");
+    assert_eq!(guard.evaluate(burner(5.0), 2_000), Ok(true), "no limit on step or interval");
     let range = guard.evaluate(burner(101.0), 9_000);
     assert!(matches!(range, Err(WriteError::OutOfRange { .. })), "{range:?}");
     assert!(matches!(guard.evaluate(burner(f64::NAN), 9_000), Err(WriteError::OutOfRange { .. })));
@@ -80,11 +80,11 @@ fn heat_is_raised_by_small_steps_with_time_between_them_and_cut_at_once() {
 }
 
 #[test]
-fn an_old_reading_makes_no_raise_a_cut() {
+fn an_outdated_readback_does_not_make_a_raise_a_reduction() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
     assert_eq!(done(&mut guard, burner(0.0), 1_100), Ok(()));
-    // The machine still shows 60: back to it is a raise from 0.
+    // The machine still shows 60: setting 60 again is a raise from the written 0.
     for more in [60.0, 15.0] {
         assert!(matches!(guard.evaluate(burner(more), 1_200), Err(WriteError::TooSoon { .. })));
     }
@@ -94,7 +94,7 @@ fn an_old_reading_makes_no_raise_a_cut() {
     // No fresh reading: only 0 is allowed, whatever was written or read before.
     assert!(matches!(guard.evaluate(burner(10.0), 8_000), Err(WriteError::ReadingsUnreliable(_))));
     assert_eq!(guard.evaluate(burner(0.0), 8_000), Ok(true));
-    // A value with a quality remark is not used as readback.
+    // A value with a quality flag is not used as readback.
     guard.observe(MachineSnapshot {
         at_ms: Some(9_000),
         quality_flags: [("gasPct".to_owned(), Quality::Range)].into(),
@@ -105,16 +105,16 @@ fn an_old_reading_makes_no_raise_a_cut() {
 }
 
 #[test]
-fn less_than_was_ordered_waits_for_no_clock() {
+fn a_value_below_the_last_written_one_ignores_the_minimum_interval() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[]);
     assert_eq!(done(&mut guard, burner(60.0), 1_000), Ok(()));
-    assert_eq!(guard.evaluate(burner(50.0), 1_200), Ok(false), "shown at 40, ordered to 60");
+    assert_eq!(guard.evaluate(burner(50.0), 1_200), Ok(false), "readback 40, written 60");
     assert_eq!(guard.evaluate(burner(39.0), 1_200), Ok(true));
 }
 
 #[test]
-fn a_machine_that_does_not_follow_is_given_less_heat_alone() {
+fn a_machine_that_does_not_follow_accepts_only_less_heat() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[]);
     assert_eq!(done(&mut guard, burner(50.0), 1_000), Ok(()));
@@ -122,7 +122,7 @@ fn a_machine_that_does_not_follow_is_given_less_heat_alone() {
     assert_eq!(guard.evaluate(burner(45.0), 11_500), Err(WriteError::NotFollowed("burner".into())));
     assert_eq!(done(&mut guard, burner(30.0), 11_500), Ok(()));
     seen(&mut guard, 14_000, &[("gasPct", 30.0)]);
-    assert_eq!(guard.evaluate(burner(45.0), 14_000), Ok(false), "it followed that");
+    assert_eq!(guard.evaluate(burner(45.0), 14_000), Ok(false), "the machine followed that write");
     // A write that was never sent does not count as written.
     guard.start(burner(45.0), 14_000).unwrap();
     guard.complete(burner(45.0), &Err(WriteError::NotSent("no way".into())), 14_000);
@@ -131,7 +131,7 @@ fn a_machine_that_does_not_follow_is_given_less_heat_alone() {
 }
 
 #[test]
-fn more_heat_needs_a_machine_that_turns_moves_air_and_is_read_soundly() {
+fn more_heat_requires_drum_air_and_reliable_readings() {
     let mut guard = guard("");
     for (values, problem) in [
         (("drumPct", 10.0), "burner needs drumPct >= 40"),
@@ -150,12 +150,12 @@ fn more_heat_needs_a_machine_that_turns_moves_air_and_is_read_soundly() {
     assert!(told.contains("btC is a spike"), "{told}");
     seen(&mut guard, 1_000, &[]);
     let old = guard.evaluate(burner(50.0), 5_000);
-    assert!(matches!(old, Err(WriteError::ReadingsUnreliable(_))), "read too long ago");
+    assert!(matches!(old, Err(WriteError::ReadingsUnreliable(_))), "the reading is stale");
     assert_eq!(guard.evaluate(burner(50.0), 3_000), Ok(false));
 }
 
 #[test]
-fn what_was_not_allowed_any_more_is_not_applied() {
+fn an_apply_that_is_no_longer_allowed_is_refused() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[]);
     assert_eq!(
@@ -174,16 +174,16 @@ fn what_was_not_allowed_any_more_is_not_applied() {
     assert_eq!(
         guard.evaluate(Command::Apply(BURNER), 2_200),
         Err(WriteError::NoSuchControl),
-        "once"
+        "only once"
     );
-    // The machine may have refused it: the value staged there may come from another client.
+    // The machine may have refused the write: the value staged there may come from another client.
     guard.start(burner(0.0), 3_000).unwrap();
     guard.complete(burner(0.0), &Err(WriteError::Unconfirmed("no".into())), 3_000);
     assert_eq!(guard.evaluate(Command::Apply(BURNER), 3_100), Err(WriteError::NoSuchControl));
 }
 
 #[test]
-fn air_and_drum_stay_while_the_burner_needs_them() {
+fn air_and_drum_are_not_reduced_below_the_needs_of_a_lit_burner() {
     let mut guard = guard("forbid = [\"drum=55 while btC > 100\"]");
     for at in [AIR, DRUM] {
         Arc::make_mut(&mut guard.profile).controls[at].range = Some([0.0, 100.0]);
@@ -197,11 +197,7 @@ fn air_and_drum_stay_while_the_burner_needs_them() {
     seen(&mut guard, 1_000, &[bound[0], bound[1], ("gasPct", 0.0)]);
     assert_eq!(guard.evaluate(Command::Set(AIR, 20.0), 1_000), Ok(false), "the burner is off");
     seen(&mut guard, 1_000, &[("fanPct", 5.0)]);
-    assert_eq!(
-        guard.evaluate(Command::Set(AIR, 15.0), 1_000),
-        Ok(false),
-        "more of it is always right"
-    );
+    assert_eq!(guard.evaluate(Command::Set(AIR, 15.0), 1_000), Ok(false), "more air is allowed");
 
     seen(&mut guard, 1_000, &[("drumPct", 60.0)]);
     let told = guard.evaluate(Command::Set(DRUM, 55.0), 1_000).unwrap_err();
@@ -212,13 +208,13 @@ fn air_and_drum_stay_while_the_burner_needs_them() {
     }
     guard.observe(MachineSnapshot::default());
     let told = guard.evaluate(Command::Set(DRUM, 0.0), 1_000).unwrap_err();
-    assert!(matches!(told, WriteError::Forbidden(_)), "not known to be cold: {told}");
+    assert!(matches!(told, WriteError::Forbidden(_)), "temperature unknown: {told}");
     seen(&mut guard, 1_000, &[("btC", 30.0), ("drumPct", 5.0), ("gasPct", 0.0)]);
     assert_eq!(guard.evaluate(Command::Set(DRUM, 0.0), 1_000), Ok(false));
 }
 
 #[test]
-fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
+fn the_hourly_write_limit_does_not_block_reducing_heat() {
     let mut guard = guard("[limits]\nwrites_per_hour_max = 3");
     for i in 0..3 {
         seen(&mut guard, i * 10_000, &[]);
@@ -237,21 +233,25 @@ fn writes_are_counted_by_the_hour_and_what_cuts_heat_is_not_held_back() {
 }
 
 #[test]
-fn whatever_was_ordered_and_not_seen_counts() {
+fn unconfirmed_writes_count_as_possible_values() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
     assert_eq!(done(&mut guard, burner(0.0), 1_000), Ok(()));
     seen(&mut guard, 3_500, &[("gasPct", 60.0)]);
     assert_eq!(done(&mut guard, burner(15.0), 3_500), Ok(()));
     // Readback 60, written 0 and 15: 10 may be more than the current value.
-    assert_eq!(guard.evaluate(burner(10.0), 3_600), Ok(false), "not a cut, and less than the last");
+    assert_eq!(
+        guard.evaluate(burner(10.0), 3_600),
+        Ok(false),
+        "not a reduction, but below the last write"
+    );
     // Repeated writes do not extend the time that the machine has to follow.
     seen(&mut guard, 12_000, &[("gasPct", 60.0)]);
     assert_eq!(guard.evaluate(burner(15.0), 12_000), Err(WriteError::NotFollowed("burner".into())));
 }
 
 #[test]
-fn air_that_was_ordered_away_does_not_satisfy_a_burner_that_is_lit_after_it() {
+fn an_unconfirmed_reduction_of_air_does_not_satisfy_the_need_of_the_burner() {
     let mut guard = guard("");
     Arc::make_mut(&mut guard.profile).controls[AIR].range = Some([0.0, 100.0]);
     let off = [("gasPct", 0.0), ("fanPct", 35.0)];
@@ -272,7 +272,7 @@ fn air_that_was_ordered_away_does_not_satisfy_a_burner_that_is_lit_after_it() {
 }
 
 #[test]
-fn a_rule_against_the_burner_is_none_against_less_of_it() {
+fn a_forbid_rule_on_the_burner_does_not_block_reducing_it() {
     let mut guard = guard("forbid = [\"burner while btC > 230\"]");
     seen(&mut guard, 1_000, &[("btC", 232.0)]);
     assert!(matches!(guard.evaluate(burner(45.0), 1_000), Err(WriteError::Forbidden(_))));
@@ -282,14 +282,14 @@ fn a_rule_against_the_burner_is_none_against_less_of_it() {
 }
 
 #[test]
-fn what_the_machine_took_back_is_where_a_later_reading_shows_it() {
+fn the_value_of_a_released_control_is_known_only_from_a_later_reading() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
     assert_eq!(done(&mut guard, Command::ReleaseToLocal(BURNER), 1_000), Ok(()));
     let told = guard.evaluate(burner(50.0), 3_500).unwrap_err();
     assert!(
         matches!(told, WriteError::ReadingsUnreliable(_)),
-        "60 was before it was taken back: {told}"
+        "the readback of 60 precedes the release: {told}"
     );
     assert_eq!(guard.evaluate(burner(0.0), 3_500), Ok(true));
     seen(&mut guard, 3_600, &[("gasPct", 30.0)]);
@@ -297,11 +297,11 @@ fn what_the_machine_took_back_is_where_a_later_reading_shows_it() {
 }
 
 #[test]
-fn a_value_that_was_staged_as_less_is_not_applied_as_more() {
+fn a_value_staged_as_a_reduction_is_not_applied_as_a_raise() {
     let mut guard = guard("");
     seen(&mut guard, 1_000, &[("gasPct", 60.0)]);
     assert_eq!(done(&mut guard, burner(30.0), 1_000), Ok(()));
-    // An operator turned it off at the panel meanwhile.
+    // Meanwhile an operator has turned the burner off at the panel.
     seen(&mut guard, 9_000, &[("gasPct", 0.0)]);
     assert!(matches!(
         guard.evaluate(Command::Apply(BURNER), 9_000),

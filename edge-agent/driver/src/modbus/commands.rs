@@ -9,7 +9,8 @@ use tokio_modbus::Request;
 
 use crate::interlock::{Command, Interlock};
 
-/// The request by which a move is made, and at which unit; `None` when the profile describes none.
+/// Returns the unit and the request that execute a command; `None` when the profile describes no
+/// such write.
 pub fn request(profile: &Profile, wanted: Command) -> Option<(u8, Request<'static>)> {
     let control = profile.controls.get(wanted.control())?;
     let place = |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
@@ -77,7 +78,8 @@ const fn holding(station: u8, register: u16) -> Address {
     Address::Modbus { station, table: Table::Holding, register, bit: None }
 }
 
-/// The raw value that a request writes to a control, if it is that control's.
+/// Returns the raw value that a request writes to a control; `None` if the request is not a write
+/// to it.
 fn raw(control: &Control, place: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
     let Address::Modbus { station: theirs, table, register, bit } = *place else { return None };
     let decode = |words: &[u16]| {
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_a_control_s_when_it_is_the_very_write_that_the_profile_describes() {
+    fn only_the_write_that_the_profile_describes_is_a_command() {
         let burner = |value: u16| Request::WriteSingleRegister(12290, value * 100);
         let mut profile = profile();
         let known = guard(profile.clone());
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_apply_that_controls_share_is_the_one_s_that_waits_for_it() {
+    fn a_shared_apply_belongs_to_the_control_with_a_staged_value() {
         let mut profile = profile();
         profile.controls[1].apply = profile.controls[0].apply.clone();
         let mut guard = guard(profile);
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn each_control_s_own_request_means_that_control() {
+    fn the_request_of_each_control_decodes_to_the_same_command() {
         let mut moved = 0;
         for entry in firmware_profiles::SHIPPED {
             let profile = check(entry.text).unwrap().profile;
@@ -188,7 +190,7 @@ mod tests {
                     let Some(Command::Set(found, there)) = found else {
                         panic!("{}: {}: {found:?}", entry.id, control.name);
                     };
-                    // To the nearest raw value.
+                    // Rounded to the nearest raw value.
                     let off = ((there - value) * control.map.factor).abs() - 1e-6;
                     assert!(found == at && off <= 0.5, "{}: {}", entry.id, control.name);
                     moved += 1;

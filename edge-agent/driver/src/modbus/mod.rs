@@ -1,8 +1,8 @@
-//! Modbus over TCP and serial lines: reads runs of registers, and writes queued values between
+//! Modbus over TCP and serial lines: reads runs of registers, and executes queued writes between
 //! runs.
 //!
-//! A late answer to a request that timed out would be taken for the next one's, so any error or
-//! timeout closes the connection; the next request opens a new one.
+//! A late answer to a request that timed out would be taken as the answer to the next request, so
+//! any error or timeout closes the connection; the next request opens a new one.
 
 mod commands;
 mod plan;
@@ -32,10 +32,10 @@ pub struct Modbus {
     units: Vec<Unit>,
     health: Vec<Health>,
     connection: Option<Context>,
-    /// When the port was opened, for machines that start when it is.
+    /// When the port was opened, monotonic ms, for machines that restart when it is opened.
     opened_ms: Option<u64>,
     handles: DriverHandles,
-    /// When the poll that is under way began.
+    /// When the current poll began.
     began: Instant,
 }
 
@@ -86,8 +86,8 @@ impl Modbus {
         })
     }
 
-    /// Opens the port, and returns [`DriverError::Settling`] until `settle_ms` has passed since:
-    /// opening the port restarts some machines, every time and not only the first.
+    /// Opens the port, and returns [`DriverError::Settling`] until `settle_ms` has passed since it
+    /// was opened: some machines restart each time that the port is opened.
     async fn check_settled(&mut self, mono_ms: u64) -> Result<(), DriverError> {
         if self.timing.settle_ms > 0 {
             let connection = self.connect(mono_ms).await?;
@@ -100,7 +100,7 @@ impl Modbus {
         Ok(())
     }
 
-    /// One request, and its answer's words.
+    /// Reads one block and returns its words.
     async fn request(
         &mut self,
         unit: usize,
@@ -120,7 +120,7 @@ impl Modbus {
         self.exchange(self.units[unit].station, mono_ms, read).await
     }
 
-    /// One request of any kind, and its answer.
+    /// Sends one request of any kind and returns its answer.
     async fn exchange<T>(
         &mut self,
         station: u8,
@@ -146,7 +146,7 @@ impl Modbus {
         answer.map_err(RequestError::Exception)
     }
 
-    /// Asks one unit for all of its blocks.
+    /// Reads all blocks of one unit.
     async fn read_unit(
         &mut self,
         unit: usize,
@@ -158,7 +158,7 @@ impl Modbus {
         let mut at = 0;
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
             if Instant::now() >= until {
-                // Values of two moments are no sample.
+                // Values of two different moments do not form a sample.
                 raws.failed_units
                     .push(format!("{}: too slow to be read completely", self.name(station)));
                 return Ok(());
@@ -178,7 +178,7 @@ impl Modbus {
                         raws.values[*point] = plan::raw(&self.points[*point], &block, &words);
                     }
                 }
-                // Some controllers refuse a run in which one register is unknown to them.
+                // Some controllers refuse a run that contains a register they do not have.
                 Err(RequestError::Exception(ExceptionCode::IllegalDataAddress))
                     if block.points.len() > 1 =>
                 {
@@ -200,17 +200,17 @@ impl Modbus {
         Ok(())
     }
 
-    /// Writes one value, if one is to be written.
+    /// Executes the next queued write, if there is one.
     async fn execute_next(&mut self, mono_ms: u64) {
         let Some(hand) = self.handles.controls.clone() else { return };
-        // In the midst of a poll it is later than when the poll began.
+        // During a poll the current time is later than its start.
         let now_ms = mono_ms + self.elapsed_ms();
         let Some(next) = hand.next(now_ms) else { return };
         let outcome = self.send_command(next.command, mono_ms).await;
         hand.complete(next, outcome, mono_ms + self.elapsed_ms());
     }
 
-    /// Since the poll began, ms.
+    /// Returns the time since the poll began, ms.
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -267,7 +267,7 @@ impl Modbus {
                 self.name(self.units[unit].station)
             ));
         }
-        // Only resting units: nothing was asked, and nothing is known.
+        // All units are paused: nothing was polled, and nothing is known.
         let silent = || DriverError::Silent(self.place.name(), self.timing.timeout_ms);
         if answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
     }

@@ -1,31 +1,31 @@
-//! Which registers are read together. Pure.
+//! Plans which registers are read together. Pure.
 
 use firmware_profiles::Gap;
 use firmware_profiles::address::{Address, Table};
 
 use crate::profile::ReadPoint;
 
-/// The largest gap that is read to join two registers, in words, where the profile allows it.
+/// The largest gap that is read to join two registers, in words, where the profile allows gaps.
 const SMALL_GAP: u32 = 8;
 
-/// One request: a run of one table of one unit.
+/// One read request: consecutive registers in one table of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     pub table: Table,
     pub start: u16,
     pub words: u16,
-    /// The points that lie in it, by their index.
+    /// The indices of the points in this block.
     pub points: Vec<usize>,
 }
 
-/// One unit and what is asked of it.
+/// One unit and the blocks to read from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     pub station: u8,
     pub blocks: Vec<Block>,
 }
 
-/// Joins neighbours into as few requests as `block_max` and `gaps` allow.
+/// Joins neighbouring registers into as few requests as `block_max` and `gaps` allow.
 #[must_use]
 pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> {
     let gap_max = if gaps == Gap::Small { SMALL_GAP } else { 0 };
@@ -64,7 +64,7 @@ pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> 
     units
 }
 
-/// A block's points, each by itself: for a controller that refuses them together.
+/// Splits a block into one request per point, for a controller that refuses to read them together.
 #[must_use]
 pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
     let singles = block.points.iter().filter_map(|i| match points[*i].address {
@@ -77,7 +77,7 @@ pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
     singles.collect()
 }
 
-/// The raw value of a point in its block's words.
+/// Returns the raw value of a point from the words of its block; `None` when the words are too few.
 #[must_use]
 pub fn raw(point: &ReadPoint, block: &Block, words: &[u16]) -> Option<f64> {
     let Address::Modbus { register, bit, .. } = point.address else { return None };
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_read_together_and_holes_are_not() {
+    fn adjacent_registers_are_joined_and_gaps_only_if_allowed() {
         let holding = |register, kind| point(1, Table::Holding, register, kind);
         let points = [
             holding(10, Type::U16),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_ends_at_its_bound_and_at_the_last_register() {
+    fn a_block_ends_at_block_max_and_at_the_last_register() {
         let points: Vec<ReadPoint> =
             (0..10).map(|i| point(1, Table::Holding, 65_526 + i, Type::U16)).collect();
         let units = plan_units(&points, 4, Gap::Never);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_point_is_found_in_its_block() {
+    fn the_raw_value_of_a_point_is_taken_from_its_block() {
         let mut flag = point(1, Table::Holding, 12, Type::Bool);
         flag.address =
             Address::Modbus { station: 1, table: Table::Holding, register: 12, bit: Some(3) };

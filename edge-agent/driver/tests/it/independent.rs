@@ -1,4 +1,5 @@
-//! Machines by programs that share no code with us. (Modbus: `cloud/simcorp/tests/recordings.rs`.)
+//! Tests drivers against machines simulated by programs that share no code with this project.
+//! (Modbus: `tests/ingestion/recordings.rs`.)
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use firmware_profiles::{check, shipped};
 use testbed::{Process, free_port, wait_for_port, workspace_root};
 
 #[tokio::test]
-async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
+async fn an_independent_s7_server_is_read_and_written() {
     let port = free_port().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snap7_giesen.py");
@@ -36,7 +37,7 @@ async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
         ];
         assert_eq!(found, expected);
     }
-    // Its air is shown where it was set to.
+    // The server shows the air where the write has set it.
     let (moved, ()) = tokio::join!(hand.set("a test", "air", 120.0, 3_000), async {
         driver.wait_for_write().await;
         driver.execute_pending(3_000).await;
@@ -53,5 +54,9 @@ async fn a_siemens_controller_is_read_as_it_is_and_takes_what_is_written() {
     }
     assert_eq!(shown, Some(120.0));
     let burner = hand.set("a test", "burner", 0.0, 14_000).await;
-    assert_eq!(burner, Err(WriteError::LocalOnly("burner".to_owned())), "0 is AUTO there");
+    assert_eq!(
+        burner,
+        Err(WriteError::LocalOnly("burner".to_owned())),
+        "0 means AUTO on this controller"
+    );
 }

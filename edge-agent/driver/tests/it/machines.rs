@@ -1,5 +1,5 @@
-//! Every profile's machine, emulated, read for a simulated roast: nothing lost, nothing wrong, and
-//! nothing made up when the machine misbehaves.
+//! Reads the emulated machine of every profile during a simulated roast: no sample is lost or
+//! wrong, and when the machine has a fault no value is invented.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use firmware_profiles::{Profile, SHIPPED, Transport, check, shipped};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-/// From one reading to the next the roast goes on by this much, ms.
+/// The time by which the roast advances from one reading to the next, ms.
 const STEP_MS: u64 = 4_000;
-/// A roast takes about eleven minutes; charge comes after twenty seconds.
+/// The readings of one test: a roast takes about eleven minutes; CHARGE comes after twenty seconds.
 const READINGS: usize = 260;
 
 fn profile(id: &str) -> Profile {
     let mut profile = check(shipped(id).unwrap().text).unwrap().profile;
-    // What a real machine needs between two requests, an emulated one does not.
+    // A real machine needs a pause between two requests; an emulated one does not.
     profile.timing.min_gap_ms = 0;
     profile.timing.settle_ms = 0;
-    // No answer of this computer to itself takes longer, however busy it is.
+    // No local answer takes longer, however busy this computer is.
     profile.timing.timeout_ms = 5_000;
     profile
 }
@@ -65,7 +65,8 @@ fn same(reading: &Reading, served: &ServedReading) -> bool {
             .all(|((_, found), shown)| found.is_some_and(|found| (found - shown).abs() < 1e-9))
 }
 
-/// Each reading is one that was served, later than the one before it; with `all`, none is left out.
+/// Checks that each reading equals a served one, later than the one before it. With `all`, no
+/// served reading may be missing.
 fn follows(id: &str, readings: &[Reading], served: &[ServedReading], all: bool) {
     let mut at = 0;
     for (i, reading) in readings.iter().enumerate() {
@@ -78,7 +79,7 @@ fn follows(id: &str, readings: &[Reading], served: &[ServedReading], all: bool) 
 }
 
 #[tokio::test]
-async fn each_machine_is_read_for_a_roast_without_a_lost_or_wrong_sample() {
+async fn each_machine_is_read_during_a_roast_without_lost_or_wrong_samples() {
     let emulated = SHIPPED.iter().filter(|e| e.id != "generic.probes.boards");
     let machines = join_all(emulated.map(|entry| read_a_roast(entry.id))).await.len();
     assert_eq!(machines, SHIPPED.len() - 1);
@@ -99,12 +100,12 @@ async fn read_a_roast(id: &str) {
     if profile.states.iter().any(|s| s.mark.is_some()) {
         let told: Vec<EventKind> = readings.iter().flat_map(|r| r.events.clone()).collect();
         let told = told.iter().filter(|m| matches!(m, EventKind::Charge | EventKind::Drop));
-        assert!(told.count() >= 1, "{id}: the machine's marks are not heard");
+        assert!(told.count() >= 1, "{id}: the machine's events were not received");
     }
 }
 
 #[tokio::test]
-async fn no_fault_makes_a_value_up_and_each_is_overcome() {
+async fn faults_invent_no_values_and_reading_recovers() {
     let faults = [
         Fault::Silent,
         Fault::Slow(Duration::from_millis(180)),
@@ -128,7 +129,7 @@ async fn no_fault_makes_a_value_up_and_each_is_overcome() {
     }
 }
 
-/// Ten good readings, ten under the fault, twenty after it.
+/// Reads ten times without the fault, ten times with it, and twenty times after it.
 async fn suffer(id: &str, fault: Fault) {
     let mut profile = profile(id);
     profile.timing.timeout_ms = 60;
@@ -146,10 +147,11 @@ async fn suffer(id: &str, fault: Fault) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let after = readings.iter().filter(|(i, _)| *i >= 24).count();
-    assert!(after >= 12, "{id}: {fault:?} is not overcome: {after} of 16 readings");
+    assert!(after >= 12, "{id}: {fault:?}: did not recover: {after} of 16 readings");
     let served = emulator.served();
     for (i, reading) in &readings {
-        // What was read whole was shown so; what was read in part is missing, never invented.
+        // A complete reading equals a served one. In an incomplete reading, values are missing but
+        // never invented.
         let whole = reading.values.iter().all(|(_, v)| v.is_some());
         let shown = served.iter().any(|s| same(reading, s));
         let in_part = talks_unasked(&profile) || id == "coffeetech.fz94.rtu";
@@ -162,7 +164,7 @@ async fn suffer(id: &str, fault: Fault) {
 }
 
 #[tokio::test]
-async fn one_dead_unit_of_three_costs_the_others_nothing() {
+async fn one_silent_unit_of_three_does_not_delay_the_others() {
     let mut profile = profile("coffeetech.fz94.rtu");
     profile.channels.retain(|c| matches!(c.station, Some(11..=13)));
     profile.timing.timeout_ms = 500;
@@ -190,20 +192,23 @@ async fn one_dead_unit_of_three_costs_the_others_nothing() {
     assert_eq!(whole, 60, "{slow} of them slow");
     emulator.inject_fault(Some(12), Fault::Silent);
     let (whole, slow, slowest) = read_all(&mut driver, 60).await;
-    assert_eq!(whole, 60, "the others are read every time, and before the dead one is tried");
-    assert!(slow <= 20, "tried {slow} times in a minute, each at the end of its turn");
-    assert!(slowest < Duration::from_secs(1), "never more than one time limit: {slowest:?}");
+    assert_eq!(whole, 60, "the others are read every time, before the silent unit");
+    assert!(slow <= 20, "the silent unit was polled {slow} times in a minute");
+    assert!(
+        slowest < Duration::from_secs(1),
+        "a reading took longer than one time limit: {slowest:?}"
+    );
     emulator.clear_faults();
     let mut back = 0;
     for i in 0..10 {
         let reading = driver.read((120 + i) * 1000).await.unwrap();
         back += usize::from(reading.values.iter().all(|(_, v)| v.is_some()));
     }
-    assert!(back >= 4, "back within five seconds: {back}");
+    assert!(back >= 4, "not read again within five seconds: {back}");
 }
 
 #[tokio::test]
-async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
+async fn a_queued_write_is_executed_between_two_runs_of_registers() {
     let mut profile = profile("toper.tkm-sx.plc");
     profile.machine.writes = firmware_profiles::Writes::Enabled;
     profile.timing.block_max = 1;
@@ -212,7 +217,7 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
     let (emulator, mut driver) = start_shared(&profile, share, STEP_MS).await;
     driver.read(0).await.unwrap();
     let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
-    // Asked while a slow reading is under way, it waits for one answer of many.
+    // A write requested during a slow reading waits for one of its many answers.
     emulator.inject_fault(None, Fault::Slow(Duration::from_millis(100)));
     let runs = profile.channels.len() + profile.states.len();
     assert!(runs >= 3, "{runs}");
@@ -229,10 +234,13 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
         "{moved:?} of {took:?}"
     );
     let reading = reading.unwrap();
-    assert!(reading.values.iter().all(|(_, value)| value.is_some()), "and costs no value");
+    assert!(
+        reading.values.iter().all(|(_, value)| value.is_some()),
+        "the write cost the reading a value"
+    );
     assert_eq!(reading.notes, ["a test: burner to 0"]);
     emulator.clear_faults();
-    // Between two readings it is heard too.
+    // A write is also executed between two readings.
     let (moved, ()) = tokio::join!(hand.write_modbus("a test", 1, &off, 200), async {
         driver.wait_for_write().await;
         driver.execute_pending(200).await;
@@ -253,7 +261,7 @@ async fn what_is_to_be_moved_is_moved_between_two_runs_of_registers() {
 }
 
 #[tokio::test]
-async fn an_emulated_machine_takes_a_write_or_only_says_so() {
+async fn an_emulated_machine_executes_a_write_unless_it_ignores_writes() {
     use tokio_modbus::prelude::{ExceptionCode, Reader as _, Slave, Writer as _};
     let profile = profile("imf.rm.tcp");
     let (emulator, _driver) = start(&profile).await;
@@ -267,10 +275,10 @@ async fn an_emulated_machine_takes_a_write_or_only_says_so() {
     let refused = client.write_single_register(7, 1).await.unwrap();
     assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress));
     let refused = client.write_single_coil(40, true).await.unwrap();
-    assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress), "another table");
+    assert_eq!(refused, Err(ExceptionCode::IllegalDataAddress), "another table has no such coil");
 }
 
-/// A machine with a bring-up record, the hand on it, and the time on its clock, ms.
+/// A machine with writes enabled, its control queue, and the time of its clock, ms.
 struct Held {
     profile: Profile,
     emulator: Emulator,
@@ -286,17 +294,18 @@ impl Held {
         profile.timing.timeout_ms = 1_000;
         let hand = ControlQueue::new(&profile, Duration::from_secs(1));
         let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
-        // Slowly: a machine that talks unasked goes on while nobody listens, and a jump is a spike.
+        // With a small step: a machine that sends without being polled goes on while no test reads
+        // it, and a jump would count as a spike.
         let (emulator, driver) = start_shared(&profile, share, 200).await;
         let mut held = Self { profile, emulator, driver, hand, now_ms: 0 };
-        // Into the roast: its burner needs air.
+        // Reads until the roast runs, since the burner needs air.
         for _ in 0..20 {
             held.shows("btC").await;
         }
         held
     }
 
-    /// What a channel shows a second later.
+    /// Returns the value of a channel one second later.
     async fn shows(&mut self, channel: &str) -> f64 {
         for _ in 0..20 {
             self.now_ms += 1_000;
@@ -312,7 +321,7 @@ impl Held {
     async fn moves(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
         let (asked, ()) =
             tokio::join!(self.hand.set("a test", control, value, self.now_ms), async {
-                // A move that is refused at once is never to be done.
+                // A write that is refused at once never reaches the driver.
                 let asked =
                     tokio::time::timeout(Duration::from_millis(50), self.driver.wait_for_write());
                 if asked.await.is_ok() {
@@ -324,7 +333,7 @@ impl Held {
 }
 
 #[tokio::test]
-async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells() {
+async fn each_machine_executes_writes_in_its_own_protocol_and_its_readback_confirms_them() {
     for id in ["giesen.wxa.s7-pro", "probat.g.s7", "kaleido.m.serial", "santoker.rmaster.wifi"] {
         let mut machine = Held::start(id).await;
         let guarded = machine.profile.controls.clone().into_iter();
@@ -335,7 +344,7 @@ async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells(
             let stands = machine.shows(&channel).await;
             let [low, high] = control.range.unwrap();
             let step = control.max_step.unwrap().min((high - low) / 5.0).floor();
-            // Air is not taken from under a burner: it goes up.
+            // Air is raised, since it must not be reduced while the burner needs it.
             let up = !control.role.heats() && stands + step < high;
             let to = if up { stands + step } else { (stands - step).max(low) }.round();
             let said = machine.moves(&control.name, to).await;
@@ -349,7 +358,8 @@ async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells(
                 shown = machine.shows(&channel).await;
             }
             assert!((shown - to).abs() < 0.6, "{id}: {} shows {shown}, not {to}", control.name);
-            // The machine takes the next one and does nothing: more is not ordered from then on.
+            // The machine acknowledges the next write and does nothing: from then on the interlock
+            // refuses to raise the control.
             machine.emulator.inject_fault(None, Fault::Ignores);
             machine.now_ms += 5_000;
             machine.shows(&channel).await;
@@ -357,7 +367,10 @@ async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells(
             let away = if up && to + step < high { to + step } else { to - step };
             machine.moves(&control.name, away).await.unwrap();
             machine.now_ms += 30_000;
-            assert!((machine.shows(&channel).await - to).abs() < 0.6, "{id}: nothing was done");
+            assert!(
+                (machine.shows(&channel).await - to).abs() < 0.6,
+                "{id}: the write was executed"
+            );
             let again = machine.moves(&control.name, to + 1.0).await;
             assert_eq!(again, Err(WriteError::NotFollowed(control.name.clone())), "{id}");
             machine.emulator.clear_faults();
@@ -375,11 +388,11 @@ async fn a_control_is_moved_in_each_machine_s_own_words_and_its_read_back_tells(
 }
 
 #[tokio::test]
-async fn what_a_controller_did_not_confirm_is_not_taken_for_done() {
+async fn a_write_without_acknowledgement_is_unconfirmed() {
     let mut machine = Held::start("giesen.wxa.s7-pro").await;
     for fault in [
         Fault::Refuses(0x85),
-        // Of an answer that never comes nobody knows whether it was done.
+        // Without an answer it is unknown whether the write was executed.
         Fault::Silent,
         Fault::HangsUp,
         Fault::OtherMaster,
@@ -388,7 +401,7 @@ async fn what_a_controller_did_not_confirm_is_not_taken_for_done() {
         let refused = machine.moves("burner", 0.0).await;
         assert!(matches!(refused, Err(WriteError::Unconfirmed(_))), "{fault:?}: {refused:?}");
         machine.emulator.clear_faults();
-        // The next request gets its own answer, and does what it says.
+        // The next request receives its own answer, and its write is executed.
         machine.shows("gasPct").await;
         machine.now_ms += 5_000;
         machine.shows("gasPct").await;

@@ -1,4 +1,4 @@
-//! What is written reads back, and no bytes whatever make a decoder panic.
+//! Tests that encoded data decodes to the same value, and that no bytes make a decoder panic.
 
 use contract::envelope::{self, PayloadKind};
 use contract::*;
@@ -12,7 +12,7 @@ fn origin() -> Origin {
     }
 }
 
-/// Values as machines make them: tenths, hundredths, raw doubles, and holes.
+/// Generates values as machines send them: tenths, hundredths, raw doubles, and missing values.
 fn value() -> impl Strategy<Value = Option<f64>> {
     prop_oneof![
         4 => (-300_000_i64..3_000_000).prop_map(|v| Some(v as f64 / 100.0)),
@@ -80,7 +80,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn a_frame_reads_back_bit_for_bit(frame in frame()) {
+    fn a_frame_decodes_to_the_same_bits(frame in frame()) {
         let bytes = frame.encode();
         let back = Frame::decode(&bytes).unwrap();
         prop_assert_eq!(&back, &frame);
@@ -88,7 +88,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_frame_is_an_error_or_another_frame(
+    fn a_damaged_frame_does_not_panic_and_a_cut_one_is_an_error(
         frame in frame(), at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>()
     ) {
         let whole = frame.encode();
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn a_receipt_reads_back(first in 1..1_u64 << 40, frames in 0..9_999_u64, seq in 0..1_u64 << 40, n in 0..99_999_u64, d in any::<[u8; 32]>()) {
+    fn a_receipt_decodes_to_the_same_value(first in 1..1_u64 << 40, frames in 0..9_999_u64, seq in 0..1_u64 << 40, n in 0..99_999_u64, d in any::<[u8; 32]>()) {
         let receipt = Receipt {
             origin: origin(), session: SessionId::new("S-1").unwrap(), chain: ChainId([3; 16]),
             first_frame: first, last_frame: first + frames, first_seq: seq, last_seq: seq + n,
@@ -127,7 +127,7 @@ proptest! {
 const POINT: &str = r#"{"ts":"2025-10-05T21:08:15.250Z","machineId":"r-1","elapsedSeconds":12.5,"btC":150.2,"etC":0,"gasPct":65,"extras":{"inletC":240.5,"note":"x"},"unknown":1}"#;
 
 #[test]
-fn nested_and_flat_envelopes_say_the_same() {
+fn nested_and_flat_envelopes_decode_to_the_same_payload() {
     let flat = envelope::decode(POINT.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap();
     let nested = format!(
         r#"{{"ts":"2025-10-05T21:08:15Z","origin":{{"orgId":"acme","siteId":"leipzig","machineId":"r-1"}},"topic":"telemetry","payload":{POINT}}}"#
@@ -172,7 +172,7 @@ fn an_envelope_that_names_another_machine_is_refused() {
 }
 
 #[test]
-fn a_minute_at_ten_hertz_costs_few_bytes() {
+fn a_minute_at_ten_hertz_takes_less_than_seven_bytes_per_sample() {
     let n: i32 = 600;
     let column = |channel, f: &dyn Fn(f64) -> f64| Column {
         channel,

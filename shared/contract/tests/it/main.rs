@@ -1,4 +1,4 @@
-//! The wire format: every encoder and decoder, and its page in the docs.
+//! Tests the wire format: every encoder and decoder, and its page in the docs.
 #![allow(
     clippy::cast_possible_wrap,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The worked example of `docs/reference/protocol.md` is what the code does.
+//! Tests that the worked example of `docs/reference/protocol.md` matches the code.
 
 use contract::*;
 
@@ -46,7 +46,7 @@ fn example() -> Frame {
 }
 
 #[test]
-fn the_worked_example_is_the_truth() {
+fn the_worked_example_matches_the_code() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/protocol.md");
     let page = std::fs::read_to_string(root).unwrap();
     let block = page.split("```hex\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();

@@ -3,7 +3,8 @@ use contract::envelope::{PayloadKind, decode};
 use contract::{MachineId, OrgId, Origin, SiteId};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let (Ok(org), Ok(site), Ok(machine)) = (OrgId::new("o"), SiteId::new("s"), MachineId::new("m")) else {
+    let (Ok(org), Ok(site), Ok(machine)) = (OrgId::new("o"), SiteId::new("s"), MachineId::new("m"))
+    else {
         return;
     };
     let origin = Origin { org, site, machine };

@@ -10,7 +10,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = (roaster.push(first), roaster.push(second));
     let _ = (master.push(first), master.push(second));
     let items = [Item { area: 0x84, block: 3, byte: 112, bytes: 4 }; 3];
-    let _ = (s7::parse_read_answer(bytes, 1, &items), s7::parse_setup_answer(bytes, 1), s7::parse_request(bytes));
+    let _ = (
+        s7::parse_read_answer(bytes, 1, &items),
+        s7::parse_setup_answer(bytes, 1),
+        s7::parse_request(bytes),
+    );
     let _ = s7::parse_write_answer(bytes, 1);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let mut table = line::Csv::default();

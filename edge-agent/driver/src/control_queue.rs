@@ -8,10 +8,8 @@ use std::time::Duration;
 use firmware_profiles::{Control, Profile};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use tokio_modbus::Request;
 
 use crate::interlock::{Command, Interlock, MachineSnapshot, WriteError};
-use crate::modbus;
 
 /// The most writes in the queue; further requests return `WriteError::Busy`.
 const QUEUE_MAX: usize = 8;
@@ -108,23 +106,13 @@ impl ControlQueue {
         Ok(moved)
     }
 
-    /// Does the same for a Modbus request, which must be exactly the write that the profile
-    /// describes.
-    ///
-    /// # Errors
-    /// As [`ControlQueue::set`].
-    pub async fn write_modbus(
-        &self,
-        who: &str,
-        station: u8,
-        request: &Request<'_>,
-        mono_ms: u64,
-    ) -> Result<String, WriteError> {
-        let meant = modbus::command_of(&self.shared().interlock, station, request);
-        self.enqueue_and_wait(who, meant.ok_or(WriteError::NoSuchControl)?, mono_ms).await
+    /// Calls `read` with the interlock, which stays locked meanwhile.
+    pub(crate) fn with_interlock<T>(&self, read: impl FnOnce(&Interlock) -> T) -> T {
+        read(&self.shared().interlock)
     }
 
-    async fn enqueue_and_wait(
+    /// Queues a write that the interlock allows, and waits for its outcome.
+    pub(crate) async fn enqueue_and_wait(
         &self,
         who: &str,
         wanted: Command,

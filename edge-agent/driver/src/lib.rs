@@ -5,11 +5,13 @@
 //! The profile describes what a machine offers and in which form; a bus reads the raw values, and
 //! the module `profile` converts them.
 
+mod bus;
 mod connection;
 mod control_queue;
 mod health;
 mod interlock;
 mod modbus;
+mod open;
 mod polled_text;
 mod profile;
 mod push_stream;
@@ -27,7 +29,7 @@ use firmware_profiles::Profile;
 
 pub use control_queue::ControlQueue;
 pub use interlock::WriteError;
-pub use profile::Site;
+pub use open::Site;
 pub use register_cache::{CacheMiss, RegisterCache};
 pub use replay::Replay;
 pub use simulated::Simulated;
@@ -104,5 +106,5 @@ pub fn open(
     site: &Site,
     share: DriverHandles,
 ) -> Result<Box<dyn Driver>, DriverError> {
-    profile::open(profile, site, share)
+    open::open(profile, site, share)
 }

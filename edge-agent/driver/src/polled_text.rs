@@ -7,12 +7,12 @@ use firmware_profiles::address::Address;
 use protocols::{LINE_BYTES_MAX, kaleido, tc4};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::connection::{Endpoint, Stream};
-use crate::interlock::Command;
-use crate::profile::{
+use crate::bus::{
     Bus, PollFuture, RawValues, ReadPoint, WritableControl, WritableControls, WriteFuture,
     answer_timeout, write_unsupported,
 };
+use crate::connection::{Endpoint, Stream};
+use crate::interlock::Command;
 use crate::{DriverError, WriteError};
 
 /// The pause after each line: small controllers lose lines that come too fast.

@@ -2,221 +2,23 @@
 //! 1/min with quality flags, and states to events.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 
 use contract::{Channel, EventKind, Quality};
-use firmware_profiles::address::{Access, Address};
-use firmware_profiles::encoding::{self, Type};
-use firmware_profiles::{Control, Profile, State, Timing, Transport};
+use firmware_profiles::{Profile, State};
 use tokio::time::Instant;
 
-use crate::connection::Endpoint;
-use crate::interlock::{Command, MachineSnapshot};
-use crate::{
-    ControlQueue, Driver, DriverError, DriverHandles, ReadFuture, Reading, WriteError, modbus,
-    polled_text, push_stream, s7, thermocouples,
-};
-
-/// One raw value to read, for a channel or a state of the profile.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadPoint {
-    pub address: Address,
-    pub kind: Type,
-    pub order: encoding::Order,
-}
-
-/// The result of one poll: one raw value per point, in the order of the points.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RawValues {
-    pub values: Vec<Option<f64>>,
-    /// Sentences about units that did not answer although others did.
-    pub failed_units: Vec<String>,
-}
-
-pub type PollFuture<'b> = Pin<Box<dyn Future<Output = Result<RawValues, DriverError>> + 'b>>;
-pub type WriteFuture<'b> = Pin<Box<dyn Future<Output = Result<(), WriteError>> + 'b>>;
-
-/// A connection to a machine in one protocol.
-pub trait Bus {
-    /// Reads every point once. Returns an error only when nothing answered at all.
-    fn poll(&mut self, mono_ms: u64) -> PollFuture<'_>;
-
-    /// Writes one allowed value, within one time limit. `Ok` means that the machine acknowledged it
-    /// or, in protocols without acknowledgement, that it was sent.
-    fn write(&mut self, _wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
-        Box::pin(std::future::ready(Err(write_unsupported())))
-    }
-}
-
-/// The address of the machine at this site, where it differs from the profile's default.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Site {
-    pub host: Option<String>,
-    pub port: Option<u16>,
-    pub device: Option<PathBuf>,
-    pub baud: Option<u32>,
-    pub timeout_ms: Option<u64>,
-}
-
-pub fn open(
-    profile: &Profile,
-    site: &Site,
-    share: DriverHandles,
-) -> Result<Box<dyn Driver>, DriverError> {
-    let id = profile.machine.id.clone();
-    let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
-    let mut profile = profile.clone();
-    if let Some(timeout_ms) = site.timeout_ms {
-        profile.timing.timeout_ms = timeout_ms;
-    }
-    let points = points(&profile).map_err(wrong)?;
-    let orders = writable_controls(&profile);
-    let timing = profile.timing.clone();
-    let place = || endpoint(&profile, site).map_err(wrong);
-    let bus: Box<dyn Bus> = match &profile.transport {
-        Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
-            Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
-        }
-        Transport::S7 { rack, slot, .. } => {
-            Box::new(s7::S7::new(place()?, (*rack, *slot), timing, points, orders))
-        }
-        Transport::Tc4 { .. } => Box::new(polled_text::PolledText::new(
-            place()?,
-            timing,
-            (points, orders),
-            polled_text::Dialect::Tc4,
-        )),
-        Transport::Kaleido { .. } => Box::new(polled_text::PolledText::new(
-            place()?,
-            timing,
-            (points, orders),
-            polled_text::Dialect::Kaleido,
-        )),
-        Transport::Line { format, .. } => Box::new(push_stream::PushStream::new(
-            place()?,
-            timing,
-            (points, orders),
-            push_stream::StreamDecoder::line(*format),
-        )),
-        Transport::Hottop { .. } => Box::new(push_stream::PushStream::new(
-            place()?,
-            timing,
-            (points, orders),
-            push_stream::StreamDecoder::hottop(),
-        )),
-        Transport::Santoker { .. } => Box::new(push_stream::PushStream::new(
-            place()?,
-            timing,
-            (points, orders),
-            push_stream::StreamDecoder::santoker(),
-        )),
-        Transport::Boards {} => Box::new(thermocouples::Thermocouples::new(&points)),
-    };
-    Ok(Box::new(ProfileDriver::new(profile, bus, share.controls)))
-}
-
-/// Returns the site's address, or the profile's where the site sets none.
-fn endpoint(profile: &Profile, site: &Site) -> Result<Endpoint, String> {
-    match &profile.transport {
-        Transport::ModbusTcp { host, port, .. }
-        | Transport::S7 { host, port, .. }
-        | Transport::Santoker { host, port }
-        | Transport::Line { host, port, .. } => {
-            let host = site.host.clone().unwrap_or_else(|| host.clone());
-            Ok(Endpoint::Tcp { host, port: site.port.unwrap_or(*port) })
-        }
-        Transport::ModbusRtu { serial, .. }
-        | Transport::Tc4 { serial }
-        | Transport::Kaleido { serial }
-        | Transport::Hottop { serial } => {
-            let device = site.device.clone().ok_or(
-                "uses a serial line; set machine.profile.device, such as \
-                 /dev/serial/by-id/…",
-            )?;
-            let baud = site.baud.unwrap_or(serial.baud);
-            let serial = firmware_profiles::Serial { baud, ..serial.clone() };
-            Ok(Endpoint::Serial { device, serial })
-        }
-        Transport::Boards {} => Err("has no address".to_owned()),
-    }
-}
-
-/// Returns the points to read: channels first, then states.
-pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
-    let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
-    let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
-    let point =
-        |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {
-            let address = Address::parse(profile, station, addr, Access::Read)
-                .map_err(|expected| format!("{addr:?} is not {expected}"))?;
-            // Text protocols carry plain numbers and need no type.
-            Ok(ReadPoint {
-                address,
-                kind: kind.unwrap_or(Type::F32),
-                order: order.unwrap_or_default(),
-            })
-        };
-    channels.chain(states).map(point).collect()
-}
-
-/// The error for protocols on which this agent never writes.
-pub fn write_unsupported() -> WriteError {
-    WriteError::NotSent("this agent never writes to this type of machine".to_owned())
-}
-
-/// A control and its parsed address, as a bus writes it.
-#[derive(Debug, Clone)]
-pub struct WritableControl {
-    pub address: Address,
-    pub control: Control,
-}
-
-impl WritableControl {
-    /// Returns the raw value to write; `None` where the write has no single value.
-    pub fn raw(&self, wanted: Command) -> Option<f64> {
-        match wanted {
-            Command::Set(_, value) => Some(self.control.raw(value)),
-            Command::ReleaseToLocal(_) => self.control.auto_raw,
-            Command::Apply(_) => None,
-        }
-    }
-}
-
-/// The writable controls, by the controls' index in the profile.
-pub struct WritableControls(Vec<Option<WritableControl>>);
-
-impl WritableControls {
-    /// Returns the control that a command writes, and the raw value.
-    ///
-    /// # Errors
-    /// When the profile describes no write for it.
-    pub fn resolve(&self, wanted: Command) -> Result<(&WritableControl, f64), WriteError> {
-        let order = self.0.get(wanted.control()).and_then(Option::as_ref);
-        order.and_then(|order| Some((order, order.raw(wanted)?))).ok_or(WriteError::NoSuchControl)
-    }
-}
-
-fn writable_controls(profile: &Profile) -> WritableControls {
-    let order = |control: &Control| {
-        let address =
-            Address::parse(profile, control.station, &control.addr, Access::Write).ok()?;
-        Some(WritableControl { address, control: control.clone() })
-    };
-    WritableControls(profile.controls.iter().map(order).collect())
-}
-
-/// Returns the time limit for one answer.
-pub fn answer_timeout(timing: &Timing) -> std::time::Duration {
-    std::time::Duration::from_millis(timing.timeout_ms)
-}
+use crate::bus::{Bus, RawValues};
+use crate::interlock::MachineSnapshot;
+use crate::{ControlQueue, Driver, DriverError, ReadFuture, Reading};
 
 /// Returns whether a state holds for a raw value; `None` where it was not read.
 fn holds(state: &State, raw: Option<f64>) -> Option<bool> {
     Some((raw? - state.equals).abs() < 1e-6)
 }
 
-struct ProfileDriver {
+/// A machine that a profile describes, behind one protocol.
+pub struct ProfileDriver {
     profile: Profile,
     channels: Vec<Channel>,
     derived: Vec<Channel>,
@@ -233,7 +35,8 @@ struct ProfileDriver {
 }
 
 impl ProfileDriver {
-    fn new(profile: Profile, bus: Box<dyn Bus>, controls: Option<ControlQueue>) -> Self {
+    /// Creates the driver of a machine behind `bus`.
+    pub fn new(profile: Profile, bus: Box<dyn Bus>, controls: Option<ControlQueue>) -> Self {
         // The linter has checked that each name is a channel's.
         let named =
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
@@ -390,6 +193,7 @@ impl Driver for ProfileDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::PollFuture;
 
     /// Returns the given answers, one per poll; an error for `None`.
     struct Script(Vec<Option<Vec<Option<f64>>>>);

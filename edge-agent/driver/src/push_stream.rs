@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::connection::{Endpoint, Stream};
-use crate::interlock::Command;
-use crate::profile::{
+use crate::bus::{
     Bus, PollFuture, RawValues, ReadPoint, WritableControl, WritableControls, WriteFuture,
     answer_timeout, write_unsupported,
 };
+use crate::connection::{Endpoint, Stream};
+use crate::interlock::Command;
 use crate::{DriverError, WriteError};
 
 /// The most bytes that one reading takes, so that a flooding source does not delay the rest.

@@ -10,11 +10,11 @@ use protocols::s7::{self, ITEMS_MAX, Item, S7Error};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::connection::{Endpoint, Stream};
-use crate::interlock::Command;
-use crate::profile::{
+use crate::bus::{
     Bus, PollFuture, RawValues, ReadPoint, WritableControls, WriteFuture, answer_timeout,
 };
+use crate::connection::{Endpoint, Stream};
+use crate::interlock::Command;
 use crate::{DriverError, WriteError};
 
 pub struct S7 {

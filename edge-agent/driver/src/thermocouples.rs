@@ -10,7 +10,7 @@ use linux_embedded_hal::spidev::{SpiModeFlags, SpidevOptions};
 use linux_embedded_hal::{I2cdev, SpidevDevice};
 
 use crate::DriverError;
-use crate::profile::{Bus, PollFuture, RawValues, ReadPoint};
+use crate::bus::{Bus, PollFuture, RawValues, ReadPoint};
 
 /// The reading of a thermocouple: °C, or `None` if no thermocouple is connected.
 type Celsius = Result<Option<f64>, String>;

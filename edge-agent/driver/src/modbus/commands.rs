@@ -7,7 +7,8 @@ use firmware_profiles::encoding::{Order, Type};
 use firmware_profiles::{Control, Profile};
 use tokio_modbus::Request;
 
-use crate::interlock::{Command, Interlock};
+use crate::ControlQueue;
+use crate::interlock::{Command, Interlock, WriteError};
 
 /// Returns the unit and the request that execute a command; `None` when the profile describes no
 /// such write.
@@ -43,11 +44,29 @@ pub fn request(profile: &Profile, wanted: Command) -> Option<(u8, Request<'stati
     Some((station, request))
 }
 
+impl ControlQueue {
+    /// Executes a Modbus request, which must be exactly the write that the profile describes, if the
+    /// interlock allows it now, and waits until the machine acknowledges it.
+    ///
+    /// # Errors
+    /// As [`ControlQueue::set`].
+    pub async fn write_modbus(
+        &self,
+        who: &str,
+        station: u8,
+        request: &Request<'_>,
+        mono_ms: u64,
+    ) -> Result<String, WriteError> {
+        let meant = self.with_interlock(|interlock| command_of(interlock, station, request));
+        self.enqueue_and_wait(who, meant.ok_or(WriteError::NoSuchControl)?, mono_ms).await
+    }
+}
+
 /// Returns the control write that a request means. The request must be exactly the write that the
 /// profile describes, by the same function and of the same length; any other request returns
 /// `None`. Where several controls share one apply write, it applies to the control that waits for
 /// it.
-pub fn command_of(guard: &Interlock, station: u8, request: &Request<'_>) -> Option<Command> {
+fn command_of(guard: &Interlock, station: u8, request: &Request<'_>) -> Option<Command> {
     let profile = guard.profile();
     let mut applied = None;
     for (at, control) in profile.controls.iter().enumerate() {

@@ -17,13 +17,11 @@ use tokio_modbus::slave::{Slave, SlaveContext as _};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use self::plan::{Block, Unit};
+use crate::bus::{Bus, PollFuture, RawValues, ReadPoint, WriteFuture, answer_timeout};
 use crate::connection::Endpoint;
 use crate::health::{Health, order};
 use crate::interlock::Command;
-use crate::profile::{Bus, PollFuture, RawValues, ReadPoint, WriteFuture, answer_timeout};
 use crate::{ControlQueue, DriverError, DriverHandles, WriteError};
-
-pub use self::commands::command_of;
 
 pub struct Modbus {
     place: Endpoint,

@@ -3,7 +3,7 @@
 use firmware_profiles::Gap;
 use firmware_profiles::address::{Address, Table};
 
-use crate::profile::ReadPoint;
+use crate::bus::ReadPoint;
 
 /// The largest gap that is read to join two registers, in words, where the profile allows gaps.
 const SMALL_GAP: u32 = 8;

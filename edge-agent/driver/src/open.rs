@@ -1,0 +1,134 @@
+//! Opens the driver of a machine: chooses the protocol by the profile, and the address by the site.
+
+use std::path::PathBuf;
+
+use firmware_profiles::address::{Access, Address};
+use firmware_profiles::encoding::{self, Type};
+use firmware_profiles::{Control, Profile, Transport};
+
+use crate::bus::{Bus, ReadPoint, WritableControl, WritableControls};
+use crate::connection::Endpoint;
+use crate::profile::ProfileDriver;
+use crate::{
+    Driver, DriverError, DriverHandles, modbus, polled_text, push_stream, s7, thermocouples,
+};
+
+/// The address of the machine at this site, where it differs from the profile's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Site {
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub device: Option<PathBuf>,
+    pub baud: Option<u32>,
+    pub timeout_ms: Option<u64>,
+}
+
+pub fn open(
+    profile: &Profile,
+    site: &Site,
+    share: DriverHandles,
+) -> Result<Box<dyn Driver>, DriverError> {
+    let id = profile.machine.id.clone();
+    let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
+    let mut profile = profile.clone();
+    if let Some(timeout_ms) = site.timeout_ms {
+        profile.timing.timeout_ms = timeout_ms;
+    }
+    let points = points(&profile).map_err(wrong)?;
+    let orders = writable_controls(&profile);
+    let timing = profile.timing.clone();
+    let place = || endpoint(&profile, site).map_err(wrong);
+    let bus: Box<dyn Bus> = match &profile.transport {
+        Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
+            Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
+        }
+        Transport::S7 { rack, slot, .. } => {
+            Box::new(s7::S7::new(place()?, (*rack, *slot), timing, points, orders))
+        }
+        Transport::Tc4 { .. } => Box::new(polled_text::PolledText::new(
+            place()?,
+            timing,
+            (points, orders),
+            polled_text::Dialect::Tc4,
+        )),
+        Transport::Kaleido { .. } => Box::new(polled_text::PolledText::new(
+            place()?,
+            timing,
+            (points, orders),
+            polled_text::Dialect::Kaleido,
+        )),
+        Transport::Line { format, .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::line(*format),
+        )),
+        Transport::Hottop { .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::hottop(),
+        )),
+        Transport::Santoker { .. } => Box::new(push_stream::PushStream::new(
+            place()?,
+            timing,
+            (points, orders),
+            push_stream::StreamDecoder::santoker(),
+        )),
+        Transport::Boards {} => Box::new(thermocouples::Thermocouples::new(&points)),
+    };
+    Ok(Box::new(ProfileDriver::new(profile, bus, share.controls)))
+}
+
+/// Returns the site's address, or the profile's where the site sets none.
+fn endpoint(profile: &Profile, site: &Site) -> Result<Endpoint, String> {
+    match &profile.transport {
+        Transport::ModbusTcp { host, port, .. }
+        | Transport::S7 { host, port, .. }
+        | Transport::Santoker { host, port }
+        | Transport::Line { host, port, .. } => {
+            let host = site.host.clone().unwrap_or_else(|| host.clone());
+            Ok(Endpoint::Tcp { host, port: site.port.unwrap_or(*port) })
+        }
+        Transport::ModbusRtu { serial, .. }
+        | Transport::Tc4 { serial }
+        | Transport::Kaleido { serial }
+        | Transport::Hottop { serial } => {
+            let device = site.device.clone().ok_or(
+                "uses a serial line; set machine.profile.device, such as \
+                 /dev/serial/by-id/…",
+            )?;
+            let baud = site.baud.unwrap_or(serial.baud);
+            let serial = firmware_profiles::Serial { baud, ..serial.clone() };
+            Ok(Endpoint::Serial { device, serial })
+        }
+        Transport::Boards {} => Err("has no address".to_owned()),
+    }
+}
+
+/// Returns the points to read: channels first, then states.
+pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
+    let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
+    let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+    let point =
+        |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {
+            let address = Address::parse(profile, station, addr, Access::Read)
+                .map_err(|expected| format!("{addr:?} is not {expected}"))?;
+            // Text protocols carry plain numbers and need no type.
+            Ok(ReadPoint {
+                address,
+                kind: kind.unwrap_or(Type::F32),
+                order: order.unwrap_or_default(),
+            })
+        };
+    channels.chain(states).map(point).collect()
+}
+
+fn writable_controls(profile: &Profile) -> WritableControls {
+    let order = |control: &Control| {
+        let address =
+            Address::parse(profile, control.station, &control.addr, Access::Write).ok()?;
+        Some(WritableControl { address, control: control.clone() })
+    };
+    WritableControls(profile.controls.iter().map(order).collect())
+}

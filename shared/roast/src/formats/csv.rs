@@ -1,12 +1,17 @@
 //! Parser of tables of samples.
 //!
 //! The separator is a comma, semicolon or tab. A header line names the columns, and each row is one
-//! sample. Times are seconds, `mm:ss`, or ISO dates.
+//! sample. A row may have fewer or more cells than the header. Times are seconds, `mm:ss`, or ISO
+//! dates.
 
+use ::csv::{Reader, ReaderBuilder, StringRecord, Terminator};
 use contract::EventKind;
 
 use crate::recording::{FILE_BYTES_MAX, Recording};
 use crate::sample::Sample;
+
+/// The number of lines in which the header is searched.
+const HEADER_LINES_MAX: usize = 50;
 
 /// The reason why a text is not a table of samples.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -37,7 +42,7 @@ enum Column {
 /// Returns the meaning of a column name, as Artisan and other programs use it. Ignores case, spaces
 /// and punctuation.
 fn column(name: &str) -> Option<Column> {
-    let name: String = name.trim().trim_matches('"').to_ascii_lowercase();
+    let name = content(name).to_ascii_lowercase();
     let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let fahrenheit = plain.ends_with("tempf") || matches!(plain.as_str(), "btf" | "etf");
     match plain.as_str() {
@@ -66,14 +71,15 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(CsvError::TooLarge);
     }
-    let mut lines = text.trim_start_matches('\u{feff}').lines();
+    let text = text.trim_start_matches('\u{feff}');
     // Artisan writes the unit of all temperatures in the line before the header.
     let mut all_fahrenheit = false;
-    let mut unit_or_header = |line: &str| {
+    let mut rows_start = 0;
+    let found = text.split_inclusive('\n').take(HEADER_LINES_MAX).find_map(|line| {
+        rows_start += line.len();
         all_fahrenheit |= line.split(['\t', ',', ';']).any(|cell| cell.trim() == "Unit:F");
         header(line)
-    };
-    let found = lines.by_ref().take(50).find_map(&mut unit_or_header);
+    });
     let (separator, columns) = found.ok_or(CsvError::Header)?;
     let named_fahrenheit = columns
         .iter()
@@ -82,11 +88,12 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
     let fahrenheit = all_fahrenheit || named_fahrenheit;
     let mut recording = Recording { fahrenheit, ..Recording::default() };
     let mut start_ms = None;
-    for line in lines {
-        let cells: Vec<&str> = line.split(separator).map(|c| c.trim().trim_matches('"')).collect();
+    let mut rows = reader(&text[rows_start..], separator);
+    let mut row = StringRecord::new();
+    while rows.read_record(&mut row).unwrap_or(false) {
         let cell = |wanted: fn(Column) -> bool| {
             let i = columns.iter().position(|c| c.is_some_and(wanted))?;
-            cells.get(i).copied().filter(|text| !text.is_empty())
+            row.get(i).map(content).filter(|text| !text.is_empty())
         };
         let number = |wanted| cell(wanted)?.parse::<f64>().ok().filter(|v| v.is_finite());
         let Some(time_ms) = cell(|c| c == Column::Time).and_then(time) else { continue };
@@ -132,13 +139,32 @@ fn open(text: &str) -> Option<bool> {
 }
 
 /// Parses a header line, which names at least a time and a bean temperature.
-fn header(line: &str) -> Option<(char, Vec<Option<Column>>)> {
-    [',', ';', '\t'].into_iter().find_map(|separator| {
-        let columns: Vec<_> = line.split(separator).map(column).collect();
+fn header(line: &str) -> Option<(u8, Vec<Option<Column>>)> {
+    [b',', b';', b'\t'].into_iter().find_map(|separator| {
+        let mut names = StringRecord::new();
+        reader(line, separator).read_record(&mut names).ok()?;
+        let columns: Vec<_> = names.iter().map(column).collect();
         let has = |wanted: fn(Column) -> bool| columns.iter().flatten().any(|c| wanted(*c));
         let complete = has(|c| c == Column::Time) && has(is_bt);
         complete.then_some((separator, columns))
     })
+}
+
+/// Returns a reader of rows. A row ends with a line feed, as the header does; a carriage return
+/// before it is white space.
+fn reader(text: &str, separator: u8) -> Reader<&[u8]> {
+    ReaderBuilder::new()
+        .delimiter(separator)
+        .has_headers(false)
+        .flexible(true)
+        .terminator(Terminator::Any(b'\n'))
+        .from_reader(text.as_bytes())
+}
+
+/// Returns the content of a cell. A quote that follows a space does not quote the cell, so it is
+/// still there.
+fn content(cell: &str) -> &str {
+    cell.trim().trim_matches('"')
 }
 
 const fn is_bt(column: Column) -> bool {
@@ -150,7 +176,7 @@ const fn is_et(column: Column) -> bool {
 }
 
 /// Parses seconds, `mm:ss` or an ISO date to ms.
-#[allow(clippy::cast_possible_truncation)] // checked below
+#[allow(clippy::cast_possible_truncation)] // checked against its bounds
 fn time(text: &str) -> Option<i64> {
     if let Ok(seconds) = text.parse::<f64>() {
         return (seconds.abs() < 1e12).then(|| (seconds * 1000.0).round() as i64);
@@ -160,7 +186,8 @@ fn time(text: &str) -> Option<i64> {
     }
     let (minutes, seconds) = text.split_once(':')?;
     let (minutes, seconds) = (minutes.parse::<i64>().ok()?, seconds.parse::<f64>().ok()?);
-    (minutes.abs() < 100_000).then(|| minutes * 60_000 + (seconds * 1000.0).round() as i64)
+    let bounded = minutes.abs() < 100_000 && seconds.abs() < 1e9;
+    bounded.then(|| minutes * 60_000 + (seconds * 1000.0).round() as i64)
 }
 
 fn mark(text: &str) -> Option<EventKind> {
@@ -203,6 +230,48 @@ mod tests {
             let r = read(fahrenheit).unwrap();
             assert_eq!((r.fahrenheit, r.samples[0].bt_c), (true, Some(200.0)), "{fahrenheit}");
         }
-        assert_eq!(read("a,b\n1,2\n"), Err(CsvError::Header));
+        for unnamed in ["a,b\n1,2\n", "time,BT\r0,180\r", ""] {
+            assert_eq!(read(unnamed), Err(CsvError::Header));
+        }
+    }
+
+    #[test]
+    fn a_quoted_cell_may_contain_separators_quotes_and_line_breaks() {
+        let text = "time,\"note, free\",BT,event\n0,\"a, b\",180,\n1,\"say \"\"c,d\"\"\",170,\"\"\"Charge\"\"\"\n\
+                    2,\"x\ny,z\",165,\n\"3\", \"e\" , \"160\",\"DROP\"\r\n";
+        for separator in [",", ";", "\t"] {
+            let r = read(&text.replace(',', separator)).unwrap();
+            let read: Vec<_> = r.samples.iter().map(|s| (s.t_ms, s.bt_c)).collect();
+            let expected = [(0, 180.0), (1_000, 170.0), (2_000, 165.0), (3_000, 160.0)];
+            assert_eq!(read, expected.map(|(t_ms, bt_c)| (t_ms, Some(bt_c))));
+            assert_eq!(r.marks, [(EventKind::Charge, 1), (EventKind::Drop, 3)]);
+        }
+        // A quote that is never closed takes the rest of the text into its cell.
+        let r = read("time,BT\n0,180\n1,\"170\n2,165\n").unwrap();
+        assert_eq!((r.samples.len(), r.samples[1].bt_c), (2, None));
+    }
+
+    #[test]
+    fn a_row_of_another_length_is_read_as_far_as_it_goes() {
+        let text =
+            "time,BT,ET\n0,180\n1,170,200,9,9\n\n,\n,1,1\n2\n3,\u{0},210\n4\u{0},1,1\n5,160,\n";
+        let read: Vec<_> =
+            read(text).unwrap().samples.iter().map(|s| (s.t_ms, s.bt_c, s.et_c)).collect();
+        let expected = [
+            (0, Some(180.0), None),
+            (1_000, Some(170.0), Some(200.0)),
+            (2_000, None, None),
+            (3_000, None, Some(210.0)),
+            (5_000, Some(160.0), None),
+        ];
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_time_out_of_bounds_is_no_time() {
+        for text in ["1:1e300", "1:nan", "100000:00", "1e12", "inf", "::"] {
+            assert_eq!(time(text), None, "{text}");
+        }
+        assert_eq!((time("1:30.5"), time("90")), (Some(90_500), Some(90_000)));
     }
 }

@@ -69,7 +69,7 @@ async fn report_page(
         .get(&org, &["sessions", id.as_str(), "telemetry"], &[("limit", "100000")])
         .await?
         .unwrap_or_default();
-    let html = page::html(&report, &curve(&points, &report));
+    let html = page::html(&report, &curve(&points, &report)).map_err(ApiError::internal)?;
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
 }

@@ -252,16 +252,20 @@ fn plain(value: &Value) -> String {
 /// Escapes text that people wrote, so that none of it becomes markup, and it appears as typed on
 /// one line.
 fn escape(text: &str) -> String {
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c.is_control());
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        match c {
-            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '#' | '|' | '!' => {
-                safe.push('\\');
-                safe.push(c);
-            }
-            c if c.is_control() => safe.push(' '),
-            c => safe.push(c),
+        let markup = match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '#' | '|' | '!' | '&' | '~' => true,
+            // These make a list item, but only at the start of a line.
+            '-' | '+' => safe.is_empty(),
+            '.' | ')' => !safe.is_empty() && safe.bytes().all(|byte| byte.is_ascii_digit()),
+            _ => false,
+        };
+        if markup {
+            safe.push('\\');
         }
+        safe.push(if c.is_control() { ' ' } else { c });
     }
     safe
 }
@@ -304,5 +308,20 @@ mod tests {
         qc_notes(&mut out, &[note]);
         assert!(out.contains("\\<script\\>\\*") && out.contains("a\\|b \\# c"), "{out}");
         assert!(out.contains("Defects: TIPPED"));
+    }
+
+    #[test]
+    fn text_at_the_start_of_a_line_is_no_markup() {
+        for (text, escaped) in [
+            ("- 1. a", "\\- 1. a"),
+            (" + a - b", "\\+ a - b"),
+            ("12. a 3.5", "12\\. a 3.5"),
+            ("1) a", "1\\) a"),
+            ("~~~", "\\~\\~\\~"),
+            ("\n    a &lt; b\n", "a \\&lt; b"),
+            ("a (b). c", "a (b). c"),
+        ] {
+            assert_eq!(escape(text), escaped);
+        }
     }
 }

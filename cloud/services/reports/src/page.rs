@@ -1,158 +1,165 @@
-//! The report as an HTML page that can be printed: the curve, then the text of the report.
+//! The report as an HTML page that can be printed: its title, the curve, then its text.
+//!
+//! Every client that may write reports chooses their Markdown, so none of it becomes markup other
+//! than that of Markdown itself: raw HTML is shown as text, and no link or image is made.
 
-use std::fmt::Write as _;
-
+use askama::Template;
 use contract::annotations::RoastReport;
+use pulldown_cmark::html::push_html;
+use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
-const STYLE: &str = "\
-:root{color-scheme:light}body{font:15px/1.5 system-ui,sans-serif;color:#33302b;background:#fffdf9;\
-max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.4rem;overflow-wrap:anywhere}\
-h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.25rem .75rem .25rem 0;\
-border-bottom:1px solid #e4dfd6;text-align:left}figure{margin:1.5rem 0}figure,.wide{overflow-x:auto}td{white-space:nowrap}\
-figure svg{width:100%;min-width:36rem;height:auto}.quiet{color:#6b655c}\
-@media print{body{margin:0;max-width:none}h2{break-after:avoid}figure,table{break-inside:avoid}\
-figure svg{min-width:0}}";
+#[derive(Template)]
+#[template(path = "report.html")]
+struct ReportPage<'a> {
+    report: &'a RoastReport,
+    /// HTML up to and including the report's title.
+    title: String,
+    /// The curve as SVG.
+    curve: &'a str,
+    /// The HTML that follows the title.
+    text: String,
+}
 
 /// Returns the page. `curve` is an SVG that our own code drew; it is inserted without escaping.
-pub fn html(report: &RoastReport, curve: &str) -> String {
-    let mut out = String::with_capacity(curve.len() + 16_384);
-    let title = escape(&report.session_id);
-    let _ = write!(
-        out,
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>Roast {title}</title><style>{STYLE}</style></head><body>"
-    );
-    let mut table = false;
-    let mut list = false;
-    let mut drawn = false;
-    for line in report.report.markdown.lines() {
-        let row = line.starts_with('|');
-        let item = line.strip_prefix("- ");
-        if table && !row {
-            out.push_str("</table></div>");
-        }
-        if list && item.is_none() {
-            out.push_str("</ul>");
-        }
-        if row && !table {
-            out.push_str("<div class=\"wide\"><table>");
-        }
-        if item.is_some() && !list {
-            out.push_str("<ul>");
-        }
-        (table, list) = (row, item.is_some());
-        if row {
-            push_row(&mut out, line);
-        } else if let Some(item) = item {
-            let _ = write!(out, "<li>{}</li>", inline(item));
-        } else if let Some(title) = line.strip_prefix("# ") {
-            let _ = write!(out, "<h1>{}</h1>", inline(title));
-            if !drawn {
-                drawn = true;
-                let _ = write!(out, "<figure>{curve}</figure>");
-            }
-        } else if let Some(title) = line.strip_prefix("## ") {
-            let _ = write!(out, "<h2>{}</h2>", inline(title));
-        } else if !line.is_empty() {
-            let _ = write!(out, "<p>{}</p>", inline(line));
-        }
-    }
-    if table {
-        out.push_str("</table></div>");
-    }
-    if list {
-        out.push_str("</ul>");
-    }
-    let _ = write!(out, "<p class=\"quiet\">{}</p></body></html>", report.created_at);
-    out
+///
+/// # Errors
+/// If the template cannot be rendered.
+pub fn html(report: &RoastReport, curve: &str) -> askama::Result<String> {
+    let (title, text) = to_html(&report.report.markdown);
+    ReportPage { report, title, curve, text }.render()
 }
 
-/// Appends one row of our own Markdown tables. Skips the separator line below the header.
-fn push_row(out: &mut String, line: &str) {
-    let cells = cells(line);
-    let ruled = cells.iter().all(|cell| cell.chars().all(|c| "-: ".contains(c)));
-    if ruled {
-        return;
-    }
-    out.push_str("<tr>");
-    for cell in cells {
-        let _ = write!(out, "<td>{}</td>", inline(cell.trim()));
-    }
-    out.push_str("</tr>");
+/// Converts Markdown to HTML, in two parts: up to and including the first heading of level 1, and
+/// the rest. Without such a heading, the second part is empty.
+fn to_html(markdown: &str) -> (String, String) {
+    let mut events = Parser::new_ext(markdown, Options::ENABLE_TABLES).filter_map(permitted);
+    let title_end = Event::End(TagEnd::Heading(HeadingLevel::H1));
+    let mut titled = false;
+    let until_title = std::iter::from_fn(|| {
+        let event = if titled { None } else { events.next() };
+        titled |= event.as_ref() == Some(&title_end);
+        event
+    });
+    let (mut title, mut text) = (String::new(), String::new());
+    push_html(&mut title, until_title);
+    push_html(&mut text, events);
+    (title, text)
 }
 
-/// Splits a table row at the `|` characters that are not escaped.
-fn cells(line: &str) -> Vec<String> {
-    let mut cells = vec![String::new()];
-    let mut escaped = false;
-    let inner = line.trim_start_matches('|');
-    for c in inner.strip_suffix('|').unwrap_or(inner).chars() {
-        if c == '|' && !escaped {
-            cells.push(String::new());
-        } else if let Some(cell) = cells.last_mut() {
-            cell.push(c);
-        }
-        escaped = c == '\\' && !escaped;
-    }
-    cells
-}
-
-/// Converts our own inline markup to HTML: bold, and backslash escapes. Escapes everything else.
-fn inline(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut bold = false;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => {
-                if let Some(next) = chars.next() {
-                    push_escaped(&mut out, next);
-                }
-            }
-            '*' if chars.peek() == Some(&'*') => {
-                chars.next();
-                out.push_str(if bold { "</b>" } else { "<b>" });
-                bold = !bold;
-            }
-            c => push_escaped(&mut out, c),
-        }
-    }
-    if bold {
-        out.push_str("</b>");
-    }
-    out
-}
-
-fn push_escaped(out: &mut String, c: char) {
-    match c {
-        '<' => out.push_str("&lt;"),
-        '>' => out.push_str("&gt;"),
-        '&' => out.push_str("&amp;"),
-        '"' => out.push_str("&quot;"),
-        c => out.push(c),
-    }
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    text.chars().for_each(|c| push_escaped(&mut out, c));
-    out
+/// Returns what the page shows of a piece of Markdown.
+fn permitted(event: Event<'_>) -> Option<Event<'_>> {
+    Some(match event {
+        Event::Html(html) | Event::InlineHtml(html) => Event::Text(html),
+        Event::Start(Tag::HtmlBlock) => Event::Start(Tag::Paragraph),
+        Event::End(TagEnd::HtmlBlock) => Event::End(TagEnd::Paragraph),
+        // The text of a link and the description of an image are separate events, and stay.
+        Event::Start(Tag::Link { .. } | Tag::Image { .. })
+        | Event::End(TagEnd::Link | TagEnd::Image) => return None,
+        // A wide table scrolls in a box of its own. Its columns are not aligned: the page aligns
+        // all of them to the left.
+        Event::Start(Tag::Table(_)) => Event::Html("<div class=\"wide\"><table>".into()),
+        Event::End(TagEnd::Table) => Event::Html("</tbody></table></div>\n".into()),
+        other => other,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
+    fn page(markdown: &str) -> String {
+        let report: RoastReport = serde_json::from_value(json!({
+            "sessionId": "S-<1>", "orgId": "acme", "siteId": "hall", "machineId": "m1",
+            "createdAt": "2025-10-05T21:08:15.000Z", "analysis": {}, "markdown": markdown,
+        }))
+        .unwrap();
+        html(&report, "<svg></svg>").unwrap()
+    }
+
     #[test]
-    fn our_markup_is_shown_and_nobody_else_s_is() {
-        assert_eq!(
-            inline("**WARN** a\\|b \\<i\\> & <b>"),
-            "<b>WARN</b> a|b &lt;i&gt; &amp; &lt;b&gt;"
+    fn a_report_becomes_a_title_a_curve_and_a_text() {
+        let page = page(
+            "# Roast S-1\n\nWritten by the report worker.\n\n## Summary\n\n| | |\n|---|---|\n\
+             | Machine | hall / m1 |\n| Beans | a\\|b |\n\n## Phases\n\n| Phase | Share |\n\
+             |---|---:|\n| DRYING | 40 % |\n\n## Warnings\n\n- **WARN** it was \\<fast\\>\n- b & c\n\n\
+             ## Next Roast Plan (v1)\n\nNone.\n\n",
         );
-        assert_eq!(cells("| a | b\\|c |"), [" a ", " b\\|c "]);
-        let mut out = String::new();
-        push_row(&mut out, "|---|---:|");
-        assert_eq!(out, "");
+        let parts = [
+            "<h1>Roast S-1</h1>",
+            "<figure><svg></svg></figure>",
+            "<p>Written by the report worker.</p>",
+            "<h2>Summary</h2>",
+            "<div class=\"wide\"><table><thead><tr><th></th><th></th></tr></thead><tbody>",
+            "<tr><td>Machine</td><td>hall / m1</td></tr>",
+            "<tr><td>Beans</td><td>a|b</td></tr>",
+            "</tbody></table></div>",
+            "<h2>Phases</h2>",
+            "<th>Phase</th><th>Share</th>",
+            "<tr><td>DRYING</td><td>40 %</td></tr>",
+            "<li><strong>WARN</strong> it was &lt;fast&gt;</li>",
+            "<li>b &amp; c</li>",
+            "<h2>Next Roast Plan (v1)</h2>",
+            "<p>None.</p>",
+            "<p class=\"quiet\">2025-10-05T21:08:15.000Z</p>",
+        ];
+        let mut rest = page.as_str();
+        for part in parts {
+            let found = rest.split_once(part);
+            rest = found.unwrap_or_else(|| panic!("no {part:?} in {rest}")).1;
+        }
+        assert!(!page.contains("---") && !page.contains("S-<1>"), "{page}");
+    }
+
+    #[test]
+    fn a_report_without_a_title_is_shown_above_its_curve() {
+        let page = page("Some text.");
+        assert!(page.find("<p>Some text.</p>").unwrap() < page.find("<svg>").unwrap(), "{page}");
+    }
+
+    #[test]
+    fn a_report_cannot_add_markup_of_its_own() {
+        let tags_of_markdown = [
+            "p",
+            "em",
+            "h1",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "div class=\"wide\"",
+            "div",
+            "pre",
+            "code",
+            "code class=\"language-x&quot;&gt;&lt;b&gt;\"",
+        ];
+        for (markdown, shown) in [
+            ("<script>alert(1)</script>", "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"),
+            ("<ScRiPt>alert(1)\n\nb", "&lt;ScRiPt&gt;alert(1)\n"),
+            ("a <img src=x onerror=alert(1)> b", "<p>a &lt;img src=x onerror=alert(1)&gt; b</p>"),
+            ("[click](javascript:alert(1))", "<p>click</p>"),
+            ("[*click*](https://roaster.example/ \"t\")", "<p><em>click</em></p>"),
+            ("[click][x]\n\n[x]: javascript:alert(1)", "<p>click</p>"),
+            ("<javascript:alert(1)>", "<p>javascript:alert(1)</p>"),
+            ("![cup](https://roaster.example/a.png)", "<p>cup</p>"),
+            ("a <div", "<p>a &lt;div</p>"),
+            ("<div onclick=\"a()\"", "&lt;div onclick="),
+            ("<!-- a", "&lt;!-- a"),
+            ("</body></html>", "&lt;/body&gt;&lt;/html&gt;"),
+            ("# <b>x</b>", "<h1>&lt;b&gt;x&lt;/b&gt;</h1>"),
+            ("| <i>a</i> |\n|---|\n| <u |", "<th>&lt;i&gt;a&lt;/i&gt;</th>"),
+            ("```x\"><b>\n<i>\n```", "&lt;i&gt;"),
+        ] {
+            assert!(page(markdown).contains(shown), "{markdown:?} is shown as {}", page(markdown));
+            let (title, text) = to_html(markdown);
+            for tag in (title + &text).split('<').skip(1) {
+                let (tag, _) = tag.split_once('>').unwrap();
+                let name = tag.trim_start_matches('/');
+                assert!(tags_of_markdown.contains(&name), "{markdown:?} makes the tag <{tag}>");
+            }
+        }
     }
 }

@@ -93,7 +93,7 @@ struct BringUpRun {
     path: PathBuf,
     record: File,
     driver: Box<dyn Driver>,
-    hand: ControlQueue,
+    controls: ControlQueue,
     clock: Clock,
     lines: mpsc::Receiver<String>,
     /// A line that was typed while a move was watched; it is executed next.
@@ -131,8 +131,8 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let checked = config.machine.profile.load().map_err(anyhow::Error::msg)?;
     let profile = as_if_brought_up(checked.profile)?;
     let limit_ms = config.machine.profile.timeout_ms.unwrap_or(profile.timing.timeout_ms);
-    let hand = ControlQueue::new(&profile, Duration::from_millis(limit_ms));
-    let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
+    let controls = ControlQueue::new(&profile, Duration::from_millis(limit_ms));
+    let share = DriverHandles { controls: Some(controls.clone()), ..DriverHandles::default() };
     let record = File::options().create(true).append(true).open(&path);
     let record = record.with_context(|| path.display().to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -147,7 +147,7 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
             path,
             record,
             driver,
-            hand,
+            controls,
             clock,
             lines,
             pending_line: typed,
@@ -255,7 +255,7 @@ impl BringUpRun {
     /// Moves one control, observes the result, and records both.
     async fn move_and_watch(&mut self, control: &Control, value: f64) {
         let channel = control.readback.as_deref().filter(|channel| *channel != "none");
-        let value = self.hand.nearest_value(&control.name, value);
+        let value = self.controls.nearest_value(&control.name, value);
         // A reading older than 1 s is too old to judge by, so the machine is read again first.
         // Turning heat off does not wait for that.
         let old = |at_ms: u64| self.clock.mono_ms().saturating_sub(at_ms) > 1_000;
@@ -344,9 +344,9 @@ impl BringUpRun {
     }
 
     async fn move_control(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
-        let Self { hand, driver, clock, by, .. } = self;
+        let Self { controls, driver, clock, by, .. } = self;
         let who = by.join(" and ");
-        let moving = hand.set(&who, control, value, clock.mono_ms());
+        let moving = controls.set(&who, control, value, clock.mono_ms());
         tokio::pin!(moving);
         loop {
             tokio::select! {

@@ -199,11 +199,11 @@ fn start_journal_writer(
 fn driver_handles(config: &EdgeConfig) -> DriverHandles {
     let checked = config.artisan.writes.then(|| config.machine.profile.load().ok()).flatten();
     let timeout_ms = config.machine.profile.timeout_ms;
-    let hand = checked.map(|checked| {
+    let controls = checked.map(|checked| {
         let ms = timeout_ms.unwrap_or(checked.profile.timing.timeout_ms);
         ControlQueue::new(&checked.profile, Duration::from_millis(ms))
     });
-    DriverHandles { controls: hand, ..DriverHandles::default() }
+    DriverHandles { controls, ..DriverHandles::default() }
 }
 
 fn start_sampler(

@@ -55,10 +55,11 @@ impl ControlQueue {
     #[must_use]
     pub fn new(profile: &Profile, timeout: Duration) -> Self {
         let profile = Arc::new(profile.clone());
-        let guard = Interlock::new(profile.clone());
+        let interlock = Interlock::new(profile.clone());
         let (waiting, notes) = (VecDeque::new(), VecDeque::new());
         let patience = QUEUE_WAIT_MIN.max(3 * timeout);
-        let shared = QueueState { interlock: guard, queue: waiting, notes, queue_wait: patience };
+        let shared =
+            QueueState { interlock: interlock, queue: waiting, notes, queue_wait: patience };
         Self { profile, shared: Arc::new(Mutex::new(shared)), notify: Arc::default() }
     }
 
@@ -267,10 +268,10 @@ mod tests {
         MachineSnapshot { at_ms: Some(0), values, ..MachineSnapshot::default() }
     }
 
-    fn hand() -> ControlQueue {
-        let hand = ControlQueue::new(&profile(), Duration::from_millis(300));
-        hand.observe(known());
-        hand
+    fn controls() -> ControlQueue {
+        let controls = ControlQueue::new(&profile(), Duration::from_millis(300));
+        controls.observe(known());
+        controls
     }
 
     fn burner(value: f64) -> Command {
@@ -281,70 +282,70 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_write_that_waited_too_long_is_never_executed() {
-        let hand = hand();
-        let asking = hand.clone();
+        let controls = controls();
+        let asking = controls.clone();
         let asked =
             tokio::spawn(async move { asking.enqueue_and_wait("Artisan", burner(0.0), 0).await });
-        hand.wait_for_write().await;
+        controls.wait_for_write().await;
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(hand.next(2_000).is_none());
+        assert!(controls.next(2_000).is_none());
         assert_eq!(asked.await.unwrap(), Err(WriteError::Busy));
-        assert!(hand.take_notes().is_empty(), "nothing was written");
+        assert!(controls.take_notes().is_empty(), "nothing was written");
         // A write within the time limit is executed, and its outcome is returned.
-        let asking = hand.clone();
+        let asking = controls.clone();
         let asked =
             tokio::spawn(
                 async move { asking.enqueue_and_wait("Artisan", burner(0.0), 3_000).await },
             );
-        hand.wait_for_write().await;
-        let next = hand.next(3_000).unwrap();
+        controls.wait_for_write().await;
+        let next = controls.next(3_000).unwrap();
         assert_eq!(next.command, burner(0.0));
-        hand.complete(next, Ok(()), 3_000);
+        controls.complete(next, Ok(()), 3_000);
         assert_eq!(asked.await.unwrap(), Ok("burner to 0".to_owned()));
-        assert_eq!(hand.take_notes(), ["Artisan: burner to 0"]);
+        assert_eq!(controls.take_notes(), ["Artisan: burner to 0"]);
     }
 
     #[tokio::test]
     async fn a_write_of_less_heat_goes_first_and_replaces_a_write_of_more() {
-        let hand = hand();
+        let controls = controls();
         let air = Command::Set(1, 65.0);
-        let _air = hand.enqueue("a", air, 0).unwrap();
-        let raise = hand.enqueue("a", burner(50.0), 0).unwrap();
-        let _apply = hand.enqueue("a", APPLY, 0).unwrap();
-        let _cut = hand.enqueue("b", burner(10.0), 0).unwrap();
+        let _air = controls.enqueue("a", air, 0).unwrap();
+        let raise = controls.enqueue("a", burner(50.0), 0).unwrap();
+        let _apply = controls.enqueue("a", APPLY, 0).unwrap();
+        let _cut = controls.enqueue("b", burner(10.0), 0).unwrap();
         assert!(raise.await.is_err(), "replaced by the write of less heat");
-        let order: Vec<_> = std::iter::from_fn(|| hand.next(0).map(|w| w.command)).collect();
+        let order: Vec<_> = std::iter::from_fn(|| controls.next(0).map(|w| w.command)).collect();
         assert_eq!(order, [burner(10.0), air, APPLY]);
         // When the queue is full, a write that does not reduce heat is dropped for it.
-        let kept: Vec<_> = (0..2 * QUEUE_MAX).map(|_| hand.enqueue("a", APPLY, 0)).collect();
+        let kept: Vec<_> = (0..2 * QUEUE_MAX).map(|_| controls.enqueue("a", APPLY, 0)).collect();
         assert_eq!(kept.iter().filter(|asked| asked.is_ok()).count(), QUEUE_MAX);
-        let _cut = hand.enqueue("b", burner(0.0), 0).unwrap();
-        assert_eq!(hand.next(0).unwrap().command, burner(0.0));
+        let _cut = controls.enqueue("b", burner(0.0), 0).unwrap();
+        assert_eq!(controls.next(0).unwrap().command, burner(0.0));
     }
 
     #[tokio::test]
     async fn a_queued_write_of_less_heat_is_not_replaced_by_a_write_of_more() {
-        let hand = hand();
-        let _off = hand.enqueue("a", burner(0.0), 0).unwrap();
-        let _apply = hand.enqueue("a", APPLY, 0).unwrap();
-        let more = hand.enqueue("b", burner(50.0), 0).unwrap();
-        let less = hand.enqueue("b", burner(30.0), 0).unwrap();
+        let controls = controls();
+        let _off = controls.enqueue("a", burner(0.0), 0).unwrap();
+        let _apply = controls.enqueue("a", APPLY, 0).unwrap();
+        let more = controls.enqueue("b", burner(50.0), 0).unwrap();
+        let less = controls.enqueue("b", burner(30.0), 0).unwrap();
         assert!(more.await.is_err(), "30 replaces 50, and not 0");
-        let off = hand.next(0).unwrap();
+        let off = controls.next(0).unwrap();
         assert_eq!(off.command, burner(0.0));
-        hand.complete(off, Ok(()), 0);
-        assert_eq!(hand.next(0).unwrap().command, APPLY, "before the write of 30");
+        controls.complete(off, Ok(()), 0);
+        assert_eq!(controls.next(0).unwrap().command, APPLY, "before the write of 30");
         // The interlock checks 30 again, now that the burner is off.
-        assert!(hand.next(0).is_none());
+        assert!(controls.next(0).is_none());
         assert!(matches!(less.await.unwrap(), Err(WriteError::TooSoon { .. })));
     }
 
     #[tokio::test]
     async fn a_write_that_is_no_longer_allowed_at_its_turn_is_refused() {
-        let hand = hand();
-        let raise = hand.enqueue("a", burner(50.0), 0).unwrap();
-        hand.observe(MachineSnapshot::default());
-        assert!(hand.next(100).is_none());
+        let controls = controls();
+        let raise = controls.enqueue("a", burner(50.0), 0).unwrap();
+        controls.observe(MachineSnapshot::default());
+        assert!(controls.next(100).is_none());
         assert!(matches!(raise.await.unwrap(), Err(WriteError::ReadingsUnreliable(_))));
     }
 

@@ -136,12 +136,12 @@ impl ProfileDriver {
 
     /// Executes the next queued write, if there is one.
     async fn execute_next(&mut self, mono_ms: u64) {
-        let Some(hand) = self.controls.clone() else { return };
-        let Some(next) = hand.next(mono_ms) else { return };
+        let Some(controls) = self.controls.clone() else { return };
+        let Some(next) = controls.next(mono_ms) else { return };
         let began = Instant::now();
         let outcome = self.bus.write(next.command, mono_ms).await;
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        hand.complete(next, outcome, mono_ms.saturating_add(took_ms));
+        controls.complete(next, outcome, mono_ms.saturating_add(took_ms));
     }
 
     async fn read_once(&mut self, mono_ms: u64) -> Result<Reading, DriverError> {
@@ -159,9 +159,9 @@ impl ProfileDriver {
                     let seconds = mono_ms.saturating_sub(since_ms) as f64 / 1000.0;
                     reading.notes.push(format!("gap of {seconds:.1} s: {why}"));
                 }
-                if let Some(hand) = &self.controls {
-                    reading.notes.extend(hand.take_notes());
-                    hand.observe(self.snapshot(mono_ms, &reading));
+                if let Some(controls) = &self.controls {
+                    reading.notes.extend(controls.take_notes());
+                    controls.observe(self.snapshot(mono_ms, &reading));
                 }
                 Ok(reading)
             }
@@ -180,7 +180,7 @@ impl Driver for ProfileDriver {
 
     fn wait_for_write(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match &self.controls {
-            Some(hand) => Box::pin(hand.wait_for_write()),
+            Some(controls) => Box::pin(controls.wait_for_write()),
             None => Box::pin(std::future::pending()),
         }
     }

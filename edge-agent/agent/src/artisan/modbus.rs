@@ -64,7 +64,7 @@ impl RegisterServer {
 
 /// Executes a write request, if the machine's profile allows it now.
 async fn write(
-    hand: Option<ControlQueue>,
+    controls: Option<ControlQueue>,
     asked: SlaveRequest<'static>,
     mono_ms: u64,
 ) -> Result<Response, ExceptionCode> {
@@ -82,8 +82,8 @@ async fn write(
         Request::MaskWriteRegister(at, and, or) => Response::MaskWriteRegister(*at, *and, *or),
         _ => return Err(ExceptionCode::IllegalFunction),
     };
-    let outcome = match hand {
-        Some(hand) => hand.write_modbus("Artisan", unit, &request, mono_ms).await,
+    let outcome = match controls {
+        Some(controls) => controls.write_modbus("Artisan", unit, &request, mono_ms).await,
         None => Err(WriteError::Disabled),
     };
     outcome.map(|moved| tracing::info!(moved, "Artisan moved a control")).map_err(|refused| {

@@ -66,8 +66,8 @@ impl ControlQueue {
 /// profile describes, by the same function and of the same length; any other request returns
 /// `None`. Where several controls share one apply write, it applies to the control that waits for
 /// it.
-fn command_of(guard: &Interlock, station: u8, request: &Request<'_>) -> Option<Command> {
-    let profile = guard.profile();
+fn command_of(interlock: &Interlock, station: u8, request: &Request<'_>) -> Option<Command> {
+    let profile = interlock.profile();
     let mut applied = None;
     for (at, control) in profile.controls.iter().enumerate() {
         let place = |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
@@ -76,7 +76,7 @@ fn command_of(guard: &Interlock, station: u8, request: &Request<'_>) -> Option<C
             && place(&apply.addr) == Some(holding(station, *register))
             && (*and, *or) == (apply.and, apply.or)
         {
-            if guard.has_staged(at) {
+            if interlock.has_staged(at) {
                 return Some(Command::Apply(at));
             }
             applied = applied.or(Some(Command::Apply(at)));
@@ -143,7 +143,7 @@ mod tests {
         profile
     }
 
-    fn guard(profile: Profile) -> Interlock {
+    fn interlock(profile: Profile) -> Interlock {
         Interlock::new(Arc::new(profile))
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn only_the_write_that_the_profile_describes_is_a_command() {
         let burner = |value: u16| Request::WriteSingleRegister(12290, value * 100);
         let mut profile = profile();
-        let known = guard(profile.clone());
+        let known = interlock(profile.clone());
         let meant = |request| super::command_of(&known, 1, &request);
         assert_eq!(meant(burner(45)), Some(Command::Set(0, 45.0)));
         assert_eq!(meant(APPLY), Some(Command::Apply(0)));
@@ -170,20 +170,23 @@ mod tests {
         assert_eq!(super::command_of(&known, 2, &APPLY), None, "another unit");
         profile.controls[0].auto_raw = Some(20_000.0);
         let back = Request::WriteSingleRegister(12290, 20_000);
-        assert_eq!(super::command_of(&guard(profile), 1, &back), Some(Command::ReleaseToLocal(0)));
+        assert_eq!(
+            super::command_of(&interlock(profile), 1, &back),
+            Some(Command::ReleaseToLocal(0))
+        );
     }
 
     #[test]
     fn a_shared_apply_belongs_to_the_control_with_a_staged_value() {
         let mut profile = profile();
         profile.controls[1].apply = profile.controls[0].apply.clone();
-        let mut guard = guard(profile);
+        let mut interlock = interlock(profile);
         let values = [("btC", 150.0), ("etC", 200.0), ("gasPct", 40.0), ("fanPct", 60.0)];
         let values = values.into_iter().chain([("drumPct", 70.0)]);
         let values = values.map(|(name, value)| (name.to_owned(), value)).collect();
-        guard.observe(MachineSnapshot { at_ms: Some(0), values, ..MachineSnapshot::default() });
-        guard.start(Command::Set(1, 65.0), 0).unwrap();
-        assert_eq!(command_of(&guard, 1, &APPLY), Some(Command::Apply(1)));
+        interlock.observe(MachineSnapshot { at_ms: Some(0), values, ..MachineSnapshot::default() });
+        interlock.start(Command::Set(1, 65.0), 0).unwrap();
+        assert_eq!(command_of(&interlock, 1, &APPLY), Some(Command::Apply(1)));
     }
 
     #[test]
@@ -197,7 +200,7 @@ mod tests {
             ) {
                 continue;
             }
-            let known = guard(profile.clone());
+            let known = interlock(profile.clone());
             for (at, control) in profile.controls.iter().enumerate() {
                 let [low, high] = control.range.unwrap_or([0.0, 1.0]);
                 for value in [low, f64::midpoint(low, high).round(), high] {

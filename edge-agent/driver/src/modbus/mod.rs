@@ -200,12 +200,12 @@ impl Modbus {
 
     /// Executes the next queued write, if there is one.
     async fn execute_next(&mut self, mono_ms: u64) {
-        let Some(hand) = self.handles.controls.clone() else { return };
+        let Some(controls) = self.handles.controls.clone() else { return };
         // During a poll the current time is later than its start.
         let now_ms = mono_ms + self.elapsed_ms();
-        let Some(next) = hand.next(now_ms) else { return };
+        let Some(next) = controls.next(now_ms) else { return };
         let outcome = self.send_command(next.command, mono_ms).await;
-        hand.complete(next, outcome, mono_ms + self.elapsed_ms());
+        controls.complete(next, outcome, mono_ms + self.elapsed_ms());
     }
 
     /// Returns the time since the poll began, ms.

@@ -212,8 +212,8 @@ async fn a_queued_write_is_executed_between_two_runs_of_registers() {
     let mut profile = profile("toper.tkm-sx.plc");
     profile.machine.writes = firmware_profiles::Writes::Enabled;
     profile.timing.block_max = 1;
-    let hand = ControlQueue::new(&profile, Duration::from_secs(5));
-    let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
+    let controls = ControlQueue::new(&profile, Duration::from_secs(5));
+    let share = DriverHandles { controls: Some(controls.clone()), ..DriverHandles::default() };
     let (emulator, mut driver) = start_shared(&profile, share, STEP_MS).await;
     driver.read(0).await.unwrap();
     let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
@@ -224,7 +224,7 @@ async fn a_queued_write_is_executed_between_two_runs_of_registers() {
     let began = Instant::now();
     let moved = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        hand.write_modbus("a test", 1, &off, 100).await.map(|_| began.elapsed())
+        controls.write_modbus("a test", 1, &off, 100).await.map(|_| began.elapsed())
     };
     let (reading, moved) = tokio::join!(driver.read(100), moved);
     let took = began.elapsed();
@@ -241,14 +241,14 @@ async fn a_queued_write_is_executed_between_two_runs_of_registers() {
     assert_eq!(reading.notes, ["a test: burner to 0"]);
     emulator.clear_faults();
     // A write is also executed between two readings.
-    let (moved, ()) = tokio::join!(hand.write_modbus("a test", 1, &off, 200), async {
+    let (moved, ()) = tokio::join!(controls.write_modbus("a test", 1, &off, 200), async {
         driver.wait_for_write().await;
         driver.execute_pending(200).await;
     });
     assert_eq!(moved.unwrap(), "burner to 0");
     emulator.inject_fault(None, Fault::Refuses(4));
     let off = tokio_modbus::Request::WriteSingleRegister(1105, 0);
-    let (moved, ()) = tokio::join!(hand.write_modbus("a test", 1, &off, 300), async {
+    let (moved, ()) = tokio::join!(controls.write_modbus("a test", 1, &off, 300), async {
         driver.wait_for_write().await;
         driver.execute_pending(300).await;
     });
@@ -283,7 +283,7 @@ struct Held {
     profile: Profile,
     emulator: Emulator,
     driver: Box<dyn Driver>,
-    hand: ControlQueue,
+    controls: ControlQueue,
     now_ms: u64,
 }
 
@@ -292,12 +292,12 @@ impl Held {
         let mut profile = profile(id);
         profile.machine.writes = firmware_profiles::Writes::Enabled;
         profile.timing.timeout_ms = 1_000;
-        let hand = ControlQueue::new(&profile, Duration::from_secs(1));
-        let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
+        let controls = ControlQueue::new(&profile, Duration::from_secs(1));
+        let share = DriverHandles { controls: Some(controls.clone()), ..DriverHandles::default() };
         // With a small step: a machine that sends without being polled goes on while no test reads
         // it, and a jump would count as a spike.
         let (emulator, driver) = start_shared(&profile, share, 200).await;
-        let mut held = Self { profile, emulator, driver, hand, now_ms: 0 };
+        let mut held = Self { profile, emulator, driver, controls, now_ms: 0 };
         // Reads until the roast runs, since the burner needs air.
         for _ in 0..20 {
             held.shows("btC").await;
@@ -320,7 +320,7 @@ impl Held {
 
     async fn moves(&mut self, control: &str, value: f64) -> Result<String, WriteError> {
         let (asked, ()) =
-            tokio::join!(self.hand.set("a test", control, value, self.now_ms), async {
+            tokio::join!(self.controls.set("a test", control, value, self.now_ms), async {
                 // A write that is refused at once never reaches the driver.
                 let asked =
                     tokio::time::timeout(Duration::from_millis(50), self.driver.wait_for_write());

@@ -3,6 +3,7 @@
 //! rate-limit layers and the extractors return the same responses for all operations.
 
 use serde_json::{Map, Value, json};
+use utoipa::openapi::{Content, OpenApi, RefOr};
 
 /// Statuses that any operation may return.
 const COMMON_RESPONSES: [(&str, &str); 7] = [
@@ -31,7 +32,7 @@ const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 ///
 /// # Errors
 /// When the document cannot be serialised as JSON; this happens to none of our documents.
-pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json::Error> {
+pub fn complete(document: &OpenApi) -> Result<Value, serde_json::Error> {
     let mut document = serde_json::to_value(document)?;
     let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
     if let Some(paths) = document["paths"].as_object_mut() {
@@ -74,31 +75,36 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Result<Value, serde_json
 /// maps `METHOD /path` to a body. An example that is not JSON, or whose operation does not exist,
 /// is logged and left out; a test checks that there is none.
 #[must_use]
-pub fn with_examples(
-    document: utoipa::openapi::OpenApi,
-    examples: &str,
-) -> utoipa::openapi::OpenApi {
-    let insert = || -> Result<utoipa::openapi::OpenApi, serde_json::Error> {
-        let examples: Map<String, Value> = serde_json::from_str(examples)?;
-        let mut json = serde_json::to_value(&document)?;
-        for (operation, example) in examples {
-            let (method, path) = operation.split_once(' ').unwrap_or_default();
-            let body = json["paths"]
-                .get_mut(path)
-                .and_then(|operations| operations.get_mut(method.to_lowercase()))
-                .and_then(|operation| operation.get_mut("requestBody"));
-            if let Some(body) = body {
-                body["content"]["application/json"]["example"] = example;
-            } else {
-                tracing::error!(operation, "an example names no operation with a request body");
-            }
-        }
-        serde_json::from_value(json)
-    };
-    insert().unwrap_or_else(|error| {
+pub fn with_examples(mut document: OpenApi, examples: &str) -> OpenApi {
+    let examples: Map<String, Value> = serde_json::from_str(examples).unwrap_or_else(|error| {
         tracing::error!(%error, "the request examples cannot be read; leaving them out");
-        document
-    })
+        Map::new()
+    });
+    for (operation, example) in examples {
+        if let Some(content) = json_request_body(&mut document, &operation) {
+            content.example = Some(example);
+        } else {
+            tracing::error!(operation, "an example names no operation with a request body");
+        }
+    }
+    document
+}
+
+/// Returns the JSON request body of an operation, which is named by its method and path:
+/// `POST /missions`.
+fn json_request_body<'d>(document: &'d mut OpenApi, operation: &str) -> Option<&'d mut Content> {
+    let (method, path) = operation.split_once(' ')?;
+    let operations = document.paths.paths.get_mut(path)?;
+    let operation = match method {
+        "POST" => operations.post.as_mut(),
+        "PUT" => operations.put.as_mut(),
+        "PATCH" => operations.patch.as_mut(),
+        "DELETE" => operations.delete.as_mut(),
+        _ => None,
+    }?;
+    let RefOr::T(body) = operation.request_body.as_mut()? else { return None };
+    let RefOr::T(content) = body.content.get_mut("application/json")? else { return None };
+    Some(content)
 }
 
 fn add_responses(operation: &mut Value, body: bool, error: &Value) {

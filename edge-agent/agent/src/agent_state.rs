@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use contract::{Channel, EventKind};
 use serde::Serialize;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use crate::journal::JournalTotals;
 
@@ -15,7 +16,7 @@ use crate::journal::JournalTotals;
 const POINTS_MAX: usize = 12_000;
 
 /// One sample, or one event, as the local page draws it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct ChartPoint {
     /// Unix time, ms.
     pub t: i64,
@@ -38,7 +39,7 @@ pub struct NewestSample {
 }
 
 /// The forecast for the running roast, rounded for people.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ForecastSummary {
     /// The bean temperature expected in one minute, in °C.
@@ -49,7 +50,7 @@ pub struct ForecastSummary {
 }
 
 /// When an event is expected, in seconds from now, with the 90 % interval `from_s` to `to_s`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExpectedEvent {
     #[serde(rename = "type")]
@@ -79,7 +80,7 @@ impl ForecastSummary {
 }
 
 /// The state of machine, disk, key and cloud, for `/status`, `/metrics` and the local page.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
     pub machine: String,
@@ -106,7 +107,7 @@ pub struct AgentStatus {
 }
 
 /// A note that the local page shows next to the curve.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct LastNote {
     /// Unix time, ms.
     pub t: i64,

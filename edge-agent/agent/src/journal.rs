@@ -115,7 +115,7 @@ pub struct OutgoingFrame {
 }
 
 /// How much the journal contains.
-#[derive(Debug, Clone, Default, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalTotals {
     pub frames: i64,

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use contract::EventKind;
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use service::health::Health;
 use service::http::{self, CONCURRENT_REQUESTS_MAX, ConcurrencyLimit};
 use service::metrics::Metrics;
@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use utoipa::OpenApi as _;
+use utoipa::{OpenApi as _, ToSchema};
 
-use crate::agent_state::AgentState;
+use crate::agent_state::{AgentState, AgentStatus, ChartPoint};
 use crate::clock::Clock;
 use crate::journal_writer::JournalCommand;
 
@@ -37,11 +37,13 @@ struct LocalState {
     stop: CancellationToken,
 }
 
-#[derive(Deserialize)]
+/// An event that a person marks.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct EventBody {
     #[serde(rename = "type")]
     kind: EventKind,
+    /// At most 1024 bytes.
     note: Option<String>,
 }
 
@@ -85,10 +87,15 @@ pub fn app(
 }
 
 /// An error as the page reads it: a status, and a sentence as `error`.
-type Refusal = (StatusCode, Json<serde_json::Value>);
+type Refusal = (StatusCode, Json<ErrorBody>);
+
+#[derive(Serialize)]
+struct ErrorBody {
+    error: String,
+}
 
 fn refuse(status: StatusCode, sentence: &str) -> Refusal {
-    (status, Json(serde_json::json!({ "error": sentence })))
+    (status, Json(ErrorBody { error: sentence.to_owned() }))
 }
 
 fn refuse_invalid(sentence: &str) -> Refusal {
@@ -108,15 +115,15 @@ async fn page() -> Response {
 }
 
 /// Returns the agent's state: machine, disk, cloud and the running roast.
-#[utoipa::path(get, path = "/status", responses((status = 200, body = Object)))]
-async fn status(Extract(local): Extract<LocalState>) -> Response {
-    Json(local.board.status()).into_response()
+#[utoipa::path(get, path = "/status", responses((status = 200, body = AgentStatus)))]
+async fn status(Extract(local): Extract<LocalState>) -> Json<AgentStatus> {
+    Json(local.board.status())
 }
 
 /// Returns the newest samples and events, at most 12000 points.
-#[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<Object>)))]
-async fn points(Extract(local): Extract<LocalState>) -> Response {
-    Json(local.board.points()).into_response()
+#[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<ChartPoint>)))]
+async fn points(Extract(local): Extract<LocalState>) -> Json<Vec<ChartPoint>> {
+    Json(local.board.points())
 }
 
 /// Streams samples and events as server-sent events, as each frame is made.
@@ -141,7 +148,7 @@ async fn live(Extract(local): Extract<LocalState>) -> Response {
 ///
 /// The body must be JSON: a browser sends JSON to another origin only after a CORS preflight, so no
 /// page of another origin can mark a roast.
-#[utoipa::path(post, path = "/marks", request_body = Object,
+#[utoipa::path(post, path = "/marks", request_body = EventBody,
     responses((status = 204), (status = 400, description = "No roast is running, or unknown type")))]
 async fn mark(
     Extract(local): Extract<LocalState>,

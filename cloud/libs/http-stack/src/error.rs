@@ -8,7 +8,7 @@ use serde::Serialize;
 use service_client::ServiceClientError;
 
 /// One problem of a request, in the form that upstream Sim-Corp's clients read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Issue {
     pub code: &'static str,
     pub path: Vec<String>,
@@ -128,15 +128,24 @@ impl From<ServiceClientError> for ApiError {
     }
 }
 
+/// The body of an error response.
+#[derive(Serialize)]
+struct ErrorBody<'e> {
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issues: Option<&'e [Issue]>,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Self::Internal(source) = &self {
             tracing::error!(error = %source, "a request failed with an internal error");
         }
-        let mut body = serde_json::json!({ "error": self.to_string() });
-        if let Self::Issues(issues) = &self {
-            body["issues"] = serde_json::json!(issues);
-        }
+        let issues = match &self {
+            Self::Issues(issues) => Some(issues.as_slice()),
+            _ => None,
+        };
+        let body = ErrorBody { error: self.to_string(), issues };
         (self.status(), Json(body)).into_response()
     }
 }

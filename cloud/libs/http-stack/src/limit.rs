@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::http::Method;
 use cache::{Redis, Script};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use service::config::Mistakes;
 use tokio::time::Instant;
 
@@ -65,6 +64,26 @@ struct Counts {
     /// Refusals by bucket key; at most [`KEYS_MAX`] keys. Refusals of further keys are counted only
     /// in `blocked`.
     refused: BTreeMap<String, u64>,
+}
+
+/// The body of `/_rate-limit/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimitMetrics {
+    pub total_requests: u64,
+    pub allowed_requests: u64,
+    pub blocked_requests: u64,
+    /// The number of buckets in this process.
+    pub active_keys: usize,
+    /// The bucket keys with the most refusals, at most ten.
+    pub top_keys: Vec<RefusedKey>,
+}
+
+/// A bucket key and the number of its refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedKey {
+    pub key: String,
+    pub count: u64,
 }
 
 const KEYS_MAX: usize = 1_000;
@@ -161,7 +180,7 @@ impl Limits {
     /// Returns the body of upstream Sim-Corp's `/_rate-limit/metrics`, with the refused keys of the
     /// caller's own organisation only; a caller without an organisation sees all.
     #[must_use]
-    pub fn metrics(&self, caller: &Caller) -> Value {
+    pub fn metrics(&self, caller: &Caller) -> RateLimitMetrics {
         let counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let own = |key: &str| match &caller.org {
             None => true,
@@ -169,15 +188,14 @@ impl Limits {
         };
         let mut top: Vec<_> = counts.refused.iter().filter(|(key, _)| own(key)).collect();
         top.sort_by_key(|(_, n)| u64::MAX - **n);
-        let top: Vec<_> =
-            top.into_iter().take(TOP).map(|(key, n)| json!({"key": key, "count": n})).collect();
-        let active = self.0.own.lock().unwrap_or_else(PoisonError::into_inner).len();
-        json!({
-            "totalRequests": counts.allowed + counts.blocked,
-            "allowedRequests": counts.allowed,
-            "blockedRequests": counts.blocked,
-            "activeKeys": active,
-            "topKeys": top,
-        })
+        let refused =
+            |(key, count): (&String, &u64)| RefusedKey { key: key.clone(), count: *count };
+        RateLimitMetrics {
+            total_requests: counts.allowed + counts.blocked,
+            allowed_requests: counts.allowed,
+            blocked_requests: counts.blocked,
+            active_keys: self.0.own.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            top_keys: top.into_iter().take(TOP).map(refused).collect(),
+        }
     }
 }

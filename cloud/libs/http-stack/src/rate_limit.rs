@@ -6,12 +6,12 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::auth::{Caller, Role};
 use crate::bucket::RateLimitDecision;
 use crate::error::ApiError;
-use crate::limit::Limits;
+use crate::limit::{Limits, RateLimitMetrics};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LEFT: HeaderName = HeaderName::from_static("ratelimit");
@@ -59,20 +59,34 @@ fn add_headers(headers: &mut axum::http::HeaderMap, taken: &RateLimitDecision) {
     }
 }
 
+/// The body of a 429 response.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TooManyRequests {
+    error: &'static str,
+    message: String,
+    /// Seconds.
+    retry_after: u64,
+}
+
 /// Returns a 429 response in upstream Sim-Corp's format.
 #[must_use]
 pub fn too_many_requests(taken: &RateLimitDecision) -> Response {
     let wait = taken.retry_after_s.max(1);
-    let message = format!("too many requests of this {}; again in {wait} s", taken.kind);
-    let body = json!({"error": "Too Many Requests", "message": message, "retryAfter": wait});
+    let body = TooManyRequests {
+        error: "Too Many Requests",
+        message: format!("too many requests of this {}; again in {wait} s", taken.kind),
+        retry_after: wait,
+    };
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait.to_string())], Json(body))
         .into_response()
 }
 
-/// Returns the caller's buckets and refusals; for admins only.
-pub(crate) fn metrics_for(limits: &Limits, caller: &Caller) -> Response {
-    if let Err(error) = caller.require_role(Role::Admin) {
-        return error.into_response();
-    }
-    Json(limits.metrics(caller)).into_response()
+/// Returns the counts of requests and refusals; for admins only.
+pub(crate) fn metrics_for(
+    limits: &Limits,
+    caller: &Caller,
+) -> Result<Json<RateLimitMetrics>, ApiError> {
+    caller.require_role(Role::Admin)?;
+    Ok(Json(limits.metrics(caller)))
 }

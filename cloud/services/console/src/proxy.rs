@@ -7,6 +7,7 @@ use axum::extract::{Path, RawQuery, State as Extract};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use contract::point::{RoastEvent, TelemetryPoint};
 use futures_util::StreamExt as _;
 use http_stack::error::ApiError;
 
@@ -28,35 +29,23 @@ pub fn routes() -> Router<ConsoleState> {
 
 /// Returns a session's telemetry points.
 #[utoipa::path(get, path = "/api/sessions/{id}/telemetry", params(("id" = String, Path)),
-    responses((status = 200, body = Vec<Object>), (status = 503)))]
+    responses((status = 200, body = Vec<TelemetryPoint>), (status = 503)))]
 async fn telemetry(
     Extract(state): Extract<ConsoleState>,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    forward(
-        &state,
-        &format!("/sessions/{}/telemetry", parse_session_id(&id)?),
-        query,
-        &HeaderMap::new(),
-    )
-    .await
+    forward_session(&state, &id, "telemetry", query).await
 }
 
 /// Returns a session's events.
 #[utoipa::path(get, path = "/api/sessions/{id}/events", params(("id" = String, Path)),
-    responses((status = 200, body = Vec<Object>), (status = 503)))]
+    responses((status = 200, body = Vec<RoastEvent>), (status = 503)))]
 async fn events(
     Extract(state): Extract<ConsoleState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    forward(
-        &state,
-        &format!("/sessions/{}/events", parse_session_id(&id)?),
-        None,
-        &HeaderMap::new(),
-    )
-    .await
+    forward_session(&state, &id, "events", None).await
 }
 
 /// Streams live envelopes. `what` is `telemetry` or `events`.
@@ -78,6 +67,17 @@ async fn stream(
 /// address another path.
 fn parse_session_id(id: &str) -> Result<contract::SessionId, ApiError> {
     id.parse().map_err(|error: contract::IdError| ApiError::Invalid(error.to_string()))
+}
+
+/// Forwards a request for a part of a session, such as its events.
+async fn forward_session(
+    state: &ConsoleState,
+    id: &str,
+    part: &str,
+    query: Option<String>,
+) -> Result<Response, ApiError> {
+    let path = format!("/sessions/{}/{part}", parse_session_id(id)?);
+    forward(state, &path, query, &HeaderMap::new()).await
 }
 
 async fn forward(

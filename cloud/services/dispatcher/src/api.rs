@@ -3,17 +3,17 @@
 use axum::Json;
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use contract::ops::{SessionClosed, SessionTopic};
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use serde_json::{Value, json};
+use serde::Serialize;
 use service::openapi::with_examples;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::{DispatcherConfig, LastError, MissionDispatcher};
+use crate::{Counters, DispatcherConfig, LastError, MissionDispatcher};
 
 const TOPIC: &str = "ops/+/+/+/session/closed";
 
@@ -42,40 +42,71 @@ pub fn routes(
     (router, with_examples(openapi, include_str!("examples.json")))
 }
 
+/// What the dispatcher has done so far.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    counters: Counters,
+    /// The newest errors that the caller may see, newest first.
+    last_errors: Vec<LastError>,
+    subscribed_topics: Vec<&'static str>,
+    goals: Vec<String>,
+}
+
 /// Returns the counters of what has been done so far, and the last errors.
-#[utoipa::path(get, path = "/status", tag = "dispatcher", responses((status = 200, body = Object)))]
-async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/status", tag = "dispatcher", responses((status = 200, body = Status)))]
+async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Status>, ApiError> {
     caller.require_role(Role::Viewer)?;
-    let goals = &state.config.goals;
     Ok(Json(state.work.with_stats(|seen| {
         let own = |error: &&LastError| caller.org.is_none() || error.org == caller.org;
-        let errors: Vec<_> = seen.errors.iter().filter(own).collect();
-        json!({"counters": seen.counters, "lastErrors": errors,
-               "subscribedTopics": [TOPIC], "goals": goals})
+        Status {
+            counters: seen.counters.clone(),
+            last_errors: seen.errors.iter().filter(own).cloned().collect(),
+            subscribed_topics: vec![TOPIC],
+            goals: state.config.goals.clone(),
+        }
     })))
 }
 
+/// The settings that the dispatcher runs with.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct EffectiveConfig {
+    topics: Vec<&'static str>,
+    goals: Vec<String>,
+    kernel_url: String,
+    /// The most attempts of a mission.
+    max_attempts: u32,
+}
+
 /// Returns the dispatcher's configuration.
-#[utoipa::path(get, path = "/config", tag = "dispatcher", responses((status = 200, body = Object)))]
+#[utoipa::path(get, path = "/config", tag = "dispatcher",
+    responses((status = 200, body = EffectiveConfig)))]
 async fn configuration(
     Extract(state): Extract<State>,
     caller: Caller,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<EffectiveConfig>, ApiError> {
     caller.require_role(Role::Viewer)?;
-    let config = &state.config;
-    Ok(Json(json!({"topics": [TOPIC], "goals": config.goals, "kernelUrl": config.kernel_url,
-                   "maxAttempts": config.max_attempts})))
+    let DispatcherConfig { goals, kernel_url, max_attempts, .. } = state.config;
+    Ok(Json(EffectiveConfig { topics: vec![TOPIC], goals, kernel_url, max_attempts }))
+}
+
+/// The response to a replay.
+#[derive(Serialize, ToSchema)]
+struct ReplayAccepted {
+    /// Always `queued`.
+    status: &'static str,
 }
 
 /// Dispatches the end of a roast once more. Returns 404 unless `dispatcher.replay` is set.
 #[utoipa::path(post, path = "/replay", tag = "dispatcher", request_body = SessionClosed,
-    responses((status = 202, body = Object), (status = 400), (status = 403), (status = 404),
+    responses((status = 202, body = ReplayAccepted), (status = 400), (status = 403), (status = 404),
               (status = 503)))]
 async fn replay(
     Extract(state): Extract<State>,
     caller: Caller,
     JsonBody(event): JsonBody<SessionClosed>,
-) -> Result<Response, ApiError> {
+) -> Result<(StatusCode, Json<ReplayAccepted>), ApiError> {
     if !state.config.replay {
         return Err(ApiError::NotFound("replay"));
     }
@@ -85,5 +116,5 @@ async fn replay(
         return Err(ApiError::Issues(vec![Issue::new("type", problem)]));
     }
     state.work.dispatch(&event).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"status": "queued"}))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(ReplayAccepted { status: "queued" })))
 }

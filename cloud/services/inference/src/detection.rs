@@ -68,7 +68,7 @@ struct TrackedMachine {
 /// A followed machine in the response of `/status`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Shown {
+pub struct FollowedMachine {
     #[serde(flatten)]
     pub origin: Origin,
     /// Inference's own session id; ingestion assigns different ones.
@@ -370,11 +370,11 @@ impl MachineTracker {
 
     /// Returns an organisation's machines for `/status`.
     #[must_use]
-    pub fn statuses(&self, org: &contract::OrgId, now: EpochMs) -> Vec<Shown> {
+    pub fn statuses(&self, org: &contract::OrgId, now: EpochMs) -> Vec<FollowedMachine> {
         let own = self.machines.iter().filter(|(origin, _)| origin.org == *org);
         own.map(|(origin, machine)| {
             let told = |kind| machine.published.contains_key(&kind);
-            Shown {
+            FollowedMachine {
                 origin: origin.clone(),
                 session_id: format!("{origin}@{}", machine.started),
                 started_at_iso: machine.started,

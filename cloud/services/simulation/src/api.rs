@@ -7,18 +7,17 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, MachineId};
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::{JsonBody, parse_body};
-use http_stack::query::Params;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use service::openapi::with_examples;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::jobs::{Jobs, PublishRequest, Shown, Stats};
+use crate::jobs::{JobStatus, Jobs, PublishRequest, Stats};
 use crate::request::SimRoastRequest;
 use service::clock::Clock;
 
@@ -55,15 +54,16 @@ pub fn publisher_routes(jobs: Jobs) -> RoutesAndDocument {
     (router, with_examples(openapi, include_str!("publisher_examples.json")))
 }
 
+/// The measurements and events of a simulated roast.
 #[derive(Serialize, ToSchema)]
-struct Simulated {
+struct SimulatedRoast {
     telemetry: Vec<TelemetryPoint>,
     events: Vec<RoastEvent>,
 }
 
 /// Simulates a roast. An empty body uses the default of every field.
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
-    responses((status = 200, body = Simulated), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = Refused)))]
+    responses((status = 200, body = SimulatedRoast), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = InvalidRequest)))]
 async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
     if let Err(error) = caller.require_role(Role::Viewer) {
         return error.into_response();
@@ -79,7 +79,7 @@ async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -
     }
 }
 
-fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
+fn simulated(body: &Bytes, now: EpochMs) -> Result<SimulatedRoast, ApiError> {
     let request: SimRoastRequest = parse_body(if body.is_empty() { b"{}" } else { body })?;
     let issue = |(field, problem): (&'static str, String)| Issue::new(field, problem);
     let issues: Vec<Issue> = request.problems().into_iter().map(issue).collect();
@@ -97,19 +97,19 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<Simulated, ApiError> {
     };
     let started = if started.is_plausible() { started } else { EpochMs(0) };
     let (telemetry, events) = roast.to_wire(&machine, started, request.ambient_temp_c);
-    Ok(Simulated { telemetry, events })
+    Ok(SimulatedRoast { telemetry, events })
 }
 
 /// The response to an invalid request.
 #[derive(Serialize, ToSchema)]
-struct Refused<'i> {
+struct InvalidRequest<'i> {
     message: &'static str,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Issue>)]
     issues: &'i [Issue],
 }
 
 fn bad_request(issues: &[Issue]) -> Response {
-    let body = Refused { message: "Invalid simulation request", issues };
+    let body = InvalidRequest { message: "Invalid simulation request", issues };
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 
@@ -132,42 +132,43 @@ async fn start(
 ) -> Result<Json<Started>, ApiError> {
     caller.require_role(Role::Operator)?;
     let org = caller.resolve_org(Some(&request.org_id))?;
-    let Shown { id, stats, .. } = jobs.start(&org, request).await?;
+    let JobStatus { id, stats, .. } = jobs.start(&org, request).await?;
     Ok(Json(Started { session_id: id, stats }))
 }
 
+/// A request to stop a job.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Stop {
+struct StopRequest {
     session_id: String,
 }
 
+/// The response to a stopped job.
+#[derive(Serialize, ToSchema)]
+struct Stopped {
+    stopped: bool,
+}
+
 /// Stops a job.
-#[utoipa::path(post, path = "/publish/stop", tag = "publisher", request_body = Stop,
+#[utoipa::path(post, path = "/publish/stop", tag = "publisher", request_body = StopRequest,
     params(("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403), (status = 404)))]
+    responses((status = 200, body = Stopped), (status = 400), (status = 403), (status = 404)))]
 async fn stop(
     Extract(jobs): Extract<Jobs>,
-    caller: Caller,
-    params: Params,
-    JsonBody(stop): JsonBody<Stop>,
-) -> Result<Json<Value>, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    if jobs.stop(&org, &stop.session_id) {
-        return Ok(Json(json!({"stopped": true})));
+    request: OrgRequest,
+    JsonBody(stop): JsonBody<StopRequest>,
+) -> Result<Json<Stopped>, ApiError> {
+    request.caller.require_role(Role::Operator)?;
+    if jobs.stop(&request.org, &stop.session_id) {
+        return Ok(Json(Stopped { stopped: true }));
     }
     Err(ApiError::NotFound("job"))
 }
 
 /// Lists the running jobs and the most recently ended ones.
 #[utoipa::path(get, path = "/publish/status", tag = "publisher",
-    params(("orgId" = Option<String>, Query)), responses((status = 200, body = Vec<Shown>), (status = 403)))]
-async fn status(
-    Extract(jobs): Extract<Jobs>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Vec<Shown>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(jobs.list(&org)))
+    params(("orgId" = Option<String>, Query)),
+    responses((status = 200, body = Vec<JobStatus>), (status = 403)))]
+async fn status(Extract(jobs): Extract<Jobs>, request: OrgRequest) -> Json<Vec<JobStatus>> {
+    Json(jobs.list(&request.org))
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::extract::FromRef;
 use contract::topic::TopicKind;
 use contract::{Ack, ChainId, DeviceId, EpochMs, KeyId, MachineId, OrgId, Origin, SiteId};
 use http_stack::error::{ApiError, Issue};
@@ -80,7 +81,7 @@ pub struct Stats {
 
 /// A job as the API returns it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Shown {
+pub struct JobStatus {
     pub id: String,
     pub stats: Stats,
     pub request: PublishRequest,
@@ -108,6 +109,12 @@ struct JobsInner {
     tracker: TaskTracker,
     stop: CancellationToken,
     all: Mutex<BTreeMap<String, PublishJob>>,
+}
+
+impl FromRef<Jobs> for Clock {
+    fn from_ref(jobs: &Jobs) -> Self {
+        jobs.0.clock.clone()
+    }
 }
 
 /// One machine of a job, ready to play.
@@ -157,10 +164,10 @@ impl Jobs {
     }
 
     /// Lists the jobs of an organisation.
-    pub fn list(&self, org: &OrgId) -> Vec<Shown> {
+    pub fn list(&self, org: &OrgId) -> Vec<JobStatus> {
         self.with(|all| {
             let own = all.iter().filter(|(_, job)| job.org == *org);
-            own.map(|(id, job)| Shown {
+            own.map(|(id, job)| JobStatus {
                 id: id.clone(),
                 stats: job.stats.clone(),
                 request: job.request.clone(),
@@ -179,7 +186,7 @@ impl Jobs {
     }
 
     /// Starts a job: signs the roasts, registers the key of their gateway and starts the machines.
-    pub async fn start(&self, org: &OrgId, request: PublishRequest) -> Result<Shown, ApiError> {
+    pub async fn start(&self, org: &OrgId, request: PublishRequest) -> Result<JobStatus, ApiError> {
         if !self.0.allowed {
             return Err(ApiError::Forbidden(
                 "simulated machines are disabled; set simulation.publish to enable them".to_owned(),
@@ -257,7 +264,7 @@ impl Jobs {
                 tracing::warn!(error, %kid, "a simulated gateway's key is still trusted");
             }
         });
-        Ok(Shown { id, stats: Stats::default(), request, running: true })
+        Ok(JobStatus { id, stats: Stats::default(), request, running: true })
     }
 
     /// Checks a request and returns the origins of its machines, or all problems together.

@@ -5,8 +5,8 @@
 
 use contract::EventKind;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
+use crate::analysis::advice::Severity;
 use crate::analysis::phase::{Phase, PhaseLimits};
 use crate::analysis::{Curve, Marks};
 use crate::recording::Recording;
@@ -60,9 +60,9 @@ pub struct Prediction {
     /// What the prediction is based on, and what limits it, in words.
     pub reasons: Vec<&'static str>,
     /// Suggestions in upstream Sim-Corp's form, for people only.
-    pub suggestions: Vec<Value>,
+    pub suggestions: Vec<Suggestion>,
     /// The values that the prediction was computed from.
-    pub features: Map<String, Value>,
+    pub features: PredictionFeatures,
     /// The time of the newest sample, s.
     pub last_elapsed_seconds: f64,
     /// The newest bean temperature, °C.
@@ -85,6 +85,44 @@ pub struct Confidence {
     pub phase_fit: f64,
     /// How much the profile states; `None` without a profile.
     pub profile_fit: Option<f64>,
+}
+
+/// What a person might change.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Suggestion {
+    pub kind: SuggestionKind,
+    pub title: &'static str,
+    pub detail: String,
+    pub severity: Severity,
+    /// Always false: a suggestion changes nothing at the machine.
+    pub requires_approval: bool,
+}
+
+/// What a suggestion is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum SuggestionKind {
+    Timing,
+    Stability,
+    Development,
+}
+
+/// The values from which a prediction is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PredictionFeatures {
+    /// The slope of the fitted line, °C/s.
+    pub slope: f64,
+    /// The line's value at the start of the recording, °C.
+    pub intercept: f64,
+    /// The standard deviation of the rate of rise, °C/min.
+    pub volatility: f64,
+    pub regression_points: usize,
+    pub has_profile: bool,
 }
 
 /// The last 90 s: the fitted line, how far the readings lie from it, and how much the rate of rise
@@ -169,22 +207,18 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&ProfileTarget
         predicted_dev_ratio: ratio,
         confidence: confidence(&trend, bt, phase, aims),
         suggestions: suggestions(aims, (charge, dropped, ratio), trend.volatility),
-        features: json_map(&[
-            ("slope", json!(slope)),
-            ("intercept", json!(start)),
-            ("volatility", json!(trend.volatility)),
-            ("regressionPoints", json!(trend.points)),
-            ("hasProfile", json!(aims.is_some())),
-        ]),
+        features: PredictionFeatures {
+            slope,
+            intercept: start,
+            volatility: trend.volatility,
+            regression_points: trend.points,
+            has_profile: aims.is_some(),
+        },
         reasons,
         last_elapsed_seconds: last.max(0.0),
         last_bt_c: curve.bt_at(last_ms),
         last_ror_c_per_min: curve.ror.last().map(|(_, ror)| *ror),
     }
-}
-
-fn json_map(pairs: &[(&str, Value)]) -> Map<String, Value> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
 }
 
 fn trend(curve: &Curve, last_ms: i64) -> Trend {
@@ -270,29 +304,29 @@ fn suggestions(
     aims: Option<&ProfileTargets>,
     (charge, dropped, ratio): (f64, Option<f64>, Option<f64>),
     volatility: f64,
-) -> Vec<Value> {
+) -> Vec<Suggestion> {
     let mut found = Vec::new();
-    let mut add = |kind: &str, severity: &str, title: &str, detail: String| {
-        found.push(json!({"kind": kind, "title": title, "detail": detail, "severity": severity,
-                          "requiresApproval": false}));
+    let mut add = |kind, severity, title, detail| {
+        found.push(Suggestion { kind, title, detail, severity, requires_approval: false });
     };
     let aim = aims.and_then(|aims| aims.drop_s).zip(dropped);
     if let Some(late) = aim.map(|(s, then)| then - charge - s).filter(|late| late.abs() > 10.0) {
         add(
-            "TIMING",
-            "WARN",
+            SuggestionKind::Timing,
+            Severity::Warn,
             "DROP is off the profile's time",
             format!("DROP differs by {late:+.0} s from the profile's"),
         );
     }
     if volatility > VOLATILE {
         let detail = format!("the rate of rise varies by {volatility:.1} °C/min");
-        add("STABILITY", "INFO", "Unstable rate of rise", detail);
+        add(SuggestionKind::Stability, Severity::Info, "Unstable rate of rise", detail);
     }
     let aim = aims.and_then(|aims| aims.development_ratio).zip(ratio);
     if let Some(off) = aim.map(|(aim, ratio)| ratio - aim).filter(|off| off.abs() > 0.03) {
         let detail = format!("development is {:+.0} points off the profile's", off * 100.0);
-        add("DEVELOPMENT", "INFO", "Development is off the profile's", detail);
+        let title = "Development is off the profile's";
+        add(SuggestionKind::Development, Severity::Info, title, detail);
     }
     found
 }

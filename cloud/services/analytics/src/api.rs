@@ -1,26 +1,26 @@
 //! The HTTP API of analytics.
 
 use axum::Json;
-use axum::extract::FromRef;
-use axum::extract::{Path, State as Extract};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
+use axum::extract::{FromRef, Path, State as Extract};
+use axum::response::Response;
 use cache::Cache;
 use contract::profile::RoastProfile;
 use contract::session::{RoastSession, RoastSessionSummary};
 use contract::{EventKind, OrgId};
-use http_stack::auth::Caller;
+use http_stack::OrgRequest;
 use http_stack::error::ApiError;
 use http_stack::query::Params;
 use roast::analysis::compare;
-use serde_json::{Value, json};
 use service_client::ServiceClient;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::fleet::{self, Fleet};
-use crate::loaded_roast::{LoadedRoast, without_nulls};
+use crate::fleet::{self, FleetStatistics};
+use crate::loaded_roast::LoadedRoast;
+use crate::responses::{
+    RoastAnalysis, RoastComparison, RoastConsistency, RoastFigures, RoastPrediction, WithoutNulls,
+    json_response,
+};
 use service::clock::Clock;
 
 /// The maximum number of roasts in one consistency request.
@@ -66,14 +66,12 @@ impl State {
 /// Returns a roast's analysis: times, phases, shape, controls, and recommendations.
 #[utoipa::path(get, path = "/analysis/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+    responses((status = 200, body = RoastAnalysis), (status = 404), (status = 503)))]
 async fn analysis(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    OrgRequest { org, now, .. }: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
     let found = found.ok_or(ApiError::NotFound("session"))?;
     // The key has the session's version: every change of the session leads to another cache entry.
@@ -84,9 +82,7 @@ async fn analysis(
         return Ok(json_response(body));
     }
     let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
-    let told =
-        serde_json::to_vec(&roast.to_analysis_json((state.clock)())).map_err(ApiError::internal)?;
-    let body = Bytes::from(told);
+    let body = WithoutNulls(roast.full_analysis(now)).to_bytes().map_err(ApiError::internal)?;
     if let Some(kept) = kept.as_ref().filter(|_| roast.all_points_loaded) {
         state.cache.put("analysis", kept, body.clone(), CACHE_LIFETIME).await;
     }
@@ -97,31 +93,24 @@ async fn analysis(
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
 
-/// Returns a response with a body that is already JSON.
-fn json_response(body: Bytes) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
-}
-
 /// Predicts when a running roast reaches first crack and drop; with `profileId`, for the targets of
 /// that profile.
 #[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
            ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 404), (status = 503)))]
+    responses((status = 200, body = RoastPrediction), (status = 404), (status = 503)))]
 async fn prediction(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
+    OrgRequest { org, params, now, .. }: OrgRequest,
+) -> Result<WithoutNulls<RoastPrediction>, ApiError> {
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
         let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
         profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
     }
-    Ok(Json(roast.to_prediction_json(profile.as_ref(), (state.clock)())))
+    Ok(WithoutNulls(roast.prediction(profile.as_ref(), now)))
 }
 
 /// Compares a roast with another, aligned at one event.
@@ -129,38 +118,37 @@ async fn prediction(
     params(("sessionId" = String, Path), ("referenceId" = String, Query),
            ("align" = Option<String>, Query, description = "CHARGE, TP, DRY_END or FC"),
            ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 404), (status = 409),
-              (status = 503)))]
+    responses((status = 200, body = RoastComparison), (status = 400), (status = 404),
+              (status = 409), (status = 503)))]
 async fn comparison(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
+    OrgRequest { org, params, .. }: OrgRequest,
+) -> Result<WithoutNulls<RoastComparison>, ApiError> {
     let reference = params
         .get("referenceId")
         .ok_or_else(|| ApiError::Invalid("referenceId: which roast to compare with".to_owned()))?;
-    let align = match params.get("align") {
-        None => EventKind::Charge,
-        Some(word) => [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc]
-            .into_iter()
-            .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
-            .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))?,
-    };
+    let align = parse_align(&params)?;
     let this = state.roast(&org, &id).await?;
     let other = state.roast(&org, reference).await?;
     let (curve, marks) = (this.curve(), this.marks());
     let (other_curve, other_marks) = (other.curve(), other.marks());
     let found = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
-    let found = found.ok_or_else(|| {
+    let comparison = found.ok_or_else(|| {
         ApiError::Conflict(format!(
             "the roasts cannot be compared: one has no CHARGE, DROP or {align}, or they share no time"
         ))
     })?;
-    Ok(Json(without_nulls(json!({
-        "sessionId": id, "referenceId": reference, "align": align, "comparison": found,
-    }))))
+    let reference_id = reference.to_owned();
+    Ok(WithoutNulls(RoastComparison { session_id: id, reference_id, align, comparison }))
+}
+
+fn parse_align(params: &Params) -> Result<EventKind, ApiError> {
+    let Some(word) = params.get("align") else { return Ok(EventKind::Charge) };
+    [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc]
+        .into_iter()
+        .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
+        .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))
 }
 
 /// Measures the consistency of the last roasts of a machine, of a profile or of the whole
@@ -168,13 +156,11 @@ async fn comparison(
 #[utoipa::path(get, path = "/consistency", tag = "analysis",
     params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("profileName" = Option<String>, Query), ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
-    responses((status = 200, body = Object), (status = 400), (status = 503)))]
+    responses((status = 200, body = RoastConsistency), (status = 400), (status = 503)))]
 async fn consistency(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
+    OrgRequest { org, params, .. }: OrgRequest,
+) -> Result<WithoutNulls<RoastConsistency>, ApiError> {
     let limit = params.limit(20, ROASTS_MAX)?.to_string();
     let mut query = vec![("status", "CLOSED"), ("limit", limit.as_str())];
     for name in ["machineId", "siteId", "profileName"] {
@@ -182,37 +168,39 @@ async fn consistency(
             query.push((name, value));
         }
     }
-    let sessions: Vec<RoastSessionSummary> =
+    let summaries: Vec<RoastSessionSummary> =
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
-    let (mut analyses, mut ids, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
-    for session in &sessions {
-        let roast = LoadedRoast::read(&state.ingestion, &org, session.session_id.as_str()).await?;
+    let (mut analyses, mut sessions, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
+    for summary in summaries {
+        let roast = LoadedRoast::read(&state.ingestion, &org, summary.session_id.as_str()).await?;
         if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
-            roasts.push(json!({
-                "sessionId": session.session_id, "startedAt": session.started_at,
-                "fcSeconds": analysis.fc_seconds, "dropSeconds": analysis.drop_seconds,
-                "developmentRatio": analysis.development_ratio, "endBtC": analysis.end_bt_c,
-            }));
+            sessions.push(summary.session_id.clone());
+            roasts.push(RoastFigures {
+                session_id: summary.session_id,
+                started_at: summary.started_at,
+                fc_seconds: analysis.fc_seconds,
+                drop_seconds: analysis.drop_seconds,
+                development_ratio: analysis.development_ratio,
+                end_bt_c: analysis.end_bt_c,
+            });
             analyses.push(analysis);
-            ids.push(&session.session_id);
         }
     }
-    let found = compare::consistency(&analyses);
-    Ok(Json(without_nulls(json!({"sessions": ids, "roasts": roasts, "consistency": found}))))
+    let consistency = compare::consistency(&analyses);
+    Ok(WithoutNulls(RoastConsistency { sessions, roasts, consistency }))
 }
 
 /// Counts the fleet's roasts of the last days, in total and by machine.
 #[utoipa::path(get, path = "/fleet", tag = "analysis",
     params(("days" = Option<i64>, Query, description = "1 to 366; 7"), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Fleet), (status = 400), (status = 403), (status = 503)))]
+    responses((status = 200, body = FleetStatistics), (status = 400), (status = 403),
+              (status = 503)))]
 async fn fleet_statistics(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Fleet>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let days = params.number("days", 7, 1, 366)?;
-    let since = (state.clock)().plus_ms(-days * 86_400_000);
-    let (roasts, cut) = fleet::read(&state.ingestion, &org, since).await?;
+    request: OrgRequest,
+) -> Result<Json<FleetStatistics>, ApiError> {
+    let days = request.params.number("days", 7, 1, 366)?;
+    let since = request.now.plus_ms(-days * 86_400_000);
+    let (roasts, cut) = fleet::read(&state.ingestion, &request.org, since).await?;
     Ok(Json(fleet::count(&roasts, cut, since, days as f64)))
 }

@@ -17,7 +17,7 @@ const PAGE: &str = "500";
 /// The counts and means of a group of roasts.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Counted {
+pub struct RoastCounts {
     pub roasts: u64,
     /// The number of roasts of which ingestion has every sample.
     pub complete: u64,
@@ -41,22 +41,22 @@ pub struct Counted {
 /// The counts and means of one machine.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct OfMachine {
+pub struct MachineCounts {
     pub site_id: String,
     pub machine_id: String,
     #[serde(flatten)]
-    pub counted: Counted,
+    pub counted: RoastCounts,
 }
 
 /// The counts and means of a fleet, in total and by machine.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Fleet {
+pub struct FleetStatistics {
     /// Roasts that began at or after this time are counted.
     pub since: EpochMs,
     #[serde(flatten)]
-    pub all: Counted,
-    pub machines: Vec<OfMachine>,
+    pub all: RoastCounts,
+    pub machines: Vec<MachineCounts>,
     /// Whether there were more roasts than are counted.
     pub cut: bool,
 }
@@ -93,7 +93,7 @@ pub async fn read(
 
 #[derive(Default)]
 struct Sum {
-    counted: Counted,
+    counted: RoastCounts,
     durations: (f64, u64),
     cracks: (f64, u64),
     points: (u64, u64),
@@ -118,10 +118,10 @@ impl Sum {
         self.points.1 += roast.telemetry_points;
     }
 
-    fn finish(self, days: f64) -> Counted {
+    fn finish(self, days: f64) -> RoastCounts {
         let mean = |(sum, n): (f64, u64)| (n > 0).then(|| (sum / n as f64 * 10.0).round() / 10.0);
         let (verified, points) = self.points;
-        Counted {
+        RoastCounts {
             roasts_per_day: (self.counted.roasts as f64 / days * 100.0).round() / 100.0,
             duration_seconds: mean(self.durations),
             first_crack_seconds: mean(self.cracks),
@@ -133,7 +133,12 @@ impl Sum {
 
 /// Counts roasts, in total and by machine.
 #[must_use]
-pub fn count(roasts: &[RoastSessionSummary], cut: bool, since: EpochMs, days: f64) -> Fleet {
+pub fn count(
+    roasts: &[RoastSessionSummary],
+    cut: bool,
+    since: EpochMs,
+    days: f64,
+) -> FleetStatistics {
     let mut all = Sum::default();
     let mut machines: BTreeMap<(String, String), Sum> = BTreeMap::new();
     for roast in roasts {
@@ -142,10 +147,15 @@ pub fn count(roasts: &[RoastSessionSummary], cut: bool, since: EpochMs, days: f6
         let name = (origin.site.to_string(), origin.machine.to_string());
         machines.entry(name).or_default().add(roast);
     }
-    let of = |((site_id, machine_id), sum): ((String, String), Sum)| OfMachine {
+    let of = |((site_id, machine_id), sum): ((String, String), Sum)| MachineCounts {
         site_id,
         machine_id,
         counted: sum.finish(days),
     };
-    Fleet { since, all: all.finish(days), machines: machines.into_iter().map(of).collect(), cut }
+    FleetStatistics {
+        since,
+        all: all.finish(days),
+        machines: machines.into_iter().map(of).collect(),
+        cut,
+    }
 }

@@ -6,6 +6,7 @@ mod api;
 mod config;
 mod fleet;
 mod loaded_roast;
+mod responses;
 
 use http_stack::start::{Context, Service, StartError, check_service};
 use service::health::Health;

@@ -7,12 +7,19 @@ use contract::point::{RoastEvent, TelemetryPoint};
 use contract::profile::RoastProfile;
 use contract::session::RoastSession;
 use contract::{EpochMs, EventKind, OrgId};
+use roast::analysis::advice::{Severity, Warning};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
 use roast::prediction::{ProfileTargets, predict};
 use roast::recording::Recording;
 use roast::sample::Sample;
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use service_client::{ServiceClient, ServiceClientError};
+
+use crate::responses::{
+    AnalysisConfig, ConfidenceComponents, EtaSeconds, EventTimeSource, LastObserved,
+    PredictedTimes, PredictionConfidence, PredictionExplanation, PredictionInputs, RoastAnalysis,
+    RoastPrediction,
+};
 
 /// The maximum number of points that ingestion returns: a day at 1 Hz.
 const POINTS_MAX: &str = "100000";
@@ -161,8 +168,8 @@ impl LoadedRoast {
         analyze(&self.recording, &self.marks())
     }
 
-    /// Returns the prediction as JSON in the format of `RoastPrediction`.
-    pub fn to_prediction_json(&self, profile: Option<&RoastProfile>, at: EpochMs) -> Value {
+    /// Predicts first crack and drop, with the targets of a profile if there is one.
+    pub fn prediction(&self, profile: Option<&RoastProfile>, at: EpochMs) -> RoastPrediction {
         let aims = profile.map(|profile| {
             let targets = &profile.body.targets;
             ProfileTargets {
@@ -174,6 +181,48 @@ impl LoadedRoast {
             }
         });
         let found = predict(&self.recording, &self.marks(), aims.as_ref());
+        let sure = &found.confidence;
+        RoastPrediction {
+            session_id: self.session.summary.session_id.clone(),
+            at_ts: at,
+            phase: found.phase,
+            inputs: PredictionInputs {
+                points_used: found.points_used,
+                channels_available: self.channels(),
+                profile_id: profile.map(|profile| profile.profile_id.clone()),
+                profile_version: profile.map(|profile| profile.version),
+            },
+            eta_seconds: EtaSeconds { to_fc: found.eta_to_fc, to_drop: found.eta_to_drop },
+            predicted_times: PredictedTimes {
+                fc_at_elapsed_seconds: found.fc_at_elapsed_seconds,
+                drop_at_elapsed_seconds: found.drop_at_elapsed_seconds,
+            },
+            predicted_dev_ratio: found.predicted_dev_ratio,
+            confidence: PredictionConfidence {
+                overall: sure.overall,
+                components: ConfidenceComponents {
+                    data_quality: sure.data_quality,
+                    model_fit: sure.model_fit,
+                    phase_fit: sure.phase_fit,
+                    profile_fit: sure.profile_fit,
+                },
+                reasons: found.reasons,
+            },
+            suggestions: found.suggestions,
+            explain: PredictionExplanation {
+                method: "HEURISTIC_V1",
+                features: found.features,
+                last_observed: LastObserved {
+                    elapsed_seconds: found.last_elapsed_seconds,
+                    bt_c: found.last_bt_c,
+                    ror_c_per_min: found.last_ror_c_per_min,
+                },
+            },
+        }
+    }
+
+    /// Returns the names of the channels that have at least one value.
+    fn channels(&self) -> Vec<&'static str> {
         let has = |read: fn(&Sample) -> Option<f64>| {
             self.recording.samples.iter().any(|sample| read(sample).is_some())
         };
@@ -183,76 +232,57 @@ impl LoadedRoast {
             ("gasPct", has(|sample| sample.gas_pct)),
             ("fanPct", has(|sample| sample.fan_pct)),
         ];
-        let available: Vec<_> =
-            channels.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
-        let sure = &found.confidence;
-        without_nulls(json!({
-            "sessionId": self.session.summary.session_id,
-            "atTs": at,
-            "phase": found.phase,
-            "inputs": {"pointsUsed": found.points_used, "channelsAvailable": available,
-                       "profileId": profile.map(|p| &p.profile_id),
-                       "profileVersion": profile.map(|p| p.version)},
-            "etaSeconds": {"toFC": found.eta_to_fc, "toDrop": found.eta_to_drop},
-            "predictedTimes": {"fcAtElapsedSeconds": found.fc_at_elapsed_seconds,
-                               "dropAtElapsedSeconds": found.drop_at_elapsed_seconds},
-            "predictedDevRatio": found.predicted_dev_ratio,
-            "confidence": {"overall": sure.overall, "reasons": found.reasons,
-                "components": {"dataQuality": sure.data_quality, "modelFit": sure.model_fit,
-                               "phaseFit": sure.phase_fit, "profileFit": sure.profile_fit}},
-            "suggestions": found.suggestions,
-            "explain": {"method": "HEURISTIC_V1", "features": found.features,
-                "lastObserved": {"elapsedSeconds": found.last_elapsed_seconds,
-                                 "btC": found.last_bt_c, "rorCPerMin": found.last_ror_c_per_min}},
-        }))
+        channels.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
     }
 
-    /// Returns the analysis as JSON in the format of `RoastAnalysis`. A roast without measurements
-    /// yet has empty phases.
-    pub fn to_analysis_json(&self, computed_at: EpochMs) -> Value {
-        let analysis = self.analysis().unwrap_or_default();
-        let mut body = match serde_json::to_value(&analysis) {
-            Ok(Value::Object(map)) => map,
-            _ => Map::new(),
-        };
-        let origin = &self.session.summary.origin;
-        let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
-        put("sessionId", json!(self.session.summary.session_id));
-        put("orgId", json!(origin.org));
-        put("siteId", json!(origin.site));
-        put("machineId", json!(origin.machine));
-        put("computedAt", json!(computed_at));
-        put("completeness", json!(self.session.summary.completeness));
-        put("chargeElapsedSeconds", json!(self.seconds(EventKind::Charge)));
-        put("meta", json!(self.meta));
-        put("config", json!({"dryEndBtC": DRY_C, "largeOverrideDeltaSeconds": LARGE_DELTA_S}));
-        let (mut source, mut deltas) = (Map::new(), Map::new());
-        let mut large = Vec::new();
+    /// Returns the analysis with the roast's metadata, and what the overrides changed.
+    pub fn full_analysis(&self, computed_at: EpochMs) -> RoastAnalysis {
+        let mut analysis = self.analysis().unwrap_or_default();
+        let (mut sources, mut deltas) = (BTreeMap::new(), BTreeMap::new());
         for kind in EventKind::ALL {
             let said = self.overrides.iter().find(|one| one.event_type == kind);
             let found = self.inferred.get(&kind);
-            let word = match (said, found) {
-                (Some(_), _) => "OVERRIDDEN",
-                (None, Some(_)) => "INFERRED",
+            let source = match (said, found) {
+                (Some(_), _) => EventTimeSource::Overridden,
+                (None, Some(_)) => EventTimeSource::Inferred,
                 (None, None) => continue,
             };
-            source.insert(kind.as_str().to_owned(), word.into());
+            sources.insert(kind, source);
             if let Some((said, found)) = said.zip(found) {
                 let delta = said.elapsed_seconds - found;
-                deltas.insert(kind.as_str().to_owned(), delta.into());
+                deltas.insert(kind, delta);
                 if delta.abs() > LARGE_DELTA_S {
-                    large.push(json!({"code": "LARGE_OVERRIDE_DELTA", "severity": "INFO",
-                        "message": format!("{kind} was moved by {delta:+.0} s"),
-                        "atSeconds": said.elapsed_seconds, "details": {"deltaSeconds": delta}}));
+                    analysis.warnings.push(large_override(kind, said.elapsed_seconds, delta));
                 }
             }
         }
-        put("eventTimeSource", source.into());
-        put("overrideDeltasSeconds", deltas.into());
-        if let Some(warnings) = body.get_mut("warnings").and_then(Value::as_array_mut) {
-            warnings.extend(large);
+        let summary = &self.session.summary;
+        RoastAnalysis {
+            session_id: summary.session_id.clone(),
+            origin: summary.origin.clone(),
+            computed_at,
+            completeness: summary.completeness,
+            charge_elapsed_seconds: self.seconds(EventKind::Charge),
+            meta: self.meta.clone(),
+            config: AnalysisConfig {
+                dry_end_bt_c: DRY_C,
+                large_override_delta_seconds: LARGE_DELTA_S,
+            },
+            event_time_source: sources,
+            override_deltas_seconds: deltas,
+            analysis,
         }
-        without_nulls(body.into())
+    }
+}
+
+/// Returns the warning about an override that moved an event by much.
+fn large_override(kind: EventKind, at_seconds: f64, delta: f64) -> Warning {
+    Warning {
+        code: "LARGE_OVERRIDE_DELTA",
+        severity: Severity::Info,
+        message: format!("{kind} was moved by {delta:+.0} s"),
+        at_seconds: Some(at_seconds),
+        details: Map::from_iter([("deltaSeconds".to_owned(), delta.into())]),
     }
 }
 
@@ -294,16 +324,4 @@ fn nearest(samples: &[Sample], seconds: f64) -> Option<usize> {
     let far = |i: usize| samples.get(i).map_or(i64::MAX, |s| (s.t_ms - t_ms).abs());
     let best = if after > 0 && far(after - 1) <= far(after) { after - 1 } else { after };
     (best < samples.len()).then_some(best)
-}
-
-/// Removes all `null` values: clients expect that a value that is not set is absent, never `null`.
-pub fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let known = map.into_iter().filter(|(_, value)| !value.is_null());
-            known.map(|(name, value)| (name, without_nulls(value))).collect::<Map<_, _>>().into()
-        }
-        Value::Array(list) => list.into_iter().map(without_nulls).collect::<Vec<_>>().into(),
-        other => other,
-    }
 }

@@ -12,6 +12,7 @@ use crate::clean::ValueQuality;
 /// How serious a warning is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Severity {
     /// Worth knowing; the analysis is still reliable.
     Info,
@@ -24,6 +25,7 @@ pub enum Severity {
 /// A warning about the data or the roast.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Warning {
     /// The machine-readable name, such as `CRASH`.
     pub code: &'static str,
@@ -41,6 +43,7 @@ pub struct Warning {
 /// How sure a recommendation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Confidence {
     /// The evidence is weak.
     Low,
@@ -53,6 +56,7 @@ pub enum Confidence {
 /// A recommendation for the next roast.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Recommendation {
     /// The machine-readable name, such as `DEVELOPMENT`.
     pub code: &'static str,

@@ -13,6 +13,7 @@ const STEP_MS: i64 = 1_000;
 /// The deviation of one roast from another.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Comparison {
     /// The mark that has the same time in both roasts.
     pub aligned_on: EventKind,
@@ -107,6 +108,7 @@ fn ror_rmse(
 /// The statistics of one figure over a set of roasts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Spread {
     /// The number of roasts that have the figure.
     pub roasts: usize,
@@ -123,6 +125,7 @@ pub struct Spread {
 /// The spread of the main figures over a set of roasts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Consistency {
     /// The time of the turning point, s from CHARGE.
     pub tp_seconds: Option<Spread>,

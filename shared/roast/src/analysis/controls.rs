@@ -9,6 +9,7 @@ use crate::sample::Sample;
 /// The controls whose changes are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Control {
     /// The burner.
     Gas,
@@ -21,6 +22,7 @@ pub enum Control {
 /// One change of one control.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ControlMove {
     /// Time from CHARGE; negative before it.
     pub seconds: f64,
@@ -35,6 +37,7 @@ pub struct ControlMove {
 /// The energy that the burner used: its setting times the time, in minutes at full power.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Energy {
     /// The energy before CHARGE, in minutes at full power.
     pub before_charge_full_min: f64,

@@ -23,6 +23,7 @@ const LASTS_MS: i64 = 10_000;
 /// The crash and the flick after first crack.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CrashFlick {
     /// Whether the rate of rise crashed.
     pub crash_detected: bool,
@@ -39,6 +40,7 @@ pub struct CrashFlick {
 /// The evidence for a crash or a flick, °C/min.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CrashFlickDetails {
     /// The rate of rise at first crack, by the trend before it, °C/min.
     pub ror_at_fc: Option<f64>,

@@ -102,6 +102,7 @@ impl Curve {
 /// The time between two batches.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BetweenBatches {
     /// Time from the start of the recording to CHARGE.
     pub seconds: f64,
@@ -118,6 +119,7 @@ pub struct BetweenBatches {
 /// The analysis of a finished roast, or of the part that has been recorded so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Analysis {
     /// The time of CHARGE: always 0.
     pub charge_seconds: Option<f64>,

@@ -8,6 +8,7 @@ use super::{Curve, fit_line, tenths, thousandths};
 /// The phases, with the names of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Phase {
     /// From CHARGE to dry end.
     Drying,
@@ -20,6 +21,7 @@ pub enum Phase {
 /// The start and end of a phase, in seconds from CHARGE.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PhaseSpan {
     /// The phase.
     pub phase: Phase,
@@ -32,6 +34,7 @@ pub struct PhaseSpan {
 /// The statistics of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PhaseStats {
     /// The phase.
     pub phase: Phase,

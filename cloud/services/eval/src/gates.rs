@@ -1,10 +1,10 @@
 //! Measures a roast against a golden case and judges it. Pure: no I/O.
 
 use contract::point::TelemetryPoint;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::golden::{Expectation, NewCase};
-use crate::run::{EvalRun, Measured, Outcome, RunCommand, TrialSet};
+use crate::run::{EvalRun, GateMetric, Measured, Observed, Outcome, RunCommand, TrialSet};
 
 /// A rate this many standard deviations from the mean is a spike or a crash, if it also changed by
 /// more than one standard deviation since the previous reading. Upstream Sim-Corp's rule.
@@ -52,25 +52,17 @@ impl RoastFacts {
         }
     }
 
-    /// Returns the values as they appear in a run's `observed`.
+    /// Returns the values that the readers of a run see.
     #[must_use]
-    pub fn to_observed_json(&self) -> Map<String, Value> {
-        let mut told = Map::new();
-        for (name, value) in [
-            ("fcSeconds", self.first_crack_s),
-            ("fcTempC", self.first_crack_c),
-            ("dropSeconds", self.drop_s),
-            ("dropTempC", self.drop_c),
-            ("developmentRatio", self.development_ratio),
-        ] {
-            if let Some(value) = value {
-                told.insert(name.to_owned(), value.into());
-            }
+    pub const fn observed(&self) -> Observed {
+        Observed {
+            crash_or_flick: self.crashed_or_flicked,
+            development_ratio: self.development_ratio,
+            drop_seconds: self.drop_s,
+            drop_temp_c: self.drop_c,
+            fc_seconds: self.first_crack_s,
+            fc_temp_c: self.first_crack_c,
         }
-        if let Some(crashed) = self.crashed_or_flicked {
-            told.insert("crashOrFlick".to_owned(), crashed.into());
-        }
-        told
     }
 }
 
@@ -149,7 +141,7 @@ pub struct Verdict {
     pub rejected: bool,
     pub rejection_appropriate: Option<bool>,
     pub measured: Measured,
-    pub metrics: Vec<Value>,
+    pub metrics: Vec<GateMetric>,
 }
 
 /// Judges a roast, and an agent's conduct, against a case.
@@ -181,7 +173,8 @@ pub fn judge(
         };
         list.push(name.to_owned());
         if let Some(value) = value {
-            metrics.push(json!({"name": name, "value": value, "unit": unit, "target": tolerance}));
+            let (name, unit) = (name.to_owned(), unit.to_owned());
+            metrics.push(GateMetric { name, target: tolerance, unit, value: Some(value) });
         }
     }
     let rejected = conduct.rejected();
@@ -338,6 +331,8 @@ pub fn summarise_trials(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn case() -> NewCase {

@@ -145,8 +145,8 @@ pub struct NewCase {
     pub tags: Vec<String>,
     #[serde(default)]
     pub archived: bool,
+    /// Free-form: the author's own fields, which eval stores unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub metadata: Option<Map<String, Value>>,
 }
 

@@ -2,7 +2,7 @@
 
 use contract::EpochMs;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -70,6 +70,45 @@ pub struct Measured {
     /// 0..1
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command_success_rate: Option<f64>,
+}
+
+/// The value of a gate that was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GateMetric {
+    /// The gate's name.
+    pub name: String,
+    /// The tolerance of the case.
+    pub target: f64,
+    pub unit: String,
+    /// `null` for a value that is too large for JSON.
+    pub value: Option<f64>,
+}
+
+/// The roast's first crack and drop, for the readers of a run: s since CHARGE, and °C.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Observed {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crash_or_flick: Option<bool>,
+    /// 0..1
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub development_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_temp_c: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fc_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fc_temp_c: Option<f64>,
+}
+
+impl Observed {
+    /// Returns true if nothing was observed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A command in the state that it had when the run was made.
@@ -141,8 +180,7 @@ pub struct EvalRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejection_appropriate: Option<bool>,
     pub detailed_metrics: Measured,
-    #[schema(value_type = Vec<Object>)]
-    pub metrics: Vec<Value>,
+    pub metrics: Vec<GateMetric>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lm_judge: Option<Judgement>,
     pub human_reviewed: bool,
@@ -155,18 +193,16 @@ pub struct EvalRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reviewed_at: Option<EpochMs>,
     pub commands: Vec<RunCommand>,
+    /// The lines of the agent's transcript. Free-form: eval stores them unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<Object>)]
     pub agent_transcript: Option<Vec<Value>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub org_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
     pub artifacts: Vec<String>,
-    /// The roast's first crack and drop, for the readers of the run, in s and °C.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    #[schema(value_type = Object)]
-    pub observed: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Observed::is_empty")]
+    pub observed: Observed,
 }
 
 impl EvalRun {

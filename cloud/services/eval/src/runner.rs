@@ -119,7 +119,7 @@ impl Runner {
             org_id: Some(org.to_string()),
             notes: evidence.notes,
             artifacts: Vec::new(),
-            observed: roast.to_observed_json(),
+            observed: roast.observed(),
         })
     }
 

@@ -5,18 +5,19 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::{EpochMs, OrgId};
-use http_stack::auth::{Caller, Role};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::{self, Params};
+use http_stack::query;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{State, check_text};
+use super::{State, changed_by, check_text};
 use crate::gates::RoastFacts;
 use crate::golden::{DangerLevel, Expectation, GoldenCase, NewCase, ReferenceSolution, SourceType};
-use crate::store::{CaseFilter, ChangedBy};
+use crate::store::CaseFilter;
 
 fn case_response(status: StatusCode, version: i64, case: GoldenCase) -> Response {
     (status, [(header::ETAG, format!("\"{version}\""))], Json(case)).into_response()
@@ -29,12 +30,11 @@ fn check(case: &NewCase) -> Result<(), ApiError> {
 }
 
 impl State {
-    async fn add(&self, caller: &Caller, org: &OrgId, case: NewCase) -> Result<Response, ApiError> {
+    async fn add(&self, request: &OrgRequest, case: NewCase) -> Result<Response, ApiError> {
         check(&case)?;
-        let now = (self.clock)();
         let id = format!("golden-{}", trust::random_id().map_err(ApiError::internal)?);
-        let case = GoldenCase { id, created_at: now, case };
-        self.store.add_case(org, &case, ChangedBy { actor: &caller.actor, now }).await?;
+        let case = GoldenCase { id, created_at: request.now, case };
+        self.store.add_case(&request.org, &case, changed_by(request)).await?;
         Ok(case_response(StatusCode::CREATED, 1, case))
     }
 }
@@ -45,13 +45,11 @@ impl State {
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403)))]
 pub async fn create(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(case): JsonBody<NewCase>,
 ) -> Result<Response, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    state.add(&caller, &org, case).await
+    request.caller.require_role(Role::Operator)?;
+    state.add(&request, case).await
 }
 
 /// Lists golden cases, newest first. With `archived=true`, lists the archived ones.
@@ -62,10 +60,8 @@ pub async fn create(
     responses((status = 200, body = Vec<GoldenCase>), (status = 400), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    OrgRequest { org, params, .. }: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = CaseFilter {
         machine: params.get("machineId").map(str::to_owned),
         archived: params.get("archived") == Some("true"),
@@ -83,12 +79,10 @@ pub async fn list(
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let (version, case) = state.case(&org, &id).await?;
+    let (version, case) = state.case(&request.org, &id).await?;
     Ok(case_response(StatusCode::OK, version, case))
 }
 
@@ -100,27 +94,25 @@ pub async fn one(
               (status = 412)))]
 pub async fn change(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
     headers: HeaderMap,
     JsonBody(case): JsonBody<NewCase>,
 ) -> Result<Response, ApiError> {
     check(&case)?;
-    edit(&state, &caller, (&id, &params), &headers, |old| old.case = case).await
+    edit(&state, &request, &id, &headers, |old| old.case = case).await
 }
 
 /// Changes a case, whatever version it has, unless `If-Match` names one.
 async fn edit(
     state: &State,
-    caller: &Caller,
-    (id, params): (&str, &Params),
+    request: &OrgRequest,
+    id: &str,
     headers: &HeaderMap,
     change: impl FnOnce(&mut GoldenCase),
 ) -> Result<Response, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let (version, mut case) = state.case(&org, id).await?;
+    request.caller.require_role(Role::Operator)?;
+    let (version, mut case) = state.case(&request.org, id).await?;
     let faster = || ApiError::Precondition("the case has changed; read it again".to_owned());
     if let Some(wanted) = headers.get(header::IF_MATCH)
         && wanted.as_bytes() != format!("\"{version}\"").as_bytes()
@@ -128,8 +120,7 @@ async fn edit(
         return Err(faster());
     }
     change(&mut case);
-    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
-    if !state.store.change_case(&org, version, &case, by).await? {
+    if !state.store.change_case(&request.org, version, &case, changed_by(request)).await? {
         return Err(faster());
     }
     Ok(case_response(StatusCode::OK, version + 1, case))
@@ -141,12 +132,11 @@ async fn edit(
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
 pub async fn archive(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    edit(&state, &caller, (&id, &params), &headers, |case| case.case.archived = true).await
+    edit(&state, &request, &id, &headers, |case| case.case.archived = true).await
 }
 
 /// Restores a case from the archive.
@@ -155,12 +145,11 @@ pub async fn archive(
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
 pub async fn unarchive(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    edit(&state, &caller, (&id, &params), &headers, |case| case.case.archived = false).await
+    edit(&state, &request, &id, &headers, |case| case.case.archived = false).await
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -183,9 +172,8 @@ pub struct Solution {
               (status = 412)))]
 pub async fn solve(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
     headers: HeaderMap,
     JsonBody(solution): JsonBody<Solution>,
 ) -> Result<Response, ApiError> {
@@ -195,7 +183,7 @@ pub async fn solve(
             check_text(field, text, 4_000)?;
         }
     }
-    edit(&state, &caller, (&id, &params), &headers, |case| {
+    edit(&state, &request, &id, &headers, |case| {
         let case = &mut case.case;
         if case.source_type == SourceType::Synthetic {
             case.source_type = SourceType::RealSuccess;
@@ -217,9 +205,9 @@ pub async fn solve(
 #[serde(rename_all = "camelCase")]
 pub struct FromSession {
     pub session_id: String,
-    /// The roast's analysis. If absent, eval requests it from analytics.
+    /// The roast's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
+    /// fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub analysis: Option<Map<String, Value>>,
     pub machine_id: String,
     pub name: String,
@@ -342,25 +330,23 @@ impl State {
               (status = 503)))]
 pub async fn from_success(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(mut from): JsonBody<FromSession>,
 ) -> Result<Response, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let case = state.case_from_session(&org, &mut from, OF_SUCCESS).await?;
+    request.caller.require_role(Role::Operator)?;
+    let case = state.case_from_session(&request.org, &mut from, OF_SUCCESS).await?;
     let case = NewCase {
         source_type: SourceType::RealSuccess,
         reference_solution: Some(ReferenceSolution {
             session_id: from.session_id,
             roaster_name: from.roaster_name,
-            achieved_at: (state.clock)(),
+            achieved_at: request.now,
             notes: from.notes,
             expert_reviewed: from.expert_reviewed,
         }),
         ..case
     };
-    state.add(&caller, &org, case).await
+    state.add(&request, case).await
 }
 
 /// Creates a regression case from a roast that went wrong. The roast's own times are not targets:
@@ -371,12 +357,10 @@ pub async fn from_success(
               (status = 503)))]
 pub async fn from_failure(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(mut from): JsonBody<FromSession>,
 ) -> Result<Response, ApiError> {
-    caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
+    request.caller.require_role(Role::Operator)?;
     let mode = from.failure_mode.take().filter(|mode| !mode.is_empty());
     let targets = (
         from.target_first_crack_seconds,
@@ -386,7 +370,7 @@ pub async fn from_failure(
     let mode = mode.ok_or_else(|| {
         ApiError::Issues(vec![Issue::new("failureMode", "is required: describe what went wrong")])
     })?;
-    let mut case = state.case_from_session(&org, &mut from, OF_FAILURE).await?;
+    let mut case = state.case_from_session(&request.org, &mut from, OF_FAILURE).await?;
     if !case.tags.iter().any(|tag| tag == "regression") {
         case.tags.push("regression".to_owned());
     }
@@ -408,5 +392,5 @@ pub async fn from_failure(
         pass_at_k_threshold: from.pass_at_k_threshold.or(Some(0.9)),
         ..case
     };
-    state.add(&caller, &org, case).await
+    state.add(&request, case).await
 }

@@ -6,6 +6,7 @@ mod saturation;
 
 use axum::extract::FromRef;
 use contract::OrgId;
+use http_stack::OrgRequest;
 use http_stack::error::{ApiError, Issue};
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,7 +14,7 @@ use utoipa_axum::routes;
 
 use crate::golden::GoldenCase;
 use crate::runner::Runner;
-use crate::store::EvalStore;
+use crate::store::{ChangedBy, EvalStore};
 use service::clock::Clock;
 
 #[derive(Clone)]
@@ -66,6 +67,11 @@ impl State {
         let found = self.store.case(org, id).await?;
         found.ok_or(ApiError::NotFound("golden case"))
     }
+}
+
+/// Returns the author of a change, for the audit log.
+fn changed_by(request: &OrgRequest) -> ChangedBy<'_> {
+    ChangedBy { actor: &request.caller.actor, now: request.now }
 }
 
 /// Refuses a text that cannot be stored.

@@ -6,20 +6,21 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use contract::OrgId;
 use contract::point::TelemetryPoint;
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
 use http_stack::query::{self, Params};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{State, check_text};
+use super::{State, changed_by, check_text};
 use crate::gates::{AgentConduct, summarise_trials};
 use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Outcome, RunCommand, TrialSet};
 use crate::runner::{Evidence, Runner};
-use crate::store::{ChangedBy, RunFilter};
+use crate::store::RunFilter;
 
 const COMMANDS_MAX: usize = 1_000;
 const TRIALS_MAX: usize = 50;
@@ -34,10 +35,8 @@ const RUN_BYTES_MAX: usize = 256 * 1024;
     responses((status = 200, body = Vec<EvalRun>), (status = 400), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    OrgRequest { org, params, .. }: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let filter = RunFilter {
         session: params.get("sessionId").map(str::to_owned),
         case: params.get("goldenCaseId").map(str::to_owned),
@@ -54,12 +53,10 @@ pub async fn list(
     responses((status = 200, body = EvalRun), (status = 403), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<EvalRun>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    state.store.run(&org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
+    state.store.run(&request.org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }
 
 /// A request to evaluate a roast.
@@ -68,9 +65,9 @@ pub async fn one(
 pub struct NewRun {
     pub session_id: String,
     pub golden_case_id: String,
-    /// The roast's analysis. If absent, eval requests it from analytics.
+    /// The roast's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
+    /// fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub analysis: Option<Map<String, Value>>,
     /// The roast's points. If absent, eval requests them from ingestion.
     #[serde(default)]
@@ -83,8 +80,8 @@ pub struct NewRun {
     pub agent_rejected: Option<bool>,
     #[serde(default)]
     pub rejection_reason: Option<String>,
+    /// The lines of the agent's transcript. Free-form: eval stores them unchanged.
     #[serde(default)]
-    #[schema(value_type = Vec<Object>)]
     pub agent_transcript: Option<Vec<Value>>,
     #[serde(default)]
     pub mission_id: Option<String>,
@@ -204,8 +201,8 @@ pub struct NewTrials {
 #[serde(rename_all = "camelCase")]
 pub struct Trial {
     pub session_id: String,
+    /// The roast's analysis, as in a single run.
     #[serde(default)]
-    #[schema(value_type = Object)]
     pub analysis: Option<Map<String, Value>>,
     #[serde(default)]
     pub telemetry: Option<Vec<TelemetryPoint>>,
@@ -224,12 +221,10 @@ pub struct Trial {
               (status = 413), (status = 503)))]
 pub async fn run_trials(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    OrgRequest { caller, org, .. }: OrgRequest,
     JsonBody(new): JsonBody<NewTrials>,
 ) -> Result<Response, ApiError> {
     caller.require_role(Role::Operator)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, case) = state.case(&org, &new.golden_case_id).await?;
     if !(1..=TRIALS_MAX).contains(&new.trials.len()) {
         let problem = format!("not 1 to {TRIALS_MAX}");
@@ -265,7 +260,7 @@ pub async fn run_trials(
 }
 
 /// Whether a roast's runs allow its promotion.
-#[derive(serde::Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub struct Promotion {
     pub allowed: bool,
     /// False: the roast has no evaluation yet.
@@ -281,12 +276,10 @@ pub struct Promotion {
     responses((status = 200, body = Promotion), (status = 403)))]
 pub async fn promotion(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(session): Path<String>,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Promotion>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let outcomes = state.store.outcomes(&org, &session).await?;
+    let outcomes = state.store.outcomes(&request.org, &session).await?;
     let count = |wanted| outcomes.iter().find(|(o, _)| *o == wanted).map_or(0, |(_, n)| *n);
     let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
     let waiting = count(Outcome::NeedsReview);
@@ -304,20 +297,27 @@ pub async fn promotion(
     Ok(Json(Promotion { allowed: reason.is_none(), evaluated: !outcomes.is_empty(), reason }))
 }
 
+/// How many roasts were evaluated.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Coverage {
+    /// The number of days that are counted.
+    pub days: i64,
+    pub sessions_evaluated: i64,
+}
+
 /// Counts the roasts that were evaluated in the last days.
 #[utoipa::path(get, path = "/evaluations/coverage", tag = "runs",
     params(("days" = Option<i64>, Query, description = "1 to 365; 30"), ("orgId" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400), (status = 403)))]
+    responses((status = 200, body = Coverage), (status = 400), (status = 403)))]
 pub async fn coverage(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let days = params.number("days", 30, 1, 365)?;
-    let since = (state.clock)().plus_ms(-days * 86_400_000);
-    let evaluated = state.store.evaluated_since(&org, since).await?;
-    Ok(Json(json!({"days": days, "sessionsEvaluated": evaluated})))
+    request: OrgRequest,
+) -> Result<Json<Coverage>, ApiError> {
+    let days = request.params.number("days", 30, 1, 365)?;
+    let since = request.now.plus_ms(-days * 86_400_000);
+    let sessions_evaluated = state.store.evaluated_since(&request.org, since).await?;
+    Ok(Json(Coverage { days, sessions_evaluated }))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -333,19 +333,17 @@ pub struct Review {
     responses((status = 200, body = EvalRun), (status = 400), (status = 403), (status = 404)))]
 pub async fn review(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    request: OrgRequest,
     JsonBody(review): JsonBody<Review>,
 ) -> Result<Json<EvalRun>, ApiError> {
-    caller.require_person()?;
-    caller.require_role(Role::Approver)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
+    request.caller.require_person()?;
+    request.caller.require_role(Role::Approver)?;
     let notes = review.notes.filter(|notes| !notes.is_empty());
     if let Some(notes) = &notes {
         check_text("notes", notes, 4_000)?;
     }
-    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
-    let run = state.store.review(&org, &id, (review.outcome, notes), by).await?;
+    let outcome = (review.outcome, notes);
+    let run = state.store.review(&request.org, &id, outcome, changed_by(&request)).await?;
     run.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use contract::OrgId;
-use http_stack::auth::Caller;
+use http_stack::OrgRequest;
 use http_stack::error::ApiError;
-use http_stack::query::Params;
 
 use super::State;
 use crate::golden::GoldenCase;
@@ -18,14 +16,14 @@ use crate::store::CaseFilter;
 const CASES_MAX: i64 = 1_000;
 
 impl State {
-    async fn saturations(&self, org: &OrgId) -> Result<Vec<Saturation>, ApiError> {
-        let now = (self.clock)();
+    async fn saturations(&self, request: &OrgRequest) -> Result<Vec<Saturation>, ApiError> {
+        let OrgRequest { org, now, .. } = request;
         let filter = CaseFilter { limit: CASES_MAX, ..CaseFilter::default() };
         let cases = self.store.cases(org, &filter).await?;
         let histories = self.store.histories(org, None, now.plus_ms(-RECENT_MS)).await?;
         let histories: BTreeMap<_, _> = histories.into_iter().collect();
         let of = |case: &GoldenCase| {
-            saturation(case, &histories.get(&case.id).copied().unwrap_or_default(), now)
+            saturation(case, &histories.get(&case.id).copied().unwrap_or_default(), *now)
         };
         Ok(cases.iter().map(of).collect())
     }
@@ -37,11 +35,9 @@ impl State {
     responses((status = 200, body = Vec<Saturation>), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Saturation>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(state.saturations(&org).await?))
+    Ok(Json(state.saturations(&request).await?))
 }
 
 /// Returns how saturated one case is.
@@ -50,13 +46,10 @@ pub async fn list(
     responses((status = 200, body = Saturation), (status = 403), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<State>,
-    caller: Caller,
     Path(id): Path<String>,
-    params: Params,
+    OrgRequest { org, now, .. }: OrgRequest,
 ) -> Result<Json<Saturation>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let (_, case) = state.case(&org, &id).await?;
-    let now = (state.clock)();
     let history = state.store.histories(&org, Some(&id), now.plus_ms(-RECENT_MS)).await?;
     let history = history.into_iter().next().map(|(_, history)| history).unwrap_or_default();
     Ok(Json(saturation(&case, &history, now)))
@@ -68,10 +61,8 @@ pub async fn one(
     responses((status = 200, body = Summary), (status = 403)))]
 pub async fn summary(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Summary>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let cases = state.saturations(&org).await?;
-    Ok(Json(summarize(&cases, (state.clock)())))
+    let cases = state.saturations(&request).await?;
+    Ok(Json(summarize(&cases, request.now)))
 }

@@ -151,8 +151,7 @@ impl Agent {
 
 #[allow(clippy::disallowed_methods)] // each test has its own time limit
 pub fn client() -> reqwest::Client {
-    // Fails if a provider is already installed; only this provider is used.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    service::tls::install_crypto_provider();
     reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap()
 }
 

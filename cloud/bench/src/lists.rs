@@ -52,7 +52,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         Process::new(binary_path("simcorp")?, arguments, folder.path().join("simcorp.log"));
     simcorp.start()?;
     // Fails if a provider is installed already; only this one is used.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    service::tls::install_crypto_provider();
     let http = reqwest::Client::new();
     for port in ports {
         let url = format!("http://127.0.0.1:{port}/ready");

@@ -237,8 +237,7 @@ fn start_publisher(config: &CloudConfig, context: &Context) -> anyhow::Result<Se
 pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Result<()> {
     log::LogConfig::start(&config.log);
     let runs = |name: ServiceName| names.is_empty() || names.contains(&name);
-    // Fails if a provider is installed already; only this one is used.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tls::install_crypto_provider();
     let mut running = RunningServers {
         metrics: Metrics::install()?,
         tracker: TaskTracker::new(),

@@ -186,8 +186,7 @@ pub struct Reason {
     pub code: String,
     /// The reason in words.
     pub message: String,
-    /// The values that the reason is based on.
-    /// Free-form JSON, which depends on the code.
+    /// The values that the reason is based on: free-form JSON, which depends on the code.
     #[serde(default)]
     pub details: Map<String, Value>,
 }
@@ -280,15 +279,13 @@ pub struct NewMission {
     /// What the mission is about, such as a session's identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_id: Option<String>,
-    /// Parameters for the worker.
-    /// Free-form JSON of the creator; its fields depend on the goal.
+    /// Parameters for the worker: free-form JSON of the creator, whose fields depend on the goal.
     #[serde(default)]
     pub params: Map<String, Value>,
     /// Free-form JSON: `orgId`, `siteId`, `machineId`, and further fields of the creator.
     #[serde(default)]
     pub context: Map<String, Value>,
-    /// Conditions that the worker must observe.
-    /// Free-form JSON of the creator.
+    /// Conditions that the worker must observe: free-form JSON of the creator.
     #[serde(default)]
     pub constraints: Vec<Value>,
     /// The name of the requester, as the creator gives it.
@@ -314,8 +311,7 @@ pub struct NewMission {
 pub struct LastError {
     /// The error in words.
     pub error: String,
-    /// Further values that the worker reported.
-    /// Free-form JSON of the worker.
+    /// Further values that the worker reported: free-form JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Map<String, Value>>,
 }
@@ -344,19 +340,11 @@ pub struct MissionRecord {
     /// What the mission is about, such as a session's identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_id: Option<String>,
-    /// Parameters for the worker.
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    /// Parameters for the worker: free-form JSON of the creator.
     pub params: Map<String, Value>,
-    /// `orgId`, `siteId`, `machineId`, and further fields of the creator.
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    /// `orgId`, `siteId`, `machineId`, and further fields of the creator: free-form JSON.
     pub context: Map<String, Value>,
-    /// Conditions that the worker must observe.
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
-    /// Free-form JSON of the creator.
-    pub params: Map<String, Value>,
-    /// Free-form JSON of the creator.
-    pub context: Map<String, Value>,
-    /// Free-form JSON of the creator.
+    /// Conditions that the worker must observe: free-form JSON of the creator.
     pub constraints: Vec<Value>,
     /// The name of the requester, as the creator gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -92,9 +92,13 @@ pub struct Confidence {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Suggestion {
+    /// What the suggestion is about.
     pub kind: SuggestionKind,
+    /// The suggestion in a few words.
     pub title: &'static str,
+    /// The suggestion and its reason, in a sentence.
     pub detail: String,
+    /// How serious the cause is.
     pub severity: Severity,
     /// Always false: a suggestion changes nothing at the machine.
     pub requires_approval: bool,
@@ -105,8 +109,11 @@ pub struct Suggestion {
 #[serde(rename_all = "UPPERCASE")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SuggestionKind {
+    /// The time of the next events.
     Timing,
+    /// The course of the rate of rise.
     Stability,
+    /// The share of the roast after first crack.
     Development,
 }
 
@@ -121,7 +128,9 @@ pub struct PredictionFeatures {
     pub intercept: f64,
     /// The standard deviation of the rate of rise, °C/min.
     pub volatility: f64,
+    /// The number of points that the line was fitted to.
     pub regression_points: usize,
+    /// Whether a profile with targets was given.
     pub has_profile: bool,
 }
 

@@ -26,6 +26,13 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// A connection without any traffic for this long is closed.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
 
+/// Makes aws-lc-rs the process's provider of cryptography for TLS. Every TLS client needs one; a
+/// repeated call changes nothing.
+pub fn install_crypto_provider() {
+    // Fails if a provider is installed already; only this one is used.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
 /// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {

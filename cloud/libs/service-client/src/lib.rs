@@ -86,6 +86,7 @@ impl ServiceClient {
     /// When no HTTP client can be created.
     #[allow(clippy::disallowed_methods)] // the client is created here, with its limits
     pub fn new(name: &'static str, base: &str, token: &Secret) -> Result<Self, ServiceClientError> {
+        service::tls::install_crypto_provider();
         let http = reqwest::Client::builder()
             .timeout(RESPONSE_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)

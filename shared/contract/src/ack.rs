@@ -15,6 +15,22 @@ pub struct FrameRange {
     pub last: u64,
 }
 
+/// A pair of numbers, as [`FrameRange`] is serialised.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for FrameRange {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Type};
+        ArrayBuilder::new()
+            .items(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)))
+            .min_items(Some(2))
+            .max_items(Some(2))
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for FrameRange {}
+
 impl From<(u64, u64)> for FrameRange {
     fn from((first, last): (u64, u64)) -> Self {
         Self { first, last }
@@ -81,6 +97,7 @@ impl Refusal {
 
 /// A frame that the cloud rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RejectedFrame {
     /// The number of the frame.
     pub frame: u64,
@@ -91,6 +108,7 @@ pub struct RejectedFrame {
 /// The result of the cloud's check of a closed roast against its receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReceiptVerdict {
     /// The session that the receipt is about.
     pub session_id: SessionId,
@@ -104,6 +122,7 @@ pub struct ReceiptVerdict {
 /// The acknowledgement that the cloud publishes on `roaster/{org}/{site}/{machine}/acks` and
 /// returns from `POST /v1/frames`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ack {
     /// The chain that all frame numbers here belong to.
     pub chain: ChainId,

@@ -56,9 +56,9 @@ pub struct SessionMeta {
     /// Free labels.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Further values of the client, stored unchanged.
+    /// Further values of the client, stored unchanged: free-form JSON.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::HashMap<String, Value>))]
     pub extra: Map<String, Value>,
 }
 
@@ -118,9 +118,9 @@ pub struct NewNote {
     /// Body in the cup, 0..10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<f64>,
-    /// Further values of the client, stored unchanged.
+    /// Further values of the client, stored unchanged: free-form JSON.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::HashMap<String, Value>))]
     pub extra: Map<String, Value>,
 }
 
@@ -254,8 +254,8 @@ pub struct NewReport {
     /// The trace of the mission that produced the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// The analysis that the report describes, as its author computed it.
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    /// The analysis that the report describes, as its author computed it: free-form JSON.
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::HashMap<String, Value>))]
     pub analysis: Map<String, Value>,
     /// The text of the report, in Markdown.
     pub markdown: String,
@@ -271,13 +271,11 @@ pub struct NewReport {
     /// The signatures of the session's samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_metrics: Option<TrustMetrics>,
-    /// The results of comparisons with golden cases.
+    /// The results of comparisons with golden cases: free-form JSON.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub evaluations: Vec<Value>,
-    /// What the author proposes to do next.
+    /// What the author proposes to do next: free-form JSON.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub next_actions: Vec<Value>,
 }
 

@@ -72,9 +72,12 @@ pub struct RoastEvent {
     /// What happened.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// By convention `elapsedSeconds` and `btC`.
+    /// Free-form JSON of the publisher; by convention with `elapsedSeconds` and `btC`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = Option<std::collections::HashMap<String, serde_json::Value>>)
+    )]
     pub payload: Option<serde_json::Map<String, serde_json::Value>>,
 }
 

@@ -113,9 +113,13 @@ pub struct RoastSession {
     /// The fields of the list.
     #[serde(flatten)]
     pub summary: RoastSessionSummary,
-    /// The session's metadata, as clients have written it.
+    /// Always empty; the metadata is at `GET /sessions/{id}/meta`. Upstream Sim-Corp's clients
+    /// expect the key.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = std::collections::HashMap<String, serde_json::Value>)
+    )]
     pub meta: serde_json::Map<String, serde_json::Value>,
 }
 

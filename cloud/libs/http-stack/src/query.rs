@@ -66,6 +66,16 @@ impl Params {
         Ok(self.number("limit", default, 0, i64::MAX)?.min(most))
     }
 
+    /// Returns a decimal number; `None` when the parameter is absent.
+    ///
+    /// # Errors
+    /// 400 when the value is not a finite number.
+    pub fn decimal(&self, name: &str) -> Result<Option<f64>, ApiError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+        number.map(Some).ok_or_else(|| ApiError::Invalid(format!("{name}: not a number")))
+    }
+
     /// Returns `cursor`: the position where the previous page ended.
     ///
     /// # Errors
@@ -131,4 +141,19 @@ pub fn page<T: Serialize>(
         response.headers_mut().insert(NEXT_CURSOR, next);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decimal_is_finite_and_an_empty_one_is_absent() {
+        let of = |text: &str| Params(vec![("from".to_owned(), text.to_owned())]).decimal("from");
+        assert_eq!(of("-1.5").unwrap(), Some(-1.5));
+        assert_eq!(of("").unwrap(), None);
+        for wrong in ["x", "NaN", "inf", "1,5"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ mod mqtt;
 mod pipeline;
 mod profile_io;
 mod receipts;
+mod row_json;
 mod session_closed;
 pub mod store;
 pub mod verified_frame;

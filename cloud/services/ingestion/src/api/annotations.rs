@@ -2,22 +2,24 @@
 //! reports.
 
 use axum::Json;
-use axum::extract::Path;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use contract::OrgId;
 use contract::annotations::{
     EventOverride, NewNote, NewReport, RoastReport, SessionMeta, SessionNote, TrustMetrics,
 };
 use contract::mission::POST_ROAST;
-
+use http_stack::OrgRequest;
 use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
 use http_stack::query::Params;
 use serde::Deserialize;
 
-use super::{RequestState, find_session, summary};
-use crate::store::{ChangedBy, SessionRow};
+use super::SharedState;
+use super::sessions::{find_session, summary};
+use crate::store::{ChangedBy, IngestStore, SessionRow};
 
 const OVERRIDES_MAX: usize = 32;
 /// Maximum sizes in bytes of JSON: of one annotation by a person, and of a report, which holds
@@ -26,10 +28,9 @@ const WRITTEN_MAX: usize = 32 * 1024;
 const REPORT_MAX: usize = 960 * 1024;
 const OFFSET_MAX: i64 = 1_000_000;
 
-impl RequestState {
-    pub(super) const fn changed_by(&self) -> ChangedBy<'_> {
-        ChangedBy { actor: &self.caller.actor, now: self.now }
-    }
+/// Returns the author and the time of the change that a request makes.
+pub(super) const fn changed_by(request: &OrgRequest) -> ChangedBy<'_> {
+    ChangedBy { actor: &request.caller.actor, now: request.now }
 }
 
 /// Checks that a value is at most `most` bytes of JSON and has no NUL, which PostgreSQL's text type
@@ -52,9 +53,13 @@ fn page(params: &Params, default: i64) -> Result<(i64, i64), ApiError> {
 /// Returns a session's metadata (what was roasted). The `ETag` is its version.
 #[utoipa::path(get, path = "/sessions/{id}/meta", tag = "written", params(("id" = String, Path)),
     responses((status = 200, body = SessionMeta), (status = 404)))]
-pub async fn meta(state: RequestState, Path(id): Path<String>) -> Result<Response, ApiError> {
-    find_session(&state, &id).await?;
-    let found = state.store.meta(&state.org, &id).await?;
+pub async fn meta(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    find_session(&shared.store, &request.org, &id).await?;
+    let found = shared.store.meta(&request.org, &id).await?;
     Ok(([(header::ETAG, etag(found.version))], Json(found.value)).into_response())
 }
 
@@ -69,23 +74,25 @@ pub(super) fn etag(version: i64) -> String {
     responses((status = 200, body = SessionMeta), (status = 400), (status = 403), (status = 404),
               (status = 412)))]
 pub async fn set_meta(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
     headers: HeaderMap,
     JsonBody(meta): JsonBody<SessionMeta>,
 ) -> Result<Response, ApiError> {
     const TRIES: u32 = 5;
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     check_size(&meta, WRITTEN_MAX)?;
-    find_session(&state, &id).await?;
+    find_session(&shared.store, &request.org, &id).await?;
     let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
     let wanted = headers.get(header::IF_MATCH);
     for _ in 0..TRIES {
-        let before = state.store.meta(&state.org, &id).await?.version;
+        let before = shared.store.meta(&request.org, &id).await?.version;
         if wanted.is_some_and(|wanted| wanted.as_bytes() != etag(before).as_bytes()) {
             return Err(faster());
         }
-        let set = state.store.set_meta(&state.org, &id, before, &meta, state.changed_by()).await?;
+        let set =
+            shared.store.set_meta(&request.org, &id, before, &meta, changed_by(&request)).await?;
         if let Some(version) = set {
             return Ok(([(header::ETAG, etag(version))], Json(meta)).into_response());
         }
@@ -98,12 +105,12 @@ pub async fn set_meta(
     params(("id" = String, Path), ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
     responses((status = 200, body = Vec<SessionNote>), (status = 400), (status = 404)))]
 pub async fn notes(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<Vec<SessionNote>>, ApiError> {
-    find_session(&state, &id).await?;
-    Ok(Json(state.store.notes(&state.org, &id, page(&params, 50)?).await?))
+    find_session(&shared.store, &request.org, &id).await?;
+    Ok(Json(shared.store.notes(&request.org, &id, page(&request.params, 50)?).await?))
 }
 
 /// Adds a note to a session: a remark, or how the roast tasted.
@@ -111,25 +118,26 @@ pub async fn notes(
     params(("id" = String, Path)),
     responses((status = 201, body = SessionNote), (status = 400), (status = 403), (status = 404)))]
 pub async fn add_note(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
     JsonBody(note): JsonBody<NewNote>,
 ) -> Result<Response, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     let problems = note.problems();
     if !problems.is_empty() {
         let issues = problems.iter().map(|(field, problem)| Issue::new(field, problem));
         return Err(ApiError::Issues(issues.collect()));
     }
     check_size(&note, WRITTEN_MAX)?;
-    find_session(&state, &id).await?;
+    find_session(&shared.store, &request.org, &id).await?;
     let note = SessionNote {
-        note_id: format!("N-{id}-{}-{}", random()?, state.now.0),
-        created_at: state.now,
-        actor: Some(state.caller.actor.clone()),
+        note_id: format!("N-{id}-{}-{}", random()?, request.now.0),
+        created_at: request.now,
+        actor: Some(request.caller.actor.clone()),
         note,
     };
-    state.store.add_note(&state.org, &id, &note, state.changed_by()).await?;
+    shared.store.add_note(&request.org, &id, &note, changed_by(&request)).await?;
     Ok((StatusCode::CREATED, Json(note)).into_response())
 }
 
@@ -143,11 +151,12 @@ fn random() -> Result<String, ApiError> {
     params(("id" = String, Path)),
     responses((status = 200, body = Vec<EventOverride>), (status = 404)))]
 pub async fn overrides(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<EventOverride>>, ApiError> {
-    find_session(&state, &id).await?;
-    Ok(Json(state.store.overrides(&state.org, &id).await?))
+    find_session(&shared.store, &request.org, &id).await?;
+    Ok(Json(shared.store.overrides(&request.org, &id).await?))
 }
 
 /// A list of overrides. Clients send either form.
@@ -164,19 +173,20 @@ pub enum Overrides {
     responses((status = 200, body = Vec<EventOverride>), (status = 400), (status = 403),
               (status = 404)))]
 pub async fn set_overrides(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
     JsonBody(given): JsonBody<Overrides>,
 ) -> Result<Json<Vec<EventOverride>>, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     let (Overrides::Wrapped { overrides: mut given } | Overrides::Bare(mut given)) = given;
     if given.len() > OVERRIDES_MAX {
         return Err(ApiError::Invalid(format!("overrides: more than {OVERRIDES_MAX}")));
     }
     // All writers use the same order, so that two requests never deadlock.
     given.sort_by_key(|one| one.event_type);
-    let row = find_session(&state, &id).await?;
-    let longest = roast_length_s(&state, &row).await?;
+    let row = find_session(&shared.store, &request.org, &id).await?;
+    let longest = roast_length_s(&shared.store, &request.org, &row).await?;
     let mut issues = Vec::new();
     for (i, one) in given.iter_mut().enumerate() {
         let s = one.elapsed_seconds;
@@ -191,23 +201,27 @@ pub async fn set_overrides(
             let problem = "not CHARGE, TP, FC, DEVELOPMENT_START, DROP or NOTE";
             issues.push(Issue::new(&format!("overrides.{i}.eventType"), problem));
         }
-        one.updated_at.get_or_insert(state.now);
-        one.actor = Some(state.caller.actor.clone());
+        one.updated_at.get_or_insert(request.now);
+        one.actor = Some(request.caller.actor.clone());
     }
     if !issues.is_empty() {
         return Err(ApiError::Issues(issues));
     }
     check_size(&given, WRITTEN_MAX)?;
-    state.store.set_overrides(&state.org, &id, &given, state.changed_by()).await?;
-    Ok(Json(state.store.overrides(&state.org, &id).await?))
+    shared.store.set_overrides(&request.org, &id, &given, changed_by(&request)).await?;
+    Ok(Json(shared.store.overrides(&request.org, &id).await?))
 }
 
 /// Returns the length of a roast in seconds: to its DROP, else to its newest sample.
-async fn roast_length_s(state: &RequestState, row: &SessionRow) -> Result<Option<f64>, ApiError> {
+async fn roast_length_s(
+    store: &IngestStore,
+    org: &OrgId,
+    row: &SessionRow,
+) -> Result<Option<f64>, ApiError> {
     if let Some(dropped) = row.drop_s {
         return Ok(Some(dropped));
     }
-    let newest = state.store.newest_frame(&state.org, row.chain_no).await?;
+    let newest = store.newest_frame(org, row.chain_no).await?;
     Ok(newest.and_then(|frame| {
         let last = frame.sample_at(frame.len().checked_sub(1)?);
         let seconds = (last.0 - row.started_ms) as f64 / 1000.0;
@@ -220,12 +234,12 @@ async fn roast_length_s(state: &RequestState, row: &SessionRow) -> Result<Option
     params(("id" = String, Path), ("limit" = Option<i64>, Query), ("offset" = Option<i64>, Query)),
     responses((status = 200, body = Vec<RoastReport>), (status = 400), (status = 404)))]
 pub async fn reports(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<Vec<RoastReport>>, ApiError> {
-    find_session(&state, &id).await?;
-    Ok(Json(state.store.reports(&state.org, &id, page(&params, 20)?).await?))
+    find_session(&shared.store, &request.org, &id).await?;
+    Ok(Json(shared.store.reports(&request.org, &id, page(&request.params, 20)?).await?))
 }
 
 /// Returns the post-roast report. Returns 404 if it does not exist yet.
@@ -233,11 +247,12 @@ pub async fn reports(
     params(("id" = String, Path)),
     responses((status = 200, body = RoastReport), (status = 404)))]
 pub async fn latest_report(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RoastReport>, ApiError> {
-    find_session(&state, &id).await?;
-    let found = state.store.report_of_kind(&state.org, &id, POST_ROAST).await?;
+    find_session(&shared.store, &request.org, &id).await?;
+    let found = shared.store.report_of_kind(&request.org, &id, POST_ROAST).await?;
     found.map(Json).ok_or(ApiError::NotFound("report"))
 }
 
@@ -248,11 +263,12 @@ pub async fn latest_report(
     responses((status = 201, body = RoastReport), (status = 200, body = RoastReport), (status = 400),
               (status = 403), (status = 404), (status = 409)))]
 pub async fn add_report(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
     JsonBody(mut report): JsonBody<NewReport>,
 ) -> Result<Response, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     check_size(&report, REPORT_MAX)?;
     let word = |text: &str| (1..=200).contains(&text.len());
     if !word(&report.report_kind) || report.report_id.as_deref().is_some_and(|id| !word(id)) {
@@ -261,8 +277,9 @@ pub async fn add_report(
     if report.markdown.is_empty() {
         return Err(ApiError::Issues(vec![Issue::new("markdown", "is empty")]));
     }
-    let session = summary(&state, find_session(&state, &id).await?).await?;
-    let new_id = format!("R-{id}-{}-{}", state.now.compact(), random()?);
+    let row = find_session(&shared.store, &request.org, &id).await?;
+    let session = summary(&shared.store, &request.org, row).await?;
+    let new_id = format!("R-{id}-{}-{}", request.now.compact(), random()?);
     report.report_id.get_or_insert(new_id);
     let known = session.verified_points + session.unsigned_points + session.failed_points;
     report.trust_metrics = Some(TrustMetrics {
@@ -276,11 +293,11 @@ pub async fn add_report(
     let report = RoastReport {
         session_id: id,
         origin: session.origin,
-        created_at: state.now,
-        actor: Some(state.caller.actor.clone()),
+        created_at: request.now,
+        actor: Some(request.caller.actor.clone()),
         report,
     };
-    let kept = state.store.add_report(&state.org, &report, state.changed_by()).await?;
+    let kept = shared.store.add_report(&request.org, &report, changed_by(&request)).await?;
     let (kept, new) =
         kept.ok_or_else(|| ApiError::Conflict("another report has this reportId".to_owned()))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
@@ -291,9 +308,10 @@ pub async fn add_report(
 #[utoipa::path(get, path = "/reports/{reportId}", tag = "written", params(("reportId" = String, Path)),
     responses((status = 200, body = RoastReport), (status = 404)))]
 pub async fn report(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RoastReport>, ApiError> {
-    let found = state.store.report(&state.org, &id).await?;
+    let found = shared.store.report(&request.org, &id).await?;
     found.map(Json).ok_or(ApiError::NotFound("report"))
 }

@@ -2,22 +2,23 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::Path;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::profile::{ProfileBody, RoastProfile, RoastProfileVersion};
+use http_stack::OrgRequest;
 use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::{self, JsonBody};
-use http_stack::query::{self, Params};
+use http_stack::query;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::RequestState;
-use super::annotations::{check_size, etag};
+use super::SharedState;
+use super::annotations::{changed_by, check_size, etag};
 use crate::profile_io;
-use crate::store::ProfileFilter;
+use crate::store::{IngestStore, ProfileFilter};
 
 const PROFILE_MAX: usize = 256 * 1024;
 const NOTE_MAX: usize = 2_000;
@@ -35,7 +36,11 @@ const SERVER_FIELDS: [&str; 7] =
            ("offset" = Option<i64>, Query, description = "At most 10000; beyond that use `cursor`"),
            ("cursor" = Option<String>, Query, description = "From the header x-next-cursor")),
     responses((status = 200, body = Vec<RoastProfile>), (status = 400), (status = 403)))]
-pub async fn list(state: RequestState, params: Params) -> Result<Response, ApiError> {
+pub async fn list(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+) -> Result<Response, ApiError> {
+    let params = &request.params;
     let owned = |name: &str| params.get(name).map(str::to_owned);
     let filter = ProfileFilter {
         site: owned("siteId"),
@@ -47,7 +52,7 @@ pub async fn list(state: RequestState, params: Params) -> Result<Response, ApiEr
         offset: params.number("offset", 0, 0, 10_000)?,
         after: params.cursor()?,
     };
-    let profiles = state.store.profiles(&state.org, &filter).await?;
+    let profiles = shared.store.profiles(&request.org, &filter).await?;
     Ok(query::page(profiles, filter.limit, |last: &RoastProfile| {
         query::encode_cursor(last.updated_at.0, &last.profile_id)
     }))
@@ -56,8 +61,12 @@ pub async fn list(state: RequestState, params: Params) -> Result<Response, ApiEr
 /// Returns one profile. The `ETag` is its version.
 #[utoipa::path(get, path = "/profiles/{profileId}", tag = "profiles", params(("profileId" = String, Path)),
     responses((status = 200, body = RoastProfile), (status = 404)))]
-pub async fn one(state: RequestState, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let found = state.store.profile(&state.org, &id).await?;
+pub async fn one(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let found = shared.store.profile(&request.org, &id).await?;
     let profile = found.ok_or(ApiError::NotFound("profile"))?;
     Ok(([(header::ETAG, etag(profile.version))], Json(profile)).into_response())
 }
@@ -65,8 +74,9 @@ pub async fn one(state: RequestState, Path(id): Path<String>) -> Result<Response
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
-    /// The whole profile, or for a new version only the fields that change.
-    #[schema(value_type = Object)]
+    /// The whole profile, or for a new version only the fields that change. Free-form, because each
+    /// field may be absent and those that the server sets are ignored; `RoastProfile` names them.
+    #[schema(value_type = std::collections::HashMap<String, Value>)]
     pub profile: Map<String, Value>,
     #[serde(default)]
     pub change_note: Option<String>,
@@ -98,29 +108,29 @@ fn problems(body: &ProfileBody) -> Vec<Issue> {
     body.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect()
 }
 
-fn first_version(state: &RequestState, id: String, body: ProfileBody) -> RoastProfile {
+fn first_version(request: &OrgRequest, id: String, body: ProfileBody) -> RoastProfile {
     RoastProfile {
         profile_id: id,
         version: 1,
-        org_id: state.org.to_string(),
-        created_at: state.now,
-        updated_at: state.now,
+        org_id: request.org.to_string(),
+        created_at: request.now,
+        updated_at: request.now,
         is_archived: false,
-        actor: Some(state.caller.actor.clone()),
+        actor: Some(request.caller.actor.clone()),
         body,
     }
 }
 
-fn new_id(state: &RequestState) -> Result<String, ApiError> {
+fn new_id(request: &OrgRequest) -> Result<String, ApiError> {
     let random: [u8; 4] = trust::random().map_err(ApiError::internal)?;
-    let minute = state.now.compact().replace('T', "");
+    let minute = request.now.compact().replace('T', "");
     Ok(format!("P-{}-{:08x}", &minute[..12], u32::from_be_bytes(random)))
 }
 
 /// Checks that the profile names the request's organisation or none.
-fn check_org(state: &RequestState, change: &Change) -> Result<(), ApiError> {
+fn check_org(request: &OrgRequest, change: &Change) -> Result<(), ApiError> {
     match change.profile.get("orgId").and_then(Value::as_str) {
-        Some(named) if named != state.org.as_str() => {
+        Some(named) if named != request.org.as_str() => {
             Err(ApiError::Forbidden("the profile belongs to another organisation".to_owned()))
         }
         _ => Ok(()),
@@ -135,12 +145,13 @@ fn id_in_use() -> ApiError {
 #[utoipa::path(post, path = "/profiles", tag = "profiles", request_body = Change,
     responses((status = 201, body = RoastProfile), (status = 400), (status = 403), (status = 409)))]
 pub async fn create(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     JsonBody(change): JsonBody<Change>,
 ) -> Result<Response, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     change.check()?;
-    check_org(&state, &change)?;
+    check_org(&request, &change)?;
     if !change.profile.contains_key("targets") {
         return Err(ApiError::Issues(vec![Issue::new("targets", "is missing")]));
     }
@@ -150,11 +161,11 @@ pub async fn create(
         Some(_) => {
             return Err(ApiError::Issues(vec![Issue::new("profileId", "not 1 to 200 bytes")]));
         }
-        None => new_id(&state)?,
+        None => new_id(&request)?,
     };
-    let profile = first_version(&state, id, body_of(change.profile)?);
+    let profile = first_version(&request, id, body_of(change.profile)?);
     let note = change.change_note.as_deref();
-    if !state.store.put_profile(&state.org, &profile, note, state.changed_by()).await? {
+    if !shared.store.put_profile(&request.org, &profile, note, changed_by(&request)).await? {
         return Err(id_in_use());
     }
     Ok((StatusCode::CREATED, Json(profile)).into_response())
@@ -168,15 +179,16 @@ pub async fn create(
     responses((status = 201, body = RoastProfile), (status = 400), (status = 403), (status = 404),
               (status = 412)))]
 pub async fn new_version(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
     headers: HeaderMap,
     JsonBody(change): JsonBody<Change>,
 ) -> Result<Response, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     change.check()?;
-    check_org(&state, &change)?;
-    let before = state.store.profile(&state.org, &id).await?;
+    check_org(&request, &change)?;
+    let before = shared.store.profile(&request.org, &id).await?;
     let before = before.ok_or(ApiError::NotFound("profile"))?;
     let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
     let wanted = headers.get(header::IF_MATCH);
@@ -190,13 +202,13 @@ pub async fn new_version(
     check_size(&merged, PROFILE_MAX)?;
     let profile = RoastProfile {
         version: before.version + 1,
-        updated_at: state.now,
-        actor: Some(state.caller.actor.clone()),
+        updated_at: request.now,
+        actor: Some(request.caller.actor.clone()),
         body: body_of(merged)?,
         ..before
     };
     let note = change.change_note.as_deref();
-    if !state.store.put_profile(&state.org, &profile, note, state.changed_by()).await? {
+    if !shared.store.put_profile(&request.org, &profile, note, changed_by(&request)).await? {
         return Err(faster());
     }
     Ok((StatusCode::CREATED, Json(profile)).into_response())
@@ -207,10 +219,11 @@ pub async fn new_version(
     params(("profileId" = String, Path)),
     responses((status = 200, body = RoastProfile), (status = 403), (status = 404)))]
 pub async fn archive(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RoastProfile>, ApiError> {
-    set_archived(&state, &id, true).await
+    set_archived(&shared.store, &request, &id, true).await
 }
 
 /// Restores an archived profile.
@@ -218,19 +231,21 @@ pub async fn archive(
     params(("profileId" = String, Path)),
     responses((status = 200, body = RoastProfile), (status = 403), (status = 404)))]
 pub async fn unarchive(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RoastProfile>, ApiError> {
-    set_archived(&state, &id, false).await
+    set_archived(&shared.store, &request, &id, false).await
 }
 
 async fn set_archived(
-    state: &RequestState,
+    store: &IngestStore,
+    request: &OrgRequest,
     id: &str,
     archived: bool,
 ) -> Result<Json<RoastProfile>, ApiError> {
-    state.caller.require_role(Role::Operator)?;
-    let found = state.store.archive_profile(&state.org, id, archived, state.changed_by()).await?;
+    request.caller.require_role(Role::Operator)?;
+    let found = store.archive_profile(&request.org, id, archived, changed_by(request)).await?;
     found.map(Json).ok_or(ApiError::NotFound("profile"))
 }
 
@@ -239,25 +254,35 @@ async fn set_archived(
     params(("profileId" = String, Path)),
     responses((status = 200, body = Vec<RoastProfileVersion>)))]
 pub async fn versions(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<RoastProfileVersion>>, ApiError> {
-    Ok(Json(state.store.profile_versions(&state.org, &id).await?))
+    Ok(Json(shared.store.profile_versions(&request.org, &id).await?))
+}
+
+/// The export of a profile as JSON.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProfileExport {
+    /// The profile; empty if it does not exist.
+    pub profiles: Vec<RoastProfile>,
 }
 
 /// Exports a profile: as `json` with all fields, or as `csv` with the fields that a table can hold.
 /// The export is empty if the profile does not exist.
 #[utoipa::path(get, path = "/profiles/{profileId}/export", tag = "profiles",
     params(("profileId" = String, Path), ("format" = Option<String>, Query)),
-    responses((status = 200, body = Object), (status = 400)))]
+    responses(
+        (status = 200, content((ProfileExport = "application/json"), (String = "text/csv"))),
+        (status = 400)))]
 pub async fn export(
-    state: RequestState,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Response, ApiError> {
-    let found: Vec<_> = state.store.profile(&state.org, &id).await?.into_iter().collect();
-    match params.get("format").unwrap_or("json") {
-        "json" => Ok(Json(json!({"profiles": found})).into_response()),
+    let found: Vec<_> = shared.store.profile(&request.org, &id).await?.into_iter().collect();
+    match request.params.get("format").unwrap_or("json") {
+        "json" => Ok(Json(ProfileExport { profiles: found }).into_response()),
         "csv" => {
             let table = profile_io::to_csv(&found).map_err(ApiError::internal)?;
             Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response())
@@ -288,11 +313,11 @@ struct Bundle {
     request_body(content = String, content_type = "text/csv"),
     responses((status = 200, body = Imported), (status = 400), (status = 403)))]
 pub async fn import(
-    state: RequestState,
-    params: Params,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     body: Bytes,
 ) -> Result<Json<Imported>, ApiError> {
-    state.caller.require_role(Role::Operator)?;
+    request.caller.require_role(Role::Operator)?;
     let text = || {
         let text = String::from_utf8_lossy(&body).replace('\0', "\u{fffd}");
         if text.trim().is_empty() {
@@ -302,12 +327,12 @@ pub async fn import(
         }
     };
     let mut told = Imported::default();
-    match params.get("format").unwrap_or("json") {
+    match request.params.get("format").unwrap_or("json") {
         "json" => {
             let bundle: Bundle = extract::parse_body(&body)?;
             check_count(bundle.profiles.len())?;
             for (i, said) in bundle.profiles.into_iter().enumerate() {
-                if let Err(error) = import_one(&state, said, &mut told).await {
+                if let Err(error) = import_one(&shared.store, &request, said, &mut told).await {
                     record_error(&mut told, &format!("profile {}", i + 1), error)?;
                 }
             }
@@ -317,13 +342,13 @@ pub async fn import(
             check_count(rows.len())?;
             for row in rows {
                 match row {
-                    Ok(body) => create_imported(&state, body, &mut told).await?,
+                    Ok(body) => create_imported(&shared.store, &request, body, &mut told).await?,
                     Err(error) => told.errors.push(error),
                 }
             }
         }
         "alog" => match profile_io::from_recording(&text()?) {
-            Ok(body) => create_imported(&state, body, &mut told).await?,
+            Ok(body) => create_imported(&shared.store, &request, body, &mut told).await?,
             Err(error) => return Err(ApiError::Invalid(error)),
         },
         _ => return Err(ApiError::Invalid("format: not json, csv or alog".to_owned())),
@@ -350,7 +375,8 @@ fn record_error(told: &mut Imported, which: &str, error: ApiError) -> Result<(),
 
 /// Creates a new profile from an imported body.
 async fn create_imported(
-    state: &RequestState,
+    store: &IngestStore,
+    request: &OrgRequest,
     body: ProfileBody,
     told: &mut Imported,
 ) -> Result<(), ApiError> {
@@ -359,8 +385,8 @@ async fn create_imported(
         return record_error(told, &format!("{:?}", body.name), ApiError::Issues(issues));
     }
     let name = body.name.clone();
-    let profile = first_version(state, new_id(state)?, body);
-    if !state.store.put_profile(&state.org, &profile, Some("Imported"), state.changed_by()).await? {
+    let profile = first_version(request, new_id(request)?, body);
+    if !store.put_profile(&request.org, &profile, Some("Imported"), changed_by(request)).await? {
         return record_error(told, &format!("{name:?}"), id_in_use());
     }
     told.created += 1;
@@ -370,7 +396,8 @@ async fn create_imported(
 /// Imports one profile of a bundle into the caller's organisation, whichever organisation it names;
 /// its id decides whether it is new.
 async fn import_one(
-    state: &RequestState,
+    store: &IngestStore,
+    request: &OrgRequest,
     said: Map<String, Value>,
     told: &mut Imported,
 ) -> Result<(), ApiError> {
@@ -381,15 +408,14 @@ async fn import_one(
     let body = body_of(said)?;
     let id = match id {
         Some(id) if (1..=200).contains(&id.len()) => id,
-        _ => new_id(state)?,
+        _ => new_id(request)?,
     };
-    let Some(before) = state.store.profile(&state.org, &id).await? else {
-        let profile = first_version(state, id, body);
-        if !state
-            .store
-            .put_profile(&state.org, &profile, Some("Imported"), state.changed_by())
-            .await?
-        {
+    let Some(before) = store.profile(&request.org, &id).await? else {
+        let profile = first_version(request, id, body);
+        let added = store
+            .put_profile(&request.org, &profile, Some("Imported"), changed_by(request))
+            .await?;
+        if !added {
             return Err(id_in_use());
         }
         told.created += 1;
@@ -408,12 +434,12 @@ async fn import_one(
     }
     let profile = RoastProfile {
         version: before.version + 1,
-        updated_at: state.now,
-        actor: Some(state.caller.actor.clone()),
+        updated_at: request.now,
+        actor: Some(request.caller.actor.clone()),
         body,
         ..before
     };
-    if !state.store.put_profile(&state.org, &profile, Some("Imported"), state.changed_by()).await? {
+    if !store.put_profile(&request.org, &profile, Some("Imported"), changed_by(request)).await? {
         return Err(ApiError::Precondition(
             "changed meanwhile; read it again and retry".to_owned(),
         ));

@@ -2,46 +2,42 @@
 //! position (`Last-Event-ID`) and misses nothing, up to `REPLAY_ROWS_MAX` rows. A comment every few
 //! seconds keeps the connection open.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Query;
-use axum::http::HeaderMap;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use contract::envelope::Payload;
 use contract::{OrgId, Origin};
 use futures_util::stream::{self, Stream};
+use http_stack::OrgRequest;
 use http_stack::error::ApiError;
-use serde::Deserialize;
+use service::shutdown::CancellationToken;
 use tokio::sync::broadcast;
 
-use super::RequestState;
-use crate::live_tail::{self, CommittedRow};
+use super::SharedState;
+use super::machine_filter::MachineFilter;
+use crate::row_json::{self, CommittedRow};
+use crate::store::IngestStore;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The maximum number of rows that a reconnecting browser receives at once; further rows it reads
 /// from the session.
 const REPLAY_ROWS_MAX: i64 = 5_000;
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[allow(clippy::struct_field_names)] // the names of the query parameters
-pub struct StreamQuery {
-    org_id: String,
-    site_id: String,
-    machine_id: String,
+/// Which rows a client receives.
+struct StreamFilter {
+    org: OrgId,
+    machines: MachineFilter,
 }
 
-impl StreamQuery {
-    fn wants(&self, org: &OrgId, origin: &Origin) -> bool {
-        let fits = |wanted: &str, found: &str| wanted.is_empty() || wanted == found;
-        origin.org == *org
-            && fits(&self.org_id, origin.org.as_str())
-            && fits(&self.site_id, origin.site.as_str())
-            && fits(&self.machine_id, origin.machine.as_str())
+impl StreamFilter {
+    fn matches(&self, origin: &Origin) -> bool {
+        origin.org == self.org
+            && self.machines.matches(origin.site.as_str(), origin.machine.as_str())
     }
 }
 
@@ -64,11 +60,11 @@ enum Form {
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn telemetry(
-    state: RequestState,
-    Query(query): Query<StreamQuery>,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(state, query, &headers, StreamKind::Telemetry, Form::Legacy).await
+    stream(&shared, &request, &headers, StreamKind::Telemetry, Form::Legacy).await
 }
 
 /// Streams live events: `event: roastEvent`.
@@ -77,11 +73,11 @@ pub async fn telemetry(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn events(
-    state: RequestState,
-    Query(query): Query<StreamQuery>,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(state, query, &headers, StreamKind::Events, Form::Legacy).await
+    stream(&shared, &request, &headers, StreamKind::Events, Form::Legacy).await
 }
 
 /// Streams live telemetry as full envelopes with `sessionId` and `_verification`.
@@ -90,11 +86,11 @@ pub async fn events(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn envelopes_telemetry(
-    state: RequestState,
-    Query(query): Query<StreamQuery>,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(state, query, &headers, StreamKind::Telemetry, Form::Envelope).await
+    stream(&shared, &request, &headers, StreamKind::Telemetry, Form::Envelope).await
 }
 
 /// Streams live events as full envelopes.
@@ -103,59 +99,62 @@ pub async fn envelopes_telemetry(
            ("machineId" = Option<String>, Query), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn envelopes_events(
-    state: RequestState,
-    Query(query): Query<StreamQuery>,
+    State(shared): State<SharedState>,
+    request: OrgRequest,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    stream(state, query, &headers, StreamKind::Events, Form::Envelope).await
+    stream(&shared, &request, &headers, StreamKind::Events, Form::Envelope).await
 }
 
 async fn stream(
-    state: RequestState,
-    query: StreamQuery,
+    shared: &SharedState,
+    request: &OrgRequest,
     headers: &HeaderMap,
     what: StreamKind,
     form: Form,
 ) -> Result<Response, ApiError> {
     // Subscribes before it reads the replay, so that no row is lost between the two.
     let live = match what {
-        StreamKind::Telemetry => state.tail.telemetry(),
-        StreamKind::Events => state.tail.events(),
+        StreamKind::Telemetry => shared.tail.telemetry(),
+        StreamKind::Events => shared.tail.events(),
     };
+    let filter =
+        StreamFilter { org: request.org.clone(), machines: MachineFilter::new(&request.params) };
     let last = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
     let mut replayed = last.unwrap_or(0);
     let mut ready = VecDeque::new();
     if let Some(last) = last {
-        for row in replay(&state, what, last).await? {
+        for row in replay(&shared.store, &request.org, what, last).await? {
             replayed = replayed.max(row.arrival);
-            if query.wants(&state.org, &row.origin) {
+            if filter.matches(&row.origin) {
                 ready.extend(messages(&row, what, form));
             }
         }
     }
-    let source = Source { live, ready, replayed, query, what, form, state };
+    let source = Source { live, ready, replayed, filter, what, form, stop: shared.stop.clone() };
     let keep_alive = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
     let mut response = Sse::new(source.into_stream()).keep_alive(keep_alive).into_response();
     // Proxies must not hold events back to fill a buffer.
-    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
 
+/// Returns the rows that have arrived after `after`, the last that the client has received.
 async fn replay(
-    state: &RequestState,
+    store: &IngestStore,
+    org: &OrgId,
     what: StreamKind,
     after: i64,
 ) -> Result<Vec<CommittedRow>, ApiError> {
-    let (store, org) = (&state.store, Some(&state.org));
     Ok(match what {
         StreamKind::Telemetry => {
-            let roasts = live_tail::running_sessions(store).await?;
-            let rows = store.frames_after(org, after, REPLAY_ROWS_MAX).await?;
-            rows.into_iter().filter_map(|row| live_tail::live_frame(row, &roasts)).collect()
+            let running = store.running_by_machine().await?;
+            let rows = store.frames_after(Some(org), after, REPLAY_ROWS_MAX).await?;
+            rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running)).collect()
         }
         StreamKind::Events => {
-            let rows = store.events_after(org, after, REPLAY_ROWS_MAX).await?;
-            rows.into_iter().filter_map(|(org, row)| live_tail::live_event(&org, row)).collect()
+            let rows = store.events_after(Some(org), after, REPLAY_ROWS_MAX).await?;
+            rows.into_iter().filter_map(|(org, row)| row_json::committed_event(&org, row)).collect()
         }
     })
 }
@@ -164,10 +163,10 @@ struct Source {
     live: broadcast::Receiver<Arc<CommittedRow>>,
     ready: VecDeque<Event>,
     replayed: i64,
-    query: StreamQuery,
+    filter: StreamFilter,
     what: StreamKind,
     form: Form,
-    state: RequestState,
+    stop: CancellationToken,
 }
 
 impl Source {
@@ -186,10 +185,10 @@ impl Source {
                 return Some(event);
             }
             let row = tokio::select! {
-                () = self.state.stop.cancelled() => return None,
+                () = self.stop.cancelled() => return None,
                 row = self.live.recv() => row.ok()?,
             };
-            if row.arrival > self.replayed && self.query.wants(&self.state.org, &row.origin) {
+            if row.arrival > self.replayed && self.filter.matches(&row.origin) {
                 self.ready.extend(messages(&row, self.what, self.form));
             }
         }
@@ -206,17 +205,7 @@ fn messages(row: &CommittedRow, what: StreamKind, form: Form) -> Vec<Event> {
     let count = row.envelopes.len();
     let texts = row.envelopes.iter().filter_map(|envelope| match form {
         Form::Envelope => serde_json::to_string(envelope).ok(),
-        Form::Legacy => {
-            let mut body = match &envelope.payload {
-                Payload::Telemetry(point) => serde_json::to_value(point).ok()?,
-                Payload::Event(event) => serde_json::to_value(event).ok()?,
-            };
-            let ids: HashMap<String, String> =
-                serde_json::from_value(serde_json::to_value(&envelope.origin).ok()?).ok()?;
-            let fields = body.as_object_mut()?;
-            fields.extend(ids.into_iter().map(|(name, id)| (name, id.into())));
-            Some(body.to_string())
-        }
+        Form::Legacy => row_json::located_json(envelope).ok(),
     });
     texts
         .enumerate()

@@ -1,5 +1,6 @@
 //! The read queries of ingestion, most of them for the API.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
@@ -280,15 +281,17 @@ impl IngestStore {
         .map_err(StoreError::query("reading a late frame"))
     }
 
-    /// Returns the running sessions of all organisations, at most 10 000.
+    /// Returns the running sessions of all organisations by machine number, at most 10 000.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn running(&self) -> Result<Vec<SessionRow>, StoreError> {
+    pub async fn running_by_machine(&self) -> Result<HashMap<i64, SessionRow>, StoreError> {
         let sql =
             format!("{SELECT_SESSION} WHERE s.status = 'ACTIVE' ORDER BY s.started_ms LIMIT 10000");
-        on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
-            .map_err(StoreError::query("listing running sessions"))
+        let running: Vec<SessionRow> =
+            on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
+                .map_err(StoreError::query("listing running sessions"))?;
+        Ok(running.into_iter().map(|session| (session.machine_no, session)).collect())
     }
 
     /// Returns a machine's newest session.

@@ -1,0 +1,21 @@
+//! The query parameters with which a client selects machines.
+
+use http_stack::query::Params;
+
+/// The machines that a request asks for: those of `siteId`, the one of `machineId`, or all.
+pub(super) struct MachineFilter {
+    site: Option<String>,
+    machine: Option<String>,
+}
+
+impl MachineFilter {
+    pub(super) fn new(params: &Params) -> Self {
+        let owned = |name: &str| params.get(name).map(str::to_owned);
+        Self { site: owned("siteId"), machine: owned("machineId") }
+    }
+
+    pub(super) fn matches(&self, site: &str, machine: &str) -> bool {
+        self.site.as_deref().is_none_or(|wanted| wanted == site)
+            && self.machine.as_deref().is_none_or(|wanted| wanted == machine)
+    }
+}

@@ -1,0 +1,108 @@
+//! Routes for an organisation's machines: their status, and the newest points and events of all of
+//! them.
+
+use axum::Json;
+use axum::extract::State;
+use contract::session::MachineStatus;
+use contract::{Channel, EpochMs, EventKind, SessionId};
+use http_stack::OrgRequest;
+use http_stack::error::ApiError;
+
+use super::SharedState;
+use super::machine_filter::MachineFilter;
+use crate::row_json::{self, LocatedEvent, LocatedPoint};
+
+/// The default and the maximum number of newest points, and of newest events.
+const LIMIT: i64 = 100;
+const LIMIT_MAX: i64 = 1_000;
+
+/// Lists the organisation's machines, each with its newest sample and event.
+#[utoipa::path(get, path = "/machines", tag = "machines",
+    responses((status = 200, body = Vec<MachineStatus>)))]
+pub async fn machines(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+) -> Result<Json<Vec<MachineStatus>>, ApiError> {
+    let (store, org) = (&shared.store, &request.org);
+    let rows = store.machines(org).await?;
+    let running = store.running_by_machine().await?;
+    let mut statuses = Vec::with_capacity(rows.len());
+    for row in rows {
+        let frame = store.newest_frame(org, row.chain_no).await?;
+        let event = store.newest_event(org, row.machine_no).await?;
+        let last = frame.as_ref().and_then(|f| f.offsets_ms.len().checked_sub(1));
+        let value = |channel| frame.as_ref().zip(last).and_then(|(f, i)| f.value(&channel, i));
+        let session = running.get(&row.machine_no);
+        let gaps: Vec<(u64, u64)> = serde_json::from_str(&row.gaps).unwrap_or_default();
+        let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
+            continue;
+        };
+        statuses.push(MachineStatus {
+            origin,
+            last_sample_at: frame.as_ref().zip(last).map(|(f, i)| f.sample_at(i)),
+            last_seen_at: EpochMs(row.seen_ms),
+            bt_c: value(Channel::Bt),
+            et_c: value(Channel::Et),
+            ror_c_per_min: value(Channel::Ror),
+            session_id: session.and_then(|s| SessionId::new(s.session_id.clone()).ok()),
+            session_started_at: session.map(|s| EpochMs(s.started_ms)),
+            last_event: event.as_ref().and_then(|e| EventKind::parse(&e.kind)),
+            last_event_at: event.as_ref().map(|e| EpochMs(e.at_ms)),
+            missing_frames: gaps.iter().map(|(first, last)| last - first + 1).sum(),
+        });
+    }
+    Ok(Json(statuses))
+}
+
+/// Lists the organisation's newest telemetry points, newest first.
+#[utoipa::path(get, path = "/telemetry", tag = "machines",
+    params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
+           ("limit" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<LocatedPoint>), (status = 400)))]
+pub async fn recent_telemetry(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+) -> Result<Json<Vec<LocatedPoint>>, ApiError> {
+    let (store, org) = (&shared.store, &request.org);
+    let limit = usize::try_from(request.params.limit(LIMIT, LIMIT_MAX)?).unwrap_or(0);
+    let filter = MachineFilter::new(&request.params);
+    let running = store.running_by_machine().await?;
+    let mut points: Vec<LocatedPoint> = Vec::new();
+    for row in store.machines(org).await? {
+        if !filter.matches(&row.site_id, &row.machine_id) {
+            continue;
+        }
+        let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
+            continue;
+        };
+        let session = running.get(&row.machine_no);
+        for frame in &store.newest_frames(org, row.chain_no, limit).await? {
+            let of_frame =
+                row_json::telemetry_points(frame, &origin.machine, session, i64::MIN, i64::MAX);
+            points.extend(of_frame.into_iter().map(|(_, point)| LocatedPoint::new(point, &origin)));
+        }
+    }
+    points.sort_by_key(|located| std::cmp::Reverse(located.point.ts));
+    points.truncate(limit);
+    Ok(Json(points))
+}
+
+/// Lists the organisation's newest events, newest first.
+#[utoipa::path(get, path = "/events", tag = "machines",
+    params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
+           ("limit" = Option<i64>, Query)),
+    responses((status = 200, body = Vec<LocatedEvent>), (status = 400)))]
+pub async fn recent_events(
+    State(shared): State<SharedState>,
+    request: OrgRequest,
+) -> Result<Json<Vec<LocatedEvent>>, ApiError> {
+    let limit = request.params.limit(LIMIT, LIMIT_MAX)?;
+    let filter = MachineFilter::new(&request.params);
+    let rows = shared.store.newest_events(&request.org, limit).await?;
+    let wanted = rows.iter().filter(|row| filter.matches(&row.site_id, &row.machine_id));
+    let events = wanted.filter_map(|row| {
+        let origin = row_json::origin_of(request.org.as_str(), &row.site_id, &row.machine_id)?;
+        Some(LocatedEvent::new(row_json::roast_event(row, &origin.machine)?, &origin))
+    });
+    Ok(Json(events.collect()))
+}

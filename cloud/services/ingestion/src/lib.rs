@@ -45,9 +45,10 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
     let dates = clock_correction::ClockCorrection::default();
     clock_correction::start(store.clone(), dates.clone(), tracker, stop.clone());
     let wake = tail.wake();
-    let pipeline = pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tracker);
+    let (pipeline, acks) =
+        pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tracker);
     let (taken, taken_from) = session_closed::ack_queue();
-    let bus = mqtt::start(config, &context.mqtt, (&pipeline, taken), tracker, stop)?;
+    let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, taken), tracker, stop)?;
     session_closed::start(
         store.clone(),
         bus.clone(),

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::pipeline::{AckReceiver, Lane, Message, Pipeline, Reply};
+use crate::pipeline::{Acks, Lane, Message, Pipeline, Reply};
 use crate::{IngestionConfig, metric, session_closed};
 
 /// Acknowledgements are published once (`QoS` 0) and need no slots; at most 2 000 frames from the
@@ -43,7 +43,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 pub fn start(
     config: &IngestionConfig,
     mqtt: &BrokerSettings,
-    (pipeline, taken): (&Pipeline, session_closed::SessionClosedAcks),
+    (pipeline, acks, taken): (&Pipeline, Acks, session_closed::SessionClosedAcks),
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Option<Bus>, BrokerError> {
@@ -64,9 +64,7 @@ pub fn start(
         .with_vital(SUBSCRIBED.len());
     let bus = Bus { client: link.client(), connected: link.ready_flag() };
     tracker.spawn(receive(link, (pipeline.clone(), taken), stop.clone()));
-    if let Some(answers) = pipeline.take_acks() {
-        tracker.spawn(publish_acks(bus.clone(), answers));
-    }
+    tracker.spawn(publish_acks(bus.clone(), acks));
     Ok(Some(bus))
 }
 
@@ -105,8 +103,8 @@ async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {
     pipeline.send(lane, origin, message, Reply::Bus).await;
 }
 
-async fn publish_acks(bus: Bus, mut answers: AckReceiver) {
-    while let Some((origin, ack)) = answers.recv().await {
+async fn publish_acks(bus: Bus, mut acks: Acks) {
+    while let Some((origin, ack)) = acks.recv().await {
         bus.publish_ack(&origin, &ack).await;
     }
 }

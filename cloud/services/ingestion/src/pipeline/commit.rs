@@ -1,0 +1,233 @@
+//! Commits the verified frames and receipts of a batch, and writes into their slots what is
+//! acknowledged. Retries until the database accepts them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::database::StoreError;
+use contract::{Ack, EpochMs, FrameRange, Origin, Receipt, ReceiptVerdict, Refusal};
+use futures_util::future::BoxFuture;
+use service::clock::Clock;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::retry;
+use super::slot::{Slot, SlotState, VerifiedReceipt, refusal_ack};
+use crate::clock_correction::ClockCorrection;
+use crate::metric;
+use crate::store::{ChainNo, IngestStore, Outcome};
+use crate::verified_frame::{Numbering, VerifiedFrame};
+
+/// The maximum number of ranges of missing frames in an acknowledgement.
+const NEEDED_RANGES_MAX: usize = 16;
+
+pub(super) struct Committer {
+    pub(super) store: IngestStore,
+    pub(super) clock: Clock,
+    /// Notified after each commit of frames.
+    pub(super) wake: Arc<Notify>,
+    pub(super) dating: ClockCorrection,
+    /// Notified after a receipt was stored.
+    pub(super) receipt_stored: Arc<Notify>,
+}
+
+/// The result of a committed batch.
+#[derive(Default)]
+struct CommittedBatch {
+    /// The chain and the outcome of each frame, in the order of the frames.
+    frames: Vec<(ChainNo, Outcome)>,
+    /// The frames that each chain of the batch still lacks.
+    gaps: HashMap<i64, Vec<FrameRange>>,
+}
+
+impl Committer {
+    /// Commits the verified frames of a batch in one transaction.
+    pub(super) async fn commit(&self, slots: &mut [Slot]) {
+        let verified = slots.iter_mut().filter_map(|slot| Some((slot.take_frame()?, slot)));
+        let (frames, slots): (Vec<VerifiedFrame>, Vec<&mut Slot>) = verified.unzip();
+        if frames.is_empty() {
+            return;
+        }
+        let committed = self.commit_with_retry(&frames).await;
+        self.wake.notify_one();
+        for ((slot, verified), (no, outcome)) in
+            slots.into_iter().zip(&frames).zip(committed.frames)
+        {
+            let frame = &verified.frame;
+            tracing::debug!(
+                origin = %frame.origin, chain = %frame.chain, frame = frame.number, ?outcome,
+                "committed"
+            );
+            if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
+                self.dating.note(no.chain, frame);
+            }
+            let gaps = committed.gaps.get(&no.chain).map(Vec::as_slice).unwrap_or_default();
+            slot.state = SlotState::Done(ack_of(verified, outcome, gaps));
+        }
+    }
+
+    /// Stores the verified receipts of a batch.
+    pub(super) async fn store_receipts(&self, slots: &mut [Slot]) {
+        for slot in slots {
+            let Some(verified) = slot.take_receipt() else { continue };
+            if self.store_receipt_with_retry(&slot.origin, &verified).await {
+                // The first verdict was lost on the way: send it again.
+                let VerifiedReceipt { receipt, .. } = verified;
+                let mut ack = Ack::new(receipt.chain);
+                ack.receipts.push(ReceiptVerdict {
+                    session_id: receipt.session,
+                    complete: true,
+                    digest_differs: false,
+                });
+                slot.state = SlotState::Done(Some(ack));
+            }
+        }
+    }
+
+    /// Retries until the database accepts the batch; a frame that it can never store is refused
+    /// alone.
+    async fn commit_with_retry(&self, frames: &[VerifiedFrame]) -> CommittedBatch {
+        let mut wait = retry::backoff();
+        loop {
+            let start = Instant::now();
+            match self.try_commit(frames).await {
+                Ok(committed) => {
+                    count(frames, &committed, start.elapsed());
+                    return committed;
+                }
+                Err(error) if error.is_about_data() => match frames {
+                    [poison] => return reject_unstorable(poison, &error),
+                    _ => return self.commit_one_by_one(frames).await,
+                },
+                Err(error) => {
+                    metric::retried();
+                    self.store.clear_number_cache();
+                    retry::wait_for_database(&mut wait, &error).await;
+                }
+            }
+        }
+    }
+
+    /// One frame that the database cannot hold must not stop those beside it.
+    async fn commit_one_by_one(&self, frames: &[VerifiedFrame]) -> CommittedBatch {
+        let mut all = CommittedBatch::default();
+        for frame in frames {
+            let one = std::slice::from_ref(frame);
+            let committed = Box::pin(self.commit_with_retry(one)).await;
+            all.frames.extend(committed.frames);
+            all.gaps.extend(committed.gaps);
+        }
+        all
+    }
+
+    fn try_commit<'a>(
+        &'a self,
+        frames: &'a [VerifiedFrame],
+    ) -> BoxFuture<'a, Result<CommittedBatch, StoreError>> {
+        Box::pin(async move {
+            let now = (self.clock)();
+            let mut chains = Vec::with_capacity(frames.len());
+            for verified in frames {
+                let frame = &verified.frame;
+                let no =
+                    self.store.chain_no(&frame.origin, frame.chain, &verified.kid, now).await?;
+                chains.push(no);
+            }
+            let committed = self.store.commit(&chains, frames, now).await?;
+            let frames = chains.into_iter().zip(committed.outcomes).collect();
+            Ok(CommittedBatch { frames, gaps: committed.gaps })
+        })
+    }
+
+    /// Stores a receipt; returns whether the session was already found complete.
+    async fn store_receipt_with_retry(&self, origin: &Origin, verified: &VerifiedReceipt) -> bool {
+        let VerifiedReceipt { receipt, signed } = verified;
+        let mut wait = retry::backoff();
+        let now = (self.clock)();
+        let complete = loop {
+            match self.try_store_receipt(receipt, signed, now).await {
+                Ok(complete) => break complete,
+                Err(error) => {
+                    self.store.clear_number_cache();
+                    retry::wait_for_database(&mut wait, &error).await;
+                }
+            }
+        };
+        if !complete {
+            let samples = receipt.sample_count();
+            tracing::info!(%origin, session = %receipt.session, samples, "stored a receipt");
+            self.receipt_stored.notify_one();
+        }
+        complete
+    }
+
+    /// Boxed, as the compiler cannot see that a borrowed query may move between threads.
+    fn try_store_receipt<'a>(
+        &'a self,
+        receipt: &'a Receipt,
+        signed: &'a [u8],
+        now: EpochMs,
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async move {
+            // The signature was verified: the key that signed the receipt also signs the chain.
+            let kid = trust::SignedMessage::parse(signed).map(|signed| signed.key_id().to_string());
+            let kid = kid.unwrap_or_default();
+            let no = self.store.chain_no(&receipt.origin, receipt.chain, &kid, now).await?;
+            self.store.store_receipt(no, receipt, signed).await
+        })
+    }
+}
+
+/// Returns the acknowledgement of one frame; `None` if it must be sent again later. `gaps` are the
+/// frames that its chain still lacks.
+fn ack_of(verified: &VerifiedFrame, outcome: Outcome, gaps: &[FrameRange]) -> Option<Ack> {
+    let frame = &verified.frame;
+    match outcome {
+        Outcome::Stored | Outcome::Duplicate => {
+            let mut ack = Ack::new(frame.chain);
+            ack.push_acked(frame.number);
+            ack.need = gaps.iter().take(NEEDED_RANGES_MAX).copied().collect();
+            Some(ack)
+        }
+        Outcome::Refused(refusal) => {
+            metric::refused(refusal);
+            tracing::warn!(
+                origin = %frame.origin, chain = %frame.chain, frame = frame.number,
+                reason = refusal.as_str(), "refused a frame: {refusal}"
+            );
+            Some(refusal_ack(frame.chain, frame.number, refusal))
+        }
+        Outcome::Deferred => None,
+    }
+}
+
+/// Refuses a frame that the database cannot hold: the edge keeps it, and an error is logged.
+fn reject_unstorable(verified: &VerifiedFrame, error: &StoreError) -> CommittedBatch {
+    let frame = &verified.frame;
+    tracing::error!(
+        origin = %frame.origin, chain = %frame.chain, frame = frame.number, %error,
+        "the database cannot hold this frame; it stays at the edge"
+    );
+    let refused = Outcome::Refused(Refusal::Malformed);
+    CommittedBatch { frames: vec![(ChainNo::NONE, refused)], gaps: HashMap::new() }
+}
+
+/// Counts the points and frames of a batch in the metrics.
+fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
+    let (mut verified, mut unsigned, mut duplicates, mut stored) = (0, 0, 0, 0);
+    for (frame, (_, outcome)) in frames.iter().zip(&committed.frames) {
+        match (outcome, frame.kid.is_empty()) {
+            (Outcome::Stored, false) => {
+                stored += 1;
+                verified += frame.frame.sample_count() as u64;
+            }
+            (Outcome::Stored, true) => unsigned += frame.frame.sample_count() as u64,
+            (Outcome::Duplicate, _) => duplicates += 1,
+            _ => {}
+        }
+    }
+    metric::committed(verified, stored, took.as_secs_f64());
+    metric::unsigned(unsigned);
+    metric::duplicates(duplicates);
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::database::StoreError;
 use contract::{ClockQuality, Frame};
+use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +23,9 @@ const EVERY: Duration = Duration::from_secs(2);
 const ALL_EVERY: Duration = Duration::from_hours(1);
 /// The maximum number of noted boots; the next check of the whole database finds further ones.
 const NOTED_MAX: usize = 100_000;
+/// The maximum number of boots that are remembered as known. At this bound each new one evicts one
+/// that sends no more frames; an evicted one is noted again, which changes nothing.
+const KNOWN_MAX: usize = 100_000;
 
 /// A chain number and a boot id.
 type Boot = (i64, i64);
@@ -32,40 +36,56 @@ struct PendingBoots {
     offsets: BTreeMap<Boot, i64>,
     /// Boots with frames whose clock was not synchronised.
     undated: BTreeSet<Boot>,
-    /// Boots whose offset is in the database.
-    known: BTreeSet<Boot>,
 }
 
-/// Collects from the pipeline the boots that may need a correction.
-#[derive(Clone, Default)]
-pub struct ClockCorrection(Arc<Mutex<PendingBoots>>);
+/// Collects from the pipeline the boots that may need a correction. Clones share them.
+#[derive(Clone)]
+pub struct ClockCorrection {
+    pending: Arc<Mutex<PendingBoots>>,
+    /// Boots whose offset is in the database.
+    known: Arc<Cache<Boot, ()>>,
+}
+
+impl Default for ClockCorrection {
+    fn default() -> Self {
+        Self::with_capacity(KNOWN_MAX)
+    }
+}
 
 impl ClockCorrection {
+    fn with_capacity(known_max: usize) -> Self {
+        Self { pending: Arc::default(), known: Arc::new(Cache::new(known_max)) }
+    }
+
     /// Notes a frame that was stored as part of chain `chain_no`.
     pub fn note(&self, chain_no: i64, frame: &Frame) {
         let boot = (chain_no, frame.boot_id.cast_signed());
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if frame.clock != ClockQuality::Synchronised {
-            if noted.undated.len() < NOTED_MAX {
-                noted.undated.insert(boot);
+        let synchronised = frame.clock == ClockQuality::Synchronised;
+        if synchronised && self.is_known(boot) {
+            return;
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !synchronised {
+            if pending.undated.len() < NOTED_MAX {
+                pending.undated.insert(boot);
             }
-        } else if !noted.known.contains(&boot) && noted.offsets.len() < NOTED_MAX {
+        } else if pending.offsets.len() < NOTED_MAX {
             let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
-            noted.offsets.entry(boot).or_insert(frame.wall.0.saturating_sub(mono));
+            pending.offsets.entry(boot).or_insert(frame.wall.0.saturating_sub(mono));
         }
     }
 
     fn take(&self) -> (BTreeMap<Boot, i64>, BTreeSet<Boot>) {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (std::mem::take(&mut noted.offsets), std::mem::take(&mut noted.undated))
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        (std::mem::take(&mut pending.offsets), std::mem::take(&mut pending.undated))
+    }
+
+    fn is_known(&self, boot: Boot) -> bool {
+        self.known.get(&boot).is_some()
     }
 
     fn mark_known(&self, boot: Boot) {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if noted.known.len() >= NOTED_MAX {
-            noted.known.clear(); // each is noted again, which changes nothing
-        }
-        noted.known.insert(boot);
+        self.known.insert(boot, ());
     }
 }
 
@@ -118,4 +138,20 @@ async fn pass(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_in_use_stays_known_when_the_bound_is_passed() {
+        let dating = ClockCorrection::with_capacity(100);
+        dating.mark_known((0, 0));
+        for n in 1..1_000 {
+            dating.mark_known((n, n));
+            assert!(dating.is_known((0, 0)), "after {n} others");
+            assert!(dating.known.len() <= 100);
+        }
+    }
 }

@@ -89,7 +89,7 @@ mod tests {
 
     /// Clearing everything at the bound would send one query for each key at once.
     #[test]
-    fn a_full_cache_evicts_single_keys() {
+    fn a_full_cache_evicts_single_keys_and_none_in_use() {
         let cache = KeyCache::with_capacity(100);
         let name = |n: usize| {
             let kid = format!("device:gw-{n}@leipzig").parse().unwrap();
@@ -99,6 +99,7 @@ mod tests {
             cache.entries.insert(name(n), (Instant::now(), None));
             let kept = cache.entries.len();
             assert!(kept <= 100 && (n < 100 || kept >= 50), "{kept} keys after {n}");
+            assert!(cache.entries.get(&name(0)).is_some(), "the first key, after {n}");
         }
     }
 }

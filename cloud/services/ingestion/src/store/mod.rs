@@ -1,7 +1,8 @@
 //! Ingestion's SQL. Statements are written once; where the two databases must differ, both forms
-//! are next to each other in `commit`.
+//! are next to each other in `batch_tx`.
 
 mod annotations;
+mod batch_tx;
 mod clock_correction;
 mod commit;
 mod curve;
@@ -12,12 +13,12 @@ mod queries;
 mod row;
 mod sessions;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ::database::sqlx::{query, query_scalar};
 use ::database::{Database, StoreError, on};
 use contract::{ChainId, EpochMs, Origin};
+use quick_cache::sync::Cache;
 
 pub use annotations::{ChangedBy, Versioned};
 pub use commit::{Committed, Outcome};
@@ -28,8 +29,9 @@ pub use queries::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
 pub use row::FrameRow;
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
 
-/// The maximum number of cached chains. The numbers of machines and chains never change once
-/// assigned, so they are cached.
+/// The maximum number of cached chains. At this bound each new chain evicts one that is rarely
+/// used. The numbers of machines and chains never change once assigned, so they are cached without
+/// a time limit.
 const NUMBERS_MAX: usize = 200_000;
 
 type ChainName = (Origin, ChainId);
@@ -38,7 +40,7 @@ type ChainName = (Origin, ChainId);
 #[derive(Clone)]
 pub struct IngestStore {
     database: Database,
-    numbers: Arc<Mutex<HashMap<ChainName, ChainNo>>>,
+    numbers: Arc<Cache<ChainName, ChainNo>>,
 }
 
 /// The database's numbers of a chain and its machine.
@@ -56,7 +58,11 @@ impl ChainNo {
 impl IngestStore {
     #[must_use]
     pub fn new(database: Database) -> Self {
-        Self { database, numbers: Arc::default() }
+        Self::with_number_cache(database, NUMBERS_MAX)
+    }
+
+    fn with_number_cache(database: Database, numbers_max: usize) -> Self {
+        Self { database, numbers: Arc::new(Cache::new(numbers_max)) }
     }
 
     /// Returns the same store, for reads that may be slightly stale.
@@ -83,9 +89,8 @@ impl IngestStore {
     ) -> Result<ChainNo, StoreError> {
         const DOING: &str = "numbering a chain";
         let name = (origin.clone(), chain);
-        if let Some(found) = self.numbers.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
-        {
-            return Ok(*found);
+        if let Some(found) = self.numbers.get(&name) {
+            return Ok(found);
         }
         let machine = self.machine_no(origin, now).await?;
         let org = origin.org.as_str();
@@ -100,11 +105,7 @@ impl IngestStore {
             .bind(org).bind(machine).bind(chain.0.as_slice()).fetch_one(pool).await)
         .map_err(StoreError::query(DOING))?;
         let numbers = ChainNo { chain: chain_no, machine };
-        let mut known = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= NUMBERS_MAX {
-            known.clear();
-        }
-        known.insert(name, numbers);
+        self.numbers.insert(name, numbers);
         Ok(numbers)
     }
 
@@ -126,11 +127,37 @@ impl IngestStore {
     /// Clears the cached numbers: the database may have been restored to a time before they were
     /// assigned.
     pub(crate) fn clear_number_cache(&self) {
-        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.numbers.clear();
     }
 }
 
 /// Returns which frames of a receipt's chain have arrived.
 pub(crate) fn chain_state(open: &OpenReceipt) -> crate::chain::ChainState {
     commit::state_of(open.next_number, &open.gaps, open.last_digest.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::database::DatabaseConfig;
+
+    /// Clearing everything at the bound would send the queries of all running chains at once.
+    #[tokio::test]
+    async fn a_chain_in_use_stays_cached_when_the_bound_is_passed() {
+        const NOW: EpochMs = EpochMs(1_760_000_000_000);
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = IngestStore::with_number_cache(database, 32);
+        let origin: Origin = "acme/leipzig/r-1".parse().unwrap();
+        let running = store.chain_no(&origin, ChainId([0; 16]), "kid", NOW).await.unwrap();
+        for n in 1..100 {
+            let other = store.chain_no(&origin, ChainId([n; 16]), "kid", NOW).await.unwrap();
+            assert_ne!(other, running);
+            assert!(store.numbers.len() <= 32);
+            assert_eq!(store.numbers.get(&(origin.clone(), ChainId([0; 16]))), Some(running));
+        }
+    }
 }

@@ -55,11 +55,12 @@ impl ControlQueue {
     #[must_use]
     pub fn new(profile: &Profile, timeout: Duration) -> Self {
         let profile = Arc::new(profile.clone());
-        let interlock = Interlock::new(profile.clone());
-        let (waiting, notes) = (VecDeque::new(), VecDeque::new());
-        let patience = QUEUE_WAIT_MIN.max(3 * timeout);
-        let shared =
-            QueueState { interlock: interlock, queue: waiting, notes, queue_wait: patience };
+        let shared = QueueState {
+            interlock: Interlock::new(profile.clone()),
+            queue: VecDeque::new(),
+            notes: VecDeque::new(),
+            queue_wait: QUEUE_WAIT_MIN.max(3 * timeout),
+        };
         Self { profile, shared: Arc::new(Mutex::new(shared)), notify: Arc::default() }
     }
 

@@ -109,8 +109,8 @@ pub async fn limit_concurrency(
     next.run(request).await
 }
 
-/// Returns the layer that answers 504 to a request whose handler has not answered in
-/// [`RESPONSE_TIME_MAX`].
+/// Returns the layer that answers 504 to a request whose handler has not begun to answer within
+/// 30 s.
 #[must_use]
 pub fn response_timeout() -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, RESPONSE_TIME_MAX)
@@ -148,6 +148,7 @@ fn prometheus(metrics: &Metrics) -> Response {
 }
 
 /// Answers 404, in the format of upstream Sim-Corp.
+#[allow(clippy::unused_async)] // handlers are async
 pub async fn not_found(request: Request) -> Response {
     let message = format!("Route {}:{} not found", request.method(), request.uri().path());
     let body = serde_json::json!({"message": message, "error": "Not Found", "statusCode": 404});

@@ -4,7 +4,8 @@ use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
 use axum::response::Response;
-use contract::{EpochMs, KeyId, MachineId, SiteId};
+use contract::{EpochMs, KeyId, MachineId, OrgId, SiteId};
+use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
@@ -56,6 +57,16 @@ pub struct Machines {
     pub machines: Vec<MachineId>,
 }
 
+impl State {
+    /// Returns a gateway of an organisation.
+    ///
+    /// # Errors
+    /// 404 when the organisation has no gateway of this name.
+    async fn device(&self, org: &OrgId, key_id: &str) -> Result<Device, ApiError> {
+        self.store.device(org, key_id).await?.ok_or(ApiError::NotFound("device"))
+    }
+}
+
 /// Returns what is wrong with a gateway's key id, site and list of machines.
 pub(super) fn check_names(key_id: &KeyId, site: &SiteId, machines: &[MachineId]) -> Vec<Issue> {
     let mut issues = Vec::new();
@@ -80,10 +91,8 @@ fn check_machines(machines: &[MachineId]) -> Option<Issue> {
     responses((status = 200, body = Vec<Device>), (status = 400)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    OrgRequest { org, params, .. }: OrgRequest,
 ) -> Result<Response, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
     let limit = params.limit(100, 500)?;
     let after = params.cursor()?.map_or(String::new(), |(_, after)| after);
     let devices = state.store.devices(&org, &after, limit).await?;
@@ -95,12 +104,10 @@ pub async fn list(
     responses((status = 200, body = DeviceShown), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<State>,
-    caller: Caller,
+    OrgRequest { org, .. }: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<DeviceShown>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let device = state.store.device(&org, &id).await?.ok_or(ApiError::NotFound("device"))?;
+    let device = state.device(&org, &id).await?;
     let keys = state.store.keys(&org, &device.key_id).await?;
     let certificates = state.store.certificates(&org, &device.key_id).await?;
     Ok(Json(DeviceShown { device, keys, certificates }))
@@ -141,8 +148,7 @@ pub async fn register(
     };
     key_number_or_conflict(state.store.register(&device, by).await?, &new.kid)?;
     state.changed.notify_one();
-    let known = state.store.device(&org, new.kid.as_str()).await?;
-    Ok((StatusCode::CREATED, Json(known.ok_or(ApiError::NotFound("device"))?)))
+    Ok((StatusCode::CREATED, Json(state.device(&org, new.kid.as_str()).await?)))
 }
 
 /// Returns the key's number, or an error that says why the registration was refused.
@@ -171,23 +177,20 @@ pub fn key_number_or_conflict(
     responses((status = 200, body = Device), (status = 400), (status = 403), (status = 404)))]
 pub async fn set_machines(
     Extract(state): Extract<State>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
     JsonBody(wanted): JsonBody<Machines>,
 ) -> Result<Json<Device>, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
+    request.caller.require_role(Role::Admin)?;
     if let Some(issue) = check_machines(&wanted.machines) {
         return Err(ApiError::Issues(vec![issue]));
     }
-    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
-    if !state.store.set_machines(&org, &id, &wanted.machines, by).await? {
+    let by = ChangedBy::from(&request);
+    if !state.store.set_machines(&request.org, &id, &wanted.machines, by).await? {
         return Err(ApiError::NotFound("device"));
     }
     state.changed.notify_one();
-    let device = state.store.device(&org, &id).await?;
-    Ok(Json(device.ok_or(ApiError::NotFound("device"))?))
+    Ok(Json(state.device(&request.org, &id).await?))
 }
 
 /// The time at which a gateway was revoked.
@@ -203,18 +206,13 @@ pub struct Revoked {
     responses((status = 200, body = Revoked), (status = 403), (status = 404)))]
 pub async fn revoke(
     Extract(state): Extract<State>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<Json<Revoked>, ApiError> {
-    caller.require_role(Role::Approver)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let now = (state.clock)();
-    let by = ChangedBy { actor: &caller.actor, now };
-    state.store.revoke(&org, &id, by).await?;
+    request.caller.require_role(Role::Approver)?;
+    state.store.revoke(&request.org, &id, ChangedBy::from(&request)).await?;
     state.changed.notify_one();
     // Revoking again is not an error: the response has the time of the first revocation.
-    let device = state.store.device(&org, &id).await?;
-    let revoked_at = device.and_then(|device| device.revoked_at);
+    let revoked_at = state.device(&request.org, &id).await?.revoked_at;
     Ok(Json(Revoked { revoked_at: revoked_at.ok_or(ApiError::NotFound("device"))? }))
 }

@@ -5,10 +5,11 @@ use axum::extract::{Path, State as Extract};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::{DeviceId, KeyId, MachineId, SiteId};
-use http_stack::auth::{Caller, Role};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
 use http_stack::extract::JsonBody;
-use http_stack::query::{Params, encode_cursor, page};
+use http_stack::query::{encode_cursor, page};
 use serde::{Deserialize, Serialize};
 use trust::EnrollmentToken;
 use utoipa::ToSchema;
@@ -62,12 +63,10 @@ pub struct EnrollmentMade {
               (status = 409), (status = 503)))]
 pub async fn create(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
     JsonBody(new): JsonBody<NewEnrollmentBody>,
 ) -> Result<Response, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
+    request.caller.require_role(Role::Admin)?;
     let key_id = KeyId::new(&new.device, &new.site_id);
     let mut issues = check_names(&key_id, &new.site_id, &new.machines);
     let hours = new.expires_in_hours.unwrap_or(HOURS);
@@ -81,7 +80,7 @@ pub async fn create(
         return Err(ApiError::Issues(issues));
     }
     let authority = state.authority()?;
-    let known = state.store.device(&org, key_id.as_str()).await?;
+    let known = state.store.device(&request.org, key_id.as_str()).await?;
     match known.map(|device| device.revoked_at.is_some()) {
         Some(true) => {
             return Err(ApiError::Conflict(format!(
@@ -98,17 +97,16 @@ pub async fn create(
     let token =
         EnrollmentToken::generate(&state.gateway_url, authority.certificate().fingerprint())
             .map_err(ApiError::internal)?;
-    let now = (state.clock)();
-    let by = ChangedBy { actor: &caller.actor, now };
+    let by = ChangedBy::from(&request);
     let new = NewEnrollment {
         key_id,
         site_id: new.site_id,
         machines: new.machines,
         replaces: new.replaces,
         compromised: new.compromised,
-        expires_at: now.plus_ms(i64::from(hours) * 3_600_000),
+        expires_at: request.now.plus_ms(i64::from(hours) * 3_600_000),
     };
-    let enrollment = state.store.add_enrollment(&org, &token, new, by).await?;
+    let enrollment = state.store.add_enrollment(&request.org, &token, new, by).await?;
     let made = EnrollmentMade { enrollment, token: token.reveal() };
     let once = [(header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, once, Json(made)).into_response())
@@ -120,11 +118,9 @@ pub async fn create(
     responses((status = 200, body = Vec<Enrollment>), (status = 400), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    OrgRequest { caller, org, params, .. }: OrgRequest,
 ) -> Result<Response, ApiError> {
     caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
     let limit = params.limit(50, 200)?;
     let found = state.store.enrollments(&org, params.cursor()?, limit).await?;
     Ok(page(found, limit, |e: &Enrollment| encode_cursor(e.created_at.0, &e.id)))
@@ -136,14 +132,12 @@ pub async fn list(
     responses((status = 204), (status = 403), (status = 404)))]
 pub async fn withdraw(
     Extract(state): Extract<State>,
-    caller: Caller,
+    request: OrgRequest,
     Path(id): Path<String>,
-    params: Params,
 ) -> Result<StatusCode, ApiError> {
-    caller.require_role(Role::Admin)?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
-    if state.store.withdraw_enrollment(&org, &id, by).await? {
+    request.caller.require_role(Role::Admin)?;
+    let by = ChangedBy::from(&request);
+    if state.store.withdraw_enrollment(&request.org, &id, by).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
     Err(ApiError::NotFound("unused enrolment"))

@@ -8,13 +8,14 @@ mod recoveries;
 use std::sync::Arc;
 
 use axum::extract::FromRef;
+use http_stack::OrgRequest;
 use service::openapi::with_examples;
 use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::authority::CertificateAuthority;
-use crate::store::FleetStore;
+use crate::store::{ChangedBy, FleetStore};
 use service::clock::Clock;
 
 pub use devices::key_number_or_conflict;
@@ -35,6 +36,12 @@ pub struct State {
 impl FromRef<State> for Clock {
     fn from_ref(state: &State) -> Self {
         state.clock.clone()
+    }
+}
+
+impl<'r> From<&'r OrgRequest> for ChangedBy<'r> {
+    fn from(request: &'r OrgRequest) -> Self {
+        Self { actor: &request.caller.actor, now: request.now }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
-use http_stack::auth::{Caller, Role};
+use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::ApiError;
-use http_stack::query::Params;
 
 use super::State;
 use crate::store::{ChangedBy, Recovery};
@@ -15,11 +15,9 @@ use crate::store::{ChangedBy, Recovery};
     responses((status = 200, body = Vec<Recovery>)))]
 pub async fn list(
     Extract(state): Extract<State>,
-    caller: Caller,
-    params: Params,
+    request: OrgRequest,
 ) -> Result<Json<Vec<Recovery>>, ApiError> {
-    let org = caller.resolve_org(params.get("orgId"))?;
-    Ok(Json(state.store.recoveries(&org).await?))
+    Ok(Json(state.store.recoveries(&request.org).await?))
 }
 
 /// Approves a new certificate for the gateway. The gateway has proved that it still has its key;
@@ -29,11 +27,10 @@ pub async fn list(
     responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
 pub async fn approve(
     state: Extract<State>,
-    caller: Caller,
+    request: OrgRequest,
     id: Path<String>,
-    params: Params,
 ) -> Result<Json<Recovery>, ApiError> {
-    decide(state, &caller, id, &params, true).await
+    decide(state, &request, id, true).await
 }
 
 /// Refuses a new certificate for the gateway. Requires a human caller.
@@ -42,24 +39,21 @@ pub async fn approve(
     responses((status = 200, body = Recovery), (status = 403), (status = 404)))]
 pub async fn refuse(
     state: Extract<State>,
-    caller: Caller,
+    request: OrgRequest,
     id: Path<String>,
-    params: Params,
 ) -> Result<Json<Recovery>, ApiError> {
-    decide(state, &caller, id, &params, false).await
+    decide(state, &request, id, false).await
 }
 
 async fn decide(
     Extract(state): Extract<State>,
-    caller: &Caller,
+    request: &OrgRequest,
     Path(id): Path<String>,
-    params: &Params,
     approve: bool,
 ) -> Result<Json<Recovery>, ApiError> {
-    caller.require_role(Role::Approver)?;
-    caller.require_person()?;
-    let org = caller.resolve_org(params.get("orgId"))?;
-    let by = ChangedBy { actor: &caller.actor, now: (state.clock)() };
-    let decided = state.store.decide_recovery(&org, &id, approve, by).await?;
+    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person()?;
+    let by = ChangedBy::from(request);
+    let decided = state.store.decide_recovery(&request.org, &id, approve, by).await?;
     Ok(Json(decided.ok_or(ApiError::NotFound("pending recovery"))?))
 }

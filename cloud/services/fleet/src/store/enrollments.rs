@@ -2,9 +2,9 @@
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
-use contract::{EpochMs, KeyId, MachineId, OrgId, SiteId};
+use contract::{Actor, EpochMs, KeyId, MachineId, OrgId, SiteId};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use trust::{EnrollmentToken, PublicKey};
 use utoipa::ToSchema;
 
@@ -36,8 +36,7 @@ pub struct Enrollment {
     /// Whether the old key may be compromised, so that its signatures are rejected at once.
     pub compromised: bool,
     pub created_at: EpochMs,
-    #[schema(value_type = Object)]
-    pub created_by: Value,
+    pub created_by: Actor,
     pub expires_at: EpochMs,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub withdrawn_at: Option<EpochMs>,
@@ -134,7 +133,7 @@ impl FleetStore {
             .bind(&token.id).bind(org.as_str()).bind(new.key_id.as_str())
             .bind(new.site_id.as_str()).bind(machines).bind(i64::from(new.replaces))
             .bind(i64::from(new.compromised))
-            .bind(token.digest().as_slice()).bind(by.now.0).bind(&actor).bind(new.expires_at.0)
+            .bind(token.digest().as_slice()).bind(by.now.0).bind(actor).bind(new.expires_at.0)
             .execute(c).await.map(drop))
         .map_err(StoreError::query("storing an enrolment"))?;
         let details = json!({"keyId": new.key_id, "machines": new.machines,
@@ -150,7 +149,7 @@ impl FleetStore {
             replaces: new.replaces,
             compromised: new.compromised,
             created_at: by.now,
-            created_by: read_json(DOING, &actor)?,
+            created_by: by.actor.clone(),
             expires_at: new.expires_at,
             withdrawn_at: None,
             spent_at: None,

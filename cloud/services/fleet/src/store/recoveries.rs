@@ -2,9 +2,9 @@
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as};
 use ::database::{StoreError, Tx, on, on_tx};
-use contract::{EpochMs, KeyId, OrgId};
+use contract::{Actor, EpochMs, KeyId, OrgId};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use trust::PublicKey;
 use utoipa::ToSchema;
 
@@ -35,8 +35,7 @@ pub struct Recovery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided_at: Option<EpochMs>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub decided_by: Option<Value>,
+    pub decided_by: Option<Actor>,
 }
 
 /// The decision about a gateway's request for recovery.

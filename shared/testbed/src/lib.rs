@@ -1,6 +1,6 @@
 //! Real servers for tests and benchmarks. They are started on free loopback ports with their data
 //! in a temporary folder, can be killed and restarted at any time, and end with their parent
-//! process.
+//! process. A [`FakeService`] takes the place of a service that the tested code calls.
 //!
 //! A test finds the files of the workspace from any current folder:
 //!
@@ -10,6 +10,7 @@
 //! ```
 
 mod authority;
+mod http;
 mod postgres;
 mod process;
 pub mod token;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 pub use authority::TestCa;
+pub use http::{FakeService, ReceivedRequest, install_crypto_provider};
 pub use postgres::Postgres;
 pub use process::Process;
 

@@ -1,0 +1,71 @@
+//! `Idempotency-Key`, with its rows in a real database.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, StatusCode, header};
+use database::idempotency::Idempotency;
+use database::{Database, DatabaseConfig};
+use serde_json::{Value, json};
+
+use crate::{Answer, App, clock, request, send};
+
+async fn app(folder: &tempfile::TempDir) -> App {
+    let url = format!("sqlite:{}", folder.path().join("keys.db").display());
+    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+    let database = Database::open(&config).await.unwrap();
+    database.migrate_up().await.unwrap();
+    App { idempotency: Some(Idempotency::new(database, clock())), ..App::default() }
+}
+
+async fn order(router: &Router, token: &str, key: &str, order: &Value) -> Answer {
+    let mut asked = request(Method::POST, "/orders", token);
+    asked.headers_mut().insert("idempotency-key", key.parse().unwrap());
+    asked.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+    *asked.body_mut() = Body::from(order.to_string());
+    send(router, asked).await
+}
+
+#[tokio::test]
+async fn a_repeated_key_gets_the_first_response_and_does_nothing_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = app(&folder).await;
+    let router = app.router();
+    let coffee = json!({"kg": 12});
+    let first = order(&router, "ada", "k-1", &coffee).await;
+    assert_eq!((first.status, &first.body["number"]), (StatusCode::CREATED, &json!(1)));
+    assert_eq!(first.header("idempotency-replayed"), None);
+    let second = order(&router, "ada", "k-1", &coffee).await;
+    assert_eq!((second.status, &second.body), (StatusCode::CREATED, &first.body));
+    assert_eq!(second.header("idempotency-replayed"), Some("true"));
+    assert_eq!(second.header("content-type"), Some("application/json"));
+    assert_eq!(app.orders.count(), 1);
+    // Another key, or the same key of another caller, is another order.
+    assert_eq!(order(&router, "ada", "k-2", &coffee).await.body["number"], 2);
+    assert_eq!(order(&router, "bob", "k-1", &coffee).await.body["number"], 3);
+}
+
+#[tokio::test]
+async fn a_key_with_another_body_is_refused_with_422() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = app(&folder).await;
+    let router = app.router();
+    order(&router, "ada", "k-1", &json!({"kg": 12})).await;
+    let other = order(&router, "ada", "k-1", &json!({"kg": 13})).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(other.body, json!({"error": "this key was used for another request"}));
+    assert!(other.header("x-request-id").is_some());
+    assert_eq!(app.orders.count(), 1);
+}
+
+#[tokio::test]
+async fn a_key_is_looked_at_after_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = app(&folder).await;
+    let router = app.router();
+    order(&router, "ada", "k-1", &json!({})).await;
+    let stranger = order(&router, "nobody", "k-1", &json!({})).await;
+    assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
+    let long = order(&router, "ada", &"k".repeat(201), &json!({})).await;
+    assert_eq!(long.status, StatusCode::BAD_REQUEST);
+    assert_eq!(app.orders.count(), 1);
+}

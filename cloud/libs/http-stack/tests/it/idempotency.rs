@@ -63,7 +63,7 @@ async fn a_key_is_looked_at_after_the_token() {
     let app = app(&folder).await;
     let router = app.router();
     order(&router, "ada", "k-1", &json!({})).await;
-    let stranger = order(&router, "nobody", "k-1", &json!({})).await;
+    let stranger = order(&router, "unknown", "k-1", &json!({})).await;
     assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
     let long = order(&router, "ada", &"k".repeat(201), &json!({})).await;
     assert_eq!(long.status, StatusCode::BAD_REQUEST);

@@ -24,7 +24,7 @@ async fn health_needs_no_token() {
 #[tokio::test]
 async fn a_request_without_a_valid_token_is_refused_with_401() {
     let router = App::default().router();
-    for token in ["", "nobody"] {
+    for token in ["", "unknown"] {
         let refused = read(&router, "/orders", token).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
         let told = "missing or invalid token; send Authorization: Bearer …";

@@ -194,7 +194,7 @@ async fn a_redirect_is_not_followed() {
         "/whoami" => {
             (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "/elsewhere")]).into_response()
         }
-        _ => Json(json!({"id": "somebody else"})).into_response(),
+        _ => Json(json!({"id": "another caller"})).into_response(),
     })
     .await
     .unwrap();

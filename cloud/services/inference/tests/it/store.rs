@@ -1,0 +1,60 @@
+//! The store on SQLite and on PostgreSQL.
+
+use std::collections::BTreeMap;
+
+use contract::{Actor, ActorKind, OrgId};
+use inference::{InferenceStore, Settings};
+use testbed::Postgres;
+
+use crate::{NOW, open, open_sqlite, origin, threshold};
+
+async fn settings_belong_to_one_machine_and_each_change_is_audited(store: &InferenceStore) {
+    let actor = Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: None };
+    let save = async |of: &str, settings: Option<&Settings>| {
+        store.save_settings(&origin(of), settings, &actor, NOW).await.unwrap()
+    };
+    let (first, second) = ("acme/leipzig/r-1", "acme/leipzig/r-2");
+    let rival = "rival/leipzig/r-1";
+    assert_eq!(store.settings(&origin(first)).await.unwrap(), None);
+    assert!(save(first, Some(&threshold(190.0))).await);
+    assert!(save(first, Some(&threshold(191.5))).await);
+    assert!(save(second, Some(&threshold(192.0))).await);
+    assert!(save(rival, Some(&threshold(193.0))).await);
+
+    assert_eq!(store.settings(&origin(first)).await.unwrap(), Some(threshold(191.5)));
+    assert_eq!(store.settings(&origin(rival)).await.unwrap(), Some(threshold(193.0)));
+    let acme = OrgId::new("acme").unwrap();
+    let listed = store.org_settings(&acme).await.unwrap();
+    let wanted = [("acme|leipzig|r-1", 191.5), ("acme|leipzig|r-2", 192.0)];
+    assert_eq!(listed, wanted.map(|(name, fc)| (name.to_owned(), threshold(fc))));
+    let all = store.all_settings().await.unwrap();
+    let wanted = [(first, 191.5), (second, 192.0), (rival, 193.0)];
+    assert_eq!(all, BTreeMap::from(wanted.map(|(of, fc)| (origin(of), threshold(fc)))));
+
+    assert!(save(first, None).await);
+    assert!(!save(first, None).await, "there is nothing to delete");
+    assert_eq!(store.settings(&origin(first)).await.unwrap(), None);
+    assert_eq!(store.settings(&origin(rival)).await.unwrap(), Some(threshold(193.0)));
+
+    let log = store.database().audit_log(&acme, 0, 100).await.unwrap();
+    let changes: Vec<_> =
+        log.iter().map(|entry| (entry.action.as_str(), entry.subject.as_str())).collect();
+    let set = "inference.set";
+    assert_eq!(changes, [(set, first), (set, first), (set, second), ("inference.unset", first)]);
+    assert_eq!(log[1].details["settings"]["fcBtThresholdC"], 191.5);
+    assert_eq!(log[1].actor["id"], "ada");
+}
+
+#[tokio::test]
+async fn settings_belong_to_one_machine_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = InferenceStore::new(open_sqlite(&folder).await);
+    settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
+}
+
+#[tokio::test]
+async fn settings_belong_to_one_machine_on_postgresql() {
+    let cluster = Postgres::start().await.unwrap();
+    let store = InferenceStore::new(open(cluster.url()).await);
+    settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
+}

@@ -71,7 +71,7 @@ impl FakeService {
     ///
     /// # Errors
     /// When no loopback port is free.
-    pub async fn start<R: IntoResponse>(
+    pub async fn start<R: IntoResponse + 'static>(
         answer: impl Fn(&ReceivedRequest) -> R + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;

@@ -27,7 +27,7 @@ fn client(url: &str) -> ServiceClient {
 }
 
 /// Reads one mission from a service that answers with `answer`.
-async fn read<R: IntoResponse>(
+async fn read<R: IntoResponse + 'static>(
     answer: impl Fn() -> R + Send + Sync + 'static,
 ) -> Result<Option<Value>, ServiceClientError> {
     let service = FakeService::start(move |_| answer()).await.unwrap();

@@ -30,7 +30,6 @@ impl OperatorClient {
     pub async fn connect(config: &CloudConfig, org: Option<String>) -> anyhow::Result<Self> {
         let set = std::env::var_os(TOKEN).is_some();
         let token = Secret::from(if set { format!("env:{TOKEN}") } else { String::new() });
-        service::tls::install_crypto_provider();
         let kernel = ServiceClient::new("kernel", &config.auth.kernel_url, &token)?;
         let me: Value = kernel
             .whoami()

@@ -16,14 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How long a test waits for a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Installs the cryptography that HTTP clients need, unless this process has one already. A program
-/// does this when it starts.
-pub fn install_crypto_provider() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
 
 /// A request that a [`FakeService`] received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,8 +101,8 @@ impl FakeService {
     ) -> anyhow::Result<ReceivedRequest> {
         let mut received = self.received.clone();
         let arrived = received.wait_for(|all| all.iter().any(|request| request.is(method, path)));
-        let what = || format!("{method} {path}: not within {PATIENCE:?}");
-        let all = tokio::time::timeout(PATIENCE, arrived).await.with_context(what)??;
+        let what = || format!("{method} {path}: not within {REQUEST_WAIT_MAX:?}");
+        let all = tokio::time::timeout(REQUEST_WAIT_MAX, arrived).await.with_context(what)??;
         all.iter().find(|request| request.is(method, path)).cloned().with_context(what)
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 pub use authority::TestCa;
-pub use http::{FakeService, ReceivedRequest, install_crypto_provider};
+pub use http::{FakeService, ReceivedRequest};
 pub use postgres::Postgres;
 pub use process::Process;
 

@@ -15,7 +15,7 @@ use kernel::store::{AttemptFailure, CardKind, MissionFilter, TraceFilter, Transi
 use serde_json::{Value, json};
 use service::secret::Secret;
 use service_client::ServiceClient;
-use testbed::Postgres;
+use testbed::{FakeService, Postgres, ReceivedRequest};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const LEASE_MS: u32 = 30_000;
@@ -377,30 +377,21 @@ async fn eval_is_asked_once_for_each_key(store: KernelStore) {
     config.gates.insert("publish".to_owned(), gate);
     store.set_governor_config(&acme, &before, config, &person(), NOW).await.unwrap().unwrap();
 
-    let asked = Arc::new(AtomicI64::new(0));
-    let count = asked.clone();
-    let answer = axum::routing::get(async move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        axum::Json(json!({"allowed": true, "evaluated": true}))
-    });
-    let app = axum::Router::new().route("/evaluations/promotion/{session}", answer);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = tokio::spawn(async move { axum::serve(listener, app).await });
-    let eval = ServiceClient::new("eval", &url, &Secret::default()).unwrap();
+    let answer = |_: &ReceivedRequest| axum::Json(json!({"allowed": true, "evaluated": true}));
+    let eval = FakeService::start(answer).await.unwrap();
+    let client = ServiceClient::new("eval", &eval.url(), &Secret::default()).unwrap();
 
     let body = mission(json!({"goal": "publish", "params": {"sessionId": "s"}}));
     let actor = person();
     let create = async |id: &str, key: &str| {
         let new = CreateMission { org: &acme, mission: &body, id, key, actor: &actor, now: NOW };
-        missions::create(&store, &eval, new).await.unwrap()
+        missions::create(&store, &client, new).await.unwrap()
     };
     let first = create("a", "key").await;
     assert_eq!((first.new, first.mission.status), (true, MissionStatus::Pending));
     let again = create("b", "key").await;
     assert_eq!((again.new, again.mission.mission_id.as_str()), (false, "a"));
-    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert_eq!(eval.requests().len(), 1);
     create("c", "another key").await;
-    assert_eq!(asked.load(Ordering::Relaxed), 2);
-    server.abort();
+    assert_eq!(eval.requests().len(), 2);
 }

@@ -16,7 +16,7 @@ use mission_worker::{
 use serde_json::{Value, json};
 use service::secret::Secret;
 use service_client::ServiceClient;
-use testbed::{FakeService, ReceivedRequest, install_crypto_provider};
+use testbed::{FakeService, ReceivedRequest};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,6 @@ struct Running {
 
 impl Running {
     fn start(kernel: &FakeService, work: Work, mission_ms: u32) -> Self {
-        install_crypto_provider();
         let (stats, stop) = (SharedStats::default(), CancellationToken::new());
         let worker = Worker {
             job: TestJob(work),

@@ -11,14 +11,13 @@ use contract::OrgId;
 use serde_json::{Value, json};
 use service::secret::Secret;
 use service_client::{ServiceClient, ServiceClientError};
-use testbed::{FakeService, free_port, install_crypto_provider};
+use testbed::{FakeService, free_port};
 
 fn org() -> OrgId {
     OrgId::new("acme").unwrap()
 }
 
 fn client_with(url: &str, token: &str) -> ServiceClient {
-    install_crypto_provider();
     ServiceClient::new("kernel", url, &Secret::from(token.to_owned())).unwrap()
 }
 

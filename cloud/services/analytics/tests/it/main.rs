@@ -20,7 +20,7 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
-use testbed::{FakeService, ReceivedRequest, free_port, install_crypto_provider};
+use testbed::{FakeService, ReceivedRequest, free_port};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -30,7 +30,6 @@ const HOUR_MS: i64 = 3_600_000;
 
 /// What the services share. The clock starts at [`NOW`] and goes on by `step_ms` when it is read.
 fn context(step_ms: i64) -> Context {
-    install_crypto_provider();
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     let time_ms = AtomicI64::new(NOW.0);
     Context {

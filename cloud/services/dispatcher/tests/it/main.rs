@@ -20,7 +20,7 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
-use testbed::{FakeService, ReceivedRequest, install_crypto_provider};
+use testbed::{FakeService, ReceivedRequest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -28,7 +28,6 @@ use tower::ServiceExt as _;
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
 fn context() -> Context {
-    install_crypto_provider();
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     Context {
         access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },

@@ -21,7 +21,7 @@ use reports::ReportsConfig;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
-use testbed::{FakeService, ReceivedRequest, install_crypto_provider};
+use testbed::{FakeService, ReceivedRequest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -32,7 +32,6 @@ const FAIL: &str = "/missions/m-1/fail";
 const LATEST: &str = "/sessions/S-1/reports/latest";
 
 fn context() -> Context {
-    install_crypto_provider();
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     Context {
         access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },

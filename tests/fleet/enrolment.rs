@@ -280,7 +280,7 @@ async fn a_certificate_is_renewed_before_it_expires_and_recovered_by_a_person() 
     })
     .await?;
     wait_for("the sentence for a person", PATIENCE, || async {
-        gateway.state().await["identityError"].to_string().contains("somebody has to approve it")
+        gateway.state().await["identityError"].to_string().contains("a person must approve it")
     })
     .await?;
     let kept = gateway.certificate();

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_true_step_is_believed_after_three() {
+    fn a_real_step_is_accepted_after_three_samples() {
         let mut values = rising(20);
         values.extend((0..10).map(|i| Some(60.0 + f64::from(i) * 0.1)));
         let seen = clean_channel((0..).zip(values.iter()).map(|(i, v)| (i * 1_500, *v)));

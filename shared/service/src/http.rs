@@ -216,7 +216,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     #[tokio::test]
-    async fn past_the_bound_one_is_told_to_come_again() {
+    async fn a_request_above_the_limit_gets_503() {
         let (entered, leave) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (inside, go) = (entered.clone(), leave.clone());
         let slow = get(async move || {

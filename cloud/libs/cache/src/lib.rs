@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_old_or_large_is_forgotten() {
+    async fn expired_and_large_values_are_not_cached() {
         let cache = Cache::new(None);
         cache.put("t", "a", Bytes::from_static(b"1"), Duration::from_secs(5)).await;
         assert_eq!(cache.get("t", "a").await.as_deref(), Some(b"1".as_slice()));

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_tells_where_it_ends() {
+    fn a_partition_name_gives_its_end() {
         let bound = "FOR VALUES FROM ('1759968000000') TO ('1760572800000')";
         assert_eq!(upper(bound), Some(1_760_572_800_000));
         assert_eq!(upper("DEFAULT"), None);

@@ -55,7 +55,7 @@ local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local full, allowed = {}, 1
 for i, key in ipairs(KEYS) do
   local one, all = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-  -- A clock that was set back must not keep anybody out.
+  -- A clock that was set back must not lock a caller out.
   local known = math.min(tonumber(redis.call('GET', key) or '0'), now + all)
   local tat = math.max(known, now) + one
   if tat - now > all then allowed = 0 end

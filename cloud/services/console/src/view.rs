@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_value_is_not_shown_and_a_zero_is() {
+    fn an_old_value_is_hidden_and_a_zero_is_shown() {
         let hot = MachineRow::of(&machine("hot", 1, 1, true), NOW);
         assert_eq!(
             (hot.bt.as_str(), hot.ror.as_str(), hot.since.as_str()),

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_measured_is_no_pass() {
+    fn a_missing_measurement_does_not_pass() {
         let late = json!({"fcSeconds": 511.0, "dropSeconds": 595.0, "developmentRatio": 0.2});
         assert_eq!(judged(&case(), &late, &AgentConduct::default()).outcome, Outcome::Fail);
         let half = json!({"dropSeconds": 595.0});
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_case_wants_the_right_refusal() {
+    fn a_negative_case_passes_only_with_the_expected_refusal() {
         let negative = NewCase {
             expectation: Expectation::ShouldReject,
             reject_reason_expected: Some("drum temperature above safe limit".to_owned()),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn chances_of_k_trials() {
+    fn pass_at_k_follows_the_binomial_formula() {
         assert_eq!(pass_rates(1, 1, 1), (1.0, 1.0));
         assert_eq!(pass_rates(3, 3, 3), (1.0, 1.0));
         assert_eq!(pass_rates(3, 0, 3), (0.0, 0.0));

@@ -147,7 +147,7 @@ mod tests {
     use crate::golden::NewCase;
 
     #[test]
-    fn what_always_passes_teaches_nothing() {
+    fn a_case_that_always_passes_is_saturated() {
         let now = EpochMs(1_760_000_000_000);
         let case = GoldenCase {
             id: "golden-1".to_owned(),

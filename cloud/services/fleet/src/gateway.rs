@@ -271,7 +271,7 @@ async fn recover(
     tx.commit().await?;
     match decision {
         RecoveryDecision::Waiting { since } => {
-            let waiting = format!("somebody has to approve it: simcorp device recover {key_id}");
+            let waiting = format!("a person must approve it: simcorp device recover {key_id}");
             Ok((StatusCode::ACCEPTED, Json(PendingDecision { waiting, since })).into_response())
         }
         RecoveryDecision::Refused => {

@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_tells_nothing_is_given_its_marks_once() {
+    fn a_machine_without_events_gets_each_inferred_event_once() {
         let told = followed(Settings::default(), 1_200, None);
         let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
         assert_eq!(kinds.first(), Some(&EventKind::Charge), "{kinds:?}");
@@ -450,12 +450,12 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_tells_its_events_is_left_to_itself() {
+    fn no_event_is_inferred_for_a_machine_that_sends_its_own() {
         assert!(followed(Settings::default(), 1_200, Some(3)).is_empty());
     }
 
     #[test]
-    fn first_crack_is_where_somebody_says_that_it_is() {
+    fn a_configured_temperature_marks_first_crack() {
         let settings = Settings {
             fc_bt_threshold_c: Some(150.0),
             min_first_crack_seconds: Some(60.0),
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_is_no_drop_and_the_oldest_goes_first() {
+    fn silence_is_not_a_drop_and_the_oldest_machine_is_evicted_first() {
         let mut all = MachineTracker::new(1);
         for s in 0..60 {
             all.push_point(

@@ -114,7 +114,7 @@ mod tests {
     proptest! {
         /// In any order, with any repetition, the state matches a plain set of the numbers.
         #[test]
-        fn any_order_of_arrival_leaves_the_truth(numbers in prop::collection::vec(1..60_u64, 0..120)) {
+        fn frames_in_any_order_give_the_same_chain_state(numbers in prop::collection::vec(1..60_u64, 0..120)) {
             let (mut state, mut seen) = (ChainState::default(), BTreeSet::new());
             for n in numbers {
                 let place = state.position_of(n);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_must_name_the_one_before_it() {
+    fn a_frame_must_link_to_the_previous_one() {
         let mut state = ChainState::default();
         assert!(state.link_is_plausible(1, None) && !state.link_is_plausible(1, Some(digest(0))));
         state.accept(1, digest(1));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_bounded() {
+    fn the_number_of_gaps_is_bounded() {
         let mut state = ChainState::default();
         for n in 0..GAPS_MAX as u64 {
             state.accept(2 * (n + 1), digest(n));

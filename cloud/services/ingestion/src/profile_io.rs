@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_table_can_hold_comes_back_as_it_was() {
+    fn a_profile_survives_export_and_import_as_a_table() {
         let body = ProfileBody {
             name: "Kenya, \"AA\"\nwashed".to_owned(),
             machine_model: Some("W15A".to_owned()),

@@ -233,7 +233,7 @@ fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     verified
 }
 
-async fn what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast(store: &IngestStore) {
+async fn a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast(store: &IngestStore) {
     let org = origin().org;
     for (second, drop) in [(0, false), (1, false), (3, true), (2, false)] {
         commit(store, &[told(second, second == 0, drop)]).await;
@@ -299,7 +299,7 @@ async fn a_note_with_a_nul_stops_nothing(store: &IngestStore) {
     assert_eq!(events[0].note.as_deref(), Some("a\u{fffd}b"));
 }
 
-async fn a_closed_roast_is_one_row_that_says_what_its_frames_said(store: &IngestStore) {
+async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     // The second arrives without its extra channel and with another one.
     let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
     frames[2].frame.columns.pop();
@@ -424,7 +424,7 @@ async fn a_number_that_names_another_chain_by_now_is_not_used(store: &IngestStor
     assert_eq!(seqs(store).await.len(), 10);
 }
 
-async fn a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away(store: &IngestStore) {
+async fn an_invalid_row_is_distinguished_from_an_unavailable_database(store: &IngestStore) {
     let sql = if store.database().is_postgres() {
         "ALTER TABLE frames ADD CONSTRAINT odd CHECK (first_seq <> 10)"
     } else {
@@ -467,16 +467,16 @@ on_both!(
     a_used_number_with_other_content_is_refused,
     holes_are_known_and_filled,
     a_roast_is_the_same_in_any_order_of_arrival,
-    what_was_taken_before_the_drop_and_told_after_it_is_in_the_roast,
+    a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast,
     another_tenant_sees_nothing,
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
-    a_closed_roast_is_one_row_that_says_what_its_frames_said,
+    the_row_of_a_closed_roast_agrees_with_its_frames,
     a_curve_of_a_part_is_made_again,
     a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,
     a_number_that_names_another_chain_by_now_is_not_used,
-    a_row_that_can_never_be_stored_is_told_from_a_database_that_is_away,
+    an_invalid_row_is_distinguished_from_an_unavailable_database,
 );
 
 proptest! {

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_of_the_gate_says_why() {
+    fn each_rule_of_the_gate_gives_its_reason() {
         let of = |signals: &str| {
             decided(&format!(
                 r#"{{"goal":"generate-roast-report","signals":{{"session":{signals}}}}}"#
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_allowed_by_level_and_by_what_happened() {
+    fn commands_are_allowed_by_autonomy_level_and_breaker_state() {
         use AutonomyLevel::{L1, L2, L3, L4, L5};
         let of = |level, proposed_by, failure_rate, paused| {
             let autonomy = CommandAutonomy {
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_without_a_part_has_that_part_s_default() {
+    fn a_missing_part_of_a_policy_has_its_default() {
         let config: GovernorConfig =
             serde_json::from_str(r#"{"commandAutonomy":{"autonomyLevel":"L2"}}"#).unwrap();
         assert_eq!(config.policy.allowed_goals, [REPORT_GOAL, EVAL_GOAL]);

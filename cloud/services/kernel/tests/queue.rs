@@ -187,8 +187,8 @@ async fn counts_are_true(store: &KernelStore, org: &OrgId) {
     assert_eq!(counted, found);
 }
 
-on_both!(failures, failures_wait_twice_as_long_each_time_and_poison_is_parked);
-async fn failures_wait_twice_as_long_each_time_and_poison_is_parked(store: KernelStore) {
+on_both!(failures, failures_double_the_wait_and_a_poison_mission_is_quarantined);
+async fn failures_double_the_wait_and_a_poison_mission_is_quarantined(store: KernelStore) {
     let acme = org("acme");
     allow(&store, &acme, "tidy").await;
     make(&store, &acme, json!({"goal": "tidy", "maxAttempts": 3}), "m").await;
@@ -234,8 +234,8 @@ async fn failures_wait_twice_as_long_each_time_and_poison_is_parked(store: Kerne
     counts_are_true(&store, &acme).await;
 }
 
-on_both!(governed, the_governor_is_asked_once_and_its_tokens_come_back);
-async fn the_governor_is_asked_once_and_its_tokens_come_back(store: KernelStore) {
+on_both!(governed, the_governor_decides_once_and_its_tokens_refill);
+async fn the_governor_decides_once_and_its_tokens_refill(store: KernelStore) {
     let acme = org("acme");
     let before = store.governor_config(&acme).await.unwrap();
     assert_eq!((before.version, &before.config), (0, &GovernorConfig::default()));
@@ -280,8 +280,8 @@ async fn the_governor_is_asked_once_and_its_tokens_come_back(store: KernelStore)
     assert!(store.database().audit_log(&org("other"), 0, 100).await.unwrap().is_empty());
 }
 
-on_both!(kept, traces_and_cards_are_one_organisation_s);
-async fn traces_and_cards_are_one_organisation_s(store: KernelStore) {
+on_both!(kept, traces_and_cards_belong_to_one_organisation);
+async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
     let (acme, other) = (org("acme"), org("other"));
     let trace = |id: &str, s: i64, status: &str| {
         serde_json::from_value::<kernel::trace::Trace>(json!({

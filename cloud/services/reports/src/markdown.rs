@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_to_do_next_has_an_order_and_an_end() {
+    fn next_actions_are_ordered_and_bounded() {
         let bad = json!({
             "crashFlick": {"crashDetected": true, "crashAtSeconds": 500.0, "flickDetected": true},
             "developmentRatio": 0.15, "phaseStats": [{"rorSmoothnessScore": 0.2}],
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_wrote_is_no_markup() {
+    fn text_of_people_is_not_markup() {
         let note: SessionNote = serde_json::from_value(json!({
             "noteId": "n", "createdAt": "2025-10-05T21:08:15.000Z",
             "title": "<script>*", "text": "a|b\n# c", "defects": ["TIPPED"],
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn text_at_the_start_of_a_line_is_no_markup() {
+    fn text_at_the_start_of_a_line_is_not_markup() {
         for (text, escaped) in [
             ("- 1. a", "\\- 1. a"),
             (" + a - b", "\\+ a - b"),

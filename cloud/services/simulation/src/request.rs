@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_engines_answer_a_whole_roast_alike_for_a_seed() {
+    fn both_engines_return_the_same_roast_for_the_same_seed() {
         for engine in [Engine::Reference, Engine::Twin] {
             let request = SimRoastRequest { engine, ..SimRoastRequest::default() };
             let roast = request.simulate(42).unwrap();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vector_of_the_reference_holds() {
+    fn upstreams_test_vector_is_reproduced() {
         let request: SimRoastRequest = serde_json::from_str(r#"{"seed":42}"#).unwrap();
         let roast = request.simulate(42).unwrap();
         let machine = MachineId::new("SIM-MACHINE").unwrap();
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_simulated_is_named() {
+    fn an_invalid_request_names_the_field() {
         let of = |text: &str| {
             let request: SimRoastRequest = serde_json::from_str(text).unwrap();
             request.problems().into_iter().map(|(field, _)| field).collect::<Vec<_>>()

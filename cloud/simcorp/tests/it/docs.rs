@@ -16,7 +16,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
+fn the_configuration_page_shows_the_defaults_and_a_valid_agent_file() {
     let page =
         std::fs::read_to_string(workspace_root().join("docs/reference/configuration.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -30,7 +30,7 @@ fn the_configuration_page_shows_the_defaults_and_a_right_agent() {
 }
 
 #[test]
-fn the_key_guides_signer_is_right() {
+fn the_signer_configuration_of_the_key_guide_is_valid() {
     let page = std::fs::read_to_string(workspace_root().join("docs/guides/keys.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("signer.toml");

@@ -26,7 +26,7 @@ fn objects(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn analyze_tells_each_mark_and_when_it_became_known() {
+fn analyze_prints_each_event_and_when_it_was_detected() {
     let Some(folder) = recordings().unwrap() else { return };
     let (first, second) =
         (file(&folder, "roast_25-11-29_1419.alog"), file(&folder, "roast_25-11-29_1440.alog"));
@@ -56,7 +56,7 @@ fn analyze_tells_each_mark_and_when_it_became_known() {
 }
 
 #[test]
-fn the_marks_of_the_file_itself_are_never_read() {
+fn the_events_in_the_file_are_not_used() {
     let Some(folder) = recordings().unwrap() else { return };
     let path = PathBuf::from(file(&folder, "roast_25-11-29_1419.alog"));
     let text = std::fs::read_to_string(&path).unwrap();
@@ -112,7 +112,7 @@ fn roasts_are_compared_scored_and_drawn() {
 }
 
 #[test]
-fn what_is_no_recording_is_one_clear_sentence() {
+fn a_file_that_is_not_a_recording_gives_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = folder.path().join("x.alog");
     std::fs::write(&wrong, "__import__('os').system('true')").unwrap();

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_curve_is_the_same_and_a_late_one_is_only_late() {
+    fn equal_curves_have_no_difference_and_a_shifted_one_only_a_shift() {
         let recording = super::super::tests::recording();
         let (curve, marks) = (Curve::of(&recording), Marks::of(&recording, &[]));
         let same = compare((&curve, &marks), (&curve, &marks), EventKind::Charge).unwrap();

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_no_crash() {
+    fn a_short_dip_is_not_a_crash() {
         let blip = |s: f64| if (500.0..505.0).contains(&s) { 1.0 } else { 20.0 - s / 48.0 };
         assert!(!shape(1.0, blip).crash_detected);
     }

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_roast_is_told_in_the_words_of_a_roaster() {
+    fn an_analysis_names_the_phases_and_events_of_a_roast() {
         let recording = recording();
         let analysis = analyze(&recording, &Marks::of(&recording, &[])).unwrap();
         assert_eq!(analysis.fc_seconds, Some(480.0));
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_roast_without_charge_or_end_is_as_much_as_there_is() {
+    fn a_roast_without_charge_or_drop_is_analysed_as_far_as_it_goes() {
         let mut recording = recording();
         assert_eq!(analyze(&recording, &Marks::default()), None);
         recording.marks = vec![(EventKind::Charge, 120)];

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_begin_where_their_marks_are_and_not_before() {
+    fn phases_begin_at_their_marks() {
         let mut limits =
             PhaseLimits { charge: 0, turned: None, dried: None, cracked: None, until: 42_000 };
         let names = |limits: &PhaseLimits| {

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn stragglers_find_their_place_and_doubles_change_nothing() {
+    fn late_samples_are_sorted_in_and_duplicates_are_dropped() {
         let mut order = ReorderBuffer::new(5_000);
         let mut out = Vec::new();
         for t in [0, 1_000, 3_000, 2_000, 2_000, 9_000, 8_000, 2_900] {

@@ -341,7 +341,7 @@ mod tests {
         'specialevents': [1], 'specialeventstype': [3], 'specialeventsvalue': [7.5], 'x': (None, True, nan,)}";
 
     #[test]
-    fn a_recording_is_read_as_artisan_means_it() {
+    fn a_recording_is_read_with_artisans_meaning() {
         let r = read(FILE).unwrap();
         assert_eq!(r.title, "Café 'n'");
         assert_eq!(r.samples.len(), 4, "time that stands still is dropped");
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_recording_says_why() {
+    fn a_file_that_is_not_a_recording_gives_the_reason() {
         for (text, expected) in [
             ("", "an early end"),
             ("{'a': 1", "no ',' between entries"),

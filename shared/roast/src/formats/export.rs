@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_for_artisan_is_read_as_it_was() {
+    fn an_exported_recording_is_read_back_unchanged() {
         let written = alog(&recording());
         for word in ["null", "true", "false"] {
             assert!(!written.contains(word), "{word} is no Python");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_read_as_it_was() {
+    fn an_exported_table_is_read_back_unchanged() {
         let read = table::read(&csv(&recording())).unwrap();
         assert_eq!((read.samples, read.marks), (recording().samples, recording().marks));
     }

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seed_42_is_the_references_own_roast() {
+    fn seed_42_reproduces_upstreams_roast() {
         let LegacyRoast { points, events } = simulate(&LegacyRequest::default()).unwrap();
         assert_eq!(points.len(), 301);
         let first: Vec<f64> = points.iter().take(4).map(|p| p.bt_c).collect();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reference_would_die_of_is_refused() {
+    fn requests_that_crash_upstream_are_refused() {
         let tiny = LegacyRequest { interval_s: 1e-9, ..LegacyRequest::default() };
         assert_eq!(simulate(&tiny), Err(RequestError::TooLong));
         let none = LegacyRequest { drop_s: f64::NAN, ..LegacyRequest::default() };

@@ -172,7 +172,7 @@ fn low(curve: &[(f64, f64)]) -> (usize, f64) {
 }
 
 #[test]
-fn causes_have_their_effects() {
+fn each_control_has_its_physical_effect() {
     for preset in PRESETS {
         let name = preset.name;
         let usual = held(preset, 0.6, 0.4, 1.0, 24.0);
@@ -240,7 +240,7 @@ fn found(samples: &[Sample]) -> crate::replay::DetectedRoast {
 }
 
 #[test]
-fn what_a_twin_does_is_found_in_its_curve_whatever_goes_wrong_on_the_way() {
+fn the_events_of_a_twin_are_detected_in_its_disturbed_curve() {
     use fault::{Fault, Window};
     let all = |fault| Window { fault, from_ms: 0, to_ms: i64::MAX };
     let part = |fault| Window { fault, from_ms: 300_000, to_ms: 345_000 };

@@ -235,7 +235,7 @@ mod tests {
     const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
     #[test]
-    fn a_case_cannot_speak_out_of_its_marks() {
+    fn a_case_cannot_close_its_quotation_in_the_prompt() {
         let case = GoldenCase {
             id: "golden-1".to_owned(),
             created_at: NOW,
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_exactly_what_was_asked_for() {
+    fn an_answer_must_match_the_requested_schema() {
         let right = r#"{"planClarity":80,"physicsPlausibility":70.5,"constraintRespect":100,
             "safetyScore":0,"safetyWarnings":["w"],"physicsViolations":[],"constraintViolations":[],
             "reasoning":"because"}"#;

@@ -55,7 +55,7 @@ pub async fn another_key_is_refused_unless_it_replaces_the_first(store: &FleetSt
     assert_eq!(current().await, Some((2, second)));
 }
 
-pub async fn a_compromised_key_is_believed_no_longer(store: &FleetStore) {
+pub async fn a_compromised_key_verifies_nothing(store: &FleetStore) {
     let (gateway, first, second) = (Gateway::new("compromised", "gw-1"), new_key(), new_key());
     store.register(&gateway.with(&first), by(NOW)).await.unwrap();
     let later = NOW.plus_ms(1_000);

@@ -121,7 +121,7 @@ macro_rules! on_both_databases {
 on_both_databases!(
     devices::a_key_is_registered_once_and_its_machines_are_replaced,
     devices::another_key_is_refused_unless_it_replaces_the_first,
-    devices::a_compromised_key_is_believed_no_longer,
+    devices::a_compromised_key_verifies_nothing,
     devices::a_revoked_gateway_stays_revoked,
     devices::another_organisation_finds_nothing,
     devices::a_change_is_later_than_every_change_before_it,

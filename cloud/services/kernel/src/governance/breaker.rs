@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_default_rule_is_understood_and_can_hold() {
+    fn every_default_rule_parses_and_can_trigger() {
         let bad = metrics(&[
             ("proposed", 10),
             ("approved", 10),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_rather_than_inert() {
+    fn a_rule_that_does_not_parse_is_refused() {
         for text in ["", "errorRate", "errorRate > x", "mood > 1", "errorRate = 1", "a > 1 b"] {
             assert!(Condition::parse(text).is_err(), "{text}");
         }

@@ -267,7 +267,7 @@ mod tests {
     const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
     #[test]
-    fn eighty_points_and_nothing_required_missing() {
+    fn readiness_needs_eighty_points_and_every_required_item() {
         let counts: Counts =
             [("proposed", 1000), ("approved", 990), ("succeeded", 999), ("failed", 1)]
                 .map(|(k, n)| (k.to_owned(), n))

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_opens_for_its_own_secret_until_it_ends() {
+    fn an_api_key_is_valid_with_its_own_secret_until_it_expires() {
         let token = ApiKeyToken::generate().unwrap();
         let shown = ApiKeyToken::parse(&token.reveal()).unwrap();
         assert!(ApiKeyToken::has_key_prefix(&token.reveal()) && shown.id() == token.id());

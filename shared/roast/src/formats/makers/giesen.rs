@@ -30,7 +30,7 @@ mod tests {
     use contract::EventKind;
 
     #[test]
-    fn a_row_is_a_second() {
+    fn each_row_is_one_second() {
         let text = "beans,air,ror,power,speed,pressure\n200.5,210,0,80,60,1\n190,205,-20,80,60,1\n\
                     broken,204,,101,60,\n180,203,3,70,60,1\n";
         let r = read(text).unwrap();

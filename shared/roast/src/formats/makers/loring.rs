@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn noon_and_midnight() {
+    fn noon_and_midnight_are_read_from_twelve_hour_times() {
         let hour = |text: &str| time(text).unwrap() / 3_600_000 % 24;
         assert_eq!((hour("1/2/2025 12:00:00 AM"), hour("1/2/2025 12:00:00 PM")), (0, 12));
         assert_eq!((hour("1/2/2025 1:00:00 PM"), hour("1/2/2025 13:00:00")), (13, 13));

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_that_come_twice_are_one() {
+    fn repeated_seconds_are_merged() {
         let row = |second, bt| format!("2025;3;7;10;59;{second};{bt};210;230;70\n");
         let text = format!(
             "Export path\nC:\\roasts\\2025_3_7.csv\nYear;Month;Day;Hour;Minute;Second;\

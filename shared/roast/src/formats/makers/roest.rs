@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_time_is_in_milliseconds_behind_a_byte_order_mark() {
+    fn times_in_milliseconds_are_read_after_a_byte_order_mark() {
         let text = "\u{feff}Time,Air temp (°C),Bean temp (°C),Power (%),Fan (%),RPM (RPM),Event\n\
                     0,190,170,80,50,60,\n500,191,165.5,80,50,60,\n1000,192,150,80,50,60,Yellowing\n\
                     1500,195,196,20,90,60,Firstcrack\n2000,195,205,20,90,60,\n";

@@ -212,8 +212,8 @@ impl AgentState {
         }
         // An event may belong to a sample of an earlier frame: it was inferred later than it
         // happened, or a person recorded it right after a frame was completed.
-        let held = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
-        for event in marks().filter(|event| !held.contains(&event.seq)) {
+        let seqs = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
+        for event in marks().filter(|event| !seqs.contains(&event.seq)) {
             let mark = Some(event.kind);
             let point = ChartPoint { t: event.at.0, bt: None, et: None, ror: None, mark };
             if points.len() >= POINTS_MAX {

@@ -111,8 +111,9 @@ struct BringUpRun {
 /// Runs the bring-up: reads commands, moves controls and records the results until `end`.
 pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { by, record: path } = arguments;
-    let named = by.len() == 2 && by.iter().all(|name| !name.trim().is_empty()) && by[0] != by[1];
-    ensure!(named, "--by must name two people at the machine: --by ANNA --by BEN");
+    let names_valid =
+        by.len() == 2 && by.iter().all(|name| !name.trim().is_empty()) && by[0] != by[1];
+    ensure!(names_valid, "--by must name two people at the machine: --by ANNA --by BEN");
     ensure!(
         config.machine.driver == DriverKind::Profile,
         "machine.driver is not \"profile\": there is nothing to bring up"
@@ -129,7 +130,7 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
             opened => opened?,
         };
     let checked = config.machine.profile.load().map_err(anyhow::Error::msg)?;
-    let profile = as_if_brought_up(checked.profile)?;
+    let profile = enable_writes(checked.profile)?;
     let limit_ms = config.machine.profile.timeout_ms.unwrap_or(profile.timing.timeout_ms);
     let controls = ControlQueue::new(&profile, Duration::from_millis(limit_ms));
     let share = DriverHandles { controls: Some(controls.clone()), ..DriverHandles::default() };
@@ -139,7 +140,7 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let driver = machine::open(config, share)?;
         let (digest, followed, lines) = (checked.digest, BTreeMap::new(), read_stdin_lines());
-        let (typed, seen, moved, incomplete) = (None, None, BTreeMap::new(), false);
+        let (pending_line, last_reading, moved, incomplete) = (None, None, BTreeMap::new(), false);
         let session = BringUpRun {
             profile,
             digest,
@@ -150,8 +151,8 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
             controls,
             clock,
             lines,
-            pending_line: typed,
-            last_reading: seen,
+            pending_line,
+            last_reading,
             moved,
             incomplete,
             followed,
@@ -161,7 +162,7 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Returns the profile as it will be after a bring-up that finds no problem.
-fn as_if_brought_up(mut profile: Profile) -> anyhow::Result<Profile> {
+fn enable_writes(mut profile: Profile) -> anyhow::Result<Profile> {
     let m = &mut profile.machine;
     (m.verified, m.writes) = (true, Writes::Enabled);
     m.bring_up.get_or_insert_with(|| BringUp {
@@ -218,7 +219,7 @@ impl BringUpRun {
             match line.as_deref().map(str::trim) {
                 None | Some("end") => break,
                 Some("") => self.print_reading().await,
-                Some(words) => self.execute(words).await,
+                Some(command) => self.execute(command).await,
             }
         }
         self.print_reading().await;
@@ -241,12 +242,12 @@ impl BringUpRun {
         Ok(reading)
     }
 
-    async fn execute(&mut self, words: &str) {
-        let asked = words.split_once(' ').and_then(|(name, value)| {
+    async fn execute(&mut self, command: &str) {
+        let parsed = command.split_once(' ').and_then(|(name, value)| {
             let control = self.profile.controls.iter().find(|control| control.name == name)?;
             Some((control.clone(), value.trim().parse::<f64>().ok().filter(|v| v.is_finite())?))
         });
-        match asked {
+        match parsed {
             Some((control, value)) => self.move_and_watch(&control, value).await,
             None => println!("{HELP}"),
         }
@@ -267,19 +268,19 @@ impl BringUpRun {
         let at = self.clock.wall();
         let outcome = self.move_control(&control.name, value).await;
         let written = matches!(outcome, Ok(_) | Err(WriteError::Unconfirmed(_)));
-        let said = outcome.unwrap_or_else(|refused| refused.to_string());
-        println!("{said}");
+        let message = outcome.unwrap_or_else(|refused| refused.to_string());
+        println!("{message}");
         let (by, digest) = (self.by.clone(), self.digest);
         let profile = self.profile.machine.id.clone();
-        let (control_name, asked) = (control.name.as_str(), value);
+        let (control_name, requested) = (control.name.as_str(), value);
         self.append_record(&RecordLine::Moved {
             at,
             by: &by,
             profile: &profile,
             digest: &digest,
             control: control_name,
-            asked,
-            said: &said,
+            asked: requested,
+            said: &message,
             written,
         });
         if !written {
@@ -289,13 +290,13 @@ impl BringUpRun {
         let Some(channel) = channel else { return };
         let tolerance = control.readback_tol.unwrap_or(0.0) + 1e-9;
         let there = |shown: Option<f64>| shown.is_some_and(|s| (s - value).abs() <= tolerance);
-        let (shown, found) = if there(before) {
+        let (shown, result) = if there(before) {
             (before, MoveResult::StoodThere)
         } else {
             self.watch(channel, there, control.readback_s.unwrap_or(0.0)).await
         };
         let last = shown.map_or_else(|| "nothing".to_owned(), |shown| format!("{shown:.1}"));
-        match found {
+        match result {
             MoveResult::Followed { after_s } => println!("{channel} follows within {after_s:.1} s"),
             MoveResult::StoodThere => println!("{channel} showed {last} before: it proves nothing"),
             MoveResult::NotInTime => println!("{channel} does not follow: it shows {last}"),
@@ -303,7 +304,7 @@ impl BringUpRun {
                 println!("{channel} was not watched to its end; it shows {last}");
             }
         }
-        match found {
+        match result {
             MoveResult::Followed { .. } => drop(self.followed.insert(control.name.clone(), true)),
             MoveResult::NotInTime => drop(self.followed.insert(control.name.clone(), false)),
             MoveResult::StoodThere | MoveResult::BrokenOff => {}
@@ -316,7 +317,7 @@ impl BringUpRun {
             readback,
             before,
             shown,
-            found,
+            found: result,
         });
     }
 
@@ -329,12 +330,12 @@ impl BringUpRun {
     /// Appends a line to the record. The sync to disk runs in the background, so that turning the
     /// fire off never waits for the disk.
     fn append_record(&mut self, line: &RecordLine<'_>) {
-        let kept = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
+        let result = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut line| {
             line.push(b'\n');
             self.record.write_all(&line)?;
             self.record.try_clone()
         });
-        match kept {
+        match result {
             Ok(file) => drop(tokio::task::spawn_blocking(move || file.sync_data())),
             Err(error) => {
                 self.incomplete = true;
@@ -401,9 +402,9 @@ impl BringUpRun {
         for (name, value) in &self.moved {
             let control = self.profile.controls.iter().find(|control| control.name == *name);
             let lit = control.is_some_and(|c| c.role.heats()) && *value > 0.0;
-            let taken = control.is_some_and(|c| c.auto_raw.is_some());
+            let overridden = control.is_some_and(|c| c.auto_raw.is_some());
             let fire = if lit { "; the fire is on" } else { "" };
-            let regulation = if taken { "; no longer regulated by the machine" } else { "" };
+            let regulation = if overridden { "; no longer regulated by the machine" } else { "" };
             println!("  {name} was moved to {value} last{fire}{regulation}");
         }
     }
@@ -413,13 +414,13 @@ impl BringUpRun {
         let guarded = self.profile.controls.iter().filter(|c| c.remote == Remote::Guarded);
         let mut open = 0;
         for control in guarded {
-            let found = match self.followed.get(&control.name) {
+            let result = match self.followed.get(&control.name) {
                 Some(true) => "followed",
                 Some(false) => "did not follow the last time",
                 None => "not tried",
             };
-            open += usize::from(found != "followed");
-            println!("{}: {found}", control.name);
+            open += usize::from(result != "followed");
+            println!("{}: {result}", control.name);
         }
         if open > 0 {
             println!("{open} to go. Set remote = \"never\" for a control that does not follow.");

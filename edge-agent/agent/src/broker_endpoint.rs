@@ -37,9 +37,9 @@ impl BrokerEndpoint {
         if !configured.is_configured() {
             let Some(broker) = &enrolled.granted.broker else { return Ok(None) };
             let (host, port) = (broker.host.clone(), broker.port);
-            let named = BrokerSettings { host, port, ..BrokerSettings::default() };
+            let settings = BrokerSettings { host, port, ..BrokerSettings::default() };
             return Ok(Some(Self {
-                broker: named,
+                broker: settings,
                 authority: broker.authority.clone(),
                 client_id: client,
             }));
@@ -89,7 +89,7 @@ pub async fn connect_once(options: MqttOptions) -> Result<(), String> {
             }
         }
     };
-    let answered = tokio::time::timeout(TIME_MAX, connect).await;
+    let result = tokio::time::timeout(TIME_MAX, connect).await;
     let _ = client.try_disconnect();
-    answered.map_err(|_| format!("does not answer within {} s", TIME_MAX.as_secs()))?
+    result.map_err(|_| format!("does not answer within {} s", TIME_MAX.as_secs()))?
 }

@@ -188,6 +188,6 @@ async fn check_broker(config: &EdgeConfig, clock: Clock) -> Result<String, Strin
 }
 
 async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
-    let answered = connect_once(options).await;
-    answered.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
+    let result = connect_once(options).await;
+    result.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
 }

@@ -264,8 +264,8 @@ impl Journal {
                 [origin.to_string()],
             )
             .map_err(JournalError::sql(DOING))?;
-        let known = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
-        let chain = match known {
+        let stored = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
+        let chain = match stored {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
             _ => {
                 self.start_chain(fresh, origin)?;

@@ -67,7 +67,7 @@ pub struct JournalWriter {
     pub recorder: Recorder,
     pub journal: Journal,
     signing: BackoffSigner,
-    pub board: AgentState,
+    pub state: AgentState,
     pub clock: Clock,
     /// Sends stored frames to the live lane. If this channel is full, no frame is lost: the backlog
     /// lane sends it.
@@ -86,7 +86,7 @@ impl JournalWriter {
         recorder: Recorder,
         journal: Journal,
         signer: Arc<dyn Signer>,
-        board: AgentState,
+        state: AgentState,
         clock: Clock,
         live: mpsc::Sender<OutgoingFrame>,
         frame_ms: u64,
@@ -96,7 +96,7 @@ impl JournalWriter {
             recorder,
             journal,
             signing: BackoffSigner::new(signer),
-            board,
+            state,
             clock,
             live,
             frame_ms,
@@ -128,26 +128,26 @@ impl JournalWriter {
 
     /// Executes commands until [`JournalCommand::Stop`], or until all senders are gone. Runs on its own
     /// thread.
-    pub fn run(mut self, jobs: &Receiver<JournalCommand>) {
+    pub fn run(mut self, commands: &Receiver<JournalCommand>) {
         let idle_ms = self.frame_ms.clamp(200, 60_000);
         loop {
-            match jobs.recv_timeout(Duration::from_millis(idle_ms)) {
+            match commands.recv_timeout(Duration::from_millis(idle_ms)) {
                 Ok(JournalCommand::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(job) => self.execute(job),
+                Ok(command) => self.execute(command),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // If no samples arrive any more, the pending ones are stored now, even while the uplink
             // sends many requests.
             let now = self.clock.mono_ms();
-            self.board.heartbeat(WatchedThread::JournalWriter, now);
+            self.state.heartbeat(WatchedThread::JournalWriter, now);
             if now.saturating_sub(self.last_sample_ms) > 2 * idle_ms {
                 self.last_sample_ms = now;
-                let cut = self.recorder.flush();
-                self.store_pending(cut);
+                let completed = self.recorder.flush();
+                self.store_pending(completed);
             }
         }
-        let cut = self.recorder.flush();
-        self.store_pending(cut);
+        let completed = self.recorder.flush();
+        self.store_pending(completed);
         if !self.pending.is_empty() {
             tracing::error!(
                 frames = self.pending.len(),
@@ -157,18 +157,18 @@ impl JournalWriter {
     }
 
     /// Executes one command.
-    fn execute(&mut self, job: JournalCommand) {
-        match job {
+    fn execute(&mut self, command: JournalCommand) {
+        match command {
             JournalCommand::Sample(sample) => {
                 metrics::counter!("simcorp_edge_samples_total").increment(1);
                 self.last_sample_ms = self.clock.mono_ms();
                 let at = sample.wall.0;
-                self.board.update(|state| {
+                self.state.update(|state| {
                     state.samples += 1;
                     state.last_sample_ms = Some(at);
                 });
-                let cut = self.recorder.push(sample);
-                self.store_pending(cut);
+                let completed = self.recorder.push(sample);
+                self.store_pending(completed);
             }
             JournalCommand::RecordEvent { kind, note, done } => {
                 let marked = self.recorder.record_manual_event(kind, note);
@@ -198,41 +198,41 @@ impl JournalWriter {
 
     /// Appends a completed frame to the pending ones, and stores all of them in order until storing
     /// one fails.
-    fn store_pending(&mut self, cut: Option<CompletedFrame>) {
-        if let Some(cut) = cut {
-            self.board.add_frame(&cut.frame, self.clock.mono_ms());
-            let session = cut.running.as_ref();
+    fn store_pending(&mut self, completed: Option<CompletedFrame>) {
+        if let Some(completed) = completed {
+            self.state.add_frame(&completed.frame, self.clock.mono_ms());
+            let session = completed.running.as_ref();
             let (name, started) =
                 (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));
             let outlook = self.recorder.outlook().as_ref().map(ForecastSummary::from_outlook);
-            self.board.update(|state| {
+            self.state.update(|state| {
                 state.session = name;
                 state.session_started_ms = started;
                 state.ahead = outlook;
             });
-            if cut.closed.is_some() {
-                let kept = self.journal.save_learned(self.recorder.learned());
-                self.ok_or_log(kept);
+            if completed.closed.is_some() {
+                let saved = self.journal.save_learned(self.recorder.learned());
+                self.ok_or_log(saved);
             }
             if self.pending.len() >= PENDING_FRAMES_MAX {
                 metrics::counter!("simcorp_edge_frames_lost_total").increment(1);
-                self.board.update(|state| state.frames_lost += 1);
+                self.state.update(|state| state.frames_lost += 1);
             } else {
-                self.pending.push_back(cut);
+                self.pending.push_back(completed);
             }
         }
-        while let Some(cut) = self.pending.pop_front() {
-            self.board.heartbeat(WatchedThread::JournalWriter, self.clock.mono_ms());
-            match self.store_frame(&cut) {
+        while let Some(completed) = self.pending.pop_front() {
+            self.state.heartbeat(WatchedThread::JournalWriter, self.clock.mono_ms());
+            match self.store_frame(&completed) {
                 Ok(outgoing) => {
                     if let Some(outgoing) = outgoing {
                         let _ = self.live.try_send(outgoing);
                     }
-                    self.board.update(|state| state.journal_error = None);
+                    self.state.update(|state| state.journal_error = None);
                 }
                 Err(problem) => {
                     self.report_error(&problem);
-                    self.pending.push_front(cut);
+                    self.pending.push_front(completed);
                     break;
                 }
             }
@@ -242,29 +242,31 @@ impl JournalWriter {
 
     /// Signs and stores a frame. Returns `None` if the frame was stored without a signature,
     /// because the key cannot be used now.
-    fn store_frame(&mut self, cut: &CompletedFrame) -> Result<Option<OutgoingFrame>, String> {
+    fn store_frame(&mut self, completed: &CompletedFrame) -> Result<Option<OutgoingFrame>, String> {
         let now = self.clock.mono_ms();
-        let signed = self.signing.sign(CONTENT_FRAME, cut.payload.clone(), now);
+        let signed = self.signing.sign(CONTENT_FRAME, completed.payload.clone(), now);
         self.report_key_state();
-        let message =
-            signed.as_deref().map_or(StoredMessage::Unsigned(&cut.payload), StoredMessage::Signed);
-        let (closed, running) = (cut.closed.as_ref(), cut.running.as_ref());
-        let kept = self.journal.append(&cut.frame, cut.digest, message, closed, running);
-        let outgoing = kept.map_err(|e| e.to_string())?;
-        let frame = cut.frame.number;
-        for event in &cut.frame.events {
+        let message = signed
+            .as_deref()
+            .map_or(StoredMessage::Unsigned(&completed.payload), StoredMessage::Signed);
+        let (closed, running) = (completed.closed.as_ref(), completed.running.as_ref());
+        let stored =
+            self.journal.append(&completed.frame, completed.digest, message, closed, running);
+        let outgoing = stored.map_err(|e| e.to_string())?;
+        let frame = completed.frame.number;
+        for event in &completed.frame.events {
             tracing::info!(
                 session = %event.session, kind = %event.kind, elapsed_s = event.elapsed_s,
-                source = event.source.as_str(), frame, chain = %cut.frame.chain,
+                source = event.source.as_str(), frame, chain = %completed.frame.chain,
                 "event recorded"
             );
         }
-        tracing::debug!(frame, samples = cut.frame.sample_count(), "frame stored");
-        if cut.withdrawn {
-            let running = cut.running.as_ref().map(|roast| &roast.session);
+        tracing::debug!(frame, samples = completed.frame.sample_count(), "frame stored");
+        if completed.withdrawn {
+            let running = completed.running.as_ref().map(|roast| &roast.session);
             self.ok_or_log(self.journal.abandon_roasts(running));
         }
-        if cut.closed.is_some() {
+        if completed.closed.is_some() {
             let signed = self.sign_receipts();
             self.ok_or_log(signed);
             self.report_key_state();
@@ -319,7 +321,7 @@ impl JournalWriter {
     /// Publishes whether the key works in the agent's state, and logs each change.
     fn report_key_state(&self) {
         let problem = self.signing.problem();
-        self.board.update(|state| {
+        self.state.update(|state| {
             if state.key_error.as_deref() != problem {
                 if let Some(problem) = problem {
                     tracing::error!(problem, "the key cannot be used; frames are signed later");
@@ -386,7 +388,7 @@ impl JournalWriter {
         {
             metrics::counter!("simcorp_edge_frames_lost_total").increment(lost);
             tracing::error!(frames = lost, "deleted unacknowledged frames for the quota");
-            self.board.update(|state| state.frames_lost += lost);
+            self.state.update(|state| state.frames_lost += lost);
         }
         let totals = self.journal.totals();
         if let Some(totals) = self.ok_or_log(totals) {
@@ -394,7 +396,7 @@ impl JournalWriter {
                 metrics::gauge!("simcorp_edge_unsent_frames").set(totals.unsent_frames as f64);
                 metrics::gauge!("simcorp_edge_journal_bytes").set(totals.bytes as f64);
             }
-            self.board.update(|state| state.journal = totals);
+            self.state.update(|state| state.journal = totals);
         }
     }
 
@@ -407,7 +409,7 @@ impl JournalWriter {
     /// from the last one.
     fn report_error(&self, problem: &str) {
         metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
-        self.board.update(|state| {
+        self.state.update(|state| {
             if state.journal_error.as_deref() != Some(problem) {
                 tracing::error!(
                     problem,

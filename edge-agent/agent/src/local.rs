@@ -32,8 +32,8 @@ const PAGE: &str = include_str!("local.html");
 
 #[derive(Clone)]
 struct LocalState {
-    board: AgentState,
-    jobs: SyncSender<JournalCommand>,
+    state: AgentState,
+    commands: SyncSender<JournalCommand>,
     stop: CancellationToken,
 }
 
@@ -49,21 +49,21 @@ struct EventBody {
 
 /// Returns the routes of the local page and API.
 pub fn app(
-    board: AgentState,
-    jobs: SyncSender<JournalCommand>,
+    state: AgentState,
+    commands: SyncSender<JournalCommand>,
     clock: Clock,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
-    let asked = board.clone();
+    let checked_state = state.clone();
     let health =
         Health::new("edge", Arc::new(move || clock.wall())).with_check("journal", move || {
-            let problem = asked.status().journal_error;
+            let problem = checked_state.status().journal_error;
             async move { problem.map_or(Ok(()), Err) }
         });
-    let asked = board.clone();
+    let checked_state = state.clone();
     let health = health.with_check("machine", move || {
-        let problem = asked.status().driver_error;
+        let problem = checked_state.status().driver_error;
         async move { problem.map_or(Ok(()), Err) }
     });
     let routes = Router::new()
@@ -72,11 +72,11 @@ pub fn app(
         .route("/points", get(points))
         .route("/live", get(live))
         .route("/marks", post(mark))
-        .with_state(LocalState { board, jobs, stop });
-    let places = ConcurrencyLimit::new(CONCURRENT_REQUESTS_MAX);
+        .with_state(LocalState { state, commands, stop });
+    let limit = ConcurrencyLimit::new(CONCURRENT_REQUESTS_MAX);
     // The last `layer` is the first that a request passes.
     routes
-        .layer(from_fn_with_state(places, http::limit_concurrency))
+        .layer(from_fn_with_state(limit, http::limit_concurrency))
         .merge(http::open_routes(&Doc::openapi(), health, metrics))
         .fallback(http::not_found)
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
@@ -117,20 +117,20 @@ async fn page() -> Response {
 /// Returns the agent's state: machine, disk, cloud and the running roast.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = AgentStatus)))]
 async fn status(Extract(local): Extract<LocalState>) -> Json<AgentStatus> {
-    Json(local.board.status())
+    Json(local.state.status())
 }
 
 /// Returns the newest samples and events, at most 12000 points.
 #[utoipa::path(get, path = "/points", responses((status = 200, body = Vec<ChartPoint>)))]
 async fn points(Extract(local): Extract<LocalState>) -> Json<Vec<ChartPoint>> {
-    Json(local.board.points())
+    Json(local.state.points())
 }
 
 /// Streams samples and events as server-sent events, as each frame is made.
 #[utoipa::path(get, path = "/live",
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 async fn live(Extract(local): Extract<LocalState>) -> Response {
-    let (watch, stop) = (local.board.subscribe(), local.stop);
+    let (watch, stop) = (local.state.subscribe(), local.stop);
     let points = stream::unfold((watch, stop), |(mut watch, stop)| async move {
         tokio::select! {
             () = stop.cancelled() => None,
@@ -167,10 +167,10 @@ async fn mark(
         return Err(refuse_invalid("note: longer than 1024 bytes, or with a NUL"));
     }
     let (done, waiting) = oneshot::channel();
-    let job = JournalCommand::RecordEvent { kind: mark.kind, note: mark.note, done };
+    let command = JournalCommand::RecordEvent { kind: mark.kind, note: mark.note, done };
     local
-        .jobs
-        .try_send(job)
+        .commands
+        .try_send(command)
         .map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is busy"))?;
     match waiting.await {
         Ok(true) => Ok(StatusCode::NO_CONTENT),

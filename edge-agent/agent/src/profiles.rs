@@ -136,11 +136,11 @@ pub fn read(file: &Path) -> Result<String, String> {
 /// key.
 pub fn verify(file: &Path, text: &str, keys: &[PathBuf]) -> Result<(), String> {
     let beside = signature_of(file);
-    let named = |problem: String| format!("{}: {problem}", beside.display());
-    let bytes = std::fs::read(&beside).map_err(|e| named(e.to_string()))?;
-    let signed = SignedMessage::parse(&bytes).map_err(|e| named(e.to_string()))?;
+    let with_path = |problem: String| format!("{}: {problem}", beside.display());
+    let bytes = std::fs::read(&beside).map_err(|e| with_path(e.to_string()))?;
+    let signed = SignedMessage::parse(&bytes).map_err(|e| with_path(e.to_string()))?;
     if signed.content() != CONTENT_PROFILE || signed.payload() != text.as_bytes() {
-        return Err(named("is the signature of something else".to_owned()));
+        return Err(with_path("is the signature of something else".to_owned()));
     }
     for path in keys {
         let pem = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -149,7 +149,7 @@ pub fn verify(file: &Path, text: &str, keys: &[PathBuf]) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(named("is by none of machine.profile.trusted_keys".to_owned()))
+    Err(with_path("is by none of machine.profile.trusted_keys".to_owned()))
 }
 
 fn signature_of(file: &Path) -> PathBuf {

@@ -242,12 +242,12 @@ impl Recorder {
         let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
         let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
         let wall = sample.wall;
-        let told = std::mem::take(&mut sample.reading.events);
+        let events = std::mem::take(&mut sample.reading.events);
         let notes = std::mem::take(&mut sample.reading.notes);
         self.newest = Some((at, wall));
         self.pending.samples.push((sample, ror));
         let mut closed = None;
-        for kind in told {
+        for kind in events {
             closed = closed.or(self.record_event(kind, EventSource::Machine, at, wall, None));
         }
         for note in notes {
@@ -256,8 +256,8 @@ impl Recorder {
         }
         for change in changes {
             match change {
-                MarkChange::Detected(found) => {
-                    closed = closed.or(self.record_inference(&found, at, wall));
+                MarkChange::Detected(detected) => {
+                    closed = closed.or(self.record_inference(&detected, at, wall));
                 }
                 // The drum was empty. Events that were already recorded remain, and no end of a
                 // roast is recorded.
@@ -268,7 +268,7 @@ impl Recorder {
                 MarkChange::Withdrawn(_) => {}
             }
         }
-        self.cut_if_due(closed)
+        self.complete_frame_if_due(closed)
     }
 
     /// Records an event by a person, at the newest sample. Returns a frame if one is completed.
@@ -288,13 +288,17 @@ impl Recorder {
         }
         // If a frame was just completed, no sample is pending: the event gets its own frame.
         let alone = self.pending.samples.is_empty();
-        Ok(if alone { Some(self.cut(closed)) } else { self.cut_if_due(closed) })
+        Ok(if alone {
+            Some(self.complete_frame(closed))
+        } else {
+            self.complete_frame_if_due(closed)
+        })
     }
 
     /// Completes a frame from the pending samples, if there are any. Used at a stop, or when no
     /// more samples arrive.
     pub fn flush(&mut self) -> Option<CompletedFrame> {
-        if self.pending.samples.is_empty() { None } else { Some(self.cut(None)) }
+        if self.pending.samples.is_empty() { None } else { Some(self.complete_frame(None)) }
     }
 
     /// Returns the number of the next sample.
@@ -332,19 +336,19 @@ impl Recorder {
     /// starts again.
     fn record_inference(
         &mut self,
-        found: &DetectedMark,
+        detected: &DetectedMark,
         now: SamplePoint,
         wall: EpochMs,
     ) -> Option<ClosedRoast> {
-        let again = found.revision > 0;
-        let charge = found.kind == EventKind::Charge;
-        if found.confidence < CONFIDENCE_MIN || (again && !charge) {
+        let again = detected.revision > 0;
+        let charge = detected.kind == EventKind::Charge;
+        if detected.confidence < CONFIDENCE_MIN || (again && !charge) {
             return None;
         }
         let closed = if again { self.close(now.seq.saturating_sub(1), wall) } else { None };
-        let nearest = self.points.iter().min_by_key(|p| (p.t_ms - found.at_ms).abs());
+        let nearest = self.points.iter().min_by_key(|p| (p.t_ms - detected.at_ms).abs());
         let at = nearest.copied().unwrap_or(now);
-        let mark = SampleEvent { kind: found.kind, source: EventSource::Inferred, at };
+        let mark = SampleEvent { kind: detected.kind, source: EventSource::Inferred, at };
         closed.or(self.add_event(mark, now, wall, None))
     }
 
@@ -416,16 +420,16 @@ impl Recorder {
     }
 
     /// Completes a frame if it is old or full enough, if it has many events, or if a roast ended.
-    fn cut_if_due(&mut self, closed: Option<ClosedRoast>) -> Option<CompletedFrame> {
+    fn complete_frame_if_due(&mut self, closed: Option<ClosedRoast>) -> Option<CompletedFrame> {
         let (first, last) = (self.pending.samples.first()?, self.pending.samples.last()?);
         let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
         let full = self.pending.samples.len() >= SAMPLES_MAX / 4;
         let eventful = closed.is_some() || self.pending.events.len() >= EVENTS_MAX / 2;
-        (age_ms >= self.frame_ms || full || eventful).then(|| self.cut(closed))
+        (age_ms >= self.frame_ms || full || eventful).then(|| self.complete_frame(closed))
     }
 
     /// Completes a frame from the pending samples and events, and links it to the one before.
-    fn cut(&mut self, closed: Option<ClosedRoast>) -> CompletedFrame {
+    fn complete_frame(&mut self, closed: Option<ClosedRoast>) -> CompletedFrame {
         let PendingFrame { samples, events } = std::mem::take(&mut self.pending);
         let count = samples.len();
         let first = samples.first().map(|(sample, _)| sample.clone());
@@ -470,8 +474,8 @@ impl Recorder {
 
 /// Selects the values of a reading that are used to track the roast.
 fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
-    let value = |wanted: Channel| {
-        let found = reading.values.iter().find(|(channel, _)| *channel == wanted);
+    let value = |requested: Channel| {
+        let found = reading.values.iter().find(|(channel, _)| *channel == requested);
         found.and_then(|(_, value)| *value)
     };
     // Values that not every machine provides are extra channels with these names.
@@ -523,8 +527,8 @@ fn quality_flags(
         _ => f64::NEG_INFINITY..=f64::INFINITY,
     };
     let remark = |i: usize, value: f64| {
-        let told = samples[i].0.reading.quality_flags.iter().find(|(c, _)| c == channel);
-        told.map(|(_, quality)| *quality)
+        let flag = samples[i].0.reading.quality_flags.iter().find(|(c, _)| c == channel);
+        flag.map(|(_, quality)| *quality)
             .or_else(|| (!valid.contains(&value)).then_some(Quality::Range))
     };
     let remarked = values.iter().enumerate().filter_map(|(i, value)| {

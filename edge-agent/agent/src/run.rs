@@ -91,28 +91,28 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         tracing::error!(%error, "the identity cannot be read; no authentication to the cloud");
         None
     });
-    let board = AgentState::new(origin.to_string());
-    let (jobs, jobs_in) = sync_channel(COMMANDS_MAX);
+    let state = AgentState::new(origin.to_string());
+    let (commands, command_receiver) = sync_channel(COMMANDS_MAX);
     let (live, live_in) = mpsc::channel(LIVE_MAX);
     // The sampler starts first: while a large journal is being opened, samples wait in the queue.
     let share = driver_handles(&config);
     let sampling =
-        start_sampler(&config, clock, jobs.clone(), &board, share.clone(), stop.clone())?;
-    let keeper = open_journal_writer(&config, &origin, signer, clock, &board, live)?;
-    let mut origins = keeper.journal.unsent_origins()?;
-    origins.retain(|known| *known != origin);
+        start_sampler(&config, clock, commands.clone(), &state, share.clone(), stop.clone())?;
+    let writer = open_journal_writer(&config, &origin, signer, clock, &state, live)?;
+    let mut origins = writer.journal.unsent_origins()?;
+    origins.retain(|other| *other != origin);
     origins.insert(0, origin.clone());
-    let keeping = start_journal_writer(keeper, jobs_in)?;
+    let writer_thread = start_journal_writer(writer, command_receiver)?;
     if let Some(identity) = identity.clone() {
         let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
         let config = config.clone();
-        tokio::spawn(renewal::run(identity, config, board.clone(), share, stop.clone()));
+        tokio::spawn(renewal::run(identity, config, state.clone(), share, stop.clone()));
     }
     let sends = config.uplink.is_configured()
         || identity.as_ref().is_some_and(|i| i.enrolled().granted.broker.is_some());
     let link =
         UplinkSupervisor { config: config.clone(), identity, key_id: key_id.clone(), origins };
-    let uplinking = tokio::spawn(link.run(jobs.clone(), live_in, board.clone(), stop.clone()));
+    let uplinking = tokio::spawn(link.run(commands.clone(), live_in, state.clone(), stop.clone()));
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
@@ -121,14 +121,14 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
         let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
-        let app = artisan::websocket::app(board.clone(), clock, age_max_ms, stop.clone());
+        let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
         tokio::spawn(http::serve(listener, app, stop.clone()));
     }
-    let app = local::app(board.clone(), jobs.clone(), clock, metrics.clone(), stop.clone());
+    let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
     tokio::spawn(upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
-    tokio::spawn(watchdog::run(board.clone(), clock, idle_ms, stop.clone()));
+    tokio::spawn(watchdog::run(state.clone(), clock, idle_ms, stop.clone()));
     watchdog::ready();
     tracing::info!(
         %origin, kid = %key_id, listen = %config.local.listen, version = env!("CARGO_PKG_VERSION"),
@@ -140,15 +140,15 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     if ended == sampler::SamplerEnd::Played {
         tracing::info!("the recording has been played");
         if until == StopCondition::Delivered && sends {
-            wait_until_delivered(&jobs, &stop).await?;
+            wait_until_delivered(&commands, &stop).await?;
         } else {
             stop.cancelled().await;
         }
     }
     stop.cancel();
     // The samples are stored first; then the rest stops.
-    let _ = jobs.send(JournalCommand::Stop);
-    tokio::task::spawn_blocking(move || keeping.join())
+    let _ = commands.send(JournalCommand::Stop);
+    tokio::task::spawn_blocking(move || writer_thread.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
     let _ = uplinking.await;
@@ -163,7 +163,7 @@ fn open_journal_writer(
     origin: &Origin,
     signer: Arc<dyn Signer>,
     clock: Clock,
-    board: &AgentState,
+    state: &AgentState,
     live: mpsc::Sender<crate::journal::OutgoingFrame>,
 ) -> anyhow::Result<JournalWriter> {
     let journal = Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall())?;
@@ -180,17 +180,17 @@ fn open_journal_writer(
         position,
     )
     .with_profile(config.profile_digest());
-    let mut keeper =
-        JournalWriter::new(recorder, journal, signer, board.clone(), clock, live, s.frame_ms);
-    keeper.resume()?;
-    Ok(keeper)
+    let mut writer =
+        JournalWriter::new(recorder, journal, signer, state.clone(), clock, live, s.frame_ms);
+    writer.resume()?;
+    Ok(writer)
 }
 
 fn start_journal_writer(
-    keeper: JournalWriter,
-    jobs: Receiver<JournalCommand>,
+    writer: JournalWriter,
+    commands: Receiver<JournalCommand>,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run(&jobs))
+    std::thread::Builder::new().name("keeper".to_owned()).spawn(move || writer.run(&commands))
 }
 
 /// Returns what other tasks may use of the machine. It includes the queue of guarded writes only if
@@ -209,19 +209,26 @@ fn driver_handles(config: &EdgeConfig) -> DriverHandles {
 fn start_sampler(
     config: &EdgeConfig,
     clock: Clock,
-    jobs: SyncSender<JournalCommand>,
-    board: &AgentState,
+    commands: SyncSender<JournalCommand>,
+    state: &AgentState,
     share: DriverHandles,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<sampler::SamplerEnd>> {
     let config = config.clone();
     // Opened once here, so that an invalid recording fails the start and not only the thread.
     drop(machine::open(&config, share.clone())?);
-    let board = board.clone();
+    let state = state.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
         let Ok(driver) = machine::open(&config, share) else { return sampler::SamplerEnd::Stopped };
-        runtime.block_on(sampler::run(driver, config.sampling.period_ms, clock, jobs, board, stop))
+        runtime.block_on(sampler::run(
+            driver,
+            config.sampling.period_ms,
+            clock,
+            commands,
+            state,
+            stop,
+        ))
     });
     Ok(thread?)
 }
@@ -241,20 +248,20 @@ async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
 /// # Errors
 /// When that takes longer than [`DELIVERY_TIME_MAX`].
 async fn wait_until_delivered(
-    jobs: &SyncSender<JournalCommand>,
+    commands: &SyncSender<JournalCommand>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let wait = async {
         loop {
             let (answer, waiting) = tokio::sync::oneshot::channel();
-            let asked = jobs.try_send(JournalCommand::ReadUnsent {
+            let sent = commands.try_send(JournalCommand::ReadUnsent {
                 after: 0,
                 before: i64::MAX,
                 room: FetchLimit::of_frames(1),
                 except: Vec::new(),
                 answer,
             });
-            if asked.is_ok() && waiting.await.is_ok_and(|unsent| unsent.is_empty()) {
+            if sent.is_ok() && waiting.await.is_ok_and(|unsent| unsent.is_empty()) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -26,8 +26,8 @@ pub async fn run(
     mut driver: Box<dyn Driver>,
     period_ms: u64,
     clock: Clock,
-    jobs: SyncSender<JournalCommand>,
-    board: AgentState,
+    commands: SyncSender<JournalCommand>,
+    state: AgentState,
     stop: CancellationToken,
 ) -> SamplerEnd {
     let period = Duration::from_millis(period_ms);
@@ -49,7 +49,7 @@ pub async fn run(
         let late = Instant::now().duration_since(due);
         metrics::histogram!("simcorp_edge_sample_lateness_seconds").record(late.as_secs_f64());
         let mono_ms = clock.mono_ms();
-        board.heartbeat(WatchedThread::Sampler, mono_ms);
+        state.heartbeat(WatchedThread::Sampler, mono_ms);
         let began = Instant::now();
         let answer = driver.read(mono_ms).await;
         // With a machine as slow as the schedule there is no time between two samples, so pending
@@ -62,24 +62,24 @@ pub async fn run(
                     tracing::info!("the machine answers again");
                     failing = false;
                 }
-                let ailing =
+                let problem =
                     (!reading.failed_units.is_empty()).then(|| reading.failed_units.join("; "));
-                board.update(|state| {
-                    if ailing.is_some() && state.driver_error != ailing {
-                        tracing::warn!(ailing, "a part of the machine does not answer");
+                state.update(|state| {
+                    if problem.is_some() && state.driver_error != problem {
+                        tracing::warn!(ailing = problem, "a part of the machine does not answer");
                     }
-                    state.driver_error = ailing;
+                    state.driver_error = problem;
                 });
                 if reading.values.is_empty() && reading.events.is_empty() {
                     continue;
                 }
                 let sample =
                     Sample { mono_ms, wall: clock.wall(), clock: clock.quality(), reading };
-                send_sample(&jobs, sample, &board);
+                send_sample(&commands, sample, &state);
             }
             Err(DriverError::Ended) => {
                 // The watchdog must not expect another heartbeat from this thread.
-                board.heartbeat(WatchedThread::Sampler, u64::MAX);
+                state.heartbeat(WatchedThread::Sampler, u64::MAX);
                 return SamplerEnd::Played;
             }
             Err(error) => {
@@ -88,7 +88,7 @@ pub async fn run(
                     tracing::warn!(%error, "the machine does not answer; retrying at each sample");
                     failing = true;
                 }
-                board.update(|state| state.driver_error = Some(error.to_string()));
+                state.update(|state| state.driver_error = Some(error.to_string()));
             }
         }
     }
@@ -96,13 +96,13 @@ pub async fn run(
 
 /// Sends a sample to the journal writer. While the disk stalls, the queue buffers samples; when it
 /// is full, samples are dropped and counted, since the sampler must not wait.
-fn send_sample(jobs: &SyncSender<JournalCommand>, sample: Sample, board: &AgentState) {
-    match jobs.try_send(JournalCommand::Sample(sample)) {
+fn send_sample(commands: &SyncSender<JournalCommand>, sample: Sample, state: &AgentState) {
+    match commands.try_send(JournalCommand::Sample(sample)) {
         // Disconnected: the agent is stopping.
         Ok(()) | Err(TrySendError::Disconnected(_)) => {}
         Err(TrySendError::Full(_)) => {
             metrics::counter!("simcorp_edge_samples_dropped_total").increment(1);
-            board.update(|state| state.samples_dropped += 1);
+            state.update(|state| state.samples_dropped += 1);
         }
     }
 }

@@ -41,10 +41,10 @@ impl TrustedClock {
     #[must_use]
     pub fn open(folder: &Path, clock: Clock) -> Self {
         let file = folder.join(FILE);
-        let kept = std::fs::read_to_string(&file).ok();
-        let kept = kept.and_then(|text| text.trim().parse().ok()).map_or(EARLIEST, EpochMs);
-        let known = if kept.0 > LATEST.0 { EARLIEST } else { kept.max(EARLIEST) };
-        let floor = Arc::new(Mutex::new((known, clock.mono_ms())));
+        let stored = std::fs::read_to_string(&file).ok();
+        let stored = stored.and_then(|text| text.trim().parse().ok()).map_or(EARLIEST, EpochMs);
+        let bound = if stored.0 > LATEST.0 { EARLIEST } else { stored.max(EARLIEST) };
+        let floor = Arc::new(Mutex::new((bound, clock.mono_ms())));
         Self { clock, floor, fleet_time: Arc::default(), file }
     }
 
@@ -58,8 +58,8 @@ impl TrustedClock {
     /// wall clock that is far ahead must not cause one renewal after another.
     #[must_use]
     pub fn fleet_time(&self) -> EpochMs {
-        let told = *self.fleet_time.lock().unwrap_or_else(PoisonError::into_inner);
-        told.map_or_else(|| self.now(), |(at, mono_ms)| self.advanced(at, mono_ms))
+        let received = *self.fleet_time.lock().unwrap_or_else(PoisonError::into_inner);
+        received.map_or_else(|| self.now(), |(at, mono_ms)| self.advanced(at, mono_ms))
     }
 
     /// Records the time that the fleet has sent.

@@ -66,9 +66,9 @@ enum ConnectionEvent {
 pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
-    jobs: SyncSender<JournalCommand>,
+    commands: SyncSender<JournalCommand>,
     live: &mut mpsc::Receiver<OutgoingFrame>,
-    board: AgentState,
+    state: AgentState,
     stop: CancellationToken,
 ) {
     let topics = move || origins.iter().map(|origin| TopicKind::Ack.topic(origin)).collect();
@@ -79,7 +79,7 @@ pub async fn run(
     let connection = tokio::spawn(forward_events(link, news_out, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
-        jobs,
+        commands,
         send_window: SendWindow::default(),
         ready: false,
         in_flight: BTreeMap::new(),
@@ -98,7 +98,7 @@ pub async fn run(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(news) = news.recv() => sender.handle(news, &board).await,
+            Some(news) = news.recv() => sender.handle(news, &state).await,
             Some(frame) = live.recv() => sender.send_live(frame),
             _ = look.tick() => sender.send_waiting().await,
         }
@@ -115,8 +115,8 @@ async fn forward_events(
     news: mpsc::Sender<ConnectionEvent>,
     stop: CancellationToken,
 ) {
-    while let Some(told) = link.next(&stop).await {
-        let told = match told {
+    while let Some(event) = link.next(&stop).await {
+        let event = match event {
             mqtt::ConnectionEvent::Ready => ConnectionEvent::Ready,
             // Without acknowledgements no frame is ever delivered. The broker accepts a gateway
             // within seconds of its enrolment, and never again after it is revoked.
@@ -136,7 +136,7 @@ async fn forward_events(
                 }
             }
         };
-        if news.send(told).await.is_err() {
+        if news.send(event).await.is_err() {
             break;
         }
     }
@@ -176,7 +176,7 @@ struct InFlightFrame {
 /// Decides which frames to send, and sends them.
 struct Sender {
     client: AsyncClient,
-    jobs: SyncSender<JournalCommand>,
+    commands: SyncSender<JournalCommand>,
     send_window: SendWindow,
     ready: bool,
     /// The frames in flight, by chain and frame number.
@@ -200,12 +200,12 @@ struct Sender {
 
 impl Sender {
     /// Handles an event of the connection.
-    async fn handle(&mut self, news: ConnectionEvent, board: &AgentState) {
+    async fn handle(&mut self, news: ConnectionEvent, state: &AgentState) {
         match news {
             ConnectionEvent::Ready => {
                 self.ready = true;
                 self.restart_lanes();
-                board.update(|state| {
+                state.update(|state| {
                     state.uplink_connected = true;
                     state.uplink_error = None;
                 });
@@ -222,7 +222,7 @@ impl Sender {
             }
             ConnectionEvent::Down(problem) => {
                 self.ready = false;
-                board.update(|state| {
+                state.update(|state| {
                     state.uplink_connected = false;
                     state.uplink_error = Some(problem);
                 });
@@ -233,7 +233,7 @@ impl Sender {
                     self.complete_range(ack.chain, range.first, range.last);
                 }
                 if !ack.acked.is_empty() {
-                    board.update(|state| state.uplink_error = None);
+                    state.update(|state| state.uplink_error = None);
                 }
                 for refused in &ack.refused {
                     if refused.reason.is_final() {
@@ -241,7 +241,7 @@ impl Sender {
                     } else {
                         self.defer((ack.chain, refused.frame), refused.reason);
                         let problem = format!("the cloud refuses our frames: {}", refused.reason);
-                        board.update(|state| {
+                        state.update(|state| {
                             if state.uplink_error.as_ref() != Some(&problem) {
                                 tracing::error!(problem, "frames stay here; retrying each minute");
                                 state.uplink_error = Some(problem);
@@ -250,18 +250,18 @@ impl Sender {
                     }
                 }
                 let now = Instant::now();
-                let heard = self
+                let recent = self
                     .last_resend_request
                     .is_some_and(|at| now - at < 2 * self.send_window.timeout());
-                if !ack.need.is_empty() && !heard {
+                if !ack.need.is_empty() && !recent {
                     // The cloud has lost frames, perhaps after it acknowledged them: restart all
                     // lanes.
                     self.last_resend_request = Some(now);
                     self.lanes.restart();
                 }
-                let jobs = self.jobs.clone();
+                let commands = self.commands.clone();
                 // The queue to the journal is long. Waiting for room in it must not stop the lanes.
-                if jobs.try_send(JournalCommand::Ack(ack)).is_err() {
+                if commands.try_send(JournalCommand::Ack(ack)).is_err() {
                     // Without this acknowledgement the journal still counts its frames as unsent:
                     // the lanes restart from the beginning.
                     self.lanes.restart();
@@ -413,18 +413,18 @@ impl Sender {
     /// Sends the frames with journal ids between `after` and `before`, both exclusive, that fit the
     /// window. Returns the id of the last frame that was sent or skipped.
     async fn send_lane(&mut self, after: i64, before: i64) -> Option<i64> {
-        let held: usize = self.in_flight.values().map(|frame| frame.bytes).sum();
+        let bytes_in_flight: usize = self.in_flight.values().map(|frame| frame.bytes).sum();
         let room = FetchLimit {
             frames: self.send_window.max_in_flight().saturating_sub(self.in_flight.len()),
-            bytes: IN_FLIGHT_BYTES_MAX.saturating_sub(held),
+            bytes: IN_FLIGHT_BYTES_MAX.saturating_sub(bytes_in_flight),
         };
         if room.frames == 0 || room.bytes == 0 || after >= before.saturating_sub(1) {
             return None;
         }
         let (answer, waiting) = oneshot::channel();
         let except = self.deferred_chains.clone();
-        let job = JournalCommand::ReadUnsent { after, before, room, except, answer };
-        let frames = self.query_journal(job, waiting).await.unwrap_or_default();
+        let command = JournalCommand::ReadUnsent { after, before, room, except, answer };
+        let frames = self.query_journal(command, waiting).await.unwrap_or_default();
         let mut at = None;
         for frame in frames {
             let id = frame.id;
@@ -444,8 +444,8 @@ impl Sender {
     /// Sends receipts that the cloud has not confirmed.
     async fn send_receipts(&self) {
         let (answer, waiting) = oneshot::channel();
-        let job = JournalCommand::ReadReceipts { limit: RECEIPTS_AT_ONCE, answer };
-        for (origin, receipt) in self.query_journal(job, waiting).await.unwrap_or_default() {
+        let command = JournalCommand::ReadReceipts { limit: RECEIPTS_AT_ONCE, answer };
+        for (origin, receipt) in self.query_journal(command, waiting).await.unwrap_or_default() {
             let options = PublishOptions::new(QoS::AtLeastOnce);
             let topic = TopicKind::Receipt.topic(&origin);
             let _ = self.client.try_publish(topic, receipt, options);
@@ -456,10 +456,10 @@ impl Sender {
     /// closed, or if it does not answer.
     async fn query_journal<T>(
         &self,
-        job: JournalCommand,
+        command: JournalCommand,
         answer: oneshot::Receiver<T>,
     ) -> Option<T> {
-        self.jobs.try_send(job).ok()?;
+        self.commands.try_send(command).ok()?;
         answer.await.ok()
     }
 }

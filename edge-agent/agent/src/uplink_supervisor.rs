@@ -29,13 +29,13 @@ impl UplinkSupervisor {
     /// If the uplink cannot be set up, no sample is lost: all are stored.
     pub async fn run(
         self,
-        jobs: SyncSender<JournalCommand>,
+        commands: SyncSender<JournalCommand>,
         mut live: mpsc::Receiver<OutgoingFrame>,
-        board: AgentState,
+        state: AgentState,
         stop: CancellationToken,
     ) {
         while !stop.is_cancelled() {
-            let moved = async {
+            let broker_changed = async {
                 match &self.identity {
                     Some(identity) => identity.broker_changed().await,
                     None => std::future::pending().await,
@@ -45,13 +45,14 @@ impl UplinkSupervisor {
             let options = self.options().unwrap_or_else(|error| {
                 let problem = format!("{error:#}");
                 tracing::error!(problem, "cannot set up the uplink; samples are stored");
-                board.update(|state| state.uplink_error = Some(problem));
+                state.update(|state| state.uplink_error = Some(problem));
                 None
             });
-            let (board, jobs, origins) = (board.clone(), jobs.clone(), self.origins.clone());
+            let (state, commands, origins) =
+                (state.clone(), commands.clone(), self.origins.clone());
             let link = async {
                 if let Some(options) = options {
-                    uplink::run(options, origins, jobs, &mut live, board, ended.clone()).await;
+                    uplink::run(options, origins, commands, &mut live, state, ended.clone()).await;
                 } else {
                     tracing::info!("no uplink is set up; samples are stored and shown here");
                     ended.cancelled().await;
@@ -60,7 +61,7 @@ impl UplinkSupervisor {
             tokio::pin!(link);
             tokio::select! {
                 () = &mut link => {}
-                () = moved => {
+                () = broker_changed => {
                     tracing::info!("the fleet service names another broker; reconnecting");
                     ended.cancel();
                     link.await;

@@ -21,16 +21,16 @@ pub fn ready() {
 
 /// Returns whether both threads have sent a recent heartbeat. `idle_ms` is how long they may wait
 /// by configuration; twice that is added to the limit.
-fn threads_are_alive(board: &AgentState, mono_ms: u64, idle_ms: u64) -> bool {
+fn threads_are_alive(state: &AgentState, mono_ms: u64, idle_ms: u64) -> bool {
     [WatchedThread::Sampler, WatchedThread::JournalWriter].into_iter().all(|part| {
-        let still_ms = mono_ms.saturating_sub(board.last_heartbeat_ms(part));
+        let still_ms = mono_ms.saturating_sub(state.last_heartbeat_ms(part));
         still_ms <= STILL_MS_MAX + 2 * idle_ms
     })
 }
 
 /// Notifies systemd's watchdog while both threads make progress, twice in each watchdog period (but
 /// not more often than every 500 ms). Returns at once if no watchdog is configured.
-pub async fn run(board: AgentState, clock: Clock, idle_ms: u64, stop: CancellationToken) {
+pub async fn run(state: AgentState, clock: Clock, idle_ms: u64, stop: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     let mut every = tokio::time::interval(period.max(Duration::from_secs(1)) / 2);
     loop {
@@ -38,7 +38,7 @@ pub async fn run(board: AgentState, clock: Clock, idle_ms: u64, stop: Cancellati
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        if threads_are_alive(&board, clock.mono_ms(), idle_ms) {
+        if threads_are_alive(&state, clock.mono_ms(), idle_ms) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
         } else {
             tracing::error!("the sampler or the journal writer hangs; systemd restarts the agent");
@@ -52,15 +52,15 @@ mod tests {
 
     #[test]
     fn a_thread_that_reports_no_progress_is_detected() {
-        let board = AgentState::new("org/s/r-1".to_owned());
-        assert!(threads_are_alive(&board, 10_000, 1_000), "just started");
-        board.heartbeat(WatchedThread::Sampler, 100_000);
+        let state = AgentState::new("org/s/r-1".to_owned());
+        assert!(threads_are_alive(&state, 10_000, 1_000), "just started");
+        state.heartbeat(WatchedThread::Sampler, 100_000);
         assert!(
-            !threads_are_alive(&board, 100_000, 1_000),
+            !threads_are_alive(&state, 100_000, 1_000),
             "the journal writer has reported nothing since the start"
         );
-        board.heartbeat(WatchedThread::JournalWriter, 99_000);
-        assert!(threads_are_alive(&board, 120_000, 1_000));
-        assert!(!threads_are_alive(&board, 200_000, 1_000));
+        state.heartbeat(WatchedThread::JournalWriter, 99_000);
+        assert!(threads_are_alive(&state, 120_000, 1_000));
+        assert!(!threads_are_alive(&state, 200_000, 1_000));
     }
 }

@@ -15,8 +15,8 @@ pub fn is_synchronised() -> Option<bool> {
     // SAFETY: `timex` consists of integers only, for which zero is a valid value. With `modes` zero
     // adjtimex(2) sets nothing and fills in the struct, which outlives the call.
     let (state, status) = unsafe {
-        let mut told: libc::timex = std::mem::zeroed();
-        (libc::adjtimex(&raw mut told), told.status)
+        let mut timex: libc::timex = std::mem::zeroed();
+        (libc::adjtimex(&raw mut timex), timex.status)
     };
     match state {
         -1 => None,

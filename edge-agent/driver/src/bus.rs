@@ -38,7 +38,7 @@ pub trait Bus {
 
     /// Writes one allowed value, within one time limit. `Ok` means that the machine acknowledged it
     /// or, in protocols without acknowledgement, that it was sent.
-    fn write(&mut self, _wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
+    fn write(&mut self, _command: Command, _mono_ms: u64) -> WriteFuture<'_> {
         Box::pin(std::future::ready(Err(write_unsupported())))
     }
 }
@@ -57,8 +57,8 @@ pub struct WritableControl {
 
 impl WritableControl {
     /// Returns the raw value to write; `None` where the write has no single value.
-    pub fn raw(&self, wanted: Command) -> Option<f64> {
-        match wanted {
+    pub fn raw(&self, command: Command) -> Option<f64> {
+        match command {
             Command::Set(_, value) => Some(self.control.raw(value)),
             Command::ReleaseToLocal(_) => self.control.auto_raw,
             Command::Apply(_) => None,
@@ -74,9 +74,11 @@ impl WritableControls {
     ///
     /// # Errors
     /// When the profile describes no write for it.
-    pub fn resolve(&self, wanted: Command) -> Result<(&WritableControl, f64), WriteError> {
-        let order = self.0.get(wanted.control()).and_then(Option::as_ref);
-        order.and_then(|order| Some((order, order.raw(wanted)?))).ok_or(WriteError::NoSuchControl)
+    pub fn resolve(&self, command: Command) -> Result<(&WritableControl, f64), WriteError> {
+        let control = self.0.get(command.control()).and_then(Option::as_ref);
+        control
+            .and_then(|control| Some((control, control.raw(command)?)))
+            .ok_or(WriteError::NoSuchControl)
     }
 }
 

@@ -96,7 +96,7 @@ impl ControlQueue {
     ) -> Result<String, WriteError> {
         let found = self.profile.controls.iter().enumerate().find(|(_, c)| c.name == control);
         let (at, control) = found.ok_or(WriteError::NoSuchControl)?;
-        let moved = self
+        let description = self
             .enqueue_and_wait(who, Command::Set(at, nearest_representable(control, value)), mono_ms)
             .await?;
         if control.apply.is_some() {
@@ -105,7 +105,7 @@ impl ControlQueue {
                 |e: WriteError| WriteError::Unconfirmed(format!("written, but not applied: {e}"));
             applied.map_err(staged)?;
         }
-        Ok(moved)
+        Ok(description)
     }
 
     /// Calls `read` with the interlock, which stays locked meanwhile.
@@ -117,12 +117,12 @@ impl ControlQueue {
     pub(crate) async fn enqueue_and_wait(
         &self,
         who: &str,
-        wanted: Command,
+        command: Command,
         mono_ms: u64,
     ) -> Result<String, WriteError> {
-        let answer = self.enqueue(who, wanted, mono_ms)?;
+        let reply = self.enqueue(who, command, mono_ms)?;
         self.notify.notify_one();
-        match tokio::time::timeout(REPLY_WAIT_MAX, answer).await {
+        match tokio::time::timeout(REPLY_WAIT_MAX, reply).await {
             Ok(Ok(outcome)) => outcome,
             // The write was dropped before it began.
             Ok(Err(_)) => Err(WriteError::Busy),
@@ -135,22 +135,22 @@ impl ControlQueue {
     fn enqueue(
         &self,
         who: &str,
-        wanted: Command,
+        command: Command,
         mono_ms: u64,
     ) -> Result<oneshot::Receiver<Result<String, WriteError>>, WriteError> {
         let mut guarded = self.shared();
         let shared = &mut *guarded;
-        let same = |w: &QueuedWrite| w.command.control() == wanted.control();
-        let urgent = match wanted {
+        let same = |w: &QueuedWrite| w.command.control() == command.control();
+        let urgent = match command {
             // The value that it applies may still be queued, so the interlock decides when its turn
             // comes.
             Command::Apply(at) => {
                 shared.queue.iter().any(|w| same(w) && w.urgent)
                     || shared.interlock.evaluate(Command::Apply(at), mono_ms) == Ok(true)
             }
-            _ => shared.interlock.evaluate(wanted, mono_ms)?,
+            _ => shared.interlock.evaluate(command, mono_ms)?,
         };
-        if let (Command::Set(_, value), true) = (wanted, urgent) {
+        if let (Command::Set(_, value), true) = (command, urgent) {
             // It replaces queued writes of more heat, never of less.
             let more = |w: &QueuedWrite| match w.command {
                 Command::Set(_, other) => same(w) && other >= value,
@@ -163,14 +163,13 @@ impl ControlQueue {
             let raise = shared.queue.iter().rposition(|w| urgent && !w.urgent);
             shared.queue.remove(raise.ok_or(WriteError::Busy)?);
         }
-        let (done, answer) = oneshot::channel();
+        let (done, receiver) = oneshot::channel();
         let (who, until) = (who.to_owned(), Instant::now() + shared.queue_wait);
-        let written =
-            QueuedWrite { command: wanted, caller: who, urgent, reply: done, deadline: until };
+        let written = QueuedWrite { command, caller: who, urgent, reply: done, deadline: until };
         let behind = shared.queue.iter().take_while(|w| w.urgent).count();
         let at = if urgent { behind } else { shared.queue.len() };
         shared.queue.insert(at, written);
-        Ok(answer)
+        Ok(receiver)
     }
 
     /// Waits until the queue holds a write. Cancel-safe.
@@ -227,12 +226,12 @@ impl ControlQueue {
     }
 
     /// Passes a new reading to the interlock.
-    pub(crate) fn observe(&self, known: MachineSnapshot) {
-        self.shared().interlock.observe(known);
+    pub(crate) fn observe(&self, snapshot: MachineSnapshot) {
+        self.shared().interlock.observe(snapshot);
     }
 
     /// Takes the notes on the writes since the last reading.
-    pub(crate) fn take_notes(&self) -> Vec<String> {
+    pub(crate) fn drain_notes(&self) -> Vec<String> {
         self.shared().notes.drain(..).collect()
     }
 }
@@ -291,7 +290,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(controls.next(2_000).is_none());
         assert_eq!(asked.await.unwrap(), Err(WriteError::Busy));
-        assert!(controls.take_notes().is_empty(), "nothing was written");
+        assert!(controls.drain_notes().is_empty(), "nothing was written");
         // A write within the time limit is executed, and its outcome is returned.
         let asking = controls.clone();
         let asked =
@@ -303,7 +302,7 @@ mod tests {
         assert_eq!(next.command, burner(0.0));
         controls.complete(next, Ok(()), 3_000);
         assert_eq!(asked.await.unwrap(), Ok("burner to 0".to_owned()));
-        assert_eq!(controls.take_notes(), ["Artisan: burner to 0"]);
+        assert_eq!(controls.drain_notes(), ["Artisan: burner to 0"]);
     }
 
     #[tokio::test]

@@ -45,16 +45,16 @@ impl Health {
 /// whose pause is over, so that failed units use only the remaining time and never another unit's.
 /// A single unit is always polled, since no other unit waits for it.
 #[must_use]
-pub fn order(units: &[Health], mono_ms: u64) -> Vec<usize> {
+pub fn poll_order(units: &[Health], mono_ms: u64) -> Vec<usize> {
     if units.len() == 1 {
         return vec![0];
     }
-    let mut order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_healthy()).collect();
-    let ailing =
+    let mut poll_order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_healthy()).collect();
+    let failed =
         (0..units.len()).filter(|i| !units[*i].is_healthy() && !units[*i].is_backing_off(mono_ms));
     // The failed unit that has waited longest, so that each gets its turn.
-    order.extend(ailing.min_by_key(|i| (units[*i].retry_at_ms, *i)));
-    order
+    poll_order.extend(failed.min_by_key(|i| (units[*i].retry_at_ms, *i)));
+    poll_order
 }
 
 #[cfg(test)]
@@ -64,15 +64,19 @@ mod tests {
     #[test]
     fn a_failed_unit_is_polled_last_then_rarely_until_it_answers() {
         let mut units = vec![Health::default(); 3];
-        assert_eq!(order(&units, 0), [0, 1, 2]);
+        assert_eq!(poll_order(&units, 0), [0, 1, 2]);
         units[0].failed(0, 0);
-        assert_eq!(order(&units, 100), [1, 2, 0], "last, so that it does not delay the others");
+        assert_eq!(
+            poll_order(&units, 100),
+            [1, 2, 0],
+            "last, so that it does not delay the others"
+        );
         units[0].failed(100, 0);
         units[0].failed(200, 0);
-        assert_eq!(order(&units, 300), [1, 2]);
-        assert_eq!(order(&units, 800), [1, 2, 0]);
+        assert_eq!(poll_order(&units, 300), [1, 2]);
+        assert_eq!(poll_order(&units, 800), [1, 2, 0]);
         units[0].answered();
-        assert_eq!(order(&units, 900), [0, 1, 2]);
+        assert_eq!(poll_order(&units, 900), [0, 1, 2]);
     }
 
     #[test]
@@ -81,9 +85,9 @@ mod tests {
         let mut tried = [0; 3];
         for tick in 0..100 {
             let now = tick * 1000;
-            let order = order(&units, now);
-            assert!(tick == 0 || order.len() <= 2, "{order:?}");
-            for unit in order.into_iter().filter(|unit| *unit > 0) {
+            let poll_order = poll_order(&units, now);
+            assert!(tick == 0 || poll_order.len() <= 2, "{poll_order:?}");
+            for unit in poll_order.into_iter().filter(|unit| *unit > 0) {
                 tried[unit] += 1;
                 units[unit].failed(now, unit as u64);
             }

@@ -115,17 +115,17 @@ impl Interlock {
     }
 
     /// Stores a new reading, and clears the written values that it confirms.
-    pub fn observe(&mut self, known: MachineSnapshot) {
-        self.snapshot = known;
+    pub fn observe(&mut self, snapshot: MachineSnapshot) {
+        self.snapshot = snapshot;
         let began_ms = self.snapshot.at_ms.unwrap_or(0);
         for at in 0..self.controls.len() {
             let Some(shown) = self.readback(at, began_ms) else { continue };
             let tolerance = self.profile.controls[at].readback_tol.unwrap_or(0.0) + 1e-9;
-            let moved = &mut self.controls[at];
-            if moved.ended_ms.is_some_and(|ended| began_ms > ended) {
-                moved.released = false;
-                let there = |orders: &UnconfirmedWrites| (orders.last - shown).abs() <= tolerance;
-                moved.unconfirmed = moved.unconfirmed.filter(|orders| !there(orders));
+            let state = &mut self.controls[at];
+            if state.ended_ms.is_some_and(|ended| began_ms > ended) {
+                state.released = false;
+                let there = |writes: &UnconfirmedWrites| (writes.last - shown).abs() <= tolerance;
+                state.unconfirmed = state.unconfirmed.filter(|writes| !there(writes));
             }
         }
     }
@@ -135,19 +135,19 @@ impl Interlock {
     ///
     /// # Errors
     /// The first rule that forbids it.
-    pub fn evaluate(&self, wanted: Command, now_ms: u64) -> Result<bool, WriteError> {
-        let at = wanted.control();
+    pub fn evaluate(&self, command: Command, now_ms: u64) -> Result<bool, WriteError> {
+        let at = command.control();
         let control = self.profile.controls.get(at).ok_or(WriteError::NoSuchControl)?;
         if self.profile.machine.writes == Writes::Disabled {
             return Err(WriteError::Disabled);
         }
         // With a set-point the machine's own controller moves the heat, and a mode selects which
         // controller does.
-        let known_role = matches!(control.role, Role::Burner | Role::Air | Role::Drum);
-        if control.remote == Remote::Never || !known_role {
+        let writable_role = matches!(control.role, Role::Burner | Role::Air | Role::Drum);
+        if control.remote == Remote::Never || !writable_role {
             return Err(WriteError::LocalOnly(control.name.clone()));
         }
-        match wanted {
+        match command {
             Command::Set(_, value) => self.check_set(at, value, now_ms),
             Command::Apply(_) => self.check_apply(at, now_ms),
             // The machine may then choose any value: check for the most heat and the least air.
@@ -175,46 +175,46 @@ impl Interlock {
     ///
     /// # Errors
     /// As [`Interlock::evaluate`].
-    pub fn start(&mut self, wanted: Command, now_ms: u64) -> Result<(), WriteError> {
-        self.evaluate(wanted, now_ms)?;
+    pub fn start(&mut self, command: Command, now_ms: u64) -> Result<(), WriteError> {
+        self.evaluate(command, now_ms)?;
         self.count_write(now_ms);
-        let at = wanted.control();
-        let moved = &mut self.controls[at];
-        self.before_write[at] = *moved;
-        (moved.at_ms, moved.ended_ms) = (Some(now_ms), None);
-        match wanted {
+        let at = command.control();
+        let state = &mut self.controls[at];
+        self.before_write[at] = *state;
+        (state.at_ms, state.ended_ms) = (Some(now_ms), None);
+        match command {
             Command::Set(_, value) => {
-                moved.staged = Some((value, moved.unconfirmed));
-                let before = moved.unconfirmed;
-                moved.unconfirmed = Some(UnconfirmedWrites {
-                    since_ms: before.map_or(now_ms, |orders| orders.since_ms),
-                    low: before.map_or(value, |orders| orders.low.min(value)),
-                    high: before.map_or(value, |orders| orders.high.max(value)),
+                state.staged = Some((value, state.unconfirmed));
+                let before = state.unconfirmed;
+                state.unconfirmed = Some(UnconfirmedWrites {
+                    since_ms: before.map_or(now_ms, |writes| writes.since_ms),
+                    low: before.map_or(value, |writes| writes.low.min(value)),
+                    high: before.map_or(value, |writes| writes.high.max(value)),
                     last: value,
                 });
             }
-            Command::Apply(_) => moved.staged = None,
-            Command::ReleaseToLocal(_) => (moved.staged, moved.released) = (None, true),
+            Command::Apply(_) => state.staged = None,
+            Command::ReleaseToLocal(_) => (state.staged, state.released) = (None, true),
         }
         Ok(())
     }
 
     /// Returns whether a written value of this control waits for its apply write.
     pub fn has_staged(&self, at: usize) -> bool {
-        self.controls.get(at).is_some_and(|moved| moved.staged.is_some())
+        self.controls.get(at).is_some_and(|state| state.staged.is_some())
     }
 
     /// Records the outcome of a write that [`Interlock::start`] allowed. `mono_ms`: when it ended.
-    pub fn complete(&mut self, wanted: Command, outcome: &Result<(), WriteError>, mono_ms: u64) {
-        let at = wanted.control();
-        let Some(moved) = self.controls.get_mut(at) else { return };
-        moved.ended_ms = Some(mono_ms);
+    pub fn complete(&mut self, command: Command, outcome: &Result<(), WriteError>, mono_ms: u64) {
+        let at = command.control();
+        let Some(state) = self.controls.get_mut(at) else { return };
+        state.ended_ms = Some(mono_ms);
         match outcome {
-            Ok(()) if matches!(wanted, Command::ReleaseToLocal(_)) => moved.unconfirmed = None,
+            Ok(()) if matches!(command, Command::ReleaseToLocal(_)) => state.unconfirmed = None,
             Ok(()) => {}
             // Nothing was sent, so nothing has changed.
             Err(WriteError::NotSent(_)) => {
-                *moved = self.before_write[at];
+                *state = self.before_write[at];
                 self.written_ms.pop_back();
                 if let Some(oldest) = self.evicted_ms.take() {
                     self.written_ms.push_front(oldest);
@@ -222,7 +222,7 @@ impl Interlock {
             }
             // The machine may or may not have executed the write, so the staged value there may not
             // be ours: do not apply it.
-            Err(_) => moved.staged = None,
+            Err(_) => state.staged = None,
         }
     }
 
@@ -233,34 +233,34 @@ impl Interlock {
         if !(low - 1e-9..=high + 1e-9).contains(&value) {
             return Err(WriteError::OutOfRange { control: control.name.clone(), value, low, high });
         }
-        let stands = self.possible_values(at, now_ms);
-        if reduces_heat(control, stands, value) {
+        let possible = self.possible_values(at, now_ms);
+        if reduces_heat(control, possible, value) {
             self.check_forbidden_value(control, value, now_ms)?;
             return Ok(true);
         }
         // Heat below the last written value, though not below the readback: the minimum interval
         // and the write budget do not apply.
-        let last = self.controls[at].unconfirmed.map(|orders| orders.last);
+        let last = self.controls[at].unconfirmed.map(|writes| writes.last);
         if !(control.role.heats() && last.is_some_and(|last| value < last - 1e-9)) {
             self.check_min_interval(at, now_ms)?;
             self.check_write_budget(now_ms)?;
         }
         self.check_followed(at, now_ms)?;
-        self.check_non_reducing(control, stands, value, now_ms)?;
+        self.check_non_reducing(control, possible, value, now_ms)?;
         Ok(false)
     }
 
     /// Checks [`Command::Apply`]. Returns whether the staged value reduces heat, by the last reading.
     fn check_apply(&self, at: usize, now_ms: u64) -> Result<bool, WriteError> {
-        let (control, moved) = (&self.profile.controls[at], &self.controls[at]);
-        let passed = moved.at_ms.map(|then| now_ms.saturating_sub(then));
-        let staged = moved.staged.filter(|_| passed.is_some_and(|p| p <= APPLY_WITHIN_MS));
+        let (control, state) = (&self.profile.controls[at], &self.controls[at]);
+        let passed = state.at_ms.map(|then| now_ms.saturating_sub(then));
+        let staged = state.staged.filter(|_| passed.is_some_and(|p| p <= APPLY_WITHIN_MS));
         let Some((value, before)) = staged else { return Err(WriteError::NoSuchControl) };
-        let stands = self.possible_values_with(at, before, now_ms);
-        if reduces_heat(control, stands, value) {
+        let possible = self.possible_values_with(at, before, now_ms);
+        if reduces_heat(control, possible, value) {
             return Ok(true);
         }
-        self.check_non_reducing(control, stands, value, now_ms)?;
+        self.check_non_reducing(control, possible, value, now_ms)?;
         Ok(false)
     }
 
@@ -268,13 +268,13 @@ impl Interlock {
     fn check_non_reducing(
         &self,
         control: &Control,
-        stands: Option<[f64; 2]>,
+        possible: Option<[f64; 2]>,
         value: f64,
         now_ms: u64,
     ) -> Result<(), WriteError> {
         self.check_forbidden(control, value, now_ms)?;
         self.check_readings(control, now_ms)?;
-        let Some([lowest, highest]) = stands else {
+        let Some([lowest, highest]) = possible else {
             let problem = format!("the current value of {} is not known", control.name);
             return Err(WriteError::ReadingsUnreliable(problem));
         };
@@ -308,11 +308,11 @@ impl Interlock {
     fn possible_values_with(
         &self,
         at: usize,
-        orders: Option<UnconfirmedWrites>,
+        writes: Option<UnconfirmedWrites>,
         now_ms: u64,
     ) -> Option<[f64; 2]> {
         let shown = self.readback(at, now_ms).filter(|_| !self.controls[at].released)?;
-        let ends = orders.map_or([shown; 2], |o| [o.low.min(shown), o.high.max(shown)]);
+        let ends = writes.map_or([shown; 2], |o| [o.low.min(shown), o.high.max(shown)]);
         Some(ends)
     }
 
@@ -332,7 +332,7 @@ impl Interlock {
     fn check_followed(&self, at: usize, now_ms: u64) -> Result<(), WriteError> {
         let control = &self.profile.controls[at];
         let since =
-            self.controls[at].unconfirmed.map(|orders| now_ms.saturating_sub(orders.since_ms));
+            self.controls[at].unconfirmed.map(|writes| now_ms.saturating_sub(writes.since_ms));
         if since.is_some_and(|since| since > ms(control.readback_s.unwrap_or(0.0))) {
             return Err(WriteError::NotFollowed(control.name.clone()));
         }
@@ -343,14 +343,14 @@ impl Interlock {
     /// flag, and, for a control that heats, that BT and ET are below the profile's limits.
     fn check_readings(&self, control: &Control, now_ms: u64) -> Result<(), WriteError> {
         let unsound = |problem: String| Err(WriteError::ReadingsUnreliable(problem));
-        let Some(known) = self.fresh_snapshot(now_ms) else {
+        let Some(snapshot) = self.fresh_snapshot(now_ms) else {
             return unsound(format!("no reading within {} s", READING_FRESH_MS / 1000));
         };
         for channel in self.profile.channels.iter().filter(|channel| channel.required) {
-            if let Some(remark) = known.quality_flags.get(&channel.name) {
-                return unsound(format!("{} is {}", channel.name, quality_text(*remark)));
+            if let Some(flag) = snapshot.quality_flags.get(&channel.name) {
+                return unsound(format!("{} is {}", channel.name, quality_text(*flag)));
             }
-            if !known.values.contains_key(&channel.name) {
+            if !snapshot.values.contains_key(&channel.name) {
                 return unsound(format!("{} has no value", channel.name));
             }
         }
@@ -359,7 +359,7 @@ impl Interlock {
         for (channel, most) in limited.into_iter().filter(|_| control.role.heats()) {
             let own = self.profile.channels.iter().any(|c| c.name == channel)
                 || self.profile.derived.iter().any(|d| d.name == channel);
-            match known.values.get(channel) {
+            match snapshot.values.get(channel) {
                 Some(value) if *value >= most => {
                     return unsound(format!("{channel} is at the profile's limit of {most} °C"));
                 }
@@ -376,12 +376,12 @@ impl Interlock {
             // written values must meet the need.
             Some(Condition::Compare { channel, operator, value }) => {
                 let shown =
-                    self.fresh_snapshot(now_ms).and_then(|known| known.values.get(&channel));
+                    self.fresh_snapshot(now_ms).and_then(|snapshot| snapshot.values.get(&channel));
                 let mut ends: Vec<Option<f64>> = vec![shown.copied()];
                 for (at, other) in self.profile.controls.iter().enumerate() {
                     if other.readback.as_ref() == Some(&channel) {
-                        let stands = self.possible_values(at, now_ms);
-                        ends.extend([stands.map(|[low, _]| low), stands.map(|[_, high]| high)]);
+                        let possible = self.possible_values(at, now_ms);
+                        ends.extend([possible.map(|[low, _]| low), possible.map(|[_, high]| high)]);
                     }
                 }
                 ends.into_iter().all(|end| end.is_some_and(|end| compare(end, operator, value)))
@@ -416,7 +416,7 @@ impl Interlock {
                         Role::Air => &["fan", "air"],
                         _ => &["drum"],
                     };
-                    let about = theirs.iter().any(|word| channel.starts_with(word));
+                    let about = theirs.iter().any(|prefix| channel.starts_with(prefix));
                     if channel == *shown_as { !compare(value, operator, bound) } else { about }
                 }
                 _ => false,
@@ -445,7 +445,7 @@ impl Interlock {
         }
         let stops = control.role == Role::Drum && value <= forbidden_tolerance(control);
         let most = self.profile.limits.drum_stop_below_c;
-        let bt_c = self.fresh_snapshot(now_ms).and_then(|known| known.values.get("btC"));
+        let bt_c = self.fresh_snapshot(now_ms).and_then(|snapshot| snapshot.values.get("btC"));
         if stops && bt_c.is_none_or(|bt_c| *bt_c > most) {
             let rule = format!("{}=0 unless the beans are below {most} °C", control.name);
             return Err(WriteError::Forbidden(rule));
@@ -462,10 +462,10 @@ impl Interlock {
         now_ms: u64,
     ) -> Result<(), WriteError> {
         for (text, rule) in self.forbid_rules(control) {
-            let meant = rule
+            let applies = rule
                 .value
-                .is_some_and(|named| (named - value).abs() <= forbidden_tolerance(control));
-            if meant && rule.condition.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
+                .is_some_and(|forbidden| (forbidden - value).abs() <= forbidden_tolerance(control));
+            if applies && rule.condition.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
                 return Err(WriteError::Forbidden(text));
             }
         }
@@ -479,11 +479,11 @@ impl Interlock {
     }
 
     fn holds(&self, condition: &Condition, now_ms: u64) -> Option<bool> {
-        let known = self.fresh_snapshot(now_ms)?;
+        let snapshot = self.fresh_snapshot(now_ms)?;
         match condition {
-            Condition::State(name) => known.states.get(name).copied(),
+            Condition::State(name) => snapshot.states.get(name).copied(),
             Condition::Compare { channel, operator, value } => {
-                Some(compare(*known.values.get(channel)?, *operator, *value))
+                Some(compare(*snapshot.values.get(channel)?, *operator, *value))
             }
         }
     }
@@ -509,8 +509,8 @@ impl Interlock {
 }
 
 /// Returns whether `value` reduces heat: it is below every value the control may have, or is 0.
-fn reduces_heat(control: &Control, stands: Option<[f64; 2]>, value: f64) -> bool {
-    let below = stands.is_some_and(|[lowest, _]| value < lowest - 1e-9);
+fn reduces_heat(control: &Control, possible: Option<[f64; 2]>, value: f64) -> bool {
+    let below = possible.is_some_and(|[lowest, _]| value < lowest - 1e-9);
     control.role.heats() && (below || value <= 1e-9)
 }
 

@@ -35,44 +35,44 @@ pub fn open(
         profile.timing.timeout_ms = timeout_ms;
     }
     let points = points(&profile).map_err(wrong)?;
-    let orders = writable_controls(&profile);
+    let controls = writable_controls(&profile);
     let timing = profile.timing.clone();
-    let place = || endpoint(&profile, site).map_err(wrong);
+    let address = || endpoint(&profile, site).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
         Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
-            Box::new(modbus::Modbus::new(place()?, timing, &points, share.clone()))
+            Box::new(modbus::Modbus::new(address()?, timing, &points, share.clone()))
         }
         Transport::S7 { rack, slot, .. } => {
-            Box::new(s7::S7::new(place()?, (*rack, *slot), timing, points, orders))
+            Box::new(s7::S7::new(address()?, (*rack, *slot), timing, points, controls))
         }
         Transport::Tc4 { .. } => Box::new(polled_text::PolledText::new(
-            place()?,
+            address()?,
             timing,
-            (points, orders),
+            (points, controls),
             polled_text::Dialect::Tc4,
         )),
         Transport::Kaleido { .. } => Box::new(polled_text::PolledText::new(
-            place()?,
+            address()?,
             timing,
-            (points, orders),
+            (points, controls),
             polled_text::Dialect::Kaleido,
         )),
         Transport::Line { format, .. } => Box::new(push_stream::PushStream::new(
-            place()?,
+            address()?,
             timing,
-            (points, orders),
+            (points, controls),
             push_stream::StreamDecoder::line(*format),
         )),
         Transport::Hottop { .. } => Box::new(push_stream::PushStream::new(
-            place()?,
+            address()?,
             timing,
-            (points, orders),
+            (points, controls),
             push_stream::StreamDecoder::hottop(),
         )),
         Transport::Santoker { .. } => Box::new(push_stream::PushStream::new(
-            place()?,
+            address()?,
             timing,
-            (points, orders),
+            (points, controls),
             push_stream::StreamDecoder::santoker(),
         )),
         Transport::Boards {} => Box::new(thermocouples::Thermocouples::new(&points)),
@@ -125,10 +125,10 @@ pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
 }
 
 fn writable_controls(profile: &Profile) -> WritableControls {
-    let order = |control: &Control| {
+    let writable = |control: &Control| {
         let address =
             Address::parse(profile, control.station, &control.addr, Access::Write).ok()?;
         Some(WritableControl { address, control: control.clone() })
     };
-    WritableControls(profile.controls.iter().map(order).collect())
+    WritableControls(profile.controls.iter().map(writable).collect())
 }

@@ -45,8 +45,8 @@ impl Dialect {
     /// Returns the line that writes a control; `None` for protocols on which the agent never
     /// writes. TC4 firmware keeps its last duty when the connection is lost, so the agent never
     /// writes to it.
-    fn encode_write(self, order: &WritableControl, raw: f64) -> Option<String> {
-        match (self, &order.address) {
+    fn encode_write(self, control: &WritableControl, raw: f64) -> Option<String> {
+        match (self, &control.address) {
             (Self::Kaleido, Address::Name(tag)) => Some(kaleido::write(tag, raw)),
             _ => None,
         }
@@ -86,40 +86,40 @@ struct Line {
 
 /// A machine that is polled with text lines.
 pub struct PolledText {
-    place: Endpoint,
+    endpoint: Endpoint,
     timing: Timing,
     points: Vec<ReadPoint>,
-    orders: WritableControls,
+    controls: WritableControls,
     dialect: Dialect,
     line: Option<Line>,
 }
 
 impl PolledText {
     pub fn new(
-        place: Endpoint,
+        endpoint: Endpoint,
         timing: Timing,
-        (points, orders): (Vec<ReadPoint>, WritableControls),
+        (points, controls): (Vec<ReadPoint>, WritableControls),
         dialect: Dialect,
     ) -> Self {
-        Self { place, timing, points, orders, dialect, line: None }
+        Self { endpoint, timing, points, controls, dialect, line: None }
     }
 
     fn silent(&self) -> DriverError {
-        DriverError::Silent(self.place.name(), self.timing.timeout_ms)
+        DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms)
     }
 
     /// Sends the handshake before the first request, once the machine has started (`settle_ms`).
     async fn send_handshake(&self, line: &mut Line, mono_ms: u64) -> Result<(), DriverError> {
         let settled = line.opened_ms + self.timing.settle_ms;
         if mono_ms < settled {
-            return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+            return Err(DriverError::Settling(self.endpoint.name(), settled - mono_ms));
         }
         if line.handshake_sent {
             return Ok(());
         }
-        for word in self.dialect.handshake() {
-            let said = line.stream.write_all(word.as_bytes()).await;
-            said.map_err(|error| DriverError::Unreachable(self.place.name(), error))?;
+        for text in self.dialect.handshake() {
+            let result = line.stream.write_all(text.as_bytes()).await;
+            result.map_err(|error| DriverError::Unreachable(self.endpoint.name(), error))?;
             tokio::time::sleep(LINE_GAP).await;
         }
         line.handshake_sent = true;
@@ -127,7 +127,7 @@ impl PolledText {
     }
 
     async fn request_values(&self, line: &mut Line) -> Result<RawValues, DriverError> {
-        let broken = |error| DriverError::Unreachable(self.place.name(), error);
+        let broken = |error| DriverError::Unreachable(self.endpoint.name(), error);
         // Bytes that arrived before the request do not belong to its answer.
         line.buffer.clear();
         let mut bytes = [0; 512];
@@ -138,7 +138,7 @@ impl PolledText {
         {
             let read = read.map_err(broken)?;
             if read == 0 {
-                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+                return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
             }
             in_the_middle = bytes[read - 1] != b'\n';
         }
@@ -146,7 +146,7 @@ impl PolledText {
         loop {
             let read = line.stream.read(&mut bytes).await.map_err(broken)?;
             if read == 0 {
-                return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+                return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
             }
             line.buffer.extend_from_slice(&bytes[..read]);
             while let Some(end) = line.buffer.iter().position(|b| *b == b'\n') {
@@ -161,7 +161,7 @@ impl PolledText {
             }
             if line.buffer.len() > LINE_BYTES_MAX {
                 let endless = "a line without an end; check the baud rate".to_owned();
-                return Err(DriverError::Protocol(self.place.name(), endless));
+                return Err(DriverError::Protocol(self.endpoint.name(), endless));
             }
         }
     }
@@ -172,12 +172,12 @@ impl PolledText {
             tokio::time::timeout(HANDSHAKE_MAX, self.send_handshake(&mut line, mono_ms)).await;
         let answer = match greeting.unwrap_or_else(|_| Err(self.silent())) {
             Ok(()) => {
-                let asked = tokio::time::timeout(
+                let result = tokio::time::timeout(
                     answer_timeout(&self.timing),
                     self.request_values(&mut line),
                 )
                 .await;
-                asked.unwrap_or_else(|_| Err(self.silent()))
+                result.unwrap_or_else(|_| Err(self.silent()))
             }
             Err(error) => Err(error),
         };
@@ -199,9 +199,9 @@ impl PolledText {
 
 impl PolledText {
     /// Sends one line. An acknowledgement is not certain; only the readback shows its effect.
-    async fn write_one(&mut self, wanted: Command, mono_ms: u64) -> Result<(), WriteError> {
-        let (order, raw) = self.orders.resolve(wanted)?;
-        let words = self.dialect.encode_write(order, raw).ok_or_else(write_unsupported)?;
+    async fn write_one(&mut self, command: Command, mono_ms: u64) -> Result<(), WriteError> {
+        let (control, raw) = self.controls.resolve(command)?;
+        let text = self.dialect.encode_write(control, raw).ok_or_else(write_unsupported)?;
         let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
         let mut line = self.open(mono_ms).await.map_err(unsent)?;
         let greeting =
@@ -214,8 +214,8 @@ impl PolledText {
         }
         // A partial write closes the line, so that the machine does not take the next line as the
         // rest.
-        let said = line.stream.write_all(words.as_bytes());
-        match tokio::time::timeout(answer_timeout(&self.timing), said).await {
+        let sending = line.stream.write_all(text.as_bytes());
+        match tokio::time::timeout(answer_timeout(&self.timing), sending).await {
             Ok(Ok(())) => {
                 tokio::time::sleep(LINE_GAP).await;
                 self.line = Some(line);
@@ -230,14 +230,14 @@ impl PolledText {
         if let Some(line) = self.line.take() {
             return Ok(line);
         }
-        let stream = self.place.open(answer_timeout(&self.timing)).await?;
+        let stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
         Ok(Line { stream, buffer: Vec::new(), opened_ms: mono_ms, handshake_sent: false })
     }
 }
 
 impl Bus for PolledText {
-    fn write(&mut self, wanted: Command, mono_ms: u64) -> WriteFuture<'_> {
-        Box::pin(self.write_one(wanted, mono_ms))
+    fn write(&mut self, command: Command, mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.write_one(command, mono_ms))
     }
 
     fn poll(&mut self, mono_ms: u64) -> PollFuture<'_> {

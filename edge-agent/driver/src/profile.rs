@@ -25,7 +25,7 @@ pub struct ProfileDriver {
     bus: Box<dyn Bus>,
     controls: Option<ControlQueue>,
     /// Whether each state held at the last answer; `None` before the first.
-    held_before: Vec<Option<bool>>,
+    previous_states: Vec<Option<bool>>,
     /// Whether each state holds by the last answer only.
     states: Vec<Option<bool>>,
     /// Each channel's last value and its time, to detect spikes.
@@ -38,22 +38,32 @@ impl ProfileDriver {
     /// Creates the driver of a machine behind `bus`.
     pub fn new(profile: Profile, bus: Box<dyn Bus>, controls: Option<ControlQueue>) -> Self {
         // The linter has checked that each name is a channel's.
-        let named =
+        let parse =
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
-        let channels: Vec<Channel> = profile.channels.iter().map(|c| named(&c.name)).collect();
-        let derived = profile.derived.iter().map(|d| named(&d.name)).collect();
-        let (held_before, states) =
+        let channels: Vec<Channel> = profile.channels.iter().map(|c| parse(&c.name)).collect();
+        let derived = profile.derived.iter().map(|d| parse(&d.name)).collect();
+        let (previous_states, states) =
             (vec![None; profile.states.len()], vec![None; profile.states.len()]);
         let last = vec![None; channels.len()];
-        Self { profile, channels, derived, bus, controls, held_before, states, last, outage: None }
+        Self {
+            profile,
+            channels,
+            derived,
+            bus,
+            controls,
+            previous_states,
+            states,
+            last,
+            outage: None,
+        }
     }
 
     /// Converts raw values to a reading. Pure except for the remembered last values.
     fn convert(&mut self, mono_ms: u64, raws: RawValues) -> Reading {
-        let RawValues { values: mut raws, failed_units: ailing } = raws;
-        raws.resize(self.channels.len() + self.held_before.len(), None);
+        let RawValues { values: mut raws, failed_units } = raws;
+        raws.resize(self.channels.len() + self.previous_states.len(), None);
         let (channels, states) = raws.split_at(self.channels.len());
-        let mut reading = Reading { failed_units: ailing, ..Reading::default() };
+        let mut reading = Reading { failed_units, ..Reading::default() };
         for (i, raw) in channels.iter().enumerate() {
             let value = raw.and_then(|raw| self.profile.channels[i].value(raw));
             if let Some(value) = value
@@ -97,14 +107,14 @@ impl ProfileDriver {
     /// stays unchanged.
     fn begun_events(&mut self, states: &[Option<f64>]) -> Vec<EventKind> {
         let mut marks = Vec::new();
-        for ((state, held), raw) in
-            self.profile.states.iter().zip(&mut self.held_before).zip(states)
+        for ((state, previous), raw) in
+            self.profile.states.iter().zip(&mut self.previous_states).zip(states)
         {
             let Some(now) = holds(state, *raw) else { continue };
-            if now && *held == Some(false) {
+            if now && *previous == Some(false) {
                 marks.extend(state.mark.as_deref().and_then(EventKind::parse));
             }
-            *held = Some(now);
+            *previous = Some(now);
         }
         marks
     }
@@ -119,16 +129,18 @@ impl ProfileDriver {
             let mut names = terms.map(|term| term.channel.as_str()).chain([channel.as_str()]);
             names.any(|name| remarked.iter().any(|channel| channel.as_str() == name))
         };
-        let named = |channel: &Channel| channel.as_str().to_owned();
+        let to_name = |channel: &Channel| channel.as_str().to_owned();
         let sure = reading.values.iter().filter(|(channel, _)| !doubtful(channel));
         let states = self.profile.states.iter().zip(&self.states);
         MachineSnapshot {
             at_ms: Some(mono_ms),
-            values: sure.filter_map(|(channel, value)| Some((named(channel), (*value)?))).collect(),
+            values: sure
+                .filter_map(|(channel, value)| Some((to_name(channel), (*value)?)))
+                .collect(),
             quality_flags: reading
                 .quality_flags
                 .iter()
-                .map(|(c, remark)| (named(c), *remark))
+                .map(|(c, remark)| (to_name(c), *remark))
                 .collect(),
             states: states.filter_map(|(state, now)| Some((state.name.clone(), (*now)?))).collect(),
         }
@@ -160,7 +172,7 @@ impl ProfileDriver {
                     reading.notes.push(format!("gap of {seconds:.1} s: {why}"));
                 }
                 if let Some(controls) = &self.controls {
-                    reading.notes.extend(controls.take_notes());
+                    reading.notes.extend(controls.drain_notes());
                     controls.observe(self.snapshot(mono_ms, &reading));
                 }
                 Ok(reading)

@@ -28,8 +28,8 @@ const SILENT_MAX: u32 = 3;
 pub enum StreamDecoder {
     Hottop(hottop::Decoder),
     Santoker(santoker::Decoder),
-    Json { held: Vec<u8> },
-    Csv { held: Vec<u8>, table: Csv },
+    Json { buffer: Vec<u8> },
+    Csv { buffer: Vec<u8>, table: Csv },
 }
 
 impl StreamDecoder {
@@ -43,32 +43,32 @@ impl StreamDecoder {
 
     pub fn line(format: LineFormat) -> Self {
         match format {
-            LineFormat::Jsonl => Self::Json { held: Vec::new() },
-            LineFormat::Csv => Self::Csv { held: Vec::new(), table: Csv::default() },
+            LineFormat::Jsonl => Self::Json { buffer: Vec::new() },
+            LineFormat::Csv => Self::Csv { buffer: Vec::new(), table: Csv::default() },
         }
     }
 
     /// Decodes bytes and stores their values by the points' addresses.
-    fn decode(&mut self, bytes: &[u8], heard: &mut BTreeMap<String, f64>) {
+    fn decode(&mut self, bytes: &[u8], values: &mut BTreeMap<String, f64>) {
         match self {
             Self::Hottop(decoder) => {
                 if let Some(status) = decoder.push(bytes) {
                     let names = firmware_profiles::address::HOTTOP_READS.iter();
-                    heard.extend(names.filter_map(|n| Some(((*n).to_owned(), status.get(n)?))));
+                    values.extend(names.filter_map(|n| Some(((*n).to_owned(), status.get(n)?))));
                 }
             }
             Self::Santoker(decoder) => {
                 let messages = decoder.push(bytes).into_iter();
-                heard.extend(messages.map(|m| (format!("{:02X}", m.target), m.raw())));
+                values.extend(messages.map(|m| (format!("{:02X}", m.target), m.raw())));
             }
-            Self::Json { held } => {
-                for text in lines(held, bytes) {
-                    heard.extend(line::parse_json(&text).unwrap_or_default());
+            Self::Json { buffer } => {
+                for text in lines(buffer, bytes) {
+                    values.extend(line::parse_json(&text).unwrap_or_default());
                 }
             }
-            Self::Csv { held, table } => {
-                for text in lines(held, bytes) {
-                    heard.extend(table.parse(&text).unwrap_or_default());
+            Self::Csv { buffer, table } => {
+                for text in lines(buffer, bytes) {
+                    values.extend(table.parse(&text).unwrap_or_default());
                 }
             }
         }
@@ -87,10 +87,10 @@ impl StreamDecoder {
     /// Returns the bytes that write a control; `None` for protocols on which the agent never
     /// writes. A Hottop ejects its beans when the program that controls it sends nothing for a
     /// second, so the agent never writes to it.
-    fn encode_write(&self, order: &WritableControl, raw: f64) -> Option<Vec<u8>> {
+    fn encode_write(&self, control: &WritableControl, raw: f64) -> Option<Vec<u8>> {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0–255 by the filter
         let data = Some(raw.round()).filter(|raw| (0.0..=255.0).contains(raw))? as u32;
-        match (self, &order.address) {
+        match (self, &control.address) {
             (Self::Santoker(_), Address::Target(target)) => {
                 Some(santoker::Message { target: *target, data }.encode(santoker::HOST_BYTES))
             }
@@ -106,22 +106,22 @@ impl StreamDecoder {
 }
 
 /// Returns complete lines and buffers a partial one. A line that is too long is dropped.
-fn lines(held: &mut Vec<u8>, bytes: &[u8]) -> Vec<String> {
-    held.extend_from_slice(bytes);
+fn lines(buffer: &mut Vec<u8>, bytes: &[u8]) -> Vec<String> {
+    buffer.extend_from_slice(bytes);
     let mut lines = Vec::new();
-    while let Some(end) = held.iter().position(|b| *b == b'\n') {
-        lines.push(String::from_utf8_lossy(&held[..end]).into_owned());
-        held.drain(..=end);
+    while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
+        lines.push(String::from_utf8_lossy(&buffer[..end]).into_owned());
+        buffer.drain(..=end);
     }
-    if held.len() > LINE_BYTES_MAX {
-        held.clear();
+    if buffer.len() > LINE_BYTES_MAX {
+        buffer.clear();
     }
     lines
 }
 
 /// A machine that sends values without being polled.
 pub struct PushStream {
-    place: Endpoint,
+    endpoint: Endpoint,
     timing: Timing,
     points: Vec<ReadPoint>,
     writable: WritableControls,
@@ -133,18 +133,18 @@ pub struct PushStream {
 
 impl PushStream {
     pub fn new(
-        place: Endpoint,
+        endpoint: Endpoint,
         timing: Timing,
         (points, writable): (Vec<ReadPoint>, WritableControls),
         decoder: StreamDecoder,
     ) -> Self {
-        Self { place, timing, points, writable, decoder, stream: None, silent_polls: 0 }
+        Self { endpoint, timing, points, writable, decoder, stream: None, silent_polls: 0 }
     }
 
     /// Sends one message. The machine does not acknowledge it; only the readback shows its effect.
-    async fn write_one(&mut self, wanted: Command) -> Result<(), WriteError> {
-        let (order, raw) = self.writable.resolve(wanted)?;
-        let bytes = self.decoder.encode_write(order, raw).ok_or_else(write_unsupported)?;
+    async fn write_one(&mut self, command: Command) -> Result<(), WriteError> {
+        let (control, raw) = self.writable.resolve(command)?;
+        let bytes = self.decoder.encode_write(control, raw).ok_or_else(write_unsupported)?;
         let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
         let mut stream = self.open().await.map_err(unsent)?;
         // After an error half a message may have been sent, so the connection is closed.
@@ -155,7 +155,7 @@ impl PushStream {
             }
             Ok(Err(error)) => Err(WriteError::Unconfirmed(error.to_string())),
             Err(_) => {
-                let silent = DriverError::Silent(self.place.name(), self.timing.timeout_ms);
+                let silent = DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms);
                 Err(WriteError::Unconfirmed(silent.to_string()))
             }
         }
@@ -166,7 +166,7 @@ impl PushStream {
             return Ok(stream);
         }
         self.decoder.reset();
-        self.place.open(answer_timeout(&self.timing)).await
+        self.endpoint.open(answer_timeout(&self.timing)).await
     }
 
     /// Reads the bytes that have arrived, and waits for some if there are none.
@@ -174,52 +174,54 @@ impl PushStream {
         &mut self,
         stream: &mut Box<dyn Stream>,
     ) -> Result<BTreeMap<String, f64>, DriverError> {
-        let mut heard = BTreeMap::new();
+        let mut values = BTreeMap::new();
         let mut bytes = [0; 1024];
-        let mut taken = 0;
+        let mut total = 0;
         // One time limit for the whole read: endless garbage is no answer either.
         let until = Instant::now() + answer_timeout(&self.timing);
-        while taken < BYTES_MAX {
-            let wait = if heard.is_empty() { until } else { Instant::now() };
+        while total < BYTES_MAX {
+            let wait = if values.is_empty() { until } else { Instant::now() };
             match tokio::time::timeout_at(wait, stream.read(&mut bytes)).await {
                 Ok(Ok(0)) => {
-                    return Err(DriverError::Protocol(self.place.name(), "hung up".to_owned()));
+                    return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
                 }
                 Ok(Ok(read)) => {
-                    taken += read;
-                    self.decoder.decode(&bytes[..read], &mut heard);
+                    total += read;
+                    self.decoder.decode(&bytes[..read], &mut values);
                 }
-                Ok(Err(error)) => return Err(DriverError::Unreachable(self.place.name(), error)),
-                Err(_) => return Ok(heard),
+                Ok(Err(error)) => {
+                    return Err(DriverError::Unreachable(self.endpoint.name(), error));
+                }
+                Err(_) => return Ok(values),
             }
         }
         // More than we can read: the values would be older with each reading.
         let flood = "sends more than can be read; the connection is closed".to_owned();
-        Err(DriverError::Protocol(self.place.name(), flood))
+        Err(DriverError::Protocol(self.endpoint.name(), flood))
     }
 
     async fn poll_once(&mut self) -> Result<RawValues, DriverError> {
         let mut stream = self.open().await?;
-        let heard = self.receive(&mut stream).await?;
-        if heard.is_empty() {
+        let received = self.receive(&mut stream).await?;
+        if received.is_empty() {
             self.silent_polls += 1;
             // A machine that was switched off leaves a connection that stays open.
-            if self.silent_polls < SILENT_MAX || matches!(self.place, Endpoint::Serial { .. }) {
+            if self.silent_polls < SILENT_MAX || matches!(self.endpoint, Endpoint::Serial { .. }) {
                 self.stream = Some(stream);
             } else {
                 self.silent_polls = 0;
             }
-            return Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms));
+            return Err(DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms));
         }
         self.silent_polls = 0;
         self.stream = Some(stream);
-        let told_once = self.decoder.sends_events_once();
+        let events_once = self.decoder.sends_events_once();
         let value = |point: &ReadPoint| match &point.address {
-            Address::Name(name) => heard.get(name).copied(),
+            Address::Name(name) => received.get(name).copied(),
             Address::Target(target) => {
-                let value = heard.get(&format!("{target:02X}")).copied();
+                let value = received.get(&format!("{target:02X}")).copied();
                 // An event's message is its beginning; between two there is none.
-                let is_event = told_once && (0x80..=0x84).contains(target);
+                let is_event = events_once && (0x80..=0x84).contains(target);
                 if is_event { Some(f64::from(value.is_some_and(|v| v != 0.0))) } else { value }
             }
             _ => None,
@@ -230,8 +232,8 @@ impl PushStream {
 }
 
 impl Bus for PushStream {
-    fn write(&mut self, wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
-        Box::pin(self.write_one(wanted))
+    fn write(&mut self, command: Command, _mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.write_one(command))
     }
 
     fn poll(&mut self, _mono_ms: u64) -> PollFuture<'_> {

@@ -26,9 +26,9 @@ pub struct RegisterCache(Arc<Mutex<Words>>);
 impl RegisterCache {
     /// Stores the registers of one answer.
     pub fn store(&self, station: u8, table: Table, start: u16, words: &[u16], mono_ms: u64) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (register, word) in (start..=u16::MAX).zip(words) {
-            kept.insert((station, table, register), (*word, mono_ms));
+            cache.insert((station, table, register), (*word, mono_ms));
         }
     }
 
@@ -45,12 +45,12 @@ impl RegisterCache {
         mono_ms: u64,
         age_max_ms: u64,
     ) -> Result<Vec<u16>, CacheMiss> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let registers = (start..=u16::MAX).take(usize::from(count));
         let words: Vec<u16> = registers
             .map(|register| {
                 let (word, at_ms) =
-                    kept.get(&(station, table, register)).ok_or(CacheMiss::NotInProfile)?;
+                    cache.get(&(station, table, register)).ok_or(CacheMiss::NotInProfile)?;
                 let fresh = mono_ms.saturating_sub(*at_ms) <= age_max_ms;
                 if fresh { Ok(*word) } else { Err(CacheMiss::Stale) }
             })

@@ -18,25 +18,25 @@ use crate::interlock::Command;
 use crate::{DriverError, WriteError};
 
 pub struct S7 {
-    place: Endpoint,
+    endpoint: Endpoint,
     rack: u8,
     slot: u8,
     timing: Timing,
     points: Vec<ReadPoint>,
-    orders: WritableControls,
+    controls: WritableControls,
     connection: Option<Box<dyn Stream>>,
     reference: u16,
 }
 
 impl S7 {
     pub const fn new(
-        place: Endpoint,
+        endpoint: Endpoint,
         (rack, slot): (u8, u8),
         timing: Timing,
         points: Vec<ReadPoint>,
-        orders: WritableControls,
+        controls: WritableControls,
     ) -> Self {
-        Self { place, rack, slot, timing, points, orders, connection: None, reference: 0 }
+        Self { endpoint, rack, slot, timing, points, controls, connection: None, reference: 0 }
     }
 
     const fn next_reference(&mut self) -> u16 {
@@ -45,14 +45,14 @@ impl S7 {
     }
 
     fn problem(&self, error: &S7Error) -> DriverError {
-        DriverError::Protocol(self.place.name(), error.to_string())
+        DriverError::Protocol(self.endpoint.name(), error.to_string())
     }
 
     async fn connect(&mut self) -> Result<Box<dyn Stream>, DriverError> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let mut stream = self.place.open(answer_timeout(&self.timing)).await?;
+        let mut stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
         let text = self.exchange(&mut stream, &s7::connect(self.rack, self.slot)).await?;
         s7::parse_connect_answer(&text).map_err(|e| self.problem(&e))?;
         let reference = self.next_reference();
@@ -67,7 +67,7 @@ impl S7 {
         stream: &mut Box<dyn Stream>,
         request: &[u8],
     ) -> Result<Vec<u8>, DriverError> {
-        let broken = |error| DriverError::Unreachable(self.place.name(), error);
+        let broken = |error| DriverError::Unreachable(self.endpoint.name(), error);
         stream.write_all(request).await.map_err(broken)?;
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.map_err(broken)?;
@@ -104,12 +104,12 @@ impl S7 {
         answer_timeout(&self.timing) + gap * u32::try_from(answers).unwrap_or(u32::MAX)
     }
 
-    async fn write_one(&mut self, wanted: Command) -> Result<(), WriteError> {
+    async fn write_one(&mut self, command: Command) -> Result<(), WriteError> {
         let (item, bit, bytes) = {
-            let (order, raw) = self.orders.resolve(wanted)?;
-            let kind = order.control.kind.ok_or(WriteError::NoSuchControl)?;
-            let item = item(&order.address, kind).ok_or(WriteError::NoSuchControl)?;
-            let Address::S7 { bit, .. } = order.address else {
+            let (writable, raw) = self.controls.resolve(command)?;
+            let kind = writable.control.kind.ok_or(WriteError::NoSuchControl)?;
+            let item = item(&writable.address, kind).ok_or(WriteError::NoSuchControl)?;
+            let Address::S7 { bit, .. } = writable.address else {
                 return Err(WriteError::NoSuchControl);
             };
             let words = kind.encode(Order::HighFirst, raw).ok_or(WriteError::NoSuchControl)?;
@@ -121,7 +121,7 @@ impl S7 {
         };
         let until = Instant::now() + self.time_limit(1);
         let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
-        let silent = DriverError::Silent(self.place.name(), self.timing.timeout_ms);
+        let silent = DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms);
         let mut stream = match tokio::time::timeout_at(until, self.connect()).await {
             Ok(connected) => connected.map_err(unsent)?,
             Err(_) => return Err(unsent(silent)),
@@ -141,8 +141,8 @@ impl S7 {
 }
 
 impl Bus for S7 {
-    fn write(&mut self, wanted: Command, _mono_ms: u64) -> WriteFuture<'_> {
-        Box::pin(self.write_one(wanted))
+    fn write(&mut self, command: Command, _mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.write_one(command))
     }
 
     fn poll(&mut self, _mono_ms: u64) -> PollFuture<'_> {
@@ -151,7 +151,7 @@ impl Bus for S7 {
             // A timeout drops the connection together with the future that owns it.
             match tokio::time::timeout(limit, self.read_all()).await {
                 Ok(read) => read,
-                Err(_) => Err(DriverError::Silent(self.place.name(), self.timing.timeout_ms)),
+                Err(_) => Err(DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms)),
             }
         })
     }

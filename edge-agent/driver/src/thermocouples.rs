@@ -45,11 +45,11 @@ impl Thermocouples {
     /// millisecond.
     fn read_all(&mut self) -> Result<RawValues, DriverError> {
         let mut raws = RawValues::default();
-        let (mut answered, mut last) = (false, None);
+        let (mut any_answered, mut last) = (false, None);
         for board in &mut self.boards {
             match board.read() {
                 Ok(celsius) => {
-                    answered = true;
+                    any_answered = true;
                     raws.values.push(celsius);
                 }
                 Err(problem) => {
@@ -61,7 +61,7 @@ impl Thermocouples {
             }
         }
         match last {
-            Some(error) if !answered => Err(error),
+            Some(error) if !any_answered => Err(error),
             _ => Ok(raws),
         }
     }
@@ -75,10 +75,10 @@ impl Bus for Thermocouples {
 
 impl Board {
     fn read(&mut self) -> Celsius {
-        let gone = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
+        let open_error = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
         match self.chip {
             Chip::Mcp9600 => {
-                let mut bus = I2cdev::new(&self.device).map_err(|e| gone(&e))?;
+                let mut bus = I2cdev::new(&self.device).map_err(|e| open_error(&e))?;
                 mcp9600(&mut bus, self.at)
             }
             Chip::Max31855 => max31855(&mut self.spi(SpiModeFlags::SPI_MODE_0)?),
@@ -99,10 +99,10 @@ impl Board {
 impl Board {
     /// Opens the SPI bus at 1 MHz. Both chips support 5 MHz, but long wires do not.
     fn spi(&self, mode: SpiModeFlags) -> Result<SpidevDevice, String> {
-        let gone = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
-        let mut bus = SpidevDevice::open(&self.device).map_err(|e| gone(&e))?;
+        let open_error = |e: &dyn std::fmt::Display| format!("cannot be opened: {e}");
+        let mut bus = SpidevDevice::open(&self.device).map_err(|e| open_error(&e))?;
         let options = SpidevOptions::new().mode(mode).max_speed_hz(1_000_000).build();
-        bus.configure(&options).map_err(|e| gone(&e))?;
+        bus.configure(&options).map_err(|e| open_error(&e))?;
         Ok(bus)
     }
 }

@@ -59,7 +59,7 @@ pub enum Endpoint {
 
 /// An emulated machine; it runs until it is dropped.
 pub struct Emulator {
-    place: Endpoint,
+    endpoint: Endpoint,
     machine: Machine,
     serving: JoinHandle<()>,
     /// The other end of the pseudo serial line. While it is open, the line does not hang up.
@@ -111,13 +111,13 @@ impl Emulator {
         profile: &Profile,
         listen: SocketAddr,
         step_ms: u64,
-        tells_every: Duration,
+        push_every: Duration,
     ) -> anyhow::Result<Self> {
         let machine = Machine {
             panel: Arc::new(Mutex::new(Panel::new(profile, 7, step_ms))),
             faults: Arc::default(),
             written: Arc::default(),
-            push_every: tells_every,
+            push_every,
         };
         let transport = profile.transport.clone();
         anyhow::ensure!(!matches!(transport, Transport::Boards {}), "boards have no line");
@@ -141,18 +141,18 @@ impl Emulator {
                     }
                 }
             });
-            let place = Endpoint::Serial(name.into());
-            return Ok(Self { place, machine, serving, _far_end: Some(far) });
+            let endpoint = Endpoint::Serial(name.into());
+            return Ok(Self { endpoint, machine, serving, _far_end: Some(far) });
         }
         let listener = TcpListener::bind(listen).await?;
-        let place = Endpoint::Tcp(listener.local_addr()?);
+        let endpoint = Endpoint::Tcp(listener.local_addr()?);
         let serving = tokio::spawn(accept(listener, transport, machine.clone()));
-        Ok(Self { place, machine, serving, _far_end: None })
+        Ok(Self { endpoint, machine, serving, _far_end: None })
     }
 
     #[must_use]
     pub const fn endpoint(&self) -> &Endpoint {
-        &self.place
+        &self.endpoint
     }
 
     /// Returns the readings that clients have read completely, in order.

@@ -41,16 +41,16 @@ pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
 /// Answers requests on a serial line. In the protocol a pause ends a frame; here its length does,
 /// since the length of every request is known.
 pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
-    let mut held: Vec<u8> = Vec::new();
+    let mut buffer: Vec<u8> = Vec::new();
     let mut bytes = [0; 256];
     loop {
         let read = wire.read(&mut bytes).await?;
         if read == 0 {
             return Ok(());
         }
-        held.extend_from_slice(&bytes[..read]);
-        while let Some((station, pdu, taken)) = split_request(&held) {
-            held.drain(..taken);
+        buffer.extend_from_slice(&bytes[..read]);
+        while let Some((station, pdu, end)) = split_request(&buffer) {
+            buffer.drain(..end);
             let fault = machine.fault(Some(station));
             let Some(reply) = reply(machine, station, fault, &pdu) else { continue };
             let framed = |station: u8| {
@@ -63,17 +63,17 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             answer(wire, fault, &framed(station), std::future::ready(other)).await?;
             wire.flush().await?;
         }
-        if held.len() > 512 {
-            held.clear();
+        if buffer.len() > 512 {
+            buffer.clear();
         }
     }
 }
 
 /// Returns the first complete request: unit, PDU, and the number of bytes up to its end, with any
 /// garbage before it.
-fn split_request(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
-    (0..held.len()).find_map(|at| {
-        let head = held.get(at..at + 8)?;
+fn split_request(buffer: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
+    (0..buffer.len()).find_map(|at| {
+        let head = buffer.get(at..at + 8)?;
         let length = match head[1] {
             1..=6 => 8,
             // The data follows, and its length is in the frame.
@@ -81,7 +81,7 @@ fn split_request(held: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
             22 => 10,
             _ => return None,
         };
-        let (frame, sum) = held.get(at..at + length)?.split_last_chunk::<2>()?;
+        let (frame, sum) = buffer.get(at..at + length)?.split_last_chunk::<2>()?;
         let whole = crc16(frame) == u16::from_le_bytes(*sum);
         whole.then(|| (frame[0], frame[1..].to_vec(), at + length))
     })
@@ -106,9 +106,9 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
         return None;
     }
     if matches!(function, 5 | 6 | 15 | 16 | 22) {
-        let mut places: Vec<(Address, u16)> = show.controls();
-        places.extend(show.slots().iter().map(|p| (p.address.clone(), p.kind.words())));
-        return match write(machine, station, fault, pdu, &places) {
+        let mut addresses: Vec<(Address, u16)> = show.controls();
+        addresses.extend(show.slots().iter().map(|p| (p.address.clone(), p.kind.words())));
+        return match write(machine, station, fault, pdu, &addresses) {
             // The protocol repeats the first five bytes of the request, or seven for function 22.
             Ok(()) => Some(pdu[..if function == 22 { 7 } else { 5 }].to_vec()),
             Err(code) => refuse(code),
@@ -121,32 +121,32 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
         4 => Table::Input,
         _ => return refuse(ILLEGAL_FUNCTION),
     };
-    let asked = pdu.first_chunk::<5>()?;
-    let start = u16::from_be_bytes([asked[1], asked[2]]);
-    let count = u16::from_be_bytes([asked[3], asked[4]]);
+    let header = pdu.first_chunk::<5>()?;
+    let start = u16::from_be_bytes([header[1], header[2]]);
+    let count = u16::from_be_bytes([header[3], header[4]]);
     // The point that each register belongs to. A controller refuses registers that it does not
     // have.
-    let mut wanted: Vec<(usize, usize)> = Vec::new();
+    let mut registers: Vec<(usize, usize)> = Vec::new();
     for register in u32::from(start)..u32::from(start) + u32::from(count) {
-        let holds = |place: &ValueSlot| {
-            let first = first_register(place, station, table)?;
+        let holds = |slot: &ValueSlot| {
+            let first = first_register(slot, station, table)?;
             let offset = register.checked_sub(u32::from(first))?;
-            (offset < u32::from(place.kind.words())).then_some(offset as usize)
+            (offset < u32::from(slot.kind.words())).then_some(offset as usize)
         };
         let mut found = show.slots().iter().enumerate();
-        match found.find_map(|(point, place)| Some((point, holds(place)?))) {
-            Some(found) => wanted.push(found),
+        match found.find_map(|(point, slot)| Some((point, holds(slot)?))) {
+            Some(found) => registers.push(found),
             None => return refuse(ILLEGAL_ADDRESS),
         }
     }
-    let mut words = Vec::with_capacity(wanted.len());
+    let mut words = Vec::with_capacity(registers.len());
     let mut last: Option<(usize, Vec<u16>)> = None;
     let written = machine.written();
-    for (register, (point, offset)) in (start..=u16::MAX).zip(wanted) {
+    for (register, (point, offset)) in (start..=u16::MAX).zip(registers) {
         if last.as_ref().is_none_or(|(p, _)| *p != point) {
             let raw = show.read(point);
-            let place = &show.slots()[point];
-            last = Some((point, place.kind.encode(place.order, raw).unwrap_or_default()));
+            let slot = &show.slots()[point];
+            last = Some((point, slot.kind.encode(slot.order, raw).unwrap_or_default()));
         }
         let shown = last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0);
         words.push(written.get(&(station, table, register)).copied().unwrap_or(shown));
@@ -160,13 +160,13 @@ fn write(
     station: u8,
     fault: Option<Fault>,
     pdu: &[u8],
-    places: &[(Address, u16)],
+    addresses: &[(Address, u16)],
 ) -> Result<(), u8> {
     let [function, high, low, third, fourth, data @ ..] = pdu else { return Err(ILLEGAL_VALUE) };
     let register = u16::from_be_bytes([*high, *low]);
     let value = u16::from_be_bytes([*third, *fourth]);
     let table = if matches!(function, 5 | 15) { Table::Coil } else { Table::Holding };
-    let mut kept = machine.written();
+    let mut written = machine.written();
     let words = match (function, value, data) {
         (5, 0xff00, []) => vec![1],
         (5, 0, []) => vec![0],
@@ -179,13 +179,13 @@ fn write(
         }
         (22, and, [high, low]) => {
             let or = u16::from_be_bytes([*high, *low]);
-            let now = kept.get(&(station, table, register)).copied().unwrap_or(0);
+            let now = written.get(&(station, table, register)).copied().unwrap_or(0);
             vec![(now & and) | (or & !and)]
         }
         _ => return Err(ILLEGAL_VALUE),
     };
     let there = |register: u32| {
-        places.iter().any(|(address, words)| match address {
+        addresses.iter().any(|(address, words)| match address {
             Address::Modbus { station: s, table: t, register: first, .. } => {
                 let first = u32::from(*first);
                 (*s, *t) == (station, table)
@@ -199,14 +199,14 @@ fn write(
         return Err(ILLEGAL_ADDRESS);
     }
     if fault != Some(Fault::Ignores) {
-        kept.extend((register..).zip(words).map(|(at, word)| ((station, table, at), word)));
+        written.extend((register..).zip(words).map(|(at, word)| ((station, table, at), word)));
     }
     Ok(())
 }
 
 /// Returns the first register of a value, if it lies in this unit's table.
-fn first_register(place: &ValueSlot, station: u8, table: Table) -> Option<u16> {
-    match place.address {
+fn first_register(slot: &ValueSlot, station: u8, table: Table) -> Option<u16> {
+    match slot.address {
         Address::Modbus { station: s, table: t, register, .. } => {
             (s == station && t == table).then_some(register)
         }

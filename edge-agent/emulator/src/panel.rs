@@ -49,18 +49,18 @@ impl Panel {
     pub fn new(profile: &Profile, seed: u64, step_ms: u64) -> Self {
         let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
         let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
-        let places = channels.chain(states).filter_map(|(station, addr, kind, order)| {
+        let slots = channels.chain(states).filter_map(|(station, addr, kind, order)| {
             let address = Address::parse(profile, station, addr, Access::Read).ok()?;
             let (kind, order) = (kind.unwrap_or(Type::F32), order.unwrap_or_default());
             Some(ValueSlot { address, kind, order, raw: 0.0, read: false })
         });
-        let stands = profile.controls.iter().filter_map(|control| {
+        let positions = profile.controls.iter().filter_map(|control| {
             let ([low, high], channel) = (control.range?, control.readback.clone()?);
             (!ROASTED.contains(&channel.as_str())).then(|| (channel, f64::midpoint(low, high)))
         });
         let mut show = Self {
-            slots: places.collect(),
-            positions: stands.collect(),
+            slots: slots.collect(),
+            positions: positions.collect(),
             twin: Twin::new(PRESETS[0], seed, CHARGE_AT_MS),
             step_ms,
             now: ServedReading { values: Vec::new(), marks: Vec::new() },
@@ -82,27 +82,27 @@ impl Panel {
         let reading = self.twin.reading();
         let profile = &self.profile;
         let mut values = Vec::with_capacity(profile.channels.len());
-        for (i, (channel, place)) in profile.channels.iter().zip(&mut self.slots).enumerate() {
-            let stands = self.positions.get(&channel.name).copied();
+        for (i, (channel, slot)) in profile.channels.iter().zip(&mut self.slots).enumerate() {
+            let position = self.positions.get(&channel.name).copied();
             let value =
-                stands.unwrap_or_else(|| value_shown(&channel.name, channel.unit, i, &reading));
+                position.unwrap_or_else(|| value_shown(&channel.name, channel.unit, i, &reading));
             let raw = channel.raw(value);
-            place.raw = quantise(&profile.transport, place, raw);
-            place.read = false;
-            values.push(channel.value(place.raw).unwrap_or(f64::NAN));
+            slot.raw = quantise(&profile.transport, slot, raw);
+            slot.read = false;
+            values.push(channel.value(slot.raw).unwrap_or(f64::NAN));
         }
         let first_state = profile.channels.len();
-        for (state, place) in profile.states.iter().zip(&mut self.slots[first_state..]) {
-            place.read = false;
+        for (state, slot) in profile.states.iter().zip(&mut self.slots[first_state..]) {
+            slot.read = false;
             let Some(mark) = state.mark.as_deref().and_then(EventKind::parse) else { continue };
             let begins = marks.contains(&mark);
             // The state of a phase ends with the roast; the state of the roast's end ends with the
             // next roast.
             let ends = marks.iter().any(|m| matches!(m, EventKind::Charge | EventKind::Drop));
             if begins {
-                place.raw = state.equals;
+                slot.raw = state.equals;
             } else if ends {
-                place.raw = if state.equals == 0.0 { 1.0 } else { 0.0 };
+                slot.raw = if state.equals == 0.0 { 1.0 } else { 0.0 };
             }
         }
         self.now = ServedReading { values, marks };
@@ -113,9 +113,9 @@ impl Panel {
         if self.slots.get(index).is_some_and(|p| p.read) {
             self.step();
         }
-        self.slots.get_mut(index).map_or(0.0, |place| {
-            place.read = true;
-            place.raw
+        self.slots.get_mut(index).map_or(0.0, |slot| {
+            slot.read = true;
+            slot.raw
         })
     }
 
@@ -125,23 +125,23 @@ impl Panel {
         if self.slots.iter().any(|p| p.read) {
             self.step();
         }
-        for place in &mut self.slots {
-            place.read = true;
+        for slot in &mut self.slots {
+            slot.read = true;
         }
         let channels = self.slots.iter().take(self.profile.channels.len());
-        let named = channels.filter_map(|place| match &place.address {
-            Address::Name(name) => Some((name.clone(), place.raw)),
-            Address::Target(target) => Some((format!("{target:02X}"), place.raw)),
+        let values = channels.filter_map(|slot| match &slot.address {
+            Address::Name(name) => Some((name.clone(), slot.raw)),
+            Address::Target(target) => Some((format!("{target:02X}"), slot.raw)),
             _ => None,
         });
-        (named.collect(), self.now.marks.clone())
+        (values.collect(), self.now.marks.clone())
     }
 
     /// Repeats the current reading for a client that has reconnected, since it did not receive the
     /// last answer.
     pub fn repeat_last(&mut self) {
-        for place in &mut self.slots {
-            place.read = false;
+        for slot in &mut self.slots {
+            slot.read = false;
         }
     }
 
@@ -158,9 +158,9 @@ impl Panel {
                 == Ok(address)
         };
         let Some(control) = profile.controls.iter().find(at) else { return false };
-        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
+        let released = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
         if let Some(channel) = &control.readback {
-            if handed {
+            if released {
                 self.positions.remove(channel);
             } else {
                 self.positions.insert(channel.clone(), control.value(raw));
@@ -216,11 +216,11 @@ fn value_shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) 
 }
 
 /// Rounds a raw value to the resolution of the machine's protocol.
-fn quantise(transport: &firmware_profiles::Transport, place: &ValueSlot, raw: f64) -> f64 {
+fn quantise(transport: &firmware_profiles::Transport, slot: &ValueSlot, raw: f64) -> f64 {
     use firmware_profiles::Transport;
     match transport {
         // Whole degrees and per cent; fans in tenths of their range.
-        Transport::Hottop { .. } => match &place.address {
+        Transport::Hottop { .. } => match &slot.address {
             Address::Name(name) if name.ends_with("fan") => (raw / 10.0).round() * 10.0,
             _ => raw.round().max(0.0),
         },
@@ -229,9 +229,9 @@ fn quantise(transport: &firmware_profiles::Transport, place: &ValueSlot, raw: f6
             (raw * 100.0).round() / 100.0
         }
         _ => {
-            let (low, high) = place.kind.bounds();
-            let words = place.kind.encode(place.order, raw.clamp(low, high));
-            words.and_then(|words| place.kind.decode(place.order, &words)).unwrap_or(0.0)
+            let (low, high) = slot.kind.bounds();
+            let words = slot.kind.encode(slot.order, raw.clamp(low, high));
+            words.and_then(|words| slot.kind.decode(slot.order, &words)).unwrap_or(0.0)
         }
     }
 }

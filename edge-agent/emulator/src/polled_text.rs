@@ -15,13 +15,13 @@ pub async fn serve_tc4(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             if matches!(fault, Some(Fault::Refuses(_))) {
                 "# error\r\n".to_owned()
             } else {
-                let (told, _) = machine.panel().next_values();
+                let (values, _) = machine.panel().next_values();
                 let value = |name: &str| {
-                    told.iter().find(|(n, _)| n == name).map_or(0.0, |(_, value)| *value)
+                    values.iter().find(|(n, _)| n == name).map_or(0.0, |(_, value)| *value)
                 };
-                let words: Vec<String> =
+                let fields: Vec<String> =
                     TC4_READS.iter().map(|n| format!("{:.2}", value(n))).collect();
-                words.join(",") + "\r\n"
+                fields.join(",") + "\r\n"
             }
         } else if line.starts_with("CHAN;") {
             "# Active channels set to 1200\r\n".to_owned()
@@ -42,9 +42,10 @@ pub async fn serve_kaleido(wire: &mut dyn Wire, machine: &Machine) -> std::io::R
         let reply = match kaleido::parse_request(&line) {
             Some(("RD", _)) if matches!(fault, Some(Fault::Refuses(_))) => "{0,ER:1}\n".to_owned(),
             Some(("RD", _)) => {
-                let (told, _) = machine.panel().next_values();
-                let words: Vec<String> = told.iter().map(|(n, v)| format!("{n}:{v:.2}")).collect();
-                format!("{{0,{}}}\n", words.join(","))
+                let (values, _) = machine.panel().next_values();
+                let fields: Vec<String> =
+                    values.iter().map(|(n, v)| format!("{n}:{v:.2}")).collect();
+                format!("{{0,{}}}\n", fields.join(","))
             }
             Some(("PI", _)) => "{0,PI:1}\n".to_owned(),
             Some((tag, Some(value))) if value.parse::<f64>().is_ok() => {
@@ -62,23 +63,23 @@ pub async fn serve_kaleido(wire: &mut dyn Wire, machine: &Machine) -> std::io::R
 
 #[derive(Default)]
 struct Lines {
-    held: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl Lines {
     async fn next(&mut self, wire: &mut dyn Wire) -> std::io::Result<String> {
         loop {
-            if let Some(end) = self.held.iter().position(|b| *b == b'\n') {
-                let line = String::from_utf8_lossy(&self.held[..end]).trim().to_owned();
-                self.held.drain(..=end);
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line = String::from_utf8_lossy(&self.buffer[..end]).trim().to_owned();
+                self.buffer.drain(..=end);
                 return Ok(line);
             }
             let mut bytes = [0; 256];
             let read = wire.read(&mut bytes).await?;
-            if read == 0 || self.held.len() > protocols::LINE_BYTES_MAX {
+            if read == 0 || self.buffer.len() > protocols::LINE_BYTES_MAX {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
-            self.held.extend_from_slice(&bytes[..read]);
+            self.buffer.extend_from_slice(&bytes[..read]);
         }
     }
 }

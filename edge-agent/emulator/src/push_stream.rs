@@ -18,7 +18,7 @@ pub async fn push_values(
 ) -> std::io::Result<()> {
     let hears = matches!(machine.panel().profile().transport, Transport::Santoker { .. });
     let mut every = tokio::time::interval(machine.push_every);
-    let (mut told, mut bytes) = (santoker::Decoder::default(), [0; 256]);
+    let (mut decoder, mut bytes) = (santoker::Decoder::default(), [0; 256]);
     loop {
         tokio::select! {
             _ = every.tick() => {}
@@ -27,7 +27,7 @@ pub async fn push_values(
                 if read == 0 {
                     return Ok(());
                 }
-                for message in told.push(&bytes[..read]) {
+                for message in decoder.push(&bytes[..read]) {
                     if !matches!(machine.fault(None), Some(Fault::Ignores)) {
                         machine.panel().write_control(&Address::Target(message.target), message.raw());
                     }
@@ -52,15 +52,15 @@ pub async fn push_csv(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result
     };
     wire.write_all((names.join(",") + "\n").as_bytes()).await?;
     push_values(wire, machine, |(values, _)| {
-        let words: Vec<String> = values.iter().map(|(_, v)| format!("{v:.2}")).collect();
-        (words.join(",") + "\n").into_bytes()
+        let fields: Vec<String> = values.iter().map(|(_, v)| format!("{v:.2}")).collect();
+        (fields.join(",") + "\n").into_bytes()
     })
     .await
 }
 
 pub fn json((values, _): &PanelValues) -> Vec<u8> {
-    let words: Vec<String> = values.iter().map(|(n, v)| format!("{n:?}:{v:.2}")).collect();
-    format!("{{{}}}\n", words.join(",")).into_bytes()
+    let fields: Vec<String> = values.iter().map(|(n, v)| format!("{n:?}:{v:.2}")).collect();
+    format!("{{{}}}\n", fields.join(",")).into_bytes()
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `Panel` keeps them in bounds

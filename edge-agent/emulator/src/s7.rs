@@ -83,18 +83,18 @@ fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
         Area::Flag => (0x83, 0),
         Area::Block(block) => (0x84, block),
     };
-    let index = show.slots().iter().position(|place| match place.address {
+    let index = show.slots().iter().position(|slot| match slot.address {
         Address::S7 { area, byte, bit } => {
-            let bytes = if bit.is_some() { 1 } else { place.kind.words() * 2 };
+            let bytes = if bit.is_some() { 1 } else { slot.kind.words() * 2 };
             at(area) == (item.area, item.block) && byte == item.byte && bytes == item.bytes
         }
         _ => false,
     })?;
     let raw = show.read(index);
-    let place = &show.slots()[index];
-    if let Address::S7 { bit: Some(bit), .. } = place.address {
+    let slot = &show.slots()[index];
+    if let Address::S7 { bit: Some(bit), .. } = slot.address {
         return Some(vec![u8::from(raw != 0.0) << bit]);
     }
-    let words = place.kind.encode(place.order, raw)?;
+    let words = slot.kind.encode(slot.order, raw)?;
     Some(words.iter().flat_map(|word| word.to_be_bytes()).collect())
 }

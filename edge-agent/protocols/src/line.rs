@@ -26,25 +26,26 @@ impl Csv {
     /// Reads a line. Returns `None` for the line of names, and for a line with another number of
     /// fields.
     pub fn parse(&mut self, line: &str) -> Option<Values> {
-        let words: Vec<&str> = line.trim().split(',').map(str::trim).take(FIELDS_MAX + 1).collect();
-        if words.len() > FIELDS_MAX {
+        let fields: Vec<&str> =
+            line.trim().split(',').map(str::trim).take(FIELDS_MAX + 1).collect();
+        if fields.len() > FIELDS_MAX {
             return None;
         }
         // A source that restarts sends its names again. A row in which all values are error texts
         // has other words than the names.
-        let texts = words.iter().all(|w| !w.is_empty() && w.parse::<f64>().is_err());
+        let texts = fields.iter().all(|w| !w.is_empty() && w.parse::<f64>().is_err());
         let known =
-            self.names.is_empty() || words.iter().any(|w| self.names.iter().any(|n| n == w));
+            self.names.is_empty() || fields.iter().any(|w| self.names.iter().any(|n| n == w));
         if texts && known {
-            self.names = words.into_iter().map(|w| w.trim_matches('"').to_owned()).collect();
+            self.names = fields.into_iter().map(|w| w.trim_matches('"').to_owned()).collect();
             return None;
         }
-        if words.len() != self.names.len() {
+        if fields.len() != self.names.len() {
             return None;
         }
-        let pairs = self.names.iter().zip(words);
+        let pairs = self.names.iter().zip(fields);
         let number = |w: &str| w.parse().ok().filter(|v: &f64| v.is_finite());
-        Some(pairs.filter_map(|(name, word)| Some((name.clone(), number(word)?))).collect())
+        Some(pairs.filter_map(|(name, field)| Some((name.clone(), number(field)?))).collect())
     }
 }
 

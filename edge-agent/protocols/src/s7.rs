@@ -38,12 +38,12 @@ pub struct Item {
 /// Encodes the connection request for the controller at `rack` and `slot`.
 #[must_use]
 pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
-    let place = ((rack & 0x07) << 5) | (slot & 0x1f);
+    let tsap = ((rack & 0x07) << 5) | (slot & 0x1f);
     tpkt_frame(&[
         0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00, // connection request, class 0
         0xc0, 0x01, 0x0a, // 1024 bytes per packet
         0xc1, 0x02, 0x01, 0x00, // the client
-        0xc2, 0x02, 0x01, place, // the controller
+        0xc2, 0x02, 0x01, tsap, // the controller
     ])
 }
 

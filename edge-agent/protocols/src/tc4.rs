@@ -22,7 +22,7 @@ pub fn parse(line: &str) -> Option<Reading> {
     let values: Option<Vec<f64>> = line
         .split(',')
         .take(9)
-        .map(|word| word.trim().parse().ok().filter(|v: &f64| v.is_finite()))
+        .map(|field| field.trim().parse().ok().filter(|v: &f64| v.is_finite()))
         .collect();
     // `CHAN;1200` requests two probes. The answer has ambient and both probes, and, with the PID
     // on, heater, fan and set value.

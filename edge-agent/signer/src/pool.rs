@@ -25,7 +25,7 @@ struct SignRequest {
 }
 
 pub struct SigningPool {
-    jobs: SyncSender<SignRequest>,
+    requests: SyncSender<SignRequest>,
     public: PublicKey,
     key_id: KeyId,
     purposes: Vec<Purpose>,
@@ -43,7 +43,7 @@ impl SigningPool {
     pub fn start(config: &SignerConfig, key_id: KeyId) -> Result<Self, TokenError> {
         let token = Arc::new(Token::open(config)?);
         let public = token.session()?.public_key()?;
-        let (jobs, waiting) = sync_channel(WAITING_MAX);
+        let (requests, waiting) = sync_channel(WAITING_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
         let locked = Arc::<AtomicBool>::default();
         let sessions = if config.token.sessions == 0 { SESSIONS } else { config.token.sessions };
@@ -54,7 +54,7 @@ impl SigningPool {
         }
         let purposes = config.key.purposes.clone();
         let overdue = AtomicUsize::default();
-        Ok(Self { jobs, public, key_id, purposes, overdue, pin_rejected: locked })
+        Ok(Self { requests, public, key_id, purposes, overdue, pin_rejected: locked })
     }
 
     #[must_use]
@@ -75,13 +75,13 @@ impl SigningPool {
         if self.pin_rejected.load(Ordering::Relaxed) {
             return Err(SignRefusal::TokenUnavailable);
         }
-        let (answer, answered) = sync_channel(1);
-        match self.jobs.try_send(SignRequest { message, answer }) {
+        let (answer, receiver) = sync_channel(1);
+        match self.requests.try_send(SignRequest { message, answer }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(SignRefusal::Busy),
             Err(TrySendError::Disconnected(_)) => return Err(SignRefusal::TokenUnavailable),
         }
-        match answered.recv_timeout(limit) {
+        match receiver.recv_timeout(limit) {
             Ok(answer) => {
                 self.overdue.store(0, Ordering::Relaxed);
                 answer

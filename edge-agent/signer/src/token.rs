@@ -114,8 +114,8 @@ impl Session {
     pub fn public_key(&self) -> Result<PublicKey, TokenError> {
         const DOING: &str = "reading the public key";
         let key = self.find(ObjectClass::PUBLIC_KEY)?;
-        let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
-        let found = self.inner.get_attributes(key, &wanted).map_err(pkcs11_error(DOING))?;
+        let attributes = [AttributeType::EcParams, AttributeType::EcPoint];
+        let found = self.inner.get_attributes(key, &attributes).map_err(pkcs11_error(DOING))?;
         let (mut curve, mut point) = (None, None);
         for attribute in found {
             match attribute {
@@ -172,8 +172,8 @@ impl Session {
     /// # Errors
     /// Returns an error if the token fails; the caller must then discard the session.
     pub fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, TokenError> {
-        let (key, algorithm) = if let Some(known) = self.key {
-            known
+        let (key, algorithm) = if let Some(cached) = self.key {
+            cached
         } else {
             let algorithm = self.public_key()?.algorithm();
             *self.key.insert((self.find(ObjectClass::PRIVATE_KEY)?, algorithm))

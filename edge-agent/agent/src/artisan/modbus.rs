@@ -32,11 +32,17 @@ struct RegisterServer {
 
 impl RegisterServer {
     /// Answers a read request from the registers last read.
-    fn answer(&self, asked: &SlaveRequest<'static>) -> Result<Response, ExceptionCode> {
+    fn answer(&self, slave_request: &SlaveRequest<'static>) -> Result<Response, ExceptionCode> {
         let read = |table, start, count| {
             let now = self.clock.mono_ms();
-            let read =
-                self.share.registers.read(asked.slave, table, start, count, now, self.age_max_ms);
+            let read = self.share.registers.read(
+                slave_request.slave,
+                table,
+                start,
+                count,
+                now,
+                self.age_max_ms,
+            );
             read.map_err(|none| match none {
                 CacheMiss::NotInProfile => ExceptionCode::IllegalDataAddress,
                 // The exception of a Modbus gateway whose target device does not answer.
@@ -44,7 +50,7 @@ impl RegisterServer {
             })
         };
         let bits = |words: Vec<u16>| words.into_iter().map(|word| word != 0).collect();
-        match asked.request {
+        match slave_request.request {
             Request::ReadCoils(start, count) => {
                 read(Table::Coil, start, count).map(bits).map(Response::ReadCoils)
             }
@@ -65,10 +71,10 @@ impl RegisterServer {
 /// Executes a write request, if the machine's profile allows it now.
 async fn write(
     controls: Option<ControlQueue>,
-    asked: SlaveRequest<'static>,
+    slave_request: SlaveRequest<'static>,
     mono_ms: u64,
 ) -> Result<Response, ExceptionCode> {
-    let SlaveRequest { slave: unit, request } = asked;
+    let SlaveRequest { slave: unit, request } = slave_request;
     let done = match &request {
         Request::WriteSingleCoil(at, on) => Response::WriteSingleCoil(*at, *on),
         Request::WriteSingleRegister(at, word) => Response::WriteSingleRegister(*at, *word),
@@ -86,11 +92,13 @@ async fn write(
         Some(controls) => controls.write_modbus("Artisan", unit, &request, mono_ms).await,
         None => Err(WriteError::Disabled),
     };
-    outcome.map(|moved| tracing::info!(moved, "Artisan moved a control")).map_err(|refused| {
-        tracing::warn!(unit, %refused, "a write by Artisan was refused");
-        metrics::counter!("simcorp_edge_artisan_writes_refused_total").increment(1);
-        exception(&refused)
-    })?;
+    outcome
+        .map(|description| tracing::info!(moved = description, "Artisan moved a control"))
+        .map_err(|refused| {
+            tracing::warn!(unit, %refused, "a write by Artisan was refused");
+            metrics::counter!("simcorp_edge_artisan_writes_refused_total").increment(1);
+            exception(&refused)
+        })?;
     Ok(done)
 }
 
@@ -129,11 +137,11 @@ impl Service for RegisterServer {
     type Exception = ExceptionCode;
     type Future = Pin<Box<dyn Future<Output = Result<Response, ExceptionCode>> + Send>>;
 
-    fn call(&self, asked: Self::Request) -> Self::Future {
-        if reads(&asked.request) {
-            return Box::pin(ready(self.answer(&asked)));
+    fn call(&self, slave_request: Self::Request) -> Self::Future {
+        if reads(&slave_request.request) {
+            return Box::pin(ready(self.answer(&slave_request)));
         }
-        Box::pin(write(self.share.controls.clone(), asked, self.clock.mono_ms()))
+        Box::pin(write(self.share.controls.clone(), slave_request, self.clock.mono_ms()))
     }
 }
 
@@ -147,13 +155,13 @@ impl Drop for RegisterServer {
 /// about a minute and does not count against [`CONNECTIONS_MAX`] for longer.
 fn enable_keepalive(stream: &TcpStream) {
     use rustix::net::sockopt;
-    let told = sockopt::set_socket_keepalive(stream, true)
+    let result = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10)))
         .and_then(|()| sockopt::set_tcp_keepcnt(stream, 3))
         // While sent data is unacknowledged, no keep-alive probe is sent; this limit applies then.
         .and_then(|()| sockopt::set_tcp_user_timeout(stream, 60_000));
-    if let Err(error) = told {
+    if let Err(error) = result {
         tracing::debug!(%error, "TCP keep-alive cannot be set on a connection from Artisan");
     }
 }
@@ -172,14 +180,14 @@ pub async fn serve(
     let open = Arc::<AtomicUsize>::default();
     let connected = |stream: TcpStream, from| {
         enable_keepalive(&stream);
-        let taken = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
+        let accepted = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
         let mirror =
             RegisterServer { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
-        if !taken {
+        if !accepted {
             tracing::warn!(%from, "more than {CONNECTIONS_MAX} connections; the new one is closed");
         }
         // A refused connection's `Mirror` is dropped here, which decrements `open` again.
-        ready(Ok(taken.then_some((mirror, stream))))
+        ready(Ok(accepted.then_some((mirror, stream))))
     };
     let ended = |error: std::io::Error| tracing::debug!(%error, "a connection from Artisan ended");
     let server = Server::new(listener);

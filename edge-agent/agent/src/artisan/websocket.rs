@@ -26,7 +26,7 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 /// The state from which all connections are served.
 #[derive(Clone)]
 struct WebSocketState {
-    board: AgentState,
+    agent: AgentState,
     clock: Clock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
@@ -34,20 +34,20 @@ struct WebSocketState {
 }
 
 /// Returns the router. It accepts any path, because the path is configurable in Artisan.
-pub fn app(board: AgentState, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
-    let shown = WebSocketState { board, clock, age_max_ms, open: Arc::default(), stop };
-    Router::new().fallback(axum::routing::get(connect)).with_state(shown)
+pub fn app(agent: AgentState, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
+    let state = WebSocketState { agent, clock, age_max_ms, open: Arc::default(), stop };
+    Router::new().fallback(axum::routing::get(connect)).with_state(state)
 }
 
-async fn connect(Extract(shown): Extract<WebSocketState>, upgrade: WebSocketUpgrade) -> Response {
-    if shown.open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-        shown.open.fetch_sub(1, Ordering::Relaxed);
+async fn connect(Extract(state): Extract<WebSocketState>, upgrade: WebSocketUpgrade) -> Response {
+    if state.open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        state.open.fetch_sub(1, Ordering::Relaxed);
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let place = ConnectionSlot(shown.open.clone());
+    let slot = ConnectionSlot(state.open.clone());
     upgrade.max_message_size(MESSAGE_BYTES_MAX).on_upgrade(async move |socket| {
-        serve(socket, shown).await;
-        drop(place);
+        serve(socket, state).await;
+        drop(slot);
     })
 }
 
@@ -60,13 +60,13 @@ impl Drop for ConnectionSlot {
     }
 }
 
-async fn serve(mut socket: WebSocket, shown: WebSocketState) {
-    let mut live = shown.board.subscribe();
+async fn serve(mut socket: WebSocket, state: WebSocketState) {
+    let mut live = state.agent.subscribe();
     loop {
-        let said = tokio::select! {
-            () = shown.stop.cancelled() => return,
-            asked = socket.recv() => match asked {
-                Some(Ok(Message::Text(text))) => answer(&text, &shown),
+        let message = tokio::select! {
+            () = state.stop.cancelled() => return,
+            received = socket.recv() => match received {
+                Some(Ok(Message::Text(text))) => answer(&text, &state),
                 Some(Ok(_)) => None, // pings are answered below us
                 Some(Err(_)) | None => return,
             },
@@ -76,8 +76,8 @@ async fn serve(mut socket: WebSocket, shown: WebSocketState) {
                 Err(RecvError::Closed) => return,
             },
         };
-        if let Some(said) = said
-            && socket.send(Message::Text(said.to_string().into())).await.is_err()
+        if let Some(message) = message
+            && socket.send(Message::Text(message.to_string().into())).await.is_err()
         {
             return;
         }
@@ -86,19 +86,19 @@ async fn serve(mut socket: WebSocket, shown: WebSocketState) {
 
 /// Returns the response to a request. A message without an id gets no response. Any command other
 /// than `getData` gets an error, because nothing is written to the machine here.
-fn answer(text: &str, shown: &WebSocketState) -> Option<Value> {
-    let asked: Value = serde_json::from_str(text).ok()?;
-    let id = asked.get("id").filter(|id| id.is_number() || id.is_string())?;
-    if asked["command"] != "getData" {
-        tracing::warn!(command = %asked["command"], "a command by Artisan was refused");
+fn answer(text: &str, state: &WebSocketState) -> Option<Value> {
+    let request: Value = serde_json::from_str(text).ok()?;
+    let id = request.get("id").filter(|id| id.is_number() || id.is_string())?;
+    if request["command"] != "getData" {
+        tracing::warn!(command = %request["command"], "a command by Artisan was refused");
         let error = "this gateway shows the machine and moves nothing";
         return Some(json!({"id": id, "error": error}));
     }
     let mut data = Map::new();
     // An old value is left out, so that Artisan shows a gap.
-    let newest = shown.board.newest();
-    let now = shown.clock.mono_ms();
-    if let Some(newest) = newest.filter(|n| now.saturating_sub(n.mono_ms) <= shown.age_max_ms) {
+    let newest = state.agent.newest();
+    let now = state.clock.mono_ms();
+    if let Some(newest) = newest.filter(|n| now.saturating_sub(n.mono_ms) <= state.age_max_ms) {
         for (channel, value) in newest.values {
             data.insert(artisan_name(&channel).to_owned(), json!(value));
         }

@@ -33,7 +33,7 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
     let time = TrustedClock::open(&folder, Clock::start());
     let fleet =
         FleetClient::new(&token.url, tls::pinned_client_config(token.ca_fingerprint, &time)?)?;
-    let asked = EnrollRequest {
+    let enroll_request = EnrollRequest {
         token: text.trim().to_owned(),
         org_id: origin.org,
         site_id: SiteId::new(config.identity.site.clone())?,
@@ -41,7 +41,7 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
         machines: vec![origin.machine],
         request: BASE64.encode(request),
     };
-    let granted = fleet.enroll(&asked).await?;
+    let granted = fleet.enroll(&enroll_request).await?;
     let enrolled = Enrolled::from_grant(granted, &*signer)?;
     save(&folder, &enrolled.granted)?;
     time.raise_floor(enrolled.granted.now);

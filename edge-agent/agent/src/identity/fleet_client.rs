@@ -65,20 +65,20 @@ impl FleetClient {
     }
 
     /// Exchanges an enrolment token for a certificate.
-    pub async fn enroll(&self, asked: &EnrollRequest) -> Result<CertificateGrant, FleetError> {
-        let (_, body) = self.send(Method::POST, "/v1/enroll", Some(asked)).await?;
+    pub async fn enroll(&self, request: &EnrollRequest) -> Result<CertificateGrant, FleetError> {
+        let (_, body) = self.send(Method::POST, "/v1/enroll", Some(request)).await?;
         self.read(&body)
     }
 
     /// Requests the next certificate, authenticated by the present one.
-    pub async fn renew(&self, asked: &RenewRequest) -> Result<CertificateGrant, FleetError> {
-        let (_, body) = self.send(Method::POST, "/v1/renew", Some(asked)).await?;
+    pub async fn renew(&self, request: &RenewRequest) -> Result<CertificateGrant, FleetError> {
+        let (_, body) = self.send(Method::POST, "/v1/renew", Some(request)).await?;
         self.read(&body)
     }
 
     /// Requests a certificate after the last one has expired; a person must approve it.
-    pub async fn recover(&self, asked: &RecoverRequest) -> Result<RecoveryResult, FleetError> {
-        let (status, body) = self.send(Method::POST, "/v1/recover", Some(asked)).await?;
+    pub async fn recover(&self, request: &RecoverRequest) -> Result<RecoveryResult, FleetError> {
+        let (status, body) = self.send(Method::POST, "/v1/recover", Some(request)).await?;
         if status == StatusCode::ACCEPTED {
             return self.read(&body).map(RecoveryResult::Pending);
         }
@@ -121,9 +121,9 @@ impl FleetClient {
         if status.is_success() {
             return Ok((status, bytes));
         }
-        let told: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-        let told = told.as_ref().and_then(|body| body["error"].as_str());
-        let problem = told.map_or_else(|| status.to_string(), str::to_owned);
+        let message: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+        let message = message.as_ref().and_then(|body| body["error"].as_str());
+        let problem = message.map_or_else(|| status.to_string(), str::to_owned);
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             return Err(FleetError::Unavailable { url: self.url.clone(), problem });
         }

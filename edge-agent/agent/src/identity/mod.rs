@@ -159,9 +159,9 @@ impl Identity {
         time.raise_floor(enrolled.certificate.not_before);
         let shown = ClientCertificate::default();
         let folder = folder.to_owned();
-        let kept = Arc::new(Mutex::new(enrolled.clone()));
+        let current = Arc::new(Mutex::new(enrolled.clone()));
         let identity =
-            Self { folder, signer, enrolled: kept, shown, time, broker_changed: Arc::default() };
+            Self { folder, signer, enrolled: current, shown, time, broker_changed: Arc::default() };
         identity.present(&enrolled);
         Ok(Some(identity))
     }
@@ -188,9 +188,9 @@ impl Identity {
         save(&self.folder, &enrolled.granted)?;
         self.present(&enrolled);
         self.time.raise_floor(enrolled.certificate.not_before);
-        let moved = self.enrolled().granted.broker != enrolled.granted.broker;
+        let broker_changed = self.enrolled().granted.broker != enrolled.granted.broker;
         *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) = enrolled;
-        if moved {
+        if broker_changed {
             self.broker_changed.notify_one();
         }
         Ok(())

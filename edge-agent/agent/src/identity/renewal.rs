@@ -40,7 +40,7 @@ const DECIDED_MAX: Duration = Duration::from_mins(5);
 const HELLO_EVERY: Duration = Duration::from_hours(6);
 
 /// How often the known time is stored: a power cut loses at most this much.
-const KEEP_EVERY: Duration = Duration::from_hours(1);
+const SAVE_EVERY: Duration = Duration::from_hours(1);
 
 /// Why there is no new certificate yet.
 #[derive(Debug, thiserror::Error)]
@@ -68,30 +68,30 @@ fn renewal_due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
 pub async fn run(
     identity: Identity,
     config: EdgeConfig,
-    board: AgentState,
+    state: AgentState,
     share: f64,
     stop: CancellationToken,
 ) {
     let mut wait = Backoff::new(TRY_MIN, TRY_MAX);
     let mut decision = Backoff::new(DECIDED_MIN, DECIDED_MAX);
     let mut greeted: Option<Instant> = None;
-    let mut kept = Instant::now();
+    let mut saved_at = Instant::now();
     loop {
-        if kept.elapsed() >= KEEP_EVERY {
-            kept = Instant::now();
+        if saved_at.elapsed() >= SAVE_EVERY {
+            saved_at = Instant::now();
             identity.time.save();
         }
-        publish_expiry(&board, &identity);
+        publish_expiry(&state, &identity);
         let certificate = identity.enrolled().certificate;
         let now = identity.time.fleet_time();
         let expired = now >= certificate.not_after;
-        let greet_due = greeted.is_none_or(|at| at.elapsed() >= HELLO_EVERY);
+        let hello_due = greeted.is_none_or(|at| at.elapsed() >= HELLO_EVERY);
         let done = if expired {
             recover(&identity, certificate.not_after).await.map(|()| true)
         } else if now >= renewal_due(certificate.not_before, certificate.not_after, share) {
             renew(&identity, &config).await.map(|()| true)
-        } else if greet_due {
-            say_hello(&identity).await.map(|()| true)
+        } else if hello_due {
+            send_hello(&identity).await.map(|()| true)
         } else {
             Ok(false)
         };
@@ -105,8 +105,8 @@ pub async fn run(
                 wait.reset();
                 decision.reset();
                 greeted = Some(Instant::now());
-                board.update(|state| state.identity_error = None);
-                publish_expiry(&board, &identity);
+                state.update(|state| state.identity_error = None);
+                publish_expiry(&state, &identity);
                 AGAIN_AFTER
             }
             Err(error) => {
@@ -118,19 +118,19 @@ pub async fn run(
                 };
                 // The certificate may have expired without our clock showing it.
                 if let RenewalError::Fleet(FleetError::Unavailable { .. }) = error
-                    && let Ok(now) = ask_time(&identity).await
+                    && let Ok(now) = fetch_time(&identity).await
                 {
                     identity.time.set_fleet_time(now);
                 }
                 // An unreachable fleet is not reported as long as the certificate is valid.
                 let away = matches!(error, RenewalError::Fleet(FleetError::Unavailable { .. }));
-                let told = match (expired, away) {
+                let problem = match (expired, away) {
                     (true, true) => Some(format!("it has expired, and {error}")),
                     (false, true) => None,
                     _ => Some(error.to_string()),
                 };
-                if told.is_some() {
-                    board.update(|state| state.identity_error = told);
+                if problem.is_some() {
+                    state.update(|state| state.identity_error = problem);
                 }
                 pause
             }
@@ -146,11 +146,11 @@ pub async fn run(
 }
 
 /// Publishes when the certificate expires, as a metric and in the agent's state.
-fn publish_expiry(board: &AgentState, identity: &Identity) {
+fn publish_expiry(state: &AgentState, identity: &Identity) {
     let until = identity.expires();
     let left_s = (until.0 - identity.time.now().0) as f64 / 1000.0;
     metrics::gauge!("simcorp_edge_certificate_left_seconds").set(left_s);
-    board.update(|state| state.certificate_until_ms = Some(until.0));
+    state.update(|state| state.certificate_until_ms = Some(until.0));
 }
 
 impl Identity {
@@ -167,13 +167,13 @@ impl Identity {
         if now >= until {
             return Err(format!("expired {until}; a person must approve a new one in the fleet"));
         }
-        say_hello(self).await.map_err(|error| error.to_string())?;
+        send_hello(self).await.map_err(|error| error.to_string())?;
         Ok(format!("good until {until}, and the fleet accepts it"))
     }
 }
 
 /// Sends `hello` to the fleet, and records the fleet's time.
-async fn say_hello(identity: &Identity) -> Result<(), RenewalError> {
+async fn send_hello(identity: &Identity) -> Result<(), RenewalError> {
     let hello = fleet_client(identity)?.hello().await?;
     identity.time.set_fleet_time(hello.now);
     Ok(())
@@ -188,13 +188,13 @@ fn fleet_client(identity: &Identity) -> Result<FleetClient, RenewalError> {
 /// a PKCS#11 token may be slow.
 async fn certificate_request(identity: &Identity) -> Result<String, RenewalError> {
     let signer = identity.signer.clone();
-    let made = tokio::task::spawn_blocking(move || trust::x509::create_request(&*signer)).await;
-    let made = made.map_err(|error| IdentityError::Tls(error.to_string()))?;
-    Ok(BASE64.encode(made.map_err(IdentityError::from)?))
+    let request = tokio::task::spawn_blocking(move || trust::x509::create_request(&*signer)).await;
+    let request = request.map_err(|error| IdentityError::Tls(error.to_string()))?;
+    Ok(BASE64.encode(request.map_err(IdentityError::from)?))
 }
 
 /// Requests the fleet's time, without presenting a certificate.
-async fn ask_time(identity: &Identity) -> Result<EpochMs, RenewalError> {
+async fn fetch_time(identity: &Identity) -> Result<EpochMs, RenewalError> {
     let granted = identity.enrolled().granted;
     let tls = tls::client_config(&granted.authority, None, &identity.time)?;
     Ok(FleetClient::new(&granted.fleet_url, tls)?.time().await?)
@@ -202,22 +202,22 @@ async fn ask_time(identity: &Identity) -> Result<EpochMs, RenewalError> {
 
 /// Requests the next certificate and adopts it.
 async fn renew(identity: &Identity, config: &EdgeConfig) -> Result<(), RenewalError> {
-    let asked = RenewRequest { request: certificate_request(identity).await? };
-    let granted = fleet_client(identity)?.renew(&asked).await?;
+    let request = RenewRequest { request: certificate_request(identity).await? };
+    let granted = fleet_client(identity)?.renew(&request).await?;
     verify_and_replace(identity, Some(config), granted).await
 }
 
 /// Requests a certificate in place of the expired one, and adopts it once a person has approved it.
 async fn recover(identity: &Identity, expired: EpochMs) -> Result<(), RenewalError> {
-    let known = identity.enrolled().granted;
-    let asked = RecoverRequest {
-        org_id: known.org_id,
-        key_id: known.key_id,
+    let stored = identity.enrolled().granted;
+    let request = RecoverRequest {
+        org_id: stored.org_id,
+        key_id: stored.key_id,
         request: certificate_request(identity).await?,
     };
     // The old certificate is no longer accepted, so none is presented.
-    let tls = tls::client_config(&known.authority, None, &identity.time)?;
-    match FleetClient::new(&known.fleet_url, tls)?.recover(&asked).await? {
+    let tls = tls::client_config(&stored.authority, None, &identity.time)?;
+    match FleetClient::new(&stored.fleet_url, tls)?.recover(&request).await? {
         RecoveryResult::Pending(waiting) => {
             Err(RenewalError::AwaitingApproval(expired, waiting.waiting))
         }

@@ -78,8 +78,8 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be read.
     pub fn learned(&self) -> Result<MachineModel, JournalError> {
-        let kept = self.meta("learned")?;
-        Ok(kept.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
+        let stored = self.meta("learned")?;
+        Ok(stored.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
     }
 
     /// Stores what was learned about the machine.

@@ -12,21 +12,23 @@ use crate::interlock::{Command, Interlock, WriteError};
 
 /// Returns the unit and the request that execute a command; `None` when the profile describes no
 /// such write.
-pub fn request(profile: &Profile, wanted: Command) -> Option<(u8, Request<'static>)> {
-    let control = profile.controls.get(wanted.control())?;
-    let place = |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
-    let raw = match wanted {
+pub fn request(profile: &Profile, command: Command) -> Option<(u8, Request<'static>)> {
+    let control = profile.controls.get(command.control())?;
+    let address = |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
+    let raw = match command {
         Command::Set(_, value) => control.raw(value),
         Command::ReleaseToLocal(_) => control.auto_raw?,
         Command::Apply(_) => {
             let apply = control.apply.as_ref()?;
-            let Address::Modbus { station, register, .. } = place(&apply.addr)? else {
+            let Address::Modbus { station, register, .. } = address(&apply.addr)? else {
                 return None;
             };
             return Some((station, Request::MaskWriteRegister(register, apply.and, apply.or)));
         }
     };
-    let Address::Modbus { station, register, bit, .. } = place(&control.addr)? else { return None };
+    let Address::Modbus { station, register, bit, .. } = address(&control.addr)? else {
+        return None;
+    };
     let kind = control.kind.unwrap_or(Type::U16);
     let words = kind.encode(control.order.unwrap_or(Order::HighFirst), raw)?;
     let on = raw.abs() > f64::EPSILON;
@@ -57,8 +59,8 @@ impl ControlQueue {
         request: &Request<'_>,
         mono_ms: u64,
     ) -> Result<String, WriteError> {
-        let meant = self.with_interlock(|interlock| command_of(interlock, station, request));
-        self.enqueue_and_wait(who, meant.ok_or(WriteError::NoSuchControl)?, mono_ms).await
+        let command = self.with_interlock(|interlock| command_of(interlock, station, request));
+        self.enqueue_and_wait(who, command.ok_or(WriteError::NoSuchControl)?, mono_ms).await
     }
 }
 
@@ -70,10 +72,11 @@ fn command_of(interlock: &Interlock, station: u8, request: &Request<'_>) -> Opti
     let profile = interlock.profile();
     let mut applied = None;
     for (at, control) in profile.controls.iter().enumerate() {
-        let place = |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
+        let address =
+            |text: &str| Address::parse(profile, control.station, text, Access::Write).ok();
         if let (Some(apply), Request::MaskWriteRegister(register, and, or)) =
             (&control.apply, request)
-            && place(&apply.addr) == Some(holding(station, *register))
+            && address(&apply.addr) == Some(holding(station, *register))
             && (*and, *or) == (apply.and, apply.or)
         {
             if interlock.has_staged(at) {
@@ -82,13 +85,13 @@ fn command_of(interlock: &Interlock, station: u8, request: &Request<'_>) -> Opti
             applied = applied.or(Some(Command::Apply(at)));
         }
         let Some(raw) =
-            place(&control.addr).and_then(|place| raw(control, &place, station, request))
+            address(&control.addr).and_then(|address| raw(control, &address, station, request))
         else {
             continue;
         };
-        let handed = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
+        let released = control.auto_raw.is_some_and(|auto| (auto - raw).abs() < 1e-9);
         let to = Command::Set(at, control.value(raw));
-        return Some(if handed { Command::ReleaseToLocal(at) } else { to });
+        return Some(if released { Command::ReleaseToLocal(at) } else { to });
     }
     applied
 }
@@ -99,8 +102,8 @@ const fn holding(station: u8, register: u16) -> Address {
 
 /// Returns the raw value that a request writes to a control; `None` if the request is not a write
 /// to it.
-fn raw(control: &Control, place: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
-    let Address::Modbus { station: theirs, table, register, bit } = *place else { return None };
+fn raw(control: &Control, address: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
+    let Address::Modbus { station: theirs, table, register, bit } = *address else { return None };
     let decode = |words: &[u16]| {
         let kind = control.kind.unwrap_or(Type::U16);
         let whole = words.len() == usize::from(kind.words());

@@ -19,12 +19,12 @@ use tokio_modbus::{ExceptionCode, Request, Response};
 use self::plan::{Block, Unit};
 use crate::bus::{Bus, PollFuture, RawValues, ReadPoint, WriteFuture, answer_timeout};
 use crate::connection::Endpoint;
-use crate::health::{Health, order};
+use crate::health::{Health, poll_order};
 use crate::interlock::Command;
 use crate::{ControlQueue, DriverError, DriverHandles, WriteError};
 
 pub struct Modbus {
-    place: Endpoint,
+    endpoint: Endpoint,
     timing: Timing,
     points: Vec<ReadPoint>,
     units: Vec<Unit>,
@@ -47,7 +47,7 @@ enum RequestError {
 
 impl Modbus {
     pub fn new(
-        place: Endpoint,
+        endpoint: Endpoint,
         timing: Timing,
         points: &[ReadPoint],
         handles: DriverHandles,
@@ -56,7 +56,7 @@ impl Modbus {
         let health = vec![Health::default(); units.len()];
         let points = points.to_vec();
         Self {
-            place,
+            endpoint,
             timing,
             points,
             units,
@@ -69,16 +69,16 @@ impl Modbus {
     }
 
     fn name(&self, station: u8) -> String {
-        format!("{} unit {station}", self.place.name())
+        format!("{} unit {station}", self.endpoint.name())
     }
 
     async fn connect(&mut self, mono_ms: u64) -> Result<Context, DriverError> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let stream = self.place.open(answer_timeout(&self.timing)).await?;
+        let stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
         self.opened_ms = Some(mono_ms);
-        Ok(match self.place {
+        Ok(match self.endpoint {
             Endpoint::Tcp { .. } => tcp::attach(stream),
             Endpoint::Serial { .. } => rtu::attach(stream),
         })
@@ -92,7 +92,7 @@ impl Modbus {
             self.connection = Some(connection);
             let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
             if mono_ms < settled {
-                return Err(DriverError::Settling(self.place.name(), settled - mono_ms));
+                return Err(DriverError::Settling(self.endpoint.name(), settled - mono_ms));
             }
         }
         Ok(())
@@ -137,7 +137,7 @@ impl Modbus {
         let answer =
             answer.map_err(|e| RequestError::Failed(DriverError::Protocol(name, e.to_string())))?;
         self.connection = Some(connection);
-        let gap = self.place.frame_gap().max(Duration::from_millis(self.timing.min_gap_ms));
+        let gap = self.endpoint.frame_gap().max(Duration::from_millis(self.timing.min_gap_ms));
         if !gap.is_zero() {
             tokio::time::sleep(gap).await;
         }
@@ -214,18 +214,18 @@ impl Modbus {
     }
 
     /// Sends one write. Only an answer that repeats the request acknowledges it.
-    async fn send_command(&mut self, wanted: Command, mono_ms: u64) -> Result<(), WriteError> {
+    async fn send_command(&mut self, command: Command, mono_ms: u64) -> Result<(), WriteError> {
         let profile = self.handles.controls.as_ref().map(ControlQueue::profile);
         let (station, request) = profile
-            .and_then(|profile| commands::request(profile, wanted))
+            .and_then(|profile| commands::request(profile, command))
             .ok_or(WriteError::NoSuchControl)?;
         let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
         self.check_settled(mono_ms).await.map_err(unsent)?;
         let connection = self.connect(mono_ms).await.map_err(unsent)?;
         self.connection = Some(connection);
-        let asked = request.clone();
-        let say = async |connection: &mut Context| connection.call(asked).await;
-        match self.exchange(station, mono_ms, say).await {
+        let call_request = request.clone();
+        let call = async |connection: &mut Context| connection.call(call_request).await;
+        match self.exchange(station, mono_ms, call).await {
             Ok(response) if acknowledges(&response, &request) => Ok(()),
             Ok(_) => Err(WriteError::Unconfirmed("the answer is to another request".to_owned())),
             Err(RequestError::Exception(code)) => {
@@ -241,12 +241,12 @@ impl Modbus {
         let mut raws =
             RawValues { values: vec![None; self.points.len()], failed_units: Vec::new() };
         let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
-        let (mut answered, mut last) = (false, None);
-        for unit in order(&self.health, mono_ms) {
+        let (mut any_answered, mut last) = (false, None);
+        for unit in poll_order(&self.health, mono_ms) {
             match self.read_unit(unit, mono_ms, until, &mut raws).await {
                 Ok(()) => {
                     self.health[unit].answered();
-                    answered = true;
+                    any_answered = true;
                 }
                 Err(error) => {
                     let station = self.units[unit].station.to_string();
@@ -266,14 +266,14 @@ impl Modbus {
             ));
         }
         // All units are paused: nothing was polled, and nothing is known.
-        let silent = || DriverError::Silent(self.place.name(), self.timing.timeout_ms);
-        if answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
+        let silent = || DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms);
+        if any_answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
     }
 }
 
 /// Returns whether a response acknowledges this request.
 fn acknowledges(response: &Response, request: &Request<'_>) -> bool {
-    let length = |of: usize, said: u16| usize::from(said) == of;
+    let length = |of: usize, count: u16| usize::from(count) == of;
     match (response, request) {
         (Response::WriteSingleCoil(at, on), Request::WriteSingleCoil(a, o)) => (at, on) == (a, o),
         (Response::WriteSingleRegister(at, word), Request::WriteSingleRegister(a, w)) => {
@@ -298,7 +298,7 @@ impl Bus for Modbus {
         Box::pin(self.poll_all(mono_ms))
     }
 
-    fn write(&mut self, wanted: Command, mono_ms: u64) -> WriteFuture<'_> {
-        Box::pin(self.send_command(wanted, mono_ms))
+    fn write(&mut self, command: Command, mono_ms: u64) -> WriteFuture<'_> {
+        Box::pin(self.send_command(command, mono_ms))
     }
 }

@@ -29,7 +29,7 @@ pub struct Unit {
 #[must_use]
 pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> {
     let gap_max = if gaps == Gap::Small { SMALL_GAP } else { 0 };
-    let mut wanted: Vec<(u8, Table, u16, u16, usize)> = points
+    let mut requested: Vec<(u8, Table, u16, u16, usize)> = points
         .iter()
         .enumerate()
         .filter_map(|(i, point)| match point.address {
@@ -39,9 +39,9 @@ pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> 
             _ => None,
         })
         .collect();
-    wanted.sort_unstable();
+    requested.sort_unstable();
     let mut units: Vec<Unit> = Vec::new();
-    for (station, table, register, words, point) in wanted {
+    for (station, table, register, words, point) in requested {
         if units.last().is_none_or(|unit| unit.station != station) {
             units.push(Unit { station, blocks: Vec::new() });
         }
@@ -82,10 +82,10 @@ pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
 pub fn raw(point: &ReadPoint, block: &Block, words: &[u16]) -> Option<f64> {
     let Address::Modbus { register, bit, .. } = point.address else { return None };
     let at = usize::from(register.checked_sub(block.start)?);
-    let held = words.get(at..at + usize::from(point.kind.words()))?;
+    let registers = words.get(at..at + usize::from(point.kind.words()))?;
     match bit {
-        Some(bit) => Some(f64::from((held[0] >> bit) & 1)),
-        None => point.kind.decode(point.order, held),
+        Some(bit) => Some(f64::from((registers[0] >> bit) & 1)),
+        None => point.kind.decode(point.order, registers),
     }
 }
 

@@ -95,57 +95,57 @@ impl Address {
         profile: &Profile,
         station: Option<u8>,
         text: &str,
-        wanted: Access,
+        access: Access,
     ) -> Result<Self, &'static str> {
-        let named = |reads: &[&str], writes: &[&str]| {
-            let known = if wanted == Access::Read { reads } else { writes };
-            known.contains(&text).then(|| Self::Name(text.to_owned()))
+        let name = |reads: &[&str], writes: &[&str]| {
+            let names = if access == Access::Read { reads } else { writes };
+            names.contains(&text).then(|| Self::Name(text.to_owned()))
         };
         match &profile.transport {
             Transport::ModbusTcp { station: usual, .. }
             | Transport::ModbusRtu { station: usual, .. } => {
-                modbus(station.unwrap_or(*usual), text, wanted)
+                modbus(station.unwrap_or(*usual), text, access)
                     .ok_or("`holding 4096`, `input 0`, `coil 32` or `discrete 284`, from 0, and a bit as `.2`")
             }
             Transport::S7 { .. } => {
                 s7(text).ok_or("`DB3.112`, `DB2.82.1`, `MK40`, `PE0.1` or `PA4`")
             }
-            Transport::Tc4 { .. } => named(&TC4_READS, &TC4_WRITES)
+            Transport::Tc4 { .. } => name(&TC4_READS, &TC4_WRITES)
                 .ok_or("`ambient`, `ch1`, `ch2`, `heater`, `fan`, `sv`, or `OT1`, `OT2`, `OT3`, `DCFAN`, `IO3`, `PID`, `PID;SV`"),
-            Transport::Kaleido { .. } => named(&KALEIDO_READS, &KALEIDO_WRITES)
+            Transport::Kaleido { .. } => name(&KALEIDO_READS, &KALEIDO_WRITES)
                 .ok_or("one of Kaleido's variables, such as `BT`, `ET` or `HP`"),
-            Transport::Hottop { .. } => named(&HOTTOP_READS, &HOTTOP_WRITES)
+            Transport::Hottop { .. } => name(&HOTTOP_READS, &HOTTOP_WRITES)
                 .ok_or("one of Hottop's fields, such as `bt`, `et` or `heater`"),
             Transport::Santoker { .. } => u8::from_str_radix(text, 16)
                 .ok()
                 .filter(|_| text.len() == 2)
                 .map(Self::Target)
                 .ok_or("a target of two hexadecimal digits, such as `F1`"),
-            Transport::Line { .. } => (wanted == Access::Read && !text.is_empty() && text.len() <= 64)
+            Transport::Line { .. } => (access == Access::Read && !text.is_empty() && text.len() <= 64)
                 .then(|| Self::Name(text.to_owned()))
                 .ok_or("a field's or column's name, which is read and never written"),
             Transport::Boards {} => board(text)
-                .filter(|_| wanted == Access::Read)
+                .filter(|_| access == Access::Read)
                 .ok_or("`max31855 /dev/spidev0.0`, `max31856 /dev/spidev0.1` or `mcp9600 /dev/i2c-1 0x67`, which are read and never written"),
         }
     }
 }
 
-fn modbus(station: u8, text: &str, wanted: Access) -> Option<Address> {
-    let (table, place) = text.split_once(' ')?;
+fn modbus(station: u8, text: &str, access: Access) -> Option<Address> {
+    let (table, position) = text.split_once(' ')?;
     let table = match table {
         "coil" => Table::Coil,
-        "discrete" if wanted == Access::Read => Table::Discrete,
+        "discrete" if access == Access::Read => Table::Discrete,
         "holding" => Table::Holding,
-        "input" if wanted == Access::Read => Table::Input,
+        "input" if access == Access::Read => Table::Input,
         _ => return None,
     };
-    let (register, bit) = match place.split_once('.') {
+    let (register, bit) = match position.split_once('.') {
         Some((register, bit)) if matches!(table, Table::Holding | Table::Input) => {
             (register, Some(bit.parse().ok().filter(|bit| *bit < 16)?))
         }
         Some(_) => return None,
-        None => (place, None),
+        None => (position, None),
     };
     Some(Address::Modbus { station, table, register: number(register)?, bit })
 }
@@ -172,15 +172,15 @@ fn s7(text: &str) -> Option<Address> {
 }
 
 fn board(text: &str) -> Option<Address> {
-    let mut words = text.split(' ');
-    let chip = match words.next()? {
+    let mut parts = text.split(' ');
+    let chip = match parts.next()? {
         "max31855" => Chip::Max31855,
         "max31856" => Chip::Max31856,
         "mcp9600" => Chip::Mcp9600,
         _ => return None,
     };
-    let device = words.next()?.to_owned();
-    let at = match words.next() {
+    let device = parts.next()?.to_owned();
+    let at = match parts.next() {
         Some(at) => Some(u8::from_str_radix(at.strip_prefix("0x")?, 16).ok()?),
         None => None,
     };
@@ -188,7 +188,7 @@ fn board(text: &str) -> Option<Address> {
         Chip::Mcp9600 => device.starts_with("/dev/i2c-") && at.is_some_and(|at| at < 0x80),
         _ => device.starts_with("/dev/spidev") && at.is_none(),
     };
-    (fits && words.next().is_none()).then_some(Address::Board { chip, device, at })
+    (fits && parts.next().is_none()).then_some(Address::Board { chip, device, at })
 }
 
 /// Parses digits only; `parse` would also accept a sign.

@@ -22,8 +22,8 @@ pub enum Condition {
 impl Condition {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let words: Vec<&str> = text.split_ascii_whitespace().collect();
-        match words[..] {
+        let parts: Vec<&str> = text.split_ascii_whitespace().collect();
+        match parts[..] {
             [state] if is_name(state) => Some(Self::State(state.to_owned())),
             [channel, operator, value] if is_name(channel) => {
                 let operator = match operator {

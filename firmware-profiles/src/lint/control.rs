@@ -26,7 +26,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             &at,
             "is not a name of letters, digits and _",
         );
-        let place =
+        let address =
             check_address(profile, control.station, &control.addr, Access::Write, &at, findings);
         check_type(profile, control.kind, control.order.is_some(), &at, findings);
         check_bit_type(profile, control.station, &control.addr, control.kind, &at, findings);
@@ -36,9 +36,9 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             &at,
             "has no unit; say C, F, pct, rpm, Hz, Pa, mbar or none",
         );
-        if let Some(place) = &place {
-            check_shared_address(profile, i, place, &at, findings);
-            check_function(control, place, &at, findings);
+        if let Some(address) = &address {
+            check_shared_address(profile, i, address, &at, findings);
+            check_function(control, address, &at, findings);
         }
         check_range(control, &at, findings);
         check_readback(profile, control, &at, findings);
@@ -109,14 +109,15 @@ fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
 fn check_shared_address(
     profile: &Profile,
     index: usize,
-    place: &Address,
+    address: &Address,
     at: &str,
     findings: &mut Findings,
 ) {
     for other in &profile.controls[..index] {
         let theirs = Address::parse(profile, other.station, &other.addr, Access::Write);
         let words = |c: &Control| c.kind.map_or(1, Type::words);
-        if theirs.is_ok_and(|t| overlaps(place, words(&profile.controls[index]), &t, words(other)))
+        if theirs
+            .is_ok_and(|t| overlaps(address, words(&profile.controls[index]), &t, words(other)))
         {
             findings.add("shared-address", at, format!("writes where {} writes", other.name));
         }
@@ -159,8 +160,8 @@ fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
 
 /// Checks that the Modbus function fits the address. A change of an untyped write from function 6
 /// to 16 once started a fan.
-fn check_function(control: &Control, place: &Address, at: &str, findings: &mut Findings) {
-    let Address::Modbus { table, bit, .. } = place else {
+fn check_function(control: &Control, address: &Address, at: &str, findings: &mut Findings) {
+    let Address::Modbus { table, bit, .. } = address else {
         findings.require(
             control.function.is_none() && control.apply.is_none(),
             "function",
@@ -275,9 +276,9 @@ fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut F
         "is a toggle, a pulse or a step, which done twice is something else; set remote to never",
     );
     let lit = ["ignit", "reset", "burner_on", "power", "purge"];
-    let named = lit.iter().any(|word| control.name.to_lowercase().contains(word));
+    let name_matches = lit.iter().any(|word| control.name.to_lowercase().contains(word));
     findings.require(
-        !control.role.is_local_only() && !named,
+        !control.role.is_local_only() && !name_matches,
         "local-only",
         at,
         "is ignition, reset, burner on, power, purge, gas valve or charge, which only a hand at the machine moves; set remote to never",

@@ -107,14 +107,14 @@ pub(super) fn check_address(
     profile: &Profile,
     station: Option<u8>,
     text: &str,
-    wanted: Access,
+    access: Access,
     at: &str,
     findings: &mut Findings,
 ) -> Option<Address> {
     if station.is_some() && profile.transport.station().is_none() {
         findings.add("station", at, "has a station, which only Modbus has");
     }
-    match Address::parse(profile, station, text, wanted) {
+    match Address::parse(profile, station, text, access) {
         Ok(address) => {
             if let Address::Modbus { table, register, station, .. } = &address {
                 // Manuals print these tables as 4xxxx and 3xxxx; the protocol counts from 0.

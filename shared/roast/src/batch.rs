@@ -94,9 +94,9 @@ impl BatchOffsets {
             let habit = self.by.entry(key).or_default();
             // The part of the residual that the batch's other offset does not explain.
             let own = (off_c - (together - habit.shrunk_offset_c())).clamp(-FAR_C, FAR_C);
-            let kept = if habit.marks < MARKS_MAX { 1.0 } else { 1.0 - 1.0 / MARKS_MAX };
-            habit.sum_c = habit.sum_c * kept + own;
-            habit.marks = habit.marks * kept + 1.0;
+            let decay = if habit.marks < MARKS_MAX { 1.0 } else { 1.0 - 1.0 / MARKS_MAX };
+            habit.sum_c = habit.sum_c * decay + own;
+            habit.marks = habit.marks * decay + 1.0;
             habit.seen = self.marks;
         }
     }

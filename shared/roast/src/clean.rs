@@ -97,13 +97,13 @@ impl Cleaner {
     }
 
     fn classify(&mut self, t_ms: i64, raw: Option<f64>) -> (Option<f64>, ValueQuality) {
-        let Some(said) = raw else { return (None, ValueQuality::Missing) };
-        if !said.is_finite() || !RANGE_C.contains(&said) {
+        let Some(raw) = raw else { return (None, ValueQuality::Missing) };
+        if !raw.is_finite() || !RANGE_C.contains(&raw) {
             return (None, ValueQuality::Range);
         }
-        let read = |flipped: bool| if flipped { celsius(said) } else { said };
+        let read = |flipped: bool| if flipped { celsius(raw) } else { raw };
         let Some((last_ms, _)) = self.good.back().copied() else {
-            return self.accept(t_ms, said);
+            return self.accept(t_ms, raw);
         };
         if t_ms <= last_ms {
             return (None, ValueQuality::Spike);
@@ -115,7 +115,7 @@ impl Cleaner {
             return self.accept(t_ms, read(self.flipped));
         }
         // The value is far off: check whether it fits in the other unit.
-        let other = if self.flipped { said } else { celsius(said) };
+        let other = if self.flipped { raw } else { celsius(raw) };
         let flip =
             (other - expected).abs() <= limit.min(FLIP_C) && t_ms - last_ms <= FLIP_WITHIN_MS;
         if t_ms - last_ms > FORGET_MS && !flip {
@@ -123,10 +123,10 @@ impl Cleaner {
             let (value, _) = self.accept(t_ms, read(self.flipped));
             return (value, ValueQuality::Step);
         }
-        if self.withheld.last().is_some_and(|(t, v)| !agree(*t, *v, t_ms, said)) {
+        if self.withheld.last().is_some_and(|(t, v)| !agree(*t, *v, t_ms, raw)) {
             self.withheld.clear();
         }
-        self.withheld.push((t_ms, said));
+        self.withheld.push((t_ms, raw));
         let since = self.withheld.first().map_or(t_ms, |(t, _)| *t);
         if self.withheld.len() < AGREE || t_ms - since < AGREE_MS {
             return (None, ValueQuality::Spike);

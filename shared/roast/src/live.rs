@@ -107,11 +107,11 @@ impl LiveRoast {
 
     /// Ends the roast and learns from its marks.
     fn finish_roast(&mut self, charge: Option<i64>) {
-        let told = std::mem::take(&mut self.reported);
+        let reported = std::mem::take(&mut self.reported);
         let Some(charge) = charge else { return };
         let learned = &mut self.learned;
         learned.roasts += 1;
-        for mark in told {
+        for mark in reported {
             let line = match mark.kind {
                 EventKind::DryEnd => &mut learned.dry_end,
                 EventKind::Fc => &mut learned.first_crack,

@@ -145,9 +145,9 @@ impl MarkLine {
         self.p[2] -= gain[1] * h[1];
         // The part of the residual that the state's variance does not explain is scatter, or drift.
         let share = self.scatter / variance;
-        let seen = pull * pull * share;
+        let observed = pull * pull * share;
         if !changed {
-            self.scatter = (self.scatter * self.weight + seen) / (self.weight + 1.0);
+            self.scatter = (self.scatter * self.weight + observed) / (self.weight + 1.0);
             self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
         }
         self.marks += 1;

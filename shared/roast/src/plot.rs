@@ -214,9 +214,9 @@ fn legend(out: &mut String) {
     }
 }
 
-fn text(out: &mut String, x: f64, y: f64, class: &str, words: &str) {
-    let mut safe = String::with_capacity(words.len());
-    for c in words.chars().take(80) {
+fn text(out: &mut String, x: f64, y: f64, class: &str, content: &str) {
+    let mut safe = String::with_capacity(content.len());
+    for c in content.chars().take(80) {
         match c {
             '<' => safe.push_str("&lt;"),
             '>' => safe.push_str("&gt;"),

@@ -118,7 +118,7 @@ impl RecordingReplay {
     pub fn roast(&self) -> Option<&DetectedRoast> {
         let mut best: Option<&DetectedRoast> = None;
         for roast in &self.roasts {
-            if best.is_none_or(|known| roast.length_ms() > known.length_ms()) {
+            if best.is_none_or(|longest| roast.length_ms() > longest.length_ms()) {
                 best = Some(roast);
             }
         }

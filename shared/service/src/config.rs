@@ -51,7 +51,7 @@ impl fmt::Display for Mistake {
 /// All mistakes of a configuration.
 #[derive(Debug, Default)]
 pub struct Mistakes {
-    found: Vec<Mistake>,
+    entries: Vec<Mistake>,
     locations: BTreeMap<String, String>,
     /// Values given as text by a variable or a flag, by field: `2` may be a number or a name.
     texts: BTreeMap<String, String>,
@@ -60,12 +60,8 @@ pub struct Mistakes {
 impl Mistakes {
     /// Adds a mistake of `field`, with the place where the field was set.
     pub fn add(&mut self, field: &str, problem: impl Into<String>) {
-        let place = self.location_of(field);
-        self.found.push(Mistake {
-            field: field.to_owned(),
-            location: place,
-            problem: problem.into(),
-        });
+        let location = self.location_of(field);
+        self.entries.push(Mistake { field: field.to_owned(), location, problem: problem.into() });
     }
 
     /// Adds a mistake unless `holds`.
@@ -84,18 +80,18 @@ impl Mistakes {
     /// Returns the mistakes in the order in which they were found.
     #[must_use]
     pub fn into_vec(self) -> Vec<Mistake> {
-        self.found
+        self.entries
     }
 
     /// Returns where a field was set, or else where the nearest enclosing table was.
     fn location_of(&self, field: &str) -> String {
         let mut path = field;
         loop {
-            if let Some(place) = self.locations.get(path) {
-                return place.clone();
+            if let Some(location) = self.locations.get(path) {
+                return location.clone();
             }
             match path.rfind(['.', '[']) {
-                Some(cut) => path = &path[..cut],
+                Some(end) => path = &path[..end],
                 None => return String::new(),
             }
         }
@@ -150,21 +146,21 @@ pub fn load<C: Config>(
         overlay(&mut table, &field, &value, name, &mut mistakes);
     }
     for setting in &sources.set {
-        let place = format!("--set {setting}");
+        let location = format!("--set {setting}");
         match setting.split_once('=') {
-            Some((field, value)) => overlay(&mut table, field, value, place, &mut mistakes),
-            None => mistakes.found.push(Mistake {
+            Some((field, value)) => overlay(&mut table, field, value, location, &mut mistakes),
+            None => mistakes.entries.push(Mistake {
                 field: String::new(),
-                location: place,
+                location,
                 problem: "is not FIELD=VALUE".to_owned(),
             }),
         }
     }
     let config: C = deserialize_all(table, &mut mistakes);
-    if mistakes.found.is_empty() {
+    if mistakes.entries.is_empty() {
         config.check(&mut mistakes);
     }
-    if mistakes.found.is_empty() { Ok(config) } else { Err(ConfigError(mistakes.found)) }
+    if mistakes.entries.is_empty() { Ok(config) } else { Err(ConfigError(mistakes.entries)) }
 }
 
 /// Returns the configuration as TOML, with secrets masked.
@@ -190,39 +186,39 @@ fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
     for error in errors {
         let at = error.span().map_or(1, |span| line(span.start));
         let problem = error.message().to_owned();
-        mistakes.found.push(Mistake {
+        mistakes.entries.push(Mistake {
             field: String::new(),
             location: format!("{name}:{at}"),
             problem,
         });
     }
-    let mut place = |path: &str, at: usize| {
+    let mut record = |path: &str, at: usize| {
         mistakes.locations.insert(path.to_owned(), format!("{name}:{}", line(at)));
     };
-    record_locations(parsed.get_ref(), "", &mut place);
-    if mistakes.found.is_empty() { text.parse().unwrap_or_default() } else { Table::new() }
+    record_locations(parsed.get_ref(), "", &mut record);
+    if mistakes.entries.is_empty() { text.parse().unwrap_or_default() } else { Table::new() }
 }
 
-fn record_locations(table: &DeTable<'_>, prefix: &str, place: &mut impl FnMut(&str, usize)) {
+fn record_locations(table: &DeTable<'_>, prefix: &str, record: &mut impl FnMut(&str, usize)) {
     for (key, value) in table {
         let path = if prefix.is_empty() {
             key.get_ref().to_string()
         } else {
             format!("{prefix}.{}", key.get_ref())
         };
-        place(&path, key.span().start);
-        record_value_locations(value.get_ref(), &path, place);
+        record(&path, key.span().start);
+        record_value_locations(value.get_ref(), &path, record);
     }
 }
 
-fn record_value_locations(value: &DeValue<'_>, path: &str, place: &mut impl FnMut(&str, usize)) {
+fn record_value_locations(value: &DeValue<'_>, path: &str, record: &mut impl FnMut(&str, usize)) {
     match value {
-        DeValue::Table(table) => record_locations(table, path, place),
+        DeValue::Table(table) => record_locations(table, path, record),
         DeValue::Array(items) => {
             for (i, item) in items.iter().enumerate() {
                 let path = format!("{path}[{i}]");
-                place(&path, item.span().start);
-                record_value_locations(item.get_ref(), &path, place);
+                record(&path, item.span().start);
+                record_value_locations(item.get_ref(), &path, record);
             }
         }
         _ => {}
@@ -230,14 +226,14 @@ fn record_value_locations(value: &DeValue<'_>, path: &str, place: &mut impl FnMu
 }
 
 /// Sets one field from text: parsed as a TOML value if it is one, else as the text itself.
-fn overlay(table: &mut Table, field: &str, text: &str, place: String, mistakes: &mut Mistakes) {
+fn overlay(table: &mut Table, field: &str, text: &str, location: String, mistakes: &mut Mistakes) {
     let value = format!("v = {text}")
         .parse::<Table>()
         .ok()
         .filter(|parsed| parsed.len() == 1)
         .and_then(|mut parsed| parsed.remove("v"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
-    mistakes.locations.insert(field.to_owned(), place);
+    mistakes.locations.insert(field.to_owned(), location);
     mistakes.texts.insert(field.to_owned(), text.to_owned());
     set(table, field, value, mistakes);
 }
@@ -259,7 +255,7 @@ fn set(table: &mut Table, field: &str, value: Value, mistakes: &mut Mistakes) {
 /// Deserialises the table. Removes each wrong value and tries again until the rest is right, so
 /// that one run finds all mistakes.
 fn deserialize_all<C: Config>(mut table: Table, mistakes: &mut Mistakes) -> C {
-    while mistakes.found.len() < MISTAKES_MAX {
+    while mistakes.entries.len() < MISTAKES_MAX {
         let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
             Ok(config) => return config,
             Err(error) => error,

@@ -72,7 +72,7 @@ impl Health {
     }
 
     pub(crate) async fn ready(&self) -> (StatusCode, Json<serde_json::Value>) {
-        let asked = self.checks.iter().map(|(name, check)| {
+        let pending = self.checks.iter().map(|(name, check)| {
             let answer = check();
             async move {
                 let start = Instant::now();
@@ -88,7 +88,7 @@ impl Health {
         // At once: one after the other, two slow dependencies could exceed the prober's timeout.
         let mut checks = serde_json::Map::new();
         let mut ready = true;
-        for (name, checked) in join_all(asked).await {
+        for (name, checked) in join_all(pending).await {
             ready &= checked.status == "healthy";
             checks.insert(name.to_owned(), serde_json::to_value(checked).unwrap_or_default());
         }

@@ -96,11 +96,11 @@ impl ConcurrencyLimit {
 /// Refuses a request with 503 and `Retry-After` while all places of the
 /// [`ConcurrencyLimit`] are taken. A stream holds its place only until it begins.
 pub async fn limit_concurrency(
-    State(ConcurrencyLimit(places)): State<ConcurrencyLimit>,
+    State(ConcurrencyLimit(permits)): State<ConcurrencyLimit>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Ok(_place) = places.try_acquire() else {
+    let Ok(_permit) = permits.try_acquire() else {
         metrics::counter!("simcorp_http_requests_refused_total").increment(1);
         let body = serde_json::json!({"error": "too many requests at once; try again"});
         let again = [(header::RETRY_AFTER, "1")];
@@ -123,8 +123,8 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 /// is the caller's `x-request-id` if that consists of letters, digits and `-_.` only.
 pub async fn assign_request_id(request: Request, next: Next) -> Response {
     let plain = |id: &&HeaderValue| {
-        let word = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
-        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(word)
+        let is_allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.as_bytes().iter().all(is_allowed)
     };
     let given = request.headers().get(REQUEST_ID).filter(plain).cloned();
     let id = given.unwrap_or_else(new_request_id);
@@ -188,9 +188,9 @@ pub async fn serve(
     app: Router,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let asked = stop.clone();
-    let serving =
-        axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
+    let stopping = stop.clone();
+    let serving = axum::serve(listener, app)
+        .with_graceful_shutdown(async move { stopping.cancelled().await });
     serve_and_drain(async { serving.await }, stop).await
 }
 

@@ -11,7 +11,7 @@ pub use tokio_util::sync::CancellationToken;
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let asked = token.clone();
+    let stop = token.clone();
     tokio::spawn(async move {
         for insists in [false, true] {
             let name = tokio::select! {
@@ -23,7 +23,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
                 std::process::exit(130);
             }
             tracing::info!(signal = name, "stopping");
-            asked.cancel();
+            stop.cancel();
         }
     });
     Ok(token)

@@ -79,9 +79,9 @@ async fn accept(
     acceptor: TlsAcceptor,
     done: mpsc::Sender<(TlsConnection, TlsPeer)>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = tcp.accept() => accepted,
             () = done.closed() => return,
@@ -112,7 +112,7 @@ async fn accept(
             };
             let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let certificate = shown.map(|der| Arc::from(der.as_ref()));
-            let peer = TlsPeer { address, certificate, _permit: Some(Arc::new(place)) };
+            let peer = TlsPeer { address, certificate, _permit: Some(Arc::new(permit)) };
             let _ = done.send((shaken, peer)).await;
         });
     }
@@ -143,9 +143,9 @@ pub async fn serve(
     app: Router,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let asked = stop.clone();
+    let stopping = stop.clone();
     let app = app.into_make_service_with_connect_info::<TlsPeer>();
-    let serving =
-        axum::serve(listener, app).with_graceful_shutdown(async move { asked.cancelled().await });
+    let serving = axum::serve(listener, app)
+        .with_graceful_shutdown(async move { stopping.cancelled().await });
     serve_and_drain(async { serving.await }, stop).await
 }

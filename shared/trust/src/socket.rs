@@ -187,8 +187,8 @@ impl Signer for SocketKey {
     }
 
     fn public_key(&self) -> Result<PublicKey, SignError> {
-        if let Some(known) = self.public.get() {
-            return Ok(known.clone());
+        if let Some(cached) = self.public.get() {
+            return Ok(cached.clone());
         }
         let spki = self.exchange(&SignerRequest::PublicKey)?;
         let public = PublicKey::from_spki(&spki).map_err(|error| SignError {

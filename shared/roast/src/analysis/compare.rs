@@ -94,9 +94,9 @@ fn ror_rmse(
     let mut square = 0.0;
     let mut n = 0.0;
     for (t, ror) in this.ror_between(at + span.start(), at + span.end()) {
-        let wanted = t - at + at_reference;
-        let i = reference.ror.partition_point(|(t, _)| *t < wanted);
-        let near = reference.ror.get(i).filter(|(t, _)| t - wanted <= 3_000);
+        let target_ms = t - at + at_reference;
+        let i = reference.ror.partition_point(|(t, _)| *t < target_ms);
+        let near = reference.ror.get(i).filter(|(t, _)| t - target_ms <= 3_000);
         if let Some((_, other)) = near {
             square += (ror - other).powi(2);
             n += 1.0;

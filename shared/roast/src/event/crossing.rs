@@ -50,9 +50,9 @@ impl RoastInProgress {
                 self.below[i].get_or_insert(now.t_ms);
             }
             // Infer second crack only on machines where people have marked it.
-            let heard_of = kind != EventKind::Sc
+            let allowed = kind != EventKind::Sc
                 || (line.mark_count() > 0 && self.mark(EventKind::Fc).is_some());
-            if above >= 0.0 && heard_of {
+            if above >= 0.0 && allowed {
                 let found = self.crossing_mark(kind, now, rise, line, i);
                 crossed[i] = Some(match before.filter(|b| now.t_ms - b.t_ms > SILENT_MS) {
                     Some(before) => self.crossing_in_gap(found, before, now, line),
@@ -116,14 +116,14 @@ impl RoastInProgress {
 
     /// Detects first crack from several cracks in a short time, at any temperature.
     fn detect_cracks(&mut self, sample: &Sample, now: BtPoint) -> Option<DetectedMark> {
-        let heard = sample.cracks?;
-        self.cracks.push_back((now.t_ms, heard));
+        let count = sample.cracks?;
+        self.cracks.push_back((now.t_ms, count));
         while self.cracks.front().is_some_and(|(t, _)| now.t_ms - t > CRACKS_MS) {
             self.cracks.pop_front();
         }
         let (_, before) = *self.cracks.front()?;
         let known = self.mark(EventKind::Fc);
-        if heard - before < CRACKS || known.is_some_and(|mark| mark.method == Method::Acoustic) {
+        if count - before < CRACKS || known.is_some_and(|mark| mark.method == Method::Acoustic) {
             return None;
         }
         // First crack begins with the first of them.

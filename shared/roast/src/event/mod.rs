@@ -292,7 +292,7 @@ impl Tracker {
             ..RoastInProgress::default()
         };
         if marked.contains(&EventKind::Tp) {
-            roast.turning = turning_point::TurningPoint::known(charge_ms);
+            roast.turning = turning_point::TurningPoint::before_tracking(charge_ms);
         }
         self.stage = Stage::Roasting(Box::new(roast));
     }

@@ -26,7 +26,7 @@ pub(super) struct TurningPoint {
 
 impl TurningPoint {
     /// Returns a turning point that happened before tracking started.
-    pub(super) const fn known(t_ms: i64) -> Self {
+    pub(super) const fn before_tracking(t_ms: i64) -> Self {
         let point = BtPoint { t_ms, bt_c: f64::MIN };
         Self { low: Some(point), until_ms: t_ms, sure: Some(point), told: 1 }
     }

@@ -86,17 +86,17 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
         .filter(|c| *c != 0.0)
         .and_then(|c| celsius(Some(c)));
     let start_s = times.iter().copied().flatten().next().unwrap_or(0.0);
-    let mut kept = Vec::with_capacity(times.len());
+    let mut indices = Vec::with_capacity(times.len());
     for (i, time) in times.iter().enumerate() {
         let before = recording.samples.last().map_or(i64::MIN, |s: &Sample| s.t_ms);
         let seconds = time.filter(|t| t.is_finite() && t.abs() < 1e7);
         #[allow(clippy::cast_possible_truncation)] // checked: at most some months in milliseconds
         let t_ms = seconds.map(|t| ((t - start_s) * 1000.0).round() as i64);
         let Some(t_ms) = t_ms.filter(|t| *t > before) else {
-            kept.push(None);
+            indices.push(None);
             continue;
         };
-        kept.push(Some(recording.samples.len()));
+        indices.push(Some(recording.samples.len()));
         recording.samples.push(Sample {
             t_ms,
             bt_c: celsius(bt[i]),
@@ -107,7 +107,7 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
             ..Sample::default()
         });
     }
-    recording.marks = marks(&file, &kept);
+    recording.marks = marks(&file, &indices);
     Ok(recording)
 }
 
@@ -127,7 +127,7 @@ fn weights(file: &Map<String, Value>) -> (Option<f64>, Option<f64>) {
 
 /// Returns the marks of `timeindex` = [CHARGE, DRY, FCs, `FCe`, SCs, `SCe`, DROP, COOL], in the
 /// order of their samples. Unset is −1 for CHARGE and 0 for the others.
-fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, usize)> {
+fn marks(file: &Map<String, Value>, indices: &[Option<usize>]) -> Vec<(EventKind, usize)> {
     let indexes = file.get("timeindex").and_then(Value::as_array);
     let mut marks: Vec<(EventKind, usize)> = TIMEINDEX
         .into_iter()
@@ -135,7 +135,7 @@ fn marks(file: &Map<String, Value>, kept: &[Option<usize>]) -> Vec<(EventKind, u
         .filter_map(|(kind, index)| {
             let index = usize::try_from(index.as_i64()?).ok()?;
             let set = index > 0 || kind == EventKind::Charge;
-            let sample = kept.get(index).copied().flatten()?;
+            let sample = indices.get(index).copied().flatten()?;
             set.then_some((kind, sample))
         })
         .collect();
@@ -211,10 +211,10 @@ impl Parser<'_> {
         self.rest().chars().next()
     }
 
-    fn consume(&mut self, wanted: char) -> bool {
-        let found = self.peek() == Some(wanted);
+    fn consume(&mut self, expected: char) -> bool {
+        let found = self.peek() == Some(expected);
         if found {
-            self.at += wanted.len_utf8();
+            self.at += expected.len_utf8();
         }
         found
     }
@@ -314,8 +314,8 @@ impl Parser<'_> {
             .rest()
             .find(|c: char| !(c.is_ascii_alphanumeric() || "+-._".contains(c)))
             .unwrap_or(self.rest().len());
-        let word = &self.rest()[..length];
-        let value = match word {
+        let token = &self.rest()[..length];
+        let value = match token {
             "True" | "true" => Value::Bool(true),
             "False" | "false" => Value::Bool(false),
             "None" | "null" | "nan" | "NaN" | "inf" | "-inf" | "Infinity" | "-Infinity" => {

@@ -91,11 +91,11 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
     let mut rows = reader(&text[rows_start..], separator);
     let mut row = StringRecord::new();
     while rows.read_record(&mut row).unwrap_or(false) {
-        let cell = |wanted: fn(Column) -> bool| {
-            let i = columns.iter().position(|c| c.is_some_and(wanted))?;
+        let cell = |is_column: fn(Column) -> bool| {
+            let i = columns.iter().position(|c| c.is_some_and(is_column))?;
             row.get(i).map(content).filter(|text| !text.is_empty())
         };
-        let number = |wanted| cell(wanted)?.parse::<f64>().ok().filter(|v| v.is_finite());
+        let number = |is_column| cell(is_column)?.parse::<f64>().ok().filter(|v| v.is_finite());
         let Some(time_ms) = cell(|c| c == Column::Time).and_then(time) else { continue };
         let t_ms = time_ms - *start_ms.get_or_insert(time_ms);
         if recording.samples.last().is_some_and(|last: &Sample| t_ms <= last.t_ms) {
@@ -109,11 +109,12 @@ pub fn read(text: &str) -> Result<Recording, CsvError> {
             let convert = fahrenheit || all_fahrenheit;
             value.map(|v| if convert { (v - 32.0) / 1.8 } else { v })
         };
-        let named = |wanted: fn(Column) -> bool| columns.iter().flatten().find(|c| wanted(**c));
+        let column =
+            |is_column: fn(Column) -> bool| columns.iter().flatten().find(|c| is_column(**c));
         recording.samples.push(Sample {
             t_ms,
-            bt_c: temperature(number(is_bt), named(is_bt)),
-            et_c: temperature(number(is_et), named(is_et)),
+            bt_c: temperature(number(is_bt), column(is_bt)),
+            et_c: temperature(number(is_et), column(is_et)),
             gas_pct: number(|c| c == Column::Gas),
             fan_pct: number(|c| c == Column::Fan),
             drum_pct: number(|c| c == Column::Drum),
@@ -144,7 +145,7 @@ fn header(line: &str) -> Option<(u8, Vec<Option<Column>>)> {
         let mut names = StringRecord::new();
         reader(line, separator).read_record(&mut names).ok()?;
         let columns: Vec<_> = names.iter().map(column).collect();
-        let has = |wanted: fn(Column) -> bool| columns.iter().flatten().any(|c| wanted(*c));
+        let has = |is_column: fn(Column) -> bool| columns.iter().flatten().any(|c| is_column(*c));
         let complete = has(|c| c == Column::Time) && has(is_bt);
         complete.then_some((separator, columns))
     })

@@ -70,7 +70,7 @@ pub fn apply(samples: &[Sample], windows: &[Window], seed: u64) -> Vec<Sample> {
 
 fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sample> {
     let mut out: Vec<Sample> = Vec::with_capacity(samples.len());
-    let mut held: Option<(i64, Sample)> = None;
+    let mut frozen: Option<(i64, Sample)> = None;
     for sample in samples {
         if !(window.from_ms..window.to_ms).contains(&sample.t_ms) {
             // A clock that was set stays set after the window.
@@ -92,7 +92,7 @@ fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sa
                 }
             }
             Fault::Stuck => {
-                let (_, first) = *held.get_or_insert((hurt.t_ms, hurt));
+                let (_, first) = *frozen.get_or_insert((hurt.t_ms, hurt));
                 hurt = Sample { t_ms: hurt.t_ms, ..first };
             }
             Fault::UnitFlip => hurt.bt_c = hurt.bt_c.map(|bt| bt * 1.8 + 32.0),
@@ -100,9 +100,9 @@ fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sa
                 hurt.bt_c = hurt.bt_c.map(|bt| (bt / step_c).floor() * step_c);
             }
             Fault::Staircase { every_ms } => {
-                let (since, old) = *held.get_or_insert((hurt.t_ms, hurt));
+                let (since, old) = *frozen.get_or_insert((hurt.t_ms, hurt));
                 if hurt.t_ms - since >= every_ms {
-                    held = Some((hurt.t_ms, hurt));
+                    frozen = Some((hurt.t_ms, hurt));
                 } else {
                     (hurt.bt_c, hurt.et_c) = (old.bt_c, old.et_c);
                 }

@@ -89,7 +89,7 @@ pub struct Twin {
     /// The probe at the operator's last look, °C.
     last_look_bt_c: f64,
     /// `Some`: the controls are held at these values, and the operator is disabled.
-    held: Option<Inputs>,
+    fixed: Option<Inputs>,
 }
 
 impl Twin {
@@ -109,7 +109,7 @@ impl Twin {
             load: 1.0,
             cracked_ms: None,
             last_look_bt_c: preset.habit.charge_c,
-            held: None,
+            fixed: None,
         };
         // The drum has been kept warm for a while: metal, air and probes are in balance.
         for _ in 0..WARMED_MS / STEP_MS {
@@ -129,7 +129,7 @@ impl Twin {
 
     /// Disables the simulated operator: the controls stay at these values, 0..1 each.
     pub const fn hold(&mut self, gas: f64, fan: f64, drum: f64) {
-        self.held = Some(Inputs { gas, fan, drum, ambient_c: self.inputs.ambient_c });
+        self.fixed = Some(Inputs { gas, fan, drum, ambient_c: self.inputs.ambient_c });
     }
 
     /// Returns the true temperatures, which the probes only approximate.
@@ -160,8 +160,8 @@ impl Twin {
     fn step(&mut self) -> Option<EventKind> {
         self.stage_ms += STEP_MS;
         let event = self.operate();
-        if let Some(held) = self.held {
-            self.inputs = held;
+        if let Some(fixed) = self.fixed {
+            self.inputs = fixed;
         }
         self.state.step(&self.preset.machine, self.inputs);
         event

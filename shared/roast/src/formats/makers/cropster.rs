@@ -210,23 +210,23 @@ fn about(recording: &mut Recording, sheets: &[Worksheet]) {
     let Some([names, values, ..]) = sheets.first().map(|sheet| sheet.rows.as_slice()) else {
         return;
     };
-    let value = |wanted: &[&str], suffix: &str| {
+    let value = |keys: &[&str], suffix: &str| {
         let at = names.iter().position(|name| {
             let Cell::Text(name) = name else { return false };
             let name = name.trim().to_lowercase();
-            wanted.iter().any(|wanted| name == format!("{wanted}{suffix}"))
+            keys.iter().any(|key| name == format!("{key}{suffix}"))
         })?;
         values.get(at)
     };
-    let text = |wanted: &[&str]| match value(wanted, "") {
+    let text = |keys: &[&str]| match value(keys, "") {
         Some(Cell::Text(text)) => text.trim().to_owned(),
         _ => String::new(),
     };
     recording.beans = text(&["lot name", "chargenname", "nombre del lote", "nom du lot"]);
     recording.title = text(&["profile", "profil", "perfil", "profilo"]);
     recording.machine = text(&["machine", "maschine", "tostador", "macchina"]);
-    let grams = |wanted: &[&str], suffix: &str| {
-        let unit = match value(wanted, suffix) {
+    let grams = |keys: &[&str], suffix: &str| {
+        let unit = match value(keys, suffix) {
             Some(Cell::Text(unit)) => unit.trim().to_uppercase(),
             _ => String::new(),
         };
@@ -236,7 +236,7 @@ fn about(recording: &mut Recording, sheets: &[Worksheet]) {
             "OZ" => 28.349_523_125,
             _ => 1.0,
         };
-        value(wanted, "").and_then(number).filter(|weight| *weight > 0.0).map(|w| w * factor)
+        value(keys, "").and_then(number).filter(|weight| *weight > 0.0).map(|w| w * factor)
     };
     recording.weight_in_g = grams(&WEIGHT_IN, " unit");
     recording.weight_out_g = grams(&WEIGHT_OUT, " unit");

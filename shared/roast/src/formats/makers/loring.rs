@@ -33,7 +33,7 @@ pub fn read(text: &str) -> Option<Recording> {
         if !added {
             continue;
         }
-        let said = |row: &Row<'_>, name: &str| row.number(name) == Some(1.0);
+        let is_set = |row: &Row<'_>, name: &str| row.number(name) == Some(1.0);
         let on = on > 0.0;
         if on && !roasting {
             rows.mark(EventKind::Charge);
@@ -41,10 +41,10 @@ pub fn read(text: &str) -> Option<Recording> {
             rows.mark(EventKind::Drop);
         }
         roasting = on;
-        if said(&row, "ColorChangeOnOff") {
+        if is_set(&row, "ColorChangeOnOff") {
             rows.mark(EventKind::DryEnd);
         }
-        let (first, second) = (said(&row, "FirstCrackOnOff"), said(&row, "SecondCrackOnOff"));
+        let (first, second) = (is_set(&row, "FirstCrackOnOff"), is_set(&row, "SecondCrackOnOff"));
         for (now, before, starts, ends) in [
             (first, &mut cracking, EventKind::Fc, EventKind::FcEnd),
             (second, &mut cracking_again, EventKind::Sc, EventKind::ScEnd),

@@ -15,7 +15,7 @@ pub struct Row<'t> {
 impl Table {
     /// Reads `text` from its header on: the first line, among the first ten, that has all of
     /// `wanted` as columns. Returns `None` if there is no such line.
-    pub fn find(text: &str, separator: u8, wanted: &[&str]) -> Option<Self> {
+    pub fn find(text: &str, separator: u8, required: &[&str]) -> Option<Self> {
         let text = text.trim_start_matches('\u{feff}');
         let mut start = 0;
         for line in text.split_inclusive('\n').take(10) {
@@ -23,7 +23,7 @@ impl Table {
                 .split(char::from(separator))
                 .map(|cell| cell.trim().trim_matches('"').trim())
                 .collect();
-            if wanted.iter().all(|name| cells.contains(name)) {
+            if required.iter().all(|name| cells.contains(name)) {
                 return Self::read(&text[start..], separator);
             }
             start += line.len();
@@ -53,7 +53,7 @@ impl Table {
 impl Row<'_> {
     /// Returns the text of a column; `None` if the cell is empty.
     pub fn text(&self, name: &str) -> Option<&str> {
-        let at = self.header.iter().position(|known| known == name)?;
+        let at = self.header.iter().position(|column| column == name)?;
         self.cells.get(at).map(String::as_str).filter(|text| !text.is_empty())
     }
 

@@ -75,16 +75,16 @@ async fn analysis(
     let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
     let found = found.ok_or(ApiError::NotFound("session"))?;
     // The key has the session's version: every change of the session leads to another cache entry.
-    let kept = found.etag.map(|tag| format!("{org}/{id}/{VERSION}/{tag}"));
-    if let Some(kept) = &kept
-        && let Some(body) = state.cache.get("analysis", kept).await
+    let cache_key = found.etag.map(|tag| format!("{org}/{id}/{VERSION}/{tag}"));
+    if let Some(cache_key) = &cache_key
+        && let Some(body) = state.cache.get("analysis", cache_key).await
     {
         return Ok(json_response(body));
     }
     let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
     let body = WithoutNulls(roast.full_analysis(now)).to_bytes().map_err(ApiError::internal)?;
-    if let Some(kept) = kept.as_ref().filter(|_| roast.all_points_loaded) {
-        state.cache.put("analysis", kept, body.clone(), CACHE_LIFETIME).await;
+    if let Some(cache_key) = cache_key.as_ref().filter(|_| roast.all_points_loaded) {
+        state.cache.put("analysis", cache_key, body.clone(), CACHE_LIFETIME).await;
     }
     Ok(json_response(body))
 }
@@ -144,10 +144,10 @@ async fn comparison(
 }
 
 fn parse_align(params: &Params) -> Result<EventKind, ApiError> {
-    let Some(word) = params.get("align") else { return Ok(EventKind::Charge) };
+    let Some(name) = params.get("align") else { return Ok(EventKind::Charge) };
     [EventKind::Charge, EventKind::Tp, EventKind::DryEnd, EventKind::Fc]
         .into_iter()
-        .find(|kind| kind.as_str().eq_ignore_ascii_case(word))
+        .find(|kind| kind.as_str().eq_ignore_ascii_case(name))
         .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))
 }
 
@@ -201,6 +201,6 @@ async fn fleet_statistics(
 ) -> Result<Json<FleetStatistics>, ApiError> {
     let days = request.params.number("days", 7, 1, 366)?;
     let since = request.now.plus_ms(-days * 86_400_000);
-    let (roasts, cut) = fleet::read(&state.ingestion, &request.org, since).await?;
-    Ok(Json(fleet::count(&roasts, cut, since, days as f64)))
+    let (roasts, truncated) = fleet::read(&state.ingestion, &request.org, since).await?;
+    Ok(Json(fleet::count(&roasts, truncated, since, days as f64)))
 }

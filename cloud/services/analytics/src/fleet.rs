@@ -135,7 +135,7 @@ impl Sum {
 #[must_use]
 pub fn count(
     roasts: &[RoastSessionSummary],
-    cut: bool,
+    truncated: bool,
     since: EpochMs,
     days: f64,
 ) -> FleetStatistics {
@@ -156,6 +156,6 @@ pub fn count(
         since,
         all: all.finish(days),
         machines: machines.into_iter().map(of).collect(),
-        cut,
+        cut: truncated,
     }
 }

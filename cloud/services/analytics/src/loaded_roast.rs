@@ -105,11 +105,11 @@ impl LoadedRoast {
         };
         recording.samples.dedup_by_key(|sample| sample.t_ms);
         let mut inferred = BTreeMap::new();
-        let mut told: Vec<_> = events.iter().filter_map(event_rank_and_time).collect();
+        let mut ranked: Vec<_> = events.iter().filter_map(event_rank_and_time).collect();
         // Order of precedence: a person, the machine, a recording, then all other sources. Of two
         // events of the same rank, the first counts.
-        told.sort_by_key(|(_, rank, _)| *rank);
-        for (kind, _, seconds) in told {
+        ranked.sort_by_key(|(_, rank, _)| *rank);
+        for (kind, _, seconds) in ranked {
             inferred.entry(kind).or_insert(seconds);
         }
         // A session begins with its CHARGE.
@@ -130,8 +130,8 @@ impl LoadedRoast {
 
     /// Returns the time of an event, s. An override takes precedence over the inferred time.
     fn seconds(&self, kind: EventKind) -> Option<f64> {
-        let said = self.overrides.iter().find(|one| one.event_type == kind);
-        said.map(|one| one.elapsed_seconds).or_else(|| self.inferred.get(&kind).copied())
+        let overridden = self.overrides.iter().find(|one| one.event_type == kind);
+        overridden.map(|one| one.elapsed_seconds).or_else(|| self.inferred.get(&kind).copied())
     }
 
     fn mark(&mut self) {
@@ -240,19 +240,19 @@ impl LoadedRoast {
         let mut analysis = self.analysis().unwrap_or_default();
         let (mut sources, mut deltas) = (BTreeMap::new(), BTreeMap::new());
         for kind in EventKind::ALL {
-            let said = self.overrides.iter().find(|one| one.event_type == kind);
-            let found = self.inferred.get(&kind);
-            let source = match (said, found) {
+            let overridden = self.overrides.iter().find(|one| one.event_type == kind);
+            let inferred = self.inferred.get(&kind);
+            let source = match (overridden, inferred) {
                 (Some(_), _) => EventTimeSource::Overridden,
                 (None, Some(_)) => EventTimeSource::Inferred,
                 (None, None) => continue,
             };
             sources.insert(kind, source);
-            if let Some((said, found)) = said.zip(found) {
-                let delta = said.elapsed_seconds - found;
+            if let Some((overridden, inferred)) = overridden.zip(inferred) {
+                let delta = overridden.elapsed_seconds - inferred;
                 deltas.insert(kind, delta);
                 if delta.abs() > LARGE_DELTA_S {
-                    analysis.warnings.push(large_override(kind, said.elapsed_seconds, delta));
+                    analysis.warnings.push(large_override(kind, overridden.elapsed_seconds, delta));
                 }
             }
         }
@@ -290,9 +290,9 @@ fn large_override(kind: EventKind, at_seconds: f64, delta: f64) -> Warning {
 /// Kinds of events that upstream Sim-Corp does not have arrive as notes whose payload has the kind
 /// in `mark`.
 fn event_rank_and_time(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
-    let word = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
-    let kind = word("mark").and_then(EventKind::parse).unwrap_or(event.kind);
-    let rank = match word("source") {
+    let field = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
+    let kind = field("mark").and_then(EventKind::parse).unwrap_or(event.kind);
+    let rank = match field("source") {
         Some("person") => 0,
         Some("machine") => 1,
         Some("recording") => 2,

@@ -108,8 +108,8 @@ fn html(status: StatusCode, page: &impl Template) -> Response {
     }
 }
 
-fn problem(gone: ReadError, what: &str) -> Response {
-    let (status, title, text) = match gone {
+fn problem(error: ReadError, what: &str) -> Response {
+    let (status, title, text) = match error {
         ReadError::NotFound => {
             (StatusCode::NOT_FOUND, "Not found", format!("There is no {what} of that name."))
         }
@@ -144,7 +144,7 @@ async fn live_page(
 ) -> Response {
     let machines: Vec<MachineStatus> = match fetch(&state, "/machines").await {
         Ok(machines) => machines,
-        Err(gone) => return problem(gone, "machine"),
+        Err(error) => return problem(error, "machine"),
     };
     let is =
         |m: &&MachineStatus| m.origin.site.as_str() == site && m.origin.machine.as_str() == machine;
@@ -187,6 +187,6 @@ async fn session_page(Extract(state): Extract<ConsoleState>, Path(id): Path<Stri
             let s = SessionRow::of(&session.summary);
             html(StatusCode::OK, &SessionPage { version: assets::version(), here: "sessions", s })
         }
-        Err(gone) => problem(gone, "roast"),
+        Err(error) => problem(error, "roast"),
     }
 }

@@ -21,12 +21,12 @@ pub enum MachineState {
 
 impl MachineState {
     pub fn of(machine: &MachineStatus, now: EpochMs) -> Self {
-        let seen = now.ms_since(machine.last_seen_at);
+        let silent_ms = now.ms_since(machine.last_seen_at);
         let sampled = machine.last_sample_at.map_or(i64::MAX, |at| now.ms_since(at));
         let roasting = machine.session_id.is_some();
-        match seen {
-            _ if seen > OFFLINE_MS => Self::Offline,
-            _ if seen > STALE_MS => Self::Stale,
+        match silent_ms {
+            _ if silent_ms > OFFLINE_MS => Self::Offline,
+            _ if silent_ms > STALE_MS => Self::Stale,
             _ if sampled > DELAYED_MS => Self::Delayed,
             _ if roasting => Self::Roasting,
             _ => Self::Idle,

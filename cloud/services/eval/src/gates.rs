@@ -82,10 +82,11 @@ pub fn steadiness(points: &[TelemetryPoint], roast: &RoastFacts) -> Option<Stead
     let from = roast.charged_at_s + roast.turned_s.unwrap_or(0.0);
     let until = roast.drop_s.map_or(f64::MAX, |drop_s| roast.charged_at_s + drop_s);
     let inside = |p: &&TelemetryPoint| (from..=until).contains(&p.elapsed_seconds);
-    let mut told: Vec<f64> = points.iter().filter(inside).filter_map(|p| p.ror_c_per_min).collect();
-    if told.len() < RATES_MIN {
+    let mut rates: Vec<f64> =
+        points.iter().filter(inside).filter_map(|p| p.ror_c_per_min).collect();
+    if rates.len() < RATES_MIN {
         let mut rate = roast::ror::RateOfRise::default();
-        told = points
+        rates = points
             .iter()
             .filter_map(|p| {
                 #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
@@ -95,15 +96,15 @@ pub fn steadiness(points: &[TelemetryPoint], roast: &RoastFacts) -> Option<Stead
             })
             .collect();
     }
-    told.retain(|rate| rate.is_finite());
-    if told.len() < RATES_MIN {
+    rates.retain(|rate| rate.is_finite());
+    if rates.len() < RATES_MIN {
         return None;
     }
-    let n = told.len() as f64;
-    let mean = told.iter().sum::<f64>() / n;
-    let std_dev = (told.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let n = rates.len() as f64;
+    let mean = rates.iter().sum::<f64>() / n;
+    let std_dev = (rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / n).sqrt();
     let count = |far: &dyn Fn(f64, f64) -> bool| {
-        let found = told.windows(2).filter(|pair| far(pair[0], pair[1])).count();
+        let found = rates.windows(2).filter(|pair| far(pair[0], pair[1])).count();
         u32::try_from(found).unwrap_or(u32::MAX)
     };
     Some(Steadiness {
@@ -216,8 +217,8 @@ fn judge_refusal(case: &NewCase, rejected: bool, reason: Option<&str>) -> (Outco
     else {
         return (Outcome::Pass, Some(true));
     };
-    let said = reason.unwrap_or_default().to_lowercase();
-    let fits = words(expected).any(|word| said.contains(&word));
+    let reason = reason.unwrap_or_default().to_lowercase();
+    let fits = words(expected).any(|word| reason.contains(&word));
     (if fits { Outcome::Pass } else { Outcome::NeedsReview }, Some(fits))
 }
 

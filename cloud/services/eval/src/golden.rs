@@ -179,9 +179,9 @@ impl NewCase {
                 found.push((field, problem));
             }
         };
-        let named = |text: &str| (1..=200).contains(&text.len());
-        require(named(&self.name), "name", "not 1 to 200 bytes");
-        require(named(&self.machine_id), "machineId", "not 1 to 200 bytes");
+        let valid_length = |text: &str| (1..=200).contains(&text.len());
+        require(valid_length(&self.name), "name", "not 1 to 200 bytes");
+        require(valid_length(&self.machine_id), "machineId", "not 1 to 200 bytes");
         require(self.batch_size_kg.is_none_or(|kg| kg > 0.0), "batchSizeKg", "not above 0");
         for (field, value) in [
             ("targetFirstCrackSeconds", self.target_first_crack_seconds),

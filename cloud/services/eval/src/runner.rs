@@ -203,7 +203,7 @@ async fn evaluate_all(
         .into_iter()
         .filter(|case| case.case.expectation == Expectation::ShouldSucceed)
         .collect();
-    let (mut runs, mut known) = (Vec::new(), 0_usize);
+    let (mut runs, mut already_stored) = (Vec::new(), 0_usize);
     if !cases.is_empty() {
         let analysis: Option<Map<String, Value>> =
             tools.read("getAnalysis", &runner.analytics, &["analysis", "session", id], &[]).await?;
@@ -226,17 +226,17 @@ async fn evaluate_all(
             let run = Runner::evaluate(&org, case, evidence, now)
                 .map_err(|error| WorkError::Unavailable(error.to_string()))?;
             let once = format!("{AUTOMATIC}:{id}:{}", case.id);
-            let kept = tools.run_local("writeEvaluation", id, async {
+            let storing = tools.run_local("writeEvaluation", id, async {
                 runner.store_run(&org, &run, Some(&once)).await.map_err(|error| unavailable(&error))
             });
-            if kept.await? {
+            if storing.await? {
                 runs.push(json!({"caseId": case.id, "runId": run.id, "outcome": run.outcome}));
             } else {
-                known += 1;
+                already_stored += 1;
             }
         }
     }
     let summary = json!({"sessionId": id, "cases": cases.len(), "runs": runs});
-    let all_known = known > 0 && runs.is_empty();
-    Ok(if all_known { Ended::AlreadyDone(summary) } else { Ended::Done(summary) })
+    let all_stored = already_stored > 0 && runs.is_empty();
+    Ok(if all_stored { Ended::AlreadyDone(summary) } else { Ended::Done(summary) })
 }

@@ -116,8 +116,8 @@ pub fn saturation(case: &GoldenCase, history: &History, now: EpochMs) -> Saturat
 
 #[must_use]
 pub fn summary(cases: &[Saturation], now: EpochMs) -> Summary {
-    let level = |word: &str| cases.iter().filter(|c| c.saturation_level == word).count();
-    let advice = |word: &str| cases.iter().filter(|c| c.recommendation == Some(word)).count();
+    let level = |name: &str| cases.iter().filter(|c| c.saturation_level == name).count();
+    let advice = |name: &str| cases.iter().filter(|c| c.recommendation == Some(name)).count();
     let saturated = level("SATURATED");
     let rate = if cases.is_empty() { 0.0 } else { saturated as f64 / cases.len() as f64 };
     Summary {

@@ -167,8 +167,8 @@ async fn publish_due(
             continue;
         }
         if now.ms_since(renewed) >= LEASE_MS / 3 || now < renewed {
-            let held = following.store.database().lease(LEASE_NAME, &holder, LEASE_MS, now).await;
-            let speaks = match held {
+            let lease = following.store.database().lease(LEASE_NAME, &holder, LEASE_MS, now).await;
+            let speaks = match lease {
                 Ok(fence) => fence.is_some(),
                 Err(error) => {
                     tracing::debug!(%error, "cannot renew the lease; retrying later");

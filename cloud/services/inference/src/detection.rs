@@ -182,15 +182,15 @@ impl TrackedMachine {
         let too_early = mark.kind == EventKind::Fc
             && self.settings.min_first_crack_seconds.is_some_and(|least| elapsed_s < least);
         // Clients written for upstream Sim-Corp know only these.
-        let known = matches!(
+        let supported = matches!(
             mark.kind,
             EventKind::Charge | EventKind::Tp | EventKind::Fc | EventKind::Drop
         );
-        if !known || by_threshold || too_late || too_early {
+        if !supported || by_threshold || too_late || too_early {
             return;
         }
-        let place = (mark.kind, at, elapsed_s, mark.bt_c);
-        self.add_pending(point, place, mark.method.as_str(), mark.confidence, now);
+        let detected = (mark.kind, at, elapsed_s, mark.bt_c);
+        self.add_pending(point, detected, mark.method.as_str(), mark.confidence, now);
     }
 
     /// Detects first crack at the configured temperature.
@@ -238,7 +238,7 @@ impl TrackedMachine {
         };
         // A refined detection keeps its due time, so that it cannot be postponed for ever.
         let due = match self.pending.get(&kind) {
-            Some(known) => known.due,
+            Some(pending) => pending.due,
             None => now.plus_ms(SETTLE_MS),
         };
         self.pending.insert(kind, PendingEvent { event, due });
@@ -360,12 +360,14 @@ impl MachineTracker {
     /// duplicates.
     #[must_use]
     pub fn recently_published(&self, now: EpochMs) -> Vec<(Origin, RoastEvent)> {
-        let told = self.machines.iter().flat_map(|(origin, machine)| {
-            let recent =
-                machine.published.values().filter(|told| now.ms_since(told.due) < REPUBLISH_MS);
-            recent.map(|told| (origin.clone(), told.event.clone()))
+        let published = self.machines.iter().flat_map(|(origin, machine)| {
+            let recent = machine
+                .published
+                .values()
+                .filter(|published| now.ms_since(published.due) < REPUBLISH_MS);
+            recent.map(|published| (origin.clone(), published.event.clone()))
         });
-        told.collect()
+        published.collect()
     }
 
     /// Returns an organisation's machines for `/status`.
@@ -373,17 +375,17 @@ impl MachineTracker {
     pub fn statuses(&self, org: &contract::OrgId, now: EpochMs) -> Vec<FollowedMachine> {
         let own = self.machines.iter().filter(|(origin, _)| origin.org == *org);
         own.map(|(origin, machine)| {
-            let told = |kind| machine.published.contains_key(&kind);
+            let is_published = |kind| machine.published.contains_key(&kind);
             FollowedMachine {
                 origin: origin.clone(),
                 session_id: format!("{origin}@{}", machine.started),
                 started_at_iso: machine.started,
                 last_seen_at_iso: machine.last_seen,
                 emitted: Emitted {
-                    charge: told(EventKind::Charge),
-                    tp: told(EventKind::Tp),
-                    fc: told(EventKind::Fc),
-                    drop: told(EventKind::Drop),
+                    charge: is_published(EventKind::Charge),
+                    tp: is_published(EventKind::Tp),
+                    fc: is_published(EventKind::Fc),
+                    drop: is_published(EventKind::Drop),
                 },
                 telemetry_count: machine.points,
                 speaks: now < machine.sends_events_until,

@@ -56,10 +56,10 @@ impl InferenceStore {
              ORDER BY site_id, machine_id LIMIT 1000")
             .bind(org.as_str()).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        let named = |(site, machine, body): (String, String, String)| {
+        let parse_row = |(site, machine, body): (String, String, String)| {
             Ok((format!("{org}|{site}|{machine}"), read(&body)?))
         };
-        rows.into_iter().map(named).collect()
+        rows.into_iter().map(parse_row).collect()
     }
 
     /// Reads the settings of the machines of all organisations, at most 10 000.

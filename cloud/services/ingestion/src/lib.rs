@@ -47,12 +47,12 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
     let wake = tail.wake();
     let (pipeline, acks) =
         pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tracker);
-    let (taken, taken_from) = session_closed::ack_queue();
-    let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, taken), tracker, stop)?;
+    let (ack_sender, ack_receiver) = session_closed::ack_queue();
+    let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, ack_sender), tracker, stop)?;
     session_closed::start(
         store.clone(),
         bus.clone(),
-        taken_from,
+        ack_receiver,
         clock.clone(),
         tracker,
         stop.clone(),

@@ -43,7 +43,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 pub fn start(
     config: &IngestionConfig,
     mqtt: &BrokerSettings,
-    (pipeline, acks, taken): (&Pipeline, Acks, session_closed::SessionClosedAcks),
+    (pipeline, acks, session_acks): (&Pipeline, Acks, session_closed::SessionClosedAcks),
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<Option<Bus>, BrokerError> {
@@ -63,20 +63,20 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter))
         .with_vital(SUBSCRIBED.len());
     let bus = Bus { client: link.client(), connected: link.ready_flag() };
-    tracker.spawn(receive(link, (pipeline.clone(), taken), stop.clone()));
+    tracker.spawn(receive(link, (pipeline.clone(), session_acks), stop.clone()));
     tracker.spawn(publish_acks(bus.clone(), acks));
     Ok(Some(bus))
 }
 
 async fn receive(
     mut link: MqttConnection,
-    (pipeline, taken): (Pipeline, session_closed::SessionClosedAcks),
+    (pipeline, session_acks): (Pipeline, session_closed::SessionClosedAcks),
     stop: CancellationToken,
 ) {
     while let Some(news) = link.next(&stop).await {
         let ConnectionEvent::Message { topic, payload } = news else { continue };
         if topic.starts_with("ops/") {
-            taken.receive(&topic, &payload);
+            session_acks.receive(&topic, &payload);
         } else {
             forward(&pipeline, &topic, payload).await;
         }

@@ -126,8 +126,8 @@ async fn check_receipt(
         ack.need = missing(&chain.gaps, chain.next, &receipt);
         false
     };
-    let found = if complete { Completeness::Complete } else { Completeness::Incomplete };
-    if open.completeness != found.as_str() {
+    let completeness = if complete { Completeness::Complete } else { Completeness::Incomplete };
+    if open.completeness != completeness.as_str() {
         let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
         let totals = match store.session(&org, &open.session_id).await? {
             Some(session) if complete => {
@@ -136,11 +136,11 @@ async fn check_receipt(
             }
             _ => None,
         };
-        store.set_completeness(&open.org_id, &open.session_id, found, totals).await?;
+        store.set_completeness(&open.org_id, &open.session_id, completeness, totals).await?;
         tracing::info!(
             session = open.session_id,
             samples = receipt.sample_count(),
-            found = found.as_str(),
+            found = completeness.as_str(),
             digest_differs,
             "checked whether a session is complete"
         );
@@ -159,10 +159,10 @@ async fn check_receipt(
 /// Returns the frames of a receipt that have not arrived, as at most 64 ranges.
 fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange> {
     let beyond = FrameRange { first: next.max(1), last: u64::MAX };
-    let wanted = gaps.iter().copied().chain([beyond]).filter_map(|gap| {
+    let ranges = gaps.iter().copied().chain([beyond]).filter_map(|gap| {
         let first = gap.first.max(receipt.first_frame);
         let last = gap.last.min(receipt.last_frame);
         (first <= last).then_some(FrameRange { first, last })
     });
-    wanted.take(64).collect()
+    ranges.take(64).collect()
 }

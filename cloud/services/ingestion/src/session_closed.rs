@@ -47,15 +47,15 @@ pub fn ack_queue() -> (SessionClosedAcks, mpsc::Receiver<(OrgId, SessionId)>) {
 impl SessionClosedAcks {
     pub fn receive(&self, topic: &str, payload: &[u8]) {
         let Ok((origin, ops::SessionTopic::ClosedAck)) = ops::parse_topic(topic) else { return };
-        let Ok(taken) = serde_json::from_slice::<ops::SessionClosedAck>(payload) else { return };
-        let _ = self.0.try_send((origin.org, taken.session_id));
+        let Ok(ack) = serde_json::from_slice::<ops::SessionClosedAck>(payload) else { return };
+        let _ = self.0.try_send((origin.org, ack.session_id));
     }
 }
 
 pub fn start(
     store: IngestStore,
     bus: Option<Bus>,
-    mut taken: mpsc::Receiver<(OrgId, SessionId)>,
+    mut acks: mpsc::Receiver<(OrgId, SessionId)>,
     clock: Clock,
     tracker: &TaskTracker,
     stop: CancellationToken,
@@ -68,7 +68,7 @@ pub fn start(
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some((org, session)) = taken.recv() => {
+                Some((org, session)) = acks.recv() => {
                     if let Err(error) = store.acknowledge_session_closed(&org, session.as_str()).await {
                         tracing::warn!(%error, "could not store an ack; its event is resent");
                     }

@@ -218,22 +218,22 @@ pub fn session_requiring_promotion<'m>(
     if !gate.require_promotion {
         return None;
     }
-    let named = mission.params.get("sessionId").and_then(serde_json::Value::as_str);
-    Some(named.or(mission.subject_id.as_deref()).unwrap_or_default())
+    let session_id = mission.params.get("sessionId").and_then(serde_json::Value::as_str);
+    Some(session_id.or(mission.subject_id.as_deref()).unwrap_or_default())
 }
 
-/// Applies eval's answer to `decision`. `against` is `None` if eval allows the roast's promotion.
+/// Applies eval's answer to `decision`. `blocker` is `None` if eval allows the roast's promotion.
 #[must_use]
 pub fn apply_promotion_blocker(
     mut decision: GovernanceDecision,
-    against: Option<Reason>,
+    blocker: Option<Reason>,
 ) -> GovernanceDecision {
-    let Some(against) = against else { return decision };
+    let Some(blocker) = blocker else { return decision };
     if decision.action == Action::Allow {
         decision.action = Action::Quarantine;
         decision.confidence = Confidence::Low;
     }
-    decision.reasons.push(against);
+    decision.reasons.push(blocker);
     decision
 }
 

@@ -26,10 +26,10 @@ pub async fn promotion_blocker(eval: &ServiceClient, org: &OrgId, session: &str)
     }
     let path = ["evaluations", "promotion", session];
     match eval.get::<Value>(org, &path, &[]).await {
-        Ok(Some(told)) if told["allowed"] == true => None,
-        Ok(told) => {
-            let reason = told.as_ref().and_then(|told| told["reason"].as_str());
-            let evaluated = told.as_ref().is_some_and(|told| told["evaluated"] == true);
+        Ok(Some(response)) if response["allowed"] == true => None,
+        Ok(response) => {
+            let reason = response.as_ref().and_then(|response| response["reason"].as_str());
+            let evaluated = response.as_ref().is_some_and(|response| response["evaluated"] == true);
             let code = if evaluated { NOT_PROMOTED } else { NOT_EVALUATED };
             Some(Reason::new(code, reason.unwrap_or("eval does not allow the promotion")))
         }
@@ -72,17 +72,17 @@ async fn settle_mission(
     (org, mission): (&OrgId, &MissionRecord),
     now: EpochMs,
 ) -> Result<(), StoreError> {
-    let named = mission.params.get("sessionId").and_then(Value::as_str);
-    let session = named.or(mission.subject_id.as_deref()).unwrap_or_default();
-    let against = promotion_blocker(eval, org, session).await;
+    let session_id = mission.params.get("sessionId").and_then(Value::as_str);
+    let session = session_id.or(mission.subject_id.as_deref()).unwrap_or_default();
+    let blocker = promotion_blocker(eval, org, session).await;
     let late = now.ms_since(mission.created_at) > EVAL_TIMEOUT_MS;
-    if against.as_ref().is_some_and(|reason| reason.code == NOT_EVALUATED) && !late {
+    if blocker.as_ref().is_some_and(|reason| reason.code == NOT_EVALUATED) && !late {
         return Ok(()); // the next pass asks again
     }
     let decision = GovernanceDecision {
-        action: if against.is_none() { Action::Allow } else { Action::Quarantine },
-        confidence: if against.is_none() { Confidence::Med } else { Confidence::Low },
-        reasons: against.into_iter().collect(),
+        action: if blocker.is_none() { Action::Allow } else { Action::Quarantine },
+        confidence: if blocker.is_none() { Confidence::Med } else { Confidence::Low },
+        reasons: blocker.into_iter().collect(),
         decided_at: now,
         decided_by: Decider::Governor,
     };

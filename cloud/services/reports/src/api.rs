@@ -82,8 +82,8 @@ fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
     let mut recording = Recording { samples, ..Recording::default() };
     let report = &report.report;
     // The analysis counts from CHARGE, which an override may have moved.
-    let moved = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);
-    let charged = moved.map_or(0.0, |one| one.elapsed_seconds);
+    let charge = report.overrides.iter().find(|one| one.event_type == EventKind::Charge);
+    let charged = charge.map_or(0.0, |one| one.elapsed_seconds);
     for (kind, name) in [
         (EventKind::Charge, "chargeSeconds"),
         (EventKind::Tp, "tpSeconds"),

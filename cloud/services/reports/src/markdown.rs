@@ -171,14 +171,14 @@ fn warnings(out: &mut String, analysis: &Value) {
     out.push_str("## Warnings\n\n");
     let mut any = false;
     let shape = &analysis["crashFlick"];
-    for (found, at, word) in [
+    for (found, at, text) in [
         ("crashDetected", "crashAtSeconds", "**ALERT** CRASH: the rate of rise fell away"),
         ("flickDetected", "flickAtSeconds", "**WARN** FLICK: the rate of rise rose again"),
     ] {
         if shape[found] == true {
             any = true;
             let when = shape[at].as_f64().map_or(String::new(), |s| format!(" at {}", clock(s)));
-            let _ = writeln!(out, "- {word}{when}");
+            let _ = writeln!(out, "- {text}{when}");
         }
     }
     for warning in each(&analysis["warnings"]) {
@@ -206,8 +206,8 @@ fn qc_notes(out: &mut String, notes: &[SessionNote]) {
         let _ = writeln!(out, "Cupping score {score:.1}\n");
     }
     if !of.defects.is_empty() {
-        let words: Vec<String> = of.defects.iter().map(|d| plain(&json!(d))).collect();
-        let _ = writeln!(out, "Defects: {}\n", words.join(", "));
+        let defects: Vec<String> = of.defects.iter().map(|d| plain(&json!(d))).collect();
+        let _ = writeln!(out, "Defects: {}\n", defects.join(", "));
     }
 }
 

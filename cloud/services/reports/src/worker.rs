@@ -49,9 +49,9 @@ async fn write(
     let impossible = |why: &str| WorkError::Permanent(why.to_owned());
     let session = mission.params.get("sessionId").and_then(Value::as_str);
     let id = session.ok_or_else(|| impossible("the mission names no roast (params.sessionId)"))?;
-    let known: Option<RoastReport> =
+    let existing: Option<RoastReport> =
         tools.read("getReport", ingestion, &["sessions", id, "reports", "latest"], &[]).await?;
-    if let Some(report) = known {
+    if let Some(report) = existing {
         let report = report.report.report_id;
         return Ok(Outcome::AlreadyDone(json!({"reportId": report, "sessionId": id})));
     }
@@ -100,8 +100,9 @@ async fn write(
         evaluations: Vec::new(),
         next_actions,
     };
-    let kept = tools.write("writeReport", ingestion, &["sessions", id, "reports"], &report).await?;
-    let report_id = kept["reportId"].as_str().unwrap_or_default().to_owned();
+    let stored =
+        tools.write("writeReport", ingestion, &["sessions", id, "reports"], &report).await?;
+    let report_id = stored["reportId"].as_str().unwrap_or_default().to_owned();
     tracing::info!(session = id, report = report_id, "wrote a report");
     Ok(Outcome::Done(json!({"reportId": report_id, "sessionId": id})))
 }

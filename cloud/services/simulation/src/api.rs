@@ -70,9 +70,9 @@ async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -
     }
     let now = clock();
     // The simulation is slow and must not block other requests.
-    let told = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
-    match told.unwrap_or_else(|error| Err(ApiError::internal(error))) {
-        Ok(told) => Json(told).into_response(),
+    let result = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
+    match result.unwrap_or_else(|error| Err(ApiError::internal(error))) {
+        Ok(result) => Json(result).into_response(),
         Err(ApiError::Issues(issues)) => bad_request(&issues),
         Err(error @ ApiError::Internal(_)) => error.into_response(),
         Err(error) => bad_request(&[Issue::new("", error)]),

@@ -73,11 +73,11 @@ impl ChainWriter {
             let count = rest.iter().take_while(|m| m.t_s < until).count().clamp(1, 4_000);
             let (now, after) = rest.split_at(count);
             rest = after;
-            let mut told = Vec::new();
+            let mut frame_events = Vec::new();
             let end = if rest.is_empty() { f64::MAX } else { rest[0].t_s };
             while let Some((kind, t_s)) = events.next_if(|(_, t_s)| *t_s < end) {
                 let nearest = now.iter().rposition(|m| m.t_s <= *t_s).unwrap_or(0);
-                told.push(MachineEvent {
+                frame_events.push(MachineEvent {
                     kind: *kind,
                     seq: self.seq + nearest as u64,
                     at: at(started, *t_s),
@@ -88,8 +88,8 @@ impl ChainWriter {
                     note: None,
                 });
             }
-            let marked = told.len() as u64;
-            let frame = self.frame(now, told, started);
+            let marked = frame_events.len() as u64;
+            let frame = self.frame(now, frame_events, started);
             let payload = frame.encode();
             let digest = trust::sha256_digest(&payload);
             digests.extend(digest.0);

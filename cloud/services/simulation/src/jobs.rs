@@ -276,8 +276,8 @@ impl Jobs {
         let playing: usize = self.with(|all| {
             all.values().filter(|job| job.running).map(|job| job.request.machines).sum()
         });
-        let wanted = playing.saturating_add(request.machines);
-        if request.machines == 0 || wanted > self.0.machines_max {
+        let total = playing.saturating_add(request.machines);
+        if request.machines == 0 || total > self.0.machines_max {
             let most = self.0.machines_max;
             let problem = format!("not between 1 and {most}, of which {playing} are playing");
             issues.push(Issue::new("machines", problem));
@@ -422,8 +422,8 @@ impl Player {
                     });
                 }
             }
-            let told = receipt_sent.is_none_or(|at| now - at > RESEND_AFTER);
-            if waiting.is_empty() && told {
+            let receipt_due = receipt_sent.is_none_or(|at| now - at > RESEND_AFTER);
+            if waiting.is_empty() && receipt_due {
                 let receipt = self.signed.receipt.clone();
                 if self.bus.send(&self.origin, TopicKind::Receipt, receipt).await {
                     receipt_sent = Some(now);

@@ -114,8 +114,8 @@ async fn edit(
     request.caller.require_role(Role::Operator)?;
     let (version, mut case) = state.case(&request.org, id).await?;
     let faster = || ApiError::Precondition("the case has changed; read it again".to_owned());
-    if let Some(wanted) = headers.get(header::IF_MATCH)
-        && wanted.as_bytes() != format!("\"{version}\"").as_bytes()
+    if let Some(if_match) = headers.get(header::IF_MATCH)
+        && if_match.as_bytes() != format!("\"{version}\"").as_bytes()
     {
         return Err(faster());
     }

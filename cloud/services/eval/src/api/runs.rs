@@ -255,8 +255,8 @@ pub async fn run_trials(
         runs.push(state.build_run(&org, &case, evidence)?);
     }
     state.runner.store_runs(&org, &runs).await?;
-    let told = summarise_trials(&case.case, &runs, (&set, (state.clock)()));
-    Ok((StatusCode::CREATED, Json(told)).into_response())
+    let summary = summarise_trials(&case.case, &runs, (&set, (state.clock)()));
+    Ok((StatusCode::CREATED, Json(summary)).into_response())
 }
 
 /// Whether a roast's runs allow its promotion.
@@ -280,7 +280,7 @@ pub async fn promotion(
     request: OrgRequest,
 ) -> Result<Json<Promotion>, ApiError> {
     let outcomes = state.store.outcomes(&request.org, &session).await?;
-    let count = |wanted| outcomes.iter().find(|(o, _)| *o == wanted).map_or(0, |(_, n)| *n);
+    let count = |outcome| outcomes.iter().find(|(o, _)| *o == outcome).map_or(0, |(_, n)| *n);
     let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
     let waiting = count(Outcome::NeedsReview);
     let reason = if outcomes.is_empty() {

@@ -134,7 +134,7 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
     let text = answer.trim();
     let fenced = text.strip_prefix("```json").or_else(|| text.strip_prefix("```"));
     let text = fenced.and_then(|text| text.strip_suffix("```")).unwrap_or(text);
-    let said: ModelAnswer =
+    let parsed: ModelAnswer =
         serde_json::from_str(text).map_err(|error| JudgeError::Answer(error.to_string()))?;
     let score = |name: &str, value: f64| {
         if value.is_finite() && (0.0..=100.0).contains(&value) {
@@ -142,21 +142,21 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
         }
         Err(JudgeError::Answer(format!("{name}: not between 0 and 100")))
     };
-    let cut = |text: String, most: usize| text.chars().take(most).collect::<String>();
+    let truncate = |text: String, most: usize| text.chars().take(most).collect::<String>();
     let list = |list: Vec<String>| {
-        list.into_iter().take(SENTENCES_MAX).map(|text| cut(text, SENTENCE_MAX)).collect()
+        list.into_iter().take(SENTENCES_MAX).map(|text| truncate(text, SENTENCE_MAX)).collect()
     };
     Ok(Judgement {
-        plan_clarity: score("planClarity", said.plan_clarity)?,
-        physics_plausibility: score("physicsPlausibility", said.physics_plausibility)?,
-        constraint_respect: score("constraintRespect", said.constraint_respect)?,
-        safety_score: score("safetyScore", said.safety_score)?,
-        safety_warnings: list(said.safety_warnings),
-        physics_violations: list(said.physics_violations),
-        constraint_violations: list(said.constraint_violations),
+        plan_clarity: score("planClarity", parsed.plan_clarity)?,
+        physics_plausibility: score("physicsPlausibility", parsed.physics_plausibility)?,
+        constraint_respect: score("constraintRespect", parsed.constraint_respect)?,
+        safety_score: score("safetyScore", parsed.safety_score)?,
+        safety_warnings: list(parsed.safety_warnings),
+        physics_violations: list(parsed.physics_violations),
+        constraint_violations: list(parsed.constraint_violations),
         model_id: model.to_owned(),
         evaluated_at: now,
-        reasoning: said.reasoning.map(|text| cut(text.replace('\0', ""), REASONING_MAX)),
+        reasoning: parsed.reasoning.map(|text| truncate(text.replace('\0', ""), REASONING_MAX)),
     })
 }
 
@@ -165,11 +165,11 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
 pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: CancellationToken) {
     loop {
         let pass = judge_next(&store, model.as_ref(), &clock);
-        let asked = tokio::select! {
+        let result = tokio::select! {
             () = stop.cancelled() => return, // the lease expires, and the run is judged again
-            asked = pass => asked,
+            result = pass => result,
         };
-        match asked {
+        match result {
             Ok(true) => continue,
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "cannot judge the next run; trying again"),
@@ -195,9 +195,9 @@ async fn judge_next(
         store.store_judgement(&waiting, None).await?;
         return Ok(true);
     };
-    let said = model.ask(SYSTEM, &question(&case, run)).await;
-    let said = said.and_then(|answer| parse(&answer, model.name(), clock()));
-    let result = match &said {
+    let outcome = model.ask(SYSTEM, &question(&case, run)).await;
+    let outcome = outcome.and_then(|answer| parse(&answer, model.name(), clock()));
+    let result = match &outcome {
         Ok(_) => "judged",
         Err(JudgeError::Unavailable(_)) => "away",
         Err(JudgeError::AccessDenied(_)) => "locked",
@@ -205,7 +205,7 @@ async fn judge_next(
         Err(JudgeError::Answer(_)) => "unreadable",
     };
     metrics::counter!("simcorp_judgements_total", "result" => result).increment(1);
-    match said {
+    match outcome {
         Ok(judgement) => store.store_judgement(&waiting, Some(judgement)).await?,
         Err(error @ JudgeError::AccessDenied(_)) => {
             tracing::error!(%error, "cannot judge runs: check eval.judge; trying again later");

@@ -144,11 +144,11 @@ impl EvalStore {
              GROUP BY outcome")
             .bind(org.as_str()).bind(session).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        let word = |(word, n): (String, i64)| match Outcome::parse(&word) {
+        let parse = |(name, n): (String, i64)| match Outcome::parse(&name) {
             Some(outcome) => Ok((outcome, n)),
-            None => Err(StoreError::row(DOING, word)),
+            None => Err(StoreError::row(DOING, name)),
         };
-        rows.into_iter().map(word).collect()
+        rows.into_iter().map(parse).collect()
     }
 
     /// Counts the roasts that were evaluated automatically, when they ended, since `since`. Does
@@ -174,7 +174,7 @@ impl EvalStore {
         case: Option<&str>,
         recent: EpochMs,
     ) -> Result<Vec<(String, History)>, StoreError> {
-        let named = if case.is_some() { "AND case_id = $3" } else { "" };
+        let case_filter = if case.is_some() { "AND case_id = $3" } else { "" };
         let sql = format!(
             "SELECT case_id, count(*) AS total, \
              count(CASE WHEN outcome = 'PASS' THEN 1 END) AS passed, \
@@ -182,7 +182,7 @@ impl EvalStore {
              count(CASE WHEN run_ms >= $2 AND outcome = 'PASS' THEN 1 END) AS recent_passed, \
              count(DISTINCT CASE WHEN run_ms >= $2 THEN outcome END) AS recent_outcomes, \
              min(run_ms) AS first_ms, max(run_ms) AS last_ms \
-             FROM eval_runs WHERE org_id = $1 {named} GROUP BY case_id"
+             FROM eval_runs WHERE org_id = $1 {case_filter} GROUP BY case_id"
         );
         let rows: Vec<HistoryRow> = on!(self.database, pool => {
             let q = query_as(AssertSqlSafe(sql)).bind(org.as_str()).bind(recent.0);

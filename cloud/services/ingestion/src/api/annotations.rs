@@ -85,10 +85,10 @@ pub async fn set_meta(
     check_size(&meta, WRITTEN_MAX)?;
     find_session(&shared.store, &request.org, &id).await?;
     let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
-    let wanted = headers.get(header::IF_MATCH);
+    let if_match = headers.get(header::IF_MATCH);
     for _ in 0..TRIES {
         let before = shared.store.meta(&request.org, &id).await?.version;
-        if wanted.is_some_and(|wanted| wanted.as_bytes() != etag(before).as_bytes()) {
+        if if_match.is_some_and(|if_match| if_match.as_bytes() != etag(before).as_bytes()) {
             return Err(faster());
         }
         let set =
@@ -270,8 +270,10 @@ pub async fn add_report(
 ) -> Result<Response, ApiError> {
     request.caller.require_role(Role::Operator)?;
     check_size(&report, REPORT_MAX)?;
-    let word = |text: &str| (1..=200).contains(&text.len());
-    if !word(&report.report_kind) || report.report_id.as_deref().is_some_and(|id| !word(id)) {
+    let valid_length = |text: &str| (1..=200).contains(&text.len());
+    if !valid_length(&report.report_kind)
+        || report.report_id.as_deref().is_some_and(|id| !valid_length(id))
+    {
         return Err(ApiError::Invalid("reportId, reportKind: not 1 to 200 bytes".to_owned()));
     }
     if report.markdown.is_empty() {
@@ -281,13 +283,13 @@ pub async fn add_report(
     let session = summary(&shared.store, &request.org, row).await?;
     let new_id = format!("R-{id}-{}-{}", request.now.compact(), random()?);
     report.report_id.get_or_insert(new_id);
-    let known = session.verified_points + session.unsigned_points + session.failed_points;
+    let checked = session.verified_points + session.unsigned_points + session.failed_points;
     report.trust_metrics = Some(TrustMetrics {
         total_points: session.telemetry_points,
         verified_points: session.verified_points,
         unsigned_points: session.unsigned_points,
         failed_points: session.failed_points,
-        verification_rate: session.verified_points as f64 / known.max(1) as f64,
+        verification_rate: session.verified_points as f64 / checked.max(1) as f64,
         device_ids: session.device_ids.clone(),
     });
     let report = RoastReport {
@@ -297,11 +299,11 @@ pub async fn add_report(
         actor: Some(request.caller.actor.clone()),
         report,
     };
-    let kept = shared.store.add_report(&request.org, &report, changed_by(&request)).await?;
-    let (kept, new) =
-        kept.ok_or_else(|| ApiError::Conflict("another report has this reportId".to_owned()))?;
+    let stored = shared.store.add_report(&request.org, &report, changed_by(&request)).await?;
+    let (stored, new) =
+        stored.ok_or_else(|| ApiError::Conflict("another report has this reportId".to_owned()))?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(kept)).into_response())
+    Ok((status, Json(stored)).into_response())
 }
 
 /// Returns one report.

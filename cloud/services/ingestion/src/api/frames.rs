@@ -37,11 +37,11 @@ pub async fn post_frames(
                 "the frame belongs to another organisation".to_owned(),
             ));
         }
-        let taken = shared.limits.take(&[shared.limits.of_device(&origin.to_string())]).await;
-        if !taken.allowed {
+        let decision = shared.limits.take(&[shared.limits.of_device(&origin.to_string())]).await;
+        if !decision.allowed {
             // No frame of this body has been stored.
-            shared.limits.count_refusal(&taken);
-            return Ok(http_stack::too_many_requests(&taken));
+            shared.limits.count_refusal(&decision);
+            return Ok(http_stack::too_many_requests(&decision));
         }
         let (message, after) = rest.split_at(length);
         messages.push((origin, message.to_vec()));

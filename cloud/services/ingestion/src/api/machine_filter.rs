@@ -15,7 +15,7 @@ impl MachineFilter {
     }
 
     pub(super) fn matches(&self, site: &str, machine: &str) -> bool {
-        self.site.as_deref().is_none_or(|wanted| wanted == site)
-            && self.machine.as_deref().is_none_or(|wanted| wanted == machine)
+        self.site.as_deref().is_none_or(|expected| expected == site)
+            && self.machine.as_deref().is_none_or(|expected| expected == machine)
     }
 }

@@ -99,8 +99,8 @@ pub async fn recent_events(
     let limit = request.params.limit(LIMIT, LIMIT_MAX)?;
     let filter = MachineFilter::new(&request.params);
     let rows = shared.store.newest_events(&request.org, limit).await?;
-    let wanted = rows.iter().filter(|row| filter.matches(&row.site_id, &row.machine_id));
-    let events = wanted.filter_map(|row| {
+    let matching = rows.iter().filter(|row| filter.matches(&row.site_id, &row.machine_id));
+    let events = matching.filter_map(|row| {
         let origin = row_json::origin_of(request.org.as_str(), &row.site_id, &row.machine_id)?;
         Some(LocatedEvent::new(row_json::roast_event(row, &origin.machine)?, &origin))
     });

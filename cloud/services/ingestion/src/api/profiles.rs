@@ -45,7 +45,7 @@ pub async fn list(
     let filter = ProfileFilter {
         site: owned("siteId"),
         machine_model: owned("machineModel"),
-        words: owned("q"),
+        search: owned("q"),
         tag: owned("tag"),
         archived_too: params.get("includeArchived") == Some("true"),
         limit: params.limit(50, 200)?,
@@ -94,9 +94,9 @@ impl Change {
 }
 
 /// Parses the fields that a client may set; drops those that the server sets.
-fn body_of(mut said: Map<String, Value>) -> Result<ProfileBody, ApiError> {
-    said.retain(|name, value| !SERVER_FIELDS.contains(&name.as_str()) && !value.is_null());
-    let bytes = serde_json::to_vec(&said).map_err(ApiError::internal)?;
+fn body_of(mut fields: Map<String, Value>) -> Result<ProfileBody, ApiError> {
+    fields.retain(|name, value| !SERVER_FIELDS.contains(&name.as_str()) && !value.is_null());
+    let bytes = serde_json::to_vec(&fields).map_err(ApiError::internal)?;
     let body: ProfileBody = extract::parse_body(&bytes)?;
     match problems(&body) {
         issues if issues.is_empty() => Ok(body),
@@ -130,7 +130,7 @@ fn new_id(request: &OrgRequest) -> Result<String, ApiError> {
 /// Checks that the profile names the request's organisation or none.
 fn check_org(request: &OrgRequest, change: &Change) -> Result<(), ApiError> {
     match change.profile.get("orgId").and_then(Value::as_str) {
-        Some(named) if named != request.org.as_str() => {
+        Some(org) if org != request.org.as_str() => {
             Err(ApiError::Forbidden("the profile belongs to another organisation".to_owned()))
         }
         _ => Ok(()),
@@ -191,8 +191,8 @@ pub async fn new_version(
     let before = shared.store.profile(&request.org, &id).await?;
     let before = before.ok_or(ApiError::NotFound("profile"))?;
     let faster = || ApiError::Precondition("changed meanwhile; read it again and retry".to_owned());
-    let wanted = headers.get(header::IF_MATCH);
-    if wanted.is_some_and(|tag| tag.as_bytes() != etag(before.version).as_bytes()) {
+    let if_match = headers.get(header::IF_MATCH);
+    if if_match.is_some_and(|tag| tag.as_bytes() != etag(before.version).as_bytes()) {
         return Err(faster());
     }
     let Value::Object(mut merged) = json!(before.body) else {
@@ -326,14 +326,15 @@ pub async fn import(
             Ok(text)
         }
     };
-    let mut told = Imported::default();
+    let mut imported = Imported::default();
     match request.params.get("format").unwrap_or("json") {
         "json" => {
             let bundle: Bundle = extract::parse_body(&body)?;
             check_count(bundle.profiles.len())?;
-            for (i, said) in bundle.profiles.into_iter().enumerate() {
-                if let Err(error) = import_one(&shared.store, &request, said, &mut told).await {
-                    record_error(&mut told, &format!("profile {}", i + 1), error)?;
+            for (i, fields) in bundle.profiles.into_iter().enumerate() {
+                if let Err(error) = import_one(&shared.store, &request, fields, &mut imported).await
+                {
+                    record_error(&mut imported, &format!("profile {}", i + 1), error)?;
                 }
             }
         }
@@ -342,18 +343,20 @@ pub async fn import(
             check_count(rows.len())?;
             for row in rows {
                 match row {
-                    Ok(body) => create_imported(&shared.store, &request, body, &mut told).await?,
-                    Err(error) => told.errors.push(error),
+                    Ok(body) => {
+                        create_imported(&shared.store, &request, body, &mut imported).await?
+                    }
+                    Err(error) => imported.errors.push(error),
                 }
             }
         }
         "alog" => match profile_io::from_recording(&text()?) {
-            Ok(body) => create_imported(&shared.store, &request, body, &mut told).await?,
+            Ok(body) => create_imported(&shared.store, &request, body, &mut imported).await?,
             Err(error) => return Err(ApiError::Invalid(error)),
         },
         _ => return Err(ApiError::Invalid("format: not json, csv or alog".to_owned())),
     }
-    Ok(Json(told))
+    Ok(Json(imported))
 }
 
 fn check_count(count: usize) -> Result<(), ApiError> {
@@ -365,11 +368,11 @@ fn check_count(count: usize) -> Result<(), ApiError> {
 
 /// Adds a client error about one profile to the result; returns a server error, which ends the
 /// import.
-fn record_error(told: &mut Imported, which: &str, error: ApiError) -> Result<(), ApiError> {
+fn record_error(imported: &mut Imported, which: &str, error: ApiError) -> Result<(), ApiError> {
     if error.status().is_server_error() {
         return Err(error);
     }
-    told.errors.push(format!("{which}: {error}"));
+    imported.errors.push(format!("{which}: {error}"));
     Ok(())
 }
 
@@ -378,18 +381,18 @@ async fn create_imported(
     store: &IngestStore,
     request: &OrgRequest,
     body: ProfileBody,
-    told: &mut Imported,
+    imported: &mut Imported,
 ) -> Result<(), ApiError> {
     let issues = problems(&body);
     if !issues.is_empty() {
-        return record_error(told, &format!("{:?}", body.name), ApiError::Issues(issues));
+        return record_error(imported, &format!("{:?}", body.name), ApiError::Issues(issues));
     }
     let name = body.name.clone();
     let profile = first_version(request, new_id(request)?, body);
     if !store.put_profile(&request.org, &profile, Some("Imported"), changed_by(request)).await? {
-        return record_error(told, &format!("{name:?}"), id_in_use());
+        return record_error(imported, &format!("{name:?}"), id_in_use());
     }
-    told.created += 1;
+    imported.created += 1;
     Ok(())
 }
 
@@ -398,14 +401,14 @@ async fn create_imported(
 async fn import_one(
     store: &IngestStore,
     request: &OrgRequest,
-    said: Map<String, Value>,
-    told: &mut Imported,
+    fields: Map<String, Value>,
+    imported: &mut Imported,
 ) -> Result<(), ApiError> {
-    check_size(&said, PROFILE_MAX)?;
-    let mut said = said;
-    said.entry("source").or_insert_with(|| json!({"kind": "IMPORT"}));
-    let id = said.get("profileId").and_then(Value::as_str).map(str::to_owned);
-    let body = body_of(said)?;
+    check_size(&fields, PROFILE_MAX)?;
+    let mut fields = fields;
+    fields.entry("source").or_insert_with(|| json!({"kind": "IMPORT"}));
+    let id = fields.get("profileId").and_then(Value::as_str).map(str::to_owned);
+    let body = body_of(fields)?;
     let id = match id {
         Some(id) if (1..=200).contains(&id.len()) => id,
         _ => new_id(request)?,
@@ -418,7 +421,7 @@ async fn import_one(
         if !added {
             return Err(id_in_use());
         }
-        told.created += 1;
+        imported.created += 1;
         return Ok(());
     };
     let sorted = |body: &ProfileBody| {
@@ -429,7 +432,7 @@ async fn import_one(
         body
     };
     if sorted(&before.body) == sorted(&body) {
-        told.skipped += 1;
+        imported.skipped += 1;
         return Ok(());
     }
     let profile = RoastProfile {
@@ -444,6 +447,6 @@ async fn import_one(
             "changed meanwhile; read it again and retry".to_owned(),
         ));
     }
-    told.updated += 1;
+    imported.updated += 1;
     Ok(())
 }

@@ -133,8 +133,9 @@ pub async fn session(
     let text = serde_json::to_string(&session).map_err(ApiError::internal)?;
     let digest = trust::sha256_digest(format!("{revision} {text}").as_bytes());
     let tag = format!("\"{}\"", &digest.to_string()[..32]);
-    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
-    if known {
+    let not_modified =
+        headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
+    if not_modified {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     Ok(([(header::ETAG, tag)], Json(session)).into_response())

@@ -49,7 +49,7 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn revision(&self, org: &OrgId, session: &str) -> Result<String, StoreError> {
-        let (meta, overrides, moved, events, arrived): (i64, i64, i64, i64, i64) =
+        let (meta, overrides, override_updates, events, arrived): (i64, i64, i64, i64, i64) =
             on!(self.database, pool => query_as(
                 "SELECT COALESCE((SELECT version FROM session_meta \
                                   WHERE org_id = $1 AND session_id = $2), 0), \
@@ -60,7 +60,7 @@ impl IngestStore {
                  COALESCE((SELECT max(arrival) FROM events WHERE org_id = $1 AND session_id = $2), 0)")
                 .bind(org.as_str()).bind(session).fetch_one(pool).await)
             .map_err(StoreError::query("reading a session's revision"))?;
-        Ok(format!("{meta}.{overrides}.{moved}.{events}.{arrived}"))
+        Ok(format!("{meta}.{overrides}.{override_updates}.{events}.{arrived}"))
     }
 
     /// Returns the meta of a session; version 0 and empty if it was never written.
@@ -262,19 +262,19 @@ impl IngestStore {
         let (session, kind) = (report.session_id.as_str(), report.report.report_kind.as_str());
         let id = report.report.report_id.as_deref().unwrap_or_default();
         let mut tx = self.database.begin().await?;
-        let made = on_tx!(&mut tx, c => query(
+        let inserted = on_tx!(&mut tx, c => query(
             "INSERT INTO reports (org_id, report_id, session_id, kind, created_ms, body) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING")
             .bind(org.as_str()).bind(id).bind(session).bind(kind).bind(report.created_at.0)
             .bind(text(report)?).execute(c).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query(DOING))?;
-        if made > 0 {
+        if inserted > 0 {
             let details = json!({"reportId": id, "reportKind": kind});
             Self::audit(&mut tx, org, by, ("session.report", session, details)).await?;
             tx.commit().await?;
             return Ok(Some((report.clone(), true)));
         }
         drop(tx);
-        Ok(self.report_of_kind(org, session, kind).await?.map(|kept| (kept, false)))
+        Ok(self.report_of_kind(org, session, kind).await?.map(|existing| (existing, false)))
     }
 }

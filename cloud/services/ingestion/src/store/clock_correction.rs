@@ -131,12 +131,12 @@ async fn correct_batch(
         .bind(chain_no).bind(boot).bind(FRAMES_PER_TX).fetch_one(c).await)
     .map_err(StoreError::query(DOING))?;
     let Some(last) = last else { return Ok(0) };
-    let mut moved = 0;
+    let mut corrected = 0;
     for statement in STATEMENTS {
-        moved = on_tx!(&mut *tx, c => query(statement)
+        corrected = on_tx!(&mut *tx, c => query(statement)
             .bind(chain_no).bind(boot).bind(offset).bind(last).bind(TOLERANCE_MS)
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query(DOING))?;
     }
-    Ok(moved)
+    Ok(corrected)
 }

@@ -83,12 +83,12 @@ async fn store_batch(
     }
     // A database restored to a time before a chain got its number may since have given that number
     // to another chain: the caller must look it up again.
-    let named_right = |(no, verified): (&ChainNo, &VerifiedFrame)| {
+    let names_match = |(no, verified): (&ChainNo, &VerifiedFrame)| {
         called.get(&no.chain).is_some_and(|(org, chain)| {
             org == verified.frame.origin.org.as_str() && *chain == verified.frame.chain.0
         })
     };
-    if !names.iter().zip(frames).all(named_right) {
+    if !names.iter().zip(frames).all(names_match) {
         return Err(sqlx::Error::RowNotFound);
     }
     // In the order of their numbers, so that a batch that arrived out of order leaves no gaps.
@@ -115,13 +115,13 @@ async fn store_batch(
         outcomes[i] = match state.position_of(frame.number) {
             FramePosition::TooManyGaps => Outcome::Deferred,
             FramePosition::Seen => {
-                let known = match in_batch.get(&(no.chain, frame.number)) {
+                let stored = match in_batch.get(&(no.chain, frame.number)) {
                     Some(digest) => Some(digest.0.to_vec()),
                     None => tx.digest_of(no.chain, number(frame.number)).await?,
                 };
                 // A number whose row retention has dropped counts as stored.
-                match known {
-                    Some(known) if known != verified.digest.0 => {
+                match stored {
+                    Some(stored) if stored != verified.digest.0 => {
                         Outcome::Refused(Refusal::SequenceReused)
                     }
                     _ => Outcome::Duplicate,

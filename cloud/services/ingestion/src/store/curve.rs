@@ -115,9 +115,11 @@ impl IngestStore {
             }
             from = end;
         }
-        let held = curve.as_ref().map_or(0, Curve::len);
-        let known = session.last_seq.zip(session.first_seq).map(|(last, first)| last - first + 1);
-        let whole = known.is_some_and(|known| i64::try_from(held).is_ok_and(|held| held >= known));
+        let count = curve.as_ref().map_or(0, Curve::len);
+        let expected =
+            session.last_seq.zip(session.first_seq).map(|(last, first)| last - first + 1);
+        let whole = expected
+            .is_some_and(|expected| i64::try_from(count).is_ok_and(|count| count >= expected));
         if let Some(curve) = curve {
             self.put_curve(org, session, (&curve.finish(), whole), now).await?;
         }
@@ -230,7 +232,7 @@ impl Curve {
 
     /// Appends the samples `from..=to` of a frame.
     fn append(&mut self, frame: &FrameRow, from: usize, to: usize) {
-        let (held, more) = (self.len(), to - from + 1);
+        let (len, more) = (self.len(), to - from + 1);
         let shift = frame.t0_ms - self.row.t0_ms;
         let offset = |ms: &i32| i32::try_from(shift + i64::from(*ms)).unwrap_or(i32::MAX);
         self.row.offsets_ms.extend(frame.offsets_ms[from..=to].iter().map(offset));
@@ -238,7 +240,7 @@ impl Curve {
             if all.is_none() && new.is_none() {
                 continue;
             }
-            let all = all.get_or_insert_with(|| vec![None; held]);
+            let all = all.get_or_insert_with(|| vec![None; len]);
             match new {
                 Some(new) => all.extend((from..=to).map(|i| new.get(i).copied().flatten())),
                 None => all.extend(std::iter::repeat_n(None, more)),
@@ -246,7 +248,7 @@ impl Curve {
         }
         let new: BTreeMap<String, Vec<Option<f64>>> = parse(frame.extras.as_deref());
         for name in new.keys() {
-            self.extras.entry(name.clone()).or_insert_with(|| vec![None; held]);
+            self.extras.entry(name.clone()).or_insert_with(|| vec![None; len]);
         }
         for (name, all) in &mut self.extras {
             let new = new.get(name);
@@ -255,8 +257,8 @@ impl Curve {
         let remarks: BTreeMap<String, Vec<(usize, u8)>> = parse(frame.quality.as_deref());
         for (name, remarks) in remarks {
             let inside = remarks.into_iter().filter(|(i, _)| (from..=to).contains(i));
-            let moved = inside.map(|(i, code)| (held + i - from, code));
-            self.quality.entry(name).or_default().extend(moved);
+            let shifted = inside.map(|(i, code)| (len + i - from, code));
+            self.quality.entry(name).or_default().extend(shifted);
         }
         self.row.trust = self.row.trust.max(frame.trust);
     }

@@ -20,7 +20,7 @@ pub struct ProfileFilter {
     pub site: Option<String>,
     pub machine_model: Option<String>,
     /// Text contained in the name or the notes, whatever the case.
-    pub words: Option<String>,
+    pub search: Option<String>,
     pub tag: Option<String>,
     pub archived_too: bool,
     pub limit: i64,
@@ -75,22 +75,22 @@ impl IngestStore {
             indexed.push_str(" AND archived = 0");
         }
         if let Some((updated, id)) = &filter.after {
-            let place = bind(id);
-            let _ = write!(indexed, " AND (updated_ms, profile_id) < ({updated}, ${place})");
+            let parameter = bind(id);
+            let _ = write!(indexed, " AND (updated_ms, profile_id) < ({updated}, ${parameter})");
         }
-        if let Some(words) = &filter.words {
-            let words = words.to_lowercase();
-            let plain = words.replace('!', "!!").replace('%', "!%").replace('_', "!_");
-            let place = bind(&format!("%{plain}%"));
-            let _ = write!(searched, " AND words LIKE ${place} ESCAPE '!'");
+        if let Some(search) = &filter.search {
+            let search = search.to_lowercase();
+            let plain = search.replace('!', "!!").replace('%', "!%").replace('_', "!_");
+            let parameter = bind(&format!("%{plain}%"));
+            let _ = write!(searched, " AND words LIKE ${parameter} ESCAPE '!'");
         }
         if let Some(tag) = &filter.tag {
             // An exact match; LIKE ignores case on SQLite.
             let find = if self.database.is_postgres() { "strpos" } else { "instr" };
-            let place = bind(&lines(std::slice::from_ref(tag)));
-            let _ = write!(searched, " AND 0 < {find}(tags, ${place})");
+            let parameter = bind(&lines(std::slice::from_ref(tag)));
+            let _ = write!(searched, " AND 0 < {find}(tags, ${parameter})");
         }
-        let searching = filter.words.is_some() || filter.tag.is_some();
+        let searching = filter.search.is_some() || filter.tag.is_some();
         let shown = filter.limit.saturating_add(filter.offset);
         let looked_at = if searching { SEARCHED } else { shown };
         let order = "ORDER BY updated_ms DESC, profile_id DESC LIMIT";
@@ -208,7 +208,7 @@ async fn write_profile(
     profile: &RoastProfile,
 ) -> Result<bool, StoreError> {
     let body = &profile.body;
-    let words = format!("{}\n{}", body.name, body.notes.as_deref().unwrap_or_default());
+    let search = format!("{}\n{}", body.name, body.notes.as_deref().unwrap_or_default());
     on_tx!(tx, c => query(
         "INSERT INTO profiles (org_id, profile_id, version, name, words, tags, site_id, \
          machine_model, archived, updated_ms, body) \
@@ -219,7 +219,7 @@ async fn write_profile(
          archived = EXCLUDED.archived, updated_ms = EXCLUDED.updated_ms, body = EXCLUDED.body \
          WHERE profiles.version = EXCLUDED.version - 1 AND profiles.archived = EXCLUDED.archived")
         .bind(org.as_str()).bind(&profile.profile_id).bind(profile.version).bind(&body.name)
-        .bind(words.to_lowercase()).bind(lines(body.tags.as_deref().unwrap_or_default()))
+        .bind(search.to_lowercase()).bind(lines(body.tags.as_deref().unwrap_or_default()))
         .bind(body.site_id.as_deref()).bind(body.machine_model.as_deref())
         .bind(i64::from(profile.is_archived)).bind(profile.updated_at.0).bind(text(profile)?)
         .execute(c).await.map(|done| done.rows_affected() > 0))

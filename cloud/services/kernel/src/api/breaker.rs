@@ -50,14 +50,14 @@ pub async fn resolve(
     request.caller.require_person()?;
     request.caller.require_role(Role::Approver)?;
     let who = (&request.caller.actor, "breaker.resolve", request.now);
-    let place = (RecordKind::Event, id.as_str(), "open");
+    let target = (RecordKind::Event, id.as_str(), "open");
     let resolve = |event: &mut BreakerEvent| {
         event.resolved = true;
         event.resolved_at = Some(request.now);
         Some("resolved")
     };
     let found: Option<BreakerEvent> =
-        state.store.change_record(&request.org, place, who, resolve).await?;
+        state.store.change_record(&request.org, target, who, resolve).await?;
     found.ok_or(ApiError::NotFound("unresolved event"))?;
     Ok(Json(RecordChanged::new(id)))
 }

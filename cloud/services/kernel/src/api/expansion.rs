@@ -40,8 +40,8 @@ pub async fn run_cycle(
     let (month, readiness) = state.readiness(&org, now).await?;
     let (_, autonomy) = state.store.autonomy_state(&org, now).await?;
     let week = state.store.autonomy_metrics(&org, (now.plus_ms(-7 * DAY_MS), now)).await?;
-    let told = i64::try_from(REPORT_EVENTS_MAX).unwrap_or(10);
-    let filter = RecordFilter { limit: told, ..RecordFilter::default() };
+    let limit = i64::try_from(REPORT_EVENTS_MAX).unwrap_or(10);
+    let filter = RecordFilter { limit, ..RecordFilter::default() };
     let events: Vec<BreakerEvent> = state.store.records(&org, RecordKind::Event, filter).await?;
     let quiet = state.is_quiet(&org).await?;
     let mut expansion = None;
@@ -222,11 +222,11 @@ pub async fn approve(
     let proposal = loop {
         let found = state.store.pending_proposal(&org, &id).await?;
         let (version, mut proposal) = found.ok_or(ApiError::NotFound("pending proposal"))?;
-        let (state_version, mut stands) = state.store.autonomy_state(&org, now).await?;
+        let (state_version, mut autonomy) = state.store.autonomy_state(&org, now).await?;
         // The conditions for the proposal must still hold.
-        let moved =
-            stands.phase != proposal.expansion.current_phase || stands.since > proposal.timestamp;
-        if moved || !state.is_quiet(&org).await? {
+        let outdated = autonomy.phase != proposal.expansion.current_phase
+            || autonomy.since > proposal.timestamp;
+        if outdated || !state.is_quiet(&org).await? {
             return Err(ApiError::Conflict(
                 "the phase changed or a circuit-breaker event is open; resolve it, then run a cycle"
                     .to_owned(),
@@ -235,10 +235,10 @@ pub async fn approve(
         sign(&mut proposal, approval.role.as_deref(), &caller, now)?;
         let mut expanded = None;
         if proposal.approvals.len() >= proposal.required_approvals.len() {
-            stands.phase = proposal.expansion.target_phase;
-            stands.since = now;
-            stands.known.whitelist.extend(proposal.expansion.commands_to_whitelist.clone());
-            expanded = Some((state_version, &stands));
+            autonomy.phase = proposal.expansion.target_phase;
+            autonomy.since = now;
+            autonomy.known.whitelist.extend(proposal.expansion.commands_to_whitelist.clone());
+            expanded = Some((state_version, &autonomy));
         }
         let by = (&caller.actor, now);
         if state.store.approve_proposal(&org, (version, &proposal), expanded, by).await? {
@@ -291,9 +291,9 @@ pub async fn reject(
     request.caller.require_person()?;
     request.caller.require_role(Role::Approver)?;
     let who = (&request.caller.actor, "governance.reject", request.now);
-    let place = (RecordKind::Proposal, id.as_str(), "pending");
+    let target = (RecordKind::Proposal, id.as_str(), "pending");
     let found: Option<Proposal> =
-        state.store.change_record(&request.org, place, who, |_| Some("rejected")).await?;
+        state.store.change_record(&request.org, target, who, |_| Some("rejected")).await?;
     found.ok_or(ApiError::NotFound("pending proposal"))?;
     Ok(Json(RecordChanged::new(id)))
 }

@@ -45,8 +45,8 @@ impl ApiState {
         let roasts = self.store.roasts_since(org, now.plus_ms(-COVERAGE_DAYS * DAY_MS)).await?;
         let days = COVERAGE_DAYS.to_string();
         let path = ["evaluations", "coverage"];
-        let told = self.eval.get::<EvalCoverage>(org, &path, &[("days", &days)]).await;
-        let evaluated = told.ok().flatten().map(|told| told.sessions_evaluated);
+        let response = self.eval.get::<EvalCoverage>(org, &path, &[("days", &days)]).await;
+        let evaluated = response.ok().flatten().map(|response| response.sessions_evaluated);
         Ok(evaluated.map(|n| if roasts > 0 { (n / roasts as f64).min(1.0) } else { 0.0 }))
     }
 

@@ -47,8 +47,8 @@ pub async fn put(
     }
     let before = state.store.governor_config(&org).await?;
     let faster = || ApiError::Precondition("the policy has changed; read it again".to_owned());
-    if let Some(wanted) = headers.get(header::IF_MATCH)
-        && wanted.as_bytes() != etag(before.version).as_bytes()
+    if let Some(if_match) = headers.get(header::IF_MATCH)
+        && if_match.as_bytes() != etag(before.version).as_bytes()
     {
         return Err(faster());
     }
@@ -86,8 +86,8 @@ pub async fn check_command(
     let recent = state.store.autonomy_metrics(&org, (now.plus_ms(-window), now)).await?;
     let ended = recent.commands.succeeded + recent.commands.failed;
     let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
-    let (_, stands) = state.store.autonomy_state(&org, now).await?;
-    let whitelisted = stands.known.whitelist.contains(&ask.command_type);
+    let (_, current) = state.store.autonomy_state(&org, now).await?;
+    let whitelisted = current.known.whitelist.contains(&ask.command_type);
     let facts = CommandFacts { failure_rate, paused: state.paused(&org).await?, whitelisted };
     let decision = governor::decide_command(&autonomy, &ask, &facts, now);
     if decision.action != Action::Allow {

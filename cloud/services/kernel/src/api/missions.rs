@@ -144,10 +144,10 @@ pub async fn list(
     params: Params,
 ) -> Result<Json<MissionList>, ApiError> {
     // A caller of one organisation lists its own missions, whatever `orgId` it names.
-    let named = params.get("orgId").filter(|_| caller.org.is_none());
-    let org = caller.resolve_org(named)?;
-    let words = params.all("status").flat_map(|text| text.split(','));
-    let statuses: Vec<_> = words.filter_map(|word| MissionStatus::parse(word.trim())).collect();
+    let requested_org = params.get("orgId").filter(|_| caller.org.is_none());
+    let org = caller.resolve_org(requested_org)?;
+    let values = params.all("status").flat_map(|text| text.split(','));
+    let statuses: Vec<_> = values.filter_map(|value| MissionStatus::parse(value.trim())).collect();
     let owned = |name: &str| params.get(name).map(str::to_owned);
     let filter = MissionFilter {
         statuses,
@@ -203,8 +203,8 @@ pub struct MissionCounts {
 impl MissionCounts {
     /// Returns the counts of the store, which are by name. A count that is missing is 0.
     fn new(counts: &BTreeMap<String, i64>) -> Self {
-        let named = |name: &str| counts.get(name).copied().unwrap_or(0);
-        let of = |status: MissionStatus| named(status.as_str());
+        let count = |name: &str| counts.get(name).copied().unwrap_or(0);
+        let of = |status: MissionStatus| count(status.as_str());
         let by_status = MissionsByStatus {
             pending: of(MissionStatus::Pending),
             running: of(MissionStatus::Running),
@@ -219,8 +219,8 @@ impl MissionCounts {
             total: MissionStatus::ALL.iter().map(|status| of(*status)).sum(),
             quarantined_total: by_status.quarantined,
             blocked_total: by_status.blocked,
-            rate_limited_total: named("rate_limited"),
-            approved_total: named("approved"),
+            rate_limited_total: count("rate_limited"),
+            approved_total: count("approved"),
             by_status,
         }
     }
@@ -236,7 +236,7 @@ pub async fn counts(
 ) -> Result<Json<MissionCounts>, ApiError> {
     let org = match (&caller.org, params.get("orgId")) {
         (None, None) => None,
-        (_, named) => Some(caller.resolve_org(named)?),
+        (_, requested_org) => Some(caller.resolve_org(requested_org)?),
     };
     Ok(Json(MissionCounts::new(&state.store.counts(org.as_ref()).await?)))
 }
@@ -303,10 +303,10 @@ pub async fn heartbeat(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
     Path(id): Path<String>,
-    JsonBody(beat): JsonBody<Heartbeat>,
+    JsonBody(heartbeat): JsonBody<Heartbeat>,
 ) -> Result<Json<MissionRecord>, ApiError> {
     request.caller.require_role(Role::Operator)?;
-    let lease = (beat.lease_id.as_str(), beat.agent_name.as_deref());
+    let lease = (heartbeat.lease_id.as_str(), heartbeat.agent_name.as_deref());
     let OrgRequest { org, now, .. } = request;
     transition_response(state.store.heartbeat(&org, &id, lease, state.lease_ms, now).await?)
 }
@@ -431,8 +431,8 @@ pub async fn retry_now(
     transition_response(state.store.retry_now(&request.org, &id, actor, request.now).await?)
 }
 
-fn transition_response(moved: Transition) -> Result<Json<MissionRecord>, ApiError> {
-    match moved {
+fn transition_response(transition: Transition) -> Result<Json<MissionRecord>, ApiError> {
+    match transition {
         Transition::Done(mission) => Ok(Json(*mission)),
         Transition::NotFound => Err(ApiError::NotFound("mission")),
         Transition::Conflict(why) => Err(ApiError::Conflict(why)),

@@ -36,8 +36,8 @@ pub async fn keep(
             "the trace has {size} bytes; at most {TRACE_BYTES_MAX} are accepted"
         )));
     }
-    let named = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
-    let org = caller.resolve_org(params.get("orgId").or(named))?;
+    let trace_org = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
+    let org = caller.resolve_org(params.get("orgId").or(trace_org))?;
     let now = (state.clock)();
     if state.store.upsert_trace(&org, &trace, now).await? {
         let denied = i64::try_from(trace.denied()).unwrap_or(i64::MAX);

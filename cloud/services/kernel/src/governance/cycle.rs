@@ -105,7 +105,7 @@ pub fn propose(
         || rates.error_rate > 0.02
         || readiness.overall.score < 0.97
         || target >= Phase::L4Plus;
-    let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     Some(Proposal {
         proposal_id: id,
         timestamp: now,

@@ -169,7 +169,7 @@ fn technical(
         details,
     };
     let coverage = measured.eval_coverage;
-    let told = coverage.map_or_else(|| Some("eval does not answer".to_owned()), percent);
+    let detail = coverage.map_or_else(|| Some("eval does not answer".to_owned()), percent);
     let autonomous = metrics.incidents.from_autonomous_actions;
     vec![
         item("180_DAYS_IN_PHASE", 5.0, true, days >= 180, Some(format!("{days} days"))),
@@ -183,7 +183,7 @@ fn technical(
             metrics.commands.succeeded > 0 && rates.rollback_rate < 0.02,
             percent(rates.rollback_rate),
         ),
-        item("EVAL_COVERAGE", 5.0, true, coverage.is_some_and(|share| share > 0.90), told),
+        item("EVAL_COVERAGE", 5.0, true, coverage.is_some_and(|share| share > 0.90), detail),
         item(
             "NO_INCIDENTS_FROM_AUTONOMOUS_ACTIONS",
             5.0,
@@ -208,15 +208,15 @@ fn recommend(
         let (kind, priority) = (kind.to_owned(), priority.to_owned());
         found.push(Recommendation { kind, priority, rationale, actions });
     };
-    let told = format!("{:.1} % of the points", score * 100.0);
+    let share = format!("{:.1} % of the points", score * 100.0);
     if ready {
         let todo = vec!["review and decide the proposal to expand".to_owned()];
-        add("expand_scope", "high", format!("ready: {told}"), todo);
+        add("expand_scope", "high", format!("ready: {share}"), todo);
     } else if score >= 0.90 {
-        add("maintain", "medium", format!("nearly ready: {told}"), vec![]);
+        add("maintain", "medium", format!("nearly ready: {share}"), vec![]);
     } else if score < 0.80 {
         let todo = vec!["work on the missing items of the checklists".to_owned()];
-        add("investigate", "high", format!("far from ready: {told}"), todo);
+        add("investigate", "high", format!("far from ready: {share}"), todo);
     }
     let kinds = ["technical", "process", "organizational"];
     for (name, list) in kinds.into_iter().zip(lists) {

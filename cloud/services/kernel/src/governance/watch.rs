@@ -77,9 +77,10 @@ pub async fn evaluate(
         };
         // Facts until a person resolved the event do not count again; facts are counted by the
         // minute.
-        let seen_to = resolved.iter().filter(|event| event.rule.name == rule.name);
-        let seen_to = seen_to.filter_map(|event| event.resolved_at).max();
-        let from = now.plus_ms(-window_ms).max(seen_to.map_or(EpochMs(0), |at| at.plus_ms(60_000)));
+        let resolved_until = resolved.iter().filter(|event| event.rule.name == rule.name);
+        let resolved_until = resolved_until.filter_map(|event| event.resolved_at).max();
+        let from =
+            now.plus_ms(-window_ms).max(resolved_until.map_or(EpochMs(0), |at| at.plus_ms(60_000)));
         let metrics = store.autonomy_metrics(org, (from, now)).await?;
         if !condition.holds(&metrics) {
             continue;

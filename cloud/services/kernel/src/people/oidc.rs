@@ -150,12 +150,12 @@ impl Oidc {
             return Err("not yet valid");
         }
         let audience = &self.config.audience;
-        let named = match claims.get("aud") {
+        let audience_matches = match claims.get("aud") {
             Some(Value::String(one)) => one == audience,
             Some(Value::Array(several)) => several.iter().any(|one| one == audience),
             _ => false,
         };
-        if !audience.is_empty() && !named {
+        if !audience.is_empty() && !audience_matches {
             return Err("wrong audience");
         }
         let party = claims.get("azp").and_then(Value::as_str);
@@ -170,16 +170,16 @@ impl Oidc {
         if self.current_keys(now).0.is_none() {
             self.load_shared_keys(now).await;
         }
-        let (set, fresh, may_ask) = self.current_keys(now);
-        let known = set.as_ref().and_then(|set| set.find(id)).cloned();
-        if (known.is_some() && fresh) || !may_ask {
-            return self.or_unavailable(known, set.is_some());
+        let (set, fresh, may_fetch) = self.current_keys(now);
+        let cached_key = set.as_ref().and_then(|set| set.find(id)).cloned();
+        if (cached_key.is_some() && fresh) || !may_fetch {
+            return self.or_unavailable(cached_key, set.is_some());
         }
         // On a task of its own: if the request is cancelled, the issuer's answer is still stored. A
         // known key is accepted in the meantime.
         let fetching = tokio::spawn(self.clone().fetch(now));
-        if known.is_some() {
-            return Ok(known);
+        if cached_key.is_some() {
+            return Ok(cached_key);
         }
         if let Err(error) = fetching.await {
             return Err(ApiError::internal(error));
@@ -211,12 +211,12 @@ impl Oidc {
         if !self.current_keys(now).2 {
             return;
         }
-        let found = self.download_keys().await;
-        if let Ok(set) = &found {
+        let downloaded = self.download_keys().await;
+        if let Ok(set) = &downloaded {
             self.store_shared_keys(set, now).await;
         }
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
+        match downloaded {
             Ok(set) => {
                 *keys = KeySetState {
                     set: Some(Arc::new(set)),
@@ -225,8 +225,8 @@ impl Oidc {
                 };
             }
             Err(error) => {
-                let patience = i64::try_from(RESPONSE_TIMEOUT.as_millis()).unwrap_or(0);
-                keys.next_fetch = now.plus_ms(REFETCH_AFTER_FAILURE_MS + 2 * patience);
+                let timeout_ms = i64::try_from(RESPONSE_TIMEOUT.as_millis()).unwrap_or(0);
+                keys.next_fetch = now.plus_ms(REFETCH_AFTER_FAILURE_MS + 2 * timeout_ms);
                 tracing::warn!(error, issuer = self.config.issuer, "could not fetch issuer keys");
             }
         }
@@ -237,43 +237,43 @@ impl Oidc {
         let Some(bytes) = self.cache.get(CACHE_NAMESPACE, &self.config.issuer).await else {
             return;
         };
-        let Ok(told) = serde_json::from_slice::<CachedKeySet>(&bytes) else { return };
-        let age = now.ms_since(told.fetched);
+        let Ok(cached) = serde_json::from_slice::<CachedKeySet>(&bytes) else { return };
+        let age = now.ms_since(cached.fetched);
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if (0..KEYS_FRESH_MS).contains(&age) && keys.set.is_none() {
-            keys.set = Some(Arc::new(told.set));
-            keys.fetched = told.fetched;
+            keys.set = Some(Arc::new(cached.set));
+            keys.fetched = cached.fetched;
         }
     }
 
     async fn store_shared_keys(&self, set: &JwkSet, fetched: EpochMs) {
-        let told = serde_json::to_vec(&json!({"fetched": fetched, "set": set}));
-        let keep = Duration::from_millis(KEYS_FRESH_MS.unsigned_abs());
-        if let Ok(bytes) = told {
-            self.cache.put(CACHE_NAMESPACE, &self.config.issuer, bytes.into(), keep).await;
+        let serialized = serde_json::to_vec(&json!({"fetched": fetched, "set": set}));
+        let ttl = Duration::from_millis(KEYS_FRESH_MS.unsigned_abs());
+        if let Ok(bytes) = serialized {
+            self.cache.put(CACHE_NAMESPACE, &self.config.issuer, bytes.into(), ttl).await;
         }
     }
 
     async fn download_keys(&self) -> Result<JwkSet, String> {
         let base = self.config.issuer.trim_end_matches('/');
         let discovery = self.read(&format!("{base}/.well-known/openid-configuration")).await;
-        let told = discovery.ok().and_then(|bytes| {
+        let jwks_uri = discovery.ok().and_then(|bytes| {
             let body: Value = serde_json::from_slice(&bytes).ok()?;
             // A document that names another issuer is ignored.
             (body["issuer"].as_str()? == self.config.issuer).then_some(())?;
             body["jwks_uri"].as_str().map(str::to_owned)
         });
-        let address = told.unwrap_or_else(|| format!("{base}/.well-known/jwks.json"));
+        let address = jwks_uri.unwrap_or_else(|| format!("{base}/.well-known/jwks.json"));
         let bytes = self.read(&address).await?;
         serde_json::from_slice(&bytes).map_err(|error| format!("{address}: {error}"))
     }
 
     async fn read(&self, address: &str) -> Result<Vec<u8>, String> {
-        let told = |error: reqwest::Error| error.to_string();
-        let mut answer = self.http.get(address).send().await.map_err(told)?;
-        answer.error_for_status_ref().map_err(told)?;
+        let to_message = |error: reqwest::Error| error.to_string();
+        let mut answer = self.http.get(address).send().await.map_err(to_message)?;
+        answer.error_for_status_ref().map_err(to_message)?;
         let mut bytes = Vec::new();
-        while let Some(part) = answer.chunk().await.map_err(told)? {
+        while let Some(part) = answer.chunk().await.map_err(to_message)? {
             bytes.extend_from_slice(&part);
             if bytes.len() > KEYS_BYTES_MAX {
                 return Err(format!("{address}: more than {KEYS_BYTES_MAX} bytes"));
@@ -293,8 +293,9 @@ fn caller_of(claims: &Map<String, Value>, role_claim: &str) -> Result<Caller, &'
     let id = text(&["sub", "user_id"]).ok_or("no subject (sub)")?;
     let org = text(&["org_id", "orgId", "org"]).ok_or("no organisation (org_id)")?;
     let org = OrgId::new(org).map_err(|_| "the organisation is not a valid id")?;
-    let word = if role_claim.is_empty() { None } else { text(&[role_claim]) };
-    let role = word.as_deref().and_then(|word| Role::parse(word.rsplit(':').next()?));
+    let role_name = if role_claim.is_empty() { None } else { text(&[role_claim]) };
+    let role =
+        role_name.as_deref().and_then(|role_name| Role::parse(role_name.rsplit(':').next()?));
     let actor = Actor {
         kind: ActorKind::User,
         id,

@@ -49,13 +49,13 @@ impl KernelStore {
     ) -> Result<Option<VersionedConfig>, StoreError> {
         let version = before.version + 1;
         let mut tx = self.database.begin().await?;
-        let made = on_tx!(&mut tx, c => query(
+        let inserted = on_tx!(&mut tx, c => query(
             "INSERT INTO governor_configs (org_id, version, config, actor, created_ms) \
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT (org_id, version) DO NOTHING")
             .bind(org.as_str()).bind(version).bind(to_json(&config)?).bind(to_json(actor)?).bind(now.0)
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query("writing the governor's configuration"))?;
-        if made == 0 {
+        if inserted == 0 {
             return Ok(None);
         }
         let details = json!({"version": version, "before": before.config, "after": config});

@@ -118,13 +118,13 @@ impl KernelStore {
             .equal("site_id", filter.site.as_deref())
             .equal("machine_id", filter.machine.as_deref());
         if !filter.statuses.is_empty() {
-            let words: Vec<_> =
+            let parameters: Vec<_> =
                 filter.statuses.iter().map(|s| format!("'{}'", s.as_str())).collect();
-            select = select.and(&format!("status IN ({})", words.join(", ")));
+            select = select.and(&format!("status IN ({})", parameters.join(", ")));
         }
         if let Some((created, id)) = &filter.after {
-            let place = select.bind(id);
-            select = select.and(&format!("(created_ms, mission_id) < ({created}, ${place})"));
+            let parameter = select.bind(id);
+            select = select.and(&format!("(created_ms, mission_id) < ({created}, ${parameter})"));
         }
         let (sql, values) = select.newest(("created_ms", "mission_id"), filter.limit);
         let rows: Vec<MissionRow> = on!(self.database, pool => {

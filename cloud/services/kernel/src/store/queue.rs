@@ -75,13 +75,13 @@ impl KernelStore {
     /// mission. Each search reads the first entry of an index, however many missions wait for a
     /// later time. Pending missions are available without regard to the time.
     fn claim_sql(&self, goals: usize, of_org: bool) -> String {
-        let mut wanted = String::new();
+        let mut conditions = String::new();
         if goals > 0 {
-            let places: Vec<_> = (0..goals).map(|i| format!("${}", i + 5)).collect();
-            let _ = write!(wanted, " AND goal IN ({})", places.join(", "));
+            let parameters: Vec<_> = (0..goals).map(|i| format!("${}", i + 5)).collect();
+            let _ = write!(conditions, " AND goal IN ({})", parameters.join(", "));
         }
         if of_org {
-            let _ = write!(wanted, " AND org_id = ${}", goals + 5);
+            let _ = write!(conditions, " AND org_id = ${}", goals + 5);
         }
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let mut looks = Vec::new();
@@ -90,7 +90,7 @@ impl KernelStore {
                 let due = if lane == PENDING { "" } else { " AND due_ms <= $2" };
                 looks.push(format!(
                     "SELECT * FROM (SELECT org_id, mission_id FROM missions WHERE urgency = {urgency} \
-                     AND lane = {lane} AND attempts < max_attempts{due}{wanted} \
+                     AND lane = {lane} AND attempts < max_attempts{due}{conditions} \
                      ORDER BY due_ms LIMIT 1{lock}) AS look_{urgency}_{lane}"
                 ));
             }

@@ -21,11 +21,11 @@ pub struct RoleOverride {
 
 const BLOCKED: &str = "blocked";
 
-fn read(word: &str) -> Result<Option<Role>, StoreError> {
-    if word == BLOCKED {
+fn read(name: &str) -> Result<Option<Role>, StoreError> {
+    if name == BLOCKED {
         return Ok(None);
     }
-    Role::parse(word).map(Some).ok_or_else(|| StoreError::row("reading a role", word))
+    Role::parse(name).map(Some).ok_or_else(|| StoreError::row("reading a role", name))
 }
 
 impl KernelStore {
@@ -34,11 +34,11 @@ impl KernelStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn role(&self, org: &OrgId, user: &str) -> Result<Option<Option<Role>>, StoreError> {
-        let word: Option<String> = on!(self.database, pool => query_scalar(
+        let name: Option<String> = on!(self.database, pool => query_scalar(
             "SELECT role FROM user_roles WHERE org_id = $1 AND user_id = $2")
             .bind(org.as_str()).bind(user).fetch_optional(pool).await)
         .map_err(StoreError::query("reading a role"))?;
-        word.map(|word| read(&word)).transpose()
+        name.map(|name| read(&name)).transpose()
     }
 
     /// Returns an organisation's role overrides, at most 10 000.
@@ -51,8 +51,8 @@ impl KernelStore {
              ORDER BY user_id LIMIT 10000")
             .bind(org.as_str()).fetch_all(pool).await)
         .map_err(StoreError::query("listing roles"))?;
-        let granted = |(user_id, word, since): (String, String, i64)| {
-            Ok(RoleOverride { user_id, role: read(&word)?, since: EpochMs(since) })
+        let granted = |(user_id, name, since): (String, String, i64)| {
+            Ok(RoleOverride { user_id, role: read(&name)?, since: EpochMs(since) })
         };
         rows.into_iter().map(granted).collect()
     }
@@ -68,15 +68,15 @@ impl KernelStore {
         role: Option<Role>,
         (actor, now): (&Actor, EpochMs),
     ) -> Result<(), StoreError> {
-        let word = role.map_or(BLOCKED, Role::as_str);
+        let name = role.map_or(BLOCKED, Role::as_str);
         let mut tx = self.database.begin().await?;
         on_tx!(&mut tx, c => query(
             "INSERT INTO user_roles (org_id, user_id, role, updated_ms) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (org_id, user_id) DO UPDATE SET role = EXCLUDED.role, \
              updated_ms = EXCLUDED.updated_ms")
-            .bind(org.as_str()).bind(user).bind(word).bind(now.0).execute(c).await.map(drop))
+            .bind(org.as_str()).bind(user).bind(name).bind(now.0).execute(c).await.map(drop))
         .map_err(StoreError::query("setting a role"))?;
-        self.audit(&mut tx, org, actor, ("user.role", user, json!({"role": word})), now).await?;
+        self.audit(&mut tx, org, actor, ("user.role", user, json!({"role": name})), now).await?;
         tx.commit().await
     }
 

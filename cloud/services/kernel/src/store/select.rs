@@ -24,8 +24,8 @@ impl Select {
 
     pub fn equal(mut self, column: &str, value: Option<&str>) -> Self {
         if let Some(value) = value {
-            let place = self.bind(value);
-            let _ = write!(self.sql, " AND {column} = ${place}");
+            let parameter = self.bind(value);
+            let _ = write!(self.sql, " AND {column} = ${parameter}");
         }
         self
     }

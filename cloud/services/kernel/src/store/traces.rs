@@ -36,7 +36,7 @@ impl KernelStore {
         trace: &Trace,
         now: EpochMs,
     ) -> Result<bool, StoreError> {
-        let known: Option<i64> = on!(self.database, pool => query_scalar(
+        let existing: Option<i64> = on!(self.database, pool => query_scalar(
             "SELECT stored_ms FROM traces WHERE org_id = $1 AND trace_id = $2")
             .bind(org.as_str()).bind(&trace.trace_id).fetch_optional(pool).await)
         .map_err(StoreError::query("looking for a trace"))?;
@@ -47,7 +47,7 @@ impl KernelStore {
              started_ms = EXCLUDED.started_ms, stored_ms = EXCLUDED.stored_ms, body = EXCLUDED.body")
             .bind(org.as_str()).bind(&trace.trace_id).bind(&trace.mission_id).bind(&trace.agent_id)
             .bind(trace.status()).bind(trace.started_at.0).bind(now.0)
-            .bind(super::mission_row::to_json(trace)?).execute(pool).await.map(|_| known.is_none()))
+            .bind(super::mission_row::to_json(trace)?).execute(pool).await.map(|_| existing.is_none()))
         .map_err(StoreError::query("storing a trace"))
     }
 
@@ -65,15 +65,15 @@ impl KernelStore {
             .equal("agent_id", filter.agent.as_deref())
             .equal("status", filter.status.as_deref());
         if let Some((time, id)) = &filter.after {
-            let place = select.bind(id);
-            select = select.and(&format!("(started_ms, trace_id) < ({time}, ${place})"));
+            let parameter = select.bind(id);
+            select = select.and(&format!("(started_ms, trace_id) < ({time}, ${parameter})"));
         }
         let order = ("started_ms", "trace_id");
         let (sql, values) = if let Some(text) = &filter.text {
             let text = text.to_lowercase();
             let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
-            let place = select.bind(&format!("%{plain}%"));
-            let condition = format!("lower(body) LIKE ${place} ESCAPE '!'");
+            let parameter = select.bind(&format!("%{plain}%"));
+            let condition = format!("lower(body) LIKE ${parameter} ESCAPE '!'");
             select.newest_where("body", &condition, order, (SEARCHED_TRACES_MAX, filter.limit))
         } else {
             let (sql, values) = select.newest(order, filter.limit);

@@ -130,7 +130,7 @@ async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow
     .await?;
     let took = start.elapsed().as_secs_f64();
     let pid = process.pid().context("the agent has exited")?;
-    let told = json!({
+    let result = json!({
         "backlog_samples": samples,
         "samples_per_s": (samples / took.max(0.02)).round(),
         "jitter_ms_without_broker": without,
@@ -138,7 +138,7 @@ async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow
         "rss_peak_mb": stats::memory_mb(pid, "VmHWM"),
     });
     process.stop(Duration::from_secs(10)).await?;
-    Ok(told)
+    Ok(result)
 }
 
 struct Gateway {

@@ -83,18 +83,17 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
     ensure!((20..=60_000).contains(&options.frame_ms), "--frame-ms: not between 20 and 60000");
     let mut load = LoadGenerator::new(options.machines)?;
     let system = SystemUnderTest::start(options, &load).await?;
-    let (client, answered) = load.connect(system.broker_port).await?;
+    let (client, acks) = load.connect(system.broker_port).await?;
     // Warm-up: machines and chains are inserted once, at their first frame.
     let warm = options.machines as u64 * 1000 / options.frame_ms;
-    measure(&system, &mut load, &client, &answered, warm.max(1), options.frame_ms, 3).await?;
+    measure(&system, &mut load, &client, &acks, warm.max(1), options.frame_ms, 3).await?;
     let before = system.count_rows()?;
     let run = if options.rate == "max" {
-        find_highest_rate(options, &system, &mut load, &client, &answered, quiet).await?
+        find_highest_rate(options, &system, &mut load, &client, &acks, quiet).await?
     } else {
         let rate = options.rate.parse().context("--rate: not a number and not max")?;
         ensure!(rate >= 1, "--rate: not at least 1");
-        measure(&system, &mut load, &client, &answered, rate, options.frame_ms, options.seconds)
-            .await?
+        measure(&system, &mut load, &client, &acks, rate, options.frame_ms, options.seconds).await?
     };
     let counted = system.count_rows()?;
     let mut report = json!({
@@ -129,22 +128,15 @@ async fn find_highest_rate(
     system: &SystemUnderTest,
     load: &mut LoadGenerator,
     client: &AsyncClient,
-    answered: &Arc<Mutex<Acknowledgements>>,
+    acks: &Arc<Mutex<Acknowledgements>>,
     quiet: bool,
 ) -> anyhow::Result<RunResult> {
     let (mut good, mut bad) = (None::<(u64, RunResult)>, None::<u64>);
     let mut rate = 20_000_u64.max(options.machines as u64 * 1000 / options.frame_ms);
     for _ in 0..12 {
-        let run = measure(
-            system,
-            load,
-            client,
-            answered,
-            rate,
-            options.frame_ms,
-            options.seconds.min(15),
-        )
-        .await?;
+        let run =
+            measure(system, load, client, acks, rate, options.frame_ms, options.seconds.min(15))
+                .await?;
         // The generator may be the bottleneck: then the rate that it reached is the result.
         let reached = run.points_per_s > rate as f64 * 0.95;
         let holds = run.keeps_up(options.machines, options.frame_ms) && reached;
@@ -177,12 +169,12 @@ async fn measure(
     system: &SystemUnderTest,
     load: &mut LoadGenerator,
     client: &AsyncClient,
-    answered: &Arc<Mutex<Acknowledgements>>,
+    acks: &Arc<Mutex<Acknowledgements>>,
     rate: u64,
     frame_ms: u64,
     seconds: u64,
 ) -> anyhow::Result<RunResult> {
-    *answered.lock().unwrap_or_else(PoisonError::into_inner) = Acknowledgements::default();
+    *acks.lock().unwrap_or_else(PoisonError::into_inner) = Acknowledgements::default();
     let pid = system.simcorp.pid().context("simcorp has exited")?;
     let cpu = stats::cpu_s(pid);
     let (sent, took) = load.send(client, rate, frame_ms, Duration::from_secs(seconds)).await?;
@@ -191,13 +183,13 @@ async fn measure(
         wait_for("all answers", Duration::from_mins(1), || async { load.unacknowledged() == 0 });
     // A frame without an acknowledgement is reported as lost.
     let _ = all.await;
-    let answers = std::mem::take(&mut *answered.lock().unwrap_or_else(PoisonError::into_inner));
+    let received = std::mem::take(&mut *acks.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(RunResult {
         points_per_s: sent as f64 / took.as_secs_f64(),
         sent,
-        acked: answers.acked_samples,
-        ack_ms: answers.ack_ms,
-        refused: answers.refused,
+        acked: received.acked_samples,
+        ack_ms: received.ack_ms,
+        refused: received.refused,
         frames_behind: behind,
         cpu_s: stats::cpu_s(pid) - cpu,
     })

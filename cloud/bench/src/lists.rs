@@ -61,10 +61,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
     }
     fill(&cluster, options.rows)?;
     let before = scans(&cluster)?;
-    let mut told = serde_json::Map::new();
+    let mut results = serde_json::Map::new();
     let mut slow = Vec::new();
     for (service, path) in list_paths(options.rows) {
-        let at = SERVICES.iter().position(|known| *known == service).unwrap_or(0);
+        let at = SERVICES.iter().position(|name| *name == service).unwrap_or(0);
         let url = format!("http://127.0.0.1:{}{path}", ports[at]);
         let mut times = Vec::new();
         for _ in 0..options.times {
@@ -80,7 +80,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         if found["p95"].as_f64().is_some_and(|p95| p95 > LIST_MS_MAX) {
             slow.push(path.clone());
         }
-        told.insert(path, found);
+        results.insert(path, found);
     }
     // PostgreSQL updates its count of sequential scans when a backend becomes idle.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -89,7 +89,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         before.lines().zip(scanned.lines()).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
     Ok(json!({
         "rows_behind": options.rows,
-        "lists_ms": told,
+        "lists_ms": results,
         "over_50_ms": slow,
         "tables_scanned": tables,
     }))

@@ -134,9 +134,9 @@ fn baseline_updates_per_s(cluster: &Postgres, connections: u32) -> anyhow::Resul
         script.path(),
         "\\set id random(1, 100000)\nUPDATE plain SET n = n + 1 WHERE id = :id;\n",
     )?;
-    let said = cluster.pgbench("simcorp", connections, 5, script.path())?;
+    let output = cluster.pgbench("simcorp", connections, 5, script.path())?;
     let line =
-        said.lines().find(|line| line.starts_with("tps")).context("pgbench printed no tps")?;
+        output.lines().find(|line| line.starts_with("tps")).context("pgbench printed no tps")?;
     let number = line.split_whitespace().nth(2).context("pgbench printed no number")?;
     Ok(number.parse()?)
 }
@@ -147,7 +147,7 @@ async fn lists(store: &KernelStore, cluster: &Postgres) -> anyhow::Result<Value>
     let org = OrgId::new("org")?;
     let all = MissionFilter { limit: 200, ..MissionFilter::default() };
     let text = |text: &str| Some(text.to_owned());
-    let wanted = [
+    let filters = [
         ("newest", all.clone()),
         (
             "quarantined",
@@ -165,7 +165,7 @@ async fn lists(store: &KernelStore, cluster: &Postgres) -> anyhow::Result<Value>
     ];
     let before = scans(cluster)?;
     let mut slowest = serde_json::Map::new();
-    for (name, filter) in wanted {
+    for (name, filter) in filters {
         let mut worst = 0.0_f64;
         for _ in 0..10 {
             let start = Instant::now();

@@ -15,19 +15,19 @@ pub enum AuthorityCommand {
 }
 
 pub fn run(config: &CloudConfig, command: &AuthorityCommand) -> anyhow::Result<()> {
-    let places = CaPaths::of(&config.fleet, &config.database.data);
+    let paths = CaPaths::of(&config.fleet, &config.database.data);
     match command {
         AuthorityCommand::Create => {
             // Only SQLite has created the data folder already.
-            if let Some(folder) = places.certificate.parent() {
+            if let Some(folder) = paths.certificate.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            let made = CertificateAuthority::create(&places, serve::now())?;
-            let fingerprint = contract::Digest(made.certificate().fingerprint());
-            println!("{}\nsha256 {fingerprint}", places.certificate.display());
+            let authority = CertificateAuthority::create(&paths, serve::now())?;
+            let fingerprint = contract::Digest(authority.certificate().fingerprint());
+            println!("{}\nsha256 {fingerprint}", paths.certificate.display());
             println!("store its key where only you have access, and keep a backup of it");
         }
-        AuthorityCommand::Show => print!("{}", CertificateAuthority::open(&places)?.pem()),
+        AuthorityCommand::Show => print!("{}", CertificateAuthority::open(&paths)?.pem()),
     }
     Ok(())
 }

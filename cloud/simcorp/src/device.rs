@@ -108,8 +108,9 @@ async fn enroll(remote: &OperatorClient, args: EnrollArgs) -> anyhow::Result<()>
     let body = json!({"siteId": args.site, "device": args.device, "machines": args.machines,
                       "replaces": args.replaces, "compromised": args.compromised,
                       "expiresInHours": args.hours});
-    let made = remote.post(&remote.fleet, &["enrollments"], &body).await?;
-    let token = made["token"].as_str().context("the response of the fleet service has no token")?;
+    let enrollment = remote.post(&remote.fleet, &["enrollments"], &body).await?;
+    let token =
+        enrollment["token"].as_str().context("the response of the fleet service has no token")?;
     println!("{token}");
     Ok(())
 }

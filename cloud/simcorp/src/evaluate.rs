@@ -77,12 +77,12 @@ pub async fn run(
         }
         EvalCommand::Promotion { session } => {
             let path = ["evaluations", "promotion", session.as_str()];
-            let told: Value = remote.get(eval, &path, &[]).await?;
-            let sentence = match told["reason"].as_str() {
+            let promotion: Value = remote.get(eval, &path, &[]).await?;
+            let sentence = match promotion["reason"].as_str() {
                 None => "allowed".to_owned(),
                 Some(reason) => format!("not allowed: {reason}"),
             };
-            output.done(&told, &sentence)
+            output.done(&promotion, &sentence)
         }
     }
 }

@@ -148,7 +148,7 @@ pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::R
     )
     .fetch_all(&sqlite)
     .await?;
-    let mut moved = Vec::new();
+    let mut copied = Vec::new();
     for table in tables.iter().filter(|table| !SKIPPED_TABLES.contains(&table.as_str())) {
         let columns = columns(postgres, table).await?;
         let total = count(&sqlite, table).await?;
@@ -170,7 +170,7 @@ pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::R
         );
         let [a, b, c, d] = here.digest;
         let digest = format!("{a:016x}{b:016x}{c:016x}{d:016x}");
-        moved.push(CopiedTable { table: table.clone(), rows: here.rows, digest });
+        copied.push(CopiedTable { table: table.clone(), rows: here.rows, digest });
     }
     let after: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&sqlite).await?;
     ensure!(
@@ -180,7 +180,7 @@ pub async fn run(config: &CloudConfig, file: &Path, output: Output) -> anyhow::R
     );
     set_sequences(postgres).await?;
     sqlx::query("DROP TABLE import_progress").execute(postgres).await?;
-    output.rows(&["table", "rows", "digest"], &moved, |m| {
+    output.rows(&["table", "rows", "digest"], &copied, |m| {
         vec![m.table.clone(), m.rows.to_string(), m.digest[..16].to_owned()]
     })
 }
@@ -312,12 +312,12 @@ async fn copy(
     columns: &[Column],
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let known: Option<i64> =
+    let progress: Option<i64> =
         sqlx::query_scalar("SELECT last_rowid FROM import_progress WHERE name = $1")
             .bind(table)
             .fetch_optional(postgres)
             .await?;
-    let mut after = known.unwrap_or(i64::MIN);
+    let mut after = progress.unwrap_or(i64::MIN);
     loop {
         let (rows, last) = read_batch(sqlite, table, columns, after).await?;
         if rows.is_empty() {

@@ -40,7 +40,7 @@ pub async fn run(
     output: Output,
 ) -> anyhow::Result<()> {
     let remote = OperatorClient::connect(config, org).await?;
-    let moved = |id: String, step: &'static str, body: Value| {
+    let transition = |id: String, step: &'static str, body: Value| {
         let remote = &remote;
         async move {
             let path = ["missions", id.as_str(), step];
@@ -73,8 +73,10 @@ pub async fn run(
             let mission: Value = remote.get(&remote.kernel, &["missions", &id], &[]).await?;
             output.done(&mission, &serde_json::to_string_pretty(&mission)?)
         }
-        MissionCommand::Approve { id, note } => moved(id, "approve", json!({"note": note})).await,
-        MissionCommand::Cancel { id } => moved(id, "cancel", json!({})).await,
-        MissionCommand::Retry { id } => moved(id, "retryNow", json!({})).await,
+        MissionCommand::Approve { id, note } => {
+            transition(id, "approve", json!({"note": note})).await
+        }
+        MissionCommand::Cancel { id } => transition(id, "cancel", json!({})).await,
+        MissionCommand::Retry { id } => transition(id, "retryNow", json!({})).await,
     }
 }

@@ -334,21 +334,21 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     let mut all = ScoreSheet::default();
     let mut scores: Vec<(String, Score)> = Vec::new();
     for folder in folders {
-        let mut named = Vec::new();
+        let mut recordings = Vec::new();
         for path in recordings_in(&folder)? {
             match read(&path) {
-                Ok(recording) => named.push((path.display().to_string(), recording)),
+                Ok(recording) => recordings.push((path.display().to_string(), recording)),
                 Err(error) => eprintln!("simcorp: skipped: {error:#}"),
             }
         }
-        if named.is_empty() {
+        if recordings.is_empty() {
             continue;
         }
         // A folder is one machine, unless its files name several.
-        let machines: BTreeSet<&str> = named.iter().map(|(_, r)| r.machine.as_str()).collect();
+        let machines: BTreeSet<&str> = recordings.iter().map(|(_, r)| r.machine.as_str()).collect();
         let mut sheet = ScoreSheet::default();
         for machine in machines {
-            let of = named.iter().filter(|(_, recording)| recording.machine == machine);
+            let of = recordings.iter().filter(|(_, recording)| recording.machine == machine);
             sheet.add_machine(of.map(|(name, recording)| (name.as_str(), recording)));
         }
         all.add(&sheet);

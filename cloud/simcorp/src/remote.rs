@@ -35,8 +35,8 @@ impl OperatorClient {
             .whoami()
             .await
             .with_context(|| format!("cannot log in at {} ({TOKEN})", config.auth.kernel_url))?;
-        let named = org.as_deref().or(me["orgId"].as_str());
-        let org = named.context("your API key is valid for all organisations: set --org")?;
+        let org_id = org.as_deref().or(me["orgId"].as_str());
+        let org = org_id.context("your API key is valid for all organisations: set --org")?;
         Ok(Self {
             kernel,
             eval: ServiceClient::new("eval", &config.kernel.eval_url, &token)?,

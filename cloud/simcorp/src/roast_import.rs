@@ -61,16 +61,16 @@ pub async fn run(
                         "publicKey": key.public_key().to_pem()});
     remote.post(&remote.fleet, &["devices"], &device).await?;
     let mut learned = MachineModel::default();
-    let mut brought = Ok(());
+    let mut result = Ok(());
     for file in &args.files {
-        brought = import_file(&remote, &origin, &key, (file, at), &mut learned).await;
-        if brought.is_err() {
+        result = import_file(&remote, &origin, &key, (file, at), &mut learned).await;
+        if result.is_err() {
             break;
         }
     }
     // Revoked on success and on failure: the key must not be used again.
     remote.post(&remote.fleet, &["devices", &id, "revoke"], &json!({})).await?;
-    brought
+    result
 }
 
 async fn import_file(
@@ -108,9 +108,9 @@ async fn import_file(
         sent += some.iter().map(Frame::sample_count).sum::<usize>();
     }
     let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
-    let told: Option<Value> =
+    let stored: Option<Value> =
         remote.ingestion.get(&origin.org, &["sessions", session.as_str()], &[]).await?;
-    ensure!(told.is_some(), "{shown}: it was sent, but its session is missing");
+    ensure!(stored.is_some(), "{shown}: it was sent, but its session is missing");
     println!("{shown}: {session}, {sent} samples");
     Ok(())
 }
@@ -144,7 +144,7 @@ fn frames(
         let last_of_all = first_seq + part.len() as u64 == samples.len() as u64;
         let from = part.first().map_or(0, |sample| sample.t_ms);
         let until = if last_of_all { i64::MAX } else { part.last().map_or(0, |s| s.t_ms + 1) };
-        let told = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
+        let events = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
             let at_ms = marks.ms(kind).filter(|ms| (from..until).contains(ms))?;
             let nearest = part.iter().rposition(|sample| sample.t_ms <= at_ms).unwrap_or(0);
             let in_file = found.recording.mark_ms(kind).is_some();
@@ -172,7 +172,7 @@ fn frames(
             profile_digest: None,
             offsets_ms: part.iter().map(|s| u32::try_from(s.t_ms - from).unwrap_or(0)).collect(),
             columns: columns(part),
-            events: told.collect(),
+            events: events.collect(),
         };
         previous = Some(trust::sha256_digest(&frame.encode()));
         first_seq += part.len() as u64;

@@ -365,9 +365,9 @@ async fn bind_ports(
     runs: &impl Fn(ServiceName) -> bool,
 ) -> anyhow::Result<BTreeMap<&'static str, TcpListener>> {
     let gateways = (ServiceName::Fleet, config.fleet.gateway_listen, GATEWAY_LISTEN);
-    let wanted = SERVICES.iter().map(|entry| (entry.name, (entry.listen)(config), entry.field));
+    let endpoints = SERVICES.iter().map(|entry| (entry.name, (entry.listen)(config), entry.field));
     let mut listeners = BTreeMap::new();
-    for (_, address, field) in wanted.chain([gateways]).filter(|(name, ..)| runs(*name)) {
+    for (_, address, field) in endpoints.chain([gateways]).filter(|(name, ..)| runs(*name)) {
         listeners.insert(field, http::listen(address, field).await?);
     }
     Ok(listeners)
@@ -375,13 +375,13 @@ async fn bind_ports(
 
 /// Creates upcoming partitions and drops those past the retention time, every `PARTITIONS_EVERY`.
 async fn maintain_partitions(store: Database, retention_days: u32, stop: CancellationToken) {
-    let kept_ms = i64::from(retention_days) * 86_400_000;
+    let retention_ms = i64::from(retention_days) * 86_400_000;
     loop {
         if let Err(error) = store.ensure_partitions(now()).await {
             tracing::warn!(%error, "could not create partitions; frames go to the default one");
         }
-        if kept_ms > 0
-            && let Err(error) = store.drop_frames(now().plus_ms(-kept_ms)).await
+        if retention_ms > 0
+            && let Err(error) = store.drop_frames(now().plus_ms(-retention_ms)).await
         {
             tracing::warn!(%error, "could not drop old frames; the next pass retries");
         }

@@ -72,11 +72,11 @@ impl Redis {
         let Some(url) = url else { return Ok(None) };
         let wrong = |_| "redis.url: not a Redis address".to_owned();
         let client = redis::Client::open(url.expose_secret()).map_err(wrong)?;
-        let patience = ConnectionManagerConfig::new()
+        let settings = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let manager = ConnectionManager::new_lazy_with_config(client, patience).map_err(wrong)?;
+        let manager = ConnectionManager::new_lazy_with_config(client, settings).map_err(wrong)?;
         Ok(Some(Self {
             manager,
             began: Instant::now(),

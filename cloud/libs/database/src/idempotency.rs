@@ -72,7 +72,7 @@ impl Idempotency {
             .bind(org).bind(key).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
         Ok(match row {
-            Some((known, ..)) if known != digest => KeyState::Reused,
+            Some((stored_digest, ..)) if stored_digest != digest => KeyState::Reused,
             Some((_, Some(status), kind, body)) => KeyState::Answered {
                 status: u16::try_from(status).unwrap_or(500),
                 kind: kind.unwrap_or_default(),

@@ -114,11 +114,11 @@ async fn measure_lag(
     )
     .fetch_one(replica)
     .await?;
-    let asked = Instant::now();
+    let measured_at = Instant::now();
     let written: i64 = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
         .fetch_one(primary)
         .await?;
-    notes.push_back((written, asked));
+    notes.push_back((written, measured_at));
     if notes.len() > NOTES {
         notes.pop_front();
     }

@@ -35,11 +35,11 @@ impl Database {
             tracing::warn!(%before, "nothing arrived since; check the clock; frames are kept");
             return Ok(Dropped::default());
         }
-        let held: Option<i64> = on!(self, pool => sqlx::query_scalar(
+        let oldest_open: Option<i64> = on!(self, pool => sqlx::query_scalar(
             "SELECT MIN(started_ms) FROM sessions WHERE curve_ms IS NULL").fetch_one(pool).await)
         .map_err(StoreError::query(DOING))?;
         // A minute earlier, for the samples before CHARGE that belong to the session's first frame.
-        let before = held.map_or(before.0, |held| before.0.min(held - 60_000));
+        let before = oldest_open.map_or(before.0, |oldest_open| before.0.min(oldest_open - 60_000));
         let dropped = match &self.pool {
             Pool::Postgres(pool) => drop_partitions(pool, before).await,
             Pool::Sqlite(pool) => delete_sqlite(pool, before).await,

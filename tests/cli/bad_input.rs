@@ -139,7 +139,7 @@ async fn the_agent_samples_and_stops_without_a_broker() -> anyhow::Result<()> {
     let mut agent = Agent::new("r-1", "driver = \"simulated\"", "host = \"127.0.0.1\"\nport = 1")?;
     agent.command(&["key", "create"])?;
     agent.start().await?;
-    testbed::wait_for("samples", crate::support::PATIENCE, || async {
+    testbed::wait_for("samples are taken", crate::support::PATIENCE, || async {
         agent
             .status()
             .await
@@ -183,7 +183,7 @@ async fn a_full_disk_is_reported_and_damages_nothing() -> anyhow::Result<()> {
     );
     process.start()?;
     testbed::wait_for_port(agent.port).await.map_err(|e| e.context(process.log()))?;
-    testbed::wait_for("a full disk", crate::support::PATIENCE, || async {
+    testbed::wait_for("the full disk is reported", crate::support::PATIENCE, || async {
         agent
             .status()
             .await

@@ -55,7 +55,7 @@ async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
         live == 3 && list.iter().any(|m| m["sessionId"].is_string())
     };
     let within = Duration::from_secs(15);
-    wait_for("three machines, one of them roasting", within, roasting)
+    wait_for("three machines are listed and one is roasting", within, roasting)
         .await
         .unwrap_or_else(|error| panic!("{error}: {}", std::fs::read_to_string(&said).unwrap()));
     let page = client().get(format!("http://127.0.0.1:{}/", 8080 + shift)).send().await.unwrap();
@@ -66,7 +66,7 @@ async fn three_machines_roast_on_the_console_and_one_ctrl_c_stops_all() {
 
     let pressed = Instant::now();
     demo.stdin.as_mut().unwrap().write_all(&[3]).unwrap();
-    wait_for("its end", Duration::from_secs(5), || {
+    wait_for("the demo exits", Duration::from_secs(5), || {
         let ended = demo.try_wait().unwrap().is_some();
         async move { ended }
     })

@@ -59,8 +59,10 @@ async fn a_gateway_publishes_only_with_its_own_certificate() -> anyhow::Result<(
         let list = stack.get("ingestion", "/machines").await.unwrap_or_default();
         list.to_string()
     };
-    wait_for("the gateway's samples", PATIENCE, || async { machines().await.contains("r-1") })
-        .await?;
+    wait_for("the gateway's samples are stored", PATIENCE, || async {
+        machines().await.contains("r-1")
+    })
+    .await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let found = machines().await;
     assert!(!found.contains("r-2") && !found.contains("r-3"), "{found}");

@@ -136,7 +136,7 @@ impl Gateway {
         self.signer = signer(folder, &self.token, ("leipzig", &device), &more)?;
         create_key(folder, &self.token)?;
         self.signer.start()?;
-        wait_for("the signer", PATIENCE, || async { socket.exists() }).await
+        wait_for("the signer's socket exists", PATIENCE, || async { socket.exists() }).await
     }
 
     fn enroll(&self, token: &str) -> anyhow::Result<String> {
@@ -183,7 +183,7 @@ async fn a_gateway_is_enrolled_once_and_revoked_within_a_minute() -> anyhow::Res
     assert!(refused.contains("another authority than the token names"), "{refused}");
 
     honest.agent.start().await?;
-    wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 100 })
+    wait_for("samples are stored", PATIENCE, || async { cloud.points("r-1").await > 100 })
         .await
         .map_err(|e| e.context(honest.agent.process.log()).context(cloud.stack.process.log()))?;
     let doctor = honest.agent.command(&["doctor"])?;
@@ -196,7 +196,7 @@ async fn a_gateway_is_enrolled_once_and_revoked_within_a_minute() -> anyhow::Res
     std::fs::write(&other.agent.config, text.replace("id = \"r-2\"", "id = \"r-9\""))?;
     let mut other = other;
     other.agent.start().await?;
-    wait_for("the broker's no", PATIENCE, || async {
+    wait_for("the broker denies the subscription", PATIENCE, || async {
         other.state().await["uplinkError"].to_string().contains("denies this gateway")
     })
     .await?;
@@ -206,14 +206,14 @@ async fn a_gateway_is_enrolled_once_and_revoked_within_a_minute() -> anyhow::Res
     let at = ("fleet", "/devices/device:gw-r-2@leipzig/machines");
     let (status, told) = cloud.stack.send(reqwest::Method::PUT, at, &body).await?;
     assert_eq!(status, 200, "{told}");
-    wait_for("the other machine", PATIENCE, || async { cloud.points("r-9").await > 50 })
+    wait_for("samples of r-9 are stored", PATIENCE, || async { cloud.points("r-9").await > 50 })
         .await
         .map_err(|e| e.context(other.agent.process.log()).context(cloud.stack.process.log()))?;
 
     // A revoked gateway is disconnected by the broker and refused by the fleet.
     let started = tokio::time::Instant::now();
     cloud.stack.operate(&["device", "revoke", "device:gw-r-1@leipzig"])?;
-    wait_for("the end", Duration::from_mins(1), || async {
+    wait_for("the revoked gateway is disconnected", Duration::from_mins(1), || async {
         honest.state().await["uplinkConnected"] == false
     })
     .await?;
@@ -245,7 +245,7 @@ async fn authority_in_a_token(
     create_key(folder, &token)?;
     signer.start()?;
     let socket = folder.join("signer.sock");
-    wait_for("the signer", PATIENCE, || async { socket.exists() }).await?;
+    wait_for("the signer's socket exists", PATIENCE, || async { socket.exists() }).await?;
     let settings = vec![
         format!("fleet.authority.signer_socket={}", socket.display()),
         format!("fleet.authority.cert_file={}", folder.join("authority.pem").display()),
@@ -264,34 +264,37 @@ async fn a_certificate_is_renewed_before_it_expires_and_recovered_by_a_person() 
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &[])?)?;
     let first = gateway.certificate();
     gateway.agent.start().await?;
-    wait_for("another certificate", PATIENCE, || async { gateway.certificate() != first }).await?;
+    wait_for("the certificate is renewed", PATIENCE, || async { gateway.certificate() != first })
+        .await?;
     let second = gateway.certificate();
     assert_eq!((&second.common_name, &second.public_key), (&first.common_name, &first.public_key));
     assert!(second.not_before < first.not_after, "renewed after the first certificate had expired");
-    wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 100 }).await?;
+    wait_for("samples are stored", PATIENCE, || async { cloud.points("r-1").await > 100 }).await?;
 
     // The gateway is off for longer than its certificate is valid; then it requests a recovery, and
     // a person approves it.
     gateway.agent.process.stop(Duration::from_secs(10)).await?;
     tokio::time::sleep(Duration::from_secs(31)).await;
     gateway.agent.start().await?;
-    wait_for("the question", PATIENCE, || async {
+    wait_for("the recovery request is listed", PATIENCE, || async {
         cloud.stack.operate(&["device", "recover"]).unwrap().contains("device:gw-r-1@leipzig")
     })
     .await?;
-    wait_for("the sentence for a person", PATIENCE, || async {
+    wait_for("the agent reports that a person must approve", PATIENCE, || async {
         gateway.state().await["identityError"].to_string().contains("a person must approve it")
     })
     .await?;
     let kept = gateway.certificate();
     assert!(kept == second || kept.not_after < now());
     cloud.stack.operate(&["device", "recover", "device:gw-r-1@leipzig"])?;
-    wait_for("the certificate", PATIENCE, || async {
+    wait_for("a new certificate is issued", PATIENCE, || async {
         gateway.certificate().not_after > kept.not_after
     })
     .await?;
-    wait_for("the uplink", PATIENCE, || async { gateway.state().await["uplinkConnected"] == true })
-        .await?;
+    wait_for("the uplink is connected", PATIENCE, || async {
+        gateway.state().await["uplinkConnected"] == true
+    })
+    .await?;
     let shown = cloud.stack.operate(&["device", "show", "device:gw-r-1@leipzig"])?;
     for why in ["enrolled", "renewed", "recovered"] {
         assert!(shown.contains(&format!("\"why\": \"{why}\"")), "{shown}");
@@ -312,11 +315,11 @@ async fn a_replaced_key_still_verifies_the_frames_it_signed() -> anyhow::Result<
     gateway.enroll(&cloud.token("gw-r-1", "r-1", &[])?)?;
     let old = gateway.certificate();
     gateway.agent.start().await?;
-    wait_for("samples", PATIENCE, || async { cloud.points("r-1").await > 20 }).await?;
+    wait_for("samples are stored", PATIENCE, || async { cloud.points("r-1").await > 20 }).await?;
     // Frames signed with the old key wait, since the broker is down.
     cloud.broker.kill();
     let before = gateway.state().await["journal"]["frames"].as_i64().unwrap_or(0);
-    wait_for("frames that wait", PATIENCE, || async {
+    wait_for("frames wait in the journal", PATIENCE, || async {
         gateway.state().await["journal"]["frames"].as_i64().unwrap_or(0) > before + 20
     })
     .await?;
@@ -328,7 +331,7 @@ async fn a_replaced_key_still_verifies_the_frames_it_signed() -> anyhow::Result<
     assert_ne!(gateway.certificate().public_key, old.public_key);
     cloud.broker.restart().await?;
     gateway.agent.start().await?;
-    wait_for("everything", PATIENCE, || async {
+    wait_for("all frames are sent", PATIENCE, || async {
         let state = gateway.state().await;
         let journal = &state["journal"];
         journal["frames"].as_i64().unwrap_or(0) > before + 40

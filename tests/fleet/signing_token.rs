@@ -97,8 +97,10 @@ async fn a_hung_token_costs_no_sample_and_its_key_is_only_in_the_token() -> anyh
 
     let mut signer = signer(&agent, &token)?;
     signer.start()?;
-    wait_for("the public key", PATIENCE, || async { agent.command(&["key", "show"]).is_ok() })
-        .await?;
+    wait_for("the public key is shown", PATIENCE, || async {
+        agent.command(&["key", "show"]).is_ok()
+    })
+    .await?;
     let device = agent.folder.path().join("device.json");
     std::fs::write(&device, agent.command(&["key", "show"])?)?;
     cloud.operate(&["device", "add", &device.display().to_string()])?;
@@ -107,8 +109,10 @@ async fn a_hung_token_costs_no_sample_and_its_key_is_only_in_the_token() -> anyh
     // The agent starts without its signer: it samples, and stores the frames that it cannot sign.
     agent.start().await?;
     let waits = async || agent.status().await.map(|s| s["journal"]["unsignedFrames"].as_i64());
-    wait_for("frames that wait", PATIENCE, || async { waits().await.is_ok_and(|n| n > Some(5)) })
-        .await?;
+    wait_for("frames wait for a signature", PATIENCE, || async {
+        waits().await.is_ok_and(|n| n > Some(5))
+    })
+    .await?;
     assert!(agent.status().await?["keyError"].is_string());
     signer.start()?;
     let all_sent = async || {
@@ -116,7 +120,7 @@ async fn a_hung_token_costs_no_sample_and_its_key_is_only_in_the_token() -> anyh
         let waits = |name: &str| status["journal"][name].as_i64() == Some(0);
         anyhow::Ok(waits("unsignedFrames") && waits("unsentFrames") && status["keyError"].is_null())
     };
-    wait_for("all of it in the cloud", PATIENCE * 2, || async {
+    wait_for("all frames are signed and sent", PATIENCE * 2, || async {
         all_sent().await.unwrap_or(false)
     })
     .await?;
@@ -124,14 +128,18 @@ async fn a_hung_token_costs_no_sample_and_its_key_is_only_in_the_token() -> anyh
     // The token hangs for a while: the signer runs and does not answer.
     let before = agent.status().await?["samples"].as_u64();
     signer.pause()?;
-    wait_for("frames that wait", PATIENCE, || async { waits().await.is_ok_and(|n| n > Some(10)) })
-        .await?;
+    wait_for("frames wait for a signature", PATIENCE, || async {
+        waits().await.is_ok_and(|n| n > Some(10))
+    })
+    .await?;
     let wedged = agent.status().await?;
     assert!(wedged["samples"].as_u64() > before, "sampling must continue");
     assert_eq!(wedged["samplesDropped"].as_u64(), Some(0), "{wedged}");
     signer.resume()?;
-    wait_for("all of it again", PATIENCE * 2, || async { all_sent().await.unwrap_or(false) })
-        .await?;
+    wait_for("all frames are signed and sent", PATIENCE * 2, || async {
+        all_sent().await.unwrap_or(false)
+    })
+    .await?;
 
     let pid = agent.process.pid().expect("it runs");
     assert!(in_memory(pid, b"signer.sock")?, "the search must find a text that is in memory");

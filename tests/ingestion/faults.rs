@@ -61,7 +61,7 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
         }
     }
     // The agent is stopped last, so that its journal has every sample.
-    wait_for("nothing left to send", PATIENCE, || async {
+    wait_for("no frame is unsent", PATIENCE, || async {
         let state = agent.status().await.unwrap_or_default();
         state["uplinkConnected"] == true && state["journal"]["unsentFrames"] == 0
     })
@@ -77,7 +77,7 @@ async fn killed_processes_neither_lose_nor_duplicate_samples() -> anyhow::Result
     // The frames that were stored during the stop are sent at the next start.
     agent.start().await?;
     let rows = "SELECT count(*) FROM points WHERE seq < ";
-    wait_for("all samples", PATIENCE, || async {
+    wait_for("all samples are stored", PATIENCE, || async {
         cloud.database.query_number(&format!("{rows}{samples}")).is_ok_and(|n| n >= samples)
     })
     .await
@@ -127,19 +127,23 @@ async fn after_an_hour_without_a_broker_live_frames_arrive_before_the_backlog() 
     let unsent = async |agent: &crate::support::Agent| {
         agent.status().await.ok().and_then(|s| s["journal"]["unsentFrames"].as_i64())
     };
-    wait_for("connected", PATIENCE, || async {
+    wait_for("the uplink is connected", PATIENCE, || async {
         agent.status().await.is_ok_and(|s| s["uplinkConnected"] == true)
     })
     .await?;
     cloud.broker.kill();
-    wait_for("a backlog", PATIENCE, || async { unsent(&agent).await > Some(HOUR_FRAMES / 10) })
-        .await?;
+    wait_for("a backlog of six minutes exists", PATIENCE, || async {
+        unsent(&agent).await > Some(HOUR_FRAMES / 10)
+    })
+    .await?;
     let early = memory_kb(agent.process.pid());
-    wait_for("an hour", PATIENCE * 3, || async { unsent(&agent).await > Some(HOUR_FRAMES) })
-        .await?;
+    wait_for("a backlog of an hour exists", PATIENCE * 3, || async {
+        unsent(&agent).await > Some(HOUR_FRAMES)
+    })
+    .await?;
     let late = memory_kb(agent.process.pid());
     cloud.broker.restart().await?;
-    wait_for("the backlog sent", PATIENCE, || async {
+    wait_for("the backlog is sent", PATIENCE, || async {
         unsent(&agent).await.is_some_and(|n| n < 32)
     })
     .await?;
@@ -194,7 +198,7 @@ async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Re
         agent.start().await?;
         agents.push(agent);
     }
-    wait_for("frames", PATIENCE, || async {
+    wait_for("200 frames are stored", PATIENCE, || async {
         cloud.database.query_number("SELECT count(*) FROM frames").is_ok_and(|n| n > 200)
     })
     .await?;

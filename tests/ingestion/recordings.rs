@@ -101,7 +101,7 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     let expected = std::fs::read_to_string(&served)?;
     let expected: Vec<(Option<f32>, Option<f32>, i64)> =
         expected.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    wait_for("all samples", PATIENCE, || async {
+    wait_for("all samples are stored", PATIENCE, || async {
         cloud
             .database
             .query_number("SELECT count(*) FROM points")
@@ -143,7 +143,7 @@ async fn every_recorded_sample_arrives_once_and_in_order() -> anyhow::Result<()>
     assert!(roasts >= 2, "the recordings show no roast");
     let sessions =
         "SELECT count(*) FROM sessions WHERE status = 'CLOSED' AND completeness = 'complete'";
-    wait_for("complete roasts", PATIENCE, || async {
+    wait_for("all roasts are complete", PATIENCE, || async {
         cloud.database.query_number(sessions).is_ok_and(|n| n == roasts as i64)
     })
     .await

@@ -191,7 +191,7 @@ async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()
     send("telemetry", point(3).replace("r-1", "r-2")).await?;
     let drop = r#"{"ts":"2025-10-05T21:08:19Z","machineId":"r-1","type":"DROP","payload":{"elapsedSeconds":19}}"#;
     send("events", drop.to_owned()).await?;
-    wait_for("the roast", PATIENCE, || async {
+    wait_for("the roast is closed", PATIENCE, || async {
         cloud
             .get("/sessions?status=CLOSED")
             .await

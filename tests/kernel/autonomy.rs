@@ -145,7 +145,7 @@ async fn the_governor_runs_only_missions_that_eval_promotes() -> anyhow::Result<
     // A mission whose session is not evaluated yet waits for the evaluation, and then runs without
     // a person.
     evaluate("later", 600).await?;
-    wait_for("eval's word", Duration::from_secs(40), || async {
+    wait_for("the evaluated mission is pending", Duration::from_secs(40), || async {
         let list = stack.get("kernel", "/missions?sessionId=later").await.unwrap_or_default();
         list["items"][0]["status"] == "PENDING"
     })
@@ -215,7 +215,7 @@ async fn the_language_model_judge_is_retried_and_validated_and_decides_nothing()
         let path = format!("/evaluations/{}", run["id"].as_str().unwrap());
         stack.get("eval", &path).await.map(|run| run["lmJudge"]["safetyScore"] == 60.0)
     };
-    wait_for("a judgement", Duration::from_secs(30), || async {
+    wait_for("a run is judged", Duration::from_secs(30), || async {
         judged(&first).await.unwrap_or(false) || judged(&second).await.unwrap_or(false)
     })
     .await?;

@@ -241,7 +241,7 @@ async fn deliver(instances: &[Instance], body: &[u8], random: u64) -> anyhow::Re
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    anyhow::bail!("nobody took a roast")
+    anyhow::bail!("no instance accepted the roast")
 }
 
 /// A gateway's connection to the broker.
@@ -266,7 +266,10 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 /// Checks that a finished roast has no predicted events, and that its report can be printed.
-async fn is_told_and_drawn(instance: &Instance, session: &SessionId) -> anyhow::Result<()> {
+async fn check_prediction_and_report(
+    instance: &Instance,
+    session: &SessionId,
+) -> anyhow::Result<()> {
     let predicted = instance.get("analytics", &format!("/prediction/session/{session}")).await?;
     assert_eq!((&predicted["phase"], &predicted["etaSeconds"]), (&json!("POST_DROP"), &json!({})));
     assert_eq!(predicted["explain"]["method"], "HEURISTIC_V1");
@@ -380,7 +383,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
         let result = done.and_then(|m| m.result_meta.clone()).context("a mission's result")?;
         assert_eq!(result["reportId"], report["reportId"]);
     }
-    wait_for("an empty outbox", PATIENCE, || async {
+    wait_for("the outbox is empty", PATIENCE, || async {
         database.query_number("SELECT count(*) FROM outbox").is_ok_and(|n| n == 0)
     })
     .await?;
@@ -388,7 +391,7 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let log = first.get("kernel", "/audit?limit=1000").await?;
     let written = log.as_array().context("a log")?.iter();
     assert_eq!(written.filter(|e| e["action"] == "session.report").count() as u64, roasts);
-    is_told_and_drawn(first, &sessions[0]).await?;
+    check_prediction_and_report(first, &sessions[0]).await?;
     Ok(())
 }
 
@@ -456,11 +459,13 @@ async fn with_the_default_configuration_a_roast_is_complete_and_reported() -> an
         let found = simcorp.get("ingestion", &path).await;
         found.is_ok_and(|session| session["completeness"] == "complete")
     };
-    wait_for("every frame of the receipt", PATIENCE, complete)
+    wait_for("the session is complete", PATIENCE, complete)
         .await
         .with_context(|| simcorp.process.log())?;
     let latest = format!("/sessions/{session}/reports/latest");
     let reported = || async { simcorp.get("ingestion", &latest).await.is_ok() };
-    wait_for("a report", PATIENCE, reported).await.with_context(|| simcorp.process.log())?;
+    wait_for("the report exists", PATIENCE, reported)
+        .await
+        .with_context(|| simcorp.process.log())?;
     Ok(())
 }

@@ -276,7 +276,7 @@ async fn only_valid_oidc_tokens_and_api_keys_authenticate() -> anyhow::Result<()
     let end = ("kernel", Method::DELETE, path.as_str());
     assert_eq!(cloud.ask(end, &ada, None).await?.0, 204);
     let closed = || async { who(&token).await.is_ok_and(|(status, _)| status == 401) };
-    wait_for("revocation", Duration::from_secs(40), closed).await?;
+    wait_for("the revoked key is refused", Duration::from_secs(40), closed).await?;
     // No log contains a secret.
     let log = cloud.process.log();
     assert!(!log.contains(&token) && !log.contains(&ada), "a token in the log");
@@ -293,7 +293,10 @@ fn filled(path: &str, ids: &BTreeMap<&str, &str>) -> String {
 }
 
 /// Creates one of each resource in organisation acme; returns the ids that the server generates.
-async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str, String>> {
+async fn create_resources(
+    cloud: &Cloud,
+    ada: &str,
+) -> anyhow::Result<BTreeMap<&'static str, String>> {
     cloud.database.query(
         "simcorp",
         "INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ('acme', 's', 'm', 0);
@@ -362,22 +365,22 @@ async fn give(cloud: &Cloud, ada: &str) -> anyhow::Result<BTreeMap<&'static str,
     let (status, enrollment) = cloud.ask(asking, ada, Some(&enrollment)).await?;
     assert_eq!(status, 201, "{enrollment}");
     let enrollment = enrollment["id"].as_str().context("an enrolment")?.to_owned();
-    let given = [("case", case), ("run", run), ("event", event), ("enrollment", enrollment)];
-    Ok(BTreeMap::from(given))
+    let created = [("case", case), ("run", run), ("event", event), ("enrollment", enrollment)];
+    Ok(BTreeMap::from(created))
 }
 
 /// Returns the id of Acme's resource for `{id}` in a path.
-fn id_of<'i>(path: &str, given: &'i BTreeMap<&str, String>, key: &'i str) -> &'i str {
+fn id_of<'i>(path: &str, created: &'i BTreeMap<&str, String>, key: &'i str) -> &'i str {
     match path.split('/').nth(1) {
         Some("missions") => "M-secret",
         Some("agents") => "a-secret",
         Some("tools") => "t-secret",
         Some("keys") => key,
         Some("devices" | "recoveries") => "device:gw-secret@s",
-        Some("enrollments") => given["enrollment"].as_str(),
-        Some("golden-cases" | "saturation") => given["case"].as_str(),
-        Some("evaluations") => given["run"].as_str(),
-        Some("api") => given["event"].as_str(),
+        Some("enrollments") => created["enrollment"].as_str(),
+        Some("golden-cases" | "saturation") => created["case"].as_str(),
+        Some("evaluations") => created["run"].as_str(),
+        Some("api") => created["event"].as_str(),
         _ => "S-secret",
     }
 }
@@ -449,7 +452,7 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
     let cloud = Cloud::start(&issuer).await?;
     let (ada, eve) = (issuer.token("acme", "admin")?, issuer.token("evil", "admin")?);
 
-    let given = give(&cloud, &ada).await?;
+    let created = create_resources(&cloud, &ada).await?;
     let (_, keys) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
     let key_id = keys[0]["id"].as_str().context("a key")?.to_owned();
 
@@ -465,7 +468,7 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                 if path.starts_with("/stream/") || path == "/v1/frames" {
                     continue; // an endless stream; and a route that authenticates by signature
                 }
-                let id = id_of(path, &given, &key_id);
+                let id = id_of(path, &created, &key_id);
                 let ids = BTreeMap::from([
                     ("id", id),
                     ("missionId", "M-secret"),
@@ -526,7 +529,7 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                         && !listed
                         && !of_nobody
                         && !about_oneself.iter().any(|own| path.starts_with(own));
-                    let ids = given.values().chain([&key_id]);
+                    let ids = created.values().chain([&key_id]);
                     let names_a_secret = (own.contains("secret")
                         && !own.starts_with("/evaluations/promotion"))
                         || ids.into_iter().any(|id| own.contains(id));

@@ -117,7 +117,7 @@ async fn one_of_two_instances_infers_the_events_of_a_publisher_without_events() 
             answer.json::<Value>().await.ok()?["speaks"].as_bool()
         }
     };
-    wait_for("one who speaks", PATIENCE, || async {
+    wait_for("one instance holds the lease", PATIENCE, || async {
         speaks(&first).await == Some(true) || speaks(&second).await == Some(true)
     })
     .await?;
@@ -145,7 +145,7 @@ async fn one_of_two_instances_infers_the_events_of_a_publisher_without_events() 
         let sessions = first.get("ingestion", "/sessions?machineId=old-1").await.ok()?;
         sessions[0]["sessionId"].as_str().map(str::to_owned)
     };
-    wait_for("a session", PATIENCE, || async { session().await.is_some() }).await?;
+    wait_for("a session exists", PATIENCE, || async { session().await.is_some() }).await?;
     let id = session().await.unwrap();
     let path = format!("/sessions/{id}/events");
     let kinds = || async {
@@ -153,7 +153,7 @@ async fn one_of_two_instances_infers_the_events_of_a_publisher_without_events() 
         let kinds = events.as_array().cloned().unwrap_or_default();
         kinds.iter().map(|e| e["type"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
     };
-    wait_for("marks", PATIENCE, || async {
+    wait_for("CHARGE and TP are stored", PATIENCE, || async {
         let kinds = kinds().await;
         kinds.contains(&"CHARGE".to_owned()) && kinds.contains(&"TP".to_owned())
     })
@@ -193,11 +193,11 @@ async fn lists_are_read_from_a_replica_while_it_is_fresh() -> anyhow::Result<()>
         let line = text.lines().find(|line| line.starts_with("simcorp_replica_reads_total "));
         line.and_then(|line| line.split(' ').nth(1)?.parse::<f64>().ok()).unwrap_or(0.0)
     };
-    wait_for("reads from the replica", PATIENCE, || async { reads().await > 0.0 }).await?;
+    wait_for("the replica is read", PATIENCE, || async { reads().await > 0.0 }).await?;
     // A replica that no longer replays is not used, although it does not know what it misses.
     replica.query("simcorp", "SELECT pg_wal_replay_pause()")?;
     let mut n = 0;
-    wait_for("the replica to be left out", PATIENCE, || {
+    wait_for("the replica is not read", PATIENCE, || {
         n += 1;
         let mission = json!({"goal": "x", "missionId": format!("m-{n}")});
         let (stack, reads) = (&stack, &reads);
@@ -212,7 +212,7 @@ async fn lists_are_read_from_a_replica_while_it_is_fresh() -> anyhow::Result<()>
     assert_eq!(stack.get("ingestion", "/sessions").await?, json!([]));
     replica.query("simcorp", "SELECT pg_wal_replay_resume()")?;
     let before = reads().await;
-    wait_for("the replica to be asked again", PATIENCE, || async { reads().await > before + 1.0 })
+    wait_for("the replica is read again", PATIENCE, || async { reads().await > before + 1.0 })
         .await?;
     // Without the replica, the primary answers.
     drop(replica);

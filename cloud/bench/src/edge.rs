@@ -119,12 +119,12 @@ async fn drain(gateway: &Gateway, backlog: u64, mut broker: Mosquitto) -> anyhow
     let (samples, without) = (gateway.unsent().await?, gateway.jitter_ms(0.0).await?);
     let since = gateway.newest_ms().await?;
     broker.restart().await?;
-    wait_for("a connection", Duration::from_secs(30), || async {
+    wait_for("the uplink is connected", Duration::from_secs(30), || async {
         gateway.status().await.is_ok_and(|s| s["uplinkConnected"] == true)
     })
     .await?;
     let start = Instant::now();
-    wait_for("the drain", Duration::from_mins(5), || async {
+    wait_for("the backlog is sent", Duration::from_mins(5), || async {
         gateway.unsent().await.is_ok_and(|unsent| unsent < 20.0)
     })
     .await?;

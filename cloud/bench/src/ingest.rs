@@ -179,8 +179,9 @@ async fn measure(
     let cpu = stats::cpu_s(pid);
     let (sent, took) = load.send(client, rate, frame_ms, Duration::from_secs(seconds)).await?;
     let behind = load.unacknowledged();
-    let all =
-        wait_for("all answers", Duration::from_mins(1), || async { load.unacknowledged() == 0 });
+    let all = wait_for("all frames are acknowledged", Duration::from_mins(1), || async {
+        load.unacknowledged() == 0
+    });
     // A frame without an acknowledgement is reported as lost.
     let _ = all.await;
     let received = std::mem::take(&mut *acks.lock().unwrap_or_else(PoisonError::into_inner));

@@ -133,7 +133,7 @@ async fn a_soft_token_signs_only_allowed_messages() {
     gateway.signer.kill();
     std::fs::write(gateway.folder.path().join("pin"), "000000").unwrap();
     gateway.signer.start().unwrap();
-    wait_for("the refusal", PATIENCE, || async {
+    wait_for("the signer refuses the request", PATIENCE, || async {
         let asked = gateway.key().public_key().map_err(|e| e.to_string());
         asked.is_err_and(|e| e.contains("the token cannot be used"))
     })

@@ -62,9 +62,11 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
     );
     gateway.process.start().unwrap();
     wait_for_port(gateway.port).await.unwrap();
-    wait_for("samples", PATIENCE, || async { gateway.status()["samples"].as_u64() > Some(5) })
-        .await
-        .unwrap();
+    wait_for("six samples are taken", PATIENCE, || async {
+        gateway.status()["samples"].as_u64() > Some(5)
+    })
+    .await
+    .unwrap();
     let refused = gateway.ask("POST /marks", r#"{"type":"DROP"}"#);
     assert!(
         refused.starts_with("HTTP/1.1 400") && refused.contains("no roast is running"),
@@ -72,11 +74,11 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
     );
     let charged = gateway.ask("POST /marks", r#"{"type":"CHARGE"}"#);
     assert!(charged.starts_with("HTTP/1.1 204"), "{charged}");
-    wait_for("a roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+    wait_for("a roast is running", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
     assert!(gateway.ask("POST /marks", r#"{"type":"DROP"}"#).starts_with("HTTP/1.1 204"));
-    wait_for("its end", PATIENCE, || async { gateway.status()["session"].is_null() })
+    wait_for("the roast has ended", PATIENCE, || async { gateway.status()["session"].is_null() })
         .await
         .unwrap();
     let points = gateway.ask("GET /points", "");
@@ -108,7 +110,7 @@ async fn a_silent_machine_is_reported_and_recovers_without_a_restart() {
     ));
     gateway.process.start().unwrap();
     wait_for_port(gateway.port).await.unwrap();
-    wait_for("the machine's silence", PATIENCE, || async {
+    wait_for("the silent machine is reported", PATIENCE, || async {
         gateway.status()["driverError"].is_string()
     })
     .await
@@ -116,7 +118,7 @@ async fn a_silent_machine_is_reported_and_recovers_without_a_restart() {
     assert!(gateway.ask("GET /ready", "").starts_with("HTTP/1.1 503"));
     // A machine that accepts a connection and never answers loses only its own samples.
     let listener = std::net::TcpListener::bind(("127.0.0.1", machine)).unwrap();
-    wait_for("a time limit", PATIENCE, || async {
+    wait_for("the timeout is reported", PATIENCE, || async {
         gateway.status()["driverError"]
             .as_str()
             .is_some_and(|e| e.contains("does not answer within 50 ms"))
@@ -138,7 +140,7 @@ async fn a_killed_agent_continues_its_roast_after_a_restart() {
     );
     gateway.process.start().unwrap();
     wait_for_port(gateway.port).await.unwrap();
-    wait_for("a roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+    wait_for("a roast is running", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
     gateway.process.kill();
@@ -152,7 +154,7 @@ async fn a_killed_agent_continues_its_roast_after_a_restart() {
     assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
     gateway.process.start().unwrap();
     wait_for_port(gateway.port).await.unwrap();
-    wait_for("the same roast", PATIENCE, || async { gateway.status()["session"].is_string() })
+    wait_for("the roast continues", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
     gateway.process.stop(PATIENCE).await.unwrap();

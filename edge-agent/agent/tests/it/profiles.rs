@@ -112,7 +112,7 @@ async fn the_agent_stores_the_shown_values_and_the_digest_of_the_profile() {
         address.port()
     ));
     gateway.process.start().unwrap();
-    wait_for("a roast", PATIENCE * 2, || async { machine.served().len() > 150 })
+    wait_for("150 readings are served", PATIENCE * 2, || async { machine.served().len() > 150 })
         .await
         .unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success(), "{}", gateway.port);
@@ -169,7 +169,9 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     ));
     gateway.process.start().unwrap();
     testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
-    wait_for("a reading", PATIENCE, || async { machine.served().len() > 20 }).await.unwrap();
+    wait_for("20 readings are served", PATIENCE, || async { machine.served().len() > 20 })
+        .await
+        .unwrap();
     let bt = modbus(port, &[3, 0, 2, 0, 1]);
     assert_eq!(bt[..2], [3, 2], "{bt:?}");
     let shown = f64::from(u16::from_be_bytes([bt[2], bt[3]])) / 10.0;
@@ -178,9 +180,11 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     assert_eq!(modbus(port, &[3, 0, 3, 0, 1]), [0x83, 2], "a register the profile does not read");
     assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "Artisan must not write the burner");
     machine.inject_fault(None, emulator::Fault::Silent);
-    wait_for("staleness", PATIENCE, || async { modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11] })
-        .await
-        .unwrap();
+    wait_for("the register is stale", PATIENCE, || async {
+        modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11]
+    })
+    .await
+    .unwrap();
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
 }
 
@@ -241,7 +245,9 @@ async fn artisan_writes_only_what_the_profile_allows_after_a_bring_up() {
     let mut closed = Gateway::new(&format!("{machine_file}{}", settings(false)));
     closed.process.start().unwrap();
     testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", closed.log()));
-    wait_for("a reading", PATIENCE, || async { machine.served().len() > 5 }).await.unwrap();
+    wait_for("5 readings are served", PATIENCE, || async { machine.served().len() > 5 })
+        .await
+        .unwrap();
     assert_eq!(burner(0), [0x86, 1], "the site's configuration must allow writes too");
     assert!(closed.process.stop(PATIENCE).await.unwrap().success());
 
@@ -249,15 +255,17 @@ async fn artisan_writes_only_what_the_profile_allows_after_a_bring_up() {
     gateway.process.start().unwrap();
     testbed::wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     let config = gateway.folder.path().join("edge.toml").display().to_string();
-    wait_for("a roast", PATIENCE, || async {
+    wait_for("a roast is running", PATIENCE, || async {
         said(&edge(&["-c", &config, "status"])).contains("\"session\": \"")
     })
     .await
     .unwrap();
     assert_eq!(burner(0), [6, 4, 81, 0, 0], "{}", gateway.log());
-    wait_for("the burner", PATIENCE, || async { modbus(port, &[3, 4, 81, 0, 1]) == [3, 2, 0, 0] })
-        .await
-        .unwrap();
+    wait_for("the register shows the burner at 0", PATIENCE, || async {
+        modbus(port, &[3, 4, 81, 0, 1]) == [3, 2, 0, 0]
+    })
+    .await
+    .unwrap();
     assert_eq!(burner(101), [0x86, 3], "outside the range");
     assert_eq!(burner(15), [0x86, 6], "less than two seconds after the last write");
     assert_eq!(
@@ -273,7 +281,11 @@ async fn artisan_writes_only_what_the_profile_allows_after_a_bring_up() {
     machine.inject_fault(None, emulator::Fault::Silent);
     assert_eq!(burner(0), [0x86, 11]);
     machine.clear_faults();
-    wait_for("the way back", PATIENCE, || async { burner(0) == [6, 4, 81, 0, 0] }).await.unwrap();
+    wait_for("the write is acknowledged again", PATIENCE, || async {
+        burner(0) == [6, 4, 81, 0, 0]
+    })
+    .await
+    .unwrap();
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
     let events = gateway.frames().into_iter().flat_map(|frame| frame.events);
     let notes: Vec<String> = events.filter_map(|event| event.note).collect();

@@ -49,7 +49,7 @@ async fn start_shared(
     (emulator, driver)
 }
 
-const fn talks_unasked(profile: &Profile) -> bool {
+const fn sends_unpolled(profile: &Profile) -> bool {
     matches!(
         profile.transport,
         Transport::Hottop { .. } | Transport::Santoker { .. } | Transport::Line { .. }
@@ -93,7 +93,7 @@ async fn read_a_roast(id: &str) {
         let reading = driver.read(i * 1000).await;
         readings.push(reading.unwrap_or_else(|e| panic!("{id}: reading {i}: {e}")));
     }
-    follows(id, &readings, &emulator.served(), !talks_unasked(&profile));
+    follows(id, &readings, &emulator.served(), !sends_unpolled(&profile));
     let bt: Vec<f64> = readings.iter().filter_map(|r| r.values[0].1).collect();
     let (low, high) = bt.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     assert!(low < 120.0 && high > 190.0, "{id}: no roast: {low} to {high} °C");
@@ -125,12 +125,12 @@ async fn faults_invent_no_values_and_reading_recovers() {
         "generic.line.jsonl",
     ];
     for fault in faults {
-        join_all(machines.map(|id| suffer(id, fault))).await;
+        join_all(machines.map(|id| read_through_fault(id, fault))).await;
     }
 }
 
 /// Reads ten times without the fault, ten times with it, and twenty times after it.
-async fn suffer(id: &str, fault: Fault) {
+async fn read_through_fault(id: &str, fault: Fault) {
     let mut profile = profile(id);
     profile.timing.timeout_ms = 60;
     let (emulator, mut driver) = start(&profile).await;
@@ -154,7 +154,7 @@ async fn suffer(id: &str, fault: Fault) {
         // never invented.
         let whole = reading.values.iter().all(|(_, v)| v.is_some());
         let shown = served.iter().any(|s| same(reading, s));
-        let in_part = talks_unasked(&profile) || id == "coffeetech.fz94.rtu";
+        let in_part = sends_unpolled(&profile) || id == "coffeetech.fz94.rtu";
         assert!(!whole || shown || in_part, "{id}: {fault:?}: reading {i} was never shown");
         for (channel, value) in &reading.values {
             let can_be = value.is_none_or(|v| (-20.0..600.0).contains(&v));

@@ -76,11 +76,11 @@ pub async fn run(options: &Options) -> anyhow::Result<Value> {
         }
         // The first request of each list fills the page cache.
         times.remove(0);
-        let found = stats::percentiles(times);
-        if found["p95"].as_f64().is_some_and(|p95| p95 > LIST_MS_MAX) {
+        let percentiles = stats::percentiles(times);
+        if percentiles["p95"].as_f64().is_some_and(|p95| p95 > LIST_MS_MAX) {
             slow.push(path.clone());
         }
-        results.insert(path, found);
+        results.insert(path, percentiles);
     }
     // PostgreSQL updates its count of sequential scans when a backend becomes idle.
     tokio::time::sleep(Duration::from_secs(3)).await;

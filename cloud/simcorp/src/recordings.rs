@@ -153,18 +153,18 @@ const fn seconds(ms: i64) -> f64 {
 fn analyze_files(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
     let mut learned = MachineModel::default();
     for path in files {
-        let found = analyze_next(path, &mut learned)?;
+        let analyzed = analyze_next(path, &mut learned)?;
         if as_json {
-            println!("{}", analysis_json(path, &found));
+            println!("{}", analysis_json(path, &analyzed));
         } else {
-            print(path, &found);
+            print(path, &analyzed);
         }
     }
     Ok(())
 }
 
-fn analysis_json(path: &Path, found: &AnalyzedRecording) -> serde_json::Value {
-    let events = found.marks.iter().map(|mark| {
+fn analysis_json(path: &Path, analyzed: &AnalyzedRecording) -> serde_json::Value {
+    let events = analyzed.marks.iter().map(|mark| {
         json!({
             "type": mark.kind.as_str(),
             "t": seconds(mark.at_ms),
@@ -178,10 +178,10 @@ fn analysis_json(path: &Path, found: &AnalyzedRecording) -> serde_json::Value {
     });
     json!({
         "file": path.display().to_string(),
-        "samples": found.recording.samples.len(),
-        "unit": if found.recording.fahrenheit { "F" } else { "C" },
+        "samples": analyzed.recording.samples.len(),
+        "unit": if analyzed.recording.fahrenheit { "F" } else { "C" },
         "events": events.collect::<Vec<_>>(),
-        "analysis": found.analysis,
+        "analysis": analyzed.analysis,
     })
 }
 
@@ -196,11 +196,11 @@ fn clock(ms: i64) -> String {
     format!("{sign}{}:{:02}", s / 60, s % 60)
 }
 
-fn print(path: &Path, found: &AnalyzedRecording) {
-    let unit = if found.recording.fahrenheit { "°F" } else { "°C" };
-    println!("{} — {} samples in {unit}", path.display(), found.recording.samples.len());
+fn print(path: &Path, analyzed: &AnalyzedRecording) {
+    let unit = if analyzed.recording.fahrenheit { "°F" } else { "°C" };
+    println!("{} — {} samples in {unit}", path.display(), analyzed.recording.samples.len());
     println!("  known at  event           at      BT °C  conf  interval          method");
-    for change in &found.walk.changes {
+    for change in &analyzed.walk.changes {
         match change {
             MarkChange::Detected(mark) => {
                 let again = if mark.revision > 0 { " (again)" } else { "" };
@@ -221,7 +221,7 @@ fn print(path: &Path, found: &AnalyzedRecording) {
             }
         }
     }
-    let Some(a) = &found.analysis else {
+    let Some(a) = &analyzed.analysis else {
         println!("  no roast was found\n");
         return;
     };
@@ -247,36 +247,36 @@ fn print(path: &Path, found: &AnalyzedRecording) {
 fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
     let mut sides = Vec::with_capacity(2);
     for path in [&args.file, &args.reference] {
-        let found = analyze_next(path, &mut MachineModel::default())?;
-        let marks = Marks::of(&found.recording, &found.marks);
-        sides.push((Curve::of(&found.recording), marks));
+        let analyzed = analyze_next(path, &mut MachineModel::default())?;
+        let marks = Marks::of(&analyzed.recording, &analyzed.marks);
+        sides.push((Curve::of(&analyzed.recording), marks));
     }
     let kind = args.align.kind();
     let [this, reference] = sides.as_slice() else {
         anyhow::bail!("exactly two roasts can be compared")
     };
-    let found = compare((&this.0, &this.1), (&reference.0, &reference.1), kind);
-    let found: Comparison = found.with_context(|| {
+    let comparison = compare((&this.0, &this.1), (&reference.0, &reference.1), kind);
+    let comparison: Comparison = comparison.with_context(|| {
         format!("the roasts cannot be compared: one has no CHARGE, DROP or {kind}, or they share no time")
     })?;
     if as_json {
-        println!("{}", json!(found));
+        println!("{}", json!(comparison));
         return Ok(());
     }
-    println!("aligned on {kind}, {} compared", clock(found.seconds_compared * 1000));
+    println!("aligned on {kind}, {} compared", clock(comparison.seconds_compared * 1000));
     println!(
         "  BT   ±{:.2} °C (root mean square), {:+.2} °C on average",
-        found.bt_rmse_c, found.bt_mean_c
+        comparison.bt_rmse_c, comparison.bt_mean_c
     );
     println!(
         "       at most {:+.1} °C, {} from {kind}",
-        found.bt_largest_c,
-        clock(ms(found.bt_largest_at_seconds))
+        comparison.bt_largest_c,
+        clock(ms(comparison.bt_largest_at_seconds))
     );
-    if let Some(ror) = found.ror_rmse_c_per_min {
+    if let Some(ror) = comparison.ror_rmse_c_per_min {
         println!("  RoR  ±{ror:.2} °C/min");
     }
-    println!("  similarity {:.0} of 100", found.similarity);
+    println!("  similarity {:.0} of 100", comparison.similarity);
     Ok(())
 }
 
@@ -284,15 +284,15 @@ fn consistency_of(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
     let mut learned = MachineModel::default();
     let mut roasts = Vec::with_capacity(files.len());
     for path in files {
-        let found = analyze_next(path, &mut learned)?;
-        match analyze(&found.recording, &Marks::of(&found.recording, &found.marks)) {
+        let analyzed = analyze_next(path, &mut learned)?;
+        match analyze(&analyzed.recording, &Marks::of(&analyzed.recording, &analyzed.marks)) {
             Some(analysis) => roasts.push(analysis),
             None => eprintln!("simcorp: skipped: {}: no roast was found", path.display()),
         }
     }
-    let found = consistency(&roasts);
+    let statistics = consistency(&roasts);
     if as_json {
-        println!("{}", json!(found));
+        println!("{}", json!(statistics));
         return Ok(());
     }
     println!("                roasts      mean        ±       min       max");
@@ -305,12 +305,12 @@ fn consistency_of(files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
             s.roasts
         );
     };
-    row("TP s", found.tp_seconds, 1.0);
-    row("first crack s", found.fc_seconds, 1.0);
-    row("DROP s", found.drop_seconds, 1.0);
-    row("DROP °C", found.drop_bt_c, 1.0);
-    row("development %", found.development_ratio, 100.0);
-    row("weight loss %", found.weight_loss_pct, 1.0);
+    row("TP s", statistics.tp_seconds, 1.0);
+    row("first crack s", statistics.fc_seconds, 1.0);
+    row("DROP s", statistics.drop_seconds, 1.0);
+    row("DROP °C", statistics.drop_bt_c, 1.0);
+    row("development %", statistics.development_ratio, 100.0);
+    row("weight loss %", statistics.weight_loss_pct, 1.0);
     Ok(())
 }
 
@@ -431,15 +431,15 @@ fn export_file(file: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 fn draw(file: &Path, output: Option<PathBuf>) -> anyhow::Result<()> {
-    let found = analyze_next(file, &mut MachineModel::default())?;
-    let marks = Marks::of(&found.recording, &found.marks);
+    let analyzed = analyze_next(file, &mut MachineModel::default())?;
+    let marks = Marks::of(&analyzed.recording, &analyzed.marks);
     // The forecast at first crack, or the last one if the recording has no drop.
-    let outlooks = &found.walk.forecasts;
+    let outlooks = &analyzed.walk.forecasts;
     let outlook = match marks.ms(EventKind::Fc).filter(|_| marks.ms(EventKind::Drop).is_some()) {
         Some(cracked) => outlooks.iter().find(|outlook| outlook.t_ms >= cracked),
         None => outlooks.last(),
     };
-    let svg = plot::svg(&found.recording, &marks, outlook);
+    let svg = plot::svg(&analyzed.recording, &marks, outlook);
     let output = output.unwrap_or_else(|| file.with_extension("svg"));
     let drawn = match output.extension().and_then(std::ffi::OsStr::to_str) {
         Some("svg") => svg.into_bytes(),

@@ -81,17 +81,17 @@ async fn import_file(
     learned: &mut MachineModel,
 ) -> anyhow::Result<()> {
     let shown = file.display();
-    let found = analyze_next(file, learned)?;
-    let marks = Marks::of(&found.recording, &found.marks);
+    let analyzed = analyze_next(file, learned)?;
+    let marks = Marks::of(&analyzed.recording, &analyzed.marks);
     let charge = marks.ms(EventKind::Charge);
     let charge = charge.with_context(|| format!("{shown}: no CHARGE, so no start of the roast"))?;
-    let length_ms = found.recording.samples.last().map_or(0, |last| last.t_ms);
+    let length_ms = analyzed.recording.samples.last().map_or(0, |last| last.t_ms);
     let begins = match at {
         Some(at) => at,
         None => modified_at(file)?.plus_ms(-length_ms),
     };
     let digest = trust::sha256_digest(&std::fs::read(file)?).0;
-    let frames = frames(origin, &found, &marks, (begins, charge), digest);
+    let frames = frames(origin, &analyzed, &marks, (begins, charge), digest);
     let mut sent = 0;
     for some in frames.chunks(FRAMES_PER_REQUEST) {
         let mut body = Vec::new();
@@ -129,12 +129,12 @@ const fn salt(digest: [u8; 32]) -> u32 {
 /// ms later. Deterministic: the same file and arguments give the same frames.
 fn frames(
     origin: &Origin,
-    found: &AnalyzedRecording,
+    analyzed: &AnalyzedRecording,
     marks: &Marks,
     (begins, charge): (EpochMs, i64),
     digest: [u8; 32],
 ) -> Vec<Frame> {
-    let samples = &found.recording.samples;
+    let samples = &analyzed.recording.samples;
     let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
@@ -147,7 +147,7 @@ fn frames(
         let events = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
             let at_ms = marks.ms(kind).filter(|ms| (from..until).contains(ms))?;
             let nearest = part.iter().rposition(|sample| sample.t_ms <= at_ms).unwrap_or(0);
-            let in_file = found.recording.mark_ms(kind).is_some();
+            let in_file = analyzed.recording.mark_ms(kind).is_some();
             Some(MachineEvent {
                 kind,
                 seq: first_seq + nearest as u64,

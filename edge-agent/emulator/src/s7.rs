@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::{Fault, Machine, Wire, answer};
 
 /// The result code of a successful write.
-const TAKEN: u8 = 0xff;
+const SUCCESS: u8 = 0xff;
 const NO_SUCH_ADDRESS: u8 = 0x05;
 
 pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
@@ -31,7 +31,7 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
             (Request::Write { reference, item, bit, bytes }, fault) => {
                 let done = fault == Some(Fault::Ignores)
                     || write(machine, (*item, *bit), bytes) == Some(true);
-                s7::answer_write(*reference, if done { TAKEN } else { NO_SUCH_ADDRESS })
+                s7::answer_write(*reference, if done { SUCCESS } else { NO_SUCH_ADDRESS })
             }
             (Request::Read { reference, items }, _) => {
                 let values: Vec<_> = items.iter().map(|item| bytes_of(machine, *item)).collect();

@@ -31,21 +31,21 @@ impl fmt::Display for Finding {
 /// Returns all mistakes in a profile, in the order of the file.
 #[must_use]
 pub fn lint(profile: &Profile) -> Vec<Finding> {
-    let mut findings = Findings { found: Vec::new() };
+    let mut findings = Findings { entries: Vec::new() };
     machine::check(profile, &mut findings);
     reading::check(profile, &mut findings);
     control::check(profile, &mut findings);
     safety::check(profile, &mut findings);
-    findings.found
+    findings.entries
 }
 
 struct Findings {
-    found: Vec<Finding>,
+    entries: Vec<Finding>,
 }
 
 impl Findings {
     fn add(&mut self, rule: &'static str, at: impl Into<String>, sentence: impl Into<String>) {
-        self.found.push(Finding { rule, location: at.into(), message: sentence.into() });
+        self.entries.push(Finding { rule, location: at.into(), message: sentence.into() });
     }
 
     /// Adds a finding unless `holds`.

@@ -314,9 +314,9 @@ fn suggestions(
     (charge, dropped, ratio): (f64, Option<f64>, Option<f64>),
     volatility: f64,
 ) -> Vec<Suggestion> {
-    let mut found = Vec::new();
+    let mut suggestions = Vec::new();
     let mut add = |kind, severity, title, detail| {
-        found.push(Suggestion { kind, title, detail, severity, requires_approval: false });
+        suggestions.push(Suggestion { kind, title, detail, severity, requires_approval: false });
     };
     let aim = aims.and_then(|aims| aims.drop_s).zip(dropped);
     if let Some(late) = aim.map(|(s, then)| then - charge - s).filter(|late| late.abs() > 10.0) {
@@ -337,7 +337,7 @@ fn suggestions(
         let title = "Development is off the profile's";
         add(SuggestionKind::Development, Severity::Info, title, detail);
     }
-    found
+    suggestions
 }
 
 #[cfg(test)]

@@ -85,18 +85,18 @@ impl Cache {
         found
     }
 
-    /// Stores `value` for at most `keep`.
-    pub async fn put(&self, kind: &'static str, key: &str, value: Bytes, keep: Duration) {
+    /// Stores `value` for at most `ttl`.
+    pub async fn put(&self, kind: &'static str, key: &str, value: Bytes, ttl: Duration) {
         if value.len() > VALUE_BYTES_MAX {
             return;
         }
         let name = format!("{kind}:{key}");
         match &self.backend {
             CacheBackend::Memory(memory) => {
-                memory.insert(name, Entry { value, until: Instant::now() + keep });
+                memory.insert(name, Entry { value, until: Instant::now() + ttl });
             }
             CacheBackend::Redis(redis) => {
-                let _ = redis.put(&name, &value, keep).await; // a miss next time
+                let _ = redis.put(&name, &value, ttl).await; // a miss next time
             }
         }
     }

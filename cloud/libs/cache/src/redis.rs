@@ -128,9 +128,9 @@ impl Redis {
 
     /// # Errors
     /// [`Unavailable`]
-    pub async fn put(&self, key: &str, value: &[u8], keep: Duration) -> Result<(), Unavailable> {
+    pub async fn put(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), Unavailable> {
         let mut manager = self.manager.clone();
-        let command = Cmd::pset_ex(key, value, u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+        let command = Cmd::pset_ex(key, value, u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         self.execute(command.query_async(&mut manager)).await
     }
 

@@ -8,7 +8,7 @@ use sqlx::{query, query_as};
 use crate::{Database, StoreError, on};
 
 /// How long keys are stored: a day.
-const KEPT_MS: i64 = 86_400_000;
+const RETENTION_MS: i64 = 86_400_000;
 /// After this time an unanswered request never will be answered: its process has died, and its key
 /// may run again. Longer than any response may take, and than the clocks of instances differ.
 const RUNNING_MS: i64 = 120_000;
@@ -60,7 +60,7 @@ impl Idempotency {
              WHERE (idempotency.status IS NULL AND idempotency.made_ms < $5 \
                     AND idempotency.digest = EXCLUDED.digest) OR idempotency.made_ms < $6")
             .bind(org).bind(key).bind(digest).bind(now.0)
-            .bind(now.0 - RUNNING_MS).bind(now.0 - KEPT_MS)
+            .bind(now.0 - RUNNING_MS).bind(now.0 - RETENTION_MS)
             .execute(pool).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query(DOING))?;
         if new {
@@ -119,7 +119,7 @@ impl Database {
     /// When the database does not answer.
     pub async fn delete_expired_idempotency_keys(&self, now: EpochMs) -> Result<u64, StoreError> {
         on!(self, pool => query("DELETE FROM idempotency WHERE made_ms < $1")
-            .bind(now.0 - KEPT_MS).execute(pool).await.map(|done| done.rows_affected()))
+            .bind(now.0 - RETENTION_MS).execute(pool).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query("deleting Idempotency-Keys"))
     }
 }

@@ -133,8 +133,8 @@ async fn comparison(
     let other = state.roast(&org, reference).await?;
     let (curve, marks) = (this.curve(), this.marks());
     let (other_curve, other_marks) = (other.curve(), other.marks());
-    let found = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
-    let comparison = found.ok_or_else(|| {
+    let result = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
+    let comparison = result.ok_or_else(|| {
         ApiError::Conflict(format!(
             "the roasts cannot be compared: one has no CHARGE, DROP or {align}, or they share no time"
         ))

@@ -180,42 +180,45 @@ impl LoadedRoast {
                 development_ratio: targets.target_dev_ratio,
             }
         });
-        let found = predict(&self.recording, &self.marks(), aims.as_ref());
-        let sure = &found.confidence;
+        let prediction = predict(&self.recording, &self.marks(), aims.as_ref());
+        let confidence = &prediction.confidence;
         RoastPrediction {
             session_id: self.session.summary.session_id.clone(),
             at_ts: at,
-            phase: found.phase,
+            phase: prediction.phase,
             inputs: PredictionInputs {
-                points_used: found.points_used,
+                points_used: prediction.points_used,
                 channels_available: self.channels(),
                 profile_id: profile.map(|profile| profile.profile_id.clone()),
                 profile_version: profile.map(|profile| profile.version),
             },
-            eta_seconds: EtaSeconds { to_fc: found.eta_to_fc, to_drop: found.eta_to_drop },
+            eta_seconds: EtaSeconds {
+                to_fc: prediction.eta_to_fc,
+                to_drop: prediction.eta_to_drop,
+            },
             predicted_times: PredictedTimes {
-                fc_at_elapsed_seconds: found.fc_at_elapsed_seconds,
-                drop_at_elapsed_seconds: found.drop_at_elapsed_seconds,
+                fc_at_elapsed_seconds: prediction.fc_at_elapsed_seconds,
+                drop_at_elapsed_seconds: prediction.drop_at_elapsed_seconds,
             },
-            predicted_dev_ratio: found.predicted_dev_ratio,
+            predicted_dev_ratio: prediction.predicted_dev_ratio,
             confidence: PredictionConfidence {
-                overall: sure.overall,
+                overall: confidence.overall,
                 components: ConfidenceComponents {
-                    data_quality: sure.data_quality,
-                    model_fit: sure.model_fit,
-                    phase_fit: sure.phase_fit,
-                    profile_fit: sure.profile_fit,
+                    data_quality: confidence.data_quality,
+                    model_fit: confidence.model_fit,
+                    phase_fit: confidence.phase_fit,
+                    profile_fit: confidence.profile_fit,
                 },
-                reasons: found.reasons,
+                reasons: prediction.reasons,
             },
-            suggestions: found.suggestions,
+            suggestions: prediction.suggestions,
             explain: PredictionExplanation {
                 method: "HEURISTIC_V1",
-                features: found.features,
+                features: prediction.features,
                 last_observed: LastObserved {
-                    elapsed_seconds: found.last_elapsed_seconds,
-                    bt_c: found.last_bt_c,
-                    ror_c_per_min: found.last_ror_c_per_min,
+                    elapsed_seconds: prediction.last_elapsed_seconds,
+                    bt_c: prediction.last_bt_c,
+                    ror_c_per_min: prediction.last_ror_c_per_min,
                 },
             },
         }

@@ -173,10 +173,10 @@ impl NewCase {
     /// Returns the problems of the case, each with its field.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
-        let mut found = Vec::new();
+        let mut problems = Vec::new();
         let mut require = |holds: bool, field, problem| {
             if !holds {
-                found.push((field, problem));
+                problems.push((field, problem));
             }
         };
         let valid_length = |text: &str| (1..=200).contains(&text.len());
@@ -215,7 +215,7 @@ impl NewCase {
         require(text.len() <= BYTES_MAX, "description", "the case has more than 64 KiB");
         // PostgreSQL's text type cannot store a NUL.
         require(!text.contains("\\u0000"), "description", "contains a NUL");
-        found
+        problems
     }
 
     /// Creates a case with this name and machine, and the default of every other field.

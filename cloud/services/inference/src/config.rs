@@ -100,7 +100,7 @@ impl Settings {
     /// Returns the fields that are out of range, each with its problem.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, &'static str)> {
-        let mut found = Vec::new();
+        let mut problems = Vec::new();
         for (field, value, least, most, problem) in [
             ("sessionGapSeconds", self.session_gap_seconds, 5.0, 86_400.0, "not 5 to 86400"),
             ("tpSearchWindowSeconds", self.tp_search_window_seconds, 1.0, 3_600.0, "not 1 to 3600"),
@@ -111,9 +111,9 @@ impl Settings {
             ("maxBufferPoints", self.max_buffer_points, 1.0, 1e6, "not 1 to 1000000"),
         ] {
             if value.is_some_and(|value| !(least..=most).contains(&value)) {
-                found.push((field, problem));
+                problems.push((field, problem));
             }
         }
-        found
+        problems
     }
 }

@@ -67,12 +67,12 @@ impl KeyCache {
         &self,
         store: &IngestStore,
         (org, kid): (&OrgId, &KeyId),
-        known_for: Duration,
+        ttl: Duration,
     ) -> Result<Option<Arc<TrustedKey>>, StoreError> {
         let name = (org.clone(), kid.clone());
         let now = Instant::now();
         if let Some((read, key)) = self.entries.get(&name) {
-            let fresh = if key.is_some() { known_for } else { UNKNOWN_TTL };
+            let fresh = if key.is_some() { ttl } else { UNKNOWN_TTL };
             if now.duration_since(read) < fresh {
                 return Ok(key);
             }

@@ -125,7 +125,7 @@ pub fn from_recording(text: &str) -> Result<ProfileBody, String> {
     let (charge, drop) = ends
         .filter(|(charge, drop)| drop > charge)
         .ok_or("the recording has no CHARGE and DROP")?;
-    let found = analyze(&recording, &marks).ok_or("the recording has no CHARGE")?;
+    let analysis = analyze(&recording, &marks).ok_or("the recording has no CHARGE")?;
     let curve = Curve::of(&recording);
     let mut points: Vec<CurvePoint> = Vec::new();
     let mut due = charge;
@@ -148,13 +148,13 @@ pub fn from_recording(text: &str) -> Result<ProfileBody, String> {
         machine_model: machine,
         batch_size_grams: recording.weight_in_g,
         targets: Targets {
-            charge_temp_c: found.charge_bt_c,
-            turning_point_temp_c: found.tp_bt_c,
-            first_crack_temp_c: found.fc_bt_c,
-            drop_temp_c: found.drop_bt_c,
-            target_dev_ratio: found.development_ratio,
-            target_time_to_fc_seconds: found.fc_seconds,
-            target_drop_seconds: found.drop_seconds,
+            charge_temp_c: analysis.charge_bt_c,
+            turning_point_temp_c: analysis.tp_bt_c,
+            first_crack_temp_c: analysis.fc_bt_c,
+            drop_temp_c: analysis.drop_bt_c,
+            target_dev_ratio: analysis.development_ratio,
+            target_time_to_fc_seconds: analysis.fc_seconds,
+            target_drop_seconds: analysis.drop_seconds,
         },
         curve: Some(ProfileCurve { points, tolerance: None }),
         notes: Some(recording.beans).filter(|beans| !beans.trim().is_empty()),

@@ -91,13 +91,13 @@ async fn make_curves(
 ) -> Result<(), StoreError> {
     let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     let after = (cursor.0, cursor.1.as_str());
-    let found =
+    let sessions =
         store.sessions_without_curve(now.plus_ms(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
-    let last = found.last().map(|found| (found.started_ms, found.session_id.clone()));
+    let last = sessions.last().map(|last| (last.started_ms, last.session_id.clone()));
     *cursor = last.unwrap_or(FIRST);
-    for found in found {
-        let org = OrgId::new(found.org_id).map_err(|e| StoreError::row("making curves", e))?;
-        if let Some(session) = store.session(&org, &found.session_id).await? {
+    for pending in sessions {
+        let org = OrgId::new(pending.org_id).map_err(|e| StoreError::row("making curves", e))?;
+        if let Some(session) = store.session(&org, &pending.session_id).await? {
             let ended = session.ended_ms.unwrap_or(session.started_ms);
             let settled = now.0 - ended > ms(SETTLED_AFTER);
             store.make_curve(&org, &session, settled, now).await?;

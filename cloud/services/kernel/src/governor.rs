@@ -129,10 +129,10 @@ impl GovernorConfig {
     /// Returns the policy's invalid values, each as (field, problem).
     #[must_use]
     pub fn problems(&self) -> Vec<(String, &'static str)> {
-        let mut found = Vec::new();
+        let mut problems = Vec::new();
         let mut require = |holds: bool, field: String, problem| {
             if !holds {
-                found.push((field, problem));
+                problems.push((field, problem));
             }
         };
         for (goal, limit) in &self.rate_limits {
@@ -175,7 +175,7 @@ impl GovernorConfig {
             "policy".to_owned(),
             "at most 100 goals, each of 1 to 200 bytes",
         );
-        found
+        problems
     }
 }
 

@@ -95,7 +95,7 @@ impl SimRoastRequest {
     /// Returns the problems of the request.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        let mut found = Vec::new();
+        let mut problems = Vec::new();
         for (field, value) in [
             ("batchSizeKg", self.batch_size_kg),
             ("targetFirstCrackSeconds", self.target_first_crack_seconds),
@@ -104,7 +104,7 @@ impl SimRoastRequest {
             ("sampleIntervalSeconds", self.sample_interval_seconds),
         ] {
             if !(value.is_finite() && value > 0.0) {
-                found.push((field, "not above 0".to_owned()));
+                problems.push((field, "not above 0".to_owned()));
             }
         }
         for (field, value, most) in [
@@ -113,31 +113,31 @@ impl SimRoastRequest {
             ("targetDropSeconds", self.target_drop_seconds, LONGEST_S),
         ] {
             if value > most {
-                found.push((field, format!("more than {most}")));
+                problems.push((field, format!("more than {most}")));
             }
         }
         if !(self.noise_std_dev.is_finite() && self.noise_std_dev >= 0.0) {
-            found.push(("noiseStdDev", "below 0".to_owned()));
+            problems.push(("noiseStdDev", "below 0".to_owned()));
         }
         for (field, value) in
             [("chargeTempC", self.charge_temp_c), ("ambientTempC", self.ambient_temp_c)]
         {
             if !(-50.0..=500.0).contains(&value) {
-                found.push((field, "not between -50 and 500".to_owned()));
+                problems.push((field, "not between -50 and 500".to_owned()));
             }
         }
         if MachineId::new(self.machine_id.clone()).is_err() {
-            found.push(("machineId", "not a name of letters, digits and . _ -".to_owned()));
+            problems.push(("machineId", "not a name of letters, digits and . _ -".to_owned()));
         }
         if self.points_max() > POINTS_MAX as f64 {
             let problem = format!("more than {POINTS_MAX} points");
-            found.push(("sampleIntervalSeconds", problem));
+            problems.push(("sampleIntervalSeconds", problem));
         }
         if self.preset.as_deref().is_some_and(|name| preset(name).is_none()) {
             let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
-            found.push(("preset", format!("not one of {}", known.join(", "))));
+            problems.push(("preset", format!("not one of {}", known.join(", "))));
         }
-        found
+        problems
     }
 
     /// Returns the maximum number of points that the roast can have.

@@ -53,13 +53,13 @@ pub struct CrashFlickDetails {
 /// Detects a crash and a flick between first crack (`cracked`) and `until`; times are ms of the
 /// recording. Nothing is detected without a first crack.
 pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64) -> CrashFlick {
-    let mut found = CrashFlick::default();
-    let Some(cracked) = cracked else { return found };
+    let mut result = CrashFlick::default();
+    let Some(cracked) = cracked else { return result };
     let minutes = |t: i64| (t - cracked) as f64 / 60_000.0;
     let before: Vec<(f64, f64)> =
         curve.ror_between(cracked - BEFORE_MS, cracked).map(|(t, r)| (minutes(t), r)).collect();
-    let Some((slope, at_fc, _)) = fit_line(&before) else { return found };
-    found.details.ror_at_fc = Some(tenths(at_fc));
+    let Some((slope, at_fc, _)) = fit_line(&before) else { return result };
+    result.details.ror_at_fc = Some(tenths(at_fc));
     // A rate that rose into first crack is not expected to continue to rise.
     let slope = slope.clamp(-4.0, 0.0);
     let end = until.min(cracked + AFTER_MS);
@@ -67,25 +67,25 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     let under = |t: i64, ror: f64| (at_fc + slope * minutes(t)).max(0.0) - ror;
     let limit = CRASH_C_PER_MIN.max(CRASH_SHARE * at_fc);
     let Some(low) = after.iter().copied().reduce(|a, b| if b.1 < a.1 { b } else { a }) else {
-        return found;
+        return result;
     };
     let deepest = after.iter().map(|(t, r)| under(*t, *r)).fold(f64::MIN, f64::max);
-    found.details.deepest_c_per_min = Some(tenths(deepest));
+    result.details.deepest_c_per_min = Some(tenths(deepest));
     if let Some(at) = first_sustained(&after, |t, ror| under(t, ror) >= limit) {
-        found.crash_detected = true;
+        result.crash_detected = true;
         let worst = after.iter().filter(|(t, _)| *t >= at).copied();
         let worst = worst.reduce(|a, b| if under(b.0, b.1) > under(a.0, a.1) { b } else { a });
-        found.crash_at_seconds = worst.map(|(t, _)| tenths((t - charge) as f64 / 1000.0));
+        result.crash_at_seconds = worst.map(|(t, _)| tenths((t - charge) as f64 / 1000.0));
     }
     let rise = FLICK_C_PER_MIN.max(FLICK_SHARE * at_fc);
     let later: Vec<(i64, f64)> = after.into_iter().filter(|(t, _)| *t > low.0).collect();
     let highest = later.iter().map(|(_, r)| r - low.1).fold(0.0, f64::max);
-    found.details.rise_c_per_min = Some(tenths(highest));
+    result.details.rise_c_per_min = Some(tenths(highest));
     if let Some(at) = first_sustained(&later, |_, ror| ror - low.1 >= rise) {
-        found.flick_detected = true;
-        found.flick_at_seconds = Some(tenths((at - charge) as f64 / 1000.0));
+        result.flick_detected = true;
+        result.flick_at_seconds = Some(tenths((at - charge) as f64 / 1000.0));
     }
-    found
+    result
 }
 
 /// Returns the start of the first span of at least [`LASTS_MS`] in which `holds` is always true.

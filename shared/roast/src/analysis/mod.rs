@@ -42,8 +42,8 @@ impl Marks {
 
     /// Returns the marks of the file, and the detected marks of the kinds that the file lacks.
     #[must_use]
-    pub fn of(recording: &Recording, found: &[DetectedMark]) -> Self {
-        let mut marks = Self::detected(found);
+    pub fn of(recording: &Recording, detected: &[DetectedMark]) -> Self {
+        let mut marks = Self::detected(detected);
         for (kind, _) in &recording.marks {
             if let Some(at) = recording.mark_ms(*kind) {
                 marks.0.retain(|(known, _)| known != kind);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::sample::Sample;
 
 /// The maximum number of held samples. Above it the oldest are released early.
-const HELD_MAX: usize = 4_096;
+const BUFFERED_MAX: usize = 4_096;
 
 /// A sample that arrived after its time had been processed, or a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl ReorderBuffer {
         let newest = self.held.last_key_value().map_or(i64::MIN, |(t, _)| *t);
         let mut due = Vec::new();
         while let Some((t_ms, first)) = self.held.first_key_value()
-            && (newest - t_ms >= self.wait_ms || self.held.len() > HELD_MAX)
+            && (newest - t_ms >= self.wait_ms || self.held.len() > BUFFERED_MAX)
         {
             let (t_ms, first) = (*t_ms, *first);
             self.watermark_ms = t_ms;

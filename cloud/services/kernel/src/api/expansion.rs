@@ -156,15 +156,15 @@ pub async fn state(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<AutonomyStatus>, ApiError> {
-    let (_, found) = state.store.autonomy_state(&request.org, request.now).await?;
+    let (_, autonomy) = state.store.autonomy_state(&request.org, request.now).await?;
     Ok(Json(AutonomyStatus {
         commands_paused: state.paused(&request.org).await?,
-        current_phase: found.phase,
-        days_since_phase_start: found.days(request.now),
-        last_expansion_date: found.known.last_expansion,
-        last_report_date: found.known.last_report,
-        phase_start_date: found.since,
-        command_whitelist: found.known.whitelist,
+        current_phase: autonomy.phase,
+        days_since_phase_start: autonomy.days(request.now),
+        last_expansion_date: autonomy.known.last_expansion,
+        last_report_date: autonomy.known.last_report,
+        phase_start_date: autonomy.since,
+        command_whitelist: autonomy.known.whitelist,
     }))
 }
 

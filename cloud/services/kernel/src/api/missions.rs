@@ -23,7 +23,7 @@ use crate::store::{AttemptFailure, MissionFilter, Transition};
 const LIST: i64 = 50;
 const LIST_MAX: i64 = 200;
 const GOALS_MAX: usize = 32;
-const WORDS_MAX: usize = 200;
+const TEXT_BYTES_MAX: usize = 200;
 const NOTE_MAX: usize = 2_000;
 /// The largest mission, in bytes of JSON.
 const BODY_MAX: usize = 64 * 1024;
@@ -78,8 +78,8 @@ fn check(mission: &NewMission) -> Result<(), ApiError> {
             issues.push(Issue::new(field, problem));
         }
     };
-    let fits = |text: &str| (1..=WORDS_MAX).contains(&text.len()) && !text.contains('\0');
-    let sized = || format!("not 1 to {WORDS_MAX} bytes");
+    let fits = |text: &str| (1..=TEXT_BYTES_MAX).contains(&text.len()) && !text.contains('\0');
+    let sized = || format!("not 1 to {TEXT_BYTES_MAX} bytes");
     require(fits(&mission.goal.title), "goal.title", sized());
     let optional = [
         ("missionId", &mission.mission_id),
@@ -108,10 +108,10 @@ fn check(mission: &NewMission) -> Result<(), ApiError> {
 }
 
 fn check_text(text: &str, field: &str) -> Result<(), ApiError> {
-    if (1..=WORDS_MAX).contains(&text.len()) && !text.contains('\0') {
+    if (1..=TEXT_BYTES_MAX).contains(&text.len()) && !text.contains('\0') {
         return Ok(());
     }
-    Err(ApiError::Issues(vec![Issue::new(field, format!("not 1 to {WORDS_MAX} bytes"))]))
+    Err(ApiError::Issues(vec![Issue::new(field, format!("not 1 to {TEXT_BYTES_MAX} bytes"))]))
 }
 
 /// Returns eight random hex digits.

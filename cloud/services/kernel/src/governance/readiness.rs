@@ -201,12 +201,12 @@ fn recommend(
     metrics: &AutonomyMetrics,
     lists: [&Checklist; 3],
 ) -> Vec<Recommendation> {
-    let mut found = Vec::new();
+    let mut recommendations = Vec::new();
     let mut add = |kind: &str, priority: &str, rationale: String, actions: Vec<String>| {
         let action = |description| NextAction { description, completed: false };
         let actions = actions.into_iter().map(action).collect();
         let (kind, priority) = (kind.to_owned(), priority.to_owned());
-        found.push(Recommendation { kind, priority, rationale, actions });
+        recommendations.push(Recommendation { kind, priority, rationale, actions });
     };
     let share = format!("{:.1} % of the points", score * 100.0);
     if ready {
@@ -249,7 +249,7 @@ fn recommend(
     if metrics.commands.proposed > 0 && rates.approval_rate < 0.80 {
         add("maintain", "medium", format!("approval {:.3}", rates.approval_rate), vec![]);
     }
-    found
+    recommendations
 }
 
 /// Returns all items that may be declared, as declared.

@@ -21,7 +21,7 @@ impl KernelStore {
         limit: i64,
     ) -> Result<Vec<(OrgId, MissionRecord)>, StoreError> {
         const DOING: &str = "listing missions that wait for eval";
-        let mut found = Vec::new();
+        let mut missions = Vec::new();
         for urgency in 0..3 {
             let sql = format!(
                 "UPDATE missions SET due_ms = $2 WHERE (org_id, mission_id) IN \
@@ -37,10 +37,10 @@ impl KernelStore {
                 let mission = row.record()?;
                 let org = mission.context.get("orgId").and_then(serde_json::Value::as_str);
                 let org = OrgId::new(org.unwrap_or_default());
-                found.push((org.map_err(|error| StoreError::row(DOING, error))?, mission));
+                missions.push((org.map_err(|error| StoreError::row(DOING, error))?, mission));
             }
         }
-        Ok(found)
+        Ok(missions)
     }
 
     /// Stores eval's decision: the mission may run, or waits for a person's approval.

@@ -103,7 +103,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 impl Emulator {
     /// Starts the machine of `profile`. Its roast advances by `step_ms` with each reading. Machines
-    /// that send without being polled send every `tells_every`.
+    /// that send without being polled send every `push_every`.
     ///
     /// # Errors
     /// When no port is available, or the transport cannot be emulated.

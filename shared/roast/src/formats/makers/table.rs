@@ -14,7 +14,7 @@ pub struct Row<'t> {
 
 impl Table {
     /// Reads `text` from its header on: the first line, among the first ten, that has all of
-    /// `wanted` as columns. Returns `None` if there is no such line.
+    /// `required` as columns. Returns `None` if there is no such line.
     pub fn find(text: &str, separator: u8, required: &[&str]) -> Option<Self> {
         let text = text.trim_start_matches('\u{feff}');
         let mut start = 0;

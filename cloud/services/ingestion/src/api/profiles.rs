@@ -344,7 +344,7 @@ pub async fn import(
             for row in rows {
                 match row {
                     Ok(body) => {
-                        create_imported(&shared.store, &request, body, &mut imported).await?
+                        create_imported(&shared.store, &request, body, &mut imported).await?;
                     }
                     Err(error) => imported.errors.push(error),
                 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -29,6 +29,7 @@ pub struct ReceivedRequest {
     pub query: String,
     pub authorization: Option<String>,
     pub content_type: Option<String>,
+    pub headers: HeaderMap,
     pub body: Bytes,
 }
 
@@ -125,6 +126,7 @@ async fn receive(State(state): State<Arc<FakeState>>, request: Request) -> Respo
         query: parts.uri.query().unwrap_or_default().to_owned(),
         authorization: header(header::AUTHORIZATION),
         content_type: header(header::CONTENT_TYPE),
+        headers: parts.headers,
         body,
     };
     let response = (state.answer)(&request);

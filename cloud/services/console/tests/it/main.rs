@@ -1,0 +1,93 @@
+//! The console's pages and forwarded reads, with an ingestion that is a real HTTP server on
+//! loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
+
+mod forwarded;
+mod pages;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use axum::{Json, Router};
+use cache::Cache;
+use console::ConsoleConfig;
+use contract::{EpochMs, OrgId};
+use http_stack::auth::Auth;
+use http_stack::start::Context;
+use http_stack::{AccessControl, Limits, LimitsConfig};
+use serde_json::json;
+use service::mqtt::BrokerSettings;
+use service::secret::Secret;
+use testbed::{FakeService, ReceivedRequest, free_port};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+const NOW: EpochMs = EpochMs(1_760_000_000_000);
+
+/// The console with an ingestion at `ingestion_url`. Its clock stands at [`NOW`].
+struct Console {
+    routes: Router,
+    stop: CancellationToken,
+}
+
+impl Console {
+    fn start(ingestion_url: String) -> Self {
+        service::tls::install_crypto_provider();
+        let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
+        let context = Context {
+            access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+            cache: Cache::new(None),
+            clock: Arc::new(|| NOW),
+            database: None,
+            mqtt: BrokerSettings::default(),
+            service_token: Secret::from("a-service-token".to_owned()),
+            data: PathBuf::new(),
+            development: true,
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        let config = ConsoleConfig { ingestion_url, ..ConsoleConfig::default() };
+        let routes = console::start(&config, &context).unwrap().routes;
+        Self { routes, stop: context.stop }
+    }
+
+    /// Starts it without an ingestion.
+    fn alone() -> Self {
+        Self::start(format!("http://127.0.0.1:{}", free_port().unwrap()))
+    }
+
+    async fn send(&self, request: Request) -> Response {
+        self.routes.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn get(&self, uri: &str) -> Answer {
+        read(self.send(Request::get(uri).body(Body::empty()).unwrap()).await).await
+    }
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: String,
+}
+
+async fn read(response: Response) -> Answer {
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+}
+
+/// An ingestion that is overloaded.
+async fn busy_ingestion() -> FakeService {
+    let answer = |_: &ReceivedRequest| {
+        let headers = [("set-cookie", "session=secret"), ("x-internal", "1")];
+        (StatusCode::SERVICE_UNAVAILABLE, headers, Json(json!({"error": "busy"})))
+    };
+    FakeService::start(answer).await.unwrap()
+}

@@ -59,3 +59,31 @@ fn rows(copy: usize, seq: &mut [i64]) -> Vec<u8> {
     bytes.extend_from_slice(&(-1_i16).to_be_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes before the first row, of each row, and after the last one.
+    const HEAD: usize = 19;
+    const ROW: usize = 2 + (4 + 4) + 2 * (4 + 8) + 7 * (4 + 4);
+    const END: usize = 2;
+
+    #[test]
+    fn the_points_of_each_machine_are_numbered_without_gaps_over_all_copies() {
+        let mut seq = [0; 3];
+        let first = rows(0, &mut seq);
+        assert_eq!(first.len(), HEAD + POINTS_A_COPY * ROW + END);
+        assert_eq!(seq, [3_334, 3_333, 3_333]);
+        assert!(first.ends_with(&[0xff, 0xff]));
+        // The fourth row is the second point of machine 0: ten fields, 4 and 8 bytes the first two.
+        let row = &first[HEAD + 3 * ROW..];
+        let expected = [0, 10, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(row[..22], expected);
+        // The next copy goes on with machine 1.
+        let second = rows(1, &mut seq);
+        assert_eq!(seq, [6_667, 6_667, 6_666]);
+        assert_eq!(second[HEAD + 6..HEAD + 10], [0, 0, 0, 1]);
+        assert_eq!(second[HEAD + 14..HEAD + 22], 3_333_i64.to_be_bytes());
+    }
+}

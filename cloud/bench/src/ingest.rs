@@ -280,3 +280,46 @@ impl SystemUnderTest {
         Ok(RowCounts { points: ask(POINTS)?, distinct: ask(DISTINCT)?, bytes })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(frames_behind: usize, refused: u64, ack_ms: f64) -> RunResult {
+        RunResult {
+            points_per_s: 1_000.0,
+            sent: 1_000,
+            acked: 1_000,
+            ack_ms: vec![ack_ms],
+            refused,
+            frames_behind,
+            cpu_s: 1.0,
+        }
+    }
+
+    #[test]
+    fn a_run_keeps_up_while_less_than_half_a_second_of_frames_waits() {
+        // A hundred machines with a frame every 500 ms: 200 frames a second.
+        let keeps_up = |result: RunResult| result.keeps_up(100, 500);
+        assert!(keeps_up(result(99, 0, 999.9)));
+        assert!(!keeps_up(result(100, 0, 10.0)));
+        assert!(!keeps_up(result(0, 1, 10.0)));
+        assert!(!keeps_up(result(0, 0, 1_000.0)));
+    }
+
+    #[test]
+    fn the_warm_up_counts_only_where_all_runs_count() {
+        let options = |rate: &str| Options {
+            machines: 1,
+            rate: rate.to_owned(),
+            seconds: 1,
+            frame_ms: 1_000,
+            database: Database::Sqlite,
+            broker: Broker::Embedded,
+            limit: false,
+        };
+        let warm_up = RowCounts { points: 70, distinct: 70, bytes: 700 };
+        assert_eq!(warm_up.points_before_max(&options("10000")), 70);
+        assert_eq!(warm_up.points_before_max(&options("max")), 0);
+    }
+}

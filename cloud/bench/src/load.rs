@@ -246,3 +246,49 @@ async fn receive_acks(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trust::SignedMessage;
+
+    use super::*;
+
+    #[test]
+    fn each_machine_publishes_a_signed_chain_of_frames() {
+        let mut load = LoadGenerator::new(2).unwrap();
+        let mut next = |machine| {
+            let (topic, bytes, key) = load.next_frame(machine, 3, 1_000).unwrap();
+            let signed = SignedMessage::parse(&bytes).unwrap();
+            signed.verify(load.key.public_key()).unwrap();
+            assert_eq!(signed.content(), CONTENT_FRAME);
+            let frame = Frame::decode(signed.payload()).unwrap();
+            assert_eq!(topic, TopicKind::LiveFrame.topic(&frame.origin));
+            assert_eq!(key, (frame.chain, frame.number));
+            (frame, trust::sha256_digest(signed.payload()))
+        };
+        let (first, digest) = next(0);
+        let (other, _) = next(1);
+        let (second, _) = next(0);
+        assert_eq!((first.number, first.previous, first.first_seq), (1, None, 0));
+        assert_eq!((other.number, other.previous, other.first_seq), (1, None, 0));
+        assert_eq!((second.number, second.previous, second.first_seq), (2, Some(digest), 3));
+        assert_eq!((first.chain, &first.origin), (second.chain, &second.origin));
+        assert_ne!((first.chain, &first.origin), (other.chain, &other.origin));
+        // Three points of seven channels, spread over the frame's second.
+        assert_eq!(second.offsets_ms, [0, 333, 666]);
+        let values: Vec<usize> = second.columns.iter().map(|column| column.values.len()).collect();
+        assert_eq!(values, [3; 7]);
+    }
+
+    #[test]
+    fn the_description_of_the_gateway_names_all_machines() {
+        let load = LoadGenerator::new(2).unwrap();
+        let described: serde_json::Value =
+            serde_json::from_str(&load.device_description()).unwrap();
+        let expected = json!({
+            "orgId": "org", "siteId": "bench", "machines": ["m00000", "m00001"],
+            "kid": "device:generator@bench", "publicKey": load.key.public_key().to_pem(),
+        });
+        assert_eq!(described, expected);
+    }
+}

@@ -45,3 +45,31 @@ pub fn written_bytes(pid: u32) -> u64 {
     let line = io.lines().find(|line| line.starts_with("write_bytes:"));
     line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_nearest_value_and_rounded_to_microseconds() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(json!(p95(&hundred)), 95.0);
+        assert_eq!(percentiles(hundred), json!({"p50": 51.0, "p95": 95.0, "p99": 99.0}));
+        assert_eq!(percentiles(vec![7.123_45]), json!({"p50": 7.123, "p95": 7.123, "p99": 7.123}));
+        assert_eq!(percentiles(vec![2.0, 1.0]), json!({"p50": 2.0, "p95": 2.0, "p99": 2.0}));
+        assert_eq!(percentiles(Vec::new()), json!({"p50": 0.0, "p95": 0.0, "p99": 0.0}));
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_has_used_nothing() {
+        let own = std::process::id();
+        assert!(memory_mb(own, "VmRSS") > 0.5, "{}", memory_mb(own, "VmRSS"));
+        // No process of Linux has this id.
+        let none = u32::MAX;
+        assert_eq!(
+            json!([memory_mb(none, "VmRSS"), memory_mb(none, "Pss"), cpu_s(none)]),
+            json!([0.0, 0.0, 0.0])
+        );
+        assert_eq!(written_bytes(none), 0);
+    }
+}

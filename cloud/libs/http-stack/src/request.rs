@@ -19,13 +19,20 @@ use crate::query::Params;
 /// # Errors
 /// As an extractor: 401 without a caller, 403 when `orgId` is not the caller's organisation, 400
 /// when it is missing or no identity, or the query cannot be read.
-#[derive(Debug, Clone)]
 pub struct OrgRequest {
     pub caller: Caller,
     pub org: OrgId,
     pub params: Params,
-    /// When the request arrived.
-    pub now: EpochMs,
+    clock: Clock,
+}
+
+impl OrgRequest {
+    /// Returns the time. It is read at the call and not when the request arrives: a body may arrive
+    /// slowly, and a lease may expire meanwhile.
+    #[must_use]
+    pub fn now(&self) -> EpochMs {
+        (self.clock)()
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for OrgRequest
@@ -38,6 +45,6 @@ where
         let caller = Caller::from_request_parts(parts, state).await?;
         let params = Params::from_request_parts(parts, state).await?;
         let org = caller.resolve_org(params.get("orgId"))?;
-        Ok(Self { caller, org, params, now: Clock::from_ref(state)() })
+        Ok(Self { caller, org, params, clock: Clock::from_ref(state) })
     }
 }

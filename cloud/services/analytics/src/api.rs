@@ -70,8 +70,10 @@ impl State {
 async fn analysis(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
-    OrgRequest { org, now, .. }: OrgRequest,
+    request: OrgRequest,
 ) -> Result<Response, ApiError> {
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     let found = state.ingestion.get_tagged::<RoastSession>(&org, &["sessions", &id], &[]).await?;
     let found = found.ok_or(ApiError::NotFound("session"))?;
     // The key has the session's version: every change of the session leads to another cache entry.
@@ -102,8 +104,10 @@ const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
 async fn prediction(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
-    OrgRequest { org, params, now, .. }: OrgRequest,
+    request: OrgRequest,
 ) -> Result<WithoutNulls<RoastPrediction>, ApiError> {
+    let now = request.now();
+    let OrgRequest { org, params, .. } = request;
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
@@ -200,7 +204,7 @@ async fn fleet_statistics(
     request: OrgRequest,
 ) -> Result<Json<FleetStatistics>, ApiError> {
     let days = request.params.number("days", 7, 1, 366)?;
-    let since = request.now.plus_ms(-days * 86_400_000);
+    let since = request.now().plus_ms(-days * 86_400_000);
     let (roasts, truncated) = fleet::read(&state.ingestion, &request.org, since).await?;
     Ok(Json(fleet::count(&roasts, truncated, since, days as f64)))
 }

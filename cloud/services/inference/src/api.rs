@@ -64,7 +64,7 @@ async fn status(
     let configs = following.store.org_settings(&request.org).await?;
     let with = |(name, own)| (name, Settings::DEFAULTS.overridden_by(own));
     Ok(Json(Status {
-        machines: following.with(|all| all.statuses(&request.org, request.now)),
+        machines: following.with(|all| all.statuses(&request.org, request.now())),
         configs: configs.into_iter().map(with).collect(),
         speaks: following.is_publisher.load(Ordering::Relaxed),
     }))
@@ -172,7 +172,7 @@ async fn unset(
     request.caller.require_role(Role::Operator)?;
     let origin = origin_in_query(&request)?;
     let actor = &request.caller.actor;
-    if !following.store.save_settings(&origin, None, actor, request.now).await? {
+    if !following.store.save_settings(&origin, None, actor, request.now()).await? {
         return Err(ApiError::NotFound("config"));
     }
     following.with(|all| all.apply_settings(&origin, Settings::default()));

@@ -8,6 +8,10 @@ use contract::annotations::RoastReport;
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
+/// The largest number of table cells. A report with more shows its tables as text: without a bound,
+/// many narrow rows under wide headers would exhaust the memory.
+const TABLE_CELLS_MAX: usize = 100_000;
+
 #[derive(Template)]
 #[template(path = "report.html")]
 struct ReportPage<'a> {
@@ -32,7 +36,12 @@ pub fn html(report: &RoastReport, curve: &str) -> askama::Result<String> {
 /// Converts Markdown to HTML, in two parts: up to and including the first heading of level 1, and
 /// the rest. Without such a heading, the second part is empty.
 fn to_html(markdown: &str) -> (String, String) {
-    let mut events = Parser::new_ext(markdown, Options::ENABLE_TABLES).filter_map(permitted);
+    let tables = if table_cells_max(markdown) > TABLE_CELLS_MAX {
+        Options::empty()
+    } else {
+        Options::ENABLE_TABLES
+    };
+    let mut events = Parser::new_ext(markdown, tables).filter_map(permitted);
     let title_end = Event::End(TagEnd::Heading(HeadingLevel::H1));
     let mut titled = false;
     let until_title = std::iter::from_fn(|| {
@@ -46,10 +55,20 @@ fn to_html(markdown: &str) -> (String, String) {
     (title, text)
 }
 
+/// Returns more than the number of cells that the parser makes of the tables in `markdown`: it
+/// completes each row to the width of its table, whose header may be a single long line.
+fn table_cells_max(markdown: &str) -> usize {
+    let bars = |line: &str| line.bytes().filter(|byte| *byte == b'|').count() + 1;
+    let widest = markdown.lines().map(bars).max().unwrap_or(0);
+    widest.saturating_mul(markdown.lines().count())
+}
+
 /// Returns what the page shows of a piece of Markdown.
 fn permitted(event: Event<'_>) -> Option<Event<'_>> {
     Some(match event {
         Event::Html(html) | Event::InlineHtml(html) => Event::Text(html),
+        // A note of several lines keeps its lines.
+        Event::SoftBreak => Event::HardBreak,
         Event::Start(Tag::HtmlBlock) => Event::Start(Tag::Paragraph),
         Event::End(TagEnd::HtmlBlock) => Event::End(TagEnd::Paragraph),
         // The text of a link and the description of an image are separate events, and stay.
@@ -161,5 +180,22 @@ mod tests {
                 assert!(tags_of_markdown.contains(&name), "{markdown:?} makes the tag <{tag}>");
             }
         }
+    }
+
+    #[test]
+    fn the_lines_of_a_note_are_kept() {
+        assert!(page("first\nsecond").contains("first<br />\nsecond"));
+    }
+
+    #[test]
+    fn tables_above_the_bound_are_shown_as_text() {
+        let table = |columns: usize, rows: usize| {
+            let line = |cell: &str| format!("{}\n", cell.repeat(columns));
+            format!("{}{}{}\n", line("|a"), line("|-"), "|b\n".repeat(rows))
+        };
+        assert!(page(&table(3, 2)).contains("<td>b</td>"));
+        // 960 KiB of such tables would become 70 million cells.
+        let many = page(&table(400, 500).repeat(300));
+        assert!(!many.contains("<td>") && many.len() < 3_000_000, "{} bytes", many.len());
     }
 }

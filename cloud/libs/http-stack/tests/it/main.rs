@@ -82,7 +82,7 @@ impl Orders {
 }
 
 async fn show(request: OrgRequest) -> Json<Value> {
-    Json(json!({"org": request.org, "caller": request.caller.actor.id, "now": request.now}))
+    Json(json!({"org": request.org, "caller": request.caller.actor.id, "now": request.now()}))
 }
 
 async fn make(

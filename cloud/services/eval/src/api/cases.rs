@@ -33,7 +33,7 @@ impl State {
     async fn add(&self, request: &OrgRequest, case: NewCase) -> Result<Response, ApiError> {
         check(&case)?;
         let id = format!("golden-{}", trust::random_id().map_err(ApiError::internal)?);
-        let case = GoldenCase { id, created_at: request.now, case };
+        let case = GoldenCase { id, created_at: request.now(), case };
         self.store.add_case(&request.org, &case, changed_by(request)).await?;
         Ok(case_response(StatusCode::CREATED, 1, case))
     }
@@ -340,7 +340,7 @@ pub async fn from_success(
         reference_solution: Some(ReferenceSolution {
             session_id: from.session_id,
             roaster_name: from.roaster_name,
-            achieved_at: request.now,
+            achieved_at: request.now(),
             notes: from.notes,
             expert_reviewed: from.expert_reviewed,
         }),

@@ -71,7 +71,7 @@ impl State {
 
 /// Returns the author of a change, for the audit log.
 fn changed_by(request: &OrgRequest) -> ChangedBy<'_> {
-    ChangedBy { actor: &request.caller.actor, now: request.now }
+    ChangedBy { actor: &request.caller.actor, now: request.now() }
 }
 
 /// Refuses a text that cannot be stored.

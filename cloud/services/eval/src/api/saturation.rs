@@ -17,13 +17,14 @@ const CASES_MAX: i64 = 1_000;
 
 impl State {
     async fn saturations(&self, request: &OrgRequest) -> Result<Vec<Saturation>, ApiError> {
-        let OrgRequest { org, now, .. } = request;
+        let now = request.now();
+        let OrgRequest { org, .. } = request;
         let filter = CaseFilter { limit: CASES_MAX, ..CaseFilter::default() };
         let cases = self.store.cases(org, &filter).await?;
         let histories = self.store.histories(org, None, now.plus_ms(-RECENT_MS)).await?;
         let histories: BTreeMap<_, _> = histories.into_iter().collect();
         let of = |case: &GoldenCase| {
-            saturation(case, &histories.get(&case.id).copied().unwrap_or_default(), *now)
+            saturation(case, &histories.get(&case.id).copied().unwrap_or_default(), now)
         };
         Ok(cases.iter().map(of).collect())
     }
@@ -47,10 +48,11 @@ pub async fn list(
 pub async fn one(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
-    OrgRequest { org, now, .. }: OrgRequest,
+    request: OrgRequest,
 ) -> Result<Json<Saturation>, ApiError> {
-    let (_, case) = state.case(&org, &id).await?;
-    let history = state.store.histories(&org, Some(&id), now.plus_ms(-RECENT_MS)).await?;
+    let (org, now) = (&request.org, request.now());
+    let (_, case) = state.case(org, &id).await?;
+    let history = state.store.histories(org, Some(&id), now.plus_ms(-RECENT_MS)).await?;
     let history = history.into_iter().next().map(|(_, history)| history).unwrap_or_default();
     Ok(Json(saturation(&case, &history, now)))
 }
@@ -64,5 +66,5 @@ pub async fn summary(
     request: OrgRequest,
 ) -> Result<Json<Summary>, ApiError> {
     let cases = state.saturations(&request).await?;
-    Ok(Json(summarize(&cases, request.now)))
+    Ok(Json(summarize(&cases, request.now())))
 }

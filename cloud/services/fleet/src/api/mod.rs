@@ -41,7 +41,7 @@ impl FromRef<State> for Clock {
 
 impl<'r> From<&'r OrgRequest> for ChangedBy<'r> {
     fn from(request: &'r OrgRequest) -> Self {
-        Self { actor: &request.caller.actor, now: request.now }
+        Self { actor: &request.caller.actor, now: request.now() }
     }
 }
 

@@ -29,8 +29,8 @@ const REPORT_MAX: usize = 960 * 1024;
 const OFFSET_MAX: i64 = 1_000_000;
 
 /// Returns the author and the time of the change that a request makes.
-pub(super) const fn changed_by(request: &OrgRequest) -> ChangedBy<'_> {
-    ChangedBy { actor: &request.caller.actor, now: request.now }
+pub(super) fn changed_by(request: &OrgRequest) -> ChangedBy<'_> {
+    ChangedBy { actor: &request.caller.actor, now: request.now() }
 }
 
 /// Checks that a value is at most `most` bytes of JSON and has no NUL, which PostgreSQL's text type
@@ -132,8 +132,8 @@ pub async fn add_note(
     check_size(&note, WRITTEN_MAX)?;
     find_session(&shared.store, &request.org, &id).await?;
     let note = SessionNote {
-        note_id: format!("N-{id}-{}-{}", random()?, request.now.0),
-        created_at: request.now,
+        note_id: format!("N-{id}-{}-{}", random()?, request.now().0),
+        created_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         note,
     };
@@ -201,7 +201,7 @@ pub async fn set_overrides(
             let problem = "not CHARGE, TP, FC, DEVELOPMENT_START, DROP or NOTE";
             issues.push(Issue::new(&format!("overrides.{i}.eventType"), problem));
         }
-        one.updated_at.get_or_insert(request.now);
+        one.updated_at.get_or_insert(request.now());
         one.actor = Some(request.caller.actor.clone());
     }
     if !issues.is_empty() {
@@ -281,7 +281,7 @@ pub async fn add_report(
     }
     let row = find_session(&shared.store, &request.org, &id).await?;
     let session = summary(&shared.store, &request.org, row).await?;
-    let new_id = format!("R-{id}-{}-{}", request.now.compact(), random()?);
+    let new_id = format!("R-{id}-{}-{}", request.now().compact(), random()?);
     report.report_id.get_or_insert(new_id);
     let checked = session.verified_points + session.unsigned_points + session.failed_points;
     report.trust_metrics = Some(TrustMetrics {
@@ -295,7 +295,7 @@ pub async fn add_report(
     let report = RoastReport {
         session_id: id,
         origin: session.origin,
-        created_at: request.now,
+        created_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         report,
     };

@@ -113,8 +113,8 @@ fn first_version(request: &OrgRequest, id: String, body: ProfileBody) -> RoastPr
         profile_id: id,
         version: 1,
         org_id: request.org.to_string(),
-        created_at: request.now,
-        updated_at: request.now,
+        created_at: request.now(),
+        updated_at: request.now(),
         is_archived: false,
         actor: Some(request.caller.actor.clone()),
         body,
@@ -123,7 +123,7 @@ fn first_version(request: &OrgRequest, id: String, body: ProfileBody) -> RoastPr
 
 fn new_id(request: &OrgRequest) -> Result<String, ApiError> {
     let random: [u8; 4] = trust::random().map_err(ApiError::internal)?;
-    let minute = request.now.compact().replace('T', "");
+    let minute = request.now().compact().replace('T', "");
     Ok(format!("P-{}-{:08x}", &minute[..12], u32::from_be_bytes(random)))
 }
 
@@ -202,7 +202,7 @@ pub async fn new_version(
     check_size(&merged, PROFILE_MAX)?;
     let profile = RoastProfile {
         version: before.version + 1,
-        updated_at: request.now,
+        updated_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         body: body_of(merged)?,
         ..before
@@ -437,7 +437,7 @@ async fn import_one(
     }
     let profile = RoastProfile {
         version: before.version + 1,
-        updated_at: request.now,
+        updated_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         body,
         ..before

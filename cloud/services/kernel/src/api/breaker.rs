@@ -49,11 +49,11 @@ pub async fn resolve(
 ) -> Result<Json<RecordChanged>, ApiError> {
     request.caller.require_person()?;
     request.caller.require_role(Role::Approver)?;
-    let who = (&request.caller.actor, "breaker.resolve", request.now);
+    let who = (&request.caller.actor, "breaker.resolve", request.now());
     let target = (RecordKind::Event, id.as_str(), "open");
     let resolve = |event: &mut BreakerEvent| {
         event.resolved = true;
-        event.resolved_at = Some(request.now);
+        event.resolved_at = Some(request.now());
         Some("resolved")
     };
     let found: Option<BreakerEvent> =
@@ -133,6 +133,6 @@ pub async fn change_rule(
         name: before.name,
     };
     rule.check().map_err(|error| ApiError::Issues(vec![Issue::new("", error)]))?;
-    state.store.set_breaker_rule(&request.org, &rule, &request.caller.actor, request.now).await?;
+    state.store.set_breaker_rule(&request.org, &rule, &request.caller.actor, request.now()).await?;
     Ok(Json(RuleChanged { name, success: true }))
 }

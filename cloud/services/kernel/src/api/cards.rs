@@ -78,8 +78,9 @@ async fn register(
     if text.len() > CARD_BYTES_MAX || text.contains("\\u0000") {
         return Err(ApiError::Invalid(format!("card: more than {CARD_BYTES_MAX} bytes, or a NUL")));
     }
-    let OrgRequest { caller, org, now, .. } = request;
-    Ok(state.store.upsert_card(org, kind, (id, card), &caller.actor, *now).await?)
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
+    Ok(state.store.upsert_card(org, kind, (id, card), &caller.actor, now).await?)
 }
 
 /// Registers an agent. Replaces its earlier card.
@@ -210,7 +211,8 @@ pub async fn check_policy(
         ("action", &check.action),
         ("resource", &check.resource),
     ])?;
-    let OrgRequest { org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     let tool: Option<ToolCard> = state.store.card(&org, CardKind::Tool, &check.tool).await?;
     let denied = tool.is_some_and(|tool| tool.policy_tags.iter().any(|tag| tag == RESTRICTED));
     if denied {

@@ -35,7 +35,8 @@ pub async fn run_cycle(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<Report>, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Approver)?;
     let (month, readiness) = state.readiness(&org, now).await?;
     let (_, autonomy) = state.store.autonomy_state(&org, now).await?;
@@ -156,11 +157,11 @@ pub async fn state(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<AutonomyStatus>, ApiError> {
-    let (_, autonomy) = state.store.autonomy_state(&request.org, request.now).await?;
+    let (_, autonomy) = state.store.autonomy_state(&request.org, request.now()).await?;
     Ok(Json(AutonomyStatus {
         commands_paused: state.paused(&request.org).await?,
         current_phase: autonomy.phase,
-        days_since_phase_start: autonomy.days(request.now),
+        days_since_phase_start: autonomy.days(request.now()),
         last_expansion_date: autonomy.known.last_expansion,
         last_report_date: autonomy.known.last_report,
         phase_start_date: autonomy.since,
@@ -216,7 +217,8 @@ pub async fn approve(
     Path(id): Path<String>,
     JsonBody(approval): JsonBody<ApproveAs>,
 ) -> Result<Json<ProposalApproved>, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_person()?;
     caller.require_role(Role::Admin)?;
     let proposal = loop {
@@ -290,7 +292,7 @@ pub async fn reject(
 ) -> Result<Json<RecordChanged>, ApiError> {
     request.caller.require_person()?;
     request.caller.require_role(Role::Approver)?;
-    let who = (&request.caller.actor, "governance.reject", request.now);
+    let who = (&request.caller.actor, "governance.reject", request.now());
     let target = (RecordKind::Proposal, id.as_str(), "pending");
     let found: Option<Proposal> =
         state.store.change_record(&request.org, target, who, |_| Some("rejected")).await?;

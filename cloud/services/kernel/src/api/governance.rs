@@ -58,7 +58,7 @@ impl ApiState {
     ) -> Result<Json<AutonomyMetrics>, ApiError> {
         let metrics = self.store.autonomy_metrics(&request.org, period).await?;
         let kind = RecordKind::Metrics;
-        self.store.upsert_latest(&request.org, kind, request.now, &metrics).await?;
+        self.store.upsert_latest(&request.org, kind, request.now(), &metrics).await?;
         Ok(Json(metrics))
     }
 
@@ -112,7 +112,7 @@ pub async fn tell(
     if !(1..=1_000).contains(&happened.n) {
         return Err(ApiError::Issues(vec![Issue::new("n", "not between 1 and 1000")]));
     }
-    state.store.count_fact(&request.org, happened.what, happened.n, request.now).await?;
+    state.store.count_fact(&request.org, happened.what, happened.n, request.now()).await?;
     Ok(Json(OkResponse::OK))
 }
 
@@ -153,7 +153,8 @@ pub async fn report_incident(
     request: OrgRequest,
     JsonBody(new): JsonBody<NewIncident>,
 ) -> Result<(StatusCode, Json<Incident>), ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Operator)?;
     let details = new.details.unwrap_or_default();
     let fits = (1..=200).contains(&new.title.len()) && details.len() <= 4_000;
@@ -224,7 +225,7 @@ pub async fn metrics_current(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    let end = time(&request.params, "end")?.unwrap_or(request.now);
+    let end = time(&request.params, "end")?.unwrap_or(request.now());
     let start = time(&request.params, "start")?.unwrap_or(end.plus_ms(-DAY_MS));
     if start > end {
         return Err(ApiError::Invalid("start: after end".to_owned()));
@@ -240,7 +241,7 @@ pub async fn metrics_weekly(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<AutonomyMetrics>, ApiError> {
-    state.store_metrics(&request, (request.now.plus_ms(-7 * DAY_MS), request.now)).await
+    state.store_metrics(&request, (request.now().plus_ms(-7 * DAY_MS), request.now())).await
 }
 
 /// Returns the newest record of a kind, or the one with the identity `id`. As upstream, a missing
@@ -275,7 +276,8 @@ pub async fn readiness_current(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<Readiness>, ApiError> {
-    let OrgRequest { org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     let (_, readiness) = state.readiness(&org, now).await?;
     state.store.upsert_latest(&org, RecordKind::Readiness, now, &readiness).await?;
     Ok(Json(readiness))
@@ -312,7 +314,7 @@ pub async fn readiness_score(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
 ) -> Result<Json<ReadinessScore>, ApiError> {
-    let (_, readiness) = state.readiness(&request.org, request.now).await?;
+    let (_, readiness) = state.readiness(&request.org, request.now()).await?;
     let Overall { score, ready, blockers } = readiness.overall;
     Ok(Json(ReadinessScore { blockers, ready, score, threshold: THRESHOLD }))
 }
@@ -330,7 +332,8 @@ pub async fn declare(
     request: OrgRequest,
     JsonBody(DeclaredItems(items)): JsonBody<DeclaredItems>,
 ) -> Result<Json<DeclaredItems>, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_person()?;
     caller.require_role(Role::Admin)?;
     let unknown = items.keys().find(|name| !readiness::declarable().any(|known| known == **name));

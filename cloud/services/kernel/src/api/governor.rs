@@ -38,7 +38,8 @@ pub async fn put(
     headers: HeaderMap,
     JsonBody(config): JsonBody<GovernorConfig>,
 ) -> Result<Response, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Admin)?;
     let issues: Vec<Issue> =
         config.problems().iter().map(|(field, problem)| Issue::new(field, problem)).collect();
@@ -75,7 +76,8 @@ pub async fn check_command(
     request: OrgRequest,
     JsonBody(mut ask): JsonBody<CommandAsk>,
 ) -> Result<Json<GovernanceDecision>, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Operator)?;
     // An agent must not claim that a person proposes the command.
     if caller.actor.kind == ActorKind::Agent {

@@ -62,7 +62,8 @@ pub async fn create(
     request: OrgRequest,
     JsonBody(new): JsonBody<NewKey>,
 ) -> Result<Response, ApiError> {
-    let OrgRequest { caller, org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Admin)?;
     caller.require_role(new.role)?;
     let days = new.expires_in_days.unwrap_or(DAYS);
@@ -118,7 +119,8 @@ pub async fn revoke(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     request.caller.require_role(Role::Admin)?;
-    if state.store.revoke_key(Some(&request.org), &id, &request.caller.actor, request.now).await? {
+    if state.store.revoke_key(Some(&request.org), &id, &request.caller.actor, request.now()).await?
+    {
         return Ok(StatusCode::NO_CONTENT);
     }
     Err(ApiError::NotFound("key"))

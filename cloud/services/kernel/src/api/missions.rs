@@ -307,7 +307,8 @@ pub async fn heartbeat(
 ) -> Result<Json<MissionRecord>, ApiError> {
     request.caller.require_role(Role::Operator)?;
     let lease = (heartbeat.lease_id.as_str(), heartbeat.agent_name.as_deref());
-    let OrgRequest { org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     transition_response(state.store.heartbeat(&org, &id, lease, state.lease_ms, now).await?)
 }
 
@@ -333,7 +334,8 @@ pub async fn complete(
 ) -> Result<Json<MissionRecord>, ApiError> {
     request.caller.require_role(Role::Operator)?;
     let (lease, summary) = (done.lease_id.as_deref(), done.summary.as_ref());
-    let OrgRequest { org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     let answer = transition_response(state.store.complete(&org, &id, lease, summary, now).await?)?;
     ended(&answer, "DONE");
     Ok(answer)
@@ -371,7 +373,8 @@ pub async fn fail(
         retryable: failed.retryable,
     };
     let lease = failed.lease_id.as_deref();
-    let OrgRequest { org, now, .. } = request;
+    let now = request.now();
+    let OrgRequest { org, .. } = request;
     let answer = transition_response(state.store.fail(&org, &id, lease, &failure, now).await?)?;
     ended(&answer, answer.status.as_str());
     Ok(answer)
@@ -400,7 +403,7 @@ pub async fn approve(
         return Err(ApiError::Issues(vec![Issue::new("note", "more than 2000 bytes, or a NUL")]));
     }
     let actor = &request.caller.actor;
-    transition_response(state.store.approve(&request.org, &id, note, actor, request.now).await?)
+    transition_response(state.store.approve(&request.org, &id, note, actor, request.now()).await?)
 }
 
 /// Cancels a mission that has not ended. Requires a human caller.
@@ -414,7 +417,7 @@ pub async fn cancel(
     request.caller.require_person()?;
     request.caller.require_role(Role::Approver)?;
     let actor = &request.caller.actor;
-    transition_response(state.store.cancel(&request.org, &id, actor, request.now).await?)
+    transition_response(state.store.cancel(&request.org, &id, actor, request.now()).await?)
 }
 
 /// Makes the mission's next attempt due at once. Requires a human caller.
@@ -428,7 +431,7 @@ pub async fn retry_now(
     request.caller.require_person()?;
     request.caller.require_role(Role::Operator)?;
     let actor = &request.caller.actor;
-    transition_response(state.store.retry_now(&request.org, &id, actor, request.now).await?)
+    transition_response(state.store.retry_now(&request.org, &id, actor, request.now()).await?)
 }
 
 fn transition_response(transition: Transition) -> Result<Json<MissionRecord>, ApiError> {

@@ -7,7 +7,7 @@ use contract::{Actor, ActorKind, OrgId};
 use database::Database;
 use http_stack::auth::Role;
 use kernel::KernelStore;
-use kernel::people::keys::{ApiKey, ApiKeyToken};
+use kernel::authentication::keys::{ApiKey, ApiKeyToken};
 
 use crate::config::CloudConfig;
 use crate::output::Output;

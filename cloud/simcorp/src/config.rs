@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use contract::OrgId;
 use http_stack::auth::Auth;
 use kernel::KernelStore;
-use kernel::people::Authenticator;
-use kernel::people::oidc::Oidc;
+use kernel::authentication::Authenticator;
+use kernel::authentication::oidc::Oidc;
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
@@ -61,7 +61,7 @@ pub struct AuthConfig {
     pub service_token: Secret,
     /// The base URL of the kernel, which resolves tokens to callers for the other services.
     pub kernel_url: String,
-    pub oidc: kernel::people::oidc::OidcConfig,
+    pub oidc: kernel::authentication::oidc::OidcConfig,
 }
 
 impl Default for AuthConfig {
@@ -72,7 +72,7 @@ impl Default for AuthConfig {
             dev_user: "dev-user".to_owned(),
             service_token: Secret::default(),
             kernel_url: "http://127.0.0.1:3000".to_owned(),
-            oidc: kernel::people::oidc::OidcConfig::default(),
+            oidc: kernel::authentication::oidc::OidcConfig::default(),
         }
     }
 }

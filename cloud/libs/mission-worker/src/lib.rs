@@ -9,4 +9,6 @@ mod worker;
 
 pub use error::WorkError;
 pub use tools::MissionTools;
-pub use worker::{Done, Job, JobFuture, Outcome, SharedStats, Worker, WorkerTimings, trace_id};
+pub use worker::{
+    Job, JobFuture, Outcome, SharedStats, Worker, WorkerStats, WorkerTimings, trace_id,
+};

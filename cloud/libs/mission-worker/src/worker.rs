@@ -60,7 +60,7 @@ pub struct WorkerTimings {
 /// Statistics of what the workers have done so far.
 #[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Done {
+pub struct WorkerStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     last_run_at: Option<EpochMs>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,15 +83,15 @@ struct Counters {
 
 /// The statistics, shared by the workers of this process.
 #[derive(Clone, Default)]
-pub struct SharedStats(Arc<Mutex<Done>>);
+pub struct SharedStats(Arc<Mutex<WorkerStats>>);
 
 impl SharedStats {
     #[must_use]
-    pub fn snapshot(&self) -> Done {
+    pub fn snapshot(&self) -> WorkerStats {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn update(&self, change: impl FnOnce(&mut Done)) {
+    fn update(&self, change: impl FnOnce(&mut WorkerStats)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -252,7 +252,7 @@ pub fn waits_for_eval(decision: &GovernanceDecision) -> bool {
 /// A command to be checked before it is proposed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct CommandAsk {
+pub struct CommandRequest {
     pub command_type: String,
     /// The kind of actor that proposes it.
     #[schema(value_type = String)]
@@ -279,7 +279,7 @@ pub struct CommandFacts {
 #[must_use]
 pub fn decide_command(
     autonomy: &CommandAutonomy,
-    ask: &CommandAsk,
+    command: &CommandRequest,
     facts: &CommandFacts,
     now: EpochMs,
 ) -> GovernanceDecision {
@@ -294,7 +294,7 @@ pub fn decide_command(
         decided(Action::Block, confidence, vec![Reason::new(code, message)])
     };
     let level = autonomy.autonomy_level;
-    let agent = ask.proposed_by == ActorKind::Agent;
+    let agent = command.proposed_by == ActorKind::Agent;
     if level == AutonomyLevel::L1 {
         return block(
             Confidence::High,
@@ -320,8 +320,8 @@ pub fn decide_command(
         let message = format!("{:.0} % of recent commands failed", facts.failure_rate * 100.0);
         return block(Confidence::High, "HIGH_FAILURE_RATE", message);
     }
-    if autonomy.max_commands_per_session.is_some_and(|most| ask.commands_in_session >= most) {
-        let message = format!("{} commands in this roast", ask.commands_in_session);
+    if autonomy.max_commands_per_session.is_some_and(|most| command.commands_in_session >= most) {
+        let message = format!("{} commands in this roast", command.commands_in_session);
         return block(Confidence::Med, "SESSION_COMMAND_LIMIT", message);
     }
     // For agents, a level above L3 counts only for command types on the organisation's whitelist.
@@ -466,9 +466,9 @@ mod tests {
                 ..CommandAutonomy::default()
             };
             let command_type = "SET_POWER".to_owned();
-            let ask = CommandAsk { command_type, proposed_by, commands_in_session: 2 };
+            let command = CommandRequest { command_type, proposed_by, commands_in_session: 2 };
             let facts = CommandFacts { failure_rate, paused, whitelisted: true };
-            let decision = decide_command(&autonomy, &ask, &facts, NOW);
+            let decision = decide_command(&autonomy, &command, &facts, NOW);
             (decision.action, decision.reasons[0].code.clone())
         };
         let (agent, person) = (ActorKind::Agent, ActorKind::User);

@@ -8,11 +8,11 @@
 //! idempotency key create one mission.
 
 mod api;
+pub mod authentication;
 mod config;
 pub mod governance;
 pub mod governor;
 pub mod missions;
-pub mod people;
 mod promotion;
 pub mod store;
 pub mod trace;

@@ -10,7 +10,7 @@ use contract::point::TelemetryPoint;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::ApiError;
 use http_stack::query::Params;
-use mission_worker::{Done, SharedStats};
+use mission_worker::{SharedStats, WorkerStats};
 use roast::analysis::Marks;
 use roast::plot;
 use roast::recording::Recording;
@@ -19,11 +19,11 @@ use serde_json::Value;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::{Peers, page};
+use crate::{ServiceClients, page};
 
 #[derive(Clone)]
 pub struct State {
-    pub peers: Peers,
+    pub clients: ServiceClients,
     pub status: SharedStats,
 }
 
@@ -42,8 +42,12 @@ pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
 }
 
 /// Returns what the workers of this process have done so far.
-#[utoipa::path(get, path = "/status", tag = "reports", responses((status = 200, body = Done)))]
-async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Done>, ApiError> {
+#[utoipa::path(get, path = "/status", tag = "reports",
+    responses((status = 200, body = WorkerStats)))]
+async fn status(
+    Extract(state): Extract<State>,
+    caller: Caller,
+) -> Result<Json<WorkerStats>, ApiError> {
     caller.require_role(Role::Viewer)?;
     Ok(Json(state.status.snapshot()))
 }
@@ -61,7 +65,7 @@ async fn report_page(
     params: Params,
 ) -> Result<Response, ApiError> {
     let org = caller.resolve_org(params.get("orgId"))?;
-    let ingestion = &state.peers.ingestion;
+    let ingestion = &state.clients.ingestion;
     let latest = ["sessions", id.as_str(), "reports", "latest"];
     let report: Option<RoastReport> = ingestion.get(&org, &latest, &[]).await?;
     let report = report.ok_or(ApiError::NotFound("report"))?;

@@ -20,7 +20,7 @@ pub use config::ReportsConfig;
 
 /// Clients of the services that the worker calls.
 #[derive(Clone)]
-pub(crate) struct Peers {
+pub(crate) struct ServiceClients {
     pub kernel: ServiceClient,
     pub ingestion: ServiceClient,
     pub analytics: ServiceClient,
@@ -31,7 +31,7 @@ pub(crate) struct Peers {
 /// # Errors
 /// When no HTTP client can be created.
 pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, StartError> {
-    let peers = Peers {
+    let clients = ServiceClients {
         kernel: context.client("kernel", &config.kernel_url)?,
         ingestion: context.client("ingestion", &config.ingestion_url)?,
         analytics: context.client("analytics", &config.analytics_url)?,
@@ -39,15 +39,18 @@ pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, Start
     let status = SharedStats::default();
     for _ in 0..config.workers {
         let worker = Worker {
-            job: worker::ReportJob(peers.clone()),
-            kernel: peers.kernel.clone(),
+            job: worker::ReportJob(clients.clone()),
+            kernel: clients.kernel.clone(),
             clock: context.clock.clone(),
             status: status.clone(),
             pace: config.pace(),
         };
         context.tracker.spawn(worker.run(context.stop.clone()));
     }
-    let health =
-        check_service(Health::new("report-worker", context.clock.clone()), "kernel", &peers.kernel);
-    Ok(Service::new(context, "reports", api::routes(api::State { peers, status }), health))
+    let health = check_service(
+        Health::new("report-worker", context.clock.clone()),
+        "kernel",
+        &clients.kernel,
+    );
+    Ok(Service::new(context, "reports", api::routes(api::State { clients, status }), health))
 }

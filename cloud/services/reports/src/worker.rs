@@ -8,7 +8,7 @@ use contract::session::RoastSession;
 use mission_worker::{Job, JobFuture, MissionTools, Outcome, WorkError, trace_id};
 use serde_json::{Value, json};
 
-use crate::{Peers, markdown};
+use crate::{ServiceClients, markdown};
 
 /// The agent name in mission claims, which is upstream's, and the one in reports and traces.
 const CLAIMANT: &str = "report-agent";
@@ -19,7 +19,7 @@ const NOTES_MAX: usize = 10;
 const MOVES_MAX: usize = 1_000;
 
 /// The job of a report worker: writes reports.
-pub struct ReportJob(pub Peers);
+pub struct ReportJob(pub ServiceClients);
 
 impl Job for ReportJob {
     fn goal(&self) -> &'static str {
@@ -41,11 +41,11 @@ impl Job for ReportJob {
 
 /// Writes the report of a mission's roast, unless the roast has one already.
 async fn write(
-    peers: &Peers,
+    clients: &ServiceClients,
     tools: &mut MissionTools<'_>,
     mission: &MissionRecord,
 ) -> Result<Outcome, WorkError> {
-    let Peers { ingestion, analytics, .. } = peers;
+    let ServiceClients { ingestion, analytics, .. } = clients;
     let impossible = |why: &str| WorkError::Permanent(why.to_owned());
     let session = mission.params.get("sessionId").and_then(Value::as_str);
     let id = session.ok_or_else(|| impossible("the mission names no roast (params.sessionId)"))?;

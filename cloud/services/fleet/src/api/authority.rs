@@ -14,7 +14,7 @@ use crate::authority::CertificateAuthority;
 /// The certificate authority (CA), for brokers and for every party that verifies a gateway.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AuthorityShown {
+pub struct AuthorityDetails {
     /// The CA certificates, PEM; the issuing certificate is first.
     pub certificates: String,
     /// SHA-256 of the issuing certificate, hex.
@@ -37,14 +37,14 @@ impl State {
 
 /// Returns the CA certificates that sign the gateways' certificates.
 #[utoipa::path(get, path = "/authority", tag = "authority",
-    responses((status = 200, body = AuthorityShown), (status = 503)))]
+    responses((status = 200, body = AuthorityDetails), (status = 503)))]
 pub async fn show(
     Extract(state): Extract<State>,
     _caller: Caller,
-) -> Result<Json<AuthorityShown>, ApiError> {
+) -> Result<Json<AuthorityDetails>, ApiError> {
     let authority = state.authority()?;
     let certificate = authority.certificate();
-    Ok(Json(AuthorityShown {
+    Ok(Json(AuthorityDetails {
         certificates: authority.pem().to_owned(),
         fingerprint: contract::Digest(certificate.fingerprint()).to_string(),
         not_after: certificate.not_after,

@@ -24,7 +24,7 @@ const PEM_BYTES_MAX: usize = 1024;
 /// A gateway, its keys and its certificates.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct DeviceShown {
+pub struct DeviceDetails {
     #[serde(flatten)]
     pub device: Device,
     pub keys: Vec<DeviceKey>,
@@ -101,16 +101,16 @@ pub async fn list(
 
 /// Returns one gateway, with every key it ever had and its last twenty certificates.
 #[utoipa::path(get, path = "/devices/{id}", tag = "devices", params(("id" = String, Path)),
-    responses((status = 200, body = DeviceShown), (status = 404)))]
+    responses((status = 200, body = DeviceDetails), (status = 404)))]
 pub async fn one(
     Extract(state): Extract<State>,
     OrgRequest { org, .. }: OrgRequest,
     Path(id): Path<String>,
-) -> Result<Json<DeviceShown>, ApiError> {
+) -> Result<Json<DeviceDetails>, ApiError> {
     let device = state.device(&org, &id).await?;
     let keys = state.store.keys(&org, &device.key_id).await?;
     let certificates = state.store.certificates(&org, &device.key_id).await?;
-    Ok(Json(DeviceShown { device, keys, certificates }))
+    Ok(Json(DeviceDetails { device, keys, certificates }))
 }
 
 /// Registers a gateway manually: the cloud accepts frames signed with this key; the gateway gets no

@@ -49,7 +49,7 @@ pub struct NewEnrollmentBody {
 /// A new enrolment with its token. No later response contains the token.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct EnrollmentMade {
+pub struct CreatedEnrollment {
     #[serde(flatten)]
     pub enrollment: Enrollment,
     /// The enrolment token, for `simcorp-edge enroll --token`.
@@ -59,7 +59,7 @@ pub struct EnrollmentMade {
 /// Creates a token with which one gateway can enrol once. The token is for the technician; only
 /// this response contains it.
 #[utoipa::path(post, path = "/enrollments", tag = "enrolments", request_body = NewEnrollmentBody,
-    responses((status = 201, body = EnrollmentMade), (status = 400), (status = 403),
+    responses((status = 201, body = CreatedEnrollment), (status = 400), (status = 403),
               (status = 409), (status = 503)))]
 pub async fn create(
     Extract(state): Extract<State>,
@@ -107,9 +107,9 @@ pub async fn create(
         expires_at: request.now().plus_ms(i64::from(hours) * 3_600_000),
     };
     let enrollment = state.store.add_enrollment(&request.org, &token, new, by).await?;
-    let made = EnrollmentMade { enrollment, token: token.reveal() };
+    let created = CreatedEnrollment { enrollment, token: token.reveal() };
     let once = [(header::CACHE_CONTROL, "no-store")];
-    Ok((StatusCode::CREATED, once, Json(made)).into_response())
+    Ok((StatusCode::CREATED, once, Json(created)).into_response())
 }
 
 /// Lists the enrolments, newest first.

@@ -86,33 +86,33 @@ struct EvalCoverage {
 
 /// A fact about commands, to be counted.
 #[derive(Deserialize, ToSchema)]
-pub struct Happened {
+pub struct NewFacts {
     pub what: Fact,
     /// How often it happened; default 1.
-    #[serde(default = "once")]
+    #[serde(default = "default_count")]
     pub n: i64,
 }
 
-const fn once() -> i64 {
+const fn default_count() -> i64 {
     1
 }
 
 /// Records what happened to commands. For services.
 ///
 /// Metrics, circuit breaker and readiness are computed from these facts.
-#[utoipa::path(post, path = "/api/governance/facts", tag = "governance", request_body = Happened,
+#[utoipa::path(post, path = "/api/governance/facts", tag = "governance", request_body = NewFacts,
     params(("orgId" = Option<String>, Query)),
     responses((status = 200, body = OkResponse), (status = 400), (status = 403)))]
 pub async fn tell(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
-    JsonBody(happened): JsonBody<Happened>,
+    JsonBody(new): JsonBody<NewFacts>,
 ) -> Result<Json<OkResponse>, ApiError> {
     request.caller.require_role(Role::Admin)?;
-    if !(1..=1_000).contains(&happened.n) {
+    if !(1..=1_000).contains(&new.n) {
         return Err(ApiError::Issues(vec![Issue::new("n", "not between 1 and 1000")]));
     }
-    state.store.count_fact(&request.org, happened.what, happened.n, request.now()).await?;
+    state.store.count_fact(&request.org, new.what, new.n, request.now()).await?;
     Ok(Json(OkResponse::OK))
 }
 

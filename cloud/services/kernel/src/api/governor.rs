@@ -14,7 +14,7 @@ use http_stack::extract::JsonBody;
 
 use super::ApiState;
 use crate::governance::metrics::Fact;
-use crate::governor::{self, CommandAsk, CommandFacts, GovernorConfig};
+use crate::governor::{self, CommandFacts, CommandRequest, GovernorConfig};
 use crate::store::VersionedConfig;
 
 /// Returns the policy in force. Its version is the `ETag`.
@@ -68,20 +68,20 @@ fn answer(versioned: VersionedConfig) -> Response {
 /// Checks whether a command may be proposed, before the proposal is made.
 ///
 /// An allowed command still needs a person's approval.
-#[utoipa::path(post, path = "/governor/commands/check", tag = "governance", request_body = CommandAsk,
-    params(("orgId" = Option<String>, Query)),
+#[utoipa::path(post, path = "/governor/commands/check", tag = "governance",
+    request_body = CommandRequest, params(("orgId" = Option<String>, Query)),
     responses((status = 200, body = GovernanceDecision), (status = 400), (status = 403)))]
 pub async fn check_command(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
-    JsonBody(mut ask): JsonBody<CommandAsk>,
+    JsonBody(mut command): JsonBody<CommandRequest>,
 ) -> Result<Json<GovernanceDecision>, ApiError> {
     let now = request.now();
     let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Operator)?;
     // An agent must not claim that a person proposes the command.
     if caller.actor.kind == ActorKind::Agent {
-        ask.proposed_by = ActorKind::Agent;
+        command.proposed_by = ActorKind::Agent;
     }
     let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
     let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
@@ -89,9 +89,9 @@ pub async fn check_command(
     let ended = recent.commands.succeeded + recent.commands.failed;
     let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
     let (_, current) = state.store.autonomy_state(&org, now).await?;
-    let whitelisted = current.known.whitelist.contains(&ask.command_type);
+    let whitelisted = current.known.whitelist.contains(&command.command_type);
     let facts = CommandFacts { failure_rate, paused: state.paused(&org).await?, whitelisted };
-    let decision = governor::decide_command(&autonomy, &ask, &facts, now);
+    let decision = governor::decide_command(&autonomy, &command, &facts, now);
     if decision.action != Action::Allow {
         state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiState;
-use crate::people::keys::{ApiKey, ApiKeyToken};
+use crate::authentication::keys::{ApiKey, ApiKeyToken};
 
 const DAYS: u32 = 90;
 const DAYS_MAX: u32 = 400;

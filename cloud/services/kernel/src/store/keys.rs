@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::KernelStore;
 use super::mission_row::to_json;
-use crate::people::keys::ApiKey;
+use crate::authentication::keys::ApiKey;
 
 #[derive(FromRow)]
 struct Row {

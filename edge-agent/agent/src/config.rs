@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use contract::{DeviceId, Digest, EventKind, KeyId, MachineId, OrgId, Origin, SiteId};
-use driver::Site;
+use driver::ConnectionSettings;
 use firmware_profiles::{Checked, Writes};
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
@@ -138,10 +138,11 @@ impl ProfileConfig {
         }
     }
 
-    /// Returns the machine's address at this site; a field that is `None` is not configured.
+    /// Returns the machine's address, baud rate and timeout; a field that is `None` is not
+    /// configured.
     #[must_use]
-    pub fn site(&self) -> Site {
-        Site {
+    pub fn connection_settings(&self) -> ConnectionSettings {
+        ConnectionSettings {
             host: self.host.clone(),
             port: self.port,
             device: self.device.clone(),

@@ -22,7 +22,7 @@ pub fn open(config: &EdgeConfig, share: DriverHandles) -> Result<Box<dyn Driver>
         DriverKind::Profile => {
             let p = &machine.profile;
             let checked = p.load().map_err(|problem| DriverError::Profile(p.name(), problem))?;
-            driver::open(&checked.profile, &p.site(), share)
+            driver::open(&checked.profile, &p.connection_settings(), share)
         }
     }
 }

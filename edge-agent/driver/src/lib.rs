@@ -29,7 +29,7 @@ use firmware_profiles::Profile;
 
 pub use control_queue::ControlQueue;
 pub use interlock::WriteError;
-pub use open::Site;
+pub use open::ConnectionSettings;
 pub use register_cache::{CacheMiss, RegisterCache};
 pub use replay::Replay;
 pub use simulated::Simulated;
@@ -103,8 +103,8 @@ pub struct DriverHandles {
 /// When the machine's address is missing, or an address in the profile is malformed.
 pub fn open(
     profile: &Profile,
-    site: &Site,
+    settings: &ConnectionSettings,
     share: DriverHandles,
 ) -> Result<Box<dyn Driver>, DriverError> {
-    open::open(profile, site, share)
+    open::open(profile, settings, share)
 }

@@ -1,4 +1,5 @@
-//! Opens the driver of a machine: chooses the protocol by the profile, and the address by the site.
+//! Opens the driver of a machine: chooses the protocol by the profile, and the address by the
+//! connection settings.
 
 use std::path::PathBuf;
 
@@ -13,9 +14,10 @@ use crate::{
     Driver, DriverError, DriverHandles, modbus, polled_text, push_stream, s7, thermocouples,
 };
 
-/// The address of the machine at this site, where it differs from the profile's default.
+/// The address, baud rate and timeout of the machine at this site. A field that is `None` keeps the
+/// profile's value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Site {
+pub struct ConnectionSettings {
     pub host: Option<String>,
     pub port: Option<u16>,
     pub device: Option<PathBuf>,
@@ -25,19 +27,19 @@ pub struct Site {
 
 pub fn open(
     profile: &Profile,
-    site: &Site,
+    settings: &ConnectionSettings,
     share: DriverHandles,
 ) -> Result<Box<dyn Driver>, DriverError> {
     let id = profile.machine.id.clone();
     let wrong = |problem: String| DriverError::Profile(id.clone(), problem);
     let mut profile = profile.clone();
-    if let Some(timeout_ms) = site.timeout_ms {
+    if let Some(timeout_ms) = settings.timeout_ms {
         profile.timing.timeout_ms = timeout_ms;
     }
     let points = points(&profile).map_err(wrong)?;
     let controls = writable_controls(&profile);
     let timing = profile.timing.clone();
-    let address = || endpoint(&profile, site).map_err(wrong);
+    let address = || endpoint(&profile, settings).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
         Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
             Box::new(modbus::Modbus::new(address()?, timing, &points, share.clone()))
@@ -80,25 +82,25 @@ pub fn open(
     Ok(Box::new(ProfileDriver::new(profile, bus, share.controls)))
 }
 
-/// Returns the site's address, or the profile's where the site sets none.
-fn endpoint(profile: &Profile, site: &Site) -> Result<Endpoint, String> {
+/// Returns the configured address, or the profile's where none is configured.
+fn endpoint(profile: &Profile, settings: &ConnectionSettings) -> Result<Endpoint, String> {
     match &profile.transport {
         Transport::ModbusTcp { host, port, .. }
         | Transport::S7 { host, port, .. }
         | Transport::Santoker { host, port }
         | Transport::Line { host, port, .. } => {
-            let host = site.host.clone().unwrap_or_else(|| host.clone());
-            Ok(Endpoint::Tcp { host, port: site.port.unwrap_or(*port) })
+            let host = settings.host.clone().unwrap_or_else(|| host.clone());
+            Ok(Endpoint::Tcp { host, port: settings.port.unwrap_or(*port) })
         }
         Transport::ModbusRtu { serial, .. }
         | Transport::Tc4 { serial }
         | Transport::Kaleido { serial }
         | Transport::Hottop { serial } => {
-            let device = site.device.clone().ok_or(
+            let device = settings.device.clone().ok_or(
                 "uses a serial line; set machine.profile.device, such as \
                  /dev/serial/by-id/…",
             )?;
-            let baud = site.baud.unwrap_or(serial.baud);
+            let baud = settings.baud.unwrap_or(serial.baud);
             let serial = firmware_profiles::Serial { baud, ..serial.clone() };
             Ok(Endpoint::Serial { device, serial })
         }

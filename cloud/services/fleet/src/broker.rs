@@ -37,7 +37,9 @@ const BOUNDS: ConnectionBounds =
 const QUEUE: usize = 64;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often the registry is read for changes, in case another instance of this service made them:
+/// only changes by this instance wake the task at once.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// How often all gateways are compared again, in case another client changed the broker's list.
 const COMPARE_EVERY: Duration = Duration::from_hours(1);
 const LEASE: &str = "fleet-broker";
@@ -45,13 +47,20 @@ const LEASE_MS: i64 = 30_000;
 /// How far back, ms, changes are read again: a transaction commits later than the time that it
 /// recorded.
 const OVERLAP_MS: i64 = 120_000;
-/// The plugin's error texts, which differ from command to command.
+/// The plugin's error texts for a missing role, which differ from command to command. `modifyRole`
+/// gets one of them for a role that must be created.
 const NO_ROLE: [&str; 2] = ["Role not found", "Role does not exist"];
-const NOT_THERE: [&str; 3] = ["Client not found", "Role not found", "Role does not exist"];
-const AT_ONCE: usize = 50;
-const NAMES_AT_ONCE: usize = 200;
-/// How many keys before the current one have their names removed from the broker.
-const KEYS_BEFORE: usize = 8;
+/// The plugin's error texts for a missing client or role. A removal that gets one of them has
+/// nothing left to remove.
+const NOT_FOUND_TEXTS: [&str; 3] = ["Client not found", "Role not found", "Role does not exist"];
+/// The number of gateways whose commands share one message, so that its size stays below the
+/// connection's packet limit. Before each such group the lease is renewed.
+const GATEWAYS_PER_MESSAGE: usize = 50;
+/// The number of roles or clients that one list command reads.
+const NAMES_PER_PAGE: usize = 200;
+/// The number of previous keys of a gateway whose names are removed from the broker: their
+/// certificates may still be valid. The limit bounds the number of commands per gateway.
+const OLD_KEYS_REMOVED: usize = 8;
 
 /// Whether the broker's list agrees with the registry.
 #[derive(Clone)]
@@ -102,32 +111,25 @@ pub fn start(
     let topics = || vec![RESPONSE.to_owned()];
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter));
     let client = link.client();
-    let told =
+    let status =
         AclSyncStatus(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
-    let (news_out, news) = mpsc::channel(QUEUE);
-    tracker.spawn(poll(link, news_out, stop.clone()));
+    let (event_sender, events) = mpsc::channel(QUEUE);
+    tracker.spawn(poll(link, event_sender, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
-    let told_before = HashMap::new();
-    let teller = BrokerAclSync {
-        client,
-        news,
-        store,
-        clock,
-        holder,
-        synced_changes: told_before,
-        request_count: 0,
-    };
-    tracker.spawn(teller.run(changed, told.clone(), stop.clone()));
-    Ok(told)
+    let synced_changes = HashMap::new();
+    let sync =
+        BrokerAclSync { client, events, store, clock, holder, synced_changes, request_count: 0 };
+    tracker.spawn(sync.run(changed, status.clone(), stop.clone()));
+    Ok(status)
 }
 
 async fn poll(
     mut link: MqttConnection,
-    news: mpsc::Sender<ConnectionEvent>,
+    events: mpsc::Sender<ConnectionEvent>,
     stop: CancellationToken,
 ) {
-    while let Some(told) = link.next(&stop).await {
-        if news.send(told).await.is_err() {
+    while let Some(event) = link.next(&stop).await {
+        if events.send(event).await.is_err() {
             return;
         }
     }
@@ -135,7 +137,7 @@ async fn poll(
 
 struct BrokerAclSync {
     client: AsyncClient,
-    news: mpsc::Receiver<ConnectionEvent>,
+    events: mpsc::Receiver<ConnectionEvent>,
     store: FleetStore,
     clock: Clock,
     holder: String,
@@ -146,32 +148,32 @@ struct BrokerAclSync {
 }
 
 impl BrokerAclSync {
-    async fn run(mut self, changed: Arc<Notify>, told: AclSyncStatus, stop: CancellationToken) {
+    async fn run(mut self, changed: Arc<Notify>, status: AclSyncStatus, stop: CancellationToken) {
         let mut ready = false;
         let mut compared: Option<Instant> = None;
         let mut seen_ms = 0;
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut interval = tokio::time::interval(SYNC_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                news = self.news.recv() => match news {
+                event = self.events.recv() => match event {
                     Some(ConnectionEvent::Ready) => (ready, compared) = (true, None),
                     Some(ConnectionEvent::Down(_)) => {
                         ready = false;
-                        told.set(Err(AclSyncError::Down.to_string()));
+                        status.set(Err(AclSyncError::Down.to_string()));
                         continue;
                     }
                     Some(ConnectionEvent::SubscriptionRefused) => {
                         ready = false;
-                        told.set(Err(AclSyncError::NoResponse.to_string()));
+                        status.set(Err(AclSyncError::NoResponse.to_string()));
                         continue;
                     }
                     Some(ConnectionEvent::Message { .. }) => continue, // the request has timed out
                     None => return,
                 },
                 () = changed.notified() => {}
-                _ = look.tick() => {}
+                _ = interval.tick() => {}
             }
             if !ready {
                 continue;
@@ -184,7 +186,7 @@ impl BrokerAclSync {
             if let Err(AclSyncError::Down) = done {
                 ready = false;
             }
-            told.set(done.map_err(|error| error.to_string()));
+            status.set(done.map_err(|error| error.to_string()));
         }
     }
 
@@ -211,7 +213,7 @@ impl BrokerAclSync {
         if let Some(known) = &known {
             self.remove_unregistered(&devices, known).await?;
         }
-        for some in devices.chunks(AT_ONCE) {
+        for some in devices.chunks(GATEWAYS_PER_MESSAGE) {
             // Another instance may have acquired the lease meanwhile, and sent a newer list.
             if !self.holds_lease().await? {
                 *compared = None;
@@ -254,11 +256,11 @@ impl BrokerAclSync {
             }
             // A replaced key has a certificate with another name, which may still be valid.
             let present = device.key_number;
-            for number in (1..present).rev().take(KEYS_BEFORE) {
+            for number in (1..present).rev().take(OLD_KEYS_REMOVED) {
                 remove(&certificate_name(&device.org_id, &device.key_id, number));
             }
         }
-        self.send_commands(commands, &NOT_THERE).await?;
+        self.send_commands(commands, &NOT_FOUND_TEXTS).await?;
         let known: Vec<(&Device, &str)> = devices
             .iter()
             .filter(|device| device.revoked_at.is_none())
@@ -305,7 +307,7 @@ impl BrokerAclSync {
     async fn pages(&mut self, command: &str, of: &str) -> Result<Vec<Value>, AclSyncError> {
         let mut all = Vec::new();
         loop {
-            let list = json!({"command": command, "verbose": true, "count": NAMES_AT_ONCE,
+            let list = json!({"command": command, "verbose": true, "count": NAMES_PER_PAGE,
                 "offset": all.len()});
             let mut answers = self.exchange(vec![list]).await?;
             let answer = answers.first_mut().map(Value::take).unwrap_or_default();
@@ -314,7 +316,7 @@ impl BrokerAclSync {
                 return Err(AclSyncError::Refused { command, problem });
             }
             let page = answer["data"][of].as_array().cloned().unwrap_or_default();
-            let done = page.len() < NAMES_AT_ONCE;
+            let done = page.len() < NAMES_PER_PAGE;
             all.extend(page);
             if done {
                 return Ok(all);
@@ -335,7 +337,7 @@ impl BrokerAclSync {
             .into_iter()
             .filter(|name| name.starts_with("gw-") && !ours.contains(name.as_str()))
             .collect();
-        for some in strangers.chunks(AT_ONCE) {
+        for some in strangers.chunks(GATEWAYS_PER_MESSAGE) {
             let remove = some.iter().flat_map(|name| {
                 [
                     json!({"command": "deleteClient", "username": name}),
@@ -343,7 +345,7 @@ impl BrokerAclSync {
                 ]
             });
             tracing::warn!(gateways = ?some, "removing unregistered gateways from the broker");
-            self.send_commands(remove.collect(), &NOT_THERE).await?;
+            self.send_commands(remove.collect(), &NOT_FOUND_TEXTS).await?;
         }
         Ok(())
     }
@@ -388,8 +390,8 @@ impl BrokerAclSync {
             .map_err(|_| AclSyncError::Down)?;
         let end = Instant::now() + ANSWER_TIME_MAX;
         loop {
-            let news = tokio::time::timeout_at(end, self.news.recv()).await;
-            match news.map_err(|_| AclSyncError::NoResponse)? {
+            let event = tokio::time::timeout_at(end, self.events.recv()).await;
+            match event.map_err(|_| AclSyncError::NoResponse)? {
                 Some(ConnectionEvent::Message { payload, .. }) => {
                     let mut answer: Value = serde_json::from_slice(&payload).unwrap_or_default();
                     let answers = answer["responses"].as_array_mut().map(std::mem::take);
@@ -419,7 +421,7 @@ impl BrokerSnapshot {
     /// Returns whether the broker's list differs from the registry for this gateway.
     fn differs(&self, device: &Device) -> bool {
         let Some(name) = device.certificate_name.as_deref() else { return false };
-        let before = (1..device.key_number).rev().take(KEYS_BEFORE);
+        let before = (1..device.key_number).rev().take(OLD_KEYS_REMOVED);
         let mut before = before.map(|n| certificate_name(&device.org_id, &device.key_id, n));
         if before.any(|name| self.clients.contains_key(&name)) {
             return true;
@@ -455,7 +457,8 @@ impl AclEntry {
 /// Returns a gateway's permissions: to publish for its machines, and to receive the
 /// acknowledgements for them.
 fn acl_entries(device: &Device) -> BTreeSet<AclEntry> {
-    const SPEAKS: [TopicKind; 5] = [
+    /// The topics on which a gateway may publish for each of its machines.
+    const PUBLISHED_TOPICS: [TopicKind; 5] = [
         TopicKind::LiveFrame,
         TopicKind::BacklogFrame,
         TopicKind::Receipt,
@@ -472,7 +475,7 @@ fn acl_entries(device: &Device) -> BTreeSet<AclEntry> {
         let mut may = |acl: &str, kind: TopicKind| {
             rights.insert(AclEntry { acl: acl.to_owned(), topic: kind.topic(&origin) });
         };
-        for kind in SPEAKS {
+        for kind in PUBLISHED_TOPICS {
             may("publishClientSend", kind);
         }
         may("subscribeLiteral", TopicKind::Ack);

@@ -69,7 +69,7 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
         async move { problem.map_or(Ok(()), Err) }
     });
     if config.broker.dynamic_security && context.mqtt.is_configured() {
-        let told = broker::start(
+        let status = broker::start(
             (config, &context.mqtt),
             store.clone(),
             changed.clone(),
@@ -77,8 +77,8 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
             (tracker, stop),
         )?;
         health = health.with_check("broker", move || {
-            let told = told.clone();
-            async move { told.is_current() }
+            let status = status.clone();
+            async move { status.is_current() }
         });
     }
     let gateways = authority.clone().map(|authority| -> Result<TlsEndpoint, FleetStartError> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use driver::{ControlQueue, DriverHandles, Site, WriteError};
+use driver::{ConnectionSettings, ControlQueue, DriverHandles, WriteError};
 use firmware_profiles::{check, shipped};
 use testbed::{Process, free_port, wait_for_port, workspace_root};
 
@@ -21,8 +21,12 @@ async fn an_independent_s7_server_is_read_and_written() {
     profile.machine.writes = firmware_profiles::Writes::Enabled;
     let hand = ControlQueue::new(&profile, Duration::from_millis(profile.timing.timeout_ms));
     let share = DriverHandles { controls: Some(hand.clone()), ..DriverHandles::default() };
-    let site = Site { host: Some("127.0.0.1".to_owned()), port: Some(port), ..Site::default() };
-    let mut driver = driver::open(&profile, &site, share).unwrap();
+    let settings = ConnectionSettings {
+        host: Some("127.0.0.1".to_owned()),
+        port: Some(port),
+        ..ConnectionSettings::default()
+    };
+    let mut driver = driver::open(&profile, &settings, share).unwrap();
     for second in 0..3 {
         let reading = driver.read(second * 1000).await.unwrap();
         let found: Vec<(&str, f64)> =

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use contract::EventKind;
-use driver::{ControlQueue, Driver, DriverHandles, Reading, Site, WriteError};
+use driver::{ConnectionSettings, ControlQueue, Driver, DriverHandles, Reading, WriteError};
 use emulator::{Emulator, Endpoint, Fault, ServedReading};
 use firmware_profiles::{Profile, SHIPPED, Transport, check, shipped};
 use futures_util::future::join_all;
@@ -37,15 +37,17 @@ async fn start_shared(
     let any = "127.0.0.1:0".parse().unwrap();
     let every = Duration::from_millis(5);
     let emulator = Emulator::start(profile, any, step_ms, every).await.unwrap();
-    let site = match emulator.endpoint() {
-        Endpoint::Tcp(address) => Site {
+    let settings = match emulator.endpoint() {
+        Endpoint::Tcp(address) => ConnectionSettings {
             host: Some(address.ip().to_string()),
             port: Some(address.port()),
-            ..Site::default()
+            ..ConnectionSettings::default()
         },
-        Endpoint::Serial(device) => Site { device: Some(device.clone()), ..Site::default() },
+        Endpoint::Serial(device) => {
+            ConnectionSettings { device: Some(device.clone()), ..ConnectionSettings::default() }
+        }
     };
-    let driver = driver::open(profile, &site, share).unwrap();
+    let driver = driver::open(profile, &settings, share).unwrap();
     (emulator, driver)
 }
 

@@ -59,7 +59,8 @@ pub enum Method {
     /// The crack sensor counted several cracks.
     Acoustic,
     /// A machine or a person reported it.
-    Told,
+    #[serde(rename = "told")]
+    Reported,
 }
 
 impl Method {
@@ -78,7 +79,7 @@ impl Method {
             Self::Prior => "prior",
             Self::Lasting => "lasting",
             Self::Acoustic => "acoustic",
-            Self::Told => "told",
+            Self::Reported => "told",
         }
     }
 }
@@ -118,7 +119,7 @@ impl DetectedMark {
             known_ms: at_ms,
             bt_c,
             confidence: 1.0,
-            method: Method::Told,
+            method: Method::Reported,
             revision: 0,
             curve_ms: at_ms,
         }

@@ -21,14 +21,16 @@ pub(super) struct TurningPoint {
     /// The newest reading as low.
     until_ms: i64,
     sure: Option<BtPoint>,
-    told: u32,
+    /// The number of turning points returned so far; the next one gets this revision.
+    #[serde(rename = "told")]
+    revisions: u32,
 }
 
 impl TurningPoint {
     /// Returns a turning point that happened before tracking started.
     pub(super) const fn before_tracking(t_ms: i64) -> Self {
         let point = BtPoint { t_ms, bt_c: f64::MIN };
-        Self { low: Some(point), until_ms: t_ms, sure: Some(point), told: 1 }
+        Self { low: Some(point), until_ms: t_ms, sure: Some(point), revisions: 1 }
     }
 
     pub(super) const fn is_sure(&self) -> bool {
@@ -69,8 +71,8 @@ impl RoastInProgress {
             return None;
         }
         turning.sure = Some(low);
-        let revision = turning.told;
-        turning.told += 1;
+        let revision = turning.revisions;
+        turning.revisions += 1;
         let middle = (turning.until_ms - low.t_ms) / 2;
         let curve_ms = low.t_ms + middle;
         let at_ms = curve_ms + learned.tp_offset.correction_ms();

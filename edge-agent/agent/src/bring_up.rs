@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::config::{DriverKind, EdgeConfig};
 use crate::journal::{Journal, JournalError};
 use crate::machine;
@@ -94,7 +94,7 @@ struct BringUpRun {
     record: File,
     driver: Box<dyn Driver>,
     controls: ControlQueue,
-    clock: Clock,
+    clock: GatewayClock,
     lines: mpsc::Receiver<String>,
     /// A line that was typed while a move was watched; it is executed next.
     pending_line: Option<String>,
@@ -118,7 +118,7 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
         config.machine.driver == DriverKind::Profile,
         "machine.driver is not \"profile\": there is nothing to bring up"
     );
-    let clock = Clock::start();
+    let clock = GatewayClock::start();
     // Holds the journal's lock until the end, so that the agent cannot start.
     let _journal =
         match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {

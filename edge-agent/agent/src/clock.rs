@@ -11,7 +11,7 @@ const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
 /// Reads the system's clocks. This is the only place in the agent that does.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
+pub struct GatewayClock {
     started: Instant,
     /// For tests: a fixed wall clock.
     #[cfg(test)]
@@ -19,7 +19,7 @@ pub struct Clock {
 }
 
 #[allow(clippy::disallowed_methods, clippy::unused_self)] // time is read only here
-impl Clock {
+impl GatewayClock {
     /// Starts the monotonic clock at zero.
     #[must_use]
     pub fn start() -> Self {

@@ -273,7 +273,7 @@ impl EdgeConfig {
     /// Returns whether CHARGE and DROP are inferred from the bean temperature.
     #[must_use]
     pub fn infers_events(&self) -> bool {
-        let tells = match self.machine.driver {
+        let reports_events = match self.machine.driver {
             DriverKind::Simulated | DriverKind::Replay => true,
             DriverKind::Profile => self.machine.profile.load().is_ok_and(|checked| {
                 let marks = |kind| {
@@ -283,7 +283,7 @@ impl EdgeConfig {
                 marks(EventKind::Charge) && marks(EventKind::Drop)
             }),
         };
-        self.sampling.infer_marks.unwrap_or(!tells)
+        self.sampling.infer_marks.unwrap_or(!reports_events)
     }
 }
 

@@ -9,7 +9,7 @@ use driver::{DriverError, DriverHandles};
 use rumqttc::MqttOptions;
 
 use crate::broker_endpoint::{BrokerEndpoint, connect_once};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::config::{DriverKind, EdgeConfig};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
@@ -40,7 +40,7 @@ impl Report {
 
 /// Runs all tests and prints a report. Returns an error if any test failed, for scripts.
 pub fn run_checks(config: &EdgeConfig) -> anyhow::Result<()> {
-    let clock = Clock::start();
+    let clock = GatewayClock::start();
     let mut report = Report::default();
     report.add("key", key(config));
     report.add("journal", journal(config, clock));
@@ -83,7 +83,7 @@ fn key(config: &EdgeConfig) -> Result<String, String> {
     }
 }
 
-fn journal(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+fn journal(config: &EdgeConfig, clock: GatewayClock) -> Result<String, String> {
     match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
         Ok(journal) => {
             let totals = journal.totals().map_err(|e| e.to_string())?;
@@ -150,7 +150,7 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
 }
 
 /// Presents the certificate from enrolment to the fleet service.
-async fn check_certificate(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+async fn check_certificate(config: &EdgeConfig, clock: GatewayClock) -> Result<String, String> {
     let folder = identity::folder(config);
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
@@ -162,19 +162,19 @@ async fn check_certificate(config: &EdgeConfig, clock: Clock) -> Result<String, 
     identity.verify_with_fleet().await
 }
 
-async fn check_broker(config: &EdgeConfig, clock: Clock) -> Result<String, String> {
+async fn check_broker(config: &EdgeConfig, clock: GatewayClock) -> Result<String, String> {
     let folder = identity::folder(config);
     let id = run::key_id(config).map_err(|e| e.to_string())?;
     let signer = run::signer(config, &id).map_err(|e| e.to_string())?;
     let time = TrustedClock::open(&folder, clock);
     let identity = Identity::open(&folder, signer, time).unwrap_or_default();
-    let route = identity.as_ref().map(|i| BrokerEndpoint::resolve(config, &i.enrolled()));
-    if let (Some(identity), Some(route)) = (&identity, route) {
-        let route = route.map_err(|e| format!("uplink.ca_file: {e}"))?;
-        if let Some(route) = route {
-            let tls = identity.client_config(&route.authority).map_err(|e| e.to_string())?;
-            let options = route.options(tls, "-doctor").map_err(|e| e.to_string())?;
-            return connect(options, &route.address()).await;
+    let endpoint = identity.as_ref().map(|i| BrokerEndpoint::resolve(config, &i.enrolled()));
+    if let (Some(identity), Some(endpoint)) = (&identity, endpoint) {
+        let endpoint = endpoint.map_err(|e| format!("uplink.ca_file: {e}"))?;
+        if let Some(endpoint) = endpoint {
+            let tls = identity.client_config(&endpoint.authority).map_err(|e| e.to_string())?;
+            let options = endpoint.options(tls, "-doctor").map_err(|e| e.to_string())?;
+            return connect(options, &endpoint.address()).await;
         }
     }
     if !config.uplink.is_configured() {

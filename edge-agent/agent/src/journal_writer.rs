@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
 
 use crate::agent_state::{AgentState, ForecastSummary, WatchedThread};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::journal::{FetchLimit, Journal, JournalError, OutgoingFrame, StoredMessage};
 use crate::recorder::{CompletedFrame, Recorder, Sample};
 use crate::signing::BackoffSigner;
@@ -68,7 +68,7 @@ pub struct JournalWriter {
     pub journal: Journal,
     signing: BackoffSigner,
     pub state: AgentState,
-    pub clock: Clock,
+    pub clock: GatewayClock,
     /// Sends stored frames to the live lane. If this channel is full, no frame is lost: the backlog
     /// lane sends it.
     pub live: mpsc::Sender<OutgoingFrame>,
@@ -87,7 +87,7 @@ impl JournalWriter {
         journal: Journal,
         signer: Arc<dyn Signer>,
         state: AgentState,
-        clock: Clock,
+        clock: GatewayClock,
         live: mpsc::Sender<OutgoingFrame>,
         frame_ms: u64,
     ) -> Self {

@@ -25,7 +25,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use utoipa::{OpenApi as _, ToSchema};
 
 use crate::agent_state::{AgentState, AgentStatus, ChartPoint};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::journal_writer::JournalCommand;
 
 const PAGE: &str = include_str!("local.html");
@@ -51,7 +51,7 @@ struct EventBody {
 pub fn app(
     state: AgentState,
     commands: SyncSender<JournalCommand>,
-    clock: Clock,
+    clock: GatewayClock,
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {

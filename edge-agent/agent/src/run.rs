@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use trust::{FileKey, Signer, SocketKey};
 
 use crate::agent_state::AgentState;
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::config::EdgeConfig;
 use crate::identity::{self, Identity, renewal};
 use crate::journal::{FetchLimit, Journal};
@@ -78,7 +78,7 @@ pub fn run(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
 }
 
 async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
-    let clock = Clock::start();
+    let clock = GatewayClock::start();
     let (origin, key_id) = (origin(&config)?, key_id(&config)?);
     let metrics = service::metrics::Metrics::install()?;
     let stop = shutdown::on_signal()?;
@@ -162,7 +162,7 @@ fn open_journal_writer(
     config: &EdgeConfig,
     origin: &Origin,
     signer: Arc<dyn Signer>,
-    clock: Clock,
+    clock: GatewayClock,
     state: &AgentState,
     live: mpsc::Sender<crate::journal::OutgoingFrame>,
 ) -> anyhow::Result<JournalWriter> {
@@ -190,7 +190,9 @@ fn start_journal_writer(
     writer: JournalWriter,
     commands: Receiver<JournalCommand>,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("keeper".to_owned()).spawn(move || writer.run(&commands))
+    std::thread::Builder::new()
+        .name("journal-writer".to_owned())
+        .spawn(move || writer.run(&commands))
 }
 
 /// Returns what other tasks may use of the machine. It includes the queue of guarded writes only if
@@ -208,7 +210,7 @@ fn driver_handles(config: &EdgeConfig) -> DriverHandles {
 
 fn start_sampler(
     config: &EdgeConfig,
-    clock: Clock,
+    clock: GatewayClock,
     commands: SyncSender<JournalCommand>,
     state: &AgentState,
     share: DriverHandles,

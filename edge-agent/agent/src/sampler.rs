@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_state::{AgentState, WatchedThread};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::journal_writer::JournalCommand;
 use crate::recorder::Sample;
 use driver::{Driver, DriverError};
@@ -25,7 +25,7 @@ pub enum SamplerEnd {
 pub async fn run(
     mut driver: Box<dyn Driver>,
     period_ms: u64,
-    clock: Clock,
+    clock: GatewayClock,
     commands: SyncSender<JournalCommand>,
     state: AgentState,
     stop: CancellationToken,

@@ -14,7 +14,7 @@ use contract::EpochMs;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::files::write_atomically;
 
 /// 2026-11-22, the date of the source: the agent cannot run before it was written.
@@ -27,7 +27,7 @@ const FILE: &str = "known-time";
 /// The date that expiry dates are compared with.
 #[derive(Clone)]
 pub struct TrustedClock {
-    clock: Clock,
+    clock: GatewayClock,
     /// A lower bound of the date, and the monotonic time in ms at which it was set.
     floor: Arc<Mutex<(EpochMs, u64)>>,
     /// The last time that the fleet sent in this run, and the monotonic time in ms of its arrival.
@@ -39,7 +39,7 @@ impl TrustedClock {
     /// Opens the date stored by the last run, beside the wall clock. A missing or damaged file
     /// counts as the date of this program.
     #[must_use]
-    pub fn open(folder: &Path, clock: Clock) -> Self {
+    pub fn open(folder: &Path, clock: GatewayClock) -> Self {
         let file = folder.join(FILE);
         let stored = std::fs::read_to_string(&file).ok();
         let stored = stored.and_then(|text| text.trim().parse().ok()).map_or(EARLIEST, EpochMs);
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn the_clock_never_goes_back_behind_a_confirmed_time() {
         let folder = tempfile::tempdir().unwrap();
-        let long_ago = Clock::at(EpochMs(86_400_000));
+        let long_ago = GatewayClock::at(EpochMs(86_400_000));
         let time = TrustedClock::open(folder.path(), long_ago);
         assert!(time.now() >= EARLIEST, "the wall clock is in 1970");
         let told = EARLIEST.plus_ms(40 * 86_400_000);
@@ -129,13 +129,13 @@ mod tests {
         time.raise_floor(told.plus_ms(-86_400_000));
         assert!(time.now() >= told);
         // The next start, after the clock was set back.
-        let again = TrustedClock::open(folder.path(), Clock::at(EARLIEST));
+        let again = TrustedClock::open(folder.path(), GatewayClock::at(EARLIEST));
         assert!(again.now() >= told);
         // A clock that is ahead is used while the agent runs, and its time is not stored.
-        let ahead = TrustedClock::open(folder.path(), Clock::at(told.plus_ms(86_400_000)));
+        let ahead = TrustedClock::open(folder.path(), GatewayClock::at(told.plus_ms(86_400_000)));
         assert!(ahead.now() >= told.plus_ms(86_400_000));
         ahead.save();
-        let back = TrustedClock::open(folder.path(), Clock::at(EARLIEST));
+        let back = TrustedClock::open(folder.path(), GatewayClock::at(EARLIEST));
         assert!(back.now() < told.plus_ms(86_400_000));
         // A damaged file does not make all certificates expire.
         std::fs::write(folder.path().join(FILE), "9223372036854775807").unwrap();

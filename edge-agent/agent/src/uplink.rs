@@ -75,8 +75,8 @@ pub async fn run(
     // Only the first topic is required: the others are of machines that this gateway was at before.
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter)).with_vital(1);
     let client = link.client();
-    let (news_out, mut news) = mpsc::channel(1024);
-    let connection = tokio::spawn(forward_events(link, news_out, stop.clone()));
+    let (event_sender, mut events) = mpsc::channel(1024);
+    let connection = tokio::spawn(forward_events(link, event_sender, stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         commands,
@@ -92,27 +92,27 @@ pub async fn run(
         lanes: Lanes::default(),
         receipts_due: Instant::now(),
     };
-    let mut look = tokio::time::interval(SEND_INTERVAL);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut poll = tokio::time::interval(SEND_INTERVAL);
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(news) = news.recv() => sender.handle(news, &state).await,
+            Some(event) = events.recv() => sender.handle(event, &state).await,
             Some(frame) = live.recv() => sender.send_live(frame),
-            _ = look.tick() => sender.send_waiting().await,
+            _ = poll.tick() => sender.send_waiting().await,
         }
     }
     let _ = client.try_disconnect();
     // The connection task may be waiting for room in this channel; closing it ends the wait.
-    drop(news);
+    drop(events);
     let _ = connection.await;
 }
 
 /// Drives the connection and only forwards its events. This task must never wait for a publish.
 async fn forward_events(
     mut link: MqttConnection,
-    news: mpsc::Sender<ConnectionEvent>,
+    events: mpsc::Sender<ConnectionEvent>,
     stop: CancellationToken,
 ) {
     while let Some(event) = link.next(&stop).await {
@@ -136,7 +136,7 @@ async fn forward_events(
                 }
             }
         };
-        if news.send(event).await.is_err() {
+        if events.send(event).await.is_err() {
             break;
         }
     }
@@ -200,8 +200,8 @@ struct Sender {
 
 impl Sender {
     /// Handles an event of the connection.
-    async fn handle(&mut self, news: ConnectionEvent, state: &AgentState) {
-        match news {
+    async fn handle(&mut self, event: ConnectionEvent, state: &AgentState) {
+        match event {
             ConnectionEvent::Ready => {
                 self.ready = true;
                 self.restart_lanes();

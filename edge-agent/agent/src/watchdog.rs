@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_state::{AgentState, WatchedThread};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 
 /// After this long without a heartbeat, in ms, a thread counts as hung: longer than any read, disk
 /// write or signature may take.
@@ -30,7 +30,7 @@ fn threads_are_alive(state: &AgentState, mono_ms: u64, idle_ms: u64) -> bool {
 
 /// Notifies systemd's watchdog while both threads make progress, twice in each watchdog period (but
 /// not more often than every 500 ms). Returns at once if no watchdog is configured.
-pub async fn run(state: AgentState, clock: Clock, idle_ms: u64, stop: CancellationToken) {
+pub async fn run(state: AgentState, clock: GatewayClock, idle_ms: u64, stop: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     let mut every = tokio::time::interval(period.max(Duration::from_secs(1)) / 2);
     loop {

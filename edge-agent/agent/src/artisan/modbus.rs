@@ -17,7 +17,7 @@ use tokio_modbus::server::tcp::Server;
 use tokio_modbus::{ExceptionCode, Request, Response, SlaveRequest};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 
 /// The number of open connections; a further one is closed at once.
 const CONNECTIONS_MAX: usize = 8;
@@ -25,7 +25,7 @@ const CONNECTIONS_MAX: usize = 8;
 /// The state from which one connection is served.
 struct RegisterServer {
     share: DriverHandles,
-    clock: Clock,
+    clock: GatewayClock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
 }
@@ -173,7 +173,7 @@ fn enable_keepalive(stream: &TcpStream) {
 pub async fn serve(
     listener: TcpListener,
     share: DriverHandles,
-    clock: Clock,
+    clock: GatewayClock,
     age_max_ms: u64,
     stop: CancellationToken,
 ) -> std::io::Result<()> {

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_state::AgentState;
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 
 /// The number of open connections; a further one is refused with 503.
 const CONNECTIONS_MAX: usize = 8;
@@ -27,14 +27,19 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 struct WebSocketState {
     agent: AgentState,
-    clock: Clock,
+    clock: GatewayClock,
     age_max_ms: u64,
     open: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
 /// Returns the router. It accepts any path, because the path is configurable in Artisan.
-pub fn app(agent: AgentState, clock: Clock, age_max_ms: u64, stop: CancellationToken) -> Router {
+pub fn app(
+    agent: AgentState,
+    clock: GatewayClock,
+    age_max_ms: u64,
+    stop: CancellationToken,
+) -> Router {
     let state = WebSocketState { agent, clock, age_max_ms, open: Arc::default(), stop };
     Router::new().fallback(axum::routing::get(connect)).with_state(state)
 }

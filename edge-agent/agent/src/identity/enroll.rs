@@ -9,7 +9,7 @@ use trust::EnrollmentToken;
 
 use super::fleet_client::FleetClient;
 use super::{Enrolled, folder, save, tls};
-use crate::clock::Clock;
+use crate::clock::GatewayClock;
 use crate::config::EdgeConfig;
 use crate::run;
 use crate::trusted_clock::TrustedClock;
@@ -30,7 +30,7 @@ pub async fn enroll(config: &EdgeConfig, text: &str) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder).with_context(|| {
         format!("cannot write to {}; run this as the agent's user", folder.display())
     })?;
-    let time = TrustedClock::open(&folder, Clock::start());
+    let time = TrustedClock::open(&folder, GatewayClock::start());
     let fleet =
         FleetClient::new(&token.url, tls::pinned_client_config(token.ca_fingerprint, &time)?)?;
     let enroll_request = EnrollRequest {

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Database, Pool, StoreError};
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// The timeout of one check: a replica that hangs is treated like one that lags.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
+const MEASURE_TIME_MAX: Duration = Duration::from_secs(2);
 /// The number of recorded positions that are kept: older ones no longer matter.
-const NOTES: usize = 600;
+const POSITIONS_KEPT: usize = 600;
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A replica, and whether it is fresh enough to be read.
@@ -67,13 +67,13 @@ impl Database {
     /// Measures the replica's lag until `stop`. Returns at once if there is no replica.
     pub async fn watch_replica(self, lag_max: Duration, stop: CancellationToken) {
         let (Some(replica), Pool::Postgres(primary)) = (self.replica, self.pool) else { return };
-        let mut notes: VecDeque<(i64, Instant)> = VecDeque::new();
+        let mut positions: VecDeque<(i64, Instant)> = VecDeque::new();
         loop {
-            let look = tokio::time::timeout(
-                LOOK_TIME_MAX,
-                measure_lag(&primary, &replica.pool, &mut notes),
+            let measurement = tokio::time::timeout(
+                MEASURE_TIME_MAX,
+                measure_lag(&primary, &replica.pool, &mut positions),
             );
-            let lag = match look.await {
+            let lag = match measurement.await {
                 Ok(Ok(lag)) => lag,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "could not measure the replica's lag");
@@ -93,7 +93,7 @@ impl Database {
             metrics::gauge!("simcorp_replica_lag_seconds").set(seconds);
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(MEASURE_INTERVAL) => {}
             }
         }
     }
@@ -104,7 +104,7 @@ impl Database {
 async fn measure_lag(
     primary: &PgPool,
     replica: &PgPool,
-    notes: &mut VecDeque<(i64, Instant)>,
+    positions: &mut VecDeque<(i64, Instant)>,
 ) -> Result<Option<Duration>, sqlx::Error> {
     // The time is read before the primary's position: the primary had that position then at the
     // earliest.
@@ -118,12 +118,12 @@ async fn measure_lag(
     let written: i64 = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
         .fetch_one(primary)
         .await?;
-    notes.push_back((written, measured_at));
-    if notes.len() > NOTES {
-        notes.pop_front();
+    positions.push_back((written, measured_at));
+    if positions.len() > POSITIONS_KEPT {
+        positions.pop_front();
     }
     // It is not a replica (any more), or of another history: ahead of its own primary.
     let Some(replayed) = replayed.filter(|replayed| *replayed <= written) else { return Ok(None) };
-    let newest = notes.iter().rev().find(|(position, _)| *position <= replayed);
+    let newest = positions.iter().rev().find(|(position, _)| *position <= replayed);
     Ok(newest.map(|(_, at)| at.elapsed()))
 }

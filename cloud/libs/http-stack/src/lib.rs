@@ -2,6 +2,7 @@
 //! ([`stack`]), who the caller is ([`auth`]) and what it asks ([`request`], [`extract`], [`query`]),
 //! and how an error is answered ([`error`]). [`start`] is the skeleton of every service.
 
+mod access;
 pub mod auth;
 mod bucket;
 pub mod error;
@@ -15,9 +16,9 @@ pub mod request;
 pub mod stack;
 pub mod start;
 
+pub use access::AccessControl;
 pub use bucket::{Bucket, Rate, RateLimitDecision};
 pub use kernel_verifier::KernelTokenVerifier;
 pub use limit::{Limits, LimitsConfig};
 pub use rate_limit::too_many_requests;
 pub use request::OrgRequest;
-pub use stack::AccessControl;

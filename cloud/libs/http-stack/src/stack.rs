@@ -24,18 +24,11 @@ use service::metrics::Metrics;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
-use crate::auth::{Auth, Caller, authenticate};
+use crate::access::AccessControl;
+use crate::auth::{Caller, authenticate};
 use crate::idempotency::idempotency_layer;
-use crate::limit::Limits;
 use crate::rate_limit::{metrics_for, rate_limit};
 use crate::start::Service;
-
-/// Who may call a service, and how often.
-#[derive(Clone)]
-pub struct AccessControl {
-    pub auth: Auth,
-    pub limits: Limits,
-}
 
 /// Returns the router that serves a service: its routes and the open routes, inside all layers.
 pub fn service_router(service: &Service, metrics: Metrics) -> Router {

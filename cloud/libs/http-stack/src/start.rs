@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::openapi::OpenApi;
 
-use crate::stack::AccessControl;
+use crate::access::AccessControl;
 
 /// A service, ready to be served by [`crate::stack::service_router`].
 pub struct Service {

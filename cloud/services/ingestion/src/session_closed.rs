@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::store::{AnnounceAfter, FrameRow, IngestStore, UnannouncedSession};
+use crate::store::{FrameRow, IngestStore, PublishAfter, UnpublishedSession};
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(1);
 const ROWS_PER_PASS: i64 = 50;
-/// A session whose receipt or frames are still missing is announced as it is: `CLOSED_MS` after it
+/// A session whose receipt or frames are still missing is published as it is: `CLOSED_MS` after it
 /// was first seen closed if its gateway has been silent for `SILENT_MS`, and after `CLOSED_LONG_MS`
 /// in any case.
 const CLOSED_MS: i64 = 600_000;
@@ -95,7 +95,7 @@ pub fn start(
     });
 }
 
-/// Closes abandoned sessions and puts the closed sessions that can be announced into the outbox. A
+/// Closes abandoned sessions and puts the closed sessions that can be published into the outbox. A
 /// session that fails does not block the others: each pass continues after the last one, then
 /// starts over.
 async fn close_and_enqueue(
@@ -113,14 +113,15 @@ async fn close_and_enqueue(
         }
     }
     store.mark_closed_seen(now).await?;
-    let wait = AnnounceAfter {
+    let wait = PublishAfter {
         closed_before: now.plus_ms(-CLOSED_MS),
         silent_since: now.plus_ms(-SILENT_MS),
         closed_long_before: now.plus_ms(-CLOSED_LONG_MS),
     };
-    let untold = store.unannounced_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
-    *closed = next_cursor(&untold);
-    for roast in &untold {
+    let unpublished =
+        store.unpublished_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
+    *closed = next_cursor(&unpublished);
+    for roast in &unpublished {
         if let Err(error) = enqueue(store, roast, now).await {
             tracing::warn!(%error, session = roast.session_id, "could not announce a session");
         }
@@ -129,20 +130,20 @@ async fn close_and_enqueue(
 }
 
 /// Returns the position after which the next pass continues.
-fn next_cursor(roasts: &[UnannouncedSession]) -> (i64, String) {
+fn next_cursor(roasts: &[UnpublishedSession]) -> (i64, String) {
     let full = i64::try_from(roasts.len()).is_ok_and(|n| n == ROWS_PER_PASS);
     let last = roasts.last().filter(|_| full);
     last.map_or(FIRST, |last| (last.started_ms, last.session_id.clone()))
 }
 
-fn org_of(roast: &UnannouncedSession) -> Result<OrgId, StoreError> {
+fn org_of(roast: &UnpublishedSession) -> Result<OrgId, StoreError> {
     OrgId::new(roast.org_id.clone()).map_err(|e| StoreError::row("announcing", e))
 }
 
 /// Closes a session at its last sample.
 async fn close_at_last_sample(
     store: &IngestStore,
-    roast: &UnannouncedSession,
+    roast: &UnpublishedSession,
     now: EpochMs,
 ) -> Result<(), StoreError> {
     let org = org_of(roast)?;
@@ -156,7 +157,7 @@ async fn close_at_last_sample(
 
 async fn enqueue(
     store: &IngestStore,
-    roast: &UnannouncedSession,
+    roast: &UnpublishedSession,
     now: EpochMs,
 ) -> Result<(), StoreError> {
     let org = org_of(roast)?;

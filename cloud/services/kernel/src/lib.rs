@@ -40,7 +40,7 @@ pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartE
     let health = check_database(Health::new("company-kernel", context.clock.clone()), &database);
     let store = KernelStore::new(database.clone());
     let eval = context.client("eval", &config.eval_url)?;
-    tracker.spawn(governance::watch::watch(store.clone(), clock.clone(), stop.clone()));
+    tracker.spawn(governance::breaker_watch::watch(store.clone(), clock.clone(), stop.clone()));
     tracker.spawn(maintain(store.clone(), clock.clone(), stop.clone()));
     tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), stop.clone()));
     let state = api::ApiState { store, clock: clock.clone(), lease_ms: config.lease_ms, eval };

@@ -1,8 +1,7 @@
 //! Creation of missions: a mission is created once for its idempotency key, in the state that the
 //! governor decides.
 
-use contract::mission::{Action, MissionRecord, NewMission};
-use contract::{Actor, EpochMs, OrgId};
+use contract::mission::{Action, MissionRecord};
 use database::StoreError;
 use service_client::ServiceClient;
 
@@ -10,18 +9,7 @@ use crate::governor;
 use crate::promotion::promotion_blocker;
 use crate::store::KernelStore;
 
-/// A mission to be created.
-#[derive(Clone, Copy)]
-pub struct CreateMission<'a> {
-    pub org: &'a OrgId,
-    pub mission: &'a NewMission,
-    pub id: &'a str,
-    /// The idempotency key. Of two creations with the same key, the second returns the mission of
-    /// the first.
-    pub key: &'a str,
-    pub actor: &'a Actor,
-    pub now: EpochMs,
-}
+pub use crate::store::CreateMission;
 
 /// The result of creating a mission.
 #[derive(Debug)]

@@ -76,8 +76,8 @@ pub(super) trait BatchTx: Send {
 const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND number = $2 LIMIT 1";
 
 /// Selects the newest sample that is older than a time, in a chain of single messages.
-const BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 AND samples > 0 AND t0_ms < $2 \
-                      ORDER BY number DESC LIMIT 1";
+const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 \
+     AND samples > 0 AND t0_ms < $2 ORDER BY number DESC LIMIT 1";
 /// Adds a sample that arrived after the DROP: telemetry and events have separate topics, and
 /// neither waits for the other. A sample that arrives after samples from more than a minute past
 /// the session's end, or after the next session has begun, no longer changes a session.
@@ -87,7 +87,9 @@ const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WH
      AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
      AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
      AND f.number < $3 AND f.t0_ms > sessions.ended_ms + 60000)";
-const HAS: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
+/// Selects a row if a chain of single messages has a frame with this time and digest.
+const SELECT_FRAME_EXISTS: &str =
+    "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
      first_seq, samples, t0_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, \
@@ -172,7 +174,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
         chain_no: i64,
         at_ms: i64,
     ) -> Result<Option<i64>, sqlx::Error> {
-        let found = query_scalar(BEFORE).bind(chain_no).bind(at_ms);
+        let found = query_scalar(SELECT_SAMPLE_BEFORE).bind(chain_no).bind(at_ms);
         found.fetch_optional(&mut **self).await
     }
 
@@ -182,7 +184,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
         t0_ms: i64,
         digest: &[u8],
     ) -> Result<bool, sqlx::Error> {
-        let found = query(HAS).bind(chain_no).bind(t0_ms).bind(digest);
+        let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
         found.fetch_optional(&mut **self).await.map(|row| row.is_some())
     }
 
@@ -269,7 +271,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
         chain_no: i64,
         at_ms: i64,
     ) -> Result<Option<i64>, sqlx::Error> {
-        let found = query_scalar(BEFORE).bind(chain_no).bind(at_ms);
+        let found = query_scalar(SELECT_SAMPLE_BEFORE).bind(chain_no).bind(at_ms);
         found.fetch_optional(&mut **self).await
     }
 
@@ -279,7 +281,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
         t0_ms: i64,
         digest: &[u8],
     ) -> Result<bool, sqlx::Error> {
-        let found = query(HAS).bind(chain_no).bind(t0_ms).bind(digest);
+        let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
         found.fetch_optional(&mut **self).await.map(|row| row.is_some())
     }
 

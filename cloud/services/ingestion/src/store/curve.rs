@@ -23,8 +23,8 @@ const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_
 /// Stores a curve. Only a curve with at least as many samples, or the complete one, replaces a
 /// stored one: a curve made before the session's start or end had arrived may hold too many
 /// samples.
-const PUT: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, offsets_ms, \
-     bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, made_ms) \
+const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, \
+     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, made_ms) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
      ON CONFLICT (org_id, session_id) DO UPDATE SET first_seq = EXCLUDED.first_seq, \
      samples = EXCLUDED.samples, t0_ms = EXCLUDED.t0_ms, offsets_ms = EXCLUDED.offsets_ms, \
@@ -165,7 +165,7 @@ impl IngestStore {
     ) -> Result<(), StoreError> {
         macro_rules! put {
             ($pool:expr, $offsets:expr, $values:expr) => {{
-                let mut put = query(PUT)
+                let mut put = query(UPSERT_CURVE)
                     .bind(org.as_str())
                     .bind(&session.session_id)
                     .bind(curve.first_seq)

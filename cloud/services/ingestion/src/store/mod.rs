@@ -23,7 +23,7 @@ use quick_cache::sync::Cache;
 pub use annotations::{ChangedBy, Versioned};
 pub use commit::{Committed, Outcome};
 pub use curve::SessionWithoutCurve;
-pub use outbox::{AnnounceAfter, UnannouncedSession};
+pub use outbox::{PublishAfter, UnpublishedSession};
 pub use profiles::ProfileFilter;
 pub use queries::{ArrivedFrame, EventRow, MachineRow, SessionFilter};
 pub use row::FrameRow;

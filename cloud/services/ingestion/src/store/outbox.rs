@@ -1,5 +1,5 @@
 //! The outbox of `SessionClosed` events: an event is written once, in the transaction that marks
-//! the session as announced, and kept until a service acknowledges it.
+//! the session as published, and kept until a service acknowledges it.
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
@@ -8,17 +8,17 @@ use contract::{EpochMs, OrgId};
 
 use super::IngestStore;
 
-/// A session that is to be closed or announced.
+/// A session that is to be closed or published.
 #[derive(Debug, FromRow)]
-pub struct UnannouncedSession {
+pub struct UnpublishedSession {
     pub org_id: String,
     pub session_id: String,
     pub started_ms: i64,
 }
 
-/// When an incomplete closed session is announced anyway.
+/// When an incomplete closed session is published anyway.
 #[derive(Debug, Clone, Copy)]
-pub struct AnnounceAfter {
+pub struct PublishAfter {
     /// First seen closed before this, and no message from its gateway since `silent_since`.
     pub closed_before: EpochMs,
     pub silent_since: EpochMs,
@@ -39,18 +39,18 @@ impl IngestStore {
         .map_err(StoreError::query("noting closed roasts"))
     }
 
-    /// Returns the closed sessions that can be announced, in order after `after`: complete by their
+    /// Returns the closed sessions that can be published, in order after `after`: complete by their
     /// receipt; or of a publisher that signs none; or first seen closed so long ago that what is
     /// missing may never arrive (sooner if the gateway is silent).
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn unannounced_sessions(
+    pub async fn unpublished_sessions(
         &self,
-        wait: &AnnounceAfter,
+        wait: &PublishAfter,
         after: (i64, &str),
         limit: i64,
-    ) -> Result<Vec<UnannouncedSession>, StoreError> {
+    ) -> Result<Vec<UnpublishedSession>, StoreError> {
         on!(self.database, pool => query_as(
             "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
              JOIN chains c ON c.chain_no = s.chain_no \
@@ -74,7 +74,7 @@ impl IngestStore {
         (unsigned_since, signed_since): (EpochMs, EpochMs),
         after: (i64, &str),
         limit: i64,
-    ) -> Result<Vec<UnannouncedSession>, StoreError> {
+    ) -> Result<Vec<UnpublishedSession>, StoreError> {
         on!(self.database, pool => query_as(
             "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
              JOIN chains c ON c.chain_no = s.chain_no \

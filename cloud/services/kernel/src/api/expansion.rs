@@ -14,7 +14,7 @@ use super::ApiState;
 use super::governance::{DAY_MS, latest, new_id};
 use super::responses::RecordChanged;
 use crate::governance::breaker::BreakerEvent;
-use crate::governance::cycle::{self, Approval, Proposal, REPORT_EVENTS_MAX, Report};
+use crate::governance::weekly_review::{self, Approval, Proposal, REPORT_EVENTS_MAX, Report};
 use crate::governance::{AutonomyState, Phase};
 use crate::store::{GovernanceRecord, RecordFilter, RecordKind};
 
@@ -47,7 +47,7 @@ pub async fn run_cycle(
     let quiet = state.is_quiet(&org).await?;
     let mut expansion = None;
     if readiness.overall.ready && quiet {
-        expansion = cycle::propose(&autonomy, &month, &readiness, (new_id()?, now));
+        expansion = weekly_review::propose(&autonomy, &month, &readiness, (new_id()?, now));
     }
     if let Some(proposal) = &expansion {
         let record = GovernanceRecord {
@@ -75,7 +75,7 @@ pub async fn run_cycle(
         circuit_breaker_events: events,
         summary: String::new(),
     };
-    report.summary = cycle::summary(&autonomy, &report);
+    report.summary = weekly_review::summary(&autonomy, &report);
     let record = GovernanceRecord {
         kind: RecordKind::Report,
         id: &report.id,

@@ -20,7 +20,7 @@ use super::responses::OkResponse;
 use crate::governance::breaker::{BreakerAction, BreakerEvent, Severity};
 use crate::governance::metrics::{AutonomyMetrics, Fact};
 use crate::governance::readiness::{self, Measured, Overall, Readiness, THRESHOLD, assess};
-use crate::governance::{AutonomyState, watch};
+use crate::governance::{AutonomyState, breaker_watch};
 use crate::store::{GovernanceRecord, RecordFilter, RecordKind};
 
 pub(super) const DAY_MS: i64 = 86_400_000;
@@ -190,7 +190,7 @@ pub async fn report_incident(
     .increment(1);
     if critical {
         // A critical incident must not wait for the next periodic evaluation.
-        watch::evaluate(&state.store, &org, now).await?;
+        breaker_watch::evaluate(&state.store, &org, now).await?;
     }
     Ok((StatusCode::CREATED, Json(incident)))
 }

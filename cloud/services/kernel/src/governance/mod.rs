@@ -1,16 +1,16 @@
 //! How much autonomy agents have: what happened ([`metrics`]), the rules that stop agents when
 //! something goes wrong ([`breaker`]), whether agents are ready for more ([`readiness`]), and the
-//! weekly review of all of it ([`cycle`]). Pure functions; rules and weights are upstream's (its
-//! contract §4.10).
+//! weekly review of all of it ([`weekly_review`]). Pure functions; rules and weights are upstream's
+//! (its contract §4.10).
 //!
 //! In every phase a command needs a person's approval. A phase determines the command types of
 //! agents for which a high autonomy level counts.
 
 pub mod breaker;
-pub mod cycle;
+pub mod breaker_watch;
 pub mod metrics;
 pub mod readiness;
-pub mod watch;
+pub mod weekly_review;
 
 use std::collections::BTreeMap;
 

@@ -12,8 +12,8 @@ use serde_json::json;
 use super::KernelStore;
 use super::mission_row::{from_json as read, to_json};
 use crate::governance::breaker::{Rule, defaults};
-use crate::governance::cycle::Proposal;
 use crate::governance::metrics::{AutonomyMetrics, Counts, Fact, Period};
+use crate::governance::weekly_review::Proposal;
 use crate::governance::{AutonomyState, Phase};
 
 const MINUTE_MS: i64 = 60_000;

@@ -4,18 +4,32 @@ use std::collections::BTreeMap;
 
 use ::database::sqlx::{AssertSqlSafe, query_as};
 use ::database::{StoreError, on, on_tx};
-use contract::mission::{Action, GovernanceDecision, MissionRecord, MissionStatus, Priority};
-use contract::{EpochMs, OrgId};
+use contract::mission::{
+    Action, GovernanceDecision, MissionRecord, MissionStatus, NewMission, Priority,
+};
+use contract::{Actor, EpochMs, OrgId};
 
 use super::KernelStore;
 use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING, RETRY};
 use super::mission_row::{MissionRow, columns, to_json};
 use super::select::Select;
 use crate::governor;
-use crate::missions::CreateMission;
 
 /// The default of `maxAttempts`.
 const DEFAULT_MAX_ATTEMPTS: u32 = 5;
+
+/// A mission to be created.
+#[derive(Clone, Copy)]
+pub struct CreateMission<'a> {
+    pub org: &'a OrgId,
+    pub mission: &'a NewMission,
+    pub id: &'a str,
+    /// The idempotency key. Of two creations with the same key, the second returns the mission of
+    /// the first.
+    pub key: &'a str,
+    pub actor: &'a Actor,
+    pub now: EpochMs,
+}
 
 /// Which missions to list.
 #[derive(Debug, Clone, Default)]

@@ -19,7 +19,7 @@ use ::database::Database;
 pub use cards::CardKind;
 pub use governance::{GovernanceRecord, RecordFilter, RecordKind};
 pub use governor::VersionedConfig;
-pub use missions::MissionFilter;
+pub use missions::{CreateMission, MissionFilter};
 pub use queue::{AttemptFailure, Transition};
 pub use roles::RoleOverride;
 pub use traces::TraceFilter;

@@ -43,7 +43,7 @@ pub trait Bus {
     }
 }
 
-/// The error for protocols on which this agent never writes.
+/// Returns the error for protocols on which this agent never writes.
 pub fn write_unsupported() -> WriteError {
     WriteError::NotSent("this agent never writes to this type of machine".to_owned())
 }

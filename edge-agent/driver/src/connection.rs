@@ -63,7 +63,8 @@ impl Endpoint {
         }
     }
 
-    /// The silence that ends a frame on a serial line: 3.5 characters, and 1.75 ms at high speed.
+    /// Returns the silence that ends a frame on a serial line: 3.5 characters, at least
+    /// 1.75 ms. Zero for TCP.
     pub fn frame_gap(&self) -> Duration {
         match self {
             Self::Tcp { .. } => Duration::ZERO,

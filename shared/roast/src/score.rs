@@ -230,7 +230,8 @@ impl ScoreSheet {
     }
 }
 
-/// The lowest clean reading between the CHARGE mark and first crack or DROP.
+/// Returns the time, ms, of the lowest clean reading between the CHARGE mark and first
+/// crack, or DROP if first crack has no mark.
 fn lowest(recording: &Recording, walk: &RecordingReplay) -> Option<i64> {
     let charge = recording.mark_ms(EventKind::Charge)?;
     let end = recording.mark_ms(EventKind::Fc).or_else(|| recording.mark_ms(EventKind::Drop))?;

@@ -69,7 +69,8 @@ impl Secret {
 }
 
 impl<'de> Deserialize<'de> for Secret {
-    /// A PIN without quotes is a number and is refused; the error must never contain it.
+    /// Reads a string. Refuses every other type, such as a PIN without quotes, which is a number.
+    /// The error must never contain the value.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = toml::Value::deserialize(deserializer).ok().and_then(|value| match value {
             toml::Value::String(text) => Some(text),

@@ -59,7 +59,8 @@ impl Purpose {
     }
 }
 
-/// `Sig_structure` of RFC 9052, 4.4: ["Signature1", protected, external, payload].
+/// Returns the purpose of a COSE `Sig_structure` (RFC 9052, 4.4):
+/// `["Signature1", protected, external, payload]`. Returns `None` for any other message.
 fn cose_purpose(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<Purpose> {
     let rest = message.strip_prefix(b"\x84\x6aSignature1")?;
     let (protected, rest) = cbor_byte_string(rest)?;

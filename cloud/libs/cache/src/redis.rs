@@ -117,6 +117,8 @@ impl Redis {
         }
     }
 
+    /// Returns the value of a key; `None` if Redis has none.
+    ///
     /// # Errors
     /// [`Unavailable`]
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Unavailable> {
@@ -126,6 +128,8 @@ impl Redis {
         Ok(found.map(Bytes::from))
     }
 
+    /// Sets the value of a key, which Redis deletes after `ttl`.
+    ///
     /// # Errors
     /// [`Unavailable`]
     pub async fn put(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), Unavailable> {

@@ -195,7 +195,7 @@ impl TokenCache {
 }
 
 impl Auth {
-    /// Development authentication: every request is from one person who is an admin of one
+    /// Returns development authentication: every request is from one person who is an admin of one
     /// organisation.
     #[must_use]
     pub fn dev(org: OrgId, user: &str) -> Self {
@@ -208,7 +208,7 @@ impl Auth {
         Self::Dev(Box::new(Caller { actor, org: Some(org), role: Role::Admin }))
     }
 
-    /// Authenticates by bearer tokens, which `who` looks up.
+    /// Returns authentication by bearer tokens, which `who` looks up.
     #[must_use]
     pub fn bearer(who: impl TokenVerifier + 'static) -> Self {
         let hashers = [RandomState::new(), RandomState::new()];
@@ -237,8 +237,8 @@ impl Auth {
     }
 }
 
-/// Axum middleware that authenticates each request with [`Auth`] and stores the [`Caller`] in its
-/// extensions. Apply it to the routes with `from_fn_with_state`.
+/// Authenticates each request with [`Auth`] and stores the [`Caller`] in its extensions. This is
+/// Axum middleware: apply it to the routes with `from_fn_with_state`.
 pub async fn authenticate(State(auth): State<Auth>, mut request: Request, next: Next) -> Response {
     match auth.authenticate(request.headers()).await {
         Ok(caller) => {

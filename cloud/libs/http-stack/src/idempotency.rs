@@ -21,9 +21,9 @@ const ANSWER_BYTES_MAX: usize = 512 * 1024;
 const NOT_STORED: &[u8] = br#"{"error":"already done; the first response was not stored"}"#;
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Axum middleware for `Idempotency-Key`. Apply it with `from_fn_with_state`, inside
-/// authentication. `/missions` is exempt: it has keys of its own, which last as long as the
-/// mission.
+/// Answers a repeated `Idempotency-Key` with the first response. This is Axum middleware: apply it
+/// with `from_fn_with_state`, inside authentication. `/missions` is exempt: it has keys of its own,
+/// which last as long as the mission.
 pub async fn idempotency_layer(
     State(kept): State<Idempotency>,
     request: Request,

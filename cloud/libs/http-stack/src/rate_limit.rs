@@ -18,7 +18,8 @@ const LEFT: HeaderName = HeaderName::from_static("ratelimit");
 const OLD_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const OLD_LEFT: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 
-/// Axum middleware: takes a token from each bucket of the request, or refuses it with 429.
+/// Takes a token from each bucket of the request, or refuses the request with 429. This is Axum
+/// middleware.
 pub(crate) async fn rate_limit(
     State(limits): State<Limits>,
     request: Request,

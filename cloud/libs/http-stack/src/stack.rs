@@ -47,7 +47,7 @@ pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Ro
     outer_layers(limit(routes, at_once), name)
 }
 
-/// Layers 7 to 9. The last `layer` is the first that a request passes.
+/// Adds layers 7 to 9. The last `layer` is the first that a request passes.
 fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempotency>) -> Router {
     let AccessControl { auth, limits } = access.clone();
     let routes = match keys {
@@ -65,12 +65,12 @@ fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempoten
         .layer(from_fn_with_state(auth, authenticate))
 }
 
-/// Layer 6.
+/// Adds layer 6.
 fn limit(routes: Router, at_once: usize) -> Router {
     routes.layer(from_fn_with_state(ConcurrencyLimit::new(at_once), limit_concurrency))
 }
 
-/// Layers 1 to 5. The last `layer` is the first that a request passes.
+/// Adds layers 1 to 5. The last `layer` is the first that a request passes.
 fn outer_layers(routes: Router, name: &'static str) -> Router {
     routes
         .fallback(http::not_found)

@@ -110,7 +110,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// For `map_err`: an error that only this service can have.
+    /// Wraps an error that only this service can have, for `map_err`.
     pub fn service(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Service(error.into())
     }

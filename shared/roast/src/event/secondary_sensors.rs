@@ -52,15 +52,16 @@ impl SecondarySensors {
         }
     }
 
-    /// Where the exhaust bends down the most, between three quarters of a minute before the bean
-    /// temperature's moment and now.
+    /// Returns the time, ms, when the exhaust temperature bends down the most, between 45 s before
+    /// `curve_ms` and 3 s before `now_ms`; `None` if it does not bend enough.
     pub(crate) fn exhaust_bend_ms(&self, curve_ms: i64, now_ms: i64) -> Option<i64> {
         let found = charge::knee(&self.et_past, curve_ms - ET_BEFORE_MS, now_ms - 3_000);
         let (_, at) = found.filter(|(bend, _)| *bend >= ET_BEND_C_PER_S)?;
         Some(at.t_ms)
     }
 
-    /// When the weight changed by a batch, near the bean temperature's moment.
+    /// Returns the time, ms, when the weight changed by a batch near `curve_ms`; `None` if it did
+    /// not.
     pub(crate) fn weight_step_ms(&self, curve_ms: i64) -> Option<i64> {
         let near = |t: i64| (t - curve_ms).abs() <= SCALE_NEAR_MS;
         let mean = |from: i64, to: i64| {

@@ -156,7 +156,7 @@ pub fn simulate(r: &LegacyRequest) -> Result<LegacyRoast, RequestError> {
     Ok(LegacyRoast { points, events })
 }
 
-/// BT and ET at a time; `before` is the time and BT of the sample before.
+/// Returns BT and ET at a time, °C; `before` is the time and BT of the sample before.
 fn sample(r: &LegacyRequest, t_s: f64, before: Option<(f64, f64)>, normal: f64) -> (f64, f64) {
     let fc_ratio = (r.first_crack_s / r.drop_s).clamp(0.2, 0.9);
     let batch = (r.batch_kg / 5.0).clamp(0.5, 1.5);

@@ -189,7 +189,7 @@ impl Twin {
         Some(EventKind::Charge)
     }
 
-    /// A thermostat on the bean probe.
+    /// Keeps the empty drum at the charge temperature, as a thermostat on the bean probe.
     fn keep_warm(&mut self) {
         let short_c = self.preset.habit.charge_c - self.state.bt_probe_c;
         self.inputs.gas = (0.3 + 0.12 * short_c).clamp(0.0, 0.9);
@@ -230,7 +230,7 @@ impl Twin {
         Some(EventKind::Drop)
     }
 
-    /// One step of the burner towards the rate of rise aimed at.
+    /// Moves the burner by one step towards the rate of rise aimed at.
     fn move_burner(&mut self, ror: f64, since_s: f64) {
         let habit = self.preset.habit;
         let early = 130.0;

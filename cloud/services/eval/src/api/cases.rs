@@ -274,7 +274,7 @@ const OF_SUCCESS: Defaults = (30.0, 30.0, 2.0, 3, 1);
 const OF_FAILURE: Defaults = (15.0, 15.0, 1.0, 2, 0);
 
 impl State {
-    /// The case that a roast teaches: its own times are the targets.
+    /// Returns a case made from a roast: the roast's own times are the targets.
     async fn case_from_session(
         &self,
         org: &OrgId,

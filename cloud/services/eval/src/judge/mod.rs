@@ -55,7 +55,10 @@ pub enum JudgeError {
 
 /// A language model: receives a question about a run as text and returns its answer as text.
 pub trait Model: Send + Sync + 'static {
+    /// Returns the model's name, which is stored with its answers.
     fn name(&self) -> &str;
+    /// Asks the model a question, and returns its answer.
+    ///
     /// # Errors
     /// [`JudgeError`]
     fn ask<'m>(

@@ -109,7 +109,8 @@ impl Committer {
         }
     }
 
-    /// One frame that the database cannot hold must not stop those beside it.
+    /// Commits each frame alone, so that a frame that the database cannot hold does not stop the
+    /// others.
     async fn commit_one_by_one(&self, frames: &[VerifiedFrame]) -> CommittedBatch {
         let mut all = CommittedBatch::default();
         for frame in frames {
@@ -162,7 +163,8 @@ impl Committer {
         complete
     }
 
-    /// Boxed, as the compiler cannot see that a borrowed query may move between threads.
+    /// Stores a receipt; returns whether the session was already found complete. The future is
+    /// boxed, because the compiler cannot see that a borrowed query may move between threads.
     fn try_store_receipt<'a>(
         &'a self,
         receipt: &'a Receipt,

@@ -87,6 +87,8 @@ pub struct Oidc {
 }
 
 impl Oidc {
+    /// Creates the client of the issuer. Sends nothing yet.
+    ///
     /// # Errors
     /// When no HTTP client can be created.
     #[allow(clippy::disallowed_methods)] // the client is created here, with its limits

@@ -24,7 +24,8 @@ const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_
 /// stored one: a curve made before the session's start or end had arrived may hold too many
 /// samples.
 const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, \
-     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, made_ms) \
+     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, \
+     quality, trust, made_ms) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
      ON CONFLICT (org_id, session_id) DO UPDATE SET first_seq = EXCLUDED.first_seq, \
      samples = EXCLUDED.samples, t0_ms = EXCLUDED.t0_ms, offsets_ms = EXCLUDED.offsets_ms, \

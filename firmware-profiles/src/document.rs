@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Order, Type};
 
-/// What one controller generation of a machine offers.
+/// Describes what one controller generation of a machine offers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -27,7 +27,7 @@ pub struct Profile {
     pub limits: Limits,
 }
 
-/// Which machine, and how far this page about it can be believed.
+/// The machine, and whether the profile was verified.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -36,23 +36,23 @@ pub struct Machine {
     pub id: String,
     /// The machine's usual name.
     pub name: String,
-    /// What tells this controller generation from the others.
+    /// How this controller generation differs from the others.
     pub controller: String,
-    /// Grows with every change of the file.
+    /// The version of the file; increases with each change.
     pub version: u32,
     pub fuel: Fuel,
     #[serde(default)]
     pub capacity_kg: Option<f64>,
-    /// Where the numbers come from.
+    /// The source of the addresses and limits.
     pub source: String,
-    /// True only with a bring-up record.
+    /// Whether the profile was verified at the machine; requires a bring-up record.
     #[serde(default)]
     pub verified: bool,
     #[serde(default)]
     pub writes: Writes,
     #[serde(default)]
     pub bring_up: Option<BringUp>,
-    /// What the installer should know.
+    /// A note for the installer.
     #[serde(default)]
     pub note: Option<String>,
 }
@@ -66,7 +66,7 @@ pub enum Fuel {
     Either,
 }
 
-/// Whether anything may be written to the machine at all.
+/// Whether the agent may write to the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -81,16 +81,16 @@ pub enum Writes {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BringUp {
-    /// The two people who did it.
+    /// The names of the two people who verified it.
     pub by: Vec<String>,
-    /// The day, `2026-11-22`.
+    /// The date, as `2026-11-22`.
     pub on: String,
     /// Where the record is kept.
     pub record: String,
 }
 
-/// How the machine is reached. Addresses are the maker's defaults; the agent's configuration says
-/// what they are at this site.
+/// The connection to the machine. Addresses are the maker's defaults; the agent's configuration
+/// sets those of the site.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -99,7 +99,7 @@ pub enum Transport {
         host: String,
         #[serde(default = "modbus_port")]
         port: u16,
-        /// The unit that channels without one are at.
+        /// The Modbus unit of channels that do not name one.
         #[serde(default = "first_station")]
         station: u8,
     },
@@ -130,7 +130,7 @@ pub enum Transport {
         host: String,
         port: u16,
     },
-    /// One line a reading, over TCP.
+    /// One line per reading, over TCP.
     Line {
         host: String,
         port: u16,
@@ -190,7 +190,7 @@ const fn first_station() -> u8 {
     1
 }
 
-/// What a text line holds.
+/// The format of a text line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -229,22 +229,22 @@ pub enum Parity {
     Even,
 }
 
-/// When and how the machine is polled.
+/// The timing of the requests to the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Timing {
-    /// From one reading to the next, ms.
+    /// The time from one reading to the next, ms.
     pub poll_ms: u64,
     /// The time limit for an answer, ms.
     pub timeout_ms: u64,
-    /// Between two requests, ms.
+    /// The shortest time between two requests, ms.
     pub min_gap_ms: u64,
-    /// Between opening the port and the first request, ms.
+    /// The time between opening the port and the first request, ms.
     pub settle_ms: u64,
-    /// Words in one request.
+    /// The largest number of words in one request.
     pub block_max: u16,
-    /// Whether unused registers may be read to join two used ones.
+    /// Whether one request may also read unused registers between two used ones.
     pub gaps: Gap,
 }
 
@@ -265,10 +265,10 @@ impl Default for Timing {
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Gap {
-    /// Some controllers fault on registers they do not have.
+    /// Never: some controllers report a fault on registers that they do not have.
     #[default]
     Never,
-    /// Up to eight words are read over.
+    /// Up to eight unused words.
     Small,
 }
 
@@ -278,7 +278,7 @@ pub enum Gap {
 pub enum Unit {
     /// °C
     C,
-    /// °F; a channel's value is °C all the same.
+    /// °F; the agent converts a channel's value to °C.
     F,
     /// %
     #[serde(rename = "pct")]
@@ -302,16 +302,16 @@ impl Unit {
     }
 }
 
-/// One value that is read.
+/// A value that the agent reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Channel {
     /// `btC`, `etC`, `gasPct`, `fanPct`, `drumRpm`, `ambientC`, or a name of your own.
     pub name: String,
-    /// Where, in the transport's own words.
+    /// The address, in the notation of the transport.
     pub addr: String,
-    /// The Modbus unit, where it is not the transport's.
+    /// The Modbus unit, if it differs from the transport's.
     #[serde(default)]
     pub station: Option<u8>,
     #[serde(default, rename = "type")]
@@ -324,13 +324,13 @@ pub struct Channel {
     pub divisor: u16,
     #[serde(default)]
     pub unit: Option<Unit>,
-    /// What the value can be, in the channel's unit (temperatures in °C).
+    /// The valid range of the value, in the channel's unit (temperatures in °C).
     #[serde(default)]
     pub valid: Option<[f64; 2]>,
-    /// A step beyond this, in units a second, is remarked as a spike.
+    /// A step larger than this, in units per second, is flagged as a spike.
     #[serde(default)]
     pub max_step_per_s: Option<f64>,
-    /// Without a valid value of it, nothing is written that does not reduce heat.
+    /// Without a valid value, only writes that reduce heat are allowed.
     #[serde(default)]
     pub required: bool,
     /// Raw values that mean "no reading".
@@ -363,7 +363,7 @@ pub struct Term {
     pub factor: f64,
 }
 
-/// What a control moves. The linter and the edge's own rules go by it, not by the name.
+/// What a control moves. The rules of the linter and of the agent use the role, not the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -371,7 +371,7 @@ pub enum Role {
     Burner,
     Air,
     Drum,
-    /// A temperature that the machine's own controller holds.
+    /// The target temperature of the machine's own controller.
     Setpoint,
     Mode,
     Cooler,
@@ -411,18 +411,18 @@ impl Role {
     }
 }
 
-/// Whether the agent may move a control.
+/// Whether the agent may write a control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Remote {
-    /// This agent never writes it.
+    /// The agent never writes it.
     Never,
-    /// An approved command, within every limit here.
+    /// The agent may write it within the profile's limits.
     Guarded,
 }
 
-/// One thing that can be moved.
+/// A control of the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -441,27 +441,27 @@ pub struct Control {
     pub function: Option<u8>,
     #[serde(default)]
     pub unit: Option<Unit>,
-    /// What may be asked for, before `map`.
+    /// The permitted range of a requested value, before `map`.
     #[serde(default)]
     pub range: Option<[f64; 2]>,
     #[serde(default)]
     pub map: Map,
-    /// The raw value by which the machine takes the control back.
+    /// The raw value that returns the control to the machine.
     #[serde(default)]
     pub auto_raw: Option<f64>,
-    /// A write that makes the machine take the value.
+    /// A second write that makes the machine apply the value.
     #[serde(default)]
     pub apply: Option<MaskWrite>,
-    /// The value is taken back after this, ms.
+    /// The time after which the value is reset, ms.
     #[serde(default)]
     pub pulse_ms: Option<u64>,
     /// The channel that shows the effect, or `none`.
     #[serde(default)]
     pub readback: Option<String>,
-    /// How far the read-back may lie from what was asked, in the control's unit.
+    /// The largest difference between read-back and requested value, in the control's unit.
     #[serde(default)]
     pub readback_tol: Option<f64>,
-    /// How soon it must lie there, s.
+    /// The time within which the read-back must reach the requested value, s.
     #[serde(default)]
     pub readback_s: Option<f64>,
     /// The largest step, in the control's unit.
@@ -469,10 +469,10 @@ pub struct Control {
     pub max_step: Option<f64>,
     #[serde(default)]
     pub min_interval_s: Option<f64>,
-    /// What must hold: a state's name, or `drumRpm >= 20`.
+    /// The conditions for a write: a state's name, or a comparison such as `drumRpm >= 20`.
     #[serde(default)]
     pub needs: Vec<String>,
-    /// Whether doing it twice is the same as doing it once; a toggle is not.
+    /// Whether two equal writes have the effect of one; false for a toggle.
     pub idempotent: bool,
     pub remote: Remote,
 }
@@ -520,19 +520,19 @@ pub struct State {
     pub mark: Option<String>,
 }
 
-/// What the agent does when it must make the machine safe.
+/// Steps towards the safe state. The linter checks them; this agent does not execute them yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SafeState {
-    /// One after the other: `burner=0`, `air=max`, `drum=keep`. Empty where nothing can be moved.
+    /// The steps in order: `burner=0`, `air=max`, `drum=keep`. Empty if there are no controls.
     pub order: Vec<String>,
-    /// What never happens: `drum=0 while btC > 60`, `charge`.
+    /// Actions that are never permitted: `drum=0 while btC > 60`, `charge`.
     #[serde(default)]
     pub forbid: Vec<String>,
 }
 
-/// Where the agent itself trips (rule S14).
+/// Limits at which the interlock refuses a write.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -541,9 +541,9 @@ pub struct Limits {
     pub bt_max_c: f64,
     /// °C
     pub et_max_c: f64,
-    /// The drum turns while the beans are hotter than this, °C.
+    /// The drum must turn while the beans are hotter than this, °C.
     pub drum_stop_below_c: f64,
-    /// Written values an hour; flash in some panels wears.
+    /// The largest number of writes per hour; flash memory in some panels wears out.
     pub writes_per_hour_max: u32,
 }
 

@@ -7,9 +7,9 @@ use crate::condition::{Condition, is_name};
 use crate::document::{Control, Profile, Remote, Role, Writes};
 use crate::encoding::Type;
 
-/// The largest single step of heat, in % (rule S9).
+/// The largest single step of heat, in %.
 const HEAT_STEP_MAX: f64 = 20.0;
-/// The shortest time between two steps, s (rule S9).
+/// The shortest time between two steps, s.
 const INTERVAL_S_MIN: f64 = 2.0;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
@@ -196,7 +196,7 @@ fn check_range(control: &Control, at: &str, findings: &mut Findings) {
             control.kind == Some(Type::Bool),
             "range",
             at,
-            "has no range, so nothing says what may be asked for",
+            "has no range; set range = [lowest, highest]",
         );
         return;
     };
@@ -226,7 +226,7 @@ fn check_range(control: &Control, at: &str, findings: &mut Findings) {
         findings.add(
             "auto-inside-range",
             at,
-            "a value of the range is the raw value that hands the control back to the machine; see map",
+            "a value of the range is the raw value that returns the control to the machine (auto_raw); change map or range",
         );
     }
 }
@@ -242,7 +242,7 @@ fn check_readback(profile: &Profile, control: &Control, at: &str, findings: &mut
             control.remote == Remote::Never,
             "blind",
             at,
-            "may be moved from afar though nothing shows the effect; set remote to never",
+            "may be moved remotely, but no channel shows the effect; set remote to never",
         ),
         Some(name) if !has_channel(profile, name) => {
             findings.add("no-readback", at, format!("the readback {name} is no [[channel]] here"));
@@ -254,7 +254,7 @@ fn check_readback(profile: &Profile, control: &Control, at: &str, findings: &mut
                     && control.readback_s.is_some_and(|s| s > 0.0 && s <= 120.0),
                 "readback-bounds",
                 at,
-                "has a readback and does not say how near (readback_tol) and how soon (readback_s)",
+                "has a readback without readback_tol (the largest difference) and readback_s (the time limit)",
             );
         }
     }
@@ -273,7 +273,7 @@ fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut F
         control.idempotent && control.pulse_ms.is_none(),
         "not-idempotent",
         at,
-        "is a toggle, a pulse or a step, which done twice is something else; set remote to never",
+        "is a toggle, a pulse or a step: two equal writes differ from one; set remote to never",
     );
     let lit = ["ignit", "reset", "burner_on", "power", "purge"];
     let name_matches = lit.iter().any(|word| control.name.to_lowercase().contains(word));
@@ -281,7 +281,7 @@ fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut F
         !control.role.is_local_only() && !name_matches,
         "local-only",
         at,
-        "is ignition, reset, burner on, power, purge, gas valve or charge, which only a hand at the machine moves; set remote to never",
+        "is ignition, reset, burner on, power, purge, gas valve or charge, which must only be operated at the machine; set remote to never",
     );
     if !matches!(control.role, Role::Burner | Role::Air | Role::Drum | Role::Setpoint) {
         return;
@@ -291,7 +291,7 @@ fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut F
             && control.min_interval_s.is_some_and(|s| s >= INTERVAL_S_MIN),
         "step",
         at,
-        "may be moved from afar without max_step and a min_interval_s of at least 2",
+        "may be moved remotely without max_step and a min_interval_s of at least 2",
     );
     if control.role == Role::Burner {
         findings.require(
@@ -306,7 +306,7 @@ fn check_remote(profile: &Profile, control: &Control, at: &str, findings: &mut F
             !control.needs.is_empty(),
             "heat-needs",
             at,
-            "heats from afar without a condition; say in needs what shows that the drum turns and air moves",
+            "heats remotely without a condition; name in needs what shows that the drum turns and air moves",
         );
     }
 }

@@ -19,13 +19,13 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             (100..=500).contains(&profile.timing.poll_ms),
             "hottop-watchdog",
             "timing",
-            "a Hottop ejects its beans when it hears nothing for a second; poll_ms must be between 100 and 500",
+            "a Hottop ejects its beans when it receives nothing for a second; poll_ms must be between 100 and 500",
         ),
         Transport::S7 { .. } => findings.require(
             profile.timing.min_gap_ms >= 40,
             "s7-gap",
             "timing",
-            "an S7 controller wants 40 ms between requests; set min_gap_ms to 40 or more",
+            "an S7 controller needs 40 ms between requests; set min_gap_ms to 40 or more",
         ),
         _ => {}
     }
@@ -65,8 +65,7 @@ fn check_identity(profile: &Profile, findings: &mut Findings) {
     );
 }
 
-/// Checks that writes are enabled only after two people have verified the profile at the machine
-/// (rule S23).
+/// Checks that writes are enabled only after two people have verified the profile at the machine.
 fn check_verification(profile: &Profile, findings: &mut Findings) {
     let m = &profile.machine;
     let recorded = m.bring_up.as_ref().is_some_and(|b| {
@@ -102,7 +101,7 @@ fn check_timing(profile: &Profile, findings: &mut Findings) {
         t.timeout_ms >= 10 && 2 * t.timeout_ms <= t.poll_ms,
         "timeout",
         "timing",
-        "timeout_ms is not between 10 and half of poll_ms, so one lost answer would cost the next sample too",
+        "timeout_ms is not between 10 and half of poll_ms; otherwise one lost answer also delays the next sample",
     );
     findings.require(
         (1..=125).contains(&t.block_max),

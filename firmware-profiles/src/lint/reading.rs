@@ -85,7 +85,7 @@ fn check_unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings)
         findings.add(
             "no-unit",
             at,
-            "has no unit; say C, F, pct, rpm, Hz, Pa, mbar or none, as the register has it and not as the panel shows it",
+            "has no unit; set the unit of the register, not of the panel: C, F, pct, rpm, Hz, Pa, mbar or none",
         );
         return;
     };
@@ -99,7 +99,7 @@ fn check_unit(name: &str, unit: Option<Unit>, at: &str, findings: &mut Findings)
         fits,
         "unit",
         at,
-        "the unit is not the one that the name promises (temperatures end in C, gasPct and fanPct are pct, drumRpm is rpm)",
+        "the unit does not match the name (temperatures end in C, gasPct and fanPct are pct, drumRpm is rpm)",
     );
 }
 
@@ -127,7 +127,7 @@ pub(super) fn check_address(
                     !printed,
                     "printed-address",
                     at,
-                    "looks like an address as tables print it; take 40001 (holding) or 30001 (input) off",
+                    "looks like an address as tables print it; subtract 40001 (holding) or 30001 (input)",
                 );
                 findings.require(
                     (1..=247).contains(station),
@@ -156,7 +156,7 @@ pub(super) fn check_type(
 ) {
     let modbus = profile.transport.station().is_some();
     if !modbus && !matches!(profile.transport, Transport::S7 { .. }) {
-        findings.require(kind.is_none(), "type", at, "has a type, which only Modbus and S7 know");
+        findings.require(kind.is_none(), "type", at, "has a type, which only Modbus and S7 use");
         return;
     }
     let Some(kind) = kind else {
@@ -232,7 +232,7 @@ fn check_bounds(channel: &Channel, at: &str, findings: &mut Findings) {
             !channel.unit.is_some_and(Unit::is_temperature),
             "valid",
             at,
-            "is a temperature without valid, so a broken probe would be believed",
+            "is a temperature without valid, so the value of a broken probe would be accepted",
         );
     }
     findings.require(

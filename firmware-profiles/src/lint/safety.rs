@@ -53,7 +53,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             steps.iter().any(|step| step.control() == burner),
             "safe-state",
             "safe_state",
-            "does not say what becomes of the burner",
+            "sets no step for the burner",
         );
     }
     for text in &safe.forbid {
@@ -113,12 +113,12 @@ fn check_safe_step(control: &Control, step: &SafeStep, text: &str, findings: &mu
         !control.role.heats() || least,
         "heat-in-safe-state",
         "safe_state",
-        &format!("{text:?} leaves heat on; the safe value of heat is the least of its range"),
+        &format!("{text:?} leaves heat on; the safe value of heat is the lowest of its range"),
     );
     findings.require(
         !control.role.is_local_only(),
         "safe-state",
         "safe_state",
-        &format!("{text:?} moves what only a hand at the machine moves"),
+        &format!("{text:?} moves a control that must only be operated at the machine"),
     );
 }

@@ -25,7 +25,7 @@ test:
 	cargo test --workspace --doc --quiet
 	cd cloud/services/console/web && npm run --silent check
 
-## lint: check format, clippy, documentation and wording
+## lint: check format, clippy and wording
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings

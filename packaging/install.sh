@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the agent on a gateway from a package that lies beside this script, or at a path or URL:
 #   sudo ./install.sh [PACKAGE.deb] [SHA256]
-# Refuses what does not have the digest it was told.
+# Refuses a package whose SHA-256 differs from the one given.
 set -eu
 package=${1:-}
 digest=${2:-}
@@ -19,14 +19,14 @@ if [ -z "$package" ]; then
 fi
 case $package in
   https://*)
-    [ -n "$digest" ] || fail "say the package's SHA-256 too: install.sh URL SHA256"
+    [ -n "$digest" ] || fail "add the package's SHA-256: install.sh URL SHA256"
     curl --fail --silent --show-error --location --output "$folder/edge.deb" "$package"
     package=$folder/edge.deb ;;
   http://*) fail "http is not encrypted; use https" ;;
 esac
 [ -f "$package" ] || fail "$package is not there"
 if [ -n "$digest" ]; then
-  echo "$digest  $package" | sha256sum --check --quiet || fail "$package is not what it should be"
+  echo "$digest  $package" | sha256sum --check --quiet || fail "$package does not have the given SHA-256"
 fi
-# A changed default never asks about, or takes the place of, what was set here.
+# Keeps the installed configuration when a default has changed, without a question.
 apt-get install -y -qq -o Dpkg::Options::=--force-confold "$(realpath "$package")"

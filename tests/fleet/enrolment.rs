@@ -89,7 +89,7 @@ fn machine_of(agent: &Agent) -> anyhow::Result<String> {
     Ok(text["machine"]["id"].as_str().unwrap().to_owned())
 }
 
-/// A gateway whose key is in a token, behind its signer.
+/// A gateway whose key is in a PKCS#11 token, behind its signer.
 struct Gateway {
     agent: Agent,
     token: Pkcs11Token,
@@ -235,7 +235,7 @@ async fn a_gateway_is_enrolled_once_and_revoked_within_a_minute() -> anyhow::Res
     Ok(())
 }
 
-/// Creates an authority whose key is in a token.
+/// Creates an authority whose key is in a PKCS#11 token.
 async fn authority_in_a_token(
     folder: &Path,
 ) -> anyhow::Result<(Pkcs11Token, Process, Vec<String>)> {

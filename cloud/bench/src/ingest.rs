@@ -14,18 +14,22 @@ use crate::{copy_baseline, stats};
 
 #[derive(clap::Args)]
 pub struct Options {
+    /// Simulated machines that send points
     #[arg(long, default_value_t = 1000)]
     machines: usize,
     /// Points per second, or `max` to find the highest rate without a growing backlog
     #[arg(long, default_value = "10000")]
     rate: String,
+    /// Duration of the measurement, s
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// The time span of one frame, ms
     #[arg(long, default_value_t = 1000)]
     frame_ms: u64,
+    /// The database to measure
     #[arg(long, value_enum, default_value = "postgres")]
     database: Database,
+    /// The MQTT broker to measure
     #[arg(long, value_enum, default_value = "mosquitto")]
     broker: Broker,
     /// Also measure PostgreSQL's own COPY of the same points, as an upper bound

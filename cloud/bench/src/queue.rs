@@ -20,6 +20,7 @@ pub struct Options {
     /// Missions to claim and complete
     #[arg(long, default_value_t = 20_000)]
     missions: u32,
+    /// Workers that claim missions at the same time
     #[arg(long, default_value_t = 16)]
     workers: u32,
     /// Completed missions in the same table

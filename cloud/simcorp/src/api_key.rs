@@ -20,7 +20,10 @@ pub enum ApiKeyCommand {
     /// List the API keys of the organisation --org; without it, those valid for all organisations
     List,
     /// Revoke an API key; it is rejected everywhere within 30 seconds
-    Revoke { id: String },
+    Revoke {
+        /// The id of the API key, as `simcorp api-key list` prints it
+        id: String,
+    },
 }
 
 #[derive(Args)]

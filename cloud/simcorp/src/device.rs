@@ -24,27 +24,38 @@ pub enum DeviceCommand {
     Enroll(EnrollArgs),
     /// Register a gateway's key without a certificate. FILE is the output of `simcorp-edge key
     /// show`; - reads it from standard input
-    Add { file: PathBuf },
+    Add {
+        /// The file with the registration data, or -
+        file: PathBuf,
+    },
     /// List the registered devices
     List,
     /// Show a device with its keys and certificates
-    Show { kid: String },
+    Show {
+        /// The device's key id: device:NAME@SITE
+        kid: String,
+    },
     /// List the gateways that request a certificate after theirs has expired; with KID, approve
     /// that gateway's request
     Recover {
+        /// The device's key id: device:NAME@SITE
         kid: Option<String>,
         /// Refuse the request instead of approving it
         #[arg(long, requires = "kid")]
         refuse: bool,
     },
     /// Revoke a device permanently: its signatures are no longer accepted
-    Revoke { kid: String },
+    Revoke {
+        /// The device's key id: device:NAME@SITE
+        kid: String,
+    },
 }
 
 #[derive(Args)]
 pub struct EnrollArgs {
     /// The device's name at its site
     device: String,
+    /// The site at which the device stands
     #[arg(long)]
     site: String,
     /// A machine for which the device may send data; repeat the option for each machine
@@ -91,7 +102,10 @@ pub async fn run(
             let remote = OperatorClient::connect(config, org).await?;
             let verb = if refuse { "refuse" } else { "approve" };
             remote.post(&remote.fleet, &["recoveries", &kid, verb], &json!({})).await?;
-            println!("{kid} {}", if refuse { "is refused" } else { "is certified within 10 min" });
+            println!(
+                "{kid} {}",
+                if refuse { "is refused" } else { "receives its certificate within 5 min" }
+            );
             Ok(())
         }
         // Uses the database directly: the first gateway may be registered before an API key exists.
@@ -123,7 +137,7 @@ async fn show(remote: &OperatorClient, kid: &str) -> anyhow::Result<()> {
 
 async fn list_recoveries(remote: &OperatorClient, output: Output) -> anyhow::Result<()> {
     let found: Vec<Value> = remote.get(&remote.fleet, &["recoveries"], &[]).await?;
-    output.rows(&["kid", "asked", "seen"], &found, |recovery| {
+    output.rows(&["kid", "requested at", "last seen"], &found, |recovery| {
         ["keyId", "askedAt", "seenAt"]
             .map(|field| recovery[field].as_str().unwrap_or_default().to_owned())
             .to_vec()

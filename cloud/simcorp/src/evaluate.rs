@@ -11,28 +11,42 @@ use crate::remote::OperatorClient;
 pub enum EvalCommand {
     /// List the golden cases, of one machine or of all
     Cases {
+        /// Only the golden cases of this machine
         #[arg(long)]
         machine: Option<String>,
     },
     /// Create a golden case from a session that went well
     Learn {
+        /// The id of the session
         session: String,
+        /// The machine that made the session
         #[arg(long)]
         machine: String,
+        /// The name of the new golden case
         #[arg(long)]
         name: String,
     },
     /// Evaluate a session against a golden case
-    Run { session: String, case: String },
+    Run {
+        /// The id of the session
+        session: String,
+        /// The id of the golden case
+        case: String,
+    },
     /// List the evaluations of a session or of a golden case
     Runs {
+        /// Only the evaluations of this session
         #[arg(long)]
         session: Option<String>,
+        /// Only the evaluations against this golden case
         #[arg(long, conflicts_with = "session")]
         case: Option<String>,
     },
     /// Show whether a session may be promoted, and if not, why
-    Promotion { session: String },
+    Promotion {
+        /// The id of the session
+        session: String,
+    },
 }
 
 pub async fn run(

@@ -54,14 +54,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the named services, or all
-    Serve { services: Vec<serve::ServiceName> },
+    Serve {
+        /// The services to run; default: all
+        services: Vec<serve::ServiceName>,
+    },
     /// Migrate the database schema
     #[command(subcommand)]
     Migrate(MigrateCommand),
     /// Copy a deployment from an SQLite file to the PostgreSQL database of `database.url`. No
     /// program may write to the file meanwhile. If it is interrupted, run it again: it resumes
     /// where it stopped
-    ImportSqlite { file: PathBuf },
+    ImportSqlite {
+        /// The SQLite file
+        file: PathBuf,
+    },
     /// Manage role overrides: roles of people that are set here instead of by their OIDC issuer
     #[command(subcommand)]
     User(UserCommand),
@@ -84,9 +90,15 @@ enum Command {
     #[command(subcommand, alias = "token")]
     ApiKey(ApiKeyCommand),
     /// Write shell completions to standard output
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell to complete commands in
+        shell: clap_complete::Shell,
+    },
     /// Write the manual pages, one per command, into a folder
-    Man { folder: PathBuf },
+    Man {
+        /// The folder to write to; it is created if necessary
+        folder: PathBuf,
+    },
     /// Analyze, compare, score, export, import and plot recordings of roasts
     #[command(subcommand)]
     Roast(RoastCommand),

@@ -14,23 +14,36 @@ pub enum MissionCommand {
         /// PENDING, RUNNING, RETRY, DONE, FAILED, QUARANTINED, BLOCKED or CANCELED
         #[arg(long)]
         status: Option<String>,
+        /// Only missions with this goal, such as `generate-roast-report`
         #[arg(long)]
         goal: Option<String>,
+        /// The largest number of missions to list
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
     /// Show a mission with all its fields
-    Show { id: String },
+    Show {
+        /// The id of the mission
+        id: String,
+    },
     /// Approve a quarantined, blocked or failed mission, so that it runs
     Approve {
+        /// The id of the mission
         id: String,
+        /// Why it is approved; stored with the decision
         #[arg(long)]
         note: Option<String>,
     },
     /// Cancel a mission
-    Cancel { id: String },
+    Cancel {
+        /// The id of the mission
+        id: String,
+    },
     /// Retry a mission now, without waiting for its next scheduled attempt
-    Retry { id: String },
+    Retry {
+        /// The id of the mission
+        id: String,
+    },
 }
 
 pub async fn run(

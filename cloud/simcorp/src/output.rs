@@ -4,6 +4,7 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Output {
+    /// A table with a header
     #[default]
     Table,
     /// One JSON object per line

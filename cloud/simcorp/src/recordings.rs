@@ -28,6 +28,7 @@ pub enum RoastCommand {
     /// files are the history of one machine: each is analyzed with what was learned from the events
     /// of the earlier ones
     Analyze {
+        /// The recordings, oldest first
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
@@ -35,14 +36,19 @@ pub enum RoastCommand {
     Compare(CompareArgs),
     /// Compare the detected events with the marks in recordings. Each folder in DIR is one machine,
     /// unless its files name several
-    Score { dir: PathBuf },
+    Score {
+        /// The folder with the recordings
+        dir: PathBuf,
+    },
     /// Measure how similar several roasts are, such as all of one profile
     Consistency {
+        /// The recordings, at least two
         #[arg(required = true, num_args = 2..)]
         files: Vec<PathBuf>,
     },
     /// Convert a recording of any supported format to Artisan's .alog or to .csv, in °C
     Export {
+        /// The recording
         file: PathBuf,
         /// Output file, .alog or .csv; an existing file is never overwritten
         #[arg(short, long)]
@@ -52,6 +58,7 @@ pub enum RoastCommand {
     Import(ImportArgs),
     /// Draw the curve with its events, phases and forecast
     Plot {
+        /// The recording
         file: PathBuf,
         /// Output file, .svg or .png; default: an SVG beside the recording
         #[arg(short, long)]
@@ -61,10 +68,13 @@ pub enum RoastCommand {
 
 #[derive(Args)]
 pub struct ImportArgs {
+    /// The recordings to import
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
+    /// The site of the machine
     #[arg(long)]
     pub site: String,
+    /// The machine that made the recordings
     #[arg(long)]
     pub machine: String,
     /// Start time of the one file, as 2026-05-18T19:32:48Z; default: each file's modification time
@@ -75,7 +85,9 @@ pub struct ImportArgs {
 
 #[derive(Args)]
 pub struct CompareArgs {
+    /// The recording to compare
     file: PathBuf,
+    /// The recording of the reference roast
     reference: PathBuf,
     /// Align both roasts at this event
     #[arg(long, value_enum, default_value = "charge")]

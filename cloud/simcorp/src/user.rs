@@ -24,9 +24,15 @@ pub enum UserCommand {
         role: String,
     },
     /// Remove the role override and use the role from the OIDC token
-    Reset { user: String },
+    Reset {
+        /// The person's identifier at the OIDC issuer (the `sub` claim)
+        user: String,
+    },
     /// Block a person; their requests are rejected everywhere within 30 seconds
-    Block { user: String },
+    Block {
+        /// The person's identifier at the OIDC issuer (the `sub` claim)
+        user: String,
+    },
 }
 
 pub async fn run(

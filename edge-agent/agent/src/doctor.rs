@@ -75,7 +75,7 @@ fn key(config: &EdgeConfig) -> Result<String, String> {
     let message = trust::sign_message(&*signer, trust::CONTENT_FRAME, b"doctor".to_vec());
     let signed = trust::SignedMessage::parse(&message.map_err(|e| e.to_string())?);
     let fits = signed.is_ok_and(|signed| signed.verify(&public).is_ok());
-    let at = if config.identity.uses_signer_socket() { "in a token" } else { "in a file" };
+    let at = if config.identity.uses_signer_socket() { "in a PKCS#11 token" } else { "in a file" };
     if fits {
         Ok(format!("{id}, {}, {at}", public.algorithm().as_str()))
     } else {

@@ -28,6 +28,7 @@ pub enum ProfileCommand {
     Schema,
     /// Sign a file, so that agents that trust the key accept it; writes FILE.sig
     Sign {
+        /// The profile to sign
         file: PathBuf,
         /// The private key, PKCS#8 PEM
         #[arg(long)]

@@ -23,7 +23,7 @@ use crate::responses::{
 };
 use service::clock::Clock;
 
-/// The maximum number of roasts in one consistency request.
+/// The maximum number of sessions in one consistency request.
 const ROASTS_MAX: i64 = 50;
 
 #[derive(Clone)]
@@ -63,7 +63,7 @@ impl State {
     }
 }
 
-/// Returns a roast's analysis: times, phases, shape, controls, and recommendations.
+/// Returns a session's analysis: times, phases, shape, controls, and recommendations.
 #[utoipa::path(get, path = "/analysis/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = RoastAnalysis), (status = 404), (status = 503)))]
@@ -95,7 +95,7 @@ async fn analysis(
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
 
-/// Predicts when a running roast reaches first crack and drop; with `profileId`, for the targets of
+/// Predicts when a running session reaches first crack and drop; with `profileId`, for the targets of
 /// that profile.
 #[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
@@ -117,7 +117,7 @@ async fn prediction(
     Ok(WithoutNulls(roast.prediction(profile.as_ref(), now)))
 }
 
-/// Compares a roast with another, aligned at one event.
+/// Compares a session with another, aligned at one event.
 #[utoipa::path(get, path = "/comparison/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("referenceId" = String, Query),
            ("align" = Option<String>, Query, description = "CHARGE, TP, DRY_END or FC"),
@@ -131,7 +131,7 @@ async fn comparison(
 ) -> Result<WithoutNulls<RoastComparison>, ApiError> {
     let reference = params
         .get("referenceId")
-        .ok_or_else(|| ApiError::Invalid("referenceId: which roast to compare with".to_owned()))?;
+        .ok_or_else(|| ApiError::Invalid("referenceId: the session to compare with".to_owned()))?;
     let align = parse_align(&params)?;
     let this = state.roast(&org, &id).await?;
     let other = state.roast(&org, reference).await?;
@@ -155,8 +155,8 @@ fn parse_align(params: &Params) -> Result<EventKind, ApiError> {
         .ok_or_else(|| ApiError::Invalid("align: not CHARGE, TP, DRY_END or FC".to_owned()))
 }
 
-/// Measures the consistency of the last roasts of a machine, of a profile or of the whole
-/// organisation, and lists each of these roasts, newest first.
+/// Measures the consistency of the last sessions of a machine, of a profile or of the whole
+/// organisation, and lists each of these sessions, newest first.
 #[utoipa::path(get, path = "/consistency", tag = "analysis",
     params(("machineId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("profileName" = Option<String>, Query), ("orgId" = Option<String>, Query), ("limit" = Option<i64>, Query, description = "2 to 50; 20")),
@@ -194,7 +194,7 @@ async fn consistency(
     Ok(WithoutNulls(RoastConsistency { sessions, roasts, consistency }))
 }
 
-/// Counts the fleet's roasts of the last days, in total and by machine.
+/// Counts the fleet's sessions of the last days, in total and by machine.
 #[utoipa::path(get, path = "/fleet", tag = "analysis",
     params(("days" = Option<i64>, Query, description = "1 to 366; 7"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = FleetStatistics), (status = 400), (status = 403),

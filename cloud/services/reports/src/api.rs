@@ -28,7 +28,7 @@ pub struct State {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(title = "Sim-Corp reports", description = "Reports about roasts."))]
+#[openapi(info(title = "Sim-Corp reports", description = "Reports about sessions."))]
 struct Doc;
 
 pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
@@ -52,7 +52,7 @@ async fn status(
     Ok(Json(state.status.snapshot()))
 }
 
-/// Returns a roast's report as a printable page with the curve drawn. Returns 404 if there is no
+/// Returns a session's report as a printable page with the curve drawn. Returns 404 if there is no
 /// report yet.
 #[utoipa::path(get, path = "/reports/session/{sessionId}", tag = "reports",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),

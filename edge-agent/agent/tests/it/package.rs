@@ -46,7 +46,8 @@ fn the_package_contains_the_files_that_the_guide_names() {
         "./lib/systemd/system/simcorp-signer.socket",
         "./usr/lib/sysusers.d/simcorp-edge.conf",
         "./etc/simcorp-edge/edge.toml",
-        "./usr/share/doc/simcorp-edge/install-gateway.md",
+        "./usr/share/doc/simcorp-edge/guides/install-gateway.md",
+        "./usr/share/doc/simcorp-edge/reference/configuration.md",
         "./usr/share/doc/simcorp-edge/60-simcorp-roaster.rules.example",
     ] {
         assert!(files.contains(expected), "no {expected} in:\n{files}");

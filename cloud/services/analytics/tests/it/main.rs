@@ -186,7 +186,7 @@ async fn a_comparison_says_why_it_cannot_be_made() {
     let ingestion = two_roasts().await;
     let routes = routes(ingestion.url(), 0);
     for (uri, status, error) in [
-        ("S-2", 400, "referenceId: which roast to compare with"),
+        ("S-2", 400, "referenceId: the session to compare with"),
         ("S-2?referenceId=S-1&align=DROP", 400, "align: not CHARGE, TP, DRY_END or FC"),
         (
             "S-2?referenceId=S-1&align=FC",

@@ -1,4 +1,4 @@
-//! Golden cases: written manually, or made from a roast.
+//! Golden cases: written manually, or made from a session.
 
 use axum::Json;
 use axum::extract::{Path, State as Extract};
@@ -126,7 +126,7 @@ async fn edit(
     Ok(case_response(StatusCode::OK, version + 1, case))
 }
 
-/// Archives a case: no roast is evaluated against it automatically any more.
+/// Archives a case: no session is evaluated against it automatically any more.
 #[utoipa::path(post, path = "/golden-cases/{id}/archive", tag = "cases",
     params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 403), (status = 404), (status = 412)))]
@@ -165,7 +165,7 @@ pub struct Solution {
     pub expert_reviewed: bool,
 }
 
-/// Sets the roast that is the case's reference solution.
+/// Sets the session that is the case's reference solution.
 #[utoipa::path(post, path = "/golden-cases/{id}/reference-solution", tag = "cases",
     request_body = Solution, params(("id" = String, Path), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -200,12 +200,12 @@ pub async fn solve(
     .await
 }
 
-/// A case made from a roast.
+/// A case made from a session.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FromSession {
     pub session_id: String,
-    /// The roast's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
+    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
     /// fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
     pub analysis: Option<Map<String, Value>>,
@@ -323,7 +323,7 @@ impl State {
     }
 }
 
-/// Creates a case from a roast that went well.
+/// Creates a case from a session that went well.
 #[utoipa::path(post, path = "/golden-cases/from-success", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),
@@ -349,7 +349,7 @@ pub async fn from_success(
     state.add(&request, case).await
 }
 
-/// Creates a regression case from a roast that went wrong. The roast's own times are not targets:
+/// Creates a regression case from a session that went wrong. The session's own times are not targets:
 /// the caller gives them, or only the shape of the curve is judged.
 #[utoipa::path(post, path = "/golden-cases/from-failure", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),

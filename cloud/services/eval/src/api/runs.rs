@@ -59,17 +59,17 @@ pub async fn one(
     state.store.run(&request.org, &id).await?.map(Json).ok_or(ApiError::NotFound("evaluation"))
 }
 
-/// A request to evaluate a roast.
+/// A request to evaluate a session.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewRun {
     pub session_id: String,
     pub golden_case_id: String,
-    /// The roast's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
+    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
     /// fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
     pub analysis: Option<Map<String, Value>>,
-    /// The roast's points. If absent, eval requests them from ingestion.
+    /// The session's points. If absent, eval requests them from ingestion.
     #[serde(default)]
     pub telemetry: Option<Vec<TelemetryPoint>>,
     #[serde(default)]
@@ -118,7 +118,7 @@ impl NewRun {
 }
 
 impl State {
-    /// Collects a roast's data and requests from other services what the caller did not send.
+    /// Collects a session's data and requests from other services what the caller did not send.
     async fn evidence(&self, org: &OrgId, new: NewRun) -> Result<Evidence, ApiError> {
         let analysis = match new.analysis {
             Some(analysis) => analysis,
@@ -168,7 +168,7 @@ impl State {
     }
 }
 
-/// Evaluates a roast against a golden case.
+/// Evaluates a session against a golden case.
 #[utoipa::path(post, path = "/evaluations/run", tag = "runs", request_body = NewRun,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = EvalRun), (status = 400), (status = 403), (status = 404),
@@ -189,7 +189,7 @@ pub async fn run(
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
-/// Several trials of one case: each is another roast, or another attempt of an agent.
+/// Several trials of one case: each is another session, or another attempt of an agent.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewTrials {
@@ -201,7 +201,7 @@ pub struct NewTrials {
 #[serde(rename_all = "camelCase")]
 pub struct Trial {
     pub session_id: String,
-    /// The roast's analysis, as in a single run.
+    /// The session's analysis, as in a single run.
     #[serde(default)]
     pub analysis: Option<Map<String, Value>>,
     #[serde(default)]
@@ -259,17 +259,17 @@ pub async fn run_trials(
     Ok((StatusCode::CREATED, Json(summary)).into_response())
 }
 
-/// Whether a roast's runs allow its promotion.
+/// Whether a session's runs allow its promotion.
 #[derive(Serialize, ToSchema)]
 pub struct Promotion {
     pub allowed: bool,
-    /// False: the roast has no evaluation yet.
+    /// False: the session has no evaluation yet.
     pub evaluated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// Returns whether a roast may be promoted: at least one run passed, none failed, and none waits
+/// Returns whether a session may be promoted: at least one run passed, none failed, and none waits
 /// for a review by a person.
 #[utoipa::path(get, path = "/evaluations/promotion/{sessionId}", tag = "runs",
     params(("sessionId" = String, Path), ("orgId" = Option<String>, Query)),
@@ -284,7 +284,7 @@ pub async fn promotion(
     let (passed, failed) = (count(Outcome::Pass), count(Outcome::Fail));
     let waiting = count(Outcome::NeedsReview);
     let reason = if outcomes.is_empty() {
-        Some("the roast was not evaluated".to_owned())
+        Some("the session was not evaluated".to_owned())
     } else if failed > 0 {
         Some(format!("{failed} of its evaluations failed"))
     } else if waiting > 0 {
@@ -297,7 +297,7 @@ pub async fn promotion(
     Ok(Json(Promotion { allowed: reason.is_none(), evaluated: !outcomes.is_empty(), reason }))
 }
 
-/// How many roasts were evaluated.
+/// How many sessions were evaluated.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Coverage {
@@ -306,7 +306,7 @@ pub struct Coverage {
     pub sessions_evaluated: i64,
 }
 
-/// Counts the roasts that were evaluated in the last days.
+/// Counts the sessions that were evaluated in the last days.
 #[utoipa::path(get, path = "/evaluations/coverage", tag = "runs",
     params(("days" = Option<i64>, Query, description = "1 to 365; 30"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Coverage), (status = 400), (status = 403)))]

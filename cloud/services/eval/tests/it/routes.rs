@@ -238,7 +238,7 @@ async fn a_roast_is_promoted_after_a_pass_without_a_failure_or_an_open_review() 
         assert_eq!(promotion(session).await, refused(reason), "{session}");
     }
     let unknown = json!({"allowed": false, "evaluated": false,
-                         "reason": "the roast was not evaluated"});
+                         "reason": "the session was not evaluated"});
     assert_eq!(promotion("S-9").await, unknown);
 
     let uri = "/evaluations/S-3-1/review";

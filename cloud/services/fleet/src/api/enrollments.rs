@@ -41,12 +41,12 @@ pub struct NewEnrollmentBody {
     /// signed and that wait to be sent are lost.
     #[serde(default)]
     pub compromised: bool,
-    /// Hours until the token expires, 1 to 720. Default 72.
+    /// Hours until the enrolment token expires, 1 to 720. Default 72.
     #[serde(default)]
     pub expires_in_hours: Option<u32>,
 }
 
-/// A new enrolment with its token. No later response contains the token.
+/// A new enrolment with its enrolment token. No later response contains the token.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreatedEnrollment {
@@ -56,8 +56,8 @@ pub struct CreatedEnrollment {
     pub token: String,
 }
 
-/// Creates a token with which one gateway can enrol once. The token is for the technician; only
-/// this response contains it.
+/// Creates an enrolment token, with which one gateway can enrol once. The token is for the
+/// technician; only this response contains it.
 #[utoipa::path(post, path = "/enrollments", tag = "enrolments", request_body = NewEnrollmentBody,
     responses((status = 201, body = CreatedEnrollment), (status = 400), (status = 403),
               (status = 409), (status = 503)))]
@@ -126,7 +126,7 @@ pub async fn list(
     Ok(page(found, limit, |e: &Enrollment| encode_cursor(e.created_at.0, &e.id)))
 }
 
-/// Withdraws a token that was not used.
+/// Withdraws an enrolment token that was not used.
 #[utoipa::path(delete, path = "/enrollments/{id}", tag = "enrolments",
     params(("id" = String, Path)),
     responses((status = 204), (status = 403), (status = 404)))]

@@ -1,5 +1,5 @@
-//! Tests which crate may import which: compares the table in docs/architecture.md with the output
-//! of `cargo metadata`.
+//! Tests which crate may import which: compares the rules of `allowed` with the output of
+//! `cargo metadata`. The table in docs/architecture.md shows the same rules; change both together.
 
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -15,7 +15,7 @@ use crate::serve;
 pub enum UserCommand {
     /// List the people whose role is set here
     List,
-    /// Set a person's role; it takes precedence over the role in their token
+    /// Set a person's role; it takes precedence over the role in their OIDC token
     Grant {
         /// The person's identifier at the OIDC issuer (the `sub` claim)
         user: String,

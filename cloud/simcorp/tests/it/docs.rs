@@ -32,6 +32,9 @@ fn the_configuration_page_shows_the_defaults_and_a_valid_agent_file() {
 #[test]
 fn the_signer_configuration_of_the_key_guide_is_valid() {
     let page = std::fs::read_to_string(workspace_root().join("docs/guides/keys.md")).unwrap();
+    let reference =
+        std::fs::read_to_string(workspace_root().join("docs/reference/configuration.md")).unwrap();
+    assert_eq!(block(&reference, "simcorp-signer"), block(&page, "simcorp-signer"));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("signer.toml");
     std::fs::write(&file, block(&page, "simcorp-signer")).unwrap();

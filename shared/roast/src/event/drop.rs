@@ -18,20 +18,20 @@ const WITHIN_MS: i64 = 14_000;
 /// A slower fall must go on for longer.
 const SLOW_FALL_C: f64 = 5.0;
 const SLOW_WITHIN_MS: i64 = 45_000;
-/// …and is believed sooner with the burner out or the door open.
+/// A smaller fall is enough with the burner out or the door open.
 const BACKED_FALL_C: f64 = 2.0;
-/// No batch is done sooner, or colder.
+/// A DROP is not possible earlier than this after CHARGE, or from a lower temperature.
 const AFTER_S: f64 = 140.0;
 const FROM_C: f64 = 135.0;
-/// A reading this far under the top has left it.
+/// A reading this far below the top no longer belongs to it.
 const LEFT_C: f64 = 0.3;
-/// A silence longer than this may hide the moment.
+/// A gap longer than this may contain the DROP.
 pub(super) const SILENT_MS: i64 = 10_000;
 /// After a silence: how much colder the probe must be for the batch to have left meanwhile.
 const GAP_FALL_C: f64 = 15.0;
-/// One clock scatters less than another when it does by more than this.
+/// One source of the time scatters less than another only if the difference exceeds this.
 const CLEARLY_MS: i64 = 1_000;
-/// The burner's going out is the moment at most this long before the curve's.
+/// The burner goes out at most this long before the curve's moment.
 const BURNER_MS: i64 = 90_000;
 
 pub(super) fn find_drop(

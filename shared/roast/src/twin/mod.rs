@@ -16,18 +16,18 @@ pub use preset::{PRESETS, Preset};
 
 /// One simulation step, ms.
 pub const STEP_MS: u64 = 100;
-/// The operator looks at the curve this often, ms, and moves the burner by this much at least.
+/// How often the simulated operator checks the curve, ms, and the smallest move of the burner.
 const LOOKS_MS: u64 = 24_000;
 const MOVE: f64 = 0.05;
-/// A difference of this, °C/min, is not worth a move.
+/// The operator does not correct a smaller difference of the rate of rise, °C/min.
 const CONTENT_C_PER_MIN: f64 = 0.7;
-/// The drum has been warm for so long when the simulation begins.
+/// How long the drum has been warm when the simulation begins, ms.
 const WARMED_MS: u64 = 1_800_000;
-/// Green beans: water for each kilogram of dry ones.
+/// The moisture of green beans: kilograms of water per kilogram of dry beans.
 const MOISTURE: f64 = 0.115;
-/// The rate of rise is led from here on; before, the burner stands. s
+/// The operator controls the rate of rise from this time on, s; before, the burner does not move.
 const LED_FROM_S: u64 = 90;
-/// First crack is aimed at about here. s
+/// The time at which the operator aims at first crack, s.
 const CRACK_AIM_S: f64 = 480.0;
 const AMBIENT_C: f64 = 24.0;
 

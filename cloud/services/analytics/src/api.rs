@@ -95,8 +95,8 @@ async fn analysis(
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
 
-/// Predicts when a running session reaches first crack and drop; with `profileId`, for the targets of
-/// that profile.
+/// Predicts when a running session reaches first crack and drop; with `profileId`, for the targets
+/// of that profile.
 #[utoipa::path(get, path = "/prediction/session/{sessionId}", tag = "analysis",
     params(("sessionId" = String, Path), ("profileId" = Option<String>, Query),
            ("orgId" = Option<String>, Query)),

@@ -205,8 +205,8 @@ pub async fn solve(
 #[serde(rename_all = "camelCase")]
 pub struct FromSession {
     pub session_id: String,
-    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
-    /// fields that it knows, of upstream's canonical or legacy format.
+    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads
+    /// the fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
     pub analysis: Option<Map<String, Value>>,
     pub machine_id: String,
@@ -349,8 +349,8 @@ pub async fn from_success(
     state.add(&request, case).await
 }
 
-/// Creates a regression case from a session that went wrong. The session's own times are not targets:
-/// the caller gives them, or only the shape of the curve is judged.
+/// Creates a regression case from a session that went wrong. The session's own times are not
+/// targets: the caller gives them, or only the shape of the curve is judged.
 #[utoipa::path(post, path = "/golden-cases/from-failure", tag = "cases", request_body = FromSession,
     params(("orgId" = Option<String>, Query)),
     responses((status = 201, body = GoldenCase), (status = 400), (status = 403), (status = 404),

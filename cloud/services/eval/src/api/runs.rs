@@ -65,8 +65,8 @@ pub async fn one(
 pub struct NewRun {
     pub session_id: String,
     pub golden_case_id: String,
-    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads the
-    /// fields that it knows, of upstream's canonical or legacy format.
+    /// The session's analysis. If absent, eval requests it from analytics. Free-form: eval reads
+    /// the fields that it knows, of upstream's canonical or legacy format.
     #[serde(default)]
     pub analysis: Option<Map<String, Value>>,
     /// The session's points. If absent, eval requests them from ingestion.

@@ -31,7 +31,7 @@ pub(super) const SILENT_MS: i64 = 10_000;
 const GAP_FALL_C: f64 = 15.0;
 /// One source of the time scatters less than another only if the difference exceeds this.
 const CLEARLY_MS: i64 = 1_000;
-/// The burner goes out at most this long before the curve's moment.
+/// The burner goes out, or the door opens, at most this long before the curve's moment.
 const BURNER_MS: i64 = 90_000;
 
 pub(super) fn find_drop(

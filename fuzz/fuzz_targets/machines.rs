@@ -2,7 +2,7 @@
 //! Anything that a machine, or a program in its place, may send.
 
 use protocols::s7::{self, Item};
-use protocols::{hottop, kaleido, line, santoker, tc4};
+use protocols::{hottop, kaleido, line, modbus_tcp, santoker, tc4};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let (mut roaster, mut master) = (hottop::Decoder::default(), santoker::Decoder::default());
@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         s7::parse_setup_answer(bytes, 1),
         s7::parse_request(bytes),
     );
-    let _ = s7::parse_write_answer(bytes, 1);
+    let _ = (s7::parse_write_answer(bytes, 1), modbus_tcp::first_request(bytes));
     if let Ok(text) = std::str::from_utf8(bytes) {
         let mut table = line::Csv::default();
         for text in text.lines() {

@@ -3,5 +3,6 @@
 //!
 //! The WebSocket writes nothing. The Modbus server writes only where profile and site allow it.
 
+mod checked_stream;
 pub mod modbus;
 pub mod websocket;

@@ -12,15 +12,20 @@ use std::time::Duration;
 use driver::{CacheMiss, ControlQueue, DriverHandles, WriteError};
 use firmware_profiles::address::Table;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_io_timeout::TimeoutStream;
 use tokio_modbus::server::Service;
 use tokio_modbus::server::tcp::Server;
 use tokio_modbus::{ExceptionCode, Request, Response, SlaveRequest};
 use tokio_util::sync::CancellationToken;
 
+use super::checked_stream::CheckedStream;
 use crate::clock::GatewayClock;
 
 /// The number of open connections; a further one is closed at once.
 const CONNECTIONS_MAX: usize = 8;
+
+/// A connection without a request for this long is closed, so that it does not keep Artisan out.
+const IDLE_TIME_MAX: Duration = Duration::from_mins(5);
 
 /// The state from which one connection is served.
 struct RegisterServer {
@@ -187,7 +192,9 @@ pub async fn serve(
             tracing::warn!(%from, "more than {CONNECTIONS_MAX} connections; the new one is closed");
         }
         // A refused connection's `Mirror` is dropped here, which decrements `open` again.
-        ready(Ok(accepted.then_some((mirror, stream))))
+        let mut stream = TimeoutStream::new(CheckedStream::new(stream));
+        stream.set_read_timeout(Some(IDLE_TIME_MAX));
+        ready(Ok(accepted.then_some((mirror, Box::pin(stream)))))
     };
     let ended = |error: std::io::Error| tracing::debug!(%error, "a connection from Artisan ended");
     let server = Server::new(listener);

@@ -153,6 +153,15 @@ fn modbus(port: u16, pdu: &[u8]) -> Vec<u8> {
     pdu
 }
 
+/// Returns whether the agent closes the connection on a request, without an answer.
+fn is_disconnected(port: u16, pdu: &[u8]) -> bool {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let length = u8::try_from(pdu.len() + 1).unwrap();
+    stream.write_all(&[&[0, 9, 0, 0, 0, length, 1][..], pdu].concat()).unwrap();
+    !stream.read(&mut [0; 16]).is_ok_and(|count| count > 0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     let text = firmware_profiles::shipped("toper.tkm-sx.plc").unwrap().text;
@@ -179,6 +188,15 @@ async fn artisan_reads_the_machine_through_the_agent_and_writes_nothing() {
     assert!(known, "{shown} °C was never shown by the machine");
     assert_eq!(modbus(port, &[3, 0, 3, 0, 1]), [0x83, 2], "a register the profile does not read");
     assert_eq!(modbus(port, &[6, 4, 81, 0, 50]), [0x86, 1], "Artisan must not write the burner");
+    for hostile in [
+        &[0x0f, 0, 0, 0xff, 0xff, 1, 0][..],
+        &[0x10, 0, 0, 0x80, 0, 0],
+        &[0x17, 0, 0, 0, 1, 0, 0, 0x80, 0, 0],
+    ] {
+        assert!(is_disconnected(port, hostile), "{hostile:x?}");
+        assert_eq!(modbus(port, &[3, 0, 2, 0, 1])[..2], [3, 2], "after {hostile:x?}");
+    }
+    assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
     machine.inject_fault(None, emulator::Fault::Silent);
     wait_for("the register is stale", PATIENCE, || async {
         modbus(port, &[3, 0, 2, 0, 1]) == [0x83, 11]

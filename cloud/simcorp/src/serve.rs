@@ -18,9 +18,9 @@ use http_stack::start::{Context, Service};
 use http_stack::{AccessControl, Limits};
 use service::metrics::Metrics;
 use service::shutdown::{self, CancellationToken};
+use service::tasks::Tasks;
 use service::{http, log, tls};
 use tokio::net::TcpListener;
-use tokio_util::task::TaskTracker;
 
 use crate::broker;
 use crate::config::{AuthMode, CloudConfig};
@@ -79,7 +79,7 @@ pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::R
 /// The running HTTP servers, and what they share.
 struct RunningServers {
     metrics: Metrics,
-    tracker: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
     servers: tokio::task::JoinSet<std::io::Result<()>>,
 }
@@ -106,12 +106,11 @@ impl RunningServers {
     /// answered, at most `STOP_TIME_MAX`.
     async fn run_until_stopped(mut self) -> anyhow::Result<()> {
         self.stop.cancelled().await;
-        self.tracker.close();
         let drain = async {
             while let Some(ended) = self.servers.join_next().await {
                 ended??;
             }
-            self.tracker.wait().await;
+            self.tasks.wait().await;
             anyhow::Ok(())
         };
         match tokio::time::timeout(STOP_TIME_MAX, drain).await {
@@ -119,6 +118,9 @@ impl RunningServers {
             Err(_) => {
                 tracing::warn!(limit_s = STOP_TIME_MAX.as_secs(), "stopped without having drained");
             }
+        }
+        if let Some(failure) = self.tasks.failure() {
+            anyhow::bail!("{failure}; the log has its place");
         }
         tracing::info!("stopped");
         Ok(())
@@ -222,7 +224,10 @@ fn start_kernel(config: &CloudConfig, context: &Context) -> anyhow::Result<Servi
 /// Starts ingestion, and the upkeep of the partitions that it writes to.
 fn start_ingestion(config: &CloudConfig, context: &Context) -> anyhow::Result<Service> {
     let (database, days) = (context.database("ingestion")?, config.database.retention_days);
-    context.tracker.spawn(maintain_partitions(database, days, context.stop.clone()));
+    let stop = context.stop.clone();
+    context.tasks.spawn_restarting("partitions", move || {
+        maintain_partitions(database.clone(), days, stop.clone())
+    });
     Ok(ingestion::start(&config.ingestion, context)?)
 }
 
@@ -238,10 +243,11 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     log::LogConfig::start(&config.log);
     let runs = |name: ServiceName| names.is_empty() || names.contains(&name);
     tls::install_crypto_provider();
+    let stop = shutdown::on_signal()?;
     let mut running = RunningServers {
         metrics: Metrics::install()?,
-        tracker: TaskTracker::new(),
-        stop: shutdown::on_signal()?,
+        tasks: Tasks::new(stop.clone()),
+        stop,
         servers: tokio::task::JoinSet::new(),
     };
     let embeds = config.embeds_broker() && runs(ServiceName::Ingestion);
@@ -263,7 +269,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         service_token: config.auth.service_token.clone(),
         data: config.database.data.clone(),
         development: config.auth.mode == AuthMode::Dev,
-        tracker: running.tracker.clone(),
+        tasks: running.tasks.clone(),
         stop: running.stop.clone(),
     };
     if SERVICES.iter().any(|entry| entry.stores && runs(entry.name)) {
@@ -290,7 +296,10 @@ async fn open_database(config: &CloudConfig, running: &RunningServers) -> anyhow
     let opened = Database::open(&config.database).await?;
     prepare_schema(config, &opened).await?;
     let lag_max = Duration::from_millis(config.database.replica_lag_max_ms.into());
-    running.tracker.spawn(opened.clone().watch_replica(lag_max, running.stop.clone()));
+    let (watched, stop) = (opened.clone(), running.stop.clone());
+    running.tasks.spawn_restarting("replica-watch", move || {
+        watched.clone().watch_replica(lag_max, stop.clone())
+    });
     Ok(opened)
 }
 

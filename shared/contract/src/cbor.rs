@@ -3,6 +3,10 @@
 use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
+/// The largest number. Numbers stay below 2^53, so that JSON, SQL and JavaScript keep them exactly.
+pub(crate) const NUMBER_MAX: u64 = (1 << 53) - 1;
+pub(crate) const NUMBER_EXPECTED: &str = "at most 2^53-1";
+
 /// Why bytes cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::event::ELAPSED_S;
 use crate::point::{FieldError, RoastEvent, TelemetryPoint};
 use crate::{EpochMs, Origin};
 
@@ -155,7 +156,7 @@ pub fn decode(
             if !event.ts.is_plausible() {
                 return Err(field_error("ts", "not between 1970 and 9999"));
             }
-            if event.number("elapsedSeconds").is_some_and(|s| !(0.0..=1e7).contains(&s)) {
+            if event.number("elapsedSeconds").is_some_and(|s| !ELAPSED_S.contains(&s)) {
                 return Err(field_error("payload.elapsedSeconds", "not between 0 and 10000000"));
             }
             Payload::Event(event)

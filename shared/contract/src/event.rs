@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cbor::{DecodeError, Reader, infallible};
+use crate::cbor::{DecodeError, NUMBER_EXPECTED, NUMBER_MAX, Reader, infallible};
 use crate::{EpochMs, SessionId};
 
 type Encoder<'w> = minicbor::Encoder<&'w mut Vec<u8>>;
@@ -156,6 +156,9 @@ pub struct MachineEvent {
     pub note: Option<String>,
 }
 
+/// The possible times since CHARGE, in s: 116 days, far more than any roast.
+pub(crate) const ELAPSED_S: std::ops::RangeInclusive<f64> = 0.0..=1e7;
+
 const FIELDS: usize = 8;
 
 impl MachineEvent {
@@ -182,12 +185,15 @@ impl MachineEvent {
         let kind = r.text("events[].type")?;
         let kind = EventKind::parse(kind)
             .ok_or_else(|| r.malformed("events[].type", format!("unknown type {kind:.32?}")))?;
-        let seq = r.u64("events[].seq")?;
+        let seq = r.up_to("events[].seq", NUMBER_MAX, NUMBER_EXPECTED)?;
         let at = EpochMs(r.i64("events[].at")?);
         if !at.is_plausible() {
             return Err(r.malformed("events[].at", "not a time between 1970 and 9999"));
         }
         let elapsed_s = r.f64("events[].elapsed")?;
+        if !ELAPSED_S.contains(&elapsed_s) {
+            return Err(r.malformed("events[].elapsed", "not between 0 and 10000000 s"));
+        }
         let session = r.id("events[].session")?;
         let source = r.text("events[].source")?;
         let source = EventSource::parse(source).ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! Frames: consecutive samples and events of one machine, stored by column, signed once and chained
 //! to the frame before. `docs/reference/protocol.md` shows the bytes.
 
-use crate::cbor::{DecodeError, Reader, infallible};
+use crate::cbor::{DecodeError, NUMBER_EXPECTED, NUMBER_MAX, Reader, infallible};
 use crate::{ChainId, Digest, EpochMs, MachineEvent, Origin};
 
 /// The largest number of samples. At this bound the encoder's caller completes the frame; the
@@ -334,10 +334,6 @@ struct PartialFrame {
     columns: Vec<Column>,
     events: Vec<MachineEvent>,
 }
-
-/// The largest number. Numbers stay below 2^53, so that JSON, SQL and JavaScript keep them exactly.
-const NUMBER_MAX: u64 = (1 << 53) - 1;
-const NUMBER_EXPECTED: &str = "at most 2^53-1";
 
 impl PartialFrame {
     fn read_pair(&mut self, r: &mut Reader<'_>) -> Result<(), DecodeError> {

@@ -1,7 +1,7 @@
 //! Receipts: the edge agent's signed statement of what one roast consists of, so that the cloud can
 //! report the roast as complete, or name exactly what is missing.
 
-use crate::cbor::{DecodeError, Reader, infallible};
+use crate::cbor::{DecodeError, NUMBER_EXPECTED, NUMBER_MAX, Reader, infallible};
 use crate::{ChainId, Digest, EpochMs, Origin, SessionId};
 
 /// The statement of what one closed roast consists of.
@@ -66,7 +66,6 @@ impl Receipt {
     /// # Errors
     /// Names the field that is malformed, or whose range ends before it begins.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        const MAX: u64 = (1 << 53) - 1;
         let mut r = Reader::new(bytes);
         r.tuple("receipt", FIELDS)?;
         let version = r.u64("version")?;
@@ -81,10 +80,10 @@ impl Receipt {
             },
             session: r.id("sessionId")?,
             chain: ChainId(r.bytes("chain")?),
-            first_frame: r.up_to("firstFrame", MAX, "at most 2^53-1")?,
-            last_frame: r.up_to("lastFrame", MAX, "at most 2^53-1")?,
-            first_seq: r.up_to("firstSeq", MAX, "at most 2^53-1")?,
-            last_seq: r.up_to("lastSeq", MAX, "at most 2^53-1")?,
+            first_frame: r.up_to("firstFrame", NUMBER_MAX, NUMBER_EXPECTED)?,
+            last_frame: r.up_to("lastFrame", NUMBER_MAX, NUMBER_EXPECTED)?,
+            first_seq: r.up_to("firstSeq", NUMBER_MAX, NUMBER_EXPECTED)?,
+            last_seq: r.up_to("lastSeq", NUMBER_MAX, NUMBER_EXPECTED)?,
             started: EpochMs(r.i64("started")?),
             ended: EpochMs(r.i64("ended")?),
             digest: Digest(r.bytes("digest")?),

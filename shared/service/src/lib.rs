@@ -40,4 +40,5 @@ pub mod mqtt;
 pub mod openapi;
 pub mod secret;
 pub mod shutdown;
+pub mod tasks;
 pub mod tls;

@@ -39,7 +39,8 @@ impl Database {
             "SELECT MIN(started_ms) FROM sessions WHERE curve_ms IS NULL").fetch_one(pool).await)
         .map_err(StoreError::query(DOING))?;
         // A minute earlier, for the samples before CHARGE that belong to the session's first frame.
-        let before = oldest_open.map_or(before.0, |oldest_open| before.0.min(oldest_open - 60_000));
+        let before = oldest_open
+            .map_or(before.0, |oldest_open| before.0.min(oldest_open.saturating_sub(60_000)));
         let dropped = match &self.pool {
             Pool::Postgres(pool) => drop_partitions(pool, before).await,
             Pool::Sqlite(pool) => delete_sqlite(pool, before).await,

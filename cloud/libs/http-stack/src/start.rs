@@ -15,9 +15,9 @@ use service::clock::Clock;
 use service::health::Health;
 use service::mqtt::{BrokerError, BrokerSettings};
 use service::secret::Secret;
+use service::tasks::Tasks;
 use service_client::{ServiceClient, ServiceClientError};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use utoipa::openapi::OpenApi;
 
 use crate::access::AccessControl;
@@ -55,6 +55,11 @@ impl Service {
         health: Health,
     ) -> Self {
         let access = Some(context.access.clone());
+        let tasks = context.tasks.clone();
+        let health = health.with_check("tasks", move || {
+            let failure = tasks.failure().map(str::to_owned);
+            async move { failure.map_or(Ok(()), Err) }
+        });
         Self { name, routes, openapi, health, access, idempotency: None, tls: None }
     }
 
@@ -88,7 +93,7 @@ pub struct Context {
     /// Whether callers need no credentials. Everything then listens on loopback only.
     pub development: bool,
     /// Background tasks; a shutdown waits for them.
-    pub tracker: TaskTracker,
+    pub tasks: Tasks,
     /// Cancelled when the process stops.
     pub stop: CancellationToken,
 }

@@ -11,9 +11,9 @@ use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
+use service::tasks::Tasks;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::{DispatcherConfig, MissionDispatcher};
 
@@ -32,7 +32,7 @@ pub fn start(
     config: &DispatcherConfig,
     mqtt: &BrokerSettings,
     work: MissionDispatcher,
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<Arc<AtomicBool>, BrokerError> {
     if !mqtt.is_configured() {
@@ -43,8 +43,8 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
     let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    tracker.spawn(receive(link, work.clone(), queue, stop.clone()));
-    tracker.spawn(dispatch(client, work, waiting, stop.clone()));
+    tasks.spawn("dispatcher-receive", receive(link, work.clone(), queue, stop.clone()));
+    tasks.spawn("dispatcher", dispatch(client, work, waiting, stop.clone()));
     Ok(connected)
 }
 

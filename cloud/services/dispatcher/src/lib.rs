@@ -63,7 +63,7 @@ pub(crate) struct MissionDispatcher {
     stats: Arc<Mutex<DispatchStats>>,
 }
 
-/// Starts the service: the MQTT tasks run on the context's tracker.
+/// Starts the service: the MQTT tasks run on the context's tasks.
 ///
 /// # Errors
 /// When the broker's configuration is wrong, or no HTTP client can be created.
@@ -75,8 +75,8 @@ pub fn start(config: &DispatcherConfig, context: &Context) -> Result<Service, St
         clock: context.clock.clone(),
         stats: Arc::default(),
     };
-    let (tracker, stop) = (&context.tracker, &context.stop);
-    let connected = bus::start(config, &context.mqtt, work.clone(), tracker, stop)?;
+    let (tasks, stop) = (&context.tasks, &context.stop);
+    let connected = bus::start(config, &context.mqtt, work.clone(), tasks, stop)?;
     let health = check_mqtt_flag(Health::new("dispatcher", context.clock.clone()), connected);
     let routes = api::routes(config.clone(), work);
     Ok(Service::new(context, "dispatcher", routes, health))

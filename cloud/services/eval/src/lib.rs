@@ -22,7 +22,7 @@ use service::health::Health;
 pub use config::{EvalConfig, JudgeConfig};
 pub use store::EvalStore;
 
-/// Starts the service: its workers run on the context's tracker.
+/// Starts the service: its workers run on the context's tasks.
 ///
 /// # Errors
 /// When there is no database, or no HTTP client can be created.
@@ -45,12 +45,12 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
             status: SharedStats::default(),
             pace: config.pace(),
         };
-        context.tracker.spawn(worker.run(context.stop.clone()));
+        context.tasks.spawn("eval-worker", worker.run(context.stop.clone()));
     }
     if config.judge.enabled {
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
         let judging = judge::run(store.clone(), model, clock.clone(), context.stop.clone());
-        context.tracker.spawn(judging);
+        context.tasks.spawn("judge", judging);
     }
     let state = api::State { store, runner, clock: clock.clone() };
     Ok(Service::new(context, "eval", api::routes(state), health)

@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
+use service::tasks::Tasks;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::FleetConfig;
 use crate::device::{Device, certificate_name};
@@ -105,7 +105,7 @@ pub fn start(
     store: FleetStore,
     changed: Arc<Notify>,
     clock: Clock,
-    (tracker, stop): (&TaskTracker, &CancellationToken),
+    (tasks, stop): (&Tasks, &CancellationToken),
 ) -> Result<AclSyncStatus, BrokerError> {
     let options = mqtt.options(&format!("simcorp-fleet-{}", config.instance), BOUNDS)?;
     let topics = || vec![RESPONSE.to_owned()];
@@ -114,12 +114,12 @@ pub fn start(
     let status =
         AclSyncStatus(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
     let (event_sender, events) = mpsc::channel(QUEUE);
-    tracker.spawn(poll(link, event_sender, stop.clone()));
+    tasks.spawn("fleet-mqtt", poll(link, event_sender, stop.clone()));
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
     let synced_changes = HashMap::new();
     let sync =
         BrokerAclSync { client, events, store, clock, holder, synced_changes, request_count: 0 };
-    tracker.spawn(sync.run(changed, status.clone(), stop.clone()));
+    tasks.spawn("broker-sync", sync.run(changed, status.clone(), stop.clone()));
     Ok(status)
 }
 

@@ -45,13 +45,13 @@ pub enum FleetStartError {
     Tls(String),
 }
 
-/// Opens the certificate authority, builds the routers, and spawns on `tracker` the task that
+/// Opens the certificate authority, builds the routers, and spawns the task that
 /// synchronises the broker's access list until `stop`.
 ///
 /// # Errors
 /// When the broker is configured wrongly, or the listener for gateways cannot be set up.
 pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartError> {
-    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let (clock, tasks, stop) = (&context.clock, &context.tasks, &context.stop);
     let database = context.database("fleet")?;
     // Without the authority no gateway can enrol, renew or recover; everything else works.
     let (authority, problem) = match open_authority(config, context) {
@@ -74,7 +74,7 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
             store.clone(),
             changed.clone(),
             clock.clone(),
-            (tracker, stop),
+            (tasks, stop),
         )?;
         health = health.with_check("broker", move || {
             let status = status.clone();

@@ -13,9 +13,9 @@ use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
+use service::tasks::Tasks;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::detection::MachineTracker;
 use crate::store::InferenceStore;
@@ -57,7 +57,7 @@ pub fn start(
     config: &InferenceConfig,
     mqtt: &BrokerSettings,
     following: InferenceState,
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<Arc<AtomicBool>, BrokerError> {
     if !mqtt.is_configured() {
@@ -72,9 +72,12 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
     let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    tracker.spawn(receive(link, queue, stop.clone()));
-    tracker.spawn(process_messages(following.clone(), waiting, stop.clone()));
-    tracker.spawn(publish_due(client, following, (name, connected.clone()), stop.clone()));
+    tasks.spawn("inference-receive", receive(link, queue, stop.clone()));
+    tasks.spawn("inference", process_messages(following.clone(), waiting, stop.clone()));
+    tasks.spawn(
+        "inference-publish",
+        publish_due(client, following, (name, connected.clone()), stop.clone()),
+    );
     Ok(connected)
 }
 

@@ -21,7 +21,7 @@ use service::health::Health;
 pub use config::{InferenceConfig, Settings};
 pub use store::InferenceStore;
 
-/// Starts the service: the MQTT tasks run on the context's tracker.
+/// Starts the service: the MQTT tasks run on the context's tasks.
 ///
 /// # Errors
 /// When the broker's configuration is invalid.
@@ -33,8 +33,8 @@ pub fn start(config: &InferenceConfig, context: &Context) -> Result<Service, Sta
         clock: context.clock.clone(),
         is_publisher: Arc::new(AtomicBool::new(false)),
     };
-    let (tracker, stop) = (&context.tracker, &context.stop);
-    let connected = bus::start(config, &context.mqtt, following.clone(), tracker, stop)?;
+    let (tasks, stop) = (&context.tasks, &context.stop);
+    let connected = bus::start(config, &context.mqtt, following.clone(), tasks, stop)?;
     let health = check_mqtt_flag(Health::new("event-inference", context.clock.clone()), connected);
     let health = check_database(health, &database);
     Ok(Service::new(context, "inference", api::routes(following), health))

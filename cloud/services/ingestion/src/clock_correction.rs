@@ -12,9 +12,9 @@ use std::time::Duration;
 use ::database::StoreError;
 use contract::{ClockQuality, Frame};
 use quick_cache::sync::Cache;
+use service::tasks::Tasks;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::store::IngestStore;
 
@@ -90,13 +90,8 @@ impl ClockCorrection {
 }
 
 /// Corrects dates until `stop`.
-pub fn start(
-    store: IngestStore,
-    dating: ClockCorrection,
-    tracker: &TaskTracker,
-    stop: CancellationToken,
-) {
-    tracker.spawn(async move {
+pub fn start(store: IngestStore, dating: ClockCorrection, tasks: &Tasks, stop: CancellationToken) {
+    tasks.spawn("clock-correction", async move {
         let mut all: Option<Instant> = None;
         loop {
             tokio::select! {

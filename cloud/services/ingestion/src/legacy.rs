@@ -122,7 +122,7 @@ fn session_opened_by(
     newest: Option<&SessionRow>,
     last_at: Option<EpochMs>,
 ) -> Option<(SessionId, EpochMs)> {
-    let started = point.ts.plus_ms(-((point.elapsed_seconds * 1000.0) as i64));
+    let started = point.ts.plus_ms(((point.elapsed_seconds * 1000.0) as i64).saturating_neg());
     let belongs = newest.is_some_and(|session| {
         let since_start_s = point.ts.ms_since(EpochMs(session.started_ms)) as f64 / 1000.0;
         let restarted = point.elapsed_seconds + RESTART_S < since_start_s;

@@ -22,6 +22,7 @@ mod receipts;
 mod row_json;
 mod session_closed;
 pub mod store;
+mod sweep;
 pub mod verified_frame;
 mod verify;
 
@@ -31,30 +32,29 @@ use service::health::Health;
 pub use config::IngestionConfig;
 pub use store::IngestStore;
 
-/// Starts the service: pipeline, bus and reconcilers run on the context's tracker. They end with
+/// Starts the service: pipeline, bus and reconcilers run on the context's tasks. They end with
 /// its `stop`, after all received messages have been committed and acknowledged.
 ///
 /// # Errors
 /// When there is no database, or the broker's configuration is wrong.
 pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, StartError> {
-    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let (clock, tasks, stop) = (&context.clock, &context.tasks, &context.stop);
     let database = context.database("ingestion")?;
     let mut health = check_database(Health::new("ingestion", context.clock.clone()), &database);
     let store = IngestStore::new(database.clone());
-    let tail = live_tail::Tail::start(store.clone(), tracker, stop.clone());
+    let tail = live_tail::Tail::start(store.clone(), tasks, stop.clone());
     let dates = clock_correction::ClockCorrection::default();
-    clock_correction::start(store.clone(), dates.clone(), tracker, stop.clone());
+    clock_correction::start(store.clone(), dates.clone(), tasks, stop.clone());
     let wake = tail.wake();
-    let (pipeline, acks) =
-        pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tracker);
+    let (pipeline, acks) = pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tasks);
     let (ack_sender, ack_receiver) = session_closed::ack_queue();
-    let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, ack_sender), tracker, stop)?;
+    let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, ack_sender), tasks, stop)?;
     session_closed::start(
         store.clone(),
         bus.clone(),
         ack_receiver,
         clock.clone(),
-        tracker,
+        tasks,
         stop.clone(),
     );
     receipts::start(
@@ -62,7 +62,7 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
         bus.clone(),
         pipeline.receipt_stored(),
         clock.clone(),
-        tracker,
+        tasks,
         stop.clone(),
     );
     if let Some(bus) = bus.clone() {

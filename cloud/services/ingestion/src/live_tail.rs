@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ::database::StoreError;
 use service::shutdown::CancellationToken;
+use service::tasks::Tasks;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 
 use crate::row_json::{self, CommittedRow};
 use crate::store::IngestStore;
@@ -36,13 +36,13 @@ pub struct Tail {
 }
 
 impl Tail {
-    pub fn start(store: IngestStore, tracker: &TaskTracker, stop: CancellationToken) -> Self {
+    pub fn start(store: IngestStore, tasks: &Tasks, stop: CancellationToken) -> Self {
         let tail = Self {
             telemetry: broadcast::channel(BEHIND_MAX).0,
             events: broadcast::channel(BEHIND_MAX).0,
             wake: Arc::new(Notify::new()),
         };
-        tracker.spawn(follow(tail.clone(), store, stop));
+        tasks.spawn("live-tail", follow(tail.clone(), store, stop));
         tail
     }
 

@@ -13,8 +13,8 @@ use contract::topic::{self, TopicKind};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
+use service::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::pipeline::{Acks, Lane, Message, Pipeline, Reply};
@@ -44,7 +44,7 @@ pub fn start(
     config: &IngestionConfig,
     mqtt: &BrokerSettings,
     (pipeline, acks, session_acks): (&Pipeline, Acks, session_closed::SessionClosedAcks),
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<Option<Bus>, BrokerError> {
     if !mqtt.is_configured() {
@@ -63,8 +63,8 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter))
         .with_vital(SUBSCRIBED.len());
     let bus = Bus { client: link.client(), connected: link.ready_flag() };
-    tracker.spawn(receive(link, (pipeline.clone(), session_acks), stop.clone()));
-    tracker.spawn(publish_acks(bus.clone(), acks));
+    tasks.spawn("ingestion-receive", receive(link, (pipeline.clone(), session_acks), stop.clone()));
+    tasks.spawn("ingestion-acks", publish_acks(bus.clone(), acks));
     Ok(Some(bus))
 }
 

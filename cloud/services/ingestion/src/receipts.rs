@@ -12,13 +12,14 @@ use contract::session::Completeness;
 use contract::{Ack, EpochMs, FrameRange, OrgId, Receipt, ReceiptVerdict};
 use database::StoreError;
 use service::shutdown::CancellationToken;
+use service::tasks::Tasks;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 use trust::SignedMessage;
 
 use crate::bus::Bus;
 use crate::store::{IngestStore, OpenReceipt};
+use crate::sweep;
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
@@ -38,10 +39,10 @@ pub fn start(
     bus: Option<Bus>,
     wake: Arc<Notify>,
     clock: Clock,
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: CancellationToken,
 ) {
-    tracker.spawn(async move {
+    tasks.spawn("receipts", async move {
         let (mut cursor, mut curves) = (FIRST, FIRST);
         let mut curves_due = Instant::now();
         loop {
@@ -76,7 +77,8 @@ async fn pass(
     let last = open.last().map(|open| (open.started_ms, open.session_id.clone()));
     *cursor = last.filter(|_| open.len() == RECEIPTS_A_PASS).unwrap_or(FIRST);
     for open in open {
-        check_receipt(store, bus, open, clock()).await?;
+        let session = open.session_id.clone();
+        sweep::each("check-receipt", &session, check_receipt(store, bus, open, clock())).await?;
     }
     Ok(())
 }
@@ -96,12 +98,16 @@ async fn make_curves(
     let last = sessions.last().map(|last| (last.started_ms, last.session_id.clone()));
     *cursor = last.unwrap_or(FIRST);
     for pending in sessions {
-        let org = OrgId::new(pending.org_id).map_err(|e| StoreError::row("making curves", e))?;
-        if let Some(session) = store.session(&org, &pending.session_id).await? {
-            let ended = session.ended_ms.unwrap_or(session.started_ms);
-            let settled = now.0 - ended > ms(SETTLED_AFTER);
-            store.make_curve(&org, &session, settled, now).await?;
-        }
+        let id = pending.session_id;
+        let org = pending.org_id;
+        let made = async {
+            let org = OrgId::new(org).map_err(|e| StoreError::row("making curves", e))?;
+            let Some(session) = store.session(&org, &id).await? else { return Ok(()) };
+            let ended = EpochMs(session.ended_ms.unwrap_or(session.started_ms));
+            let settled = now.ms_since(ended) > ms(SETTLED_AFTER);
+            store.make_curve(&org, &session, settled, now).await
+        };
+        sweep::each("make-curve", &id, made).await?;
     }
     Ok(())
 }

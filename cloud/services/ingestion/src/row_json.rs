@@ -172,7 +172,7 @@ pub fn telemetry_points(
         .map(|i| {
             let ts = frame.sample_at(i);
             let elapsed_ms = match session {
-                Some(session) => ts.0 - session.started_ms,
+                Some(session) => ts.0.saturating_sub(session.started_ms),
                 None => frame.mono_ms + i64::from(frame.offsets_ms[i]),
             };
             let extra = |(name, values): (&String, &Vec<Option<f64>>)| {

@@ -8,11 +8,12 @@ use contract::ops::{self, SessionClosed};
 use contract::{Channel, EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
 use database::StoreError;
 use service::shutdown::CancellationToken;
+use service::tasks::Tasks;
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::store::{FrameRow, IngestStore, PublishAfter, UnpublishedSession};
+use crate::sweep;
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(1);
@@ -57,10 +58,10 @@ pub fn start(
     bus: Option<Bus>,
     mut acks: mpsc::Receiver<(OrgId, SessionId)>,
     clock: Clock,
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: CancellationToken,
 ) {
-    tracker.spawn(async move {
+    tasks.spawn("session-closed", async move {
         let mut passes = 0_u32;
         let mut cursors = [FIRST, FIRST];
         let mut pass = tokio::time::interval(PASS_EVERY);
@@ -108,9 +109,8 @@ async fn close_and_enqueue(
         store.abandoned_sessions(silent, (running.0, &running.1), ROWS_PER_PASS).await?;
     *running = next_cursor(&abandoned);
     for roast in &abandoned {
-        if let Err(error) = close_at_last_sample(store, roast, now).await {
-            tracing::warn!(%error, session = roast.session_id, "could not close a session");
-        }
+        let closed = close_at_last_sample(store, roast, now);
+        sweep::each("close-session", &roast.session_id, closed).await?;
     }
     store.mark_closed_seen(now).await?;
     let wait = PublishAfter {
@@ -122,9 +122,7 @@ async fn close_and_enqueue(
         store.unpublished_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
     *closed = next_cursor(&unpublished);
     for roast in &unpublished {
-        if let Err(error) = enqueue(store, roast, now).await {
-            tracing::warn!(%error, session = roast.session_id, "could not announce a session");
-        }
+        sweep::each("publish-session", &roast.session_id, enqueue(store, roast, now)).await?;
     }
     Ok(())
 }
@@ -200,10 +198,11 @@ async fn build_event(
         let any = |curve: &FrameRow| (0..curve.len()).any(|i| curve.value(&channel, i).is_some());
         Some(curve.as_ref().is_some_and(any))
     };
-    let duration = session.ended_ms.map(|ended| (ended - session.started_ms) as f64 / 1000.0);
+    let duration =
+        session.ended_ms.map(|ended| ended.saturating_sub(session.started_ms) as f64 / 1000.0);
     let last = curve.as_ref().and_then(|curve| {
         let newest = curve.sample_at(curve.len().checked_sub(1)?);
-        Some((newest.0 - session.started_ms) as f64 / 1000.0)
+        Some(newest.0.saturating_sub(session.started_ms) as f64 / 1000.0)
     });
     let damaged = |error: contract::IdError| StoreError::row(DOING, error);
     Ok(Some(SessionClosed {

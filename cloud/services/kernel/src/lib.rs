@@ -30,19 +30,31 @@ pub use store::KernelStore;
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Starts the service: maintenance, circuit breaker and the queries to eval run on the context's
-/// tracker.
+/// tasks.
 ///
 /// # Errors
 /// When there is no database, or no HTTP client can be created.
 pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartError> {
-    let (clock, tracker, stop) = (&context.clock, &context.tracker, &context.stop);
+    let (clock, tasks, stop) = (&context.clock, &context.tasks, &context.stop);
     let database = context.database("kernel")?;
     let health = check_database(Health::new("company-kernel", context.clock.clone()), &database);
     let store = KernelStore::new(database.clone());
     let eval = context.client("eval", &config.eval_url)?;
-    tracker.spawn(governance::breaker_watch::watch(store.clone(), clock.clone(), stop.clone()));
-    tracker.spawn(maintain(store.clone(), clock.clone(), stop.clone()));
-    tracker.spawn(promotion::poll_eval(store.clone(), eval.clone(), clock.clone(), stop.clone()));
+    let parts = (store.clone(), clock.clone(), stop.clone());
+    tasks.spawn_restarting("circuit-breaker", move || {
+        let (store, clock, stop) = parts.clone();
+        governance::breaker_watch::watch(store, clock, stop)
+    });
+    let parts = (store.clone(), clock.clone(), stop.clone());
+    tasks.spawn_restarting("kernel-maintenance", move || {
+        let (store, clock, stop) = parts.clone();
+        maintain(store, clock, stop)
+    });
+    let parts = (store.clone(), eval.clone(), clock.clone(), stop.clone());
+    tasks.spawn_restarting("eval-poll", move || {
+        let (store, eval, clock, stop) = parts.clone();
+        promotion::poll_eval(store, eval, clock, stop)
+    });
     let state = api::ApiState { store, clock: clock.clone(), lease_ms: config.lease_ms, eval };
     Ok(Service::new(context, "kernel", api::routes(state), health)
         .with_idempotency(&database, &context.clock))

@@ -26,7 +26,7 @@ pub(crate) struct ServiceClients {
     pub analytics: ServiceClient,
 }
 
-/// Starts the service: its workers run on the context's tracker.
+/// Starts the service: its workers run on the context's tasks.
 ///
 /// # Errors
 /// When no HTTP client can be created.
@@ -45,7 +45,7 @@ pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, Start
             status: status.clone(),
             pace: config.pace(),
         };
-        context.tracker.spawn(worker.run(context.stop.clone()));
+        context.tasks.spawn("report-worker", worker.run(context.stop.clone()));
     }
     let health = check_service(
         Health::new("report-worker", context.clock.clone()),

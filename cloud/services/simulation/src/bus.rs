@@ -12,9 +12,9 @@ use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
+use service::tasks::Tasks;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::SimulationConfig;
 
@@ -40,7 +40,7 @@ pub struct BrokerConnection {
 pub fn start(
     config: &SimulationConfig,
     mqtt: &BrokerSettings,
-    tracker: &TaskTracker,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<Option<BrokerConnection>, BrokerError> {
     if !mqtt.is_configured() {
@@ -61,7 +61,7 @@ pub fn start(
     // Machines start and end at any time: a refused subscription of one must not block the others.
     let link = link.with_vital(0);
     let bus = BrokerConnection { client: link.client(), connected: link.ready_flag(), listeners };
-    tracker.spawn(drive(bus.clone(), link, stop.clone()));
+    tasks.spawn("simulation-mqtt", drive(bus.clone(), link, stop.clone()));
     Ok(Some(bus))
 }
 

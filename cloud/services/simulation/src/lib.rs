@@ -54,13 +54,13 @@ pub fn start_publisher(
     context: &Context,
     registry: Arc<dyn Registry>,
 ) -> Result<Service, StartError> {
-    let (tracker, stop) = (&context.tracker, &context.stop);
-    let bus = bus::start(config, &context.mqtt, tracker, stop)?;
+    let (tasks, stop) = (&context.tasks, &context.stop);
+    let bus = bus::start(config, &context.mqtt, tasks, stop)?;
     let mut health = Health::new("sim-publisher", context.clock.clone());
     if let Some(bus) = bus.clone() {
         health = check_mqtt(health, move || bus.is_connected());
     }
     let clock = context.clock.clone();
-    let jobs = jobs::Jobs::new(config, bus, registry, clock, tracker.clone(), stop.clone());
+    let jobs = jobs::Jobs::new(config, bus, registry, clock, tasks.tracker().clone(), stop.clone());
     Ok(Service::new(context, "publisher", api::publisher_routes(jobs), health))
 }

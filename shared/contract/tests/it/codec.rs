@@ -201,3 +201,49 @@ fn a_minute_at_ten_hertz_takes_less_than_seven_bytes_per_sample() {
     let per_sample = frame.encode().len() as f64 / f64::from(n);
     assert!(per_sample < 7.0, "{per_sample} bytes a sample");
 }
+
+#[test]
+fn numbers_outside_their_meaning_are_refused() {
+    let event = |seq: u64, at: i64, elapsed_s: f64| MachineEvent {
+        kind: EventKind::Charge,
+        seq,
+        at: EpochMs(at),
+        elapsed_s,
+        session: SessionId::compose(&origin(), EpochMs(0), 7),
+        source: EventSource::Machine,
+        bt_c: None,
+        note: None,
+    };
+    let decode = |event: MachineEvent| {
+        let frame = Frame {
+            origin: origin(),
+            chain: ChainId([7; 16]),
+            number: 1,
+            previous: None,
+            boot_id: u64::MAX,
+            first_seq: 0,
+            mono_ms: 0,
+            wall: EpochMs(0),
+            clock: ClockQuality::Unknown,
+            profile_digest: None,
+            offsets_ms: Vec::new(),
+            columns: Vec::new(),
+            events: vec![event],
+        };
+        Frame::decode(&frame.encode())
+    };
+    assert!(decode(event((1 << 53) - 1, 253_402_214_400_000, 1e7)).is_ok());
+    for (seq, at, elapsed_s, field) in [
+        (0, 0, -1e300, "elapsed"),
+        (0, 0, -0.001, "elapsed"),
+        (0, 0, 1e300, "elapsed"),
+        (0, 0, 1e7 + 1.0, "elapsed"),
+        (u64::MAX, 0, 0.0, "seq"),
+        (1 << 53, 0, 0.0, "seq"),
+        (0, i64::MIN, 0.0, "at"),
+        (0, 253_402_214_400_001, 0.0, "at"),
+    ] {
+        let error = decode(event(seq, at, elapsed_s)).unwrap_err().to_string();
+        assert!(error.contains(&format!("events[].{field}")), "{seq} {at} {elapsed_s}: {error}");
+    }
+}

@@ -20,9 +20,9 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest, free_port};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -41,7 +41,7 @@ fn context(step_ms: i64) -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
-        tracker: TaskTracker::new(),
+        tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }
 }

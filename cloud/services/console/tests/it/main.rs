@@ -22,9 +22,9 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest, free_port};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -48,7 +48,7 @@ impl Console {
             service_token: Secret::from("a-service-token".to_owned()),
             data: PathBuf::new(),
             development: true,
-            tracker: TaskTracker::new(),
+            tasks: Tasks::new(CancellationToken::new()),
             stop: CancellationToken::new(),
         };
         let config = ConsoleConfig { ingestion_url, ..ConsoleConfig::default() };

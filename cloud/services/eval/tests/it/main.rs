@@ -22,10 +22,10 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use tempfile::TempDir;
 use testbed::Postgres;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
@@ -92,7 +92,7 @@ fn context(store: &EvalStore) -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
-        tracker: TaskTracker::new(),
+        tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }
 }

@@ -88,8 +88,7 @@ async fn a_roast_is_evaluated_once_against_each_case_of_its_machine() {
     let first = peers.wait_for_request("POST", "/missions/m-1/complete").await.unwrap().json();
     let second = peers.wait_for_request("POST", "/missions/m-2/complete").await.unwrap().json();
     context.stop.cancel();
-    context.tracker.close();
-    context.tracker.wait().await;
+    context.tasks.wait().await;
 
     let filter = RunFilter { limit: 10, ..RunFilter::default() };
     let runs = store.runs(&acme, &filter).await.unwrap();

@@ -16,8 +16,8 @@ use inference::InferenceConfig;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::{NOW, open_sqlite};
@@ -35,7 +35,7 @@ async fn routes(folder: &tempfile::TempDir) -> Router {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
-        tracker: TaskTracker::new(),
+        tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     };
     inference::start(&InferenceConfig::default(), &context).unwrap().routes

@@ -224,7 +224,7 @@ async fn roast_length_s(
     let newest = store.newest_frame(org, row.chain_no).await?;
     Ok(newest.and_then(|frame| {
         let last = frame.sample_at(frame.len().checked_sub(1)?);
-        let seconds = (last.0 - row.started_ms) as f64 / 1000.0;
+        let seconds = last.0.saturating_sub(row.started_ms) as f64 / 1000.0;
         (seconds >= 0.0).then_some(seconds)
     }))
 }

@@ -74,7 +74,8 @@ pub(super) async fn summary(
         let totals = store.totals(org, &row).await?;
         (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
     };
-    let duration_seconds = row.ended_ms.map(|ended| (ended - row.started_ms) as f64 / 1000.0);
+    let duration_seconds =
+        row.ended_ms.map(|ended| ended.saturating_sub(row.started_ms) as f64 / 1000.0);
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(RoastSessionSummary {
         origin: Origin {

@@ -9,6 +9,7 @@ use ::database::StoreError;
 use contract::{Ack, EpochMs, FrameRange, Origin, Receipt, ReceiptVerdict, Refusal};
 use futures_util::future::BoxFuture;
 use service::clock::Clock;
+use service::tasks;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -71,7 +72,13 @@ impl Committer {
     pub(super) async fn store_receipts(&self, slots: &mut [Slot]) {
         for slot in slots {
             let Some(verified) = slot.take_receipt() else { continue };
-            if self.store_receipt_with_retry(&slot.origin, &verified).await {
+            let stored = self.store_receipt_with_retry(&slot.origin, &verified);
+            let complete =
+                tasks::isolate("store-receipt", stored).await.unwrap_or_else(|panicked| {
+                    tracing::error!(origin = %slot.origin, error = %panicked, "dropped a receipt");
+                    false
+                });
+            if complete {
                 // The first verdict was lost on the way: send it again.
                 let VerifiedReceipt { receipt, .. } = verified;
                 let mut ack = Ack::new(receipt.chain);
@@ -91,21 +98,26 @@ impl Committer {
         let mut wait = retry::backoff();
         loop {
             let start = Instant::now();
-            match self.try_commit(frames).await {
-                Ok(committed) => {
+            let problem = match tasks::isolate("commit", self.try_commit(frames)).await {
+                Ok(Ok(committed)) => {
                     count(frames, &committed, start.elapsed());
                     return committed;
                 }
-                Err(error) if error.is_about_data() => match frames {
-                    [poison] => return reject_unstorable(poison, &error),
-                    _ => return self.commit_one_by_one(frames).await,
-                },
-                Err(error) => {
+                Ok(Err(error)) if !error.is_about_data() => {
                     metric::retried();
                     self.store.clear_number_cache();
                     retry::wait_for_database(&mut wait, &error).await;
+                    continue;
                 }
-            }
+                Ok(Err(error)) => error.to_string(),
+                // A panic counts as a fault of the data: the frame that causes it is refused.
+                Err(panicked) => panicked.to_string(),
+            };
+            self.store.clear_number_cache();
+            return match frames {
+                [poison] => reject_unstorable(poison, &problem),
+                _ => self.commit_one_by_one(frames).await,
+            };
         }
     }
 
@@ -205,10 +217,10 @@ fn ack_of(verified: &VerifiedFrame, outcome: Outcome, gaps: &[FrameRange]) -> Op
 }
 
 /// Refuses a frame that the database cannot hold: the edge keeps it, and an error is logged.
-fn reject_unstorable(verified: &VerifiedFrame, error: &StoreError) -> CommittedBatch {
+fn reject_unstorable(verified: &VerifiedFrame, problem: &str) -> CommittedBatch {
     let frame = &verified.frame;
     tracing::error!(
-        origin = %frame.origin, chain = %frame.chain, frame = frame.number, %error,
+        origin = %frame.origin, chain = %frame.chain, frame = frame.number, problem,
         "the database cannot hold this frame; it stays at the edge"
     );
     let refused = Outcome::Refused(Refusal::Malformed);

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use contract::envelope::PayloadKind;
 use contract::{Ack, Origin};
 use service::clock::Clock;
+use service::tasks::Tasks;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
 
 use self::commit::Committer;
 use self::refusal_log::RefusalLog;
@@ -98,7 +98,7 @@ impl Pipeline {
         store: &IngestStore,
         clock: &Clock,
         (wake, dating): (&Arc<Notify>, &ClockCorrection),
-        tracker: &TaskTracker,
+        tasks: &Tasks,
     ) -> (Self, Acks) {
         let (ack_sender, acks) = mpsc::channel(config.queue);
         let receipt_stored = Arc::new(Notify::new());
@@ -124,7 +124,7 @@ impl Pipeline {
                 },
                 replies: Replies { acks: ack_sender.clone() },
             };
-            tracker.spawn(writer.run(live_receiver, backlog_receiver));
+            tasks.spawn("writer", writer.run(live_receiver, backlog_receiver));
             writers.push(Lanes { live, backlog });
         }
         (Self { writers: Arc::new(writers), receipt_stored }, acks)

@@ -1,6 +1,8 @@
 //! A writer: takes all waiting messages of its machines as one batch, and processes one batch after
 //! the other.
 
+use contract::Origin;
+use service::tasks;
 use tokio::sync::mpsc;
 
 use super::commit::Committer;
@@ -52,15 +54,11 @@ impl Writer {
     async fn process(&self, batch: Vec<QueuedMessage>) {
         let mut slots: Vec<Slot> = Vec::with_capacity(batch.len());
         for QueuedMessage { origin, message, reply } in batch {
-            let state = match message {
-                Message::Frame(bytes) => self.verifier.parse(&origin, SignedContent::Frame, bytes),
-                Message::Receipt(bytes) => {
-                    self.verifier.parse(&origin, SignedContent::Receipt, bytes)
-                }
-                Message::Legacy(kind, bytes) => {
-                    self.verifier.read_legacy(&origin, kind, &bytes).await
-                }
-            };
+            let parsed = tasks::isolate("parse", self.parse(&origin, message)).await;
+            let state = parsed.unwrap_or_else(|panicked| {
+                tracing::error!(%origin, error = %panicked, "dropped a message");
+                SlotState::Done(None)
+            });
             let mut slot = Slot { origin, reply, state };
             if matches!(slot.state, SlotState::VerifiedFrame(_)) {
                 // A message of upstream Sim-Corp. They are committed one by one: each must see the
@@ -69,9 +67,21 @@ impl Writer {
             }
             slots.push(slot);
         }
-        self.verifier.verify(&mut slots).await;
+        if let Err(panicked) = tasks::isolate("verify", self.verifier.verify(&mut slots)).await {
+            // What is not verified is not acknowledged, and is sent again.
+            tracing::error!(error = %panicked, "a batch was not verified");
+        }
         self.committer.commit(&mut slots).await;
         self.committer.store_receipts(&mut slots).await;
         self.replies.send(slots);
+    }
+
+    /// Reads a message; a signed one is not verified yet.
+    async fn parse(&self, origin: &Origin, message: Message) -> SlotState {
+        match message {
+            Message::Frame(bytes) => self.verifier.parse(origin, SignedContent::Frame, bytes),
+            Message::Receipt(bytes) => self.verifier.parse(origin, SignedContent::Receipt, bytes),
+            Message::Legacy(kind, bytes) => self.verifier.read_legacy(origin, kind, &bytes).await,
+        }
     }
 }

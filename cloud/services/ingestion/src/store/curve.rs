@@ -117,8 +117,10 @@ impl IngestStore {
             from = end;
         }
         let count = curve.as_ref().map_or(0, Curve::len);
-        let expected =
-            session.last_seq.zip(session.first_seq).map(|(last, first)| last - first + 1);
+        let expected = session
+            .last_seq
+            .zip(session.first_seq)
+            .map(|(last, first)| last.saturating_sub(first).saturating_add(1));
         let whole = expected
             .is_some_and(|expected| i64::try_from(count).is_ok_and(|count| count >= expected));
         if let Some(curve) = curve {

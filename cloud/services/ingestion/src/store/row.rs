@@ -115,7 +115,7 @@ impl FrameRow {
 
     #[must_use]
     pub fn seq_at(&self, i: usize) -> i64 {
-        self.first_seq + i64::try_from(i).unwrap_or(i64::MAX)
+        self.first_seq.saturating_add(i64::try_from(i).unwrap_or(i64::MAX))
     }
 }
 

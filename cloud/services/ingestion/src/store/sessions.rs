@@ -106,7 +106,8 @@ impl SessionChange {
     #[must_use]
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
     pub fn from_event(org: &str, no: ChainNo, seq: i64, event: &MachineEvent) -> Self {
-        let started = event.at.plus_ms(-((event.elapsed_s * 1000.0).round() as i64));
+        let elapsed_ms = (event.elapsed_s * 1000.0).round() as i64;
+        let started = event.at.plus_ms(elapsed_ms.saturating_neg());
         let (session, mut event) = (event.session.clone(), event.clone());
         // PostgreSQL's text cannot hold a NUL; the signed bytes keep the original.
         event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));

@@ -21,9 +21,9 @@ use reports::ReportsConfig;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -42,7 +42,7 @@ fn context() -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
-        tracker: TaskTracker::new(),
+        tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }
 }
@@ -196,8 +196,7 @@ async fn work(
     let _routes = start(&peers, &context);
     let reported = peers.wait_for_request("POST", outcome).await.unwrap().json();
     context.stop.cancel();
-    context.tracker.close();
-    context.tracker.wait().await;
+    context.tasks.wait().await;
     (reported, peers.requests())
 }
 

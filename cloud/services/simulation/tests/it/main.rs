@@ -19,8 +19,8 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::Value;
 use service::mqtt::BrokerSettings;
 use service::secret::Secret;
+use service::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -37,7 +37,7 @@ fn context(mqtt: BrokerSettings) -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
-        tracker: TaskTracker::new(),
+        tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }
 }

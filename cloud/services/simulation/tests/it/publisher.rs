@@ -121,8 +121,7 @@ impl Publisher {
 
     async fn stop(self) {
         self.context.stop.cancel();
-        self.context.tracker.close();
-        self.context.tracker.wait().await;
+        self.context.tasks.wait().await;
     }
 }
 

@@ -231,8 +231,9 @@ async fn a_stream_resumes_after_the_last_event_id() -> anyhow::Result<()> {
     let open = async |last: Option<i64>| -> anyhow::Result<_> {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", cloud.port)).await?;
         let resume = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
-        let request =
-            format!("GET /stream/telemetry?machineId=r-1 HTTP/1.1\r\nHost: x\r\n{resume}\r\n");
+        let request = format!(
+            "GET /stream/telemetry?machineId=r-1 HTTP/1.1\r\nHost: localhost\r\n{resume}\r\n"
+        );
         stream.write_all(request.as_bytes()).await?;
         Ok(BufReader::new(stream).lines())
     };

@@ -16,6 +16,7 @@ use fleet::store::ChangedBy;
 use http_stack::stack::service_router;
 use http_stack::start::{Context, Service};
 use http_stack::{AccessControl, Limits};
+use service::connections::{BoundedListener, ConnectionLimits, raise_file_limit};
 use service::metrics::Metrics;
 use service::shutdown::{self, CancellationToken};
 use service::tasks::Tasks;
@@ -80,6 +81,8 @@ pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::R
 struct RunningServers {
     metrics: Metrics,
     tasks: Tasks,
+    /// The bounds of each listener.
+    connections: ConnectionLimits,
     stop: CancellationToken,
     servers: tokio::task::JoinSet<std::io::Result<()>>,
 }
@@ -94,6 +97,7 @@ impl RunningServers {
     ) -> anyhow::Result<()> {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", service.health.service());
         let app = service_router(&service, self.metrics.clone());
+        let listener = BoundedListener::new(listener, self.connections);
         self.servers.spawn(http::serve(listener, app, self.stop.clone()));
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
             let listener = tls::TlsListener::new(listener, endpoint.config)?;
@@ -247,6 +251,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     let mut running = RunningServers {
         metrics: Metrics::install()?,
         tasks: Tasks::new(stop.clone()),
+        connections: ConnectionLimits::shared(raise_file_limit(), SERVICES.len() + 1),
         stop,
         servers: tokio::task::JoinSet::new(),
     };
@@ -295,6 +300,13 @@ async fn open_database(config: &CloudConfig, running: &RunningServers) -> anyhow
     make_data_folder(config)?;
     let opened = Database::open(&config.database).await?;
     prepare_schema(config, &opened).await?;
+    let set_aside = opened.sessions_set_aside().await?;
+    if set_aside > 0 {
+        tracing::warn!(
+            sessions = set_aside,
+            "sessions with impossible numbers are set aside; see the table set_aside_sessions"
+        );
+    }
     let lag_max = Duration::from_millis(config.database.replica_lag_max_ms.into());
     let (watched, stop) = (opened.clone(), running.stop.clone());
     running.tasks.spawn_restarting("replica-watch", move || {

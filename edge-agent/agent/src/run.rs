@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::{ControlQueue, DriverHandles};
+use service::connections::{BoundedListener, ConnectionLimits};
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,9 @@ use crate::{artisan, local, machine, sampler, watchdog};
 /// Hz.
 const COMMANDS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
+/// The connections of the local page, and of Artisan's WebSocket: so few that the files of the
+/// machine, the journal and the uplink are never taken.
+const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32);
 /// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 
@@ -122,9 +126,11 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         let listener = http::listen(listen, "artisan.websocket").await?;
         let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
         let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
+        let listener = BoundedListener::new(listener, CONNECTIONS);
         tokio::spawn(http::serve(listener, app, stop.clone()));
     }
     let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
+    let listener = BoundedListener::new(listener, CONNECTIONS);
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
     tokio::spawn(upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);

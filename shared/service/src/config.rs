@@ -77,6 +77,12 @@ impl Mistakes {
         self.require(http, field, "does not begin with http:// or https://");
     }
 
+    /// Adds a mistake unless `url` is encrypted (`https://`) or stays on this machine.
+    pub fn require_private_url(&mut self, field: &str, url: &str) {
+        let private = url.starts_with("https://") || is_loopback_url(url, "http");
+        self.require(private, field, "does not begin with https://");
+    }
+
     /// Returns the mistakes in the order in which they were found.
     #[must_use]
     pub fn into_vec(self) -> Vec<Mistake> {
@@ -96,6 +102,21 @@ impl Mistakes {
             }
         }
     }
+}
+
+/// Returns whether a URL of this scheme names this machine by a loopback address or `localhost`. A
+/// longer name such as `localhost.example` does not.
+#[must_use]
+pub fn is_loopback_url(url: &str, scheme: &str) -> bool {
+    let rest = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
+    let authority = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    // Behind the last @, as URLs are read; before it stand user and password.
+    let host = authority.map(|authority| authority.rsplit('@').next().unwrap_or_default());
+    host.is_some_and(|host| {
+        ["127.0.0.1", "localhost", "[::1]"].iter().any(|name| {
+            host.strip_prefix(name).is_some_and(|port| port.is_empty() || port.starts_with(':'))
+        })
+    })
 }
 
 /// The command-line flags that say where a configuration comes from.
@@ -385,5 +406,28 @@ mod tests {
         assert!(error.contains("sample.toml:1: "), "{error}");
         let error = load_text("[database]\npool = 101\n", &[], &[]).unwrap_err();
         assert!(error.contains("sample.toml:2: database.pool: more than 100"), "{error}");
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for url in [
+            "http://localhost",
+            "http://localhost:8080/x",
+            "http://127.0.0.1/",
+            "http://[::1]:1?q",
+            "http://user:secret@localhost:1",
+        ] {
+            assert!(is_loopback_url(url, "http"), "{url}");
+        }
+        for url in [
+            "http://localhost.evil",
+            "http://127.0.0.1.evil:80",
+            "http://localhost@evil.example",
+            "http://evil.example/@localhost",
+            "https://localhost",
+            "localhost",
+        ] {
+            assert!(!is_loopback_url(url, "http"), "{url}");
+        }
     }
 }

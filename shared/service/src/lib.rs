@@ -32,12 +32,14 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;
 pub mod openapi;
+pub mod origin;
 pub mod secret;
 pub mod shutdown;
 pub mod tasks;

@@ -9,7 +9,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Cmd, FromRedisValue, Script};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
-use service::config::Mistakes;
+use service::config::{Mistakes, is_loopback_url};
 use service::secret::Secret;
 use tokio::time::Instant;
 
@@ -31,13 +31,9 @@ impl RedisConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
         let Ok(Some(url)) = self.url.resolve() else { return };
         let url = url.expose_secret();
-        let loopback = ["redis://127.0.0.1", "redis://localhost", "redis://[::1]"];
         let private = url.starts_with("rediss://")
             || url.starts_with("redis+unix://")
-            || loopback.iter().any(|start| url.starts_with(start))
-            || url.split_once('@').is_some_and(|(_, host)| {
-                host.starts_with("127.0.0.1") || host.starts_with("localhost")
-            });
+            || is_loopback_url(url, "redis");
         mistakes.require(
             private,
             "redis.url",

@@ -123,9 +123,11 @@ impl Database {
         let url = url.expose_secret();
         let open = |source| StoreError::Open { url: without_password(url), source };
         let pool = if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = path.trim_start_matches("//");
+            create_private(path);
             // WAL and FULL: a commit that was acknowledged survives a power cut.
             let options = SqliteConnectOptions::new()
-                .filename(path.trim_start_matches("//"))
+                .filename(path)
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
@@ -174,6 +176,15 @@ impl Database {
     }
 }
 
+/// Creates the file of an SQLite database that only its owner may read, if it does not exist. SQLite
+/// gives the same permissions to the files beside it. An error is left to SQLite, which reports it.
+fn create_private(path: &str) {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    if !path.starts_with(':') {
+        let _ = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+    }
+}
+
 /// Returns the address without its password, which must not be in a log.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
@@ -194,5 +205,21 @@ mod tests {
     fn a_password_never_reaches_a_message() {
         assert_eq!(without_password("postgres://u:p@h:5432/d"), "postgres://u:***@h:5432/d");
         assert_eq!(without_password("sqlite:x.db"), "sqlite:x.db");
+    }
+
+    #[tokio::test]
+    async fn only_its_owner_may_read_an_sqlite_database() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("private.db");
+        let url = format!("sqlite:{}", path.display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let mode = file.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{mode:o}");
+        }
+        assert!(path.exists());
     }
 }

@@ -96,6 +96,17 @@ impl Database {
         }
     }
 
+    /// Returns how many sessions the migration 0013 has set aside, because their numbers cannot be
+    /// computed with.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn sessions_set_aside(&self) -> Result<i64, StoreError> {
+        on!(self, pool => sqlx::query_scalar("SELECT count(*) FROM set_aside_sessions")
+            .fetch_one(pool).await)
+        .map_err(StoreError::query("counting the sessions that are set aside"))
+    }
+
     async fn applied(&self) -> Result<Vec<i64>, StoreError> {
         const TABLE: &str = "_sqlx_migrations";
         let failed = |error| StoreError::Schema(SchemaError::Failed(error));

@@ -59,3 +59,76 @@ async fn both_dialects_give_the_same_tables_and_columns() {
     };
     assert_eq!(listed(&steps), listed(&same), "the dialects have different migrations");
 }
+
+/// Sets the schema back to version 12, adds rows that versions before 13 could store, and migrates.
+async fn set_aside(database: &Database) {
+    let run = async |sql: &'static str| match database.pool() {
+        Pool::Sqlite(pool) => sqlx::raw_sql(sql).execute(pool).await.map(drop).unwrap(),
+        Pool::Postgres(pool) => sqlx::raw_sql(sql).execute(pool).await.map(drop).unwrap(),
+    };
+    run("DROP TABLE set_aside_sessions; DROP TABLE set_aside_events; \
+         DELETE FROM _sqlx_migrations WHERE version = 13; \
+         INSERT INTO machines (org_id, site_id, machine_id, created_ms) VALUES ('a', 's', 'm', 0); \
+         INSERT INTO chains (org_id, machine_no, chain, kid, seen_ms) \
+         SELECT org_id, machine_no, '', 'k', 0 FROM machines")
+    .await;
+    // In the far past, with an end beyond 2^53, and a sound one.
+    for row in [
+        "'past', -9223372036854775808, NULL, 1, 2",
+        "'end', 1000, 2000, 1, 9223372036854775807",
+        "'sound', 1000, 2000, 1, 11",
+    ] {
+        let sql = format!(
+            "INSERT INTO sessions (org_id, session_id, started_ms, ended_ms, first_seq, last_seq, \
+             status, machine_no, chain_no) SELECT 'a', {row}, 'ACTIVE', machine_no, chain_no FROM chains"
+        );
+        match database.pool() {
+            Pool::Sqlite(pool) => {
+                sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.map(drop)
+            }
+            Pool::Postgres(pool) => {
+                sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.map(drop)
+            }
+        }
+        .unwrap();
+    }
+    run("INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, trust) \
+         SELECT 'a', 'past', machine_no, 'CHARGE', 'machine', 1, 0, 1e300, 0 FROM machines; \
+         INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, trust) \
+         SELECT 'a', 'sound', machine_no, 'CHARGE', 'machine', 1, 0, 0, 0 FROM machines")
+    .await;
+    database.migrate_up().await.unwrap();
+
+    assert_eq!(database.sessions_set_aside().await.unwrap(), 2);
+    let sql = "SELECT session_id, started_ms, status, COALESCE(last_seq, -1) FROM sessions \
+               ORDER BY session_id";
+    let rows: Vec<(String, i64, String, i64)> = match database.pool() {
+        Pool::Sqlite(pool) => sqlx::query_as(sql).fetch_all(pool).await.unwrap(),
+        Pool::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await.unwrap(),
+    };
+    let row = |id: &str, started: i64, status: &str, last: i64| {
+        (id.to_owned(), started, status.to_owned(), last)
+    };
+    let expected = [
+        row("end", 1000, "CLOSED", -1),
+        row("past", 0, "CLOSED", -1),
+        row("sound", 1000, "ACTIVE", 11),
+    ];
+    assert_eq!(rows, expected);
+    let sql = "SELECT session_id FROM events UNION ALL SELECT 'aside ' || session_id FROM set_aside_events";
+    let events: BTreeSet<String> = match database.pool() {
+        Pool::Sqlite(pool) => sqlx::query_scalar(sql).fetch_all(pool).await.unwrap(),
+        Pool::Postgres(pool) => sqlx::query_scalar(sql).fetch_all(pool).await.unwrap(),
+    }
+    .into_iter()
+    .collect();
+    assert_eq!(events, BTreeSet::from(["sound".to_owned(), "aside past".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_with_impossible_numbers_are_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Postgres::start().await.unwrap();
+    set_aside(&migrated(format!("sqlite:{}", folder.path().join("old.db").display())).await).await;
+    set_aside(&migrated(cluster.url()).await).await;
+}

@@ -123,12 +123,7 @@ impl Limits {
         let config = &self.0.config;
         let user = format!("{org}/{}", caller.actor.id);
         // A method of the caller's own invention does not get a bucket of its own.
-        let method = match *method {
-            Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE => {
-                method.as_str()
-            }
-            _ => "other",
-        };
+        let method = service::http::known_method(method);
         let place = format!("{user} {method} {route}");
         vec![
             Bucket { kind: "organisation", key: org.to_string(), rate: config.org },

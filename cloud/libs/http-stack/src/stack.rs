@@ -5,13 +5,14 @@
 //! 1. request id: in the response and on every log line
 //! 2. metrics: count and duration by route and status, so that they include every refusal below
 //! 3. panic: answers 500 and keeps the connection
-//! 4. response time: 504
-//! 5. body size: 413
-//! 6. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
+//! 4. origin, in development mode: 421 and 403 for what a page of another site makes a browser send
+//! 5. response time: 504
+//! 6. body size: 413
+//! 7. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
 //!    `/metrics` and `/openapi.json` branch off before it and need no credentials
-//! 7. authentication: 401; `/_rate-limit/metrics` branches off after it
-//! 8. rate limit: 429, by organisation, caller and route
-//! 9. idempotency: a repeated `Idempotency-Key` gets the first response
+//! 8. authentication: 401; `/_rate-limit/metrics` branches off after it
+//! 9. rate limit: 429, by organisation, caller and route
+//! 10. idempotency: a repeated `Idempotency-Key` gets the first response
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -21,6 +22,7 @@ use service::http::{
     self, ConcurrencyLimit, assign_request_id, limit_concurrency, record_metrics, response_timeout,
 };
 use service::metrics::Metrics;
+use service::origin::{AllowedHosts, refuse_foreign_pages};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
@@ -32,22 +34,23 @@ use crate::start::Service;
 
 /// Returns the router that serves a service: its routes and the open routes, inside all layers.
 pub fn service_router(service: &Service, metrics: Metrics) -> Router {
-    let Service { routes, openapi, health, access, idempotency, .. } = service;
+    let Service { routes, openapi, health, access, allowed_hosts, idempotency, .. } = service;
     let open = http::open_routes(openapi, health.clone(), metrics);
     let mut routes = routes.clone();
     if let Some(access) = access {
         routes = control_access(routes, access, idempotency.clone());
     }
-    outer_layers(limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open), health.service())
+    let routes = limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open);
+    outer_layers(routes, allowed_hosts.clone(), health.service())
 }
 
-/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 6, and no open
+/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 7, and no open
 /// routes.
 pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Router {
-    outer_layers(limit(routes, at_once), name)
+    outer_layers(limit(routes, at_once), None, name)
 }
 
-/// Adds layers 7 to 9. The last `layer` is the first that a request passes.
+/// Adds layers 8 to 10. The last `layer` is the first that a request passes.
 fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempotency>) -> Router {
     let AccessControl { auth, limits } = access.clone();
     let routes = match keys {
@@ -65,17 +68,22 @@ fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempoten
         .layer(from_fn_with_state(auth, authenticate))
 }
 
-/// Adds layer 6.
+/// Adds layer 7.
 fn limit(routes: Router, at_once: usize) -> Router {
     routes.layer(from_fn_with_state(ConcurrencyLimit::new(at_once), limit_concurrency))
 }
 
-/// Adds layers 1 to 5. The last `layer` is the first that a request passes.
-fn outer_layers(routes: Router, name: &'static str) -> Router {
-    routes
+/// Adds layers 1 to 6. The last `layer` is the first that a request passes.
+fn outer_layers(routes: Router, hosts: Option<AllowedHosts>, name: &'static str) -> Router {
+    let routes = routes
         .fallback(http::not_found)
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
-        .layer(response_timeout())
+        .layer(response_timeout());
+    let routes = match hosts {
+        Some(hosts) => routes.layer(from_fn_with_state(hosts, refuse_foreign_pages)),
+        None => routes,
+    };
+    routes
         .layer(CatchPanicLayer::new())
         .layer(from_fn_with_state(name, record_metrics))
         .layer(from_fn(assign_request_id))

@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 use service::clock::Clock;
 use service::health::Health;
 use service::mqtt::{BrokerError, BrokerSettings};
+use service::origin::AllowedHosts;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use service_client::{ServiceClient, ServiceClientError};
@@ -32,6 +33,9 @@ pub struct Service {
     pub health: Health,
     /// Who may call the routes. `None`: they need no credentials, and have no rate limit.
     pub access: Option<AccessControl>,
+    /// Set if the network is trusted in place of credentials: only these names are answered, and no
+    /// page of another site.
+    pub allowed_hosts: Option<AllowedHosts>,
     /// Where the responses to requests with an `Idempotency-Key` are stored. `None`: the header is
     /// ignored.
     pub idempotency: Option<Idempotency>,
@@ -60,7 +64,8 @@ impl Service {
             let failure = tasks.failure().map(str::to_owned);
             async move { failure.map_or(Ok(()), Err) }
         });
-        Self { name, routes, openapi, health, access, idempotency: None, tls: None }
+        let allowed_hosts = context.development.then(AllowedHosts::default);
+        Self { name, routes, openapi, health, access, allowed_hosts, idempotency: None, tls: None }
     }
 
     /// Lets anyone call the routes.

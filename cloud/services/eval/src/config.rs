@@ -86,10 +86,7 @@ impl EvalConfig {
             "not between 50 and 3600000 ms",
         );
         let judge = &self.judge;
-        let loopback = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
-        let private = judge.url.starts_with("https://")
-            || loopback.iter().any(|start| judge.url.starts_with(start));
-        mistakes.require(private, "eval.judge.url", "does not begin with https://");
+        mistakes.require_private_url("eval.judge.url", &judge.url);
         mistakes.require(
             !judge.enabled || judge.api_key.is_set(),
             "eval.judge.api_key",

@@ -5,7 +5,7 @@
 //! number is remembered and queried again for a while. Rows are read only while there are
 //! subscribers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,8 +109,7 @@ async fn pass(
             arrived.push(late);
         }
     }
-    let roasts =
-        if arrived.is_empty() { HashMap::new() } else { store.running_by_machine().await? };
+    let roasts = store.running_sessions(arrived.iter().map(|row| row.frame.machine_no)).await?;
     for row in arrived {
         let arrival = row.frame.arrival;
         if arrival > at.frames {

@@ -49,7 +49,7 @@ pub fn to_csv(profiles: &[RoastProfile]) -> Result<String, csv::Error> {
     for profile in profiles {
         let (body, t) = (&profile.body, &profile.body.targets);
         writer.serialize(ProfileCsvRow {
-            name: body.name.clone(),
+            name: as_text(&body.name),
             charge_temp_c: t.charge_temp_c,
             turning_point_temp_c: t.turning_point_temp_c,
             first_crack_temp_c: t.first_crack_temp_c,
@@ -58,9 +58,9 @@ pub fn to_csv(profiles: &[RoastProfile]) -> Result<String, csv::Error> {
             target_time_to_fc_seconds: t.target_time_to_fc_seconds,
             target_drop_seconds: t.target_drop_seconds,
             batch_size_grams: body.batch_size_grams,
-            machine_model: body.machine_model.clone(),
-            tags: body.tags.as_ref().map(|tags| format!("{};", tags.join(";"))),
-            notes: body.notes.clone(),
+            machine_model: body.machine_model.as_deref().map(as_text),
+            tags: body.tags.as_ref().map(|tags| as_text(&format!("{};", tags.join(";")))),
+            notes: body.notes.as_deref().map(as_text),
         })?;
     }
     let bytes = writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))?;
@@ -85,8 +85,26 @@ pub fn from_csv(text: &str, most: usize) -> Vec<Result<ProfileBody, String>> {
     profiles
 }
 
+/// Returns whether a spreadsheet takes a cell as a formula, apart from quotes before it.
+fn is_formula(cell: &str) -> bool {
+    cell.trim_start_matches('\'').starts_with(['=', '+', '-', '@', '\t', '\r'])
+}
+
+/// Returns the cell for a text: a quote before what a spreadsheet would execute as a formula.
+fn as_text(text: &str) -> String {
+    if is_formula(text) { format!("'{text}") } else { text.to_owned() }
+}
+
+/// Returns the text of a cell that [`as_text`] made.
+fn from_cell(cell: String) -> String {
+    match cell.strip_prefix('\'') {
+        Some(text) if is_formula(text) => text.to_owned(),
+        _ => cell,
+    }
+}
+
 fn body_of(row: ProfileCsvRow) -> ProfileBody {
-    let text = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let text = |text: Option<String>| text.map(from_cell).filter(|text| !text.is_empty());
     let tags = text(row.tags).map(|tags| {
         // We separate tags by semicolons, so that a tag may contain a comma.
         let separator = if tags.contains(';') { ';' } else { ',' };
@@ -94,7 +112,7 @@ fn body_of(row: ProfileCsvRow) -> ProfileBody {
         each.map(str::to_owned).collect()
     });
     ProfileBody {
-        name: row.name,
+        name: from_cell(row.name),
         machine_model: text(row.machine_model),
         batch_size_grams: row.batch_size_grams,
         targets: Targets {
@@ -213,5 +231,24 @@ mod tests {
         assert_eq!((first.targets.drop_temp_c, first.tags.as_ref().unwrap().len()), (None, 2));
         assert!(read[1].as_ref().unwrap_err().starts_with("line 3"), "{read:?}");
         assert!(from_csv("", 10).is_empty() && from_csv(table, 1).len() == 1);
+    }
+
+    #[test]
+    fn a_text_is_not_executed_as_a_formula() {
+        let name = |text: &str| {
+            let body = ProfileBody {
+                name: text.to_owned(),
+                ..from_csv("name\nx\n", 1).remove(0).unwrap()
+            };
+            let table = to_csv(&[profile(body)]).unwrap();
+            let cell = table.lines().nth(1).unwrap().split(',').next().unwrap().to_owned();
+            (cell, from_csv(&table, 1).remove(0).unwrap().name)
+        };
+        for text in ["=HYPERLINK(1)", "+1", "-1", "@x", "'=1", "''+1"] {
+            assert_eq!(name(text), (format!("'{text}"), text.to_owned()));
+        }
+        for text in ["House blend", "'quoted'", "1=1"] {
+            assert_eq!(name(text), (text.to_owned(), text.to_owned()));
+        }
     }
 }

@@ -338,6 +338,47 @@ async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     assert!(store.curve(&OrgId::new("rival").unwrap(), "S-1").await.unwrap().is_none());
 }
 
+/// A gateway, or the thief of its key, sends further events of a session whose receipt is complete.
+async fn a_complete_session_is_not_rewritten(store: &IngestStore) {
+    let frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
+    commit(store, &frames).await;
+    let org = origin().org;
+    let complete = contract::session::Completeness::Complete;
+    store.set_completeness("acme", "S-1", complete, None).await.unwrap();
+    let read = async || {
+        let row = store.session(&org, "S-1").await.unwrap().unwrap();
+        (row.started_ms, row.ended_ms, row.drop_s, row.first_seq, row.last_seq, row.completeness)
+    };
+    let before = read().await;
+    let mut forged = frame(6, 0.0);
+    let mut charge = frame(2, 0.0).frame.events.remove(0);
+    let mut drop = frame(5, 0.0).frame.events.remove(0);
+    (charge.seq, charge.at) = (51, NOW.plus_ms(5_100));
+    (drop.seq, drop.at, drop.elapsed_s) = (59, NOW.plus_ms(5_900), 50.0);
+    forged.frame.events = vec![charge, drop];
+    assert_eq!(commit(store, &[forged]).await.0, [Outcome::Stored], "its samples are kept");
+    assert_eq!(read().await, before);
+    let events = store.events_of(&org, "S-1").await.unwrap();
+    assert_eq!(events.len(), 3, "{events:?}");
+}
+
+/// A machine whose gateway opens many sessions has one that runs, and takes no place of another's.
+async fn the_newest_running_session_of_each_machine_is_found(store: &IngestStore) {
+    let mut second = frame(3, 0.0);
+    let mut charge = frame(2, 0.0).frame.events.remove(0);
+    (charge.seq, charge.at) = (25, NOW.plus_ms(2_500));
+    charge.session = SessionId::new("S-2").unwrap();
+    second.frame.events = vec![charge];
+    commit(store, &[frame(1, 0.0), frame(2, 0.0), second]).await;
+    let machine = name(store).await.machine;
+    let running = store.running_sessions([machine, machine + 1, machine]).await.unwrap();
+    assert_eq!(running.len(), 1);
+    assert_eq!(running[&machine].session_id, "S-2");
+    assert!(store.running_sessions([]).await.unwrap().is_empty());
+    let many = store.running_sessions(machine..machine + 1_000).await.unwrap();
+    assert_eq!(many.len(), 1, "more machines than one statement has selects");
+}
+
 /// The receipt arrives before the frames: a curve of a part of them is not final.
 async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
     commit(store, &(1..=4).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
@@ -472,6 +513,8 @@ on_both!(
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
     the_row_of_a_closed_roast_agrees_with_its_frames,
+    a_complete_session_is_not_rewritten,
+    the_newest_running_session_of_each_machine_is_found,
     a_curve_of_a_part_is_made_again,
     a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,

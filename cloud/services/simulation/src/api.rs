@@ -1,5 +1,8 @@
 //! The HTTP APIs of the twin and of the publisher, compatible with upstream Sim-Corp.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Extract;
@@ -13,6 +16,7 @@ use http_stack::error::{ApiError, Issue};
 use http_stack::extract::{JsonBody, parse_body};
 use serde::{Deserialize, Serialize};
 use service::openapi::with_examples;
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -34,11 +38,23 @@ struct TwinDoc;
 ))]
 struct PublisherDoc;
 
+/// The largest number of simulations at once: each takes a processor, and its answer up to 16 MiB.
+const AT_ONCE_MAX: usize = 2;
+/// How long a simulation waits for its turn; then the caller gets 503.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+struct TwinState {
+    clock: Clock,
+    places: Arc<Semaphore>,
+}
+
 pub fn twin_routes(clock: Clock) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
+    let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let (router, openapi) = OpenApiRouter::with_openapi(TwinDoc::openapi())
         .routes(routes!(simulate))
-        .with_state(clock)
+        .with_state(TwinState { clock, places })
         .split_for_parts();
     (router, with_examples(openapi, include_str!("twin_examples.json")))
 }
@@ -64,14 +80,26 @@ struct SimulatedRoast {
 /// Simulates a roast. An empty body uses the default of every field.
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
     responses((status = 200, body = SimulatedRoast), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = InvalidRequest)))]
-async fn simulate(Extract(clock): Extract<Clock>, caller: Caller, body: Bytes) -> Response {
+async fn simulate(Extract(twin): Extract<TwinState>, caller: Caller, body: Bytes) -> Response {
     if let Err(error) = caller.require_role(Role::Viewer) {
         return error.into_response();
     }
-    let now = clock();
-    // The simulation is slow and must not block other requests.
-    let result = tokio::task::spawn_blocking(move || simulated(&body, now)).await;
-    match result.unwrap_or_else(|error| Err(ApiError::internal(error))) {
+    let place = tokio::time::timeout(WAIT_MAX, twin.places.acquire_owned()).await;
+    let Ok(Ok(place)) = place else {
+        let busy = "other simulations are running; try again".to_owned();
+        return ApiError::Unavailable(busy).into_response();
+    };
+    let now = (twin.clock)();
+    // The simulation is slow and must not block other requests, and its answer may be large.
+    let answer = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        answer(simulated(&body, now))
+    });
+    answer.await.unwrap_or_else(|error| ApiError::internal(error).into_response())
+}
+
+fn answer(result: Result<SimulatedRoast, ApiError>) -> Response {
+    match result {
         Ok(result) => Json(result).into_response(),
         Err(ApiError::Issues(issues)) => bad_request(&issues),
         Err(error @ ApiError::Internal(_)) => error.into_response(),

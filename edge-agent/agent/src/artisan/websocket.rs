@@ -4,15 +4,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Extract;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use contract::{Channel, EventKind};
 use serde_json::{Map, Value, json};
+use service::origin::{AllowedHosts, refuse_foreign_pages};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_state::AgentState;
@@ -22,6 +26,9 @@ use crate::clock::GatewayClock;
 const CONNECTIONS_MAX: usize = 8;
 /// The longest message accepted; a request is a few dozen bytes.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// How often a connection is asked whether it still lives, and for how long it may be silent.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(95);
 
 /// The state from which all connections are served.
 #[derive(Clone)]
@@ -41,7 +48,10 @@ pub fn app(
     stop: CancellationToken,
 ) -> Router {
     let state = WebSocketState { agent, clock, age_max_ms, open: Arc::default(), stop };
-    Router::new().fallback(axum::routing::get(connect)).with_state(state)
+    Router::new()
+        .fallback(axum::routing::get(connect))
+        .with_state(state)
+        .layer(from_fn_with_state(AllowedHosts::default(), refuse_foreign_pages))
 }
 
 async fn connect(Extract(state): Extract<WebSocketState>, upgrade: WebSocketUpgrade) -> Response {
@@ -67,14 +77,28 @@ impl Drop for ConnectionSlot {
 
 async fn serve(mut socket: WebSocket, state: WebSocketState) {
     let mut live = state.agent.subscribe();
+    let mut ping = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+    let mut heard = Instant::now();
     loop {
         let message = tokio::select! {
             () = state.stop.cancelled() => return,
-            received = socket.recv() => match received {
-                Some(Ok(Message::Text(text))) => answer(&text, &state),
-                Some(Ok(_)) => None, // pings are answered below us
-                Some(Err(_)) | None => return,
-            },
+            received = socket.recv() => {
+                heard = Instant::now();
+                match received {
+                    Some(Ok(Message::Text(text))) => answer(&text, &state),
+                    Some(Ok(_)) => None, // pings are answered below us
+                    Some(Err(_)) | None => return,
+                }
+            }
+            // A client that is gone, or never answers, must not keep Artisan out.
+            _ = ping.tick() => {
+                if heard.elapsed() > SILENCE_MAX
+                    || socket.send(Message::Ping(Vec::new().into())).await.is_err()
+                {
+                    return;
+                }
+                None
+            }
             point = live.recv() => match point {
                 Ok(point) => point.mark.and_then(push_message),
                 Err(RecvError::Lagged(_)) => None,

@@ -36,11 +36,16 @@ impl Gateway {
     }
 
     fn ask(&self, request: &str, body: &str) -> String {
+        self.ask_as("localhost", request, body)
+    }
+
+    /// Sends a request to the local page under the name `host`.
+    fn ask_as(&self, host: &str, request: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let length = body.len();
         write!(
             stream,
-            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\
+            "{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\
              Content-Type: application/json\r\n\r\n{body}"
         )
         .unwrap();
@@ -77,6 +82,12 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
     wait_for("a roast is running", PATIENCE, || async { gateway.status()["session"].is_string() })
         .await
         .unwrap();
+    // A page of another site, whose name its own DNS points to this gateway, ends no roast.
+    for host in ["evil.example", "localhost\r\nOrigin: https://evil.example"] {
+        let refused = gateway.ask_as(host, "POST /marks", r#"{"type":"DROP"}"#);
+        let foreign = refused.starts_with("HTTP/1.1 421") || refused.starts_with("HTTP/1.1 403");
+        assert!(foreign, "{refused}");
+    }
     assert!(gateway.ask("POST /marks", r#"{"type":"DROP"}"#).starts_with("HTTP/1.1 204"));
     wait_for("the roast has ended", PATIENCE, || async { gateway.status()["session"].is_null() })
         .await

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use http_stack::LimitsConfig;
 use serde_json::json;
+use service::origin::AllowedHosts;
 
 use crate::{App, read, request, send, slow};
 
@@ -135,4 +136,25 @@ async fn every_answer_is_counted_by_its_route_and_status() {
     };
     assert!(counted("/orders", 401), "{metrics}");
     assert!(counted("unmatched", 404), "{metrics}");
+}
+
+#[tokio::test]
+async fn in_development_mode_no_page_of_another_site_is_answered() {
+    let router = App { allowed_hosts: Some(AllowedHosts::default()), ..App::default() }.router();
+    let ask = async |name: &'static str, value: &'static str| {
+        let mut post = request(Method::POST, "/orders", "ada");
+        post.headers_mut().insert(header::HOST, "localhost:3000".parse().unwrap());
+        post.headers_mut().insert(name, value.parse().unwrap());
+        send(&router, post).await
+    };
+    let rebound = ask("host", "evil.example").await;
+    assert_eq!(rebound.status, StatusCode::MISDIRECTED_REQUEST);
+    assert!(rebound.header("x-request-id").is_some());
+    assert_eq!(ask("origin", "https://evil.example").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(ask("sec-fetch-site", "cross-site").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(ask("origin", "http://localhost:3000").await.status, StatusCode::CREATED);
+    // Callers with credentials of their own may use any name.
+    let mut named = request(Method::GET, "/orders", "ada");
+    named.headers_mut().insert(header::HOST, "cloud.example".parse().unwrap());
+    assert_eq!(send(&App::default().router(), named).await.status, StatusCode::OK);
 }

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use contract::{Ack, Frame, Origin};
 use http_stack::OrgRequest;
+use http_stack::auth::Role;
 use http_stack::error::ApiError;
 use tokio::sync::oneshot;
 
@@ -26,6 +27,7 @@ pub async fn post_frames(
     request: OrgRequest,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    request.caller.require_role(Role::Operator)?;
     let mut messages = Vec::new();
     let mut rest = &body[..];
     while !rest.is_empty() {

@@ -25,7 +25,7 @@ pub async fn machines(
 ) -> Result<Json<Vec<MachineStatus>>, ApiError> {
     let (store, org) = (&shared.store, &request.org);
     let rows = store.machines(org).await?;
-    let running = store.running_by_machine().await?;
+    let running = store.running_sessions(rows.iter().map(|row| row.machine_no)).await?;
     let mut statuses = Vec::with_capacity(rows.len());
     for row in rows {
         let frame = store.newest_frame(org, row.chain_no).await?;
@@ -66,9 +66,10 @@ pub async fn recent_telemetry(
     let (store, org) = (&shared.store, &request.org);
     let limit = usize::try_from(request.params.limit(LIMIT, LIMIT_MAX)?).unwrap_or(0);
     let filter = MachineFilter::new(&request.params);
-    let running = store.running_by_machine().await?;
+    let machines = store.machines(org).await?;
+    let running = store.running_sessions(machines.iter().map(|row| row.machine_no)).await?;
     let mut points: Vec<LocatedPoint> = Vec::new();
-    for row in store.machines(org).await? {
+    for row in machines {
         if !filter.matches(&row.site_id, &row.machine_id) {
             continue;
         }

@@ -148,8 +148,9 @@ async fn replay(
 ) -> Result<Vec<CommittedRow>, ApiError> {
     Ok(match what {
         StreamKind::Telemetry => {
-            let running = store.running_by_machine().await?;
             let rows = store.frames_after(Some(org), after, REPLAY_ROWS_MAX).await?;
+            let running =
+                store.running_sessions(rows.iter().map(|row| row.frame.machine_no)).await?;
             rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running)).collect()
         }
         StreamKind::Events => {

@@ -1,6 +1,6 @@
 //! The read queries of ingestion, most of them for the API.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
@@ -281,17 +281,34 @@ impl IngestStore {
         .map_err(StoreError::query("reading a late frame"))
     }
 
-    /// Returns the running sessions of all organisations by machine number, at most 10 000.
+    /// Returns the running session of each of these machines, by machine number: the newest one, if
+    /// several are open. Each machine costs one look into an index, whatever other machines run.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn running_by_machine(&self) -> Result<HashMap<i64, SessionRow>, StoreError> {
-        let sql =
-            format!("{SELECT_SESSION} WHERE s.status = 'ACTIVE' ORDER BY s.started_ms LIMIT 10000");
-        let running: Vec<SessionRow> =
-            on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
-                .map_err(StoreError::query("listing running sessions"))?;
-        Ok(running.into_iter().map(|session| (session.machine_no, session)).collect())
+    pub async fn running_sessions(
+        &self,
+        machines: impl IntoIterator<Item = i64>,
+    ) -> Result<HashMap<i64, SessionRow>, StoreError> {
+        // SQLite joins at most 500 selects.
+        const MACHINES_PER_QUERY: usize = 200;
+        let machines: Vec<i64> =
+            machines.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let mut running = HashMap::new();
+        for some in machines.chunks(MACHINES_PER_QUERY) {
+            let newest = some.iter().map(|no| {
+                format!(
+                    "SELECT * FROM ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.machine_no = {no} \
+                     ORDER BY s.started_ms DESC LIMIT 1) AS running_{no}"
+                )
+            });
+            let sql = newest.collect::<Vec<_>>().join(" UNION ALL ");
+            let rows: Vec<SessionRow> =
+                on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
+                    .map_err(StoreError::query("listing running sessions"))?;
+            running.extend(rows.into_iter().map(|session| (session.machine_no, session)));
+        }
+        Ok(running)
     }
 
     /// Returns a machine's newest session.

@@ -29,7 +29,8 @@ pub(super) enum Statement<'c> {
 /// Opens or changes a session. An event determines when its session began (its time less its
 /// elapsed seconds), so even a DROP that arrives before its CHARGE opens the right session. A
 /// session with that id on another chain is not changed: no device may change another device's
-/// session.
+/// session. A complete session is not changed either: its receipt says what belongs to it, and a
+/// gateway, or the thief of its key, cannot rewrite it.
 const UPSERT_SESSION: &str = "\
 INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, status, \
                       first_seq, last_seq, fc_s, drop_s) \
@@ -43,13 +44,14 @@ ON CONFLICT (org_id, session_id) DO UPDATE SET \
   last_seq = COALESCE(EXCLUDED.last_seq, sessions.last_seq), \
   fc_s = COALESCE(EXCLUDED.fc_s, sessions.fc_s), \
   drop_s = COALESCE(EXCLUDED.drop_s, sessions.drop_s) \
-WHERE sessions.chain_no = EXCLUDED.chain_no";
+WHERE sessions.chain_no = EXCLUDED.chain_no AND sessions.completeness <> 'complete'";
 
 const INSERT_EVENT: &str = "\
 INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, bt_c, \
                     note, trust) \
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 WHERE EXISTS \
-    (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3) \
+    (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3 \
+     AND completeness <> 'complete') \
 ON CONFLICT (org_id, session_id, kind, source, seq, at_ms) DO NOTHING";
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;

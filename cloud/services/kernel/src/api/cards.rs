@@ -199,12 +199,13 @@ pub struct PolicyAnswer {
 ///
 /// A restricted tool is denied to every agent, whatever the request's `context` contains.
 #[utoipa::path(post, path = "/policy/check", tag = "registry", request_body = PolicyCheck,
-    responses((status = 200, body = PolicyAnswer), (status = 400)))]
+    responses((status = 200, body = PolicyAnswer), (status = 400), (status = 403)))]
 pub async fn check_policy(
     Extract(state): Extract<ApiState>,
     request: OrgRequest,
     JsonBody(check): JsonBody<PolicyCheck>,
 ) -> Result<Json<PolicyAnswer>, ApiError> {
+    request.caller.require_role(Role::Operator)?;
     check_texts(&[
         ("agentId", &check.agent_id),
         ("tool", &check.tool),

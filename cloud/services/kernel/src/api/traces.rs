@@ -30,11 +30,16 @@ pub async fn keep(
     if let Some((field, problem)) = trace.problem() {
         return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
     }
-    let size = serde_json::to_string(&trace).map_err(ApiError::internal)?.len();
+    let text = serde_json::to_string(&trace).map_err(ApiError::internal)?;
+    let size = text.len();
     if size > TRACE_BYTES_MAX {
         return Err(ApiError::TooLarge(format!(
             "the trace has {size} bytes; at most {TRACE_BYTES_MAX} are accepted"
         )));
+    }
+    // A value that is wrapped may be nested deeper than what can be read again.
+    if serde_json::from_str::<Trace>(&text).is_err() {
+        return Err(ApiError::Issues(vec![Issue::new("entries", "nested too deeply")]));
     }
     let trace_org = trace.mission.get("context").and_then(|context| context["orgId"].as_str());
     let org = caller.resolve_org(params.get("orgId").or(trace_org))?;

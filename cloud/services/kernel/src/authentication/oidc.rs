@@ -12,7 +12,7 @@ use cache::Cache;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
 use http_stack::auth::{Caller, Role};
 use http_stack::error::ApiError;
-use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -40,7 +40,7 @@ const ALGORITHMS: [Algorithm; 5] =
 pub struct OidcConfig {
     /// `https://…`; tokens name it as `iss`.
     pub issuer: String,
-    /// Tokens must name it in `aud`. If empty, `aud` is not checked.
+    /// Tokens must name it in `aud`.
     pub audience: String,
     /// Parties to which the token may have been issued (`azp`). If empty, any party is accepted.
     pub authorized_parties: Vec<String>,
@@ -51,10 +51,12 @@ pub struct OidcConfig {
 
 impl OidcConfig {
     pub fn check(&self, mistakes: &mut Mistakes) {
-        let loopback = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
-        let fits = self.issuer.starts_with("https://")
-            || loopback.iter().any(|start| self.issuer.starts_with(start));
-        mistakes.require(fits, "auth.oidc.issuer", "does not begin with https://");
+        mistakes.require_private_url("auth.oidc.issuer", &self.issuer);
+        mistakes.require(
+            !self.audience.is_empty(),
+            "auth.oidc.audience",
+            "is required: without it a token that the issuer made for any other application is valid",
+        );
     }
 }
 
@@ -126,6 +128,10 @@ impl Oidc {
         }
         let key_id = header.kid.as_deref().unwrap_or_default();
         let jwk = self.key(key_id, now).await?.ok_or_else(|| wrong("unknown key"))?;
+        if jwk.common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature)
+        {
+            return Err(wrong("the key is not for signatures"));
+        }
         let key = DecodingKey::from_jwk(&jwk).map_err(|_| wrong("unusable key"))?;
         let mut validation = Validation::new(header.alg);
         // Times are checked below, against the clock that was passed in.
@@ -148,8 +154,11 @@ impl Oidc {
         if now.0 >= expires.saturating_add(LEEWAY_MS) {
             return Err("expired");
         }
-        if ms("nbf").is_some_and(|from| now.0.saturating_add(LEEWAY_MS) < from) {
-            return Err("not yet valid");
+        if claims.contains_key("nbf") {
+            let from = ms("nbf").ok_or("nbf is not a number")?;
+            if now.0.saturating_add(LEEWAY_MS) < from {
+                return Err("not yet valid");
+            }
         }
         let audience = &self.config.audience;
         let audience_matches = match claims.get("aud") {
@@ -157,7 +166,7 @@ impl Oidc {
             Some(Value::Array(several)) => several.iter().any(|one| one == audience),
             _ => false,
         };
-        if !audience.is_empty() && !audience_matches {
+        if !audience_matches {
             return Err("wrong audience");
         }
         let party = claims.get("azp").and_then(Value::as_str);

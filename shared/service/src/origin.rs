@@ -1,0 +1,142 @@
+//! Refuses requests that a page of another site makes a browser send: by a name that its own DNS
+//! points here (DNS rebinding), or across sites (CSRF, WebSocket). For servers that trust their
+//! network in place of credentials.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+/// The names under which a server may be addressed, beside `localhost` and IP addresses. A page of
+/// another site cannot be served from an IP address that is ours.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedHosts(Arc<[String]>);
+
+impl AllowedHosts {
+    /// Allows further names, without a port.
+    #[must_use]
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        Self(names.into_iter().map(|name| name.to_ascii_lowercase()).collect())
+    }
+
+    fn allows(&self, host: &str) -> bool {
+        let name = without_port(host).to_ascii_lowercase();
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<IpAddr>().is_ok() || name == "localhost" || self.0.contains(&name)
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
+            // In `[::1]` the last colon is inside the brackets.
+            if name.starts_with('[') && !name.ends_with(']') { host } else { name }
+        }
+        _ => host,
+    }
+}
+
+/// Refuses a request with a `Host` that is not allowed (421), or that another site's page sent
+/// (403). A client that is not a browser sends neither `Origin` nor `Sec-Fetch-Site` and passes.
+pub async fn refuse_foreign_pages(
+    State(hosts): State<AllowedHosts>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match check(&hosts, request.method(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err((status, sentence)) => {
+            metrics::counter!("simcorp_http_foreign_requests_total").increment(1);
+            (status, Json(serde_json::json!({ "error": sentence }))).into_response()
+        }
+    }
+}
+
+fn check(
+    hosts: &AllowedHosts,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<(), (StatusCode, &'static str)> {
+    const HOST: &str = "this server is not addressed by this name; use localhost or an IP address";
+    const ORIGIN: &str = "a page of another site sent this request";
+    let text = |name| headers.get(name).map(|value: &header::HeaderValue| value.to_str());
+    let host = match text(header::HOST) {
+        Some(Ok(host)) if hosts.allows(host) => Some(host),
+        None => None, // HTTP/1.0: no browser
+        Some(_) => return Err((StatusCode::MISDIRECTED_REQUEST, HOST)),
+    };
+    if let Some(origin) = text(header::ORIGIN) {
+        let own = origin.ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+        if own.zip(host).is_none_or(|(own, host)| !own.eq_ignore_ascii_case(host)) {
+            return Err((StatusCode::FORBIDDEN, ORIGIN));
+        }
+    }
+    let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let site = headers.get("sec-fetch-site").map(header::HeaderValue::as_bytes);
+    // A link to a page may come from any site.
+    if !reads && site.is_some_and(|site| site != b"same-origin" && site != b"none") {
+        return Err((StatusCode::FORBIDDEN, ORIGIN));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: &Method, headers: &[(&'static str, &str)]) -> u16 {
+        let hosts = AllowedHosts::new(["Roastery.example".to_owned()]);
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        check(&hosts, method, &map).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn only_own_names_and_addresses_are_answered() {
+        for host in [
+            "localhost",
+            "localhost:8080",
+            "LOCALHOST:1",
+            "127.0.0.1:4001",
+            "192.168.1.7:80",
+            "[::1]",
+        ] {
+            assert_eq!(status(&Method::GET, &[("host", host)]), 200, "{host}");
+        }
+        for host in ["[::1]:4001", "[fe80::1]", "roastery.example", "ROASTERY.example:8080"] {
+            assert_eq!(status(&Method::POST, &[("host", host)]), 200, "{host}");
+        }
+        for host in
+            ["evil.example", "evil.example:8080", "localhost.evil", "127.0.0.1.evil", "", "é"]
+        {
+            assert_eq!(status(&Method::GET, &[("host", host)]), 421, "{host}");
+        }
+        assert_eq!(status(&Method::POST, &[]), 200, "no browser");
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        let host = ("host", "localhost:8080");
+        for (method, header, expected) in [
+            (Method::POST, ("origin", "http://localhost:8080"), 200),
+            (Method::POST, ("origin", "http://localhost:8081"), 403),
+            (Method::POST, ("origin", "https://evil.example"), 403),
+            (Method::POST, ("origin", "null"), 403),
+            // The handshake of a WebSocket is a GET with an origin.
+            (Method::GET, ("origin", "https://evil.example"), 403),
+            (Method::POST, ("sec-fetch-site", "cross-site"), 403),
+            (Method::DELETE, ("sec-fetch-site", "same-site"), 403),
+            (Method::POST, ("sec-fetch-site", "same-origin"), 200),
+            (Method::POST, ("sec-fetch-site", "none"), 200),
+            (Method::GET, ("sec-fetch-site", "cross-site"), 200), // a link
+        ] {
+            assert_eq!(status(&method, &[host, header]), expected, "{method} {header:?}");
+        }
+    }
+}

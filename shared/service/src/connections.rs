@@ -45,7 +45,7 @@ impl ConnectionLimits {
     }
 
     /// Returns the limits of each of `listeners` listeners of a process that may open `files` files.
-    /// [`RESERVED_FILES`] are left for databases, brokers and calls to other services.
+    /// 256 files are left for databases, brokers and calls to other services.
     #[must_use]
     pub fn shared(files: usize, listeners: usize) -> Self {
         let each = files.saturating_sub(RESERVED_FILES) / listeners.max(1);

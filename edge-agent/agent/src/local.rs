@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use service::health::Health;
 use service::http::{self, CONCURRENT_REQUESTS_MAX, ConcurrencyLimit};
 use service::metrics::Metrics;
-use service::origin::{AllowedHosts, refuse_foreign_pages};
+use service::origin::refuse_foreign_pages;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use tokio::sync::oneshot;
@@ -83,7 +83,7 @@ pub fn app(
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
         .layer(http::response_timeout())
         .layer(CatchPanicLayer::new())
-        .layer(from_fn_with_state(AllowedHosts::default(), refuse_foreign_pages))
+        .layer(from_fn(refuse_foreign_pages))
         .layer(from_fn_with_state("edge", http::record_metrics))
         .layer(from_fn(http::assign_request_id))
 }

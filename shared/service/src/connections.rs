@@ -193,6 +193,19 @@ impl BoundedStream {
         self.timer.as_mut().reset(Instant::now() + self.limits.idle);
     }
 
+    fn poll_after_write(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.has_written();
+            return written;
+        }
+        // A peer that reads nothing holds its place no longer than an idle one.
+        self.poll_expired(context).map(Err)
+    }
+
     /// Returns an error once the connection has been idle, or its request has taken, too long.
     fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         self.timer.as_mut().poll(context).map(|()| {
@@ -227,14 +240,22 @@ impl AsyncWrite for BoundedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.stream).poll_write(context, bytes) {
-            // A peer that reads nothing holds its place no longer than an idle one.
-            Poll::Pending => self.poll_expired(context).map(Err),
-            ready @ Poll::Ready(_) => {
-                self.has_written();
-                ready
-            }
-        }
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.poll_after_write(context, written)
+    }
+
+    // A large body goes out without being copied behind its head.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.poll_after_write(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

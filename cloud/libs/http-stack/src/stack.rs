@@ -22,7 +22,7 @@ use service::http::{
     self, ConcurrencyLimit, assign_request_id, limit_concurrency, record_metrics, response_timeout,
 };
 use service::metrics::Metrics;
-use service::origin::{AllowedHosts, refuse_foreign_pages};
+use service::origin::refuse_foreign_pages;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
@@ -34,20 +34,20 @@ use crate::start::Service;
 
 /// Returns the router that serves a service: its routes and the open routes, inside all layers.
 pub fn service_router(service: &Service, metrics: Metrics) -> Router {
-    let Service { routes, openapi, health, access, allowed_hosts, idempotency, .. } = service;
+    let Service { routes, openapi, health, access, development, idempotency, .. } = service;
     let open = http::open_routes(openapi, health.clone(), metrics);
     let mut routes = routes.clone();
     if let Some(access) = access {
         routes = control_access(routes, access, idempotency.clone());
     }
     let routes = limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open);
-    outer_layers(routes, allowed_hosts.clone(), health.service())
+    outer_layers(routes, *development, health.service())
 }
 
 /// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 7, and no open
 /// routes.
 pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Router {
-    outer_layers(limit(routes, at_once), None, name)
+    outer_layers(limit(routes, at_once), false, name)
 }
 
 /// Adds layers 8 to 10. The last `layer` is the first that a request passes.
@@ -74,15 +74,12 @@ fn limit(routes: Router, at_once: usize) -> Router {
 }
 
 /// Adds layers 1 to 6. The last `layer` is the first that a request passes.
-fn outer_layers(routes: Router, hosts: Option<AllowedHosts>, name: &'static str) -> Router {
+fn outer_layers(routes: Router, development: bool, name: &'static str) -> Router {
     let routes = routes
         .fallback(http::not_found)
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
         .layer(response_timeout());
-    let routes = match hosts {
-        Some(hosts) => routes.layer(from_fn_with_state(hosts, refuse_foreign_pages)),
-        None => routes,
-    };
+    let routes = if development { routes.layer(from_fn(refuse_foreign_pages)) } else { routes };
     routes
         .layer(CatchPanicLayer::new())
         .layer(from_fn_with_state(name, record_metrics))

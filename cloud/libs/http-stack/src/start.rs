@@ -14,7 +14,6 @@ use rustls::ServerConfig;
 use service::clock::Clock;
 use service::health::Health;
 use service::mqtt::{BrokerError, BrokerSettings};
-use service::origin::AllowedHosts;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use service_client::{ServiceClient, ServiceClientError};
@@ -33,9 +32,9 @@ pub struct Service {
     pub health: Health,
     /// Who may call the routes. `None`: they need no credentials, and have no rate limit.
     pub access: Option<AccessControl>,
-    /// Set if the network is trusted in place of credentials: only these names are answered, and no
-    /// page of another site.
-    pub allowed_hosts: Option<AllowedHosts>,
+    /// Whether callers need no credentials, because the service listens on this machine alone. Then
+    /// what pages of other sites make a browser send is refused.
+    pub development: bool,
     /// Where the responses to requests with an `Idempotency-Key` are stored. `None`: the header is
     /// ignored.
     pub idempotency: Option<Idempotency>,
@@ -64,8 +63,8 @@ impl Service {
             let failure = tasks.failure().map(str::to_owned);
             async move { failure.map_or(Ok(()), Err) }
         });
-        let allowed_hosts = context.development.then(AllowedHosts::default);
-        Self { name, routes, openapi, health, access, allowed_hosts, idempotency: None, tls: None }
+        let development = context.development;
+        Self { name, routes, openapi, health, access, development, idempotency: None, tls: None }
     }
 
     /// Lets anyone call the routes.

@@ -10,11 +10,11 @@ use axum::Router;
 use axum::extract::State as Extract;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse as _, Response};
 use contract::{Channel, EventKind};
 use serde_json::{Map, Value, json};
-use service::origin::{AllowedHosts, refuse_foreign_pages};
+use service::origin::refuse_foreign_pages;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ pub fn app(
     Router::new()
         .fallback(axum::routing::get(connect))
         .with_state(state)
-        .layer(from_fn_with_state(AllowedHosts::default(), refuse_foreign_pages))
+        .layer(from_fn(refuse_foreign_pages))
 }
 
 async fn connect(Extract(state): Extract<WebSocketState>, upgrade: WebSocketUpgrade) -> Response {

@@ -28,7 +28,6 @@ use serde_json::{Value, json};
 use service::clock::Clock;
 use service::health::Health;
 use service::metrics::Metrics;
-use service::origin::AllowedHosts;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -107,7 +106,7 @@ struct Doc;
 struct App {
     tokens: Tokens,
     limits: LimitsConfig,
-    allowed_hosts: Option<AllowedHosts>,
+    development: bool,
     idempotency: Option<Idempotency>,
     orders: Orders,
 }
@@ -131,7 +130,7 @@ impl App {
             openapi: Doc::openapi(),
             health: Health::new("orders", clock()),
             access: Some(access),
-            allowed_hosts: self.allowed_hosts.clone(),
+            development: self.development,
             idempotency: self.idempotency.clone(),
             tls: None,
         };

@@ -6,7 +6,6 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, header};
 use http_stack::LimitsConfig;
 use serde_json::json;
-use service::origin::AllowedHosts;
 
 use crate::{App, read, request, send, slow};
 
@@ -140,7 +139,7 @@ async fn every_answer_is_counted_by_its_route_and_status() {
 
 #[tokio::test]
 async fn in_development_mode_no_page_of_another_site_is_answered() {
-    let router = App { allowed_hosts: Some(AllowedHosts::default()), ..App::default() }.router();
+    let router = App { development: true, ..App::default() }.router();
     let ask = async |name: &'static str, value: &'static str| {
         let mut post = request(Method::POST, "/orders", "ada");
         post.headers_mut().insert(header::HOST, "localhost:3000".parse().unwrap());

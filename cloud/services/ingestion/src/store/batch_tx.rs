@@ -149,6 +149,38 @@ fn chunks<'c, 'f>(mut frames: &'c [NewFrame<'f>]) -> Vec<&'c [NewFrame<'f>]> {
     chunks
 }
 
+/// The reads that are the same text on both databases; only the type of the transaction differs.
+macro_rules! reads {
+    () => {
+        async fn digest_of(
+            &mut self,
+            chain_no: i64,
+            number: i64,
+        ) -> Result<Option<Vec<u8>>, sqlx::Error> {
+            query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
+        }
+
+        async fn sample_before(
+            &mut self,
+            chain_no: i64,
+            at_ms: i64,
+        ) -> Result<Option<i64>, sqlx::Error> {
+            let found = query_scalar(SELECT_SAMPLE_BEFORE).bind(chain_no).bind(at_ms);
+            found.fetch_optional(&mut **self).await
+        }
+
+        async fn contains(
+            &mut self,
+            chain_no: i64,
+            t0_ms: i64,
+            digest: &[u8],
+        ) -> Result<bool, sqlx::Error> {
+            let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
+            found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+    };
+}
+
 impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
     async fn lock_chains(&mut self, chain_nos: &[i64]) -> Result<Vec<ChainRow>, sqlx::Error> {
         // All instances lock in the same order, so they cannot deadlock.
@@ -161,32 +193,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
         .await
     }
 
-    async fn digest_of(
-        &mut self,
-        chain_no: i64,
-        number: i64,
-    ) -> Result<Option<Vec<u8>>, sqlx::Error> {
-        query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
-    }
-
-    async fn sample_before(
-        &mut self,
-        chain_no: i64,
-        at_ms: i64,
-    ) -> Result<Option<i64>, sqlx::Error> {
-        let found = query_scalar(SELECT_SAMPLE_BEFORE).bind(chain_no).bind(at_ms);
-        found.fetch_optional(&mut **self).await
-    }
-
-    async fn contains(
-        &mut self,
-        chain_no: i64,
-        t0_ms: i64,
-        digest: &[u8],
-    ) -> Result<bool, sqlx::Error> {
-        let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
-        found.fetch_optional(&mut **self).await.map(|row| row.is_some())
-    }
+    reads!();
 
     async fn insert(&mut self, frames: &[NewFrame<'_>]) -> Result<(), sqlx::Error> {
         for chunk in chunks(frames) {
@@ -258,32 +265,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
         .await
     }
 
-    async fn digest_of(
-        &mut self,
-        chain_no: i64,
-        number: i64,
-    ) -> Result<Option<Vec<u8>>, sqlx::Error> {
-        query_scalar(DIGEST_OF).bind(chain_no).bind(number).fetch_optional(&mut **self).await
-    }
-
-    async fn sample_before(
-        &mut self,
-        chain_no: i64,
-        at_ms: i64,
-    ) -> Result<Option<i64>, sqlx::Error> {
-        let found = query_scalar(SELECT_SAMPLE_BEFORE).bind(chain_no).bind(at_ms);
-        found.fetch_optional(&mut **self).await
-    }
-
-    async fn contains(
-        &mut self,
-        chain_no: i64,
-        t0_ms: i64,
-        digest: &[u8],
-    ) -> Result<bool, sqlx::Error> {
-        let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
-        found.fetch_optional(&mut **self).await.map(|row| row.is_some())
-    }
+    reads!();
 
     async fn insert(&mut self, frames: &[NewFrame<'_>]) -> Result<(), sqlx::Error> {
         for chunk in chunks(frames) {

@@ -4,20 +4,70 @@
 use std::time::Duration;
 
 use crate::support::{Agent, Stack, simulated};
+use anyhow::Context as _;
+use service::mqtt::{BrokerSettings, ConnectionBounds};
 use testbed::{Mosquitto, TestCa, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(40);
-/// The cloud may use all topics; a gateway may use only those of its machines.
-const ACL: &str = "user simcorp\ntopic readwrite #\n\
-                   user gw-r-1\ntopic write roaster/org/leipzig/r-1/#\n\
-                   topic read roaster/org/leipzig/r-1/acks\n\
-                   user gw-r-2\ntopic write roaster/org/leipzig/r-2/#\n\
-                   topic read roaster/org/leipzig/r-2/acks\n";
+
+/// Returns the access list of the configuration page, for the gateways gw-r-1 and gw-r-2.
+fn documented_acl() -> anyhow::Result<String> {
+    let page = testbed::workspace_root().join("docs/reference/configuration.md");
+    let page = std::fs::read_to_string(page)?;
+    let (_, list) = page.split_once("```\nuser simcorp\n").context("the page's access list")?;
+    let (list, _) = list.split_once("```").context("the end of the list")?;
+    let (cloud, gateway) = list.split_once("user gw-1\n").context("the gateway's lines")?;
+    let of = |machine: &str| format!("user gw-{machine}\n{}", gateway.replace("drum-1", machine));
+    Ok(format!("user simcorp\n{cloud}{}{}", of("r-1"), of("r-2")))
+}
+
+/// Publishes a message with a gateway's certificate, and returns whether the broker takes it.
+async fn may_publish(broker: &BrokerSettings, client: &str, topic: &str) -> anyhow::Result<bool> {
+    let bounds = ConnectionBounds { in_flight: 10, receive: 10, packet: 10_000 };
+    let options = broker.options(client, bounds)?;
+    let (client, mut events) = rumqttc::AsyncClient::builder(options).capacity(10).build();
+    let once = rumqttc::PublishOptions::new(rumqttc::QoS::AtLeastOnce);
+    client.publish(topic.to_owned(), b"{}".to_vec(), once).await?;
+    loop {
+        let event = tokio::time::timeout(PATIENCE, events.poll()).await??;
+        if let rumqttc::Event::Incoming(rumqttc::Incoming::PubAck(answer)) = event {
+            return Ok(answer.reason != rumqttc::PubAckReason::NotAuthorized);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_writes_frames_and_receipts_of_its_machine_and_nothing_else() -> anyhow::Result<()>
+{
+    let authority = TestCa::new()?;
+    let broker = Mosquitto::start_tls(&authority, &documented_acl()?).await?;
+    let gateway = authority.issue("gw-r-1")?;
+    let settings = BrokerSettings {
+        host: "127.0.0.1".to_owned(),
+        port: broker.port,
+        ca_file: Some(authority.certificate()),
+        cert_file: Some(gateway.certificate),
+        key_file: Some(gateway.key),
+        ..BrokerSettings::default()
+    };
+    for (topic, allowed) in [
+        ("roaster/org/leipzig/r-1/frames/live", true),
+        ("roaster/org/leipzig/r-1/frames/backlog", true),
+        ("roaster/org/leipzig/r-1/receipts", true),
+        ("roaster/org/leipzig/r-1/acks", false),
+        ("roaster/org/leipzig/r-1/telemetry", false),
+        ("roaster/org/leipzig/r-2/frames/live", false),
+        ("ops/org/leipzig/r-1/session/closed", false),
+    ] {
+        assert_eq!(may_publish(&settings, topic, topic).await?, allowed, "{topic}");
+    }
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_publishes_only_with_its_own_certificate() -> anyhow::Result<()> {
     let authority = TestCa::new()?;
-    let broker = Mosquitto::start_tls(&authority, ACL).await?;
+    let broker = Mosquitto::start_tls(&authority, &documented_acl()?).await?;
     let ca = authority.certificate().display().to_string();
     let cloud = authority.issue("simcorp")?;
     let stack = Stack::start(

@@ -140,7 +140,9 @@ impl Gateway {
     }
 
     fn enroll(&self, token: &str) -> anyhow::Result<String> {
-        self.agent.command(&["enroll", "--token", token])
+        let file = self.agent.folder.path().join("token.txt");
+        std::fs::write(&file, format!("{token}\n"))?;
+        self.agent.command(&["enroll", "--token-file", &file.display().to_string()])
     }
 
     fn certificate(&self) -> Certificate {

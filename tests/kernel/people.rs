@@ -133,6 +133,7 @@ impl Cloud {
         std::fs::write(&file, token)?;
         let mut settings = vec![
             format!("database.url={}", database.url()),
+            format!("database.data={}", folder.path().display()),
             "broker.embedded=false".to_owned(),
             "auth.mode=oidc".to_owned(),
             format!("auth.oidc.issuer={}", issuer.url),

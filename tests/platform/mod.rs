@@ -1,5 +1,6 @@
 //! Tests of what all services share: limits, OpenAPI, simulated machines.
 
+mod browser;
 mod limits;
 mod openapi;
 mod simulated_machines;

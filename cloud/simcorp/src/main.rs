@@ -2,6 +2,7 @@
 //! the other commands are for the operator.
 
 mod api_key;
+mod audit;
 mod authority;
 mod broker;
 mod config;
@@ -27,6 +28,7 @@ use database::Database;
 use service::config::{ConfigError, Sources};
 
 use crate::api_key::ApiKeyCommand;
+use crate::audit::AuditCommand;
 use crate::authority::AuthorityCommand;
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
@@ -89,6 +91,9 @@ enum Command {
     /// Manage API keys for services and scripts (`simcorp token` is the old name, and still works)
     #[command(subcommand, alias = "token")]
     ApiKey(ApiKeyCommand),
+    /// Verify the audit log against signed checkpoints
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Write shell completions to standard output
     Completions {
         /// The shell to complete commands in
@@ -169,6 +174,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 Ok(())
             }
             Command::ApiKey(command) => api_key::run(&config, org, command, output).await,
+            Command::Audit(command) => audit::run(&config, org, command, output).await,
             Command::Completions { shell } => {
                 let mut command = Cli::command();
                 clap_complete::generate(shell, &mut command, "simcorp", &mut std::io::stdout());

@@ -30,6 +30,8 @@ use crate::clock::GatewayClock;
 use crate::journal_writer::JournalCommand;
 
 const PAGE: &str = include_str!("local.html");
+const STYLE: &str = include_str!("local.css");
+const SCRIPT: &str = include_str!("local.js");
 
 #[derive(Clone)]
 struct LocalState {
@@ -69,6 +71,8 @@ pub fn app(
     });
     let routes = Router::new()
         .route("/", get(page))
+        .route("/page.css", get(style))
+        .route("/page.js", get(script))
         .route("/status", get(status))
         .route("/points", get(points))
         .route("/live", get(live))
@@ -83,6 +87,7 @@ pub fn app(
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
         .layer(http::response_timeout())
         .layer(CatchPanicLayer::new())
+        .layer(from_fn(http::restrict_browser))
         .layer(from_fn(refuse_foreign_pages))
         .layer(from_fn_with_state("edge", http::record_metrics))
         .layer(from_fn(http::assign_request_id))
@@ -112,8 +117,17 @@ fn refuse_invalid(sentence: &str) -> Refusal {
 struct Doc;
 
 async fn page() -> Response {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
+    let policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+                  img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
+}
+
+async fn style() -> Response {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE).into_response()
+}
+
+async fn script() -> Response {
+    ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT).into_response()
 }
 
 /// Returns the agent's state: machine, disk, cloud and the running roast.

@@ -30,9 +30,10 @@ mod uplink;
 mod uplink_supervisor;
 mod watchdog;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use service::config::{ConfigError, Sources};
 use trust::{Algorithm, FileKey};
@@ -75,8 +76,11 @@ enum Command {
     /// Redeem an enrolment token: obtain a certificate for this gateway's key
     Enroll {
         /// The enrolment token that `simcorp device enroll` printed; - reads it from standard input
+        #[arg(long, required_unless_present = "token_file", conflicts_with = "token_file")]
+        token: Option<String>,
+        /// A file that contains the enrolment token, so that it is in no command line and no shell history
         #[arg(long)]
-        token: String,
+        token_file: Option<PathBuf>,
     },
     /// List, show, check and sign machine profiles
     #[command(subcommand)]
@@ -151,13 +155,22 @@ fn run_command(mut cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Key(command) => key(&config, &command),
-        Command::Enroll { token } => {
-            let piped = token == "-";
-            let token = if piped { std::io::read_to_string(std::io::stdin())? } else { token };
+        Command::Enroll { token, token_file } => {
+            let token = read_token(token, token_file.as_deref())?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(identity::enroll::enroll(&config, &token))
         }
         Command::Profile(command) => profiles::run(&command),
+    }
+}
+
+/// Returns the enrolment token: from the file, from standard input for `-`, or as it was typed.
+fn read_token(token: Option<String>, file: Option<&Path>) -> anyhow::Result<String> {
+    match (token, file) {
+        (_, Some(file)) => std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the enrolment token from {}", file.display())),
+        (Some(token), None) if token != "-" => Ok(token),
+        _ => Ok(std::io::read_to_string(std::io::stdin())?),
     }
 }
 

@@ -148,6 +148,26 @@ fn prometheus(metrics: &Metrics) -> Response {
     ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
 }
 
+/// Adds the headers that limit what a browser does with a response, where the handler has not set
+/// its own: the content type is not guessed, no other page frames it, and a document loads and runs
+/// nothing. A handler that serves a page sets the policy that its page needs.
+pub async fn restrict_browser(request: Request, next: Next) -> Response {
+    const DEFAULTS: [(HeaderName, HeaderValue); 4] = [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+        ),
+    ];
+    let mut response = next.run(request).await;
+    for (name, value) in DEFAULTS {
+        response.headers_mut().entry(name).or_insert(value);
+    }
+    response
+}
+
 /// Answers 404, in the format of upstream Sim-Corp.
 #[allow(clippy::unused_async)] // handlers are async
 pub async fn not_found(request: Request) -> Response {

@@ -4,7 +4,7 @@
 use contract::{Actor, EpochMs, OrgId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{FromRow, query, query_as};
+use sqlx::{FromRow, query, query_as, query_scalar};
 
 use crate::{Database, StoreError, Tx, on, on_tx};
 
@@ -81,6 +81,16 @@ pub enum AuditError {
     Missing(i64),
     #[error("entry {0} was altered, or one before it was removed")]
     Altered(i64),
+    #[error("the log ends at entry {last}, but entry {n} was written")]
+    CutOff { last: i64, n: i64 },
+}
+
+/// The newest entry of an organisation's audit log. Its hash covers all entries before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditHead {
+    pub org: OrgId,
+    pub n: i64,
+    pub hash: contract::Digest,
 }
 
 impl Tx {
@@ -131,6 +141,12 @@ impl Database {
         limit: i64,
     ) -> Result<Vec<AuditEntry>, StoreError> {
         const DOING: &str = "reading the audit log";
+        // Before the rows: an entry that is appended in between is no difference.
+        let head: Option<i64> = on!(self, pool => query_scalar(
+            "SELECT n FROM audit_heads WHERE org_id = $1")
+            .bind(org.as_str()).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let head = head.unwrap_or(0);
         let rows: Vec<AuditRow> = on!(self, pool => query_as(
             "SELECT n, at_ms, actor, action, subject, details, hash FROM audit \
              WHERE org_id = $1 AND n >= $2 ORDER BY n LIMIT $3")
@@ -168,9 +184,52 @@ impl Database {
             });
             before = row.hash;
         }
+        // Fewer rows than asked for: the log must end where its head says.
+        let last = expected.saturating_sub(1).max(after);
+        if entries.len() <= usize::try_from(limit).unwrap_or(0) && head > last {
+            return Err(damaged(AuditError::CutOff { last, n: head }));
+        }
         entries.truncate(usize::try_from(limit).unwrap_or(0));
         Ok(entries)
     }
+
+    /// Returns the newest entry of each organisation's audit log.
+    ///
+    /// # Errors
+    /// When the database does not answer, or a row is damaged.
+    pub async fn audit_heads(&self) -> Result<Vec<AuditHead>, StoreError> {
+        const DOING: &str = "reading the heads of the audit log";
+        let rows: Vec<(String, i64, Vec<u8>)> = on!(self, pool => query_as(
+            "SELECT org_id, n, hash FROM audit_heads ORDER BY org_id").fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let head = |(org, n, hash): (String, i64, Vec<u8>)| {
+            let org = OrgId::new(org).map_err(|e| StoreError::row(DOING, e))?;
+            Ok(AuditHead { org, n, hash: digest(DOING, &hash)? })
+        };
+        rows.into_iter().map(head).collect()
+    }
+
+    /// Returns the hash of entry `n` of an organisation's audit log; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the database does not answer, or the row is damaged.
+    pub async fn audit_hash(
+        &self,
+        org: &OrgId,
+        n: i64,
+    ) -> Result<Option<contract::Digest>, StoreError> {
+        const DOING: &str = "reading an entry of the audit log";
+        let hash: Option<Vec<u8>> = on!(self, pool => query_scalar(
+            "SELECT hash FROM audit WHERE org_id = $1 AND n = $2")
+            .bind(org.as_str()).bind(n).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        hash.map(|hash| digest(DOING, &hash)).transpose()
+    }
+}
+
+fn digest(doing: &'static str, hash: &[u8]) -> Result<contract::Digest, StoreError> {
+    let hash = hash.try_into().map_err(|_| StoreError::row(doing, "a hash is not 32 bytes"))?;
+    Ok(contract::Digest(hash))
 }
 
 fn json(value: &impl Serialize) -> Result<String, StoreError> {

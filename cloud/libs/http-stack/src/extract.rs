@@ -7,7 +7,9 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Issue};
 
-/// A JSON body. An empty body is read as `{}`, so that a POST without a body is accepted.
+/// A JSON body. An empty body is read as `{}`, so that a POST without a body is accepted; any other
+/// must name its content type. A page of another site can make a browser send a body without a
+/// content type, but not one with `application/json`.
 pub struct JsonBody<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
@@ -15,7 +17,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let json = kind.is_none_or(|kind| {
+        let json = kind.is_some_and(|kind| {
             let essence = kind.split(';').next().unwrap_or_default().trim();
             essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
         });
@@ -23,7 +25,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             .await
             .map_err(|error| ApiError::TooLarge(error.body_text()))?;
         if !json && !bytes.is_empty() {
-            return Err(ApiError::MediaType("the body is not application/json".to_owned()));
+            return Err(ApiError::MediaType(
+                "the content-type of the body is not application/json".to_owned(),
+            ));
         }
         parse_body(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }

@@ -4,15 +4,16 @@
 //!
 //! 1. request id: in the response and on every log line
 //! 2. metrics: count and duration by route and status, so that they include every refusal below
-//! 3. panic: answers 500 and keeps the connection
-//! 4. origin, in development mode: 421 and 403 for what a page of another site makes a browser send
-//! 5. response time: 504
-//! 6. body size: 413
-//! 7. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
+//! 3. browser: headers that limit what a browser does with the response
+//! 4. panic: answers 500 and keeps the connection
+//! 5. origin, in development mode: 421 and 403 for what a page of another site makes a browser send
+//! 6. response time: 504
+//! 7. body size: 413
+//! 8. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
 //!    `/metrics` and `/openapi.json` branch off before it and need no credentials
-//! 8. authentication: 401; `/_rate-limit/metrics` branches off after it
-//! 9. rate limit: 429, by organisation, caller and route
-//! 10. idempotency: a repeated `Idempotency-Key` gets the first response
+//! 9. authentication: 401; `/_rate-limit/metrics` branches off after it
+//! 10. rate limit: 429, by organisation, caller and route
+//! 11. idempotency: a repeated `Idempotency-Key` gets the first response
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -44,13 +45,13 @@ pub fn service_router(service: &Service, metrics: Metrics) -> Router {
     outer_layers(routes, *development, health.service())
 }
 
-/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 7, and no open
+/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 8, and no open
 /// routes.
 pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Router {
     outer_layers(limit(routes, at_once), false, name)
 }
 
-/// Adds layers 8 to 10. The last `layer` is the first that a request passes.
+/// Adds layers 9 to 11. The last `layer` is the first that a request passes.
 fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempotency>) -> Router {
     let AccessControl { auth, limits } = access.clone();
     let routes = match keys {
@@ -68,12 +69,12 @@ fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempoten
         .layer(from_fn_with_state(auth, authenticate))
 }
 
-/// Adds layer 7.
+/// Adds layer 8.
 fn limit(routes: Router, at_once: usize) -> Router {
     routes.layer(from_fn_with_state(ConcurrencyLimit::new(at_once), limit_concurrency))
 }
 
-/// Adds layers 1 to 6. The last `layer` is the first that a request passes.
+/// Adds layers 1 to 7. The last `layer` is the first that a request passes.
 fn outer_layers(routes: Router, development: bool, name: &'static str) -> Router {
     let routes = routes
         .fallback(http::not_found)
@@ -82,6 +83,7 @@ fn outer_layers(routes: Router, development: bool, name: &'static str) -> Router
     let routes = if development { routes.layer(from_fn(refuse_foreign_pages)) } else { routes };
     routes
         .layer(CatchPanicLayer::new())
+        .layer(from_fn(http::restrict_browser))
         .layer(from_fn_with_state(name, record_metrics))
         .layer(from_fn(assign_request_id))
 }

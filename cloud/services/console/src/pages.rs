@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::Router;
 use axum::extract::{Path, Query, State as Extract};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse as _, Response};
 use axum::routing::get;
 use contract::session::{MachineStatus, RoastSession, RoastSessionSummary};
@@ -101,9 +101,15 @@ async fn fetch<T: DeserializeOwned>(state: &ConsoleState, path: &str) -> Result<
     answer.error_for_status().map_err(away)?.json().await.map_err(away)
 }
 
+/// What a page may load: its own scripts, styles and data, and nothing inline.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
 fn html(status: StatusCode, page: &impl Template) -> Response {
     match page.render() {
-        Ok(text) => (status, Html(text)).into_response(),
+        Ok(text) => {
+            (status, [(header::CONTENT_SECURITY_POLICY, POLICY)], Html(text)).into_response()
+        }
         Err(error) => http_stack::error::ApiError::internal(error).into_response(),
     }
 }

@@ -8,6 +8,7 @@
 //! idempotency key create one mission.
 
 mod api;
+pub mod audit_checkpoint;
 pub mod authentication;
 mod config;
 pub mod governance;
@@ -18,12 +19,14 @@ pub mod store;
 pub mod trace;
 
 use http_stack::start::{Context, Service, StartError, check_database};
+use std::sync::Arc;
 use std::time::Duration;
 
 use service::clock::Clock;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
 
+use audit_checkpoint::{CheckpointFile, CheckpointSigner, CheckpointWriter};
 pub use config::KernelConfig;
 pub use store::KernelStore;
 
@@ -55,9 +58,47 @@ pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartE
         let (store, eval, clock, stop) = parts.clone();
         promotion::poll_eval(store, eval, clock, stop)
     });
-    let state = api::ApiState { store, clock: clock.clone(), lease_ms: config.lease_ms, eval };
+    let audit_signer = start_audit_checkpoints(config, context, &database);
+    let state = api::ApiState {
+        store,
+        audit_signer,
+        clock: clock.clone(),
+        lease_ms: config.lease_ms,
+        eval,
+        development: context.development,
+    };
     Ok(Service::new(context, "kernel", api::routes(state), health)
         .with_idempotency(&database, &context.clock))
+}
+
+/// Starts the task that writes signed checkpoints of the audit log, and returns their key. Without a
+/// writable folder for the key the kernel works, and says at its start that there are none.
+fn start_audit_checkpoints(
+    config: &KernelConfig,
+    context: &Context,
+    database: &::database::Database,
+) -> Option<Arc<CheckpointSigner>> {
+    let path = config.audit_key_file(&context.data);
+    let signer = match CheckpointSigner::open_or_create(&path) {
+        Ok(signer) => Arc::new(signer),
+        Err(error) => {
+            tracing::error!(%error, "the audit log gets no checkpoints: set kernel.audit_key_file to a file that can be written");
+            return None;
+        }
+    };
+    if config.audit_checkpoint_minutes > 0 {
+        let writer = CheckpointWriter {
+            database: database.clone(),
+            signer: signer.clone(),
+            file: Arc::new(CheckpointFile::new(path.with_file_name("audit-checkpoints.jsonl"))),
+            clock: context.clock.clone(),
+            every: Duration::from_secs(60 * u64::from(config.audit_checkpoint_minutes)),
+        };
+        let stop = context.stop.clone();
+        let run = move || writer.clone().run(stop.clone());
+        context.tasks.spawn_restarting("audit-checkpoints", run);
+    }
+    Some(signer)
 }
 
 /// Quarantines missions that lost every worker, publishes the mission counts as metrics, and

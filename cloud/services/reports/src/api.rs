@@ -74,7 +74,9 @@ async fn report_page(
         .await?
         .unwrap_or_default();
     let html = page::html(&report, &curve(&points, &report)).map_err(ApiError::internal)?;
-    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    );
     Ok(([(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response())
 }
 

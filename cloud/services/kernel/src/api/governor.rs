@@ -6,7 +6,6 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::ActorKind;
 use contract::mission::{Action, GovernanceDecision};
-use database::audit::AuditEntry;
 use http_stack::OrgRequest;
 use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
@@ -96,20 +95,4 @@ pub async fn check_command(
         state.store.count_fact(&org, Fact::SafetyGate, 1, now).await?;
     }
     Ok(Json(decision))
-}
-
-/// Lists the audit log, oldest entry first. Each entry has a hash that binds it to the previous
-/// one.
-#[utoipa::path(get, path = "/audit", tag = "governance",
-    params(("orgId" = Option<String>, Query), ("after" = Option<i64>, Query),
-           ("limit" = Option<i64>, Query, description = "0 to 500; default 100")),
-    responses((status = 200, body = Vec<AuditEntry>), (status = 400), (status = 403)))]
-pub async fn audit(
-    Extract(state): Extract<ApiState>,
-    request: OrgRequest,
-) -> Result<Json<Vec<AuditEntry>>, ApiError> {
-    request.caller.require_role(Role::Admin)?;
-    let after = request.params.number("after", 0, 0, i64::MAX)?;
-    let limit = request.params.limit(100, 500)?;
-    Ok(Json(state.store.database().audit_log(&request.org, after, limit).await?))
 }

@@ -66,6 +66,14 @@ pub async fn create(
     let OrgRequest { caller, org, .. } = request;
     caller.require_role(Role::Admin)?;
     caller.require_role(new.role)?;
+    if state.development {
+        // The key would remain valid when the same database later runs with authentication.
+        return Err(ApiError::Forbidden(
+            "auth.mode is dev, where callers need no credentials; create the key with \
+             `simcorp api-key create`, or with auth.mode = \"oidc\""
+                .to_owned(),
+        ));
+    }
     let days = new.expires_in_days.unwrap_or(DAYS);
     let mut issues = Vec::new();
     if !(1..=200).contains(&new.name.len()) || new.name.contains('\0') {

@@ -1,5 +1,6 @@
 //! The kernel's HTTP routes, with upstream's paths and names.
 
+mod audit;
 mod breaker;
 mod cards;
 mod expansion;
@@ -10,6 +11,8 @@ mod missions;
 mod responses;
 mod traces;
 
+use std::sync::Arc;
+
 use axum::extract::FromRef;
 use service::openapi::with_examples;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,6 +20,7 @@ use utoipa_axum::routes;
 
 use service_client::ServiceClient;
 
+use crate::audit_checkpoint::CheckpointSigner;
 use crate::store::KernelStore;
 use service::clock::Clock;
 
@@ -28,6 +32,10 @@ pub struct ApiState {
     pub lease_ms: u32,
     /// Client of eval, which reports the roasts that may be promoted and how many were evaluated.
     pub eval: ServiceClient,
+    /// Signs checkpoints of the audit log; `None` if its key cannot be used.
+    pub audit_signer: Option<Arc<CheckpointSigner>>,
+    /// Whether callers need no credentials.
+    pub development: bool,
 }
 
 impl FromRef<ApiState> for Clock {
@@ -57,7 +65,8 @@ pub fn routes(state: ApiState) -> (axum::Router, utoipa::openapi::OpenApi) {
         .routes(routes!(missions::cancel))
         .routes(routes!(missions::retry_now))
         .routes(routes!(governor::get, governor::put))
-        .routes(routes!(governor::audit))
+        .routes(routes!(audit::log))
+        .routes(routes!(audit::checkpoint))
         .routes(routes!(governor::check_command))
         .routes(routes!(keys::whoami))
         .routes(routes!(keys::create, keys::list))

@@ -296,7 +296,7 @@ async fn a_report_is_a_page_with_its_curve_and_no_foreign_markup() {
 
     let page = read(&routes, "/reports/session/S-1").await;
     assert_eq!(page.status(), StatusCode::OK);
-    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
     assert_eq!(page.headers()[header::CONTENT_SECURITY_POLICY], policy);
     let body = to_bytes(page.into_body(), usize::MAX).await.unwrap();
     let html = String::from_utf8(body.to_vec()).unwrap().replace('\n', "");

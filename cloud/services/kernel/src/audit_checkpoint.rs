@@ -1,0 +1,323 @@
+//! Signed checkpoints of the audit log, which are kept outside the database.
+//!
+//! A person with full access to the database can rewrite a whole hash chain. A checkpoint is a
+//! signature over the newest entry of a chain; the key and the checkpoints are in files that the
+//! database cannot reach. An entry that a checkpoint names and that is gone or has another hash
+//! proves that the log was rewritten or truncated.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use contract::{Digest, EpochMs, OrgId};
+use database::audit::AuditHead;
+use database::{Database, StoreError};
+use serde::{Deserialize, Serialize};
+use service::clock::Clock;
+use tokio_util::sync::CancellationToken;
+use trust::{Algorithm, FileKey, FileKeyError, PublicKey, SignError, Signer as _};
+use utoipa::ToSchema;
+
+/// The number of entries that are read at once when a chain is checked.
+const PAGE: i64 = 500;
+
+/// A signature over one entry of an organisation's audit log, and so over all entries before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditCheckpoint {
+    #[schema(value_type = String)]
+    pub org_id: OrgId,
+    /// The number of the entry.
+    pub n: i64,
+    /// The hash of the entry, in hex.
+    #[schema(value_type = String)]
+    pub hash: Digest,
+    /// When it was signed.
+    pub at: EpochMs,
+    /// The Ed25519 signature over the text of [`AuditCheckpoint::signed_text`], in Base64.
+    pub signature: String,
+}
+
+impl AuditCheckpoint {
+    /// Returns what the signature covers: five lines, each ended by a line feed.
+    #[must_use]
+    pub fn signed_text(&self) -> String {
+        signed_text(&self.org_id, self.n, &self.hash, self.at)
+    }
+
+    /// Returns whether `key` signed this checkpoint.
+    #[must_use]
+    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+        let signature = BASE64.decode(&self.signature);
+        signature.is_ok_and(|signature| key.verifies(self.signed_text().as_bytes(), &signature))
+    }
+}
+
+fn signed_text(org: &OrgId, n: i64, hash: &Digest, at: EpochMs) -> String {
+    format!("simcorp audit checkpoint v1\n{org}\n{n}\n{hash}\n{}\n", at.0)
+}
+
+/// How the audit log of an organisation contradicts a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditBreak {
+    #[error(
+        "entry {n} of {org}, which a checkpoint of {at} covers, is missing: the log was truncated or replaced"
+    )]
+    Missing { org: OrgId, n: i64, at: EpochMs },
+    #[error(
+        "entry {n} of {org} has another hash than in the checkpoint of {at}: the log was rewritten"
+    )]
+    Rewritten { org: OrgId, n: i64, at: EpochMs },
+    /// The chain cannot be read, or its hashes do not match.
+    #[error(transparent)]
+    Chain(#[from] StoreError),
+}
+
+/// Why no checkpoint can be signed or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error(transparent)]
+    Key(#[from] FileKeyError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error("the name of the audit key: {0}")]
+    Name(#[from] contract::IdError),
+    #[error("cannot read or write {path}: {source}", path = path.display())]
+    File { path: PathBuf, source: std::io::Error },
+}
+
+/// The key that signs checkpoints, in a file of mode 0600.
+pub struct CheckpointSigner {
+    key: FileKey,
+}
+
+impl CheckpointSigner {
+    /// Opens the key, and creates it if the file does not exist. The public key is written beside
+    /// it, with the extension `pub.pem`, for the auditor.
+    ///
+    /// # Errors
+    /// When the file is not a usable key, or cannot be written.
+    pub fn open_or_create(path: &Path) -> Result<Self, CheckpointError> {
+        let name: contract::KeyId = "device:audit@cloud".parse()?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| CheckpointError::File { path: folder.to_owned(), source })?;
+        }
+        // Another instance may create the file at the same time; the first wins.
+        if !path.exists()
+            && let Err(error) = FileKey::create(path, name.clone(), Algorithm::EdDsa)
+            && !path.exists()
+        {
+            return Err(error.into());
+        }
+        let key = FileKey::open(path, name)?;
+        let public = path.with_extension("pub.pem");
+        std::fs::write(&public, key.public_key().to_pem())
+            .map_err(|source| CheckpointError::File { path: public, source })?;
+        Ok(Self { key })
+    }
+
+    /// Returns the public key, which verifies the checkpoints.
+    #[must_use]
+    pub const fn public_key(&self) -> &PublicKey {
+        self.key.public_key()
+    }
+
+    /// Signs a checkpoint of an entry.
+    ///
+    /// # Errors
+    /// When the system provides no random numbers.
+    pub fn sign(&self, head: &AuditHead, at: EpochMs) -> Result<AuditCheckpoint, CheckpointError> {
+        let text = signed_text(&head.org, head.n, &head.hash, at);
+        let signature = BASE64.encode(self.key.sign(text.as_bytes())?);
+        Ok(AuditCheckpoint { org_id: head.org.clone(), n: head.n, hash: head.hash, at, signature })
+    }
+}
+
+/// Checks an organisation's log against a checkpoint: the entry exists with the same hash, and all
+/// entries after it are chained to it.
+///
+/// # Errors
+/// [`AuditBreak`] with what contradicts the checkpoint.
+pub async fn check_against(
+    database: &Database,
+    checkpoint: &AuditCheckpoint,
+) -> Result<(), AuditBreak> {
+    let AuditCheckpoint { org_id, n, at, .. } = checkpoint;
+    match database.audit_hash(org_id, *n).await? {
+        Some(hash) if hash == checkpoint.hash => {}
+        Some(_) => return Err(AuditBreak::Rewritten { org: org_id.clone(), n: *n, at: *at }),
+        None => return Err(AuditBreak::Missing { org: org_id.clone(), n: *n, at: *at }),
+    }
+    check_chain(database, org_id, *n).await?;
+    Ok(())
+}
+
+/// Reads an organisation's log after entry `after`, and checks each entry against the one before.
+/// Returns the number of the last entry.
+///
+/// # Errors
+/// When the database does not answer, or the log differs from what was written.
+pub async fn check_chain(
+    database: &Database,
+    org: &OrgId,
+    mut after: i64,
+) -> Result<i64, StoreError> {
+    loop {
+        let entries = database.audit_log(org, after, PAGE).await?;
+        match entries.last() {
+            Some(entry) => after = entry.n,
+            None => return Ok(after),
+        }
+    }
+}
+
+/// The file of the checkpoints, one JSON object a line.
+pub struct CheckpointFile {
+    path: PathBuf,
+}
+
+impl CheckpointFile {
+    /// Names the file; it is created by the first checkpoint.
+    #[must_use]
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Reads all checkpoints that `key` signed, oldest first, and the number of lines that it did
+    /// not sign.
+    ///
+    /// # Errors
+    /// When the file cannot be read. A missing file has no checkpoints.
+    pub fn read(&self, key: &PublicKey) -> Result<(Vec<AuditCheckpoint>, usize), CheckpointError> {
+        let failed = |source| CheckpointError::File { path: self.path.clone(), source };
+        let file = match std::fs::File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok((Vec::new(), 0));
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let (mut signed, mut foreign) = (Vec::new(), 0);
+        for line in std::io::BufReader::new(file).lines() {
+            let line = line.map_err(failed)?;
+            match serde_json::from_str::<AuditCheckpoint>(&line) {
+                Ok(checkpoint) if checkpoint.is_signed_by(key) => signed.push(checkpoint),
+                _ if line.trim().is_empty() => {}
+                _ => foreign += 1,
+            }
+        }
+        Ok((signed, foreign))
+    }
+
+    /// Appends checkpoints, and waits until they are on disk.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn append(&self, checkpoints: &[AuditCheckpoint]) -> Result<(), CheckpointError> {
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&self.path)?;
+            let mut text = Vec::new();
+            for checkpoint in checkpoints {
+                serde_json::to_writer(&mut text, checkpoint)?;
+                text.push(b'\n');
+            }
+            file.write_all(&text)?;
+            file.sync_all()
+        };
+        write().map_err(|source| CheckpointError::File { path: self.path.clone(), source })
+    }
+}
+
+/// What the task that writes checkpoints works with.
+#[derive(Clone)]
+pub struct CheckpointWriter {
+    pub database: Database,
+    pub signer: std::sync::Arc<CheckpointSigner>,
+    pub file: std::sync::Arc<CheckpointFile>,
+    pub clock: Clock,
+    pub every: Duration,
+}
+
+impl CheckpointWriter {
+    /// Writes a checkpoint for each log that has grown, at the start and then at intervals. A log
+    /// that contradicts its last checkpoint gets no new one: the error is logged at each pass, and
+    /// `simcorp_audit_broken_logs` counts these logs.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut last = BTreeMap::new();
+        match self.file.read(self.signer.public_key()) {
+            Ok((checkpoints, foreign)) => {
+                if foreign > 0 {
+                    tracing::error!(
+                        foreign,
+                        "lines of the audit checkpoints are not signed by the audit key"
+                    );
+                }
+                last.extend(checkpoints.into_iter().map(|one| (one.org_id.clone(), one)));
+            }
+            Err(error) => tracing::error!(%error, "cannot read the audit checkpoints"),
+        }
+        loop {
+            if let Err(error) = self.pass(&mut last).await {
+                tracing::error!(
+                    error = &*error,
+                    "cannot write the audit checkpoints; the next pass tries again"
+                );
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.every) => {}
+            }
+        }
+    }
+
+    /// Checks every log against its last checkpoint, and writes new ones.
+    async fn pass(
+        &self,
+        last: &mut BTreeMap<OrgId, AuditCheckpoint>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let heads = self.database.audit_heads().await?;
+        let mut broken = Vec::new();
+        // Those that have lost their head altogether are checked too.
+        for checkpoint in last.values() {
+            match check_against(&self.database, checkpoint).await {
+                Ok(()) => {}
+                Err(AuditBreak::Chain(error @ StoreError::Query { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    tracing::error!(%error, "an audit log contradicts its checkpoint; compare it with a backup");
+                    broken.push(checkpoint.org_id.clone());
+                }
+            }
+        }
+        metrics::gauge!("simcorp_audit_broken_logs").set(broken.len() as f64);
+        let (mut new, now) = (Vec::new(), (self.clock)());
+        for head in heads {
+            let known = last.get(&head.org).is_some_and(|known| known.n >= head.n);
+            if known || head.n == 0 || broken.contains(&head.org) {
+                continue;
+            }
+            new.push(self.signer.sign(&head, now)?);
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.file.append(&new)?;
+        for checkpoint in new {
+            // The log leaves the computer: a copy that the computer's owner cannot take back.
+            tracing::info!(org = %checkpoint.org_id, n = checkpoint.n, hash = %checkpoint.hash,
+                at = checkpoint.at.0, signature = checkpoint.signature, "audit checkpoint");
+            last.insert(checkpoint.org_id.clone(), checkpoint);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! Tests what protects people from pages of other sites: response headers, content types, and what
+//! development mode refuses.
+
+use crate::support::{Stack, client};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_response_limits_what_a_browser_does_with_it() -> anyhow::Result<()> {
+    let stack = Stack::start(&["kernel", "ingestion", "console", "reports"], &[]).await?;
+    let client = client();
+    for (service, path) in [
+        ("console", "/"),
+        ("console", "/sessions"),
+        ("console", "/no-such-page"),
+        ("console", "/assets/app.js"),
+        ("kernel", "/health"),
+        ("kernel", "/missions"),
+        ("ingestion", "/sessions/none"),
+        ("reports", "/reports/session/none"),
+    ] {
+        let answer = client.get(stack.url(service, path)).send().await?;
+        let header = |name: &str| {
+            answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        };
+        assert_eq!(header("x-content-type-options"), "nosniff", "{service}{path}");
+        assert_eq!(header("x-frame-options"), "DENY", "{service}{path}");
+        let policy = header("content-security-policy");
+        assert!(policy.contains("default-src 'none'"), "{service}{path}: {policy}");
+        assert!(policy.contains("frame-ancestors 'none'"), "{service}{path}: {policy}");
+        assert!(!policy.contains("unsafe-inline"), "{service}{path}: {policy}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn development_mode_reads_json_only_by_its_name_and_creates_no_keys() -> anyhow::Result<()> {
+    let stack = Stack::start(&["kernel"], &[]).await?;
+    let client = client();
+    let keys = stack.url("kernel", "/keys");
+    let body = r#"{"name":"script","role":"viewer"}"#;
+    // What `fetch` sends for a Blob without a type, from any page.
+    let untyped = client.post(&keys).body(body).send().await?;
+    assert_eq!(untyped.status(), 415, "{}", untyped.text().await?);
+    let typed = client.post(&keys).header("content-type", "application/json").body(body);
+    let typed = typed.send().await?;
+    assert_eq!(typed.status(), 403);
+    assert!(typed.text().await?.contains("auth.mode is dev"));
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! A recorded roast, independent of the program that wrote it.
 
-use contract::EventKind;
+use contract::{EpochMs, EventKind};
 
 use crate::sample::Sample;
 
@@ -16,6 +16,15 @@ pub struct Recording {
     pub machine: String,
     /// The description of the beans; empty if the file has none.
     pub beans: String,
+    /// The number or name of the batch; empty if the file has none.
+    pub batch: String,
+    /// The name of the person who roasted; empty if the file has none.
+    pub operator: String,
+    /// The identity of the roast, which stays when its program saves the file again; empty if the
+    /// file has none.
+    pub roast_id: String,
+    /// When the first sample was taken; `None` if the file has no date, or no time zone with it.
+    pub started: Option<EpochMs>,
     /// The weight of the green beans, g.
     pub weight_in_g: Option<f64>,
     /// The weight of the roasted beans, g.
@@ -31,6 +40,12 @@ pub struct Recording {
 }
 
 impl Recording {
+    /// Returns true if a sample has a bean temperature: without one there is nothing to analyze.
+    #[must_use]
+    pub fn has_bean_temperature(&self) -> bool {
+        self.samples.iter().any(|sample| sample.bt_c.is_some())
+    }
+
     /// Returns the time of a mark, ms.
     #[must_use]
     pub fn mark_ms(&self, kind: EventKind) -> Option<i64> {

@@ -3,7 +3,7 @@
 //! A file is one Python literal (newer ones: JSON). The parser never evaluates it and limits its
 //! size and nesting depth.
 
-use contract::EventKind;
+use contract::{EpochMs, EventKind};
 use serde_json::{Map, Number, Value};
 
 use crate::recording::{FILE_BYTES_MAX, Recording};
@@ -50,12 +50,13 @@ pub enum AlogError {
 /// # Errors
 /// If the text is too large or is not a literal, or has no `timex`, `temp1` and `temp2` of equal
 /// length.
-#[allow(clippy::float_cmp)] // -1 is a sentinel, not a measurement
 pub fn read(text: &str) -> Result<Recording, AlogError> {
-    if text.len() > FILE_BYTES_MAX {
-        return Err(AlogError::TooLarge);
-    }
-    let file = parse_literal(text)?;
+    from_map(&parse_literal(text)?)
+}
+
+/// Reads the recording in a parsed file.
+#[allow(clippy::float_cmp)] // -1 is a sentinel, not a measurement
+pub(super) fn from_map(file: &Map<String, Value>) -> Result<Recording, AlogError> {
     let numbers = |field: &'static str| -> Result<Vec<Option<f64>>, AlogError> {
         let list = file.get(field).and_then(Value::as_array).ok_or(AlogError::Field { field })?;
         Ok(list.iter().map(Value::as_f64).collect())
@@ -70,16 +71,20 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
         let v = v.filter(|v| *v != -1.0)?;
         Some(if fahrenheit { (v - 32.0) / 1.8 } else { v })
     };
-    let controls = Controls::read(&file);
+    let controls = Controls::read(file);
     let text = |field: &str| file.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut recording = Recording {
         title: text("title"),
         machine: text("roastertype"),
         beans: text("beans"),
+        operator: text("operator"),
+        batch: batch(file),
+        roast_id: text("roastUUID"),
+        started: started(file),
         fahrenheit,
         ..Recording::default()
     };
-    (recording.weight_in_g, recording.weight_out_g) = weights(&file);
+    (recording.weight_in_g, recording.weight_out_g) = weights(file);
     recording.ambient_c = file
         .get("ambientTemp")
         .and_then(Value::as_f64)
@@ -107,8 +112,29 @@ pub fn read(text: &str) -> Result<Recording, AlogError> {
             ..Sample::default()
         });
     }
-    recording.marks = marks(&file, &indices);
+    recording.marks = marks(file, &indices);
     Ok(recording)
+}
+
+/// Returns the number of the batch with its prefix; empty if it has none, which is 0 in the file.
+fn batch(file: &Map<String, Value>) -> String {
+    let prefix = file.get("roastbatchprefix").and_then(Value::as_str).unwrap_or_default();
+    let number = file.get("roastbatchnr").and_then(Value::as_u64).filter(|number| *number > 0);
+    number.map_or_else(String::new, |number| format!("{prefix}{number}"))
+}
+
+/// Returns when the recording began: `roastepoch`, in seconds since 1970; in older files the local
+/// date and time with `roasttzoffset`, in seconds west of UTC.
+#[allow(clippy::cast_possible_truncation)] // checked against their bounds
+fn started(file: &Map<String, Value>) -> Option<EpochMs> {
+    let number = |field: &str| file.get(field).and_then(Value::as_f64);
+    let text = |field: &str| file.get(field).and_then(Value::as_str);
+    if let Some(seconds) = number("roastepoch").filter(|s| *s > 0.0 && *s < 1e12) {
+        return Some(EpochMs((seconds * 1000.0) as i64)).filter(|at| at.is_plausible());
+    }
+    let local = format!("{}T{}Z", text("roastisodate")?, text("roasttime")?);
+    let west_s = number("roasttzoffset").filter(|s| s.abs() <= 86_400.0)?;
+    EpochMs::parse_iso(&local).map(|local| local.plus_ms((west_s * 1000.0) as i64))
 }
 
 /// Returns the weights in and out in grams, from `[in, out, unit]`. 0 means not weighed.
@@ -174,7 +200,10 @@ impl Controls {
 }
 
 /// Parses a Python dict literal or a JSON object.
-fn parse_literal(text: &str) -> Result<Map<String, Value>, AlogError> {
+pub(super) fn parse_literal(text: &str) -> Result<Map<String, Value>, AlogError> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(AlogError::TooLarge);
+    }
     let text = text.trim_start_matches('\u{feff}');
     let mut parser = Parser { text, at: 0 };
     let value = parser.value(0)?;
@@ -350,6 +379,34 @@ mod tests {
         assert_eq!(r.marks, [(EventKind::Charge, 0), (EventKind::Fc, 2), (EventKind::Drop, 3)]);
         let json = r#"{"mode":"F","timex":[0],"temp1":[212],"temp2":[392.0]}"#;
         assert_eq!(read(json).unwrap().samples[0].bt_c, Some(200.0));
+    }
+
+    #[test]
+    fn the_identity_and_the_date_of_a_roast_are_read() {
+        let file = |fields: &str| {
+            read(&format!("{{'timex': [0], 'temp1': [1], 'temp2': [1], {fields}}}")).unwrap()
+        };
+        let r = file(
+            "'roastUUID': 'a1', 'roastbatchprefix': 'L', 'roastbatchnr': 7, 'operator': 'Kim', \
+             'roastepoch': 1675640520, 'roastisodate': '2023-02-06', 'roasttime': '10:12:00'",
+        );
+        assert_eq!(
+            (r.roast_id.as_str(), r.batch.as_str(), r.operator.as_str()),
+            ("a1", "L7", "Kim")
+        );
+        let adelaide = EpochMs::parse_iso("2023-02-05T23:42:00Z");
+        assert_eq!(r.started, adelaide);
+        // A file of an older Artisan: half an hour matters in Adelaide.
+        let older = file(
+            "'roastbatchnr': 0, 'roastisodate': '2023-02-06', 'roasttime': '10:12:00', \
+             'roasttzoffset': -37800",
+        );
+        assert_eq!((older.started, older.batch.as_str()), (adelaide, ""));
+        for undated in
+            ["", "'roastepoch': 0", "'roastisodate': '2023-02-06'", "'roastepoch': 1e300"]
+        {
+            assert_eq!(file(undated).started, None, "{undated}");
+        }
     }
 
     #[test]

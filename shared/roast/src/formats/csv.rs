@@ -1,17 +1,17 @@
 //! Parser of tables of samples.
 //!
-//! The separator is a comma, semicolon or tab. A header line names the columns, and each row is one
-//! sample. A row may have fewer or more cells than the header. Times are seconds, `mm:ss`, or ISO
-//! dates.
+//! A header line names the columns, and each row is one sample. A row may have fewer or more cells
+//! than the header. Times are numbers in the unit that the column names, clocks or dates.
 
-use ::csv::{Reader, ReaderBuilder, StringRecord, Terminator};
 use contract::EventKind;
 
+use super::table::{Row, Table, number};
+use super::time::{self, Step, TimeUnit, Timeline};
 use crate::recording::{FILE_BYTES_MAX, Recording};
 use crate::sample::Sample;
 
-/// The number of lines in which the header is searched.
-const HEADER_LINES_MAX: usize = 50;
+/// The number of characters of a cell that an error repeats.
+const SHOWN_CHARS: usize = 40;
 
 /// The reason why a text is not a table of samples.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -22,12 +22,26 @@ pub enum CsvError {
     /// No line names a time and a bean temperature as columns.
     #[error("no line names a time and a bean temperature (such as: elapsed_seconds,bean_temp_c)")]
     Header,
+    /// The header is the last line.
+    #[error("no row below the header in line {line}")]
+    NoRows {
+        /// The number of the header's line, from 1.
+        line: u64,
+    },
+    /// A row shows that the table cannot be read.
+    #[error("row in line {line}: {problem}")]
+    Row {
+        /// The number of the row's line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 /// The meaning of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
-    Time,
+    Time(TimeUnit),
     Bt { fahrenheit: bool },
     Et { fahrenheit: bool },
     Gas,
@@ -42,16 +56,26 @@ enum Column {
 /// Returns the meaning of a column name, as Artisan and other programs use it. Ignores case, spaces
 /// and punctuation.
 fn column(name: &str) -> Option<Column> {
-    let name = content(name).to_ascii_lowercase();
-    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-    let fahrenheit = plain.ends_with("tempf") || matches!(plain.as_str(), "btf" | "etf");
+    let plain = plain(name);
     match plain.as_str() {
         "timestamputc" | "timestamp" | "time" | "time1" | "seconds" | "elapsed" | "times"
-        | "elapsedseconds" => Some(Column::Time),
-        "bt" | "btc" | "btf" | "beantemp" | "beantempc" | "beantempf" | "bean"
-        | "beantemperature" => Some(Column::Bt { fahrenheit }),
-        "et" | "etc" | "etf" | "envtemp" | "envtempc" | "envtempf" | "environment"
-        | "environmenttemp" => Some(Column::Et { fahrenheit }),
+        | "elapsedseconds" | "elapsedtime" | "elapseds" | "timesec" | "timeseconds" | "sec"
+        | "timestamps" | "datetime" | "localtime" | "zeit" | "zeits" => {
+            Some(Column::Time(TimeUnit::Seconds))
+        }
+        "ms"
+        | "timems"
+        | "time1ms"
+        | "elapsedms"
+        | "timestampms"
+        | "millis"
+        | "milliseconds"
+        | "timemilliseconds"
+        | "elapsedmilliseconds"
+        | "zeitms" => Some(Column::Time(TimeUnit::Milliseconds)),
+        "minutes" | "timemin" | "timeminutes" | "elapsedmin" | "elapsedminutes" | "zeitmin" => {
+            Some(Column::Time(TimeUnit::Minutes))
+        }
         "gas" | "gaspct" | "burner" | "heat" | "heatlevelpercent" | "heater" => Some(Column::Gas),
         "fan" | "fanpct" | "air" | "airflow" | "fanlevelpercent" => Some(Column::Fan),
         "drum" | "drumpct" | "drumspeed" => Some(Column::Drum),
@@ -59,76 +83,257 @@ fn column(name: &str) -> Option<Column> {
         "cracks" | "crackcount" => Some(Column::Cracks),
         "weight" | "weightg" | "scale" => Some(Column::Weight),
         "event" | "mark" => Some(Column::Event),
-        _ => None,
+        name => probe(name),
     }
 }
 
-/// Parses a table. Drops rows whose time does not ascend.
+/// Returns the meaning of a temperature's name, which may end with its unit.
+fn probe(plain: &str) -> Option<Column> {
+    let units = [("fahrenheit", true), ("celsius", false), ("degf", true), ("degc", false)];
+    let short = [("f", true), ("c", false), ("", false)];
+    units.into_iter().chain(short).find_map(|(unit, fahrenheit)| {
+        match plain.strip_suffix(unit)? {
+            "bt" | "beantemp" | "bean" | "beantemperature" | "bohnentemp" | "bohnentemperatur" => {
+                Some(Column::Bt { fahrenheit })
+            }
+            "et" | "envtemp" | "environment" | "environmenttemp" | "environmenttemperature" => {
+                Some(Column::Et { fahrenheit })
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Returns the letters and digits of a text, in lower case.
+fn plain(text: &str) -> String {
+    text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// The columns of a table, by their index.
+struct Layout {
+    time: usize,
+    unit: TimeUnit,
+    bt: Probe,
+    et: Option<Probe>,
+    gas: Option<usize>,
+    fan: Option<usize>,
+    drum: Option<usize>,
+    door: Option<usize>,
+    cracks: Option<usize>,
+    weight: Option<usize>,
+    event: Option<usize>,
+}
+
+/// A column of temperatures.
+#[derive(Clone, Copy)]
+struct Probe {
+    at: usize,
+    fahrenheit: bool,
+}
+
+impl Layout {
+    /// Returns the layout of a header; `None` if it does not name a time and a bean temperature.
+    fn of(names: &[&str]) -> Option<Self> {
+        let columns: Vec<Option<Column>> = names.iter().map(|name| column(name)).collect();
+        let at = |wanted: Column| columns.iter().position(|found| *found == Some(wanted));
+        let found = columns.iter().enumerate();
+        let (time, unit) = found.clone().find_map(|(at, column)| match column {
+            Some(Column::Time(unit)) => Some((at, *unit)),
+            _ => None,
+        })?;
+        let bt = found.clone().find_map(|(at, column)| match column {
+            Some(Column::Bt { fahrenheit }) => Some(Probe { at, fahrenheit: *fahrenheit }),
+            _ => None,
+        })?;
+        let et = found.clone().find_map(|(at, column)| match column {
+            Some(Column::Et { fahrenheit }) => Some(Probe { at, fahrenheit: *fahrenheit }),
+            _ => None,
+        });
+        Some(Self {
+            time,
+            unit,
+            bt,
+            et,
+            gas: at(Column::Gas),
+            fan: at(Column::Fan),
+            drum: at(Column::Drum),
+            door: at(Column::Door),
+            cracks: at(Column::Cracks),
+            weight: at(Column::Weight),
+            event: at(Column::Event),
+        })
+    }
+
+    /// Sets the unit of all temperatures.
+    fn set_fahrenheit(&mut self) {
+        self.bt.fahrenheit = true;
+        if let Some(et) = &mut self.et {
+            et.fahrenheit = true;
+        }
+    }
+
+    fn has_fahrenheit(&self) -> bool {
+        self.bt.fahrenheit || self.et.is_some_and(|et| et.fahrenheit)
+    }
+
+    fn sample(&self, row: Row<'_>, t_ms: i64) -> Sample {
+        let value = |at: Option<usize>| number(row.cell(at?)?);
+        let celsius = |probe: Probe| {
+            let degrees = value(Some(probe.at))?;
+            Some(if probe.fahrenheit { (degrees - 32.0) / 1.8 } else { degrees })
+        };
+        Sample {
+            t_ms,
+            bt_c: celsius(self.bt),
+            et_c: self.et.and_then(celsius),
+            gas_pct: value(self.gas),
+            fan_pct: value(self.fan),
+            drum_pct: value(self.drum),
+            door_open: self.door.and_then(|at| row.cell(at)).and_then(open),
+            cracks: value(self.cracks),
+            weight_g: value(self.weight),
+        }
+    }
+}
+
+/// Parses a table. Drops rows without a time, and rows that repeat the time of the row before or
+/// go back.
 ///
 /// # Errors
-/// If no line names the columns, or the text is too large.
+/// If no line names the columns, the text is too large, or no row, or less than half of the rows,
+/// can be read: then with the first such row and the reason.
 pub fn read(text: &str) -> Result<Recording, CsvError> {
     if text.len() > FILE_BYTES_MAX {
         return Err(CsvError::TooLarge);
     }
-    let text = text.trim_start_matches('\u{feff}');
-    // Artisan writes the unit of all temperatures in the line before the header.
-    let mut all_fahrenheit = false;
-    let mut rows_start = 0;
-    let found = text.split_inclusive('\n').take(HEADER_LINES_MAX).find_map(|line| {
-        rows_start += line.len();
-        all_fahrenheit |= line.split(['\t', ',', ';']).any(|cell| cell.trim() == "Unit:F");
-        header(line)
-    });
-    let (separator, columns) = found.ok_or(CsvError::Header)?;
-    let named_fahrenheit = columns
-        .iter()
-        .flatten()
-        .any(|c| matches!(c, Column::Bt { fahrenheit: true } | Column::Et { fahrenheit: true }));
-    let fahrenheit = all_fahrenheit || named_fahrenheit;
-    let mut recording = Recording { fahrenheit, ..Recording::default() };
-    let mut start_ms = None;
-    let mut rows = reader(&text[rows_start..], separator);
-    let mut row = StringRecord::new();
-    while rows.read_record(&mut row).unwrap_or(false) {
-        let cell = |is_column: fn(Column) -> bool| {
-            let i = columns.iter().position(|c| c.is_some_and(is_column))?;
-            row.get(i).map(content).filter(|text| !text.is_empty())
-        };
-        let number = |is_column| cell(is_column)?.parse::<f64>().ok().filter(|v| v.is_finite());
-        let Some(time_ms) = cell(|c| c == Column::Time).and_then(time) else { continue };
-        let t_ms = time_ms - *start_ms.get_or_insert(time_ms);
-        if recording.samples.last().is_some_and(|last: &Sample| t_ms <= last.t_ms) {
-            continue;
+    let table = Table::find(text, |names| Layout::of(names).is_some()).ok_or(CsvError::Header)?;
+    let names: Vec<&str> = table.header().iter().map(String::as_str).collect();
+    let mut layout = Layout::of(&names).ok_or(CsvError::Header)?;
+    if is_all_fahrenheit(text, table.header_line()) {
+        layout.set_fahrenheit();
+    }
+    check_widths(&table)?;
+    let mut rows = Rows { layout, timeline: Timeline::default(), unusable: Unusable::default() };
+    let recording = rows.read(&table);
+    rows.check(&table, &recording)?;
+    Ok(recording)
+}
+
+/// Artisan writes the unit of all temperatures in a line above the header.
+fn is_all_fahrenheit(text: &str, header_line: u64) -> bool {
+    let above = usize::try_from(header_line).unwrap_or(0);
+    let mut lines = text.split_inclusive('\n').take(above);
+    lines.any(|line| line.split(['\t', ',', ';']).any(|cell| cell.trim() == "Unit:F"))
+}
+
+/// Checks that a decimal comma has not split the numbers of a table whose separator is a comma.
+fn check_widths(table: &Table) -> Result<(), CsvError> {
+    let columns = table.header().len();
+    let mut rows = table.rows();
+    let Some(first) = rows.next().filter(|row| table.separator() == b',' && row.width() > columns)
+    else {
+        return Ok(());
+    };
+    if rows.any(|row| row.width() <= columns) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} cells, but the header names {columns} columns: numbers with a decimal comma need \
+         quotes, or another separator",
+        first.width()
+    );
+    Err(CsvError::Row { line: first.line(), problem })
+}
+
+/// The rows that could not be read.
+#[derive(Default)]
+struct Unusable {
+    rows: usize,
+    first: Option<CsvError>,
+}
+
+impl Unusable {
+    fn add(&mut self, row: Row<'_>, problem: String) {
+        self.rows += 1;
+        self.first.get_or_insert(CsvError::Row { line: row.line(), problem });
+    }
+}
+
+/// The reader of the rows of one table.
+struct Rows {
+    layout: Layout,
+    timeline: Timeline,
+    unusable: Unusable,
+}
+
+impl Rows {
+    fn read(&mut self, table: &Table) -> Recording {
+        let at = self.layout.time;
+        let day_first = table.rows().any(|row| row.cell(at).is_some_and(time::is_day_first));
+        let mut recording =
+            Recording { fahrenheit: self.layout.has_fahrenheit(), ..Recording::default() };
+        for row in table.rows() {
+            let Some(text) = row.cell(at) else { continue };
+            let Some(time) = time::parse(text, self.layout.unit, day_first) else {
+                self.unusable.add(row, format!("\"{}\" is not a time", shown(text)));
+                continue;
+            };
+            match self.timeline.advance(time) {
+                Step::Repeated => {}
+                Step::Back => {
+                    let problem = format!("\"{}\" is before the row above", shown(text));
+                    self.unusable.add(row, problem);
+                }
+                Step::To(t_ms) => {
+                    if recording.samples.is_empty() {
+                        recording.started = time.instant();
+                    }
+                    recording.samples.push(self.layout.sample(row, t_ms));
+                    self.add_mark(row, &mut recording);
+                }
+            }
         }
-        let temperature = |value: Option<f64>, unit: Option<&Column>| {
-            let fahrenheit = matches!(
-                unit,
-                Some(Column::Bt { fahrenheit: true } | Column::Et { fahrenheit: true })
-            );
-            let convert = fahrenheit || all_fahrenheit;
-            value.map(|v| if convert { (v - 32.0) / 1.8 } else { v })
+        recording
+    }
+
+    /// Adds the row's event as a mark at the newest sample. Only the first of a kind counts.
+    fn add_mark(&self, row: Row<'_>, recording: &mut Recording) {
+        let Some(kind) = self.layout.event.and_then(|at| row.cell(at)).and_then(mark) else {
+            return;
         };
-        let column =
-            |is_column: fn(Column) -> bool| columns.iter().flatten().find(|c| is_column(**c));
-        recording.samples.push(Sample {
-            t_ms,
-            bt_c: temperature(number(is_bt), column(is_bt)),
-            et_c: temperature(number(is_et), column(is_et)),
-            gas_pct: number(|c| c == Column::Gas),
-            fan_pct: number(|c| c == Column::Fan),
-            drum_pct: number(|c| c == Column::Drum),
-            door_open: cell(|c| c == Column::Door).and_then(open),
-            cracks: number(|c| c == Column::Cracks),
-            weight_g: number(|c| c == Column::Weight),
-        });
-        if let Some(kind) = cell(|c| c == Column::Event).and_then(mark)
-            && !recording.marks.iter().any(|(known, _)| *known == kind)
-        {
-            recording.marks.push((kind, recording.samples.len() - 1));
+        let newest = recording.samples.len().saturating_sub(1);
+        if !recording.marks.iter().any(|(known, _)| *known == kind) {
+            recording.marks.push((kind, newest));
         }
     }
-    Ok(recording)
+
+    /// Checks that the rows are a recording.
+    fn check(self, table: &Table, recording: &Recording) -> Result<(), CsvError> {
+        if self.unusable.rows > recording.samples.len()
+            && let Some(first) = self.unusable.first
+        {
+            return Err(first);
+        }
+        if recording.has_bean_temperature() {
+            return Ok(());
+        }
+        let Some(first) = table.rows().next() else {
+            return Err(CsvError::NoRows { line: table.header_line() });
+        };
+        let problem = match (first.cell(self.layout.time), first.cell(self.layout.bt.at)) {
+            (None, _) => "no time".to_owned(),
+            (_, None) => "no bean temperature, and none in the rows below".to_owned(),
+            (_, Some(text)) => {
+                format!("\"{}\" is not a temperature, nor is one in the rows below", shown(text))
+            }
+        };
+        Err(CsvError::Row { line: first.line(), problem })
+    }
+}
+
+/// Returns the beginning of a cell, for an error.
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
 }
 
 fn open(text: &str) -> Option<bool> {
@@ -139,62 +344,8 @@ fn open(text: &str) -> Option<bool> {
     }
 }
 
-/// Parses a header line, which names at least a time and a bean temperature.
-fn header(line: &str) -> Option<(u8, Vec<Option<Column>>)> {
-    [b',', b';', b'\t'].into_iter().find_map(|separator| {
-        let mut names = StringRecord::new();
-        reader(line, separator).read_record(&mut names).ok()?;
-        let columns: Vec<_> = names.iter().map(column).collect();
-        let has = |is_column: fn(Column) -> bool| columns.iter().flatten().any(|c| is_column(*c));
-        let complete = has(|c| c == Column::Time) && has(is_bt);
-        complete.then_some((separator, columns))
-    })
-}
-
-/// Returns a reader of rows. A row ends with a line feed, as the header does; a carriage return
-/// before it is white space.
-fn reader(text: &str, separator: u8) -> Reader<&[u8]> {
-    ReaderBuilder::new()
-        .delimiter(separator)
-        .has_headers(false)
-        .flexible(true)
-        .terminator(Terminator::Any(b'\n'))
-        .from_reader(text.as_bytes())
-}
-
-/// Returns the content of a cell. A quote that follows a space does not quote the cell, so it is
-/// still there.
-fn content(cell: &str) -> &str {
-    cell.trim().trim_matches('"')
-}
-
-const fn is_bt(column: Column) -> bool {
-    matches!(column, Column::Bt { .. })
-}
-
-const fn is_et(column: Column) -> bool {
-    matches!(column, Column::Et { .. })
-}
-
-/// Parses seconds, `mm:ss` or an ISO date to ms.
-#[allow(clippy::cast_possible_truncation)] // checked against its bounds
-fn time(text: &str) -> Option<i64> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return (seconds.abs() < 1e12).then(|| (seconds * 1000.0).round() as i64);
-    }
-    if text.contains('T') || text.contains('-') {
-        return contract::EpochMs::parse_iso(&text.replace(' ', "T")).map(|at| at.0);
-    }
-    let (minutes, seconds) = text.split_once(':')?;
-    let (minutes, seconds) = (minutes.parse::<i64>().ok()?, seconds.parse::<f64>().ok()?);
-    let bounded = minutes.abs() < 100_000 && seconds.abs() < 1e9;
-    bounded.then(|| minutes * 60_000 + (seconds * 1000.0).round() as i64)
-}
-
 fn mark(text: &str) -> Option<EventKind> {
-    let plain: String =
-        text.to_ascii_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
-    match plain.as_str() {
+    match plain(text).as_str() {
         "charge" | "beansadded" => Some(EventKind::Charge),
         "tp" | "turningpoint" => Some(EventKind::Tp),
         "dry" | "dryend" => Some(EventKind::DryEnd),
@@ -211,6 +362,11 @@ fn mark(text: &str) -> Option<EventKind> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use contract::EpochMs;
+
+    fn curve(text: &str) -> Vec<(i64, Option<f64>)> {
+        read(text).unwrap().samples.iter().map(|s| (s.t_ms, s.bt_c)).collect()
+    }
 
     #[test]
     fn tables_of_several_makers_are_read() {
@@ -220,6 +376,7 @@ mod tests {
         assert_eq!(r.samples.len(), 2);
         assert_eq!((r.samples[1].t_ms, r.samples[0].et_c), (1_500, None));
         assert_eq!(r.mark_ms(EventKind::Charge), Some(1_500));
+        assert_eq!(r.started, EpochMs::parse_iso("2026-06-07T12:00:00.500Z"));
         let tabs = "Date:01.01.2026\tUnit:C\nTime1\tTime2\tET\tBT\tEvent\n00:00\t\t200\t180.1\tCharge\n00:02\t\t199\t170\t\n00:02\t\t1\t1\t\n";
         let r = read(tabs).unwrap();
         assert_eq!(
@@ -231,8 +388,51 @@ mod tests {
             let r = read(fahrenheit).unwrap();
             assert_eq!((r.fahrenheit, r.samples[0].bt_c), (true, Some(200.0)), "{fahrenheit}");
         }
-        for unnamed in ["a,b\n1,2\n", "time,BT\r0,180\r", ""] {
+        for unnamed in ["a,b\n1,2\n", "time,BT\r0,180\r", "time,ET\n0,200\n", ""] {
             assert_eq!(read(unnamed), Err(CsvError::Header));
+        }
+    }
+
+    #[test]
+    fn one_roast_is_the_same_in_every_form_of_a_table() {
+        let expected = [(0, Some(190.1)), (500, Some(189.5)), (1_000, Some(188.0))];
+        for text in [
+            "Time;BT;ET\r\n0;190.1;210\r\n0.5;189.5;210\r\n1;188;210\r\n",
+            "Time;BT;ET\r\n0,0;190,1;210,5\r\n0,5;189,5;210,5\r\n1,0;188,0;210,5\r\n",
+            "Time\tBT\n0,0\t190,1\n0,5\t189,5\n1,0\t188,0\n",
+            "\"Time\",\"BT\"\n\"0\",\"190,1\"\n\"0,5\",\"189,5\"\n\"1\",\"188,0\"\n",
+            "sep=;\nTime;BT\n0;190,1\n0,5;189,5\n1;188\n",
+            "time_ms,bt\n1000,190.1\n1500,189.5\n2000,188\n",
+            "time (ms),bt\n0,190.1\n500,189.5\n1000,188\n",
+            "time,bt\n12:59:59,190.1\n12:59:59.5,189.5\n13:00:00,188\n",
+            "time;bt\n25.10.2026 02:59:59;190,1\n25.10.2026 02:59:59,5;189,5\n25.10.2026 02:00:00;188\n",
+            "time,bt\n10/25/2026 11:59:59 AM,190.1\n10/25/2026 11:59:59.5 AM,189.5\n10/25/2026 12:00:00 PM,188\n",
+            "time,bt\n2026-10-25 02:50:00,190.1\n2026-10-25 02:50:00.5,189.5\n2026-10-25 02:50:01,188\n",
+            "timestamp,bt\n1767000000,190.1\n1767000000.5,189.5\n1767000001,188\n",
+            "time,BT (F)\n0,374.18\n0.5,373.1\n1,370.4\n",
+        ] {
+            let rounded = |bt: f64| (bt * 10.0).round() / 10.0;
+            let read: Vec<_> =
+                curve(text).into_iter().map(|(t_ms, bt)| (t_ms, bt.map(rounded))).collect();
+            assert_eq!(read, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_table_without_a_usable_row_names_the_row_and_the_reason() {
+        for (text, expected) in [
+            ("x\ntime,bt\n", "no row below the header in line 2"),
+            ("time,bt\nsoon,180\nlater,181\n", "row in line 2: \"soon\" is not a time"),
+            ("time,bt\n0,\n1,\n", "row in line 2: no bean temperature"),
+            ("time,bt\n0,—\n1,—\n", "row in line 2: \"—\" is not a temperature"),
+            ("time,bt\n,180\n", "row in line 2: no time"),
+            ("time,bt\n3,180\n2,181\n1,182\n", "row in line 3: \"2\" is before the row above"),
+            ("time,bt\n0,180\nx,1\ny,2\n", "row in line 3: \"x\" is not a time"),
+            ("time,bt\n0,180,1\n1,179,5\n", "3 cells, but the header names 2 columns"),
+            ("time,bt\n1767000000000,180\n", "row in line 2: \"1767000000000\" is not a time"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 
@@ -266,13 +466,5 @@ mod tests {
             (5_000, Some(160.0), None),
         ];
         assert_eq!(read, expected);
-    }
-
-    #[test]
-    fn a_time_out_of_bounds_is_no_time() {
-        for text in ["1:1e300", "1:nan", "100000:00", "1e12", "inf", "::"] {
-            assert_eq!(time(text), None, "{text}");
-        }
-        assert_eq!((time("1:30.5"), time("90")), (Some(90_500), Some(90_000)));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use contract::EventKind;
-use serde_json::json;
+use contract::{EpochMs, EventKind};
+use serde_json::{Map, Value, json};
 
 use super::alog::TIMEINDEX;
 use crate::recording::Recording;
@@ -37,12 +37,13 @@ pub fn alog(recording: &Recording) -> String {
         [first, .., last] => (last - first) / (seconds.len() - 1) as f64,
         _ => 1.0,
     };
-    let file = json!({
+    let mut file = json!({
         "version": "3.0.0",
         "mode": "C",
         "title": recording.title,
         "roastertype": recording.machine,
         "beans": recording.beans,
+        "operator": recording.operator,
         "weight": [grams(recording.weight_in_g), grams(recording.weight_out_g), "g"],
         "ambientTemp": recording.ambient_c.unwrap_or(0.0),
         "samplinginterval": (interval * 1000.0).round() / 1000.0,
@@ -57,7 +58,40 @@ pub fn alog(recording: &Recording) -> String {
         "specialeventsStrings": vec![""; moves.len()],
         "extradevices": [],
     });
+    if let Some(file) = file.as_object_mut() {
+        file.extend(identity(recording));
+    }
     file.to_string()
+}
+
+/// Returns the fields of the roast's identity, date and batch, as far as they are known.
+fn identity(recording: &Recording) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if !recording.roast_id.is_empty() {
+        fields.insert("roastUUID".to_owned(), json!(recording.roast_id));
+    }
+    if let Some((prefix, number)) = split_batch(&recording.batch) {
+        fields.insert("roastbatchprefix".to_owned(), json!(prefix));
+        fields.insert("roastbatchnr".to_owned(), json!(number));
+    }
+    if let Some(EpochMs(ms)) = recording.started {
+        let text = EpochMs(ms).to_string();
+        let (date, time) = text.split_once('T').unwrap_or_default();
+        fields.insert("roastepoch".to_owned(), json!(ms.div_euclid(1000)));
+        fields.insert("roasttzoffset".to_owned(), json!(0));
+        fields.insert("roastisodate".to_owned(), json!(date));
+        fields.insert("roasttime".to_owned(), json!(time.get(..8)));
+    }
+    fields
+}
+
+/// Splits a batch into its prefix and the number at its end; `None` if it ends without one.
+fn split_batch(batch: &str) -> Option<(&str, u32)> {
+    let prefix = batch.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = &batch[prefix.len()..];
+    let zeros = digits.len() - digits.trim_start_matches('0').len();
+    let (prefix, number) = batch.split_at(prefix.len() + zeros);
+    Some((prefix, number.parse().ok()?))
 }
 
 /// A change of a control's setting.
@@ -128,6 +162,10 @@ mod tests {
         Recording {
             title: "Huila \"natural\"".to_owned(),
             machine: "Acme Drum 10".to_owned(),
+            batch: "PR-007".to_owned(),
+            operator: "Kim".to_owned(),
+            roast_id: "0a1b".to_owned(),
+            started: Some(EpochMs(1_767_000_000_000)),
             weight_in_g: Some(5000.0),
             weight_out_g: Some(4250.0),
             samples: (0..8).map(sample).collect(),

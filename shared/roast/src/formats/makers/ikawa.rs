@@ -4,8 +4,7 @@
 
 use contract::EventKind;
 
-use super::table::Table;
-use super::{RecordingBuilder, celsius, percent};
+use super::{MakerError, RecordingBuilder, Table, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -14,8 +13,10 @@ const AIR: [&str; 2] = ["inlet temp", "temp below"];
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
 /// Reads a file; `None` if it is not IKAWA's.
-pub fn read(text: &str) -> Option<Recording> {
-    let table = BEANS.iter().find_map(|name| Table::find(text, b',', &[*name, "state"]))?;
+pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
+    let table = Table::find(text, |names| {
+        names.contains(&"state") && BEANS.iter().any(|name| names.contains(name))
+    })?;
     let mut rows = RecordingBuilder::default();
     for (second, row) in (0_i64..).zip(table.rows()) {
         let time =
@@ -34,7 +35,7 @@ pub fn read(text: &str) -> Option<Recording> {
             _ => {}
         }
     }
-    rows.finish("IKAWA")
+    Some(rows.finish_table("IKAWA", &table))
 }
 
 #[cfg(test)]
@@ -46,7 +47,7 @@ mod tests {
         let old = "fan set (%),temp set,exaust temp,inlet temp,heater power (%),state\n\
                    80,180,150,190,90,pre-heating\n80,180,140,190,90,doser open\n80,,150,,50,roasting\n\
                    100,0,205,190,0,cooling\n";
-        let r = read(old).unwrap();
+        let r = read(old).unwrap().unwrap();
         assert_eq!(
             (r.mark_ms(EventKind::Charge), r.mark_ms(EventKind::Drop)),
             (Some(1000), Some(3000))
@@ -54,7 +55,7 @@ mod tests {
         assert_eq!((r.samples[1].bt_c, r.samples[1].fan_pct), (Some(140.0), Some(80.0)));
         let new = "time,fan set,setpoint,temp above,state,heater,temp below\n\
                    0.5,80,180,150,ready to roast,90,190\n1.5,80,180,140,doser open,90,191\n";
-        let r = read(new).unwrap();
+        let r = read(new).unwrap().unwrap();
         assert_eq!((r.samples[1].t_ms, r.samples[1].et_c), (1000, Some(191.0)));
     }
 }

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use contract::EventKind;
 
-use super::table::Table;
-use super::{RecordingBuilder, celsius, percent};
+use super::{MakerError, RecordingBuilder, Table, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
@@ -22,9 +21,9 @@ const MARKS: [(&str, EventKind); 7] = [
 
 #[allow(clippy::cast_possible_truncation)] // checked against its bounds
 /// Reads a file; `None` if it is not Kaleido's.
-pub fn read(text: &str) -> Option<Recording> {
+pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
     let sections = sections(text)?;
-    let table = Table::find(sections.get("DATA")?, b',', &["Time", "BT"])?;
+    let table = Table::with_columns(sections.get("DATA")?, &["Time", "BT"])?;
     let mut rows = RecordingBuilder::default();
     let mut first_ms = None;
     for row in table.rows() {
@@ -50,7 +49,7 @@ pub fn read(text: &str) -> Option<Recording> {
     }
     let title = sections.get("Comment").map_or("", |text| text.lines().next().unwrap_or("").trim());
     title.clone_into(&mut rows.recording.title);
-    rows.finish("Kaleido")
+    Some(rows.finish("Kaleido", "no row of [{DATA}] has a bean temperature"))
 }
 
 /// Returns the text of each section; `None` if there is no section, or other text before the first.
@@ -89,7 +88,7 @@ mod tests {
             Index,Time,BT,ET,RoR,SV,HPM,HP,SM,RL,PS\n0,0,170.5,190,0,0,M,80,30,60,O\n\
             1,1500,165,189,0,0,M,80,30,60,O\nbroken\n2,3000,160,188,0,0,M,70,30,60,O\n\
             [{StartBeansIn}]\n170@00:00\n[{1stBoomStart}]\n160@00:03\n[{2ndBoomStart}]\n\n";
-        let r = read(text).unwrap();
+        let r = read(text).unwrap().unwrap();
         assert_eq!((r.samples.len(), r.title.as_str()), (3, "Yirgacheffe"));
         assert_eq!((r.samples[1].t_ms, r.samples[2].gas_pct), (1500, Some(70.0)));
         assert_eq!((r.mark_ms(EventKind::Charge), r.mark_ms(EventKind::Fc)), (Some(0), Some(3000)));

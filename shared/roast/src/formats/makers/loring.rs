@@ -5,14 +5,13 @@
 
 use contract::EventKind;
 
-use super::table::{Row, Table};
-use super::{RecordingBuilder, celsius, percent};
+use super::{MakerError, RecordingBuilder, Row, Table, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 /// Reads a file; `None` if it is not Loring's.
-pub fn read(text: &str) -> Option<Recording> {
-    let table = Table::find(text, b',', &["Time", "RoastingOnOff", "BeanTemperature"])?;
+pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
+    let table = Table::with_columns(text, &["Time", "RoastingOnOff", "BeanTemperature"])?;
     let mut rows = RecordingBuilder::default();
     let (mut roasting, mut cracking, mut cracking_again) = (false, false, false);
     for row in table.rows() {
@@ -57,7 +56,7 @@ pub fn read(text: &str) -> Option<Recording> {
             *before = now;
         }
     }
-    rows.finish("Loring")
+    Some(rows.finish_table("Loring", &table))
 }
 
 /// Returns the time in ms of a date such as `M/d/yyyy h:mm:ss AM`.
@@ -98,7 +97,7 @@ mod tests {
              3/7/2025 12:00:12 PM,12,1,1,1,0,1,2100,-29683,6550,90\n\
              3/7/2025 12:00:18 PM,18,0,1,0,0,1,2100,2101,0,90\n"
         );
-        let r = read(&text).unwrap();
+        let r = read(&text).unwrap().unwrap();
         let times: Vec<i64> = r.samples.iter().map(|s| s.t_ms).collect();
         assert_eq!(times, [0, 6000, 12_000, 18_000, 24_000], "six seconds, by the dates");
         assert_eq!((r.samples[1].bt_c, r.samples[1].gas_pct), (Some(200.1), Some(65.5)));

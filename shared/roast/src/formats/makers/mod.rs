@@ -5,31 +5,57 @@
 //! here, from the temperatures.
 
 mod cropster;
+mod cropster_names;
 mod giesen;
 mod ikawa;
+mod kaffelogic;
 mod kaleido;
 mod loring;
 mod petroncini;
+pub(super) mod roastime;
 mod roest;
-mod table;
+mod rubasse;
 
 use contract::EventKind;
 
+use super::table::{ROWS_MAX, Row, Table, number};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 pub use cropster::{Cell, CropsterError, Worksheet, cropster};
 
-/// The largest number of rows that is read: a day at 10 Hz.
-const ROWS_MAX: usize = 864_000;
+/// Why a file in a maker's format is not a roast.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{maker}: {problem}")]
+pub struct MakerError {
+    /// The maker whose format the file has.
+    pub maker: &'static str,
+    /// What is wrong with the file.
+    pub problem: String,
+}
+
+/// A reader of one maker's format. It returns `None` for a text in another format.
+type Reader = fn(&str) -> Option<Result<Recording, MakerError>>;
+
+const READERS: [Reader; 8] = [
+    petroncini::read,
+    loring::read,
+    roest::read,
+    ikawa::read,
+    giesen::read,
+    kaleido::read,
+    kaffelogic::read,
+    rubasse::read,
+];
 
 /// Reads a recording in a maker's format, which is recognised by its first lines. Returns `None` if
 /// the text is in none of these formats.
+///
+/// # Errors
+/// When the text is in a maker's format and has no row with a bean temperature.
 #[must_use]
-pub fn read(text: &str) -> Option<Recording> {
-    [petroncini::read, loring::read, roest::read, ikawa::read, giesen::read, kaleido::read]
-        .into_iter()
-        .find_map(|read| read(text))
+pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
+    READERS.into_iter().find_map(|read| read(text))
 }
 
 /// Gathers rows into a recording; times must ascend.
@@ -88,12 +114,22 @@ impl RecordingBuilder {
         self.mark(EventKind::Drop);
     }
 
-    /// Returns the recording, with its marks in the order of their samples; `None` if it has no
-    /// sample.
-    fn finish(mut self, machine: &str) -> Option<Recording> {
+    /// Returns the recording, with its marks in the order of their samples; an error with `problem`
+    /// if no sample has a bean temperature.
+    fn finish(mut self, maker: &'static str, problem: &str) -> Result<Recording, MakerError> {
         self.recording.marks.sort_by_key(|(_, at)| *at);
-        machine.clone_into(&mut self.recording.machine);
-        (!self.recording.samples.is_empty()).then_some(self.recording)
+        maker.clone_into(&mut self.recording.machine);
+        if self.recording.has_bean_temperature() {
+            Ok(self.recording)
+        } else {
+            Err(MakerError { maker, problem: problem.to_owned() })
+        }
+    }
+
+    /// Returns the recording of a table.
+    fn finish_table(self, maker: &'static str, table: &Table) -> Result<Recording, MakerError> {
+        let first = table.header_line().saturating_add(1);
+        self.finish(maker, &format!("no row from line {first} on has a bean temperature"))
     }
 }
 

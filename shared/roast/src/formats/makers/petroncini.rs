@@ -2,14 +2,13 @@
 //! commas in one column, and a date in six columns, in which a second may occur twice; temperatures
 //! in °C, burner in %.
 
-use super::table::{Row, Table};
-use super::{RecordingBuilder, celsius, percent};
+use super::{MakerError, RecordingBuilder, Row, Table, celsius, percent};
 use crate::recording::Recording;
 use crate::sample::Sample;
 
 /// Reads a file; `None` if it is not Petroncini's.
-pub fn read(text: &str) -> Option<Recording> {
-    let table = Table::find(text, b';', &["Beans Temperature", "Outlet Temperature"])?;
+pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
+    let table = Table::with_columns(text, &["Beans Temperature", "Outlet Temperature"])?;
     let mut rows = RecordingBuilder::default();
     // Of two rows with the same second only the first counts. In a file without dates each row is
     // one second.
@@ -26,7 +25,7 @@ pub fn read(text: &str) -> Option<Recording> {
         });
     }
     rows.mark_file_ends();
-    rows.finish("Petroncini")
+    Some(rows.finish_table("Petroncini", &table))
 }
 
 fn date_ms(row: &Row<'_>) -> Option<i64> {
@@ -52,7 +51,7 @@ mod tests {
             row(59, "190,25"),
             "2025;3;7;11;0;1;180;205;230;0\n"
         );
-        let r = read(&text).unwrap();
+        let r = read(&text).unwrap().unwrap();
         let times: Vec<i64> = r.samples.iter().map(|s| s.t_ms).collect();
         assert_eq!(times, [0, 1000, 3000]);
         assert_eq!((r.samples[0].bt_c, r.samples[1].bt_c), (Some(200.5), Some(190.25)));

@@ -1,0 +1,252 @@
+//! The names that Cropster gives to sheets, columns and comments in its languages, in lower case.
+
+/// What precedes the name of a curve on a sheet's tab.
+pub const CURVE: [&str; 11] = [
+    "curve -",
+    "kurve -",
+    "curva -",
+    "curva ",
+    "courbe -",
+    "courbe ",
+    "曲线 -",
+    "曲線 -",
+    "кривая -",
+    "커브 -",
+    "カーブ -",
+];
+
+/// The beginnings of the names of curves.
+pub const BEANS: [&str; 17] = [
+    "bean temp",
+    "bohnentemp",
+    "temp. del grano",
+    "temperatura del grano",
+    "temp. grain",
+    "température des grains",
+    "temp. chicco",
+    "temperatura del chicco",
+    "temp. do grão",
+    "temperatura do grão",
+    "豆温",
+    "豆溫",
+    "темп. зерен",
+    "температура зерен",
+    "빈 온도",
+    "빈(bean) 온도",
+    "豆の温度",
+];
+/// The air in the drum, and then, where it is not measured, the exhaust.
+pub const AIR: [&str; 32] = [
+    "env. temp",
+    "umgebungstemp",
+    "temp. ambiente",
+    "temperatura ambiente",
+    "temp. env",
+    "température env",
+    "temp. aria in tamburo",
+    "temperatura aria in tamburo",
+    "炉温",
+    "爐溫",
+    "темп. окружения",
+    "температура окружения",
+    "주변 온도",
+    "周囲温度",
+    "exhaust temp",
+    "ablufttemp",
+    "temp. de salida",
+    "temperatura de salida",
+    "temp. échappement",
+    "température échappement",
+    "temp. fumi",
+    "temperatura fumi",
+    "temperatura dei fumi",
+    "temp. de exaustão",
+    "temperatura de exaustão",
+    "排风温",
+    "排風溫",
+    "темп. на выходе",
+    "температура на выходе",
+    "배기 온도",
+    "排気温度",
+    "排气温",
+];
+/// The setting of the burner, and then, where it is not recorded, the gas.
+pub const GAS: [&str; 16] = [
+    "gas control",
+    "gas-kontrolle",
+    "control del gas",
+    "régulation du débit de g",
+    "controllo gas",
+    "controle de gás",
+    "управление газом",
+    "가스 제어",
+    "ガスコントロール",
+    "火力",
+    "gas",
+    "gaz",
+    "gás",
+    "газ",
+    "가스",
+    "ガス",
+];
+pub const FAN: [&str; 11] = [
+    "airflow",
+    "flujo de aire",
+    "arrivée d'air",
+    "flux d'air",
+    "flusso d'aria",
+    "fluxo de ar",
+    "воздушный поток",
+    "공기 흐름",
+    "空気の流れ",
+    "风门",
+    "風門",
+];
+pub const DRUM: [&str; 11] = [
+    "drum speed",
+    "trommelgeschw",
+    "velocidad del tambor",
+    "vitesse du tambour",
+    "velocità tamburo",
+    "velocidade do tambor",
+    "скорость барабана",
+    "드럼 속도",
+    "ドラムスピード",
+    "转速",
+    "轉速",
+];
+
+/// The kinds of comments that are marks.
+pub const COLOUR: [&str; 11] = [
+    "color change",
+    "farbänderung",
+    "cambio de color",
+    "changement de couleur",
+    "cambiamento di colore",
+    "mudança de cor",
+    "изменение цвета",
+    "색 변화",
+    "色の変化",
+    "颜色变化",
+    "顏色變化",
+];
+pub const FIRST: [&str; 11] = [
+    "first crack",
+    "1. crack",
+    "primer crac",
+    "premier crack",
+    "primo crack",
+    "primeiro crack",
+    "первый треск",
+    "1차 크랙",
+    "1ハゼ",
+    "１ハゼ",
+    "一爆",
+];
+pub const SECOND: [&str; 11] = [
+    "second crack",
+    "2. crack",
+    "segundo crac",
+    "segundo crack",
+    "deuxième crack",
+    "secondo crack",
+    "второй треск",
+    "2차 크랙",
+    "2ハゼ",
+    "２ハゼ",
+    "二爆",
+];
+
+/// The columns of the sheet about the roast.
+pub const WEIGHT_IN: [&str; 10] = [
+    "start weight",
+    "startgewicht",
+    "peso inicial",
+    "poids initial",
+    "peso iniziale",
+    "начальный вес",
+    "시작 무게",
+    "開始重量",
+    "开始重量",
+    "起始重量",
+];
+pub const WEIGHT_OUT: [&str; 10] = [
+    "end weight",
+    "endgewicht",
+    "peso final",
+    "poids final",
+    "peso finale",
+    "конечный вес",
+    "종료 무게",
+    "終了重量",
+    "结束重量",
+    "結束重量",
+];
+pub const LOT: [&str; 11] = [
+    "lot name",
+    "chargenname",
+    "nombre del lote",
+    "nom du lot",
+    "nome lotto",
+    "nome do lote",
+    "имя лота",
+    "lot 이름",
+    "ロット名",
+    "批次名称",
+    "批次名稱",
+];
+pub const PROFILE: [&str; 9] = [
+    "profile",
+    "profil",
+    "perfil",
+    "profilo",
+    "профиль",
+    "프로파일",
+    "プロファイル",
+    "曲线档案",
+    "曲線檔案",
+];
+pub const MACHINE: [&str; 10] = [
+    "machine",
+    "maschine",
+    "tostador",
+    "macchina",
+    "máquina",
+    "машина",
+    "머신",
+    "機械",
+    "烘焙机",
+    "烘焙機",
+];
+pub const ID_TAG: [&str; 8] = [
+    "id-tag",
+    "etiqueta de identificación",
+    "n° d'identification",
+    "codice id",
+    "id-тег",
+    "id-タグ",
+    "id－标签",
+    "編號 - 標籤",
+];
+pub const AMBIENT: [&str; 9] = [
+    "ambient temp.",
+    "raumtemp.",
+    "temperatura ambiente",
+    "temp. ambiante",
+    "темп. окружающего воздуха",
+    "주변 온도",
+    "アンビエント温度",
+    "室内温度",
+    "室內溫度",
+];
+
+/// Returns the number of grams in a unit of weight; `None` if the text is no such unit.
+pub fn grams(unit: &str) -> Option<f64> {
+    match unit.trim().trim_end_matches('.').to_lowercase().as_str() {
+        "g" | "gr" | "gram" | "grams" | "г" => Some(1.0),
+        "kg" | "kgs" | "kilogram" | "kilograms" | "кг" => Some(1000.0),
+        "lb" | "lbs" | "pound" | "pounds" => Some(453.592_37),
+        "oz" | "ounce" | "ounces" => Some(28.349_523_125),
+        _ => None,
+    }
+}

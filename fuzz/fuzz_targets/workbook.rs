@@ -20,6 +20,8 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
     let sheets: Vec<Worksheet> = text.split('\u{1e}').map(sheet).collect();
     if let Ok(recording) = cropster(&sheets) {
         assert!(recording.marks.iter().all(|(_, at)| *at < recording.samples.len()));
+        let weights = [recording.weight_in_g, recording.weight_out_g];
+        assert!(weights.into_iter().flatten().all(|weight| weight > 0.0));
         assert!(recording.samples.windows(2).all(|pair| pair[0].t_ms < pair[1].t_ms));
     }
 });

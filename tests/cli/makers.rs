@@ -5,6 +5,26 @@ use std::process::Command;
 
 use testbed::{binary_path, workspace_root};
 
+/// Returns a roast of 700 s as a table, with CHARGE at 60 s, FC at 560 s and DROP at 690 s.
+fn table(separator: char, decimal: char) -> String {
+    let mut text = "time,bean_temp_c,event\n".to_owned();
+    for second in 0..700 {
+        let bt = match second {
+            0..60 => 190.0,
+            60..150 => 190.0 - f64::from(second - 60),
+            _ => 100.0 + f64::from(second - 150) / 4.9,
+        };
+        let event = match second {
+            60 => "charge",
+            560 => "fc",
+            690 => "drop",
+            _ => "",
+        };
+        writeln!(text, "{second},{bt:.1},{event}").unwrap();
+    }
+    text.replace(',', &separator.to_string()).replace('.', &decimal.to_string())
+}
+
 fn simcorp(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(binary_path("simcorp").unwrap()).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -61,22 +81,7 @@ async fn an_imported_recording_becomes_one_session() -> anyhow::Result<()> {
     let stack = crate::support::Stack::start(&["kernel", "ingestion", "fleet"], &[]).await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("roast.csv");
-    let mut text = "time,bean_temp_c,event\n".to_owned();
-    for second in 0..700 {
-        let bt = match second {
-            0..60 => 190.0,
-            60..150 => 190.0 - f64::from(second - 60),
-            _ => 100.0 + f64::from(second - 150) / 4.9,
-        };
-        let event = match second {
-            60 => "charge",
-            560 => "fc",
-            690 => "drop",
-            _ => "",
-        };
-        writeln!(text, "{second},{bt:.1},{event}")?;
-    }
-    std::fs::write(&file, text)?;
+    std::fs::write(&file, table(',', '.'))?;
     let file = file.display().to_string();
     let import = ["roast", "import", &file, "--site", "leipzig", "--machine", "old", "--at"];
     let import = [&import[..], &["2024-02-03T10:00:00Z"]].concat();
@@ -97,5 +102,110 @@ async fn an_imported_recording_becomes_one_session() -> anyhow::Result<()> {
     assert!(!devices.contains("active"), "{devices}");
     let wrong = stack.operate(&["roast", "import", &file, "--site", "leipzig", "--machine", "a b"]);
     assert!(wrong.unwrap_err().to_string().contains("machine"));
+    Ok(())
+}
+
+#[test]
+fn one_roast_is_the_same_in_every_form_of_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let utf_16 = |text: &str| -> Vec<u8> {
+        let units = [0xfeff].into_iter().chain(text.encode_utf16());
+        units.flat_map(u16::to_le_bytes).collect()
+    };
+    let forms = [
+        ("good.csv", table(',', '.').into_bytes()),
+        ("german.csv", table(';', ',').into_bytes()),
+        ("unicode.txt", utf_16(&table('\t', ','))),
+    ];
+    let export = |(name, bytes): (&str, Vec<u8>)| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        let to = folder.path().join(format!("{name}.out.csv")).display().to_string();
+        simcorp(&["roast", "export", &file.display().to_string(), "--to", &to]).unwrap();
+        std::fs::read_to_string(to).unwrap()
+    };
+    let [good, german, unicode] = forms.map(export);
+    assert_eq!(good.lines().count(), 701);
+    assert_eq!(good, german);
+    assert_eq!(good, unicode);
+}
+
+#[test]
+fn a_recording_without_a_usable_row_fails_with_row_and_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text, expected) in [
+        ("words.csv", "time,bt\nsoon,180\n", "row in line 2: \"soon\" is not a time"),
+        ("empty.csv", "time,bt\n0,\n", "row in line 2: no bean temperature"),
+        ("giesen.csv", "beans,air\n,200\n", "Giesen: no row from line 2 on"),
+        ("none.csv", "time,et\n0,200\n", "no line names a time and a bean temperature"),
+        ("other.json", "{\"points\": []}", "neither Artisan's timex nor"),
+        (
+            "plan.alog",
+            "{'timex': [], 'temp1': [], 'temp2': []}",
+            "no sample has a bean temperature",
+        ),
+    ] {
+        let file = folder.path().join(name).display().to_string();
+        std::fs::write(&file, text).unwrap();
+        for command in ["analyze", "plot"] {
+            let mut simcorp = Command::new(binary_path("simcorp").unwrap());
+            let output = simcorp.args(["roast", command, &file]).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command} {name}: {told}");
+            assert_eq!(told.matches(expected).count(), 1, "{command} {name}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_save_of_a_roast_corrects_it() -> anyhow::Result<()> {
+    let stack = crate::support::Stack::start(&["kernel", "ingestion", "fleet"], &[]).await?;
+    let folder = tempfile::tempdir()?;
+    let import = |recording: &roast::recording::Recording| -> anyhow::Result<String> {
+        let file = folder.path().join("roast.alog");
+        std::fs::write(&file, roast::formats::export::alog(recording))?;
+        let file = file.display().to_string();
+        stack.operate(&["roast", "import", &file, "--site", "leipzig", "--machine", "old"])
+    };
+    let mut recording = roast::formats::read(&table(',', '.'))?;
+    recording.title = "House".to_owned();
+    recording.beans = "Guji".to_owned();
+    recording.batch = "L7".to_owned();
+    recording.roast_id = "9".repeat(32);
+    recording.started = contract::EpochMs::parse_iso("2026-03-08T01:44:57Z");
+    recording.weight_in_g = Some(400.0);
+    import(&recording)?;
+    recording.weight_out_g = Some(344.4);
+    let weighed = import(&recording)?;
+    assert!(!weighed.contains("corrected"), "{weighed}");
+    for (kind, at) in &mut recording.marks {
+        if *kind == contract::EventKind::Fc {
+            *at += 15;
+        }
+    }
+    let marked = import(&recording)?;
+    assert!(marked.contains("corrected FC"), "{marked}");
+
+    let list = stack.get("ingestion", "/sessions?limit=10").await?;
+    assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list[0]["startedAt"], "2026-03-08T01:45:57.000Z", "CHARGE, by the file's date");
+    let session = format!("/sessions/{}", list[0]["sessionId"].as_str().unwrap());
+    let meta = stack.get("ingestion", &format!("{session}/meta")).await?;
+    assert_eq!(meta["roastProfileName"], "House");
+    assert_eq!(meta["beanName"], "Guji");
+    assert_eq!(meta["weightInG"], 400.0);
+    assert_eq!(meta["weightOutG"], 344.4);
+    assert_eq!(meta["extra"]["batchNumber"], "L7");
+    let overrides = stack.get("ingestion", &format!("{session}/events/overrides")).await?;
+    assert_eq!(overrides.as_array().map(Vec::len), Some(1), "{overrides}");
+    assert_eq!(overrides[0]["eventType"], "FC");
+    assert_eq!(overrides[0]["elapsedSeconds"], 515.0);
+
+    // An unusable file fails the import too.
+    let file = folder.path().join("words.csv").display().to_string();
+    std::fs::write(&file, "time,bt\nsoon,180\n")?;
+    let import = ["roast", "import", &file, "--site", "leipzig", "--machine", "old"];
+    let error = stack.operate(&import).unwrap_err().to_string();
+    assert!(error.contains("row in line 2"), "{error}");
     Ok(())
 }

@@ -15,6 +15,7 @@ mod png;
 mod recordings;
 mod remote;
 mod roast_import;
+mod roast_metadata;
 mod serve;
 mod user;
 mod workbook;

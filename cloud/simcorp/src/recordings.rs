@@ -54,7 +54,8 @@ pub enum RoastCommand {
         #[arg(short, long)]
         to: PathBuf,
     },
-    /// Import recordings into the cloud, as past sessions of a machine
+    /// Import recordings into the cloud, as past sessions of a machine. A later save of a roast that
+    /// was imported before corrects its metadata and events
     Import(ImportArgs),
     /// Draw the curve with its events, phases and forecast
     Plot {
@@ -77,8 +78,8 @@ pub struct ImportArgs {
     /// The machine that made the recordings
     #[arg(long)]
     pub machine: String,
-    /// Start time of the one file, as 2026-05-18T19:32:48Z; default: each file's modification time
-    /// minus the length of its recording
+    /// Start time of the one file, as 2026-05-18T19:32:48Z; default: the start in the file, or else
+    /// the file's modification time minus the length of its recording
     #[arg(long)]
     pub at: Option<String>,
 }
@@ -131,13 +132,14 @@ fn read(path: &Path) -> anyhow::Result<Recording> {
     let shown = path.display();
     let size = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();
     ensure!(size <= FILE_BYTES_MAX as u64, "{shown} is larger than {FILE_BYTES_MAX} bytes");
-    // Recordings may contain invalid UTF-8: such a byte is replaced, and the roast is still read.
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
     if workbook::is_workbook(&bytes) {
         return workbook::read(&bytes).with_context(|| format!("{shown}"));
     }
-    let text = String::from_utf8_lossy(&bytes);
-    roast::formats::read(&text).with_context(|| format!("{shown}"))
+    let recording = roast::formats::read_bytes(&bytes).with_context(|| format!("{shown}"))?;
+    // Artisan saves settings and plans in the same format: they have no readings.
+    ensure!(recording.has_bean_temperature(), "{shown}: no sample has a bean temperature");
+    Ok(recording)
 }
 
 /// The analysis of one file, using what was learned from the files before it.

@@ -3,6 +3,7 @@
 
 use anyhow::Context as _;
 use contract::OrgId;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use service::secret::Secret;
@@ -71,5 +72,20 @@ impl OperatorClient {
     ) -> anyhow::Result<Value> {
         let answer = to.post(Some(&self.org), path, body).await?;
         Ok(answer.map_or(Value::Null, |answer| answer.body))
+    }
+
+    /// Sends a PUT request. With `if_match`, only that version of the resource is changed.
+    ///
+    /// # Errors
+    /// When a service refuses the request, or the resource has another version.
+    pub async fn put<B: Serialize + Sync>(
+        &self,
+        to: &ServiceClient,
+        path: &[&str],
+        if_match: Option<&str>,
+        body: &B,
+    ) -> anyhow::Result<()> {
+        to.put::<B, Value>(&self.org, path, if_match, body).await?;
+        Ok(())
     }
 }

@@ -3,29 +3,34 @@
 //!
 //! The command signs the frames with a temporary key that exists only while it runs. The key's
 //! device is named `device:import-…`, so that imported sessions can be distinguished from what a
-//! gateway measured. The session id is derived from the file: a file that is imported twice is
-//! stored once.
+//! gateway measured. The session id is derived from the identity of the roast in the file, or else
+//! from the file: a roast that is imported twice is stored once, and a later save of it corrects its
+//! metadata and events.
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
+use contract::session::RoastSession;
 use contract::{
     Ack, ChainId, Channel, ClockQuality, Column, DeviceId, EpochMs, EventKind, EventSource, Frame,
-    KeyId, MachineEvent, MachineId, Origin, SessionId, SiteId,
+    KeyId, MachineEvent, MachineId, Origin, RejectedFrame, SessionId, SiteId,
 };
 use roast::analysis::Marks;
 use roast::machine_model::MachineModel;
 use roast::sample::Sample;
-use serde_json::{Value, json};
+use serde_json::json;
 use trust::{Algorithm, CONTENT_FRAME, FileKey};
 
 use crate::config::CloudConfig;
 use crate::recordings::{AnalyzedRecording, ImportArgs, analyze_next};
 use crate::remote::OperatorClient;
+use crate::roast_metadata::{self, RecordingSave};
 
 /// Samples per frame, and frames per request: what ingestion accepts at once.
 const SAMPLES_PER_FRAME: usize = 240;
 const FRAMES_PER_REQUEST: usize = 32;
+/// 2000-01-01: an earlier date in a file is that of a computer whose clock was not set.
+const EARLIEST_MS: i64 = 946_684_800_000;
 const IMPORTED_EVENTS: [EventKind; 8] = [
     EventKind::Charge,
     EventKind::Tp,
@@ -82,37 +87,91 @@ async fn import_file(
 ) -> anyhow::Result<()> {
     let shown = file.display();
     let analyzed = analyze_next(file, learned)?;
-    let marks = Marks::of(&analyzed.recording, &analyzed.marks);
+    let recording = &analyzed.recording;
+    let marks = Marks::of(recording, &analyzed.marks);
     let charge = marks.ms(EventKind::Charge);
     let charge = charge.with_context(|| format!("{shown}: no CHARGE, so no start of the roast"))?;
-    let length_ms = analyzed.recording.samples.last().map_or(0, |last| last.t_ms);
-    let begins = match at {
+    let dated = at.or(recording.started.filter(|at| at.0 >= EARLIEST_MS));
+    let begins = match dated {
         Some(at) => at,
-        None => modified_at(file)?.plus_ms(-length_ms),
+        None => {
+            let length_ms = recording.samples.last().map_or(0, |last| last.t_ms);
+            modified_at(file)?.plus_ms(-length_ms)
+        }
     };
-    let digest = trust::sha256_digest(&std::fs::read(file)?).0;
-    let frames = frames(origin, &analyzed, &marks, (begins, charge), digest);
-    let mut sent = 0;
+    let digest = trust::sha256_digest(&std::fs::read(file)?);
+    let roast_id = recording.roast_id.as_str();
+    let identity = match roast_digest(origin, roast_id).filter(|_| dated.is_some()) {
+        Some(roast) => RoastIdentity::new(origin, begins, roast),
+        None => RoastIdentity::new(origin, begins.plus_ms(charge), digest.0),
+    };
+    let frames = frames(origin, &analyzed, &marks, (begins, charge), &identity);
+    let refused = send(remote, key, &frames).await?;
+    let stored: Option<RoastSession> =
+        remote.ingestion.get(&origin.org, &["sessions", identity.session.as_str()], &[]).await?;
+    let stored = match (stored, &refused) {
+        (Some(stored), None) => stored,
+        // The roast is there from an earlier import, whose frames are not changed.
+        (Some(stored), Some(refused)) if refused.reason.is_final() => stored,
+        (_, Some(refused)) => {
+            bail!("{shown}: ingestion rejected frame {}: {}", refused.frame, refused.reason)
+        }
+        (None, None) => bail!("{shown}: it was sent, but its session is missing"),
+    };
+    let save = RecordingSave { recording, begins, file: digest };
+    let moved = roast_metadata::write(remote, &stored, &save, refused.is_some()).await?;
+    let samples: usize = frames.iter().map(Frame::sample_count).sum();
+    println!("{shown}: {}, {samples} samples", identity.session);
+    if !moved.is_empty() {
+        let kinds: Vec<&str> = moved.iter().map(|kind| kind.as_str()).collect();
+        println!("{shown}: imported before; corrected {}", kinds.join(", "));
+    }
+    Ok(())
+}
+
+/// Sends frames until one is refused, and returns that refusal.
+async fn send(
+    remote: &OperatorClient,
+    key: &FileKey,
+    frames: &[Frame],
+) -> anyhow::Result<Option<RejectedFrame>> {
     for some in frames.chunks(FRAMES_PER_REQUEST) {
         let mut body = Vec::new();
         for frame in some {
             body.extend(trust::sign_message(key, CONTENT_FRAME, frame.encode())?);
         }
         let kind = ("application/cose", body);
-        let answer = remote.ingestion.post_bytes(&origin.org, &["v1", "frames"], kind).await?;
+        let answer = remote.ingestion.post_bytes(&remote.org, &["v1", "frames"], kind).await?;
         let acks: Vec<Ack> = answer.map_or_else(Vec::new, |answer| answer.body);
-        let refused = acks.iter().flat_map(|ack| &ack.refused).next();
-        if let Some(refused) = refused {
-            bail!("{shown}: ingestion rejected frame {}: {}", refused.frame, refused.reason);
+        let refused = acks.into_iter().flat_map(|ack| ack.refused).next();
+        if refused.is_some() {
+            return Ok(refused);
         }
-        sent += some.iter().map(Frame::sample_count).sum::<usize>();
     }
-    let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
-    let stored: Option<Value> =
-        remote.ingestion.get(&origin.org, &["sessions", session.as_str()], &[]).await?;
-    ensure!(stored.is_some(), "{shown}: it was sent, but its session is missing");
-    println!("{shown}: {session}, {sent} samples");
-    Ok(())
+    Ok(None)
+}
+
+/// What makes an imported roast the same roast when it is imported again.
+struct RoastIdentity {
+    session: SessionId,
+    chain: ChainId,
+}
+
+impl RoastIdentity {
+    fn new(origin: &Origin, started: EpochMs, digest: [u8; 32]) -> Self {
+        let mut chain = [0; 16];
+        chain.copy_from_slice(&digest[..16]);
+        let session = SessionId::compose(origin, started, salt(digest));
+        Self { session, chain: ChainId(chain) }
+    }
+}
+
+/// Returns a digest of the roast's own identity, which stays when its file is saved again; `None`
+/// if it has none, which some programs write as zeros.
+fn roast_digest(origin: &Origin, roast_id: &str) -> Option<[u8; 32]> {
+    let unset = roast_id.trim().chars().all(|c| matches!(c, '0' | '-'));
+    let text = format!("{origin}\n{}", roast_id.trim());
+    (!unset).then(|| trust::sha256_digest(text.as_bytes()).0)
 }
 
 /// Returns when the file was last modified.
@@ -132,12 +191,9 @@ fn frames(
     analyzed: &AnalyzedRecording,
     marks: &Marks,
     (begins, charge): (EpochMs, i64),
-    digest: [u8; 32],
+    identity: &RoastIdentity,
 ) -> Vec<Frame> {
     let samples = &analyzed.recording.samples;
-    let session = SessionId::compose(origin, begins.plus_ms(charge), salt(digest));
-    let mut id = [0; 16];
-    id.copy_from_slice(&digest[..16]);
     let mut frames = Vec::new();
     let (mut previous, mut first_seq) = (None, 0_u64);
     for (number, part) in (1_u64..).zip(samples.chunks(SAMPLES_PER_FRAME)) {
@@ -145,7 +201,7 @@ fn frames(
         let from = part.first().map_or(0, |sample| sample.t_ms);
         let until = if last_of_all { i64::MAX } else { part.last().map_or(0, |s| s.t_ms + 1) };
         let events = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
-            let at_ms = marks.ms(kind).filter(|ms| (from..until).contains(ms))?;
+            let at_ms = marks.ms(kind).filter(|ms| *ms >= charge && (from..until).contains(ms))?;
             let nearest = part.iter().rposition(|sample| sample.t_ms <= at_ms).unwrap_or(0);
             let in_file = analyzed.recording.mark_ms(kind).is_some();
             Some(MachineEvent {
@@ -153,7 +209,7 @@ fn frames(
                 seq: first_seq + nearest as u64,
                 at: begins.plus_ms(at_ms),
                 elapsed_s: (at_ms - charge) as f64 / 1000.0,
-                session: session.clone(),
+                session: identity.session.clone(),
                 source: if in_file { EventSource::Person } else { EventSource::Inferred },
                 bt_c: part[nearest].bt_c,
                 note: None,
@@ -161,7 +217,7 @@ fn frames(
         });
         let frame = Frame {
             origin: origin.clone(),
-            chain: ChainId(id),
+            chain: identity.chain,
             number,
             previous,
             boot_id: 1,

@@ -26,8 +26,9 @@ impl Replay {
         if size > FILE_BYTES_MAX as u64 {
             return Err(unreadable("larger than 32 MB".to_owned()));
         }
-        let text = std::fs::read_to_string(file).map_err(|e| unreadable(e.to_string()))?;
-        let recording = roast::formats::read(&text).map_err(|e| unreadable(e.to_string()))?;
+        let bytes = std::fs::read(file).map_err(|e| unreadable(e.to_string()))?;
+        let recording =
+            roast::formats::read_bytes(&bytes).map_err(|e| unreadable(e.to_string()))?;
         if recording.samples.is_empty() {
             return Err(unreadable("it has no samples".to_owned()));
         }

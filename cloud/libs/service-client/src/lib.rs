@@ -177,6 +177,24 @@ impl ServiceClient {
         self.send(Method::POST, Some(org), path, &[], with).await
     }
 
+    /// Sends a PUT request. With `if_match`, the service changes only that version of the resource.
+    ///
+    /// # Errors
+    /// [`ServiceClientError`]
+    pub async fn put<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        org: &OrgId,
+        path: &[&str],
+        if_match: Option<&str>,
+        body: &B,
+    ) -> Result<Option<ServiceResponse<T>>, ServiceClientError> {
+        let with = |asked: reqwest::RequestBuilder| match if_match {
+            Some(version) => asked.header(header::IF_MATCH, version).json(body),
+            None => asked.json(body),
+        };
+        self.send(Method::PUT, Some(org), path, &[], with).await
+    }
+
     async fn send<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -8,6 +8,8 @@ use super::table::number;
 
 const MINUTE_MS: i64 = 60_000;
 const HOUR_MS: i64 = 60 * MINUTE_MS;
+const HALF_DAY_MS: i64 = 12 * HOUR_MS;
+const DAY_MS: i64 = 24 * HOUR_MS;
 /// A larger number of ms is not a time.
 const MS_MAX: f64 = 1e15;
 /// 2000-01-01 and 10000-01-01: a number between them counts from 1970, because no recording is
@@ -237,7 +239,7 @@ impl Timeline {
         // The end of summer time or the end of an hour, noon, midnight.
         let turns: &[i64] = match time {
             RowTime::MinuteClock(_) => &[HOUR_MS],
-            RowTime::Local(_) => &[HOUR_MS, 12 * HOUR_MS, 24 * HOUR_MS],
+            RowTime::Local(_) => &[HOUR_MS, HALF_DAY_MS, DAY_MS],
             RowTime::Elapsed(_) | RowTime::Instant(_) => &[],
         };
         let mut steps = turns.iter().map(|turn| passed.saturating_add(*turn));

@@ -103,7 +103,8 @@ impl Address {
         };
         match &profile.transport {
             Transport::ModbusTcp { station: usual, .. }
-            | Transport::ModbusRtu { station: usual, .. } => {
+            | Transport::ModbusRtu { station: usual, .. }
+            | Transport::ModbusRtuOverTcp { station: usual, .. } => {
                 modbus(station.unwrap_or(*usual), text, access)
                     .ok_or("`holding 4096`, `input 0`, `coil 32` or `discrete 284`, from 0, and a bit as `.2`")
             }

@@ -108,6 +108,14 @@ pub enum Transport {
         #[serde(default = "first_station")]
         station: u8,
     },
+    /// The frames of Modbus RTU over TCP, as behind a serial server.
+    ModbusRtuOverTcp {
+        host: String,
+        #[serde(default = "modbus_port")]
+        port: u16,
+        #[serde(default = "first_station")]
+        station: u8,
+    },
     S7 {
         host: String,
         #[serde(default = "s7_port")]
@@ -146,6 +154,7 @@ impl Transport {
         match self {
             Self::ModbusTcp { .. } => "modbus-tcp",
             Self::ModbusRtu { .. } => "modbus-rtu",
+            Self::ModbusRtuOverTcp { .. } => "modbus-rtu-over-tcp",
             Self::S7 { .. } => "s7",
             Self::Tc4 { .. } => "tc4",
             Self::Kaleido { .. } => "kaleido",
@@ -172,7 +181,9 @@ impl Transport {
     #[must_use]
     pub const fn station(&self) -> Option<u8> {
         match self {
-            Self::ModbusTcp { station, .. } | Self::ModbusRtu { station, .. } => Some(*station),
+            Self::ModbusTcp { station, .. }
+            | Self::ModbusRtu { station, .. }
+            | Self::ModbusRtuOverTcp { station, .. } => Some(*station),
             _ => None,
         }
     }

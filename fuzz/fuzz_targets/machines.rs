@@ -1,6 +1,7 @@
 #![no_main]
 //! Anything that a machine, or a program in its place, may send.
 
+use protocols::modbus_answer::{self, Echo, Framing};
 use protocols::s7::{self, Item};
 use protocols::{hottop, kaleido, line, modbus_tcp, santoker, tc4};
 
@@ -16,6 +17,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         s7::parse_request(bytes),
     );
     let _ = (s7::parse_write_answer(bytes, 1), modbus_tcp::first_request(bytes));
+    let _ = modbus_answer::find_rtu_answer(first, second, Echo::Unknown);
+    let _ = modbus_answer::explain(Framing::Rtu, first, second, Echo::Unknown);
+    let _ = modbus_answer::explain(Framing::Tcp, first, second, Echo::Unknown);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let mut table = line::Csv::default();
         for text in text.lines() {

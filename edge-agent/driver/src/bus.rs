@@ -17,6 +17,8 @@ pub struct ReadPoint {
     pub address: Address,
     pub kind: Type,
     pub order: encoding::Order,
+    /// Whether the point is read before others: a roast is not recorded without it.
+    pub read_first: bool,
 }
 
 /// The result of one poll: one raw value per point, in the order of the points.
@@ -35,6 +37,11 @@ pub type WriteFuture<'b> = Pin<Box<dyn Future<Output = Result<(), WriteError>> +
 pub trait Bus {
     /// Reads every point once. Returns an error only when nothing answered at all.
     fn poll(&mut self, mono_ms: u64) -> PollFuture<'_>;
+
+    /// Returns what to try for the failures of the last poll.
+    fn advice(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// Writes one allowed value, within one time limit. `Ok` means that the machine acknowledged it
     /// or, in protocols without acknowledgement, that it was sent.

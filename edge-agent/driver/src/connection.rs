@@ -41,7 +41,7 @@ impl Endpoint {
                 let connect = TcpStream::connect((host.as_str(), *port));
                 let Ok(stream) = tokio::time::timeout(limit, connect).await else {
                     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                    return Err(DriverError::Silent(self.name(), limit_ms));
+                    return Err(DriverError::NotAccepted(self.name(), limit_ms));
                 };
                 let stream = stream.map_err(unreachable)?;
                 stream.set_nodelay(true).map_err(unreachable)?;

@@ -43,17 +43,19 @@ impl Health {
 
 /// Returns the order in which to poll units now: healthy ones first, then at most one failed unit
 /// whose pause is over, so that failed units use only the remaining time and never another unit's.
-/// A single unit is always polled, since no other unit waits for it.
+/// The first `read_first` units do not wait for a turn: each of them whose pause is over is polled
+/// before the other failed unit. A single unit is always polled, since no other unit waits for it.
 #[must_use]
-pub fn poll_order(units: &[Health], mono_ms: u64) -> Vec<usize> {
+pub fn poll_order(units: &[Health], read_first: usize, mono_ms: u64) -> Vec<usize> {
     if units.len() == 1 {
         return vec![0];
     }
+    let is_due = |i: &usize| !units[*i].is_healthy() && !units[*i].is_backing_off(mono_ms);
     let mut poll_order: Vec<usize> = (0..units.len()).filter(|i| units[*i].is_healthy()).collect();
-    let failed =
-        (0..units.len()).filter(|i| !units[*i].is_healthy() && !units[*i].is_backing_off(mono_ms));
+    poll_order.extend((0..read_first).filter(is_due));
     // The failed unit that has waited longest, so that each gets its turn.
-    poll_order.extend(failed.min_by_key(|i| (units[*i].retry_at_ms, *i)));
+    let others = (read_first..units.len()).filter(is_due);
+    poll_order.extend(others.min_by_key(|i| (units[*i].retry_at_ms, *i)));
     poll_order
 }
 
@@ -64,19 +66,19 @@ mod tests {
     #[test]
     fn a_failed_unit_is_polled_last_then_rarely_until_it_answers() {
         let mut units = vec![Health::default(); 3];
-        assert_eq!(poll_order(&units, 0), [0, 1, 2]);
+        assert_eq!(poll_order(&units, 0, 0), [0, 1, 2]);
         units[0].failed(0, 0);
         assert_eq!(
-            poll_order(&units, 100),
+            poll_order(&units, 0, 100),
             [1, 2, 0],
             "last, so that it does not delay the others"
         );
         units[0].failed(100, 0);
         units[0].failed(200, 0);
-        assert_eq!(poll_order(&units, 300), [1, 2]);
-        assert_eq!(poll_order(&units, 800), [1, 2, 0]);
+        assert_eq!(poll_order(&units, 0, 300), [1, 2]);
+        assert_eq!(poll_order(&units, 0, 800), [1, 2, 0]);
         units[0].answered();
-        assert_eq!(poll_order(&units, 900), [0, 1, 2]);
+        assert_eq!(poll_order(&units, 0, 900), [0, 1, 2]);
     }
 
     #[test]
@@ -85,7 +87,7 @@ mod tests {
         let mut tried = [0; 3];
         for tick in 0..100 {
             let now = tick * 1000;
-            let poll_order = poll_order(&units, now);
+            let poll_order = poll_order(&units, 0, now);
             assert!(tick == 0 || poll_order.len() <= 2, "{poll_order:?}");
             for unit in poll_order.into_iter().filter(|unit| *unit > 0) {
                 tried[unit] += 1;
@@ -93,6 +95,20 @@ mod tests {
             }
         }
         assert!(tried[1] > 10 && tried[2] > 10, "{tried:?}");
+    }
+
+    #[test]
+    fn a_failed_unit_that_is_read_first_does_not_wait_for_the_turns_of_others() {
+        let mut units = vec![Health::default(); 5];
+        for unit in units.iter_mut().take(4) {
+            unit.failed(0, 0);
+        }
+        assert_eq!(poll_order(&units, 1, 1_000), [4, 0, 1]);
+        for _ in 0..9 {
+            units[0].failed(1_000, 0);
+        }
+        assert_eq!(poll_order(&units, 1, 1_100), [4, 1], "it pauses like others");
+        assert_eq!(poll_order(&units, 1, 9_000), [4, 0, 1]);
     }
 
     #[test]

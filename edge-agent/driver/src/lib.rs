@@ -8,6 +8,7 @@
 mod bus;
 mod connection;
 mod control_queue;
+mod error;
 mod health;
 mod interlock;
 mod modbus;
@@ -28,6 +29,7 @@ use contract::{Channel, EventKind, Quality};
 use firmware_profiles::Profile;
 
 pub use control_queue::ControlQueue;
+pub use error::DriverError;
 pub use interlock::WriteError;
 pub use open::ConnectionSettings;
 pub use register_cache::{CacheMiss, RegisterCache};
@@ -48,27 +50,6 @@ pub struct Reading {
     pub failed_units: Vec<String>,
 }
 
-/// Why a machine did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    #[error("cannot reach {0}: {1}")]
-    Unreachable(String, std::io::Error),
-    #[error("{0} does not answer within {1} ms")]
-    Silent(String, u64),
-    #[error("{0}: {1}")]
-    Protocol(String, String),
-    /// The port was opened a moment ago, and the machine may still be starting.
-    #[error("{0} was opened; reading starts in {1} ms, after the settling time")]
-    Settling(String, u64),
-    #[error("cannot read the recording {0}: {1}")]
-    Recording(String, String),
-    #[error("the profile {0}: {1}")]
-    Profile(String, String),
-    /// The recording has been played to its end; no more readings follow.
-    #[error("the recording has ended")]
-    Ended,
-}
-
 type ReadFuture<'d> = Pin<Box<dyn Future<Output = Result<Reading, DriverError>> + 'd>>;
 
 /// A machine as the sampler sees it. `mono_ms` is the sampler's monotonic clock, so that simulated
@@ -80,6 +61,11 @@ pub trait Driver {
     /// Waits until a write to a control is queued. Cancel-safe.
     fn wait_for_write(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(std::future::pending())
+    }
+
+    /// Returns what to try for the failures of the last reading.
+    fn advice(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     /// Executes the next queued write; takes no longer than one answer.

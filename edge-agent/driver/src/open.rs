@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use firmware_profiles::address::{Access, Address};
 use firmware_profiles::encoding::{self, Type};
-use firmware_profiles::{Control, Profile, Transport};
+use firmware_profiles::{Channel, Control, Profile, Transport};
+use protocols::modbus_answer::Framing;
 
 use crate::bus::{Bus, ReadPoint, WritableControl, WritableControls};
 use crate::connection::Endpoint;
@@ -41,8 +42,13 @@ pub fn open(
     let timing = profile.timing.clone();
     let address = || endpoint(&profile, settings).map_err(wrong);
     let bus: Box<dyn Bus> = match &profile.transport {
-        Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. } => {
-            Box::new(modbus::Modbus::new(address()?, timing, &points, share.clone()))
+        Transport::ModbusTcp { .. } => {
+            let framing = Framing::Tcp;
+            Box::new(modbus::Modbus::new(address()?, framing, timing, &points, share.clone()))
+        }
+        Transport::ModbusRtuOverTcp { .. } | Transport::ModbusRtu { .. } => {
+            let framing = Framing::Rtu;
+            Box::new(modbus::Modbus::new(address()?, framing, timing, &points, share.clone()))
         }
         Transport::S7 { rack, slot, .. } => {
             Box::new(s7::S7::new(address()?, (*rack, *slot), timing, points, controls))
@@ -86,6 +92,7 @@ pub fn open(
 fn endpoint(profile: &Profile, settings: &ConnectionSettings) -> Result<Endpoint, String> {
     match &profile.transport {
         Transport::ModbusTcp { host, port, .. }
+        | Transport::ModbusRtuOverTcp { host, port, .. }
         | Transport::S7 { host, port, .. }
         | Transport::Santoker { host, port }
         | Transport::Line { host, port, .. } => {
@@ -112,6 +119,7 @@ fn endpoint(profile: &Profile, settings: &ConnectionSettings) -> Result<Endpoint
 pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
     let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
     let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+    let mut read_first = profile.channels.iter().map(|channel| is_read_first(profile, channel));
     let point =
         |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {
             let address = Address::parse(profile, station, addr, Access::Read)
@@ -121,9 +129,21 @@ pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
                 address,
                 kind: kind.unwrap_or(Type::F32),
                 order: order.unwrap_or_default(),
+                read_first: read_first.next().unwrap_or(false),
             })
         };
     channels.chain(states).map(point).collect()
+}
+
+/// Returns whether a channel is read before others: it is required, or the bean temperature is
+/// computed from it.
+fn is_read_first(profile: &Profile, channel: &Channel) -> bool {
+    let is_bean_term = profile
+        .derived
+        .iter()
+        .filter(|derived| derived.name == "btC")
+        .any(|derived| derived.terms.iter().any(|term| term.channel == channel.name));
+    channel.required || channel.name == "btC" || is_bean_term
 }
 
 fn writable_controls(profile: &Profile) -> WritableControls {

@@ -127,7 +127,7 @@ impl PolledText {
     }
 
     async fn request_values(&self, line: &mut Line) -> Result<RawValues, DriverError> {
-        let broken = |error| DriverError::Unreachable(self.endpoint.name(), error);
+        let broken = |error| DriverError::broken(self.endpoint.name(), error);
         // Bytes that arrived before the request do not belong to its answer.
         line.buffer.clear();
         let mut bytes = [0; 512];
@@ -138,7 +138,7 @@ impl PolledText {
         {
             let read = read.map_err(broken)?;
             if read == 0 {
-                return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
+                return Err(DriverError::Closed(self.endpoint.name()));
             }
             in_the_middle = bytes[read - 1] != b'\n';
         }
@@ -146,7 +146,7 @@ impl PolledText {
         loop {
             let read = line.stream.read(&mut bytes).await.map_err(broken)?;
             if read == 0 {
-                return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
+                return Err(DriverError::Closed(self.endpoint.name()));
             }
             line.buffer.extend_from_slice(&bytes[..read]);
             while let Some(end) = line.buffer.iter().position(|b| *b == b'\n') {

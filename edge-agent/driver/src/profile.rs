@@ -190,6 +190,10 @@ impl Driver for ProfileDriver {
         Box::pin(self.read_once(mono_ms))
     }
 
+    fn advice(&self) -> Vec<&'static str> {
+        self.bus.advice()
+    }
+
     fn wait_for_write(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         match &self.controls {
             Some(controls) => Box::pin(controls.wait_for_write()),

@@ -183,14 +183,14 @@ impl PushStream {
             let wait = if values.is_empty() { until } else { Instant::now() };
             match tokio::time::timeout_at(wait, stream.read(&mut bytes)).await {
                 Ok(Ok(0)) => {
-                    return Err(DriverError::Protocol(self.endpoint.name(), "hung up".to_owned()));
+                    return Err(DriverError::Closed(self.endpoint.name()));
                 }
                 Ok(Ok(read)) => {
                     total += read;
                     self.decoder.decode(&bytes[..read], &mut values);
                 }
                 Ok(Err(error)) => {
-                    return Err(DriverError::Unreachable(self.endpoint.name(), error));
+                    return Err(DriverError::broken(self.endpoint.name(), error));
                 }
                 Err(_) => return Ok(values),
             }

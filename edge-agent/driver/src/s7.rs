@@ -67,7 +67,7 @@ impl S7 {
         stream: &mut Box<dyn Stream>,
         request: &[u8],
     ) -> Result<Vec<u8>, DriverError> {
-        let broken = |error| DriverError::Unreachable(self.endpoint.name(), error);
+        let broken = |error| DriverError::broken(self.endpoint.name(), error);
         stream.write_all(request).await.map_err(broken)?;
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.map_err(broken)?;

@@ -250,6 +250,7 @@ mod tests {
             address,
             kind,
             order: firmware_profiles::encoding::Order::default(),
+            read_first: false,
         }]);
         let problem = boards.read_all().unwrap_err().to_string();
         assert!(problem.starts_with("/dev/spidev99.0: cannot be opened"), "{problem}");

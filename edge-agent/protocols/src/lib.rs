@@ -7,6 +7,7 @@
 pub mod hottop;
 pub mod kaleido;
 pub mod line;
+pub mod modbus_answer;
 pub mod modbus_tcp;
 pub mod s7;
 pub mod santoker;

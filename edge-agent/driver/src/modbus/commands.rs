@@ -132,7 +132,7 @@ fn raw(control: &Control, address: &Address, station: u8, request: &Request<'_>)
 mod tests {
     use std::sync::Arc;
 
-    use firmware_profiles::{Transport, check};
+    use firmware_profiles::check;
 
     use super::*;
     use crate::interlock::MachineSnapshot;
@@ -197,10 +197,7 @@ mod tests {
         let mut moved = 0;
         for entry in firmware_profiles::SHIPPED {
             let profile = check(entry.text).unwrap().profile;
-            if !matches!(
-                profile.transport,
-                Transport::ModbusTcp { .. } | Transport::ModbusRtu { .. }
-            ) {
+            if profile.transport.station().is_none() {
                 continue;
             }
             let known = interlock(profile.clone());

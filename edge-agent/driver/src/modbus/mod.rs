@@ -2,34 +2,50 @@
 //! runs.
 //!
 //! A late answer to a request that timed out would be taken as the answer to the next request, so
-//! any error or timeout closes the connection; the next request opens a new one.
+//! any error or timeout closes the connection; the next request opens a new one. A read whose
+//! connection ended before a byte of the answer is repeated once; a write is never repeated after
+//! one of its bytes was sent.
 
 mod commands;
 mod plan;
+mod wire;
 
 use std::time::Duration;
 
 use firmware_profiles::Timing;
 use firmware_profiles::address::Table;
+use protocols::modbus_answer::{AnswerError, Echo, Exception, Framing};
 use tokio::time::Instant;
-use tokio_modbus::client::{Client as _, Context, Reader as _, rtu, tcp};
+use tokio_modbus::client::{Client as _, Context, rtu, tcp};
 use tokio_modbus::slave::{Slave, SlaveContext as _};
 use tokio_modbus::{ExceptionCode, Request, Response};
 
 use self::plan::{Block, Unit};
+use self::wire::{ConnectionEnd, ObservedStream, WireLog};
 use crate::bus::{Bus, PollFuture, RawValues, ReadPoint, WriteFuture, answer_timeout};
 use crate::connection::Endpoint;
 use crate::health::{Health, poll_order};
 use crate::interlock::Command;
 use crate::{ControlQueue, DriverError, DriverHandles, WriteError};
 
+/// The time before a write on an open connection, so that the end of a connection that the machine
+/// closed behind its last answer is known before anything is sent.
+const CLOSE_NOTICE: Duration = Duration::from_millis(2);
+
 pub struct Modbus {
     endpoint: Endpoint,
+    framing: Framing,
     timing: Timing,
     points: Vec<ReadPoint>,
+    /// The units; those with points that are read first come first.
     units: Vec<Unit>,
     health: Vec<Health>,
+    /// The last failure of each unit.
+    failures: Vec<String>,
     connection: Option<Context>,
+    wire: WireLog,
+    /// What to try for the failures of the last poll.
+    advice: Vec<&'static str>,
     /// When the port was opened, monotonic ms, for machines that restart when it is opened.
     opened_ms: Option<u64>,
     handles: DriverHandles,
@@ -39,7 +55,7 @@ pub struct Modbus {
 
 /// Why a request failed.
 enum RequestError {
-    /// The unit answered with an exception.
+    /// The unit, or a gateway in its place, answered with an exception.
     Exception(ExceptionCode),
     /// The unit did not answer, or the answer was malformed.
     Failed(DriverError),
@@ -48,20 +64,26 @@ enum RequestError {
 impl Modbus {
     pub fn new(
         endpoint: Endpoint,
+        framing: Framing,
         timing: Timing,
         points: &[ReadPoint],
         handles: DriverHandles,
     ) -> Self {
         let units = plan::plan_units(points, timing.block_max, timing.gaps);
         let health = vec![Health::default(); units.len()];
+        let failures = vec![String::new(); units.len()];
         let points = points.to_vec();
         Self {
             endpoint,
+            framing,
             timing,
             points,
             units,
             health,
+            failures,
             connection: None,
+            wire: WireLog::new(framing),
+            advice: Vec::new(),
             opened_ms: None,
             handles,
             began: Instant::now(),
@@ -72,15 +94,16 @@ impl Modbus {
         format!("{} unit {station}", self.endpoint.name())
     }
 
-    async fn connect(&mut self, mono_ms: u64) -> Result<Context, DriverError> {
+    async fn connect(&mut self, mono_ms: u64, limit: Duration) -> Result<Context, DriverError> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        let stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
+        let stream = self.endpoint.open(limit).await?;
         self.opened_ms = Some(mono_ms);
-        Ok(match self.endpoint {
-            Endpoint::Tcp { .. } => tcp::attach(stream),
-            Endpoint::Serial { .. } => rtu::attach(stream),
+        let stream = ObservedStream::new(stream, self.wire.clone());
+        Ok(match self.framing {
+            Framing::Tcp => tcp::attach(stream),
+            Framing::Rtu => rtu::attach(stream),
         })
     }
 
@@ -88,7 +111,7 @@ impl Modbus {
     /// was opened: some machines restart each time that the port is opened.
     async fn check_settled(&mut self, mono_ms: u64) -> Result<(), DriverError> {
         if self.timing.settle_ms > 0 {
-            let connection = self.connect(mono_ms).await?;
+            let connection = self.connect(mono_ms, answer_timeout(&self.timing)).await?;
             self.connection = Some(connection);
             let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
             if mono_ms < settled {
@@ -105,46 +128,105 @@ impl Modbus {
         block: &Block,
         mono_ms: u64,
     ) -> Result<Vec<u16>, RequestError> {
-        let (start, words) = (block.start, block.words);
-        let bits = |answer: Vec<bool>| answer.into_iter().map(u16::from).collect::<Vec<u16>>();
-        let read = async |connection: &mut Context| match block.table {
-            Table::Holding => connection.read_holding_registers(start, words).await,
-            Table::Input => connection.read_input_registers(start, words).await,
-            Table::Coil => connection.read_coils(start, words).await.map(|r| r.map(bits)),
-            Table::Discrete => {
-                connection.read_discrete_inputs(start, words).await.map(|r| r.map(bits))
+        let station = self.units[unit].station;
+        let count = usize::from(block.words);
+        let words = match self.exchange(station, mono_ms, &block.request()).await? {
+            Response::ReadHoldingRegisters(words) | Response::ReadInputRegisters(words) => words,
+            // Bits come in whole bytes.
+            Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits) => {
+                bits.into_iter().take(count).map(u16::from).collect()
             }
+            _ => Vec::new(), // the client accepts an answer of the requested function only
         };
-        self.exchange(self.units[unit].station, mono_ms, read).await
+        if words.len() != count {
+            // What follows on this connection may belong to another request too.
+            self.connection = None;
+            let error = AnswerError::Count { received: words.len(), requested: count };
+            return Err(RequestError::Failed(DriverError::Misunderstood(
+                self.name(station),
+                error,
+            )));
+        }
+        Ok(words)
     }
 
-    /// Sends one request of any kind and returns its answer.
-    async fn exchange<T>(
+    /// Sends one request and returns its answer. Reconnects once if the connection had ended: for a
+    /// read, before a byte of the answer came; for a write, before a byte of it was sent.
+    async fn exchange(
         &mut self,
         station: u8,
         mono_ms: u64,
-        talk: impl AsyncFnOnce(&mut Context) -> tokio_modbus::Result<T>,
-    ) -> Result<T, RequestError> {
-        let mut connection = self.connect(mono_ms).await.map_err(RequestError::Failed)?;
-        connection.set_slave(Slave(station));
-        // A timeout or an error drops the connection.
-        let name = self.name(station);
-        let answer = tokio::time::timeout(answer_timeout(&self.timing), talk(&mut connection))
-            .await
-            .map_err(|_| {
-                RequestError::Failed(DriverError::Silent(name.clone(), self.timing.timeout_ms))
-            })?;
-        let answer =
-            answer.map_err(|e| RequestError::Failed(DriverError::Protocol(name, e.to_string())))?;
-        self.connection = Some(connection);
+        request: &Request<'static>,
+    ) -> Result<Response, RequestError> {
+        self.wire.begin();
+        let limit = answer_timeout(&self.timing);
+        let is_reused = self.connection.is_some();
+        let mut connection = self.connect(mono_ms, limit).await.map_err(RequestError::Failed)?;
+        if is_reused && !is_read(request) && matches!(self.endpoint, Endpoint::Tcp { .. }) {
+            tokio::time::sleep(CLOSE_NOTICE).await;
+        }
+        let until = Instant::now() + limit;
+        let mut may_reconnect = self.timing.settle_ms == 0;
+        loop {
+            connection.set_slave(Slave(station));
+            self.wire.begin();
+            let call = connection.call(request.clone());
+            let answer = tokio::time::timeout_at(until, call).await;
+            let error = match answer {
+                Ok(Ok(answer)) => {
+                    self.connection = Some(connection);
+                    self.pause().await;
+                    return answer.map_err(RequestError::Exception);
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            // The failed connection is not used again.
+            drop(connection);
+            let rest = until.saturating_duration_since(Instant::now());
+            if !may_reconnect || rest.is_zero() || !self.may_repeat(request) {
+                return Err(RequestError::Failed(self.failure(station, error)));
+            }
+            may_reconnect = false;
+            connection = self.connect(mono_ms, rest).await.map_err(RequestError::Failed)?;
+        }
+    }
+
+    /// Waits for the shortest time between two requests.
+    async fn pause(&self) {
         let gap = self.endpoint.frame_gap().max(Duration::from_millis(self.timing.min_gap_ms));
         if !gap.is_zero() {
             tokio::time::sleep(gap).await;
         }
-        answer.map_err(RequestError::Exception)
     }
 
-    /// Reads all blocks of one unit.
+    /// Returns whether the failed request may be sent again on a new connection.
+    fn may_repeat(&self, request: &Request<'_>) -> bool {
+        let ended = matches!(self.wire.end(), Some(ConnectionEnd::Closed | ConnectionEnd::Reset));
+        let is_unanswered = self.wire.explain().is_none();
+        ended && is_unanswered && (is_read(request) || self.wire.is_unsent())
+    }
+
+    /// Returns what happened to the request that just failed. `error` is that of the client; `None`
+    /// for a timeout.
+    fn failure(&self, station: u8, error: Option<tokio_modbus::Error>) -> DriverError {
+        let name = self.name(station);
+        if let Some(problem) = self.wire.explain() {
+            return DriverError::Misunderstood(name, problem);
+        }
+        match (self.wire.end(), error) {
+            (Some(ConnectionEnd::Closed), _) => DriverError::Closed(name),
+            (Some(ConnectionEnd::Reset), _) => DriverError::Reset(name),
+            (_, Some(tokio_modbus::Error::Transport(error))) => {
+                DriverError::Unreachable(name, error)
+            }
+            (_, Some(error)) => DriverError::Protocol(name, error.to_string()),
+            (_, None) => DriverError::Silent(name, self.timing.timeout_ms),
+        }
+    }
+
+    /// Reads all blocks of one unit. Returns the error after which the unit counts as failed: no
+    /// answer, a gateway's exception, or temporary exceptions in place of every value.
     async fn read_unit(
         &mut self,
         unit: usize,
@@ -153,7 +235,7 @@ impl Modbus {
         raws: &mut RawValues,
     ) -> Result<(), DriverError> {
         let station = self.units[unit].station;
-        let mut at = 0;
+        let (mut at, mut has_values, mut refusal) = (0, false, None);
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
             if Instant::now() >= until {
                 // Values of two different moments do not form a sample.
@@ -165,6 +247,7 @@ impl Modbus {
             self.execute_next(mono_ms).await;
             match self.request(unit, &block, mono_ms).await {
                 Ok(words) => {
+                    has_values = true;
                     self.handles.registers.store(
                         station,
                         block.table,
@@ -185,17 +268,31 @@ impl Modbus {
                     continue;
                 }
                 Err(RequestError::Exception(code)) => {
-                    raws.failed_units.push(format!(
-                        "{}: {code} at {}",
-                        self.name(station),
-                        block.start
-                    ));
+                    let exception = Exception(u8::from(code));
+                    let name = format!("{}, {}", self.name(station), block.address());
+                    let error = DriverError::Exception(name, exception);
+                    self.report(&error, raws);
+                    if exception.is_of_gateway() {
+                        return Err(error);
+                    }
+                    if exception.is_temporary() {
+                        refusal = Some(error);
+                    }
                 }
-                Err(RequestError::Failed(error)) => return Err(error),
+                Err(RequestError::Failed(error)) => {
+                    self.report(&error, raws);
+                    return Err(error);
+                }
             }
             at += 1;
         }
-        Ok(())
+        refusal.filter(|_| !has_values).map_or(Ok(()), Err)
+    }
+
+    /// Adds an error to those of the current poll.
+    fn report(&mut self, error: &DriverError, raws: &mut RawValues) {
+        raws.failed_units.push(error.to_string());
+        self.advice.extend(error.advice().filter(|advice| !self.advice.contains(advice)));
     }
 
     /// Executes the next queued write, if there is one.
@@ -221,28 +318,45 @@ impl Modbus {
             .ok_or(WriteError::NoSuchControl)?;
         let unsent = |error: DriverError| WriteError::NotSent(error.to_string());
         self.check_settled(mono_ms).await.map_err(unsent)?;
-        let connection = self.connect(mono_ms).await.map_err(unsent)?;
-        self.connection = Some(connection);
-        let call_request = request.clone();
-        let call = async |connection: &mut Context| connection.call(call_request).await;
-        match self.exchange(station, mono_ms, call).await {
+        let connection = self.connect(mono_ms, answer_timeout(&self.timing)).await;
+        self.connection = Some(connection.map_err(unsent)?);
+        self.learn_echo(station, mono_ms).await;
+        match self.exchange(station, mono_ms, &request).await {
             Ok(response) if acknowledges(&response, &request) => Ok(()),
             Ok(_) => Err(WriteError::Unconfirmed("the answer is to another request".to_owned())),
             Err(RequestError::Exception(code)) => {
-                Err(WriteError::Unconfirmed(format!("exception: {code}")))
+                Err(WriteError::Unconfirmed(Exception(u8::from(code)).to_string()))
             }
+            Err(RequestError::Failed(error)) if self.wire.is_unsent() => Err(unsent(error)),
             Err(RequestError::Failed(error)) => Err(WriteError::Unconfirmed(error.to_string())),
+        }
+    }
+
+    /// Reads a block before the first write on an RTU line, to learn whether the line returns our
+    /// own requests: the echo of a write looks like its acknowledgement.
+    async fn learn_echo(&mut self, station: u8, mono_ms: u64) {
+        if self.framing != Framing::Rtu || self.wire.echo() != Echo::Unknown {
+            return;
+        }
+        let unit = self.units.iter().position(|unit| unit.station == station).unwrap_or(0);
+        let block = self.units.get(unit).and_then(|unit| unit.blocks.first()).cloned();
+        if let Some(block) = block {
+            // Without an answer the write is still sent; its echo then does not confirm it.
+            let _ = self.request(unit, &block, mono_ms).await;
         }
     }
 
     async fn poll_all(&mut self, mono_ms: u64) -> Result<RawValues, DriverError> {
         self.began = Instant::now();
+        self.advice.clear();
         self.check_settled(mono_ms).await?;
         let mut raws =
             RawValues { values: vec![None; self.points.len()], failed_units: Vec::new() };
         let until = Instant::now() + Duration::from_millis(self.timing.poll_ms);
         let (mut any_answered, mut last) = (false, None);
-        for unit in poll_order(&self.health, mono_ms) {
+        let read_first = self.units.iter().filter(|unit| unit.read_first).count();
+        let order = poll_order(&self.health, read_first, mono_ms);
+        for unit in order.iter().copied() {
             match self.read_unit(unit, mono_ms, until, &mut raws).await {
                 Ok(()) => {
                     self.health[unit].answered();
@@ -253,22 +367,36 @@ impl Modbus {
                     metrics::counter!("simcorp_edge_unit_failures_total", "unit" => station)
                         .increment(1);
                     self.health[unit].failed(mono_ms, self.units[unit].station.into());
-                    raws.failed_units.push(error.to_string());
+                    self.failures[unit] = error.to_string();
                     last = Some(error);
                 }
             }
         }
-        for unit in (0..self.units.len()).filter(|unit| self.health[*unit].is_backing_off(mono_ms))
-        {
-            raws.failed_units.push(format!(
-                "{} is not polled until its next retry",
-                self.name(self.units[unit].station)
-            ));
+        let mut paused = None;
+        for unit in (0..self.units.len()).filter(|unit| !order.contains(unit)) {
+            let name = self.name(self.units[unit].station);
+            let error = DriverError::Paused(name, self.failures[unit].clone());
+            raws.failed_units.push(error.to_string());
+            paused = Some(error);
+        }
+        if any_answered {
+            return Ok(raws);
         }
         // All units are paused: nothing was polled, and nothing is known.
         let silent = || DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms);
-        if any_answered { Ok(raws) } else { Err(last.unwrap_or_else(silent)) }
+        Err(last.or(paused).unwrap_or_else(silent))
     }
+}
+
+/// Returns whether a request changes nothing at the machine.
+const fn is_read(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::ReadCoils(..)
+            | Request::ReadDiscreteInputs(..)
+            | Request::ReadHoldingRegisters(..)
+            | Request::ReadInputRegisters(..)
+    )
 }
 
 /// Returns whether a response acknowledges this request.
@@ -300,5 +428,9 @@ impl Bus for Modbus {
 
     fn write(&mut self, command: Command, mono_ms: u64) -> WriteFuture<'_> {
         Box::pin(self.send_command(command, mono_ms))
+    }
+
+    fn advice(&self) -> Vec<&'static str> {
+        self.advice.clone()
     }
 }

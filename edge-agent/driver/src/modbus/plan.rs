@@ -2,6 +2,7 @@
 
 use firmware_profiles::Gap;
 use firmware_profiles::address::{Address, Table};
+use tokio_modbus::Request;
 
 use crate::bus::ReadPoint;
 
@@ -23,9 +24,42 @@ pub struct Block {
 pub struct Unit {
     pub station: u8,
     pub blocks: Vec<Block>,
+    /// Whether a point of the unit is read before others.
+    pub read_first: bool,
 }
 
-/// Joins neighbouring registers into as few requests as `block_max` and `gaps` allow.
+impl Block {
+    /// Returns the request that reads the block.
+    #[must_use]
+    pub const fn request(&self) -> Request<'static> {
+        let (start, count) = (self.start, self.words);
+        match self.table {
+            Table::Coil => Request::ReadCoils(start, count),
+            Table::Discrete => Request::ReadDiscreteInputs(start, count),
+            Table::Holding => Request::ReadHoldingRegisters(start, count),
+            Table::Input => Request::ReadInputRegisters(start, count),
+        }
+    }
+
+    /// Returns the address of the first register, as a profile writes it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let table = match self.table {
+            Table::Coil => "coil",
+            Table::Discrete => "discrete",
+            Table::Holding => "holding",
+            Table::Input => "input",
+        };
+        format!("{table} {}", self.start)
+    }
+
+    fn is_read_first(&self, points: &[ReadPoint]) -> bool {
+        self.points.iter().any(|point| points[*point].read_first)
+    }
+}
+
+/// Joins neighbouring registers into as few requests as `block_max` and `gaps` allow. Units, and
+/// the blocks of a unit, with points that are read first come first.
 #[must_use]
 pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> {
     let gap_max = if gaps == Gap::Small { SMALL_GAP } else { 0 };
@@ -43,7 +77,7 @@ pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> 
     let mut units: Vec<Unit> = Vec::new();
     for (station, table, register, words, point) in requested {
         if units.last().is_none_or(|unit| unit.station != station) {
-            units.push(Unit { station, blocks: Vec::new() });
+            units.push(Unit { station, blocks: Vec::new(), read_first: false });
         }
         let Some(unit) = units.last_mut() else { continue };
         let end = u32::from(register) + u32::from(words);
@@ -61,6 +95,11 @@ pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> 
             unit.blocks.push(Block { table, start: register, words, points: vec![point] });
         }
     }
+    for unit in &mut units {
+        unit.blocks.sort_by_key(|block| !block.is_read_first(points));
+        unit.read_first = unit.blocks.iter().any(|block| block.is_read_first(points));
+    }
+    units.sort_by_key(|unit| !unit.read_first);
     units
 }
 
@@ -96,7 +135,7 @@ mod tests {
 
     fn point(station: u8, table: Table, register: u16, kind: Type) -> ReadPoint {
         let address = Address::Modbus { station, table, register, bit: None };
-        ReadPoint { address, kind, order: Order::HighFirst }
+        ReadPoint { address, kind, order: Order::HighFirst, read_first: false }
     }
 
     #[test]
@@ -118,6 +157,20 @@ mod tests {
         };
         assert_eq!(shape(Gap::Never), [(1, 1, 1), (1, 0, 1), (1, 10, 3), (1, 14, 1), (2, 15, 1)]);
         assert_eq!(shape(Gap::Small), [(1, 1, 1), (1, 0, 1), (1, 10, 5), (2, 15, 1)]);
+    }
+
+    #[test]
+    fn units_and_blocks_with_points_that_are_read_first_come_first() {
+        let mut points: Vec<ReadPoint> =
+            (2..6).map(|unit| point(unit, Table::Holding, 1, Type::I16)).collect();
+        points.push(point(9, Table::Coil, 7, Type::Bool));
+        points.push(ReadPoint { read_first: true, ..point(9, Table::Holding, 0, Type::I16) });
+        let units = plan_units(&points, 100, Gap::Never);
+        let stations: Vec<u8> = units.iter().map(|unit| unit.station).collect();
+        assert_eq!(stations, [9, 2, 3, 4, 5]);
+        assert!(units[0].read_first && !units[1].read_first);
+        let addresses: Vec<String> = units[0].blocks.iter().map(Block::address).collect();
+        assert_eq!(addresses, ["holding 0", "coil 7"]);
     }
 
     #[test]

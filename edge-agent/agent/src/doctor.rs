@@ -138,7 +138,7 @@ fn disk(config: &EdgeConfig) -> Result<String, String> {
 
 async fn machine(config: &EdgeConfig) -> Result<String, String> {
     let mut driver = machine::open(config, DriverHandles::default()).map_err(|e| e.to_string())?;
-    let reading = match driver.read(1_000).await {
+    let answer = match driver.read(1_000).await {
         // An Arduino restarts when its port is opened.
         Err(DriverError::Settling(_, ms)) => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -146,7 +146,38 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
         }
         other => other,
     };
-    reading.map(|reading| machine::format_reading(&reading)).map_err(|e| e.to_string())
+    // What to try for single units, although others answered.
+    let mut advice = driver.advice();
+    match answer {
+        Ok(reading) => Ok(with_advice(&machine::format_reading(&reading), &advice)),
+        Err(error) => {
+            advice.extend(error.advice());
+            Err(with_advice(&error.to_string(), &advice))
+        }
+    }
+}
+
+/// Returns a text followed by what to try, a line each.
+fn with_advice(text: &str, advice: &[&'static str]) -> String {
+    let mut lines = vec![text.to_owned()];
+    for advice in advice {
+        let line = format!("      try: {advice}");
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_follows_the_problem_once() {
+        let text = with_advice("plc unit 1 does not answer", &["swap A and B", "swap A and B"]);
+        assert_eq!(text, "plc unit 1 does not answer\n      try: swap A and B");
+    }
 }
 
 /// Presents the certificate from enrolment to the fleet service.

@@ -59,14 +59,14 @@ pub async fn run(
         match answer {
             Ok(reading) => {
                 if failing {
-                    tracing::info!("the machine answers again");
+                    tracing::info!("the machine is read again");
                     failing = false;
                 }
                 let problem =
                     (!reading.failed_units.is_empty()).then(|| reading.failed_units.join("; "));
                 state.update(|state| {
                     if problem.is_some() && state.driver_error != problem {
-                        tracing::warn!(ailing = problem, "a part of the machine does not answer");
+                        tracing::warn!(ailing = problem, "a part of the machine was not read");
                     }
                     state.driver_error = problem;
                 });
@@ -85,7 +85,7 @@ pub async fn run(
             Err(error) => {
                 metrics::counter!("simcorp_edge_driver_errors_total").increment(1);
                 if !failing {
-                    tracing::warn!(%error, "the machine does not answer; retrying at each sample");
+                    tracing::warn!(%error, "the machine was not read; retrying at each sample");
                     failing = true;
                 }
                 state.update(|state| state.driver_error = Some(error.to_string()));

@@ -48,6 +48,25 @@ pub enum Fault {
     Ignores,
     /// The line carries another master's request and its answer before ours.
     OtherMaster,
+    /// The machine refuses the request with this code after this time, as a gateway does whose unit
+    /// does not answer.
+    RefusesLate(u8, Duration),
+    /// The machine closes the connection after each answer.
+    ClosesAfterAnswer,
+    /// The machine closes a connection on which no request came for this time. For Modbus.
+    ClosesIdle(Duration),
+    /// The machine resets a connection at its second request, before the answer. For Modbus TCP.
+    ResetsReused,
+    /// Half of the answer comes, and the connection stays open.
+    CutsShort,
+    /// The answer names another unit. For Modbus.
+    OtherUnit,
+    /// The checksum of the answer is wrong. For Modbus RTU.
+    WrongChecksum,
+    /// The line returns each request before the answer. For Modbus RTU.
+    Echoes,
+    /// The line returns each request, and the machine does not answer. For Modbus RTU.
+    EchoesOnly,
 }
 
 /// The address of an emulated machine.
@@ -198,7 +217,9 @@ async fn serve(wire: &mut dyn Wire, transport: &Transport, machine: &Machine) {
     // The client sees how its connection ends; the emulator does not report it.
     let _ = match transport {
         Transport::ModbusTcp { .. } => modbus::serve_tcp(wire, machine).await,
-        Transport::ModbusRtu { .. } => modbus::serve_rtu(wire, machine).await,
+        Transport::ModbusRtu { .. } | Transport::ModbusRtuOverTcp { .. } => {
+            modbus::serve_rtu(wire, machine).await
+        }
         Transport::S7 { .. } => s7::serve(wire, machine).await,
         Transport::Tc4 { .. } => polled_text::serve_tc4(wire, machine).await,
         Transport::Kaleido { .. } => polled_text::serve_kaleido(wire, machine).await,
@@ -225,8 +246,8 @@ async fn answer(
 ) -> std::io::Result<()> {
     use tokio::io::AsyncWriteExt as _;
     match fault {
-        Some(Fault::Silent) => Ok(()),
-        Some(Fault::Slow(by)) => {
+        Some(Fault::Silent | Fault::EchoesOnly) => Ok(()),
+        Some(Fault::Slow(by) | Fault::RefusesLate(_, by)) => {
             tokio::time::sleep(by).await;
             wire.write_all(bytes).await
         }
@@ -238,11 +259,25 @@ async fn answer(
             wire.write_all(&bytes[..bytes.len() / 2]).await?;
             Err(std::io::ErrorKind::ConnectionReset.into())
         }
+        Some(Fault::ClosesAfterAnswer) => {
+            wire.write_all(bytes).await?;
+            Err(std::io::ErrorKind::ConnectionAborted.into())
+        }
+        Some(Fault::CutsShort) => wire.write_all(&bytes[..bytes.len() / 2]).await,
         Some(Fault::OtherMaster) => {
             wire.write_all(&foreign.await).await?;
             wire.write_all(bytes).await
         }
-        // The protocol's module has already encoded the refusal.
-        Some(Fault::Refuses(_) | Fault::Ignores) | None => wire.write_all(bytes).await,
+        // The protocol's module has already encoded the fault.
+        Some(
+            Fault::Refuses(_)
+            | Fault::Ignores
+            | Fault::ClosesIdle(_)
+            | Fault::ResetsReused
+            | Fault::OtherUnit
+            | Fault::WrongChecksum
+            | Fault::Echoes,
+        )
+        | None => wire.write_all(bytes).await,
     }
 }

@@ -1,5 +1,8 @@
 //! Emulates a Modbus machine, over TCP and on a serial line.
 
+use std::future::Future;
+use std::io;
+
 use firmware_profiles::address::{Address, Table};
 use protocols::crc16;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,22 +15,26 @@ const ILLEGAL_ADDRESS: u8 = 2;
 const ILLEGAL_VALUE: u8 = 3;
 
 /// Answers requests over TCP, one after the other, each with its transaction identifier.
-pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
-    loop {
+pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> io::Result<()> {
+    for requests in 0_u64.. {
         let mut head = [0; 7];
-        wire.read_exact(&mut head).await?;
+        next_request(machine, wire.read_exact(&mut head)).await?;
         let length = usize::from(u16::from_be_bytes([head[4], head[5]]));
         let station = head[6];
+        let fault = machine.fault(Some(station));
+        if fault == Some(Fault::ResetsReused) && requests > 0 {
+            // The rest of the request is unread, so the system resets the connection.
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         let mut pdu = vec![0; length.saturating_sub(1).min(260)];
         wire.read_exact(&mut pdu).await?;
-        let fault = machine.fault(Some(station));
         let Some(reply) = reply(machine, station, fault, &pdu) else { continue };
         let framed = |transaction: [u8; 2], reply: &[u8]| {
             #[allow(clippy::cast_possible_truncation)] // at most 260
             let length = (reply.len() + 1) as u16;
             let mut bytes = vec![transaction[0], transaction[1], 0, 0];
             bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.push(station);
+            bytes.push(station_shown(station, fault));
             bytes.extend_from_slice(reply);
             bytes
         };
@@ -36,15 +43,32 @@ pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
         let bytes = framed([head[0], head[1]], &reply);
         answer(wire, fault, &bytes, std::future::ready(other)).await?;
     }
+    Ok(())
+}
+
+/// Waits for the next request; an idle connection ends where the machine has this fault.
+async fn next_request<T>(
+    machine: &Machine,
+    read: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match machine.fault(None) {
+        Some(Fault::ClosesIdle(limit)) => tokio::time::timeout(limit, read).await?,
+        _ => read.await,
+    }
+}
+
+/// Returns the unit that an answer names.
+fn station_shown(station: u8, fault: Option<Fault>) -> u8 {
+    if fault == Some(Fault::OtherUnit) { station ^ 0x40 } else { station }
 }
 
 /// Answers requests on a serial line. In the protocol a pause ends a frame; here its length does,
 /// since the length of every request is known.
-pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
+pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> io::Result<()> {
     let mut buffer: Vec<u8> = Vec::new();
     let mut bytes = [0; 256];
     loop {
-        let read = wire.read(&mut bytes).await?;
+        let read = next_request(machine, wire.read(&mut bytes)).await?;
         if read == 0 {
             return Ok(());
         }
@@ -52,21 +76,31 @@ pub async fn serve_rtu(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
         while let Some((station, pdu, end)) = split_request(&buffer) {
             buffer.drain(..end);
             let fault = machine.fault(Some(station));
+            if matches!(fault, Some(Fault::Echoes | Fault::EchoesOnly)) {
+                wire.write_all(&rtu_frame(station, &pdu)).await?;
+            }
             let Some(reply) = reply(machine, station, fault, &pdu) else { continue };
-            let framed = |station: u8| {
-                let mut frame = vec![station];
-                frame.extend_from_slice(&reply);
-                frame.extend_from_slice(&crc16(&frame).to_le_bytes());
-                frame
-            };
-            let other = framed(station ^ 0x40);
-            answer(wire, fault, &framed(station), std::future::ready(other)).await?;
+            let other = rtu_frame(station ^ 0x40, &reply);
+            let mut bytes = rtu_frame(station_shown(station, fault), &reply);
+            if fault == Some(Fault::WrongChecksum)
+                && let Some(last) = bytes.last_mut()
+            {
+                *last = !*last;
+            }
+            answer(wire, fault, &bytes, std::future::ready(other)).await?;
             wire.flush().await?;
         }
         if buffer.len() > 512 {
             buffer.clear();
         }
     }
+}
+
+fn rtu_frame(station: u8, pdu: &[u8]) -> Vec<u8> {
+    let mut frame = vec![station];
+    frame.extend_from_slice(pdu);
+    frame.extend_from_slice(&crc16(&frame).to_le_bytes());
+    frame
 }
 
 /// Returns the first complete request: unit, PDU, and the number of bytes up to its end, with any
@@ -99,10 +133,10 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     if !known {
         return None;
     }
-    if let Some(Fault::Refuses(code)) = fault {
+    if let Some(Fault::Refuses(code) | Fault::RefusesLate(code, _)) = fault {
         return refuse(code);
     }
-    if fault == Some(Fault::Silent) {
+    if matches!(fault, Some(Fault::Silent | Fault::EchoesOnly)) {
         return None;
     }
     if matches!(function, 5 | 6 | 15 | 16 | 22) {

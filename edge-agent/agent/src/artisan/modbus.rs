@@ -4,6 +4,7 @@
 //! refused.
 
 use std::future::{Future, ready};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,9 @@ const CONNECTIONS_MAX: usize = 8;
 
 /// A connection without a request for this long is closed, so that it does not keep Artisan out.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(5);
+
+/// The time after an error of the listener until it accepts again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The state from which one connection is served.
 struct RegisterServer {
@@ -173,15 +177,15 @@ fn enable_keepalive(stream: &TcpStream) {
 
 /// Serves until `stop`. A read of values older than `age_max_ms` gets an exception.
 ///
-/// # Errors
-/// When the listener fails.
+/// An error of the listener, usually because no file descriptor is left, ends the open connections
+/// and not the listener: Artisan connects again.
 pub async fn serve(
     listener: TcpListener,
     share: DriverHandles,
     clock: GatewayClock,
     age_max_ms: u64,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
     let open = Arc::<AtomicUsize>::default();
     let connected = |stream: TcpStream, from| {
         enable_keepalive(&stream);
@@ -196,7 +200,43 @@ pub async fn serve(
         stream.set_read_timeout(Some(IDLE_TIME_MAX));
         ready(Ok(accepted.then_some((mirror, Box::pin(stream)))))
     };
-    let ended = |error: std::io::Error| tracing::debug!(%error, "a connection from Artisan ended");
+    let ended = |error: io::Error| tracing::debug!(%error, "a connection from Artisan ended");
     let server = Server::new(listener);
-    server.serve_until(&connected, ended, async move { stop.cancelled().await }).await.map(drop)
+    let serving = serve_again(|| server.serve(&connected, ended));
+    stop.run_until_cancelled(serving).await;
+}
+
+/// Serves without end: after an error it waits and serves again.
+async fn serve_again<F: Future<Output = io::Result<()>>>(serve: impl Fn() -> F) {
+    loop {
+        if let Err(error) = serve().await {
+            tracing::warn!(%error, "cannot accept connections from Artisan; trying again");
+            metrics::counter!("simcorp_edge_artisan_accept_errors_total").increment(1);
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_of_the_listener_does_not_end_the_server() {
+        let (calls, serving_again) = (AtomicUsize::new(0), Notify::new());
+        let serve = || async {
+            if calls.fetch_add(1, Ordering::Relaxed) < 2 {
+                return Err(io::Error::from_raw_os_error(24)); // no file descriptor is left
+            }
+            serving_again.notify_one();
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = serve_again(serve) => panic!("the server has ended"),
+            () = serving_again.notified() => {}
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 3);
+    }
 }

@@ -292,7 +292,11 @@ impl Modbus {
     /// Adds an error to those of the current poll.
     fn report(&mut self, error: &DriverError, raws: &mut RawValues) {
         raws.failed_units.push(error.to_string());
-        self.advice.extend(error.advice().filter(|advice| !self.advice.contains(advice)));
+        if let Some(advice) = error.advice()
+            && !self.advice.contains(&advice)
+        {
+            self.advice.push(advice);
+        }
     }
 
     /// Executes the next queued write, if there is one.

@@ -15,7 +15,7 @@ const STEP_MS: u64 = 4_000;
 /// The readings of one test: a roast takes about eleven minutes; CHARGE comes after twenty seconds.
 const READINGS: usize = 260;
 
-fn profile(id: &str) -> Profile {
+pub fn profile(id: &str) -> Profile {
     let mut profile = check(shipped(id).unwrap().text).unwrap().profile;
     // A real machine needs a pause between two requests; an emulated one does not.
     profile.timing.min_gap_ms = 0;
@@ -29,7 +29,7 @@ async fn start(profile: &Profile) -> (Emulator, Box<dyn Driver>) {
     start_shared(profile, DriverHandles::default(), STEP_MS).await
 }
 
-async fn start_shared(
+pub async fn start_shared(
     profile: &Profile,
     share: DriverHandles,
     step_ms: u64,
@@ -69,7 +69,7 @@ fn same(reading: &Reading, served: &ServedReading) -> bool {
 
 /// Checks that each reading equals a served one, later than the one before it. With `all`, no
 /// served reading may be missing.
-fn follows(id: &str, readings: &[Reading], served: &[ServedReading], all: bool) {
+pub fn follows(id: &str, readings: &[Reading], served: &[ServedReading], all: bool) {
     let mut at = 0;
     for (i, reading) in readings.iter().enumerate() {
         let found = served[at..].iter().position(|s| same(reading, s));

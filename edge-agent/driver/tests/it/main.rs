@@ -3,3 +3,4 @@
 
 mod independent;
 mod machines;
+mod modbus;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use emulator::{Emulator, Fault};
-use tokio::io::AsyncReadExt as _;
+use firmware_profiles::Transport;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -106,4 +107,91 @@ async fn an_ignored_write_is_acknowledged() {
     emulator.inject_fault(None, Fault::Ignores);
     assert_eq!(client.ask(1, &write(0)).await, [16, high, low, 0, 1]);
     assert_eq!(client.holding(1, BURNER).await, 55);
+}
+
+#[tokio::test]
+async fn a_late_refusal_comes_after_its_time() {
+    let (emulator, mut client, shown) = machine().await;
+    let late = Duration::from_millis(50);
+    emulator.inject_fault(Some(1), Fault::RefusesLate(0x0B, late));
+    let began = Instant::now();
+    assert_eq!(client.ask(1, &read_holding(BT, 1)).await, [0x83, 0x0B]);
+    assert!(began.elapsed() >= late, "{:?}", began.elapsed());
+    emulator.clear_faults();
+    assert_eq!(client.bt().await, shown[0]);
+}
+
+/// Waits for the end of the connection, and returns the bytes before it.
+async fn rest(client: &mut Client) -> std::io::Result<Vec<u8>> {
+    let mut sent = Vec::new();
+    let end = client.stream.read_to_end(&mut sent);
+    timeout(ANSWER_WAIT_MAX, end).await.expect("the end of the connection")?;
+    Ok(sent)
+}
+
+#[tokio::test]
+async fn a_connection_ends_after_an_answer_when_idle_or_by_a_reset() {
+    let (emulator, mut client, shown) = machine().await;
+    emulator.inject_fault(None, Fault::ClosesAfterAnswer);
+    assert_eq!(client.bt().await, shown[0]);
+    assert!(rest(&mut client).await.unwrap().is_empty());
+    emulator.inject_fault(None, Fault::ClosesIdle(Duration::from_millis(20)));
+    let mut client = Client::connect(&emulator).await;
+    assert!(rest(&mut client).await.unwrap().is_empty());
+    emulator.inject_fault(None, Fault::ResetsReused);
+    let mut client = Client::connect(&emulator).await;
+    client.bt().await;
+    client.send(1, &read_holding(BT, 1)).await;
+    let end = rest(&mut client).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_answer_is_cut_short_or_names_another_unit() {
+    let (emulator, mut client, _) = machine().await;
+    emulator.inject_fault(None, Fault::CutsShort);
+    let transaction = client.send(1, &read_holding(BT, 1)).await;
+    let [high, low] = transaction.to_be_bytes();
+    assert_eq!(client.bytes(5).await, [high, low, 0, 0, 0]);
+    let mut client = Client::connect(&emulator).await;
+    emulator.inject_fault(None, Fault::OtherUnit);
+    client.send(1, &read_holding(BT, 1)).await;
+    assert_eq!(client.receive().await.unit, 0x41);
+}
+
+#[tokio::test]
+async fn a_serial_server_answers_in_rtu_frames_and_its_line_may_return_the_request() {
+    let mut profile = profile("toper.tkm-sx.plc");
+    profile.transport = Transport::ModbusRtuOverTcp { host: String::new(), port: 0, station: 1 };
+    let emulator = start(&profile).await;
+    let mut client = Client::connect(&emulator).await;
+    let request = rtu(&[&[1][..], &read_holding(BT, 1)].concat());
+    let [high, low] = tenths(&simulated(1)[0]).to_be_bytes();
+    let answer = rtu(&[1, 3, 2, high, low]);
+    client.stream.write_all(&request).await.unwrap();
+    assert_eq!(client.bytes(7).await, answer);
+    emulator.inject_fault(None, Fault::EchoesOnly);
+    client.stream.write_all(&request).await.unwrap();
+    assert_eq!(client.bytes(8).await, request);
+    emulator.inject_fault(None, Fault::Echoes);
+    client.stream.write_all(&request).await.unwrap();
+    let both = client.bytes(15).await;
+    assert_eq!(both[..8], request);
+    emulator.inject_fault(None, Fault::WrongChecksum);
+    client.stream.write_all(&request).await.unwrap();
+    let wrong = client.bytes(7).await;
+    assert_eq!(wrong[..3], answer[..3]);
+    assert_ne!(rtu(&wrong[..5]), wrong);
+}
+
+/// Returns a frame with its checksum, which is computed bit by bit as in the specification.
+fn rtu(frame: &[u8]) -> Vec<u8> {
+    let mut sum = 0xffff_u16;
+    for byte in frame {
+        sum ^= u16::from(*byte);
+        for _ in 0..8 {
+            sum = if sum & 1 == 1 { (sum >> 1) ^ 0xa001 } else { sum >> 1 };
+        }
+    }
+    [frame, &sum.to_le_bytes()].concat()
 }

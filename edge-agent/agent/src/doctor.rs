@@ -169,17 +169,6 @@ fn with_advice(text: &str, advice: &[&'static str]) -> String {
     lines.join("\n")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn advice_follows_the_problem_once() {
-        let text = with_advice("plc unit 1 does not answer", &["swap A and B", "swap A and B"]);
-        assert_eq!(text, "plc unit 1 does not answer\n      try: swap A and B");
-    }
-}
-
 /// Presents the certificate from enrolment to the fleet service.
 async fn check_certificate(config: &EdgeConfig, clock: GatewayClock) -> Result<String, String> {
     let folder = identity::folder(config);
@@ -221,4 +210,15 @@ async fn check_broker(config: &EdgeConfig, clock: GatewayClock) -> Result<String
 async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
     let result = connect_once(options).await;
     result.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_follows_the_problem_once() {
+        let text = with_advice("plc unit 1 does not answer", &["swap A and B", "swap A and B"]);
+        assert_eq!(text, "plc unit 1 does not answer\n      try: swap A and B");
+    }
 }

@@ -96,6 +96,17 @@ impl S7 {
 }
 
 impl S7 {
+    /// Reads all points; again on a new connection if the one that was open has ended meanwhile.
+    async fn read_twice(&mut self) -> Result<RawValues, DriverError> {
+        let is_reused = self.connection.is_some();
+        match self.read_all().await {
+            Err(DriverError::Closed(_) | DriverError::Reset(_)) if is_reused => {
+                self.read_all().await
+            }
+            read => read,
+        }
+    }
+
     /// Returns the time limit for `requests`. If a connection is to be opened first, its two
     /// answers are included.
     fn time_limit(&self, requests: usize) -> Duration {
@@ -149,7 +160,7 @@ impl Bus for S7 {
         Box::pin(async {
             let limit = self.time_limit(self.points.len().div_ceil(ITEMS_MAX));
             // A timeout drops the connection together with the future that owns it.
-            match tokio::time::timeout(limit, self.read_all()).await {
+            match tokio::time::timeout(limit, self.read_twice()).await {
                 Ok(read) => read,
                 Err(_) => Err(DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms)),
             }

@@ -53,7 +53,7 @@ pub enum Fault {
     RefusesLate(u8, Duration),
     /// The machine closes the connection after each answer.
     ClosesAfterAnswer,
-    /// The machine closes a connection on which no request came for this time. For Modbus.
+    /// The machine closes a connection on which no request came for this time. For Modbus and S7.
     ClosesIdle(Duration),
     /// The machine resets a connection at its second request, before the answer. For Modbus TCP.
     ResetsReused,
@@ -235,6 +235,17 @@ async fn serve(wire: &mut dyn Wire, transport: &Transport, machine: &Machine) {
         Transport::Line { .. } => push_stream::push_csv(wire, machine).await,
         Transport::Boards {} => Ok(()),
     };
+}
+
+/// Waits for the next request; an idle connection ends where the machine has this fault.
+async fn next_request<T>(
+    machine: &Machine,
+    read: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    match machine.fault(None) {
+        Some(Fault::ClosesIdle(limit)) => tokio::time::timeout(limit, read).await?,
+        _ => read.await,
+    }
 }
 
 /// Sends an answer, changed as the fault requires. `foreign` is another master's traffic.

@@ -1,6 +1,5 @@
 //! Emulates a Modbus machine, over TCP and on a serial line.
 
-use std::future::Future;
 use std::io;
 
 use firmware_profiles::address::{Address, Table};
@@ -8,7 +7,7 @@ use protocols::crc16;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::panel::ValueSlot;
-use crate::{Fault, Machine, Wire, answer};
+use crate::{Fault, Machine, Wire, answer, next_request};
 
 const ILLEGAL_FUNCTION: u8 = 1;
 const ILLEGAL_ADDRESS: u8 = 2;
@@ -44,17 +43,6 @@ pub async fn serve_tcp(wire: &mut dyn Wire, machine: &Machine) -> io::Result<()>
         answer(wire, fault, &bytes, std::future::ready(other)).await?;
     }
     Ok(())
-}
-
-/// Waits for the next request; an idle connection ends where the machine has this fault.
-async fn next_request<T>(
-    machine: &Machine,
-    read: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    match machine.fault(None) {
-        Some(Fault::ClosesIdle(limit)) => tokio::time::timeout(limit, read).await?,
-        _ => read.await,
-    }
 }
 
 /// Returns the unit that an answer names.

@@ -5,7 +5,7 @@ use firmware_profiles::encoding::Order;
 use protocols::s7::{self, Item, Request};
 use tokio::io::AsyncReadExt as _;
 
-use crate::{Fault, Machine, Wire, answer};
+use crate::{Fault, Machine, Wire, answer, next_request};
 
 /// The result code of a successful write.
 const SUCCESS: u8 = 0xff;
@@ -14,7 +14,7 @@ const NO_SUCH_ADDRESS: u8 = 0x05;
 pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
     loop {
         let mut head = [0; 4];
-        wire.read_exact(&mut head).await?;
+        next_request(machine, wire.read_exact(&mut head)).await?;
         let invalid = |e| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
         let length = s7::message_length(head).map_err(invalid)?;
         let mut text = vec![0; length - head.len()];

@@ -231,7 +231,7 @@ mod tests {
                 return Err(io::Error::from_raw_os_error(24)); // no file descriptor is left
             }
             serving_again.notify_one();
-            std::future::pending().await
+            std::future::pending::<io::Result<()>>().await
         };
         tokio::select! {
             () = serve_again(serve) => panic!("the server has ended"),

@@ -88,14 +88,25 @@ async fn a_machine_that_closes_the_connection_after_each_answer_is_read_complete
 
 #[tokio::test]
 async fn a_connection_that_ends_between_two_readings_costs_no_sample() {
-    for fault in [Fault::ClosesIdle(Duration::from_millis(20)), Fault::ResetsReused] {
+    for fault in [Fault::ClosesIdle(Duration::from_millis(40)), Fault::ResetsReused] {
         let (emulator, mut driver) = start(&lab(TCP, &[("btC", 0, 1)])).await;
         emulator.inject_fault(None, fault);
         for second in 0..5 {
             let reading = driver.read(second * 1_000).await;
             assert!(reading.as_ref().is_ok_and(is_whole), "{fault:?}: {reading:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(80)).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_an_s7_controller_closes_costs_no_sample() {
+    let (emulator, mut driver) = start(&profile("giesen.wxa.s7-2019")).await;
+    emulator.inject_fault(None, Fault::ClosesIdle(Duration::from_millis(200)));
+    for second in 0..3 {
+        let reading = driver.read(second * 1_000).await;
+        assert!(reading.as_ref().is_ok_and(is_whole), "{reading:?}");
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 

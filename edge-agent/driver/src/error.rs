@@ -44,7 +44,7 @@ pub enum DriverError {
 
 impl DriverError {
     /// Returns the error of a connection that broke while an answer was awaited. An end of file and
-    /// a reset are told apart, since their texts in the system's words mislead.
+    /// a reset have variants of their own, since the texts of the system mislead.
     pub(crate) fn broken(name: String, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Closed(name),

@@ -20,6 +20,9 @@ pub enum DriverError {
     /// The peer reset the connection before a byte of the answer.
     #[error("{0} reset the connection before it answered")]
     Reset(String),
+    /// Bytes came in time, and they hold no message of the protocol.
+    #[error("{0}: {1} bytes came within {2} ms, but no answer that can be read")]
+    Unreadable(String, usize, u64),
     /// Bytes came that are not the answer.
     #[error("{0}: {1}")]
     Misunderstood(String, AnswerError),
@@ -55,6 +58,15 @@ impl DriverError {
         }
     }
 
+    /// Returns the error of a machine of which `received` bytes came within the time limit, and no
+    /// message.
+    pub(crate) fn unanswered(name: String, received: usize, limit_ms: u64) -> Self {
+        match received {
+            0 => Self::Silent(name, limit_ms),
+            _ => Self::Unreadable(name, received, limit_ms),
+        }
+    }
+
     /// Returns what to try at the machine; `None` where the error's text says it.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
@@ -72,6 +84,9 @@ impl DriverError {
             Self::Closed(_) | Self::Reset(_) => {
                 "close other programs that use the machine, since many accept one connection only; \
                  check machine.profile.port and the transport of the profile"
+            }
+            Self::Unreadable(..) => {
+                "check baud rate and parity, and that the profile is that of the machine's firmware"
             }
             Self::Misunderstood(_, error) => answer_advice(error),
             Self::Exception(_, exception) => exception_advice(*exception)?,
@@ -120,7 +135,9 @@ const fn answer_advice(error: &AnswerError) -> &'static str {
         AnswerError::Short { .. } => {
             "raise machine.profile.timeout_ms, or lower block_max in the profile"
         }
-        AnswerError::Count { .. } => "lower block_max in the profile",
+        AnswerError::Count { .. } => {
+            "lower block_max in the profile; for a slow machine raise machine.profile.timeout_ms"
+        }
         AnswerError::RtuFrame => "use the transport modbus-rtu-over-tcp in the profile",
         AnswerError::TcpFrame => "use the transport modbus-tcp in the profile",
     }
@@ -168,6 +185,7 @@ mod tests {
             DriverError::Unreachable(name(), refused),
             DriverError::NotAccepted(name(), 300),
             DriverError::Silent(name(), 300),
+            DriverError::Unreadable(name(), 12, 300),
             DriverError::Closed(name()),
             DriverError::Reset(name()),
         ];

@@ -80,6 +80,8 @@ impl Dialect {
 struct Line {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
+    /// The bytes received since the last request.
+    received: usize,
     opened_ms: u64,
     handshake_sent: bool,
 }
@@ -130,6 +132,7 @@ impl PolledText {
         let broken = |error| DriverError::broken(self.endpoint.name(), error);
         // Bytes that arrived before the request do not belong to its answer.
         line.buffer.clear();
+        line.received = 0;
         let mut bytes = [0; 512];
         // The rest of a line whose beginning was discarded could be mistaken for a shorter line.
         let mut in_the_middle = false;
@@ -148,6 +151,7 @@ impl PolledText {
             if read == 0 {
                 return Err(DriverError::Closed(self.endpoint.name()));
             }
+            line.received += read;
             line.buffer.extend_from_slice(&bytes[..read]);
             while let Some(end) = line.buffer.iter().position(|b| *b == b'\n') {
                 let text = String::from_utf8_lossy(&line.buffer[..end]).into_owned();
@@ -177,15 +181,19 @@ impl PolledText {
                     self.request_values(&mut line),
                 )
                 .await;
-                result.unwrap_or_else(|_| Err(self.silent()))
+                result.unwrap_or_else(|_| {
+                    let (name, limit_ms) = (self.endpoint.name(), self.timing.timeout_ms);
+                    Err(DriverError::unanswered(name, line.received, limit_ms))
+                })
             }
             Err(error) => Err(error),
         };
         // One lost answer does not close the line: an Arduino restarts when its port is opened. A
         // late answer is discarded before the next request.
-        let keeps =
-            matches!(answer, Ok(_) | Err(DriverError::Silent(..) | DriverError::Settling(..)));
-        if matches!(answer, Err(DriverError::Silent(..))) {
+        let is_unanswered =
+            matches!(answer, Err(DriverError::Silent(..) | DriverError::Unreadable(..)));
+        let keeps = is_unanswered || matches!(answer, Ok(_) | Err(DriverError::Settling(..)));
+        if is_unanswered {
             // The machine may have restarted while the port was open. It then sends °F until the
             // handshake.
             line.handshake_sent = false;
@@ -231,7 +239,13 @@ impl PolledText {
             return Ok(line);
         }
         let stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
-        Ok(Line { stream, buffer: Vec::new(), opened_ms: mono_ms, handshake_sent: false })
+        Ok(Line {
+            stream,
+            buffer: Vec::new(),
+            received: 0,
+            opened_ms: mono_ms,
+            handshake_sent: false,
+        })
     }
 }
 

@@ -169,11 +169,12 @@ impl PushStream {
         self.endpoint.open(answer_timeout(&self.timing)).await
     }
 
-    /// Reads the bytes that have arrived, and waits for some if there are none.
+    /// Reads the bytes that have arrived, and waits for some if there are none. Returns the values
+    /// in them, and the number of bytes.
     async fn receive(
         &mut self,
         stream: &mut Box<dyn Stream>,
-    ) -> Result<BTreeMap<String, f64>, DriverError> {
+    ) -> Result<(BTreeMap<String, f64>, usize), DriverError> {
         let mut values = BTreeMap::new();
         let mut bytes = [0; 1024];
         let mut total = 0;
@@ -192,7 +193,7 @@ impl PushStream {
                 Ok(Err(error)) => {
                     return Err(DriverError::broken(self.endpoint.name(), error));
                 }
-                Err(_) => return Ok(values),
+                Err(_) => return Ok((values, total)),
             }
         }
         // More than we can read: the values would be older with each reading.
@@ -202,7 +203,7 @@ impl PushStream {
 
     async fn poll_once(&mut self) -> Result<RawValues, DriverError> {
         let mut stream = self.open().await?;
-        let received = self.receive(&mut stream).await?;
+        let (received, total) = self.receive(&mut stream).await?;
         if received.is_empty() {
             self.silent_polls += 1;
             // A machine that was switched off leaves a connection that stays open.
@@ -211,7 +212,8 @@ impl PushStream {
             } else {
                 self.silent_polls = 0;
             }
-            return Err(DriverError::Silent(self.endpoint.name(), self.timing.timeout_ms));
+            let (name, limit_ms) = (self.endpoint.name(), self.timing.timeout_ms);
+            return Err(DriverError::unanswered(name, total, limit_ms));
         }
         self.silent_polls = 0;
         self.stream = Some(stream);

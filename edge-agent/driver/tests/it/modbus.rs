@@ -280,6 +280,17 @@ async fn an_error_says_what_came_on_the_wire_and_what_to_try() {
 }
 
 #[tokio::test]
+async fn a_text_machine_that_sends_unreadable_bytes_is_not_reported_as_silent() {
+    let mut profile = profile("tc4.arduino.artisanq");
+    profile.timing.timeout_ms = 100;
+    let (emulator, mut driver) = start(&profile).await;
+    emulator.inject_fault(None, Fault::Garbage);
+    let error = driver.read(0).await.unwrap_err();
+    assert!(error.to_string().contains("bytes came within 100 ms, but no answer"), "{error}");
+    assert!(error.advice().is_some());
+}
+
+#[tokio::test]
 async fn a_connection_without_an_answer_is_not_reported_as_an_unreachable_machine() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -15,6 +15,33 @@ pub enum Table {
     Input,
 }
 
+/// One of the two bytes of a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    High,
+    Low,
+}
+
+impl Half {
+    /// Returns this byte of `word`.
+    #[must_use]
+    pub const fn of(self, word: u16) -> u16 {
+        match self {
+            Self::High => word >> 8,
+            Self::Low => word & 0xff,
+        }
+    }
+
+    /// Returns a word with `byte` in this half and 0 in the other one.
+    #[must_use]
+    pub const fn place(self, byte: u16) -> u16 {
+        match self {
+            Self::High => byte << 8,
+            Self::Low => byte & 0xff,
+        }
+    }
+}
+
 /// A memory area of an S7 controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Area {
@@ -31,14 +58,14 @@ pub enum Area {
 /// The address of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// `holding 12393`, `coil 32`, `holding 12318.2`; registers are counted from 0, as in the
-    /// protocol.
-    Modbus { station: u8, table: Table, register: u16, bit: Option<u8> },
+    /// `holding 12393`, `coil 32`, `holding 12318.2`, `holding 60.high`; registers are counted from
+    /// 0, as in the protocol.
+    Modbus { station: u8, table: Table, register: u16, bit: Option<u8>, half: Option<Half> },
     /// `DB3.112`, `DB2.82.1`, `MK40`: area, byte, bit.
     S7 { area: Area, byte: u16, bit: Option<u8> },
     /// `F1`: one byte, in hexadecimal.
     Target(u8),
-    /// A name that the protocol defines, or a name that a text line has.
+    /// A name that the protocol defines, or a name or path that a text line has.
     Name(String),
     /// `max31856 /dev/spidev0.0`, `mcp9600 /dev/i2c-1 0x67`.
     Board {
@@ -55,6 +82,40 @@ pub enum Chip {
     Max31855,
     Max31856,
     Mcp9600,
+}
+
+/// The transport addresses of the two ends of an S7 connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tsaps {
+    /// The agent's.
+    pub local: [u8; 2],
+    /// The controller's.
+    pub remote: [u8; 2],
+}
+
+impl Tsaps {
+    /// Returns the TSAPs of an S7 transport: those that it names, otherwise `01.00` and the one of
+    /// its rack and slot. `None` when a TSAP is malformed, or for another transport.
+    #[must_use]
+    pub fn of(transport: &Transport) -> Option<Self> {
+        let Transport::S7 { rack, slot, local_tsap, remote_tsap, .. } = transport else {
+            return None;
+        };
+        let of_slot = [0x01, ((rack & 0x07) << 5) | (slot & 0x1f)];
+        let local = local_tsap.as_deref().map_or(Some([0x01, 0x00]), tsap)?;
+        let remote = remote_tsap.as_deref().map_or(Some(of_slot), tsap)?;
+        Some(Self { local, remote })
+    }
+}
+
+/// Parses a TSAP of two bytes, in hexadecimal: `02.00`.
+pub(crate) fn tsap(text: &str) -> Option<[u8; 2]> {
+    let byte = |text: &str| {
+        let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        digits.then(|| u8::from_str_radix(text, 16).ok()).flatten()
+    };
+    let (high, low) = text.split_once('.')?;
+    Some([byte(high)?, byte(low)?])
 }
 
 /// The values of TC4 firmware's answer to `READ`, in its order; [`TC4_WRITES`] are its commands.
@@ -106,7 +167,7 @@ impl Address {
             | Transport::ModbusRtu { station: usual, .. }
             | Transport::ModbusRtuOverTcp { station: usual, .. } => {
                 modbus(station.unwrap_or(*usual), text, access)
-                    .ok_or("`holding 4096`, `input 0`, `coil 32` or `discrete 284`, from 0, and a bit as `.2`")
+                    .ok_or("`holding 4096`, `input 0`, `coil 32` or `discrete 284`, from 0, a bit as `.2`, and a byte, which is only read, as `.high` or `.low`")
             }
             Transport::S7 { .. } => {
                 s7(text).ok_or("`DB3.112`, `DB2.82.1`, `MK40`, `PE0.1` or `PA4`")
@@ -124,7 +185,7 @@ impl Address {
                 .ok_or("a target of two hexadecimal digits, such as `F1`"),
             Transport::Line { .. } => (access == Access::Read && !text.is_empty() && text.len() <= 64)
                 .then(|| Self::Name(text.to_owned()))
-                .ok_or("a field's or column's name, which is read and never written"),
+                .ok_or("a column's or field's name, or a path such as `MAX31855.btC`, which is read and never written"),
             Transport::Boards {} => board(text)
                 .filter(|_| access == Access::Read)
                 .ok_or("`max31855 /dev/spidev0.0`, `max31856 /dev/spidev0.1` or `mcp9600 /dev/i2c-1 0x67`, which are read and never written"),
@@ -141,14 +202,22 @@ fn modbus(station: u8, text: &str, access: Access) -> Option<Address> {
         "input" if access == Access::Read => Table::Input,
         _ => return None,
     };
-    let (register, bit) = match position.split_once('.') {
-        Some((register, bit)) if matches!(table, Table::Holding | Table::Input) => {
-            (register, Some(bit.parse().ok().filter(|bit| *bit < 16)?))
+    let (register, part) = match position.split_once('.') {
+        Some((register, part)) if matches!(table, Table::Holding | Table::Input) => {
+            (register, Some(part))
         }
         Some(_) => return None,
         None => (position, None),
     };
-    Some(Address::Modbus { station, table, register: number(register)?, bit })
+    let (bit, half) = match part {
+        // A write would also set the other byte of the register.
+        Some("high" | "low") if access == Access::Write => return None,
+        Some("high") => (None, Some(Half::High)),
+        Some("low") => (None, Some(Half::Low)),
+        Some(bit) => (Some(bit.parse().ok().filter(|bit| *bit < 16)?), None),
+        None => (None, None),
+    };
+    Some(Address::Modbus { station, table, register: number(register)?, bit, half })
 }
 
 fn s7(text: &str) -> Option<Address> {

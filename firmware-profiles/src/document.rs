@@ -124,6 +124,12 @@ pub enum Transport {
         rack: u8,
         #[serde(default)]
         slot: u8,
+        /// The TSAP of the agent, as `02.00`; without it, `01.00`.
+        #[serde(default)]
+        local_tsap: Option<String>,
+        /// The TSAP of the controller, as `02.00`, instead of rack and slot.
+        #[serde(default)]
+        remote_tsap: Option<String>,
     },
     Tc4 {
         serial: Serial,
@@ -208,7 +214,7 @@ const fn first_station() -> u8 {
 pub enum LineFormat {
     /// A JSON object.
     Jsonl,
-    /// Values between commas; the first line names the columns.
+    /// Values between commas, semicolons or tabs; the first line names the columns.
     Csv,
 }
 
@@ -327,7 +333,7 @@ pub struct Channel {
     pub station: Option<u8>,
     #[serde(default, rename = "type")]
     pub kind: Option<Type>,
-    /// Which word of two comes first.
+    /// The order of the value's words and bytes.
     #[serde(default)]
     pub order: Option<Order>,
     /// The raw value is divided by this: 1, 10, 100 or 1000.
@@ -364,6 +370,15 @@ pub struct Derived {
     pub terms: Vec<Term>,
     #[serde(default)]
     pub offset: f64,
+    /// The valid range of the value (temperatures in °C).
+    #[serde(default)]
+    pub valid: Option<[f64; 2]>,
+    /// A step larger than this, in units per second, is flagged as a spike.
+    #[serde(default)]
+    pub max_step_per_s: Option<f64>,
+    /// Without a valid value, only writes that reduce heat are allowed.
+    #[serde(default)]
+    pub required: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -524,6 +539,9 @@ pub struct State {
     pub station: Option<u8>,
     #[serde(default, rename = "type")]
     pub kind: Option<Type>,
+    /// The order of the value's words and bytes.
+    #[serde(default)]
+    pub order: Option<Order>,
     /// The raw value at which the state holds.
     pub equals: f64,
     /// The event that happens when the state begins: `CHARGE`, `DROP`, ….

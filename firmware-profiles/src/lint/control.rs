@@ -49,9 +49,11 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
 /// Checks that every channel that the write rules use has bounds when writes are enabled: a broken
 /// sensor's value might satisfy a need, or make more heat look like less.
 fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
-    let bt = profile.channels.iter().find(|channel| channel.name == "btC");
+    let read = profile.channels.iter().map(|c| (c.name.as_str(), c.required, c.valid));
+    let derived = profile.derived.iter().map(|d| (d.name.as_str(), d.required, d.valid));
     findings.require(
-        bt.is_some_and(|bt| bt.required && bt.valid.is_some()),
+        read.chain(derived)
+            .any(|(name, required, valid)| name == "btC" && required && valid.is_some()),
         "judged",
         "channel btC",
         "is not required with valid, and writes are enabled",
@@ -62,9 +64,13 @@ fn check_judging_channels(profile: &Profile, findings: &mut Findings) {
             Condition::Compare { channel, .. } => Some(channel),
             Condition::State(_) => None,
         });
-        // A derived channel is only as reliable as the channels it is computed from.
+        // A derived channel without bounds of its own is only as reliable as the channels it is
+        // computed from.
         let terms = |name: String| -> Vec<String> {
             let derived = profile.derived.iter().find(|derived| derived.name == name);
+            if derived.is_some_and(|derived| derived.valid.is_some()) {
+                return Vec::new();
+            }
             let of = derived.map(|d| d.terms.iter().map(|term| term.channel.clone()).collect());
             of.unwrap_or_else(|| vec![name])
         };
@@ -115,43 +121,45 @@ fn check_shared_address(
 ) {
     for other in &profile.controls[..index] {
         let theirs = Address::parse(profile, other.station, &other.addr, Access::Write);
-        let words = |c: &Control| c.kind.map_or(1, Type::words);
-        if theirs
-            .is_ok_and(|t| overlaps(address, words(&profile.controls[index]), &t, words(other)))
-        {
+        let own = profile.controls[index].kind;
+        if theirs.is_ok_and(|theirs| overlaps(address, own, &theirs, other.kind)) {
             findings.add("shared-address", at, format!("writes where {} writes", other.name));
         }
     }
 }
 
-fn overlaps(a: &Address, a_words: u16, b: &Address, b_words: u16) -> bool {
+fn overlaps(a: &Address, a_kind: Option<Type>, b: &Address, b_kind: Option<Type>) -> bool {
     let apart = |a: u16, a_length: u16, b: u16, b_length: u16| {
         u32::from(a) + u32::from(a_length) <= u32::from(b)
             || u32::from(b) + u32::from(b_length) <= u32::from(a)
     };
     match (a, b) {
         (
-            Address::Modbus { station, table, register, bit },
+            Address::Modbus { station, table, register, bit, .. },
             Address::Modbus {
                 station: station_b,
                 table: table_b,
                 register: register_b,
                 bit: bit_b,
+                ..
             },
         ) => {
+            let words = |kind: Option<Type>| kind.map_or(1, Type::words);
             let bits_apart = bit.is_some() && bit_b.is_some() && bit != bit_b;
             (station, table) == (station_b, table_b)
-                && !apart(*register, a_words, *register_b, b_words)
+                && !apart(*register, words(a_kind), *register_b, words(b_kind))
                 && !bits_apart
         }
         (
             Address::S7 { area, byte, bit },
             Address::S7 { area: area_b, byte: byte_b, bit: bit_b },
         ) => {
-            let length = |bit: &Option<u8>, words: u16| if bit.is_some() { 1 } else { 2 * words };
+            let bytes = |bit: &Option<u8>, kind: Option<Type>| {
+                if bit.is_some() { 1 } else { kind.map_or(2, Type::bytes) }
+            };
             let bits_apart = bit.is_some() && bit_b.is_some() && bit != bit_b;
             area == area_b
-                && !apart(*byte, length(bit, a_words), *byte_b, length(bit_b, b_words))
+                && !apart(*byte, bytes(bit, a_kind), *byte_b, bytes(bit_b, b_kind))
                 && !bits_apart
         }
         _ => a == b,

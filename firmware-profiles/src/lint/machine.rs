@@ -1,7 +1,7 @@
 //! Rules about the machine, its transport and its timing.
 
 use super::Findings;
-use crate::address::{Access, Address};
+use crate::address::{Access, Address, Tsaps};
 use crate::document::{Parity, Profile, Serial, Transport, Writes};
 use crate::encoding::Type;
 
@@ -21,12 +21,26 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
             "timing",
             "a Hottop ejects its beans when it receives nothing for a second; poll_ms must be between 100 and 500",
         ),
-        Transport::S7 { .. } => findings.require(
-            profile.timing.min_gap_ms >= 40,
-            "s7-gap",
-            "timing",
-            "an S7 controller needs 40 ms between requests; set min_gap_ms to 40 or more",
-        ),
+        Transport::S7 { rack, slot, remote_tsap, .. } => {
+            findings.require(
+                profile.timing.min_gap_ms >= 40,
+                "s7-gap",
+                "timing",
+                "an S7 controller needs 40 ms between requests; set min_gap_ms to 40 or more",
+            );
+            findings.require(
+                Tsaps::of(&profile.transport).is_some(),
+                "tsap",
+                "transport",
+                "a TSAP is not two bytes in hexadecimal, such as 02.00",
+            );
+            findings.require(
+                remote_tsap.is_none() || (*rack, *slot) == (0, 0),
+                "tsap",
+                "transport",
+                "has a remote_tsap and a rack or slot; the TSAP says both",
+            );
+        }
         _ => {}
     }
 }

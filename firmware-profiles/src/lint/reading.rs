@@ -7,8 +7,14 @@ use crate::document::{Channel, Profile, State, Transport, Unit};
 use crate::encoding::Type;
 
 pub(super) fn check(profile: &Profile, findings: &mut Findings) {
-    let hot = profile.channels.iter().any(|c| c.unit.is_some_and(Unit::is_temperature));
-    findings.require(hot, "no-temperature", "profile", "no channel is a temperature");
+    let units = profile.channels.iter().map(|c| c.unit);
+    let mut units = units.chain(profile.derived.iter().map(|d| d.unit));
+    findings.require(
+        units.any(|unit| unit.is_some_and(Unit::is_temperature)),
+        "no-temperature",
+        "profile",
+        "no channel is a temperature, read or derived",
+    );
     if profile.channels.len() + profile.derived.len() > contract::frame::COLUMNS_MAX - 1 {
         findings.add("too-many", "profile", "more channels than a frame holds");
     }
@@ -18,12 +24,19 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
         check_unit(&channel.name, channel.unit, &at, findings);
         check_address(profile, channel.station, &channel.addr, Access::Read, &at, findings);
         check_encoding(profile, channel, &at, findings);
-        check_bounds(channel, &at, findings);
+        findings.require(
+            channel.valid.is_some() || !channel.unit.is_some_and(Unit::is_temperature),
+            "valid",
+            &at,
+            "is a temperature without valid, so the value of a broken probe would be accepted",
+        );
+        check_bounds(channel.valid, channel.max_step_per_s, &at, findings);
     }
     for (i, derived) in profile.derived.iter().enumerate() {
         let at = format!("derived {}", derived.name);
         check_name(profile, &derived.name, profile.channels.len() + i, &at, findings);
         check_unit(&derived.name, derived.unit, &at, findings);
+        check_bounds(derived.valid, derived.max_step_per_s, &at, findings);
         findings.require(
             !derived.terms.is_empty()
                 && derived.terms.iter().all(|t| t.factor.is_finite() && t.factor != 0.0),
@@ -163,7 +176,7 @@ pub(super) fn check_type(
         findings.add(
             "no-type",
             at,
-            "has no type; say bool, u16, i16, u32, i32, f32, bcd16 or bcd32",
+            "has no type; say bool, u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bcd16 or bcd32",
         );
         return;
     };
@@ -171,12 +184,18 @@ pub(super) fn check_type(
         !modbus || kind.words() == 1 || ordered,
         "word-order",
         at,
-        "takes two words and does not say which comes first; set order to high-first or low-first",
+        "takes several words and does not say their order; set order to high-first (ABCD), low-first (CDAB), high-first-swapped (BADC) or low-first-swapped (DCBA)",
     );
 }
 
 fn check_encoding(profile: &Profile, channel: &Channel, at: &str, findings: &mut Findings) {
     check_type(profile, channel.kind, channel.order.is_some(), at, findings);
+    findings.require(
+        channel.order.is_none() || !channel.kind.is_some_and(Type::is_byte),
+        "word-order",
+        at,
+        "has an order, which a single byte does not have",
+    );
     findings.require(
         matches!(channel.divisor, 1 | 10 | 100 | 1000),
         "divisor",
@@ -186,7 +205,8 @@ fn check_encoding(profile: &Profile, channel: &Channel, at: &str, findings: &mut
     check_bit_type(profile, channel.station, &channel.addr, channel.kind, at, findings);
 }
 
-/// Checks that an address with a bit has the type bool, and that a bool has a bit.
+/// Checks that an address with a bit has the type bool and a bool has a bit, and that half a
+/// register has the type of a byte and a byte of a register says which half.
 pub(super) fn check_bit_type(
     profile: &Profile,
     station: Option<u8>,
@@ -196,7 +216,13 @@ pub(super) fn check_bit_type(
     findings: &mut Findings,
 ) {
     let bit = match Address::parse(profile, station, addr, Access::Read) {
-        Ok(Address::Modbus { table, bit, .. }) => {
+        Ok(Address::Modbus { table, bit, half, .. }) => {
+            findings.require(
+                half.is_some() == kind.is_some_and(Type::is_byte),
+                "byte",
+                at,
+                "a u8 or i8 of a register is `.high` or `.low` of it, and nothing else is",
+            );
             bit.is_some() || matches!(table, Table::Coil | Table::Discrete)
         }
         Ok(Address::S7 { bit, .. }) => bit.is_some(),
@@ -224,19 +250,20 @@ fn check_state_type(profile: &Profile, state: &State, at: &str, findings: &mut F
     );
 }
 
-fn check_bounds(channel: &Channel, at: &str, findings: &mut Findings) {
-    if let Some([low, high]) = channel.valid {
-        findings.require(low < high, "valid", at, "valid is not [lowest, highest]");
-    } else {
-        findings.require(
-            !channel.unit.is_some_and(Unit::is_temperature),
-            "valid",
-            at,
-            "is a temperature without valid, so the value of a broken probe would be accepted",
-        );
-    }
+fn check_bounds(
+    valid: Option<[f64; 2]>,
+    max_step_per_s: Option<f64>,
+    at: &str,
+    findings: &mut Findings,
+) {
     findings.require(
-        channel.max_step_per_s.is_none_or(|step| step.is_finite() && step > 0.0),
+        valid.is_none_or(|[low, high]| low < high),
+        "valid",
+        at,
+        "valid is not [lowest, highest]",
+    );
+    findings.require(
+        max_step_per_s.is_none_or(|step| step.is_finite() && step > 0.0),
         "max-step",
         at,
         "max_step_per_s is not above 0",

@@ -87,6 +87,17 @@ fn every_rule_finds_its_mistake() {
         (GIESEN, "forbid = [\"machine_power\"]", "forbid = [\"lid while\"]", "forbid"),
         (BESCA, "remote = \"never\"", "remote = \"guarded\"", "blind"),
         ("diedrich.dr.modbus", two, "addr = \"holding 4\"\ntype = \"f32\"", "word-order"),
+        ("diedrich.dr.modbus", "order = \"low-first\"", "order = \"low-first-swapped\"", ""),
+        (TOPER, "type = \"u16\"", "type = \"f64\"", "word-order"),
+        (TOPER, "type = \"u16\"", "type = \"f64\"\norder = \"high-first-swapped\"", ""),
+        (TOPER, "type = \"u16\"", "type = \"u16\"\norder = \"high-first-swapped\"", ""),
+        (TOPER, "type = \"u16\"", "type = \"u8\"", "byte"),
+        (TOPER, "addr = \"holding 2\"", "addr = \"holding 2.high\"", "byte"),
+        (TOPER, "addr = \"holding 2\"", "addr = \"holding 2.middle\"", "address"),
+        (GIESEN, "slot = 0", "local_tsap = \"02.00\"\nremote_tsap = \"01.0a\"", ""),
+        (GIESEN, "slot = 0", "slot = 1\nremote_tsap = \"01.00\"", "tsap"),
+        (GIESEN, "slot = 0", "remote_tsap = \"0100\"", "tsap"),
+        (GIESEN, "slot = 0", "local_tsap = \"1.0\"", "tsap"),
         ("hottop.kn8828b2k.serial", "poll_ms = 300", "poll_ms = 900", "hottop-watchdog"),
         ("coffeetech.fz94.rtu", "baud = 19200", "baud = 1200", "bus-load"),
         ("fuji.pxg.rtu", "stop_bits = 1", "stop_bits = 3", "serial"),
@@ -151,6 +162,49 @@ fn enabling_writes_requires_reliable_channels() {
         rules(burner, "function = 6\nunit = \"none\"").contains(&"judged"),
         "the readback has another unit"
     );
+}
+
+#[test]
+fn a_byte_of_a_register_is_read_and_never_written() {
+    let burner = "addr = \"holding 1105\"\ntype = \"u16\"";
+    let high = "addr = \"holding 1105.high\"\ntype = \"u8\"";
+    assert!(broken(TOPER, burner, high).is_empty(), "the channel");
+    let text = shipped(TOPER).unwrap().text;
+    let (channels, controls) = text.split_once("[[control]]").unwrap();
+    assert!(controls.contains(burner));
+    let profile = parse(&format!("{channels}[[control]]{}", controls.replacen(burner, high, 1)));
+    let findings = lint(&profile.unwrap());
+    assert!(findings.iter().any(|finding| finding.rule == "address"), "{findings:?}");
+}
+
+/// A machine whose only temperature is computed from a raw count.
+const COUNTS: &str = "[machine]\nid = \"acme.drum.plc\"\nname = \"n\"\ncontroller = \"c\"\n\
+    version = 1\nfuel = \"gas\"\nsource = \"s\"\n\
+    [transport]\nkind = \"modbus-tcp\"\nhost = \"h\"\n\
+    [[channel]]\nname = \"btRaw\"\naddr = \"holding 70\"\ntype = \"u16\"\nunit = \"none\"\n\
+    divisor = 10\n\
+    [[derived]]\nname = \"btC\"\nunit = \"C\"\noffset = -200\n\
+    terms = [{ channel = \"btRaw\", factor = 1 }]\n\
+    valid = [-20, 350]\nmax_step_per_s = 15\nrequired = true\n\
+    [safe_state]\norder = []\n";
+
+#[test]
+fn a_derived_temperature_is_the_temperature_that_a_profile_needs() {
+    let rules = |from: &str, to: &str| -> Vec<&'static str> {
+        assert!(COUNTS.contains(from), "{from}");
+        lint(&parse(&COUNTS.replacen(from, to, 1)).unwrap()).into_iter().map(|f| f.rule).collect()
+    };
+    assert!(rules("valid", "valid").is_empty());
+    assert!(rules("valid = [-20, 350]\nmax_step_per_s = 15\nrequired = true\n", "").is_empty());
+    assert_eq!(
+        rules("name = \"btC\"\nunit = \"C\"", "name = \"bt\"\nunit = \"none\""),
+        ["no-temperature"]
+    );
+    assert_eq!(rules("[-20, 350]", "[350, -20]"), ["valid"]);
+    assert_eq!(rules("max_step_per_s = 15", "max_step_per_s = 0"), ["max-step"]);
+    let enabled = "source = \"s\"\nverified = true\nwrites = \"enabled\"\n\
+        bring_up = { by = [\"Ada\", \"Grace\"], on = \"2026-11-22\", record = \"file 12\" }";
+    assert!(rules("source = \"s\"", enabled).is_empty(), "btC is required and has bounds");
 }
 
 #[test]

@@ -8,6 +8,9 @@ pub const PDU_BYTES: u16 = 480;
 pub const ITEMS_MAX: usize = 16;
 const TPKT_BYTES: usize = 4;
 const MESSAGE_BYTES_MAX: usize = 1024;
+/// The parameters of a connection request.
+const LOCAL_TSAP: u8 = 0xc1;
+const REMOTE_TSAP: u8 = 0xc2;
 
 /// Why an answer is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,16 +38,18 @@ pub struct Item {
     pub bytes: u16,
 }
 
-/// Encodes the connection request for the controller at `rack` and `slot`.
+/// Encodes the connection request of the client at the TSAP `local` to the controller at `remote`.
 #[must_use]
-pub fn connect(rack: u8, slot: u8) -> Vec<u8> {
-    let tsap = ((rack & 0x07) << 5) | (slot & 0x1f);
-    tpkt_frame(&[
-        0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00, // connection request, class 0
-        0xc0, 0x01, 0x0a, // 1024 bytes per packet
-        0xc1, 0x02, 0x01, 0x00, // the client
-        0xc2, 0x02, 0x01, tsap, // the controller
-    ])
+pub fn connect(local: [u8; 2], remote: [u8; 2]) -> Vec<u8> {
+    let parts: [&[u8]; 6] = [
+        &[0x11, 0xe0, 0x00, 0x00, 0x00, 0x01, 0x00], // connection request, class 0
+        &[0xc0, 0x01, 0x0a],                         // 1024 bytes per packet
+        &[LOCAL_TSAP, 0x02],
+        &local,
+        &[REMOTE_TSAP, 0x02],
+        &remote,
+    ];
+    tpkt_frame(&parts.concat())
 }
 
 /// Encodes the request for the message size.
@@ -142,7 +147,7 @@ pub fn parse_connect_answer(text: &[u8]) -> Result<(), S7Error> {
     match text.get(1) {
         Some(0xd0) => Ok(()),
         _ => Err(S7Error::Malformed(
-            "the controller does not accept the connection; check rack and slot",
+            "the controller does not accept the connection; check rack and slot, or the TSAPs",
         )),
     }
 }
@@ -236,10 +241,10 @@ fn split<'t>(header: &[u8], rest: &'t [u8]) -> Result<(&'t [u8], &'t [u8]), S7Er
     Ok((&rest[..parameters], &rest[parameters..end]))
 }
 
-/// A request to the controller.
+/// A request to the controller. A TSAP is `None` when it is missing or not of two bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    Connect,
+    Connect { local: Option<[u8; 2]>, remote: Option<[u8; 2]> },
     Setup { reference: u16 },
     Read { reference: u16, items: Vec<Item> },
     Write { reference: u16, item: Item, bit: Option<u8>, bytes: Vec<u8> },
@@ -251,7 +256,8 @@ pub enum Request {
 /// When it is not one of the four requests.
 pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
     if text.get(1) == Some(&0xe0) {
-        return Ok(Request::Connect);
+        let (local, remote) = (tsap(text, LOCAL_TSAP), tsap(text, REMOTE_TSAP));
+        return Ok(Request::Connect { local, remote });
     }
     let header = text.get(3..13).ok_or(S7Error::Malformed("too short"))?;
     if header[..2] != [0x32, 0x01] {
@@ -287,6 +293,19 @@ pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
     }
 }
 
+/// Returns a TSAP of a connection request.
+fn tsap(text: &[u8], parameter: u8) -> Option<[u8; 2]> {
+    let mut rest = text.get(7..)?;
+    while let [found, length, after @ ..] = rest {
+        let (value, next) = after.split_at_checked(usize::from(*length))?;
+        if *found == parameter {
+            return value.try_into().ok();
+        }
+        rest = next;
+    }
+    None
+}
+
 fn parse_item(item: &[u8; 12]) -> Item {
     Item {
         bytes: u16::from_be_bytes([item[4], item[5]]),
@@ -303,6 +322,12 @@ fn parse_item(item: &[u8; 12]) -> Item {
 #[must_use]
 pub fn answer_connect() -> Vec<u8> {
     tpkt_frame(&[0x06, 0xd0, 0x00, 0x01, 0x00, 0x01, 0x00])
+}
+
+/// Encodes the refusal of a connection request.
+#[must_use]
+pub fn refuse_connect() -> Vec<u8> {
+    tpkt_frame(&[0x06, 0x80, 0x00, 0x01, 0x00, 0x00, 0x00])
 }
 
 #[must_use]
@@ -367,6 +392,22 @@ mod tests {
             parse_read_answer(&answer_error(7, 0x85, 0)[4..], 7, &ITEMS),
             Err(S7Error::Rejected { class: 0x85, code: 0 })
         );
+    }
+
+    #[test]
+    fn a_connection_request_names_both_tsaps() {
+        let request = connect([0x02, 0x00], [0x01, 0x0a]);
+        assert_eq!(
+            request[11..],
+            [0xc0, 0x01, 0x0a, 0xc1, 0x02, 0x02, 0x00, 0xc2, 0x02, 0x01, 0x0a],
+            "the parameters after the header of 11 bytes"
+        );
+        assert_eq!(message_length(*request.first_chunk().unwrap()), Ok(request.len()));
+        let (local, remote) = (Some([0x02, 0x00]), Some([0x01, 0x0a]));
+        assert_eq!(parse_request(&request[4..]), Ok(Request::Connect { local, remote }));
+        let short = Request::Connect { local, remote: None };
+        assert_eq!(parse_request(&request[4..request.len() - 1]), Ok(short));
+        assert!(parse_connect_answer(&refuse_connect()[4..]).is_err());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The protocol of TC4 shields and of Arduinos with `aArtisanQ_PID` firmware: lines of numbers at
 //! 115,200 baud.
 
+use crate::line::{is_no_reading, number};
+
 /// The lines to send before the first `READ`: the order of the probes, °C, and a little smoothing.
 pub const HANDSHAKE: [&str; 3] = ["CHAN;1200\n", "UNITS;C\n", "FILT;70;70;70;70\n"];
 pub const READ: &str = "READ\n";
@@ -8,25 +10,29 @@ pub const READ: &str = "READ\n";
 /// One answer to `READ`: ambient, ET, BT, then the values that the firmware adds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
-    values: Vec<f64>,
+    values: Vec<Option<f64>>,
 }
 
-/// Reads an answer. Returns `None` for a comment, an acknowledgement or garbage, since some
-/// firmware sends other lines too.
+/// Reads an answer. A value for which the firmware sends `nan` or the like is missing; the others
+/// are read. Returns `None` for a comment, an acknowledgement or garbage, since some firmware sends
+/// other lines too.
 #[must_use]
 pub fn parse(line: &str) -> Option<Reading> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
-    let values: Option<Vec<f64>> = line
-        .split(',')
-        .take(9)
-        .map(|field| field.trim().parse().ok().filter(|v: &f64| v.is_finite()))
-        .collect();
+    let separator = if line.contains(';') { ';' } else { ',' };
+    let fields: Vec<&str> = line.split(separator).take(9).collect();
+    let values: Vec<Option<f64>> = fields.iter().map(|field| number(field)).collect();
+    let is_garbage =
+        |(field, value): (&&str, &Option<f64>)| value.is_none() && !is_no_reading(field);
     // `CHAN;1200` requests two probes. The answer has ambient and both probes, and, with the PID
     // on, heater, fan and set value.
-    values.filter(|v| matches!(v.len(), 3 | 6)).map(|values| Reading { values })
+    let is_answer = matches!(values.len(), 3 | 6)
+        && values.iter().any(Option::is_some)
+        && !fields.iter().zip(&values).any(is_garbage);
+    is_answer.then_some(Reading { values })
 }
 
 impl Reading {
@@ -49,6 +55,7 @@ impl Reading {
             _ => None,
         }
         .copied()
+        .flatten()
     }
 }
 
@@ -64,8 +71,19 @@ mod tests {
         assert_eq!(get("24.1,201.5,187.25,80,45,0", "heater"), Some(80.0));
         assert_eq!(parse("1.5,187.25,80,45,0"), None, "the end of a longer answer");
         assert_eq!(parse("# Active channels set to 1200"), None);
-        assert_eq!(parse("24.1,nan,187.25"), None);
         assert_eq!(parse("24.1,20"), None, "an incomplete line");
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_costs_only_itself() {
+        for open in ["nan", "-NAN", "inf", "ovf", "", "ERR"] {
+            let reading = parse(&format!("24.1,{open},187.25")).unwrap();
+            let values = ["ambient", "ch1", "ch2"].map(|name| reading.get(name));
+            assert_eq!(values, [Some(24.1), None, Some(187.25)], "{open:?}");
+        }
+        assert_eq!(parse("24,1;201,5;187,25").and_then(|r| r.get("ch2")), Some(187.25));
+        assert_eq!(parse("CHAN,1200,ok"), None, "words are no answer");
+        assert_eq!(parse("nan,nan,nan"), None);
     }
 
     proptest::proptest! {

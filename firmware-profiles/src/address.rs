@@ -109,7 +109,7 @@ impl Tsaps {
 }
 
 /// Parses a TSAP of two bytes, in hexadecimal: `02.00`.
-pub(crate) fn tsap(text: &str) -> Option<[u8; 2]> {
+fn tsap(text: &str) -> Option<[u8; 2]> {
     let byte = |text: &str| {
         let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_hexdigit());
         digits.then(|| u8::from_str_radix(text, 16).ok()).flatten()

@@ -1,9 +1,41 @@
 #![no_main]
 //! Anything that a machine, or a program in its place, may send.
 
+use firmware_profiles::encoding::{Order, Type};
 use protocols::modbus_answer::{self, Echo, Framing};
 use protocols::s7::{self, Item};
 use protocols::{hottop, kaleido, line, modbus_tcp, santoker, tc4};
+
+const TYPES: [Type; 13] = [
+    Type::Bool,
+    Type::U8,
+    Type::I8,
+    Type::U16,
+    Type::I16,
+    Type::U32,
+    Type::I32,
+    Type::U64,
+    Type::I64,
+    Type::F32,
+    Type::F64,
+    Type::Bcd16,
+    Type::Bcd32,
+];
+const ORDERS: [Order; 4] =
+    [Order::HighFirst, Order::LowFirst, Order::HighFirstSwapped, Order::LowFirstSwapped];
+
+/// Decodes the bytes as each type in each order, and encodes what was read.
+fn decode_values(bytes: &[u8]) {
+    for (kind, order) in TYPES.into_iter().flat_map(|kind| ORDERS.map(|order| (kind, order))) {
+        let Some(bytes) = bytes.get(..usize::from(kind.bytes())) else { continue };
+        let Some(raw) = kind.decode_bytes(order, bytes) else { continue };
+        assert!(raw.is_finite(), "{kind:?} {order:?}");
+        assert_eq!(
+            kind.encode(order, raw).map(|words| words.len()),
+            Some(usize::from(kind.words()))
+        );
+    }
+}
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let (mut roaster, mut master) = (hottop::Decoder::default(), santoker::Decoder::default());
@@ -16,6 +48,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         s7::parse_setup_answer(bytes, 1),
         s7::parse_request(bytes),
     );
+    decode_values(bytes);
     let _ = (s7::parse_write_answer(bytes, 1), modbus_tcp::first_request(bytes));
     let _ = modbus_answer::find_rtu_answer(first, second, Echo::Unknown);
     let _ = modbus_answer::explain(Framing::Rtu, first, second, Echo::Unknown);
@@ -24,7 +57,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let mut table = line::Csv::default();
         for text in text.lines() {
             let _ = (tc4::parse(text).map(|r| r.get("ch2")), kaleido::parse(text));
-            let _ = (line::parse_json(text), table.parse(text));
+            let values = [line::parse_json(text), table.parse(text)];
+            let mut values = values.into_iter().flatten().flatten();
+            assert!(values.all(|(_, value)| value.is_finite()), "{text:?}");
         }
     }
 });

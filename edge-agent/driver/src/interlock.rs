@@ -346,12 +346,14 @@ impl Interlock {
         let Some(snapshot) = self.fresh_snapshot(now_ms) else {
             return unsound(format!("no reading within {} s", READING_FRESH_MS / 1000));
         };
-        for channel in self.profile.channels.iter().filter(|channel| channel.required) {
-            if let Some(flag) = snapshot.quality_flags.get(&channel.name) {
-                return unsound(format!("{} is {}", channel.name, quality_text(*flag)));
+        let read = self.profile.channels.iter().filter(|c| c.required).map(|c| &c.name);
+        let derived = self.profile.derived.iter().filter(|d| d.required).map(|d| &d.name);
+        for name in read.chain(derived) {
+            if let Some(flag) = snapshot.quality_flags.get(name) {
+                return unsound(format!("{name} is {}", quality_text(*flag)));
             }
-            if !snapshot.values.contains_key(&channel.name) {
-                return unsound(format!("{} has no value", channel.name));
+            if !snapshot.values.contains_key(name) {
+                return unsound(format!("{name} has no value"));
             }
         }
         let limits = &self.profile.limits;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use firmware_profiles::address::{Access, Address};
+use firmware_profiles::address::{Access, Address, Tsaps};
 use firmware_profiles::encoding::{self, Type};
 use firmware_profiles::{Channel, Control, Profile, Transport};
 use protocols::modbus_answer::Framing;
@@ -50,8 +50,10 @@ pub fn open(
             let framing = Framing::Rtu;
             Box::new(modbus::Modbus::new(address()?, framing, timing, &points, share.clone()))
         }
-        Transport::S7 { rack, slot, .. } => {
-            Box::new(s7::S7::new(address()?, (*rack, *slot), timing, points, controls))
+        Transport::S7 { .. } => {
+            let tsaps = Tsaps::of(&profile.transport)
+                .ok_or_else(|| wrong("a TSAP is not like 02.00".to_owned()))?;
+            Box::new(s7::S7::new(address()?, tsaps, timing, points, controls))
         }
         Transport::Tc4 { .. } => Box::new(polled_text::PolledText::new(
             address()?,
@@ -118,7 +120,7 @@ fn endpoint(profile: &Profile, settings: &ConnectionSettings) -> Result<Endpoint
 /// Returns the points to read: channels first, then states.
 pub fn points(profile: &Profile) -> Result<Vec<ReadPoint>, String> {
     let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
-    let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+    let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, s.order));
     let mut read_first = profile.channels.iter().map(|channel| is_read_first(profile, channel));
     let point =
         |(station, addr, kind, order): (_, &String, Option<Type>, Option<encoding::Order>)| {

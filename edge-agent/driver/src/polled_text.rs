@@ -65,12 +65,17 @@ impl Dialect {
             }
             Self::Kaleido => {
                 let variables = kaleido::parse(line);
-                let found = |p: &ReadPoint| {
+                let variable = |p: &ReadPoint| {
                     let name = name(p)?;
-                    variables.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+                    variables.iter().find(|(n, _)| *n == name)
                 };
-                // A reply to the handshake has one variable and no temperature.
-                (variables.len() > 1).then(|| points.iter().map(found).collect())
+                let numbers = variables.iter().filter(|(_, value)| value.is_some()).count();
+                // A reply to the handshake has one variable and no temperature. In an answer, the
+                // profile's variables need not all be numbers.
+                let is_answer = numbers > 1
+                    || (variables.len() > 1 && points.iter().any(|p| variable(p).is_some()));
+                let value = |p: &ReadPoint| variable(p).and_then(|(_, value)| *value);
+                is_answer.then(|| points.iter().map(value).collect())
             }
         }
     }

@@ -17,6 +17,34 @@ fn holds(state: &State, raw: Option<f64>) -> Option<bool> {
     Some((raw? - state.equals).abs() < 1e-6)
 }
 
+/// The limits of a channel's values.
+#[derive(Clone, Copy)]
+struct Bounds {
+    valid: Option<[f64; 2]>,
+    max_step_per_s: Option<f64>,
+}
+
+/// Returns the quality flag of a value; `None` for a good one. `last` is the channel's last value
+/// within its range, and its time.
+fn quality(
+    bounds: Bounds,
+    last: &mut Option<(u64, f64)>,
+    mono_ms: u64,
+    value: f64,
+) -> Option<Quality> {
+    if bounds.valid.is_some_and(|[low, high]| !(low..=high).contains(&value)) {
+        // Not remembered, so that the next valid value is not compared with it and flagged as a
+        // spike.
+        return Some(Quality::Range);
+    }
+    let before = last.replace((mono_ms, value));
+    let (step, (then_ms, then)) = (bounds.max_step_per_s?, before?);
+    // After a gap of many seconds any change is possible.
+    let passed_s = mono_ms.saturating_sub(then_ms) as f64 / 1000.0;
+    let spike = passed_s < 5.0 && (value - then).abs() > step * passed_s.max(1.0);
+    spike.then_some(Quality::Spike)
+}
+
 /// A machine that a profile describes, behind one protocol.
 pub struct ProfileDriver {
     profile: Profile,
@@ -28,7 +56,8 @@ pub struct ProfileDriver {
     previous_states: Vec<Option<bool>>,
     /// Whether each state holds by the last answer only.
     states: Vec<Option<bool>>,
-    /// Each channel's last value and its time, to detect spikes.
+    /// The last value and its time of each channel, read ones before derived ones, to detect
+    /// spikes.
     last: Vec<Option<(u64, f64)>>,
     /// Since when the machine has not answered, monotonic ms, and why.
     outage: Option<(u64, String)>,
@@ -41,10 +70,10 @@ impl ProfileDriver {
         let parse =
             |name: &String| Channel::parse(name).unwrap_or(Channel::Extra("unknown".into()));
         let channels: Vec<Channel> = profile.channels.iter().map(|c| parse(&c.name)).collect();
-        let derived = profile.derived.iter().map(|d| parse(&d.name)).collect();
+        let derived: Vec<Channel> = profile.derived.iter().map(|d| parse(&d.name)).collect();
         let (previous_states, states) =
             (vec![None; profile.states.len()], vec![None; profile.states.len()]);
-        let last = vec![None; channels.len()];
+        let last = vec![None; channels.len() + derived.len()];
         Self {
             profile,
             channels,
@@ -65,41 +94,42 @@ impl ProfileDriver {
         let (channels, states) = raws.split_at(self.channels.len());
         let mut reading = Reading { failed_units, ..Reading::default() };
         for (i, raw) in channels.iter().enumerate() {
-            let value = raw.and_then(|raw| self.profile.channels[i].value(raw));
-            if let Some(value) = value
-                && let Some(remark) = self.quality_flag(i, mono_ms, value)
-            {
-                reading.quality_flags.push((self.channels[i].clone(), remark));
-            }
+            let channel = &self.profile.channels[i];
+            let value = raw.and_then(|raw| channel.value(raw));
+            let bounds = Bounds { valid: channel.valid, max_step_per_s: channel.max_step_per_s };
+            let flag = value.and_then(|value| quality(bounds, &mut self.last[i], mono_ms, value));
+            reading.quality_flags.extend(flag.map(|flag| (self.channels[i].clone(), flag)));
             reading.values.push((self.channels[i].clone(), value));
         }
-        for (derived, channel) in self.profile.derived.iter().zip(&self.derived) {
-            let terms = derived.terms.iter().map(|term| {
-                let at = self.profile.channels.iter().position(|c| c.name == term.channel)?;
-                Some(reading.values[at].1? * term.factor)
-            });
-            let sum = terms.sum::<Option<f64>>().map(|sum| sum + derived.offset);
-            reading.values.push((channel.clone(), sum));
-        }
+        self.derive(mono_ms, &mut reading);
         reading.events = self.begun_events(states);
         self.states =
             self.profile.states.iter().zip(states).map(|(state, raw)| holds(state, *raw)).collect();
         reading
     }
 
-    fn quality_flag(&mut self, i: usize, mono_ms: u64, value: f64) -> Option<Quality> {
-        let channel = &self.profile.channels[i];
-        if channel.valid.is_some_and(|[low, high]| !(low..=high).contains(&value)) {
-            // Not remembered, so that the next valid value is not compared with it and flagged as a
-            // spike.
-            return Some(Quality::Range);
+    /// Adds the derived channels to a reading of the others. A derived value that is good by its own
+    /// bounds has the flag of a value that it is computed from.
+    fn derive(&mut self, mono_ms: u64, reading: &mut Reading) {
+        let last = self.last.iter_mut().skip(self.channels.len());
+        for ((derived, channel), last) in self.profile.derived.iter().zip(&self.derived).zip(last) {
+            let terms = derived.terms.iter().map(|term| {
+                let at = self.profile.channels.iter().position(|c| c.name == term.channel)?;
+                Some(reading.values[at].1? * term.factor)
+            });
+            let sum = terms.sum::<Option<f64>>().map(|sum| sum + derived.offset);
+            let bounds = Bounds { valid: derived.valid, max_step_per_s: derived.max_step_per_s };
+            let flag = sum.and_then(|value| {
+                let own = quality(bounds, last, mono_ms, value);
+                own.or_else(|| {
+                    let mut flags = reading.quality_flags.iter();
+                    let is_term = |name: &str| derived.terms.iter().any(|t| t.channel == name);
+                    flags.find(|(channel, _)| is_term(channel.as_str())).map(|(_, flag)| *flag)
+                })
+            });
+            reading.quality_flags.extend(flag.map(|flag| (channel.clone(), flag)));
+            reading.values.push((channel.clone(), sum));
         }
-        let before = self.last[i].replace((mono_ms, value));
-        let (step, (then_ms, then)) = (channel.max_step_per_s?, before?);
-        // After a gap of many seconds any change is possible.
-        let passed_s = mono_ms.saturating_sub(then_ms) as f64 / 1000.0;
-        let spike = passed_s < 5.0 && (value - then).abs() > step * passed_s.max(1.0);
-        spike.then_some(Quality::Spike)
     }
 
     /// Returns the events of states that begin to hold. The first answer yields no events: a
@@ -255,6 +285,34 @@ mod tests {
         assert_eq!(value(&driver.read(2000).await.unwrap(), 0), None, "a missing value");
         let fourth = driver.read(3000).await.unwrap();
         assert_eq!(fourth.quality_flags, [(Channel::Bt, Quality::Range)]);
+    }
+
+    #[tokio::test]
+    async fn a_derived_temperature_has_bounds_and_the_flags_of_its_terms() {
+        let text = "[machine]\nid = \"a.b.c\"\nname = \"n\"\ncontroller = \"c\"\nversion = 1\n\
+            fuel = \"gas\"\nsource = \"s\"\n[transport]\nkind = \"modbus-tcp\"\nhost = \"h\"\n\
+            [[channel]]\nname = \"btRaw\"\naddr = \"holding 70\"\ntype = \"u16\"\nunit = \"none\"\n\
+            divisor = 10\nvalid = [100, 600]\n\
+            [[derived]]\nname = \"btC\"\nunit = \"C\"\noffset = -200\n\
+            terms = [{ channel = \"btRaw\", factor = 1 }]\nvalid = [-200, 350]\nmax_step_per_s = 15\n\
+            [safe_state]\norder = []\n";
+        let profile = firmware_profiles::check(text).unwrap().profile;
+        let polls = [3_900.0, 4_900.0, 5_900.0].map(|raw| Some(vec![Some(raw)])).to_vec();
+        let (raw, bt) = (Channel::Extra("btRaw".into()), Channel::Bt);
+        let mut driver = ProfileDriver::new(profile.clone(), Box::new(Script(polls)), None);
+        for (second, value, flag) in
+            [(0, 190.0, None), (1, 290.0, Some(Quality::Spike)), (2, 390.0, Some(Quality::Range))]
+        {
+            let reading = driver.read(second * 1000).await.unwrap();
+            assert_eq!(reading.values[1], (bt.clone(), Some(value)));
+            let flags: Vec<_> = flag.map(|flag| (bt.clone(), flag)).into_iter().collect();
+            assert_eq!(reading.quality_flags, flags, "second {second}");
+        }
+        // A raw value of a broken probe, from which a valid temperature is computed.
+        let polls = vec![Some(vec![Some(500.0)])];
+        let mut driver = ProfileDriver::new(profile, Box::new(Script(polls)), None);
+        let reading = driver.read(0).await.unwrap();
+        assert_eq!(reading.quality_flags, [(raw, Quality::Range), (bt, Quality::Range)]);
     }
 
     #[tokio::test]

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use firmware_profiles::Timing;
-use firmware_profiles::address::{Address, Area};
-use firmware_profiles::encoding::{Order, Type};
+use firmware_profiles::address::{Address, Area, Tsaps};
+use firmware_profiles::encoding::Type;
 use protocols::s7::{self, ITEMS_MAX, Item, S7Error};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
@@ -19,8 +19,7 @@ use crate::{DriverError, WriteError};
 
 pub struct S7 {
     endpoint: Endpoint,
-    rack: u8,
-    slot: u8,
+    tsaps: Tsaps,
     timing: Timing,
     points: Vec<ReadPoint>,
     controls: WritableControls,
@@ -31,12 +30,12 @@ pub struct S7 {
 impl S7 {
     pub const fn new(
         endpoint: Endpoint,
-        (rack, slot): (u8, u8),
+        tsaps: Tsaps,
         timing: Timing,
         points: Vec<ReadPoint>,
         controls: WritableControls,
     ) -> Self {
-        Self { endpoint, rack, slot, timing, points, controls, connection: None, reference: 0 }
+        Self { endpoint, tsaps, timing, points, controls, connection: None, reference: 0 }
     }
 
     const fn next_reference(&mut self) -> u16 {
@@ -53,7 +52,8 @@ impl S7 {
             return Ok(connection);
         }
         let mut stream = self.endpoint.open(answer_timeout(&self.timing)).await?;
-        let text = self.exchange(&mut stream, &s7::connect(self.rack, self.slot)).await?;
+        let request = s7::connect(self.tsaps.local, self.tsaps.remote);
+        let text = self.exchange(&mut stream, &request).await?;
         s7::parse_connect_answer(&text).map_err(|e| self.problem(&e))?;
         let reference = self.next_reference();
         let text = self.exchange(&mut stream, &s7::setup(reference)).await?;
@@ -123,10 +123,10 @@ impl S7 {
             let Address::S7 { bit, .. } = writable.address else {
                 return Err(WriteError::NoSuchControl);
             };
-            let words = kind.encode(Order::HighFirst, raw).ok_or(WriteError::NoSuchControl)?;
-            let bytes: Vec<u8> = match bit {
+            let order = writable.control.order.unwrap_or_default();
+            let bytes = match bit {
                 Some(_) => vec![u8::from(raw.abs() > f64::EPSILON)],
-                None => words.iter().flat_map(|word| word.to_be_bytes()).collect(),
+                None => kind.encode_bytes(order, raw).ok_or(WriteError::NoSuchControl)?,
             };
             (item, bit, bytes)
         };
@@ -176,18 +176,16 @@ fn item(address: &Address, kind: Type) -> Option<Item> {
         Area::Flag => (0x83, 0),
         Area::Block(block) => (0x84, block),
     };
-    let bytes = if bit.is_some() { 1 } else { kind.words() * 2 };
+    let bytes = if bit.is_some() { 1 } else { kind.bytes() };
     Some(Item { area, block, byte, bytes })
 }
 
-/// Decodes the raw value of a point; S7 is big-endian throughout.
+/// Decodes the raw value of a point; S7 is big-endian unless the profile says otherwise.
 fn raw(point: &ReadPoint, bytes: &[u8]) -> Option<f64> {
     let Address::S7 { bit, .. } = point.address else { return None };
     if let Some(bit) = bit {
         return Some(f64::from((bytes.first()? >> bit) & 1));
     }
-    let words: Vec<u16> =
-        bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
     debug_assert!(point.kind != Type::Bool, "the linter requires a bit for every bool");
-    point.kind.decode(Order::HighFirst, &words)
+    point.kind.decode_bytes(point.order, bytes)
 }

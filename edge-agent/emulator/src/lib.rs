@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use contract::EventKind;
 use firmware_profiles::address::Table;
 use firmware_profiles::{Profile, Transport};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -67,6 +68,8 @@ pub enum Fault {
     Echoes,
     /// The line returns each request, and the machine does not answer. For Modbus RTU.
     EchoesOnly,
+    /// A probe is open: a machine that sends text sends `NaN` for the second of its channels.
+    OpenProbe,
 }
 
 /// The address of an emulated machine.
@@ -87,6 +90,8 @@ pub struct Emulator {
 
 /// Faults by Modbus unit; `None` applies to all units, and to all other protocols.
 type Faults = Vec<(Option<u8>, Fault)>;
+/// The raw values of one reading, by the names of their addresses, and the events.
+type PanelValues = (Vec<(String, f64)>, Vec<EventKind>);
 type Written = BTreeMap<(u8, Table, u16), u16>;
 
 /// The state that the connections of one machine share.
@@ -107,6 +112,24 @@ impl Machine {
 
     fn written(&self) -> MutexGuard<'_, Written> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns all values of the next reading, as the machine sends them.
+    fn next_values(&self) -> PanelValues {
+        let fault = self.fault(None);
+        let mut panel = self.panel();
+        let sends_text = matches!(
+            panel.profile().transport,
+            Transport::Tc4 { .. } | Transport::Kaleido { .. } | Transport::Line { .. }
+        );
+        let (mut values, marks) = panel.next_values();
+        if fault == Some(Fault::OpenProbe)
+            && sends_text
+            && let Some((_, value)) = values.get_mut(1)
+        {
+            *value = f64::NAN;
+        }
+        (values, marks)
     }
 
     fn fault(&self, station: Option<u8>) -> Option<Fault> {
@@ -287,7 +310,8 @@ async fn answer(
             | Fault::ResetsReused
             | Fault::OtherUnit
             | Fault::WrongChecksum
-            | Fault::Echoes,
+            | Fault::Echoes
+            | Fault::OpenProbe,
         )
         | None => wire.write_all(bytes).await,
     }

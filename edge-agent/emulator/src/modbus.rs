@@ -146,34 +146,60 @@ fn reply(machine: &Machine, station: u8, fault: Option<Fault>, pdu: &[u8]) -> Op
     let header = pdu.first_chunk::<5>()?;
     let start = u16::from_be_bytes([header[1], header[2]]);
     let count = u16::from_be_bytes([header[3], header[4]]);
-    // The point that each register belongs to. A controller refuses registers that it does not
-    // have.
-    let mut registers: Vec<(usize, usize)> = Vec::new();
+    // The points that each register belongs to: one, or several that are bits or bytes of it. A
+    // controller refuses registers that it does not have.
+    let mut registers: Vec<Vec<(usize, usize)>> = Vec::new();
     for register in u32::from(start)..u32::from(start) + u32::from(count) {
         let holds = |slot: &ValueSlot| {
             let first = first_register(slot, station, table)?;
             let offset = register.checked_sub(u32::from(first))?;
             (offset < u32::from(slot.kind.words())).then_some(offset as usize)
         };
-        let mut found = show.slots().iter().enumerate();
-        match found.find_map(|(point, slot)| Some((point, holds(slot)?))) {
-            Some(found) => registers.push(found),
-            None => return refuse(ILLEGAL_ADDRESS),
-        }
+        let slots = show.slots();
+        let found = slots.iter().enumerate();
+        let mut points: Vec<(usize, usize)> =
+            found.filter_map(|(point, slot)| Some((point, holds(slot)?))).collect();
+        let Some((first, _)) = points.first().copied() else { return refuse(ILLEGAL_ADDRESS) };
+        let shares = is_part(&slots[first]);
+        points.retain(|(point, _)| if shares { is_part(&slots[*point]) } else { *point == first });
+        registers.push(points);
     }
     let mut words = Vec::with_capacity(registers.len());
     let mut last: Option<(usize, Vec<u16>)> = None;
     let written = machine.written();
-    for (register, (point, offset)) in (start..=u16::MAX).zip(registers) {
-        if last.as_ref().is_none_or(|(p, _)| *p != point) {
-            let raw = show.read(point);
-            let slot = &show.slots()[point];
-            last = Some((point, slot.kind.encode(slot.order, raw).unwrap_or_default()));
+    for (register, points) in (start..=u16::MAX).zip(registers) {
+        let mut shown = 0;
+        for (point, offset) in points {
+            if last.as_ref().is_none_or(|(p, _)| *p != point) {
+                let raw = show.read(point);
+                last = Some((point, words_of(&show.slots()[point], raw)));
+            }
+            shown |= last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0);
         }
-        let shown = last.as_ref().and_then(|(_, w)| w.get(offset).copied()).unwrap_or(0);
         words.push(written.get(&(station, table, register)).copied().unwrap_or(shown));
     }
     Some(read_answer(function, &words))
+}
+
+/// Returns whether a value is a bit or a byte of its register.
+const fn is_part(slot: &ValueSlot) -> bool {
+    match slot.address {
+        Address::Modbus { bit, half, .. } => bit.is_some() || half.is_some(),
+        _ => false,
+    }
+}
+
+/// Returns the words of a value, a bit or a byte at its place in the register.
+fn words_of(slot: &ValueSlot, raw: f64) -> Vec<u16> {
+    let mut words = slot.kind.encode(slot.order, raw).unwrap_or_default();
+    if let (Address::Modbus { bit, half, .. }, [word]) = (&slot.address, &mut words[..]) {
+        *word = match (bit, half) {
+            (Some(bit), _) => *word << *bit,
+            (None, Some(half)) => half.place(*word),
+            (None, None) => *word,
+        };
+    }
+    words
 }
 
 /// Sets coils or registers, if the machine has them. Returns the exception code otherwise.

@@ -15,8 +15,8 @@ const CHARGE_AT_MS: u64 = 20_000;
 /// The most served readings that are kept.
 const SERVED_MAX: usize = 100_000;
 
-/// One reading as a correct driver must decode it: the value of each channel (temperatures in °C),
-/// and the events.
+/// One reading as a correct driver must decode it: the value of each channel, read ones before
+/// derived ones (temperatures in °C), and the events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServedReading {
     pub values: Vec<f64>,
@@ -48,7 +48,7 @@ impl Panel {
     #[must_use]
     pub fn new(profile: &Profile, seed: u64, step_ms: u64) -> Self {
         let channels = profile.channels.iter().map(|c| (c.station, &c.addr, c.kind, c.order));
-        let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, None));
+        let states = profile.states.iter().map(|s| (s.station, &s.addr, s.kind, s.order));
         let slots = channels.chain(states).filter_map(|(station, addr, kind, order)| {
             let address = Address::parse(profile, station, addr, Access::Read).ok()?;
             let (kind, order) = (kind.unwrap_or(Type::F32), order.unwrap_or_default());
@@ -84,8 +84,7 @@ impl Panel {
         let mut values = Vec::with_capacity(profile.channels.len());
         for (i, (channel, slot)) in profile.channels.iter().zip(&mut self.slots).enumerate() {
             let position = self.positions.get(&channel.name).copied();
-            let value =
-                position.unwrap_or_else(|| value_shown(&channel.name, channel.unit, i, &reading));
+            let value = position.unwrap_or_else(|| channel_value(profile, i, &reading));
             let raw = channel.raw(value);
             slot.raw = quantise(&profile.transport, slot, raw);
             slot.read = false;
@@ -104,6 +103,14 @@ impl Panel {
             } else if ends {
                 slot.raw = if state.equals == 0.0 { 1.0 } else { 0.0 };
             }
+        }
+        for derived in &self.profile.derived {
+            let terms = derived.terms.iter().map(|term| {
+                let at = self.profile.channels.iter().position(|c| c.name == term.channel);
+                at.map_or(f64::NAN, |at| values[at] * term.factor)
+            });
+            let value = terms.sum::<f64>() + derived.offset;
+            values.push(value);
         }
         self.now = ServedReading { values, marks };
     }
@@ -196,6 +203,26 @@ impl Panel {
 
 /// The channels that the simulated roast moves.
 const ROASTED: [&str; 6] = ["btC", "etC", "gasPct", "fanPct", "drumRpm", "ambientC"];
+
+/// Returns the value of a channel: the simulated roast's, or the one from which a derived channel
+/// gets it.
+fn channel_value(profile: &Profile, index: usize, reading: &Reading) -> f64 {
+    let channel = &profile.channels[index];
+    let own = || value_shown(&channel.name, channel.unit, index, reading);
+    if ROASTED.contains(&channel.name.as_str()) {
+        return own();
+    }
+    let mut derived = profile.derived.iter().filter_map(|derived| match &derived.terms[..] {
+        [term] if term.channel == channel.name => Some((derived, term.factor)),
+        _ => None,
+    });
+    derived.find(|(derived, _)| ROASTED.contains(&derived.name.as_str())).map_or_else(
+        own,
+        |(derived, factor)| {
+            (value_shown(&derived.name, derived.unit, index, reading) - derived.offset) / factor
+        },
+    )
+}
 
 /// Returns the value that the machine shows on a channel.
 fn value_shown(name: &str, unit: Option<Unit>, index: usize, reading: &Reading) -> f64 {

@@ -15,7 +15,7 @@ pub async fn serve_tc4(wire: &mut dyn Wire, machine: &Machine) -> std::io::Resul
             if matches!(fault, Some(Fault::Refuses(_))) {
                 "# error\r\n".to_owned()
             } else {
-                let (values, _) = machine.panel().next_values();
+                let (values, _) = machine.next_values();
                 let value = |name: &str| {
                     values.iter().find(|(n, _)| n == name).map_or(0.0, |(_, value)| *value)
                 };
@@ -42,7 +42,7 @@ pub async fn serve_kaleido(wire: &mut dyn Wire, machine: &Machine) -> std::io::R
         let reply = match kaleido::parse_request(&line) {
             Some(("RD", _)) if matches!(fault, Some(Fault::Refuses(_))) => "{0,ER:1}\n".to_owned(),
             Some(("RD", _)) => {
-                let (values, _) = machine.panel().next_values();
+                let (values, _) = machine.next_values();
                 let fields: Vec<String> =
                     values.iter().map(|(n, v)| format!("{n}:{v:.2}")).collect();
                 format!("{{0,{}}}\n", fields.join(","))

@@ -6,9 +6,7 @@ use firmware_profiles::address::Address;
 use protocols::{hottop, santoker};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{Fault, Machine, Wire, answer};
-
-type PanelValues = (Vec<(String, f64)>, Vec<EventKind>);
+use crate::{Fault, Machine, PanelValues, Wire, answer};
 
 /// Sends the values of each reading at a fixed interval. A Santoker machine also receives writes.
 pub async fn push_values(
@@ -39,7 +37,7 @@ pub async fn push_values(
         if matches!(fault, Some(Fault::Silent | Fault::Refuses(_))) {
             continue;
         }
-        let bytes = encode(&machine.panel().next_values());
+        let bytes = encode(&machine.next_values());
         answer(wire, fault, &bytes, async { vec![0xee, 0xa5, 0x96, 0x00] }).await?;
     }
 }

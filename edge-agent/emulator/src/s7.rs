@@ -1,7 +1,6 @@
 //! Emulates a Siemens S7 controller.
 
-use firmware_profiles::address::{Access, Address, Area};
-use firmware_profiles::encoding::Order;
+use firmware_profiles::address::{Access, Address, Area, Tsaps};
 use protocols::s7::{self, Item, Request};
 use tokio::io::AsyncReadExt as _;
 
@@ -12,6 +11,7 @@ const SUCCESS: u8 = 0xff;
 const NO_SUCH_ADDRESS: u8 = 0x05;
 
 pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()> {
+    let tsaps = Tsaps::of(&machine.panel().profile().transport);
     loop {
         let mut head = [0; 4];
         next_request(machine, wire.read_exact(&mut head)).await?;
@@ -22,7 +22,12 @@ pub async fn serve(wire: &mut dyn Wire, machine: &Machine) -> std::io::Result<()
         let fault = machine.fault(None);
         let request = s7::parse_request(&text).map_err(invalid)?;
         let reply = match (&request, fault) {
-            (Request::Connect, _) => s7::answer_connect(),
+            (Request::Connect { local, remote }, _) => {
+                let is_ours = tsaps.is_some_and(|tsaps| {
+                    (Some(tsaps.local), Some(tsaps.remote)) == (*local, *remote)
+                });
+                if is_ours { s7::answer_connect() } else { s7::refuse_connect() }
+            }
             (Request::Setup { reference }, _) => s7::answer_setup(*reference),
             (
                 Request::Read { reference, .. } | Request::Write { reference, .. },
@@ -58,18 +63,13 @@ fn write(machine: &Machine, (item, bit): (Item, Option<u8>), bytes: &[u8]) -> Op
     };
     let address = Address::S7 { area, byte: item.byte, bit };
     let controls = &show.profile().controls;
-    let kind = controls.iter().find(|c| {
+    let control = controls.iter().find(|c| {
         Address::parse(show.profile(), c.station, &c.addr, Access::Write).as_ref() == Ok(&address)
     })?;
-    let kind = kind.kind?;
+    let (kind, order) = (control.kind?, control.order.unwrap_or_default());
     let raw = match bit {
         Some(_) => f64::from(u8::from(bytes.first().is_some_and(|byte| *byte != 0))),
-        None if bytes.len() == 2 * usize::from(kind.words()) => {
-            let words: Vec<u16> =
-                bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair)).collect();
-            kind.decode(Order::HighFirst, &words)?
-        }
-        None => return None,
+        None => kind.decode_bytes(order, bytes)?,
     };
     Some(show.write_control(&address, raw))
 }
@@ -85,7 +85,7 @@ fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
     };
     let index = show.slots().iter().position(|slot| match slot.address {
         Address::S7 { area, byte, bit } => {
-            let bytes = if bit.is_some() { 1 } else { slot.kind.words() * 2 };
+            let bytes = if bit.is_some() { 1 } else { slot.kind.bytes() };
             at(area) == (item.area, item.block) && byte == item.byte && bytes == item.bytes
         }
         _ => false,
@@ -95,6 +95,5 @@ fn bytes_of(machine: &Machine, item: Item) -> Option<Vec<u8>> {
     if let Address::S7 { bit: Some(bit), .. } = slot.address {
         return Some(vec![u8::from(raw != 0.0) << bit]);
     }
-    let words = slot.kind.encode(slot.order, raw)?;
-    Some(words.iter().flat_map(|word| word.to_be_bytes()).collect())
+    slot.kind.encode_bytes(slot.order, raw)
 }

@@ -57,6 +57,19 @@ fn a_shipped_profile_allows_no_writes() {
 }
 
 #[test]
+fn a_required_derived_channel_must_have_a_value() {
+    let mut interlock = interlock(
+        "[[derived]]\nname = \"beanC\"\nunit = \"C\"\nrequired = true\n\
+         terms = [{ channel = \"btC\", factor = 1 }]",
+    );
+    seen(&mut interlock, 1_000, &[]);
+    let missing = Err(WriteError::ReadingsUnreliable("beanC has no value".to_owned()));
+    assert_eq!(interlock.evaluate(burner(60.0), 1_000), missing);
+    seen(&mut interlock, 1_000, &[("beanC", 150.0)]);
+    assert_eq!(interlock.evaluate(burner(60.0), 1_000), Ok(false));
+}
+
+#[test]
 fn raising_heat_is_limited_in_step_and_interval_and_reducing_it_is_not() {
     let mut interlock = interlock("");
     seen(&mut interlock, 1_000, &[]);

@@ -97,13 +97,15 @@ fn command_of(interlock: &Interlock, station: u8, request: &Request<'_>) -> Opti
 }
 
 const fn holding(station: u8, register: u16) -> Address {
-    Address::Modbus { station, table: Table::Holding, register, bit: None }
+    Address::Modbus { station, table: Table::Holding, register, bit: None, half: None }
 }
 
 /// Returns the raw value that a request writes to a control; `None` if the request is not a write
 /// to it.
 fn raw(control: &Control, address: &Address, station: u8, request: &Request<'_>) -> Option<f64> {
-    let Address::Modbus { station: theirs, table, register, bit } = *address else { return None };
+    let Address::Modbus { station: theirs, table, register, bit, .. } = *address else {
+        return None;
+    };
     let decode = |words: &[u16]| {
         let kind = control.kind.unwrap_or(Type::U16);
         let whole = words.len() == usize::from(kind.words());

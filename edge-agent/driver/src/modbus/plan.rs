@@ -119,22 +119,24 @@ pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
 /// Returns the raw value of a point from the words of its block; `None` when the words are too few.
 #[must_use]
 pub fn raw(point: &ReadPoint, block: &Block, words: &[u16]) -> Option<f64> {
-    let Address::Modbus { register, bit, .. } = point.address else { return None };
+    let Address::Modbus { register, bit, half, .. } = point.address else { return None };
     let at = usize::from(register.checked_sub(block.start)?);
     let registers = words.get(at..at + usize::from(point.kind.words()))?;
-    match bit {
-        Some(bit) => Some(f64::from((registers[0] >> bit) & 1)),
-        None => point.kind.decode(point.order, registers),
+    match (bit, half) {
+        (Some(bit), _) => Some(f64::from((registers[0] >> bit) & 1)),
+        (None, Some(half)) => point.kind.decode(point.order, &[half.of(registers[0])]),
+        (None, None) => point.kind.decode(point.order, registers),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use firmware_profiles::address::Half;
     use firmware_profiles::encoding::{Order, Type};
 
     fn point(station: u8, table: Table, register: u16, kind: Type) -> ReadPoint {
-        let address = Address::Modbus { station, table, register, bit: None };
+        let address = Address::Modbus { station, table, register, bit: None, half: None };
         ReadPoint { address, kind, order: Order::HighFirst, read_first: false }
     }
 
@@ -185,8 +187,13 @@ mod tests {
     #[test]
     fn the_raw_value_of_a_point_is_taken_from_its_block() {
         let mut flag = point(1, Table::Holding, 12, Type::Bool);
-        flag.address =
-            Address::Modbus { station: 1, table: Table::Holding, register: 12, bit: Some(3) };
+        flag.address = Address::Modbus {
+            station: 1,
+            table: Table::Holding,
+            register: 12,
+            bit: Some(3),
+            half: None,
+        };
         let points = [point(1, Table::Holding, 10, Type::F32), flag];
         let block = &plan_units(&points, 100, Gap::Never)[0].blocks[0];
         let words = [0x4348, 0, 0b1000];
@@ -194,5 +201,27 @@ mod tests {
         assert_eq!(raw(&points[1], block, &words), Some(1.0));
         assert_eq!(raw(&points[1], block, &words[..2]), None, "an answer that is too short");
         assert_eq!(split_block(block, &points).len(), 2);
+    }
+
+    #[test]
+    fn two_bytes_of_one_register_are_two_values_of_one_request() {
+        let half = |half, kind| {
+            let mut byte = point(1, Table::Holding, 60, kind);
+            byte.address = Address::Modbus {
+                station: 1,
+                table: Table::Holding,
+                register: 60,
+                bit: None,
+                half: Some(half),
+            };
+            byte
+        };
+        let points = [half(Half::High, Type::U8), half(Half::Low, Type::I8)];
+        let units = plan_units(&points, 100, Gap::Never);
+        assert_eq!(units[0].blocks.len(), 1);
+        let block = &units[0].blocks[0];
+        assert_eq!((block.start, block.words), (60, 1));
+        let values: Vec<_> = points.iter().map(|point| raw(point, block, &[0x41f6])).collect();
+        assert_eq!(values, [Some(65.0), Some(-10.0)]);
     }
 }

@@ -166,6 +166,19 @@ async fn read_through_fault(id: &str, fault: Fault) {
 }
 
 #[tokio::test]
+async fn an_open_probe_costs_a_text_line_only_its_own_value() {
+    for id in ["tc4.arduino.artisanq", "kaleido.m.serial", "generic.line.jsonl", "generic.line.csv"]
+    {
+        let (emulator, mut driver) = start(&profile(id)).await;
+        emulator.inject_fault(None, Fault::OpenProbe);
+        let reading = driver.read(0).await.unwrap_or_else(|e| panic!("{id}: {e}"));
+        for (i, (channel, value)) in reading.values.iter().enumerate() {
+            assert_eq!(value.is_none(), i == 1, "{id}: {channel:?} is {value:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn one_silent_unit_of_three_does_not_delay_the_others() {
     let mut profile = profile("coffeetech.fz94.rtu");
     profile.channels.retain(|c| matches!(c.station, Some(11..=13)));

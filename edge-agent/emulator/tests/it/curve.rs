@@ -1,5 +1,7 @@
 //! What the registers show without a fault.
 
+use firmware_profiles::encoding::{Order, Type};
+
 use crate::{BT, Client, profile, read_holding, simulated, start, tenths};
 
 #[tokio::test]
@@ -35,6 +37,26 @@ async fn a_number_of_two_registers_has_its_high_word_first() {
     let expected: Vec<u32> =
         simulated(3).iter().flat_map(|reading| [bits(reading.bt_c), bits(reading.et_c)]).collect();
     assert_eq!(shown, expected);
+}
+
+#[tokio::test]
+async fn bytes_of_a_register_and_swapped_bytes_are_where_the_profile_says() {
+    let mut profile = profile("toper.tkm-sx.plc");
+    profile.channels[0].order = Some(Order::HighFirstSwapped);
+    for (at, addr) in [(3, "holding 60.high"), (4, "holding 60.low")] {
+        profile.channels[at].addr = addr.to_owned();
+        profile.channels[at].kind = Some(Type::U8);
+    }
+    let (gas, drum) = (&profile.channels[3].name, &profile.channels[4].name);
+    assert_eq!((gas.as_str(), drum.as_str()), ("gasPct", "drumPct"));
+    let emulator = start(&profile).await;
+    let mut client = Client::connect(&emulator).await;
+    let reading = &simulated(1)[0];
+    assert_eq!(client.bt().await, tenths(reading).swap_bytes());
+    // The drum's percentage is not part of the simulated roast; it stands where the fan does.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 100 %
+    let expected = [reading.gas_pct, reading.fan_pct].map(|pct| pct.round() as u8);
+    assert_eq!(client.holding(1, 60).await.to_be_bytes(), expected);
 }
 
 #[tokio::test]

@@ -157,13 +157,11 @@ impl Type {
         if bytes.len() != usize::from(self.bytes()) {
             return None;
         }
-        match bytes {
-            [byte] => self.decode(order, &[u16::from(*byte)]),
-            _ => {
-                let words = bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair));
-                self.decode(order, &words.collect::<Vec<u16>>())
-            }
+        if let [byte] = bytes {
+            return self.decode(order, &[u16::from(*byte)]);
         }
+        let words = bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair));
+        self.decode(order, &words.collect::<Vec<u16>>())
     }
 
     /// Returns the words of `raw`, rounded to what the type can represent; `None` when `raw` is

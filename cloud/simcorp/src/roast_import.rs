@@ -92,12 +92,11 @@ async fn import_file(
     let charge = marks.ms(EventKind::Charge);
     let charge = charge.with_context(|| format!("{shown}: no CHARGE, so no start of the roast"))?;
     let dated = at.or(recording.started.filter(|at| at.0 >= EARLIEST_MS));
-    let begins = match dated {
-        Some(at) => at,
-        None => {
-            let length_ms = recording.samples.last().map_or(0, |last| last.t_ms);
-            modified_at(file)?.plus_ms(-length_ms)
-        }
+    let begins = if let Some(at) = dated {
+        at
+    } else {
+        let length_ms = recording.samples.last().map_or(0, |last| last.t_ms);
+        modified_at(file)?.plus_ms(-length_ms)
     };
     let digest = trust::sha256_digest(&std::fs::read(file)?);
     let roast_id = recording.roast_id.as_str();

@@ -13,7 +13,6 @@ mod wire;
 use std::time::Duration;
 
 use firmware_profiles::Timing;
-use firmware_profiles::address::Table;
 use protocols::modbus_answer::{AnswerError, Echo, Exception, Framing};
 use tokio::time::Instant;
 use tokio_modbus::client::{Client as _, Context, rtu, tcp};

@@ -90,6 +90,7 @@ mod tests {
         lines.iter().map(|line| csv.parse(line)).collect()
     }
 
+    #[allow(clippy::unnecessary_wraps)] // compared with what `parse` returns
     fn values(values: &[(&str, f64)]) -> Option<Values> {
         Some(values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect())
     }

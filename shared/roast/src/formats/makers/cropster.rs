@@ -56,16 +56,16 @@ pub fn cropster(sheets: &[Worksheet]) -> Result<Recording, CropsterError> {
     }
     let first = points(beans).map(|(t_ms, _)| t_ms).next().ok_or(CropsterError::NoRows)?;
     add_curve(&mut rows, sheets, &names::AIR, first, |sample, value, f| {
-        sample.et_c = celsius(value, f)
+        sample.et_c = celsius(value, f);
     });
     add_curve(&mut rows, sheets, &names::GAS, first, |sample, value, _| {
-        sample.gas_pct = percent(value)
+        sample.gas_pct = percent(value);
     });
     add_curve(&mut rows, sheets, &names::FAN, first, |sample, value, _| {
-        sample.fan_pct = percent(value)
+        sample.fan_pct = percent(value);
     });
     add_curve(&mut rows, sheets, &names::DRUM, first, |sample, value, _| {
-        sample.drum_pct = percent(value)
+        sample.drum_pct = percent(value);
     });
     // Seconds count from CHARGE; negative ones belong to the preheating.
     let charge = rows.nearest(-first);

@@ -94,6 +94,9 @@ pub struct AgentStatus {
     pub identity_error: Option<String>,
     pub uplink_connected: bool,
     pub uplink_error: Option<String>,
+    /// Why another agent seems to connect to the broker under this device's name; `None` if there
+    /// is no sign of it.
+    pub name_conflict: Option<String>,
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
     pub ahead: Option<ForecastSummary>,
@@ -121,11 +124,36 @@ pub enum WatchedThread {
     JournalWriter,
 }
 
+/// The newest points, and how many were removed before them. A point's index counts all points
+/// since the agent started.
+#[derive(Default)]
+struct PointHistory {
+    removed: u64,
+    points: VecDeque<ChartPoint>,
+}
+
+impl PointHistory {
+    fn push(&mut self, point: ChartPoint) {
+        if self.points.len() >= POINTS_MAX {
+            self.points.pop_front();
+            self.removed += 1;
+        }
+        self.points.push_back(point);
+    }
+
+    /// Returns the index that the next point gets.
+    fn next_index(&self) -> u64 {
+        self.removed + self.points.len() as u64
+    }
+}
+
 /// The agent's shared state. Clones share the same content.
 #[derive(Clone)]
 pub struct AgentState {
     state: Arc<Mutex<AgentStatus>>,
-    points: Arc<Mutex<VecDeque<ChartPoint>>>,
+    points: Arc<Mutex<PointHistory>>,
+    /// Differs from start to start, so that an index of an earlier start is recognised.
+    start_tag: u64,
     live: broadcast::Sender<ChartPoint>,
     newest: Arc<Mutex<Option<NewestSample>>>,
     /// The last heartbeat of each [`WatchedThread`], in ms since the agent started.
@@ -138,6 +166,7 @@ impl AgentState {
         Self {
             state: Arc::new(Mutex::new(AgentStatus { machine, ..AgentStatus::default() })),
             points: Arc::default(),
+            start_tag: trust::jitter(),
             live: broadcast::channel(256).0,
             newest: Arc::default(),
             heartbeats: Arc::default(),
@@ -191,7 +220,7 @@ impl AgentState {
             let text = note.note.clone().unwrap_or_default();
             self.update(|state| state.noted = Some(LastNote { t: note.at.0, text }));
         }
-        let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut points = self.lock_points();
         #[allow(clippy::cast_possible_truncation)] // for a chart
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
         for i in 0..frame.sample_count() {
@@ -203,10 +232,7 @@ impl AgentState {
                 ror: value(&Channel::Ror, i),
                 mark: marks().find(|e| e.seq == seq).map(|e| e.kind),
             };
-            if points.len() >= POINTS_MAX {
-                points.pop_front();
-            }
-            points.push_back(point);
+            points.push(point);
             // An error only means that the page has no reader now.
             let _ = self.live.send(point);
         }
@@ -216,23 +242,88 @@ impl AgentState {
         for event in marks().filter(|event| !seqs.contains(&event.seq)) {
             let mark = Some(event.kind);
             let point = ChartPoint { t: event.at.0, bt: None, et: None, ror: None, mark };
-            if points.len() >= POINTS_MAX {
-                points.pop_front();
-            }
-            points.push_back(point);
+            points.push(point);
             let _ = self.live.send(point);
         }
     }
 
-    /// Returns the newest points, oldest first.
+    /// Shows a sample that is not recorded, so that people still see the machine. `wall_ms` is Unix
+    /// time, `mono_ms` is the time since the agent started.
+    pub fn show_dropped_sample(
+        &self,
+        values: &[(Channel, Option<f64>)],
+        wall_ms: i64,
+        mono_ms: u64,
+    ) {
+        let known = values.iter().filter_map(|(channel, value)| Some((channel.clone(), (*value)?)));
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(NewestSample { mono_ms, values: known.collect() });
+        #[allow(clippy::cast_possible_truncation)] // for a chart
+        let value = |requested: &Channel| {
+            let found = values.iter().find(|(channel, _)| channel == requested);
+            found.and_then(|(_, value)| *value).map(|value| value as f32)
+        };
+        let (bt, et) = (value(&Channel::Bt), value(&Channel::Et));
+        let point = ChartPoint { t: wall_ms, bt, et, ror: None, mark: None };
+        self.lock_points().push(point);
+        let _ = self.live.send(point);
+    }
+
+    fn lock_points(&self) -> MutexGuard<'_, PointHistory> {
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the newest points, oldest first, and the index that the next point gets.
     #[must_use]
-    pub fn points(&self) -> Vec<ChartPoint> {
-        self.points.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    pub fn points(&self) -> (Vec<ChartPoint>, u64) {
+        let held = self.lock_points();
+        (held.points.iter().copied().collect(), held.next_index())
+    }
+
+    /// Returns the index that the next point gets.
+    #[must_use]
+    pub fn next_point_index(&self) -> u64 {
+        self.lock_points().next_index()
+    }
+
+    /// Returns the point with the index `from`, or the oldest one after it that is still held, with
+    /// its own index.
+    #[must_use]
+    pub fn point_at(&self, from: u64) -> Option<(u64, ChartPoint)> {
+        let held = self.lock_points();
+        let index = from.max(held.removed);
+        let at = usize::try_from(index - held.removed).ok()?;
+        held.points.get(at).map(|point| (index, *point))
+    }
+
+    /// Returns the number that distinguishes this start of the agent from others.
+    #[must_use]
+    pub const fn start_tag(&self) -> u64 {
+        self.start_tag
     }
 
     /// Subscribes to the points that are added from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<ChartPoint> {
         self.live.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_keep_their_index_when_older_ones_are_removed() {
+        let state = AgentState::new("org/s/r-1".to_owned());
+        let point = |t| ChartPoint { t, bt: None, et: None, ror: None, mark: None };
+        for t in 0..12_010 {
+            state.lock_points().push(point(t));
+        }
+        let (points, next) = state.points();
+        assert_eq!((points.len(), next, state.next_point_index()), (POINTS_MAX, 12_010, 12_010));
+        assert_eq!(state.point_at(12_009), Some((12_009, point(12_009))));
+        assert_eq!(state.point_at(12_010), None);
+        assert_eq!(state.point_at(3), Some((10, point(10))), "the oldest that is still held");
     }
 }

@@ -120,15 +120,12 @@ pub fn run(config: &EdgeConfig, arguments: Arguments) -> anyhow::Result<()> {
     );
     let clock = GatewayClock::start();
     // Holds the journal's lock until the end, so that the agent cannot start.
-    let _journal =
-        match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
-            Err(JournalError::Locked { .. }) => {
-                anyhow::bail!(
-                    "the agent has the machine; stop it first: systemctl stop simcorp-edge"
-                )
-            }
-            opened => opened?,
-        };
+    let _journal = match Journal::open(&config.journal.folder, config.journal.quota_mb) {
+        Err(JournalError::Locked { .. }) => {
+            anyhow::bail!("the agent has the machine; stop it first: systemctl stop simcorp-edge")
+        }
+        opened => opened?,
+    };
     let checked = config.machine.profile.load().map_err(anyhow::Error::msg)?;
     let profile = enable_writes(checked.profile)?;
     let limit_ms = config.machine.profile.timeout_ms.unwrap_or(profile.timing.timeout_ms);

@@ -43,7 +43,7 @@ pub fn run_checks(config: &EdgeConfig) -> anyhow::Result<()> {
     let clock = GatewayClock::start();
     let mut report = Report::default();
     report.add("key", key(config));
-    report.add("journal", journal(config, clock));
+    report.add("journal", journal(config));
     report.add("disk", disk(config));
     report.add(
         "clock",
@@ -83,13 +83,16 @@ fn key(config: &EdgeConfig) -> Result<String, String> {
     }
 }
 
-fn journal(config: &EdgeConfig, clock: GatewayClock) -> Result<String, String> {
-    match Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall()) {
+fn journal(config: &EdgeConfig) -> Result<String, String> {
+    match Journal::open(&config.journal.folder, config.journal.quota_mb) {
         Ok(journal) => {
             let totals = journal.totals().map_err(|e| e.to_string())?;
             Ok(format!("{} frames, {} unsent", totals.frames, totals.unsent_frames))
         }
         Err(JournalError::Locked { .. }) => Ok("in use by the running agent".to_owned()),
+        Err(error @ JournalError::Damaged { .. }) => {
+            Err(format!("{error}; the agent salvages its frames when it starts"))
+        }
         Err(error) => Err(error.to_string()),
     }
 }

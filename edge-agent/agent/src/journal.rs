@@ -4,28 +4,36 @@
 //! A frame is written once, signed, in the transaction that also updates its roast. After a power
 //! cut the journal is in the state before a frame or after it, never in between. A frame whose
 //! signature failed is written without one, and its signature follows later. Frames are deleted
-//! only for the quota, in this order: acknowledged frames, oldest first; then frames of past roasts
-//! that the cloud does not have, which are counted and logged as lost. Frames of the running roast
-//! are never deleted.
+//! only for the quota, the oldest first, in this order: acknowledged frames; then frames of past
+//! roasts that the cloud does not have, which are counted and logged as lost: unsent frames, frames
+//! that are not signed yet, refused frames. Frames of the running roast are never deleted.
+//!
+//! The frames of a damaged journal are salvaged into a new one ([`salvage`]). While the disk cannot
+//! be used, a journal in memory ([`Journal::in_memory`]) takes its place.
 
 mod delivery;
+mod memory;
+mod pages;
 mod roasts;
+pub mod salvage;
 mod unsigned;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use contract::{ChainId, Digest, EpochMs, IdError, Origin};
+use contract::{ChainId, Digest, IdError, Origin};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
 
 pub use delivery::FetchLimit;
+pub use memory::MEMORY_BYTES_MAX;
 use roasts::put_roast;
 use unsigned::put_receipt;
 
-const FILE: &str = "journal.db";
+/// The journal's file in its folder.
+pub const FILE: &str = "journal.db";
 const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -70,6 +78,12 @@ ALTER TABLE roasts ADD COLUMN unsigned_receipt BLOB;
 CREATE INDEX roasts_unsigned ON roasts (session) WHERE unsigned_receipt IS NOT NULL;
 ";
 
+/// The values of `frames.state`.
+const STATE_UNSENT: i64 = 0;
+const STATE_ACKED: i64 = 1;
+const STATE_REFUSED: i64 = 2;
+const STATE_UNSIGNED: i64 = 3;
+
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -81,10 +95,14 @@ pub enum JournalError {
     Locked { path: PathBuf },
     #[error("the disk is full while {doing}; free some space, or lower journal.quota_mb")]
     Full { doing: &'static str },
+    #[error("the disk is read-only while {doing}; look for its errors in the kernel log, and replace a worn card")]
+    ReadOnly { doing: &'static str },
     #[error("the journal is damaged (found while {doing}): {source}")]
     Damaged { doing: &'static str, source: rusqlite::Error },
     #[error("error while {doing}: {source}")]
     Sql { doing: &'static str, source: rusqlite::Error },
+    #[error("cannot salvage the damaged journal {path}: {source}", path = path.display())]
+    Salvage { path: PathBuf, source: std::io::Error },
 }
 
 impl JournalError {
@@ -93,11 +111,17 @@ impl JournalError {
         use rusqlite::ErrorCode;
         move |source| match source.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full { doing },
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly { doing },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Damaged { doing, source }
             }
             _ => Self::Sql { doing, source },
         }
+    }
+
+    /// Returns whether a later attempt can succeed without a change of the installation.
+    pub const fn is_passing(&self) -> bool {
+        !matches!(self, Self::TooNew { .. } | Self::Locked { .. })
     }
 }
 
@@ -148,8 +172,8 @@ impl StoredMessage<'_> {
 
     const fn state(&self) -> i64 {
         match self {
-            Self::Signed(_) => 0,
-            Self::Unsigned(_) => unsigned::STATE_UNSIGNED,
+            Self::Signed(_) => STATE_UNSENT,
+            Self::Unsigned(_) => STATE_UNSIGNED,
         }
     }
 }
@@ -158,47 +182,33 @@ impl StoredMessage<'_> {
 pub struct Journal {
     db: Connection,
     quota_bytes: i64,
+    /// Whether this journal is in memory, where only acknowledged frames are deleted.
+    in_memory: bool,
     /// How many unsent frames were deleted for the quota since the agent started.
     pub lost_frames: u64,
 }
 
 impl Journal {
-    /// Opens the journal in `folder`, or creates it. A damaged journal is renamed, never deleted,
-    /// and a new one is created: sampling must go on.
+    /// Opens the journal in `folder`, or creates it.
     ///
     /// # Errors
-    /// When the folder cannot be written, another agent uses the journal, or a newer agent wrote
-    /// it.
-    pub fn open(folder: &Path, quota_mb: u64, now: EpochMs) -> Result<Self, JournalError> {
+    /// When the folder cannot be written, another agent uses the journal, a newer agent wrote it,
+    /// or it is damaged.
+    pub fn open(folder: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         let make = |source| JournalError::Folder { path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(make)?;
-        let path = folder.join(FILE);
-        match Self::open_file(&path, quota_mb) {
-            Err(JournalError::Damaged { source, .. }) => {
-                let aside = folder.join(format!("journal-damaged-{}.db", now.compact()));
-                tracing::error!(
-                    error = %source, aside = %aside.display(),
-                    "the journal is damaged: renaming it and creating a new one"
-                );
-                std::fs::rename(&path, &aside).map_err(make)?;
-                for suffix in ["-wal", "-shm"] {
-                    let _ = std::fs::rename(
-                        folder.join(format!("{FILE}{suffix}")),
-                        folder.join(format!(
-                            "{}{suffix}",
-                            aside.file_name().unwrap_or_default().to_string_lossy()
-                        )),
-                    );
-                }
-                Self::open_file(&path, quota_mb)
-            }
-            other => other,
-        }
+        Self::open_file(&folder.join(FILE), quota_mb)
     }
 
     fn open_file(path: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         const DOING: &str = "opening the journal";
         let db = Connection::open(path).map_err(JournalError::sql(DOING))?;
+        Self::set_up(db, path, quota_mb.saturating_mul(1024 * 1024))
+    }
+
+    /// Prepares an open database: locks it, migrates it, and checks it.
+    fn set_up(db: Connection, path: &Path, quota_bytes: u64) -> Result<Self, JournalError> {
+        const DOING: &str = "opening the journal";
         db.busy_timeout(Duration::from_millis(500)).map_err(JournalError::sql(DOING))?;
         let locked = |error: rusqlite::Error| match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
@@ -239,8 +249,15 @@ impl Journal {
             let source = rusqlite::Error::InvalidParameterName(check);
             return Err(JournalError::Damaged { doing: DOING, source });
         }
-        let quota_bytes = i64::try_from(quota_mb.saturating_mul(1024 * 1024)).unwrap_or(i64::MAX);
-        Ok(Self { db, quota_bytes, lost_frames: 0 })
+        // SQLite opens a journal on a full or read-only disk without an error. The first sample
+        // must not be what finds it out.
+        db.execute(
+            "INSERT OR REPLACE INTO meta (key, value) VALUES ('write_test', randomblob(8))",
+            [],
+        )
+        .map_err(JournalError::sql(DOING))?;
+        let quota_bytes = i64::try_from(quota_bytes).unwrap_or(i64::MAX);
+        Ok(Self { db, quota_bytes, in_memory: false, lost_frames: 0 })
     }
 
     /// Returns the chain of `origin`, and the next numbers in it. A chain belongs to one machine:
@@ -275,25 +292,25 @@ impl Journal {
                 fresh.0
             }
         };
-        let last = self
-            .db
-            .query_row(
-                "SELECT number, digest FROM frames WHERE chain = ?1 ORDER BY number DESC LIMIT 1",
-                [chain],
-                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)),
-            )
-            .optional()
-            .map_err(JournalError::sql(DOING))?;
         let number = |name| -> Result<u64, JournalError> {
             let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
             Ok(bytes.map_or(0, u64::from_be_bytes))
         };
-        // The last frame may have been deleted for the quota; its number and digest are still in
-        // `meta`.
         let next_number = number("next_number")?.max(1);
+        let last = self
+            .db
+            .query_row(
+                "SELECT digest FROM frames WHERE chain = ?1 AND number = ?2",
+                params![chain, i64::try_from(next_number - 1).unwrap_or(i64::MAX)],
+                |row| row.get::<_, [u8; 32]>(0),
+            )
+            .optional()
+            .map_err(JournalError::sql(DOING))?;
+        // The last frame may have been deleted for the quota, while older ones are still here; its
+        // digest is still in `meta`.
         let previous = match last {
             _ if next_number == 1 => None,
-            Some((_, digest)) => Some(Digest(digest)),
+            Some(digest) => Some(Digest(digest)),
             None => self.meta("last_digest")?.and_then(|v| v.try_into().ok()).map(Digest),
         };
         Ok(JournalPosition {
@@ -324,6 +341,31 @@ impl Journal {
         };
         put().map_err(JournalError::sql(DOING))?;
         tx.commit().map_err(JournalError::sql(DOING))
+    }
+
+    /// Continues a chain at a position, in a journal that has none of its frames.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn continue_chain(
+        &self,
+        position: &JournalPosition,
+        origin: &Origin,
+    ) -> Result<(), JournalError> {
+        self.start_chain(position.chain, origin)?;
+        let digest = position.previous.map_or_else(Vec::new, |digest| digest.0.to_vec());
+        self.db
+            .execute(
+                "INSERT OR REPLACE INTO meta (key, value) \
+                 VALUES ('next_number', ?1), ('next_seq', ?2), ('last_digest', ?3)",
+                params![
+                    position.next_number.to_be_bytes(),
+                    position.next_seq.to_be_bytes(),
+                    digest
+                ],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("continuing a chain"))
     }
 
     /// Returns the machine that a chain's frames are from; `None` for an unknown chain.
@@ -406,36 +448,44 @@ impl Journal {
     }
 
     /// Deletes frames until the journal is within its quota, or until only the running roast is
-    /// left. Returns how many frames that the cloud has not acknowledged were deleted.
+    /// left. A frame that only this journal has goes last: unsent frames after acknowledged ones,
+    /// then frames that are not signed yet, then refused ones. Returns how many frames that the
+    /// cloud has not acknowledged were deleted.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
     pub fn enforce_quota(&mut self) -> Result<u64, JournalError> {
-        const DOING: &str = "enforcing the quota";
-        const AT_ONCE: i64 = 200;
         let mut lost = 0;
         let protected = self.running_roast_first_id()?.unwrap_or(i64::MAX);
-        while self.used_bytes()? > self.quota_bytes {
-            let acked = self.db.execute(
-                "DELETE FROM frames WHERE id IN \
-                 (SELECT id FROM frames WHERE state = 1 AND id < ?1 ORDER BY id LIMIT ?2)",
-                params![protected, AT_ONCE],
-            );
-            if acked.map_err(JournalError::sql(DOING))? > 0 {
-                continue;
-            }
-            let unsent = self.db.execute(
-                "DELETE FROM frames WHERE id IN (SELECT id FROM frames WHERE id < ?1 ORDER BY id LIMIT ?2)",
-                params![protected, AT_ONCE],
-            );
-            let unsent = unsent.map_err(JournalError::sql(DOING))?;
-            if unsent == 0 {
+        for state in [STATE_ACKED, STATE_UNSENT, STATE_UNSIGNED, STATE_REFUSED] {
+            if state != STATE_ACKED && self.in_memory {
                 break;
             }
-            lost += unsent as u64;
+            while self.used_bytes()? > self.quota_bytes {
+                let deleted = self.delete_oldest(state, protected)?;
+                if deleted == 0 {
+                    break;
+                }
+                if state != STATE_ACKED {
+                    lost += deleted;
+                }
+            }
         }
         self.lost_frames += lost;
         Ok(lost)
+    }
+
+    /// Deletes some of the oldest frames of a state, with ids less than `before`. Returns how many.
+    fn delete_oldest(&self, state: i64, before: i64) -> Result<u64, JournalError> {
+        const AT_ONCE: i64 = 200;
+        let deleted = self.db.execute(
+            "DELETE FROM frames WHERE id IN \
+             (SELECT id FROM frames WHERE state = ?1 AND id < ?2 ORDER BY id LIMIT ?3)",
+            params![state, before, AT_ONCE],
+        );
+        deleted
+            .map(|deleted| deleted as u64)
+            .map_err(JournalError::sql("deleting frames for the quota"))
     }
 
     /// Returns the bytes in use: those of all pages that are not free.
@@ -484,6 +534,18 @@ impl Journal {
             .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
             .optional()
             .map_err(JournalError::sql("reading the journal's state"))
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Makes every write fail, as on a disk that became read-only.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.db.pragma_update(None, "query_only", read_only).unwrap();
+    }
+
+    pub const fn set_quota_bytes(&mut self, bytes: i64) {
+        self.quota_bytes = bytes;
     }
 }
 

@@ -1,23 +1,32 @@
 //! The journal writer: the only thread that owns the recorder, the key and the journal. It turns
 //! samples into frames, signs and stores the frames, and reads the journal for the uplink.
+//!
+//! A frame that cannot be stored waits in memory, and so does the whole journal while the disk cannot
+//! be opened ([`disk_fallback`]). Both are bounded. At the bound samples are dropped and counted
+//! before they get a number, so that the chain never has a hole.
 
+mod disk_fallback;
+
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use contract::{Ack, ChainId, EpochMs, EventKind, Origin};
 use tokio::sync::{mpsc, oneshot};
-use trust::{CONTENT_FRAME, CONTENT_RECEIPT, Signer};
+use trust::{CONTENT_FRAME, CONTENT_RECEIPT};
 
 use crate::agent_state::{AgentState, ForecastSummary, WatchedThread};
 use crate::clock::GatewayClock;
 use crate::journal::{FetchLimit, Journal, JournalError, OutgoingFrame, StoredMessage};
+use crate::journal_opener::JournalOpening;
 use crate::recorder::{CompletedFrame, Recorder, Sample};
 use crate::signing::BackoffSigner;
 
-/// How many frames are held in memory while they cannot be stored: about ten minutes. Beyond it the
-/// newest frame is dropped and counted as lost, so that earlier samples are stored first.
+use disk_fallback::DiskFallback;
+
+/// How many frames are held in memory while they cannot be stored: about ten minutes. Beyond it new
+/// samples are dropped and counted, so that earlier samples are stored first.
 const PENDING_FRAMES_MAX: usize = 600;
 /// How many unsigned frames are signed in one round of maintenance.
 const SIGN_PENDING_MAX: usize = 50;
@@ -38,8 +47,7 @@ pub enum JournalCommand {
     RecordEvent {
         kind: EventKind,
         note: Option<String>,
-        /// Receives `false` if the event does not apply now.
-        done: oneshot::Sender<bool>,
+        done: oneshot::Sender<ManualEventResult>,
     },
     /// Applies an acknowledgement from the cloud.
     Ack(Ack),
@@ -62,6 +70,16 @@ pub enum JournalCommand {
     Stop,
 }
 
+/// What became of an event that a person reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManualEventResult {
+    Recorded,
+    /// The event does not apply now: for example a DROP without a roast.
+    NotApplicable,
+    /// The disk cannot be used, and memory is full.
+    NoRoom,
+}
+
 /// Owns the recorder, the key and the journal; see the module.
 pub struct JournalWriter {
     pub recorder: Recorder,
@@ -75,6 +93,9 @@ pub struct JournalWriter {
     pub frame_ms: u64,
     /// Frames that are not stored yet, oldest first.
     pending: VecDeque<CompletedFrame>,
+    disk: DiskFallback,
+    /// The journal on disk was found to be damaged.
+    found_damage: Cell<bool>,
     /// When the last round of maintenance ended, on the monotonic clock, in ms.
     last_maintenance_ms: u64,
     /// When the last sample was received, on the monotonic clock, in ms.
@@ -85,22 +106,22 @@ impl JournalWriter {
     pub fn new(
         recorder: Recorder,
         journal: Journal,
-        signer: Arc<dyn Signer>,
+        opening: JournalOpening,
         state: AgentState,
-        clock: GatewayClock,
         live: mpsc::Sender<OutgoingFrame>,
         frame_ms: u64,
     ) -> Self {
-        let pending = VecDeque::new();
         Self {
             recorder,
             journal,
-            signing: BackoffSigner::new(signer),
+            signing: BackoffSigner::new(opening.signer.clone()),
             state,
-            clock,
+            clock: opening.clock,
             live,
             frame_ms,
-            pending,
+            pending: VecDeque::new(),
+            disk: DiskFallback::new(opening),
+            found_damage: Cell::new(false),
             last_maintenance_ms: 0,
             last_sample_ms: 0,
         }
@@ -138,6 +159,7 @@ impl JournalWriter {
             }
             // If no samples arrive any more, the pending ones are stored now, even while the uplink
             // sends many requests.
+            self.move_to_disk();
             let now = self.clock.mono_ms();
             self.state.heartbeat(WatchedThread::JournalWriter, now);
             if now.saturating_sub(self.last_sample_ms) > 2 * idle_ms {
@@ -148,9 +170,16 @@ impl JournalWriter {
         }
         let completed = self.recorder.flush();
         self.store_pending(completed);
-        if !self.pending.is_empty() {
+        self.move_to_disk_at_stop();
+        let in_memory = if self.journal.is_in_memory() {
+            self.journal.totals().map_or(0, |totals| totals.unsent_frames + totals.unsigned_frames)
+        } else {
+            0
+        };
+        if !self.pending.is_empty() || in_memory > 0 {
             tracing::error!(
                 frames = self.pending.len(),
+                in_memory,
                 "stopping; these frames could not be stored and are lost"
             );
         }
@@ -160,8 +189,14 @@ impl JournalWriter {
     fn execute(&mut self, command: JournalCommand) {
         match command {
             JournalCommand::Sample(sample) => {
-                metrics::counter!("simcorp_edge_samples_total").increment(1);
                 self.last_sample_ms = self.clock.mono_ms();
+                if !self.has_room() {
+                    self.drop_sample(&sample);
+                    self.store_pending(None);
+                    return;
+                }
+                self.end_dropping();
+                metrics::counter!("simcorp_edge_samples_total").increment(1);
                 let at = sample.wall.0;
                 self.state.update(|state| {
                     state.samples += 1;
@@ -170,9 +205,15 @@ impl JournalWriter {
                 let completed = self.recorder.push(sample);
                 self.store_pending(completed);
             }
+            JournalCommand::RecordEvent { done, .. } if !self.has_room() => {
+                let _ = done.send(ManualEventResult::NoRoom);
+            }
             JournalCommand::RecordEvent { kind, note, done } => {
                 let marked = self.recorder.record_manual_event(kind, note);
-                let _ = done.send(marked.is_ok());
+                let _ = done.send(match marked {
+                    Ok(_) => ManualEventResult::Recorded,
+                    Err(_) => ManualEventResult::NotApplicable,
+                });
                 self.store_pending(marked.unwrap_or_default());
             }
             JournalCommand::Ack(ack) => self.apply_ack(&ack),
@@ -214,12 +255,8 @@ impl JournalWriter {
                 let saved = self.journal.save_learned(self.recorder.learned());
                 self.ok_or_log(saved);
             }
-            if self.pending.len() >= PENDING_FRAMES_MAX {
-                metrics::counter!("simcorp_edge_frames_lost_total").increment(1);
-                self.state.update(|state| state.frames_lost += 1);
-            } else {
-                self.pending.push_back(completed);
-            }
+            // A frame that has its number is never dropped: the next one links to it.
+            self.pending.push_back(completed);
         }
         while let Some(completed) = self.pending.pop_front() {
             self.state.heartbeat(WatchedThread::JournalWriter, self.clock.mono_ms());
@@ -228,11 +265,23 @@ impl JournalWriter {
                     if let Some(outgoing) = outgoing {
                         let _ = self.live.try_send(outgoing);
                     }
-                    self.state.update(|state| state.journal_error = None);
+                    if !self.journal.is_in_memory() {
+                        self.state.update(|state| state.journal_error = None);
+                    }
                 }
                 Err(problem) => {
-                    self.report_error(&problem);
                     self.pending.push_front(completed);
+                    if matches!(problem, JournalError::Damaged { .. })
+                        && !self.journal.is_in_memory()
+                    {
+                        self.leave_damaged_journal(&problem);
+                        if self.journal.is_in_memory() {
+                            continue;
+                        }
+                    }
+                    let rest =
+                        if self.has_room() { "" } else { "; memory is full, samples are dropped" };
+                    self.report_error(&format!("{problem}{rest}"));
                     break;
                 }
             }
@@ -242,7 +291,10 @@ impl JournalWriter {
 
     /// Signs and stores a frame. Returns `None` if the frame was stored without a signature,
     /// because the key cannot be used now.
-    fn store_frame(&mut self, completed: &CompletedFrame) -> Result<Option<OutgoingFrame>, String> {
+    fn store_frame(
+        &mut self,
+        completed: &CompletedFrame,
+    ) -> Result<Option<OutgoingFrame>, JournalError> {
         let now = self.clock.mono_ms();
         let signed = self.signing.sign(CONTENT_FRAME, completed.payload.clone(), now);
         self.report_key_state();
@@ -250,9 +302,8 @@ impl JournalWriter {
             .as_deref()
             .map_or(StoredMessage::Unsigned(&completed.payload), StoredMessage::Signed);
         let (closed, running) = (completed.closed.as_ref(), completed.running.as_ref());
-        let stored =
-            self.journal.append(&completed.frame, completed.digest, message, closed, running);
-        let outgoing = stored.map_err(|e| e.to_string())?;
+        let outgoing =
+            self.journal.append(&completed.frame, completed.digest, message, closed, running)?;
         let frame = completed.frame.number;
         for event in &completed.frame.events {
             tracing::info!(
@@ -374,6 +425,11 @@ impl JournalWriter {
         if now.saturating_sub(self.last_maintenance_ms) < MAINTENANCE_INTERVAL_MS {
             return;
         }
+        if self.found_damage.take() && !self.journal.is_in_memory() {
+            let source = rusqlite::Error::InvalidParameterName("a damaged page".to_owned());
+            let problem = JournalError::Damaged { doing: "reading the journal", source };
+            self.leave_damaged_journal(&problem);
+        }
         if !self.signing.is_backing_off(now) {
             let caught_up = self.sign_pending();
             self.ok_or_log(caught_up);
@@ -390,6 +446,7 @@ impl JournalWriter {
             tracing::error!(frames = lost, "deleted unacknowledged frames for the quota");
             self.state.update(|state| state.frames_lost += lost);
         }
+        self.measure_memory();
         let totals = self.journal.totals();
         if let Some(totals) = self.ok_or_log(totals) {
             {
@@ -402,21 +459,32 @@ impl JournalWriter {
 
     /// Returns the value; reports an error and returns `None` instead if there is one.
     fn ok_or_log<T>(&self, result: Result<T, JournalError>) -> Option<T> {
-        result.map_err(|error| self.report_error(&error.to_string())).ok()
+        let report = |error: JournalError| {
+            if matches!(error, JournalError::Damaged { .. }) {
+                self.found_damage.set(true);
+            }
+            self.report_error(&error.to_string());
+        };
+        result.map_err(report).ok()
     }
 
-    /// Counts a journal error and publishes it in the agent's state. Logs it only if it differs
-    /// from the last one.
+    /// Counts a journal error and publishes it.
     fn report_error(&self, problem: &str) {
         metrics::counter!("simcorp_edge_journal_errors_total").increment(1);
+        self.publish_problem(problem);
+    }
+
+    /// Publishes a problem of the journal in the agent's state. Logs it only if it differs from the
+    /// last one.
+    fn publish_problem(&self, problem: &str) {
         self.state.update(|state| {
             if state.journal_error.as_deref() != Some(problem) {
-                tracing::error!(
-                    problem,
-                    "the journal cannot be read or written; new frames stay in memory"
-                );
+                tracing::error!(problem, "the journal cannot be used; new frames stay in memory");
                 state.journal_error = Some(problem.to_owned());
             }
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

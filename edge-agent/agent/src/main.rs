@@ -15,6 +15,8 @@ mod doctor;
 mod files;
 mod identity;
 mod journal;
+mod journal_opener;
+mod journal_salvage;
 mod journal_writer;
 mod local;
 mod machine;
@@ -70,6 +72,9 @@ enum Command {
     /// Check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Work on the journal, with the agent stopped
+    #[command(subcommand)]
+    Journal(JournalSubcommand),
     /// Create or show the signing key
     #[command(subcommand)]
     Key(KeyCommand),
@@ -85,6 +90,16 @@ enum Command {
     /// List, show, check and sign machine profiles
     #[command(subcommand)]
     Profile(profiles::ProfileCommand),
+}
+
+#[derive(Subcommand)]
+enum JournalSubcommand {
+    /// Add the readable frames of a damaged journal to the gateway's journal, and report what is
+    /// missing
+    Salvage {
+        /// The damaged file, such as journal-damaged-20260501T093000.db
+        file: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -153,6 +168,9 @@ fn run_command(mut cli: Cli) -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Check) => {
             println!("the configuration is right");
             Ok(())
+        }
+        Command::Journal(JournalSubcommand::Salvage { file }) => {
+            journal_salvage::salvage(&config, &file)
         }
         Command::Key(command) => key(&config, &command),
         Command::Enroll { token, token_file } => {

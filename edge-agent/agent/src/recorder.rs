@@ -197,6 +197,11 @@ impl Recorder {
         self.live.learned()
     }
 
+    /// Replaces what was learned about the machine. The running roast goes on.
+    pub fn set_learned(&mut self, learned: MachineModel) {
+        self.live.set_learned(learned);
+    }
+
     /// Returns the forecast for the running roast.
     pub fn outlook(&self) -> Option<Forecast> {
         self.roast.as_ref().and_then(|_| self.live.forecast())
@@ -204,6 +209,11 @@ impl Recorder {
 
     pub const fn chain(&self) -> ChainId {
         self.position.chain
+    }
+
+    /// Returns the chain with the numbers of the next frame and sample.
+    pub const fn position(&self) -> &JournalPosition {
+        &self.position
     }
 
     /// Starts a new chain with the next frame. Used when the cloud has other content under this

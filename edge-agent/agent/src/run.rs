@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::{ControlQueue, DriverHandles};
+use roast::machine_model::MachineModel;
 use service::connections::{BoundedListener, ConnectionLimits};
 use service::{http, shutdown};
 use tokio::sync::mpsc;
@@ -18,9 +19,10 @@ use crate::agent_state::AgentState;
 use crate::clock::GatewayClock;
 use crate::config::EdgeConfig;
 use crate::identity::{self, Identity, renewal};
-use crate::journal::{FetchLimit, Journal};
+use crate::journal::{FetchLimit, Journal, JournalError};
+use crate::journal_opener::JournalOpening;
 use crate::journal_writer::{JournalCommand, JournalWriter};
-use crate::recorder::Recorder;
+use crate::recorder::{JournalPosition, Recorder};
 use crate::trusted_clock::TrustedClock;
 use crate::uplink_supervisor::UplinkSupervisor;
 use crate::{artisan, local, machine, sampler, watchdog};
@@ -163,7 +165,9 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     Ok(())
 }
 
-/// Opens the journal, and creates the journal writer with its recorder.
+/// Opens the journal, and creates the journal writer with its recorder. If the disk cannot be used
+/// now or the journal is damaged, the writer starts with a journal in memory, and another thread
+/// opens or salvages the one on disk.
 fn open_journal_writer(
     config: &EdgeConfig,
     origin: &Origin,
@@ -172,8 +176,18 @@ fn open_journal_writer(
     state: &AgentState,
     live: mpsc::Sender<crate::journal::OutgoingFrame>,
 ) -> anyhow::Result<JournalWriter> {
-    let journal = Journal::open(&config.journal.folder, config.journal.quota_mb, clock.wall())?;
-    let position = journal.load_or_start_chain(origin, ChainId(trust::random()?))?;
+    let (folder, quota_mb) = (config.journal.folder.clone(), config.journal.quota_mb);
+    let fresh = ChainId(trust::random()?);
+    let opened = Journal::open_after_salvage(&folder, quota_mb, clock.wall())
+        .and_then(|journal| load_position(journal, origin, fresh));
+    let ((journal, position, learned), problem) = match opened {
+        Ok(loaded) => (loaded, None),
+        Err(problem) if problem.is_passing() => {
+            tracing::error!(%problem, "the journal cannot be opened; samples are kept in memory");
+            (load_position(Journal::in_memory()?, origin, fresh)?, Some(problem))
+        }
+        Err(problem) => return Err(problem.into()),
+    };
     let s = &config.sampling;
     let boot = u64::from_le_bytes(trust::random()?);
     let recorder = Recorder::new(
@@ -182,14 +196,29 @@ fn open_journal_writer(
         s.period_ms,
         s.frame_ms,
         config.infers_events(),
-        journal.learned()?,
+        learned,
         position,
     )
     .with_profile(config.profile_digest());
+    let opening = JournalOpening { folder, quota_mb, signer, clock };
     let mut writer =
-        JournalWriter::new(recorder, journal, signer, state.clone(), clock, live, s.frame_ms);
+        JournalWriter::new(recorder, journal, opening, state.clone(), live, s.frame_ms);
     writer.resume()?;
+    if let Some(problem) = problem {
+        writer.start_opening(&problem);
+    }
     Ok(writer)
+}
+
+/// Loads what the recorder continues from: the journal's position, and what was learned.
+fn load_position(
+    journal: Journal,
+    origin: &Origin,
+    fresh: ChainId,
+) -> Result<(Journal, JournalPosition, MachineModel), JournalError> {
+    let position = journal.load_or_start_chain(origin, fresh)?;
+    let learned = journal.learned()?;
+    Ok((journal, position, learned))
 }
 
 fn start_journal_writer(

@@ -13,7 +13,7 @@ use std::time::Duration;
 use contract::topic::TopicKind;
 use contract::{Ack, ChainId, Origin, Refusal};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
-use service::mqtt::{self, ConnectionBounds, MqttConnection};
+use service::mqtt::{self, ConnectionBounds, MqttConnection, NameConflict};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -76,7 +76,8 @@ pub async fn run(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter)).with_vital(1);
     let client = link.client();
     let (event_sender, mut events) = mpsc::channel(1024);
-    let connection = tokio::spawn(forward_events(link, event_sender, stop.clone()));
+    let connection =
+        tokio::spawn(forward_events(link, event_sender, state.clone(), stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         commands,
@@ -109,13 +110,46 @@ pub async fn run(
     let _ = connection.await;
 }
 
+/// Returns the sentence that names a conflict of client names.
+const fn describe_conflict(conflict: NameConflict) -> &'static str {
+    match conflict {
+        NameConflict::TakenOver => {
+            "another agent uses this device's name and key: was the card copied? Stop one of them, \
+             and enrol it under a name of its own"
+        }
+        NameConflict::ShortConnections => {
+            "the broker ends each connection within seconds, without a reason: does another agent \
+             use this device's name and key (was the card copied?)"
+        }
+    }
+}
+
+/// Publishes a conflict of client names in the agent's state, and logs each change.
+fn report_name_conflict(conflict: Option<NameConflict>, state: &AgentState) {
+    let problem = conflict.map(describe_conflict);
+    state.update(|state| {
+        if state.name_conflict.as_deref() == problem {
+            return;
+        }
+        if let Some(problem) = problem {
+            metrics::counter!("simcorp_edge_name_conflicts_total").increment(1);
+            tracing::error!(problem, "connecting more rarely");
+        } else {
+            tracing::info!("no other agent uses this device's name any more");
+        }
+        state.name_conflict = problem.map(str::to_owned);
+    });
+}
+
 /// Drives the connection and only forwards its events. This task must never wait for a publish.
 async fn forward_events(
     mut link: MqttConnection,
     events: mpsc::Sender<ConnectionEvent>,
+    state: AgentState,
     stop: CancellationToken,
 ) {
     while let Some(event) = link.next(&stop).await {
+        report_name_conflict(link.name_conflict(), &state);
         let event = match event {
             mqtt::ConnectionEvent::Ready => ConnectionEvent::Ready,
             // Without acknowledgements no frame is ever delivered. The broker accepts a gateway

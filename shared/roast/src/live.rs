@@ -64,6 +64,13 @@ impl LiveRoast {
         &self.learned
     }
 
+    /// Replaces the learned model, from the next sample on. The running roast keeps its marks.
+    pub fn set_learned(&mut self, learned: MachineModel) {
+        self.tracker.set_model(learned.clone());
+        self.forecaster = Forecaster::new(learned.ahead.clone());
+        self.learned = learned;
+    }
+
     /// Returns the rate of rise at the newest sample: (ms, °C/min).
     #[must_use]
     pub fn ror(&self) -> Option<(i64, f64)> {

@@ -1,6 +1,7 @@
 //! The configuration of an MQTT broker, and the connection to it.
 
 mod connection;
+mod name_conflict;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use crate::config::Mistakes;
 use crate::secret::{Secret, SecretError};
 
 pub use self::connection::{ConnectionEvent, MqttConnection};
+pub use self::name_conflict::NameConflict;
 
 /// A broker, as the configuration sections `[mqtt]` and `[uplink]` describe it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

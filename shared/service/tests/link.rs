@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rumqttc::{PublishOptions, QoS};
-use service::mqtt::{BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection};
+use service::mqtt::{
+    BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection, NameConflict,
+};
 use testbed::Mosquitto;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -93,4 +95,22 @@ async fn a_connection_without_subscriptions_is_ready_at_once() {
     let mut link = self::link("one", broker.port, &[]);
     let ready = until(&mut link, &CancellationToken::new(), |_| true).await;
     assert!(matches!(ready, ConnectionEvent::Ready), "{ready:?}");
+}
+
+#[tokio::test]
+async fn two_clients_with_one_name_back_off_and_know_the_cause() {
+    let broker = Mosquitto::start().await.unwrap();
+    let stop = CancellationToken::new();
+    let mut first = self::link("one", broker.port, &["a"]);
+    until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
+    assert_eq!(first.name_conflict(), None);
+    let mut second = self::link("one", broker.port, &["a"]);
+    until(&mut second, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
+    until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Down(_))).await;
+    assert_eq!(first.name_conflict(), Some(NameConflict::TakenOver));
+    // A connection that was only lost is back within 200 ms.
+    let lost = Instant::now();
+    until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
+    assert!(lost.elapsed() >= Duration::from_millis(900), "{:?}", lost.elapsed());
+    assert_eq!(first.name_conflict(), Some(NameConflict::TakenOver), "named while connected");
 }

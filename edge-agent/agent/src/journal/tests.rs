@@ -1,7 +1,7 @@
 //! Tests the journal's guarantees: quota, power cuts, damage, frames that the cloud has lost.
 
 use super::*;
-use contract::{ClockQuality, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
+use contract::{ClockQuality, EpochMs, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([1; 16]);
@@ -30,7 +30,7 @@ fn frame(number: u64) -> Frame {
 
 /// Opens the journal in `folder`, and starts its chain if it is new.
 fn open(folder: &tempfile::TempDir) -> Journal {
-    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let journal = Journal::open(folder.path(), 16).unwrap();
     let known = journal.meta("chain").unwrap();
     if known.is_none() {
         journal.load_or_start_chain(&origin(), CHAIN).unwrap();
@@ -134,18 +134,6 @@ fn the_receipt_of_a_complete_roast_is_not_sent_again() {
     assert!(journal.open_receipts(5).unwrap().is_empty());
 }
 
-#[test]
-fn a_damaged_journal_is_set_aside_and_a_new_one_is_opened() {
-    let folder = tempfile::tempdir().unwrap();
-    append(&mut open(&folder), 1, None);
-    std::fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
-    let mut journal = open(&folder);
-    append(&mut journal, 1, None);
-    let kept = std::fs::read_dir(folder.path()).unwrap().flatten();
-    let aside = kept.filter(|e| e.file_name().to_string_lossy().starts_with("journal-damaged-"));
-    assert!(aside.count() > 0, "evidence is never deleted");
-}
-
 /// Cuts the power a thousand times, at any byte of the log. In half of the cases the page that was
 /// being written is torn. What was committed before is complete, and the journal opens.
 #[test]
@@ -179,7 +167,7 @@ fn a_write_ahead_log_cut_at_any_byte_loses_no_committed_frame() {
         let copy = tempfile::tempdir().unwrap();
         std::fs::write(copy.path().join(FILE), &database).unwrap();
         std::fs::write(copy.path().join(format!("{FILE}-wal")), &left).unwrap();
-        let reopened = Journal::open(copy.path(), 16, NOW).unwrap();
+        let reopened = Journal::open(copy.path(), 16).unwrap();
         let found: Vec<u64> = reopened
             .unsent(0, i64::MAX, FetchLimit::of_frames(99), &[])
             .unwrap()
@@ -308,7 +296,7 @@ fn a_journal_of_the_first_version_is_migrated() {
                VALUES (?1, 1, 10, 0, 0, ?2, x'00')";
     db.execute(sql, params![CHAIN.0, [2_u8; 32]]).unwrap();
     drop(db);
-    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
+    let journal = Journal::open(folder.path(), 16).unwrap();
     let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
     assert_eq!(position.chain, CHAIN, "the chain continues");
     assert_eq!(
@@ -335,10 +323,51 @@ fn a_page_damaged_after_a_clean_stop_is_detected_at_the_next_start() {
         bytes[page * 4096..page * 4096 + 64].fill(0xa5);
     }
     std::fs::write(&path, bytes).unwrap();
-    let journal = Journal::open(folder.path(), 16, NOW).unwrap();
-    assert_eq!(
-        journal.load_or_start_chain(&origin(), CHAIN).unwrap().next_number,
-        1,
-        "the journal is new"
-    );
+    let opened = Journal::open(folder.path(), 16);
+    assert!(matches!(opened, Err(JournalError::Damaged { .. })));
+}
+
+#[test]
+fn the_quota_deletes_refused_and_unsigned_frames_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    for number in 1..=300 {
+        let content = vec![0; 60_000];
+        let message = match number {
+            11..=20 => StoredMessage::Unsigned(&content),
+            _ => StoredMessage::Signed(&content),
+        };
+        journal.append(&frame(number), Digest([2; 32]), message, None, None).unwrap();
+    }
+    let mut answer = ack(200, 220);
+    answer.refused.extend((1..=10).map(|frame| contract::RejectedFrame {
+        frame,
+        reason: contract::Refusal::SequenceReused,
+    }));
+    journal.apply_ack(&answer).unwrap();
+    let lost = journal.enforce_quota().unwrap();
+    let totals = journal.totals().unwrap();
+    assert_eq!((totals.refused_frames, totals.unsigned_frames), (10, 10));
+    assert!(lost > 0 && totals.unsent_frames > 0, "{lost} {totals:?}");
+    // When nothing else is left, they go too: the newest samples are stored in any case.
+    journal.set_quota_bytes(0);
+    journal.enforce_quota().unwrap();
+    assert_eq!(journal.totals().unwrap().frames, 0);
+}
+
+#[test]
+fn a_frame_links_to_the_last_one_although_the_quota_has_deleted_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    for number in 1..=10 {
+        let digest = Digest([u8::try_from(number).unwrap(); 32]);
+        let message = StoredMessage::Signed(&[9; 60_000]);
+        journal.append(&frame(number), digest, message, None, None).unwrap();
+    }
+    journal.apply_ack(&ack(10, 10)).unwrap();
+    let used = journal.used_bytes().unwrap();
+    journal.set_quota_bytes(used - 4096);
+    assert_eq!(journal.enforce_quota().unwrap(), 0, "the acknowledged frame was enough");
+    let position = journal.load_or_start_chain(&origin(), CHAIN).unwrap();
+    assert_eq!((position.next_number, position.previous), (11, Some(Digest([10; 32]))));
 }

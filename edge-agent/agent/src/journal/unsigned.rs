@@ -7,9 +7,6 @@ use rusqlite::{Transaction, params};
 use super::{Journal, JournalError};
 use crate::recorder::ClosedRoast;
 
-/// `frames.state` of a frame that is not signed yet.
-pub const STATE_UNSIGNED: i64 = 3;
-
 /// An encoded frame or receipt without a signature, and the key of its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsignedItem<K> {

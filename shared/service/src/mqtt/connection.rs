@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rumqttc::{
-    AsyncClient, Event, EventLoop, Incoming, MqttOptions, QoS, SubscribeFilterInput,
-    SubscribeReasonCode,
+    AsyncClient, ConnectionError, DisconnectReasonCode, Event, EventLoop, Incoming, MqttOptions,
+    QoS, StateError, SubscribeFilterInput, SubscribeReasonCode,
 };
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::name_conflict::{ConflictDetector, NameConflict};
 use crate::backoff::Backoff;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -44,6 +45,7 @@ pub struct MqttConnection {
     vital_count: usize,
     random: fn() -> u64,
     wait: Backoff,
+    conflict: ConflictDetector,
     /// After a failure, the time of the next attempt.
     retry_at: Option<Instant>,
     /// Whether the current problem has been logged.
@@ -74,6 +76,7 @@ impl MqttConnection {
             vital_count: usize::MAX,
             random,
             wait: Backoff::new(FIRST_WAIT, wait_max),
+            conflict: ConflictDetector::default(),
             retry_at: None,
             problem_logged: false,
             up: Arc::default(),
@@ -101,6 +104,13 @@ impl MqttConnection {
         self.up.clone()
     }
 
+    /// Returns why another client seems to use this client's name, if one does. The connection then
+    /// waits longer between its attempts.
+    #[must_use]
+    pub fn name_conflict(&self) -> Option<NameConflict> {
+        self.conflict.conflict(Instant::now())
+    }
+
     /// Waits for the next event; `None` once `stop` is cancelled.
     pub async fn next(&mut self, stop: &CancellationToken) -> Option<ConnectionEvent> {
         loop {
@@ -115,7 +125,7 @@ impl MqttConnection {
             self.retry_at = None;
             let news = match event {
                 Ok(event) => self.handle_event(event),
-                Err(error) => Some(self.on_failure(error.to_string())),
+                Err(error) => Some(self.on_failure(&error)),
             };
             if news.is_some() {
                 return news;
@@ -126,7 +136,7 @@ impl MqttConnection {
     async fn poll(
         events: &mut EventLoop,
         due: Option<Instant>,
-    ) -> Result<Event, rumqttc::ConnectionError> {
+    ) -> Result<Event, ConnectionError> {
         if let Some(due) = due {
             tokio::time::sleep_until(due).await;
         }
@@ -192,6 +202,7 @@ impl MqttConnection {
 
     fn on_ready(&mut self) -> ConnectionEvent {
         self.wait.reset();
+        self.conflict.on_ready(Instant::now());
         self.problem_logged = false;
         if !self.up.swap(true, Ordering::Relaxed) {
             tracing::info!("connected to the broker");
@@ -199,13 +210,19 @@ impl MqttConnection {
         ConnectionEvent::Ready
     }
 
-    fn on_failure(&mut self, problem: String) -> ConnectionEvent {
+    fn on_failure(&mut self, error: &ConnectionError) -> ConnectionEvent {
         self.cancel_subscribe();
         self.up.store(false, Ordering::Relaxed);
+        let problem = error.to_string();
+        let now = Instant::now();
+        let wait = self
+            .conflict
+            .on_failure(now, is_session_taken_over(error), (self.random)())
+            .unwrap_or_else(|| self.wait.next((self.random)()));
         if !std::mem::replace(&mut self.problem_logged, true) {
             tracing::error!(problem, "no connection to the broker; retrying");
         }
-        self.retry_at = Some(Instant::now() + self.wait.next((self.random)()));
+        self.retry_at = Some(now + wait);
         ConnectionEvent::Down(problem)
     }
 
@@ -218,4 +235,15 @@ impl MqttConnection {
         let drain = async { while self.events.poll().await.is_ok() {} };
         let _ = tokio::time::timeout(limit, drain).await;
     }
+}
+
+/// Returns whether the broker ended the connection because another client uses the same name.
+const fn is_session_taken_over(error: &ConnectionError) -> bool {
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            ..
+        })
+    )
 }

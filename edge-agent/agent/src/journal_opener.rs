@@ -1,0 +1,85 @@
+//! Opens the journal on a thread of its own, and again after a failure, while the journal writer
+//! keeps samples in memory: a disk may be full or read-only, and the salvage of a large damaged
+//! journal takes minutes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+
+use service::backoff::Backoff;
+use trust::Signer;
+
+use crate::clock::GatewayClock;
+use crate::journal::salvage::OwnKey;
+use crate::journal::{Journal, JournalError};
+
+/// The wait between two attempts.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_mins(1);
+
+/// What is needed to open the journal.
+#[derive(Clone)]
+pub struct JournalOpening {
+    pub folder: PathBuf,
+    pub quota_mb: u64,
+    pub signer: Arc<dyn Signer>,
+    pub clock: GatewayClock,
+}
+
+impl JournalOpening {
+    /// Opens the journal, or salvages it if it is damaged.
+    fn attempt(&self) -> Result<Journal, JournalError> {
+        let key = OwnKey::of(&*self.signer);
+        let now = self.clock.wall();
+        Journal::open_or_salvage(&self.folder, self.quota_mb, &key, now)
+            .map(|(journal, _)| journal)
+    }
+
+    /// Attempts it until it succeeds, or until the receiver of the results is gone.
+    fn run(&self, results: &SyncSender<Result<Journal, JournalError>>, stopped: &Receiver<()>) {
+        let mut wait = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let opened = self.attempt();
+            let done = opened.is_ok();
+            if results.send(opened).is_err() || done {
+                return;
+            }
+            let stop = stopped.recv_timeout(wait.next(trust::jitter()));
+            if !matches!(stop, Err(RecvTimeoutError::Timeout)) {
+                return;
+            }
+        }
+    }
+}
+
+/// The thread that opens the journal. It ends when this value is dropped.
+pub struct JournalOpener {
+    results: Receiver<Result<Journal, JournalError>>,
+    _stop: Sender<()>,
+}
+
+impl JournalOpener {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(opening: JournalOpening) -> std::io::Result<Self> {
+        let (sender, results) = sync_channel(1);
+        let (stop, stopped) = channel();
+        std::thread::Builder::new()
+            .name("journal-opener".to_owned())
+            .spawn(move || opening.run(&sender, &stopped))?;
+        Ok(Self { results, _stop: stop })
+    }
+
+    /// Returns the result of the next attempt, if there is one now.
+    pub fn poll(&self) -> Option<Result<Journal, JournalError>> {
+        self.results.try_recv().ok()
+    }
+
+    /// Returns the result of the next attempt; waits for it at most `limit`.
+    pub fn wait(&self, limit: Duration) -> Option<Result<Journal, JournalError>> {
+        self.results.recv_timeout(limit).ok()
+    }
+}

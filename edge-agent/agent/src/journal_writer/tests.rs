@@ -1,0 +1,151 @@
+//! Tests what the journal writer does when the disk cannot be used: the chain has no hole, memory is
+//! bounded, and every loss is counted.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use contract::{ChainId, Channel, ClockQuality, Frame};
+use driver::Reading;
+use roast::machine_model::MachineModel;
+use trust::{Algorithm, FileKey, SignedMessage};
+
+const START: EpochMs = EpochMs(1_760_000_000_000);
+
+fn origin() -> Origin {
+    "acme/leipzig/r-1".parse().unwrap()
+}
+
+fn opening(folder: &Path) -> JournalOpening {
+    let kid = "device:gw@leipzig".parse().unwrap();
+    let key = FileKey::generate(kid, Algorithm::EdDsa).unwrap();
+    JournalOpening {
+        folder: folder.to_owned(),
+        quota_mb: 16,
+        signer: Arc::new(key),
+        clock: GatewayClock::at(START),
+    }
+}
+
+/// Creates a writer whose frames have one sample each.
+fn writer(journal: Journal, opening: JournalOpening) -> JournalWriter {
+    let position = journal.load_or_start_chain(&origin(), ChainId([7; 16])).unwrap();
+    let learned = MachineModel::default();
+    let recorder = Recorder::new(origin(), 1, 100, 100, false, learned, position);
+    let (live, _) = mpsc::channel(1);
+    JournalWriter::new(recorder, journal, opening, AgentState::new("r-1".to_owned()), live, 100)
+}
+
+fn push(writer: &mut JournalWriter, samples: std::ops::Range<u64>) {
+    for i in samples {
+        let reading = Reading { values: vec![(Channel::Bt, Some(180.0))], ..Reading::default() };
+        let wall = START.plus_ms(i64::try_from(i).unwrap() * 100);
+        let clock = ClockQuality::Synchronised;
+        writer.execute(JournalCommand::Sample(Sample { mono_ms: i * 100, wall, clock, reading }));
+    }
+}
+
+/// Returns the number of frames in a journal, after checking that they are one unbroken chain.
+fn chain_length(journal: &Journal) -> u64 {
+    let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(10_000), &[]).unwrap();
+    let (mut previous, mut next_seq) = (None, 0);
+    for (number, outgoing) in (1..).zip(&unsent) {
+        let message = SignedMessage::parse(&outgoing.signed).unwrap();
+        let frame = Frame::decode(message.payload()).unwrap();
+        assert_eq!((frame.number, frame.previous, frame.first_seq), (number, previous, next_seq));
+        next_seq += frame.sample_count() as u64;
+        previous = Some(trust::sha256_digest(message.payload()));
+    }
+    unsent.len() as u64
+}
+
+fn wait_for_disk(writer: &mut JournalWriter) {
+    for _ in 0..500 {
+        writer.move_to_disk();
+        if !writer.journal.is_in_memory() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("still in memory: {:?}", writer.state.status().journal_error);
+}
+
+#[test]
+fn a_full_queue_drops_samples_before_they_are_numbered_and_counts_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(Journal::open(folder.path(), 16).unwrap(), opening(folder.path()));
+    writer.journal.set_read_only(true);
+    push(&mut writer, 0..650);
+    let status = writer.state.status();
+    assert_eq!((status.samples, status.samples_dropped, status.frames_lost), (600, 50, 0));
+    let problem = status.journal_error.unwrap();
+    assert!(problem.contains("read-only") && problem.contains("samples are dropped"), "{problem}");
+    let (done, mut result) = oneshot::channel();
+    let charge = JournalCommand::RecordEvent { kind: EventKind::Charge, note: None, done };
+    writer.execute(charge);
+    assert_eq!(result.try_recv(), Ok(ManualEventResult::NoRoom));
+    assert_eq!(writer.state.points().0.len(), 650, "a dropped sample is shown");
+    writer.journal.set_read_only(false);
+    push(&mut writer, 650..660);
+    assert_eq!(writer.state.status().journal_error, None);
+    // The first of these samples still found the queue full, and emptied it.
+    assert_eq!(chain_length(&writer.journal), 609);
+    assert_eq!(writer.state.status().samples_dropped, 51);
+}
+
+#[test]
+fn a_journal_in_memory_moves_to_disk_without_a_hole_in_the_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("journal");
+    // Something else is where the folder must be.
+    std::fs::write(&place, "").unwrap();
+    let Err(problem) = Journal::open(&place, 16) else { panic!("opened") };
+    assert!(problem.is_passing());
+    let mut writer = writer(Journal::in_memory().unwrap(), opening(&place));
+    writer.start_opening(&problem);
+    push(&mut writer, 0..50);
+    writer.move_to_disk();
+    let said = writer.state.status().journal_error.unwrap();
+    assert!(said.contains("kept in memory, at most 8 MB"), "{said}");
+    assert_eq!(chain_length(&writer.journal), 50, "the frames can be sent from memory");
+    std::fs::remove_file(&place).unwrap();
+    wait_for_disk(&mut writer);
+    assert_eq!(writer.state.status().journal_error, None);
+    push(&mut writer, 50..60);
+    assert_eq!(chain_length(&writer.journal), 60);
+    drop(writer);
+    let journal = Journal::open(&place, 16).unwrap();
+    let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+    assert_eq!((position.chain, position.next_number), (ChainId([7; 16]), 61));
+}
+
+#[test]
+fn a_journal_found_damaged_while_it_is_used_is_left_and_its_chain_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(Journal::open(folder.path(), 16).unwrap(), opening(folder.path()));
+    push(&mut writer, 0..20);
+    let source = rusqlite::Error::InvalidParameterName("a damaged page".to_owned());
+    writer.leave_damaged_journal(&JournalError::Damaged { doing: "reading", source });
+    assert!(writer.journal.is_in_memory());
+    push(&mut writer, 20..25);
+    wait_for_disk(&mut writer);
+    push(&mut writer, 25..30);
+    assert_eq!(chain_length(&writer.journal), 30);
+}
+
+#[test]
+fn a_full_journal_in_memory_drops_samples_until_the_cloud_has_its_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(Journal::in_memory().unwrap(), opening(folder.path()));
+    push(&mut writer, 0..10);
+    writer.journal.set_quota_bytes(0);
+    assert_eq!(writer.journal.enforce_quota().unwrap(), 0, "unsent frames stay");
+    writer.measure_memory();
+    push(&mut writer, 10..20);
+    assert_eq!(writer.state.status().samples_dropped, 10);
+    assert_eq!(chain_length(&writer.journal), 10);
+    writer.journal.set_quota_bytes(1 << 20);
+    writer.measure_memory();
+    push(&mut writer, 20..30);
+    assert_eq!((chain_length(&writer.journal), writer.state.status().samples_dropped), (20, 10));
+}

@@ -14,6 +14,7 @@
 mod delivery;
 mod memory;
 mod pages;
+mod quota;
 mod roasts;
 pub mod salvage;
 mod unsigned;
@@ -95,7 +96,9 @@ pub enum JournalError {
     Locked { path: PathBuf },
     #[error("the disk is full while {doing}; free some space, or lower journal.quota_mb")]
     Full { doing: &'static str },
-    #[error("the disk is read-only while {doing}; look for its errors in the kernel log, and replace a worn card")]
+    #[error(
+        "the disk is read-only while {doing}; look for its errors in the kernel log, and replace a worn card"
+    )]
     ReadOnly { doing: &'static str },
     #[error("the journal is damaged (found while {doing}): {source}")]
     Damaged { doing: &'static str, source: rusqlite::Error },
@@ -445,57 +448,6 @@ impl Journal {
             number: frame.number,
             signed: signed.to_vec(),
         }))
-    }
-
-    /// Deletes frames until the journal is within its quota, or until only the running roast is
-    /// left. A frame that only this journal has goes last: unsent frames after acknowledged ones,
-    /// then frames that are not signed yet, then refused ones. Returns how many frames that the
-    /// cloud has not acknowledged were deleted.
-    ///
-    /// # Errors
-    /// When the journal cannot be read or written.
-    pub fn enforce_quota(&mut self) -> Result<u64, JournalError> {
-        let mut lost = 0;
-        let protected = self.running_roast_first_id()?.unwrap_or(i64::MAX);
-        for state in [STATE_ACKED, STATE_UNSENT, STATE_UNSIGNED, STATE_REFUSED] {
-            if state != STATE_ACKED && self.in_memory {
-                break;
-            }
-            while self.used_bytes()? > self.quota_bytes {
-                let deleted = self.delete_oldest(state, protected)?;
-                if deleted == 0 {
-                    break;
-                }
-                if state != STATE_ACKED {
-                    lost += deleted;
-                }
-            }
-        }
-        self.lost_frames += lost;
-        Ok(lost)
-    }
-
-    /// Deletes some of the oldest frames of a state, with ids less than `before`. Returns how many.
-    fn delete_oldest(&self, state: i64, before: i64) -> Result<u64, JournalError> {
-        const AT_ONCE: i64 = 200;
-        let deleted = self.db.execute(
-            "DELETE FROM frames WHERE id IN \
-             (SELECT id FROM frames WHERE state = ?1 AND id < ?2 ORDER BY id LIMIT ?3)",
-            params![state, before, AT_ONCE],
-        );
-        deleted
-            .map(|deleted| deleted as u64)
-            .map_err(JournalError::sql("deleting frames for the quota"))
-    }
-
-    /// Returns the bytes in use: those of all pages that are not free.
-    fn used_bytes(&self) -> Result<i64, JournalError> {
-        let pragma = |name: &str| -> Result<i64, JournalError> {
-            self.db
-                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
-                .map_err(JournalError::sql("measuring the journal"))
-        };
-        Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
     }
 
     /// Returns how much the journal contains.

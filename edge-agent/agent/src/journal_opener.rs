@@ -32,8 +32,7 @@ impl JournalOpening {
     fn attempt(&self) -> Result<Journal, JournalError> {
         let key = OwnKey::of(&*self.signer);
         let now = self.clock.wall();
-        Journal::open_or_salvage(&self.folder, self.quota_mb, &key, now)
-            .map(|(journal, _)| journal)
+        Journal::open_or_salvage(&self.folder, self.quota_mb, &key, now).map(|(journal, _)| journal)
     }
 
     /// Attempts it until it succeeds, or until the receiver of the results is gone.

@@ -44,11 +44,7 @@ pub enum JournalCommand {
     /// Records a sample.
     Sample(Sample),
     /// Records an event by a person.
-    RecordEvent {
-        kind: EventKind,
-        note: Option<String>,
-        done: oneshot::Sender<ManualEventResult>,
-    },
+    RecordEvent { kind: EventKind, note: Option<String>, done: oneshot::Sender<ManualEventResult> },
     /// Applies an acknowledgement from the cloud.
     Ack(Ack),
     /// Returns unsent frames with journal ids between `after` and `before`, both exclusive.

@@ -224,8 +224,8 @@ async fn live(
     let reconnected = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let cursor = reconnected.or(query.from.as_deref());
     let added = state.subscribe();
-    let next_index = cursor
-        .map_or_else(|| state.next_point_index(), |cursor| index_of_cursor(&state, cursor));
+    let next_index =
+        cursor.map_or_else(|| state.next_point_index(), |cursor| index_of_cursor(&state, cursor));
     let reader = LiveReader { state, added, next_index, stop: local.stop };
     let points = stream::unfold(reader, LiveReader::next_event);
     Sse::new(points.boxed()).keep_alive(KeepAlive::default()).into_response()

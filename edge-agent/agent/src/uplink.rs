@@ -76,8 +76,7 @@ pub async fn run(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter)).with_vital(1);
     let client = link.client();
     let (event_sender, mut events) = mpsc::channel(1024);
-    let connection =
-        tokio::spawn(forward_events(link, event_sender, state.clone(), stop.clone()));
+    let connection = tokio::spawn(forward_events(link, event_sender, state.clone(), stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         commands,

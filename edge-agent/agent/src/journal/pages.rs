@@ -302,8 +302,7 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         std::fs::write(folder.path().join("a.db-wal"), &bytes[..50_000]).unwrap();
         let file = PageFile::open(&path).unwrap();
-        let found: usize =
-            file.pages().map(|(page, version)| file.rows(page, version).len()).sum();
+        let found: usize = file.pages().map(|(page, version)| file.rows(page, version).len()).sum();
         assert!(found < 200 * 4096);
     }
 }

@@ -6,7 +6,8 @@
 //! salvaged journal starts a new chain: frames at the end of the old one may be lost, and their
 //! numbers must not be used for other content.
 
-use std::fmt;
+mod report;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use contract::{ChainId, Digest, EpochMs, Frame, KeyId, Origin, Receipt, SessionI
 use roast::machine_model::MachineModel;
 use rusqlite::{OptionalExtension as _, params};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT, PublicKey, SignedMessage, Signer, sha256_digest};
+
+pub use report::SalvageReport;
+use report::after_frame;
 
 use super::pages::{PageFile, Row, Value};
 use super::{
@@ -28,8 +32,6 @@ const COMPLETE_FILE: &str = "journal-salvaged.db";
 const WORK_FILE: &str = "journal-salvage.tmp";
 /// How many frames are copied in one transaction.
 const FRAMES_AT_ONCE: u64 = 500;
-/// How many missing ranges a report lists.
-const RANGES_MAX: usize = 100;
 const DOING: &str = "salvaging the damaged journal";
 
 /// The gateway's key, as far as it can be used now.
@@ -46,68 +48,6 @@ impl OwnKey {
 
     pub fn of(signer: &dyn Signer) -> Self {
         Self::new(signer.key_id().clone(), signer.public_key().ok())
-    }
-}
-
-/// Frames of a chain that are not in the salvaged journal. They are in the damaged part, or were
-/// deleted for the quota before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MissingRange {
-    pub chain: ChainId,
-    pub first_frame: u64,
-    pub last_frame: u64,
-    /// The first and the last missing sample; `None` if the frames had none, or if the range is
-    /// open.
-    pub samples: Option<(u64, u64)>,
-}
-
-impl fmt::Display for MissingRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "chain {}, frames {}-{}", self.chain, self.first_frame, self.last_frame)?;
-        match self.samples {
-            Some((first, last)) => write!(f, " (samples {first}-{last})"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a salvage found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SalvageReport {
-    /// The frames that were saved.
-    pub saved: u64,
-    /// The saved frames that the cloud has not acknowledged.
-    pub unsent: u64,
-    /// The frames that were found, and whose content is damaged.
-    pub damaged: u64,
-    /// The saved frames that do not link to the saved frame before them.
-    pub unlinked: u64,
-    pub roasts: u64,
-    /// The first missing ranges, at most 100.
-    pub missing: Vec<MissingRange>,
-    /// How many ranges are missing in all.
-    pub missing_ranges: u64,
-}
-
-impl fmt::Display for SalvageReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { saved, unsent, damaged, unlinked, roasts, .. } = self;
-        writeln!(f, "{saved} frames saved, {unsent} of them not sent yet; {roasts} roasts saved")?;
-        if *damaged > 0 {
-            writeln!(f, "{damaged} frames found damaged and not saved")?;
-        }
-        if *unlinked > 0 {
-            writeln!(f, "{unlinked} saved frames do not link to the frame before them")?;
-        }
-        if self.missing.is_empty() {
-            return write!(f, "no frame is missing between the saved ones");
-        }
-        write!(f, "missing, or deleted for the quota before:")?;
-        for range in &self.missing {
-            write!(f, "\n  {range}")?;
-        }
-        let more = self.missing_ranges.saturating_sub(self.missing.len() as u64);
-        if more > 0 { write!(f, "\n  and {more} more ranges") } else { Ok(()) }
     }
 }
 
@@ -146,8 +86,11 @@ impl Journal {
                 tracing::error!(error = %source, "the journal is damaged: salvaging its frames");
                 let report = salvage_in_place(folder, key, now)?;
                 tracing::warn!(
-                    saved = report.saved, unsent = report.unsent, damaged = report.damaged,
-                    missing_ranges = report.missing_ranges, "the journal was salvaged"
+                    saved = report.saved,
+                    unsent = report.unsent,
+                    damaged = report.damaged,
+                    missing_ranges = report.missing_ranges,
+                    "the journal was salvaged"
                 );
                 for range in &report.missing {
                     tracing::warn!(%range, "frames are missing in the salvaged journal");
@@ -232,7 +175,8 @@ fn salvage(
     remove_database(into).map_err(failed)?;
     let source = PageFile::open(damaged).map_err(failed)?;
     let journal = Journal::open_file(into, u64::MAX)?;
-    let mut copy = SalvageCopy { journal: &journal, key, found: FoundState::default(), in_batch: 0 };
+    let mut copy =
+        SalvageCopy { journal: &journal, key, found: FoundState::default(), in_batch: 0 };
     let sql = |result: rusqlite::Result<()>| result.map_err(JournalError::sql(DOING));
     sql(journal.db.execute_batch("BEGIN"))?;
     for (page, version) in source.pages() {
@@ -275,7 +219,9 @@ impl SalvageCopy<'_> {
                 Value::Blob(digest),
                 Value::Blob(message),
             ] => self.add_frame(row.id, *state, digest, message),
-            [Value::Text(_), Value::Blob(chain), Value::Integer(_), ..] if row.values.len() >= 9 => {
+            [Value::Text(_), Value::Blob(chain), Value::Integer(_), ..]
+                if row.values.len() >= 9 =>
+            {
                 match <[u8; 16]>::try_from(chain.as_slice()) {
                     Ok(chain) => self.add_roast(ChainId(chain), &row.values),
                     Err(_) => Ok(()),
@@ -394,8 +340,16 @@ impl SalvageCopy<'_> {
                  WHERE excluded.state > state",
             )?
             .execute(params![
-                session, chain.0, started_ms, first_seq, first_frame, marked, integer(6), state,
-                receipt, unsigned
+                session,
+                chain.0,
+                started_ms,
+                first_seq,
+                first_frame,
+                marked,
+                integer(6),
+                state,
+                receipt,
+                unsigned
             ])
             .map(drop)
     }
@@ -473,8 +427,8 @@ impl Journal {
         let newest = newest.optional().map_err(JournalError::sql(DOING))?;
         let Some(newest) = newest else { return Ok(report) };
         let fresh = trust::random().map(ChainId);
-        let fresh = fresh
-            .map_err(|source| JournalError::Salvage { path: PathBuf::from(FILE), source })?;
+        let fresh =
+            fresh.map_err(|source| JournalError::Salvage { path: PathBuf::from(FILE), source })?;
         self.start_chain(fresh, &newest)?;
         self.db
             .execute(
@@ -527,28 +481,6 @@ impl Journal {
             .map_err(JournalError::sql(DOING))?;
         self.db.close().map_err(|(_, error)| JournalError::sql(DOING)(error))
     }
-}
-
-impl SalvageReport {
-    /// Adds the range between two frames of a chain.
-    fn add_missing(&mut self, before: &Frame, after: &Frame) {
-        self.missing_ranges += 1;
-        if self.missing.len() >= RANGES_MAX {
-            return;
-        }
-        let (first, next) = (after_frame(before), after.first_seq);
-        self.missing.push(MissingRange {
-            chain: after.chain,
-            first_frame: before.number + 1,
-            last_frame: after.number - 1,
-            samples: (first < next).then(|| (first, next - 1)),
-        });
-    }
-}
-
-/// Returns the number of the sample that follows a frame.
-fn after_frame(frame: &Frame) -> u64 {
-    frame.first_seq.saturating_add(frame.sample_count() as u64)
 }
 
 fn decode_stored(state: i64, message: &[u8]) -> Option<Frame> {

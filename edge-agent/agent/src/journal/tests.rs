@@ -340,10 +340,12 @@ fn the_quota_deletes_refused_and_unsigned_frames_last() {
         journal.append(&frame(number), Digest([2; 32]), message, None, None).unwrap();
     }
     let mut answer = ack(200, 220);
-    answer.refused.extend((1..=10).map(|frame| contract::RejectedFrame {
-        frame,
-        reason: contract::Refusal::SequenceReused,
-    }));
+    answer.refused.extend(
+        (1..=10).map(|frame| contract::RejectedFrame {
+            frame,
+            reason: contract::Refusal::SequenceReused,
+        }),
+    );
     journal.apply_ack(&answer).unwrap();
     let lost = journal.enforce_quota().unwrap();
     let totals = journal.totals().unwrap();
@@ -361,7 +363,8 @@ fn a_frame_links_to_the_last_one_although_the_quota_has_deleted_that() {
     let mut journal = open(&folder);
     for number in 1..=10 {
         let digest = Digest([u8::try_from(number).unwrap(); 32]);
-        let message = StoredMessage::Signed(&[9; 60_000]);
+        let content = vec![9; 60_000];
+        let message = StoredMessage::Signed(&content);
         journal.append(&frame(number), digest, message, None, None).unwrap();
     }
     journal.apply_ack(&ack(10, 10)).unwrap();

@@ -255,3 +255,97 @@ async fn artisan_reads_the_machine_over_a_websocket_and_writes_nothing() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+fn journal_in_memory(status: &serde_json::Value) -> bool {
+    status["journalError"].as_str().is_some_and(|said| said.contains("kept in memory"))
+}
+
+/// Returns how many frames a stopped agent's journal has, after checking that they are the whole
+/// chain from its first frame.
+fn stored_frames(journal: &std::path::Path) -> i64 {
+    let db = rusqlite::Connection::open(journal).unwrap();
+    let count = |sql: &str| -> i64 { db.query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
+    count("SELECT COUNT(*) FROM frames")
+}
+
+#[tokio::test]
+async fn an_agent_without_a_usable_disk_samples_from_memory_and_moves_to_disk_later() {
+    let mut gateway =
+        Gateway::new("driver = \"simulated\"\n[sampling]\nperiod_ms = 20\nframe_ms = 40\n");
+    let folder = gateway.folder.path().join("journal");
+    // No journal can be created where a file is.
+    std::fs::write(&folder, "").unwrap();
+    gateway.process.start().unwrap();
+    wait_for_port(gateway.port).await.unwrap();
+    wait_for("samples are taken", PATIENCE, || async {
+        let status = gateway.status();
+        status["samples"].as_u64() > Some(20) && journal_in_memory(&status)
+    })
+    .await
+    .unwrap();
+    let ready = gateway.ask("GET /ready", "");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("kept in memory"), "{ready}");
+    std::fs::remove_file(&folder).unwrap();
+    wait_for("the journal moves to disk", PATIENCE, || async {
+        gateway.status()["journalError"].is_null()
+    })
+    .await
+    .unwrap();
+    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+    assert!(stored_frames(&folder.join("journal.db")) > 10);
+}
+
+#[tokio::test]
+async fn a_damaged_journal_is_salvaged_while_the_agent_samples() {
+    let mut gateway =
+        Gateway::new("driver = \"simulated\"\n[sampling]\nperiod_ms = 20\nframe_ms = 40\n");
+    let folder = gateway.folder.path().join("journal");
+    let journal = folder.join("journal.db");
+    gateway.process.start().unwrap();
+    wait_for_port(gateway.port).await.unwrap();
+    wait_for("frames are stored", PATIENCE, || async {
+        gateway.status()["journal"]["frames"].as_i64() > Some(60)
+    })
+    .await
+    .unwrap();
+    gateway.process.stop(PATIENCE).await.unwrap();
+    let before = stored_frames(&journal);
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let page = bytes.len() / 4096 / 2 * 4096;
+    for (i, byte) in bytes[page..page + 4096].iter_mut().enumerate() {
+        *byte = u8::try_from(i * 197 % 251).unwrap();
+    }
+    std::fs::write(&journal, &bytes).unwrap();
+    gateway.process.start().unwrap();
+    wait_for_port(gateway.port).await.unwrap();
+    wait_for("the journal is salvaged", PATIENCE, || async {
+        let status = gateway.status();
+        status["journalError"].is_null()
+            && status["journal"]["unsentFrames"].as_i64() > Some(before - 20)
+    })
+    .await
+    .unwrap();
+    gateway.process.stop(PATIENCE).await.unwrap();
+    let aside = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    let aside = aside
+        .filter(|path| path.display().to_string().contains("journal-damaged-"))
+        .find(|path| path.extension().is_some_and(|extension| extension == "db"))
+        .expect("the damaged file is kept");
+    let tool = |arguments: &[&std::ffi::OsStr]| {
+        let config = gateway.folder.path().join("edge.toml");
+        Command::new(binary_path("simcorp-edge").unwrap())
+            .arg("-c")
+            .arg(config)
+            .args(["journal", "salvage"])
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let salvaged = tool(&[aside.as_os_str()]);
+    let said = String::from_utf8(salvaged.stdout).unwrap();
+    assert!(salvaged.status.success() && said.contains(" frames saved, "), "{said}");
+    let refused = tool(&[journal.as_os_str()]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("not damaged"), "{said}");
+}

@@ -133,10 +133,7 @@ impl MqttConnection {
         }
     }
 
-    async fn poll(
-        events: &mut EventLoop,
-        due: Option<Instant>,
-    ) -> Result<Event, ConnectionError> {
+    async fn poll(events: &mut EventLoop, due: Option<Instant>) -> Result<Event, ConnectionError> {
         if let Some(due) = due {
             tokio::time::sleep_until(due).await;
         }

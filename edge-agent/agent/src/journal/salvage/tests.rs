@@ -119,14 +119,20 @@ fn a_page_of_random_bytes_loses_only_the_frames_on_it() {
             assert_eq!(lost, 0, "page {page}: damage was not found");
             continue;
         };
-        assert_eq!((report.saved, report.unsent, report.unlinked), (FRAMES - lost, FRAMES - lost, 0));
+        assert_eq!(
+            (report.saved, report.unsent, report.unlinked),
+            (FRAMES - lost, FRAMES - lost, 0)
+        );
         // A range at either end of the chain has no frame on its other side.
         let inner = left.last().unwrap().0 - left[0].0 + 1 - left.len() as u64;
         let missing: u64 = report.missing.iter().map(|r| r.last_frame - r.first_frame + 1).sum();
         assert_eq!(missing, inner, "page {page}");
         assert_eq!(set_aside(folder.path()), 1, "page {page}: the damaged file is kept");
         let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
-        assert_eq!(position.next_number, 1, "page {page}: the numbers of lost frames are not reused");
+        assert_eq!(
+            position.next_number, 1,
+            "page {page}: the numbers of lost frames are not reused"
+        );
         assert_ne!(position.chain, CHAIN);
         let mut writer = ChainWriter { position, journal };
         writer.append(&key, None);
@@ -176,8 +182,7 @@ fn unsigned_frames_survive_and_a_damaged_signature_is_made_again() {
     writer.journal.append(&frame, Digest([0; 32]), message, None, None).unwrap();
     drop(writer);
     let into = folder.path().join(WORK_FILE);
-    let (salvaged, report) =
-        salvage(&folder.path().join(FILE), &into, &OwnKey::of(&key)).unwrap();
+    let (salvaged, report) = salvage(&folder.path().join(FILE), &into, &OwnKey::of(&key)).unwrap();
     assert_eq!((report.saved, report.unsent, report.damaged), (3, 3, 1));
     assert_eq!(unsent(&salvaged).len(), 1);
     let waiting = salvaged.unsigned_frames(10).unwrap();
@@ -211,8 +216,7 @@ fn a_closed_roast_and_its_receipt_survive_and_a_running_one_is_given_up() {
     let receipts = writer.journal.unsigned_receipts(5).unwrap();
     drop(writer);
     let into = folder.path().join(WORK_FILE);
-    let (salvaged, report) =
-        salvage(&folder.path().join(FILE), &into, &OwnKey::of(&key)).unwrap();
+    let (salvaged, report) = salvage(&folder.path().join(FILE), &into, &OwnKey::of(&key)).unwrap();
     assert_eq!((report.saved, report.roasts), (3, 2));
     assert_eq!((salvaged.unsigned_receipts(5).unwrap(), receipts.len()), (receipts, 1));
     assert!(salvaged.running_roast().unwrap().is_none());
@@ -225,8 +229,7 @@ fn a_salvage_that_a_power_cut_interrupts_is_finished_at_the_next_start() {
     let stored: Vec<(u64, Vec<u8>)> = (1..=9).map(|n| (n, writer.append(&key, None))).collect();
     drop(writer);
     let path = folder.path().join(FILE);
-    let (salvaged, _) =
-        salvage(&path, &folder.path().join(WORK_FILE), &OwnKey::of(&key)).unwrap();
+    let (salvaged, _) = salvage(&path, &folder.path().join(WORK_FILE), &OwnKey::of(&key)).unwrap();
     salvaged.close_into_file().unwrap();
     fs::rename(folder.path().join(WORK_FILE), folder.path().join(COMPLETE_FILE)).unwrap();
     // The power was cut before the files were exchanged, or after the first half of it.
@@ -234,7 +237,7 @@ fn a_salvage_that_a_power_cut_interrupts_is_finished_at_the_next_start() {
         let copy = tempfile::tempdir().unwrap();
         fs::copy(folder.path().join(COMPLETE_FILE), copy.path().join(COMPLETE_FILE)).unwrap();
         if !first_half {
-            fs::write(copy.path().join(FILE), [0x55; 40_000]).unwrap();
+            fs::write(copy.path().join(FILE), vec![0x55; 40_000]).unwrap();
         }
         let (journal, report) = open(copy.path(), &key);
         assert_eq!((unsent(&journal), report), (stored.clone(), None));
@@ -263,12 +266,10 @@ fn a_file_set_aside_earlier_is_added_to_the_journal_in_use() {
     fs::rename(folder.path().join(FILE), &aside).unwrap();
     let mut writer = ChainWriter::open(folder.path());
     writer.journal.start_chain(ChainId([2; 16]), &origin()).unwrap();
-    writer.position =
-        writer.journal.load_or_start_chain(&origin(), ChainId([2; 16])).unwrap();
+    writer.position = writer.journal.load_or_start_chain(&origin(), ChainId([2; 16])).unwrap();
     let new = writer.append(&key, None);
     for _ in 0..2 {
-        let report =
-            writer.journal.add_salvaged(folder.path(), &aside, &OwnKey::of(&key)).unwrap();
+        let report = writer.journal.add_salvaged(folder.path(), &aside, &OwnKey::of(&key)).unwrap();
         assert_eq!((report.saved, report.missing_ranges), (12, 0));
         let sent: Vec<Vec<u8>> = unsent(&writer.journal).into_iter().map(|(_, m)| m).collect();
         assert_eq!(sent, [&[new.clone()][..], &old[..]].concat(), "each frame once");

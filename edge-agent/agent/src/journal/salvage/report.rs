@@ -1,0 +1,92 @@
+//! What a salvage found, and how it is told to people.
+
+use std::fmt;
+
+use contract::{ChainId, Frame};
+
+/// How many missing ranges a report lists.
+const RANGES_MAX: usize = 100;
+
+/// Frames of a chain that are not in the salvaged journal. They are in the damaged part, or were
+/// deleted for the quota before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingRange {
+    pub chain: ChainId,
+    pub first_frame: u64,
+    pub last_frame: u64,
+    /// The first and the last missing sample; `None` if the frames had none, or if the range is
+    /// open.
+    pub samples: Option<(u64, u64)>,
+}
+
+impl fmt::Display for MissingRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {}, frames {}-{}", self.chain, self.first_frame, self.last_frame)?;
+        match self.samples {
+            Some((first, last)) => write!(f, " (samples {first}-{last})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a salvage found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SalvageReport {
+    /// The frames that were saved.
+    pub saved: u64,
+    /// The saved frames that the cloud has not acknowledged.
+    pub unsent: u64,
+    /// The frames that were found, and whose content is damaged.
+    pub damaged: u64,
+    /// The saved frames that do not link to the saved frame before them.
+    pub unlinked: u64,
+    pub roasts: u64,
+    /// The first missing ranges, at most 100.
+    pub missing: Vec<MissingRange>,
+    /// How many ranges are missing in all.
+    pub missing_ranges: u64,
+}
+
+impl fmt::Display for SalvageReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { saved, unsent, damaged, unlinked, roasts, .. } = self;
+        writeln!(f, "{saved} frames saved, {unsent} of them not sent yet; {roasts} roasts saved")?;
+        if *damaged > 0 {
+            writeln!(f, "{damaged} frames found damaged and not saved")?;
+        }
+        if *unlinked > 0 {
+            writeln!(f, "{unlinked} saved frames do not link to the frame before them")?;
+        }
+        if self.missing.is_empty() {
+            return write!(f, "no frame is missing between the saved ones");
+        }
+        write!(f, "missing, or deleted for the quota before:")?;
+        for range in &self.missing {
+            write!(f, "\n  {range}")?;
+        }
+        let more = self.missing_ranges.saturating_sub(self.missing.len() as u64);
+        if more > 0 { write!(f, "\n  and {more} more ranges") } else { Ok(()) }
+    }
+}
+
+impl SalvageReport {
+    /// Adds the range between two frames of a chain.
+    pub(super) fn add_missing(&mut self, before: &Frame, after: &Frame) {
+        self.missing_ranges += 1;
+        if self.missing.len() >= RANGES_MAX {
+            return;
+        }
+        let (first, next) = (after_frame(before), after.first_seq);
+        self.missing.push(MissingRange {
+            chain: after.chain,
+            first_frame: before.number + 1,
+            last_frame: after.number - 1,
+            samples: (first < next).then(|| (first, next - 1)),
+        });
+    }
+}
+
+/// Returns the number of the sample that follows a frame.
+pub(super) fn after_frame(frame: &Frame) -> u64 {
+    frame.first_seq.saturating_add(frame.sample_count() as u64)
+}

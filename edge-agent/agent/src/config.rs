@@ -205,7 +205,8 @@ impl Default for SamplingConfig {
 pub struct JournalConfig {
     pub folder: PathBuf,
     /// The journal's maximum size. Beyond it the agent deletes the oldest acknowledged frames, then
-    /// the oldest frames of past roasts; never those of the running roast.
+    /// the oldest frames of past roasts: unsent, not signed yet, refused; never those of the running
+    /// roast.
     pub quota_mb: u64,
 }
 

@@ -32,6 +32,8 @@ const COMPLETE_FILE: &str = "journal-salvaged.db";
 const WORK_FILE: &str = "journal-salvage.tmp";
 /// How many frames are copied in one transaction.
 const FRAMES_AT_ONCE: u64 = 500;
+/// Frame numbers are less than this.
+const NUMBER_MAX: u64 = 1 << 53;
 const DOING: &str = "salvaging the damaged journal";
 
 /// The gateway's key, as far as it can be used now.
@@ -195,6 +197,9 @@ fn salvage(
 struct FoundState {
     damaged: u64,
     learned: Option<MachineModel>,
+    /// The chain that was in use, and the number of its next frame; 0 if unknown.
+    chain: Option<ChainId>,
+    next_number: u64,
 }
 
 /// Copies verified rows into a new journal.
@@ -233,13 +238,29 @@ impl SalvageCopy<'_> {
                     _ => Ok(()),
                 }
             }
-            [Value::Text(key), Value::Blob(value)] if key == "learned" => {
-                if self.found.learned.is_none() {
-                    self.found.learned = serde_json::from_slice(value).ok();
-                }
+            [Value::Text(key), Value::Blob(value)] => {
+                self.note_state(key, value);
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Notes a value of the `meta` table. The newest copy comes first.
+    fn note_state(&mut self, key: &str, value: &[u8]) {
+        let found = &mut self.found;
+        match key {
+            "learned" if found.learned.is_none() => {
+                found.learned = serde_json::from_slice(value).ok();
+            }
+            "chain" if found.chain.is_none() => {
+                found.chain = value.try_into().ok().map(ChainId);
+            }
+            "next_number" if found.next_number == 0 => {
+                let number = value.try_into().map_or(0, u64::from_be_bytes);
+                found.next_number = number.min(NUMBER_MAX);
+            }
+            _ => {}
         }
     }
 
@@ -412,7 +433,7 @@ impl Journal {
             .execute("DELETE FROM roasts WHERE chain NOT IN (SELECT chain FROM chains)", [])
             .map_err(JournalError::sql(DOING))?;
         let mut report = SalvageReport { damaged: found.damaged, ..SalvageReport::default() };
-        let next_seq = self.report_frames(&mut report)?;
+        let next_seq = self.report_frames(&mut report, found)?;
         let roasts: i64 = self
             .db
             .query_row("SELECT COUNT(*) FROM roasts", [], |row| row.get(0))
@@ -444,13 +465,19 @@ impl Journal {
 
     /// Counts the frames, checks their links, and lists the missing ranges. Returns the number of
     /// the next sample.
-    fn report_frames(&self, report: &mut SalvageReport) -> Result<u64, JournalError> {
+    fn report_frames(
+        &self,
+        report: &mut SalvageReport,
+        found: &FoundState,
+    ) -> Result<u64, JournalError> {
         let mut rows = self
             .db
             .prepare("SELECT state, signed, digest FROM frames ORDER BY chain, number")
             .map_err(JournalError::sql(DOING))?;
         let mut rows = rows.query([]).map_err(JournalError::sql(DOING))?;
         let (mut before, mut next_seq) = (None::<(Frame, Digest)>, 0);
+        // The number that follows the last saved frame of the chain that was in use.
+        let mut next_number = 1;
         while let Some(row) = rows.next().map_err(JournalError::sql(DOING))? {
             let read = || -> rusqlite::Result<(i64, Vec<u8>, [u8; 32])> {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -459,17 +486,24 @@ impl Journal {
             report.saved += 1;
             report.unsent += u64::from(state == STATE_UNSENT || state == STATE_UNSIGNED);
             let Some(frame) = decode_stored(state, &message) else { continue };
-            if let Some((previous, digest)) =
-                before.as_ref().filter(|(previous, _)| previous.chain == frame.chain)
-            {
-                if previous.number + 1 < frame.number {
-                    report.add_missing(previous, &frame);
-                } else if frame.previous != Some(*digest) {
-                    report.unlinked += 1;
+            let previous = before.as_ref().filter(|(previous, _)| previous.chain == frame.chain);
+            match previous {
+                Some((previous, _)) if previous.number + 1 < frame.number => {
+                    report.add_missing_between(previous, &frame);
                 }
+                Some((_, digest)) => {
+                    report.unlinked += u64::from(frame.previous != Some(*digest));
+                }
+                None => report.add_missing(frame.chain, 1..frame.number),
+            }
+            if found.chain == Some(frame.chain) {
+                next_number = frame.number + 1;
             }
             next_seq = next_seq.max(after_frame(&frame));
             before = Some((frame, Digest(digest)));
+        }
+        if let Some(chain) = found.chain {
+            report.add_missing(chain, next_number..found.next_number);
         }
         Ok(next_seq)
     }

@@ -1,6 +1,7 @@
 //! What a salvage found, and how it is told to people.
 
 use std::fmt;
+use std::ops::Range;
 
 use contract::{ChainId, Frame};
 
@@ -14,8 +15,8 @@ pub struct MissingRange {
     pub chain: ChainId,
     pub first_frame: u64,
     pub last_frame: u64,
-    /// The first and the last missing sample; `None` if the frames had none, or if the range is
-    /// open.
+    /// The first and the last missing sample; `None` if the frames had none, or if a frame before or
+    /// after the range is missing too.
     pub samples: Option<(u64, u64)>,
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for SalvageReport {
             writeln!(f, "{unlinked} saved frames do not link to the frame before them")?;
         }
         if self.missing.is_empty() {
-            return write!(f, "no frame is missing between the saved ones");
+            return write!(f, "no frame is missing");
         }
         write!(f, "missing, or deleted for the quota before:")?;
         for range in &self.missing {
@@ -70,19 +71,32 @@ impl fmt::Display for SalvageReport {
 }
 
 impl SalvageReport {
-    /// Adds the range between two frames of a chain.
-    pub(super) fn add_missing(&mut self, before: &Frame, after: &Frame) {
-        self.missing_ranges += 1;
-        if self.missing.len() >= RANGES_MAX {
-            return;
+    /// Adds the frames `numbers` of a chain, if there are any, without their samples.
+    pub(super) fn add_missing(&mut self, chain: ChainId, numbers: Range<u64>) {
+        if let Some(last_frame) = numbers.end.checked_sub(1)
+            && numbers.start <= last_frame
+        {
+            let first_frame = numbers.start;
+            self.add_range(MissingRange { chain, first_frame, last_frame, samples: None });
         }
+    }
+
+    /// Adds the frames between two frames of a chain that do not follow each other.
+    pub(super) fn add_missing_between(&mut self, before: &Frame, after: &Frame) {
         let (first, next) = (after_frame(before), after.first_seq);
-        self.missing.push(MissingRange {
+        self.add_range(MissingRange {
             chain: after.chain,
             first_frame: before.number + 1,
             last_frame: after.number - 1,
             samples: (first < next).then(|| (first, next - 1)),
         });
+    }
+
+    fn add_range(&mut self, range: MissingRange) {
+        self.missing_ranges += 1;
+        if self.missing.len() < RANGES_MAX {
+            self.missing.push(range);
+        }
     }
 }
 

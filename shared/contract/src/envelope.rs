@@ -3,9 +3,9 @@
 //! nested form is written.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::event::ELAPSED_S;
+use crate::payload;
 use crate::point::{FieldError, RoastEvent, TelemetryPoint};
 use crate::{EpochMs, Origin};
 
@@ -73,8 +73,14 @@ pub enum PayloadKind {
 /// An envelope as it was received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReceivedEnvelope {
-    /// The sample or event.
+    /// The sample or event, without the fields that `problems` names.
     pub payload: Payload,
+    /// The fields that were left out because they could not be read, each with the reason.
+    pub problems: Vec<FieldError>,
+    /// False if the payload's `ts` could not be read; the payload then has the time 1970.
+    pub ts_known: bool,
+    /// False if a sample's `elapsedSeconds` could not be read; the sample then has 0.
+    pub elapsed_known: bool,
     /// The payload's JSON as received, which is what a signature covers.
     pub raw_payload: Value,
     /// The signature: a compact JWS over `raw_payload`.
@@ -94,7 +100,8 @@ pub enum EnvelopeError {
     /// The message is not JSON; the text is the parser's reason.
     #[error("not JSON: {0}")]
     NotJson(String),
-    /// A field is missing, of the wrong type or out of bounds.
+    /// A field without which the message has no meaning is missing, of the wrong type or out of
+    /// bounds.
     #[error(transparent)]
     Field(#[from] FieldError),
     /// The message is about another machine than its topic.
@@ -109,6 +116,10 @@ pub enum EnvelopeError {
 
 /// Reads an envelope in either form and checks that it is about the machine that its topic names.
 ///
+/// A field that cannot be read costs only itself: it is listed in [`ReceivedEnvelope::problems`].
+/// The exceptions are the fields that say what the message is: the machine, the kind of an event,
+/// `topic`, `origin`, `sig` and `kid`.
+///
 /// # Errors
 /// Names the field that is missing, of the wrong type or out of bounds.
 pub fn decode(
@@ -119,9 +130,7 @@ pub fn decode(
     if bytes.len() > ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::TooLarge);
     }
-    let body: Value =
-        serde_json::from_slice(bytes).map_err(|error| EnvelopeError::NotJson(error.to_string()))?;
-    let Value::Object(mut fields) = body else {
+    let Value::Object(mut fields) = parse(bytes)? else {
         return Err(field_error("message", "not a JSON object"));
     };
     let nested =
@@ -132,37 +141,12 @@ pub fn decode(
         Some(_) => Err(field_error(name, "not a string")),
     };
     let (sig, kid) = (text("sig")?, text("kid")?);
-    let raw_payload = if nested {
-        check_origin(&fields["origin"], origin)?;
-        let topic = fields.get("topic").and_then(Value::as_str).unwrap_or_default();
-        if topic != expect.as_str() {
-            return Err(field_error(
-                "topic",
-                format!("{topic:.20?} on a topic for {:?}", expect.as_str()),
-            ));
-        }
-        fields.remove("payload").unwrap_or_default()
-    } else {
-        Value::Object(fields)
+    let payload_fields = if nested { take_nested(&mut fields, expect, origin)? } else { fields };
+    let read = match expect {
+        PayloadKind::Telemetry => payload::read_point(&payload_fields)?,
+        PayloadKind::Event => payload::read_event(&payload_fields)?,
     };
-    let payload = match expect {
-        PayloadKind::Telemetry => {
-            let point: TelemetryPoint = deserialize_payload(&raw_payload)?;
-            point.check()?;
-            Payload::Telemetry(point)
-        }
-        PayloadKind::Event => {
-            let event: RoastEvent = deserialize_payload(&raw_payload)?;
-            if !event.ts.is_plausible() {
-                return Err(field_error("ts", "not between 1970 and 9999"));
-            }
-            if event.number("elapsedSeconds").is_some_and(|s| !ELAPSED_S.contains(&s)) {
-                return Err(field_error("payload.elapsedSeconds", "not between 0 and 10000000"));
-            }
-            Payload::Event(event)
-        }
-    };
-    let machine = match &payload {
+    let machine = match &read.payload {
         Payload::Telemetry(point) => &point.machine_id,
         Payload::Event(event) => &event.machine_id,
     };
@@ -170,7 +154,46 @@ pub fn decode(
         let (claimed, actual) = (machine.to_string(), origin.machine.to_string());
         return Err(EnvelopeError::Origin { claimed, actual });
     }
-    Ok(ReceivedEnvelope { payload, raw_payload, sig, kid, nested })
+    Ok(ReceivedEnvelope {
+        payload: read.payload,
+        problems: read.problems,
+        ts_known: read.ts_known,
+        elapsed_known: read.elapsed_known,
+        raw_payload: Value::Object(payload_fields),
+        sig,
+        kid,
+        nested,
+    })
+}
+
+/// Parses a message. `NaN` and the infinities, which some JSON libraries write although JSON does
+/// not have them, become texts, so that they cost only their fields.
+fn parse(bytes: &[u8]) -> Result<Value, EnvelopeError> {
+    serde_json::from_slice(bytes).or_else(|error: serde_json::Error| {
+        let read = payload::quote_non_numbers(bytes)
+            .and_then(|quoted| serde_json::from_slice(&quoted).ok());
+        read.ok_or_else(|| EnvelopeError::NotJson(error.to_string()))
+    })
+}
+
+/// Takes the payload out of a nested envelope, and checks its origin and topic.
+fn take_nested(
+    fields: &mut Map<String, Value>,
+    expect: PayloadKind,
+    origin: &Origin,
+) -> Result<Map<String, Value>, EnvelopeError> {
+    check_origin(fields.get("origin").unwrap_or(&Value::Null), origin)?;
+    let topic = fields.get("topic").and_then(Value::as_str).unwrap_or_default();
+    if topic != expect.as_str() {
+        return Err(field_error(
+            "topic",
+            format!("{topic:.20?} on a topic for {:?}", expect.as_str()),
+        ));
+    }
+    match fields.remove("payload") {
+        Some(Value::Object(payload)) => Ok(payload),
+        _ => Err(field_error("payload", "not a JSON object")),
+    }
 }
 
 impl PayloadKind {
@@ -194,17 +217,6 @@ fn check_origin(claimed: &Value, actual: &Origin) -> Result<(), EnvelopeError> {
     Err(EnvelopeError::Origin { claimed: claimed.to_string(), actual: actual.to_string() })
 }
 
-fn deserialize_payload<'v, T: Deserialize<'v>>(value: &'v Value) -> Result<T, EnvelopeError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let problem = error.into_inner().to_string();
-        // A missing field is an error of the enclosing object; its name is in the text.
-        let name = problem.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-        let name = name.map_or(path, str::to_owned);
-        field_error(&name, problem)
-    })
-}
-
-fn field_error(name: &str, problem: impl Into<String>) -> EnvelopeError {
+pub(crate) fn field_error(name: &str, problem: impl Into<String>) -> EnvelopeError {
     FieldError { field: name.to_owned(), problem: problem.into() }.into()
 }

@@ -49,6 +49,7 @@ pub mod frame;
 pub mod id;
 pub mod mission;
 pub mod ops;
+mod payload;
 pub mod point;
 pub mod profile;
 pub mod receipt;

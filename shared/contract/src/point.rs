@@ -6,6 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EpochMs, EventKind, MachineId};
 
+/// The longest `batchId`, in bytes.
+pub const BATCH_BYTES_MAX: usize = 128;
+/// The longest name of an extra value, in bytes.
+pub const EXTRA_NAME_BYTES_MAX: usize = 64;
+/// The longest text of an extra value, in bytes.
+pub const EXTRA_TEXT_BYTES_MAX: usize = 256;
+/// The largest payload of an event, in bytes of JSON.
+pub const EVENT_PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+
 /// A value of [`TelemetryPoint::extras`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -103,31 +112,4 @@ pub struct FieldError {
     pub field: String,
     /// What is wrong with it.
     pub problem: String,
-}
-
-impl TelemetryPoint {
-    /// Checks the bounds that the types cannot express.
-    ///
-    /// # Errors
-    /// Names the first field outside its bounds.
-    pub fn check(&self) -> Result<(), FieldError> {
-        let out = |field: &str, problem: &str| {
-            Err(FieldError { field: field.to_owned(), problem: problem.to_owned() })
-        };
-        if !self.ts.is_plausible() {
-            return out("ts", "not between 1970 and 9999");
-        }
-        if !(self.elapsed_seconds >= 0.0 && self.elapsed_seconds <= 1e7) {
-            return out("elapsedSeconds", "not between 0 and 10000000");
-        }
-        for (field, value) in [("gasPct", self.gas_pct), ("fanPct", self.fan_pct)] {
-            if value.is_some_and(|v| !(0.0..=100.0).contains(&v)) {
-                return out(field, "not between 0 and 100");
-            }
-        }
-        if self.extras.len() > crate::frame::COLUMNS_MAX {
-            return out("extras", "more than 32 entries");
-        }
-        Ok(())
-    }
 }

@@ -102,7 +102,12 @@ fn parse_message(topic: &str, payload: &[u8]) -> Option<Message> {
         _ => return None,
     };
     let received = envelope::decode(payload, expect, &origin).ok()?;
-    Some((origin, received.payload))
+    // Without a time and the elapsed time a point cannot be placed in a curve.
+    let placed = match &received.payload {
+        Payload::Telemetry(_) => received.ts_known && received.elapsed_known,
+        Payload::Event(_) => received.ts_known,
+    };
+    placed.then_some((origin, received.payload))
 }
 
 async fn process_messages(

@@ -1,6 +1,7 @@
 //! Tests that encoded data decodes to the same value, and that no bytes make a decoder panic.
 
 use contract::envelope::{self, PayloadKind};
+use contract::point::ExtraValue;
 use contract::*;
 use proptest::prelude::*;
 
@@ -144,22 +145,73 @@ fn nested_and_flat_envelopes_decode_to_the_same_payload() {
 }
 
 #[test]
-fn every_mistake_in_an_envelope_names_its_field() {
+fn a_field_that_cannot_be_read_is_named_and_costs_only_itself() {
     for (from, to, expected) in [
-        (r#""ts":"2025-10-05T21:08:15.250Z","#, "", "ts: missing field `ts`"),
-        ("2025-10-05T21:08:15.250Z", "2025-10-05", "ts: not a full ISO 8601"),
-        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":"12""#, "elapsedSeconds: invalid type"),
-        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":-1"#, "elapsedSeconds: not between"),
-        (r#""gasPct":65"#, r#""gasPct":165"#, "gasPct: not between 0 and 100"),
-        (r#""machineId":"r-1""#, r#""machineId":"r/1""#, "machineId: machineId contains '/'"),
-        (r#""machineId":"r-1""#, r#""machineId":"r-2""#, "origin says r-2, the topic says r-1"),
-        (r#""note":"x""#, r#""note":[1]"#, "extras"),
+        (r#""ts":"2025-10-05T21:08:15.250Z","#, "", "ts: missing"),
+        ("2025-10-05T21:08:15.250Z", "2025-10-05", "ts: \"2025-10-05\" is not a full ISO 8601"),
+        (r#""2025-10-05T21:08:15.250Z""#, "1759698495", "ts: 1759698495 is not an ISO 8601 text"),
+        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":"12""#, "elapsedSeconds: \"12\" is not a"),
+        (r#""elapsedSeconds":12.5"#, r#""elapsedSeconds":-1"#, "elapsedSeconds: -1 is not between"),
+        (r#""elapsedSeconds":12.5,"#, "", "elapsedSeconds: missing"),
+        (r#""gasPct":65"#, r#""gasPct":100.4"#, "gasPct: 100.4 is not between 0 and 100"),
+        (r#""etC":0"#, r#""etC":"210.5""#, "etC: \"210.5\" is not a number"),
+        (r#""etC":0"#, r#""etC":NaN"#, "etC: \"NaN\" is not a number"),
+        (r#""etC":0"#, r#""etC":-Infinity"#, "etC: \"-Infinity\" is not a number"),
+        (r#""etC":0"#, r#""etC":1e300"#, "etC: 1"),
+        (r#""note":"x""#, r#""note":[1]"#, "extras.note: neither a number nor a text"),
+        (r#""gasPct":65"#, r#""batchId":7"#, "batchId: not a string"),
     ] {
         let text = POINT.replace(from, to);
-        let error =
-            envelope::decode(text.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap_err();
-        assert!(error.to_string().starts_with(expected), "{error} is not {expected}");
+        let read = envelope::decode(text.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap();
+        let named: Vec<String> = read.problems.iter().map(ToString::to_string).collect();
+        assert!(named.len() == 1 && named[0].starts_with(expected), "{named:?} is not {expected}");
+        assert_eq!(read.ts_known, !expected.starts_with("ts"), "{text}");
+        assert_eq!(read.elapsed_known, !expected.starts_with("elapsed"), "{text}");
+        let envelope::Payload::Telemetry(point) = read.payload else { panic!("a point") };
+        assert_eq!(point.bt_c, Some(150.2), "{text}");
+        assert_eq!(point.extras.get("inletC"), Some(&ExtraValue::Number(240.5)), "{text}");
     }
+    let null = POINT.replace(r#""etC":0"#, r#""etC":null"#);
+    let read = envelope::decode(null.as_bytes(), PayloadKind::Telemetry, &origin()).unwrap();
+    assert_eq!(read.problems, [], "null is a missing value");
+}
+
+#[test]
+fn a_message_without_its_machine_or_kind_is_refused_with_the_field() {
+    let refused = |text: &str, kind, expected: &str| {
+        let error = envelope::decode(text.as_bytes(), kind, &origin()).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error} is not {expected}");
+    };
+    let machine = |to: &str| POINT.replace(r#""machineId":"r-1""#, to);
+    for (to, expected) in [
+        (r#""machineId":"r/1""#, "machineId: machineId contains '/'"),
+        (r#""machineId":"r-2""#, "origin says r-2, the topic says r-1"),
+        (r#""machineId":1"#, "machineId: not a string"),
+        (r#""m":1"#, "machineId: missing field `machineId`"),
+    ] {
+        refused(&machine(to), PayloadKind::Telemetry, expected);
+    }
+    let event = r#"{"ts":"2025-10-05T21:08:15Z","machineId":"r-1","type":"BANG"}"#;
+    refused(event, PayloadKind::Event, "type: unknown type \"BANG\"");
+    refused(POINT, PayloadKind::Event, "type: missing field `type`");
+    refused("[1]", PayloadKind::Event, "message: not a JSON object");
+    refused(r#"{"a":NaN"#, PayloadKind::Event, "not JSON: ");
+}
+
+#[test]
+fn an_event_keeps_its_payload_without_impossible_numbers() {
+    let text = r#"{"ts":"2025-10-05T21:08:15Z","machineId":"r-1","type":"NOTE","batchId":"B-7",
+        "payload":{"elapsedSeconds":1e300,"btC":"hot","text":"smells of hay","deep":{"a":[1]}}}"#;
+    let read = envelope::decode(text.as_bytes(), PayloadKind::Event, &origin()).unwrap();
+    assert_eq!((read.problems.len(), read.elapsed_known), (2, false));
+    let envelope::Payload::Event(event) = read.payload else { panic!("an event") };
+    let payload = serde_json::json!({"text": "smells of hay", "deep": {"a": [1]}});
+    assert_eq!(event.payload.map(serde_json::Value::Object), Some(payload));
+    assert_eq!(event.batch_id.as_deref(), Some("B-7"));
+    let long = text.replace("smells of hay", &"x".repeat(20_000)).replace("1e300", "12");
+    let read = envelope::decode(long.as_bytes(), PayloadKind::Event, &origin()).unwrap();
+    let envelope::Payload::Event(event) = read.payload else { panic!("an event") };
+    assert_eq!((event.elapsed_seconds(), event.payload.map(|p| p.len())), (Some(12.0), Some(1)));
 }
 
 #[test]

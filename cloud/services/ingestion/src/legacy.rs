@@ -2,27 +2,39 @@
 //! arrival.
 //!
 //! Its publishers do not mark the start of a roast, so a session opens with the first point that is
-//! not part of the one before: after a DROP once elapsed time starts over, or after [`IDLE_MS`]
-//! without a sample in event time. Silence alone neither closes a session nor deletes it.
+//! not part of the one before ([`roast`]): once elapsed time starts over, or after half an hour
+//! without a sample in event time; or with a CHARGE. Silence alone neither closes a session nor
+//! deletes it.
+//!
+//! A field that cannot be read costs only itself, and a time that cannot be right is replaced
+//! ([`stamp`]); what the publisher said is returned as it came ([`crate::published`]).
+
+mod roast;
+mod stamp;
 
 use ::database::StoreError;
-use contract::envelope::{self, EnvelopeError, Payload, PayloadKind};
-use contract::point::{ExtraValue, RoastEvent, TelemetryPoint};
+use contract::envelope::{self, EnvelopeError, Payload, PayloadKind, ReceivedEnvelope};
+use contract::point::{FieldError, RoastEvent, TelemetryPoint};
 use contract::{
-    ChainId, Channel, ClockQuality, Column, EpochMs, EventSource, Frame, KeyId, MachineEvent,
-    Origin, Refusal, SessionId,
+    ChainId, Channel, ClockQuality, Column, EpochMs, EventKind, EventSource, Frame, KeyId,
+    MachineEvent, Origin, Refusal, SessionId,
 };
 
+use self::roast::{Known, LastSample, RoastOfEvent};
+use self::stamp::{EVENT_LATE_MAX_MS, POINT_LATE_MAX_MS, Stamp};
 use crate::keys::KeyCache;
-use crate::store::{IngestStore, SessionRow};
-use crate::verified_frame::{Numbering, Trust, VerifiedFrame};
+use crate::published::{
+    FROM_ARRIVAL, PublishedEvent, PublishedMessage, PublishedSamples, SampleContext, TIME_SOURCE,
+};
+use crate::store::{ChainNo, IngestStore, SessionRow};
+use crate::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
 
 /// The chain of all upstream messages of a machine, which have no numbers.
 pub const CHAIN: ChainId = ChainId([0; 16]);
-/// Half an hour of event time without a sample ends a session that has no DROP.
-const IDLE_MS: i64 = 30 * 60 * 1000;
-/// If elapsed time goes back by more than this, it has started over.
-const RESTART_S: f64 = 5.0;
+/// How long a message whose time says nothing is recognised when it arrives again.
+const REPEATED_WITHIN_MS: i64 = 60_000;
+/// A session that begins up to this long after its CHARGE is the CHARGE's own.
+const CHARGE_EARLY_MS: i64 = 30_000;
 
 /// Why a message is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +45,15 @@ pub enum LegacyError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("an event before any telemetry belongs to no session")]
-    NoSession,
+    #[error("a {0} of a roast of which nothing was received")]
+    NoSession(EventKind),
+}
+
+/// A message that may be stored.
+pub struct LegacyMessage {
+    pub frame: VerifiedFrame,
+    /// What of the message is not stored as it came, and why.
+    pub problems: Vec<FieldError>,
 }
 
 /// Parses and verifies one message, and finds the session that it belongs to or opens.
@@ -46,46 +65,32 @@ pub async fn read(
     bytes: &[u8],
     accept_unsigned: bool,
     now: EpochMs,
-) -> Result<VerifiedFrame, LegacyError> {
+) -> Result<LegacyMessage, LegacyError> {
     let received = envelope::decode(bytes, expect, origin)?;
-    let ts = match &received.payload {
+    let own = match &received.payload {
         Payload::Telemetry(point) => point.ts,
         Payload::Event(event) => event.ts,
     };
-    let trust = match (&received.sig, &received.kid) {
-        (None, None) if accept_unsigned => Trust::Unsigned,
-        (None, None) => return Err(Refusal::Unsigned.into()),
-        (Some(sig), Some(kid)) => {
-            let kid: KeyId = kid.parse().map_err(|_| Refusal::UnknownKey)?;
-            let key = keys.find(store, &origin.org, &kid).await?.ok_or(Refusal::UnknownKey)?;
-            let speaks = key.site == origin.site.as_str()
-                && key.machines.iter().any(|m| m == origin.machine.as_str());
-            if !speaks {
-                return Err(Refusal::WrongOrigin.into());
-            }
-            trust::jws::verify(sig, kid.as_str(), &key.public, &received.raw_payload, ts)
-                .map_err(|_| Refusal::BadSignature)?;
-            Trust::Verified
-        }
-        _ => return Err(Refusal::BadSignature.into()),
-    };
+    let own = received.ts_known.then_some(own);
+    let signed_at = own.unwrap_or(now);
+    let trust = verify(store, keys, origin, &received, signed_at, accept_unsigned).await?;
     let no = store.chain_no(origin, CHAIN, "", now).await?;
-    let newest = store.newest_session(no.machine).await?;
     let last = store.newest_frame(&origin.org, no.chain).await?;
-    let last_at = last.map(|frame| frame.sample_at(0));
-    let (columns, events, offsets_ms, opens) = match received.payload {
+    let kid = received.kid.as_deref();
+    let arrival =
+        Arrival { store, origin, no, now, own, kid, last: last.as_ref().map(LastSample::of) };
+    let (stamp, content) = match &received.payload {
         Payload::Telemetry(point) => {
-            let opens = session_opened_by(origin, &point, newest.as_ref(), last_at);
-            (columns_of(&point), Vec::new(), vec![0], opens)
+            let elapsed_s = received.elapsed_known.then_some(point.elapsed_seconds);
+            arrival.place_point(point, elapsed_s).await?
         }
-        Payload::Event(event) => {
-            // A late event belongs to the session that ran at its time.
-            let then = store.session_at(no.machine, event.ts).await?;
-            let session = then.or(newest).ok_or(LegacyError::NoSession)?;
-            (Vec::new(), vec![event_of(&event, &session)?], Vec::new(), None)
-        }
+        Payload::Event(event) => arrival.place_event(event).await?,
     };
-    let digest = trust::sha256_digest(received.raw_payload.to_string().as_bytes());
+    let mut problems = received.problems;
+    if let Some(own) = own.filter(|_| stamp.restamped) {
+        let problem = format!("{own} is far from its arrival; stored as {}", stamp.at);
+        problems.push(FieldError { field: "ts".to_owned(), problem });
+    }
     let frame = Frame {
         origin: origin.clone(),
         chain: CHAIN,
@@ -94,44 +99,229 @@ pub async fn read(
         boot_id: 0,
         first_seq: 0, // assigned when it is stored
         mono_ms: 0,
-        wall: ts,
+        wall: stamp.at,
         clock: ClockQuality::Unknown,
         profile_digest: None,
-        offsets_ms,
-        columns,
-        events,
+        offsets_ms: if content.events.is_empty() { vec![0] } else { Vec::new() },
+        columns: content.columns,
+        events: content.events,
     };
-    let numbering = Numbering::Arrival { opens };
-    let kid = received.kid.unwrap_or_default();
-    Ok(VerifiedFrame {
+    let frame = VerifiedFrame {
         frame,
-        digest,
+        digest: trust::sha256_digest(received.raw_payload.to_string().as_bytes()),
         signed: bytes.to_vec(),
-        kid,
+        kid: received.kid.unwrap_or_default(),
         trust,
-        numbering,
+        numbering: content.numbering,
+        published: Some(content.published),
         received: now,
-    })
+    };
+    Ok(LegacyMessage { frame, problems })
 }
 
-/// Returns the session that begins with `point`, if one does.
-#[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
-fn session_opened_by(
+/// Checks the signature of a message, if it has one, and that its key may sign for the machine.
+async fn verify(
+    store: &IngestStore,
+    keys: &KeyCache,
     origin: &Origin,
-    point: &TelemetryPoint,
-    newest: Option<&SessionRow>,
-    last_at: Option<EpochMs>,
-) -> Option<(SessionId, EpochMs)> {
-    let started = point.ts.plus_ms(((point.elapsed_seconds * 1000.0) as i64).saturating_neg());
-    let belongs = newest.is_some_and(|session| {
-        let since_start_s = point.ts.ms_since(EpochMs(session.started_ms)) as f64 / 1000.0;
-        let restarted = point.elapsed_seconds + RESTART_S < since_start_s;
-        let idle = last_at.is_some_and(|last| point.ts.ms_since(last) > IDLE_MS);
-        !restarted && !idle
-    });
-    // The same start gives the same session id on every instance.
-    let salt = u32::try_from(started.0.rem_euclid(1 << 24)).unwrap_or(0);
-    (!belongs).then(|| (SessionId::compose(origin, started, salt), started))
+    received: &ReceivedEnvelope,
+    signed_at: EpochMs,
+    accept_unsigned: bool,
+) -> Result<Trust, LegacyError> {
+    let (sig, kid) = match (&received.sig, &received.kid) {
+        (None, None) if accept_unsigned => return Ok(Trust::Unsigned),
+        (None, None) => return Err(Refusal::Unsigned.into()),
+        (Some(sig), Some(kid)) => (sig, kid),
+        _ => return Err(Refusal::BadSignature.into()),
+    };
+    let kid: KeyId = kid.parse().map_err(|_| Refusal::UnknownKey)?;
+    let key = keys.find(store, &origin.org, &kid).await?.ok_or(Refusal::UnknownKey)?;
+    let speaks = key.site == origin.site.as_str()
+        && key.machines.iter().any(|machine| machine == origin.machine.as_str());
+    if !speaks {
+        return Err(Refusal::WrongOrigin.into());
+    }
+    trust::jws::verify(sig, kid.as_str(), &key.public, &received.raw_payload, signed_at)
+        .map_err(|_| Refusal::BadSignature)?;
+    Ok(Trust::Verified)
+}
+
+/// What a message is stored as, beside its time.
+struct Content {
+    columns: Vec<Column>,
+    /// Empty for a point.
+    events: Vec<MachineEvent>,
+    numbering: Numbering,
+    published: PublishedMessage,
+}
+
+/// A message at its arrival.
+struct Arrival<'a> {
+    store: &'a IngestStore,
+    origin: &'a Origin,
+    no: ChainNo,
+    now: EpochMs,
+    /// The message's own time, if it could be read.
+    own: Option<EpochMs>,
+    kid: Option<&'a str>,
+    /// The machine's newest sample.
+    last: Option<LastSample>,
+}
+
+impl Arrival<'_> {
+    /// Finds the session of a point. `elapsed_s` is what its publisher said.
+    async fn place_point(
+        &self,
+        point: &TelemetryPoint,
+        elapsed_s: Option<f64>,
+    ) -> Result<(Stamp, Content), LegacyError> {
+        let mut stamp = self.stamp(POINT_LATE_MAX_MS);
+        let session = self.newest_session().await?;
+        let known = Known { session: session.as_ref(), last: self.last };
+        let begins = known.point_opens(&stamp, elapsed_s);
+        let fresh = elapsed_s.is_some_and(|elapsed_s| known.is_fresh(elapsed_s));
+        if begins && stamp.restamped {
+            // A roast that is played again must not get the times of the first.
+            stamp = Stamp::of_arrival(self.own, self.now);
+        }
+        let started = begun(stamp.at, elapsed_s);
+        let opens = begins.then(|| (self.session_id(started), started));
+        let session_id = match &opens {
+            Some((id, _)) => Some(id.to_string()),
+            None => session.as_ref().map(|session| session.session_id.clone()),
+        };
+        let context = SampleContext {
+            batch_id: point.batch_id.clone(),
+            kid: self.kid.map(str::to_owned),
+            session_id,
+            restamped: stamp.restamped,
+            moved_ms: stamp.moved_ms,
+        };
+        let repeats = self.repeats(&stamp, elapsed_s, session.as_ref().filter(|_| !fresh));
+        let samples = PublishedSamples::of_one(elapsed_s, context);
+        let content = Content {
+            columns: columns_of(point),
+            events: Vec::new(),
+            numbering: Numbering::Arrival { opens, repeats },
+            published: PublishedMessage::Sample(samples, point.extras.clone()),
+        };
+        Ok((stamp, content))
+    }
+
+    /// Finds the session of an event.
+    async fn place_event(&self, event: &RoastEvent) -> Result<(Stamp, Content), LegacyError> {
+        let elapsed_s = event.elapsed_seconds();
+        let mut stamp = self.stamp(EVENT_LATE_MAX_MS);
+        let charge = event.kind == EventKind::Charge;
+        // A late event belongs to the session that ran at its time.
+        let then = stamp.at.plus_ms(if charge { CHARGE_EARLY_MS } else { 0 });
+        let mut session = self.store.session_at(self.no, then).await?;
+        if session.is_none() {
+            session = self.newest_session().await?;
+        }
+        let known = Known { session: session.as_ref(), last: self.last };
+        let fresh = charge && stamp.restamped && elapsed_s.is_some_and(|s| known.is_fresh(s));
+        let charged = match &session {
+            Some(session) if charge => {
+                self.store.charged_at(&self.origin.org, &session.session_id).await?
+            }
+            _ => None,
+        };
+        let roast = if fresh {
+            stamp = Stamp::of_arrival(self.own, self.now);
+            RoastOfEvent::Opens
+        } else {
+            RoastOfEvent::find(&known, (event.kind, stamp.at), elapsed_s, charged)
+        };
+        let repeats = self.repeats(&stamp, elapsed_s, session.as_ref().filter(|_| !fresh));
+        let (opens, id, since_start_s) = match (roast, &session) {
+            (RoastOfEvent::Known, Some(session)) => {
+                let id = SessionId::new(session.session_id.clone());
+                let id = id.map_err(|_| LegacyError::NoSession(event.kind))?;
+                let since_start_ms = stamp.at.ms_since(EpochMs(session.started_ms)).max(0);
+                (None, id, elapsed_s.unwrap_or(since_start_ms as f64 / 1000.0))
+            }
+            (RoastOfEvent::Opens, before) => {
+                let started = begun_after(before.as_ref(), stamp.at, elapsed_s);
+                let id = self.session_id(started);
+                let since_start_s = stamp.at.ms_since(started) as f64 / 1000.0;
+                (Some((id.clone(), started)), id, since_start_s)
+            }
+            (RoastOfEvent::Missing | RoastOfEvent::Known, _) => {
+                return Err(LegacyError::NoSession(event.kind));
+            }
+        };
+        let content = Content {
+            columns: Vec::new(),
+            events: vec![event_of(event, stamp.at, id, since_start_s)],
+            numbering: Numbering::Arrival { opens, repeats },
+            published: PublishedMessage::Event(self.published_event(event, &stamp)),
+        };
+        Ok((stamp, content))
+    }
+
+    fn stamp(&self, late_max_ms: i64) -> Stamp {
+        let moved_ms = self.last.and_then(|last| last.moved_ms);
+        Stamp::new(self.own, self.now, moved_ms, late_max_ms)
+    }
+
+    /// Returns the newest session, but not one that a wrong clock has put into the future.
+    async fn newest_session(&self) -> Result<Option<SessionRow>, StoreError> {
+        self.store.session_at(self.no, self.now.plus_ms(stamp::AHEAD_MAX_MS)).await
+    }
+
+    /// The same start gives the same session id on every instance.
+    fn session_id(&self, started: EpochMs) -> SessionId {
+        let salt = u32::try_from(started.0.rem_euclid(1 << 24)).unwrap_or(0);
+        SessionId::compose(self.origin, started, salt)
+    }
+
+    /// Returns how a repeated message is recognised: one whose time was replaced, only within the
+    /// roast `session`, because the same roast may be played again.
+    fn repeats(
+        &self,
+        stamp: &Stamp,
+        elapsed_s: Option<f64>,
+        session: Option<&SessionRow>,
+    ) -> Repeats {
+        if !stamp.restamped {
+            return Repeats::SameTime;
+        }
+        if self.own.is_none() && elapsed_s.is_none() {
+            return Repeats::Unrecognisable;
+        }
+        let after_last = self.last.map_or(0, |last| last.number.saturating_add(1));
+        Repeats::Since {
+            number: session.map_or(after_last, |session| session.first_seq.unwrap_or(0)),
+            received: self.now.plus_ms(-REPEATED_WITHIN_MS),
+        }
+    }
+
+    fn published_event(&self, event: &RoastEvent, stamp: &Stamp) -> PublishedEvent {
+        let mut payload = event.payload.clone().unwrap_or_default();
+        if stamp.restamped {
+            payload.insert(TIME_SOURCE.to_owned(), FROM_ARRIVAL.into());
+        }
+        PublishedEvent {
+            payload,
+            batch_id: event.batch_id.clone(),
+            kid: self.kid.map(str::to_owned),
+        }
+    }
+}
+
+/// Returns the time `elapsed_s` before `at`.
+#[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
+fn begun(at: EpochMs, elapsed_s: Option<f64>) -> EpochMs {
+    at.plus_ms(((elapsed_s.unwrap_or(0.0) * 1000.0) as i64).saturating_neg())
+}
+
+/// Returns when a roast began that opens with an event: after the roast `before`, also if the
+/// publisher's elapsed time never starts over.
+fn begun_after(before: Option<&SessionRow>, at: EpochMs, elapsed_s: Option<f64>) -> EpochMs {
+    let started = begun(at, elapsed_s);
+    let free_from = before.map(|before| before.ended_ms.unwrap_or(before.started_ms));
+    if free_from.is_some_and(|ms| started.0 <= ms) { at } else { started }
 }
 
 fn columns_of(point: &TelemetryPoint) -> Vec<Column> {
@@ -144,29 +334,24 @@ fn columns_of(point: &TelemetryPoint) -> Vec<Column> {
         (Channel::Drum, point.drum_rpm),
         (Channel::Ambient, point.ambient_c),
     ];
-    let extras = point.extras.iter().filter_map(|(name, value)| match value {
-        ExtraValue::Number(value) => Some((Channel::parse(name)?, Some(*value))),
-        ExtraValue::Text(_) => None, // only in the stored message
-    });
-    let present = standard.into_iter().filter(|(_, value)| value.is_some()).chain(extras);
+    let present = standard.into_iter().filter(|(_, value)| value.is_some());
     present
         .map(|(channel, value)| Column { channel, values: vec![value], quality: Vec::new() })
         .collect()
 }
 
-fn event_of(event: &RoastEvent, session: &SessionRow) -> Result<MachineEvent, LegacyError> {
-    let since_start_ms = event.ts.ms_since(EpochMs(session.started_ms)).max(0);
-    Ok(MachineEvent {
+fn event_of(event: &RoastEvent, at: EpochMs, session: SessionId, elapsed_s: f64) -> MachineEvent {
+    MachineEvent {
         kind: event.kind,
         seq: 0, // assigned when it is stored
-        at: event.ts,
-        elapsed_s: event.elapsed_seconds().unwrap_or(since_start_ms as f64 / 1000.0),
-        session: SessionId::new(session.session_id.clone()).map_err(|_| LegacyError::NoSession)?,
+        at,
+        elapsed_s,
+        session,
         source: match event.payload.as_ref().and_then(|p| p.get("source")?.as_str()) {
             Some("inference") => EventSource::Inferred,
             _ => EventSource::Machine,
         },
         bt_c: event.number("btC"),
         note: None,
-    })
+    }
 }

@@ -18,6 +18,7 @@ mod metric;
 mod mqtt;
 mod pipeline;
 mod profile_io;
+pub mod published;
 mod receipts;
 mod row_json;
 mod session_closed;
@@ -25,6 +26,7 @@ pub mod store;
 mod sweep;
 pub mod verified_frame;
 mod verify;
+mod warning_log;
 
 use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
 use service::health::Health;

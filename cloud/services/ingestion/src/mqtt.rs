@@ -14,10 +14,12 @@ use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
 use service::tasks::Tasks;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::pipeline::{Acks, Lane, Message, Pipeline, Reply};
+use crate::warning_log::WarningLog;
 use crate::{IngestionConfig, metric, session_closed};
 
 /// Acknowledgements are published once (`QoS` 0) and need no slots; at most 2 000 frames from the
@@ -73,12 +75,13 @@ async fn receive(
     (pipeline, session_acks): (Pipeline, session_closed::SessionClosedAcks),
     stop: CancellationToken,
 ) {
+    let warnings = WarningLog::default();
     while let Some(news) = link.next(&stop).await {
         let ConnectionEvent::Message { topic, payload } = news else { continue };
         if topic.starts_with("ops/") {
             session_acks.receive(&topic, &payload);
         } else {
-            forward(&pipeline, &topic, payload).await;
+            forward(&pipeline, &warnings, &topic, payload).await;
         }
     }
     // No more messages are received. Queued ones are still committed, and acknowledged while the
@@ -87,10 +90,21 @@ async fn receive(
     link.drain(DRAIN_TIME).await;
 }
 
-async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {
-    let Ok((origin, kind)) = topic::parse_topic(topic) else {
-        metric::invalid("topic");
-        return;
+async fn forward(pipeline: &Pipeline, warnings: &WarningLog, topic: &str, payload: Vec<u8>) {
+    let (origin, kind) = match topic::parse_topic(topic) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            metric::invalid("topic");
+            if let Some(left_out) = warnings.is_due(machine_of(topic), Instant::now()) {
+                tracing::warn!(
+                    topic,
+                    left_out,
+                    "dropped a message on a topic that names no machine: {error}; rename the \
+                     machine at its publisher; further warnings about this topic in a minute"
+                );
+            }
+            return;
+        }
     };
     let (lane, message) = match kind {
         TopicKind::LiveFrame => (Lane::Live, Message::Frame(payload)),
@@ -101,6 +115,11 @@ async fn forward(pipeline: &Pipeline, topic: &str, payload: Vec<u8>) {
         TopicKind::Ack => return,
     };
     pipeline.send(lane, origin, message, Reply::Bus).await;
+}
+
+/// Returns the part of a topic that names the machine.
+fn machine_of(topic: &str) -> &str {
+    topic.match_indices('/').nth(3).map_or(topic, |(end, _)| &topic[..end])
 }
 
 async fn publish_acks(bus: Bus, mut acks: Acks) {

@@ -10,7 +10,12 @@ use contract::{Channel, EpochMs, EventKind, MachineId, OrgId, Origin, SiteId};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::published::{FROM_ARRIVAL, PublishedEvent, TIME_SOURCE};
 use crate::store::{ArrivedFrame, EventRow, FrameRow, SessionRow};
+
+/// A publisher's elapsed time that differs from its session's by more than this counts from another
+/// moment than the session's beginning.
+const ELAPSED_TOLERANCE_S: f64 = 5.0;
 
 /// One committed row as the subscribers of a stream receive it: a frame's points, or one event.
 #[derive(Debug)]
@@ -94,14 +99,18 @@ pub fn committed_frame(
         .into_iter()
         .map(|(seq, point)| {
             let within = session.filter(|s| s.first_seq.is_none_or(|first| seq >= first));
+            let at = usize::try_from(seq.saturating_sub(row.frame.first_seq)).unwrap_or(usize::MAX);
+            let said = row.frame.published.as_ref().and_then(|published| published.context(at));
+            let session_id = said.and_then(|said| said.session_id.clone());
+            let kid_said = said.and_then(|said| said.kid.clone());
             Envelope {
                 ts: point.ts,
                 origin: origin.clone(),
                 topic: "telemetry",
                 payload: Payload::Telemetry(point),
-                session_id: within.map(|s| s.session_id.clone()),
+                session_id: session_id.or_else(|| within.map(|s| s.session_id.clone())),
                 sig: None,
-                kid: kid.clone(),
+                kid: kid_said.or_else(|| kid.clone()),
                 verification: Some(verification.clone()),
             }
         })
@@ -114,6 +123,7 @@ pub fn committed_frame(
 pub fn committed_event(org: &str, row: EventRow) -> Option<CommittedRow> {
     let origin = origin_of(org, &row.site_id, &row.machine_id)?;
     let event = roast_event(&row, &origin.machine)?;
+    let kid = PublishedEvent::parse(row.published.as_deref()).kid;
     let envelope = Envelope {
         ts: event.ts,
         origin: origin.clone(),
@@ -121,39 +131,54 @@ pub fn committed_event(org: &str, row: EventRow) -> Option<CommittedRow> {
         payload: Payload::Event(event),
         session_id: Some(row.session_id),
         sig: None,
-        kid: None,
+        kid,
         verification: Some(Verification { verified: row.trust == 0, error: None }),
     };
     Some(CommittedRow { arrival: row.arrival, origin, envelopes: vec![envelope] })
 }
 
-/// Returns an event in upstream Sim-Corp's format. A kind that it lacks becomes a `NOTE` whose
-/// `mark` names the kind.
+/// Returns an event in upstream Sim-Corp's format, with the payload that its publisher gave it. A
+/// kind that the format lacks becomes a `NOTE` whose `mark` names the kind.
 pub fn roast_event(row: &EventRow, machine: &MachineId) -> Option<RoastEvent> {
     let kind = EventKind::parse(&row.kind)?;
-    let mut payload = serde_json::Map::new();
-    payload.insert("elapsedSeconds".to_owned(), row.elapsed_s.into());
-    payload.insert("source".to_owned(), row.source.clone().into());
-    if let Some(bt) = row.bt_c {
-        payload.insert("btC".to_owned(), bt.into());
-    }
-    if let Some(note) = &row.note {
-        payload.insert("note".to_owned(), note.clone().into());
-    }
+    let PublishedEvent { mut payload, batch_id, .. } =
+        PublishedEvent::parse(row.published.as_deref());
+    let mut complete = |name: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            payload.entry(name).or_insert(value);
+        }
+    };
+    complete("elapsedSeconds", Some(row.elapsed_s.into()));
+    complete("source", Some(row.source.clone().into()));
+    complete("btC", row.bt_c.map(Into::into));
+    complete("note", row.note.clone().map(Into::into));
     if !kind.in_legacy() {
         payload.insert("mark".to_owned(), kind.as_str().into());
     }
     Some(RoastEvent {
         ts: EpochMs(row.at_ms),
         machine_id: machine.clone(),
-        batch_id: None,
+        batch_id,
         kind: if kind.in_legacy() { kind } else { EventKind::Note },
         payload: Some(payload),
     })
 }
 
-/// Returns a frame's samples from `first_seq` to `last_seq` as points. Elapsed time counts from the
-/// start of the session; outside of a session, from the start of the gateway.
+/// Returns by how much the elapsed seconds of a session's publisher exceed the time since the
+/// session's beginning. `frame` holds the session's first sample, number `first`. A session that
+/// begins with a CHARGE in a running stream has an elapsed time of its own; small differences between
+/// a publisher's clocks do not count.
+pub fn elapsed_shift_s(frame: &FrameRow, session: &SessionRow, first: i64) -> f64 {
+    let Some(i) = (0..frame.len()).find(|i| frame.seq_at(*i) >= first) else { return 0.0 };
+    let Some(said_s) = frame.published.as_ref().and_then(|p| p.elapsed_s(i)) else { return 0.0 };
+    let since_start_ms = frame.sample_at(i).0.saturating_sub(session.started_ms);
+    let shift_s = said_s - since_start_ms as f64 / 1000.0;
+    if shift_s.abs() > ELAPSED_TOLERANCE_S { shift_s } else { 0.0 }
+}
+
+/// Returns a frame's samples from `first_seq` to `last_seq` as points. Elapsed time is what a
+/// publisher of upstream Sim-Corp said; else it counts from the start of the session; outside of a
+/// session, from the start of the gateway.
 pub fn telemetry_points(
     frame: &FrameRow,
     machine: &MachineId,
@@ -161,7 +186,7 @@ pub fn telemetry_points(
     first_seq: i64,
     last_seq: i64,
 ) -> Vec<(i64, TelemetryPoint)> {
-    let extras: HashMap<String, Vec<Option<f64>>> = frame
+    let extras: HashMap<String, Vec<Option<ExtraValue>>> = frame
         .extras
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok())
@@ -175,14 +200,19 @@ pub fn telemetry_points(
                 Some(session) => ts.0.saturating_sub(session.started_ms),
                 None => frame.mono_ms + i64::from(frame.offsets_ms[i]),
             };
-            let extra = |(name, values): (&String, &Vec<Option<f64>>)| {
-                Some((name.clone(), ExtraValue::Number((*values.get(i)?)?)))
+            let elapsed_said = frame.published.as_ref().and_then(|p| p.elapsed_s(i));
+            let said = frame.published.as_ref().and_then(|published| published.context(i));
+            let extra = |(name, values): (&String, &Vec<Option<ExtraValue>>)| {
+                Some((name.clone(), values.get(i)?.clone()?))
             };
+            let restamped = said
+                .is_some_and(|said| said.restamped)
+                .then(|| (TIME_SOURCE.to_owned(), ExtraValue::Text(FROM_ARRIVAL.to_owned())));
             let point = TelemetryPoint {
                 ts,
                 machine_id: machine.clone(),
-                batch_id: None,
-                elapsed_seconds: elapsed_ms.max(0) as f64 / 1000.0,
+                batch_id: said.and_then(|said| said.batch_id.clone()),
+                elapsed_seconds: elapsed_said.unwrap_or(elapsed_ms.max(0) as f64 / 1000.0),
                 bt_c: frame.value(&Channel::Bt, i),
                 et_c: frame.value(&Channel::Et, i),
                 ror_c_per_min: frame.value(&Channel::Ror, i),
@@ -190,7 +220,7 @@ pub fn telemetry_points(
                 fan_pct: frame.value(&Channel::Fan, i),
                 drum_rpm: frame.value(&Channel::Drum, i),
                 ambient_c: frame.value(&Channel::Ambient, i),
-                extras: extras.iter().filter_map(extra).collect(),
+                extras: extras.iter().filter_map(extra).chain(restamped).collect(),
             };
             (frame.seq_at(i), point)
         })

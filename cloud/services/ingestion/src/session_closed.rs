@@ -198,8 +198,7 @@ async fn build_event(
         let any = |curve: &FrameRow| (0..curve.len()).any(|i| curve.value(&channel, i).is_some());
         Some(curve.as_ref().is_some_and(any))
     };
-    let duration =
-        session.ended_ms.map(|ended| ended.saturating_sub(session.started_ms) as f64 / 1000.0);
+    let duration = session.duration_s();
     let last = curve.as_ref().and_then(|curve| {
         let newest = curve.sample_at(curve.len().checked_sub(1)?);
         Some(newest.0.saturating_sub(session.started_ms) as f64 / 1000.0)

@@ -3,6 +3,8 @@
 use contract::{Digest, EpochMs, Frame, SessionId};
 use trust::{PublicKey, SignedMessage};
 
+use crate::published::PublishedMessage;
+
 /// A key and the machines for which it may sign.
 #[derive(Debug)]
 pub struct TrustedKey {
@@ -57,7 +59,19 @@ pub enum Numbering {
     Edge,
     /// Ingestion, on arrival: upstream Sim-Corp messages have no number. `opens` is the session
     /// that begins with this message, and when.
-    Arrival { opens: Option<(SessionId, EpochMs)> },
+    Arrival { opens: Option<(SessionId, EpochMs)>, repeats: Repeats },
+}
+
+/// How a message that arrives again is recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeats {
+    /// By its time and content.
+    SameTime,
+    /// By its content, among the messages from this number that were received since: its own time
+    /// says nothing.
+    Since { number: i64, received: EpochMs },
+    /// Not at all: the message says nothing that another could not say as well.
+    Unrecognisable,
 }
 
 /// A frame whose signature (unless it is [`Trust::Unsigned`]), origin and form have been checked.
@@ -70,5 +84,7 @@ pub struct VerifiedFrame {
     pub kid: String,
     pub trust: Trust,
     pub numbering: Numbering,
+    /// What an upstream Sim-Corp message says beyond its frame.
+    pub published: Option<PublishedMessage>,
     pub received: EpochMs,
 }

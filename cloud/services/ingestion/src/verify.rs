@@ -66,6 +66,7 @@ impl UnverifiedMessage {
                 kid: self.signed.key_id().to_string(),
                 trust: Trust::Verified,
                 numbering: Numbering::Edge,
+                published: None,
                 signed: self.bytes,
                 received,
             }),

@@ -14,6 +14,11 @@ impl MachineFilter {
         Self { site: owned("siteId"), machine: owned("machineId") }
     }
 
+    /// Returns the requested site and machine, for queries.
+    pub(super) fn names(&self) -> (Option<&str>, Option<&str>) {
+        (self.site.as_deref(), self.machine.as_deref())
+    }
+
     pub(super) fn matches(&self, site: &str, machine: &str) -> bool {
         self.site.as_deref().is_none_or(|expected| expected == site)
             && self.machine.as_deref().is_none_or(|expected| expected == machine)

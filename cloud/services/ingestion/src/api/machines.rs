@@ -66,13 +66,10 @@ pub async fn recent_telemetry(
     let (store, org) = (&shared.store, &request.org);
     let limit = usize::try_from(request.params.limit(LIMIT, LIMIT_MAX)?).unwrap_or(0);
     let filter = MachineFilter::new(&request.params);
-    let machines = store.machines(org).await?;
+    let machines = store.machines_of(org, filter.names()).await?;
     let running = store.running_sessions(machines.iter().map(|row| row.machine_no)).await?;
     let mut points: Vec<LocatedPoint> = Vec::new();
     for row in machines {
-        if !filter.matches(&row.site_id, &row.machine_id) {
-            continue;
-        }
         let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
             continue;
         };
@@ -99,9 +96,9 @@ pub async fn recent_events(
 ) -> Result<Json<Vec<LocatedEvent>>, ApiError> {
     let limit = request.params.limit(LIMIT, LIMIT_MAX)?;
     let filter = MachineFilter::new(&request.params);
-    let rows = shared.store.newest_events(&request.org, limit).await?;
-    let matching = rows.iter().filter(|row| filter.matches(&row.site_id, &row.machine_id));
-    let events = matching.filter_map(|row| {
+    // The limit counts the events of the requested machines, not those of all.
+    let rows = shared.store.newest_events(&request.org, filter.names(), limit).await?;
+    let events = rows.iter().filter_map(|row| {
         let origin = row_json::origin_of(request.org.as_str(), &row.site_id, &row.machine_id)?;
         Some(LocatedEvent::new(row_json::roast_event(row, &origin.machine)?, &origin))
     });

@@ -1,5 +1,7 @@
 //! Routes for sessions: the list, one session, and its events.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -14,7 +16,7 @@ use http_stack::query;
 
 use super::SharedState;
 use crate::row_json;
-use crate::store::{IngestStore, SessionFilter, SessionRow};
+use crate::store::{IngestStore, SessionFilter, SessionRow, Totals};
 
 /// Lists sessions, newest first.
 #[utoipa::path(get, path = "/sessions", tag = "sessions",
@@ -68,14 +70,21 @@ pub(super) async fn summary(
     row: SessionRow,
 ) -> Result<RoastSessionSummary, ApiError> {
     let damaged = |problem: &str| ApiError::internal(StoreError::row("reading a session", problem));
-    let (points, verified, unsigned, max_bt_c) = if let Some(points) = row.points {
-        (points, row.verified_points.unwrap_or(0), row.unsigned_points.unwrap_or(0), row.max_bt_c)
+    let (totals, mut kids) = if let Some(points) = row.points {
+        let totals = Totals {
+            points,
+            verified: row.verified_points.unwrap_or(0),
+            unsigned: row.unsigned_points.unwrap_or(0),
+            max_bt_c: row.max_bt_c,
+        };
+        (totals, BTreeSet::new())
     } else {
-        let totals = store.totals(org, &row).await?;
-        (totals.points, totals.verified, totals.unsigned, totals.max_bt_c)
+        store.totals_with_kids(org, &row).await?
     };
-    let duration_seconds =
-        row.ended_ms.map(|ended| ended.saturating_sub(row.started_ms) as f64 / 1000.0);
+    let duration_seconds = row.duration_s();
+    if !row.kid.is_empty() {
+        kids.insert(row.kid);
+    }
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(RoastSessionSummary {
         origin: Origin {
@@ -90,12 +99,12 @@ pub(super) async fn summary(
         duration_seconds,
         fc_seconds: row.fc_s,
         drop_seconds: row.drop_s,
-        max_bt_c,
-        telemetry_points: count(points),
-        verified_points: count(verified),
-        unsigned_points: count(unsigned),
+        max_bt_c: totals.max_bt_c,
+        telemetry_points: count(totals.points),
+        verified_points: count(totals.verified),
+        unsigned_points: count(totals.unsigned),
         failed_points: count(row.failed_points.unwrap_or(0)),
-        device_ids: if row.kid.is_empty() { Vec::new() } else { vec![row.kid] },
+        device_ids: kids.into_iter().collect(),
         completeness: Completeness::parse(&row.completeness).unwrap_or(Completeness::Open),
     })
 }

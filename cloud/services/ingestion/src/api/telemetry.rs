@@ -102,13 +102,18 @@ async fn points(
     let limit = usize::try_from(window.limit).unwrap_or(usize::MAX);
     let complete = row.completeness == Completeness::Complete.as_str();
     let mut points = Vec::new();
-    let (mut first, last) = row.range();
+    // A session without an end ends where the next one of its chain begins.
+    let (mut first, last) = store.sample_range(row).await?;
     let mut page = roast_page(store, org, row, complete, first, last).await?;
     if page.is_empty() && !complete {
         // Retention has dropped its frames: read the curve.
         page = roast_page(store, org, row, true, first, last).await?;
     }
+    let shift_s = page.first().map_or(0.0, |frame| row_json::elapsed_shift_s(frame, row, first));
     while let Some(end) = page.last().map(|f| f.seq_at(f.len())) {
+        for published in page.iter_mut().filter_map(|frame| frame.published.as_mut()) {
+            published.shift_elapsed(shift_s);
+        }
         let read = page
             .iter()
             .flat_map(|f| row_json::telemetry_points(f, &machine, Some(row), first, last));

@@ -33,6 +33,7 @@ use crate::IngestionConfig;
 use crate::clock_correction::ClockCorrection;
 use crate::keys::KeyCache;
 use crate::store::IngestStore;
+use crate::warning_log::WarningLog;
 
 /// A received message.
 #[derive(Debug)]
@@ -114,6 +115,7 @@ impl Pipeline {
                     clock: clock.clone(),
                     accept_unsigned: config.accept_unsigned,
                     refusals: RefusalLog::default(),
+                    warnings: WarningLog::default(),
                 },
                 committer: Committer {
                     store: store.clone(),

@@ -3,19 +3,22 @@
 use std::sync::Arc;
 
 use contract::envelope::PayloadKind;
+use contract::point::FieldError;
 use contract::{EpochMs, Origin};
 use service::clock::Clock;
+use tokio::time::Instant;
 use trust::CoseError;
 
 use super::refusal_log::RefusalLog;
 use super::retry;
 use super::slot::{SignedContent, Slot, SlotState, Unverified, VerifiedReceipt, refusal_ack};
 use crate::keys::KeyCache;
-use crate::legacy::{self, LegacyError};
+use crate::legacy::{self, LegacyError, LegacyMessage};
 use crate::metric;
 use crate::store::IngestStore;
 use crate::verified_frame::TrustedKey;
 use crate::verify::UnverifiedMessage;
+use crate::warning_log::WarningLog;
 
 /// Whether a signature is valid.
 type Verdict = Result<(), CoseError>;
@@ -26,6 +29,7 @@ pub(super) struct Verifier {
     pub(super) clock: Clock,
     pub(super) accept_unsigned: bool,
     pub(super) refusals: RefusalLog,
+    pub(super) warnings: WarningLog,
 }
 
 impl Verifier {
@@ -60,7 +64,10 @@ impl Verifier {
             let (store, keys, now) = (&self.store, &self.keys, (self.clock)());
             let unsigned = self.accept_unsigned;
             match legacy::read(store, keys, origin, kind, bytes, unsigned, now).await {
-                Ok(frame) => return SlotState::VerifiedFrame(Box::new(frame)),
+                Ok(LegacyMessage { frame, problems }) => {
+                    self.warn_of_problems(origin, &problems);
+                    return SlotState::VerifiedFrame(Box::new(frame));
+                }
                 // Upstream publishers never resend: the message waits here for the database.
                 Err(LegacyError::Store(error)) => {
                     self.store.clear_number_cache();
@@ -72,11 +79,37 @@ impl Verifier {
                 }
                 Err(error) => {
                     metric::invalid("envelope");
-                    tracing::debug!(%origin, %error, "dropped a message");
+                    if let Some(left_out) = self.warning_is_due(origin) {
+                        tracing::warn!(
+                            %origin, %error, left_out,
+                            "dropped a publisher's message: {error}; further warnings about this \
+                             machine in a minute"
+                        );
+                    }
                     return SlotState::Done(None);
                 }
             }
         }
+    }
+
+    /// Logs which fields of a message were not stored as they came, once a minute a machine.
+    fn warn_of_problems(&self, origin: &Origin, problems: &[FieldError]) {
+        if problems.is_empty() {
+            return;
+        }
+        metric::invalid("field");
+        if let Some(left_out) = self.warning_is_due(origin) {
+            let fields = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            tracing::warn!(
+                %origin, left_out,
+                "stored a publisher's message without what is wrong with it: {fields}; further \
+                 warnings about this machine in a minute"
+            );
+        }
+    }
+
+    fn warning_is_due(&self, origin: &Origin) -> Option<u64> {
+        self.warnings.is_due(&origin.to_string(), Instant::now())
     }
 
     /// Verifies the messages of a batch that are not verified yet: each is then a frame or receipt

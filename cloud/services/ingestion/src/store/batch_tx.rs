@@ -6,6 +6,7 @@ use contract::EpochMs;
 
 use super::row::{columns_of, extras_of, quality_of};
 use super::{ChainNo, SessionChange};
+use crate::published::PublishedMessage;
 use crate::verified_frame::VerifiedFrame;
 
 /// Chain number, next frame number, gaps, last digest, organisation and chain id.
@@ -52,6 +53,22 @@ pub(super) trait BatchTx: Send {
         t0_ms: i64,
         digest: &[u8],
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Returns whether a chain has this content among the frames from `number` that were received
+    /// since `received_ms`. This recognises repeated messages whose time says nothing.
+    fn contains_since(
+        &mut self,
+        chain_no: i64,
+        digest: &[u8],
+        number: i64,
+        received_ms: i64,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Ends the sessions of a chain of single messages that have no end before sample `seq`, at
+    /// which the next session begins.
+    fn end_previous(
+        &mut self,
+        no: ChainNo,
+        seq: i64,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
     fn insert(
         &mut self,
         frames: &[NewFrame<'_>],
@@ -90,10 +107,15 @@ const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WH
 /// Selects a row if a chain of single messages has a frame with this time and digest.
 const SELECT_FRAME_EXISTS: &str =
     "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
+/// The same for a message whose time says nothing. Only the newest numbers are read.
+const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND number >= $2 AND digest = $3 \
+     AND received_ms >= $4 LIMIT 1";
+const END_PREVIOUS: &str = "UPDATE sessions SET last_seq = $3 - 1, curve_ms = NULL \
+     WHERE machine_no = $1 AND chain_no = $2 AND first_seq < $3 AND last_seq IS NULL";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
      first_seq, samples, t0_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, \
-     ambient_c, extras, quality, trust, digest, signed, received_ms) ";
+     ambient_c, extras, quality, trust, digest, signed, received_ms, published) ";
 
 /// Returns a boot id, which is any 64 bits, as the databases' signed type.
 const fn signed(boot: u64) -> i64 {
@@ -127,12 +149,13 @@ macro_rules! bind_head {
 macro_rules! bind_tail {
     ($row:expr, $new:expr) => {{
         let frame = &$new.verified.frame;
-        $row.push_bind(extras_of(frame))
+        $row.push_bind(extras_of($new.verified))
             .push_bind(quality_of(frame))
             .push_bind($new.verified.trust.code())
             .push_bind($new.verified.digest.0.to_vec())
             .push_bind($new.verified.signed.as_slice())
-            .push_bind($new.verified.received.0);
+            .push_bind($new.verified.received.0)
+            .push_bind($new.verified.published.as_ref().and_then(PublishedMessage::of_samples));
     }};
 }
 
@@ -177,6 +200,26 @@ macro_rules! reads {
         ) -> Result<bool, sqlx::Error> {
             let found = query(SELECT_FRAME_EXISTS).bind(chain_no).bind(t0_ms).bind(digest);
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn contains_since(
+            &mut self,
+            chain_no: i64,
+            digest: &[u8],
+            number: i64,
+            received_ms: i64,
+        ) -> Result<bool, sqlx::Error> {
+            let found = query(SELECT_CONTENT_SINCE)
+                .bind(chain_no)
+                .bind(number)
+                .bind(digest)
+                .bind(received_ms);
+            found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn end_previous(&mut self, no: ChainNo, seq: i64) -> Result<(), sqlx::Error> {
+            let end = query(END_PREVIOUS).bind(no.machine).bind(no.chain).bind(seq);
+            end.execute(&mut **self).await.map(drop)
         }
     };
 }

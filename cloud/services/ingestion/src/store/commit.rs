@@ -10,7 +10,11 @@ use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
 use super::batch_tx::{BatchTx, NewFrame, Progress, number};
 use super::{ChainNo, IngestStore, SessionChange};
 use crate::chain::{ChainState, FramePosition};
-use crate::verified_frame::{Numbering, VerifiedFrame};
+use crate::published::PublishedMessage;
+use crate::verified_frame::{Numbering, Repeats, VerifiedFrame};
+
+/// The number of newest frames among which a repeated message is sought if its time says nothing.
+const REPEATS_SOUGHT: i64 = 1_024;
 
 /// The result for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,10 +105,10 @@ async fn store_batch(
         let (no, verified) = (&names[i], &frames[i]);
         let frame = &verified.frame;
         let Some(state) = chains.get_mut(&no.chain) else { continue };
-        if let Numbering::Arrival { .. } = verified.numbering {
+        if let Numbering::Arrival { repeats, .. } = verified.numbering {
             outcomes[i] = Outcome::Duplicate;
-            if !tx.contains(no.chain, frame.wall.0, &verified.digest.0).await? {
-                let next = state.next.max(1);
+            let next = state.next.max(1);
+            if !is_repeated(tx, no.chain, (verified, repeats), number(next)).await? {
                 state.accept(next, verified.digest);
                 let (org, n) = (frame.origin.org.as_str(), number(next));
                 fresh.push(NewFrame { org, no: *no, number: n, first_seq: n, verified });
@@ -165,14 +169,34 @@ async fn store_batch(
     Ok(Committed { outcomes, gaps })
 }
 
+/// Returns whether a message without a number has been stored before; `next` is the number that it
+/// would get.
+async fn is_repeated(
+    tx: &mut impl BatchTx,
+    chain: i64,
+    (verified, repeats): (&VerifiedFrame, Repeats),
+    next: i64,
+) -> Result<bool, sqlx::Error> {
+    let digest = &verified.digest.0;
+    match repeats {
+        Repeats::SameTime => tx.contains(chain, verified.frame.wall.0, digest).await,
+        Repeats::Since { number, received } => {
+            let number = number.max(next.saturating_sub(REPEATS_SOUGHT));
+            tx.contains_since(chain, digest, number, received.0).await
+        }
+        Repeats::Unrecognisable => Ok(false),
+    }
+}
+
 /// Opens, ends or extends sessions by a new frame, and stores its events.
 async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
     match &new.verified.numbering {
-        Numbering::Arrival { opens: Some((session, started)) } => {
+        Numbering::Arrival { opens: Some((session, started)), .. } => {
+            tx.end_previous(new.no, new.first_seq).await?;
             let opened = SessionChange::opened(new.org, new.no, session, *started, new.first_seq);
             tx.apply(&opened).await?;
         }
-        Numbering::Arrival { opens: None } if new.verified.frame.sample_count() > 0 => {
+        Numbering::Arrival { opens: None, .. } if new.verified.frame.sample_count() > 0 => {
             tx.append_late(new).await?;
         }
         Numbering::Arrival { .. } | Numbering::Edge => {}
@@ -180,7 +204,9 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
     for event in &new.verified.frame.events {
         let seq = seq_of(tx, new, event).await?;
         let trust = new.verified.trust.code();
-        tx.apply(&SessionChange::from_event(new.org, new.no, seq, event).with_trust(trust)).await?;
+        let published = new.verified.published.as_ref().and_then(PublishedMessage::of_event);
+        let change = SessionChange::from_event(new.org, new.no, seq, event);
+        tx.apply(&change.with_trust(trust).with_published(published)).await?;
     }
     Ok(())
 }
@@ -195,6 +221,8 @@ async fn seq_of(
     let chain = new.no.chain;
     Ok(match new.verified.numbering {
         Numbering::Edge => number(event.seq),
+        // What arrives later belongs to the session that the event opens.
+        Numbering::Arrival { opens: Some(_), .. } => new.first_seq,
         Numbering::Arrival { .. } if event.kind == EventKind::Charge => {
             tx.sample_before(chain, event.at.0).await?.unwrap_or(0) + 1
         }

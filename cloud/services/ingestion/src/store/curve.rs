@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use ::database::sqlx::{FromRow, query, query_as, query_scalar};
 use ::database::{Pool, StoreError, on};
+use contract::point::ExtraValue;
 use contract::{EpochMs, OrgId};
 use serde_json::json;
 
@@ -16,7 +17,7 @@ use super::sessions::SessionRow;
 const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_no, \
      CAST(0 AS bigint) AS arrival, CAST(0 AS bigint) AS mono_ms, c.first_seq, c.t0_ms, \
      c.offsets_ms, c.bt_c, c.et_c, c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
-     c.extras, c.quality, c.trust, c.made_ms AS received_ms \
+     c.extras, c.quality, c.trust, c.made_ms AS received_ms, c.published \
      FROM curves c JOIN sessions s ON s.org_id = c.org_id AND s.session_id = c.session_id \
      WHERE c.org_id = $1 AND c.session_id = $2";
 
@@ -25,14 +26,14 @@ const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_
 /// samples.
 const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, samples, t0_ms, \
      offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, \
-     quality, trust, made_ms) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+     quality, trust, made_ms, published) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19) \
      ON CONFLICT (org_id, session_id) DO UPDATE SET first_seq = EXCLUDED.first_seq, \
      samples = EXCLUDED.samples, t0_ms = EXCLUDED.t0_ms, offsets_ms = EXCLUDED.offsets_ms, \
      bt_c = EXCLUDED.bt_c, et_c = EXCLUDED.et_c, ror_c_per_min = EXCLUDED.ror_c_per_min, \
      gas_pct = EXCLUDED.gas_pct, fan_pct = EXCLUDED.fan_pct, drum_rpm = EXCLUDED.drum_rpm, \
      ambient_c = EXCLUDED.ambient_c, extras = EXCLUDED.extras, quality = EXCLUDED.quality, \
-     trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms \
+     trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms, published = EXCLUDED.published \
      WHERE CAST($18 AS BIGINT) = 1 OR curves.samples <= EXCLUDED.samples";
 
 /// The maximum number of samples in a curve: a day at 10 Hz.
@@ -166,6 +167,8 @@ impl IngestStore {
         (curve, whole): (&FrameRow, bool),
         now: EpochMs,
     ) -> Result<(), StoreError> {
+        let published =
+            curve.published.as_ref().and_then(|samples| serde_json::to_string(samples).ok());
         macro_rules! put {
             ($pool:expr, $offsets:expr, $values:expr) => {{
                 let mut put = query(UPSERT_CURVE)
@@ -183,6 +186,7 @@ impl IngestStore {
                     .bind(curve.trust)
                     .bind(now.0)
                     .bind(i64::from(whole))
+                    .bind(published.as_deref())
                     .execute($pool)
                     .await
                     .map(drop)
@@ -200,7 +204,7 @@ impl IngestStore {
 /// A curve that is being assembled.
 struct Curve {
     row: FrameRow,
-    extras: BTreeMap<String, Vec<Option<f64>>>,
+    extras: BTreeMap<String, Vec<Option<ExtraValue>>>,
     quality: BTreeMap<String, Vec<(usize, u8)>>,
 }
 
@@ -224,6 +228,7 @@ impl Curve {
             values: Default::default(),
             extras: None,
             quality: None,
+            published: None,
             ..frame.clone()
         };
         Self { row, extras: BTreeMap::new(), quality: BTreeMap::new() }
@@ -249,19 +254,23 @@ impl Curve {
                 None => all.extend(std::iter::repeat_n(None, more)),
             }
         }
-        let new: BTreeMap<String, Vec<Option<f64>>> = parse(frame.extras.as_deref());
+        let new: BTreeMap<String, Vec<Option<ExtraValue>>> = parse(frame.extras.as_deref());
         for name in new.keys() {
             self.extras.entry(name.clone()).or_insert_with(|| vec![None; len]);
         }
         for (name, all) in &mut self.extras {
             let new = new.get(name);
-            all.extend((from..=to).map(|i| new.and_then(|new| new.get(i).copied().flatten())));
+            all.extend((from..=to).map(|i| new.and_then(|new| new.get(i).cloned().flatten())));
         }
         let remarks: BTreeMap<String, Vec<(usize, u8)>> = parse(frame.quality.as_deref());
         for (name, remarks) in remarks {
             let inside = remarks.into_iter().filter(|(i, _)| (from..=to).contains(i));
             let shifted = inside.map(|(i, code)| (len + i - from, code));
             self.quality.entry(name).or_default().extend(shifted);
+        }
+        if frame.published.is_some() || self.row.published.is_some() {
+            let published = self.row.published.get_or_insert_default();
+            published.append(len, frame.published.as_ref(), from, to);
         }
         self.row.trust = self.row.trust.max(frame.trust);
     }

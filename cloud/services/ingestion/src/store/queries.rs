@@ -9,7 +9,8 @@ use contract::{Channel, OrgId};
 
 use super::row::SELECT;
 use super::sessions::{SELECT_SESSION, SessionRow, Totals};
-use super::{FrameRow, IngestStore};
+use super::{ChainNo, FrameRow, IngestStore};
+use crate::published::PublishedSamples;
 
 /// The filter of `GET /sessions`, already validated and bounded.
 #[derive(Debug, Clone, Default)]
@@ -44,11 +45,14 @@ pub struct EventRow {
     pub bt_c: Option<f64>,
     pub note: Option<String>,
     pub trust: i16,
+    /// What a publisher of upstream Sim-Corp said about the event, as JSON.
+    pub published: Option<String>,
 }
 
 const SELECT_EVENT: &str = "\
 SELECT e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, e.kind, e.source, e.at_ms, \
-       e.elapsed_s, e.bt_c, e.note, e.trust FROM events e JOIN machines m ON m.machine_no = e.machine_no ";
+       e.elapsed_s, e.bt_c, e.note, e.trust, e.published \
+FROM events e JOIN machines m ON m.machine_no = e.machine_no ";
 
 /// A machine and its newest chain.
 #[derive(Debug, Clone, FromRow)]
@@ -190,14 +194,28 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn totals(&self, org: &OrgId, session: &SessionRow) -> Result<Totals, StoreError> {
+        self.totals_with_kids(org, session).await.map(|(totals, _)| totals)
+    }
+
+    /// Returns a session's totals, and the keys that signed messages of publishers in it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn totals_with_kids(
+        &self,
+        org: &OrgId,
+        session: &SessionRow,
+    ) -> Result<(Totals, BTreeSet<String>), StoreError> {
         let (first, last) = self.sample_range(session).await?;
         let mut frames = self.frames_of_range(org, session.chain_no, first, last, 100_000).await?;
         if frames.is_empty() {
             // Retention has dropped them; the curve holds all their samples.
             frames.extend(self.curve(org, &session.session_id).await?);
         }
-        let mut totals = Totals::default();
+        let (mut totals, mut kids) = (Totals::default(), BTreeSet::new());
         for frame in &frames {
+            let published = frame.published.iter().flat_map(PublishedSamples::kids);
+            kids.extend(published.map(str::to_owned));
             for i in 0..frame.offsets_ms.len() {
                 if !(first..=last).contains(&frame.seq_at(i)) {
                     continue;
@@ -212,7 +230,7 @@ impl IngestStore {
                 }
             }
         }
-        Ok(totals)
+        Ok((totals, kids))
     }
 
     /// Returns the events of a session in the order of their time, at most 10 000.
@@ -240,7 +258,7 @@ impl IngestStore {
         limit: i64,
     ) -> Result<Vec<(String, EventRow)>, StoreError> {
         let sql = "SELECT e.org_id, e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, \
-             e.kind, e.source, e.at_ms, e.elapsed_s, e.bt_c, e.note, e.trust \
+             e.kind, e.source, e.at_ms, e.elapsed_s, e.bt_c, e.note, e.trust, e.published \
              FROM events e JOIN machines m ON m.machine_no = e.machine_no \
              WHERE e.arrival > $1 AND ($2 IS NULL OR e.org_id = $2) ORDER BY e.arrival LIMIT $3";
         let rows: Vec<OrgEvent> = on!(self.database, pool => query_as(sql)
@@ -311,34 +329,39 @@ impl IngestStore {
         Ok(running)
     }
 
-    /// Returns a machine's newest session.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_session(&self, machine_no: i64) -> Result<Option<SessionRow>, StoreError> {
-        let sql =
-            format!("{SELECT_SESSION} WHERE s.machine_no = $1 ORDER BY s.started_ms DESC LIMIT 1");
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(machine_no).fetch_optional(pool).await)
-        .map_err(StoreError::query("reading a machine's newest session"))
-    }
-
-    /// Returns the session of a machine that ran at a time: the newest that had begun.
+    /// Returns the session of a chain that ran at a time: the newest that had begun.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn session_at(
         &self,
-        machine_no: i64,
+        no: ChainNo,
         at: contract::EpochMs,
     ) -> Result<Option<SessionRow>, StoreError> {
         let sql = format!(
-            "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.started_ms <= $2 \
+            "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.chain_no = $2 AND s.started_ms <= $3 \
              ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(machine_no).bind(at.0).fetch_optional(pool).await)
+            .bind(no.machine).bind(no.chain).bind(at.0).fetch_optional(pool).await)
         .map_err(StoreError::query("reading the session that ran at a time"))
+    }
+
+    /// Returns the time of a session's latest CHARGE.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn charged_at(
+        &self,
+        org: &OrgId,
+        session: &str,
+    ) -> Result<Option<contract::EpochMs>, StoreError> {
+        let at: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT MAX(at_ms) FROM events WHERE org_id = $1 AND session_id = $2 \
+             AND kind = 'CHARGE'")
+            .bind(org.as_str()).bind(session).fetch_one(pool).await)
+        .map_err(StoreError::query("reading a session's CHARGE"))?;
+        Ok(at.map(contract::EpochMs))
     }
 
     /// Returns the newest arrival number of frames and that of events.
@@ -361,12 +384,26 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn machines(&self, org: &OrgId) -> Result<Vec<MachineRow>, StoreError> {
+        self.machines_of(org, (None, None)).await
+    }
+
+    /// Returns the machines of a site, or one machine, with their newest chains, at most 1 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines_of(
+        &self,
+        org: &OrgId,
+        (site, machine): (Option<&str>, Option<&str>),
+    ) -> Result<Vec<MachineRow>, StoreError> {
         on!(self.database, pool => query_as(
             "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
              FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
              WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
+             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR m.machine_id = $3) \
              ORDER BY m.site_id, m.machine_id LIMIT 1000")
-            .bind(org.as_str()).fetch_all(pool).await)
+            .bind(org.as_str()).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("listing machines"))
     }
 
@@ -408,18 +445,28 @@ impl IngestStore {
         .map_err(StoreError::query("reading a machine's newest frames"))
     }
 
-    /// Returns the newest events of an organisation, newest first.
+    /// Returns the newest events of an organisation, of a site or of a machine, newest first.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn newest_events(
         &self,
         org: &OrgId,
+        (site, machine): (Option<&str>, Option<&str>),
         limit: i64,
     ) -> Result<Vec<EventRow>, StoreError> {
-        let sql = format!("{SELECT_EVENT} WHERE e.org_id = $1 ORDER BY e.arrival DESC LIMIT $2");
+        let of_machines = if site.is_none() && machine.is_none() {
+            ""
+        } else {
+            "AND e.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
+             AND ($3 = '' OR site_id = $3) AND ($4 = '' OR machine_id = $4)) "
+        };
+        let sql = format!(
+            "{SELECT_EVENT} WHERE e.org_id = $1 {of_machines}ORDER BY e.arrival DESC LIMIT $2"
+        );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(limit).fetch_all(pool).await)
+            .bind(org.as_str()).bind(limit).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("reading the newest events"))
     }
 
@@ -442,6 +489,15 @@ impl IngestStore {
 }
 
 impl SessionRow {
+    /// Returns how long the session took; `None` while it runs. A publisher's own elapsed seconds at
+    /// its DROP go before the times of its messages.
+    #[must_use]
+    pub fn duration_s(&self) -> Option<f64> {
+        let ended_ms = self.ended_ms?;
+        let published = self.drop_s.filter(|_| self.kid.is_empty());
+        Some(published.unwrap_or(ended_ms.saturating_sub(self.started_ms) as f64 / 1000.0))
+    }
+
     /// Returns the session's range of samples: from CHARGE to DROP, or to the newest sample before
     /// there is a DROP.
     #[must_use]

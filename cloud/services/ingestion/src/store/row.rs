@@ -3,7 +3,11 @@
 use ::database::sqlx::postgres::PgRow;
 use ::database::sqlx::sqlite::SqliteRow;
 use ::database::sqlx::{Error, FromRow, Row as _};
+use contract::point::ExtraValue;
 use contract::{Channel, EpochMs, Frame};
+
+use crate::published::{PublishedMessage, PublishedSamples};
+use crate::verified_frame::VerifiedFrame;
 
 /// The values of a column. Single precision is enough for what thermometers and registers measure;
 /// the signed bytes in the same row hold exactly what the edge sent.
@@ -25,12 +29,14 @@ pub struct FrameRow {
     pub quality: Option<String>,
     pub trust: i16,
     pub received_ms: i64,
+    /// What a publisher of upstream Sim-Corp said about the samples.
+    pub published: Option<PublishedSamples>,
 }
 
 /// The columns that [`FrameRow`] reads.
 pub const SELECT: &str = "chain_no, number, machine_no, arrival, mono_ms, first_seq, t0_ms, \
      offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, \
-     received_ms";
+     received_ms, published";
 
 /// The columns of [`Channel::STANDARD`], in its order.
 const NAMES: [&str; 7] =
@@ -56,6 +62,7 @@ impl FromRow<'_, PgRow> for FrameRow {
             quality: row.try_get("quality")?,
             trust: row.try_get("trust")?,
             received_ms: row.try_get("received_ms")?,
+            published: PublishedSamples::parse(row.try_get("published")?),
         })
     }
 }
@@ -83,6 +90,7 @@ impl FromRow<'_, SqliteRow> for FrameRow {
             quality: row.try_get("quality")?,
             trust: row.try_get("trust")?,
             received_ms: row.try_get("received_ms")?,
+            published: PublishedSamples::parse(row.try_get("published")?),
         })
     }
 }
@@ -130,12 +138,17 @@ pub fn columns_of(frame: &Frame) -> [Values; 7] {
 }
 
 /// Returns the channels that have no column of their own, as JSON; `None` when there are none.
-pub fn extras_of(frame: &Frame) -> Option<String> {
+pub fn extras_of(verified: &VerifiedFrame) -> Option<String> {
     let mut extras = serde_json::Map::new();
-    for column in &frame.columns {
+    for column in &verified.frame.columns {
         if let Channel::Extra(name) = &column.channel {
             extras.insert(name.to_string(), serde_json::json!(column.values));
         }
+    }
+    if let Some(PublishedMessage::Sample(_, values)) = &verified.published {
+        let one =
+            |(name, value): (&String, &ExtraValue)| (name.clone(), serde_json::json!([value]));
+        extras.extend(values.iter().map(one));
     }
     (!extras.is_empty()).then(|| serde_json::Value::Object(extras).to_string())
 }

@@ -18,6 +18,8 @@ pub struct SessionChange {
     event: Option<MachineEvent>,
     /// Whether the event's message was signed and verified: [`crate::verified_frame::Trust::code`].
     trust: i16,
+    /// What a publisher of upstream Sim-Corp said about the event, as JSON.
+    published: Option<String>,
 }
 
 /// One statement with the values it needs.
@@ -48,8 +50,8 @@ WHERE sessions.chain_no = EXCLUDED.chain_no AND sessions.completeness <> 'comple
 
 const INSERT_EVENT: &str = "\
 INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, bt_c, \
-                    note, trust) \
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 WHERE EXISTS \
+                    note, trust, published) \
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 WHERE EXISTS \
     (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3 \
      AND completeness <> 'complete') \
 ON CONFLICT (org_id, session_id, kind, source, seq, at_ms) DO NOTHING";
@@ -88,7 +90,8 @@ macro_rules! bind {
                 .bind(event.elapsed_s)
                 .bind(event.bt_c)
                 .bind(event.note.as_deref())
-                .bind(c.trust),
+                .bind(c.trust)
+                .bind(c.published.as_deref()),
         }
     };
 }
@@ -114,7 +117,14 @@ impl SessionChange {
         // PostgreSQL's text cannot hold a NUL; the signed bytes keep the original.
         event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
         let event = Some(event);
-        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0 }
+        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0, published: None }
+    }
+
+    /// Returns the same change, with what a publisher said about the event.
+    #[must_use]
+    pub fn with_published(mut self, published: Option<String>) -> Self {
+        self.published = published;
+        self
     }
 
     /// Returns the same change, with the trust of the event's message.
@@ -135,6 +145,7 @@ impl SessionChange {
             seq,
             event: None,
             trust: 0,
+            published: None,
         }
     }
 

@@ -1,0 +1,168 @@
+//! What the publishers of upstream Sim-Corp say beyond what a frame can hold: stored beside their
+//! samples and events, and returned as it came.
+
+use std::collections::BTreeMap;
+
+use contract::point::ExtraValue;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The name under which a point or event that was stored with the time of its arrival is marked.
+pub const TIME_SOURCE: &str = "timeSource";
+/// The value of that mark.
+pub const FROM_ARRIVAL: &str = "arrival";
+
+/// What a publisher says that is the same for most samples of a roast.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SampleContext {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_id: Option<String>,
+    /// The key that signed the messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+    /// The session to which the samples belonged when they arrived, also those after its DROP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// The samples' own times could not be right: they have times of their arrival.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub restamped: bool,
+    /// By how much their times were moved; absent if their own times could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_ms: Option<i64>,
+}
+
+/// What publishers said about the samples of a frame or a curve.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublishedSamples {
+    /// The elapsed seconds of each sample; `None` if the publisher did not say them.
+    pub elapsed_s: Vec<Option<f64>>,
+    /// The first sample of each run of samples with the same context, ascending.
+    pub contexts: Vec<(usize, SampleContext)>,
+}
+
+impl PublishedSamples {
+    /// Returns what was said about a single sample.
+    #[must_use]
+    pub fn of_one(elapsed_s: Option<f64>, context: SampleContext) -> Self {
+        Self { elapsed_s: vec![elapsed_s], contexts: vec![(0, context)] }
+    }
+
+    /// Parses the text of a row; `None` if there is none, or if it was not written by this module.
+    #[must_use]
+    pub fn parse(text: Option<&str>) -> Option<Self> {
+        text.and_then(|text| serde_json::from_str(text).ok())
+    }
+
+    /// Returns the elapsed seconds of sample `i`, as its publisher said them.
+    #[must_use]
+    pub fn elapsed_s(&self, i: usize) -> Option<f64> {
+        self.elapsed_s.get(i).copied().flatten()
+    }
+
+    /// Returns the context of sample `i`.
+    #[must_use]
+    pub fn context(&self, i: usize) -> Option<&SampleContext> {
+        self.contexts.iter().rev().find(|(first, _)| *first <= i).map(|(_, context)| context)
+    }
+
+    /// Returns the names of the keys that signed samples.
+    pub fn kids(&self) -> impl Iterator<Item = &str> {
+        self.contexts.iter().filter_map(|(_, context)| context.kid.as_deref())
+    }
+
+    /// Subtracts `shift_s` from all elapsed seconds; none becomes negative.
+    pub fn shift_elapsed(&mut self, shift_s: f64) {
+        for elapsed_s in self.elapsed_s.iter_mut().flatten() {
+            *elapsed_s = (*elapsed_s - shift_s).max(0.0);
+        }
+    }
+
+    /// Appends the samples `from..=to` of a frame to the `len` samples of a curve.
+    pub fn append(&mut self, len: usize, frame: Option<&Self>, from: usize, to: usize) {
+        self.elapsed_s.resize(len, None);
+        self.elapsed_s.extend((from..=to).map(|i| frame.and_then(|frame| frame.elapsed_s(i))));
+        for i in from..=to {
+            let context = frame.and_then(|frame| frame.context(i)).cloned().unwrap_or_default();
+            if self.contexts.last().is_none_or(|(_, last)| *last != context) {
+                self.contexts.push((len.saturating_add(i.saturating_sub(from)), context));
+            }
+        }
+    }
+}
+
+/// What a publisher said about an event.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublishedEvent {
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub payload: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+}
+
+impl PublishedEvent {
+    /// Parses the text of a row; nothing if it has none, or if it was not written by this module.
+    #[must_use]
+    pub fn parse(text: Option<&str>) -> Self {
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+}
+
+/// What one message says beyond what a frame can hold.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PublishedMessage {
+    /// A sample, with the extra values by their names.
+    Sample(PublishedSamples, BTreeMap<String, ExtraValue>),
+    Event(PublishedEvent),
+}
+
+impl PublishedMessage {
+    /// Returns the text that a frame's row stores.
+    #[must_use]
+    pub fn of_samples(&self) -> Option<String> {
+        match self {
+            Self::Sample(samples, _) => serde_json::to_string(samples).ok(),
+            Self::Event(_) => None,
+        }
+    }
+
+    /// Returns the text that an event's row stores.
+    #[must_use]
+    pub fn of_event(&self) -> Option<String> {
+        match self {
+            Self::Event(event) => serde_json::to_string(event).ok(),
+            Self::Sample(..) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_keeps_what_was_said_about_each_of_its_samples() {
+        let batch = |name: &str| SampleContext {
+            batch_id: Some(name.to_owned()),
+            ..SampleContext::default()
+        };
+        let mut curve = PublishedSamples::default();
+        let samples = [("a", 0.0), ("a", 10.0), ("b", 20.5)];
+        for (i, (name, elapsed)) in samples.into_iter().enumerate() {
+            let one = PublishedSamples::of_one(Some(elapsed), batch(name));
+            curve.append(i, Some(&one), 0, 0);
+        }
+        curve.append(3, None, 2, 3);
+        assert_eq!(curve.elapsed_s, [Some(0.0), Some(10.0), Some(20.5), None, None]);
+        assert_eq!(curve.contexts.len(), 3, "one entry a run");
+        let batches: Vec<_> =
+            (0..5).map(|i| curve.context(i).and_then(|o| o.batch_id.as_deref())).collect();
+        assert_eq!(batches, [Some("a"), Some("a"), Some("b"), None, None]);
+        let text = serde_json::to_string(&curve).unwrap();
+        assert_eq!(PublishedSamples::parse(Some(&text)), Some(curve));
+    }
+}

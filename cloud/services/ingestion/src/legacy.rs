@@ -11,6 +11,8 @@
 
 mod roast;
 mod stamp;
+#[cfg(test)]
+mod tests;
 
 use ::database::StoreError;
 use contract::envelope::{self, EnvelopeError, Payload, PayloadKind, ReceivedEnvelope};

@@ -38,6 +38,8 @@ const SUBSCRIBED: [TopicKind; 5] = [
 /// The capacity of the client's queue of outgoing messages.
 const QUEUE: usize = 4_096;
 const WAIT_MAX: Duration = Duration::from_secs(5);
+/// The length of a topic's part that names the machine, in messages: that of three identities.
+const MACHINE_CHARS_MAX: usize = 400;
 /// How long the client stays connected at shutdown to acknowledge the last commits.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
@@ -95,9 +97,10 @@ async fn forward(pipeline: &Pipeline, warnings: &WarningLog, topic: &str, payloa
         Ok(parsed) => parsed,
         Err(error) => {
             metric::invalid("topic");
-            if let Some(left_out) = warnings.is_due(machine_of(topic), Instant::now()) {
+            let machine = machine_of(topic);
+            if let Some(left_out) = warnings.is_due(&machine, Instant::now()) {
                 tracing::warn!(
-                    topic,
+                    topic = machine,
                     left_out,
                     "dropped a message on a topic that names no machine: {error}; rename the \
                      machine at its publisher; further warnings about this topic in a minute"
@@ -117,13 +120,29 @@ async fn forward(pipeline: &Pipeline, warnings: &WarningLog, topic: &str, payloa
     pipeline.send(lane, origin, message, Reply::Bus).await;
 }
 
-/// Returns the part of a topic that names the machine.
-fn machine_of(topic: &str) -> &str {
-    topic.match_indices('/').nth(3).map_or(topic, |(end, _)| &topic[..end])
+/// Returns the part of a topic that names the machine, shortened to what an identity may have.
+fn machine_of(topic: &str) -> String {
+    let end = topic.match_indices('/').nth(3).map_or(topic.len(), |(end, _)| end);
+    topic[..end].chars().take(MACHINE_CHARS_MAX).collect()
 }
 
 async fn publish_acks(bus: Bus, mut acks: Acks) {
     while let Some((origin, ack)) = acks.recv().await {
         bus.publish_ack(&origin, &ack).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_named_by_its_machine() {
+        assert_eq!(
+            machine_of("roaster/org/site/Loring S35/telemetry"),
+            "roaster/org/site/Loring S35"
+        );
+        assert_eq!(machine_of("roaster/org"), "roaster/org");
+        assert_eq!(machine_of(&"é".repeat(1_000)).chars().count(), MACHINE_CHARS_MAX);
     }
 }

@@ -11,7 +11,7 @@ use contract::*;
 use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChainNo, Outcome, SessionFilter};
-use ingestion::verified_frame::{Numbering, Trust, VerifiedFrame};
+use ingestion::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
 use proptest::prelude::*;
 use testbed::Postgres;
 
@@ -86,6 +86,7 @@ fn frame(n: u64, salt: f64) -> VerifiedFrame {
         kid: "device:gw@leipzig".to_owned(),
         trust: Trust::Verified,
         numbering: Numbering::Edge,
+        published: None,
         received: NOW,
     }
 }
@@ -229,7 +230,8 @@ fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     verified.frame.columns = if drop { vec![] } else { vec![bt] };
     verified.frame.events = if drop { vec![event] } else { vec![] };
     verified.digest = trust::sha256_digest(format!("{second} {drop}").as_bytes());
-    verified.numbering = Numbering::Arrival { opens: opens.then_some((session, NOW)) };
+    let opens = opens.then_some((session, NOW));
+    verified.numbering = Numbering::Arrival { opens, repeats: Repeats::SameTime };
     verified
 }
 

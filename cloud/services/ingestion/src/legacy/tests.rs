@@ -117,7 +117,10 @@ async fn a_charge_that_overtakes_the_first_point_opens_the_next_roast() {
         let sessions = publisher.sessions().await;
         let starts: Vec<i64> = sessions.iter().map(|s| s.started_ms - NOW.0).collect();
         assert_eq!(starts, [0, 200_000], "DROP {with_drop}");
-        assert_eq!((publisher.count(&sessions[0]).await, publisher.count(&sessions[1]).await), (4, 3));
+        assert_eq!(
+            (publisher.count(&sessions[0]).await, publisher.count(&sessions[1]).await),
+            (4, 3)
+        );
         assert!(sessions[0].last_seq.is_some(), "its end is stored");
         assert_eq!(sessions[0].duration_s(), with_drop.then_some(150.0));
     }
@@ -206,7 +209,10 @@ async fn what_a_publisher_says_comes_back_as_it_came() {
     let note = row_json::roast_event(&events[0], &publisher.origin.machine).unwrap();
     let expected = json!({"elapsedSeconds": 1.0, "text": "smells of hay", "targetSeconds": 480,
                           "source": "machine"});
-    assert_eq!((note.payload.map(Value::Object), note.batch_id.as_deref()), (Some(expected), Some("B-7")));
+    assert_eq!(
+        (note.payload.map(Value::Object), note.batch_id.as_deref()),
+        (Some(expected), Some("B-7"))
+    );
 }
 
 #[tokio::test]
@@ -297,7 +303,8 @@ async fn an_event_of_a_roast_of_which_nothing_arrived_is_refused() {
     let publisher = Publisher::new().await;
     let body = serde_json::to_vec(&event("FC", 0.0, 500.0)).unwrap();
     let (store, keys, origin) = (&publisher.store, &publisher.keys, &publisher.origin);
-    let error = read(store, keys, origin, PayloadKind::Event, &body, true, NOW).await.err().unwrap();
+    let error =
+        read(store, keys, origin, PayloadKind::Event, &body, true, NOW).await.err().unwrap();
     assert_eq!(error.to_string(), "a FC of a roast of which nothing was received");
 }
 

@@ -201,7 +201,8 @@ async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()
     let sessions = cloud.get("/sessions").await?;
     let session = &sessions[0];
     assert_eq!(sessions.as_array().map(Vec::len), Some(1), "{sessions}");
-    assert_eq!(session["startedAt"], "2025-10-05T21:08:00.000Z");
+    // Its times are far from their arrival: they are replaced, and the points are marked.
+    assert!(!session["startedAt"].as_str().unwrap().starts_with("2025"), "{session}");
     assert_eq!(session["dropSeconds"], 19.0);
     assert_eq!((&session["telemetryPoints"], &session["unsignedPoints"]), (&20.into(), &20.into()));
     let path = format!(
@@ -212,6 +213,12 @@ async fn upstream_publishers_are_accepted_nested_and_flat() -> anyhow::Result<()
     let bts: Vec<f64> =
         points.as_array().unwrap().iter().map(|p| p["btC"].as_f64().unwrap()).collect();
     assert_eq!(bts, [155.5, 156.5, 157.5]);
+    assert!(points.as_array().unwrap().iter().all(|p| p["extras"]["timeSource"] == "arrival"));
+    assert_eq!(points[0]["elapsedSeconds"], 5.0);
+    // The machine is named with what is wrong with its messages, and once for all of them.
+    let log = cloud.simcorp.log();
+    let warned = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(warned("without what is wrong with it: ts: 2025-10-05"), 1, "{log}");
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Tests of whole messages on SQLite: from the bytes of a publisher to what clients read.
+#![allow(clippy::cast_possible_truncation, clippy::float_cmp)] // small, exact numbers
 
+use ::database::{Database, DatabaseConfig};
 use contract::point::ExtraValue;
-use database::{Database, DatabaseConfig};
 use serde_json::{Value, json};
 
 use super::*;
@@ -173,7 +174,7 @@ async fn what_a_publisher_says_comes_back_as_it_came() {
     note["batchId"] = json!("B-7");
     publisher.event(&note, 3.0).await;
     publisher.event(&event("DROP", 0.0, 20.0), 4.0).await;
-    let mut cooling = point(0.0, 5.0);
+    let mut cooling = point(0.0, 25.0);
     cooling["elapsedSeconds"] = json!(30.0);
     publisher.point(&cooling, 5.0).await;
 
@@ -335,7 +336,7 @@ async fn a_quiet_machine_has_its_newest_events_too() {
         busy.event(&body, f64::from(s)).await;
     }
     let org = &busy.origin.org;
-    let newest = async |site, machine| {
+    let newest = async |site: Option<&'static str>, machine: Option<&'static str>| {
         let rows = busy.store.newest_events(org, (site, machine), 2).await.unwrap();
         rows.into_iter().map(|row| format!("{} {}", row.machine_id, row.kind)).collect::<Vec<_>>()
     };

@@ -41,7 +41,7 @@ pub(crate) fn read_point(fields: &Map<String, Value>) -> Result<ReadPayload, Env
     let machine_id = reader.machine()?;
     let ts = reader.time();
     let elapsed = reader.number("elapsedSeconds", &ELAPSED_S);
-    if elapsed.is_none() && !fields.contains_key("elapsedSeconds") {
+    if fields.get("elapsedSeconds").is_none_or(Value::is_null) {
         reader.report("elapsedSeconds", "missing");
     }
     let point = TelemetryPoint {
@@ -220,7 +220,10 @@ impl FieldReader<'_> {
             }
         };
         for (name, range) in [("elapsedSeconds", &ELAPSED_S), ("btC", &MEASURED)] {
-            let value = payload.get(name).filter(|value| !value.is_null());
+            if payload.get(name).is_some_and(Value::is_null) {
+                payload.remove(name); // a missing value
+            }
+            let value = payload.get(name);
             if value.is_some_and(|v| !v.as_f64().is_some_and(|number| range.contains(&number))) {
                 let (start, end) = (range.start(), range.end());
                 let problem = format!("not a number between {start} and {end}");

@@ -272,7 +272,7 @@ impl Arrival<'_> {
         self.store.session_at(self.no, self.now.plus_ms(stamp::AHEAD_MAX_MS)).await
     }
 
-    /// The same start gives the same session id on every instance.
+    /// Returns the id of a roast: the same start gives the same id on every instance.
     fn session_id(&self, started: EpochMs) -> SessionId {
         let salt = u32::try_from(started.0.rem_euclid(1 << 24)).unwrap_or(0);
         SessionId::compose(self.origin, started, salt)

@@ -107,9 +107,11 @@ const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WH
 /// Selects a row if a chain of single messages has a frame with this time and digest.
 const SELECT_FRAME_EXISTS: &str =
     "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
-/// The same for a message whose time says nothing. Only the newest numbers are read.
-const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND number >= $2 AND digest = $3 \
-     AND received_ms >= $4 LIMIT 1";
+/// Selects a row if the newest of such frames have this digest, for a message whose time says
+/// nothing.
+const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND number >= $2 \
+     AND digest = $3 AND received_ms >= $4 LIMIT 1";
+/// Ends the sessions before sample $3 that have no end.
 const END_PREVIOUS: &str = "UPDATE sessions SET last_seq = $3 - 1, curve_ms = NULL \
      WHERE machine_no = $1 AND chain_no = $2 AND first_seq < $3 AND last_seq IS NULL";
 

@@ -124,7 +124,7 @@ async fn stream(
     let mut replayed = last.unwrap_or(0);
     let mut ready = VecDeque::new();
     if let Some(last) = last {
-        for row in replay(&shared.store, &request.org, what, last).await? {
+        for row in replay(&shared.store, &filter, what, last).await? {
             replayed = replayed.max(row.arrival);
             if filter.matches(&row.origin) {
                 ready.extend(messages(&row, what, form));
@@ -139,22 +139,24 @@ async fn stream(
     Ok(response)
 }
 
-/// Returns the rows that have arrived after `after`, the last that the client has received.
+/// Returns the rows that have arrived after `after`, the last that the client has received. The limit
+/// counts the rows of the requested machines, not those of all.
 async fn replay(
     store: &IngestStore,
-    org: &OrgId,
+    filter: &StreamFilter,
     what: StreamKind,
     after: i64,
 ) -> Result<Vec<CommittedRow>, ApiError> {
+    let (org, names, page) = (Some(&filter.org), filter.machines.names(), (after, REPLAY_ROWS_MAX));
     Ok(match what {
         StreamKind::Telemetry => {
-            let rows = store.frames_after(Some(org), after, REPLAY_ROWS_MAX).await?;
+            let rows = store.frames_of_machines_after(org, names, page).await?;
             let running =
                 store.running_sessions(rows.iter().map(|row| row.frame.machine_no)).await?;
             rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running)).collect()
         }
         StreamKind::Events => {
-            let rows = store.events_after(Some(org), after, REPLAY_ROWS_MAX).await?;
+            let rows = store.events_of_machines_after(org, names, page).await?;
             rows.into_iter().filter_map(|(org, row)| row_json::committed_event(&org, row)).collect()
         }
     })

@@ -157,6 +157,31 @@ async fn a_roast_without_a_drop_keeps_only_its_own_points() {
     }
 }
 
+/// The elapsed time of some publishers never starts over, and their CHARGE is detected late.
+#[tokio::test]
+async fn a_charge_that_is_detected_late_takes_the_samples_since_its_time() {
+    let publisher = Publisher::new().await;
+    for s in [0.0, 50.0, 100.0, 150.0] {
+        publisher.point(&point(0.0, s), s).await;
+    }
+    publisher.event(&event("DROP", 0.0, 150.0), 150.0).await;
+    for s in [190.0, 200.0, 210.0, 220.0] {
+        publisher.point(&point(0.0, s), s).await;
+    }
+    publisher.event(&event("CHARGE", 200.0, 0.0), 225.0).await;
+    publisher.point(&point(0.0, 230.0), 230.0).await;
+    let sessions = publisher.sessions().await;
+    assert_eq!((sessions.len(), sessions[1].started_ms), (2, NOW.0 + 200_000));
+    let counts = (publisher.count(&sessions[0]).await, publisher.count(&sessions[1]).await);
+    assert_eq!(counts, (4, 4), "the samples between the roasts belong to none");
+    let (store, org) = (&publisher.store, &publisher.origin.org);
+    let (first, last) = store.sample_range(&sessions[1]).await.unwrap();
+    let chain = sessions[1].chain_no;
+    let frames = store.frames_of_range(org, chain, first, last, 100).await.unwrap();
+    assert_eq!(row_json::elapsed_shift_s(&frames[0], &sessions[1], first), 200.0);
+    assert_eq!(row_json::elapsed_shift_s(&frames[1], &sessions[0], first), 0.0, "its own");
+}
+
 #[tokio::test]
 async fn what_a_publisher_says_comes_back_as_it_came() {
     let publisher = Publisher::new().await;
@@ -344,4 +369,9 @@ async fn a_quiet_machine_has_its_newest_events_too() {
     assert_eq!(newest(None, Some("r-1")).await, ["r-1 CHARGE"]);
     assert_eq!(newest(Some("leipzig"), Some("r-2")).await.len(), 2);
     assert!(newest(Some("elsewhere"), None).await.is_empty());
+    let (org, machine) = (Some(org), (None, Some("r-2")));
+    let resumed = busy.store.events_of_machines_after(org, machine, (0, 1)).await.unwrap();
+    assert_eq!((resumed.len(), resumed[0].1.machine_id.as_str()), (1, "r-2"));
+    let frames = busy.store.frames_of_machines_after(org, machine, (0, 1)).await.unwrap();
+    assert_eq!((frames.len(), frames[0].machine_id.as_str()), (1, "r-2"));
 }

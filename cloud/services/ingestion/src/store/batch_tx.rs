@@ -62,6 +62,11 @@ pub(super) trait BatchTx: Send {
         number: i64,
         received_ms: i64,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Returns the last sample of the sessions of a chain that have an end.
+    fn newest_end(
+        &mut self,
+        no: ChainNo,
+    ) -> impl Future<Output = Result<Option<i64>, sqlx::Error>> + Send;
     /// Ends the sessions of a chain of single messages that have no end before sample `seq`, at
     /// which the next session begins.
     fn end_previous(
@@ -111,6 +116,8 @@ const SELECT_FRAME_EXISTS: &str =
 /// nothing.
 const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND number >= $2 \
      AND digest = $3 AND received_ms >= $4 LIMIT 1";
+const SELECT_NEWEST_END: &str =
+    "SELECT MAX(last_seq) FROM sessions WHERE machine_no = $1 AND chain_no = $2";
 /// Ends the sessions before sample $3 that have no end.
 const END_PREVIOUS: &str = "UPDATE sessions SET last_seq = $3 - 1, curve_ms = NULL \
      WHERE machine_no = $1 AND chain_no = $2 AND first_seq < $3 AND last_seq IS NULL";
@@ -217,6 +224,11 @@ macro_rules! reads {
                 .bind(digest)
                 .bind(received_ms);
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn newest_end(&mut self, no: ChainNo) -> Result<Option<i64>, sqlx::Error> {
+            let end = query_scalar(SELECT_NEWEST_END).bind(no.machine).bind(no.chain);
+            end.fetch_one(&mut **self).await
         }
 
         async fn end_previous(&mut self, no: ChainNo, seq: i64) -> Result<(), sqlx::Error> {

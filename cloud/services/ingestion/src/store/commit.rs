@@ -190,11 +190,13 @@ async fn is_repeated(
 
 /// Opens, ends or extends sessions by a new frame, and stores its events.
 async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+    let mut opened_at = None;
     match &new.verified.numbering {
         Numbering::Arrival { opens: Some((session, started)), .. } => {
-            tx.end_previous(new.no, new.first_seq).await?;
-            let opened = SessionChange::opened(new.org, new.no, session, *started, new.first_seq);
-            tx.apply(&opened).await?;
+            let seq = opening_seq(tx, new).await?;
+            tx.end_previous(new.no, seq).await?;
+            tx.apply(&SessionChange::opened(new.org, new.no, session, *started, seq)).await?;
+            opened_at = Some(seq);
         }
         Numbering::Arrival { opens: None, .. } if new.verified.frame.sample_count() > 0 => {
             tx.append_late(new).await?;
@@ -202,13 +204,26 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
         Numbering::Arrival { .. } | Numbering::Edge => {}
     }
     for event in &new.verified.frame.events {
-        let seq = seq_of(tx, new, event).await?;
+        let seq = match opened_at {
+            Some(seq) => seq,
+            None => seq_of(tx, new, event).await?,
+        };
         let trust = new.verified.trust.code();
         let published = new.verified.published.as_ref().and_then(PublishedMessage::of_event);
         let change = SessionChange::from_event(new.org, new.no, seq, event);
         tx.apply(&change.with_trust(trust).with_published(published)).await?;
     }
     Ok(())
+}
+
+/// Returns the number of the first sample of a session that begins with a single message. A CHARGE
+/// may be detected late: the samples since its time belong to its session, but none of a session
+/// that has ended.
+async fn opening_seq(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<i64, sqlx::Error> {
+    let Some(event) = new.verified.frame.events.first() else { return Ok(new.first_seq) };
+    let before = tx.sample_before(new.no.chain, event.at.0).await?.unwrap_or(0);
+    let ended = tx.newest_end(new.no).await?.unwrap_or(0);
+    Ok(before.max(ended).saturating_add(1).min(new.first_seq))
 }
 
 /// Returns the number of the sample at which an event lies. An event with a message of its own is
@@ -221,8 +236,6 @@ async fn seq_of(
     let chain = new.no.chain;
     Ok(match new.verified.numbering {
         Numbering::Edge => number(event.seq),
-        // What arrives later belongs to the session that the event opens.
-        Numbering::Arrival { opens: Some(_), .. } => new.first_seq,
         Numbering::Arrival { .. } if event.kind == EventKind::Charge => {
             tx.sample_before(chain, event.at.0).await?.unwrap_or(0) + 1
         }

@@ -49,22 +49,10 @@ pub struct EventRow {
     pub published: Option<String>,
 }
 
-const SELECT_EVENT: &str = "\
+pub(super) const SELECT_EVENT: &str = "\
 SELECT e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, e.kind, e.source, e.at_ms, \
        e.elapsed_s, e.bt_c, e.note, e.trust, e.published \
 FROM events e JOIN machines m ON m.machine_no = e.machine_no ";
-
-/// A machine and its newest chain.
-#[derive(Debug, Clone, FromRow)]
-pub struct MachineRow {
-    pub machine_no: i64,
-    pub site_id: String,
-    pub machine_id: String,
-    pub chain_no: i64,
-    pub kid: String,
-    pub seen_ms: i64,
-    pub gaps: String,
-}
 
 /// A frame may begin this many samples before the range it reaches into.
 #[allow(clippy::cast_possible_wrap)] // 4096
@@ -257,12 +245,28 @@ impl IngestStore {
         after: i64,
         limit: i64,
     ) -> Result<Vec<(String, EventRow)>, StoreError> {
+        self.events_of_machines_after(org, (None, None), (after, limit)).await
+    }
+
+    /// Returns the same events, of a site or of a machine.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn events_of_machines_after(
+        &self,
+        org: Option<&OrgId>,
+        (site, machine): (Option<&str>, Option<&str>),
+        (after, limit): (i64, i64),
+    ) -> Result<Vec<(String, EventRow)>, StoreError> {
         let sql = "SELECT e.org_id, e.arrival, e.session_id, m.site_id, m.machine_id, e.machine_no, \
              e.kind, e.source, e.at_ms, e.elapsed_s, e.bt_c, e.note, e.trust, e.published \
              FROM events e JOIN machines m ON m.machine_no = e.machine_no \
-             WHERE e.arrival > $1 AND ($2 IS NULL OR e.org_id = $2) ORDER BY e.arrival LIMIT $3";
+             WHERE e.arrival > $1 AND ($2 IS NULL OR e.org_id = $2) \
+             AND ($4 = '' OR m.site_id = $4) AND ($5 = '' OR m.machine_id = $5) \
+             ORDER BY e.arrival LIMIT $3";
         let rows: Vec<OrgEvent> = on!(self.database, pool => query_as(sql)
-            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).fetch_all(pool).await)
+            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("reading new events"))?;
         Ok(rows.into_iter().map(|row| (row.org_id, row.event)).collect())
     }
@@ -278,12 +282,32 @@ impl IngestStore {
         after: i64,
         limit: i64,
     ) -> Result<Vec<ArrivedFrame>, StoreError> {
+        self.frames_of_machines_after(org, (None, None), (after, limit)).await
+    }
+
+    /// Returns the same frames, of a site or of a machine.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn frames_of_machines_after(
+        &self,
+        org: Option<&OrgId>,
+        (site, machine): (Option<&str>, Option<&str>),
+        (after, limit): (i64, i64),
+    ) -> Result<Vec<ArrivedFrame>, StoreError> {
+        let of_machines = if site.is_none() && machine.is_none() {
+            ""
+        } else {
+            "AND machine_no IN (SELECT machine_no FROM machines WHERE org_id = $2 \
+             AND ($4 = '' OR site_id = $4) AND ($5 = '' OR machine_id = $5)) "
+        };
         let sql = format!(
             "SELECT {NAMES}, {SELECT} FROM frames WHERE arrival > $1 \
-             AND ($2 IS NULL OR org_id = $2) ORDER BY arrival LIMIT $3"
+             AND ($2 IS NULL OR org_id = $2) {of_machines}ORDER BY arrival LIMIT $3"
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).fetch_all(pool).await)
+            .bind(after).bind(org.map(OrgId::as_str)).bind(limit).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("reading new frames"))
     }
 
@@ -362,129 +386,6 @@ impl IngestStore {
             .bind(org.as_str()).bind(session).fetch_one(pool).await)
         .map_err(StoreError::query("reading a session's CHARGE"))?;
         Ok(at.map(contract::EpochMs))
-    }
-
-    /// Returns the newest arrival number of frames and that of events.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_arrivals(&self) -> Result<(i64, i64), StoreError> {
-        let newest = StoreError::query("finding the newest arrival");
-        let frames: i64 = on!(self.database, pool =>
-            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM frames").fetch_one(pool).await)
-        .map_err(newest)?;
-        let events: i64 = on!(self.database, pool =>
-            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM events").fetch_one(pool).await)
-        .map_err(StoreError::query("finding the newest arrival"))?;
-        Ok((frames, events))
-    }
-
-    /// Returns the machines of an organisation with their newest chains, at most 1 000.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn machines(&self, org: &OrgId) -> Result<Vec<MachineRow>, StoreError> {
-        self.machines_of(org, (None, None)).await
-    }
-
-    /// Returns the machines of a site, or one machine, with their newest chains, at most 1 000.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn machines_of(
-        &self,
-        org: &OrgId,
-        (site, machine): (Option<&str>, Option<&str>),
-    ) -> Result<Vec<MachineRow>, StoreError> {
-        on!(self.database, pool => query_as(
-            "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
-             FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
-             WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
-             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR m.machine_id = $3) \
-             ORDER BY m.site_id, m.machine_id LIMIT 1000")
-            .bind(org.as_str()).bind(site.unwrap_or_default())
-            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
-        .map_err(StoreError::query("listing machines"))
-    }
-
-    /// Returns a chain's newest frame that has samples.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_frame(
-        &self,
-        org: &OrgId,
-        chain_no: i64,
-    ) -> Result<Option<FrameRow>, StoreError> {
-        let sql = format!(
-            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 AND samples > 0 \
-             ORDER BY number DESC LIMIT 1"
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(chain_no).fetch_optional(pool).await)
-        .map_err(StoreError::query("reading a machine's newest frame"))
-    }
-
-    /// Returns a chain's newest frames, newest first.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_frames(
-        &self,
-        org: &OrgId,
-        chain_no: i64,
-        limit: usize,
-    ) -> Result<Vec<FrameRow>, StoreError> {
-        let sql = format!(
-            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
-             ORDER BY number DESC LIMIT $3"
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(chain_no).bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(pool).await)
-        .map_err(StoreError::query("reading a machine's newest frames"))
-    }
-
-    /// Returns the newest events of an organisation, of a site or of a machine, newest first.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_events(
-        &self,
-        org: &OrgId,
-        (site, machine): (Option<&str>, Option<&str>),
-        limit: i64,
-    ) -> Result<Vec<EventRow>, StoreError> {
-        let of_machines = if site.is_none() && machine.is_none() {
-            ""
-        } else {
-            "AND e.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
-             AND ($3 = '' OR site_id = $3) AND ($4 = '' OR machine_id = $4)) "
-        };
-        let sql = format!(
-            "{SELECT_EVENT} WHERE e.org_id = $1 {of_machines}ORDER BY e.arrival DESC LIMIT $2"
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(limit).bind(site.unwrap_or_default())
-            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
-        .map_err(StoreError::query("reading the newest events"))
-    }
-
-    /// Returns a machine's newest event.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_event(
-        &self,
-        org: &OrgId,
-        machine_no: i64,
-    ) -> Result<Option<EventRow>, StoreError> {
-        let sql = format!(
-            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.machine_no = $2 ORDER BY e.arrival DESC LIMIT 1"
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(machine_no).fetch_optional(pool).await)
-        .map_err(StoreError::query("reading a machine's newest event"))
     }
 }
 

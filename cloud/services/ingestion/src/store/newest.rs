@@ -1,0 +1,146 @@
+//! What is newest of an organisation: its machines, their frames and their events.
+
+use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
+use ::database::{StoreError, on};
+use contract::OrgId;
+
+use super::queries::{EventRow, SELECT_EVENT};
+use super::row::SELECT;
+use super::{FrameRow, IngestStore};
+
+/// A machine and its newest chain.
+#[derive(Debug, Clone, FromRow)]
+pub struct MachineRow {
+    pub machine_no: i64,
+    pub site_id: String,
+    pub machine_id: String,
+    pub chain_no: i64,
+    pub kid: String,
+    pub seen_ms: i64,
+    pub gaps: String,
+}
+
+impl IngestStore {
+    /// Returns the newest arrival number of frames and that of events.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_arrivals(&self) -> Result<(i64, i64), StoreError> {
+        let newest = StoreError::query("finding the newest arrival");
+        let frames: i64 = on!(self.database, pool =>
+            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM frames").fetch_one(pool).await)
+        .map_err(newest)?;
+        let events: i64 = on!(self.database, pool =>
+            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM events").fetch_one(pool).await)
+        .map_err(StoreError::query("finding the newest arrival"))?;
+        Ok((frames, events))
+    }
+
+    /// Returns the machines of an organisation with their newest chains, at most 1 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines(&self, org: &OrgId) -> Result<Vec<MachineRow>, StoreError> {
+        self.machines_of(org, (None, None)).await
+    }
+
+    /// Returns the machines of a site, or one machine, with their newest chains, at most 1 000.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines_of(
+        &self,
+        org: &OrgId,
+        (site, machine): (Option<&str>, Option<&str>),
+    ) -> Result<Vec<MachineRow>, StoreError> {
+        on!(self.database, pool => query_as(
+            "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
+             FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
+             WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
+             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR m.machine_id = $3) \
+             ORDER BY m.site_id, m.machine_id LIMIT 1000")
+            .bind(org.as_str()).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
+        .map_err(StoreError::query("listing machines"))
+    }
+
+    /// Returns a chain's newest frame that has samples.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_frame(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+    ) -> Result<Option<FrameRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 AND samples > 0 \
+             ORDER BY number DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(chain_no).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a machine's newest frame"))
+    }
+
+    /// Returns a chain's newest frames, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_frames(
+        &self,
+        org: &OrgId,
+        chain_no: i64,
+        limit: usize,
+    ) -> Result<Vec<FrameRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
+             ORDER BY number DESC LIMIT $3"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(chain_no).bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(pool).await)
+        .map_err(StoreError::query("reading a machine's newest frames"))
+    }
+
+    /// Returns the newest events of an organisation, of a site or of a machine, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_events(
+        &self,
+        org: &OrgId,
+        (site, machine): (Option<&str>, Option<&str>),
+        limit: i64,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let of_machines = if site.is_none() && machine.is_none() {
+            ""
+        } else {
+            "AND e.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
+             AND ($3 = '' OR site_id = $3) AND ($4 = '' OR machine_id = $4)) "
+        };
+        let sql = format!(
+            "{SELECT_EVENT} WHERE e.org_id = $1 {of_machines}ORDER BY e.arrival DESC LIMIT $2"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(limit).bind(site.unwrap_or_default())
+            .bind(machine.unwrap_or_default()).fetch_all(pool).await)
+        .map_err(StoreError::query("reading the newest events"))
+    }
+
+    /// Returns a machine's newest event.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_event(
+        &self,
+        org: &OrgId,
+        machine_no: i64,
+    ) -> Result<Option<EventRow>, StoreError> {
+        let sql = format!(
+            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.machine_no = $2 ORDER BY e.arrival DESC LIMIT 1"
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(org.as_str()).bind(machine_no).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading a machine's newest event"))
+    }
+}

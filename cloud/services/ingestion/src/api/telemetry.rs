@@ -109,7 +109,9 @@ async fn points(
         // Retention has dropped its frames: read the curve.
         page = roast_page(store, org, row, true, first, last).await?;
     }
-    let shift_s = page.first().map_or(0.0, |frame| row_json::elapsed_shift_s(frame, row, first));
+    // A publisher's events are frames without samples.
+    let sampled = page.iter().find(|frame| !frame.is_empty());
+    let shift_s = sampled.map_or(0.0, |frame| row_json::elapsed_shift_s(frame, row, first));
     while let Some(end) = page.last().map(|f| f.seq_at(f.len())) {
         for published in page.iter_mut().filter_map(|frame| frame.published.as_mut()) {
             published.shift_elapsed(shift_s);

@@ -35,7 +35,7 @@ use unsigned::put_receipt;
 
 /// The journal's file in its folder.
 pub const FILE: &str = "journal.db";
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE frames (
@@ -84,6 +84,12 @@ const STATE_UNSENT: i64 = 0;
 const STATE_ACKED: i64 = 1;
 const STATE_REFUSED: i64 = 2;
 const STATE_UNSIGNED: i64 = 3;
+
+/// Added in version 4: the time of a roast's CHARGE on the kernel's clock.
+const KERNEL_CLOCK: &str = "
+ALTER TABLE roasts ADD COLUMN kernel_boot TEXT;
+ALTER TABLE roasts ADD COLUMN charge_uptime_ms INTEGER;
+";
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -231,9 +237,10 @@ impl Journal {
             .query_row("PRAGMA user_version", [], |row| row.get(0))
             .map_err(JournalError::sql(DOING))?;
         let steps = match version {
-            0 => format!("{SCHEMA} {CHAINS} {UNSIGNED}"),
-            1 => format!("{CHAINS} {UNSIGNED}"),
-            2 => UNSIGNED.to_owned(),
+            0 => format!("{SCHEMA} {CHAINS} {UNSIGNED} {KERNEL_CLOCK}"),
+            1 => format!("{CHAINS} {UNSIGNED} {KERNEL_CLOCK}"),
+            2 => format!("{UNSIGNED} {KERNEL_CLOCK}"),
+            3 => KERNEL_CLOCK.to_owned(),
             SCHEMA_VERSION => String::new(),
             found => return Err(JournalError::TooNew { path: path.to_owned(), found }),
         };

@@ -21,6 +21,7 @@ use crate::clock::GatewayClock;
 use crate::journal::{FetchLimit, Journal, JournalError, OutgoingFrame, StoredMessage};
 use crate::journal_opener::JournalOpening;
 use crate::recorder::{CompletedFrame, Recorder, Sample};
+use crate::restart;
 use crate::signing::BackoffSigner;
 
 use disk_fallback::DiskFallback;
@@ -36,8 +37,6 @@ const SIGN_PENDING_MS_MAX: u64 = 150;
 const RECEIPTS_MAX: usize = 5;
 /// The shortest time between two rounds of maintenance (late signatures, quota, totals), in ms.
 const MAINTENANCE_INTERVAL_MS: u64 = 1_000;
-/// After a restart within this time, in ms, the agent continues the roast that was running.
-const RESUME_WITHIN_MS: i64 = 30 * 60 * 1000;
 
 /// A command to the thread that owns the journal.
 pub enum JournalCommand {
@@ -123,22 +122,21 @@ impl JournalWriter {
         }
     }
 
-    /// Continues a roast that was running a short time ago (see `RESUME_WITHIN_MS`), and abandons
+    /// Continues a roast that was running a short time ago (see `restart::charge_ms`), and abandons
     /// all others that were running.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
     pub fn resume(&mut self) -> Result<(), JournalError> {
-        // After a start, the clock of a gateway without a clock chip may be behind. The time of the
-        // newest frame in the journal is then the better estimate.
-        let newest = self.journal.newest_ms()?;
-        let now = newest.map_or(self.clock.wall(), |ms| self.clock.wall().max(EpochMs(ms)));
-        let fresh = newest.is_some_and(|ms| now.0 - ms < RESUME_WITHIN_MS);
-        let roast = self.journal.running_roast()?.filter(|_| fresh);
-        self.journal.abandon_roasts(roast.as_ref().map(|roast| &roast.session))?;
-        if let Some(roast) = roast {
+        let newest = self.journal.newest_ms()?.map(EpochMs);
+        let roast = self.journal.running_roast()?.zip(newest).and_then(|(roast, newest)| {
+            let charge_ms = restart::charge_ms(&roast, newest, &self.clock.read())?;
+            Some((roast, charge_ms))
+        });
+        self.journal.abandon_roasts(roast.as_ref().map(|(roast, _)| &roast.session))?;
+        if let Some((roast, charge_ms)) = roast {
             tracing::info!(session = %roast.session, "continuing a running roast");
-            self.recorder.resume(roast, self.clock.mono_ms(), now);
+            self.recorder.resume(roast, charge_ms);
         }
         Ok(())
     }

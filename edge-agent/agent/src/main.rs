@@ -22,6 +22,7 @@ mod local;
 mod machine;
 mod profiles;
 mod recorder;
+mod restart;
 mod run;
 mod sampler;
 mod send_window;

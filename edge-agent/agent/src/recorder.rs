@@ -15,6 +15,8 @@ use roast::machine_model::MachineModel;
 
 use driver::Reading;
 
+use crate::clock::KernelTime;
+
 /// The plausible temperatures, in °C: neither beans nor flame reach a value outside.
 const VALID_TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
 /// A CHARGE more than this after the last CHARGE, in ms, starts a new roast: the end of the old
@@ -47,6 +49,8 @@ pub struct RunningRoast {
     pub first_seq: u64,
     pub first_frame: u64,
     pub event_kinds: Vec<EventKind>,
+    /// The time of CHARGE on the kernel's clock, if it is known.
+    pub charge: Option<KernelTime>,
 }
 
 /// A roast that has ended, returned with the frame that was completed at that moment.
@@ -122,6 +126,8 @@ pub struct Recorder {
     boot: u64,
     /// The digest of the machine's profile.
     profile: Option<Digest>,
+    /// The kernel's time at the start of the agent, if it is known.
+    kernel: Option<KernelTime>,
     period_ms: u64,
     frame_ms: u64,
     position: JournalPosition,
@@ -158,6 +164,7 @@ impl Recorder {
             origin,
             boot,
             profile: None,
+            kernel: None,
             period_ms,
             frame_ms,
             position,
@@ -179,10 +186,16 @@ impl Recorder {
         Self { profile, ..self }
     }
 
-    /// Continues a roast that was running when the agent stopped.
-    pub fn resume(&mut self, roast: RunningRoast, mono_ms: u64, wall: EpochMs) {
-        let since = wall.ms_since(roast.started).max(0);
-        let charge_ms = i64::try_from(mono_ms).unwrap_or(i64::MAX) - since;
+    /// Sets the kernel's time at the start of the agent.
+    #[must_use]
+    pub fn with_kernel_clock(self, kernel: Option<KernelTime>) -> Self {
+        Self { kernel, ..self }
+    }
+
+    /// Continues a roast that was running when the agent stopped. `charge_ms` is the time of its
+    /// CHARGE on the monotonic clock of this start.
+    pub fn resume(&mut self, mut roast: RunningRoast, charge_ms: i64) {
+        roast.charge = self.kernel.map(|start| start.plus_ms(charge_ms));
         self.live.resume(charge_ms, &roast.event_kinds);
         self.charge_ms = Some(charge_ms);
         self.roast = Some(roast);
@@ -239,13 +252,22 @@ impl Recorder {
         if let (Some(roast), Some(charge_ms)) = (&self.roast, self.charge_ms) {
             // During a roast the time is counted on the monotonic clock: a wall clock that is set
             // meanwhile must not distort the curve.
-            let counted = roast.started.plus_ms(t_ms - charge_ms);
-            if counted.ms_since(sample.wall).abs() >= CLOCK_STEP_MS {
+            let counted = roast.started.plus_ms(t_ms.saturating_sub(charge_ms));
+            if counted.ms_since(sample.wall).saturating_abs() >= CLOCK_STEP_MS {
                 // The roast started with a wrong date. The sample's clock quality says so to
                 // readers.
                 sample.clock = ClockQuality::FreeRunning;
             }
             sample.wall = counted;
+        } else if let Some((first, _)) = self.pending.samples.first() {
+            // A clock that is set within a frame takes effect with the next frame: the events of a
+            // frame are dated like its samples.
+            let since = sample.mono_ms.saturating_sub(first.mono_ms);
+            let counted = first.wall.plus_ms(i64::try_from(since).unwrap_or(i64::MAX));
+            if counted.ms_since(sample.wall).saturating_abs() >= CLOCK_STEP_MS {
+                sample.clock = ClockQuality::FreeRunning;
+                sample.wall = counted;
+            }
         }
         self.push_point(at);
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));
@@ -391,6 +413,7 @@ impl Recorder {
                 first_seq: mark.at.seq,
                 first_frame: self.frame_number_of(mark.at.seq),
                 event_kinds: Vec::new(),
+                charge: self.kernel.map(|start| start.plus_ms(mark.at.t_ms)),
             });
         }
         let roast = self.roast.as_mut()?;

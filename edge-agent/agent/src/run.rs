@@ -199,7 +199,8 @@ fn open_journal_writer(
         learned,
         position,
     )
-    .with_profile(config.profile_digest());
+    .with_profile(config.profile_digest())
+    .with_kernel_clock(clock.kernel_at_start());
     let opening = JournalOpening { folder, quota_mb, signer, clock };
     let mut writer =
         JournalWriter::new(recorder, journal, opening, state.clone(), live, s.frame_ms);

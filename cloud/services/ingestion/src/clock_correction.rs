@@ -1,7 +1,8 @@
 //! Corrects the dates of frames. A gateway without a clock chip samples and signs before it knows
 //! the date; its frames say so. Once a frame of the same boot says that the clock was set from the
 //! network, the dates of all frames of that boot are corrected: durations were right from the
-//! start.
+//! start. Until then the dates are estimated from the arrival of live frames, and marked as
+//! estimated.
 //!
 //! The order of arrival does not matter, and the correction never delays the storing of frames.
 
@@ -10,13 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::database::StoreError;
-use contract::{ClockQuality, Frame};
+use contract::ClockQuality;
 use quick_cache::sync::Cache;
 use service::tasks::Tasks;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::IngestStore;
+use crate::arrival_estimate::ArrivalEstimate;
+use crate::store::{ESTIMATE_TOLERANCE_MS, IngestStore};
+use crate::sweep;
+use crate::verified_frame::VerifiedFrame;
 
 const EVERY: Duration = Duration::from_secs(2);
 /// How often the whole database is checked, for boots that an instance had noted when it died.
@@ -34,6 +38,8 @@ type Boot = (i64, i64);
 struct PendingBoots {
     /// The clock offset of each boot, ms.
     offsets: BTreeMap<Boot, i64>,
+    /// The estimated offset of each boot whose clock is wrong, ms.
+    estimates: BTreeMap<Boot, i64>,
     /// Boots with frames whose clock was not synchronised.
     undated: BTreeSet<Boot>,
 }
@@ -44,6 +50,8 @@ pub struct ClockCorrection {
     pending: Arc<Mutex<PendingBoots>>,
     /// Boots whose offset is in the database.
     known: Arc<Cache<Boot, ()>>,
+    /// The arrivals of boots whose clocks are not set.
+    arrivals: Arc<Cache<Boot, ArrivalEstimate>>,
 }
 
 impl Default for ClockCorrection {
@@ -54,20 +62,32 @@ impl Default for ClockCorrection {
 
 impl ClockCorrection {
     fn with_capacity(known_max: usize) -> Self {
-        Self { pending: Arc::default(), known: Arc::new(Cache::new(known_max)) }
+        Self {
+            pending: Arc::default(),
+            known: Arc::new(Cache::new(known_max)),
+            arrivals: Arc::new(Cache::new(known_max)),
+        }
     }
 
     /// Notes a frame that was stored as part of chain `chain_no`.
-    pub fn note(&self, chain_no: i64, frame: &Frame) {
+    pub fn note(&self, chain_no: i64, verified: &VerifiedFrame) {
+        let frame = &verified.frame;
         let boot = (chain_no, frame.boot_id.cast_signed());
-        let synchronised = frame.clock == ClockQuality::Synchronised;
-        if synchronised && self.is_known(boot) {
+        let synchronised = frame.clock == ClockQuality::Synchronised && verified.ahead_ms() == 0;
+        let known = self.is_known(boot);
+        if synchronised && known {
             return;
         }
+        let estimate = if synchronised || known { None } else { self.estimate(boot, verified) };
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if !synchronised {
             if pending.undated.len() < NOTED_MAX {
                 pending.undated.insert(boot);
+            }
+            if let Some(offset_ms) = estimate
+                && pending.estimates.len() < NOTED_MAX
+            {
+                pending.estimates.insert(boot, offset_ms);
             }
         } else if pending.offsets.len() < NOTED_MAX {
             let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
@@ -75,9 +95,28 @@ impl ClockCorrection {
         }
     }
 
-    fn take(&self) -> (BTreeMap<Boot, i64>, BTreeSet<Boot>) {
+    /// Returns the boot's clock offset as estimated from the arrival of its frames, if the gateway's
+    /// clock is wrong: because frames that arrive live have another date, or because it is ahead of
+    /// their arrival.
+    fn estimate(&self, boot: Boot, verified: &VerifiedFrame) -> Option<i64> {
+        let frame = &verified.frame;
+        let last = frame.offsets_ms.last().copied().map_or(0, i64::from);
+        let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
+        let made_ms = mono.saturating_add(last);
+        let (estimate, offset_ms) =
+            ArrivalEstimate::update(self.arrivals.get(&boot), made_ms, verified.received);
+        self.arrivals.insert(boot, estimate);
+        let ahead = verified.ahead_ms() > 0;
+        let offset_ms = offset_ms.or_else(|| ahead.then(|| estimate.bound_ms()));
+        let wall_offset_ms = frame.wall.0.saturating_sub(mono);
+        offset_ms.filter(|offset_ms| {
+            offset_ms.saturating_sub(wall_offset_ms).saturating_abs() >= ESTIMATE_TOLERANCE_MS
+        })
+    }
+
+    fn take(&self) -> PendingBoots {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        (std::mem::take(&mut pending.offsets), std::mem::take(&mut pending.undated))
+        std::mem::take(&mut *pending)
     }
 
     fn is_known(&self, boot: Boot) -> bool {
@@ -116,7 +155,10 @@ async fn pass(
     dating: &ClockCorrection,
     everything: bool,
 ) -> Result<(), StoreError> {
-    let (offsets, mut undated) = dating.take();
+    let PendingBoots { offsets, estimates, mut undated } = dating.take();
+    for (boot, offset_ms) in estimates {
+        store.note_estimate(boot.0, boot.1, offset_ms).await?;
+    }
     for (boot, offset_ms) in offsets {
         store.note_offset(boot.0, boot.1, offset_ms).await?;
         dating.mark_known(boot);
@@ -126,11 +168,17 @@ async fn pass(
         undated.extend(store.undated_boots().await?);
     }
     for (chain_no, boot) in undated {
-        let dated = store.correct_dates(chain_no, boot).await?;
-        if dated > 0 {
-            metrics::counter!("simcorp_ingest_frames_dated_total").increment(dated);
-            tracing::info!(chain_no, frames = dated, "corrected the dates of a boot");
-        }
+        let name = format!("chain {chain_no}, boot {boot}");
+        sweep::each("correct-dates", &name, correct(store, chain_no, boot)).await?;
+    }
+    Ok(())
+}
+
+async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), StoreError> {
+    let dated = store.correct_dates(chain_no, boot).await?;
+    if dated > 0 {
+        metrics::counter!("simcorp_ingest_frames_dated_total").increment(dated);
+        tracing::info!(chain_no, frames = dated, "corrected the dates of a boot");
     }
     Ok(())
 }

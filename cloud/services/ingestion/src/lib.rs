@@ -7,6 +7,7 @@
 //! silence as the end of a roast.
 
 mod api;
+mod arrival_estimate;
 mod bus;
 pub mod chain;
 mod clock_correction;

@@ -109,7 +109,7 @@ async fn pass(
             arrived.push(late);
         }
     }
-    let roasts = store.running_sessions(arrived.iter().map(|row| row.frame.machine_no)).await?;
+    let roasts = store.running_sessions(arrived.iter().map(|row| row.frame.chain_no)).await?;
     for row in arrived {
         let arrival = row.frame.arrival;
         if arrival > at.frames {

@@ -27,8 +27,8 @@ const RECEIPTS_A_PASS: usize = 200;
 /// A session without a receipt, or with missing frames, gets its curve when its gateway has sent
 /// nothing for this long, or when its chain has no gaps.
 const CURVE_AFTER: Duration = Duration::from_mins(15);
-/// Samples that have not arrived this long after the session's end are not expected any more.
-/// Retention is never shorter.
+/// Samples that have not arrived this long after the session was first seen closed are not expected
+/// any more. Retention is never shorter.
 const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
 const CURVES_EVERY: Duration = Duration::from_mins(2);
 const CURVES_A_PASS: i64 = 50;
@@ -84,8 +84,8 @@ async fn pass(
 }
 
 /// Makes the curves of sessions that will not become complete, or not soon. A curve that still
-/// lacks samples is made again in each round, until `SETTLED_AFTER` has passed since the session's
-/// end.
+/// lacks samples is made again in each round, until `SETTLED_AFTER` has passed since the session was
+/// first seen closed.
 async fn make_curves(
     store: &IngestStore,
     now: EpochMs,
@@ -103,8 +103,9 @@ async fn make_curves(
         let made = async {
             let org = OrgId::new(org).map_err(|e| StoreError::row("making curves", e))?;
             let Some(session) = store.session(&org, &id).await? else { return Ok(()) };
-            let ended = EpochMs(session.ended_ms.unwrap_or(session.started_ms));
-            let settled = now.ms_since(ended) > ms(SETTLED_AFTER);
+            // By the server's clock: a gateway's date does not say how long samples were missing.
+            let seen = EpochMs(session.closed_seen_ms.unwrap_or(now.0));
+            let settled = now.ms_since(seen) > ms(SETTLED_AFTER);
             store.make_curve(&org, &session, settled, now).await
         };
         sweep::each("make-curve", &id, made).await?;

@@ -84,14 +84,13 @@ pub fn origin_of(org: &str, site: &str, machine: &str) -> Option<Origin> {
 }
 
 /// Returns a committed frame as upstream Sim-Corp envelopes, one for each sample. `running` holds
-/// the running sessions by machine number.
+/// the running sessions by chain number.
 pub fn committed_frame(
     row: ArrivedFrame,
     running: &HashMap<i64, SessionRow>,
 ) -> Option<CommittedRow> {
     let origin = origin_of(&row.org_id, &row.site_id, &row.machine_id)?;
-    let session =
-        running.get(&row.frame.machine_no).filter(|session| session.chain_no == row.frame.chain_no);
+    let session = running.get(&row.frame.chain_no);
     let kid = (!row.kid.is_empty()).then_some(row.kid);
     let verification = Verification { verified: row.frame.trust == 0, error: None };
     let points = telemetry_points(&row.frame, &origin.machine, session, i64::MIN, i64::MAX);
@@ -197,8 +196,8 @@ pub fn telemetry_points(
         .map(|i| {
             let ts = frame.sample_at(i);
             let elapsed_ms = match session {
-                Some(session) => ts.0.saturating_sub(session.started_ms),
-                None => frame.mono_ms + i64::from(frame.offsets_ms[i]),
+                Some(session) => session.elapsed_ms(frame, i),
+                None => frame.mono_ms.saturating_add(i64::from(frame.offsets_ms[i])),
             };
             let elapsed_said = frame.published.as_ref().and_then(|p| p.elapsed_s(i));
             let said = frame.published.as_ref().and_then(|published| published.context(i));

@@ -148,8 +148,9 @@ async fn close_at_last_sample(
     let Some(session) = store.session(&org, &roast.session_id).await? else { return Ok(()) };
     store.make_curve(&org, &session, false, now).await?;
     let curve = store.curve(&org, &roast.session_id).await?;
-    let last = curve.and_then(|curve| Some(curve.sample_at(curve.len().checked_sub(1)?)));
-    let ended = last.unwrap_or(EpochMs(session.started_ms)).max(EpochMs(session.started_ms));
+    let last_ms =
+        curve.and_then(|curve| Some(session.elapsed_ms(&curve, curve.len().checked_sub(1)?)));
+    let ended = EpochMs(session.started_ms).plus_ms(last_ms.unwrap_or(0).max(0));
     store.close_abandoned(&org, &roast.session_id, ended).await
 }
 
@@ -200,8 +201,7 @@ async fn build_event(
     };
     let duration = session.duration_s();
     let last = curve.as_ref().and_then(|curve| {
-        let newest = curve.sample_at(curve.len().checked_sub(1)?);
-        Some(newest.0.saturating_sub(session.started_ms) as f64 / 1000.0)
+        Some(session.elapsed_ms(curve, curve.len().checked_sub(1)?) as f64 / 1000.0)
     });
     let damaged = |error: contract::IdError| StoreError::row(DOING, error);
     Ok(Some(SessionClosed {
@@ -221,7 +221,7 @@ async fn build_event(
         }),
         drop_seconds: session.drop_s,
         telemetry_points: u64::try_from(totals.points).ok(),
-        duration_sec: duration.filter(|seconds| *seconds >= 0.0),
+        duration_sec: duration,
         last_telemetry_delta_sec: duration.zip(last).map(|(end, last)| (end - last).max(0.0)),
         has_bt: has(Channel::Bt),
         has_et: has(Channel::Et),

@@ -74,6 +74,15 @@ pub enum Repeats {
     Unrecognisable,
 }
 
+/// How far a gateway's clock may be ahead of the server's, in ms. A clock further ahead is wrong.
+const AHEAD_MAX_MS: i64 = 60_000;
+
+/// Returns how far a gateway's date is ahead of its arrival, in ms; 0 if it is possible.
+pub(crate) fn ahead_ms(at: EpochMs, received: EpochMs) -> i64 {
+    let ahead = at.ms_since(received);
+    if ahead > AHEAD_MAX_MS { ahead } else { 0 }
+}
+
 /// A frame whose signature (unless it is [`Trust::Unsigned`]), origin and form have been checked.
 #[derive(Debug, Clone)]
 pub struct VerifiedFrame {
@@ -87,4 +96,18 @@ pub struct VerifiedFrame {
     /// What an upstream Sim-Corp message says beyond its frame.
     pub published: Option<PublishedMessage>,
     pub received: EpochMs,
+}
+
+impl VerifiedFrame {
+    /// Returns how far the gateway's clock was ahead when it sent the frame, in ms, if that is
+    /// impossible: a frame is not received before its last sample is made. Such a clock is wrong,
+    /// even if the gateway says that it is synchronised. Returns 0 for a possible date.
+    #[must_use]
+    pub fn ahead_ms(&self) -> i64 {
+        if self.numbering != Numbering::Edge {
+            return 0;
+        }
+        let last = self.frame.offsets_ms.last().copied().map_or(0, i64::from);
+        ahead_ms(self.frame.wall.plus_ms(last), self.received)
+    }
 }

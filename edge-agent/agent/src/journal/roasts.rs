@@ -6,6 +6,7 @@ use roast::machine_model::MachineModel;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{Journal, JournalError, read_origin};
+use crate::clock::{KernelBoot, KernelTime};
 use crate::recorder::RunningRoast;
 
 impl Journal {
@@ -30,8 +31,8 @@ impl Journal {
     /// When the journal cannot be read.
     pub fn running_roast(&self) -> Result<Option<RunningRoast>, JournalError> {
         let row = self.db.query_row(
-            "SELECT session, started_ms, first_seq, first_frame, marked FROM roasts \
-             WHERE state = 0 ORDER BY started_ms DESC LIMIT 1",
+            "SELECT session, started_ms, first_seq, first_frame, marked, kernel_boot, \
+             charge_uptime_ms FROM roasts WHERE state = 0 ORDER BY first_seq DESC, rowid DESC LIMIT 1",
             [],
             |row| {
                 Ok((
@@ -40,17 +41,21 @@ impl Journal {
                     row.get::<_, i64>(2)?,
                     row.get::<_, i64>(3)?,
                     row.get::<_, String>(4)?,
+                    row.get::<_, Option<String>>(5)?.zip(row.get::<_, Option<i64>>(6)?),
                 ))
             },
         );
         let row = row.optional().map_err(JournalError::sql("looking for a running roast"))?;
-        Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked)| {
+        Ok(row.and_then(|(session, started_ms, first_seq, first_frame, marked, charge)| {
             Some(RunningRoast {
                 session: SessionId::new(session).ok()?,
                 started: EpochMs(started_ms),
                 first_seq: u64::try_from(first_seq).ok()?,
                 first_frame: u64::try_from(first_frame).ok()?,
                 event_kinds: marked.split(' ').filter_map(EventKind::parse).collect(),
+                charge: charge.and_then(|(boot, ms)| {
+                    Some(KernelTime { boot: KernelBoot::parse(&boot)?, ms })
+                }),
             })
         }))
     }
@@ -63,7 +68,7 @@ impl Journal {
         self.db
             .query_row(
                 "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
-                 WHERE r.state = 0 ORDER BY r.started_ms DESC LIMIT 1",
+                 WHERE r.state = 0 ORDER BY r.first_seq DESC, r.rowid DESC LIMIT 1",
                 [],
                 |row| row.get(0),
             )
@@ -106,7 +111,7 @@ impl Journal {
             .db
             .prepare_cached(
                 "SELECT c.origin, r.receipt FROM roasts r JOIN chains c ON c.chain = r.chain WHERE r.state = 1 AND r.receipt IS NOT NULL \
-                 ORDER BY r.started_ms DESC LIMIT ?1",
+                 ORDER BY r.first_seq DESC, r.rowid DESC LIMIT ?1",
             )
             .map_err(JournalError::sql(DOING))?;
         rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
@@ -127,11 +132,14 @@ pub(super) fn put_roast(
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let marked: Vec<&str> = roast.event_kinds.iter().map(|kind| kind.as_str()).collect();
     tx.prepare_cached(
-        "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, state) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
+        "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, last_frame, \
+         state, kernel_boot, charge_uptime_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
          ON CONFLICT (session) DO UPDATE SET marked = excluded.marked, \
-         last_frame = excluded.last_frame, state = excluded.state \
-         WHERE marked <> excluded.marked OR state <> excluded.state",
+         last_frame = excluded.last_frame, state = excluded.state, \
+         kernel_boot = excluded.kernel_boot, charge_uptime_ms = excluded.charge_uptime_ms \
+         WHERE marked <> excluded.marked OR state <> excluded.state \
+         OR kernel_boot IS NOT excluded.kernel_boot \
+         OR charge_uptime_ms IS NOT excluded.charge_uptime_ms",
     )?
     .execute(params![
         roast.session.as_str(),
@@ -141,7 +149,9 @@ pub(super) fn put_roast(
         number(roast.first_frame),
         marked.join(" "),
         last_frame.map(number),
-        i64::from(last_frame.is_some())
+        i64::from(last_frame.is_some()),
+        roast.charge.map(|charge| charge.boot.to_string()),
+        roast.charge.map(|charge| charge.ms)
     ])
     .map(drop)
 }

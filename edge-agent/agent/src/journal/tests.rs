@@ -45,6 +45,7 @@ fn roast(first_frame: u64) -> RunningRoast {
         first_seq: first_frame * 10,
         first_frame,
         event_kinds: vec![EventKind::Charge],
+        charge: None,
     }
 }
 

@@ -89,7 +89,7 @@ fn a_roast_continues_after_a_restart_and_ends_once() {
     }
     let running = last.unwrap().running.unwrap();
     let mut second = recorder(1000);
-    second.resume(running.clone(), 0, EpochMs(1_760_000_000_000 + 60_000));
+    second.resume(running.clone(), -59_500);
     let cut = second.push(sample(600, 200.0, &[EventKind::Drop])).unwrap();
     assert_eq!(cut.closed.unwrap().roast.session, running.session);
     assert!(cut.running.is_none());
@@ -186,4 +186,132 @@ fn a_clock_set_during_a_roast_does_not_distort_the_curve_and_is_reported() {
     let after = at(9_000);
     assert_eq!(after.clock, ClockQuality::Synchronised);
     assert_eq!(after.wall.0 - i64::try_from(after.mono_ms).unwrap(), 1_760_000_000_000);
+}
+
+/// Records a roast from sample 25 to sample 105 while `wall` sets the wall clock, and returns its
+/// frames.
+fn roast_with_clock(wall: impl Fn(u64) -> i64) -> Vec<CompletedFrame> {
+    let mut recorder = recorder(1000);
+    let mut frames = Vec::new();
+    for i in 0..150 {
+        let marks: &[EventKind] = match i {
+            25 => &[EventKind::Charge],
+            65 => &[EventKind::Fc],
+            105 => &[EventKind::Drop],
+            _ => &[],
+        };
+        let mut sample = sample(i, 180.0, marks);
+        sample.wall = EpochMs(wall(i));
+        frames.extend(recorder.push(sample));
+    }
+    frames
+}
+
+/// Checks that the durations of a roast are those of the monotonic clock, and that every frame of
+/// the roast and every event is dated on one line.
+fn check_durations(frames: &[CompletedFrame], case: &str) {
+    let events: Vec<_> = frames.iter().flat_map(|f| &f.frame.events).collect();
+    let elapsed: Vec<f64> = events.iter().map(|e| e.elapsed_s).collect();
+    assert_eq!(elapsed, [0.0, 4.0, 8.0], "{case}");
+    let closed = frames.iter().find_map(|f| f.closed.as_ref()).unwrap();
+    assert_eq!(closed.ended.ms_since(closed.roast.started), 8_000, "{case}");
+    for frame in frames.iter().map(|f| &f.frame) {
+        for event in &frame.events {
+            let index = usize::try_from(event.seq - frame.first_seq).unwrap();
+            assert_eq!(event.at, frame.wall_at(index), "{case}: {:?}", event.kind);
+        }
+        if (25..=105).contains(&frame.first_seq) {
+            let since = frame.wall.ms_since(closed.roast.started);
+            assert_eq!(since, (frame.first_seq as i64 - 25) * 100, "{case}");
+        }
+    }
+}
+
+#[test]
+fn no_step_of_the_wall_clock_changes_a_duration() {
+    const RIGHT: i64 = 1_760_000_000_000;
+    const HALF_HOURS: i64 = 19_800_000; // a clock chip in local time, five and a half hours ahead
+    for (case, step) in [
+        ("two weeks back", -14 * 86_400_000),
+        ("an hour ahead", 3_600_000),
+        ("300 days back", -300 * 86_400_000),
+        ("to 1970", -RIGHT),
+        ("to 2106", 4_294_967_296_000 - RIGHT),
+        ("half hours ahead", HALF_HOURS),
+        ("half hours back", -HALF_HOURS),
+    ] {
+        // Before CHARGE in the same frame, at CHARGE, during the roast, and at DROP.
+        for at in [23, 25, 26, 50, 105, 106] {
+            let frames =
+                roast_with_clock(|i| RIGHT + i as i64 * 100 + if i < at { 0 } else { step });
+            check_durations(&frames, &format!("{case} at sample {at}"));
+        }
+    }
+    let frames = roast_with_clock(|i| RIGHT + i as i64 * if i % 2 == 0 { 100 } else { 1_000_000 });
+    check_durations(&frames, "at every sample");
+}
+
+/// Records samples `i` of a start of the agent whose kernel has run for `uptime_ms`.
+fn restarted(uptime_ms: i64) -> Recorder {
+    let kernel = KernelTime { boot: crate::clock::KernelBoot(1), ms: uptime_ms };
+    recorder(1000).with_kernel_clock(Some(kernel))
+}
+
+/// The agent is restarted twice during a roast, while its clock is 300 days ahead, then right, then
+/// in 1970.
+#[test]
+fn two_restarts_and_a_wrong_clock_do_not_change_the_elapsed_time() {
+    let running = |frames: &[CompletedFrame]| frames.last().unwrap().running.clone().unwrap();
+    let mut frames = Vec::new();
+    let mut agent = restarted(50_000);
+    for i in 0..30 {
+        let marks: &[EventKind] = if i == 5 { &[EventKind::Charge] } else { &[] };
+        let mut sample = sample(i, 180.0, marks);
+        sample.wall = sample.wall.plus_ms(300 * 86_400_000);
+        frames.extend(agent.push(sample));
+    }
+    let first = running(&frames);
+    // The kernel has run for 80 s: CHARGE was at 50.5 s.
+    for (uptime_ms, wall) in [(80_000, EpochMs(1_760_000_030_000)), (110_500, EpochMs(0))] {
+        let roast = running(&frames);
+        let now = crate::restart::ClockReading {
+            mono_ms: 0,
+            wall,
+            kernel: Some(KernelTime { boot: crate::clock::KernelBoot(1), ms: uptime_ms }),
+        };
+        let newest = frames.last().unwrap().frame.wall;
+        let charge_ms = crate::restart::charge_ms(&roast, newest, &now).unwrap();
+        agent = restarted(uptime_ms);
+        agent.resume(roast, charge_ms);
+        for i in 0..20 {
+            let mut sample = sample(i, 190.0, &[]);
+            sample.wall = wall.plus_ms(i as i64 * 100);
+            frames.extend(agent.push(sample));
+        }
+    }
+    let mut last = sample(20, 200.0, &[EventKind::Drop]);
+    last.wall = EpochMs(2_000);
+    let dropped = agent.push(last).unwrap();
+    let event = &dropped.frame.events[0];
+    assert_eq!((&event.session, event.elapsed_s), (&first.session, 62.0));
+    let closed = dropped.closed.unwrap();
+    assert_eq!(closed.ended.ms_since(closed.roast.started), 62_000);
+    let walls: Vec<i64> =
+        frames[3..].iter().map(|f| f.frame.wall.ms_since(first.started)).collect();
+    assert_eq!(walls, [29_500, 30_500, 60_000, 61_000]);
+}
+
+/// A restart right after the frame of CHARGE, and one right after the frame of DROP.
+#[test]
+fn a_restart_at_charge_or_drop_neither_loses_nor_repeats_the_roast() {
+    let mut agent = restarted(0);
+    let charge = agent.push(sample(0, 180.0, &[EventKind::Charge]));
+    let charge = charge.or_else(|| agent.flush()).unwrap();
+    let roast = charge.running.unwrap();
+    let mut second = restarted(10_000);
+    second.resume(roast.clone(), -10_000);
+    let dropped = second.push(sample(100, 200.0, &[EventKind::Drop])).unwrap();
+    assert_eq!(dropped.frame.events[0].elapsed_s, 20.0);
+    assert_eq!(dropped.closed.unwrap().roast.session, roast.session);
+    assert!(dropped.running.is_none(), "nothing to continue after the next restart");
 }

@@ -223,8 +223,7 @@ async fn roast_length_s(
     }
     let newest = store.newest_frame(org, row.chain_no).await?;
     Ok(newest.and_then(|frame| {
-        let last = frame.sample_at(frame.len().checked_sub(1)?);
-        let seconds = last.0.saturating_sub(row.started_ms) as f64 / 1000.0;
+        let seconds = row.elapsed_ms(&frame, frame.len().checked_sub(1)?) as f64 / 1000.0;
         (seconds >= 0.0).then_some(seconds)
     }))
 }

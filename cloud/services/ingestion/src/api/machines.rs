@@ -25,14 +25,14 @@ pub async fn machines(
 ) -> Result<Json<Vec<MachineStatus>>, ApiError> {
     let (store, org) = (&shared.store, &request.org);
     let rows = store.machines(org).await?;
-    let running = store.running_sessions(rows.iter().map(|row| row.machine_no)).await?;
+    let running = store.running_sessions(rows.iter().map(|row| row.chain_no)).await?;
     let mut statuses = Vec::with_capacity(rows.len());
     for row in rows {
         let frame = store.newest_frame(org, row.chain_no).await?;
         let event = store.newest_event(org, row.machine_no).await?;
         let last = frame.as_ref().and_then(|f| f.offsets_ms.len().checked_sub(1));
         let value = |channel| frame.as_ref().zip(last).and_then(|(f, i)| f.value(&channel, i));
-        let session = running.get(&row.machine_no);
+        let session = running.get(&row.chain_no);
         let gaps: Vec<(u64, u64)> = serde_json::from_str(&row.gaps).unwrap_or_default();
         let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
             continue;
@@ -67,13 +67,13 @@ pub async fn recent_telemetry(
     let limit = usize::try_from(request.params.limit(LIMIT, LIMIT_MAX)?).unwrap_or(0);
     let filter = MachineFilter::new(&request.params);
     let machines = store.machines_of(org, filter.names()).await?;
-    let running = store.running_sessions(machines.iter().map(|row| row.machine_no)).await?;
+    let running = store.running_sessions(machines.iter().map(|row| row.chain_no)).await?;
     let mut points: Vec<LocatedPoint> = Vec::new();
     for row in machines {
         let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
             continue;
         };
-        let session = running.get(&row.machine_no);
+        let session = running.get(&row.chain_no);
         for frame in &store.newest_frames(org, row.chain_no, limit).await? {
             let of_frame =
                 row_json::telemetry_points(frame, &origin.machine, session, i64::MIN, i64::MAX);

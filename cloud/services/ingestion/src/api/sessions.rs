@@ -81,7 +81,7 @@ pub(super) async fn summary(
     } else {
         store.totals_with_kids(org, &row).await?
     };
-    let duration_seconds = row.duration_s();
+    let (duration_seconds, ended_at) = (row.duration_s(), row.ended());
     if !row.kid.is_empty() {
         kids.insert(row.kid);
     }
@@ -94,7 +94,7 @@ pub(super) async fn summary(
         },
         session_id: SessionId::new(row.session_id).map_err(|_| damaged("session"))?,
         started_at: EpochMs(row.started_ms),
-        ended_at: row.ended_ms.map(EpochMs),
+        ended_at,
         status: SessionStatus::parse(&row.status).ok_or_else(|| damaged("status"))?,
         duration_seconds,
         fc_seconds: row.fc_s,
@@ -151,7 +151,7 @@ pub async fn session(
     Ok(([(header::ETAG, tag)], Json(session)).into_response())
 }
 
-/// Returns a session's events, ordered by time.
+/// Returns a session's events, in the order of their samples.
 #[utoipa::path(get, path = "/sessions/{id}/events", tag = "sessions", params(("id" = String, Path)),
     responses((status = 200, body = Vec<RoastEvent>)))]
 pub async fn session_events(

@@ -151,8 +151,7 @@ async fn replay(
     Ok(match what {
         StreamKind::Telemetry => {
             let rows = store.frames_of_machines_after(org, names, page).await?;
-            let running =
-                store.running_sessions(rows.iter().map(|row| row.frame.machine_no)).await?;
+            let running = store.running_sessions(rows.iter().map(|row| row.frame.chain_no)).await?;
             rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running)).collect()
         }
         StreamKind::Events => {

@@ -61,7 +61,7 @@ impl Committer {
                 "committed"
             );
             if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
-                self.dating.note(no.chain, frame);
+                self.dating.note(no.chain, verified);
             }
             let gaps = committed.gaps.get(&no.chain).map(Vec::as_slice).unwrap_or_default();
             slot.state = SlotState::Done(ack_of(verified, outcome, gaps));
@@ -188,7 +188,7 @@ impl Committer {
             let kid = trust::SignedMessage::parse(signed).map(|signed| signed.key_id().to_string());
             let kid = kid.unwrap_or_default();
             let no = self.store.chain_no(&receipt.origin, receipt.chain, &kid, now).await?;
-            self.store.store_receipt(no, receipt, signed).await
+            self.store.store_receipt(no, receipt, signed, now).await
         })
     }
 }

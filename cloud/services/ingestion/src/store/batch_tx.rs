@@ -4,6 +4,7 @@
 use ::database::sqlx::{self, QueryBuilder, query, query_as, query_scalar};
 use contract::EpochMs;
 
+use super::clock_correction::FrameDate;
 use super::row::{columns_of, extras_of, quality_of};
 use super::{ChainNo, SessionChange};
 use crate::published::PublishedMessage;
@@ -18,6 +19,7 @@ pub(super) struct NewFrame<'f> {
     pub(super) no: ChainNo,
     pub(super) number: i64,
     pub(super) first_seq: i64,
+    pub(super) date: FrameDate,
     pub(super) verified: &'f VerifiedFrame,
 }
 
@@ -123,8 +125,8 @@ const END_PREVIOUS: &str = "UPDATE sessions SET last_seq = $3 - 1, curve_ms = NU
      WHERE machine_no = $1 AND chain_no = $2 AND first_seq < $3 AND last_seq IS NULL";
 
 const INSERT: &str = "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
-     first_seq, samples, t0_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, \
-     ambient_c, extras, quality, trust, digest, signed, received_ms, published) ";
+     first_seq, samples, t0_ms, wall_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, \
+     drum_rpm, ambient_c, extras, quality, trust, digest, signed, received_ms, published) ";
 
 /// Returns a boot id, which is any 64 bits, as the databases' signed type.
 const fn signed(boot: u64) -> i64 {
@@ -147,10 +149,11 @@ macro_rules! bind_head {
             .push_bind($new.no.machine)
             .push_bind(signed(frame.boot_id))
             .push_bind(number(frame.mono_ms))
-            .push_bind(i16::from(frame.clock.code()))
+            .push_bind($new.date.clock)
             .push_bind($new.first_seq)
             .push_bind(i32::try_from(frame.sample_count()).unwrap_or(i32::MAX))
-            .push_bind(frame.wall.0);
+            .push_bind($new.date.t0_ms)
+            .push_bind($new.date.wall_ms);
     }};
 }
 

@@ -1,68 +1,148 @@
-//! Corrects the dates of frames made before their gateway knew the date.
+//! Dates frames, and corrects the dates of those that were made before their gateway knew the date.
+//!
+//! Only dates change. Elapsed times come from [`SessionRow::elapsed_ms`], which reads no wall clock.
+//!
+//! [`SessionRow::elapsed_ms`]: super::SessionRow::elapsed_ms
 
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
+use contract::ClockQuality;
 
 use super::IngestStore;
+use crate::verified_frame::{Numbering, VerifiedFrame};
 
 const DOING: &str = "correcting dates";
 /// The number of frames corrected in one transaction.
 const FRAMES_PER_TX: i64 = 5_000;
-/// A clock with a smaller error than this counts as right.
+/// A clock with a smaller error than this counts as right, if the offset comes from a clock that
+/// was set.
 const TOLERANCE_MS: i64 = 1_000;
+/// The same for an estimated offset, which contains the time that frames need to arrive.
+pub const ESTIMATE_TOLERANCE_MS: i64 = 5_000;
 
-/// Selects the frames of a boot whose clock was not synchronised, up to number $4, and the error of
-/// each.
-macro_rules! off {
-    ($rest:literal) => {
-        concat!(
-            "(SELECT first_seq, first_seq + samples AS past, mono_ms + $3 - t0_ms AS delta \
-              FROM frames WHERE chain_no = $1 AND boot = $2 AND clock < 2 AND number <= $4) AS d ",
-            $rest
-        )
+/// The wall-clock time at which a boot's monotonic clock was zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockOffset {
+    pub offset_ms: i64,
+    /// Estimated from the arrival of live frames, because the gateway's clock was not set.
+    pub estimated: bool,
+}
+
+impl ClockOffset {
+    const fn tolerance_ms(self) -> i64 {
+        if self.estimated { ESTIMATE_TOLERANCE_MS } else { TOLERANCE_MS }
+    }
+
+    /// Returns `frames.clock` of a frame that is dated by this offset.
+    const fn code(self) -> i16 {
+        if self.estimated { 4 } else { 3 }
+    }
+
+    /// Returns whether this offset is better than the stored one: a clock that was set is better
+    /// than an estimate, and the smallest estimate is the best, because a frame never arrives
+    /// before it was made.
+    const fn replaces(self, stored: Self) -> bool {
+        let smaller = self.offset_ms <= stored.offset_ms.saturating_sub(ESTIMATE_TOLERANCE_MS / 2);
+        stored.estimated && (!self.estimated || smaller)
+    }
+}
+
+/// How the row of a frame is dated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FrameDate {
+    pub(super) t0_ms: i64,
+    /// The gateway's date, if the row has another one.
+    pub(super) wall_ms: Option<i64>,
+    /// `frames.clock`.
+    pub(super) clock: i16,
+}
+
+impl FrameDate {
+    /// Dates a frame by the offset of its boot, if it is known and the gateway's clock was not set.
+    /// Without an offset, a date in the future is replaced by the date of arrival.
+    pub(super) fn of(verified: &VerifiedFrame, known: Option<ClockOffset>) -> Self {
+        let frame = &verified.frame;
+        let (wall, clock) = (frame.wall.0, i16::from(frame.clock.code()));
+        let ahead_ms = verified.ahead_ms();
+        let is_set = frame.clock == ClockQuality::Synchronised && ahead_ms == 0;
+        if is_set || verified.numbering != Numbering::Edge {
+            return Self { t0_ms: wall, wall_ms: None, clock };
+        }
+        let (t0_ms, clock, tolerance_ms) = match known {
+            Some(known) => {
+                let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
+                let dated = known.offset_ms.saturating_add(mono);
+                (dated, known.code(), known.tolerance_ms())
+            }
+            None => (wall.saturating_sub(ahead_ms), clock.min(1), 1),
+        };
+        if t0_ms.saturating_sub(wall).saturating_abs() < tolerance_ms {
+            return Self { t0_ms: wall, wall_ms: None, clock };
+        }
+        Self { t0_ms, wall_ms: Some(wall), clock }
+    }
+
+    /// Returns how far the row's date is from the gateway's, in ms.
+    pub(super) const fn shift_ms(&self) -> i64 {
+        match self.wall_ms {
+            Some(wall_ms) => self.t0_ms.saturating_sub(wall_ms),
+            None => 0,
+        }
+    }
+}
+
+/// Selects the sessions that began in boot $2 of chain $1.
+macro_rules! sessions_of_boot {
+    () => {
+        "s.machine_no = (SELECT machine_no FROM chains WHERE chain_no = $1) \
+         AND s.chain_no = $1 AND s.boot = $2 "
     };
 }
 
-/// A roast begins and ends with samples: each of the two moves with the frame that holds it. A curve
-/// begins with its roast.
+/// A session moves as a whole, by the monotonic time of its CHARGE: its events, its end and its
+/// curve move with it, whatever boots they are in.
+///
+/// Parameters: $1 chain, $2 boot, $3 offset, $4 last frame number, $5 tolerance, $6 the new clock
+/// code.
 const STATEMENTS: [&str; 5] = [
+    // A session that has no monotonic time yet (opened by its receipt) gets that of its first
+    // sample.
+    "UPDATE sessions SET wall_started_ms = COALESCE(wall_started_ms, started_ms), boot = $2, \
+     start_mono_ms = d.mono_ms + COALESCE(wall_started_ms, started_ms) - d.made_ms \
+     FROM (SELECT first_seq, first_seq + samples AS past, mono_ms, \
+           COALESCE(wall_ms, t0_ms) AS made_ms FROM frames \
+           WHERE chain_no = $1 AND boot = $2 AND clock < 2 AND number <= $4) AS d \
+     WHERE sessions.machine_no = (SELECT machine_no FROM chains WHERE chain_no = $1) \
+     AND sessions.chain_no = $1 AND sessions.boot IS NULL \
+     AND sessions.first_seq >= d.first_seq AND sessions.first_seq < d.past",
     concat!(
-        "UPDATE curves SET t0_ms = t0_ms + d.delta FROM sessions s, ",
-        off!(
-            "WHERE s.chain_no = $1 AND curves.org_id = s.org_id AND curves.session_id = s.session_id \
-             AND curves.first_seq >= d.first_seq AND curves.first_seq < d.past \
-             AND (d.delta >= $5 OR d.delta <= -$5)"
-        )
+        "UPDATE curves SET t0_ms = t0_ms + s.start_mono_ms + $3 - s.started_ms FROM sessions s \
+         WHERE curves.org_id = s.org_id AND curves.session_id = s.session_id AND ",
+        sessions_of_boot!(),
+        "AND ABS(s.start_mono_ms + $3 - s.started_ms) >= $5"
     ),
     concat!(
-        "UPDATE events SET at_ms = at_ms + d.delta FROM sessions s, ",
-        off!(
-            "WHERE s.chain_no = $1 AND events.org_id = s.org_id AND events.session_id = s.session_id \
-             AND events.seq >= d.first_seq AND events.seq < d.past \
-             AND (d.delta >= $5 OR d.delta <= -$5)"
-        )
+        "UPDATE events \
+         SET at_ms = s.start_mono_ms + $3 + CAST(ROUND(events.elapsed_s * 1000) AS BIGINT) \
+         FROM sessions s WHERE events.org_id = s.org_id AND events.session_id = s.session_id AND ",
+        sessions_of_boot!(),
+        "AND ABS(s.start_mono_ms + $3 + CAST(ROUND(events.elapsed_s * 1000) AS BIGINT) \
+             - events.at_ms) >= $5"
     ),
-    concat!(
-        "UPDATE sessions SET started_ms = started_ms + d.delta FROM ",
-        off!(
-            "WHERE sessions.chain_no = $1 AND sessions.first_seq >= d.first_seq \
-             AND sessions.first_seq < d.past AND (d.delta >= $5 OR d.delta <= -$5)"
-        )
-    ),
-    concat!(
-        "UPDATE sessions SET ended_ms = ended_ms + d.delta FROM ",
-        off!(
-            "WHERE sessions.chain_no = $1 AND sessions.last_seq >= d.first_seq \
-             AND sessions.last_seq < d.past AND (d.delta >= $5 OR d.delta <= -$5)"
-        )
-    ),
-    "UPDATE frames SET clock = 3, t0_ms = CASE WHEN mono_ms + $3 - t0_ms BETWEEN 1 - $5 AND $5 - 1 \
-     THEN t0_ms ELSE mono_ms + $3 END \
+    "UPDATE sessions SET started_ms = start_mono_ms + $3, \
+     ended_ms = ended_ms + start_mono_ms + $3 - started_ms \
+     WHERE machine_no = (SELECT machine_no FROM chains WHERE chain_no = $1) \
+     AND chain_no = $1 AND boot = $2 AND ABS(start_mono_ms + $3 - started_ms) >= $5",
+    "UPDATE frames SET clock = $6, \
+     wall_ms = CASE WHEN ABS(mono_ms + $3 - t0_ms) < $5 THEN wall_ms \
+                    ELSE COALESCE(wall_ms, t0_ms) END, \
+     t0_ms = CASE WHEN ABS(mono_ms + $3 - t0_ms) < $5 THEN t0_ms ELSE mono_ms + $3 END \
      WHERE chain_no = $1 AND boot = $2 AND clock < 2 AND number <= $4",
 ];
 
 impl IngestStore {
-    /// Stores the clock offset of a boot; the first stored value is kept.
+    /// Stores the clock offset of a boot, from a frame made while its clock was set. The first such
+    /// value is kept; it replaces an estimate.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -72,11 +152,75 @@ impl IngestStore {
         boot: i64,
         offset_ms: i64,
     ) -> Result<(), StoreError> {
-        on!(self.database, pool => query(
-            "INSERT INTO clock_offsets (chain_no, boot, offset_ms) VALUES ($1, $2, $3) \
-             ON CONFLICT (chain_no, boot) DO NOTHING")
-            .bind(chain_no).bind(boot).bind(offset_ms).execute(pool).await.map(drop))
-        .map_err(StoreError::query(DOING))
+        self.put_offset((chain_no, boot), ClockOffset { offset_ms, estimated: false }).await
+    }
+
+    /// Stores an estimate of a boot's clock offset. A smaller estimate replaces a greater one, and
+    /// never an offset from a clock that was set.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn note_estimate(
+        &self,
+        chain_no: i64,
+        boot: i64,
+        offset_ms: i64,
+    ) -> Result<(), StoreError> {
+        self.put_offset((chain_no, boot), ClockOffset { offset_ms, estimated: true }).await
+    }
+
+    async fn put_offset(&self, boot: (i64, i64), offset: ClockOffset) -> Result<(), StoreError> {
+        let stored = self.offset_of(boot).await?;
+        if stored.is_some_and(|stored| offset.replaces(stored)) {
+            // First: if this process stops in between, the frames are dated again by the stored
+            // offset, and the new one is noted again with a later frame.
+            self.reopen_estimated(boot).await?;
+        }
+        if stored.is_none_or(|stored| offset.replaces(stored)) {
+            on!(self.database, pool => query(
+                "INSERT INTO clock_offsets (chain_no, boot, offset_ms, estimated) \
+                 VALUES ($1, $2, $3, $4) ON CONFLICT (chain_no, boot) DO UPDATE \
+                 SET offset_ms = EXCLUDED.offset_ms, estimated = EXCLUDED.estimated \
+                 WHERE clock_offsets.estimated = 1")
+                .bind(boot.0).bind(boot.1).bind(offset.offset_ms).bind(i16::from(offset.estimated))
+                .execute(pool).await.map(drop))
+            .map_err(StoreError::query(DOING))?;
+        }
+        if let Some(stored) = self.offset_of(boot).await? {
+            self.offsets.insert(boot, stored);
+        }
+        Ok(())
+    }
+
+    /// Returns the stored clock offset of a boot.
+    async fn offset_of(
+        &self,
+        (chain_no, boot): (i64, i64),
+    ) -> Result<Option<ClockOffset>, StoreError> {
+        let found: Option<(i64, i16)> = on!(self.database, pool => query_as(
+            "SELECT offset_ms, estimated FROM clock_offsets WHERE chain_no = $1 AND boot = $2")
+            .bind(chain_no).bind(boot).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        Ok(found.map(|(offset_ms, estimated)| ClockOffset { offset_ms, estimated: estimated == 1 }))
+    }
+
+    /// Marks the frames that were dated by an estimate as not dated.
+    async fn reopen_estimated(&self, (chain_no, boot): (i64, i64)) -> Result<(), StoreError> {
+        let mut after = i64::MIN;
+        loop {
+            let last: Option<i64> = on!(self.database, pool => query_scalar(
+                "SELECT MAX(number) FROM (SELECT number FROM frames WHERE chain_no = $1 \
+                 AND number > $3 AND boot = $2 AND clock = 4 ORDER BY number LIMIT $4) AS part")
+                .bind(chain_no).bind(boot).bind(after).bind(FRAMES_PER_TX).fetch_one(pool).await)
+            .map_err(StoreError::query(DOING))?;
+            let Some(last) = last else { return Ok(()) };
+            on!(self.database, pool => query(
+                "UPDATE frames SET clock = 1 WHERE chain_no = $1 AND boot = $2 AND clock = 4 \
+                 AND number > $3 AND number <= $4")
+                .bind(chain_no).bind(boot).bind(after).bind(last).execute(pool).await.map(drop))
+            .map_err(StoreError::query(DOING))?;
+            after = last;
+        }
     }
 
     /// Returns the boots whose clock offset is known and that still have uncorrected frames; at
@@ -98,11 +242,7 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer: the last batch has changed nothing.
     pub async fn correct_dates(&self, chain_no: i64, boot: i64) -> Result<u64, StoreError> {
-        let offset: Option<i64> = on!(self.database, pool => query_scalar(
-            "SELECT offset_ms FROM clock_offsets WHERE chain_no = $1 AND boot = $2")
-            .bind(chain_no).bind(boot).fetch_optional(pool).await)
-        .map_err(StoreError::query(DOING))?;
-        let Some(offset) = offset else { return Ok(0) };
+        let Some(offset) = self.offset_of((chain_no, boot)).await? else { return Ok(0) };
         let mut dated = 0;
         loop {
             let mut tx = self.database.begin().await?;
@@ -119,7 +259,7 @@ impl IngestStore {
 async fn correct_batch(
     tx: &mut Tx,
     (chain_no, boot): (i64, i64),
-    offset: i64,
+    offset: ClockOffset,
 ) -> Result<u64, StoreError> {
     // The same row lock as for committing frames: no frame is added to the chain meanwhile.
     on_tx!(&mut *tx, c => query("UPDATE chains SET seen_ms = seen_ms WHERE chain_no = $1")
@@ -134,7 +274,8 @@ async fn correct_batch(
     let mut corrected = 0;
     for statement in STATEMENTS {
         corrected = on_tx!(&mut *tx, c => query(statement)
-            .bind(chain_no).bind(boot).bind(offset).bind(last).bind(TOLERANCE_MS)
+            .bind(chain_no).bind(boot).bind(offset.offset_ms).bind(last)
+            .bind(offset.tolerance_ms()).bind(offset.code())
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(StoreError::query(DOING))?;
     }

@@ -8,6 +8,7 @@ use ::database::{Pool, StoreError};
 use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
 
 use super::batch_tx::{BatchTx, NewFrame, Progress, number};
+use super::clock_correction::FrameDate;
 use super::{ChainNo, IngestStore, SessionChange};
 use crate::chain::{ChainState, FramePosition};
 use crate::published::PublishedMessage;
@@ -50,16 +51,21 @@ impl IngestStore {
         now: EpochMs,
     ) -> Result<Committed, StoreError> {
         const DOING: &str = "storing frames";
+        let date_of = |(no, verified): (&ChainNo, &VerifiedFrame)| {
+            let boot = (no.chain, verified.frame.boot_id.cast_signed());
+            FrameDate::of(verified, self.offsets.get(&boot))
+        };
+        let dates: Vec<FrameDate> = chains.iter().zip(frames).map(date_of).collect();
         let result = match self.database.pool() {
             Pool::Postgres(pool) => match pool.begin().await {
-                Ok(mut tx) => match store_batch(&mut tx, chains, frames, now).await {
+                Ok(mut tx) => match store_batch(&mut tx, chains, frames, &dates, now).await {
                     Ok(done) => tx.commit().await.map(|()| done),
                     Err(error) => Err(error),
                 },
                 Err(error) => Err(error),
             },
             Pool::Sqlite(pool) => match pool.begin_with(AssertSqlSafe("BEGIN IMMEDIATE")).await {
-                Ok(mut tx) => match store_batch(&mut tx, chains, frames, now).await {
+                Ok(mut tx) => match store_batch(&mut tx, chains, frames, &dates, now).await {
                     Ok(done) => tx.commit().await.map(|()| done),
                     Err(error) => Err(error),
                 },
@@ -74,6 +80,7 @@ async fn store_batch(
     tx: &mut impl BatchTx,
     names: &[ChainNo],
     frames: &[VerifiedFrame],
+    dates: &[FrameDate],
     now: EpochMs,
 ) -> Result<Committed, sqlx::Error> {
     let mut nos: Vec<i64> = names.iter().map(|no| no.chain).collect();
@@ -102,7 +109,7 @@ async fn store_batch(
     let mut fresh: Vec<NewFrame<'_>> = Vec::with_capacity(frames.len());
     let mut in_batch: HashMap<(i64, u64), Digest> = HashMap::new();
     for i in order {
-        let (no, verified) = (&names[i], &frames[i]);
+        let (no, verified, date) = (&names[i], &frames[i], dates[i]);
         let frame = &verified.frame;
         let Some(state) = chains.get_mut(&no.chain) else { continue };
         if let Numbering::Arrival { repeats, .. } = verified.numbering {
@@ -111,7 +118,7 @@ async fn store_batch(
             if !is_repeated(tx, no.chain, (verified, repeats), number(next)).await? {
                 state.accept(next, verified.digest);
                 let (org, n) = (frame.origin.org.as_str(), number(next));
-                fresh.push(NewFrame { org, no: *no, number: n, first_seq: n, verified });
+                fresh.push(NewFrame { org, no: *no, number: n, first_seq: n, date, verified });
                 outcomes[i] = Outcome::Stored;
             }
             continue;
@@ -144,6 +151,7 @@ async fn store_batch(
                     no: *no,
                     number: number(frame.number),
                     first_seq: number(frame.first_seq),
+                    date,
                     verified,
                 });
                 Outcome::Stored
@@ -210,8 +218,14 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
         };
         let trust = new.verified.trust.code();
         let published = new.verified.published.as_ref().and_then(PublishedMessage::of_event);
-        let change = SessionChange::from_event(new.org, new.no, seq, event);
-        tx.apply(&change.with_trust(trust).with_published(published)).await?;
+        let change = SessionChange::from_event(new.org, new.no, seq, event)
+            .with_trust(trust)
+            .with_published(published);
+        let change = match new.verified.numbering {
+            Numbering::Edge => change.with_clocks(&new.verified.frame, &new.date),
+            Numbering::Arrival { .. } => change,
+        };
+        tx.apply(&change).await?;
     }
     Ok(())
 }

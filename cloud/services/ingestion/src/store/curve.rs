@@ -15,8 +15,8 @@ use super::sessions::SessionRow;
 
 /// Selects a curve in the shape of one long frame.
 const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_no, \
-     CAST(0 AS bigint) AS arrival, CAST(0 AS bigint) AS mono_ms, c.first_seq, c.t0_ms, \
-     c.offsets_ms, c.bt_c, c.et_c, c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
+     CAST(0 AS bigint) AS arrival, CAST(NULL AS bigint) AS boot, CAST(0 AS bigint) AS mono_ms, \
+     c.first_seq, c.t0_ms, CAST(NULL AS bigint) AS wall_ms, c.offsets_ms, c.bt_c, c.et_c, c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
      c.extras, c.quality, c.trust, c.made_ms AS received_ms, c.published \
      FROM curves c JOIN sessions s ON s.org_id = c.org_id AND s.session_id = c.session_id \
      WHERE c.org_id = $1 AND c.session_id = $2";
@@ -80,7 +80,7 @@ impl IngestStore {
              WHERE s.curve_ms IS NULL \
              AND (s.ended_ms IS NOT NULL OR c.seen_ms < $1 - $2 OR EXISTS (SELECT 1 FROM sessions n \
                   WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
-             AND (c.seen_ms < $1 OR c.gaps = '[]') AND s.started_ms < $1 \
+             AND (c.seen_ms < $1 OR c.gaps = '[]') AND COALESCE(s.closed_seen_ms, 0) < $1 \
              AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
              ORDER BY s.started_ms, s.session_id LIMIT $5")
             .bind(quiet.0).bind(ENDLESS_MS).bind(after.0).bind(after.1).bind(limit)
@@ -110,7 +110,7 @@ impl IngestStore {
         loop {
             let frames = self.frames_of_range(org, session.chain_no, from, last, PAGE).await?;
             let Some(end) = frames.last().map(|f| f.seq_at(f.len())) else { break };
-            join(&mut curve, &frames, first, last);
+            join(&mut curve, session, &frames, (first, last));
             let whole = i64::try_from(frames.len()).is_ok_and(|read| read < PAGE);
             if whole || end <= from {
                 break;
@@ -209,21 +209,35 @@ struct Curve {
 }
 
 /// Appends the samples of `frames` that lie in the range.
-fn join(curve: &mut Option<Curve>, frames: &[FrameRow], first: i64, last: i64) {
+fn join(
+    curve: &mut Option<Curve>,
+    session: &SessionRow,
+    frames: &[FrameRow],
+    (first, last): (i64, i64),
+) {
     for frame in frames {
         let inside = |i: &usize| (first..=last).contains(&frame.seq_at(*i));
         let mut samples = (0..frame.len()).filter(inside);
         let Some(from) = samples.next() else { continue };
         let to = samples.next_back().unwrap_or(from);
-        curve.get_or_insert_with(|| Curve::begin(frame, from)).append(frame, from, to);
+        curve.get_or_insert_with(|| Curve::begin(session, frame, from)).append(
+            session,
+            frame,
+            (from, to),
+        );
     }
 }
 
 impl Curve {
-    /// Returns an empty curve that begins with sample `from` of `frame`.
-    fn begin(frame: &FrameRow, from: usize) -> Self {
+    /// Returns an empty curve that begins with sample `from` of `frame`. It is dated with its
+    /// session, so that no date of a frame can distort it.
+    fn begin(session: &SessionRow, frame: &FrameRow, from: usize) -> Self {
+        let elapsed_ms = session.elapsed_ms(frame, from).max(0);
         let row = FrameRow {
             first_seq: frame.seq_at(from),
+            boot: None,
+            t0_ms: session.started_ms.saturating_add(elapsed_ms),
+            wall_ms: None,
             offsets_ms: Vec::new(),
             values: Default::default(),
             extras: None,
@@ -239,11 +253,15 @@ impl Curve {
     }
 
     /// Appends the samples `from..=to` of a frame.
-    fn append(&mut self, frame: &FrameRow, from: usize, to: usize) {
+    fn append(&mut self, session: &SessionRow, frame: &FrameRow, (from, to): (usize, usize)) {
         let (len, more) = (self.len(), to - from + 1);
-        let shift = frame.t0_ms - self.row.t0_ms;
-        let offset = |ms: &i32| i32::try_from(shift + i64::from(*ms)).unwrap_or(i32::MAX);
-        self.row.offsets_ms.extend(frame.offsets_ms[from..=to].iter().map(offset));
+        let begins_ms = self.row.t0_ms.saturating_sub(session.started_ms);
+        for i in from..=to {
+            let since = session.elapsed_ms(frame, i).saturating_sub(begins_ms).max(0);
+            // A sample with an impossible time keeps its place, at the time of the one before.
+            let before = self.row.offsets_ms.last().copied().unwrap_or(0);
+            self.row.offsets_ms.push(i32::try_from(since).unwrap_or(before));
+        }
         for (all, new) in self.row.values.iter_mut().zip(&frame.values) {
             if all.is_none() && new.is_none() {
                 continue;

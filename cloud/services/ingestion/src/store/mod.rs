@@ -22,6 +22,7 @@ use contract::{ChainId, EpochMs, Origin};
 use quick_cache::sync::Cache;
 
 pub use annotations::{ChangedBy, Versioned};
+pub use clock_correction::{ClockOffset, ESTIMATE_TOLERANCE_MS};
 pub use commit::{Committed, Outcome};
 pub use curve::SessionWithoutCurve;
 pub use newest::MachineRow;
@@ -35,6 +36,8 @@ pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
 /// used. The numbers of machines and chains never change once assigned, so they are cached without
 /// a time limit.
 const NUMBERS_MAX: usize = 200_000;
+/// The maximum number of cached clock offsets. An evicted one is cached again when it is noted.
+const OFFSETS_MAX: usize = 100_000;
 
 type ChainName = (Origin, ChainId);
 
@@ -43,6 +46,8 @@ type ChainName = (Origin, ChainId);
 pub struct IngestStore {
     database: Database,
     numbers: Arc<Cache<ChainName, ChainNo>>,
+    /// The clock offsets of boots, by chain number and boot id.
+    offsets: Arc<Cache<(i64, i64), ClockOffset>>,
 }
 
 /// The database's numbers of a chain and its machine.
@@ -64,13 +69,21 @@ impl IngestStore {
     }
 
     fn with_number_cache(database: Database, numbers_max: usize) -> Self {
-        Self { database, numbers: Arc::new(Cache::new(numbers_max)) }
+        Self {
+            database,
+            numbers: Arc::new(Cache::new(numbers_max)),
+            offsets: Arc::new(Cache::new(OFFSETS_MAX)),
+        }
     }
 
     /// Returns the same store, for reads that may be slightly stale.
     #[must_use]
     pub fn for_reading(&self) -> Self {
-        Self { database: self.database.for_reading(), numbers: self.numbers.clone() }
+        Self {
+            database: self.database.for_reading(),
+            numbers: self.numbers.clone(),
+            offsets: self.offsets.clone(),
+        }
     }
 
     #[must_use]
@@ -126,10 +139,11 @@ impl IngestStore {
         .map_err(StoreError::query(DOING))
     }
 
-    /// Clears the cached numbers: the database may have been restored to a time before they were
-    /// assigned.
+    /// Clears the cached numbers and offsets: the database may have been restored to a time before
+    /// they were assigned.
     pub(crate) fn clear_number_cache(&self) {
         self.numbers.clear();
+        self.offsets.clear();
     }
 }
 

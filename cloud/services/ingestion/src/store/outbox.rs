@@ -63,8 +63,8 @@ impl IngestStore {
         .map_err(StoreError::query("looking for ended roasts"))
     }
 
-    /// Returns the running sessions that will not end by themselves: another session has begun on
-    /// their chain, or the chain has been silent since `unsigned_since` (publishers that sign
+    /// Returns the running sessions that will not end by themselves: another session has begun
+    /// later on their chain, by its sample numbers, or the chain has been silent since `unsigned_since` (publishers that sign
     /// nothing) or `signed_since` (gateways, which return with the frames that they stored).
     ///
     /// # Errors
@@ -79,8 +79,10 @@ impl IngestStore {
             "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
              JOIN chains c ON c.chain_no = s.chain_no \
              WHERE s.status = 'ACTIVE' AND ((c.kid = '' AND c.seen_ms < $1) OR c.seen_ms < $2 \
-             OR EXISTS (SELECT 1 FROM sessions n WHERE n.machine_no = s.machine_no \
-               AND n.chain_no = s.chain_no AND n.started_ms > s.started_ms)) \
+             OR EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = s.chain_no \
+               AND n.status IN ('ACTIVE', 'CLOSED') AND n.first_seq > COALESCE(s.first_seq, \
+                 (SELECT MIN(e.seq) FROM events e \
+                  WHERE e.org_id = s.org_id AND e.session_id = s.session_id)))) \
              AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
              ORDER BY s.started_ms, s.session_id LIMIT $5")
             .bind(unsigned_since.0).bind(signed_since.0).bind(after.0).bind(after.1).bind(limit)

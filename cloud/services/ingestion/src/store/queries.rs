@@ -221,13 +221,13 @@ impl IngestStore {
         Ok((totals, kids))
     }
 
-    /// Returns the events of a session in the order of their time, at most 10 000.
+    /// Returns the events of a session in the order of their samples, at most 10 000.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn events_of(&self, org: &OrgId, session: &str) -> Result<Vec<EventRow>, StoreError> {
         let sql = format!(
-            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.session_id = $2 ORDER BY e.at_ms, e.arrival LIMIT 10000"
+            "{SELECT_EVENT} WHERE e.org_id = $1 AND e.session_id = $2 ORDER BY e.seq, e.at_ms, e.arrival LIMIT 10000"
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(session).fetch_all(pool).await)
@@ -323,32 +323,32 @@ impl IngestStore {
         .map_err(StoreError::query("reading a late frame"))
     }
 
-    /// Returns the running session of each of these machines, by machine number: the newest one, if
-    /// several are open. Each machine costs one look into an index, whatever other machines run.
+    /// Returns the running session of each of these chains, by chain number: the one with the
+    /// highest sample numbers, if several are open. Each chain costs one look into an index,
+    /// whatever other machines run.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn running_sessions(
         &self,
-        machines: impl IntoIterator<Item = i64>,
+        chains: impl IntoIterator<Item = i64>,
     ) -> Result<HashMap<i64, SessionRow>, StoreError> {
         // SQLite joins at most 500 selects.
-        const MACHINES_PER_QUERY: usize = 200;
-        let machines: Vec<i64> =
-            machines.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        const CHAINS_PER_QUERY: usize = 200;
+        let chains: Vec<i64> = chains.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let mut running = HashMap::new();
-        for some in machines.chunks(MACHINES_PER_QUERY) {
+        for some in chains.chunks(CHAINS_PER_QUERY) {
             let newest = some.iter().map(|no| {
                 format!(
-                    "SELECT * FROM ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.machine_no = {no} \
-                     ORDER BY s.started_ms DESC LIMIT 1) AS running_{no}"
+                    "SELECT * FROM ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = {no} \
+                     ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS running_{no}"
                 )
             });
             let sql = newest.collect::<Vec<_>>().join(" UNION ALL ");
             let rows: Vec<SessionRow> =
                 on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
                     .map_err(StoreError::query("listing running sessions"))?;
-            running.extend(rows.into_iter().map(|session| (session.machine_no, session)));
+            running.extend(rows.into_iter().map(|session| (session.chain_no, session)));
         }
         Ok(running)
     }
@@ -390,15 +390,6 @@ impl IngestStore {
 }
 
 impl SessionRow {
-    /// Returns how long the session took; `None` while it runs. A publisher's own elapsed seconds at
-    /// its DROP go before the times of its messages.
-    #[must_use]
-    pub fn duration_s(&self) -> Option<f64> {
-        let ended_ms = self.ended_ms?;
-        let published = self.drop_s.filter(|_| self.kid.is_empty());
-        Some(published.unwrap_or(ended_ms.saturating_sub(self.started_ms) as f64 / 1000.0))
-    }
-
     /// Returns the session's range of samples: from CHARGE to DROP, or to the newest sample before
     /// there is a DROP.
     #[must_use]

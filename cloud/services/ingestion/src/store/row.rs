@@ -20,9 +20,13 @@ pub struct FrameRow {
     pub number: i64,
     pub machine_no: i64,
     pub arrival: i64,
+    /// `None` for a curve, which may span boots.
+    pub boot: Option<i64>,
     pub mono_ms: i64,
     pub first_seq: i64,
     pub t0_ms: i64,
+    /// The time of the first sample by the gateway's clock, if `t0_ms` was corrected.
+    pub wall_ms: Option<i64>,
     pub offsets_ms: Vec<i32>,
     pub values: [Values; 7],
     pub extras: Option<String>,
@@ -34,8 +38,8 @@ pub struct FrameRow {
 }
 
 /// The columns that [`FrameRow`] reads.
-pub const SELECT: &str = "chain_no, number, machine_no, arrival, mono_ms, first_seq, t0_ms, \
-     offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, \
+pub const SELECT: &str = "chain_no, number, machine_no, arrival, boot, mono_ms, first_seq, t0_ms, \
+     wall_ms, offsets_ms, bt_c, et_c, ror_c_per_min, gas_pct, fan_pct, drum_rpm, ambient_c, extras, quality, trust, \
      received_ms, published";
 
 /// The columns of [`Channel::STANDARD`], in its order.
@@ -53,9 +57,11 @@ impl FromRow<'_, PgRow> for FrameRow {
             number: row.try_get("number")?,
             machine_no: row.try_get("machine_no")?,
             arrival: row.try_get("arrival")?,
+            boot: row.try_get("boot")?,
             mono_ms: row.try_get("mono_ms")?,
             first_seq: row.try_get("first_seq")?,
             t0_ms: row.try_get("t0_ms")?,
+            wall_ms: row.try_get("wall_ms")?,
             offsets_ms: row.try_get("offsets_ms")?,
             values,
             extras: row.try_get("extras")?,
@@ -81,9 +87,11 @@ impl FromRow<'_, SqliteRow> for FrameRow {
             number: row.try_get("number")?,
             machine_no: row.try_get("machine_no")?,
             arrival: row.try_get("arrival")?,
+            boot: row.try_get("boot")?,
             mono_ms: row.try_get("mono_ms")?,
             first_seq: row.try_get("first_seq")?,
             t0_ms: row.try_get("t0_ms")?,
+            wall_ms: row.try_get("wall_ms")?,
             offsets_ms: json(row.try_get("offsets_ms")?)?,
             values,
             extras: row.try_get("extras")?,

@@ -1,10 +1,13 @@
-//! Sessions: the events of frames open, fill and close them, in event time.
+//! Sessions: the events of frames open, fill and close them. Sample numbers order the sessions of a
+//! chain; no date does.
 
 use ::database::sqlx::{self, FromRow, query, query_as};
 use ::database::{StoreError, on};
-use contract::{EpochMs, EventKind, MachineEvent, SessionId};
+use contract::{EpochMs, EventKind, Frame, MachineEvent, SessionId};
 
-use super::{ChainNo, IngestStore};
+use super::clock_correction::FrameDate;
+use super::{ChainNo, FrameRow, IngestStore};
+use crate::verified_frame;
 
 /// The change that one event makes to its session, whatever the order in which events arrive.
 #[derive(Debug, Clone)]
@@ -20,6 +23,20 @@ pub struct SessionChange {
     trust: i16,
     /// What a publisher of upstream Sim-Corp said about the event, as JSON.
     published: Option<String>,
+    /// `None` for a message without a gateway's clocks.
+    clocks: Option<GatewayClocks>,
+}
+
+/// What the clocks of the gateway said about a session.
+#[derive(Debug, Clone, Copy)]
+struct GatewayClocks {
+    wall_started_ms: i64,
+    boot: i64,
+    /// The time of CHARGE on the monotonic clock of `boot`. Negative if CHARGE was in an earlier
+    /// boot.
+    start_mono_ms: i64,
+    /// The time of the event since CHARGE.
+    elapsed_ms: i64,
 }
 
 /// One statement with the values it needs.
@@ -32,15 +49,25 @@ pub(super) enum Statement<'c> {
 /// elapsed seconds), so even a DROP that arrives before its CHARGE opens the right session. A
 /// session with that id on another chain is not changed: no device may change another device's
 /// session. A complete session is not changed either: its receipt says what belongs to it, and a
-/// gateway, or the thief of its key, cannot rewrite it.
+/// gateway, or the thief of its key, cannot rewrite it. A gateway's events say how long after its
+/// start a session ended: the end keeps this distance, whatever date the start gets.
 const UPSERT_SESSION: &str = "\
 INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, status, \
-                      first_seq, last_seq, fc_s, drop_s) \
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+                      first_seq, last_seq, fc_s, drop_s, wall_started_ms, boot, start_mono_ms) \
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
 ON CONFLICT (org_id, session_id) DO UPDATE SET \
   started_ms = CASE WHEN EXCLUDED.first_seq IS NOT NULL THEN EXCLUDED.started_ms \
                     ELSE sessions.started_ms END, \
-  ended_ms = COALESCE(EXCLUDED.ended_ms, sessions.ended_ms), \
+  ended_ms = CASE WHEN EXCLUDED.wall_started_ms IS NULL \
+    THEN COALESCE(EXCLUDED.ended_ms, sessions.ended_ms) \
+    ELSE (CASE WHEN EXCLUDED.first_seq IS NOT NULL THEN EXCLUDED.started_ms \
+               ELSE sessions.started_ms END) \
+         + COALESCE(EXCLUDED.ended_ms - EXCLUDED.started_ms, \
+                    sessions.ended_ms - sessions.started_ms) END, \
+  wall_started_ms = CASE WHEN EXCLUDED.first_seq IS NOT NULL THEN EXCLUDED.wall_started_ms \
+    ELSE COALESCE(sessions.wall_started_ms, EXCLUDED.wall_started_ms) END, \
+  boot = COALESCE(EXCLUDED.boot, sessions.boot), \
+  start_mono_ms = COALESCE(EXCLUDED.start_mono_ms, sessions.start_mono_ms), \
   status = CASE WHEN EXCLUDED.ended_ms IS NOT NULL THEN EXCLUDED.status ELSE sessions.status END, \
   first_seq = COALESCE(EXCLUDED.first_seq, sessions.first_seq), \
   last_seq = COALESCE(EXCLUDED.last_seq, sessions.last_seq), \
@@ -48,12 +75,13 @@ ON CONFLICT (org_id, session_id) DO UPDATE SET \
   drop_s = COALESCE(EXCLUDED.drop_s, sessions.drop_s) \
 WHERE sessions.chain_no = EXCLUDED.chain_no AND sessions.completeness <> 'complete'";
 
+/// Stores an event. One of a gateway is dated by its distance from the session's start.
 const INSERT_EVENT: &str = "\
 INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, elapsed_s, bt_c, \
                     note, trust, published) \
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 WHERE EXISTS \
-    (SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND machine_no = $3 \
-     AND completeness <> 'complete') \
+SELECT $1, $2, $3, $4, $5, $6, COALESCE(s.started_ms + $13, $7), $8, $9, $10, $11, $12 \
+FROM sessions s WHERE s.org_id = $1 AND s.session_id = $2 AND s.machine_no = $3 \
+    AND s.completeness <> 'complete' \
 ON CONFLICT (org_id, session_id, kind, source, seq, at_ms) DO NOTHING";
 
 type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
@@ -66,6 +94,7 @@ macro_rules! bind {
                 let is = |kind| c.event.as_ref().filter(|event| event.kind == kind);
                 let (fc, drop) = (is(EventKind::Fc), is(EventKind::Drop));
                 let begins = c.event.is_none() || is(EventKind::Charge).is_some();
+                let began = c.clocks.filter(|_| begins);
                 query(UPSERT_SESSION)
                     .bind(&c.org)
                     .bind(c.session.as_str())
@@ -78,6 +107,9 @@ macro_rules! bind {
                     .bind(drop.map(|_| c.seq))
                     .bind(fc.map(|event| event.elapsed_s))
                     .bind(drop.map(|event| event.elapsed_s))
+                    .bind(c.clocks.map(|clocks| clocks.wall_started_ms))
+                    .bind(began.map(|clocks| clocks.boot))
+                    .bind(began.map(|clocks| clocks.start_mono_ms))
             }
             Statement::Event(c, event) => query(INSERT_EVENT)
                 .bind(&c.org)
@@ -91,7 +123,8 @@ macro_rules! bind {
                 .bind(event.bt_c)
                 .bind(event.note.as_deref())
                 .bind(c.trust)
-                .bind(c.published.as_deref()),
+                .bind(c.published.as_deref())
+                .bind(c.clocks.map(|clocks| clocks.elapsed_ms)),
         }
     };
 }
@@ -109,21 +142,38 @@ impl<'c> Statement<'c> {
 impl SessionChange {
     /// Returns the change that an event at sample `seq` makes.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
     pub fn from_event(org: &str, no: ChainNo, seq: i64, event: &MachineEvent) -> Self {
-        let elapsed_ms = (event.elapsed_s * 1000.0).round() as i64;
-        let started = event.at.plus_ms(elapsed_ms.saturating_neg());
+        let started = event.at.plus_ms(elapsed_ms(event).saturating_neg());
         let (session, mut event) = (event.session.clone(), event.clone());
         // PostgreSQL's text cannot hold a NUL; the signed bytes keep the original.
         event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
         let event = Some(event);
-        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0, published: None }
+        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0, published: None, clocks: None }
     }
 
     /// Returns the same change, with what a publisher said about the event.
     #[must_use]
     pub fn with_published(mut self, published: Option<String>) -> Self {
         self.published = published;
+        self
+    }
+
+    /// Returns the same change, with the clocks of the gateway's frame that holds the event, and
+    /// with the date of the frame's row.
+    pub(super) fn with_clocks(mut self, frame: &Frame, date: &FrameDate) -> Self {
+        let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
+        self.clocks = self.event.as_ref().map(|event| GatewayClocks {
+            wall_started_ms: self.started.0,
+            boot: frame.boot_id.cast_signed(),
+            // The dates of a frame and of its events are on one line: the gateway counts both from
+            // the frame's first sample by the monotonic clock.
+            start_mono_ms: mono.saturating_add(self.started.ms_since(frame.wall)),
+            elapsed_ms: elapsed_ms(event),
+        });
+        self.started = self.started.plus_ms(date.shift_ms());
+        if let Some(event) = &mut self.event {
+            event.at = event.at.plus_ms(date.shift_ms());
+        }
         self
     }
 
@@ -146,6 +196,7 @@ impl SessionChange {
             event: None,
             trust: 0,
             published: None,
+            clocks: None,
         }
     }
 
@@ -155,6 +206,12 @@ impl SessionChange {
             self.event.as_ref().map(|event| Statement::Event(self, event)),
         ]
     }
+}
+
+/// Returns the time of an event since CHARGE, in ms.
+#[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
+fn elapsed_ms(event: &MachineEvent) -> i64 {
+    (event.elapsed_s * 1000.0).round() as i64
 }
 
 /// A session as it is stored.
@@ -179,12 +236,61 @@ pub struct SessionRow {
     pub unsigned_points: Option<i64>,
     pub failed_points: Option<i64>,
     pub max_bt_c: Option<f64>,
+    /// The start by the gateway's clock, if a gateway reported it.
+    pub wall_started_ms: Option<i64>,
+    /// The boot that CHARGE is in, and its time on that boot's monotonic clock.
+    pub boot: Option<i64>,
+    pub start_mono_ms: Option<i64>,
+    /// When the session was first seen closed, by the server's clock.
+    pub closed_seen_ms: Option<i64>,
+}
+
+impl SessionRow {
+    /// Returns the time of a sample since the start of the session, in ms. It is measured by the
+    /// monotonic clock within the boot of CHARGE; in a later boot the gateway counts its dates from
+    /// the start of the roast, so that they measure it too.
+    #[must_use]
+    pub fn elapsed_ms(&self, frame: &FrameRow, i: usize) -> i64 {
+        let offset = i64::from(frame.offsets_ms.get(i).copied().unwrap_or(0));
+        let (first, start) = match (frame.boot, self.boot.zip(self.start_mono_ms)) {
+            (Some(boot), Some((session_boot, start))) if boot == session_boot => {
+                (frame.mono_ms, start)
+            }
+            // A curve is dated with its session.
+            (None, _) => (frame.t0_ms, self.started_ms),
+            (Some(_), _) => (
+                frame.wall_ms.unwrap_or(frame.t0_ms),
+                self.wall_started_ms.unwrap_or(self.started_ms),
+            ),
+        };
+        first.saturating_add(offset).saturating_sub(start)
+    }
+
+    /// Returns the duration of an ended session in seconds; `None` while it runs, and if its
+    /// publisher's dates contradict each other and it has no DROP.
+    #[must_use]
+    pub fn duration_s(&self) -> Option<f64> {
+        let by_dates_ms = self.ended_ms?.saturating_sub(self.started_ms);
+        // A gateway measures the time of its DROP, and a publisher says it: both go before dates.
+        self.drop_s.or_else(|| (by_dates_ms >= 0).then_some(by_dates_ms as f64 / 1000.0))
+    }
+
+    /// Returns when the session ended: never before its start.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds
+    pub fn ended(&self) -> Option<EpochMs> {
+        let started = EpochMs(self.started_ms);
+        let ended = self.ended_ms.map(EpochMs)?;
+        let measured = self.duration_s().map(|s| started.plus_ms((s * 1000.0).round() as i64));
+        Some(measured.unwrap_or_else(|| ended.max(started)))
+    }
 }
 
 pub(super) const SELECT_SESSION: &str = "\
 SELECT s.session_id, m.site_id, m.machine_id, s.machine_no, s.chain_no, c.kid, s.started_ms, \
        s.ended_ms, s.status, s.first_seq, s.last_seq, s.fc_s, s.drop_s, s.completeness, s.points, \
-       s.verified_points, s.unsigned_points, s.failed_points, s.max_bt_c \
+       s.verified_points, s.unsigned_points, s.failed_points, s.max_bt_c, s.wall_started_ms, \
+       s.boot, s.start_mono_ms, s.closed_seen_ms \
 FROM sessions s JOIN machines m ON m.machine_no = s.machine_no \
 JOIN chains c ON c.chain_no = s.chain_no ";
 
@@ -214,18 +320,28 @@ impl IngestStore {
         no: ChainNo,
         receipt: &contract::Receipt,
         signed: &[u8],
+        now: EpochMs,
     ) -> Result<bool, StoreError> {
+        // A roast does not end in the future; how long it took is right all the same.
+        let ahead_ms = verified_frame::ahead_ms(receipt.ended, now);
+        let duration_ms = receipt.ended.ms_since(receipt.started).max(0);
+        let started = receipt.started.plus_ms(-ahead_ms);
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         on!(self.database, pool => query(
             "INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, \
-             status, first_seq, last_seq, receipt) VALUES ($1, $2, $3, $4, $5, $6, 'CLOSED', $7, $8, $9) \
+             status, first_seq, last_seq, receipt, wall_started_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'CLOSED', $7, $8, $9, $10) \
              ON CONFLICT (org_id, session_id) DO UPDATE SET receipt = EXCLUDED.receipt, \
-             ended_ms = COALESCE(sessions.ended_ms, EXCLUDED.ended_ms), status = 'CLOSED', \
+             ended_ms = COALESCE(sessions.ended_ms, \
+                 sessions.started_ms + EXCLUDED.ended_ms - EXCLUDED.started_ms), \
+             status = 'CLOSED', \
+             wall_started_ms = COALESCE(sessions.wall_started_ms, EXCLUDED.wall_started_ms), \
              first_seq = EXCLUDED.first_seq, last_seq = EXCLUDED.last_seq \
              WHERE sessions.chain_no = EXCLUDED.chain_no AND sessions.completeness <> 'complete'")
             .bind(receipt.origin.org.as_str()).bind(receipt.session.as_str())
-            .bind(no.machine).bind(no.chain).bind(receipt.started.0).bind(receipt.ended.0)
+            .bind(no.machine).bind(no.chain).bind(started.0).bind(started.plus_ms(duration_ms).0)
             .bind(number(receipt.first_seq)).bind(number(receipt.last_seq)).bind(signed)
+            .bind(receipt.started.0)
             .execute(pool).await.map(drop))
         .map_err(StoreError::query("storing a receipt"))?;
         let found: Option<String> = on!(self.database, pool => sqlx::query_scalar(

@@ -1,0 +1,2 @@
+-- The sessions of a chain in the order of their samples.
+CREATE INDEX IF NOT EXISTS sessions_sequence ON sessions (chain_no, status, first_seq DESC);

@@ -266,8 +266,8 @@ impl Recorder {
             let counted = first.wall.plus_ms(i64::try_from(since).unwrap_or(i64::MAX));
             if counted.ms_since(sample.wall).saturating_abs() >= CLOCK_STEP_MS {
                 sample.clock = ClockQuality::FreeRunning;
-                sample.wall = counted;
             }
+            sample.wall = counted;
         }
         self.push_point(at);
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));

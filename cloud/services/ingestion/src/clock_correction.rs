@@ -185,7 +185,70 @@ async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), St
 
 #[cfg(test)]
 mod tests {
+    use contract::{ChainId, EpochMs, Frame};
+
     use super::*;
+    use crate::verified_frame::{Numbering, Trust};
+
+    const NOW: EpochMs = EpochMs(1_760_000_000_000);
+    const BOOT: Boot = (1, 7);
+
+    /// A frame of one second, made at `second` by a clock that is `error_ms` off, and received a
+    /// second later.
+    fn live(second: i64, error_ms: i64, clock: ClockQuality) -> VerifiedFrame {
+        let frame = Frame {
+            origin: "acme/leipzig/r-1".parse().unwrap(),
+            chain: ChainId([1; 16]),
+            number: 1,
+            previous: None,
+            boot_id: 7,
+            first_seq: 0,
+            mono_ms: u64::try_from(second * 1_000).unwrap(),
+            wall: NOW.plus_ms(second * 1_000 + error_ms),
+            clock,
+            profile_digest: None,
+            offsets_ms: vec![0, 1_000],
+            columns: Vec::new(),
+            events: Vec::new(),
+        };
+        VerifiedFrame {
+            digest: trust::sha256_digest(&[]),
+            signed: Vec::new(),
+            frame,
+            kid: "device:gw@leipzig".to_owned(),
+            trust: Trust::Verified,
+            numbering: Numbering::Edge,
+            received: NOW.plus_ms(second * 1_000 + 2_000),
+        }
+    }
+
+    /// Notes a minute of live frames; returns the offset and the estimate that result.
+    fn noted(error_ms: i64, clock: ClockQuality) -> (Option<i64>, Option<i64>) {
+        let dating = ClockCorrection::default();
+        for second in 0..60 {
+            dating.note(BOOT.0, &live(second, error_ms, clock));
+        }
+        let noted = dating.take();
+        let since = |offsets: &BTreeMap<Boot, i64>| offsets.get(&BOOT).map(|at| at - NOW.0);
+        (since(&noted.offsets), since(&noted.estimates))
+    }
+
+    #[test]
+    fn a_clock_that_is_not_set_is_estimated_from_arrival_only_if_it_is_wrong() {
+        let free = ClockQuality::FreeRunning;
+        let week_ms = 7 * 86_400_000;
+        assert_eq!(noted(-2 * week_ms, free), (None, Some(1_000)), "two weeks behind");
+        assert_eq!(noted(-19_800_000, free), (None, Some(1_000)), "in local time");
+        assert_eq!(noted(300 * 86_400_000, free), (None, Some(1_000)), "300 days ahead");
+        assert_eq!(noted(2_000, free), (None, None), "as good as an estimate");
+        assert_eq!(noted(-week_ms, ClockQuality::Synchronised), (Some(-week_ms), None));
+    }
+
+    #[test]
+    fn a_synchronised_clock_that_is_ahead_of_arrival_is_not_believed() {
+        let leap_ms = 4_294_967_296_000 - NOW.0;
+        assert_eq!(noted(leap_ms, ClockQuality::Synchronised), (None, Some(1_000)));
+    }
 
     #[test]
     fn a_boot_in_use_stays_known_when_the_bound_is_passed() {

@@ -48,10 +48,12 @@ impl TrustedClock {
         Self { clock, floor, fleet_time: Arc::default(), file }
     }
 
-    /// Returns the later of the wall clock and the lower bound.
+    /// Returns the later of the wall clock and the lower bound. A wall clock after [`LATEST`] is
+    /// wrong and is ignored.
     #[must_use]
     pub fn now(&self) -> EpochMs {
-        self.clock.wall().max(self.floor())
+        let (wall, floor) = (self.clock.wall(), self.floor());
+        if wall.0 > LATEST.0 { floor } else { wall.max(floor) }
     }
 
     /// Returns the fleet's time if it was received in this run; otherwise `TrustedClock::snapshot`. A
@@ -142,5 +144,8 @@ mod tests {
         assert!(TrustedClock::open(folder.path(), long_ago).now() < LATEST);
         again.raise_floor(EpochMs(i64::MAX));
         assert!(again.now() < LATEST);
+        // A clock that has leapt to 2106 does not either.
+        let leapt = GatewayClock::at(EpochMs(4_294_967_296_000));
+        assert!(TrustedClock::open(folder.path(), leapt).now() < LATEST);
     }
 }

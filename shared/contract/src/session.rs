@@ -75,6 +75,10 @@ pub struct RoastSessionSummary {
     pub session_id: SessionId,
     /// When the session began.
     pub started_at: EpochMs,
+    /// Whether `startedAt` is an estimate, because the gateway's clock was not set. Absent if it is
+    /// not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub started_at_estimated: bool,
     /// `null` while the roast runs; the key is always present.
     pub ended_at: Option<EpochMs>,
     /// Whether the session is still running.

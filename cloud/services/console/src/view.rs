@@ -124,6 +124,8 @@ pub struct SessionRow {
 impl SessionRow {
     pub fn of(session: &RoastSessionSummary) -> Self {
         let running = session.ended_at.is_none();
+        let started = session.started_at.to_string().replace('T', " ");
+        let mark = if session.started_at_estimated { " (estimated)" } else { "" };
         let (curve, curve_class) = match session.completeness {
             _ if running => ("Not closed yet", "open"),
             Completeness::Complete => ("Complete", "complete"),
@@ -135,7 +137,7 @@ impl SessionRow {
         Self {
             id: session.session_id.to_string(),
             link: format!("/sessions/{}", session.session_id),
-            started: session.started_at.to_string().replace('T', " ").chars().take(19).collect(),
+            started: format!("{started:.19}{mark}"),
             machine: session.origin.machine.to_string(),
             site: session.origin.site.to_string(),
             duration: session.duration_seconds.map_or_else(unknown, clock),

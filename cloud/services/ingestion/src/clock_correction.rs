@@ -78,7 +78,10 @@ impl ClockCorrection {
         if synchronised && known {
             return;
         }
-        let estimate = if synchronised || known { None } else { self.estimate(boot, verified) };
+        // A frame that does not state its clock, as of an imported recording, has another date than
+        // that of its arrival.
+        let unset = frame.clock == ClockQuality::FreeRunning || verified.ahead_ms() > 0;
+        let estimate = if unset && !known { self.estimate(boot, verified) } else { None };
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if !synchronised {
             if pending.undated.len() < NOTED_MAX {
@@ -241,6 +244,7 @@ mod tests {
         assert_eq!(noted(-19_800_000, free), (None, Some(1_000)), "in local time");
         assert_eq!(noted(300 * 86_400_000, free), (None, Some(1_000)), "300 days ahead");
         assert_eq!(noted(2_000, free), (None, None), "as good as an estimate");
+        assert_eq!(noted(-2 * week_ms, ClockQuality::Unknown), (None, None), "imported");
         assert_eq!(noted(-week_ms, ClockQuality::Synchronised), (Some(-week_ms), None));
     }
 

@@ -501,7 +501,11 @@ async fn a_clock_that_is_not_set_is_dated_by_an_estimate_until_it_is_set(store: 
     };
     let (org, no) = (origin().org, name(store).await);
     let boot = -1; // u64::MAX as a signed number
-    let started = async || store.session(&org, "S-1").await.unwrap().unwrap().started_ms - NOW.0;
+    let started = async || {
+        let session = store.session(&org, "S-1").await.unwrap().unwrap();
+        let marked = if session.start_estimated == 1 { "estimated" } else { "stated" };
+        (session.started_ms - NOW.0, marked)
+    };
     let codes = async || -> Vec<i64> {
         database::on!(store.database(), pool => database::sqlx::query_scalar(
             "SELECT DISTINCT CAST(clock AS BIGINT) FROM frames ORDER BY 1")
@@ -509,18 +513,18 @@ async fn a_clock_that_is_not_set_is_dated_by_an_estimate_until_it_is_set(store: 
         .unwrap()
     };
     commit(store, &(1..=5).map(local).collect::<Vec<_>>()).await;
-    assert_eq!((started().await, codes().await), (1_500 - ZONE_MS, vec![1]), "not known yet");
+    assert_eq!((started().await, codes().await), ((1_500 - ZONE_MS, "stated"), vec![1]));
     store.note_estimate(no.chain, boot, NOW.0 + 2_000).await.unwrap(); // three seconds late
     assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 5);
     store.note_estimate(no.chain, boot, NOW.0 + 9_000).await.unwrap();
     commit(store, &[local(6)]).await;
-    assert_eq!((started().await, codes().await), (4_500, vec![4]), "marked as estimated");
+    assert_eq!((started().await, codes().await), ((4_500, "estimated"), vec![4]));
     assert_eq!(store.undated_boots().await.unwrap(), []);
     check_times(store, "estimated").await;
     store.note_offset(no.chain, boot, NOW.0 - 1_000).await.unwrap();
     assert_eq!(store.correct_dates(no.chain, boot).await.unwrap(), 6);
     store.note_estimate(no.chain, boot, NOW.0 - 9_000).await.unwrap();
-    assert_eq!((started().await, codes().await), (1_500, vec![3]), "dated by the set clock");
+    assert_eq!((started().await, codes().await), ((1_500, "stated"), vec![3]));
     check_times(store, "set").await;
 }
 

@@ -94,6 +94,7 @@ pub(super) async fn summary(
         },
         session_id: SessionId::new(row.session_id).map_err(|_| damaged("session"))?,
         started_at: EpochMs(row.started_ms),
+        started_at_estimated: row.start_estimated == 1,
         ended_at,
         status: SessionStatus::parse(&row.status).ok_or_else(|| damaged("status"))?,
         duration_seconds,
@@ -151,7 +152,7 @@ pub async fn session(
     Ok(([(header::ETAG, tag)], Json(session)).into_response())
 }
 
-/// Returns a session's events, in the order of their samples.
+/// Returns a session's events, ordered by time.
 #[utoipa::path(get, path = "/sessions/{id}/events", tag = "sessions", params(("id" = String, Path)),
     responses((status = 200, body = Vec<RoastEvent>)))]
 pub async fn session_events(

@@ -16,7 +16,8 @@ use super::sessions::SessionRow;
 /// Selects a curve in the shape of one long frame.
 const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_no, \
      CAST(0 AS bigint) AS arrival, CAST(NULL AS bigint) AS boot, CAST(0 AS bigint) AS mono_ms, \
-     c.first_seq, c.t0_ms, CAST(NULL AS bigint) AS wall_ms, c.offsets_ms, c.bt_c, c.et_c, c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
+     c.first_seq, c.t0_ms, CAST(NULL AS bigint) AS wall_ms, c.offsets_ms, c.bt_c, c.et_c, \
+     c.ror_c_per_min, c.gas_pct, c.fan_pct, c.drum_rpm, c.ambient_c, \
      c.extras, c.quality, c.trust, c.made_ms AS received_ms, c.published \
      FROM curves c JOIN sessions s ON s.org_id = c.org_id AND s.session_id = c.session_id \
      WHERE c.org_id = $1 AND c.session_id = $2";

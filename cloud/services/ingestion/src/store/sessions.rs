@@ -3,7 +3,7 @@
 
 use ::database::sqlx::{self, FromRow, query, query_as};
 use ::database::{StoreError, on};
-use contract::{EpochMs, EventKind, Frame, MachineEvent, SessionId};
+use contract::{ClockQuality, EpochMs, EventKind, Frame, MachineEvent, SessionId};
 
 use super::clock_correction::FrameDate;
 use super::{ChainNo, FrameRow, IngestStore};
@@ -162,7 +162,9 @@ impl SessionChange {
     /// with the date of the frame's row.
     pub(super) fn with_clocks(mut self, frame: &Frame, date: &FrameDate) -> Self {
         let mono = i64::try_from(frame.mono_ms).unwrap_or(i64::MAX);
-        self.clocks = self.event.as_ref().map(|event| GatewayClocks {
+        // The frames of an imported recording have no clock; a gateway's frame without samples has.
+        let has_clock = frame.clock != ClockQuality::Unknown || frame.sample_count() == 0;
+        self.clocks = self.event.as_ref().filter(|_| has_clock).map(|event| GatewayClocks {
             wall_started_ms: self.started.0,
             boot: frame.boot_id.cast_signed(),
             // The dates of a frame and of its events are on one line: the gateway counts both from
@@ -243,6 +245,8 @@ pub struct SessionRow {
     pub start_mono_ms: Option<i64>,
     /// When the session was first seen closed, by the server's clock.
     pub closed_seen_ms: Option<i64>,
+    /// 1 if `started_ms` was estimated from the arrival of frames.
+    pub start_estimated: i64,
 }
 
 impl SessionRow {
@@ -290,9 +294,11 @@ pub(super) const SELECT_SESSION: &str = "\
 SELECT s.session_id, m.site_id, m.machine_id, s.machine_no, s.chain_no, c.kid, s.started_ms, \
        s.ended_ms, s.status, s.first_seq, s.last_seq, s.fc_s, s.drop_s, s.completeness, s.points, \
        s.verified_points, s.unsigned_points, s.failed_points, s.max_bt_c, s.wall_started_ms, \
-       s.boot, s.start_mono_ms, s.closed_seen_ms \
+       s.boot, s.start_mono_ms, s.closed_seen_ms, \
+       CAST(COALESCE(o.estimated, 0) AS bigint) AS start_estimated \
 FROM sessions s JOIN machines m ON m.machine_no = s.machine_no \
-JOIN chains c ON c.chain_no = s.chain_no ";
+JOIN chains c ON c.chain_no = s.chain_no \
+LEFT JOIN clock_offsets o ON o.chain_no = s.chain_no AND o.boot = s.boot ";
 
 /// A receipt whose session has not been found complete yet.
 #[derive(Debug, Clone, FromRow)]

@@ -22,8 +22,8 @@ pub struct ClockReading {
     pub kernel: Option<KernelTime>,
 }
 
-/// Returns the time of a roast's CHARGE on the agent's monotonic clock, in ms; negative, because
-/// CHARGE was before the start. `newest` is the date of the newest stored frame, which the recorder
+/// Returns the time of a roast's CHARGE on the agent's monotonic clock, in ms; negative for a CHARGE
+/// before the start. `newest` is the date of the newest stored frame, which the recorder
 /// has counted from the start of the roast. Returns `None` if the roast was interrupted for too
 /// long.
 pub fn charge_ms(roast: &RunningRoast, newest: EpochMs, now: &ClockReading) -> Option<i64> {

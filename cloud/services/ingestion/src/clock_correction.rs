@@ -222,6 +222,7 @@ mod tests {
             trust: Trust::Verified,
             numbering: Numbering::Edge,
             received: NOW.plus_ms(second * 1_000 + 2_000),
+            published: None,
         }
     }
 

@@ -414,8 +414,7 @@ async fn sample_numbers_order_roasts_whatever_their_dates(store: &IngestStore) {
         let found = store.abandoned_sessions(silent, (i64::MIN, ""), 10).await.unwrap();
         found.into_iter().map(|session| session.session_id).collect()
     };
-    let mut roast = 2;
-    for shift_ms in [-14 * DAY_MS, 30 * DAY_MS, 0, -NOW.0] {
+    for (roast, shift_ms) in (2..).zip([-14 * DAY_MS, 30 * DAY_MS, 0, -NOW.0]) {
         let (n, session) = (roast + 4, format!("S-{roast}"));
         let charge = [(EventKind::Charge, n * 10 - 5, 0.0, session.as_str())];
         commit(store, &[shifted(n, shift_ms, &charge)]).await;
@@ -424,7 +423,6 @@ async fn sample_numbers_order_roasts_whatever_their_dates(store: &IngestStore) {
         let mut ended = abandoned().await;
         ended.sort();
         assert_eq!(ended, before, "only roasts before {session} have ended");
-        roast += 1;
     }
 }
 

@@ -156,6 +156,11 @@ mod tests {
             unsigned_points: None,
             failed_points: None,
             max_bt_c: None,
+            wall_started_ms: None,
+            boot: None,
+            start_mono_ms: None,
+            closed_seen_ms: None,
+            start_estimated: 0,
         }
     }
 

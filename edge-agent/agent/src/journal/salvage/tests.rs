@@ -132,7 +132,7 @@ fn a_page_of_random_bytes_loses_only_the_frames_on_it() {
             "page {page}: the numbers of lost frames are not reused"
         );
         assert_ne!(position.chain, CHAIN);
-        let mut writer = ChainWriter { position, journal };
+        let mut writer = ChainWriter { journal, position };
         writer.append(&key, None);
         journal = writer.journal;
         assert_eq!(unsent(&journal).len(), left.len() + 1, "page {page}: the next frame is stored");
@@ -204,6 +204,7 @@ fn a_closed_roast_and_its_receipt_survive_and_a_running_one_is_given_up() {
         first_seq: 0,
         first_frame,
         event_kinds: vec![EventKind::Charge],
+        charge: None,
     };
     let closed = ClosedRoast { roast: roast("S-1", 1), last_seq: 19, last_frame: 2, ended: NOW };
     writer.append(&key, Some(&closed));

@@ -203,7 +203,7 @@ async fn a_full_disk_is_reported_and_damages_nothing() -> anyhow::Result<()> {
     let said = process
         .log()
         .lines()
-        .filter(|l| l.contains("the journal cannot be read or written"))
+        .filter(|l| l.contains("the journal cannot be used"))
         .count();
     assert_eq!(said, 1, "must be logged once: {}", process.log());
     Ok(())

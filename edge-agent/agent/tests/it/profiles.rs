@@ -429,8 +429,11 @@ async fn a_bring_up_by_two_people_records_what_they_saw() {
     }
     assert_eq!(std::fs::read_to_string(&record).unwrap(), "");
     // The running agent has exclusive access to the machine.
+    let before = machine.served().len();
     gateway.process.start().unwrap();
-    testbed::wait_for_port(gateway.port).await.unwrap();
+    wait_for("the agent samples", PATIENCE, || async { machine.served().len() > before })
+        .await
+        .unwrap();
     let (done, told) = Typist::start(&gateway, ["Anna", "Ben"]).ends();
     assert!(!done && told.contains("the agent has the machine; stop it first"), "{told}");
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());

@@ -165,6 +165,9 @@ impl JournalWriter {
         let completed = self.recorder.flush();
         self.store_pending(completed);
         self.move_to_disk_at_stop();
+        // What was learned since the end of the last roast.
+        let saved = self.journal.save_learned(self.recorder.learned());
+        self.ok_or_log(saved);
         let in_memory = if self.journal.is_in_memory() {
             self.journal.totals().map_or(0, |totals| totals.unsent_frames + totals.unsigned_frames)
         } else {

@@ -254,13 +254,17 @@ async fn mark(
         return Err(refuse_invalid("note: longer than 1024 bytes, or with a NUL"));
     }
     let (done, waiting) = oneshot::channel();
-    let command = JournalCommand::RecordEvent { kind: mark.kind, note: mark.note, done };
+    let kind = mark.kind;
+    let command = JournalCommand::RecordEvent { kind, note: mark.note, done };
     local
         .commands
         .try_send(command)
         .map_err(|_| refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is busy"))?;
     match waiting.await {
         Ok(ManualEventResult::Recorded) => Ok(StatusCode::NO_CONTENT),
+        Ok(ManualEventResult::NotApplicable) if kind == EventKind::Charge => {
+            Err(refuse_invalid("a roast is running already, or nothing was measured yet"))
+        }
         Ok(ManualEventResult::NotApplicable) => Err(refuse_invalid("no roast is running")),
         Ok(ManualEventResult::NoRoom) => Err(refuse(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -169,7 +169,7 @@ impl Recorder {
             frame_ms,
             position,
             pending: PendingFrame::default(),
-            live: LiveRoast::new(learned, infer),
+            live: LiveRoast::new(learned, infer).with_offset_learning(),
             points: VecDeque::new(),
             roast: None,
             charge_ms: None,

@@ -37,6 +37,7 @@ pub mod event;
 pub mod forecast;
 pub mod formats;
 pub mod live;
+mod live_offsets;
 pub mod machine_model;
 pub mod noise;
 pub mod plot;

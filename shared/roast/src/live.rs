@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{MarkChange, Tracker};
 use crate::forecast::{Forecast, Forecaster};
+use crate::live_offsets::OffsetLearner;
 use crate::machine_model::MachineModel;
 use crate::sample::Sample;
 
@@ -23,6 +24,7 @@ pub struct LiveRoast {
     tracker: Tracker,
     forecaster: Forecaster,
     reported: Vec<ReportedMark>,
+    offsets: Option<OffsetLearner>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,7 +46,16 @@ impl LiveRoast {
             learned,
             infer_ends,
             reported: Vec::new(),
+            offsets: None,
         }
+    }
+
+    /// Also learns how far the reported CHARGE and DROP are from the curve, on a machine that does
+    /// not report them itself. This tracks every sample twice.
+    #[must_use]
+    pub fn with_offset_learning(mut self) -> Self {
+        self.offsets = self.infer_ends.then(|| OffsetLearner::new(self.learned.clone()));
+        self
     }
 
     /// Resumes a running roast that was charged at `charge_ms` and has these marks.
@@ -55,7 +66,9 @@ impl LiveRoast {
 
     /// Forgets the running roast, and keeps what was learned.
     pub fn restart(&mut self) {
+        let offsets = self.offsets.take();
         *self = Self::new(std::mem::take(&mut self.learned), self.infer_ends);
+        self.offsets = offsets;
     }
 
     /// Returns the learned model of the machine. Store it after each roast.
@@ -92,11 +105,19 @@ impl LiveRoast {
         if !self.tracker.is_roasting() {
             self.finish_roast(charge);
         }
+        if let Some(offsets) = &mut self.offsets
+            && offsets.push(sample, &mut self.learned)
+        {
+            self.tracker.set_model(self.learned.clone());
+        }
         changes
     }
 
     /// Records an event that a machine or a person reports. Returns `false` if it was ignored.
     pub fn report_event(&mut self, kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> bool {
+        if let Some(offsets) = &mut self.offsets {
+            offsets.report(kind, at_ms);
+        }
         let charge = self.tracker.charge_ms();
         if !self.tracker.report_event(kind, at_ms, bt_c) {
             return false;
@@ -179,5 +200,35 @@ mod tests {
         let kept = serde_json::to_string(live.learned()).unwrap();
         assert!(kept.len() < 8_192, "{} bytes to keep", kept.len());
         assert_eq!(serde_json::from_str::<MachineModel>(&kept).unwrap().roasts, roasts);
+    }
+
+    /// Returns what was learned from roasts whose CHARGE and DROP a person reported `late_s` after
+    /// they happened.
+    fn learned_from_marks(late_s: i64) -> MachineModel {
+        let mut live = LiveRoast::new(MachineModel::default(), true).with_offset_learning();
+        let mut twin = Twin::new(PRESETS[0], 3, 30_000);
+        let mut to_report: Vec<(EventKind, i64)> = Vec::new();
+        for s in 0..7_000_i64 {
+            let happened = twin.advance(1_000).into_iter();
+            let ends = happened.filter(|k| matches!(k, EventKind::Charge | EventKind::Drop));
+            to_report.extend(ends.map(|kind| (kind, s + late_s)));
+            let r = twin.reading();
+            let sample = Sample { et_c: Some(r.et_c), ..Sample::bean(s * 1000, Some(r.bt_c)) };
+            live.push(&sample);
+            for (kind, _) in to_report.extract_if(.., |(_, at_s)| *at_s <= s) {
+                live.report_event(kind, sample.t_ms, sample.bt_c);
+            }
+        }
+        live.learned().clone()
+    }
+
+    #[test]
+    fn marks_reported_late_teach_how_late_they_are() {
+        let (prompt, late) = (learned_from_marks(0), learned_from_marks(20));
+        let offsets =
+            |m: &MachineModel| [m.charge_offset.correction_ms(), m.drop_offset.correction_ms()];
+        for (prompt, late) in offsets(&prompt).into_iter().zip(offsets(&late)) {
+            assert!((5_000..=30_000).contains(&(late - prompt)), "{prompt} {late}");
+        }
     }
 }

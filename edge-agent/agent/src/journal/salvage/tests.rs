@@ -84,9 +84,13 @@ fn fill_with_random(bytes: &mut [u8], seed: u64) {
     }
 }
 
+/// Returns how many damaged journals are kept in a folder.
 fn set_aside(folder: &Path) -> usize {
-    let names = fs::read_dir(folder).unwrap().flatten();
-    names.filter(|e| e.file_name().to_string_lossy().starts_with("journal-damaged-")).count()
+    let names = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    names
+        .filter(|path| path.extension().is_some_and(|extension| extension == "db"))
+        .filter(|path| path.display().to_string().contains("journal-damaged-"))
+        .count()
 }
 
 #[test]

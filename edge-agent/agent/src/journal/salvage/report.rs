@@ -1,4 +1,4 @@
-//! What a salvage found, and how it is told to people.
+//! What a salvage found, and its text for people.
 
 use std::fmt;
 use std::ops::Range;

@@ -1,16 +1,16 @@
 //! `simcorp-bench ingest`: measures ingestion, from published frames to acknowledged rows.
 
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use rumqttc::AsyncClient;
 use serde_json::{Value, json};
-use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for, wait_for_port};
+use testbed::wait_for;
 
 use crate::load::{Acknowledgements, LoadGenerator};
-use crate::{copy_baseline, stats};
+use crate::system::{Broker, Database, PreparedSystem, RowCounts, SystemUnderTest};
+use crate::{copy_baseline, load, stats};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -37,37 +37,16 @@ pub struct Options {
     limit: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Database {
-    Postgres,
-    Sqlite,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Broker {
-    Mosquitto,
-    Embedded,
-}
-
-/// The system under test: database, broker and `simcorp`.
-struct SystemUnderTest {
-    folder: tempfile::TempDir,
-    database: Option<Postgres>,
-    simcorp: Process,
-    _broker: Option<Mosquitto>,
-    broker_port: u16,
-}
-
 /// The result of one run at one rate.
-struct RunResult {
-    points_per_s: f64,
-    sent: u64,
-    acked: u64,
-    ack_ms: Vec<f64>,
-    refused: u64,
+pub struct RunResult {
+    pub points_per_s: f64,
+    pub sent: u64,
+    pub acked: u64,
+    pub ack_ms: Vec<f64>,
+    pub refused: u64,
     /// Frames without an acknowledgement when the load ended.
-    frames_behind: usize,
-    cpu_s: f64,
+    pub frames_behind: usize,
+    pub cpu_s: f64,
 }
 
 impl RunResult {
@@ -86,8 +65,10 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
     ensure!((1..=600).contains(&options.seconds), "--seconds: not between 1 and 600");
     ensure!((20..=60_000).contains(&options.frame_ms), "--frame-ms: not between 20 and 60000");
     let mut load = LoadGenerator::new(options.machines)?;
-    let system = SystemUnderTest::start(options, &load).await?;
-    let (client, acks) = load.connect(system.broker_port).await?;
+    let prepared = PreparedSystem::start(options.database, options.broker).await?;
+    prepared.register(load::ORG, &load.device_description())?;
+    let system = prepared.launch(&["ingestion"]).await?;
+    let (client, acks) = load.connect(system.broker_port()).await?;
     // Warm-up: machines and chains are inserted once, at their first frame.
     let warm = options.machines as u64 * 1000 / options.frame_ms;
     measure(&system, &mut load, &client, &acks, warm.max(1), options.frame_ms, 3).await?;
@@ -107,7 +88,7 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
         "broker": if options.broker == Broker::Mosquitto { "mosquitto" } else { "embedded" },
         "points_per_s": run.points_per_s.round(),
         "sent": run.sent,
-        "committed": counted.points - before.points_before_max(options),
+        "committed": counted.points - points_before(before, &options.rate),
         "lost": run.sent - run.acked.min(run.sent),
         "duplicated": counted.points - counted.distinct,
         "refused": run.refused,
@@ -118,7 +99,7 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
         "bytes_per_point": ((counted.bytes as f64 / counted.points.max(1) as f64) * 10.0).round() / 10.0,
     });
     if options.limit {
-        let Some(database) = &system.database else { bail!("--limit needs --database postgres") };
+        let Some(database) = system.database() else { bail!("--limit needs --database postgres") };
         let copy = copy_baseline::copy_points_per_s(database, options.machines).await?;
         report["copy_points_per_s"] = copy.round().into();
         report["ratio_to_copy"] = ((run.points_per_s / copy * 1000.0).round() / 1000.0).into();
@@ -169,7 +150,8 @@ async fn find_highest_rate(
     good.map(|(_, run)| run).context("the backlog grows at every rate")
 }
 
-async fn measure(
+/// Publishes points for a time, and waits until all are acknowledged.
+pub async fn measure(
     system: &SystemUnderTest,
     load: &mut LoadGenerator,
     client: &AsyncClient,
@@ -200,89 +182,9 @@ async fn measure(
     })
 }
 
-/// Rows counted in the database, independently of the acknowledgements.
-#[derive(Debug, Clone, Copy)]
-struct RowCounts {
-    points: i64,
-    distinct: i64,
-    bytes: i64,
-}
-
-impl RowCounts {
-    /// Returns the points to subtract from the final count: none for `--rate max`, whose runs all
-    /// count.
-    fn points_before_max(self, options: &Options) -> i64 {
-        if options.rate == "max" { 0 } else { self.points }
-    }
-}
-
-impl SystemUnderTest {
-    async fn start(options: &Options, load: &LoadGenerator) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let database = match options.database {
-            Database::Postgres => Some(Postgres::start().await?),
-            Database::Sqlite => None,
-        };
-        let broker = match options.broker {
-            Broker::Mosquitto => Some(Mosquitto::start().await?),
-            Broker::Embedded => None,
-        };
-        let (port, embedded, embedded_v4) = (free_port()?, free_port()?, free_port()?);
-        let url = database.as_ref().map_or_else(
-            || format!("sqlite:{}", folder.path().join("bench.db").display()),
-            Postgres::url,
-        );
-        let mut settings = vec![
-            format!("database.url={url}"),
-            "database.migrate=true".to_owned(),
-            format!("ingestion.listen=127.0.0.1:{port}"),
-            format!("broker.listen=127.0.0.1:{embedded}"),
-            format!("broker.listen_v4=127.0.0.1:{embedded_v4}"),
-            "log.level=warn,rumqttd=error".to_owned(),
-        ];
-        let mut broker_port = embedded;
-        if let Some(broker) = &broker {
-            settings.push("mqtt.host=127.0.0.1".to_owned());
-            settings.push(format!("mqtt.port={}", broker.port));
-            broker_port = broker.port;
-        }
-        let settings: Vec<String> = settings.into_iter().map(|s| format!("--set={s}")).collect();
-        let program = binary_path("simcorp")?;
-        let device = folder.path().join("device.json");
-        std::fs::write(&device, load.device_description())?;
-        let add =
-            Command::new(&program).args(["device", "add"]).arg(&device).args(&settings).output()?;
-        ensure!(add.status.success(), "{}", String::from_utf8_lossy(&add.stderr));
-        let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
-        arguments.extend(settings);
-        let mut simcorp = Process::new(program, arguments, folder.path().join("simcorp.log"));
-        simcorp.start()?;
-        wait_for_port(port).await.with_context(|| simcorp.log())?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        Ok(Self { folder, database, simcorp, _broker: broker, broker_port })
-    }
-
-    fn count_rows(&self) -> anyhow::Result<RowCounts> {
-        const POINTS: &str = "SELECT COALESCE(SUM(samples), 0) FROM frames";
-        const DISTINCT: &str = "SELECT COALESCE(SUM(samples), 0) FROM \
-             (SELECT DISTINCT chain_no, number, samples FROM frames) AS d";
-        if let Some(database) = &self.database {
-            let bytes = database.query_number(
-                "SELECT COALESCE(SUM(pg_total_relation_size(inhrelid)), 0)::bigint FROM pg_inherits \
-                 WHERE inhparent = 'frames'::regclass",
-            )?;
-            return Ok(RowCounts {
-                points: database.query_number(POINTS)?,
-                distinct: database.query_number(DISTINCT)?,
-                bytes,
-            });
-        }
-        let path = self.folder.path().join("bench.db");
-        let db = rusqlite::Connection::open(&path)?;
-        let ask = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
-        let bytes = i64::try_from(std::fs::metadata(&path)?.len())?;
-        Ok(RowCounts { points: ask(POINTS)?, distinct: ask(DISTINCT)?, bytes })
-    }
+/// Returns the points to subtract from the final count: none for `--rate max`, whose runs all count.
+fn points_before(before: RowCounts, rate: &str) -> i64 {
+    if rate == "max" { 0 } else { before.points }
 }
 
 #[cfg(test)]
@@ -313,17 +215,8 @@ mod tests {
 
     #[test]
     fn the_warm_up_counts_only_where_all_runs_count() {
-        let options = |rate: &str| Options {
-            machines: 1,
-            rate: rate.to_owned(),
-            seconds: 1,
-            frame_ms: 1_000,
-            database: Database::Sqlite,
-            broker: Broker::Embedded,
-            limit: false,
-        };
         let warm_up = RowCounts { points: 70, distinct: 70, bytes: 700 };
-        assert_eq!(warm_up.points_before_max(&options("10000")), 70);
-        assert_eq!(warm_up.points_before_max(&options("max")), 0);
+        assert_eq!(points_before(warm_up, "10000"), 70);
+        assert_eq!(points_before(warm_up, "max"), 0);
     }
 }

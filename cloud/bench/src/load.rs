@@ -17,7 +17,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use trust::{Algorithm, CONTENT_FRAME, FileKey, Signer as _};
 
-const ORG: &str = "org";
+/// The organisation of the load.
+pub const ORG: &str = "org";
 const SITE: &str = "bench";
 /// All machines share the key of one gateway. The work is the same as with one key per machine,
 /// since keys are looked up by name and signatures are checked one by one.
@@ -184,7 +185,8 @@ impl LoadGenerator {
     }
 }
 
-fn connect(port: u16, name: &str) -> (AsyncClient, EventLoop) {
+/// Connects a client to the broker on loopback.
+pub fn connect(port: u16, name: &str) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(name, ("127.0.0.1", port));
     options.set_keep_alive(30).set_clean_start(true).set_outgoing_inflight_upper_limit(2_000);
     // Without this, Nagle's algorithm delays each small message by 40 ms.

@@ -1,6 +1,7 @@
 //! `simcorp-bench`: starts the programs that it measures, counts every row, and prints one JSON
 //! object. Every performance figure that we publish comes from it.
 
+mod attack;
 mod copy_baseline;
 mod edge;
 mod ingest;
@@ -9,6 +10,7 @@ mod load;
 mod queue;
 mod roasting;
 mod stats;
+mod system;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,9 @@ enum Command {
     /// Measure ingestion: signed frames of many machines, through a broker into a database,
     /// until they are acknowledged
     Ingest(ingest::Options),
+    /// Measure what an honest tenant notices while hostile clients send frames, connections, requests
+    /// and files; exit code 1 if a bound does not hold
+    Attack(attack::Options),
     /// Measure the agent: size, memory, start time, jitter, backlog drain, flash writes
     Edge(edge::Options),
     /// Measure the mission queue: claims and completions, and lists of a large table
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 match &cli.command {
                     Command::Ingest(options) => ingest::run(options, cli.json).await,
+                    Command::Attack(options) => attack::run(options, cli.json).await,
                     Command::Edge(options) => edge::run(options).await,
                     Command::Queue(options) => queue::run(options).await,
                     Command::Lists(options) => lists::run(options).await,

@@ -10,6 +10,7 @@ use contract::{ChainId, KeyId, Origin};
 use driver::{ControlQueue, DriverHandles};
 use roast::machine_model::MachineModel;
 use service::connections::{BoundedListener, ConnectionLimits};
+use service::tasks::Tasks;
 use service::{http, shutdown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +89,7 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     let (origin, key_id) = (origin(&config)?, key_id(&config)?);
     let metrics = service::metrics::Metrics::install()?;
     let stop = shutdown::on_signal()?;
+    let tasks = Tasks::new(stop.clone());
     let listener = http::listen(config.local.listen, "local.listen").await?;
     let signer = signer(&config, &key_id)?;
     let folder = identity::folder(&config);
@@ -108,21 +110,25 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     let mut origins = writer.journal.unsent_origins()?;
     origins.retain(|other| *other != origin);
     origins.insert(0, origin.clone());
-    let writer_thread = start_journal_writer(writer, command_receiver)?;
+    let writer_thread = start_journal_writer(writer, command_receiver, stop.clone())?;
     if let Some(identity) = identity.clone() {
         let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
-        let config = config.clone();
-        tokio::spawn(renewal::run(identity, config, state.clone(), share, stop.clone()));
+        let parts = (identity, config.clone(), state.clone(), stop.clone());
+        tasks.spawn_restarting("certificate-renewal", move || {
+            let (identity, config, state, stop) = parts.clone();
+            renewal::run(identity, config, state, share, stop)
+        });
     }
     let sends = config.uplink.is_configured()
         || identity.as_ref().is_some_and(|i| i.enrolled().granted.broker.is_some());
     let link =
         UplinkSupervisor { config: config.clone(), identity, key_id: key_id.clone(), origins };
-    let uplinking = tokio::spawn(link.run(commands.clone(), live_in, state.clone(), stop.clone()));
+    tasks.spawn("uplink", link.run(commands.clone(), live_in, state.clone(), stop.clone()));
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
-        tokio::spawn(artisan::modbus::serve(listener, share, clock, age_max_ms, stop.clone()));
+        let serving = artisan::modbus::serve(listener, share, clock, age_max_ms, stop.clone());
+        tasks.spawn("artisan-modbus", serving);
     }
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
@@ -134,9 +140,9 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
     let listener = BoundedListener::new(listener, CONNECTIONS);
     let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
-    tokio::spawn(upkeep(metrics, stop.clone()));
+    tasks.spawn("metrics", upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
-    tokio::spawn(watchdog::run(state.clone(), clock, idle_ms, stop.clone()));
+    tasks.spawn("watchdog", watchdog::run(state.clone(), clock, idle_ms, stop.clone()));
     watchdog::ready();
     tracing::info!(
         %origin, kid = %key_id, listen = %config.local.listen, version = env!("CARGO_PKG_VERSION"),
@@ -159,8 +165,11 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     tokio::task::spawn_blocking(move || writer_thread.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
-    let _ = uplinking.await;
     serving.await??;
+    tasks.wait().await;
+    if let Some(failure) = tasks.failure() {
+        anyhow::bail!("{failure}; systemd starts the agent again");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -222,13 +231,17 @@ fn load_position(
     Ok((journal, position, learned))
 }
 
+/// Starts the thread of the journal writer. If it panics, the agent stops, and systemd starts it
+/// again: without this thread nothing would be stored.
 fn start_journal_writer(
     writer: JournalWriter,
     commands: Receiver<JournalCommand>,
+    stop: CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name("journal-writer".to_owned())
-        .spawn(move || writer.run(&commands))
+    std::thread::Builder::new().name("journal-writer".to_owned()).spawn(move || {
+        let _stops_all = stop.drop_guard();
+        writer.run(&commands);
+    })
 }
 
 /// Returns what other tasks may use of the machine. It includes the queue of guarded writes only if

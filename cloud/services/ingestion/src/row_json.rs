@@ -177,51 +177,49 @@ pub fn elapsed_shift_s(frame: &FrameRow, session: &SessionRow, first: i64) -> f6
 
 /// Returns a frame's samples from `first_seq` to `last_seq` as points. Elapsed time is what a
 /// publisher of upstream Sim-Corp said; else it counts from the start of the session; outside of a
-/// session, from the start of the gateway.
-pub fn telemetry_points(
-    frame: &FrameRow,
-    machine: &MachineId,
-    session: Option<&SessionRow>,
+/// session, from the start of the gateway. Points are made one by one: those of a large frame need far
+/// more memory than its row.
+pub fn telemetry_points<'f>(
+    frame: &'f FrameRow,
+    machine: &'f MachineId,
+    session: Option<&'f SessionRow>,
     first_seq: i64,
     last_seq: i64,
-) -> Vec<(i64, TelemetryPoint)> {
+) -> impl Iterator<Item = (i64, TelemetryPoint)> + 'f {
     let extras: HashMap<String, Vec<Option<ExtraValue>>> = frame
         .extras
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    let inside = |i: &usize| (first_seq..=last_seq).contains(&frame.seq_at(*i));
-    (0..frame.offsets_ms.len())
-        .filter(inside)
-        .map(|i| {
-            let ts = frame.sample_at(i);
-            let elapsed_ms = match session {
-                Some(session) => session.elapsed_ms(frame, i),
-                None => frame.mono_ms.saturating_add(i64::from(frame.offsets_ms[i])),
-            };
-            let elapsed_said = frame.published.as_ref().and_then(|p| p.elapsed_s(i));
-            let said = frame.published.as_ref().and_then(|published| published.context(i));
-            let extra = |(name, values): (&String, &Vec<Option<ExtraValue>>)| {
-                Some((name.clone(), values.get(i)?.clone()?))
-            };
-            let restamped = said
-                .is_some_and(|said| said.restamped)
-                .then(|| (TIME_SOURCE.to_owned(), ExtraValue::Text(FROM_ARRIVAL.to_owned())));
-            let point = TelemetryPoint {
-                ts,
-                machine_id: machine.clone(),
-                batch_id: said.and_then(|said| said.batch_id.clone()),
-                elapsed_seconds: elapsed_said.unwrap_or(elapsed_ms.max(0) as f64 / 1000.0),
-                bt_c: frame.value(&Channel::Bt, i),
-                et_c: frame.value(&Channel::Et, i),
-                ror_c_per_min: frame.value(&Channel::Ror, i),
-                gas_pct: frame.value(&Channel::Gas, i),
-                fan_pct: frame.value(&Channel::Fan, i),
-                drum_rpm: frame.value(&Channel::Drum, i),
-                ambient_c: frame.value(&Channel::Ambient, i),
-                extras: extras.iter().filter_map(extra).chain(restamped).collect(),
-            };
-            (frame.seq_at(i), point)
-        })
-        .collect()
+    let inside = move |i: &usize| (first_seq..=last_seq).contains(&frame.seq_at(*i));
+    (0..frame.offsets_ms.len()).filter(inside).map(move |i| {
+        let ts = frame.sample_at(i);
+        let elapsed_ms = match session {
+            Some(session) => session.elapsed_ms(frame, i),
+            None => frame.mono_ms.saturating_add(i64::from(frame.offsets_ms[i])),
+        };
+        let elapsed_said = frame.published.as_ref().and_then(|p| p.elapsed_s(i));
+        let said = frame.published.as_ref().and_then(|published| published.context(i));
+        let extra = |(name, values): (&String, &Vec<Option<ExtraValue>>)| {
+            Some((name.clone(), values.get(i)?.clone()?))
+        };
+        let restamped = said
+            .is_some_and(|said| said.restamped)
+            .then(|| (TIME_SOURCE.to_owned(), ExtraValue::Text(FROM_ARRIVAL.to_owned())));
+        let point = TelemetryPoint {
+            ts,
+            machine_id: machine.clone(),
+            batch_id: said.and_then(|said| said.batch_id.clone()),
+            elapsed_seconds: elapsed_said.unwrap_or(elapsed_ms.max(0) as f64 / 1000.0),
+            bt_c: frame.value(&Channel::Bt, i),
+            et_c: frame.value(&Channel::Et, i),
+            ror_c_per_min: frame.value(&Channel::Ror, i),
+            gas_pct: frame.value(&Channel::Gas, i),
+            fan_pct: frame.value(&Channel::Fan, i),
+            drum_rpm: frame.value(&Channel::Drum, i),
+            ambient_c: frame.value(&Channel::Ambient, i),
+            extras: extras.iter().filter_map(extra).chain(restamped).collect(),
+        };
+        (frame.seq_at(i), point)
+    })
 }

@@ -339,6 +339,48 @@ async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     assert!(store.curve(&OrgId::new("rival").unwrap(), "S-1").await.unwrap().is_none());
 }
 
+/// Frame `n` of a roast of six frames, each with as many samples as a frame may have.
+fn large(n: u64) -> VerifiedFrame {
+    const SAMPLES: u64 = contract::frame::SAMPLES_MAX as u64;
+    let mut verified = frame(1, 0.0);
+    let digest = |n: u64| Digest([u8::try_from(n).unwrap(); 32]);
+    verified.digest = digest(n);
+    let f = &mut verified.frame;
+    f.number = n;
+    f.previous = (n > 1).then(|| digest(n - 1));
+    f.first_seq = (n - 1) * SAMPLES;
+    f.wall = NOW.plus_ms(f.first_seq as i64 * 100);
+    f.mono_ms = 1000 + f.first_seq * 100;
+    f.offsets_ms = (0..SAMPLES as u32).map(|i| i * 100).collect();
+    let values = vec![Some(150.0); SAMPLES as usize];
+    f.columns = vec![Column { channel: Channel::Bt, values, quality: vec![] }];
+    let (mut charge, mut drop) = (frame(2, 0.0).frame.events, frame(5, 0.0).frame.events);
+    charge[0].seq = 0;
+    drop[0].seq = 6 * SAMPLES - 1;
+    f.events = match n {
+        1 => charge,
+        6 => drop,
+        _ => vec![],
+    };
+    verified
+}
+
+async fn large_frames_are_read_in_parts_and_none_is_lost(store: &IngestStore) {
+    const SAMPLES: usize = 6 * contract::frame::SAMPLES_MAX;
+    commit(store, &(1..=6).map(large).collect::<Vec<_>>()).await;
+    let (org, no) = (origin().org, name(store).await);
+    let read = store.frames_of_range(&org, no.chain, 0, 1 << 40, 2_000).await.unwrap();
+    assert_eq!(read.len(), 4, "not more at once");
+    let rest = ingestion::store::end_of(&read).unwrap();
+    assert_eq!(store.frames_of_range(&org, no.chain, rest, 1 << 40, 2_000).await.unwrap().len(), 2);
+    assert_eq!(store.frames_after(None, 0, 2_000).await.unwrap().len(), 4);
+    assert_eq!(store.newest_frames(&org, no.chain, 1_000).await.unwrap().len(), 1);
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!(store.totals(&org, &session).await.unwrap().points, SAMPLES as i64);
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    assert_eq!(store.curve(&org, "S-1").await.unwrap().unwrap().len(), SAMPLES);
+}
+
 /// A gateway, or the thief of its key, sends further events of a session whose receipt is complete.
 async fn a_complete_session_is_not_rewritten(store: &IngestStore) {
     let frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
@@ -729,6 +771,7 @@ on_both!(
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
     the_row_of_a_closed_roast_agrees_with_its_frames,
+    large_frames_are_read_in_parts_and_none_is_lost,
     a_complete_session_is_not_rewritten,
     the_newest_running_session_of_each_chain_is_found,
     sample_numbers_order_roasts_whatever_their_dates,

@@ -75,13 +75,15 @@ pub async fn recent_telemetry(
         };
         let session = running.get(&row.chain_no);
         for frame in &store.newest_frames(org, row.chain_no, limit).await? {
+            let first = frame.seq_at(frame.len().saturating_sub(limit));
             let of_frame =
-                row_json::telemetry_points(frame, &origin.machine, session, i64::MIN, i64::MAX);
-            points.extend(of_frame.into_iter().map(|(_, point)| LocatedPoint::new(point, &origin)));
+                row_json::telemetry_points(frame, &origin.machine, session, first, i64::MAX);
+            points.extend(of_frame.map(|(_, point)| LocatedPoint::new(point, &origin)));
         }
+        // After each machine, so that many machines do not add up.
+        points.sort_by_key(|located| std::cmp::Reverse(located.point.ts));
+        points.truncate(limit);
     }
-    points.sort_by_key(|located| std::cmp::Reverse(located.point.ts));
-    points.truncate(limit);
     Ok(Json(points))
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::point::TelemetryPoint;
 use contract::session::Completeness;
@@ -14,14 +14,18 @@ use http_stack::error::ApiError;
 
 use super::SharedState;
 use crate::row_json;
-use crate::store::{FrameRow, IngestStore, SessionRow};
+use crate::store::{FrameRow, IngestStore, SessionRow, end_of};
 
 /// The maximum number of points in a response.
 const POINTS_MAX: i64 = 100_000;
+/// The maximum size of a response: 100 000 points with the usual channels. Points with many extra
+/// channels are cut off here, and the header `x-truncated` says so.
+const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long the points of a complete session stay in the cache.
 const POINTS_TTL: Duration = Duration::from_hours(1);
 /// Frames read at a time, so that a window late in a long roast does not load all of it at once.
-const FRAMES_A_PAGE: usize = 2_000;
+const FRAMES_A_PAGE: i64 = 2_000;
+const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
 /// The part of a session's points that a request asks for.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +47,8 @@ impl Window {
     }
 }
 
-/// Returns a session's telemetry points, ordered by elapsed time.
+/// Returns a session's telemetry points, ordered by elapsed time. A response of 32 MiB is cut off
+/// and has the header `x-truncated`: read the rest with `fromElapsedSeconds`.
 #[utoipa::path(get, path = "/sessions/{id}/telemetry", tag = "sessions",
     params(("id" = String, Path), ("limit" = Option<i64>, Query),
            ("fromElapsedSeconds" = Option<f64>, Query), ("toElapsedSeconds" = Option<f64>, Query)),
@@ -80,8 +85,14 @@ pub async fn session_telemetry(
         Err(_) if on_replica => points(&shared.store, org, &row, window).await?,
         read => read?,
     };
-    let body = Bytes::from(serde_json::to_vec(&points).map_err(ApiError::internal)?);
-    if cacheable && !points.is_empty() {
+    let (empty, truncated) = (points.count == 0, points.truncated);
+    let body = Bytes::from(points.finish());
+    if truncated {
+        return Ok(
+            ([(TRUNCATED, HeaderValue::from_static("true"))], json_response(body)).into_response()
+        );
+    }
+    if cacheable && !empty {
         shared.cache.put("points", &key, body.clone(), POINTS_TTL).await;
     }
     Ok(json_response(body))
@@ -92,16 +103,57 @@ fn json_response(body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
+/// The points of a response, as the text of a JSON array.
+struct PointsJson {
+    text: Vec<u8>,
+    count: usize,
+    points_max: usize,
+    bytes_max: usize,
+    /// Whether points were left out because of their size.
+    truncated: bool,
+}
+
+impl PointsJson {
+    const fn new(points_max: usize, bytes_max: usize) -> Self {
+        Self { text: Vec::new(), count: 0, points_max, bytes_max, truncated: false }
+    }
+
+    /// Appends a point. Returns `false` if there is no place for it or for further ones.
+    fn push(&mut self, point: &TelemetryPoint) -> Result<bool, ApiError> {
+        if self.count >= self.points_max {
+            return Ok(false);
+        }
+        let before = self.text.len();
+        self.text.push(if self.count == 0 { b'[' } else { b',' });
+        serde_json::to_writer(&mut self.text, point).map_err(ApiError::internal)?;
+        if self.text.len() > self.bytes_max {
+            self.text.truncate(before);
+            self.truncated = true;
+            return Ok(false);
+        }
+        self.count += 1;
+        Ok(true)
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.count == 0 {
+            self.text.push(b'[');
+        }
+        self.text.push(b']');
+        self.text
+    }
+}
+
 async fn points(
     store: &IngestStore,
     org: &OrgId,
     row: &SessionRow,
     window: Window,
-) -> Result<Vec<TelemetryPoint>, ApiError> {
+) -> Result<PointsJson, ApiError> {
     let machine = MachineId::new(row.machine_id.clone()).map_err(ApiError::internal)?;
     let limit = usize::try_from(window.limit).unwrap_or(usize::MAX);
     let complete = row.completeness == Completeness::Complete.as_str();
-    let mut points = Vec::new();
+    let mut points = PointsJson::new(limit, BODY_BYTES_MAX);
     // A session without an end ends where the next one of its chain begins.
     let (mut first, last) = store.sample_range(row).await?;
     let mut page = roast_page(store, org, row, complete, first, last).await?;
@@ -112,25 +164,24 @@ async fn points(
     // A publisher's events are frames without samples.
     let sampled = page.iter().find(|frame| !frame.is_empty());
     let shift_s = sampled.map_or(0.0, |frame| row_json::elapsed_shift_s(frame, row, first));
-    while let Some(end) = page.last().map(|f| f.seq_at(f.len())) {
+    while let Some(end) = end_of(&page) {
         for published in page.iter_mut().filter_map(|frame| frame.published.as_mut()) {
             published.shift_elapsed(shift_s);
         }
-        let read = page
-            .iter()
-            .flat_map(|f| row_json::telemetry_points(f, &machine, Some(row), first, last));
-        points.extend(read.map(|(_, point)| point).filter(|point| window.contains(point)));
-        if page.len() == 1 && page[0].number == 0
-            || points.len() >= limit
-            || end <= first
-            || page.len() < FRAMES_A_PAGE
-        {
+        for frame in &page {
+            for (_, point) in row_json::telemetry_points(frame, &machine, Some(row), first, last) {
+                if window.contains(&point) && !points.push(&point)? {
+                    return Ok(points);
+                }
+            }
+        }
+        let is_curve = page.len() == 1 && page[0].number == 0;
+        if is_curve || end <= first || end > last {
             break;
         }
         first = end;
         page = roast_page(store, org, row, false, first, last).await?;
     }
-    points.truncate(limit);
     Ok(points)
 }
 
@@ -147,6 +198,53 @@ async fn roast_page(
     if as_curve && let Some(curve) = store.curve(org, &row.session_id).await? {
         return Ok(vec![curve]);
     }
-    let limit = i64::try_from(FRAMES_A_PAGE).unwrap_or(i64::MAX);
-    Ok(store.frames_of_range(org, row.chain_no, first, last, limit).await?)
+    Ok(store.frames_of_range(org, row.chain_no, first, last, FRAMES_A_PAGE).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::EpochMs;
+    use contract::point::ExtraValue;
+
+    fn point(extras: usize) -> TelemetryPoint {
+        let extra = |n| (format!("channel{n}"), ExtraValue::Number(1.5));
+        TelemetryPoint {
+            ts: EpochMs(1_760_000_000_000),
+            machine_id: MachineId::new("r-1").unwrap(),
+            batch_id: None,
+            elapsed_seconds: 1.5,
+            bt_c: Some(150.0),
+            et_c: None,
+            ror_c_per_min: None,
+            gas_pct: None,
+            fan_pct: None,
+            drum_rpm: None,
+            ambient_c: None,
+            extras: (0..extras).map(extra).collect(),
+        }
+    }
+
+    #[test]
+    fn points_are_written_as_a_json_array_up_to_the_limit() {
+        assert_eq!(PointsJson::new(5, 1_000).finish(), b"[]");
+        let mut points = PointsJson::new(2, 10_000);
+        assert!(points.push(&point(0)).unwrap());
+        assert!(points.push(&point(1)).unwrap());
+        assert!(!points.push(&point(0)).unwrap());
+        assert!(!points.truncated);
+        let read: Vec<TelemetryPoint> = serde_json::from_slice(&points.finish()).unwrap();
+        assert_eq!(read, [point(0), point(1)]);
+    }
+
+    #[test]
+    fn wide_points_are_cut_off_by_their_size() {
+        let mut points = PointsJson::new(100_000, 10_000);
+        while points.push(&point(32)).unwrap() {}
+        assert!(points.truncated && points.count > 5, "{}", points.count);
+        let count = points.count;
+        let text = points.finish();
+        assert!(text.len() <= 10_001);
+        assert_eq!(serde_json::from_slice::<Vec<TelemetryPoint>>(&text).unwrap().len(), count);
+    }
 }

@@ -1,17 +1,15 @@
 //! Curves: the samples of a closed session in one row, which is quick to read and remains when
 //! retention drops the frames.
 
-use std::collections::BTreeMap;
-
 use ::database::sqlx::{FromRow, query, query_as, query_scalar};
 use ::database::{Pool, StoreError, on};
-use contract::point::ExtraValue;
 use contract::{EpochMs, OrgId};
-use serde_json::json;
 
 use super::IngestStore;
-use super::row::{FrameRow, Values};
+use super::curve_assembly::{CurveAssembly, CurveBounds};
+use super::row::{FrameRow, Values, end_of};
 use super::sessions::SessionRow;
+use crate::metric;
 
 /// Selects a curve in the shape of one long frame.
 const SELECT: &str = "SELECT s.chain_no, CAST(0 AS bigint) AS number, s.machine_no, \
@@ -37,11 +35,11 @@ const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, s
      trust = EXCLUDED.trust, made_ms = EXCLUDED.made_ms, published = EXCLUDED.published \
      WHERE CAST($18 AS BIGINT) = 1 OR curves.samples <= EXCLUDED.samples";
 
-/// The maximum number of samples in a curve: a day at 10 Hz.
-const SAMPLES_MAX: usize = 864_000;
+/// The maximum number of samples in a curve: eight hours at 10 Hz.
+const SAMPLES_MAX: i64 = 288_000;
 /// A session that has not ended when its chain has been silent for a week will not end.
 const ENDLESS_MS: i64 = 7 * 86_400_000;
-/// The number of frames read at a time.
+/// The maximum number of frames that are read at a time.
 const PAGE: i64 = 2_000;
 
 /// A finished session that has no curve yet.
@@ -106,27 +104,37 @@ impl IngestStore {
             return Ok(()); // its start is not known
         }
         let (first, last) = self.sample_range(session).await?;
-        let mut curve: Option<Curve> = None;
+        let mut curve = CurveAssembly::new(session, (first, last), CurveBounds::DEFAULT);
         let mut from = first;
         loop {
             let frames = self.frames_of_range(org, session.chain_no, from, last, PAGE).await?;
-            let Some(end) = frames.last().map(|f| f.seq_at(f.len())) else { break };
-            join(&mut curve, session, &frames, (first, last));
-            let whole = i64::try_from(frames.len()).is_ok_and(|read| read < PAGE);
-            if whole || end <= from {
+            let Some(end) = end_of(&frames) else { break };
+            for frame in &frames {
+                curve.append(frame);
+            }
+            if end <= from || end > last {
                 break;
             }
             from = end;
         }
-        let count = curve.as_ref().map_or(0, Curve::len);
+        let count = curve.len();
         let expected = session
             .last_seq
             .zip(session.first_seq)
             .map(|(last, first)| last.saturating_sub(first).saturating_add(1));
         let whole = expected
             .is_some_and(|expected| i64::try_from(count).is_ok_and(|count| count >= expected));
+        let (curve, dropped) = curve.finish().map_err(|e| StoreError::row("making a curve", e))?;
         if let Some(curve) = curve {
-            self.put_curve(org, session, (&curve.finish(), whole), now).await?;
+            self.put_curve(org, session, (&curve, whole), now).await?;
+        }
+        if dropped.values + dropped.remarks > 0 {
+            metric::dropped_from_curve(dropped.values, dropped.remarks);
+            tracing::warn!(
+                %org, session = session.session_id, values = dropped.values,
+                remarks = dropped.remarks,
+                "left values of extra channels out of a curve: too many channels or samples"
+            );
         }
         if !whole && !settled {
             return Ok(());
@@ -148,16 +156,15 @@ impl IngestStore {
     /// When the database does not answer.
     pub async fn sample_range(&self, session: &SessionRow) -> Result<(i64, i64), StoreError> {
         let (first, last) = session.range();
-        let most = i64::try_from(SAMPLES_MAX).unwrap_or(i64::MAX);
         if session.last_seq.is_some() {
-            // A session whose CHARGE never arrived is not longer than a day either.
-            return Ok((first.max(last - most + 1), last));
+            // A session whose CHARGE never arrived is not longer either.
+            return Ok((first.max(last.saturating_sub(SAMPLES_MAX - 1)), last));
         }
         let next: Option<i64> = on!(self.database, pool => query_scalar(
             "SELECT MIN(first_seq) FROM sessions WHERE chain_no = $1 AND first_seq > $2")
             .bind(session.chain_no).bind(first).fetch_one(pool).await)
         .map_err(StoreError::query("finding where a session ends"))?;
-        let most = first.saturating_add(most - 1);
+        let most = first.saturating_add(SAMPLES_MAX - 1);
         Ok((first, next.map_or(most, |next| (next - 1).min(most))))
     }
 
@@ -168,6 +175,7 @@ impl IngestStore {
         (curve, whole): (&FrameRow, bool),
         now: EpochMs,
     ) -> Result<(), StoreError> {
+        const DOING: &str = "storing a curve";
         let published =
             curve.published.as_ref().and_then(|samples| serde_json::to_string(samples).ok());
         macro_rules! put {
@@ -193,116 +201,16 @@ impl IngestStore {
                     .map(drop)
             }};
         }
-        let text = |values: &Values| values.as_ref().map(|values| json!(values).to_string());
         match self.database.pool() {
             Pool::Postgres(pool) => put!(pool, &curve.offsets_ms, Values::clone),
-            Pool::Sqlite(pool) => put!(pool, json!(curve.offsets_ms).to_string(), text),
-        }
-        .map_err(StoreError::query("storing a curve"))
-    }
-}
-
-/// A curve that is being assembled.
-struct Curve {
-    row: FrameRow,
-    extras: BTreeMap<String, Vec<Option<ExtraValue>>>,
-    quality: BTreeMap<String, Vec<(usize, u8)>>,
-}
-
-/// Appends the samples of `frames` that lie in the range.
-fn join(
-    curve: &mut Option<Curve>,
-    session: &SessionRow,
-    frames: &[FrameRow],
-    (first, last): (i64, i64),
-) {
-    for frame in frames {
-        let inside = |i: &usize| (first..=last).contains(&frame.seq_at(*i));
-        let mut samples = (0..frame.len()).filter(inside);
-        let Some(from) = samples.next() else { continue };
-        let to = samples.next_back().unwrap_or(from);
-        curve.get_or_insert_with(|| Curve::begin(session, frame, from)).append(
-            session,
-            frame,
-            (from, to),
-        );
-    }
-}
-
-impl Curve {
-    /// Returns an empty curve that begins with sample `from` of `frame`. It is dated with its
-    /// session, so that no date of a frame can distort it.
-    fn begin(session: &SessionRow, frame: &FrameRow, from: usize) -> Self {
-        let elapsed_ms = session.elapsed_ms(frame, from).max(0);
-        let row = FrameRow {
-            first_seq: frame.seq_at(from),
-            boot: None,
-            t0_ms: session.started_ms.saturating_add(elapsed_ms),
-            wall_ms: None,
-            offsets_ms: Vec::new(),
-            values: Default::default(),
-            extras: None,
-            quality: None,
-            published: None,
-            ..frame.clone()
-        };
-        Self { row, extras: BTreeMap::new(), quality: BTreeMap::new() }
-    }
-
-    const fn len(&self) -> usize {
-        self.row.offsets_ms.len()
-    }
-
-    /// Appends the samples `from..=to` of a frame.
-    fn append(&mut self, session: &SessionRow, frame: &FrameRow, (from, to): (usize, usize)) {
-        let (len, more) = (self.len(), to - from + 1);
-        let begins_ms = self.row.t0_ms.saturating_sub(session.started_ms);
-        for i in from..=to {
-            let since = session.elapsed_ms(frame, i).saturating_sub(begins_ms).max(0);
-            // A sample with an impossible time keeps its place, at the time of the one before.
-            let before = self.row.offsets_ms.last().copied().unwrap_or(0);
-            self.row.offsets_ms.push(i32::try_from(since).unwrap_or(before));
-        }
-        for (all, new) in self.row.values.iter_mut().zip(&frame.values) {
-            if all.is_none() && new.is_none() {
-                continue;
-            }
-            let all = all.get_or_insert_with(|| vec![None; len]);
-            match new {
-                Some(new) => all.extend((from..=to).map(|i| new.get(i).copied().flatten())),
-                None => all.extend(std::iter::repeat_n(None, more)),
+            Pool::Sqlite(pool) => {
+                let offsets = serde_json::to_string(&curve.offsets_ms);
+                let offsets = offsets.map_err(|e| StoreError::row(DOING, e))?;
+                // Numbers and nulls can always be written as JSON.
+                let text = |values: &Values| serde_json::to_string(values.as_ref()?).ok();
+                put!(pool, offsets, text)
             }
         }
-        let new: BTreeMap<String, Vec<Option<ExtraValue>>> = parse(frame.extras.as_deref());
-        for name in new.keys() {
-            self.extras.entry(name.clone()).or_insert_with(|| vec![None; len]);
-        }
-        for (name, all) in &mut self.extras {
-            let new = new.get(name);
-            all.extend((from..=to).map(|i| new.and_then(|new| new.get(i).cloned().flatten())));
-        }
-        let remarks: BTreeMap<String, Vec<(usize, u8)>> = parse(frame.quality.as_deref());
-        for (name, remarks) in remarks {
-            let inside = remarks.into_iter().filter(|(i, _)| (from..=to).contains(i));
-            let shifted = inside.map(|(i, code)| (len + i - from, code));
-            self.quality.entry(name).or_default().extend(shifted);
-        }
-        if frame.published.is_some() || self.row.published.is_some() {
-            let published = self.row.published.get_or_insert_default();
-            published.append(len, frame.published.as_ref(), from, to);
-        }
-        self.row.trust = self.row.trust.max(frame.trust);
+        .map_err(StoreError::query(DOING))
     }
-
-    fn finish(mut self) -> FrameRow {
-        self.quality.retain(|_, remarks| !remarks.is_empty());
-        self.row.extras = (!self.extras.is_empty()).then(|| json!(self.extras).to_string());
-        self.row.quality = (!self.quality.is_empty()).then(|| json!(self.quality).to_string());
-        self.row
-    }
-}
-
-/// Parses JSON of a row, which ingestion itself wrote.
-fn parse<T: serde::de::DeserializeOwned + Default>(text: Option<&str>) -> T {
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }

@@ -6,12 +6,14 @@ mod batch_tx;
 mod clock_correction;
 mod commit;
 mod curve;
+mod curve_assembly;
 mod devices;
 mod newest;
 mod outbox;
 mod profiles;
 mod queries;
 mod row;
+mod sample_budget;
 mod sessions;
 
 use std::sync::Arc;
@@ -29,7 +31,7 @@ pub use newest::MachineRow;
 pub use outbox::{PublishAfter, UnpublishedSession};
 pub use profiles::ProfileFilter;
 pub use queries::{ArrivedFrame, EventRow, SessionFilter};
-pub use row::FrameRow;
+pub use row::{FrameRow, end_of};
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
 
 /// The maximum number of cached chains. At this bound each new chain evicts one that is rarely

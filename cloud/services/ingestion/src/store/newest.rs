@@ -6,6 +6,7 @@ use contract::OrgId;
 
 use super::queries::{EventRow, SELECT_EVENT};
 use super::row::SELECT;
+use super::sample_budget;
 use super::{FrameRow, IngestStore};
 
 /// A machine and its newest chain.
@@ -82,7 +83,8 @@ impl IngestStore {
         .map_err(StoreError::query("reading a machine's newest frame"))
     }
 
-    /// Returns a chain's newest frames, newest first.
+    /// Returns a chain's newest frames, newest first: those that hold its newest `samples` samples,
+    /// at most as many frames as that.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -90,16 +92,20 @@ impl IngestStore {
         &self,
         org: &OrgId,
         chain_no: i64,
-        limit: usize,
+        samples: usize,
     ) -> Result<Vec<FrameRow>, StoreError> {
-        let sql = format!(
-            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
-             ORDER BY number DESC LIMIT $3"
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(org.as_str()).bind(chain_no).bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(pool).await)
-        .map_err(StoreError::query("reading a machine's newest frames"))
+        const DOING: &str = "reading a machine's newest frames";
+        const FROM: &str =
+            "FROM frames WHERE org_id = $1 AND chain_no = $2 ORDER BY number DESC LIMIT $3";
+        let limit = i64::try_from(samples).unwrap_or(i64::MAX);
+        let sizes: Vec<i64> = on!(self.database, pool =>
+            query_scalar(AssertSqlSafe(format!("SELECT CAST(samples AS bigint) {FROM}")))
+            .bind(org.as_str()).bind(chain_no).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        let limit = sample_budget::frames_holding(&sizes, samples);
+        on!(self.database, pool => query_as(AssertSqlSafe(format!("SELECT {SELECT} {FROM}")))
+            .bind(org.as_str()).bind(chain_no).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))
     }
 
     /// Returns the newest events of an organisation, of a site or of a machine, newest first.

@@ -7,7 +7,8 @@ use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
 use contract::{Channel, OrgId};
 
-use super::row::SELECT;
+use super::row::{SELECT, end_of};
+use super::sample_budget::{self, SAMPLES_A_READ};
 use super::sessions::{SELECT_SESSION, SessionRow, Totals};
 use super::{ChainNo, FrameRow, IngestStore};
 use crate::published::PublishedSamples;
@@ -154,7 +155,9 @@ impl IngestStore {
         self.sessions(org, &filter).await
     }
 
-    /// Returns the frames that hold a range of a chain's samples, in order.
+    /// Returns the frames that hold a range of a chain's samples, in order: at most `limit`, and not
+    /// many more samples than [`SAMPLES_A_READ`]. The next read begins at [`super::end_of`] these
+    /// frames.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -166,15 +169,22 @@ impl IngestStore {
         last_seq: i64,
         limit: i64,
     ) -> Result<Vec<FrameRow>, StoreError> {
-        let sql = format!(
-            "SELECT {SELECT} FROM frames WHERE org_id = $1 AND chain_no = $2 \
+        const DOING: &str = "reading frames";
+        let from = format!(
+            "FROM frames WHERE org_id = $1 AND chain_no = $2 \
              AND first_seq BETWEEN $3 - {OVERLAP} AND $4 AND first_seq + samples > $3 \
              ORDER BY first_seq LIMIT $5"
         );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        let sizes: Vec<i64> = on!(self.database, pool =>
+            query_scalar(AssertSqlSafe(format!("SELECT CAST(samples AS bigint) {from}")))
             .bind(org.as_str()).bind(chain_no).bind(first_seq).bind(last_seq).bind(limit)
             .fetch_all(pool).await)
-        .map_err(StoreError::query("reading frames"))
+        .map_err(StoreError::query(DOING))?;
+        let limit = sample_budget::frames_within(&sizes, SAMPLES_A_READ);
+        on!(self.database, pool => query_as(AssertSqlSafe(format!("SELECT {SELECT} {from}")))
+            .bind(org.as_str()).bind(chain_no).bind(first_seq).bind(last_seq).bind(limit)
+            .fetch_all(pool).await)
+        .map_err(StoreError::query(DOING))
     }
 
     /// Returns a session's totals, counted from its frames.
@@ -194,28 +204,28 @@ impl IngestStore {
         org: &OrgId,
         session: &SessionRow,
     ) -> Result<(Totals, BTreeSet<String>), StoreError> {
+        const FRAMES_A_READ: i64 = 2_000;
         let (first, last) = self.sample_range(session).await?;
-        let mut frames = self.frames_of_range(org, session.chain_no, first, last, 100_000).await?;
-        if frames.is_empty() {
-            // Retention has dropped them; the curve holds all their samples.
-            frames.extend(self.curve(org, &session.session_id).await?);
+        let (mut totals, mut kids, mut from) = (Totals::default(), BTreeSet::new(), first);
+        loop {
+            let read = self.frames_of_range(org, session.chain_no, from, last, FRAMES_A_READ);
+            let frames = read.await?;
+            let Some(end) = end_of(&frames) else { break };
+            for frame in &frames {
+                totals.add(frame, &mut from, last);
+                kids.extend(kids_of(frame));
+            }
+            if end > last {
+                break;
+            }
+            from = from.max(end);
         }
-        let (mut totals, mut kids) = (Totals::default(), BTreeSet::new());
-        for frame in &frames {
-            let published = frame.published.iter().flat_map(PublishedSamples::kids);
-            kids.extend(published.map(str::to_owned));
-            for i in 0..frame.offsets_ms.len() {
-                if !(first..=last).contains(&frame.seq_at(i)) {
-                    continue;
-                }
-                totals.points += 1;
-                match frame.trust {
-                    0 => totals.verified += 1,
-                    _ => totals.unsigned += 1,
-                }
-                if let Some(bt) = frame.value(&Channel::Bt, i) {
-                    totals.max_bt_c = Some(totals.max_bt_c.map_or(bt, |max: f64| max.max(bt)));
-                }
+        if totals.points == 0 {
+            // Retention has dropped the frames; the curve holds all their samples.
+            if let Some(curve) = self.curve(org, &session.session_id).await? {
+                let mut from = first;
+                totals.add(&curve, &mut from, last);
+                kids.extend(kids_of(&curve));
             }
         }
         Ok((totals, kids))
@@ -387,6 +397,33 @@ impl IngestStore {
         .map_err(StoreError::query("reading a session's CHARGE"))?;
         Ok(at.map(contract::EpochMs))
     }
+}
+
+impl Totals {
+    /// Adds the samples of a frame from `*next` to `last`; moves `*next` behind them, so that frames
+    /// which overlap count once.
+    fn add(&mut self, frame: &FrameRow, next: &mut i64, last: i64) {
+        for i in 0..frame.len() {
+            let seq = frame.seq_at(i);
+            if seq < *next || seq > last {
+                continue;
+            }
+            *next = seq.saturating_add(1);
+            self.points += 1;
+            match frame.trust {
+                0 => self.verified += 1,
+                _ => self.unsigned += 1,
+            }
+            if let Some(bt) = frame.value(&Channel::Bt, i) {
+                self.max_bt_c = Some(self.max_bt_c.map_or(bt, |max: f64| max.max(bt)));
+            }
+        }
+    }
+}
+
+/// Returns the keys that signed messages of publishers in a frame.
+fn kids_of(frame: &FrameRow) -> impl Iterator<Item = String> {
+    frame.published.iter().flat_map(PublishedSamples::kids).map(str::to_owned)
 }
 
 impl SessionRow {

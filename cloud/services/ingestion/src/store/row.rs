@@ -135,6 +135,12 @@ impl FrameRow {
     }
 }
 
+/// Returns the number after the last sample of some frames; `None` if there are none.
+#[must_use]
+pub fn end_of(frames: &[FrameRow]) -> Option<i64> {
+    frames.iter().map(|frame| frame.seq_at(frame.len())).max()
+}
+
 /// Returns a frame's standard columns in the form in which the database stores them.
 pub fn columns_of(frame: &Frame) -> [Values; 7] {
     Channel::STANDARD.map(|channel| {

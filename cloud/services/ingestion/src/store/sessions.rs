@@ -148,7 +148,17 @@ impl SessionChange {
         // PostgreSQL's text cannot hold a NUL; the signed bytes keep the original.
         event.note = event.note.map(|note| note.replace('\0', "\u{fffd}"));
         let event = Some(event);
-        Self { org: org.to_owned(), no, session, started, seq, event, trust: 0, published: None, clocks: None }
+        Self {
+            org: org.to_owned(),
+            no,
+            session,
+            started,
+            seq,
+            event,
+            trust: 0,
+            published: None,
+            clocks: None,
+        }
     }
 
     /// Returns the same change, with what a publisher said about the event.

@@ -72,6 +72,13 @@ impl PublishedSamples {
         self.contexts.iter().filter_map(|(_, context)| context.kid.as_deref())
     }
 
+    /// Returns about how many bytes of memory it takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        const CONTEXT: usize = 250;
+        self.elapsed_s.len() * size_of::<Option<f64>>() + self.contexts.len() * CONTEXT
+    }
+
     /// Subtracts `shift_s` from all elapsed seconds; none becomes negative.
     pub fn shift_elapsed(&mut self, shift_s: f64) {
         for elapsed_s in self.elapsed_s.iter_mut().flatten() {

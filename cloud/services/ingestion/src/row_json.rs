@@ -10,19 +10,68 @@ use contract::{Channel, EpochMs, EventKind, MachineId, OrgId, Origin, SiteId};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::published::{FROM_ARRIVAL, PublishedEvent, TIME_SOURCE};
+use crate::published::{FROM_ARRIVAL, PublishedEvent, PublishedSamples, TIME_SOURCE};
 use crate::store::{ArrivedFrame, EventRow, FrameRow, SessionRow};
 
 /// A publisher's elapsed time that differs from its session's by more than this counts from another
 /// moment than the session's beginning.
 const ELAPSED_TOLERANCE_S: f64 = 5.0;
 
-/// One committed row as the subscribers of a stream receive it: a frame's points, or one event.
+/// One committed row as the subscribers of a stream receive it: a frame, or one event. It keeps the
+/// row and makes its envelopes in parts: those of a large frame need far more memory.
 #[derive(Debug)]
 pub struct CommittedRow {
     pub arrival: i64,
     pub origin: Origin,
-    pub envelopes: Vec<Envelope>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Frame { frame: Box<FrameRow>, kid: Option<String>, session: Option<Box<SessionRow>> },
+    Event { envelope: Box<Envelope>, memory: usize },
+}
+
+impl CommittedRow {
+    /// Returns the number of envelopes: one for each sample of a frame, or one for an event.
+    pub fn len(&self) -> usize {
+        match &self.content {
+            Content::Frame { frame, .. } => frame.len(),
+            Content::Event { .. } => 1,
+        }
+    }
+
+    /// Returns about how many bytes of memory the row takes.
+    pub fn memory(&self) -> usize {
+        const ROW: usize = 1_000;
+        let content = match &self.content {
+            Content::Frame { frame, .. } => {
+                let columns = frame.values.iter().flatten().count();
+                let texts = [&frame.extras, &frame.quality];
+                let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+                let published = frame.published.as_ref().map_or(0, PublishedSamples::memory);
+                frame.len() * (4 + 8 * columns) + texts + published
+            }
+            Content::Event { memory, .. } => *memory,
+        };
+        ROW + content
+    }
+
+    /// Returns up to `most` envelopes from the one at index `from`.
+    pub fn envelopes(&self, from: usize, most: usize) -> Vec<Envelope> {
+        match &self.content {
+            Content::Frame { frame, kid, session } => {
+                let end = from.saturating_add(most).min(frame.len());
+                if from >= end {
+                    return Vec::new();
+                }
+                let range = (frame.seq_at(from), frame.seq_at(end - 1));
+                frame_envelopes(frame, &self.origin, kid.as_deref(), session.as_deref(), range)
+            }
+            Content::Event { envelope, .. } if from == 0 => vec![(**envelope).clone()],
+            Content::Event { .. } => Vec::new(),
+        }
+    }
 }
 
 /// A telemetry point with its organisation and site, for lists and streams over several machines.
@@ -83,23 +132,34 @@ pub fn origin_of(org: &str, site: &str, machine: &str) -> Option<Origin> {
     })
 }
 
-/// Returns a committed frame as upstream Sim-Corp envelopes, one for each sample. `running` holds
-/// the running sessions by chain number.
+/// Returns a committed frame for the streams. `running` holds the running sessions by chain number.
 pub fn committed_frame(
     row: ArrivedFrame,
     running: &HashMap<i64, SessionRow>,
 ) -> Option<CommittedRow> {
     let origin = origin_of(&row.org_id, &row.site_id, &row.machine_id)?;
-    let session = running.get(&row.frame.chain_no);
+    let session = running.get(&row.frame.chain_no).cloned().map(Box::new);
     let kid = (!row.kid.is_empty()).then_some(row.kid);
-    let verification = Verification { verified: row.frame.trust == 0, error: None };
-    let points = telemetry_points(&row.frame, &origin.machine, session, i64::MIN, i64::MAX);
-    let envelopes = points
-        .into_iter()
+    let arrival = row.frame.arrival;
+    let content = Content::Frame { frame: Box::new(row.frame), kid, session };
+    Some(CommittedRow { arrival, origin, content })
+}
+
+/// Returns the samples of a frame in a range of sample numbers as upstream Sim-Corp envelopes.
+fn frame_envelopes(
+    frame: &FrameRow,
+    origin: &Origin,
+    kid: Option<&str>,
+    session: Option<&SessionRow>,
+    (first_seq, last_seq): (i64, i64),
+) -> Vec<Envelope> {
+    let verification = Verification { verified: frame.trust == 0, error: None };
+    let points = telemetry_points(frame, &origin.machine, session, first_seq, last_seq);
+    points
         .map(|(seq, point)| {
             let within = session.filter(|s| s.first_seq.is_none_or(|first| seq >= first));
-            let at = usize::try_from(seq.saturating_sub(row.frame.first_seq)).unwrap_or(usize::MAX);
-            let said = row.frame.published.as_ref().and_then(|published| published.context(at));
+            let at = usize::try_from(seq.saturating_sub(frame.first_seq)).unwrap_or(usize::MAX);
+            let said = frame.published.as_ref().and_then(|published| published.context(at));
             let session_id = said.and_then(|said| said.session_id.clone());
             let kid_said = said.and_then(|said| said.kid.clone());
             Envelope {
@@ -109,12 +169,11 @@ pub fn committed_frame(
                 payload: Payload::Telemetry(point),
                 session_id: session_id.or_else(|| within.map(|s| s.session_id.clone())),
                 sig: None,
-                kid: kid_said.or_else(|| kid.clone()),
+                kid: kid_said.or_else(|| kid.map(str::to_owned)),
                 verification: Some(verification.clone()),
             }
         })
-        .collect();
-    Some(CommittedRow { arrival: row.frame.arrival, origin, envelopes })
+        .collect()
 }
 
 /// Returns a committed event as an upstream Sim-Corp envelope; kinds that its clients do not know
@@ -123,6 +182,8 @@ pub fn committed_event(org: &str, row: EventRow) -> Option<CommittedRow> {
     let origin = origin_of(org, &row.site_id, &row.machine_id)?;
     let event = roast_event(&row, &origin.machine)?;
     let kid = PublishedEvent::parse(row.published.as_deref()).kid;
+    // Its parsed payload takes a multiple of its text.
+    let memory = 4 * row.published.as_ref().map_or(0, String::len);
     let envelope = Envelope {
         ts: event.ts,
         origin: origin.clone(),
@@ -133,7 +194,8 @@ pub fn committed_event(org: &str, row: EventRow) -> Option<CommittedRow> {
         kid,
         verification: Some(Verification { verified: row.trust == 0, error: None }),
     };
-    Some(CommittedRow { arrival: row.arrival, origin, envelopes: vec![envelope] })
+    let content = Content::Event { envelope: Box::new(envelope), memory };
+    Some(CommittedRow { arrival: row.arrival, origin, content })
 }
 
 /// Returns an event in upstream Sim-Corp's format, with the payload that its publisher gave it. A

@@ -285,7 +285,7 @@ async fn the_newest_is_found(store: &IngestStore) {
         (3, Some(152.9), None)
     );
     assert!(newest.extras.unwrap().contains("inletC"));
-    assert_eq!(store.newest_arrivals().await.unwrap().0, 3);
+    assert_eq!(store.newest_arrivals(2).await.unwrap().0, [3, 2]);
     assert_eq!(store.machines(&origin().org).await.unwrap()[0].chain_no, no.chain);
 }
 
@@ -341,22 +341,22 @@ async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
 
 /// Frame `n` of a roast of six frames, each with as many samples as a frame may have.
 fn large(n: u64) -> VerifiedFrame {
-    const SAMPLES: u64 = contract::frame::SAMPLES_MAX as u64;
+    let samples = u32::try_from(contract::frame::SAMPLES_MAX).unwrap();
     let mut verified = frame(1, 0.0);
     let digest = |n: u64| Digest([u8::try_from(n).unwrap(); 32]);
     verified.digest = digest(n);
     let f = &mut verified.frame;
     f.number = n;
     f.previous = (n > 1).then(|| digest(n - 1));
-    f.first_seq = (n - 1) * SAMPLES;
+    f.first_seq = (n - 1) * u64::from(samples);
     f.wall = NOW.plus_ms(f.first_seq as i64 * 100);
     f.mono_ms = 1000 + f.first_seq * 100;
-    f.offsets_ms = (0..SAMPLES as u32).map(|i| i * 100).collect();
-    let values = vec![Some(150.0); SAMPLES as usize];
+    f.offsets_ms = (0..samples).map(|i| i * 100).collect();
+    let values = vec![Some(150.0); contract::frame::SAMPLES_MAX];
     f.columns = vec![Column { channel: Channel::Bt, values, quality: vec![] }];
     let (mut charge, mut drop) = (frame(2, 0.0).frame.events, frame(5, 0.0).frame.events);
     charge[0].seq = 0;
-    drop[0].seq = 6 * SAMPLES - 1;
+    drop[0].seq = 6 * u64::from(samples) - 1;
     f.events = match n {
         1 => charge,
         6 => drop,
@@ -374,6 +374,9 @@ async fn large_frames_are_read_in_parts_and_none_is_lost(store: &IngestStore) {
     let rest = ingestion::store::end_of(&read).unwrap();
     assert_eq!(store.frames_of_range(&org, no.chain, rest, 1 << 40, 2_000).await.unwrap().len(), 2);
     assert_eq!(store.frames_after(None, 0, 2_000).await.unwrap().len(), 4);
+    let some = store.frames_between(None, (None, None), (1, 4), (10, 5_000)).await.unwrap();
+    assert_eq!(some.len(), 1);
+    assert_eq!(store.frames_at(Some(&org), &[2, 3, 4, 5, 6, 7]).await.unwrap().len(), 4);
     assert_eq!(store.newest_frames(&org, no.chain, 1_000).await.unwrap().len(), 1);
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     assert_eq!(store.totals(&org, &session).await.unwrap().points, SAMPLES as i64);

@@ -3,6 +3,7 @@
 use http_stack::query::Params;
 
 /// The machines that a request asks for: those of `siteId`, the one of `machineId`, or all.
+#[derive(Default)]
 pub(super) struct MachineFilter {
     site: Option<String>,
     machine: Option<String>,

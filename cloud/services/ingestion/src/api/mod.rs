@@ -6,6 +6,7 @@ mod frames;
 mod machine_filter;
 mod machines;
 mod profiles;
+mod resume_id;
 mod sessions;
 mod stream;
 mod telemetry;

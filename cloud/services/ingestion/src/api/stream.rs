@@ -1,8 +1,10 @@
-//! Server-sent events. `id` is the row's arrival number: a browser that reconnects sends its
-//! position (`Last-Event-ID`) and misses nothing, up to `REPLAY_ROWS_MAX` rows. A comment every few
-//! seconds keeps the connection open.
+//! Server-sent events. `id` is the stream's position ([`ResumeId`]): a browser that reconnects sends
+//! it (`Last-Event-ID`) and misses nothing. A comment every few seconds keeps the connection open.
+//!
+//! A stream holds one row, or a page of rows that it replays, and makes their messages in parts: a
+//! client that does not read takes no further memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use contract::{OrgId, Origin};
+use database::StoreError;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
 use http_stack::OrgRequest;
 use http_stack::error::ApiError;
@@ -20,13 +24,18 @@ use tokio::sync::broadcast;
 
 use super::SharedState;
 use super::machine_filter::MachineFilter;
+use super::resume_id::ResumeId;
+use crate::live_tail::{LiveRow, Notice, Position, Subscription};
 use crate::row_json::{self, CommittedRow};
 use crate::store::IngestStore;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// The maximum number of rows that a reconnecting browser receives at once; further rows it reads
-/// from the session.
-const REPLAY_ROWS_MAX: i64 = 5_000;
+/// The limits of a page of replayed rows: rows, and samples of frames.
+const REPLAY_PAGE: (i64, usize) = (500, contract::frame::SAMPLES_MAX);
+/// The number of late rows that are read at once: so many frames of any size fit.
+const LATE_ROWS: usize = 4;
+/// The number of messages that are made at once.
+const MESSAGES: usize = 64;
 
 /// Which rows a client receives.
 struct StreamFilter {
@@ -113,25 +122,29 @@ async fn stream(
     what: StreamKind,
     form: Form,
 ) -> Result<Response, ApiError> {
-    // Subscribes before it reads the replay, so that no row is lost between the two.
-    let live = match what {
-        StreamKind::Telemetry => shared.tail.telemetry(),
-        StreamKind::Events => shared.tail.events(),
+    let subscription = match what {
+        StreamKind::Telemetry => shared.tail.telemetry().await,
+        StreamKind::Events => shared.tail.events().await,
+    };
+    let Some(Subscription { notices, position }) = subscription else {
+        return Err(ApiError::Unavailable("the live stream does not run yet".to_owned()));
     };
     let filter =
         StreamFilter { org: request.org.clone(), machines: MachineFilter::new(&request.params) };
-    let last = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse::<i64>().ok());
-    let mut replayed = last.unwrap_or(0);
-    let mut ready = VecDeque::new();
-    if let Some(last) = last {
-        for row in replay(&shared.store, &filter, what, last).await? {
-            replayed = replayed.max(row.arrival);
-            if filter.matches(&row.origin) {
-                ready.extend(messages(&row, what, form));
-            }
-        }
-    }
-    let source = Source { live, ready, replayed, filter, what, form, stop: shared.stop.clone() };
+    let last = headers.get("last-event-id").and_then(|v| ResumeId::parse(v.to_str().ok()?));
+    let source = Source {
+        notices,
+        newest: last.as_ref().map_or(0, |last| last.arrival),
+        replay: last.map(|last| Replay::new(last, position)),
+        page: VecDeque::new(),
+        current: None,
+        ready: VecDeque::new(),
+        filter,
+        what,
+        form,
+        store: shared.store.clone(),
+        stop: shared.stop.clone(),
+    };
     let keep_alive = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
     let mut response = Sse::new(source.into_stream()).keep_alive(keep_alive).into_response();
     // Proxies must not hold events back to fill a buffer.
@@ -139,35 +152,126 @@ async fn stream(
     Ok(response)
 }
 
-/// Returns the rows that have arrived after `after`, the last that the client has received. The limit
-/// counts the rows of the requested machines, not those of all.
-async fn replay(
+/// What a client that reconnects has missed: the rows between its last one and the position of the
+/// tail. Later rows it receives live.
+struct Replay {
+    last: ResumeId,
+    until: Position,
+    /// The rows up to this one have been read.
+    read: i64,
+    /// The rows that the client knew to be missing, and that have not been read yet.
+    late: Vec<i64>,
+    /// The rows that were replayed although the tail still waits for them.
+    found: BTreeSet<i64>,
+}
+
+impl Replay {
+    fn new(last: ResumeId, until: Position) -> Self {
+        let (read, late) = (last.arrival, last.missing.clone());
+        Self { last, until, read, late, found: BTreeSet::new() }
+    }
+
+    fn is_done(&self) -> bool {
+        self.late.is_empty() && self.read >= self.until.arrival
+    }
+
+    /// Returns whether a row of the tail is new to the client.
+    fn lacks(&self, arrival: i64) -> bool {
+        if arrival <= self.last.arrival && !self.last.missing.contains(&arrival) {
+            return false; // the client had received it before it reconnected
+        }
+        arrival > self.until.arrival
+            || (self.until.missing.contains(&arrival) && !self.found.contains(&arrival))
+    }
+
+    /// Reads the next page. The future is boxed, because the compiler cannot see that a borrowed
+    /// query may move between threads.
+    fn next_page<'a>(
+        &'a mut self,
+        store: &'a IngestStore,
+        filter: &'a StreamFilter,
+        what: StreamKind,
+    ) -> BoxFuture<'a, Result<Vec<LiveRow>, StoreError>> {
+        Box::pin(async move {
+            let (rows, newest) = if self.late.is_empty() {
+                rows_between(store, filter, what, (self.read, self.until.arrival)).await?
+            } else {
+                let late: Vec<i64> = self.late.drain(..self.late.len().min(LATE_ROWS)).collect();
+                (rows_at(store, &filter.org, what, &late).await?, Some(self.read))
+            };
+            self.read = newest.unwrap_or(self.until.arrival);
+            let found = rows.iter().map(|row| row.arrival);
+            self.found.extend(found.filter(|arrival| self.until.missing.contains(arrival)));
+            let missing = self.until.missing.iter();
+            let missing = missing.filter(|arrival| !self.found.contains(*arrival));
+            let missing: Arc<[i64]> = missing.copied().collect();
+            Ok(rows.into_iter().map(|row| LiveRow { row, missing: missing.clone() }).collect())
+        })
+    }
+}
+
+/// Returns the rows with these arrival numbers that have been committed by now.
+async fn rows_at(
     store: &IngestStore,
-    filter: &StreamFilter,
+    org: &OrgId,
     what: StreamKind,
-    after: i64,
-) -> Result<Vec<CommittedRow>, ApiError> {
-    let (org, names, page) = (Some(&filter.org), filter.machines.names(), (after, REPLAY_ROWS_MAX));
+    arrivals: &[i64],
+) -> Result<Vec<CommittedRow>, StoreError> {
     Ok(match what {
         StreamKind::Telemetry => {
-            let rows = store.frames_of_machines_after(org, names, page).await?;
+            let rows = store.frames_at(Some(org), arrivals).await?;
             let running = store.running_sessions(rows.iter().map(|row| row.frame.chain_no)).await?;
             rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running)).collect()
         }
         StreamKind::Events => {
-            let rows = store.events_of_machines_after(org, names, page).await?;
-            rows.into_iter().filter_map(|(org, row)| row_json::committed_event(&org, row)).collect()
+            let rows = store.events_at(Some(org), arrivals).await?.into_iter();
+            rows.filter_map(|row| row_json::committed_event(&row.org_id, row.event)).collect()
+        }
+    })
+}
+
+/// Returns a page of the rows of the requested machines after the first arrival number and up to the
+/// second, and the newest number of the page; `None` if there are no rows.
+async fn rows_between(
+    store: &IngestStore,
+    filter: &StreamFilter,
+    what: StreamKind,
+    range: (i64, i64),
+) -> Result<(Vec<CommittedRow>, Option<i64>), StoreError> {
+    let (org, names) = (Some(&filter.org), filter.machines.names());
+    Ok(match what {
+        StreamKind::Telemetry => {
+            let rows = store.frames_between(org, names, range, REPLAY_PAGE).await?;
+            let running = store.running_sessions(rows.iter().map(|row| row.frame.chain_no)).await?;
+            let newest = rows.last().map(|row| row.frame.arrival);
+            let rows = rows.into_iter();
+            (rows.filter_map(|row| row_json::committed_frame(row, &running)).collect(), newest)
+        }
+        StreamKind::Events => {
+            let rows = store.events_between(org, names, range, REPLAY_PAGE.0).await?;
+            let newest = rows.last().map(|row| row.event.arrival);
+            let rows = rows.into_iter();
+            let committed =
+                |row: crate::store::ArrivedEvent| row_json::committed_event(&row.org_id, row.event);
+            (rows.filter_map(committed).collect(), newest)
         }
     })
 }
 
 struct Source {
-    live: broadcast::Receiver<Arc<CommittedRow>>,
+    notices: broadcast::Receiver<Arc<Notice>>,
+    /// The newest row that the client has received.
+    newest: i64,
+    replay: Option<Replay>,
+    /// Replayed rows that have not been sent.
+    page: VecDeque<Arc<LiveRow>>,
+    /// The row that is being sent, and how many of its messages have been made.
+    current: Option<(Arc<LiveRow>, usize)>,
     ready: VecDeque<Event>,
-    replayed: i64,
     filter: StreamFilter,
     what: StreamKind,
     form: Form,
+    store: IngestStore,
     stop: CancellationToken,
 }
 
@@ -179,41 +283,100 @@ impl Source {
         })
     }
 
-    /// Returns the next event. `None` ends the stream: the service stops, or the client fell behind
-    /// and must reconnect with its last id.
+    /// Returns the next event. `None` ends the stream: the service stops, the database does not
+    /// answer, or the client fell behind; it reconnects with its last id.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            let row = tokio::select! {
-                () = self.stop.cancelled() => return None,
-                row = self.live.recv() => row.ok()?,
+            if let Some((row, made)) = self.current.take() {
+                self.make_messages(row, made);
+                continue;
+            }
+            if let Some(row) = self.page.pop_front() {
+                if self.filter.matches(&row.row.origin) {
+                    self.current = Some((row, 0));
+                }
+                continue;
+            }
+            let stop = self.stop.clone();
+            if let Some(replay) = self.replay.as_mut().filter(|replay| !replay.is_done()) {
+                let page = tokio::select! {
+                    () = stop.cancelled() => return None,
+                    page = replay.next_page(&self.store, &self.filter, self.what) => page,
+                };
+                match page {
+                    Ok(rows) => self.page.extend(rows.into_iter().map(Arc::new)),
+                    Err(error) => {
+                        tracing::debug!(%error, "could not replay a stream; its client reconnects");
+                        return None;
+                    }
+                }
+                continue;
+            }
+            let notice = tokio::select! {
+                () = stop.cancelled() => return None,
+                notice = self.notices.recv() => notice.ok()?,
             };
-            if row.arrival > self.replayed && self.filter.matches(&row.origin) {
-                self.ready.extend(messages(&row, self.what, self.form));
+            if !self.filter.matches(&notice.origin) {
+                continue;
+            }
+            let row = notice.row.upgrade()?;
+            if self.replay.as_ref().is_none_or(|replay| replay.lacks(row.row.arrival)) {
+                self.current = Some((row, 0));
             }
         }
     }
+
+    /// Makes the next messages of a row, of which `made` have been made before. Only the last one
+    /// has an id, so that a client resumes after a whole frame.
+    fn make_messages(&mut self, row: Arc<LiveRow>, made: usize) {
+        let name = match self.what {
+            StreamKind::Telemetry => "telemetry",
+            StreamKind::Events => "roastEvent",
+        };
+        let envelopes = row.row.envelopes(made, MESSAGES);
+        let made = made + envelopes.len();
+        let texts = envelopes.iter().filter_map(|envelope| match self.form {
+            Form::Envelope => serde_json::to_string(envelope).ok(),
+            Form::Legacy => row_json::located_json(envelope).ok(),
+        });
+        let mut messages: Vec<_> =
+            texts.map(|text| Event::default().event(name).data(text)).collect();
+        if made < row.row.len() {
+            self.current = Some((row, made));
+        } else if let Some(last) = messages.pop() {
+            self.newest = self.newest.max(row.row.arrival);
+            messages.push(last.id(ResumeId::text(self.newest, &row.missing)));
+        }
+        self.ready.extend(messages);
+    }
 }
 
-/// Returns the messages of a row. Only the last one has the id, so that a client resumes after a
-/// whole frame.
-fn messages(row: &CommittedRow, what: StreamKind, form: Form) -> Vec<Event> {
-    let name = match what {
-        StreamKind::Telemetry => "telemetry",
-        StreamKind::Events => "roastEvent",
-    };
-    let count = row.envelopes.len();
-    let texts = row.envelopes.iter().filter_map(|envelope| match form {
-        Form::Envelope => serde_json::to_string(envelope).ok(),
-        Form::Legacy => row_json::located_json(envelope).ok(),
-    });
-    texts
-        .enumerate()
-        .map(|(i, text)| {
-            let event = Event::default().event(name).data(text);
-            if i + 1 == count { event.id(row.arrival.to_string()) } else { event }
-        })
-        .collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_a_client_has_are_not_sent_again_and_late_ones_are() {
+        let last = ResumeId { arrival: 20, missing: vec![15] };
+        let mut replay = Replay::new(last, Position { arrival: 40, missing: [15, 18, 33].into() });
+        assert!(!replay.is_done());
+        for (arrival, lacks) in [
+            (41, true),  // after the position of the tail
+            (40, false), // replayed
+            (33, true),  // the tail waits for it
+            (20, false), // received before
+            (18, false), // received before, though this tail still waits for it
+            (15, true),  // the client waits for it
+            (14, false),
+        ] {
+            assert_eq!(replay.lacks(arrival), lacks, "{arrival}");
+        }
+        replay.found.insert(33);
+        assert!(!replay.lacks(33), "committed in time to be replayed");
+        (replay.read, replay.late) = (40, vec![]);
+        assert!(replay.is_done());
+    }
 }

@@ -73,7 +73,7 @@ impl Publisher {
         let machines: Vec<i64> = rows.iter().map(|row| row.frame.machine_no).collect();
         let running = self.store.running_sessions(machines).await.unwrap();
         let committed = rows.into_iter().filter_map(|row| row_json::committed_frame(row, &running));
-        committed.flat_map(|row| row.envelopes).collect()
+        committed.flat_map(|row| row.envelopes(0, usize::MAX)).collect()
     }
 }
 
@@ -370,8 +370,9 @@ async fn a_quiet_machine_has_its_newest_events_too() {
     assert_eq!(newest(Some("leipzig"), Some("r-2")).await.len(), 2);
     assert!(newest(Some("elsewhere"), None).await.is_empty());
     let (org, machine) = (Some(org), (None, Some("r-2")));
-    let resumed = busy.store.events_of_machines_after(org, machine, (0, 1)).await.unwrap();
-    assert_eq!((resumed.len(), resumed[0].1.machine_id.as_str()), (1, "r-2"));
-    let frames = busy.store.frames_of_machines_after(org, machine, (0, 1)).await.unwrap();
+    let all = (0, i64::MAX);
+    let resumed = busy.store.events_between(org, machine, all, 1).await.unwrap();
+    assert_eq!((resumed.len(), resumed[0].event.machine_id.as_str()), (1, "r-2"));
+    let frames = busy.store.frames_between(org, machine, all, (1, 100)).await.unwrap();
     assert_eq!((frames.len(), frames[0].machine_id.as_str()), (1, "r-2"));
 }

@@ -2,6 +2,7 @@
 //! are next to each other in `batch_tx`.
 
 mod annotations;
+mod arrivals;
 mod batch_tx;
 mod clock_correction;
 mod commit;
@@ -24,13 +25,14 @@ use contract::{ChainId, EpochMs, Origin};
 use quick_cache::sync::Cache;
 
 pub use annotations::{ChangedBy, Versioned};
+pub use arrivals::{ArrivalRange, ArrivedEvent, ArrivedFrame, MachineNames};
 pub use clock_correction::{ClockOffset, ESTIMATE_TOLERANCE_MS};
 pub use commit::{Committed, Outcome};
 pub use curve::SessionWithoutCurve;
 pub use newest::MachineRow;
 pub use outbox::{PublishAfter, UnpublishedSession};
 pub use profiles::ProfileFilter;
-pub use queries::{ArrivedFrame, EventRow, SessionFilter};
+pub use queries::{EventRow, SessionFilter};
 pub use row::{FrameRow, end_of};
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
 

@@ -22,21 +22,6 @@ pub struct MachineRow {
 }
 
 impl IngestStore {
-    /// Returns the newest arrival number of frames and that of events.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn newest_arrivals(&self) -> Result<(i64, i64), StoreError> {
-        let newest = StoreError::query("finding the newest arrival");
-        let frames: i64 = on!(self.database, pool =>
-            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM frames").fetch_one(pool).await)
-        .map_err(newest)?;
-        let events: i64 = on!(self.database, pool =>
-            query_scalar("SELECT COALESCE(MAX(arrival), 0) FROM events").fetch_one(pool).await)
-        .map_err(StoreError::query("finding the newest arrival"))?;
-        Ok((frames, events))
-    }
-
     /// Returns the machines of an organisation with their newest chains, at most 1 000.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
 //! The rows of `Idempotency-Key`: which request a key belongs to, and its response. The HTTP half is
 //! in `http-stack`.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use contract::EpochMs;
 use service::clock::Clock;
-use sqlx::{query, query_as};
+use sqlx::{query, query_as, query_scalar};
 
 use crate::{Database, StoreError, on};
 
@@ -13,11 +16,22 @@ const RETENTION_MS: i64 = 86_400_000;
 /// may run again. Longer than any response may take, and than the clocks of instances differ.
 const RUNNING_MS: i64 = 120_000;
 
+/// The most bytes of responses that are stored for one organisation.
+const ORG_BYTES_MAX: i64 = 32 * 1024 * 1024;
+/// How long the number of an organisation's bytes is remembered; other instances store some too.
+const RECOUNT_MS: i64 = 10_000;
+/// The maximum number of organisations whose bytes are remembered. At this bound all are counted
+/// again.
+const ORGS_MAX: usize = 10_000;
+
 /// Stores the response to each key.
 #[derive(Clone)]
 pub struct Idempotency {
     store: Database,
     clock: Clock,
+    org_bytes_max: i64,
+    /// The stored bytes of each organisation, and when they were counted.
+    counted: Arc<Mutex<HashMap<String, (i64, EpochMs)>>>,
 }
 
 /// The state of a key.
@@ -41,7 +55,52 @@ type Row = (Vec<u8>, Option<i64>, Option<String>, Option<Vec<u8>>);
 impl Idempotency {
     #[must_use]
     pub fn new(store: Database, clock: Clock) -> Self {
-        Self { store, clock }
+        Self { store, clock, org_bytes_max: ORG_BYTES_MAX, counted: Arc::default() }
+    }
+
+    /// Returns the same store with another bound on the stored bytes of an organisation.
+    #[must_use]
+    pub fn with_org_bytes_max(self, org_bytes_max: i64) -> Self {
+        Self { org_bytes_max, ..self }
+    }
+
+    /// Returns whether the organisation may store `bytes` more, and counts them if so. Without this
+    /// bound, requests with ever new keys would fill the disk.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn has_room(&self, org: &str, bytes: usize) -> Result<bool, StoreError> {
+        let (now, bytes) = ((self.clock)(), i64::try_from(bytes).unwrap_or(i64::MAX));
+        let counted = self.counted().get(org).copied();
+        let held = match counted.filter(|(_, at)| (0..RECOUNT_MS).contains(&now.ms_since(*at))) {
+            Some((held, _)) => held,
+            None => self.count_bytes(org).await?,
+        };
+        let after = held.saturating_add(bytes);
+        let fits = after <= self.org_bytes_max;
+        let mut all = self.counted();
+        if all.len() >= ORGS_MAX && !all.contains_key(org) {
+            all.clear();
+        }
+        let entry = all.entry(org.to_owned()).or_insert((held, now));
+        if !(0..RECOUNT_MS).contains(&now.ms_since(entry.1)) {
+            *entry = (held, now);
+        }
+        if fits {
+            entry.0 = entry.0.saturating_add(bytes);
+        }
+        Ok(fits)
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, HashMap<String, (i64, EpochMs)>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn count_bytes(&self, org: &str) -> Result<i64, StoreError> {
+        on!(self.store, pool => query_scalar(
+            "SELECT CAST(COALESCE(SUM(LENGTH(body)), 0) AS bigint) FROM idempotency WHERE org_id = $1")
+            .bind(org).fetch_one(pool).await)
+        .map_err(StoreError::query("counting the stored responses"))
     }
 
     /// Registers a request under `name` (organisation and key), or returns what is known of it.

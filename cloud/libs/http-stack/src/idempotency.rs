@@ -1,5 +1,7 @@
 //! `Idempotency-Key` on requests that change something (draft-ietf-httpapi-idempotency-key-header):
 //! the second request with a key gets the first one's response and changes nothing.
+//!
+//! A caller that may only read stores nothing: nothing that it requests changes anything.
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
@@ -8,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use database::idempotency::{Idempotency, KeyState};
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Role};
 use crate::error::ApiError;
 
 const KEY: &str = "idempotency-key";
@@ -16,8 +18,8 @@ const KEY_BYTES_MAX: usize = 200;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Longer responses are not stored: a second request with their key gets 409 ([`NOT_STORED`]).
 const ANSWER_BYTES_MAX: usize = 512 * 1024;
-/// Replaces a response that is not stored because it is too long, or because the handler set
-/// `Cache-Control: no-store`.
+/// Replaces a response that is not stored because it is too long, because its organisation has
+/// stored too many bytes, or because the handler set `Cache-Control: no-store`.
 const NOT_STORED: &[u8] = br#"{"error":"already done; the first response was not stored"}"#;
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
@@ -31,7 +33,9 @@ pub async fn idempotency_layer(
 ) -> Response {
     let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
     let own = request.uri().path() == "/missions";
-    let key = request.headers().get(KEY).filter(|_| changes && !own);
+    let caller = request.extensions().get::<Caller>();
+    let reads = caller.is_some_and(|caller| caller.role < Role::Operator);
+    let key = request.headers().get(KEY).filter(|_| changes && !own && !reads);
     let Some(key) = key else { return next.run(request).await };
     let key = key.to_str().ok().filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len()));
     let Some(key) = key.map(str::to_owned) else {
@@ -99,7 +103,8 @@ async fn run(
         .is_some_and(|value| value.as_bytes() == b"no-store");
     let kept_now = if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         kept.delete(&name).await // a retry may succeed
-    } else if told_once || whole.len() > ANSWER_BYTES_MAX {
+    } else if told_once || whole.len() > ANSWER_BYTES_MAX || !has_room(kept, org, whole.len()).await
+    {
         kept.store_response(&name, (409, "application/json"), NOT_STORED).await
     } else {
         kept.store_response(&name, (status.as_u16(), kind.unwrap_or_default()), &whole).await
@@ -108,6 +113,22 @@ async fn run(
         tracing::warn!(%error, "could not store a response; its key is refused for two minutes");
     }
     Ok(Response::from_parts(parts, Body::from(whole)))
+}
+
+/// Returns whether the organisation may store a response of this size.
+async fn has_room(kept: &Idempotency, org: &str, bytes: usize) -> bool {
+    match kept.has_room(org, bytes).await {
+        Ok(true) => true,
+        Ok(false) => {
+            metrics::counter!("simcorp_idempotency_over_quota_total").increment(1);
+            tracing::warn!(org, "did not store a response: the organisation's quota is used up");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "did not store a response: its organisation's were not counted");
+            false
+        }
+    }
 }
 
 fn replay(status: u16, kind: &str, body: Vec<u8>) -> Response {

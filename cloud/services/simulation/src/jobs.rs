@@ -23,7 +23,7 @@ use crate::request::{SimRoastRequest, at};
 use crate::{Registry, SimulationConfig};
 use service::clock::Clock;
 
-/// The number of ended jobs that are still listed; a new job removes the others.
+/// The number of ended jobs of an organisation that are still listed; a new job removes the others.
 const SHOWN: usize = 100;
 /// A frame that is not acknowledged within this time is sent again.
 const RESEND_AFTER: Duration = Duration::from_secs(5);
@@ -92,8 +92,19 @@ struct PublishJob {
     org: OrgId,
     request: PublishRequest,
     stats: Stats,
-    running: bool,
+    /// `None` while its machines play.
+    ended: Option<Instant>,
     stop: CancellationToken,
+}
+
+/// Removes the jobs of an organisation that ended first, beyond the number that is shown.
+fn remove_old(all: &mut BTreeMap<String, PublishJob>, org: &OrgId) {
+    let own = all.iter().filter(|(_, job)| job.org == *org);
+    let mut ended: Vec<_> = own.filter_map(|(id, job)| Some((job.ended?, id.clone()))).collect();
+    ended.sort();
+    for (_, id) in ended.iter().take(ended.len().saturating_sub(SHOWN)) {
+        all.remove(id);
+    }
 }
 
 /// All jobs of this process.
@@ -171,7 +182,7 @@ impl Jobs {
                 id: id.clone(),
                 stats: job.stats.clone(),
                 request: job.request.clone(),
-                running: job.running,
+                running: job.ended.is_none(),
             })
             .collect()
         })
@@ -206,13 +217,9 @@ impl Jobs {
         let stop = self.0.stop.child_token();
         // The job's machines count towards the limit from here; any failure below removes the job.
         self.with(|all| {
-            let ended: Vec<String> =
-                all.iter().filter(|(_, job)| !job.running).map(|(id, _)| id.clone()).collect();
-            for id in ended.iter().take(ended.len().saturating_sub(SHOWN)) {
-                all.remove(id);
-            }
+            remove_old(all, org);
             let (org, request, stop) = (org.clone(), request.clone(), stop.clone());
-            let job = PublishJob { org, request, stats: Stats::default(), running: true, stop };
+            let job = PublishJob { org, request, stats: Stats::default(), ended: None, stop };
             all.insert(id.clone(), job);
         });
         let signing = {
@@ -257,7 +264,7 @@ impl Jobs {
             while playing.join_next().await.is_some() {}
             jobs.with(|all| {
                 if let Some(job) = all.get_mut(&job) {
-                    job.running = false;
+                    job.ended = Some(Instant::now());
                 }
             });
             if let Err(error) = registry.revoke(&org, &kid).await {
@@ -274,7 +281,7 @@ impl Jobs {
             issues.push(Issue::new(field, problem));
         }
         let playing: usize = self.with(|all| {
-            all.values().filter(|job| job.running).map(|job| job.request.machines).sum()
+            all.values().filter(|job| job.ended.is_none()).map(|job| job.request.machines).sum()
         });
         let total = playing.saturating_add(request.machines);
         if request.machines == 0 || total > self.0.machines_max {
@@ -433,5 +440,37 @@ impl Player {
                 return false;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_jobs_that_ended_first_are_removed() {
+        let body = serde_json::json!({"orgId": "acme", "siteId": "leipzig"});
+        let request: PublishRequest = serde_json::from_value(body).unwrap();
+        let (acme, rival) = (OrgId::new("acme").unwrap(), OrgId::new("rival").unwrap());
+        let begin = Instant::now();
+        let job = |org: &OrgId, ended| PublishJob {
+            org: org.clone(),
+            request: request.clone(),
+            stats: Stats::default(),
+            ended,
+            stop: CancellationToken::new(),
+        };
+        let mut all = BTreeMap::new();
+        all.insert("0-running".to_owned(), job(&acme, None));
+        all.insert("0-rival".to_owned(), job(&rival, Some(begin)));
+        // Ids are random: the job that ended first has the last one.
+        for n in 0..SHOWN as u64 + 2 {
+            let ended = begin + Duration::from_secs(n);
+            all.insert(format!("{:04}", 9_000 - n), job(&acme, Some(ended)));
+        }
+        remove_old(&mut all, &acme);
+        assert_eq!(all.len(), SHOWN + 2);
+        assert!(all.contains_key("0-running") && all.contains_key("0-rival"));
+        assert!(!all.contains_key("9000") && !all.contains_key("8999") && all.contains_key("8998"));
     }
 }

@@ -9,12 +9,16 @@ use serde_json::{Value, json};
 
 use crate::{Answer, App, clock, request, send};
 
-async fn app(folder: &tempfile::TempDir) -> App {
+async fn keys(folder: &tempfile::TempDir) -> Idempotency {
     let url = format!("sqlite:{}", folder.path().join("keys.db").display());
     let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
     let database = Database::open(&config).await.unwrap();
     database.migrate_up().await.unwrap();
-    App { idempotency: Some(Idempotency::new(database, clock())), ..App::default() }
+    Idempotency::new(database, clock())
+}
+
+async fn app(folder: &tempfile::TempDir) -> App {
+    App { idempotency: Some(keys(folder).await), ..App::default() }
 }
 
 async fn order(router: &Router, token: &str, key: &str, order: &Value) -> Answer {
@@ -68,4 +72,39 @@ async fn a_key_is_looked_at_after_the_token() {
     let long = order(&router, "ada", &"k".repeat(201), &json!({})).await;
     assert_eq!(long.status, StatusCode::BAD_REQUEST);
     assert_eq!(app.orders.count(), 1);
+}
+
+#[tokio::test]
+async fn the_stored_responses_of_an_organisation_have_a_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = keys(&folder).await.with_org_bytes_max(10_000);
+    let app = App { idempotency: Some(keys.clone()), ..App::default() };
+    let router = app.router();
+    let large = json!({"note": "x".repeat(4_000)});
+    let mut replayed = 0;
+    for n in 0..10 {
+        let key = format!("k-{n}");
+        assert_eq!(order(&router, "ada", &key, &large).await.status, StatusCode::CREATED);
+        let again = order(&router, "ada", &key, &large).await;
+        match again.status {
+            StatusCode::CREATED => replayed += 1,
+            status => assert_eq!(status, StatusCode::CONFLICT, "it is not carried out again"),
+        }
+    }
+    assert_eq!((replayed, app.orders.count()), (2, 10));
+    // Other organisations have their own quota.
+    assert!(keys.has_room("rival", 9_000).await.unwrap());
+    assert!(!keys.has_room("acme", 9_000).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_caller_that_may_only_read_stores_no_response() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = app(&folder).await;
+    let router = app.router();
+    for _ in 0..2 {
+        let answer = order(&router, "eve", "k-1", &json!({})).await;
+        assert_eq!(answer.header("idempotency-replayed"), None);
+    }
+    assert_eq!(app.orders.count(), 2, "these routes do not look at roles");
 }

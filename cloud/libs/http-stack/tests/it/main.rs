@@ -45,7 +45,8 @@ fn caller(id: &str, org: Option<&str>) -> Caller {
     Caller { actor, org, role: Role::Operator }
 }
 
-/// The lookup of tokens: `ada` and `bob` are people of acme, `service` works for all organisations.
+/// The lookup of tokens: `ada`, `bob` and `eve` are people of acme, of whom `eve` may only read;
+/// `service` works for all organisations.
 #[derive(Clone, Default)]
 struct Tokens {
     is_down: Arc<AtomicBool>,
@@ -64,6 +65,7 @@ impl TokenVerifier for Tokens {
             }
             match token {
                 "ada" | "bob" => Ok(caller(token, Some("acme"))),
+                "eve" => Ok(Caller { role: Role::Viewer, ..caller(token, Some("acme")) }),
                 "service" => Ok(caller(token, None)),
                 _ => Err(ApiError::unauthorized()),
             }

@@ -21,12 +21,16 @@ const GOALS_MAX: usize = 100;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GovernorConfig {
-    /// By goal: how many missions one machine may request.
+    /// By goal: how many missions one machine may request. All machines of the organisation together
+    /// may request a hundred times as many.
     pub rate_limits: BTreeMap<String, RateLimit>,
     pub gates: BTreeMap<String, Gate>,
     pub command_autonomy: CommandAutonomy,
     pub policy: Policy,
 }
+
+/// All machines of an organisation together may request as many missions as this many machines.
+const MACHINES_A_ORG: f64 = 100.0;
 
 /// A token bucket; each mission takes one token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -397,6 +401,17 @@ pub fn bucket_name(mission: &NewMission, org: &str) -> String {
         part("machineId").unwrap_or("unknown-machine"),
         mission.goal.title
     )
+}
+
+/// Returns the name and the limit of the bucket from which all missions of an organisation and goal
+/// take another token: the client names the machines, and may name ever new ones.
+#[must_use]
+pub fn org_bucket(goal: &str, org: &str, of_machine: &RateLimit) -> (String, RateLimit) {
+    let limit = RateLimit {
+        capacity: of_machine.capacity * MACHINES_A_ORG,
+        refill_per_sec: of_machine.refill_per_sec * MACHINES_A_ORG,
+    };
+    (format!("{org}|{goal}"), limit)
 }
 
 /// Returns the decision for a mission that finds its bucket empty.

@@ -44,9 +44,12 @@ pub async fn create(
     if decision.action == Action::Allow
         && let Some(limit) = config.rate_limits.get(goal)
     {
-        let bucket = governor::bucket_name(mission, org.as_str());
-        if let Some(next) = store.take_token(&mut tx, org, (&bucket, limit), now).await? {
-            decision = governor::rate_limited(goal, &bucket, next, now);
+        let of_machine = (governor::bucket_name(mission, org.as_str()), *limit);
+        for (bucket, limit) in [of_machine, governor::org_bucket(goal, org.as_str(), limit)] {
+            if let Some(next) = store.take_token(&mut tx, org, (&bucket, &limit), now).await? {
+                decision = governor::rate_limited(goal, &bucket, next, now);
+                break;
+            }
         }
     }
     if let Some(mission) = store.insert_mission(&mut tx, &new, &decision).await? {

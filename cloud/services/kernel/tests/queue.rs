@@ -328,6 +328,60 @@ async fn a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten(store: Kern
     assert!(rewritten.contains("the log was rewritten"), "{rewritten}");
 }
 
+on_both!(invented, missions_of_invented_machines_are_limited_too);
+async fn missions_of_invented_machines_are_limited_too(store: KernelStore) {
+    let acme = org("acme");
+    let before = store.governor_config(&acme).await.unwrap();
+    let mut config = before.config.clone();
+    let limit = RateLimit { capacity: 1.0, refill_per_sec: 0.005 };
+    config.rate_limits.insert("tidy".to_owned(), limit);
+    config.policy.allowed_goals.push("tidy".to_owned());
+    store.set_governor_config(&acme, &before, config, &person(), NOW).await.unwrap().unwrap();
+    let of = |n: usize| json!({"goal": "tidy", "context": {"machineId": format!("m-{n}")}});
+    for n in 0..100 {
+        let mission = make(&store, &acme, of(n), &format!("id-{n}")).await;
+        assert_eq!(mission.status, MissionStatus::Pending);
+    }
+    let further = make(&store, &acme, of(100), "id-100").await;
+    assert_eq!(further.status, MissionStatus::Retry);
+    assert_eq!(further.next_retry_at, Some(NOW.plus_ms(2_000)));
+}
+
+on_both!(fair, a_flood_of_one_organisation_does_not_delay_the_others);
+async fn a_flood_of_one_organisation_does_not_delay_the_others(store: KernelStore) {
+    let (flood, calm, third) = (org("acme"), org("beta"), org("zeta"));
+    for org in [&flood, &calm, &third] {
+        allow(&store, org, "tidy").await;
+    }
+    for n in 0..30 {
+        let urgent = json!({"goal": "tidy", "priority": "HIGH"});
+        make(&store, &flood, urgent, &format!("flood-{n}")).await;
+    }
+    for (org, id) in [(&calm, "calm"), (&third, "third")] {
+        make(&store, org, json!({"goal": "tidy", "priority": "LOW"}), id).await;
+    }
+    make(&store, &calm, json!({"goal": "tidy", "priority": "HIGH"}), "calm-urgent").await;
+    let goals = ["tidy".to_owned()];
+    let take = async || {
+        let claimed = store.claim(None, "w", &goals, ("l", LEASE_MS), NOW).await.unwrap();
+        claimed.unwrap().mission_id
+    };
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let mission = take().await;
+        order.push(if mission.starts_with("flood") { "flood".to_owned() } else { mission });
+    }
+    // In turn, and of each organisation the most urgent first.
+    assert_eq!(order, ["flood", "calm-urgent", "third", "flood", "calm", "flood"]);
+    for _ in 3..30 {
+        assert!(take().await.starts_with("flood"));
+    }
+    assert!(store.claim(None, "w", &goals, ("l", LEASE_MS), NOW).await.unwrap().is_none());
+    // What comes now is served although no organisation has a turn.
+    make(&store, &calm, json!({"goal": "tidy"}), "late").await;
+    assert_eq!(take().await, "late");
+}
+
 on_both!(kept, traces_and_cards_belong_to_one_organisation);
 async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
     let (acme, other) = (org("acme"), org("other"));

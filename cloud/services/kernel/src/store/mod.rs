@@ -13,6 +13,9 @@ mod roles;
 mod select;
 mod tokens;
 mod traces;
+mod turns;
+
+use std::sync::Arc;
 
 use ::database::Database;
 
@@ -28,12 +31,13 @@ pub use traces::TraceFilter;
 #[derive(Clone)]
 pub struct KernelStore {
     database: Database,
+    turns: Arc<turns::Turns>,
 }
 
 impl KernelStore {
     #[must_use]
-    pub const fn new(database: Database) -> Self {
-        Self { database }
+    pub fn new(database: Database) -> Self {
+        Self { database, turns: Arc::default() }
     }
 
     #[must_use]

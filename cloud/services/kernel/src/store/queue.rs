@@ -3,13 +3,14 @@
 
 use std::fmt::Write as _;
 
-use ::database::sqlx::{AssertSqlSafe, query_as};
+use ::database::sqlx::{AssertSqlSafe, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{
     Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::KernelStore;
 use super::lane::{PENDING, RETRY, RUNNING};
@@ -39,16 +40,51 @@ pub struct AttemptFailure {
     pub retryable: bool,
 }
 
+/// Returns the condition that a mission has one of `goals` goals, whose parameters begin at number
+/// `first`; empty for any goal.
+fn in_goals(goals: usize, first: usize) -> String {
+    if goals == 0 {
+        return String::new();
+    }
+    let parameters: Vec<_> = (first..first + goals).map(|number| format!("${number}")).collect();
+    format!(" AND goal IN ({})", parameters.join(", "))
+}
+
 impl KernelStore {
     /// Claims the most urgent available mission for a worker. Of one urgency: pending missions
     /// first, then retries that are due, then missions whose worker was lost; each in order of
-    /// time.
+    /// time. A worker of all organisations serves those that wait in turn.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn claim(
         &self,
         org: Option<&OrgId>,
+        worker: &str,
+        goals: &[String],
+        lease: (&str, u32),
+        now: EpochMs,
+    ) -> Result<Option<MissionRecord>, StoreError> {
+        if let Some(org) = org {
+            return self.claim_of(Some(org.as_str()), worker, goals, lease, now).await;
+        }
+        if self.turns.is_list_due(goals, Instant::now()) {
+            self.turns.add(goals, self.waiting_orgs(goals, now).await?);
+        }
+        while let Some(org) = self.turns.next(goals) {
+            let claimed = self.claim_of(Some(&org), worker, goals, lease, now).await?;
+            if claimed.is_some() {
+                return Ok(claimed);
+            }
+            self.turns.remove(goals, &org);
+        }
+        self.claim_of(None, worker, goals, lease, now).await
+    }
+
+    /// Claims the most urgent available mission of one organisation, or of all.
+    async fn claim_of(
+        &self,
+        org: Option<&str>,
         worker: &str,
         goals: &[String],
         (lease_id, lease_ms): (&str, u32),
@@ -63,7 +99,7 @@ impl KernelStore {
                 q = q.bind(goal);
             }
             if let Some(org) = org {
-                q = q.bind(org.as_str());
+                q = q.bind(org);
             }
             q.fetch_optional(pool).await
         })
@@ -71,15 +107,49 @@ impl KernelStore {
         row.map(MissionRow::record).transpose()
     }
 
+    /// Returns the organisations that have an available mission of these goals. It looks into an
+    /// index for each organisation with open missions, however many those are.
+    async fn waiting_orgs(
+        &self,
+        goals: &[String],
+        now: EpochMs,
+    ) -> Result<Vec<String>, StoreError> {
+        let of_goals = in_goals(goals.len(), 2);
+        let mut looks = Vec::new();
+        for urgency in 0..Priority::ALL.len() {
+            for lane in [PENDING, RETRY, RUNNING] {
+                let due = if lane == PENDING { "" } else { " AND due_ms <= $1" };
+                looks.push(format!(
+                    "EXISTS (SELECT 1 FROM missions m WHERE m.org_id = o.org_id \
+                     AND urgency = {urgency} AND lane = {lane} AND attempts < max_attempts{due}{of_goals})"
+                ));
+            }
+        }
+        let sql = format!(
+            "WITH RECURSIVE o (org_id) AS ( \
+             SELECT MIN(org_id) FROM missions WHERE lane IS NOT NULL \
+             UNION ALL \
+             SELECT (SELECT MIN(n.org_id) FROM missions n WHERE n.lane IS NOT NULL AND n.org_id > o.org_id) \
+             FROM o WHERE o.org_id IS NOT NULL) \
+             SELECT o.org_id FROM o WHERE o.org_id IS NOT NULL AND CAST($1 AS bigint) IS NOT NULL \
+             AND ({})",
+            looks.join(" OR ")
+        );
+        on!(self.database, pool => {
+            let mut q = query_scalar(AssertSqlSafe(sql)).bind(now.0);
+            for goal in goals {
+                q = q.bind(goal);
+            }
+            q.fetch_all(pool).await
+        })
+        .map_err(StoreError::query("listing the organisations that wait"))
+    }
+
     /// Returns the statement that searches each urgency and lane in turn and stops at the first
     /// mission. Each search reads the first entry of an index, however many missions wait for a
     /// later time. Pending missions are available without regard to the time.
     fn claim_sql(&self, goals: usize, of_org: bool) -> String {
-        let mut conditions = String::new();
-        if goals > 0 {
-            let parameters: Vec<_> = (0..goals).map(|i| format!("${}", i + 5)).collect();
-            let _ = write!(conditions, " AND goal IN ({})", parameters.join(", "));
-        }
+        let mut conditions = in_goals(goals, 5);
         if of_org {
             let _ = write!(conditions, " AND org_id = ${}", goals + 5);
         }

@@ -76,7 +76,7 @@ pub fn raise_file_limit() -> usize {
 }
 
 /// The number of connections of each peer.
-type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
+pub(crate) type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// A listener that accepts connections within [`ConnectionLimits`].
 pub struct BoundedListener {
@@ -106,7 +106,8 @@ impl Listener for BoundedListener {
             };
             match self.tcp.accept().await {
                 Ok((stream, address)) => {
-                    let Some(peer) = PeerPlace::take(&self.peers, address.ip(), &self.limits)
+                    let Some(peer) =
+                        PeerPlace::take(&self.peers, address.ip(), self.limits.per_peer)
                     else {
                         metrics::counter!("simcorp_connections_refused_total").increment(1);
                         tracing::debug!(%address, "closed a connection: its peer has too many");
@@ -135,16 +136,18 @@ struct Place {
     _peer: PeerPlace,
 }
 
-struct PeerPlace {
+/// The place of a connection among those of its peer.
+#[derive(Debug)]
+pub(crate) struct PeerPlace {
     peers: Peers,
     ip: IpAddr,
 }
 
 impl PeerPlace {
-    fn take(peers: &Peers, ip: IpAddr, limits: &ConnectionLimits) -> Option<Self> {
+    pub(crate) fn take(peers: &Peers, ip: IpAddr, per_peer: usize) -> Option<Self> {
         let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
-        if *count >= limits.per_peer {
+        if *count >= per_peer {
             return None;
         }
         *count += 1;

@@ -17,11 +17,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::{PeerPlace, Peers};
 use crate::http::serve_and_drain;
 
 /// The largest number of open connections, including those in their handshake. At the bound, new
 /// connections wait in the system's queue.
 const CONNECTIONS_MAX: usize = 4_096;
+/// The largest number of open connections without a client certificate, after their handshake. The
+/// others are left for clients with one.
+const STRANGERS_MAX: usize = CONNECTIONS_MAX / 2;
+/// The largest number of open connections from one IP address: many clients may share a router.
+const PER_PEER_MAX: usize = 256;
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// A connection without any traffic for this long is closed.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
@@ -41,8 +47,25 @@ pub struct TlsPeer {
     /// The client's certificate (DER), whose key the client has proven to hold. It is verified as
     /// the listener's configuration says.
     pub certificate: Option<Arc<[u8]>>,
-    /// The connection's permit; released when the last clone is dropped, which is the connection's.
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
+    /// The connection's place; released when the last clone is dropped, which is the connection's.
+    _place: Option<Arc<Place>>,
+}
+
+/// What a connection holds until it ends.
+#[derive(Debug)]
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _peer: PeerPlace,
+    /// Of a connection without a client certificate.
+    _stranger: Option<OwnedSemaphorePermit>,
+}
+
+impl TlsPeer {
+    /// Describes a client that is not at the end of a [`TlsListener`]'s connection.
+    #[must_use]
+    pub const fn new(address: SocketAddr, certificate: Option<Arc<[u8]>>) -> Self {
+        Self { address, certificate, _place: None }
+    }
 }
 
 impl Connected<IncomingStream<'_, TlsListener>> for TlsPeer {
@@ -80,6 +103,8 @@ async fn accept(
     done: mpsc::Sender<(TlsConnection, TlsPeer)>,
 ) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let peers = Peers::default();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -95,7 +120,12 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let Some(peer_place) = PeerPlace::take(&peers, address.ip(), PER_PEER_MAX) else {
+            metrics::counter!("simcorp_connections_refused_total").increment(1);
+            tracing::debug!(%address, "closed a connection: its peer has too many");
+            continue;
+        };
+        let (acceptor, done, strangers) = (acceptor.clone(), done.clone(), strangers.clone());
         tokio::spawn(async move {
             let mut stream = TimeoutStream::new(stream);
             stream.set_read_timeout(Some(IDLE_TIME_MAX));
@@ -111,8 +141,19 @@ async fn accept(
                 Err(_) => return,
             };
             let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let certificate = shown.map(|der| Arc::from(der.as_ref()));
-            let peer = TlsPeer { address, certificate, _permit: Some(Arc::new(permit)) };
+            let certificate: Option<Arc<[u8]>> = shown.map(|der| Arc::from(der.as_ref()));
+            let stranger = match certificate {
+                Some(_) => None,
+                None => match strangers.try_acquire_owned() {
+                    Ok(permit) => Some(permit),
+                    Err(_) => {
+                        metrics::counter!("simcorp_connections_refused_total").increment(1);
+                        return;
+                    }
+                },
+            };
+            let place = Place { _permit: permit, _peer: peer_place, _stranger: stranger };
+            let peer = TlsPeer { address, certificate, _place: Some(Arc::new(place)) };
             let _ = done.send((shaken, peer)).await;
         });
     }
@@ -130,7 +171,7 @@ impl Listener for TlsListener {
     }
 
     fn local_addr(&self) -> io::Result<TlsPeer> {
-        Ok(TlsPeer { address: self.address, certificate: None, _permit: None })
+        Ok(TlsPeer::new(self.address, None))
     }
 }
 

@@ -45,10 +45,10 @@ pub fn service_router(service: &Service, metrics: Metrics) -> Router {
     outer_layers(routes, *development, health.service())
 }
 
-/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 8, and no open
-/// routes.
-pub fn endpoint_router(routes: Router, name: &'static str, at_once: usize) -> Router {
-    outer_layers(limit(routes, at_once), false, name)
+/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 7, and no open
+/// routes. The routes bound by themselves how many requests are handled at once.
+pub fn endpoint_router(routes: Router, name: &'static str) -> Router {
+    outer_layers(routes, false, name)
 }
 
 /// Adds layers 9 to 11. The last `layer` is the first that a request passes.

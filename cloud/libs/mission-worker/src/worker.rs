@@ -144,24 +144,30 @@ impl<J: Job> Worker<J> {
             done.running = true;
         });
         let org = mission.context.get("orgId").and_then(Value::as_str);
-        let Some(org) = org.and_then(|org| OrgId::new(org).ok()) else {
+        if let Some(org) = org.and_then(|org| OrgId::new(org).ok()) {
+            self.work_for(&org, &mission, begun).await;
+        } else {
             tracing::error!(mission = mission.id, "a mission has no organisation");
-            return;
-        };
+            let error = WorkError::Permanent("the mission has no organisation".to_owned());
+            self.report_result(None, &mission, Err(error)).await;
+        }
+        self.status.update(|done| done.running = false);
+    }
+
+    async fn work_for(&self, org: &OrgId, mission: &MissionRecord, begun: EpochMs) {
         let agent = self.job.names().1;
         let id = &mission.mission_id;
         let mut tools = MissionTools::new(&self.kernel, agent, &self.clock, org.clone(), id);
         let limit = Duration::from_millis(self.pace.mission_ms.into());
         let result = tokio::select! {
-            done = tokio::time::timeout(limit, self.job.run(&mut tools, &mission)) => {
+            done = tokio::time::timeout(limit, self.job.run(&mut tools, mission)) => {
                 done.unwrap_or(Err(WorkError::Timeout(self.pace.mission_ms / 1000)))
             }
-            lost = self.renew_lease(&org, &mission) => Err(lost),
+            lost = self.renew_lease(org, mission) => Err(lost),
         };
         let calls = std::mem::take(&mut tools.calls);
-        self.store_trace(&org, &mission, begun, calls, &result).await;
-        self.report_result(&org, &mission, result).await;
-        self.status.update(|done| done.running = false);
+        self.store_trace(org, mission, begun, calls, &result).await;
+        self.report_result(Some(org), mission, result).await;
     }
 
     /// Renews the lease until it is lost, then returns that error.
@@ -185,9 +191,10 @@ impl<J: Job> Worker<J> {
         }
     }
 
+    /// Reports a result to the kernel. Without an organisation, the kernel takes that of the worker.
     async fn report_result(
         &self,
-        org: &OrgId,
+        org: Option<&OrgId>,
         mission: &MissionRecord,
         result: Result<Outcome, WorkError>,
     ) {
@@ -230,7 +237,7 @@ impl<J: Job> Worker<J> {
         // If the kernel does not receive it, the lease expires and the next attempt finds what was
         // done.
         let path = ["missions", id, step];
-        if let Err(error) = self.kernel.post::<_, Value>(Some(org), &path, &body).await {
+        if let Err(error) = self.kernel.post::<_, Value>(org, &path, &body).await {
             tracing::warn!(%error, mission = id, step, "could not report a mission's result");
         }
     }

@@ -14,8 +14,10 @@ mod broker;
 mod config;
 pub mod device;
 mod gateway;
+pub mod places;
 pub mod store;
 
+use axum::middleware::from_fn_with_state;
 use http_stack::stack::endpoint_router;
 use http_stack::start::{Context, Service, StartError, TlsEndpoint, check_database};
 use std::sync::Arc;
@@ -28,11 +30,8 @@ use tokio::sync::Notify;
 
 use crate::authority::{CaError, CaPaths, CertificateAuthority};
 pub use config::FleetConfig;
+use places::{PlaceLimits, Places, take_place};
 pub use store::FleetStore;
-
-/// The maximum number of gateway requests handled concurrently. Unauthenticated clients reach these
-/// routes, and these requests share the database with all others.
-const AT_ONCE_MAX: usize = 64;
 
 /// The reason why the fleet cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +91,9 @@ pub fn start(config: &FleetConfig, context: &Context) -> Result<Service, StartEr
             gateway_url: config.gateway_url.clone(),
             changed: changed.clone(),
         };
-        let router = endpoint_router(gateway::routes(state), "fleet-gateways", AT_ONCE_MAX);
+        let places = Places::new(PlaceLimits::default());
+        let routes = gateway::routes(state).layer(from_fn_with_state(places, take_place));
+        let router = endpoint_router(routes, "fleet-gateways");
         Ok(TlsEndpoint { router, config: tls })
     });
     let state = api::State {

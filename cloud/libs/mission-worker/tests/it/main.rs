@@ -41,6 +41,8 @@ fn mission() -> Value {
 #[derive(Default)]
 struct KernelRules {
     has_no_mission: bool,
+    /// The mission names no organisation.
+    has_no_org: bool,
     /// The status of the first heartbeats; later ones are accepted.
     heartbeats: &'static [u16],
     denies_tools: bool,
@@ -55,7 +57,13 @@ async fn kernel(rules: KernelRules) -> FakeService {
             CLAIM if rules.has_no_mission || claims.fetch_add(1, Ordering::SeqCst) > 0 => {
                 StatusCode::NO_CONTENT.into_response()
             }
-            CLAIM => Json(mission()).into_response(),
+            CLAIM => {
+                let mut mission = mission();
+                if rules.has_no_org {
+                    mission["context"] = json!({});
+                }
+                Json(mission).into_response()
+            }
             HEARTBEAT => {
                 let n = heartbeats.fetch_add(1, Ordering::SeqCst);
                 if n == 1 {
@@ -298,6 +306,19 @@ async fn a_tool_that_the_policy_denies_is_not_used_and_the_mission_fails_for_goo
     let call = json!({"toolName": "sweep", "action": "invoke", "deniedByPolicy": true,
                       "input": {"resource": "floor-1"}});
     assert_eq!(trace["entries"][0]["toolCalls"], json!([call]));
+}
+
+#[tokio::test]
+async fn a_mission_without_an_organisation_fails_for_good() {
+    let kernel = kernel(KernelRules { has_no_org: true, ..KernelRules::default() }).await;
+    let running = Running::start(&kernel, Work::Finish, A_MINUTE_MS);
+    let fail = kernel.wait_for_request("POST", FAIL).await.unwrap();
+    let told = json!({"leaseId": "l-1", "error": "the mission has no organisation",
+                      "retryable": false});
+    assert_eq!((fail.query.as_str(), fail.json()), ("", told));
+    let stats = running.end().await;
+    assert_eq!(counters(&stats), [0, 1, 0, 0, 0, 0]);
+    assert_eq!(stats["running"], false);
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 mod cases;
 mod runs;
 
+use std::sync::{Arc, Mutex};
+
 use ::database::{Database, StoreError, Tx, audit::AuditChange};
 use contract::{Actor, EpochMs, OrgId};
 use serde::Serialize;
@@ -16,6 +18,8 @@ pub use runs::{PendingJudgement, RunFilter};
 #[derive(Clone)]
 pub struct EvalStore {
     database: Database,
+    /// The organisation whose run was judged last.
+    judged_org: Arc<Mutex<String>>,
 }
 
 /// Who changes something, and when.
@@ -27,8 +31,8 @@ pub struct ChangedBy<'b> {
 
 impl EvalStore {
     #[must_use]
-    pub const fn new(database: Database) -> Self {
-        Self { database }
+    pub fn new(database: Database) -> Self {
+        Self { database, judged_org: Arc::default() }
     }
 
     #[must_use]

@@ -1,5 +1,7 @@
 //! SQL for evaluation runs.
 
+use std::sync::PoisonError;
+
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::{EpochMs, OrgId};
@@ -254,13 +256,33 @@ impl EvalStore {
         row.map(|(version, body)| Ok((version, read(DOING, &body)?))).transpose()
     }
 
-    /// Leases the next run that the language model has to be asked about. No other instance gets it
-    /// before `until`.
+    /// Leases the next run that the language model has to be asked about: of the organisations that
+    /// wait, each has its turn, and of one organisation the run that has waited longest is the
+    /// next. No other instance gets it before `until`.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn claim_run_to_judge(
         &self,
+        now: EpochMs,
+        until: EpochMs,
+    ) -> Result<Option<PendingJudgement>, StoreError> {
+        let last = self.judged_org.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut claimed = self.claim_run_after(&last, now, until).await?;
+        if claimed.is_none() && !last.is_empty() {
+            claimed = self.claim_run_after("", now, until).await?;
+        }
+        if let Some(claimed) = &claimed {
+            let mut last = self.judged_org.lock().unwrap_or_else(PoisonError::into_inner);
+            claimed.org.as_str().clone_into(&mut last);
+        }
+        Ok(claimed)
+    }
+
+    /// Leases the next run of the first organisation after `after` that has one.
+    async fn claim_run_after(
+        &self,
+        after: &str,
         now: EpochMs,
         until: EpochMs,
     ) -> Result<Option<PendingJudgement>, StoreError> {
@@ -270,9 +292,10 @@ impl EvalStore {
         let row: Option<(String, String, i64)> = on!(self.database, pool => query_as(
             "UPDATE eval_runs SET judge_due_ms = $2, judge_tries = judge_tries + 1 \
              WHERE (org_id, run_id) IN (SELECT org_id, run_id FROM eval_runs \
-                 WHERE judge_due_ms <= $1 ORDER BY judge_due_ms LIMIT 1) AND judge_due_ms <= $1 \
+                 WHERE judge_due_ms <= $1 AND org_id > $3 \
+                 ORDER BY org_id, judge_due_ms LIMIT 1) AND judge_due_ms <= $1 \
              RETURNING org_id, body, judge_tries")
-            .bind(now.0).bind(until.0).fetch_optional(pool).await)
+            .bind(now.0).bind(until.0).bind(after).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
         row.map(|(org, body, tries)| {
             let org = OrgId::new(org).map_err(|error| StoreError::row(DOING, error))?;

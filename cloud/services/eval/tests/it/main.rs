@@ -135,4 +135,5 @@ on_both_databases!(
     runs::the_history_of_a_case_separates_recent_runs,
     runs::one_instance_at_a_time_judges_a_run,
     runs::an_attempt_that_does_not_count_uses_up_no_try,
+    runs::the_runs_of_each_organisation_are_judged_in_turn,
 );

@@ -231,3 +231,23 @@ pub async fn an_attempt_that_does_not_count_uses_up_no_try(store: &EvalStore) {
     assert!(claim(store, 1_000, 2_000).await.is_none(), "the model is not asked again");
     assert_eq!(store.run(&acme, "eval-1").await.unwrap(), Some(warned));
 }
+
+pub async fn the_runs_of_each_organisation_are_judged_in_turn(store: &EvalStore) {
+    let (flood, calm) = (org("turns-flood"), org("turns-later"));
+    for n in 0..4 {
+        let waiting = run(&format!("eval-{n}"), "S-1", Outcome::Warn, NOW.plus_ms(n));
+        assert!(store.add_run(&flood, &waiting, None, true).await.unwrap());
+    }
+    let waiting = run("eval-9", "S-1", Outcome::Warn, NOW.plus_ms(9));
+    assert!(store.add_run(&calm, &waiting, None, true).await.unwrap());
+    let mut order = Vec::new();
+    while let Some(claimed) = claim(store, 1_000, 2_000).await {
+        order.push(claimed.run.id.clone());
+        store.store_judgement(&claimed, None).await.unwrap();
+    }
+    assert_eq!(order.len(), 5);
+    let turn = order.iter().position(|id| id == "eval-9").unwrap();
+    assert!(turn <= 1, "not behind all runs of another organisation: {order:?}");
+    order.remove(turn);
+    assert_eq!(order, ["eval-0", "eval-1", "eval-2", "eval-3"], "the oldest of each first");
+}

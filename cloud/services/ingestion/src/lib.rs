@@ -20,6 +20,7 @@ mod mqtt;
 mod pipeline;
 mod profile_io;
 pub mod published;
+mod receipt_verdicts;
 mod receipts;
 mod row_json;
 mod session_closed;

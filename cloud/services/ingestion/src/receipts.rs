@@ -1,11 +1,14 @@
 //! The reconciler of closed sessions. For each receipt it checks that all frames have arrived and
 //! that the digest matches. "Complete" is determined once and recorded; missing frames are
-//! requested again in every pass. A complete session gets its curve in one row; a session that
-//! stays incomplete gets a curve of the samples that have arrived.
+//! requested again, at growing intervals while nothing arrives. A complete session gets its curve
+//! in one row; a session that stays incomplete gets a curve of the samples that have arrived.
 //!
 //! A new receipt or a timer starts a pass. It takes no input; the next pass repeats a failed one.
+//! In a pass each organisation has its turn, with a few of its receipts.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use contract::session::Completeness;
@@ -18,12 +21,22 @@ use tokio::time::Instant;
 use trust::SignedMessage;
 
 use crate::bus::Bus;
+use crate::receipt_verdicts::{Lack, Verdicts};
 use crate::store::{IngestStore, OpenReceipt};
 use crate::sweep;
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
-const RECEIPTS_A_PASS: usize = 200;
+/// The shortest time between two passes, however many receipts arrive.
+const PASS_GAP: Duration = Duration::from_millis(100);
+/// In a pass, each organisation has so many of its newest receipts checked, and so many of the
+/// others in the order of time.
+const NEWEST_A_PASS: i64 = 10;
+const OTHERS_A_PASS: i64 = 20;
+/// The number of digests that are read at a time.
+const DIGESTS_A_READ: u64 = 10_000;
+/// A receipt of more frames does not fit: the longest session has fewer.
+const FRAMES_MAX: u64 = 1_000_000;
 /// A session without a receipt, or with missing frames, gets its curve when its gateway has sent
 /// nothing for this long, or when its chain has no gaps.
 const CURVE_AFTER: Duration = Duration::from_mins(15);
@@ -43,44 +56,198 @@ pub fn start(
     stop: CancellationToken,
 ) {
     tasks.spawn("receipts", async move {
-        let (mut cursor, mut curves) = (FIRST, FIRST);
+        let mut curves = FIRST;
+        let mut reconciler = Reconciler {
+            store,
+            bus,
+            clock,
+            verdicts: Verdicts::default(),
+            cursors: HashMap::new(),
+            has_completed: AtomicBool::new(false),
+        };
         let mut curves_due = Instant::now();
+        let mut wait = PASS_EVERY;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = wake.notified() => {}
-                () = tokio::time::sleep(PASS_EVERY) => {}
+                () = tokio::time::sleep(wait) => {}
             }
-            if let Err(error) = pass(&store, bus.as_ref(), &clock, &mut cursor).await {
-                tracing::warn!(%error, "could not check receipts; the next pass retries");
-            }
+            wait = match reconciler.pass().await {
+                // Others may be complete as well.
+                Ok(()) if reconciler.has_completed.swap(false, Ordering::Relaxed) => PASS_GAP,
+                Ok(()) => PASS_EVERY,
+                Err(error) => {
+                    tracing::warn!(%error, "could not check receipts; the next pass retries");
+                    PASS_EVERY
+                }
+            };
+            tokio::time::sleep(PASS_GAP).await;
             if Instant::now() < curves_due {
                 continue;
             }
             curves_due = Instant::now() + CURVES_EVERY;
-            if let Err(error) = make_curves(&store, clock(), &mut curves).await {
+            let now = (reconciler.clock)();
+            if let Err(error) = make_curves(&reconciler.store, now, &mut curves).await {
                 tracing::warn!(%error, "could not make curves; the next pass retries");
             }
         }
     });
 }
 
-async fn pass(
-    store: &IngestStore,
-    bus: Option<&Bus>,
-    clock: &Clock,
-    cursor: &mut (i64, String),
-) -> Result<(), StoreError> {
-    let after = (cursor.0, cursor.1.as_str());
-    let open = store.open_receipts(after, RECEIPTS_A_PASS).await?;
-    // After the last page the next pass starts again with the first.
-    let last = open.last().map(|open| (open.started_ms, open.session_id.clone()));
-    *cursor = last.filter(|_| open.len() == RECEIPTS_A_PASS).unwrap_or(FIRST);
-    for open in open {
-        let session = open.session_id.clone();
-        sweep::each("check-receipt", &session, check_receipt(store, bus, open, clock())).await?;
+struct Reconciler {
+    store: IngestStore,
+    bus: Option<Bus>,
+    clock: Clock,
+    verdicts: Verdicts,
+    /// The last receipt of each organisation that was checked in the order of time.
+    cursors: HashMap<String, (i64, String)>,
+    /// Whether the last pass has found a complete session.
+    has_completed: AtomicBool,
+}
+
+impl Reconciler {
+    async fn pass(&mut self) -> Result<(), StoreError> {
+        let orgs = self.store.orgs_with_open_receipts().await?;
+        let mut cursors = std::mem::take(&mut self.cursors);
+        let mut waiting = Vec::with_capacity(orgs.len());
+        for org in orgs {
+            let cursor = cursors.remove(&org).unwrap_or(FIRST);
+            waiting.push(self.next_of(org, cursor).await?);
+        }
+        for open in in_turn(waiting) {
+            let session = open.session_id.clone();
+            sweep::each("check-receipt", &session, self.check(open)).await?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Returns the receipts of an organisation that are checked in this pass.
+    async fn next_of(
+        &mut self,
+        org: String,
+        cursor: (i64, String),
+    ) -> Result<Vec<OpenReceipt>, StoreError> {
+        let after = (cursor.0, cursor.1.as_str());
+        let mut open = self.store.newest_open_receipts_of(&org, NEWEST_A_PASS).await?;
+        let others = self.store.open_receipts_of(&org, after, OTHERS_A_PASS).await?;
+        // After the last page the next pass starts again with the first.
+        let is_full = i64::try_from(others.len()).is_ok_and(|n| n >= OTHERS_A_PASS);
+        if let Some(last) = others.last().filter(|_| is_full) {
+            self.cursors.insert(org, (last.started_ms, last.session_id.clone()));
+        }
+        for other in others {
+            if open.iter().all(|newest| newest.session_id != other.session_id) {
+                open.push(other);
+            }
+        }
+        Ok(open)
+    }
+
+    async fn check(&self, open: OpenReceipt) -> Result<(), StoreError> {
+        const DOING: &str = "checking a receipt";
+        let now = (self.clock)();
+        let key = (open.org_id.clone(), open.session_id.clone());
+        let signed = SignedMessage::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
+        let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
+        let chain = crate::store::chain_state(&open);
+        let known = trust::sha256_digest(&open.receipt);
+        let lack = if !chain.covers(receipt.first_frame, receipt.last_frame) {
+            Some(Lack::Frames(missing(&chain.gaps, chain.next, &receipt)))
+        } else if self.verdicts.digest_differs(&key, known)
+            || !self.digest_fits(&open, &receipt).await?
+        {
+            Some(Lack::Digest)
+        } else {
+            None
+        };
+        self.record(&open, &receipt, lack.as_ref(), now).await?;
+        let mut ack = Ack::new(receipt.chain);
+        ack.receipts.push(ReceiptVerdict {
+            session_id: receipt.session.clone(),
+            complete: lack.is_none(),
+            digest_differs: lack == Some(Lack::Digest),
+        });
+        if let Some(Lack::Frames(frames)) = &lack {
+            ack.need.clone_from(frames);
+        }
+        let is_due = match lack {
+            Some(lack) => self.verdicts.note(key, known, lack, Instant::now()),
+            None => {
+                self.verdicts.forget(&key);
+                self.has_completed.store(true, Ordering::Relaxed);
+                true
+            }
+        };
+        if let Some(bus) = self.bus.as_ref().filter(|_| is_due) {
+            bus.publish_ack(&receipt.origin, &ack).await;
+        }
+        Ok(())
+    }
+
+    /// Records whether the session is complete, if that has changed, and makes the curve of a
+    /// complete one.
+    async fn record(
+        &self,
+        open: &OpenReceipt,
+        receipt: &Receipt,
+        lack: Option<&Lack>,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "checking a receipt";
+        let found = match lack {
+            None => Completeness::Complete,
+            Some(_) => Completeness::Incomplete,
+        };
+        if open.completeness == found.as_str() {
+            return Ok(());
+        }
+        let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
+        let totals = match self.store.session(&org, &open.session_id).await? {
+            Some(session) if lack.is_none() => {
+                self.store.make_curve(&org, &session, true, now).await?;
+                Some(self.store.totals(&org, &session).await?)
+            }
+            _ => None,
+        };
+        self.store.set_completeness(&open.org_id, &open.session_id, found, totals).await?;
+        tracing::info!(
+            session = open.session_id,
+            samples = receipt.sample_count(),
+            found = found.as_str(),
+            digest_differs = lack == Some(&Lack::Digest),
+            "checked whether a session is complete"
+        );
+        Ok(())
+    }
+
+    /// Reads the digests of a receipt's frames, all of which have arrived, and compares them.
+    async fn digest_fits(&self, open: &OpenReceipt, receipt: &Receipt) -> Result<bool, StoreError> {
+        if receipt.last_frame.saturating_sub(receipt.first_frame) >= FRAMES_MAX {
+            return Ok(false);
+        }
+        let mut digests = Vec::new();
+        let mut first = receipt.first_frame;
+        while first <= receipt.last_frame {
+            let last = receipt.last_frame.min(first.saturating_add(DIGESTS_A_READ - 1));
+            digests.extend(self.store.digests(open.chain_no, first, last).await?.concat());
+            first = last.saturating_add(1);
+        }
+        Ok(trust::sha256_digest(&digests) == receipt.digest)
+    }
+}
+
+/// Takes one receipt of each organisation, then the next one of each.
+fn in_turn(waiting: Vec<Vec<OpenReceipt>>) -> Vec<OpenReceipt> {
+    let mut waiting: Vec<_> = waiting.into_iter().map(Vec::into_iter).collect();
+    let mut ordered = Vec::new();
+    loop {
+        let before = ordered.len();
+        ordered.extend(waiting.iter_mut().filter_map(Iterator::next));
+        if ordered.len() == before {
+            return ordered;
+        }
+    }
 }
 
 /// Makes the curves of sessions that will not become complete, or not soon. A curve that still
@@ -113,56 +280,6 @@ async fn make_curves(
     Ok(())
 }
 
-async fn check_receipt(
-    store: &IngestStore,
-    bus: Option<&Bus>,
-    open: OpenReceipt,
-    now: EpochMs,
-) -> Result<(), StoreError> {
-    const DOING: &str = "checking a receipt";
-    let signed = SignedMessage::parse(&open.receipt).map_err(|e| StoreError::row(DOING, e))?;
-    let receipt = Receipt::decode(signed.payload()).map_err(|e| StoreError::row(DOING, e))?;
-    let chain = crate::store::chain_state(&open);
-    let mut ack = Ack::new(receipt.chain);
-    let mut digest_differs = false;
-    let complete = if chain.covers(receipt.first_frame, receipt.last_frame) {
-        let digests = store.digests(open.chain_no, receipt.first_frame, receipt.last_frame).await?;
-        digest_differs = trust::sha256_digest(&digests.concat()) != receipt.digest;
-        !digest_differs
-    } else {
-        ack.need = missing(&chain.gaps, chain.next, &receipt);
-        false
-    };
-    let completeness = if complete { Completeness::Complete } else { Completeness::Incomplete };
-    if open.completeness != completeness.as_str() {
-        let org = OrgId::new(open.org_id.clone()).map_err(|e| StoreError::row(DOING, e))?;
-        let totals = match store.session(&org, &open.session_id).await? {
-            Some(session) if complete => {
-                store.make_curve(&org, &session, true, now).await?;
-                Some(store.totals(&org, &session).await?)
-            }
-            _ => None,
-        };
-        store.set_completeness(&open.org_id, &open.session_id, completeness, totals).await?;
-        tracing::info!(
-            session = open.session_id,
-            samples = receipt.sample_count(),
-            found = completeness.as_str(),
-            digest_differs,
-            "checked whether a session is complete"
-        );
-    }
-    ack.receipts.push(ReceiptVerdict {
-        session_id: receipt.session.clone(),
-        complete,
-        digest_differs,
-    });
-    if let Some(bus) = bus {
-        bus.publish_ack(&receipt.origin, &ack).await;
-    }
-    Ok(())
-}
-
 /// Returns the frames of a receipt that have not arrived, as at most 64 ranges.
 fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange> {
     let beyond = FrameRange { first: next.max(1), last: u64::MAX };
@@ -172,4 +289,28 @@ fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange>
         (first <= last).then_some(FrameRange { first, last })
     });
     ranges.take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receipts_of_all_organisations_are_checked_in_turn() {
+        let open = |org: &str, session: usize| OpenReceipt {
+            org_id: org.to_owned(),
+            session_id: format!("{org}-{session}"),
+            started_ms: 0,
+            chain_no: 1,
+            completeness: "open".to_owned(),
+            receipt: Vec::new(),
+            next_number: 1,
+            gaps: "[]".to_owned(),
+            last_digest: None,
+        };
+        let flood = (0..4).map(|n| open("flood", n)).collect();
+        let waiting = vec![flood, Vec::new(), vec![open("calm", 0)]];
+        let order: Vec<_> = in_turn(waiting).into_iter().map(|open| open.session_id).collect();
+        assert_eq!(order, ["flood-0", "calm-0", "flood-1", "flood-2", "flood-3"]);
+    }
 }

@@ -640,6 +640,40 @@ async fn a_duration_stored_by_dates_that_contradict_each_other_is_not_shown(stor
     }
 }
 
+async fn open_receipts_are_found_by_organisation(store: &IngestStore) {
+    let sessions: &[(&str, &[i64])] = &[("acme", &[1, 2, 3]), ("beta", &[9]), ("zeta", &[])];
+    for (org, starts) in sessions {
+        let origin: Origin = format!("{org}/leipzig/r-1").parse().unwrap();
+        let no = store.chain_no(&origin, CHAIN, "kid", NOW).await.unwrap();
+        for start in *starts {
+            let receipt = Receipt {
+                origin: origin.clone(),
+                session: SessionId::new(format!("S-{start}")).unwrap(),
+                chain: CHAIN,
+                first_frame: 2,
+                last_frame: 5,
+                first_seq: 15,
+                last_seq: 44,
+                started: NOW.plus_ms(*start),
+                ended: NOW.plus_ms(4_400),
+                digest: Digest([0; 32]),
+            };
+            store.store_receipt(no, &receipt, b"signed", NOW.plus_ms(10_000)).await.unwrap();
+        }
+    }
+    assert_eq!(store.orgs_with_open_receipts().await.unwrap(), ["acme", "beta"]);
+    let ids = |open: Vec<ingestion::store::OpenReceipt>| -> Vec<String> {
+        open.into_iter().map(|open| open.session_id).collect()
+    };
+    let first = store.open_receipts_of("acme", (i64::MIN, ""), 2).await.unwrap();
+    let last = (first[1].started_ms, first[1].session_id.clone());
+    assert_eq!(ids(first), ["S-1", "S-2"]);
+    let rest = store.open_receipts_of("acme", (last.0, &last.1), 2).await.unwrap();
+    assert_eq!(ids(rest), ["S-3"]);
+    assert_eq!(ids(store.newest_open_receipts_of("acme", 2).await.unwrap()), ["S-3", "S-2"]);
+    assert!(store.open_receipts_of("zeta", (i64::MIN, ""), 2).await.unwrap().is_empty());
+}
+
 /// The receipt arrives before the frames: a curve of a part of them is not final.
 async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
     commit(store, &(1..=4).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
@@ -783,6 +817,7 @@ on_both!(
     no_date_is_stored_in_the_future,
     a_clock_set_between_charge_and_its_detection_changes_no_time,
     a_duration_stored_by_dates_that_contradict_each_other_is_not_shown,
+    open_receipts_are_found_by_organisation,
     a_curve_of_a_part_is_made_again,
     a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,

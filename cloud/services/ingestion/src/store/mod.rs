@@ -10,6 +10,7 @@ mod curve;
 mod curve_assembly;
 mod devices;
 mod newest;
+mod open_receipts;
 mod outbox;
 mod profiles;
 mod queries;

@@ -1,7 +1,7 @@
 //! Sessions: the events of frames open, fill and close them. Sample numbers order the sessions of a
 //! chain; no date does.
 
-use ::database::sqlx::{self, FromRow, query, query_as};
+use ::database::sqlx::{self, FromRow, query};
 use ::database::{StoreError, on};
 use contract::{ClockQuality, EpochMs, EventKind, Frame, MachineEvent, SessionId};
 
@@ -366,26 +366,6 @@ impl IngestStore {
             .fetch_optional(pool).await)
         .map_err(StoreError::query("storing a receipt"))?;
         Ok(found.as_deref() == Some(contract::session::Completeness::Complete.as_str()))
-    }
-
-    /// Returns closed sessions whose receipts wait for their frames, at most `limit`. Each pass
-    /// reads another page, so that sessions which can never be complete do not block the others.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn open_receipts(
-        &self,
-        after: (i64, &str),
-        limit: usize,
-    ) -> Result<Vec<OpenReceipt>, StoreError> {
-        on!(self.database, pool => query_as(
-            "SELECT s.org_id, s.session_id, s.chain_no, s.completeness, s.receipt, c.next_number, \
-             c.gaps, c.last_digest, s.started_ms FROM sessions s JOIN chains c ON c.chain_no = s.chain_no \
-             WHERE s.completeness <> 'complete' AND s.receipt IS NOT NULL \
-             AND (s.started_ms > $1 OR (s.started_ms = $1 AND s.session_id > $2)) \
-             ORDER BY s.started_ms, s.session_id LIMIT $3")
-            .bind(after.0).bind(after.1).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(pool).await)
-        .map_err(StoreError::query("listing open receipts"))
     }
 
     /// Returns the digests of a chain's frames from `first` to `last`, in order.

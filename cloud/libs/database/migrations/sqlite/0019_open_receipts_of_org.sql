@@ -1,0 +1,4 @@
+-- The receipts of an organisation that wait for their frames, whatever other organisations have.
+CREATE INDEX IF NOT EXISTS sessions_open_receipts_of_org
+    ON sessions (org_id, started_ms, session_id)
+    WHERE completeness <> 'complete' AND receipt IS NOT NULL;

@@ -12,6 +12,11 @@ const ROWS_AT_ONCE: i64 = 1_000;
 /// leaves the partition to a later pass.
 const LOCK_TIME_MAX: &str = "SET LOCAL lock_timeout = '2s'";
 
+/// A session that began this long before the frames that may be dropped keeps them no longer. Its
+/// curve has been due for months: it never ends, or its start is a wrong clock's. Without this
+/// bound, one such row of one organisation would keep the frames of all.
+const HOLD_MS: i64 = 120 * 86_400_000;
+
 /// What a pass dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped {
@@ -20,7 +25,8 @@ pub struct Dropped {
 }
 
 impl Database {
-    /// Drops the frames made before `before`, but never those of a session that has no curve yet.
+    /// Drops the frames made before `before`, but not those of a session that has no curve yet, for
+    /// up to four months more.
     ///
     /// # Errors
     /// When the database does not answer, or readers hold a partition: the next pass retries.
@@ -35,8 +41,10 @@ impl Database {
             tracing::warn!(%before, "nothing arrived since; check the clock; frames are kept");
             return Ok(Dropped::default());
         }
+        let held_since = before.plus_ms(-HOLD_MS);
         let oldest_open: Option<i64> = on!(self, pool => sqlx::query_scalar(
-            "SELECT MIN(started_ms) FROM sessions WHERE curve_ms IS NULL").fetch_one(pool).await)
+            "SELECT MIN(started_ms) FROM sessions WHERE curve_ms IS NULL AND started_ms >= $1")
+            .bind(held_since.0).fetch_one(pool).await)
         .map_err(StoreError::query(DOING))?;
         // A minute earlier, for the samples before CHARGE that belong to the session's first frame.
         let before = oldest_open

@@ -24,12 +24,22 @@ impl Rate {
     }
 }
 
-/// One bucket from which a request takes a token.
+/// One bucket from which a request takes tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bucket {
     pub kind: &'static str,
     pub key: String,
     pub rate: Rate,
+    /// How many tokens the request takes; more than the bucket holds count as a full bucket.
+    pub tokens: u32,
+}
+
+impl Bucket {
+    /// Returns the refill time of the tokens that are taken and of the whole bucket, µs.
+    fn micros(&self) -> (u64, u64) {
+        let (one, all) = self.rate.micros();
+        (one.saturating_mul(self.tokens.into()).min(all), all)
+    }
 }
 
 /// The rate-limit decision, described by the bucket that is nearest to its limit.
@@ -46,8 +56,8 @@ pub struct RateLimitDecision {
     pub window_s: u64,
 }
 
-/// The Redis script that takes a token from every bucket, or from none. KEYS: buckets; ARGV: for
-/// each bucket the refill time of one token and of the whole bucket, µs. Returns 1 if allowed, else
+/// The Redis script that takes tokens from every bucket, or from none. KEYS: buckets; ARGV: for each
+/// bucket the refill time of the taken tokens and of the whole bucket, µs. Returns 1 if allowed, else
 /// 0, then the time until each bucket is full, µs from now.
 const TAKE: &str = r"
 local time = redis.call('TIME')
@@ -81,18 +91,18 @@ pub fn arguments(buckets: &[Bucket]) -> (Vec<String>, Vec<u64>) {
     // The braces are a hash tag: Redis Cluster keeps all these keys on one node.
     let keys = buckets.iter().map(|b| format!("{{limit}}:{}:{}", b.kind, b.key)).collect();
     let pair = |b: &Bucket| {
-        let (one, all) = b.rate.micros();
-        [one, all]
+        let (taken, all) = b.micros();
+        [taken, all]
     };
     (keys, buckets.iter().flat_map(pair).collect())
 }
 
-/// Makes the decision from `full`: for each bucket the time until it would be full with this token
+/// Makes the decision from `full`: for each bucket the time until it would be full with these tokens
 /// taken, µs.
 pub fn read(buckets: &[Bucket], allowed: bool, full: &[u64]) -> RateLimitDecision {
     let each = buckets.iter().zip(full).map(|(bucket, full)| {
-        let (one, all) = bucket.rate.micros();
-        let after = if allowed { *full } else { full.saturating_sub(one) };
+        let ((one, _), (taken, all)) = (bucket.rate.micros(), bucket.micros());
+        let after = if allowed { *full } else { full.saturating_sub(taken) };
         RateLimitDecision {
             allowed,
             kind: bucket.kind,
@@ -136,18 +146,18 @@ impl Buckets {
         self.full_at.len()
     }
 
-    /// Takes a token from every bucket, or from none; `now` in µs of any monotonic clock.
+    /// Takes the tokens from every bucket, or from none; `now` in µs of any monotonic clock.
     pub fn take(&mut self, buckets: &[Bucket], now: u64) -> RateLimitDecision {
         let key = |bucket: &Bucket| (bucket.kind, bucket.key.clone());
         let full_at: Vec<u64> = buckets
             .iter()
             .map(|bucket| {
                 let known = self.full_at.get(&key(bucket)).copied().unwrap_or(0);
-                known.max(now) + bucket.rate.micros().0
+                known.max(now).saturating_add(bucket.micros().0)
             })
             .collect();
         let full: Vec<u64> = full_at.iter().map(|at| at - now).collect();
-        let allowed = buckets.iter().zip(&full).all(|(b, full)| *full <= b.rate.micros().1);
+        let allowed = buckets.iter().zip(&full).all(|(b, full)| *full <= b.micros().1);
         if allowed {
             for (bucket, at) in buckets.iter().zip(full_at) {
                 self.full_at.insert(key(bucket), at);
@@ -164,7 +174,7 @@ mod tests {
     const S: u64 = 1_000_000;
 
     fn bucket(kind: &'static str, per_second: f64, burst: u32) -> Bucket {
-        Bucket { kind, key: "k".to_owned(), rate: Rate { per_second, burst } }
+        Bucket { kind, key: "k".to_owned(), rate: Rate { per_second, burst }, tokens: 1 }
     }
 
     #[test]
@@ -180,6 +190,18 @@ mod tests {
         assert!(buckets.take(&one, S + S / 2).allowed);
         assert!(!buckets.take(&one, S + S / 2).allowed);
         assert_eq!(buckets.take(&one, 100 * S).remaining, 3);
+    }
+
+    #[test]
+    fn a_request_takes_all_of_its_tokens_or_none() {
+        let mut buckets = Buckets::default();
+        let of = |tokens| [Bucket { tokens, ..bucket("device", 1.0, 10) }];
+        assert_eq!(buckets.take(&of(6), S).remaining, 4);
+        let refused = buckets.take(&of(6), S);
+        assert_eq!((refused.allowed, refused.remaining, refused.retry_after_s), (false, 4, 2));
+        assert_eq!(buckets.take(&of(4), S).remaining, 0);
+        assert!(!buckets.take(&of(64), 10 * S).allowed);
+        assert!(buckets.take(&of(64), 11 * S).allowed, "as many as the bucket holds");
     }
 
     #[test]

@@ -126,19 +126,20 @@ impl Limits {
         let method = service::http::known_method(method);
         let place = format!("{user} {method} {route}");
         vec![
-            Bucket { kind: "organisation", key: org.to_string(), rate: config.org },
-            Bucket { kind: "user", key: user, rate: config.user },
-            Bucket { kind: "route", key: place, rate: config.route },
+            Bucket { kind: "organisation", key: org.to_string(), rate: config.org, tokens: 1 },
+            Bucket { kind: "user", key: user, rate: config.user, tokens: 1 },
+            Bucket { kind: "route", key: place, rate: config.route, tokens: 1 },
         ]
     }
 
-    /// Returns the bucket for a machine's frames; `machine` is `org/site/machine`.
+    /// Returns the bucket for `frames` frames of a machine; `machine` is `org/site/machine`.
     #[must_use]
-    pub fn of_device(&self, machine: &str) -> Bucket {
-        Bucket { kind: "device", key: machine.to_owned(), rate: self.0.config.device }
+    pub fn of_device(&self, machine: &str, frames: u32) -> Bucket {
+        let rate = self.0.config.device;
+        Bucket { kind: "device", key: machine.to_owned(), rate, tokens: frames }
     }
 
-    /// Takes a token from every bucket, or from none.
+    /// Takes the tokens from every bucket, or from none.
     pub async fn take(&self, buckets: &[Bucket]) -> RateLimitDecision {
         let taken = match self.take_redis(buckets).await {
             Some(taken) => taken,

@@ -160,8 +160,9 @@ async fn publish_due(
         let now = (following.clock)();
         // Another instance may have changed the settings.
         if now.ms_since(read) >= SETTINGS_REFRESH_MS || now < read {
-            match following.store.all_settings().await {
-                Ok(settings) => following.with(|all| all.apply_all_settings(&settings)),
+            let followed = following.with(|all| all.followed());
+            match following.store.settings_of(&followed).await {
+                Ok(settings) => following.with(|all| all.apply_settings(&followed, &settings)),
                 Err(error) => tracing::debug!(%error, "cannot read the settings; retrying later"),
             }
             read = now;

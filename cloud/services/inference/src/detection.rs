@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use contract::point::{RoastEvent, TelemetryPoint};
-use contract::{EpochMs, EventKind, Origin};
+use contract::{EpochMs, EventKind, OrgId, Origin};
 use roast::event::{DetectedMark, MarkChange};
 use roast::live::LiveRoast;
 use roast::machine_model::MachineModel;
@@ -94,6 +94,8 @@ pub struct Emitted {
 #[derive(Debug)]
 pub struct MachineTracker {
     machines: BTreeMap<Origin, TrackedMachine>,
+    /// The number of machines of each organisation.
+    counts: BTreeMap<OrgId, usize>,
     machines_max: usize,
 }
 
@@ -273,7 +275,7 @@ impl TrackedMachine {
 impl MachineTracker {
     #[must_use]
     pub const fn new(machines_max: usize) -> Self {
-        Self { machines: BTreeMap::new(), machines_max }
+        Self { machines: BTreeMap::new(), counts: BTreeMap::new(), machines_max }
     }
 
     /// Returns true if a machine is not followed yet: the caller must read its settings.
@@ -289,10 +291,18 @@ impl MachineTracker {
         }
     }
 
-    /// Applies settings to all machines; a machine that is not named gets empty settings.
-    pub fn apply_all_settings(&mut self, all: &BTreeMap<Origin, Settings>) {
-        for (origin, machine) in &mut self.machines {
-            machine.settings = all.get(origin).copied().unwrap_or_default();
+    /// Returns the followed machines.
+    #[must_use]
+    pub fn followed(&self) -> Vec<Origin> {
+        self.machines.keys().cloned().collect()
+    }
+
+    /// Applies the settings of these machines; one that has none of its own gets empty settings.
+    pub fn apply_settings(&mut self, of: &[Origin], settings: &BTreeMap<Origin, Settings>) {
+        for origin in of {
+            if let Some(machine) = self.machines.get_mut(origin) {
+                machine.settings = settings.get(origin).copied().unwrap_or_default();
+            }
         }
     }
 
@@ -311,21 +321,44 @@ impl MachineTracker {
     }
 
     /// Adds a machine if there is room. At the limit, the machine that has been silent longest is
-    /// removed, if it has been silent for `SILENT_MS`; otherwise the new one is not followed.
+    /// removed, if it has been silent for `SILENT_MS`; or else one of the organisation with the most
+    /// machines, if that has more than the one of the new machine would have. Otherwise the new one
+    /// is not followed.
     fn ensure_tracked(&mut self, origin: &Origin, settings: Settings, now: EpochMs) {
         if self.machines.contains_key(origin) {
             return;
         }
         if self.machines.len() >= self.machines_max {
-            let oldest = self.machines.iter().min_by_key(|(_, machine)| machine.last_seen);
-            let silent = oldest.filter(|(_, machine)| now.ms_since(machine.last_seen) > SILENT_MS);
-            let Some(silent) = silent.map(|(origin, _)| origin.clone()) else {
+            let Some(removed) = self.replaceable(origin, now) else {
                 metrics::counter!("simcorp_inference_refused_total").increment(1);
                 return;
             };
-            self.machines.remove(&silent);
+            self.machines.remove(&removed);
+            if let Some(count) = self.counts.get_mut(&removed.org) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.counts.remove(&removed.org);
+                }
+            }
         }
         self.machines.insert(origin.clone(), TrackedMachine::new(settings, now, now));
+        *self.counts.entry(origin.org.clone()).or_default() += 1;
+    }
+
+    /// Returns the machine that gives its place to a new one.
+    fn replaceable(&self, new: &Origin, now: EpochMs) -> Option<Origin> {
+        let by_silence = |(_, machine): &(&Origin, &TrackedMachine)| machine.last_seen;
+        let (oldest, machine) = self.machines.iter().min_by_key(by_silence)?;
+        if now.ms_since(machine.last_seen) > SILENT_MS {
+            return Some(oldest.clone());
+        }
+        let own = self.counts.get(&new.org).copied().unwrap_or(0);
+        let (most, count) = self.counts.iter().max_by_key(|(_, count)| **count)?;
+        if own + 1 >= *count {
+            return None;
+        }
+        let of_most = self.machines.iter().filter(|(origin, _)| origin.org == *most);
+        of_most.min_by_key(by_silence).map(|(origin, _)| origin.clone())
     }
 
     /// Processes an event: unless it is ours, the machine sends its own, and detected ones are
@@ -372,7 +405,7 @@ impl MachineTracker {
 
     /// Returns an organisation's machines for `/status`.
     #[must_use]
-    pub fn statuses(&self, org: &contract::OrgId, now: EpochMs) -> Vec<FollowedMachine> {
+    pub fn statuses(&self, org: &OrgId, now: EpochMs) -> Vec<FollowedMachine> {
         let own = self.machines.iter().filter(|(origin, _)| origin.org == *org);
         own.map(|(origin, machine)| {
             let is_published = |kind| machine.published.contains_key(&kind);
@@ -488,5 +521,29 @@ mod tests {
         let later = NOW.plus_ms(3_600_000);
         all.push_point(&other, &point(3_600, 20.0, 20.0), Settings::default(), later);
         assert!(all.is_new(&origin()) && !all.is_new(&other));
+    }
+    #[test]
+    fn one_organisation_cannot_take_the_places_of_all() {
+        let mut all = MachineTracker::new(10);
+        let push = |all: &mut MachineTracker, origin: String, second: i64| {
+            let origin: Origin = origin.parse().unwrap();
+            let now = NOW.plus_ms(second * 1000);
+            all.push_point(&origin, &point(second, 20.0, 20.0), Settings::default(), now);
+        };
+        for n in 0..100 {
+            push(&mut all, format!("flood/s/m-{n}"), n);
+        }
+        let count = |all: &MachineTracker, org: &str| {
+            all.followed().iter().filter(|origin| origin.org.as_str() == org).count()
+        };
+        assert_eq!(count(&all, "flood"), 10);
+        for n in 0..10 {
+            push(&mut all, format!("calm/s/m-{n}"), 100 + n);
+        }
+        assert_eq!((count(&all, "flood"), count(&all, "calm")), (5, 5), "each has its share");
+        push(&mut all, "flood/s/another".to_owned(), 120);
+        push(&mut all, "third/s/m-1".to_owned(), 121);
+        assert_eq!(count(&all, "third"), 1);
+        assert_eq!(count(&all, "flood") + count(&all, "calm"), 9);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ::database::sqlx::{query, query_as, query_scalar};
+use ::database::sqlx::{AssertSqlSafe, query, query_as, query_scalar};
 use ::database::{Database, StoreError, Tx, audit::AuditChange, on, on_tx};
 use contract::{Actor, EpochMs, OrgId, Origin};
 use serde_json::json;
@@ -62,20 +62,41 @@ impl InferenceStore {
         rows.into_iter().map(parse_row).collect()
     }
 
-    /// Reads the settings of the machines of all organisations, at most 10 000.
+    /// Reads the settings of these machines; those without settings of their own are left out.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn all_settings(&self) -> Result<BTreeMap<Origin, Settings>, StoreError> {
-        let rows: Vec<(String, String, String, String)> = on!(self.database, pool => query_as(
-            "SELECT org_id, site_id, machine_id, body FROM inference_configs LIMIT 10000")
-            .fetch_all(pool).await)
-        .map_err(StoreError::query(DOING))?;
-        let read = |(org, site, machine, body): (String, String, String, String)| {
-            let origin = format!("{org}/{site}/{machine}").parse::<Origin>();
-            Ok((origin.map_err(|error| StoreError::row(DOING, error))?, read(&body)?))
-        };
-        rows.into_iter().map(read).collect()
+    pub async fn settings_of(
+        &self,
+        machines: &[Origin],
+    ) -> Result<BTreeMap<Origin, Settings>, StoreError> {
+        const MACHINES_A_QUERY: usize = 100;
+        let mut all = BTreeMap::new();
+        for some in machines.chunks(MACHINES_A_QUERY) {
+            let names: Vec<String> = (0..some.len())
+                .map(|n| format!("(${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
+                .collect();
+            let sql = format!(
+                "SELECT org_id, site_id, machine_id, body FROM inference_configs \
+                 WHERE (org_id, site_id, machine_id) IN (VALUES {})",
+                names.join(", ")
+            );
+            let rows: Vec<(String, String, String, String)> = on!(self.database, pool => {
+                let mut q = query_as(AssertSqlSafe(sql));
+                for origin in some {
+                    q = q.bind(origin.org.as_str()).bind(origin.site.as_str())
+                        .bind(origin.machine.as_str());
+                }
+                q.fetch_all(pool).await
+            })
+            .map_err(StoreError::query(DOING))?;
+            for (org, site, machine, body) in rows {
+                let origin = format!("{org}/{site}/{machine}").parse::<Origin>();
+                let origin = origin.map_err(|error| StoreError::row(DOING, error))?;
+                all.insert(origin, read(&body)?);
+            }
+        }
+        Ok(all)
     }
 
     /// Writes a machine's settings, or with `None` deletes them, and audits the change. Returns

@@ -747,6 +747,30 @@ async fn retention_takes_frames_and_never_a_roast_without_its_curve(store: &Inge
     assert_eq!(commit(store, &again).await.0, [Outcome::Duplicate], "its number stays taken");
 }
 
+async fn one_old_roast_without_a_curve_does_not_keep_all_frames(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let (org, later) = (origin().org, NOW.plus_ms(60 * 86_400_000));
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    store.make_curve(&org, &session, false, NOW).await.unwrap();
+    let rival: Origin = "rival/leipzig/r-1".parse().unwrap();
+    let no = store.chain_no(&rival, CHAIN, "kid", later.plus_ms(1)).await.unwrap();
+    let receipt = Receipt {
+        origin: rival,
+        session: SessionId::new("S-1970").unwrap(),
+        chain: CHAIN,
+        first_frame: 1,
+        last_frame: 2,
+        first_seq: 0,
+        last_seq: 10,
+        started: EpochMs(0),
+        ended: EpochMs(1_000),
+        digest: Digest([0; 32]),
+    };
+    store.store_receipt(no, &receipt, b"signed").await.unwrap();
+    store.database().drop_frames(later).await.unwrap();
+    assert_eq!(seqs(store).await, Vec::<i64>::new());
+}
+
 /// A backup is restored, and another tenant's chain gets the number that is cached.
 async fn a_number_that_names_another_chain_by_now_is_not_used(store: &IngestStore) {
     commit(store, &[frame(1, 0.0)]).await;
@@ -821,6 +845,7 @@ on_both!(
     a_curve_of_a_part_is_made_again,
     a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,
+    one_old_roast_without_a_curve_does_not_keep_all_frames,
     a_number_that_names_another_chain_by_now_is_not_used,
     an_invalid_row_is_distinguished_from_an_unavailable_database,
 );

@@ -1,10 +1,12 @@
 //! The route that receives signed frames over HTTP.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use contract::{Ack, Frame, Origin};
+use contract::{Ack, Frame, OrgId, Origin};
 use http_stack::OrgRequest;
 use http_stack::auth::Role;
 use http_stack::error::ApiError;
@@ -28,29 +30,19 @@ pub async fn post_frames(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     request.caller.require_role(Role::Operator)?;
-    let mut messages = Vec::new();
-    let mut rest = &body[..];
-    while !rest.is_empty() {
-        let (origin, length) = first_message(rest).map_err(|problem| {
-            ApiError::Invalid(format!("frame {}: {problem}", messages.len() + 1))
-        })?;
-        if origin.org != request.org {
-            return Err(ApiError::Forbidden(
-                "the frame belongs to another organisation".to_owned(),
-            ));
-        }
-        let decision = shared.limits.take(&[shared.limits.of_device(&origin.to_string())]).await;
-        if !decision.allowed {
-            // No frame of this body has been stored.
-            shared.limits.count_refusal(&decision);
-            return Ok(http_stack::too_many_requests(&decision));
-        }
-        let (message, after) = rest.split_at(length);
-        messages.push((origin, message.to_vec()));
-        if messages.len() > FRAMES_MAX {
-            return Err(ApiError::TooLarge(format!("more than {FRAMES_MAX} frames")));
-        }
-        rest = after;
+    let messages = split_messages(&body, &request.org)?;
+    let mut machines: BTreeMap<String, u32> = BTreeMap::new();
+    for (origin, _) in &messages {
+        *machines.entry(origin.to_string()).or_default() += 1;
+    }
+    // For all frames at once: a refused body takes no tokens.
+    let buckets =
+        machines.iter().map(|(machine, frames)| shared.limits.of_device(machine, *frames));
+    let decision = shared.limits.take(&buckets.collect::<Vec<_>>()).await;
+    if !decision.allowed {
+        // No frame of this body has been stored.
+        shared.limits.count_refusal(&decision);
+        return Ok(http_stack::too_many_requests(&decision));
     }
     let mut waiting = Vec::with_capacity(messages.len());
     for (origin, message) in messages {
@@ -68,6 +60,32 @@ pub async fn post_frames(
         acks.push(ack);
     }
     Ok(Json(acks).into_response())
+}
+
+/// Splits a body into its messages, each with the origin that its frame names.
+///
+/// # Errors
+/// 400 for what is not a frame, 403 for a frame of another organisation, 413 for too many.
+fn split_messages(body: &[u8], org: &OrgId) -> Result<Vec<(Origin, Vec<u8>)>, ApiError> {
+    let mut messages = Vec::new();
+    let mut rest = body;
+    while !rest.is_empty() {
+        if messages.len() >= FRAMES_MAX {
+            return Err(ApiError::TooLarge(format!("more than {FRAMES_MAX} frames")));
+        }
+        let (origin, length) = first_message(rest).map_err(|problem| {
+            ApiError::Invalid(format!("frame {}: {problem}", messages.len() + 1))
+        })?;
+        if origin.org != *org {
+            return Err(ApiError::Forbidden(
+                "the frame belongs to another organisation".to_owned(),
+            ));
+        }
+        let (message, after) = rest.split_at(length);
+        messages.push((origin, message.to_vec()));
+        rest = after;
+    }
+    Ok(messages)
 }
 
 /// Parses the first of the concatenated messages; returns the origin that its frame names, not yet

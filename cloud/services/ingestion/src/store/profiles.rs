@@ -178,27 +178,30 @@ impl IngestStore {
         by: ChangedBy<'_>,
     ) -> Result<Option<RoastProfile>, StoreError> {
         const DOING: &str = "archiving a profile";
-        let Some(mut profile) = self.profile(org, id).await? else { return Ok(None) };
-        profile.is_archived = archived;
-        profile.updated_at = by.now;
-        profile.actor = Some(by.actor.clone());
-        let mut tx = self.database.begin().await?;
-        // Only over the version that was read: this must not overwrite a newer one.
-        let done = on_tx!(&mut tx, c => query(
-            "UPDATE profiles SET archived = $4, updated_ms = $5, body = $6 \
-             WHERE org_id = $1 AND profile_id = $2 AND version = $3")
-            .bind(org.as_str()).bind(id).bind(profile.version).bind(i64::from(archived))
-            .bind(by.now.0).bind(text(&profile)?)
-            .execute(c).await.map(|done| done.rows_affected()))
-        .map_err(StoreError::query(DOING))?;
-        if done == 0 {
-            drop(tx);
-            return Box::pin(self.archive_profile(org, id, archived, by)).await;
+        const ATTEMPTS: usize = 8;
+        for _ in 0..ATTEMPTS {
+            let Some(mut profile) = self.profile(org, id).await? else { return Ok(None) };
+            profile.is_archived = archived;
+            profile.updated_at = by.now;
+            profile.actor = Some(by.actor.clone());
+            let mut tx = self.database.begin().await?;
+            // Only over the version that was read: this must not overwrite a newer one.
+            let done = on_tx!(&mut tx, c => query(
+                "UPDATE profiles SET archived = $4, updated_ms = $5, body = $6 \
+                 WHERE org_id = $1 AND profile_id = $2 AND version = $3")
+                .bind(org.as_str()).bind(id).bind(profile.version).bind(i64::from(archived))
+                .bind(by.now.0).bind(text(&profile)?)
+                .execute(c).await.map(|done| done.rows_affected()))
+            .map_err(StoreError::query(DOING))?;
+            if done == 0 {
+                continue; // another caller was faster; dropping the transaction ends it
+            }
+            let action = if archived { "profile.archive" } else { "profile.unarchive" };
+            Self::audit(&mut tx, org, by, (action, id, json!({}))).await?;
+            tx.commit().await?;
+            return Ok(Some(profile));
         }
-        let action = if archived { "profile.archive" } else { "profile.unarchive" };
-        Self::audit(&mut tx, org, by, (action, id, json!({}))).await?;
-        tx.commit().await?;
-        Ok(Some(profile))
+        Err(StoreError::row(DOING, format!("{id} was another version {ATTEMPTS} times")))
     }
 }
 

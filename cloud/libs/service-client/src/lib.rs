@@ -222,14 +222,17 @@ impl ServiceClient {
         if let Some(token) = token {
             request = request.bearer_auth(token.expose_secret());
         }
-        let answer = with(request).send().await.map_err(|error| self.unreachable(&error))?;
+        let mut answer = with(request).send().await.map_err(|error| self.unreachable(&error))?;
         let status = answer.status();
         let etag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
         let etag = etag.map(str::to_owned);
-        if answer.content_length().is_some_and(|n| n > RESPONSE_BYTES_MAX as u64) {
-            return Err(self.unreadable("it is too large"));
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if bytes.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                return Err(self.unreadable("it is too large"));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
         if status == StatusCode::NO_CONTENT {
             return Ok(None);
         }

@@ -1,5 +1,8 @@
 //! The HTTP API of analytics.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{FromRef, Path, State as Extract};
 use axum::response::Response;
@@ -12,6 +15,7 @@ use http_stack::error::ApiError;
 use http_stack::query::Params;
 use roast::analysis::compare;
 use service_client::ServiceClient;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -25,12 +29,17 @@ use service::clock::Clock;
 
 /// The maximum number of sessions in one consistency request.
 const ROASTS_MAX: i64 = 50;
+/// The maximum number of requests that analyse roasts at once: each holds one or two whole roasts.
+const AT_ONCE_MAX: usize = 4;
+/// How long a request waits for its turn; then the caller gets 503.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub struct State {
     pub ingestion: ServiceClient,
     pub cache: Cache,
     pub clock: Clock,
+    places: Arc<Semaphore>,
 }
 
 impl FromRef<State> for Clock {
@@ -57,10 +66,29 @@ pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
 }
 
 impl State {
+    pub fn new(ingestion: ServiceClient, cache: Cache, clock: Clock) -> Self {
+        Self { ingestion, cache, clock, places: Arc::new(Semaphore::new(AT_ONCE_MAX)) }
+    }
+
+    /// Waits until fewer than [`AT_ONCE_MAX`] requests analyse roasts.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let place = tokio::time::timeout(WAIT_MAX, self.places.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or_else(|| {
+            ApiError::Unavailable("other roasts are being analysed; try again".to_owned())
+        })
+    }
+
     async fn roast(&self, org: &OrgId, id: &str) -> Result<LoadedRoast, ApiError> {
         let found = LoadedRoast::read(&self.ingestion, org, id).await?;
         found.ok_or(ApiError::NotFound("session"))
     }
+}
+
+/// Computes on a thread of its own: a long roast must not block other requests.
+async fn compute<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
 }
 
 /// Returns a session's analysis: times, phases, shape, controls, and recommendations.
@@ -83,9 +111,12 @@ async fn analysis(
     {
         return Ok(json_response(body));
     }
+    let _place = state.place().await?;
     let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
-    let body = WithoutNulls(roast.full_analysis(now)).to_bytes().map_err(ApiError::internal)?;
-    if let Some(cache_key) = cache_key.as_ref().filter(|_| roast.all_points_loaded) {
+    let whole = roast.all_points_loaded;
+    let body = compute(move || WithoutNulls(roast.full_analysis(now)).to_bytes()).await?;
+    let body = body.map_err(ApiError::internal)?;
+    if let Some(cache_key) = cache_key.as_ref().filter(|_| whole) {
         state.cache.put("analysis", cache_key, body.clone(), CACHE_LIFETIME).await;
     }
     Ok(json_response(body))
@@ -93,7 +124,7 @@ async fn analysis(
 
 /// Part of the cache key: another program version may compute another analysis.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const CACHE_LIFETIME: std::time::Duration = std::time::Duration::from_hours(24);
+const CACHE_LIFETIME: Duration = Duration::from_hours(24);
 
 /// Predicts when a running session reaches first crack and drop; with `profileId`, for the targets
 /// of that profile.
@@ -108,13 +139,14 @@ async fn prediction(
 ) -> Result<WithoutNulls<RoastPrediction>, ApiError> {
     let now = request.now();
     let OrgRequest { org, params, .. } = request;
+    let _place = state.place().await?;
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
         let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
         profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
     }
-    Ok(WithoutNulls(roast.prediction(profile.as_ref(), now)))
+    Ok(WithoutNulls(compute(move || roast.prediction(profile.as_ref(), now)).await?))
 }
 
 /// Compares a session with another, aligned at one event.
@@ -133,12 +165,15 @@ async fn comparison(
         .get("referenceId")
         .ok_or_else(|| ApiError::Invalid("referenceId: the session to compare with".to_owned()))?;
     let align = parse_align(&params)?;
+    let _place = state.place().await?;
     let this = state.roast(&org, &id).await?;
     let other = state.roast(&org, reference).await?;
-    let (curve, marks) = (this.curve(), this.marks());
-    let (other_curve, other_marks) = (other.curve(), other.marks());
-    let result = compare::compare((&curve, &marks), (&other_curve, &other_marks), align);
-    let comparison = result.ok_or_else(|| {
+    let result = compute(move || {
+        let (curve, marks) = (this.curve(), this.marks());
+        let (other_curve, other_marks) = (other.curve(), other.marks());
+        compare::compare((&curve, &marks), (&other_curve, &other_marks), align)
+    });
+    let comparison = result.await?.ok_or_else(|| {
         ApiError::Conflict(format!(
             "the roasts cannot be compared: one has no CHARGE, DROP or {align}, or they share no time"
         ))
@@ -174,10 +209,12 @@ async fn consistency(
     }
     let summaries: Vec<RoastSessionSummary> =
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
+    let _place = state.place().await?;
     let (mut analyses, mut sessions, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
     for summary in summaries {
-        let roast = LoadedRoast::read(&state.ingestion, &org, summary.session_id.as_str()).await?;
-        if let Some(analysis) = roast.and_then(|roast| roast.analysis()) {
+        let id = summary.session_id.as_str();
+        let Some(roast) = LoadedRoast::read(&state.ingestion, &org, id).await? else { continue };
+        if let Some(analysis) = compute(move || roast.analysis()).await? {
             sessions.push(summary.session_id.clone());
             roasts.push(RoastFigures {
                 session_id: summary.session_id,
@@ -207,4 +244,25 @@ async fn fleet_statistics(
     let since = request.now().plus_ms(-days * 86_400_000);
     let (roasts, truncated) = fleet::read(&state.ingestion, &request.org, since).await?;
     Ok(Json(fleet::count(&roasts, truncated, since, days as f64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_few_requests_analyse_roasts_at_once() {
+        let secret = service::secret::Secret::default();
+        let ingestion = ServiceClient::new("ingestion", "http://127.0.0.1:1", &secret).unwrap();
+        let clock: Clock = Arc::new(|| contract::EpochMs(0));
+        let state = State::new(ingestion, Cache::new(None), clock);
+        let mut places = Vec::new();
+        for _ in 0..AT_ONCE_MAX {
+            places.push(state.place().await.unwrap());
+        }
+        let soon = Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, state.place()).await.is_err(), "it waits");
+        places.pop();
+        assert!(tokio::time::timeout(soon, state.place()).await.unwrap().is_ok());
+    }
 }

@@ -21,7 +21,6 @@ pub fn start(config: &AnalyticsConfig, context: &Context) -> Result<Service, Sta
     let ingestion = context.client("ingestion", &config.ingestion_url)?;
     let health =
         check_service(Health::new("analytics", context.clock.clone()), "ingestion", &ingestion);
-    let state =
-        api::State { ingestion, cache: context.cache.clone(), clock: context.clock.clone() };
+    let state = api::State::new(ingestion, context.cache.clone(), context.clock.clone());
     Ok(Service::new(context, "analytics", api::routes(state), health))
 }

@@ -35,6 +35,8 @@ const HOLE_TIME_MAX: Duration = Duration::from_secs(10);
 const HOLES_MAX: usize = 10_000;
 /// The number of missing arrival numbers that one query asks for.
 const HOLES_A_QUERY: usize = 500;
+/// A pass that has found this many late frames reads no more of them: they may be large.
+const LATE_MAX: usize = 4;
 /// The number of newest rows among which missing numbers are looked for at the start.
 const LOOK_BACK: i64 = 256;
 /// The longest wait for the first pass.
@@ -173,7 +175,9 @@ impl Arrivals {
     fn begin(newest_first: &[i64], now: Instant) -> Self {
         let oldest = newest_first.last().copied().unwrap_or(0);
         let mut arrivals = Self { newest: oldest, holes: BTreeMap::new() };
-        newest_first.iter().rev().for_each(|arrival| arrivals.see(*arrival, now));
+        for arrival in newest_first.iter().rev() {
+            arrivals.see(*arrival, now);
+        }
         arrivals
     }
 
@@ -269,13 +273,20 @@ async fn pass(
     let mut arrived = Vec::new();
     for some in cursor.frames.missing(now).chunks(HOLES_A_QUERY) {
         arrived.extend(store.frames_at(None, some).await?);
+        if arrived.len() >= LATE_MAX {
+            break; // the next pass finds the others
+        }
     }
     let late = arrived.len();
     arrived.extend(store.frames_after(None, cursor.frames.newest, ROWS_A_PASS).await?);
     let roasts = store.running_sessions(arrived.iter().map(|row| row.frame.chain_no)).await?;
     let samples: usize = arrived.iter().skip(late).map(|row| row.frame.len()).sum();
-    let more = samples >= contract::frame::SAMPLES_MAX || is_full(arrived.len() - late);
-    arrived.iter().for_each(|row| cursor.frames.see(row.frame.arrival, now));
+    let more = samples >= contract::frame::SAMPLES_MAX
+        || late >= LATE_MAX
+        || is_full(arrived.len() - late);
+    for row in &arrived {
+        cursor.frames.see(row.frame.arrival, now);
+    }
     let position = publish_position(&tail.telemetry, &cursor.frames);
     for row in arrived {
         if let Some(row) = row_json::committed_frame(row, &roasts) {
@@ -289,7 +300,9 @@ async fn pass(
     let late = arrived.len();
     arrived.extend(store.events_after(None, cursor.events.newest, ROWS_A_PASS).await?);
     let more = more || is_full(arrived.len() - late);
-    arrived.iter().for_each(|row| cursor.events.see(row.event.arrival, now));
+    for row in &arrived {
+        cursor.events.see(row.event.arrival, now);
+    }
     let position = publish_position(&tail.events, &cursor.events);
     for row in arrived {
         if let Some(row) = row_json::committed_event(&row.org_id, row.event) {

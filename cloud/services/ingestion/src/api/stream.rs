@@ -357,6 +357,74 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verified_frame::{Numbering, Trust, VerifiedFrame};
+    use contract::{ChainId, ClockQuality, Digest, EpochMs, Frame};
+    use database::{Database, DatabaseConfig};
+
+    const NOW: EpochMs = EpochMs(1_760_000_000_000);
+    const CHAIN: ChainId = ChainId([1; 16]);
+
+    fn origin() -> Origin {
+        "acme/leipzig/r-1".parse().unwrap()
+    }
+
+    fn frame(number: u64) -> VerifiedFrame {
+        let digest = |number: u64| {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&number.to_be_bytes());
+            Digest(digest)
+        };
+        let frame = Frame {
+            origin: origin(),
+            chain: CHAIN,
+            number,
+            previous: (number > 1).then(|| digest(number - 1)),
+            boot_id: 1,
+            first_seq: number,
+            mono_ms: number,
+            wall: NOW,
+            clock: ClockQuality::Synchronised,
+            profile_digest: None,
+            offsets_ms: vec![0],
+            columns: vec![],
+            events: vec![],
+        };
+        VerifiedFrame {
+            frame,
+            digest: digest(number),
+            signed: Vec::new(),
+            kid: "kid".to_owned(),
+            trust: Trust::Verified,
+            numbering: Numbering::Edge,
+            received: NOW,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replay_reads_page_after_page_and_the_rows_that_were_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = IngestStore::new(database);
+        let no = store.chain_no(&origin(), CHAIN, "kid", NOW).await.unwrap();
+        let frames: Vec<_> = (1..=1_200).map(frame).collect();
+        store.commit(&vec![no; frames.len()], &frames, NOW).await.unwrap();
+
+        let last = ResumeId { arrival: 10, missing: vec![3] };
+        let mut replay = Replay::new(last, Position { arrival: 1_150, missing: [].into() });
+        let (mut arrivals, mut pages) = (Vec::new(), 0);
+        while !replay.is_done() {
+            let org = origin().org;
+            let page = replay.next_page(&store, &org, StreamKind::Telemetry).await.unwrap();
+            arrivals.extend(page.iter().map(|row| row.row.arrival));
+            pages += 1;
+        }
+        assert_eq!(arrivals[0], 3);
+        assert_eq!(arrivals[1..], (11..=1_150).collect::<Vec<_>>());
+        assert!(pages > 2, "in parts");
+    }
 
     #[test]
     fn rows_that_a_client_has_are_not_sent_again_and_late_ones_are() {

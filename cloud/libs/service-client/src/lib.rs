@@ -226,6 +226,10 @@ impl ServiceClient {
         let status = answer.status();
         let etag = answer.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
         let etag = etag.map(str::to_owned);
+        if answer.content_length().is_some_and(|n| n > RESPONSE_BYTES_MAX as u64) {
+            return Err(self.unreadable("it is too large"));
+        }
+        // A response may have no length, or another one.
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
             if bytes.len() + chunk.len() > RESPONSE_BYTES_MAX {

@@ -142,15 +142,14 @@ async fn accept(
             };
             let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let certificate: Option<Arc<[u8]>> = shown.map(|der| Arc::from(der.as_ref()));
-            let stranger = match certificate {
-                Some(_) => None,
-                None => match strangers.try_acquire_owned() {
-                    Ok(permit) => Some(permit),
-                    Err(_) => {
-                        metrics::counter!("simcorp_connections_refused_total").increment(1);
-                        return;
-                    }
-                },
+            let stranger = if certificate.is_some() {
+                None
+            } else {
+                let Ok(permit) = strangers.try_acquire_owned() else {
+                    metrics::counter!("simcorp_connections_refused_total").increment(1);
+                    return;
+                };
+                Some(permit)
             };
             let place = Place { _permit: permit, _peer: peer_place, _stranger: stranger };
             let peer = TlsPeer { address, certificate, _place: Some(Arc::new(place)) };

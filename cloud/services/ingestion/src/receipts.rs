@@ -113,7 +113,7 @@ impl Reconciler {
         let mut waiting = Vec::with_capacity(orgs.len());
         for org in orgs {
             let cursor = cursors.remove(&org).unwrap_or(FIRST);
-            waiting.push(self.next_of(org, cursor).await?);
+            waiting.push(self.next_of(org, (cursor.0, &cursor.1)).await?);
         }
         for open in in_turn(waiting) {
             let session = open.session_id.clone();
@@ -126,9 +126,8 @@ impl Reconciler {
     async fn next_of(
         &mut self,
         org: String,
-        cursor: (i64, String),
+        after: (i64, &str),
     ) -> Result<Vec<OpenReceipt>, StoreError> {
-        let after = (cursor.0, cursor.1.as_str());
         let mut open = self.store.newest_open_receipts_of(&org, NEWEST_A_PASS).await?;
         let others = self.store.open_receipts_of(&org, after, OTHERS_A_PASS).await?;
         // After the last page the next pass starts again with the first.
@@ -171,13 +170,12 @@ impl Reconciler {
         if let Some(Lack::Frames(frames)) = &lack {
             ack.need.clone_from(frames);
         }
-        let is_due = match lack {
-            Some(lack) => self.verdicts.note(key, known, lack, Instant::now()),
-            None => {
-                self.verdicts.forget(&key);
-                self.has_completed.store(true, Ordering::Relaxed);
-                true
-            }
+        let is_due = if let Some(lack) = lack {
+            self.verdicts.note(key, known, lack, Instant::now())
+        } else {
+            self.verdicts.forget(&key);
+            self.has_completed.store(true, Ordering::Relaxed);
+            true
         };
         if let Some(bus) = self.bus.as_ref().filter(|_| is_due) {
             bus.publish_ack(&receipt.origin, &ack).await;

@@ -162,7 +162,7 @@ async fn publish_due(
         if now.ms_since(read) >= SETTINGS_REFRESH_MS || now < read {
             let followed = following.with(|all| all.followed());
             match following.store.settings_of(&followed).await {
-                Ok(settings) => following.with(|all| all.apply_settings(&followed, &settings)),
+                Ok(settings) => following.with(|all| all.apply_all_settings(&followed, &settings)),
                 Err(error) => tracing::debug!(%error, "cannot read the settings; retrying later"),
             }
             read = now;

@@ -298,7 +298,7 @@ impl MachineTracker {
     }
 
     /// Applies the settings of these machines; one that has none of its own gets empty settings.
-    pub fn apply_settings(&mut self, of: &[Origin], settings: &BTreeMap<Origin, Settings>) {
+    pub fn apply_all_settings(&mut self, of: &[Origin], settings: &BTreeMap<Origin, Settings>) {
         for origin in of {
             if let Some(machine) = self.machines.get_mut(origin) {
                 machine.settings = settings.get(origin).copied().unwrap_or_default();

@@ -396,6 +396,7 @@ mod tests {
             kid: "kid".to_owned(),
             trust: Trust::Verified,
             numbering: Numbering::Edge,
+            published: None,
             received: NOW,
         }
     }
@@ -415,9 +416,9 @@ mod tests {
         let last = ResumeId { arrival: 10, missing: vec![3] };
         let mut replay = Replay::new(last, Position { arrival: 1_150, missing: [].into() });
         let (mut arrivals, mut pages) = (Vec::new(), 0);
+        let filter = StreamFilter { org: origin().org, machines: MachineFilter::default() };
         while !replay.is_done() {
-            let org = origin().org;
-            let page = replay.next_page(&store, &org, StreamKind::Telemetry).await.unwrap();
+            let page = replay.next_page(&store, &filter, StreamKind::Telemetry).await.unwrap();
             arrivals.extend(page.iter().map(|row| row.row.arrival));
             pages += 1;
         }

@@ -39,7 +39,9 @@ async fn examples(stack: &Stack, service: &str, document: &Value) -> anyhow::Res
             let filled =
                 path.replace("{id}", "x").replace("{profileId}", "x").replace("{name}", "x");
             let (status, told) = stack.send(method, (service, &filled), example).await?;
-            let fits = status < 400 || [404, 409].contains(&status);
+            // Development mode creates no API keys; `tests/kernel/people.rs` creates one.
+            let no_keys = status == 403 && path == "/keys";
+            let fits = status < 400 || [404, 409].contains(&status) || no_keys;
             ensure!(fits, "{service} {path}: {status} {told}");
         }
     }

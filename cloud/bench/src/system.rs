@@ -98,7 +98,7 @@ impl PreparedSystem {
             || format!("sqlite:{}", folder.path().join("bench.db").display()),
             Postgres::url,
         );
-        let settings = vec![
+        let settings = [
             format!("database.url={url}"),
             format!("database.data={}", folder.path().display()),
             "database.migrate=true".to_owned(),
@@ -111,7 +111,9 @@ impl PreparedSystem {
         let broker_port = broker.as_ref().map_or(embedded, |broker| broker.port);
         let mut system =
             Self { folder, database, broker, broker_port, ports, settings: Vec::new() };
-        settings.iter().for_each(|setting| system.set(setting));
+        for setting in &settings {
+            system.set(setting);
+        }
         for (name, field) in LISTENERS {
             system.set(&format!("{field}=127.0.0.1:{}", system.ports[name]));
         }

@@ -137,7 +137,7 @@ impl HostileGateway {
         let live = self.topic(TopicKind::LiveFrame);
         Ok(match turn % 10 {
             0 => {
-                let elapsed_s = if turn % 20 == 0 { -1e300 } else { 1e300 };
+                let elapsed_s = if turn.is_multiple_of(20) { -1e300 } else { 1e300 };
                 let event = self.event(EventKind::Fc, elapsed_s, self.seq, NOW.0)?;
                 let frame = self.frame(1, 1, vec![event]);
                 ("numbers beyond their meaning", live, self.sign(&frame, false)?)
@@ -182,7 +182,7 @@ impl HostileGateway {
 
 fn noise(turn: u64, bytes: usize) -> anyhow::Result<Vec<u8>> {
     let seed: [u8; 32] = trust::random()?;
-    Ok((0..bytes).map(|i| seed[i % 32].wrapping_add((i as u64 ^ turn) as u8)).collect())
+    Ok((0..bytes).map(|i| seed[i % 32].wrapping_add((i as u64 ^ turn).to_le_bytes()[0])).collect())
 }
 
 /// Sends hostile messages until `stop`; returns how many of each kind.

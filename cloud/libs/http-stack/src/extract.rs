@@ -7,12 +7,12 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Issue};
 
-/// A JSON body. An empty body is read as `{}`, so that a POST without a body is accepted; any other
-/// must name its content type. A page of another site can make a browser send a body without a
-/// content type, but not one with `application/json`.
-pub struct JsonBody<T>(pub T);
+/// The bytes of a JSON body that is not parsed yet. An empty body is read as `{}`, so that a POST
+/// without a body is accepted; any other must name its content type. A page of another site can make
+/// a browser send a body without a content type, but not one with `application/json`.
+pub struct JsonBytes(pub Bytes);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+impl<S: Send + Sync> FromRequest<S> for JsonBytes {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
@@ -24,12 +24,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|error| ApiError::TooLarge(error.body_text()))?;
-        if !json && !bytes.is_empty() {
+        if bytes.is_empty() {
+            return Ok(Self(Bytes::from_static(b"{}")));
+        }
+        if !json {
             return Err(ApiError::MediaType(
                 "the content-type of the body is not application/json".to_owned(),
             ));
         }
-        parse_body(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+        Ok(Self(bytes))
+    }
+}
+
+/// A parsed JSON body, with the rules of [`JsonBytes`].
+pub struct JsonBody<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let JsonBytes(bytes) = JsonBytes::from_request(request, state).await?;
+        parse_body(&bytes).map(Self)
     }
 }
 

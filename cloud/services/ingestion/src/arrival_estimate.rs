@@ -16,8 +16,9 @@ const LIVE_AFTER_MS: i64 = 10_000;
 pub struct ArrivalEstimate {
     /// The smallest bound, ms.
     bound_ms: i64,
-    /// The monotonic time of the frame since which the bounds have not fallen, ms.
-    since_ms: i64,
+    /// The frame since which the bounds have not fallen: its monotonic time and its bound, ms. A
+    /// backlog's bounds fall by a little with each frame.
+    since: (i64, i64),
 }
 
 impl ArrivalEstimate {
@@ -30,15 +31,14 @@ impl ArrivalEstimate {
     /// estimated offset too (wall-clock time minus monotonic time, ms) if the frame arrived live.
     pub fn update(before: Option<Self>, made_ms: i64, received: EpochMs) -> (Self, Option<i64>) {
         let bound_ms = received.0.saturating_sub(made_ms);
-        let Some(before) = before else {
-            return (Self { bound_ms, since_ms: made_ms }, None);
-        };
-        if bound_ms.saturating_add(JITTER_MS) < before.bound_ms {
-            return (Self { bound_ms, since_ms: made_ms }, None);
+        let begins = Self { bound_ms, since: (made_ms, bound_ms) };
+        let Some(before) = before else { return (begins, None) };
+        if bound_ms.saturating_add(JITTER_MS) < before.since.1 {
+            return (begins, None);
         }
         let after = Self { bound_ms: before.bound_ms.min(bound_ms), ..before };
         let on_time = bound_ms <= after.bound_ms.saturating_add(JITTER_MS);
-        let live = on_time && made_ms.saturating_sub(after.since_ms) >= LIVE_AFTER_MS;
+        let live = on_time && made_ms.saturating_sub(after.since.0) >= LIVE_AFTER_MS;
         (after, live.then_some(after.bound_ms))
     }
 }

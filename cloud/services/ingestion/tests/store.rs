@@ -766,7 +766,7 @@ async fn one_old_roast_without_a_curve_does_not_keep_all_frames(store: &IngestSt
         ended: EpochMs(1_000),
         digest: Digest([0; 32]),
     };
-    store.store_receipt(no, &receipt, b"signed").await.unwrap();
+    store.store_receipt(no, &receipt, b"signed", later).await.unwrap();
     store.database().drop_frames(later).await.unwrap();
     assert_eq!(seqs(store).await, Vec::<i64>::new());
 }

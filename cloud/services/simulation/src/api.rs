@@ -13,7 +13,7 @@ use contract::{EpochMs, MachineId};
 use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
-use http_stack::extract::{JsonBody, parse_body};
+use http_stack::extract::{JsonBody, JsonBytes, parse_body};
 use serde::{Deserialize, Serialize};
 use service::openapi::with_examples;
 use tokio::sync::Semaphore;
@@ -80,7 +80,11 @@ struct SimulatedRoast {
 /// Simulates a roast. An empty body uses the default of every field.
 #[utoipa::path(post, path = "/simulate/roast", tag = "twin", request_body = SimRoastRequest,
     responses((status = 200, body = SimulatedRoast), (status = 400, description = "In the format of upstream Sim-Corp's twin", body = InvalidRequest)))]
-async fn simulate(Extract(twin): Extract<TwinState>, caller: Caller, body: Bytes) -> Response {
+async fn simulate(
+    Extract(twin): Extract<TwinState>,
+    caller: Caller,
+    JsonBytes(body): JsonBytes,
+) -> Response {
     if let Err(error) = caller.require_role(Role::Viewer) {
         return error.into_response();
     }
@@ -108,7 +112,7 @@ fn answer(result: Result<SimulatedRoast, ApiError>) -> Response {
 }
 
 fn simulated(body: &Bytes, now: EpochMs) -> Result<SimulatedRoast, ApiError> {
-    let request: SimRoastRequest = parse_body(if body.is_empty() { b"{}" } else { body })?;
+    let request: SimRoastRequest = parse_body(body)?;
     let issue = |(field, problem): (&'static str, String)| Issue::new(field, problem);
     let issues: Vec<Issue> = request.problems().into_iter().map(issue).collect();
     if !issues.is_empty() {

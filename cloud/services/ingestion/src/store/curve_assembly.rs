@@ -324,6 +324,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::unnecessary_wraps)] // an element of a column
     const fn number(value: f64) -> Option<ExtraValue> {
         Some(ExtraValue::Number(value))
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
-use axum::http::Method;
+use axum::http::{Method, header};
 use cache::Cache;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
 use http_stack::auth::{Auth, Caller, Role};
@@ -57,7 +57,9 @@ async fn send(
     body: &Value,
 ) -> (u16, Bytes) {
     let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-    let mut request = Request::builder().method(method).uri(uri).body(body).unwrap();
+    let request = Request::builder().method(method).uri(uri);
+    let request = request.header(header::CONTENT_TYPE, "application/json");
+    let mut request = request.body(body).unwrap();
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }

@@ -105,12 +105,16 @@ async fn two_clients_with_one_name_back_off_and_know_the_cause() {
     until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
     assert_eq!(first.name_conflict(), None);
     let mut second = self::link("one", broker.port, &["a"]);
-    until(&mut second, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
-    until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Down(_))).await;
-    assert_eq!(first.name_conflict(), Some(NameConflict::TakenOver));
+    let running = stop.clone();
+    tokio::spawn(async move { while second.next(&running).await.is_some() {} });
+    // Mosquitto 2.0 ends the older connection without a reason; only the repetition tells.
+    while first.name_conflict().is_none() {
+        until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Down(_))).await;
+    }
     // A connection that was only lost is back within 200 ms.
     let lost = Instant::now();
     until(&mut first, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
     assert!(lost.elapsed() >= Duration::from_millis(900), "{:?}", lost.elapsed());
-    assert_eq!(first.name_conflict(), Some(NameConflict::TakenOver), "named while connected");
+    assert_eq!(first.name_conflict(), Some(NameConflict::ShortConnections), "while connected");
+    stop.cancel();
 }

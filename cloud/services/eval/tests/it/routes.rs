@@ -48,7 +48,8 @@ impl Eval {
     async fn send(&self, caller: &Caller, request: NewRequest<'_>) -> Answer {
         let NewRequest { method, uri, if_match, body } = request;
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-        let mut request = Request::builder().method(method).uri(uri);
+        let json = (header::CONTENT_TYPE, "application/json");
+        let mut request = Request::builder().method(method).uri(uri).header(json.0, json.1);
         if let Some(tag) = if_match {
             request = request.header(header::IF_MATCH, tag);
         }

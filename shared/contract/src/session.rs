@@ -71,6 +71,9 @@ pub struct RoastSessionSummary {
     /// The machine that roasted.
     #[serde(flatten)]
     pub origin: Origin,
+    /// The display name of the machine, to show in place of its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_name: Option<String>,
     /// The identity of the session.
     pub session_id: SessionId,
     /// When the session began.
@@ -135,6 +138,12 @@ pub struct MachineStatus {
     /// The machine.
     #[serde(flatten)]
     pub origin: Origin,
+    /// The display name of the machine, to show in place of its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_name: Option<String>,
+    /// Its earlier ids, whose data is shown as that of this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous_ids: Vec<String>,
     /// The time of the newest sample, by the gateway's clock.
     pub last_sample_at: Option<EpochMs>,
     /// When the cloud last received anything from the machine.

@@ -8,6 +8,7 @@ pub mod audit;
 mod config;
 pub mod idempotency;
 mod lease;
+pub mod machine_alias;
 mod migrate;
 mod partitions;
 mod replica;

@@ -10,7 +10,7 @@ use contract::session::{MachineStatus, RoastSession, RoastSessionSummary};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::view::{MachineRow, SessionRow, fleet};
+use crate::view::{MachineRow, SessionRow, fleet, shown_name};
 use crate::{ANSWER_TIME_MAX, ConsoleState, assets};
 
 const SESSIONS_PER_PAGE: usize = 50;
@@ -47,6 +47,7 @@ struct LivePage {
     here: &'static str,
     site: String,
     machine: String,
+    name: String,
     session: String,
 }
 
@@ -158,7 +159,8 @@ async fn live_page(
         return problem(ReadError::NotFound, "machine");
     };
     let session = found.session_id.as_ref().map(ToString::to_string).unwrap_or_default();
-    let page = LivePage { version: assets::version(), here: "fleet", site, machine, session };
+    let name = shown_name(found.machine_name.as_deref(), &found.origin);
+    let page = LivePage { version: assets::version(), here: "fleet", site, machine, name, session };
     html(StatusCode::OK, &page)
 }
 

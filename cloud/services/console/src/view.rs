@@ -1,7 +1,7 @@
 //! Converts ingestion's responses to what a page shows. Pure: the time is passed in.
 
 use contract::session::{Completeness, MachineStatus, RoastSessionSummary};
-use contract::{EpochMs, EventKind};
+use contract::{EpochMs, EventKind, Origin};
 
 /// A machine without data for longer than this is stale, whether it is roasting or not.
 const STALE_MS: i64 = 15_000;
@@ -79,7 +79,7 @@ impl MachineRow {
         let event = machine.last_event.zip(machine.last_event_at);
         Self {
             state,
-            name: machine.origin.machine.to_string(),
+            name: shown_name(machine.machine_name.as_deref(), &machine.origin),
             site: machine.origin.site.to_string(),
             link: format!("/machines/{}/{}", machine.origin.site, machine.origin.machine),
             bt: value(machine.bt_c),
@@ -138,7 +138,7 @@ impl SessionRow {
             id: session.session_id.to_string(),
             link: format!("/sessions/{}", session.session_id),
             started: format!("{started:.19}{mark}"),
-            machine: session.origin.machine.to_string(),
+            machine: shown_name(session.machine_name.as_deref(), &session.origin),
             site: session.origin.site.to_string(),
             duration: session.duration_seconds.map_or_else(unknown, clock),
             first_crack: session.fc_seconds.map_or_else(unknown, clock),
@@ -154,6 +154,11 @@ impl SessionRow {
             },
         }
     }
+}
+
+/// Returns a machine's display name, or its id if it has none.
+pub fn shown_name(name: Option<&str>, origin: &Origin) -> String {
+    name.unwrap_or(origin.machine.as_str()).to_owned()
 }
 
 fn unknown() -> String {
@@ -202,7 +207,7 @@ const fn event_name(kind: EventKind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::{MachineId, OrgId, Origin, SessionId, SiteId};
+    use contract::{MachineId, OrgId, SessionId, SiteId};
 
     const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
@@ -213,6 +218,8 @@ mod tests {
                 site: SiteId::new("leipzig").unwrap(),
                 machine: MachineId::new(name).unwrap(),
             },
+            machine_name: None,
+            previous_ids: Vec::new(),
             last_sample_at: Some(NOW.plus_ms(-sampled_s * 1000)),
             last_seen_at: NOW.plus_ms(-seen_s * 1000),
             bt_c: Some(187.44),

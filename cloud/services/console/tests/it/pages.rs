@@ -83,6 +83,25 @@ async fn the_fleet_page_shows_each_machine_with_its_age_and_no_old_value() {
 }
 
 #[tokio::test]
+async fn a_display_name_is_shown_in_place_of_the_id_and_links_keep_the_id() {
+    let (mut named, mut roast) = (machine("r-1", 1), session("S-2"));
+    named["machineName"] = json!("Probat, hall 2");
+    roast["machineName"] = json!("Probat, hall 2");
+    let answers = [("/machines", json!([named])), ("/sessions", json!([roast]))];
+    let ingestion = ingestion(BTreeMap::from(answers)).await;
+    let console = Console::start(ingestion.url());
+    for (uri, part) in [
+        ("/fleet", "<a href=\"/machines/leipzig/r-1\">Probat, hall 2</a>"),
+        ("/machines/leipzig/r-1", "<h1>Probat, hall 2</h1>"),
+        ("/machines/leipzig/r-1", "data-machine=\"r-1\""),
+        ("/sessions", "<td>Probat, hall 2<br>"),
+    ] {
+        let page = console.get(uri).await;
+        assert!(page.text.contains(part), "{uri}: {}", page.text);
+    }
+}
+
+#[tokio::test]
 async fn the_lists_say_that_there_is_nothing_yet() {
     let none = BTreeMap::from([("/machines", json!([])), ("/sessions", json!([]))]);
     let ingestion = ingestion(none).await;

@@ -97,7 +97,17 @@ impl EvalStore {
         filter: &CaseFilter,
     ) -> Result<Vec<GoldenCase>, StoreError> {
         const DOING: &str = "listing golden cases";
-        let machine = if filter.machine.is_some() { "AND machine_id = $5" } else { "" };
+        // A machine has the cases of all its ids.
+        let ids = match &filter.machine {
+            Some(machine) => self.database.ids_of_machine(org, machine).await?,
+            None => Vec::new(),
+        };
+        let named: Vec<String> = (5..).zip(&ids).map(|(n, _)| format!("${n}")).collect();
+        let machine = if named.is_empty() {
+            String::new()
+        } else {
+            format!("AND machine_id IN ({})", named.join(", "))
+        };
         let sql = format!(
             "SELECT body FROM golden_cases WHERE org_id = $1 AND archived = $2 \
              AND (created_ms, case_id) < ($3, $4) {machine} \
@@ -108,8 +118,7 @@ impl EvalStore {
         let rows: Vec<(String,)> = on!(self.database, pool => {
             let q = query_as(AssertSqlSafe(sql)).bind(org.as_str()).bind(i64::from(filter.archived))
                 .bind(time).bind(id);
-            let q = match &filter.machine { Some(machine) => q.bind(machine), None => q };
-            q.fetch_all(pool).await
+            ids.iter().fold(q, |q, machine| q.bind(machine)).fetch_all(pool).await
         })
         .map_err(StoreError::query(DOING))?;
         rows.iter().map(|(body,)| read(DOING, body)).collect()

@@ -10,13 +10,15 @@ use http_stack::error::ApiError;
 
 use super::SharedState;
 use super::machine_filter::MachineFilter;
+use super::machine_names::join;
 use crate::row_json::{self, LocatedEvent, LocatedPoint};
 
 /// The default and the maximum number of newest points, and of newest events.
 const LIMIT: i64 = 100;
 const LIMIT_MAX: i64 = 1_000;
 
-/// Lists the organisation's machines, each with its newest sample and event.
+/// Lists the organisation's machines, each with its newest sample and event. A machine with an
+/// alias is listed once, under its present id.
 #[utoipa::path(get, path = "/machines", tag = "machines",
     responses((status = 200, body = Vec<MachineStatus>)))]
 pub async fn machines(
@@ -39,6 +41,8 @@ pub async fn machines(
         };
         statuses.push(MachineStatus {
             origin,
+            machine_name: None,
+            previous_ids: Vec::new(),
             last_sample_at: frame.as_ref().zip(last).map(|(f, i)| f.sample_at(i)),
             last_seen_at: EpochMs(row.seen_ms),
             bt_c: value(Channel::Bt),
@@ -51,7 +55,7 @@ pub async fn machines(
             missing_frames: gaps.iter().map(|(first, last)| last - first + 1).sum(),
         });
     }
-    Ok(Json(statuses))
+    Ok(Json(join(&store.machine_names(org).await?, statuses)))
 }
 
 /// Lists the organisation's newest telemetry points, newest first.
@@ -68,11 +72,14 @@ pub async fn recent_telemetry(
     let filter = MachineFilter::new(&request.params);
     let machines = store.machines_of(org, filter.names()).await?;
     let running = store.running_sessions(machines.iter().map(|row| row.chain_no)).await?;
+    let names = store.machine_names(org).await?;
     let mut points: Vec<LocatedPoint> = Vec::new();
     for row in machines {
-        let Some(origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id) else {
+        let Some(mut origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id)
+        else {
             continue;
         };
+        names.present(&mut origin);
         let session = running.get(&row.chain_no);
         for frame in &store.newest_frames(org, row.chain_no, limit).await? {
             let first = frame.seq_at(frame.len().saturating_sub(limit));
@@ -100,8 +107,10 @@ pub async fn recent_events(
     let filter = MachineFilter::new(&request.params);
     // The limit counts the events of the requested machines, not those of all.
     let rows = shared.store.newest_events(&request.org, filter.names(), limit).await?;
+    let names = shared.store.machine_names(&request.org).await?;
     let events = rows.iter().filter_map(|row| {
-        let origin = row_json::origin_of(request.org.as_str(), &row.site_id, &row.machine_id)?;
+        let mut origin = row_json::origin_of(request.org.as_str(), &row.site_id, &row.machine_id)?;
+        names.present(&mut origin);
         Some(LocatedEvent::new(row_json::roast_event(row, &origin.machine)?, &origin))
     });
     Ok(Json(events.collect()))

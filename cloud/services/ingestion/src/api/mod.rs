@@ -4,6 +4,7 @@
 mod annotations;
 mod frames;
 mod machine_filter;
+mod machine_names;
 mod machines;
 mod profiles;
 mod resume_id;
@@ -58,6 +59,9 @@ pub fn routes(state: SharedState) -> (axum::Router, utoipa::openapi::OpenApi) {
         .routes(routes!(telemetry::session_telemetry))
         .routes(routes!(sessions::session_events))
         .routes(routes!(machines::machines))
+        .routes(routes!(machine_names::rename))
+        .routes(routes!(machine_names::alias))
+        .routes(routes!(machine_names::unalias))
         .routes(routes!(machines::recent_telemetry))
         .routes(routes!(machines::recent_events))
         .routes(routes!(stream::telemetry))

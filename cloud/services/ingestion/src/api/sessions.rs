@@ -18,7 +18,8 @@ use super::SharedState;
 use crate::row_json;
 use crate::store::{IngestStore, SessionFilter, SessionRow, Totals};
 
-/// Lists sessions, newest first.
+/// Lists sessions, newest first. `machineId` finds the sessions of all ids of an alias; each
+/// session shows the present id of its machine.
 #[utoipa::path(get, path = "/sessions", tag = "sessions",
     params(("orgId" = Option<String>, Query), ("siteId" = Option<String>, Query),
            ("machineId" = Option<String>, Query), ("status" = Option<String>, Query),
@@ -54,9 +55,12 @@ pub async fn sessions(
         // A replica that has just gone away still counts as fresh: read from the primary.
         Err(_) => shared.store.sessions(org, &filter).await?,
     };
+    let names = shared.store.machine_names(org).await?;
     let mut summaries = Vec::with_capacity(rows.len());
     for row in rows {
-        summaries.push(summary(&shared.store, org, row).await?);
+        let mut summary = summary(&shared.store, org, row).await?;
+        summary.machine_name = names.present(&mut summary.origin);
+        summaries.push(summary);
     }
     Ok(query::page(summaries, filter.limit, |last: &RoastSessionSummary| {
         query::encode_cursor(last.started_at.0, last.session_id.as_str())
@@ -92,6 +96,7 @@ pub(super) async fn summary(
             site: SiteId::new(row.site_id).map_err(|_| damaged("site"))?,
             machine: MachineId::new(row.machine_id).map_err(|_| damaged("machine"))?,
         },
+        machine_name: None,
         session_id: SessionId::new(row.session_id).map_err(|_| damaged("session"))?,
         started_at: EpochMs(row.started_ms),
         started_at_estimated: row.start_estimated == 1,
@@ -134,7 +139,9 @@ pub async fn session(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let row = find_session(&shared.store, &request.org, &id).await?;
-    let summary = summary(&shared.store, &request.org, row).await?;
+    let mut summary = summary(&shared.store, &request.org, row).await?;
+    let names = shared.store.machine_names(&request.org).await?;
+    summary.machine_name = names.present(&mut summary.origin);
     let closed = summary.status == SessionStatus::Closed;
     let session = RoastSession { summary, meta: serde_json::Map::new() };
     if !closed {

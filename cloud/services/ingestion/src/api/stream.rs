@@ -122,6 +122,9 @@ async fn stream(
     what: StreamKind,
     form: Form,
 ) -> Result<Response, ApiError> {
+    let names = shared.store.machine_names(&request.org).await?;
+    let machines = MachineFilter::new(&request.params).with_names(&names);
+    let filter = StreamFilter { org: request.org.clone(), machines };
     let subscription = match what {
         StreamKind::Telemetry => shared.tail.telemetry().await,
         StreamKind::Events => shared.tail.events().await,
@@ -129,8 +132,6 @@ async fn stream(
     let Some(Subscription { notices, position }) = subscription else {
         return Err(ApiError::Unavailable("the live stream does not run yet".to_owned()));
     };
-    let filter =
-        StreamFilter { org: request.org.clone(), machines: MachineFilter::new(&request.params) };
     let last = headers.get("last-event-id").and_then(|v| ResumeId::parse(v.to_str().ok()?));
     let source = Source {
         notices,

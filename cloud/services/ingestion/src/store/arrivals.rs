@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
 use contract::OrgId;
@@ -80,10 +81,13 @@ impl IngestStore {
     ) -> Result<Vec<ArrivedFrame>, StoreError> {
         const DOING: &str = "reading new frames";
         let of_machines = if site.is_none() && machine.is_none() {
-            ""
+            String::new()
         } else {
-            "AND machine_no IN (SELECT machine_no FROM machines WHERE org_id = $3 \
-             AND ($5 = '' OR site_id = $5) AND ($6 = '' OR machine_id = $6)) "
+            format!(
+                "AND machine_no IN (SELECT machine_no FROM machines WHERE org_id = $3 \
+                 AND ($5 = '' OR site_id = $5) AND ($6 = '' OR {})) ",
+                is_machine(("site_id", "machine_id"), "$3", "$6")
+            )
         };
         let from = format!(
             "FROM frames WHERE arrival > $1 AND arrival <= $2 \
@@ -158,8 +162,9 @@ impl IngestStore {
         let sql = format!(
             "{SELECT_ARRIVED_EVENT} WHERE e.arrival > $1 AND e.arrival <= $2 \
              AND ($3 IS NULL OR e.org_id = $3) \
-             AND ($5 = '' OR m.site_id = $5) AND ($6 = '' OR m.machine_id = $6) \
-             ORDER BY e.arrival LIMIT $4"
+             AND ($5 = '' OR m.site_id = $5) AND ($6 = '' OR {}) \
+             ORDER BY e.arrival LIMIT $4",
+            is_machine(("m.site_id", "m.machine_id"), "$3", "$6")
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(after).bind(up_to).bind(org.map(OrgId::as_str)).bind(limit)

@@ -1,5 +1,6 @@
 //! What is newest of an organisation: its machines, their frames and their events.
 
+use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
 use contract::OrgId;
@@ -39,12 +40,15 @@ impl IngestStore {
         org: &OrgId,
         (site, machine): (Option<&str>, Option<&str>),
     ) -> Result<Vec<MachineRow>, StoreError> {
-        on!(self.database, pool => query_as(
+        let sql = format!(
             "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
              FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
              WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
-             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR m.machine_id = $3) \
-             ORDER BY m.site_id, m.machine_id LIMIT 1000")
+             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR {}) \
+             ORDER BY m.site_id, m.machine_id LIMIT 1000",
+            is_machine(("m.site_id", "m.machine_id"), "$1", "$3")
+        );
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(site.unwrap_or_default())
             .bind(machine.unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("listing machines"))
@@ -104,10 +108,13 @@ impl IngestStore {
         limit: i64,
     ) -> Result<Vec<EventRow>, StoreError> {
         let of_machines = if site.is_none() && machine.is_none() {
-            ""
+            String::new()
         } else {
-            "AND e.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
-             AND ($3 = '' OR site_id = $3) AND ($4 = '' OR machine_id = $4)) "
+            format!(
+                "AND e.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
+                 AND ($3 = '' OR site_id = $3) AND ($4 = '' OR {})) ",
+                is_machine(("site_id", "machine_id"), "$1", "$4")
+            )
         };
         let sql = format!(
             "{SELECT_EVENT} WHERE e.org_id = $1 {of_machines}ORDER BY e.arrival DESC LIMIT $2"

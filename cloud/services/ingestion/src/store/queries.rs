@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
+use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
 use contract::{Channel, OrgId};
@@ -102,9 +103,11 @@ impl IngestStore {
             }
             several => {
                 if several.is_some() {
-                    rest.push_str(
+                    let _ = write!(
+                        rest,
                         " AND s.machine_no IN (SELECT machine_no FROM machines WHERE org_id = $1 \
-                         AND ($4 = '' OR site_id = $4) AND ($5 = '' OR machine_id = $5))",
+                         AND ($4 = '' OR site_id = $4) AND ($5 = '' OR {}))",
+                        is_machine(("site_id", "machine_id"), "$1", "$5")
                     );
                 }
                 format!(
@@ -125,10 +128,12 @@ impl IngestStore {
 
     /// Returns the machines of a filter, up to as many as can be queried one by one, and one more.
     async fn machine_nos(&self, org: &OrgId, f: &SessionFilter) -> Result<Vec<i64>, StoreError> {
-        on!(self.database, pool => query_scalar(
+        let sql = format!(
             "SELECT machine_no FROM machines WHERE org_id = $1 \
-             AND ($2 = '' OR site_id = $2) AND ($3 = '' OR machine_id = $3) \
-             ORDER BY machine_no LIMIT 65")
+             AND ($2 = '' OR site_id = $2) AND ($3 = '' OR {}) ORDER BY machine_no LIMIT 65",
+            is_machine(("site_id", "machine_id"), "$1", "$3")
+        );
+        on!(self.database, pool => query_scalar(AssertSqlSafe(sql))
             .bind(org.as_str()).bind(f.site.as_deref().unwrap_or_default())
             .bind(f.machine.as_deref().unwrap_or_default()).fetch_all(pool).await)
         .map_err(StoreError::query("listing the machines of a filter"))

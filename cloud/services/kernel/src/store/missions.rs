@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, query_as};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{
@@ -115,6 +116,24 @@ impl KernelStore {
         row.map(MissionRow::record).transpose()
     }
 
+    /// Adds the condition that a mission's machine is `machine`, under any of its ids.
+    async fn of_machine(
+        &self,
+        org: &OrgId,
+        mut select: Select,
+        machine: &str,
+    ) -> Result<Select, StoreError> {
+        let ids = self.database.ids_of_machine(org, machine).await?;
+        if ids.len() == 1 {
+            return Ok(select.equal("machine_id", Some(machine)));
+        }
+        let named: Vec<String> = ids.iter().map(|id| format!("${}", select.bind(id))).collect();
+        // The list has an index; the other condition leaves out these ids at other sites.
+        let listed = format!("machine_id IN ({})", named.join(", "));
+        let same = is_machine(("site_id", "machine_id"), "$1", &named[0]);
+        Ok(select.and(&listed).and(&same))
+    }
+
     /// Returns missions, newest first.
     ///
     /// # Errors
@@ -129,8 +148,10 @@ impl KernelStore {
             .equal("claimed_by", filter.claimed_by.as_deref())
             .equal("session_id", filter.session.as_deref())
             .equal("subject_id", filter.subject.as_deref())
-            .equal("site_id", filter.site.as_deref())
-            .equal("machine_id", filter.machine.as_deref());
+            .equal("site_id", filter.site.as_deref());
+        if let Some(machine) = filter.machine.as_deref() {
+            select = self.of_machine(org, select, machine).await?;
+        }
         if !filter.statuses.is_empty() {
             let parameters: Vec<_> =
                 filter.statuses.iter().map(|s| format!("'{}'", s.as_str())).collect();

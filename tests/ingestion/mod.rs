@@ -1,6 +1,7 @@
 //! Tests of samples from gateways and publishers: loss, refusal, order, upstream clients.
 
 mod faults;
+mod machine_names;
 mod recordings;
 mod refusals;
 mod roast_profiles;

@@ -440,6 +440,7 @@ fn sent(method: &Method, path: &str) -> Option<Value> {
         (_, "/enrollments") => Some(json!({"siteId": "s", "device": "e", "machines": ["m"]})),
         (_, "/publish/stop") => Some(json!({"sessionId": "e"})),
         (_, "/profiles/import") => Some(json!({"profiles": []})),
+        (_, path) if path.ends_with("/alias") => Some(json!({"successor": "e"})),
         (_, path) if path.ends_with("/new-version") => Some(json!({"profile": {"name": "e"}})),
         (_, path) if path.ends_with("/overrides") => Some(json!([])),
         (_, path) if path.ends_with("/reports") => Some(json!({"analysis": {}, "markdown": "# x"})),
@@ -476,6 +477,8 @@ async fn no_caller_reads_another_organisation() -> anyhow::Result<()> {
                     ("sessionId", "S-secret"),
                     ("reportId", "R-secret"),
                     ("profileId", "P-secret"),
+                    ("siteId", "s"),
+                    ("machineId", "machine-secret"),
                 ]);
                 let own = filled(path, &ids);
                 let body = sent(&method, path);

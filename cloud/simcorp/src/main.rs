@@ -9,6 +9,7 @@ mod config;
 mod device;
 mod evaluate;
 mod import_sqlite;
+mod machine;
 mod mission;
 mod output;
 mod png;
@@ -34,6 +35,7 @@ use crate::authority::AuthorityCommand;
 use crate::config::CloudConfig;
 use crate::device::DeviceCommand;
 use crate::evaluate::EvalCommand;
+use crate::machine::MachineCommand;
 use crate::mission::MissionCommand;
 use crate::output::Output;
 use crate::recordings::RoastCommand;
@@ -86,6 +88,9 @@ enum Command {
     /// Enrol, list, recover and revoke the devices (gateways) whose signatures are accepted
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// List and name machines, and join the roasts of a machine whose id was changed
+    #[command(subcommand)]
+    Machine(MachineCommand),
     /// Manage the certificate authority for gateways
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -161,6 +166,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve { services } => serve::serve(config, &services).await,
             Command::Migrate(command) => migrate(&config, &command, output).await,
             Command::Device(command) => device::run(&config, org, command, output).await,
+            Command::Machine(command) => machine::run(&config, org, command, output).await,
             Command::Authority(command) => authority::run(&config, &command),
             Command::ImportSqlite { file } => import_sqlite::run(&config, &file, output).await,
             Command::User(command) => user::run(&config, org, command, output).await,

@@ -14,7 +14,7 @@ use crate::config::{DriverKind, EdgeConfig};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::trusted_clock::TrustedClock;
-use crate::{identity, machine, run, uplink};
+use crate::{identity, machine, renamed_machine, run, uplink};
 
 /// With less free space, in MB, the journal soon cannot reach its quota.
 const FREE_MB_MIN: u64 = 64;
@@ -87,7 +87,13 @@ fn journal(config: &EdgeConfig) -> Result<String, String> {
     match Journal::open(&config.journal.folder, config.journal.quota_mb) {
         Ok(journal) => {
             let totals = journal.totals().map_err(|e| e.to_string())?;
-            Ok(format!("{} frames, {} unsent", totals.frames, totals.unsent_frames))
+            let found = format!("{} frames, {} unsent", totals.frames, totals.unsent_frames);
+            let before = journal.machine().map_err(|e| e.to_string())?;
+            let renamed = before.zip(config.origin());
+            Ok(match renamed.and_then(|(before, now)| renamed_machine::hint(&before, &now)) {
+                Some(hint) => format!("{found}\n      try: {hint}"),
+                None => found,
+            })
         }
         Err(JournalError::Locked { .. }) => Ok("in use by the running agent".to_owned()),
         Err(error @ JournalError::Damaged { .. }) => {

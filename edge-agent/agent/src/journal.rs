@@ -27,6 +27,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
+use crate::renamed_machine;
 
 pub use delivery::FetchLimit;
 pub use memory::MEMORY_BYTES_MAX;
@@ -295,6 +296,11 @@ impl Journal {
         let chain = match stored {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
             _ => {
+                let before = self.machine()?;
+                if let Some(hint) = before.and_then(|before| renamed_machine::hint(&before, origin))
+                {
+                    tracing::warn!("{hint}");
+                }
                 self.start_chain(fresh, origin)?;
                 self.abandon_roasts(None)?;
                 // What was learned about another machine is not valid for this one.
@@ -385,6 +391,17 @@ impl Journal {
                 read_origin(row, 0)
             });
         row.optional().map_err(JournalError::sql("finding a chain's machine"))
+    }
+
+    /// Returns the machine of the newest chain; `None` in a new journal.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn machine(&self) -> Result<Option<Origin>, JournalError> {
+        match self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok()) {
+            Some(chain) => self.origin_of(ChainId(chain)),
+            None => Ok(None),
+        }
     }
 
     /// Returns the wall-clock time of the newest frame, in Unix ms.

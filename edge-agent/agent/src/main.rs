@@ -22,6 +22,7 @@ mod local;
 mod machine;
 mod profiles;
 mod recorder;
+mod renamed_machine;
 mod restart;
 mod run;
 mod sampler;

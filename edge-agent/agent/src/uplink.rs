@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent_state::AgentState;
 use crate::journal::{FetchLimit, OutgoingFrame};
 use crate::journal_writer::JournalCommand;
+use crate::renamed_machine;
 use crate::send_window::SendWindow;
 
 /// The limits of the MQTT client. It has more slots for messages in flight than [`SendWindow`] ever
@@ -273,7 +274,7 @@ impl Sender {
                         self.complete_range(ack.chain, refused.frame, refused.frame);
                     } else {
                         self.defer((ack.chain, refused.frame), refused.reason);
-                        let problem = format!("the cloud refuses our frames: {}", refused.reason);
+                        let problem = renamed_machine::describe_refusal(refused.reason);
                         state.update(|state| {
                             if state.uplink_error.as_ref() != Some(&problem) {
                                 tracing::error!(problem, "frames stay here; retrying each minute");

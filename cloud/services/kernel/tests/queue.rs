@@ -382,6 +382,29 @@ async fn a_flood_of_one_organisation_does_not_delay_the_others(store: KernelStor
     assert_eq!(take().await, "late");
 }
 
+on_both!(kept, a_page_of_large_traces_ends_early_and_says_that_there_is_more);
+async fn a_page_of_large_traces_ends_early_and_says_that_there_is_more(store: KernelStore) {
+    let acme = org("acme");
+    for n in 0..12 {
+        let trace: kernel::trace::Trace = serde_json::from_value(json!({
+            "traceId": format!("t-{n:02}"), "agentId": "a", "missionId": "m", "entries": [],
+            "mission": {"notes": "x".repeat(1_000_000)},
+            "startedAt": NOW.plus_ms(n * 1_000).to_string(),
+        }))
+        .unwrap();
+        store.upsert_trace(&acme, &trace, NOW).await.unwrap();
+    }
+    let read = async |after| {
+        let filter = TraceFilter { limit: 100, after, ..TraceFilter::default() };
+        store.traces(&acme, &filter).await.unwrap()
+    };
+    let first = read(None).await;
+    assert_eq!((first.traces.len(), first.may_continue), (9, true));
+    let last = first.traces.last().unwrap();
+    let second = read(Some((last.started_at.0, last.trace_id.clone()))).await;
+    assert_eq!((second.traces.len(), second.may_continue), (3, false));
+}
+
 on_both!(kept, traces_and_cards_belong_to_one_organisation);
 async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
     let (acme, other) = (org("acme"), org("other"));
@@ -398,9 +421,10 @@ async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
     store.upsert_trace(&acme, &trace("2", 2, "SUCCESS"), NOW).await.unwrap();
     let list = async |filter: TraceFilter| {
         let filter = TraceFilter { limit: 10, ..filter };
-        store.traces(&acme, &filter).await.unwrap().len()
+        store.traces(&acme, &filter).await.unwrap().traces.len()
     };
     let all = store.traces(&acme, &TraceFilter { limit: 10, ..Default::default() }).await.unwrap();
+    let all = all.traces;
     assert_eq!((all.len(), all[0].trace_id.as_str()), (2, "2"));
     assert_eq!(json!(all[0].entries[0].tool_calls[0].output), json!({"value": 7}));
     assert_eq!(list(TraceFilter { status: Some("ERROR".into()), ..Default::default() }).await, 1);
@@ -411,6 +435,7 @@ async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
             .traces(&other, &TraceFilter { limit: 10, ..Default::default() })
             .await
             .unwrap()
+            .traces
             .is_empty()
     );
     let card = json!({"id": "scribe", "name": "Scribe"});

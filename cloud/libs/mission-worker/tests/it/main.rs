@@ -46,6 +46,7 @@ struct KernelRules {
     /// The status of the first heartbeats; later ones are accepted.
     heartbeats: &'static [u16],
     denies_tools: bool,
+    refuses_traces: bool,
     /// Notified by the second heartbeat.
     second_heartbeat: Arc<Notify>,
 }
@@ -76,6 +77,7 @@ async fn kernel(rules: KernelRules) -> FakeService {
                 let decision = if rules.denies_tools { "DENY" } else { "ALLOW" };
                 Json(json!({ "decision": decision })).into_response()
             }
+            "/traces" if rules.refuses_traces => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
             _ => Json(json!({})).into_response(),
         }
     };
@@ -219,6 +221,14 @@ async fn a_finished_mission_is_claimed_traced_and_completed() {
     assert_eq!(counters(&stats), [1, 0, 0, 0, 0, 0]);
     assert_eq!((&stats["processedCount"], &stats["running"]), (&json!(1), &json!(false)));
     assert_eq!(stats["lastRunAt"], json!(NOW));
+}
+
+#[tokio::test]
+async fn a_success_is_kept_although_its_trace_is_refused() {
+    let rules = KernelRules { refuses_traces: true, ..KernelRules::default() };
+    let (_, complete, _, stats) = work_until(rules, (Work::Finish, A_MINUTE_MS), COMPLETE).await;
+    assert_eq!(complete.json()["summary"], json!({"reportId": "R-1"}));
+    assert_eq!(counters(&stats), [1, 0, 0, 0, 0, 0]);
 }
 
 #[tokio::test]

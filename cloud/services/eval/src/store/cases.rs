@@ -118,7 +118,7 @@ impl EvalStore {
         let rows: Vec<(String,)> = on!(self.database, pool => {
             let q = query_as(AssertSqlSafe(sql)).bind(org.as_str()).bind(i64::from(filter.archived))
                 .bind(time).bind(id);
-            ids.iter().fold(q, sqlx::query::QueryAs::bind).fetch_all(pool).await
+            ids.iter().fold(q, ::database::sqlx::query::QueryAs::bind).fetch_all(pool).await
         })
         .map_err(StoreError::query(DOING))?;
         rows.iter().map(|(body,)| read(DOING, body)).collect()

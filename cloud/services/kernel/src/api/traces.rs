@@ -15,9 +15,8 @@ use crate::governance::metrics::Fact;
 use crate::store::TraceFilter;
 use crate::trace::Trace;
 
-const TRACE_BYTES_MAX: usize = 128 * 1024;
-
-/// Stores a trace. Each attempt at a mission has its own trace.
+/// Stores a trace of at most 1 MiB, as long as any request may be. Each attempt at a mission has its
+/// own trace.
 #[utoipa::path(post, path = "/traces", tag = "traces", request_body = Trace,
     responses((status = 200, body = OkResponse), (status = 400), (status = 403)))]
 pub async fn keep(
@@ -31,12 +30,6 @@ pub async fn keep(
         return Err(ApiError::Issues(vec![Issue::new(field, problem)]));
     }
     let text = serde_json::to_string(&trace).map_err(ApiError::internal)?;
-    let size = text.len();
-    if size > TRACE_BYTES_MAX {
-        return Err(ApiError::TooLarge(format!(
-            "the trace has {size} bytes; at most {TRACE_BYTES_MAX} are accepted"
-        )));
-    }
     // A value that is wrapped may be nested deeper than what can be read again.
     if serde_json::from_str::<Trace>(&text).is_err() {
         return Err(ApiError::Issues(vec![Issue::new("entries", "nested too deeply")]));
@@ -53,12 +46,12 @@ pub async fn keep(
     Ok(Json(OkResponse::OK))
 }
 
-/// Lists traces, newest first.
+/// Lists traces, newest first. A page ends early when its traces have 8 MiB.
 #[utoipa::path(get, path = "/traces", tag = "traces",
     params(("limit" = Option<i64>, Query, description = "1 to 200; default 50"), ("cursor" = Option<String>, Query),
            ("missionId" = Option<String>, Query),
            ("agentId" = Option<String>, Query), ("status" = Option<String>, Query),
-           ("q" = Option<String>, Query, description = "Text in the trace; case is ignored"), ("orgId" = Option<String>, Query)),
+           ("q" = Option<String>, Query, description = "Text in the first 128 KiB of the trace; case is ignored"), ("orgId" = Option<String>, Query)),
     responses((status = 200, body = Vec<Trace>), (status = 400), (status = 403)))]
 pub async fn list(
     Extract(state): Extract<ApiState>,
@@ -73,8 +66,10 @@ pub async fn list(
         after: request.params.cursor()?,
         limit: request.params.limit(50, 200)?,
     };
-    let traces = state.store.traces(&request.org, &filter).await?;
-    Ok(query::page(traces, filter.limit, |trace: &Trace| {
+    let page = state.store.traces(&request.org, &filter).await?;
+    // With fewer traces than the limit, a page that its bytes ended has a cursor too.
+    let limit = if page.may_continue { 0 } else { i64::MAX };
+    Ok(query::page(page.traces, limit, |trace: &Trace| {
         query::encode_cursor(trace.started_at.0, &trace.trace_id)
     }))
 }
@@ -88,6 +83,6 @@ pub async fn of_mission(
     Path(mission): Path<String>,
 ) -> Result<Json<Trace>, ApiError> {
     let filter = TraceFilter { mission: Some(mission), limit: 1, ..TraceFilter::default() };
-    let found = state.store.traces(&request.org, &filter).await?.into_iter().next();
+    let found = state.store.traces(&request.org, &filter).await?.traces.into_iter().next();
     found.map(Json).ok_or(ApiError::NotFound("trace"))
 }

@@ -25,7 +25,7 @@ pub use governor::VersionedConfig;
 pub use missions::{CreateMission, MissionFilter};
 pub use queue::{AttemptFailure, Transition};
 pub use roles::RoleOverride;
-pub use traces::TraceFilter;
+pub use traces::{TraceFilter, TracePage};
 
 /// The kernel's access to the database.
 #[derive(Clone)]

@@ -11,6 +11,18 @@ use crate::trace::Trace;
 
 /// How many traces, the newest, a text search examines; limited because a trace may be long.
 const SEARCHED_TRACES_MAX: i64 = 2_000;
+/// How many characters, the first, of each trace a text search examines.
+const SEARCHED_CHARACTERS_MAX: usize = 128 * 1024;
+/// A page ends with the trace that reaches this size, because a trace may have 1 MiB.
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Traces, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct TracePage {
+    pub traces: Vec<Trace>,
+    /// Whether there may be older traces.
+    pub may_continue: bool,
+}
 
 /// Which traces to list.
 #[derive(Debug, Clone, Default)]
@@ -51,15 +63,11 @@ impl KernelStore {
         .map_err(StoreError::query("storing a trace"))
     }
 
-    /// Returns traces, newest first.
+    /// Returns traces, newest first: as many as the filter's limit, or fewer if they are large.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn traces(
-        &self,
-        org: &OrgId,
-        filter: &TraceFilter,
-    ) -> Result<Vec<Trace>, StoreError> {
+    pub async fn traces(&self, org: &OrgId, filter: &TraceFilter) -> Result<TracePage, StoreError> {
         let mut select = Select::of("body, started_ms, trace_id", "traces", org.as_str())
             .equal("mission_id", filter.mission.as_deref())
             .equal("agent_id", filter.agent.as_deref())
@@ -73,17 +81,20 @@ impl KernelStore {
             let text = text.to_lowercase();
             let plain = text.replace('!', "!!").replace('%', "!%").replace('_', "!_");
             let parameter = select.bind(&format!("%{plain}%"));
-            let condition = format!("lower(body) LIKE ${parameter} ESCAPE '!'");
-            select.newest_where("body", &condition, order, (SEARCHED_TRACES_MAX, filter.limit))
+            let searched = format!("substr(body, 1, {SEARCHED_CHARACTERS_MAX})");
+            let condition = format!("lower({searched}) LIKE ${parameter} ESCAPE '!'");
+            let columns = "body, started_ms, trace_id";
+            select.newest_where(columns, &condition, order, (SEARCHED_TRACES_MAX, filter.limit))
         } else {
-            let (sql, values) = select.newest(order, filter.limit);
-            (
-                format!(
-                    "SELECT body FROM ({sql}) AS newest ORDER BY started_ms DESC, trace_id DESC"
-                ),
-                values,
-            )
+            select.newest(order, filter.limit)
         };
+        let newer =
+            "SUM(length(body)) OVER (ORDER BY started_ms DESC, trace_id DESC) - length(body)";
+        let sql = format!(
+            "SELECT body FROM (SELECT body, started_ms, trace_id, {newer} AS newer FROM ({sql}) \
+             AS newest) AS sized WHERE newer < {PAGE_BYTES_MAX} \
+             ORDER BY started_ms DESC, trace_id DESC"
+        );
         let rows: Vec<String> = on!(self.database, pool => {
             let mut q = query_scalar(AssertSqlSafe(sql));
             for value in &values {
@@ -92,6 +103,10 @@ impl KernelStore {
             q.fetch_all(pool).await
         })
         .map_err(StoreError::query("listing traces"))?;
-        rows.iter().map(|body| from_json("listing traces", body)).collect()
+        let bytes: usize = rows.iter().map(String::len).sum();
+        let is_full = i64::try_from(rows.len()).is_ok_and(|n| n >= filter.limit);
+        let traces = rows.iter().map(|body| from_json("listing traces", body));
+        let traces = traces.collect::<Result<_, _>>()?;
+        Ok(TracePage { traces, may_continue: is_full || bytes >= PAGE_BYTES_MAX })
     }
 }

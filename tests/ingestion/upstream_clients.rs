@@ -8,6 +8,8 @@ use reqwest::{Method, StatusCode};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
 use serde_json::{Value, json};
 use testbed::wait_for;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const MACHINE: &str = "roaster/org/site/m-1";
@@ -18,6 +20,45 @@ fn bus(port: u16) -> AsyncClient {
     let (bus, mut events) = AsyncClient::builder(options).capacity(1_000).build();
     tokio::spawn(async move { while events.poll().await.is_ok() {} });
     bus
+}
+
+/// Publishes one message as an MQTT 3.1.1 client does: CONNECT, PUBLISH (`QoS` 0), DISCONNECT.
+async fn publish_by_mqtt_3(port: u16, topic: &str, body: &Value) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x1e\x00\x03old").await?;
+    let mut accepted = [0; 4];
+    stream.read_exact(&mut accepted).await?;
+    anyhow::ensure!(accepted == [0x20, 2, 0, 0], "CONNACK {accepted:?}");
+    let body = body.to_string();
+    let (mut publish, mut length) = (vec![0x30], 2 + topic.len() + body.len());
+    while length > 0x7f {
+        publish.push(0x80 | u8::try_from(length & 0x7f)?);
+        length >>= 7;
+    }
+    publish.push(u8::try_from(length)?);
+    publish.extend(u16::try_from(topic.len())?.to_be_bytes());
+    publish.extend([topic.as_bytes(), body.as_bytes()].concat());
+    publish.extend([0xe0, 0]);
+    stream.write_all(&publish).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_broker_serves_both_versions_of_mqtt_on_one_port() -> anyhow::Result<()> {
+    let settings = ["ingestion.accept_unsigned=true".to_owned()];
+    let stack = Stack::start(&["ingestion"], &settings).await?;
+    let topic = format!("{MACHINE}/telemetry");
+    let point = |s: u32| json!({"ts": ts(s), "machineId": "m-1", "elapsedSeconds": s, "btC": 190});
+    let count = async |points: u32| {
+        let list = stack.get("ingestion", "/sessions").await.unwrap_or_default();
+        list[0]["telemetryPoints"] == points
+    };
+    publish_by_mqtt_3(stack.broker, &topic, &point(0)).await?;
+    wait_for("the point of the older version", PATIENCE, || count(1)).await?;
+    let newer = bus(stack.broker);
+    let options = PublishOptions::new(QoS::AtLeastOnce);
+    newer.publish(topic, serde_json::to_vec(&point(1))?, options).await?;
+    wait_for("the point of the newer version", PATIENCE, || count(2)).await
 }
 
 fn ts(second: u32) -> String {
@@ -255,6 +296,13 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
         "step": "THINK", "startedAt": "2026-03-01T08:00:00.000Z"}]});
     assert_eq!(stack.post(("kernel", "/traces"), &trace).await?, (200, json!({"ok": true})));
     assert_eq!(stack.get("kernel", &format!("/traces/{id}")).await?["traceId"], "t");
+    // The desktop's trace of a simulation has every sample.
+    let mut long = trace.clone();
+    long["traceId"] = json!("long");
+    long["entries"][0]["toolCalls"] =
+        json!([{"toolName": "simulate", "output": {"samples": vec![0.5; 250_000]}}]);
+    assert!((1_000_000..1_048_576).contains(&long.to_string().len()));
+    assert_eq!(stack.post(("kernel", "/traces"), &long).await?, (200, json!({"ok": true})));
     let tool = json!({"id": "burner", "name": "b", "version": "1", "policyTags": ["restricted"]});
     assert_eq!(stack.post(("kernel", "/tools"), &tool).await?.0, 200);
     for (tool, decision) in [("burner", "DENY"), ("anything", "ALLOW")] {

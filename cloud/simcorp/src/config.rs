@@ -85,9 +85,9 @@ impl Default for AuthConfig {
 pub struct BrokerConfig {
     /// Used while `mqtt.host` is empty.
     pub embedded: bool,
-    /// The listener for MQTT 5: agents and services.
+    /// The listener for MQTT 5 and MQTT 3.1.1: agents, and clients of upstream Sim-Corp.
     pub listen: SocketAddr,
-    /// The listener for MQTT 3.1.1: publishers and subscribers written for upstream Sim-Corp.
+    /// A second listener, for MQTT 3.1.1 only.
     pub listen_v4: SocketAddr,
 }
 

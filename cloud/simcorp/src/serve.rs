@@ -251,7 +251,10 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     let mut running = RunningServers {
         metrics: Metrics::install()?,
         tasks: Tasks::new(stop.clone()),
-        connections: ConnectionLimits::shared(raise_file_limit(), SERVICES.len() + 1),
+        connections: ConnectionLimits::shared(
+            raise_file_limit(),
+            SERVICES.len() + 1 + broker::FILES_PER_CLIENT,
+        ),
         stop,
         servers: tokio::task::JoinSet::new(),
     };
@@ -279,7 +282,11 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     };
     if SERVICES.iter().any(|entry| entry.stores && runs(entry.name)) {
         if embeds {
-            broker::start(&config.broker)?;
+            let clients_max = running.connections.total;
+            let tasks = (&running.tasks, &running.stop);
+            let address = broker::start(&config.broker, clients_max, tasks).await?;
+            context.mqtt.host = address.ip().to_string();
+            context.mqtt.port = address.port();
         }
         context.database = Some(open_database(&config, &running).await?);
     }

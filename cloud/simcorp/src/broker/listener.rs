@@ -1,0 +1,199 @@
+//! The broker's port for both versions of MQTT: it reads the version that a client names in its
+//! first packet, and passes the connection on to the server of that version.
+//!
+//! rumqttd needs a port for each version, and clients of upstream Sim-Corp expect MQTT 3.1.1 where
+//! agents expect MQTT 5.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use service::shutdown::CancellationToken;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// How long a client may take to send its first packet's start.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// The first byte of every client's first packet.
+const CONNECT: u8 = 0x10;
+/// The protocol level that MQTT 5 clients name; older versions have lower ones.
+const LEVEL_5: u8 = 5;
+/// The longest name of the protocol: `MQIsdp`, of MQTT 3.1. Later versions are `MQTT`.
+const NAME_BYTES_MAX: u16 = 6;
+
+/// The addresses of the servers that speak one version each.
+#[derive(Debug, Clone, Copy)]
+pub struct VersionServers {
+    pub v4: SocketAddr,
+    pub v5: SocketAddr,
+}
+
+/// The broker's port for both versions.
+#[derive(Clone)]
+pub struct SharedPort {
+    pub listener: Arc<TcpListener>,
+    pub servers: VersionServers,
+    /// One place for each client; a client that finds none is disconnected.
+    pub places: Arc<Semaphore>,
+}
+
+impl SharedPort {
+    /// Accepts clients until `stop`.
+    pub async fn accept_clients(self, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let (client, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Usually no file descriptors are left: other connections have to end first.
+                    tracing::warn!(%error, "the broker cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = self.places.clone().try_acquire_owned() else {
+                metrics::counter!("simcorp_connections_refused_total").increment(1);
+                tracing::debug!(%address, "closed a connection: the broker has too many");
+                continue;
+            };
+            let servers = self.servers;
+            tokio::spawn(async move {
+                if let Err(error) = pass_on(client, servers).await {
+                    tracing::debug!(%address, %error, "a connection to the broker ended");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+/// Connects a client to the server of its version, until one of them closes the connection.
+async fn pass_on(mut client: TcpStream, servers: VersionServers) -> io::Result<()> {
+    let read = tokio::time::timeout(CONNECT_TIME_MAX, read_level(&mut client));
+    let (start, level) = read.await.map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+    let address = if level >= LEVEL_5 { servers.v5 } else { servers.v4 };
+    let mut server = TcpStream::connect(address).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    server.write_all(&start).await?;
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let upwards = async {
+        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        to_server.shutdown().await?;
+        // The server reads what is left and closes the connection.
+        std::future::pending::<io::Result<()>>().await
+    };
+    tokio::select! {
+        failed = upwards => failed,
+        closed = tokio::io::copy(&mut from_server, &mut to_client) => closed.map(drop),
+    }
+}
+
+/// Reads the start of a client's first packet, up to the protocol level. Returns both.
+async fn read_level(client: &mut TcpStream) -> io::Result<(Vec<u8>, u8)> {
+    let mut start = Vec::with_capacity(512);
+    loop {
+        if client.read_buf(&mut start).await? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        match protocol_level(&start) {
+            Ok(Some(level)) => return Ok((start, level)),
+            Ok(None) => {}
+            Err(problem) => return Err(io::Error::new(ErrorKind::InvalidData, problem)),
+        }
+    }
+}
+
+/// Returns the protocol level of a CONNECT packet, or `None` if `start` does not reach that far.
+fn protocol_level(start: &[u8]) -> Result<Option<u8>, &'static str> {
+    let Some((&first, rest)) = start.split_first() else { return Ok(None) };
+    if first != CONNECT {
+        return Err("the first packet is not CONNECT");
+    }
+    // The packet's length: up to four bytes, and the last one has its top bit clear.
+    let Some(last) = rest.iter().take(4).position(|byte| byte & 0x80 == 0) else {
+        return if rest.len() < 4 { Ok(None) } else { Err("the length of CONNECT is too long") };
+    };
+    let body = rest.get(last + 1..).unwrap_or_default();
+    let Some((&name_bytes, body)) = body.split_first_chunk::<2>() else { return Ok(None) };
+    let name_bytes = u16::from_be_bytes(name_bytes);
+    if name_bytes > NAME_BYTES_MAX {
+        return Err("the name of the protocol is too long");
+    }
+    // The top bit says that the client is a bridge of another broker.
+    Ok(body.get(usize::from(name_bytes)).map(|level| level & 0x7f))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V5: &[u8] = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x1e\x00\x00\x00";
+
+    #[test]
+    fn the_level_is_found_as_soon_as_it_has_arrived() {
+        for end in 0..9 {
+            assert_eq!(protocol_level(&V5[..end]), Ok(None), "{end} bytes");
+        }
+        for end in 9..=V5.len() {
+            assert_eq!(protocol_level(&V5[..end]), Ok(Some(5)), "{end} bytes");
+        }
+        let long = b"\x10\xff\xff\x7f\x00\x04MQTT\x04";
+        assert_eq!(protocol_level(long), Ok(Some(4)));
+        assert_eq!(protocol_level(b"\x10\x0e\x00\x06MQIsdp\x03"), Ok(Some(3)));
+        assert_eq!(protocol_level(b"\x10\x0d\x00\x04MQTT\x84"), Ok(Some(4)), "a bridge");
+    }
+
+    #[test]
+    fn anything_but_a_connect_packet_is_refused() {
+        for start in
+            [&b"GET / HTTP/1.1"[..], b"\x30\x00", b"\x10\xff\xff\xff\xff", b"\x10\x08\x10\x00"]
+        {
+            assert!(protocol_level(start).is_err(), "{start:?}");
+        }
+    }
+
+    /// Starts a server that answers a client's bytes with its own name and those bytes.
+    async fn server(name: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            client.write_all(name.as_bytes()).await.unwrap();
+            client.write_all(&received).await.unwrap();
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn each_client_reaches_the_server_of_its_version_with_every_byte() {
+        let servers = VersionServers { v4: server("v4").await, v5: server("v5").await };
+        let listener = Arc::new(TcpListener::bind(("127.0.0.1", 0)).await.unwrap());
+        let address = listener.local_addr().unwrap();
+        let port = SharedPort { listener, servers, places: Arc::new(Semaphore::new(2)) };
+        let stop = CancellationToken::new();
+        let accepting = tokio::spawn(port.accept_clients(stop.clone()));
+        for (name, level) in [("v4", 4), ("v5", 5)] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let mut sent = V5.to_vec();
+            sent[8] = level;
+            for byte in &sent {
+                client.write_all(&[*byte]).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, [name.as_bytes(), &sent].concat());
+        }
+        stop.cancel();
+        accepting.await.unwrap();
+    }
+}

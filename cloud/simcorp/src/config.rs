@@ -21,6 +21,7 @@ pub struct CloudConfig {
     pub database: database::DatabaseConfig,
     pub redis: cache::RedisConfig,
     pub limits: http_stack::LimitsConfig,
+    pub cors: http_stack::CorsConfig,
     pub broker: BrokerConfig,
     pub mqtt: service::mqtt::BrokerSettings,
     pub kernel: kernel::KernelConfig,
@@ -206,6 +207,7 @@ impl Config for CloudConfig {
         self.simulation.check(mistakes);
         self.redis.check(mistakes);
         self.limits.check(mistakes);
+        self.cors.check(mistakes);
         self.reports.check(mistakes);
         self.dispatcher.check(mistakes);
         self.console.check(mistakes);

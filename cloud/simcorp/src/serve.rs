@@ -277,6 +277,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         service_token: config.auth.service_token.clone(),
         data: config.database.data.clone(),
         development: config.auth.mode == AuthMode::Dev,
+        origins: config.cors.origins(),
         tasks: running.tasks.clone(),
         stop: running.stop.clone(),
     };

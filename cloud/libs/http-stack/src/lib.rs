@@ -5,6 +5,7 @@
 mod access;
 pub mod auth;
 mod bucket;
+mod cors;
 pub mod error;
 pub mod extract;
 pub mod idempotency;
@@ -18,6 +19,7 @@ pub mod start;
 
 pub use access::AccessControl;
 pub use bucket::{Bucket, Rate, RateLimitDecision};
+pub use cors::CorsConfig;
 pub use kernel_verifier::KernelTokenVerifier;
 pub use limit::{Limits, LimitsConfig};
 pub use rate_limit::too_many_requests;

@@ -5,15 +5,17 @@
 //! 1. request id: in the response and on every log line
 //! 2. metrics: count and duration by route and status, so that they include every refusal below
 //! 3. browser: headers that limit what a browser does with the response
-//! 4. panic: answers 500 and keeps the connection
-//! 5. origin, in development mode: 421 and 403 for what a page of another site makes a browser send
-//! 6. response time: 504
-//! 7. body size: 413
-//! 8. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
+//! 4. CORS, if origins are allowed: answers preflight requests, and lets their pages read every
+//!    response of the layers below
+//! 5. panic: answers 500 and keeps the connection
+//! 6. origin, in development mode: 421 and 403 for what a page of another site makes a browser send
+//! 7. response time: 504
+//! 8. body size: 413
+//! 9. concurrency: 503, so that an overloaded service answers at once; `/health`, `/ready`,
 //!    `/metrics` and `/openapi.json` branch off before it and need no credentials
-//! 9. authentication: 401; `/_rate-limit/metrics` branches off after it
-//! 10. rate limit: 429, by organisation, caller and route
-//! 11. idempotency: a repeated `Idempotency-Key` gets the first response
+//! 10. authentication: 401; `/_rate-limit/metrics` branches off after it
+//! 11. rate limit: 429, by organisation, caller and route
+//! 12. idempotency: a repeated `Idempotency-Key` gets the first response
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -23,35 +25,36 @@ use service::http::{
     self, ConcurrencyLimit, assign_request_id, limit_concurrency, record_metrics, response_timeout,
 };
 use service::metrics::Metrics;
-use service::origin::refuse_foreign_pages;
+use service::origin::{AllowedOrigins, refuse_other_pages};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::access::AccessControl;
 use crate::auth::{Caller, authenticate};
+use crate::cors::cors_layer;
 use crate::idempotency::idempotency_layer;
 use crate::rate_limit::{metrics_for, rate_limit};
 use crate::start::Service;
 
 /// Returns the router that serves a service: its routes and the open routes, inside all layers.
 pub fn service_router(service: &Service, metrics: Metrics) -> Router {
-    let Service { routes, openapi, health, access, development, idempotency, .. } = service;
+    let Service { routes, openapi, health, access, idempotency, .. } = service;
     let open = http::open_routes(openapi, health.clone(), metrics);
     let mut routes = routes.clone();
     if let Some(access) = access {
         routes = control_access(routes, access, idempotency.clone());
     }
     let routes = limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open);
-    outer_layers(routes, *development, health.service())
+    outer_layers(routes, (service.development, &service.origins), health.service())
 }
 
-/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 7, and no open
-/// routes. The routes bound by themselves how many requests are handled at once.
+/// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 8, without 4 and
+/// 6, and no open routes. The routes bound by themselves how many requests are handled at once.
 pub fn endpoint_router(routes: Router, name: &'static str) -> Router {
-    outer_layers(routes, false, name)
+    outer_layers(routes, (false, &AllowedOrigins::default()), name)
 }
 
-/// Adds layers 9 to 11. The last `layer` is the first that a request passes.
+/// Adds layers 10 to 12. The last `layer` is the first that a request passes.
 fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempotency>) -> Router {
     let AccessControl { auth, limits } = access.clone();
     let routes = match keys {
@@ -69,20 +72,29 @@ fn control_access(routes: Router, access: &AccessControl, keys: Option<Idempoten
         .layer(from_fn_with_state(auth, authenticate))
 }
 
-/// Adds layer 8.
+/// Adds layer 9.
 fn limit(routes: Router, at_once: usize) -> Router {
     routes.layer(from_fn_with_state(ConcurrencyLimit::new(at_once), limit_concurrency))
 }
 
-/// Adds layers 1 to 7. The last `layer` is the first that a request passes.
-fn outer_layers(routes: Router, development: bool, name: &'static str) -> Router {
+/// Adds layers 1 to 8. The last `layer` is the first that a request passes.
+fn outer_layers(
+    routes: Router,
+    (development, origins): (bool, &AllowedOrigins),
+    name: &'static str,
+) -> Router {
     let routes = routes
         .fallback(http::not_found)
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
         .layer(response_timeout());
-    let routes = if development { routes.layer(from_fn(refuse_foreign_pages)) } else { routes };
+    let routes = if development {
+        routes.layer(from_fn_with_state(origins.clone(), refuse_other_pages))
+    } else {
+        routes
+    };
+    let routes = routes.layer(CatchPanicLayer::new());
+    let routes = if origins.is_empty() { routes } else { routes.layer(cors_layer(origins)) };
     routes
-        .layer(CatchPanicLayer::new())
         .layer(from_fn(http::restrict_browser))
         .layer(from_fn_with_state(name, record_metrics))
         .layer(from_fn(assign_request_id))

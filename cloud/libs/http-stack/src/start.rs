@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 use service::clock::Clock;
 use service::health::Health;
 use service::mqtt::{BrokerError, BrokerSettings};
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use service_client::{ServiceClient, ServiceClientError};
@@ -35,6 +36,8 @@ pub struct Service {
     /// Whether callers need no credentials, because the service listens on this machine alone. Then
     /// what pages of other sites make a browser send is refused.
     pub development: bool,
+    /// The origins of other sites whose pages may call the routes.
+    pub origins: AllowedOrigins,
     /// Where the responses to requests with an `Idempotency-Key` are stored. `None`: the header is
     /// ignored.
     pub idempotency: Option<Idempotency>,
@@ -64,13 +67,24 @@ impl Service {
             async move { failure.map_or(Ok(()), Err) }
         });
         let development = context.development;
-        Self { name, routes, openapi, health, access, development, idempotency: None, tls: None }
+        let origins = context.origins.clone();
+        Self {
+            name,
+            routes,
+            openapi,
+            health,
+            access,
+            development,
+            origins,
+            idempotency: None,
+            tls: None,
+        }
     }
 
-    /// Lets anyone call the routes.
+    /// Lets anyone call the routes, but no page of another site.
     #[must_use]
     pub fn without_authentication(self) -> Self {
-        Self { access: None, ..self }
+        Self { access: None, origins: AllowedOrigins::default(), ..self }
     }
 
     /// Answers repeated requests with the same `Idempotency-Key` from `database`.
@@ -96,6 +110,8 @@ pub struct Context {
     pub data: PathBuf,
     /// Whether callers need no credentials. Everything then listens on loopback only.
     pub development: bool,
+    /// The origins of other sites whose pages may call the services.
+    pub origins: AllowedOrigins,
     /// Background tasks; a shutdown waits for them.
     pub tasks: Tasks,
     /// Cancelled when the process stops.

@@ -382,7 +382,7 @@ async fn a_flood_of_one_organisation_does_not_delay_the_others(store: KernelStor
     assert_eq!(take().await, "late");
 }
 
-on_both!(kept, a_page_of_large_traces_ends_early_and_says_that_there_is_more);
+on_both!(pages, a_page_of_large_traces_ends_early_and_says_that_there_is_more);
 async fn a_page_of_large_traces_ends_early_and_says_that_there_is_more(store: KernelStore) {
     let acme = org("acme");
     for n in 0..12 {

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use service::clock::Clock;
 use service::health::Health;
 use service::metrics::Metrics;
+use service::origin::AllowedOrigins;
 use tower::ServiceExt as _;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -109,6 +110,7 @@ struct App {
     tokens: Tokens,
     limits: LimitsConfig,
     development: bool,
+    origins: AllowedOrigins,
     idempotency: Option<Idempotency>,
     orders: Orders,
 }
@@ -133,6 +135,7 @@ impl App {
             health: Health::new("orders", clock()),
             access: Some(access),
             development: self.development,
+            origins: self.origins.clone(),
             idempotency: self.idempotency.clone(),
             tls: None,
         };

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use http_stack::LimitsConfig;
 use serde_json::json;
+use service::origin::AllowedOrigins;
 
 use crate::{App, read, request, send, slow};
 
@@ -156,4 +157,55 @@ async fn in_development_mode_no_page_of_another_site_is_answered() {
     let mut named = request(Method::GET, "/orders", "ada");
     named.headers_mut().insert(header::HOST, "cloud.example".parse().unwrap());
     assert_eq!(send(&App::default().router(), named).await.status, StatusCode::OK);
+}
+
+/// A request of a page of `origin`, as its browser sends it.
+fn from_page(method: Method, origin: &'static str) -> axum::extract::Request {
+    let mut asked = request(method, "/orders", "ada");
+    for (name, value) in
+        [("host", "localhost:3000"), ("origin", origin), ("sec-fetch-site", "cross-site")]
+    {
+        asked.headers_mut().insert(name, value.parse().unwrap());
+    }
+    asked
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_call_and_read_and_no_others() {
+    const ALLOW: &str = "access-control-allow-origin";
+    let origins: AllowedOrigins =
+        ["tauri://localhost"].map(HeaderValue::from_static).into_iter().collect();
+    for development in [false, true] {
+        let router = App { development, origins: origins.clone(), ..App::default() }.router();
+        let mut preflight = from_page(Method::OPTIONS, "tauri://localhost");
+        preflight.headers_mut().remove(header::AUTHORIZATION);
+        preflight.headers_mut().insert("access-control-request-method", "PUT".parse().unwrap());
+        let answer = send(&router, preflight).await;
+        assert_eq!(
+            (answer.status, answer.header(ALLOW)),
+            (StatusCode::OK, Some("tauri://localhost"))
+        );
+        assert!(answer.header("access-control-allow-methods").unwrap().contains("PUT"));
+        let accepted = answer.header("access-control-allow-headers").unwrap();
+        assert!(accepted.contains("authorization") && accepted.contains("content-type"));
+        let made = send(&router, from_page(Method::POST, "tauri://localhost")).await;
+        assert_eq!(
+            (made.status, made.header(ALLOW)),
+            (StatusCode::CREATED, Some("tauri://localhost"))
+        );
+        // A page reads why it is refused, too.
+        let mut refused = from_page(Method::GET, "tauri://localhost");
+        refused.headers_mut().remove(header::AUTHORIZATION);
+        let refused = send(&router, refused).await;
+        assert_eq!(
+            (refused.status, refused.header(ALLOW)),
+            (StatusCode::UNAUTHORIZED, Some("tauri://localhost"))
+        );
+        let other = send(&router, from_page(Method::POST, "https://evil.example")).await;
+        assert_eq!(other.header(ALLOW), None);
+        assert_eq!(other.status == StatusCode::FORBIDDEN, development);
+    }
+    let closed = App::default().router();
+    let answer = send(&closed, from_page(Method::OPTIONS, "tauri://localhost")).await;
+    assert_eq!((answer.status, answer.header(ALLOW)), (StatusCode::METHOD_NOT_ALLOWED, None));
 }

@@ -21,6 +21,7 @@ use http_stack::start::Context;
 use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest, free_port};
@@ -48,6 +49,7 @@ impl Console {
             service_token: Secret::from("a-service-token".to_owned()),
             data: PathBuf::new(),
             development: true,
+            origins: AllowedOrigins::default(),
             tasks: Tasks::new(CancellationToken::new()),
             stop: CancellationToken::new(),
         };

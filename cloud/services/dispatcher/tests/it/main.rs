@@ -19,6 +19,7 @@ use http_stack::start::Context;
 use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest};
@@ -38,6 +39,7 @@ fn context() -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
+        origins: AllowedOrigins::default(),
         tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }

@@ -21,6 +21,7 @@ use http_stack::start::Context;
 use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use tempfile::TempDir;
@@ -92,6 +93,7 @@ fn context(store: &EvalStore) -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
+        origins: AllowedOrigins::default(),
         tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }

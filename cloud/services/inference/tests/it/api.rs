@@ -15,6 +15,7 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use inference::InferenceConfig;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ async fn routes(folder: &tempfile::TempDir) -> Router {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
+        origins: AllowedOrigins::default(),
         tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     };

@@ -20,6 +20,7 @@ use http_stack::{AccessControl, Limits, LimitsConfig};
 use reports::ReportsConfig;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest};
@@ -42,6 +43,7 @@ fn context() -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
+        origins: AllowedOrigins::default(),
         tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }

@@ -18,6 +18,7 @@ use http_stack::start::Context;
 use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::Value;
 use service::mqtt::BrokerSettings;
+use service::origin::AllowedOrigins;
 use service::secret::Secret;
 use service::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ fn context(mqtt: BrokerSettings) -> Context {
         service_token: Secret::default(),
         data: PathBuf::new(),
         development: true,
+        origins: AllowedOrigins::default(),
         tasks: Tasks::new(CancellationToken::new()),
         stop: CancellationToken::new(),
     }

@@ -106,6 +106,8 @@ fn no_nulls(value: &Value, but: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
     let stack = Stack::start(&[], &["ingestion.accept_unsigned=true".to_owned()]).await?;
+    let url = format!("mqtt://127.0.0.1:{}", stack.broker);
+    assert_eq!(stack.get("dispatcher", "/config").await?["mqttUrl"], url);
     // A stream answers before its first event, and uses upstream's names.
     let stream = stack.url("ingestion", "/stream/telemetry?machineId=m-1");
     let mut stream = client().get(stream).timeout(PATIENCE).send().await?;

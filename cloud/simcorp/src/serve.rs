@@ -285,9 +285,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         if embeds {
             let clients_max = running.connections.total;
             let tasks = (&running.tasks, &running.stop);
-            let address = broker::start(&config.broker, clients_max, tasks).await?;
-            context.mqtt.host = address.ip().to_string();
-            context.mqtt.port = address.port();
+            context.mqtt.local = Some(broker::start(&config.broker, clients_max, tasks).await?);
         }
         context.database = Some(open_database(&config, &running).await?);
     }

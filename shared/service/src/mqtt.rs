@@ -3,6 +3,7 @@
 mod connection;
 mod name_conflict;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rumqttc::{IncomingPacketSizeLimit, MqttOptions, NetworkOptions, TlsConfiguration, Transport};
@@ -34,6 +35,10 @@ pub struct BrokerSettings {
     pub username: String,
     /// The password, as a reference or in place.
     pub password: Secret,
+    /// The address of the MQTT 5 server, if the broker runs in this process: clients connect to it
+    /// directly.
+    #[serde(skip)]
+    pub local: Option<SocketAddr>,
 }
 
 impl Default for BrokerSettings {
@@ -46,6 +51,7 @@ impl Default for BrokerSettings {
             key_file: None,
             username: String::new(),
             password: Secret::default(),
+            local: None,
         }
     }
 }
@@ -78,6 +84,13 @@ pub struct ConnectionBounds {
 }
 
 impl BrokerSettings {
+    /// Returns the broker's URL, without user name and password; `None` if no broker is configured.
+    #[must_use]
+    pub fn url(&self) -> Option<String> {
+        let scheme = if self.ca_file.is_some() { "mqtts" } else { "mqtt" };
+        self.is_configured().then(|| format!("{scheme}://{}:{}", self.host, self.port))
+    }
+
     /// Returns true if a broker is configured.
     #[must_use]
     pub const fn is_configured(&self) -> bool {
@@ -112,7 +125,9 @@ impl BrokerSettings {
         client: &str,
         bounds: ConnectionBounds,
     ) -> Result<MqttOptions, BrokerError> {
-        let mut options = MqttOptions::new(client, (self.host.as_str(), self.port));
+        let local = self.local.map(|address| (address.ip().to_string(), address.port()));
+        let address = local.unwrap_or_else(|| (self.host.clone(), self.port));
+        let mut options = MqttOptions::new(client, address);
         options
             .set_keep_alive(15)
             .set_clean_start(true)

@@ -1,7 +1,7 @@
 //! The dispatcher's HTTP routes: status, configuration and replay.
 
 use axum::Json;
-use axum::extract::State as Extract;
+use axum::extract::{FromRequest as _, Request, State as Extract};
 use axum::http::StatusCode;
 use contract::ops::{SessionClosed, SessionTopic};
 use http_stack::auth::{Caller, Role};
@@ -20,6 +20,7 @@ const TOPIC: &str = "ops/+/+/+/session/closed";
 #[derive(Clone)]
 struct State {
     config: DispatcherConfig,
+    mqtt_url: Option<String>,
     work: MissionDispatcher,
 }
 
@@ -29,6 +30,7 @@ struct Doc;
 
 pub fn routes(
     config: DispatcherConfig,
+    mqtt_url: Option<String>,
     work: MissionDispatcher,
 ) -> (axum::Router, utoipa::openapi::OpenApi) {
     use utoipa::OpenApi as _;
@@ -37,7 +39,7 @@ pub fn routes(
         .routes(routes!(status))
         .routes(routes!(configuration))
         .routes(routes!(replay))
-        .with_state(State { config, work })
+        .with_state(State { config, mqtt_url, work })
         .split_for_parts();
     (router, with_examples(openapi, include_str!("examples.json")))
 }
@@ -74,6 +76,9 @@ async fn status(Extract(state): Extract<State>, caller: Caller) -> Result<Json<S
 struct EffectiveConfig {
     topics: Vec<&'static str>,
     goals: Vec<String>,
+    /// The broker's URL, without a password; absent without a broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mqtt_url: Option<String>,
     kernel_url: String,
     /// The most attempts of a mission.
     max_attempts: u32,
@@ -87,8 +92,10 @@ async fn configuration(
     caller: Caller,
 ) -> Result<Json<EffectiveConfig>, ApiError> {
     caller.require_role(Role::Viewer)?;
-    let DispatcherConfig { goals, kernel_url, max_attempts, .. } = state.config;
-    Ok(Json(EffectiveConfig { topics: vec![TOPIC], goals, kernel_url, max_attempts }))
+    let State { config, mqtt_url, .. } = state;
+    let DispatcherConfig { goals, kernel_url, max_attempts, .. } = config;
+    let topics = vec![TOPIC];
+    Ok(Json(EffectiveConfig { topics, goals, mqtt_url, kernel_url, max_attempts }))
 }
 
 /// The response to a replay.
@@ -105,11 +112,13 @@ struct ReplayAccepted {
 async fn replay(
     Extract(state): Extract<State>,
     caller: Caller,
-    JsonBody(event): JsonBody<SessionClosed>,
+    request: Request,
 ) -> Result<(StatusCode, Json<ReplayAccepted>), ApiError> {
+    // Checked before the body is read: where there is no such route, no body is wrong.
     if !state.config.replay {
         return Err(ApiError::NotFound("replay"));
     }
+    let JsonBody(event) = JsonBody::<SessionClosed>::from_request(request, &()).await?;
     caller.require_role(Role::Operator)?;
     caller.resolve_org(Some(event.origin.org.as_str()))?;
     if let Some(problem) = event.problem() {

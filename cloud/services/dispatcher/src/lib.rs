@@ -78,7 +78,7 @@ pub fn start(config: &DispatcherConfig, context: &Context) -> Result<Service, St
     let (tasks, stop) = (&context.tasks, &context.stop);
     let connected = bus::start(config, &context.mqtt, work.clone(), tasks, stop)?;
     let health = check_mqtt_flag(Health::new("dispatcher", context.clock.clone()), connected);
-    let routes = api::routes(config.clone(), work);
+    let routes = api::routes(config.clone(), context.mqtt.url(), work);
     Ok(Service::new(context, "dispatcher", routes, health))
 }
 

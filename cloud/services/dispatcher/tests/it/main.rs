@@ -251,6 +251,8 @@ async fn an_event_that_is_wrong_or_of_another_organisation_reaches_no_kernel() {
 #[tokio::test]
 async fn without_replay_there_is_no_such_route() {
     let dispatcher = Fixture::start(false).await;
-    let (status, _) = dispatcher.replay(&event()).await;
-    assert_eq!((status, dispatcher.missions().len()), (StatusCode::NOT_FOUND, 0));
+    for body in [event(), json!({}), json!([])] {
+        let (status, _) = dispatcher.replay(&body).await;
+        assert_eq!((status, dispatcher.missions().len()), (StatusCode::NOT_FOUND, 0), "{body}");
+    }
 }

@@ -61,7 +61,27 @@ pub struct Recommendation {
     pub kind: String,
     pub priority: String,
     pub rationale: String,
-    pub actions: Vec<NextAction>,
+    /// What to do.
+    #[serde(deserialize_with = "action_texts")]
+    pub actions: Vec<String>,
+}
+
+/// Reads actions: texts, or the objects that earlier versions stored.
+fn action_texts<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Object(NextAction),
+    }
+    let actions =
+        Vec::<Stored>::deserialize(deserializer)?.into_iter().map(|action| match action {
+            Stored::Text(text) => text,
+            Stored::Object(action) => action.description,
+        });
+    Ok(actions.collect())
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -137,8 +157,11 @@ pub fn assess(
     // Upstream lists blockers but ignores them; here every required item must hold.
     let ready = score >= THRESHOLD && blockers.is_empty();
     let recommendations = recommend(score, ready, metrics, all);
-    let next_actions =
-        recommendations.iter().filter(|r| r.priority == "high").flat_map(|r| r.actions.clone());
+    let next_actions = recommendations
+        .iter()
+        .filter(|r| r.priority == "high")
+        .flat_map(|r| r.actions.clone())
+        .map(|description| NextAction { description, completed: false });
     Readiness {
         timestamp: now,
         current_phase: state.phase,
@@ -203,8 +226,6 @@ fn recommend(
 ) -> Vec<Recommendation> {
     let mut recommendations = Vec::new();
     let mut add = |kind: &str, priority: &str, rationale: String, actions: Vec<String>| {
-        let action = |description| NextAction { description, completed: false };
-        let actions = actions.into_iter().map(action).collect();
         let (kind, priority) = (kind.to_owned(), priority.to_owned());
         recommendations.push(Recommendation { kind, priority, rationale, actions });
     };
@@ -290,5 +311,18 @@ mod tests {
         let idle = AutonomyMetrics::of(Period { start: NOW, end: NOW }, &Counts::new());
         let begin = assess(&AutonomyState::new(NOW), &idle, &Measured::default(), NOW);
         assert!(begin.overall.score < 0.2 && !begin.next_actions.is_empty());
+        // Upstream's schema has texts in a recommendation, and objects in the next actions.
+        let shown = serde_json::to_value(&begin).unwrap();
+        let action = &shown["recommendations"][0]["actions"][0];
+        assert_eq!(action, "work on the missing items of the checklists");
+        assert_eq!(shown["nextActions"][0]["description"], *action);
+    }
+
+    #[test]
+    fn recommendations_of_earlier_versions_are_read_as_texts() {
+        let stored = serde_json::json!({"type": "maintain", "priority": "high", "rationale": "r",
+            "actions": [{"description": "old", "completed": false}, "new"]});
+        let read: Recommendation = serde_json::from_value(stored).unwrap();
+        assert_eq!(read.actions, ["old", "new"]);
     }
 }

@@ -203,6 +203,16 @@ async fn upstream_clients_can_read_an_upstream_roast() -> anyhow::Result<()> {
         assert_eq!((status, &run["outcome"]), (201, &json!("PASS")), "{run}");
         no_nulls(&run, &[]);
     }
+    // Several trials as upstream documents them: one session, and no list.
+    let trials = json!({"sessionId": id, "goldenCaseId": case["id"], "analysis": analysis});
+    let (status, set) = stack.post(("eval", "/evaluations/run-multi-trial"), &trials).await?;
+    assert_eq!(
+        (status, &set["sessionId"], &set["totalTrials"]),
+        (201, &json!(id), &json!(1)),
+        "{set}"
+    );
+    assert_eq!(set["consistencyVerdict"], "CONSISTENT_PASS");
+    no_nulls(&set, &[]);
     is_null_where_its_end_will_be(&stack, &bus).await
 }
 

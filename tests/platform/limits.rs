@@ -41,6 +41,8 @@ async fn instances_share_a_rate_limit_and_work_without_redis() -> anyhow::Result
         assert!((1..=5).contains(&wait), "{wait}");
         let body: serde_json::Value = answer.json().await?;
         assert_eq!(body["error"], "Too Many Requests");
+        let again = body["retryAfter"].as_str().and_then(contract::EpochMs::parse_iso);
+        assert!(again.is_some(), "{body}");
     }
     // Another route has its own limit; routes that machines read have none.
     assert_eq!(ask(0, "/tools").await?.status(), 200);

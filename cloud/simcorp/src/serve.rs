@@ -267,7 +267,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     config.simulation.publish.get_or_insert(config.auth.mode == AuthMode::Dev);
     let mut listeners = bind_ports(&config, &runs).await?;
     let redis = Redis::open(&config.redis).map_err(|problem| anyhow::anyhow!(problem))?;
-    let limits = Limits::new(&config.limits, redis.as_ref());
+    let limits = Limits::new(&config.limits, redis.as_ref(), Arc::new(now));
     let mut context = Context {
         access: AccessControl { auth: config.service_auth()?, limits },
         cache: Cache::new(redis.as_ref()),

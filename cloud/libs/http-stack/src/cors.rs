@@ -67,7 +67,7 @@ pub(crate) fn cors_layer(origins: &AllowedOrigins) -> CorsLayer {
         HeaderName::from_static("last-event-id"),
         HeaderName::from_static("x-request-id"),
     ];
-    const SHOWN: [HeaderName; 9] = [
+    const SHOWN: [HeaderName; 10] = [
         header::ETAG,
         header::RETRY_AFTER,
         NEXT_CURSOR,
@@ -76,6 +76,7 @@ pub(crate) fn cors_layer(origins: &AllowedOrigins) -> CorsLayer {
         HeaderName::from_static("ratelimit-policy"),
         HeaderName::from_static("x-ratelimit-limit"),
         HeaderName::from_static("x-ratelimit-remaining"),
+        HeaderName::from_static("x-ratelimit-reset"),
         HeaderName::from_static("x-request-id"),
     ];
     let origins = origins.clone();

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::Method;
 use cache::{Redis, Script};
+use contract::EpochMs;
 use serde::{Deserialize, Serialize};
+use service::clock::Clock;
 use service::config::Mistakes;
 use tokio::time::Instant;
 
@@ -98,21 +100,29 @@ struct LimiterState {
     redis: Option<Redis>,
     script: Script,
     began: Instant,
+    /// The wall clock, for the times that callers are told.
+    clock: Clock,
     own: Mutex<Buckets>,
     counts: Mutex<Counts>,
 }
 
 impl Limits {
     #[must_use]
-    pub fn new(config: &LimitsConfig, redis: Option<&Redis>) -> Self {
+    pub fn new(config: &LimitsConfig, redis: Option<&Redis>, clock: Clock) -> Self {
         Self(Arc::new(LimiterState {
             config: config.clone(),
             redis: redis.cloned(),
             script: bucket::script(),
             began: Instant::now(),
+            clock,
             own: Mutex::default(),
             counts: Mutex::default(),
         }))
+    }
+
+    /// Returns the time of the wall clock.
+    pub(crate) fn now(&self) -> EpochMs {
+        (self.0.clock)()
     }
 
     /// Returns the buckets of a request; none for a caller without an organisation, which is one of

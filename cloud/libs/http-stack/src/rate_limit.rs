@@ -6,6 +6,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use contract::EpochMs;
 use serde::Serialize;
 
 use crate::auth::{Caller, Role};
@@ -17,6 +18,7 @@ const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LEFT: HeaderName = HeaderName::from_static("ratelimit");
 const OLD_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const OLD_LEFT: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const OLD_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// Takes a token from each bucket of the request, or refuses the request with 429. This is Axum
 /// middleware.
@@ -33,26 +35,27 @@ pub(crate) async fn rate_limit(
     if buckets.is_empty() {
         return next.run(request).await; // one of our services, which works for all organisations
     }
-    let taken = limits.take(&buckets).await;
+    let (taken, now) = (limits.take(&buckets).await, limits.now());
     let mut response = if taken.allowed {
         next.run(request).await
     } else {
         limits.count_refusal(&taken);
-        too_many_requests(&taken)
+        too_many_requests(&taken, now)
     };
-    add_headers(response.headers_mut(), &taken);
+    add_headers(response.headers_mut(), &taken, now);
     response
 }
 
 /// Adds the rate-limit headers for the bucket that is nearest to its limit: those of
 /// `draft-ietf-httpapi-ratelimit-headers`, and upstream Sim-Corp's.
-fn add_headers(headers: &mut axum::http::HeaderMap, taken: &RateLimitDecision) {
+fn add_headers(headers: &mut axum::http::HeaderMap, taken: &RateLimitDecision, now: EpochMs) {
     let RateLimitDecision { kind, limit, remaining: left, reset_after_s: full_s, .. } = taken;
     for (name, value) in [
         (POLICY, format!("\"{kind}\";q={limit};w={}", taken.window_s)),
         (LEFT, format!("\"{kind}\";r={left};t={full_s}")),
         (OLD_LIMIT, limit.to_string()),
         (OLD_LEFT, left.to_string()),
+        (OLD_RESET, after_s(now, *full_s).to_string()),
     ] {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
@@ -66,18 +69,24 @@ fn add_headers(headers: &mut axum::http::HeaderMap, taken: &RateLimitDecision) {
 struct TooManyRequests {
     error: &'static str,
     message: String,
-    /// Seconds.
-    retry_after: u64,
+    /// When a repeated request may succeed.
+    retry_after: EpochMs,
 }
 
-/// Returns a 429 response in upstream Sim-Corp's format.
+/// Returns the time that is `seconds` after `now`.
+fn after_s(now: EpochMs, seconds: u64) -> EpochMs {
+    now.plus_ms(i64::try_from(seconds.saturating_mul(1_000)).unwrap_or(i64::MAX))
+}
+
+/// Returns a 429 response in upstream Sim-Corp's format. `Retry-After` has the wait in seconds, and
+/// the body the time.
 #[must_use]
-pub fn too_many_requests(taken: &RateLimitDecision) -> Response {
+pub fn too_many_requests(taken: &RateLimitDecision, now: EpochMs) -> Response {
     let wait = taken.retry_after_s.max(1);
     let body = TooManyRequests {
         error: "Too Many Requests",
         message: format!("too many requests of this {}; again in {wait} s", taken.kind),
-        retry_after: wait,
+        retry_after: after_s(now, wait),
     };
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait.to_string())], Json(body))
         .into_response()

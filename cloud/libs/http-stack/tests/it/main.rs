@@ -126,7 +126,7 @@ impl App {
             .with_state(clock());
         let access = AccessControl {
             auth: Auth::bearer(self.tokens.clone()),
-            limits: Limits::new(&self.limits, None),
+            limits: Limits::new(&self.limits, None, clock()),
         };
         let service = Service {
             name: "orders",

@@ -49,11 +49,14 @@ async fn past_the_burst_a_request_is_refused_with_429_until_a_token_is_back() {
     let refused = read(&router, "/orders", "ada").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(refused.header("retry-after"), Some("1000"));
+    let full = crate::NOW.plus_ms(2_000_000).to_string();
+    assert_eq!(refused.header("x-ratelimit-reset"), Some(full.as_str()));
     assert_eq!(refused.header("ratelimit"), Some("\"route\";r=0;t=2000"));
     assert_eq!(refused.header("ratelimit-policy"), Some("\"route\";q=2;w=2000"));
     assert!(refused.header("x-request-id").is_some());
     let told = "too many requests of this route; again in 1000 s";
-    let body = json!({"error": "Too Many Requests", "message": told, "retryAfter": 1000});
+    let again = crate::NOW.plus_ms(1_000_000);
+    let body = json!({"error": "Too Many Requests", "message": told, "retryAfter": again});
     assert_eq!(refused.body, body);
     // The limit is each caller's own.
     assert_eq!(read(&router, "/orders", "bob").await.status, StatusCode::OK);

@@ -34,7 +34,10 @@ fn context(step_ms: i64) -> Context {
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     let time_ms = AtomicI64::new(NOW.0);
     Context {
-        access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+        access: AccessControl {
+            auth,
+            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+        },
         cache: Cache::new(None),
         clock: Arc::new(move || EpochMs(time_ms.fetch_add(step_ms, Ordering::SeqCst))),
         database: None,

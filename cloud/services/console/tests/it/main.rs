@@ -41,7 +41,10 @@ impl Console {
         service::tls::install_crypto_provider();
         let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
         let context = Context {
-            access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+            access: AccessControl {
+                auth,
+                limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+            },
             cache: Cache::new(None),
             clock: Arc::new(|| NOW),
             database: None,

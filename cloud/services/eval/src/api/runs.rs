@@ -194,7 +194,45 @@ pub async fn run(
 #[serde(rename_all = "camelCase")]
 pub struct NewTrials {
     pub golden_case_id: String,
-    pub trials: Vec<Trial>,
+    /// The trials. If absent, `sessionId` and the other fields are the only trial, as upstream
+    /// Sim-Corp documents the request.
+    #[serde(default)]
+    pub trials: Option<Vec<Trial>>,
+    #[serde(default)]
+    pub session_id: Option<String>,
+    #[serde(default)]
+    pub analysis: Option<Map<String, Value>>,
+    #[serde(default)]
+    pub telemetry: Option<Vec<TelemetryPoint>>,
+    #[serde(default)]
+    pub commands: Vec<RunCommand>,
+    #[serde(default)]
+    pub agent_rejected: Option<bool>,
+    #[serde(default)]
+    pub rejection_reason: Option<String>,
+}
+
+impl NewTrials {
+    /// Returns the trials: those of the list, or the only one.
+    fn into_trials(self) -> Result<Vec<Trial>, ApiError> {
+        let trials = match (self.trials, self.session_id) {
+            (Some(trials), _) => trials,
+            (None, Some(session_id)) => vec![Trial {
+                session_id,
+                analysis: self.analysis,
+                telemetry: self.telemetry,
+                commands: self.commands,
+                agent_rejected: self.agent_rejected,
+                rejection_reason: self.rejection_reason,
+            }],
+            (None, None) => Vec::new(),
+        };
+        if !(1..=TRIALS_MAX).contains(&trials.len()) {
+            let problem = format!("not 1 to {TRIALS_MAX}, and no sessionId of a single trial");
+            return Err(ApiError::Issues(vec![Issue::new("trials", problem)]));
+        }
+        Ok(trials)
+    }
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -226,15 +264,12 @@ pub async fn run_trials(
 ) -> Result<Response, ApiError> {
     caller.require_role(Role::Operator)?;
     let (_, case) = state.case(&org, &new.golden_case_id).await?;
-    if !(1..=TRIALS_MAX).contains(&new.trials.len()) {
-        let problem = format!("not 1 to {TRIALS_MAX}");
-        return Err(ApiError::Issues(vec![Issue::new("trials", problem)]));
-    }
+    let trials = new.into_trials()?;
     let set = format!("trialset-{}", trust::random_id().map_err(ApiError::internal)?);
-    let of = u32::try_from(new.trials.len()).unwrap_or(u32::MAX);
+    let of = u32::try_from(trials.len()).unwrap_or(u32::MAX);
     // All runs are made before any is stored; only the run of each roast stays in memory.
-    let mut runs = Vec::with_capacity(new.trials.len());
-    for (n, trial) in (1..).zip(new.trials) {
+    let mut runs = Vec::with_capacity(trials.len());
+    for (n, trial) in (1..).zip(trials) {
         let new = NewRun {
             session_id: trial.session_id,
             golden_case_id: case.id.clone(),

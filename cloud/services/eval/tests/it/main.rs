@@ -85,7 +85,10 @@ async fn audited(store: &EvalStore, org: &OrgId) -> Vec<(String, serde_json::Val
 fn context(store: &EvalStore) -> Context {
     let auth = Auth::dev(org("acme"), "ada");
     Context {
-        access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+        access: AccessControl {
+            auth,
+            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+        },
         cache: Cache::new(None),
         clock: Arc::new(|| NOW),
         database: Some(store.database().clone()),

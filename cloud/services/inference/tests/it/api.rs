@@ -28,7 +28,10 @@ const OF_R1: &str = "/config?orgId=acme&siteId=leipzig&machineId=r-1";
 async fn routes(folder: &tempfile::TempDir) -> Router {
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     let context = Context {
-        access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+        access: AccessControl {
+            auth,
+            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+        },
         cache: Cache::new(None),
         clock: Arc::new(|| NOW),
         database: Some(open_sqlite(folder).await),

@@ -42,7 +42,7 @@ pub async fn post_frames(
     if !decision.allowed {
         // No frame of this body has been stored.
         shared.limits.count_refusal(&decision);
-        return Ok(http_stack::too_many_requests(&decision));
+        return Ok(http_stack::too_many_requests(&decision, request.now()));
     }
     let mut waiting = Vec::with_capacity(messages.len());
     for (origin, message) in messages {

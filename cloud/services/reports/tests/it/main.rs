@@ -35,7 +35,10 @@ const LATEST: &str = "/sessions/S-1/reports/latest";
 fn context() -> Context {
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     Context {
-        access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+        access: AccessControl {
+            auth,
+            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+        },
         cache: Cache::new(None),
         clock: Arc::new(|| NOW),
         database: None,

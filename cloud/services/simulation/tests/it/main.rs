@@ -30,7 +30,10 @@ const NOW: EpochMs = EpochMs(1_760_000_000_000);
 fn context(mqtt: BrokerSettings) -> Context {
     let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     Context {
-        access: AccessControl { auth, limits: Limits::new(&LimitsConfig::default(), None) },
+        access: AccessControl {
+            auth,
+            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
+        },
         cache: Cache::new(None),
         clock: Arc::new(|| NOW),
         database: None,

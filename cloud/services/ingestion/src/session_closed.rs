@@ -32,6 +32,10 @@ const FIRST: (i64, String) = (i64::MIN, String::new());
 /// The time between two publications of an event: the first wait, doubled each time, and the
 /// longest.
 const RESEND_MS: (i64, i64) = (5_000, 3_600_000);
+/// After this many publications, in three quarters of an hour, an event counts as acknowledged if
+/// its session has its mission or its report. Upstream Sim-Corp's dispatcher acknowledges nothing;
+/// ours has had its chances by then.
+const UNACKNOWLEDGED_TRIES: i64 = 10;
 const COUNT_EVERY: u32 = 15;
 /// The capacity of the queue of acknowledgements; further ones are lost, and their events resent.
 const ACK_QUEUE_LEN: usize = 1_024;
@@ -87,10 +91,8 @@ pub fn start(
                 tracing::warn!(%error, "could not publish closed sessions; the next pass retries");
             }
             passes = passes.wrapping_add(1);
-            if passes.is_multiple_of(COUNT_EVERY)
-                && let Ok(waiting) = store.outbox_len().await
-            {
-                metrics::gauge!("simcorp_outbox_waiting").set(waiting as f64);
+            if passes.is_multiple_of(COUNT_EVERY) {
+                review_outbox(&store).await;
             }
         }
     });
@@ -178,6 +180,16 @@ async fn publish_due(store: &IngestStore, bus: &Bus, now: EpochMs) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Removes the events that were handled without an acknowledgement, and counts the others.
+async fn review_outbox(store: &IngestStore) {
+    if let Err(error) = store.remove_handled_sessions(UNACKNOWLEDGED_TRIES).await {
+        tracing::warn!(%error, "could not look for handled roasts; a later pass retries");
+    }
+    if let Ok(waiting) = store.outbox_len().await {
+        metrics::gauge!("simcorp_outbox_waiting").set(waiting as f64);
+    }
 }
 
 /// Builds the event for a closed session; `None` if the session does not exist.

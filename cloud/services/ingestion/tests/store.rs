@@ -802,6 +802,32 @@ async fn an_invalid_row_is_distinguished_from_an_unavailable_database(store: &In
     assert!(!error.is_about_data(), "{error}");
 }
 
+async fn an_event_is_removed_when_its_session_has_a_mission_and_was_told_often(
+    store: &IngestStore,
+) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let event: ops::SessionClosed = serde_json::from_value(serde_json::json!({
+        "type": "session.closed", "version": 1, "emittedAt": NOW, "orgId": "acme",
+        "siteId": "leipzig", "machineId": "r-1", "sessionId": "S-1",
+    }))
+    .unwrap();
+    assert!(store.enqueue_session_closed(&origin().org, &event, NOW).await.unwrap());
+    for n in 0..3 {
+        assert_eq!(store.take_due(NOW.plus_ms(n * 10), (1, 1), 10).await.unwrap().len(), 1);
+    }
+    assert_eq!(store.remove_handled_sessions(3).await.unwrap(), 0, "it has no mission");
+    database::on!(store.database(), pool => database::sqlx::query(
+        "INSERT INTO missions (org_id, mission_id, idempotency_key, goal, status, urgency, body, \
+         max_attempts, created_ms, updated_ms) VALUES ('acme', 'm-1', \
+         'generate-roast-report:POST_ROAST_V1:S-1', 'generate-roast-report', 'PENDING', 1, '{}', \
+         5, 0, 0)")
+        .execute(pool).await.map(drop))
+    .unwrap();
+    assert_eq!(store.remove_handled_sessions(4).await.unwrap(), 0, "its dispatcher may be away");
+    assert_eq!(store.remove_handled_sessions(3).await.unwrap(), 1);
+    assert_eq!(store.outbox_len().await.unwrap(), 0);
+}
+
 macro_rules! on_both {
     ($($check:ident),* $(,)?) => {
         mod sqlite {
@@ -848,6 +874,7 @@ on_both!(
     one_old_roast_without_a_curve_does_not_keep_all_frames,
     a_number_that_names_another_chain_by_now_is_not_used,
     an_invalid_row_is_distinguished_from_an_unavailable_database,
+    an_event_is_removed_when_its_session_has_a_mission_and_was_told_often,
 );
 
 proptest! {

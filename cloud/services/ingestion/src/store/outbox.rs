@@ -3,6 +3,7 @@
 
 use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
+use contract::mission::{POST_ROAST, REPORT_GOAL};
 use contract::ops::SessionClosed;
 use contract::{EpochMs, OrgId};
 
@@ -183,6 +184,23 @@ impl IngestStore {
         on!(self.database, pool => query("DELETE FROM outbox WHERE org_id = $1 AND session_id = $2")
             .bind(org.as_str()).bind(session).execute(pool).await.map(drop))
         .map_err(StoreError::query("emptying the outbox"))
+    }
+
+    /// Removes the events that were published at least `tries` times and whose session has its
+    /// mission or its report: a dispatcher that sends no acknowledgement has handled them. Returns
+    /// how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn remove_handled_sessions(&self, tries: i64) -> Result<u64, StoreError> {
+        on!(self.database, pool => query(
+            "DELETE FROM outbox WHERE tries >= $1 AND (EXISTS (SELECT 1 FROM missions m \
+               WHERE m.org_id = outbox.org_id AND m.idempotency_key = $2 || outbox.session_id) \
+             OR EXISTS (SELECT 1 FROM reports r WHERE r.org_id = outbox.org_id \
+               AND r.session_id = outbox.session_id AND r.kind = $3))")
+            .bind(tries).bind(format!("{REPORT_GOAL}:{POST_ROAST}:")).bind(POST_ROAST)
+            .execute(pool).await.map(|done| done.rows_affected()))
+        .map_err(StoreError::query("looking for handled roasts"))
     }
 
     /// Returns the number of events that are not acknowledged yet.

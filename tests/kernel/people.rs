@@ -135,10 +135,10 @@ impl Cloud {
             format!("database.url={}", database.url()),
             format!("database.data={}", folder.path().display()),
             "broker.embedded=false".to_owned(),
-            "auth.mode=oidc".to_owned(),
+            // Clerk's tokens have the role in `org_role`.
+            "auth.mode=clerk".to_owned(),
             format!("auth.oidc.issuer={}", issuer.url),
             "auth.oidc.audience=simcorp".to_owned(),
-            "auth.oidc.role_claim=org_role".to_owned(),
             format!("auth.kernel_url={}", at("kernel")),
             format!("auth.service_token=file:{}", file.display()),
             format!("kernel.eval_url={}", at("eval")),

@@ -8,7 +8,7 @@ use contract::OrgId;
 use http_stack::auth::Auth;
 use kernel::KernelStore;
 use kernel::authentication::Authenticator;
-use kernel::authentication::oidc::Oidc;
+use kernel::authentication::oidc::{Oidc, OidcConfig};
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Mistakes};
 use service::log::LogConfig;
@@ -45,7 +45,7 @@ pub enum AuthMode {
     Dev,
     /// Authenticates people by the tokens of `auth.oidc` and services by API keys.
     Oidc,
-    /// Upstream Sim-Corp's name for [`AuthMode::Oidc`]; it does the same.
+    /// [`AuthMode::Oidc`] under upstream Sim-Corp's name, with the role claim of Clerk.
     Clerk,
 }
 
@@ -62,7 +62,7 @@ pub struct AuthConfig {
     pub service_token: Secret,
     /// The base URL of the kernel, which resolves tokens to callers for the other services.
     pub kernel_url: String,
-    pub oidc: kernel::authentication::oidc::OidcConfig,
+    pub oidc: OidcConfig,
 }
 
 impl Default for AuthConfig {
@@ -73,8 +73,22 @@ impl Default for AuthConfig {
             dev_user: "dev-user".to_owned(),
             service_token: Secret::default(),
             kernel_url: "http://127.0.0.1:3000".to_owned(),
-            oidc: kernel::authentication::oidc::OidcConfig::default(),
+            oidc: OidcConfig::default(),
         }
+    }
+}
+
+impl AuthConfig {
+    /// The claim in which Clerk's tokens have the role in the organisation.
+    const CLERK_ROLE_CLAIM: &str = "org_role";
+
+    /// Returns the OIDC settings, with those that the mode implies.
+    fn oidc(&self) -> OidcConfig {
+        let mut oidc = self.oidc.clone();
+        if self.mode == AuthMode::Clerk && oidc.role_claim.is_empty() {
+            Self::CLERK_ROLE_CLAIM.clone_into(&mut oidc.role_claim);
+        }
+        oidc
     }
 }
 
@@ -134,7 +148,7 @@ impl CloudConfig {
         if let Some(dev) = self.dev_auth()? {
             return Ok(dev);
         }
-        let oidc = Oidc::new(self.auth.oidc.clone(), cache)?;
+        let oidc = Oidc::new(self.auth.oidc(), cache)?;
         Ok(Auth::bearer(Authenticator::new(store, clock, oidc)))
     }
 
@@ -212,5 +226,21 @@ impl Config for CloudConfig {
         self.dispatcher.check(mistakes);
         self.console.check(mistakes);
         self.log.check(mistakes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clerk_implies_its_role_claim_unless_another_is_set() {
+        let claim_of = |mode, role_claim: &str| {
+            let oidc = OidcConfig { role_claim: role_claim.to_owned(), ..OidcConfig::default() };
+            AuthConfig { mode, oidc, ..AuthConfig::default() }.oidc().role_claim
+        };
+        assert_eq!(claim_of(AuthMode::Clerk, ""), "org_role");
+        assert_eq!(claim_of(AuthMode::Clerk, "role"), "role");
+        assert_eq!(claim_of(AuthMode::Oidc, ""), "");
     }
 }

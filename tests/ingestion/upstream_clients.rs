@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use crate::support::{Stack, client};
+use crate::support::{Agent, Stack, client, simulated};
 use reqwest::{Method, StatusCode};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
 use serde_json::{Value, json};
+use service::mqtt::{BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection};
+use service::shutdown::CancellationToken;
 use testbed::wait_for;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -326,5 +328,59 @@ async fn the_queue_serves_upstream_workers() -> anyhow::Result<()> {
     let unknown = client().get(stack.url("kernel", "/nowhere")).send().await?;
     let body: Value = unknown.json().await?;
     assert_eq!(body["message"], "Route GET:/nowhere not found");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_see_the_json_copies_of_an_agent_and_ingestion_ignores_them()
+-> anyhow::Result<()> {
+    let settings = ["ingestion.accept_unsigned=true".to_owned()];
+    let stack = Stack::start(&["ingestion", "inference"], &settings).await?;
+    let uplink = format!("host = \"127.0.0.1\"\nport = {}", stack.broker);
+    let driver = format!("{}[compatibility]\njson_telemetry = true\n", simulated(20));
+    let mut agent = Agent::new("m-1", &driver, &uplink)?;
+    let file = agent.folder.path().join("device.json");
+    std::fs::write(&file, agent.command(&["key", "create"])?)?;
+    stack.operate(&["device", "add", &file.display().to_string()])?;
+
+    let host = "127.0.0.1".to_owned();
+    let broker = BrokerSettings { host, port: stack.broker, ..BrokerSettings::default() };
+    let bounds = ConnectionBounds { in_flight: 10, receive: 10, packet: 100_000 };
+    let topics = || ["telemetry", "events"].map(|kind| format!("roaster/+/+/+/{kind}")).to_vec();
+    let options = broker.options("a subscriber", bounds)?;
+    let mut subscriber =
+        MqttConnection::new(options, 10, topics, (Duration::from_secs(1), trust::jitter));
+    agent.start().await?;
+    let stop = CancellationToken::new();
+    let mut received = async |kind: &str| -> anyhow::Result<Value> {
+        loop {
+            let event = tokio::time::timeout(PATIENCE, subscriber.next(&stop)).await?;
+            if let Some(ConnectionEvent::Message { topic, payload }) = event
+                && topic == format!("roaster/org/leipzig/m-1/{kind}")
+            {
+                return Ok(serde_json::from_slice(&payload)?);
+            }
+        }
+    };
+    let sample = received("telemetry").await?;
+    assert_eq!(
+        (&sample["topic"], &sample["payload"]["machineId"]),
+        (&json!("telemetry"), &json!("m-1"))
+    );
+    assert!(
+        sample["payload"]["btC"].is_number() && sample["payload"]["elapsedSeconds"].is_number()
+    );
+    let event = received("events").await?;
+    assert_eq!(event["topic"], "event");
+    assert!(event["payload"]["type"].is_string(), "{event}");
+    // The roast is stored once, from the signed frames.
+    let stored = || async {
+        let list = stack.get("ingestion", "/sessions").await.unwrap_or_default();
+        list.as_array().is_some_and(|list| !list.is_empty())
+    };
+    wait_for("the roast of the frames", PATIENCE, stored).await?;
+    let database = rusqlite::Connection::open(stack.folder.path().join("simcorp.db"))?;
+    let count = "SELECT count(*) FROM chains WHERE kid = ''";
+    assert_eq!(database.query_row(count, [], |row| row.get::<_, i64>(0))?, 0);
     Ok(())
 }

@@ -24,6 +24,7 @@ pub struct EdgeConfig {
     pub uplink: BrokerSettings,
     pub local: LocalConfig,
     pub artisan: ArtisanConfig,
+    pub compatibility: CompatibilityConfig,
     pub log: LogConfig,
 }
 
@@ -241,6 +242,15 @@ pub struct ArtisanConfig {
     /// The address of a WebSocket server that sends the newest sample as JSON, for Artisan's
     /// WebSocket device. Off if not set. It has no login either.
     pub websocket: Option<SocketAddr>,
+}
+
+/// What the agent sends for programs that were written for upstream Sim-Corp.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompatibilityConfig {
+    /// Whether live samples and events are also published as JSON on upstream's topics, which the
+    /// broker must permit.
+    pub json_telemetry: bool,
 }
 
 impl EdgeConfig {

@@ -18,6 +18,7 @@ mod journal;
 mod journal_opener;
 mod journal_salvage;
 mod journal_writer;
+mod json_copy;
 mod local;
 mod machine;
 mod profiles;

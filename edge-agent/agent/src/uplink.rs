@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent_state::AgentState;
 use crate::journal::{FetchLimit, OutgoingFrame};
 use crate::journal_writer::JournalCommand;
+use crate::json_copy::JsonCopies;
 use crate::renamed_machine;
 use crate::send_window::SendWindow;
 
@@ -63,12 +64,13 @@ enum ConnectionEvent {
 
 /// Maintains the connection and sends everything that the journal contains unsent, until `stop`.
 /// Subscribes to the acknowledgements for the machines in `origins`: the current machine first,
-/// then those with frames that are still unsent.
+/// then those with frames that are still unsent. `copies` makes the JSON that is sent beside live
+/// frames, if any is.
 pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
     commands: SyncSender<JournalCommand>,
-    live: &mut mpsc::Receiver<OutgoingFrame>,
+    (live, copies): (&mut mpsc::Receiver<OutgoingFrame>, Option<JsonCopies>),
     state: AgentState,
     stop: CancellationToken,
 ) {
@@ -81,6 +83,7 @@ pub async fn run(
     let mut sender = Sender {
         client: client.clone(),
         commands,
+        copies,
         send_window: SendWindow::default(),
         ready: false,
         in_flight: BTreeMap::new(),
@@ -211,6 +214,7 @@ struct InFlightFrame {
 struct Sender {
     client: AsyncClient,
     commands: SyncSender<JournalCommand>,
+    copies: Option<JsonCopies>,
     send_window: SendWindow,
     ready: bool,
     /// The frames in flight, by chain and frame number.
@@ -363,7 +367,18 @@ impl Sender {
         if self.lanes.live_from == 0 {
             self.lanes.live_from = frame.id;
         }
+        self.publish_copies(&frame);
         self.publish(TopicKind::LiveFrame, frame);
+    }
+
+    /// Publishes the JSON copies of a frame, if the agent is configured to. One that the client or
+    /// the broker does not accept is lost.
+    fn publish_copies(&mut self, frame: &OutgoingFrame) {
+        let Some(copies) = &mut self.copies else { return };
+        for copy in copies.of_signed(&frame.signed) {
+            let options = PublishOptions::new(QoS::AtMostOnce);
+            let _ = self.client.try_publish(copy.topic.topic(&frame.origin), copy.body, options);
+        }
     }
 
     /// Publishes a frame. Returns `false` if the client accepts no more messages now; the frame is

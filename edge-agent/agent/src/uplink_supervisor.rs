@@ -16,6 +16,7 @@ use crate::config::EdgeConfig;
 use crate::identity::Identity;
 use crate::journal::OutgoingFrame;
 use crate::journal_writer::JournalCommand;
+use crate::json_copy::JsonCopies;
 use crate::uplink;
 
 /// The wait before the uplink is set up again, after a certificate, key or password could not be
@@ -62,7 +63,9 @@ impl UplinkSupervisor {
                 (state.clone(), commands.clone(), self.origins.clone());
             let link = async {
                 if let Some(options) = options {
-                    uplink::run(options, origins, commands, &mut live, state, ended.clone()).await;
+                    let copies = self.config.compatibility.json_telemetry;
+                    let live = (&mut live, copies.then(JsonCopies::default));
+                    uplink::run(options, origins, commands, live, state, ended.clone()).await;
                 } else {
                     tracing::info!("no uplink is set up; samples are stored and shown here");
                     ended.cancelled().await;

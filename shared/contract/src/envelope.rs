@@ -12,6 +12,10 @@ use crate::{EpochMs, Origin};
 /// The largest envelope accepted, in bytes.
 pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 
+/// The field that marks an envelope as a copy of what an agent sends in signed frames. The services
+/// that receive the frames ignore such an envelope.
+pub const COPY_OF: &str = "copyOf";
+
 /// The content of an envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -100,6 +104,9 @@ pub enum EnvelopeError {
     /// The message is not JSON; the text is the parser's reason.
     #[error("not JSON: {0}")]
     NotJson(String),
+    /// The message is a copy of what the cloud receives in signed frames.
+    #[error("a copy of a signed frame")]
+    Copy,
     /// A field without which the message has no meaning is missing, of the wrong type or out of
     /// bounds.
     #[error(transparent)]
@@ -133,6 +140,9 @@ pub fn decode(
     let Value::Object(mut fields) = parse(bytes)? else {
         return Err(field_error("message", "not a JSON object"));
     };
+    if fields.contains_key(COPY_OF) {
+        return Err(EnvelopeError::Copy);
+    }
     let nested =
         fields.get("payload").is_some_and(Value::is_object) && fields.contains_key("origin");
     let mut text = |name: &str| match fields.remove(name) {

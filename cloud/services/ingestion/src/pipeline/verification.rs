@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use contract::envelope::PayloadKind;
+use contract::envelope::{EnvelopeError, PayloadKind};
 use contract::point::FieldError;
 use contract::{EpochMs, Origin};
 use service::clock::Clock;
@@ -77,6 +77,7 @@ impl Verifier {
                     self.refusals.record(origin, refusal, None);
                     return SlotState::Done(None);
                 }
+                Err(LegacyError::Envelope(EnvelopeError::Copy)) => return SlotState::Done(None),
                 Err(error) => {
                     metric::invalid("envelope");
                     if let Some(left_out) = self.warning_is_due(origin) {

@@ -17,6 +17,7 @@ use axum::response::{IntoResponse as _, Response};
 pub struct AllowedOrigins(Arc<[HeaderValue]>);
 
 impl AllowedOrigins {
+    /// Returns whether no origin is allowed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

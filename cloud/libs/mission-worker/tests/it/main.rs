@@ -39,6 +39,7 @@ fn mission() -> Value {
 
 /// How the kernel behaves.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // each is one fault, and tests combine them
 struct KernelRules {
     has_no_mission: bool,
     /// The mission names no organisation.

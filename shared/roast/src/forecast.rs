@@ -232,8 +232,7 @@ impl Path {
 
     #[allow(clippy::cast_possible_truncation)] // seconds within sight, as ms
     fn reaches(&self, kind: EventKind, line: &MarkLine) -> Option<ExpectedMark> {
-        let half =
-            crate::machine_model::Z90 * line.deviation_c(self.since_s.max(LINE_CENTRE_S / 2.0));
+        let half = line.half_c(self.since_s.max(LINE_CENTRE_S / 2.0));
         let when = |off: f64| {
             let above = |s: f64| self.at(s) >= line.expected_c(self.since_s + s) + off;
             let mut s = 0.0;

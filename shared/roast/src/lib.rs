@@ -33,6 +33,7 @@
 pub mod analysis;
 pub mod batch;
 pub mod clean;
+pub mod cut_score;
 pub mod event;
 pub mod forecast;
 pub mod formats;
@@ -45,6 +46,7 @@ pub mod prediction;
 pub mod recording;
 pub mod replay;
 pub mod rise_model;
+pub mod roast_course;
 pub mod ror;
 pub mod sample;
 pub mod score;

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, BatchOffsets};
 use crate::rise_model::RiseModel;
+use crate::roast_course::RoastCourse;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
-/// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
-/// bean core is smaller, so the line falls with time.
+/// slope there. Slowly heated beans crack at a lower reading, because the difference between probe
+/// and bean core is smaller. The difference is proportional to the rate of rise, which is
+/// proportional to 1/time, so the line is straight over 1/time: it flattens in long roasts.
 ///
 /// The line is a Kalman filter over marks. Level and slope are the state. The level drifts between
 /// roasts, because beans, probes and seasons change. The scatter of the marks themselves is learned
@@ -32,7 +34,20 @@ pub struct MarkLine {
     /// The residual of the previous mark, in deviations. `None` for marks that people set by eye,
     /// where a large residual shows a habit and not another bean.
     before: Option<f64>,
+    /// The factor of the 90 % interval, adapted so that it covers nine of ten marks.
+    #[serde(default = "one")]
+    interval_factor: f64,
 }
+
+const fn one() -> f64 {
+    1.0
+}
+
+/// The interval factor grows by this share at a missed mark, less a tenth of it at every mark.
+const INTERVAL_GAIN: f64 = 0.2;
+const INTERVAL_FACTOR_RANGE: (f64, f64) = (0.5, 4.0);
+/// The earliest time after CHARGE for which the line is defined; it is level before.
+const LINE_FROM_S: f64 = LINE_CENTRE_S / 2.0;
 
 /// Two consecutive marks with residuals larger than this on the same side, in deviations, indicate
 /// another bean or another probe.
@@ -79,6 +94,12 @@ impl MarkLine {
         Self::prior(205.0, 15.0, 0.0, 0.01, 5.0)
     }
 
+    /// Returns the prior of CHARGE, which does not depend on the time.
+    #[must_use]
+    pub(crate) const fn charge() -> Self {
+        Self::prior(180.0, 25.0, 0.0, 0.0, 10.0)
+    }
+
     const fn prior(level_c: f64, sd: f64, slope: f64, slope_sd: f64, scatter_c: f64) -> Self {
         Self {
             level_c,
@@ -88,7 +109,13 @@ impl MarkLine {
             weight: 6.0,
             marks: 0,
             before: None,
+            interval_factor: 1.0,
         }
+    }
+
+    /// Returns the time on the line's axis, s: linear in 1/time, with a slope of 1 at the centre.
+    fn axis(t_s: f64) -> f64 {
+        LINE_CENTRE_S * (1.0 - LINE_CENTRE_S / t_s.max(LINE_FROM_S))
     }
 
     /// Returns the number of marks learned so far.
@@ -100,20 +127,25 @@ impl MarkLine {
     /// Returns the temperature at which the mark is expected `t_s` after CHARGE, °C.
     #[must_use]
     pub fn expected_c(&self, t_s: f64) -> f64 {
-        self.level_c + self.slope_c_per_s * (t_s - LINE_CENTRE_S)
+        self.level_c + self.slope_c_per_s * Self::axis(t_s)
     }
 
-    /// Returns the slope, °C/s.
+    /// Returns the slope at `t_s` after CHARGE, °C/s.
     #[must_use]
-    pub const fn slope_c_per_s(&self) -> f64 {
-        self.slope_c_per_s
+    pub fn slope_c_per_s(&self, t_s: f64) -> f64 {
+        if t_s < LINE_FROM_S { 0.0 } else { self.slope_c_per_s * (LINE_CENTRE_S / t_s).powi(2) }
     }
 
     /// Returns the standard deviation of the next mark about [`MarkLine::expected_c`], °C.
     #[must_use]
     pub fn deviation_c(&self, t_s: f64) -> f64 {
-        let x = t_s - LINE_CENTRE_S;
-        (self.variance(x) + WANDER_C * WANDER_C).sqrt()
+        (self.variance(Self::axis(t_s)) + WANDER_C * WANDER_C).sqrt()
+    }
+
+    /// Returns the half width of the 90 % interval of the next mark's temperature, °C.
+    #[must_use]
+    pub fn half_c(&self, t_s: f64) -> f64 {
+        Z90 * self.interval_factor * self.deviation_c(t_s)
     }
 
     fn variance(&self, x: f64) -> f64 {
@@ -122,9 +154,12 @@ impl MarkLine {
 
     /// Learns a mark at `t_s` after CHARGE and `bt_c`.
     pub fn learn(&mut self, t_s: f64, bt_c: f64) {
-        self.p[0] += WANDER_C * WANDER_C;
-        let x = t_s - LINE_CENTRE_S;
         let surprise = bt_c - self.expected_c(t_s);
+        let missed = if surprise.abs() > self.half_c(t_s) { 1.0 } else { 0.0 };
+        let factor = self.interval_factor * (1.0 + INTERVAL_GAIN * (missed - 0.1));
+        self.interval_factor = factor.clamp(INTERVAL_FACTOR_RANGE.0, INTERVAL_FACTOR_RANGE.1);
+        self.p[0] += WANDER_C * WANDER_C;
+        let x = Self::axis(t_s);
         let surprising = surprise / self.variance(x).sqrt();
         let changed = self.before.is_some_and(|before| {
             surprising.abs() > CHANGED && before.abs() > CHANGED && surprising * before > 0.0
@@ -160,13 +195,24 @@ impl MarkLine {
 pub struct MarkOffset {
     /// Time of the mark minus time of the curve, ms; the newest is last.
     seen: VecDeque<i64>,
+    /// How far each mark was from where the earlier ones had placed it, ms; the newest is last.
+    #[serde(default)]
+    errors: VecDeque<i64>,
 }
 
 const OFFSETS_MAX: usize = 12;
+const ERRORS_MAX: usize = 30;
+/// With fewer errors than this an interval keeps its prior width.
+const ERRORS_MIN: usize = 5;
 /// With fewer marks than this the offset counts as chance.
 const OFFSETS_MIN: usize = 3;
 /// A mark with a larger offset than this, in ms, was set for another reason and is ignored.
 const OFFSET_MS_MAX: i64 = 90_000;
+/// The spread that is assumed before any mark, and the number of marks that it represents.
+const SPREAD_MS: i64 = 6_000;
+const SPREAD_MARKS: i64 = 2;
+/// The half width of the 90 % interval is at least this, ms: about one sample.
+const HALF_MS_MIN: i64 = 2_000;
 
 impl MarkOffset {
     /// Learns the offset of a mark from the curve's moment, ms.
@@ -174,10 +220,9 @@ impl MarkOffset {
         if ms.abs() > OFFSET_MS_MAX {
             return;
         }
-        if self.seen.len() >= OFFSETS_MAX {
-            self.seen.pop_front();
-        }
-        self.seen.push_back(ms);
+        let error = (ms - self.correction_ms()).abs();
+        push_bounded(&mut self.errors, error, ERRORS_MAX);
+        push_bounded(&mut self.seen, ms, OFFSETS_MAX);
     }
 
     /// Returns what to add to the curve's moment, ms: the median, shrunk towards 0 while the marks
@@ -185,28 +230,45 @@ impl MarkOffset {
     #[must_use]
     pub fn correction_ms(&self) -> i64 {
         let n = i64::try_from(self.seen.len()).unwrap_or(0);
-        if self.seen.len() < OFFSETS_MIN { 0 } else { self.median() * n / (n + 2) }
+        if self.seen.len() < OFFSETS_MIN { 0 } else { median(&self.seen) * n / (n + 2) }
     }
 
-    /// Returns the median distance of the marks from their median, ms; `None` until there are
-    /// enough.
+    /// Returns the median distance of the marks from their median, ms, drawn towards a usual one
+    /// while the marks are few; `None` until there are enough.
     #[must_use]
     pub fn spread_ms(&self) -> Option<i64> {
         if self.seen.len() < OFFSETS_MIN {
             return None;
         }
-        let middle = self.median();
-        let mut off: Vec<i64> = self.seen.iter().map(|ms| (ms - middle).abs()).collect();
-        off.sort_unstable();
-        Some(off[off.len() / 2])
+        let middle = median(&self.seen);
+        let off: VecDeque<i64> = self.seen.iter().map(|ms| (ms - middle).abs()).collect();
+        let n = i64::try_from(off.len()).unwrap_or(0);
+        Some((median(&off) * n + SPREAD_MS * SPREAD_MARKS) / (n + SPREAD_MARKS))
     }
 
-    fn median(&self) -> i64 {
-        let mut sorted: Vec<i64> = self.seen.iter().copied().collect();
+    /// Returns the half width of the 90 % interval of the next mark, ms: the ninth decile of the
+    /// errors so far, and `prior_ms` while they are too few.
+    #[must_use]
+    pub fn half_ms(&self, prior_ms: i64) -> i64 {
+        let mut sorted: Vec<i64> = self.errors.iter().copied().collect();
         sorted.sort_unstable();
-        let n = sorted.len();
-        if n == 0 { 0 } else { i64::midpoint(sorted[(n - 1) / 2], sorted[n / 2]) }
+        let rank = (sorted.len() * 9).div_ceil(10).max(ERRORS_MIN);
+        sorted.get(rank - 1).map_or(prior_ms, |error| (*error).max(HALF_MS_MIN))
     }
+}
+
+fn push_bounded(values: &mut VecDeque<i64>, value: i64, most: usize) {
+    if values.len() >= most {
+        values.pop_front();
+    }
+    values.push_back(value);
+}
+
+fn median(values: &VecDeque<i64>) -> i64 {
+    let mut sorted: Vec<i64> = values.iter().copied().collect();
+    sorted.sort_unstable();
+    let n = sorted.len();
+    if n == 0 { 0 } else { i64::midpoint(sorted[(n - 1) / 2], sorted[n / 2]) }
 }
 
 /// The time from one mark to the next, s: mean and scatter, learned from people's marks.
@@ -221,7 +283,7 @@ pub struct MarkDelay {
 }
 
 impl MarkDelay {
-    const fn prior(mean_s: f64, deviation_s: f64) -> Self {
+    pub(crate) const fn prior(mean_s: f64, deviation_s: f64) -> Self {
         Self { mean_s, scatter: deviation_s * deviation_s, weight: 2.0, marks: 0 }
     }
 
@@ -288,6 +350,9 @@ pub struct MachineModel {
     /// The offset of the DROP mark from the exhaust curve's knee.
     #[serde(default)]
     pub exhaust_offset: MarkOffset,
+    /// The usual course of a roast, for roasts whose beginning was not recorded.
+    #[serde(default)]
+    pub course: RoastCourse,
     /// The models of the next minute of BT and of ET.
     pub ahead: [RiseModel; 2],
 }
@@ -309,6 +374,7 @@ impl Default for MachineModel {
             drop_offset: MarkOffset::default(),
             burner_offset: MarkOffset::default(),
             exhaust_offset: MarkOffset::default(),
+            course: RoastCourse::default(),
             ahead: [RiseModel::default(), RiseModel::default()],
         }
     }
@@ -381,6 +447,6 @@ mod tests {
         assert_eq!((offset.correction_ms(), offset.spread_ms()), (0, None));
         offset.learn(600_000);
         offset.learn(-16_000);
-        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-8_400, Some(1_000)));
+        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-8_400, Some(3_000)));
     }
 }

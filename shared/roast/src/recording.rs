@@ -52,4 +52,15 @@ impl Recording {
         let (_, at) = self.marks.iter().find(|(marked, _)| *marked == kind)?;
         self.samples.get(*at).map(|sample| sample.t_ms)
     }
+
+    /// Returns the recording without the samples and marks before a time, ms.
+    #[must_use]
+    pub fn since(&self, from_ms: i64) -> Self {
+        let left_out = self.samples.partition_point(|sample| sample.t_ms < from_ms);
+        let marks = self.marks.iter().filter_map(|(kind, at)| {
+            let at = at.checked_sub(left_out)?;
+            Some((*kind, at))
+        });
+        Self { samples: self.samples[left_out..].to_vec(), marks: marks.collect(), ..self.clone() }
+    }
 }

@@ -5,11 +5,12 @@ use contract::EventKind;
 use crate::batch::Batch;
 use crate::clean::{self, CleanValue};
 use crate::event::secondary_sensors::SecondarySensors;
-use crate::event::{DetectedMark, MarkChange, Tracker};
+use crate::event::{DetectedMark, MarkChange, Method, Tracker};
 use crate::forecast::{Forecast, Forecaster};
 use crate::machine_model::MachineModel;
 use crate::recording::Recording;
 use crate::rise_model::RiseModel;
+use crate::roast_course::COURSE_C;
 
 /// One roast detected in a recording.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -72,6 +73,9 @@ pub fn replay(recording: &Recording, learned: &MachineModel) -> RecordingReplay 
             due_ms = sample.t_ms + FORECAST_EVERY_MS;
             walk.forecasts.push(outlook);
         }
+    }
+    for change in tracker.finish() {
+        walk.apply_change(change);
     }
     walk.ahead = forecaster.finish();
     walk.bt = clean::clean_channel(recording.samples.iter().map(|s| (s.t_ms, s.bt_c)));
@@ -155,7 +159,11 @@ impl MachineModel {
     /// Learns from a replayed recording and the marks that a person made in it.
     pub fn learn_from_recording(&mut self, recording: &Recording, walk: &RecordingReplay) {
         let found = walk.roast();
-        let curve = |kind| found.and_then(|roast| roast.mark(kind)).map(|mark| mark.curve_ms);
+        let mark = |kind| found.and_then(|roast| roast.mark(kind));
+        let begun_ms = mark(EventKind::Charge)
+            .filter(|charge| charge.method == Method::BegunBefore)
+            .map(|charge| charge.at_ms);
+        let curve = |kind| mark(kind).map(|mark| mark.curve_ms).filter(|ms| Some(*ms) != begun_ms);
         let charge = recording.mark_ms(EventKind::Charge);
         if let Some((mark, curve)) = charge.zip(curve(EventKind::Charge)) {
             self.charge_offset.learn(mark - curve);
@@ -192,10 +200,14 @@ impl MachineModel {
             .map(|ms| ms + self.charge_offset.correction_ms())
             .filter(|start| charge.is_none_or(|mark| (mark - start).abs() < 60_000))
             .or(charge)
+            .or(begun_ms)
         else {
             return;
         };
         self.roasts += 1;
+        if Some(start) != begun_ms {
+            self.learn_course(walk, start, curve(EventKind::Tp));
+        }
         let fc = recording.mark_ms(EventKind::Fc);
         if let Some((mark, bt_c)) =
             fc.and_then(|mark| Some((mark, interpolate_at(&walk.bt, mark)?)))
@@ -212,6 +224,28 @@ impl MachineModel {
             let Some(mark) = recording.mark_ms(kind) else { continue };
             if let Some(bt_c) = interpolate_at(&walk.bt, mark) {
                 line.learn((mark - start) as f64 / 1000.0, bt_c);
+            }
+        }
+    }
+}
+
+impl MachineModel {
+    /// Learns how warm the drum was at CHARGE, and when the beans turned and got warm.
+    fn learn_course(&mut self, walk: &RecordingReplay, start: i64, turned: Option<i64>) {
+        let Some(turned) = turned else { return };
+        let seconds = |t_ms: i64| (t_ms - start) as f64 / 1000.0;
+        if let Some(bt_c) = walk.bt_at(start) {
+            self.course.learn_charge(bt_c);
+        }
+        self.course.turning.learn(seconds(turned));
+        let after = walk.bt.partition_point(|c| c.t_ms < turned);
+        for (i, warm_c) in COURSE_C.into_iter().enumerate() {
+            let mut rising = walk.bt[after..].iter().skip_while(|c| c.value.is_none());
+            // A curve that turned above it never passed it.
+            if rising.clone().next().and_then(|c| c.value).is_some_and(|low| low < warm_c)
+                && let Some(reached) = rising.find(|c| c.value.is_some_and(|v| v >= warm_c))
+            {
+                self.course.learn_reached(i, seconds(reached.t_ms));
             }
         }
     }

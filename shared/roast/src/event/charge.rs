@@ -6,7 +6,7 @@
 //! the fall was detected. A false detection (a fan, an open door, the last batch leaving) becomes
 //! visible later: a stronger break follows, or the fall never turns.
 
-use super::{BtPoint, RoastInProgress};
+use super::{BtPoint, Method, RoastInProgress};
 use std::collections::VecDeque;
 
 const FALL_C: f64 = 7.0;
@@ -29,7 +29,7 @@ const SURE: f64 = 0.97;
 /// fall with which the recording began, because a drum that cools between batches falls for
 /// minutes.
 const HOPELESS_AFTER_S: f64 = 300.0;
-const DOUBTFUL_AFTER_S: f64 = 125.0;
+const DOUBTFUL_AFTER_S: f64 = 170.0;
 /// The time after CHARGE until which a second break may replace it.
 const MISTAKEN_WITHIN_S: f64 = 900.0;
 const MISTAKEN_BELOW_C: f64 = 140.0;
@@ -121,9 +121,9 @@ impl RoastInProgress {
     }
 
     /// Returns true if the recording began with the fall, which may be the last batch leaving.
-    fn is_doubtful(&self) -> bool {
+    pub(super) fn is_doubtful(&self) -> bool {
         let charge = self.mark(contract::EventKind::Charge);
-        charge.is_some_and(|charge| charge.confidence < SURE)
+        charge.is_some_and(|c| c.method == Method::Break && c.confidence < SURE)
     }
 
     /// Returns true if a doubtful CHARGE was the last batch leaving. Beans are never dropped colder

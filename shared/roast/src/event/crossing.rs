@@ -8,7 +8,7 @@ use contract::EventKind;
 
 use super::drop::SILENT_MS;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
-use crate::machine_model::{MachineModel, MarkLine, Z90};
+use crate::machine_model::{MachineModel, MarkLine};
 use crate::ror::RiseEstimate;
 use crate::sample::Sample;
 
@@ -41,10 +41,10 @@ impl RoastInProgress {
         let seconds = self.seconds(now.t_ms);
         let lines = [&learned.dry_end, &learned.first_crack, &learned.second_crack];
         for (i, (kind, line)) in KINDS.into_iter().zip(lines).enumerate() {
-            if self.mark(kind).is_some() || seconds < AFTER_S[i] {
+            if self.mark(kind).is_some() || self.skipped[i] || seconds < AFTER_S[i] {
                 continue;
             }
-            let half = Z90 * line.deviation_c(seconds);
+            let half = line.half_c(seconds);
             let above = now.bt_c - line.expected_c(seconds);
             if above >= -half {
                 self.below[i].get_or_insert(now.t_ms);
@@ -63,6 +63,14 @@ impl RoastInProgress {
         crossed
     }
 
+    /// Skips the crossings that the temperature had passed when tracking began.
+    pub(super) fn skip_crossings_below(&mut self, bt_c: f64, seconds: f64, learned: &MachineModel) {
+        let lines = [&learned.dry_end, &learned.first_crack, &learned.second_crack];
+        for (skipped, line) in self.skipped.iter_mut().zip(lines) {
+            *skipped = bt_c >= line.expected_c(seconds);
+        }
+    }
+
     fn crossing_mark(
         &self,
         kind: EventKind,
@@ -72,10 +80,11 @@ impl RoastInProgress {
         i: usize,
     ) -> DetectedMark {
         let seconds = self.seconds(now.t_ms);
-        let rate =
-            rise.map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope_c_per_s()).max(RATE_MIN);
+        let rate = rise
+            .map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope_c_per_s(seconds))
+            .max(RATE_MIN);
         let deviation_s = line.deviation_c(seconds) / rate;
-        let half_ms = seconds_to_ms(Z90 * deviation_s);
+        let half_ms = seconds_to_ms(line.half_c(seconds) / rate);
         let from_ms = self.below[i].unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
         DetectedMark {
             kind,

@@ -1,8 +1,9 @@
 //! Detection of DROP: the drum is emptied, and the probe that was in beans is in air.
 //!
-//! A fall from the roast's top that goes on: [`FALL_C`] within [`WITHIN_MS`], or a slower one with
-//! the burner out or the door open. The moment is where the curve left its top, corrected by what
-//! this machine's marks have taught: on some drums the probe reacts 15 s late.
+//! A fall from the roast's top that goes on: [`FALL_C`] within [`WITHIN_MS`], or [`SLOW_FALL_C`]
+//! within [`SLOW_WITHIN_MS`]. The moment is where the curve bends down the most, corrected by what
+//! this machine's marks have taught: on some drums the probe reacts 15 s late. `slow_fall_c` is
+//! [`SLOW_FALL_C`], or [`LAST_FALL_C`] at the end of a recording.
 //! A burner that goes out is not a DROP by itself, and silence must never be one.
 
 use std::collections::VecDeque;
@@ -10,19 +11,20 @@ use std::collections::VecDeque;
 use contract::EventKind;
 
 use super::secondary_sensors::SecondarySensors;
-use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use super::{BtPoint, DetectedMark, Method, RoastInProgress, SCALE_HALF_MS};
 use crate::machine_model::MachineModel;
 
 const FALL_C: f64 = 4.0;
 const WITHIN_MS: i64 = 14_000;
-/// A slower fall must go on for longer.
-const SLOW_FALL_C: f64 = 5.0;
-const SLOW_WITHIN_MS: i64 = 45_000;
-/// A smaller fall is enough with the burner out or the door open.
+/// A slower fall must go on for longer: a drum whose burner is off cools slowly with the beans in it.
+pub(super) const SLOW_FALL_C: f64 = 8.0;
+const SLOW_WITHIN_MS: i64 = 90_000;
+/// A smaller fall is enough with the door open, and at the end of a recording.
 const BACKED_FALL_C: f64 = 2.0;
+pub(super) const LAST_FALL_C: f64 = 2.0;
 /// A DROP is not possible earlier than this after CHARGE, or from a lower temperature.
 const AFTER_S: f64 = 140.0;
-const FROM_C: f64 = 135.0;
+pub(super) const FROM_C: f64 = 135.0;
 /// A reading this far below the top no longer belongs to it.
 const LEFT_C: f64 = 0.3;
 /// A gap longer than this may contain the DROP.
@@ -33,12 +35,15 @@ const GAP_FALL_C: f64 = 15.0;
 const CLEARLY_MS: i64 = 1_000;
 /// The burner goes out, or the door opens, at most this long before the curve's moment.
 const BURNER_MS: i64 = 90_000;
+/// The half widths of the 90 % interval, ms: of the door, and of the curve before any mark.
+const DOOR_HALF_MS: i64 = 9_000;
+const HALF_MS: i64 = 15_000;
 
 pub(super) fn find_drop(
     roast: &RoastInProgress,
     (past, witness): (&VecDeque<BtPoint>, &SecondarySensors),
-    now: BtPoint,
-    before: Option<BtPoint>,
+    (now, before): (BtPoint, Option<BtPoint>),
+    slow_fall_c: f64,
     learned: &MachineModel,
 ) -> Option<DetectedMark> {
     if !roast.turning.is_sure() || roast.seconds(now.t_ms) < AFTER_S {
@@ -67,10 +72,8 @@ pub(super) fn find_drop(
         .fold(f64::MIN, f64::max)
         - now.bt_c;
     let slow_rate = recent.is_some_and(|p| p.bt_c - now.bt_c > 1.0);
-    let backed = roast.burner_out_ms.is_some() || roast.door_ms.is_some();
-    let found = fast >= FALL_C
-        || (slow_rate && fell >= SLOW_FALL_C)
-        || (backed && slow_rate && fell >= BACKED_FALL_C);
+    let slow_fall_c = if roast.door_ms.is_some() { BACKED_FALL_C } else { slow_fall_c };
+    let found = fast >= FALL_C || (slow_rate && fell >= slow_fall_c);
     if !found || roast.seconds(left.t_ms) < AFTER_S - 20.0 {
         return None;
     }
@@ -88,44 +91,38 @@ fn choose_drop_time(
     learned: &MachineModel,
 ) -> DetectedMark {
     let curve_ms = left.t_ms;
-    let (curve_spread, burner_spread) =
-        (learned.drop_offset.spread_ms(), learned.burner_offset.spread_ms());
-    let burner = roast.burner_out_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
-    let door = roast.door_ms.filter(|t| (0..=BURNER_MS).contains(&(curve_ms - t)));
-    // Without marks yet: a burner that went out under full air just before is the drop's.
-    let by_burner = match (burner_spread, curve_spread) {
-        (Some(burner), Some(curve)) => burner < curve,
-        _ => curve_spread.is_none(),
-    };
-    // The exhaust's moment, where people's marks here scatter less about it.
-    let exhaust = learned
-        .exhaust_offset
-        .spread_ms()
-        .filter(|exhaust| curve_spread.is_some_and(|curve| *exhaust + CLEARLY_MS < curve))
-        .zip(witness.exhaust_bend_ms(curve_ms, now.t_ms));
-    let (at_ms, spread, method) = match (door, witness.weight_step_ms(curve_ms), burner, exhaust) {
-        (Some(door), ..) => (door, 3_000, Method::Door),
-        (_, Some(scale), ..) => (scale, 1_500, Method::Scale),
-        (_, _, Some(burner), _) if by_burner => (
-            burner + learned.burner_offset.correction_ms(),
-            burner_spread.unwrap_or(8_000),
-            Method::Burner,
-        ),
-        (.., Some((spread, exhaust))) => {
-            (exhaust + learned.exhaust_offset.correction_ms(), spread, Method::Exhaust)
+    let near = |t: &i64| (0..=BURNER_MS).contains(&(curve_ms - t));
+    let (door, burner) = (roast.door_ms.filter(near), roast.burner_out_ms.filter(near));
+    let exhaust = witness.exhaust_bend_ms(curve_ms, now.t_ms);
+    let curve = (curve_ms, &learned.drop_offset, Method::Break);
+    // The burner and the exhaust give the time only where people's marks here are clearly nearer to
+    // them than to the curve: many roasters turn the burner off long before they drop.
+    let mut best = curve;
+    for (at, offset, method) in [
+        (burner, &learned.burner_offset, Method::Burner),
+        (exhaust, &learned.exhaust_offset, Method::Exhaust),
+    ] {
+        let (Some(at), Some(spread), Some(least)) = (at, offset.spread_ms(), best.1.spread_ms())
+        else {
+            continue;
+        };
+        if spread + CLEARLY_MS < least {
+            best = (at, offset, method);
         }
-        _ => (
-            curve_ms + learned.drop_offset.correction_ms(),
-            curve_spread.unwrap_or(6_000),
-            Method::Break,
-        ),
+    }
+    let (at_ms, half_ms, method) = match (door, witness.weight_step_ms(curve_ms)) {
+        (Some(door), _) => (door, DOOR_HALF_MS, Method::Door),
+        (_, Some(scale)) => (scale, SCALE_HALF_MS, Method::Scale),
+        _ => (best.0 + best.1.correction_ms(), best.1.half_ms(HALF_MS), best.2),
     };
-    let half = (3 * spread).max(4_000);
+    // Until this machine's marks have shown which of the two they follow, both are possible.
+    let unknown = method == Method::Break && learned.drop_offset.spread_ms().is_none();
+    let from_ms = burner.filter(|_| unknown).map_or(i64::MAX, |burner| burner - 2_000);
     DetectedMark {
         kind: EventKind::Drop,
         at_ms,
-        from_ms: at_ms - half,
-        to_ms: at_ms + half,
+        from_ms: from_ms.min(at_ms - half_ms),
+        to_ms: at_ms + half_ms,
         known_ms: now.t_ms,
         bt_c: Some(left.bt_c),
         confidence: 0.95,

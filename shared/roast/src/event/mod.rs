@@ -6,6 +6,7 @@
 //!
 //! Silence must never cause a mark: time without a sample changes nothing.
 
+mod begun_before;
 mod charge;
 mod crossing;
 mod drop;
@@ -24,11 +25,15 @@ use crate::machine_model::MachineModel;
 use crate::ror::{RateOfRise, RiseEstimate};
 use crate::sample::Sample;
 
+use begun_before::{BegunBefore, Sight, Verdict};
 pub use reorder_buffer::{LateSample, ReorderBuffer};
 
 /// The length of the past that the detectors use, and the minimum time between its points, ms.
 const PAST_MS: i64 = 100_000;
 const POINT_EVERY_MS: i64 = 200;
+/// The half width of the 90 % interval of a CHARGE before any mark, and of a mark by a scale, ms.
+const CHARGE_HALF_MS: i64 = 10_000;
+const SCALE_HALF_MS: i64 = 4_500;
 
 /// The method that found a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -47,6 +52,8 @@ pub enum Method {
     /// The exhaust temperature bent down, and the bean curve confirmed the mark. Used if on this
     /// machine the exhaust is closer to people's marks than the bean curve.
     Exhaust,
+    /// The roast ran already when tracking began; its CHARGE is estimated.
+    BegunBefore,
     /// The reading was the lowest.
     Lowest,
     /// The temperature crossed the line learned for this machine.
@@ -74,6 +81,7 @@ impl Method {
             Self::Door => "door",
             Self::Scale => "scale",
             Self::Exhaust => "exhaust",
+            Self::BegunBefore => "begun_before",
             Self::Lowest => "lowest",
             Self::Learned => "learned",
             Self::Prior => "prior",
@@ -157,6 +165,9 @@ struct RoastInProgress {
     cracks: VecDeque<(i64, f64)>,
     /// The time when the temperature reached the lower 90 % limit of each crossing's line.
     below: [Option<i64>; 3],
+    /// The crossings that the temperature had passed when tracking began.
+    #[serde(default)]
+    skipped: [bool; 3],
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,6 +200,12 @@ pub struct Tracker {
     #[serde(default)]
     witness: secondary_sensors::SecondarySensors,
     stage: Stage,
+    /// True until the drum is known to be empty or in use.
+    #[serde(default)]
+    starting: bool,
+    /// The roast that may have begun before tracking did.
+    #[serde(default)]
+    begun_before: Option<Box<BegunBefore>>,
 }
 
 impl Tracker {
@@ -205,6 +222,8 @@ impl Tracker {
             past: VecDeque::new(),
             witness: secondary_sensors::SecondarySensors::default(),
             stage: Stage::Empty,
+            starting: true,
+            begun_before: None,
         }
     }
 
@@ -232,6 +251,16 @@ impl Tracker {
         match &self.stage {
             Stage::Roasting(roast) => Some(roast.charge_ms),
             _ => None,
+        }
+    }
+
+    /// Returns the estimated CHARGE, ms, of a roast that seems to have begun before tracking did and
+    /// that no mark confirms yet.
+    #[must_use]
+    pub fn begun_before_ms(&self) -> Option<i64> {
+        match self.stage {
+            Stage::Empty => self.begun_before.as_ref().and_then(|begun| begun.charge_ms()),
+            Stage::Roasting(_) | Stage::Emptied { .. } => None,
         }
     }
 
@@ -295,6 +324,7 @@ impl Tracker {
         if marked.contains(&EventKind::Tp) {
             roast.turning = turning_point::TurningPoint::before_tracking(charge_ms);
         }
+        self.begun_before = None;
         self.stage = Stage::Roasting(Box::new(roast));
     }
 
@@ -321,7 +351,7 @@ impl Tracker {
         let before = self.past.back().copied();
         self.remember(now);
         match &mut self.stage {
-            Stage::Empty => self.detect_charge(now, &mut changes),
+            Stage::Empty => self.follow_unknown(sample, now, before, rise, &mut changes),
             Stage::Emptied { low_c, dropped_ms } => {
                 let cooling = &self.learned.cooling_lasts;
                 if let Some(cool) =
@@ -332,6 +362,8 @@ impl Tracker {
                 }
                 *low_c = low_c.min(bt_c);
                 if bt_c - *low_c >= charge::RECOVERED_C {
+                    // A drum that has become cold may be charged cold.
+                    self.starting = *low_c < begun_before::COLD_C;
                     self.stage = Stage::Empty;
                     self.forget_before(now.t_ms);
                 }
@@ -379,31 +411,109 @@ impl Tracker {
         nearest.map(|point| point.bt_c)
     }
 
-    fn detect_charge(&mut self, now: BtPoint, changes: &mut Vec<MarkChange>) {
+    /// Follows a drum that is empty, or that may hold a roast which began before tracking did.
+    fn follow_unknown(
+        &mut self,
+        sample: &Sample,
+        now: BtPoint,
+        before: Option<BtPoint>,
+        rise: Option<RiseEstimate>,
+        changes: &mut Vec<MarkChange>,
+    ) {
         if !self.infer_ends {
             return;
         }
-        let Some(found) = charge::find_break(&self.past, now) else { return };
-        let charge = self.charge_mark(found, now, 0);
-        self.stage = Stage::Roasting(Box::new(RoastInProgress::from_charge(charge, found)));
-        changes.push(MarkChange::Detected(charge));
+        if self.starting {
+            self.starting = false;
+            self.begun_before = Some(Box::new(BegunBefore::new(now)));
+        }
+        let verdict = match self.begun_before.take() {
+            None => {
+                charge::find_break(&self.past, now).map_or(Verdict::Undecided, Verdict::Charged)
+            }
+            Some(mut begun) => {
+                let (past, witness, learned) = (&self.past, &self.witness, &self.learned);
+                let sight = Sight { sample, now, before, rise, past, witness, learned };
+                let verdict = begun.follow(&sight, |found| self.charge_mark(found, now, 0));
+                if verdict == Verdict::Undecided {
+                    self.begun_before = Some(begun);
+                }
+                verdict
+            }
+        };
+        self.apply_verdict(verdict, now, changes);
+    }
+
+    fn apply_verdict(&mut self, verdict: Verdict, now: BtPoint, changes: &mut Vec<MarkChange>) {
+        let (roast, dropped) = match verdict {
+            Verdict::Undecided | Verdict::Empty => return,
+            Verdict::Charged(found) => {
+                (RoastInProgress::from_charge(self.charge_mark(found, now, 0), found), None)
+            }
+            Verdict::ChargedBefore(roast) | Verdict::Roasting(roast) => (roast, None),
+            Verdict::Dropped(roast, dropped) => (roast, Some(dropped)),
+        };
+        changes.extend(roast.marks.iter().map(|mark| MarkChange::Detected(*mark)));
+        self.stage = Stage::Roasting(Box::new(roast));
+        if let Some(dropped) = dropped {
+            self.end_roast(dropped, now, changes);
+        }
+    }
+
+    /// Ends the recording: returns the marks that the last readings show, although not enough of
+    /// what followed was recorded to be sure of them live.
+    pub fn finish(&mut self) -> Vec<MarkChange> {
+        let mut changes = Vec::new();
+        let Some(now) = self.past.back().copied().filter(|_| self.infer_ends) else {
+            return changes;
+        };
+        let (past, witness, learned) = (&self.past, &self.witness, &self.learned);
+        match &self.stage {
+            Stage::Empty => {
+                let Some(begun) = self.begun_before.take() else { return changes };
+                let sample = &Sample::bean(now.t_ms, Some(now.bt_c));
+                let sight = Sight { sample, now, before: None, rise: None, past, witness, learned };
+                let verdict = begun.finish(&sight);
+                self.apply_verdict(verdict, now, &mut changes);
+            }
+            Stage::Roasting(roast) => {
+                let fall_c = drop::LAST_FALL_C;
+                let found = drop::find_drop(roast, (past, witness), (now, None), fall_c, learned);
+                if let Some(dropped) = found {
+                    self.end_roast(dropped, now, &mut changes);
+                }
+            }
+            Stage::Emptied { .. } => {}
+        }
+        changes
+    }
+
+    /// Ends the running roast with its DROP. Withdraws the marks after it, which were wrong.
+    fn end_roast(&mut self, dropped: DetectedMark, now: BtPoint, changes: &mut Vec<MarkChange>) {
+        if let Stage::Roasting(roast) = &self.stage {
+            let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
+            changes.extend(later.map(|mark| MarkChange::Withdrawn(mark.kind)));
+        }
+        changes.push(MarkChange::Detected(dropped));
+        self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: Some(dropped.at_ms) };
     }
 
     fn charge_mark(&self, found: charge::ChargeBreak, now: BtPoint, revision: u32) -> DetectedMark {
         let scale = self.witness.weight_step_ms(found.at_ms);
-        let (at_ms, spread, method) = match scale {
-            Some(scale) => (scale, 1_500, Method::Scale),
+        let offset = &self.learned.charge_offset;
+        let (at_ms, half_ms, method) = match scale {
+            Some(scale) => (scale, SCALE_HALF_MS, Method::Scale),
             None => (
-                found.at_ms + self.learned.charge_offset.correction_ms(),
-                self.learned.charge_offset.spread_ms().unwrap_or(3_000).max(2_000),
+                found.at_ms + offset.correction_ms(),
+                offset.half_ms(CHARGE_HALF_MS),
                 Method::Break,
             ),
         };
         DetectedMark {
             kind: EventKind::Charge,
             at_ms,
-            from_ms: at_ms - 3 * spread,
-            to_ms: at_ms + 3 * spread,
+            from_ms: at_ms - half_ms,
+            to_ms: at_ms + half_ms,
             known_ms: now.t_ms,
             bt_c: Some(found.bt_c),
             confidence: found.confidence,
@@ -441,14 +551,15 @@ impl Tracker {
         if !self.infer_ends {
             return;
         }
-        if let Some(dropped) =
-            drop::find_drop(roast, (&self.past, &self.witness), now, before, &self.learned)
-        {
-            // Marks after DROP were wrong.
-            let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
-            changes.extend(later.map(|mark| MarkChange::Withdrawn(mark.kind)));
-            changes.push(MarkChange::Detected(dropped));
-            self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: Some(dropped.at_ms) };
+        let dropped = drop::find_drop(
+            roast,
+            (&self.past, &self.witness),
+            (now, before),
+            drop::SLOW_FALL_C,
+            &self.learned,
+        );
+        if let Some(dropped) = dropped {
+            self.end_roast(dropped, now, changes);
         }
     }
 

@@ -6,6 +6,7 @@
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
+use super::crossing::seconds_to_ms;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
 use crate::machine_model::MachineModel;
 
@@ -13,6 +14,8 @@ use crate::machine_model::MachineModel;
 const RISEN_C: f64 = 1.0;
 /// …and the lowest reading lies this long after CHARGE.
 const AFTER_S: f64 = 15.0;
+/// The half width of the interval before any mark, ms.
+const HALF_MS: i64 = 8_000;
 
 /// The lowest readings so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -30,7 +33,7 @@ impl TurningPoint {
     /// Returns a turning point that happened before tracking started.
     pub(super) const fn before_tracking(t_ms: i64) -> Self {
         let point = BtPoint { t_ms, bt_c: f64::MIN };
-        Self { low: Some(point), until_ms: t_ms, sure: Some(point), revisions: 1 }
+        Self { low: Some(point), until_ms: t_ms, sure: Some(point), revisions: 0 }
     }
 
     pub(super) const fn is_sure(&self) -> bool {
@@ -55,6 +58,7 @@ impl RoastInProgress {
         if seconds < 0.0 {
             return None;
         }
+        let after_min_s = if self.is_doubtful() { 0.0 } else { AFTER_S };
         let turning = &mut self.turning;
         match turning.low {
             Some(low) if now.bt_c > low.bt_c => {}
@@ -67,17 +71,35 @@ impl RoastInProgress {
         let low = turning.low?;
         let known = turning.sure.is_some_and(|sure| sure.t_ms == low.t_ms);
         let after_s = (low.t_ms - self.charge_ms) as f64 / 1000.0;
-        if known || now.bt_c - low.bt_c < RISEN_C || after_s < AFTER_S {
+        if known || now.bt_c - low.bt_c < RISEN_C || after_s < after_min_s {
             return None;
         }
         turning.sure = Some(low);
-        let revision = turning.revisions;
-        turning.revisions += 1;
-        let middle = (turning.until_ms - low.t_ms) / 2;
-        let curve_ms = low.t_ms + middle;
+        let until_ms = turning.until_ms;
+        let mark = self.turning_point_mark(low, until_ms, now, learned);
+        // A recording that begins with the fall: the turning point shows how long ago CHARGE was.
+        if self.is_doubtful() {
+            let usual_ms = mark.curve_ms - seconds_to_ms(learned.course.turning.mean_s());
+            self.charge_ms = self.charge_ms.min(usual_ms);
+        }
+        self.replace_mark(mark);
+        Some(mark)
+    }
+
+    /// Returns the mark of a turning point in the middle of the lowest readings.
+    pub(super) fn turning_point_mark(
+        &mut self,
+        low: BtPoint,
+        until_ms: i64,
+        now: BtPoint,
+        learned: &MachineModel,
+    ) -> DetectedMark {
+        let revision = self.turning.revisions;
+        self.turning.revisions += 1;
+        let curve_ms = low.t_ms + (until_ms - low.t_ms) / 2;
         let at_ms = curve_ms + learned.tp_offset.correction_ms();
-        let half = (turning.until_ms - low.t_ms).max(8_000);
-        let mark = DetectedMark {
+        let half = (until_ms - low.t_ms).max(learned.tp_offset.half_ms(HALF_MS));
+        DetectedMark {
             kind: EventKind::Tp,
             at_ms,
             from_ms: at_ms - half,
@@ -88,8 +110,6 @@ impl RoastInProgress {
             method: Method::Lowest,
             revision,
             curve_ms,
-        };
-        self.replace_mark(mark);
-        Some(mark)
+        }
     }
 }

@@ -13,9 +13,9 @@ use crate::rise_model::RiseModel;
 use crate::roast_course::RoastCourse;
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
-/// slope there. Slowly heated beans crack at a lower reading, because the difference between probe
-/// and bean core is smaller. The difference is proportional to the rate of rise, which is
-/// proportional to 1/time, so the line is straight over 1/time: it flattens in long roasts.
+/// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
+/// bean core is smaller, so the line falls with time. The difference has limits, so the line is level
+/// further than [`LINE_SPAN_S`] from its centre.
 ///
 /// The line is a Kalman filter over marks. Level and slope are the state. The level drifts between
 /// roasts, because beans, probes and seasons change. The scatter of the marks themselves is learned
@@ -46,8 +46,6 @@ const fn one() -> f64 {
 /// The interval factor grows by this share at a missed mark, less a tenth of it at every mark.
 const INTERVAL_GAIN: f64 = 0.2;
 const INTERVAL_FACTOR_RANGE: (f64, f64) = (0.5, 4.0);
-/// The earliest time after CHARGE for which the line is defined; it is level before.
-const LINE_FROM_S: f64 = LINE_CENTRE_S / 2.0;
 
 /// Two consecutive marks with residuals larger than this on the same side, in deviations, indicate
 /// another bean or another probe.
@@ -55,6 +53,8 @@ const CHANGED: f64 = 1.5;
 /// The time of the roast at which the line's level is defined, s: in the middle of the usual times
 /// of first crack, so that level and slope are learned independently.
 pub const LINE_CENTRE_S: f64 = 450.0;
+/// The line slopes within this of its centre, s, and is level beyond.
+const LINE_SPAN_S: f64 = 225.0;
 /// A mark's residual is limited to this, in deviations.
 const SURPRISE_MAX: f64 = 2.0;
 /// The standard deviation of the level's drift from roast to roast, °C.
@@ -65,10 +65,10 @@ const SCATTER_MARKS_MAX: f64 = 25.0;
 pub const Z90: f64 = 1.645;
 
 impl MarkLine {
-    /// Returns the prior of first crack: 185 °C ± 12 (Skywalker 173, Hottop 186, many drums 196).
+    /// Returns the prior of first crack: 187 °C ± 14 (165 to 205 °C, by probe).
     #[must_use]
     pub const fn first_crack() -> Self {
-        let mut line = Self::prior(185.0, 12.0, -0.04, 0.02, 3.0);
+        let mut line = Self::prior(187.0, 14.0, -0.04, 0.03, 4.0);
         line.before = Some(0.0);
         line
     }
@@ -113,9 +113,9 @@ impl MarkLine {
         }
     }
 
-    /// Returns the time on the line's axis, s: linear in 1/time, with a slope of 1 at the centre.
+    /// Returns the time on the line's axis, s: from the line's centre, within its span.
     fn axis(t_s: f64) -> f64 {
-        LINE_CENTRE_S * (1.0 - LINE_CENTRE_S / t_s.max(LINE_FROM_S))
+        (t_s - LINE_CENTRE_S).clamp(-LINE_SPAN_S, LINE_SPAN_S)
     }
 
     /// Returns the number of marks learned so far.
@@ -133,7 +133,7 @@ impl MarkLine {
     /// Returns the slope at `t_s` after CHARGE, °C/s.
     #[must_use]
     pub fn slope_c_per_s(&self, t_s: f64) -> f64 {
-        if t_s < LINE_FROM_S { 0.0 } else { self.slope_c_per_s * (LINE_CENTRE_S / t_s).powi(2) }
+        if (t_s - LINE_CENTRE_S).abs() > LINE_SPAN_S { 0.0 } else { self.slope_c_per_s }
     }
 
     /// Returns the standard deviation of the next mark about [`MarkLine::expected_c`], °C.

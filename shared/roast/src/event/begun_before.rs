@@ -22,6 +22,8 @@ use crate::sample::Sample;
 
 /// The temperature rises once it is this far above its lowest, °C.
 const RISEN_C: f64 = 3.0;
+/// A reading further than this above the lowest has left it, °C.
+const LEFT_C: f64 = 1.0;
 /// The first readings show the end of the fall after CHARGE if the lowest is this far below the
 /// first, °C.
 const FALLEN_C: f64 = 0.5;
@@ -42,8 +44,8 @@ pub(super) const COLD_C: f64 = 60.0;
 const COLD_DEVIATION_S: f64 = 10.0;
 /// Roasting beans get warmer by at least this, °C/s; an idle drum holds its temperature.
 const RISING_C_PER_S: f64 = 2.0 / 60.0;
-/// A temperature within this many deviations of those of DROP may be one.
-const NEAR_DROP: f64 = 2.5;
+/// Beans are not dropped colder than this many deviations below the machine's DROP line.
+const BELOW_DROP: f64 = 3.0;
 /// A recording that ends in mid-roast shows a roast once the beans are warmer by this, °C, and the
 /// rate of rise has decreased to this share.
 const ROASTED_C: f64 = 60.0;
@@ -57,7 +59,7 @@ pub(super) struct BegunBefore {
     low: BtPoint,
     /// The newest reading as low.
     low_until_ms: i64,
-    /// The newest reading within 1 °C of the lowest.
+    /// The newest reading within [`LEFT_C`] of the lowest.
     low_left: BtPoint,
     rising: bool,
     /// The standard deviation of the estimated CHARGE, s.
@@ -158,9 +160,9 @@ impl BegunBefore {
             return Verdict::Dropped(self.begun(sight.now), dropped);
         }
         let slowed = self.rates.is_some_and(|(first, last)| last <= SLOWED * first);
-        let near_drop = self.near_drop(self.top_c, sight.learned) <= NEAR_DROP;
+        let hot = self.is_hot_enough(self.top_c, sight.learned);
         let roasted = self.rising && self.top_c >= self.low.bt_c + ROASTED_C;
-        if self.fall.is_none() && roasted && near_drop && slowed {
+        if self.fall.is_none() && roasted && hot && slowed {
             return Verdict::Roasting(self.begun(sight.now));
         }
         Verdict::Undecided
@@ -179,7 +181,7 @@ impl BegunBefore {
         if now.bt_c <= self.low.bt_c {
             self.low_until_ms = now.t_ms;
         }
-        if now.bt_c <= self.low.bt_c + 1.0 {
+        if now.bt_c <= self.low.bt_c + LEFT_C {
             self.low_left = now;
         }
         self.top_c = self.top_c.max(now.bt_c);
@@ -215,7 +217,7 @@ impl BegunBefore {
         let since = |t_ms: i64, seconds: f64| t_ms - seconds_to_ms(seconds);
         self.roast.turning = TurningPoint::before_tracking(self.low.t_ms);
         if self.first.bt_c < COLD_C {
-            self.roast.charge_ms = self.low_left.t_ms;
+            self.roast.charge_ms = self.cold_charge_ms(now);
             self.deviation_s = COLD_DEVIATION_S;
         } else if fell {
             let charge_ms = since(self.low.t_ms, course.turning.mean_s());
@@ -233,6 +235,16 @@ impl BegunBefore {
         }
         let seconds = self.roast.seconds(self.first.t_ms);
         self.roast.skip_crossings_below(self.first.bt_c, seconds, learned);
+    }
+
+    /// Returns when the temperature of a cold drum began to rise, ms. It rises with the square of
+    /// the time at first.
+    #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
+    fn cold_charge_ms(&self, now: BtPoint) -> i64 {
+        let ratio = ((now.bt_c - self.low.bt_c) / LEFT_C).sqrt();
+        let left = self.low_left.t_ms;
+        let before = (now.t_ms - left) as f64 / (ratio - 1.0).max(0.5);
+        (left - before as i64).max(self.low.t_ms)
     }
 
     fn follow_fall(
@@ -264,9 +276,13 @@ impl BegunBefore {
         }
         if now.bt_c - fall.low.bt_c >= TURNED_C {
             let gently = now.t_ms - fall.low.t_ms >= TURN_GENTLY_MS;
+            // Fresh beans turn colder than dried ones.
+            let dry = &sight.learned.dry_end;
+            let dry_c = dry.expected_c(LINE_CENTRE_S) + dry.half_c(LINE_CENTRE_S);
+            let fresh = gently && fall.low.bt_c < dry_c;
             return match (fall.charged.take(), dropped) {
-                (Some(charged), _) if gently => Verdict::ChargedBefore(charged),
-                (_, Some(dropped)) if !gently => Verdict::Dropped(self.begun(now), dropped),
+                (Some(charged), _) if fresh => Verdict::ChargedBefore(charged),
+                (_, Some(dropped)) if !fresh => Verdict::Dropped(self.begun(now), dropped),
                 _ => {
                     self.fall = None;
                     Verdict::Undecided
@@ -297,12 +313,14 @@ impl BegunBefore {
 
     /// Returns true if a fall from this temperature may be a DROP: beans were getting warmer.
     fn may_be_drop(&self, top_c: f64, sight: &Sight<'_>) -> bool {
-        self.rising && self.is_rising_fast(sight.now) && top_c >= drop::FROM_C
+        self.rising && self.is_rising_fast(sight.now) && self.is_hot_enough(top_c, sight.learned)
     }
 
-    fn near_drop(&self, top_c: f64, learned: &MachineModel) -> f64 {
+    /// Returns true if beans may be dropped at this temperature on this machine.
+    fn is_hot_enough(&self, top_c: f64, learned: &MachineModel) -> bool {
         let line = &learned.drop;
-        (top_c - line.expected_c(LINE_CENTRE_S)).abs() / line.deviation_c(LINE_CENTRE_S)
+        let least = line.expected_c(LINE_CENTRE_S) - BELOW_DROP * line.deviation_c(LINE_CENTRE_S);
+        top_c >= least.max(drop::FROM_C)
     }
 
     /// Returns true if the temperature has risen as in a roast since its lowest.

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use contract::EventKind;
 use roast::analysis::compare::{Comparison, Spread, compare, consistency};
 use roast::analysis::{Analysis, Curve, Marks, analyze};
+use roast::cut_score::{CutSheet, CutTable};
 use roast::event::{DetectedMark, MarkChange};
 use roast::formats::export;
 use roast::machine_model::MachineModel;
@@ -39,6 +40,10 @@ pub enum RoastCommand {
     Score {
         /// The folder with the recordings
         dir: PathBuf,
+        /// Also cut each recording from 5 s before to 300 s after CHARGE, and in development, and
+        /// compare what the rest shows with what the whole recording shows
+        #[arg(long)]
+        cuts: bool,
     },
     /// Measure how similar several roasts are, such as all of one profile
     Consistency {
@@ -119,7 +124,9 @@ pub fn run(command: RoastCommand, output: Output) -> anyhow::Result<()> {
     match command {
         RoastCommand::Analyze { files } => analyze_files(&files, as_json),
         RoastCommand::Compare(args) => compare_files(&args, as_json),
-        RoastCommand::Score { dir } => score_folder(&dir, as_json),
+        RoastCommand::Score { dir, cuts } => {
+            score_folder(&dir, cuts.then(CutSheet::default), as_json)
+        }
         RoastCommand::Consistency { files } => consistency_of(&files, as_json),
         RoastCommand::Export { file, to } => export_file(&file, &to),
         RoastCommand::Plot { file, to } => draw(&file, to),
@@ -155,8 +162,9 @@ pub fn analyze_next(path: &Path, learned: &mut MachineModel) -> anyhow::Result<A
     let walk = replay::replay(&recording, learned);
     learned.ahead.clone_from(&walk.ahead);
     learned.learn_from_recording(&recording, &walk);
-    let marks = walk.roast().map(|roast| roast.marks.clone()).unwrap_or_default();
-    let analysis = analyze(&recording, &Marks::detected(&marks));
+    let marks = walk.marks_of(&recording);
+    // The marks in the file take precedence over detected ones.
+    let analysis = analyze(&recording, &Marks::of(&recording, &marks));
     Ok(AnalyzedRecording { recording, walk, marks, analysis })
 }
 
@@ -337,7 +345,8 @@ fn recordings_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+/// Prints the accuracy over the recordings in a folder, and over their cuts if `cuts` is a sheet.
+fn score_folder(dir: &Path, mut cuts: Option<CutSheet>, as_json: bool) -> anyhow::Result<()> {
     let mut folders = vec![dir.to_owned()];
     let entries =
         std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
@@ -362,8 +371,14 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
         let machines: BTreeSet<&str> = recordings.iter().map(|(_, r)| r.machine.as_str()).collect();
         let mut sheet = ScoreSheet::default();
         for machine in machines {
-            let of = recordings.iter().filter(|(_, recording)| recording.machine == machine);
-            sheet.add_machine(of.map(|(name, recording)| (name.as_str(), recording)));
+            let of = recordings
+                .iter()
+                .filter(|(_, recording)| recording.machine == machine)
+                .map(|(name, recording)| (name.as_str(), recording));
+            sheet.add_machine(of.clone());
+            if let Some(cuts) = &mut cuts {
+                cuts.add_machine(of);
+            }
         }
         all.add(&sheet);
         let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
@@ -373,12 +388,40 @@ fn score_folder(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let machines: serde_json::Map<_, _> =
             scores.into_iter().map(|(name, score)| (name, json!(score))).collect();
-        println!("{}", json!({"machines": machines, "all": all.score()}));
+        let mut scored = json!({"machines": machines, "all": all.score()});
+        if let Some(cuts) = cuts {
+            scored["cuts"] = json!(cuts.tables());
+        }
+        println!("{scored}");
         return Ok(());
     }
     scores.push(("all".to_owned(), all.score()));
     print_scores(&scores);
+    if let Some(cuts) = cuts {
+        print_cuts(&cuts.tables());
+    }
     Ok(())
+}
+
+fn print_cuts(tables: &[CutTable]) {
+    println!("\ncut at          found again       ≤10 s      ≤30 s  missed");
+    for t in tables {
+        println!(
+            "{:<15} {:<12} {:>5}/{:<5} {:>5}/{:<5} {:>5}",
+            t.cut, t.kind, t.within_10_s, t.marks, t.within_30_s, t.marks, t.missed
+        );
+    }
+}
+
+/// Prints how many marks lie in the 90 % intervals of each method.
+fn print_methods(all: &Score) {
+    println!("\nin interval, by method");
+    for kind in score::KINDS {
+        let Some(table) = all.marks.get(kind.as_str()) else { continue };
+        for (method, t) in &table.methods {
+            println!("{:<9} {:<14} {:>4}/{:<4}", kind.as_str(), method, t.covered, t.marks);
+        }
+    }
 }
 
 fn print_scores(scores: &[(String, Score)]) {
@@ -404,6 +447,9 @@ fn print_scores(scores: &[(String, Score)]) {
                 t.marks,
             );
         }
+    }
+    if let Some((_, all)) = scores.last() {
+        print_methods(all);
     }
     println!(
         "\nBT 60 s ahead            points   mean error °C    p90 error °C   in interval   ± °C"

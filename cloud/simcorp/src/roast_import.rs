@@ -198,9 +198,15 @@ fn frames(
     for (number, part) in (1_u64..).zip(samples.chunks(SAMPLES_PER_FRAME)) {
         let last_of_all = first_seq + part.len() as u64 == samples.len() as u64;
         let from = part.first().map_or(0, |sample| sample.t_ms);
+        // The first frame also has the CHARGE of a roast that began before its recording.
+        let first_ms = if first_seq == 0 { i64::MIN } else { from };
         let until = if last_of_all { i64::MAX } else { part.last().map_or(0, |s| s.t_ms + 1) };
         let events = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
-            let at_ms = marks.ms(kind).filter(|ms| *ms >= charge && (from..until).contains(ms))?;
+            let at_ms =
+                marks.ms(kind).filter(|ms| *ms >= charge && (first_ms..until).contains(ms))?;
+            if kind != EventKind::Charge && !marks.is_confident(kind) {
+                return None;
+            }
             let nearest = part.iter().rposition(|sample| sample.t_ms <= at_ms).unwrap_or(0);
             let in_file = analyzed.recording.mark_ms(kind).is_some();
             Some(MachineEvent {

@@ -53,6 +53,14 @@ pub struct RecordingReplay {
 /// The time between two stored forecasts, ms.
 pub const FORECAST_EVERY_MS: i64 = 5_000;
 
+/// A curve that ends within this of its DROP does not show it, ms.
+const UNSEEN_DROP_MS: i64 = 10_000;
+
+/// Returns true if the curve ends too soon after a DROP to show it.
+pub(crate) fn is_unseen_drop(recording: &Recording, dropped_ms: i64) -> bool {
+    recording.samples.last().is_some_and(|last| last.t_ms - dropped_ms <= UNSEEN_DROP_MS)
+}
+
 /// Replays a recording with the model learned from earlier roasts of its machine. Ignores the marks
 /// of the file.
 #[must_use]
@@ -127,6 +135,21 @@ impl RecordingReplay {
             }
         }
         best
+    }
+
+    /// Returns the marks of the recording's roast. If the curve ends too soon after the file's DROP
+    /// to show it, the DROP is the file's.
+    #[must_use]
+    pub fn marks_of(&self, recording: &Recording) -> Vec<DetectedMark> {
+        let mut marks = self.roast().map(|roast| roast.marks.clone()).unwrap_or_default();
+        let dropped = recording.mark_ms(EventKind::Drop);
+        let unseen = dropped.filter(|dropped| is_unseen_drop(recording, *dropped));
+        if let Some(dropped) = unseen.filter(|_| !marks.is_empty()) {
+            marks.retain(|mark| mark.kind != EventKind::Drop && mark.at_ms <= dropped);
+            let bt_c = self.bt_at(dropped);
+            marks.push(DetectedMark::reported(EventKind::Drop, dropped, bt_c));
+        }
+        marks
     }
 
     /// Returns the clean bean temperature at a time, °C.

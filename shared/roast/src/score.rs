@@ -8,7 +8,7 @@
 use contract::EventKind;
 use serde::Serialize;
 
-use crate::event::MarkChange;
+use crate::event::{MarkChange, Method};
 use crate::forecast::HORIZON_MS;
 use crate::machine_model::MachineModel;
 use crate::recording::Recording;
@@ -40,6 +40,17 @@ pub struct MarkTable {
     pub p10_s: f64,
     /// The ninetieth percentile of detected minus marked, s.
     pub p90_s: f64,
+    /// How many marks lie in their 90 % interval.
+    pub covered: usize,
+    /// The intervals of each method that detected marks.
+    pub methods: std::collections::BTreeMap<&'static str, MethodTable>,
+}
+
+/// The intervals of one method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct MethodTable {
+    /// The number of marks that the method detected.
+    pub marks: usize,
     /// How many marks lie in their 90 % interval.
     pub covered: usize,
 }
@@ -83,6 +94,8 @@ pub struct MarkComparison {
     pub kind: EventKind,
     /// Detected minus marked, s; `None` if it was not detected.
     pub error_s: Option<f64>,
+    /// The method that detected it.
+    pub method: Option<Method>,
     /// Whether the mark lies in the 90 % interval of the detected one.
     pub covered: bool,
 }
@@ -129,6 +142,9 @@ impl ScoreSheet {
                 _ => None,
             });
             let Some(marked) = marked else { continue };
+            if kind == EventKind::Drop && replay::is_unseen_drop(recording, marked) {
+                continue; // the curve ends before it can show the DROP
+            }
             if kind == EventKind::Fc && learned.first_crack.mark_count() < ROASTS_BEFORE {
                 continue;
             }
@@ -137,6 +153,7 @@ impl ScoreSheet {
                 recording: name.to_owned(),
                 kind,
                 error_s: mark.map(|mark| (mark.at_ms - marked) as f64 / 1000.0),
+                method: mark.map(|mark| mark.method),
                 covered: mark.is_some_and(|m| (m.from_ms..=m.to_ms).contains(&marked)),
             });
         }
@@ -204,6 +221,12 @@ impl ScoreSheet {
         let mut errors: Vec<f64> = of.iter().filter_map(|miss| miss.error_s).collect();
         errors.sort_by(f64::total_cmp);
         let within = |s: f64| errors.iter().filter(|e| e.abs() <= s).count();
+        let mut methods = std::collections::BTreeMap::<_, MethodTable>::new();
+        for (method, covered) in of.iter().filter_map(|miss| Some((miss.method?, miss.covered))) {
+            let table = methods.entry(method.as_str()).or_default();
+            table.marks += 1;
+            table.covered += usize::from(covered);
+        }
         MarkTable {
             marks: of.len(),
             within_10_s: within(10.0),
@@ -213,6 +236,7 @@ impl ScoreSheet {
             p10_s: quantile(&errors, 0.1),
             p90_s: quantile(&errors, 0.9),
             covered: of.iter().filter(|miss| miss.covered).count(),
+            methods,
         }
     }
 

@@ -40,6 +40,8 @@ pub struct LoadedRoast {
     pub all_points_loaded: bool,
     /// The time of each kind of event without the overrides, s since the session began.
     inferred: BTreeMap<EventKind, f64>,
+    /// The confidence in those events that were detected with one.
+    confidence: BTreeMap<EventKind, f64>,
 }
 
 impl LoadedRoast {
@@ -108,9 +110,14 @@ impl LoadedRoast {
         let mut ranked: Vec<_> = events.iter().filter_map(event_rank_and_time).collect();
         // Order of precedence: a person, the machine, a recording, then all other sources. Of two
         // events of the same rank, the first counts.
-        ranked.sort_by_key(|(_, rank, _)| *rank);
-        for (kind, _, seconds) in ranked {
-            inferred.entry(kind).or_insert(seconds);
+        ranked.sort_by_key(|(_, rank, ..)| *rank);
+        let mut confidence = BTreeMap::new();
+        for (kind, _, seconds, confident) in ranked {
+            if inferred.contains_key(&kind) {
+                continue;
+            }
+            inferred.insert(kind, seconds);
+            confidence.extend(confident.map(|confident| (kind, confident)));
         }
         // A session begins with its CHARGE.
         inferred.entry(EventKind::Charge).or_insert(0.0);
@@ -123,7 +130,7 @@ impl LoadedRoast {
             inferred.entry(EventKind::Tp).or_insert(turned);
         }
         let mut roasted =
-            Self { session, meta, overrides, recording, all_points_loaded: whole, inferred };
+            Self { session, meta, overrides, recording, all_points_loaded: whole, inferred, confidence };
         roasted.mark();
         roasted
     }
@@ -157,7 +164,13 @@ impl LoadedRoast {
     }
 
     pub fn marks(&self) -> Marks {
-        Marks::of(&self.recording, &[])
+        let mut marks = Marks::of(&self.recording, &[]);
+        for (kind, confidence) in &self.confidence {
+            if self.overrides.iter().all(|one| one.event_type != *kind) {
+                marks = marks.with_confidence(*kind, *confidence);
+            }
+        }
+        marks
     }
 
     pub fn curve(&self) -> Curve {
@@ -292,7 +305,7 @@ fn large_override(kind: EventKind, at_seconds: f64, delta: f64) -> Warning {
 /// Returns an event's kind, the rank of its source (a lower rank takes precedence) and its time, s.
 /// Kinds of events that upstream Sim-Corp does not have arrive as notes whose payload has the kind
 /// in `mark`.
-fn event_rank_and_time(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
+fn event_rank_and_time(event: &RoastEvent) -> Option<(EventKind, u8, f64, Option<f64>)> {
     let field = |name: &str| event.payload.as_ref()?.get(name)?.as_str();
     let kind = field("mark").and_then(EventKind::parse).unwrap_or(event.kind);
     let rank = match field("source") {
@@ -301,7 +314,8 @@ fn event_rank_and_time(event: &RoastEvent) -> Option<(EventKind, u8, f64)> {
         Some("recording") => 2,
         _ => 3,
     };
-    Some((kind, rank, event.elapsed_seconds()?))
+    let confidence = event.payload.as_ref().and_then(|payload| payload.get("confidence")?.as_f64());
+    Some((kind, rank, event.elapsed_seconds()?, confidence))
 }
 
 /// Returns the time of the lowest bean temperature, s, within the first minutes and the first half

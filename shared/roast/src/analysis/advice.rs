@@ -5,6 +5,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::crash_flick::CrashFlick;
 use super::phase::Phase;
 use super::{Analysis, Curve};
 use crate::clean::ValueQuality;
@@ -72,8 +73,14 @@ fn details(value: &Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-/// Returns the warnings about a roast from `charge` to `until`, in ms of the recording.
-pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<Warning> {
+/// Returns the warnings about a roast from `charge` to `until`, in ms of the recording, whose rate of
+/// rise had this `shape` after a certain first crack.
+pub fn warnings(
+    a: &Analysis,
+    shape: &CrashFlick,
+    curve: &Curve,
+    (charge, until): (i64, i64),
+) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut warn = |code, severity, message: String, at_seconds, evidence: Value| {
         let details = details(&evidence);
@@ -120,15 +127,15 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
             warn(code, severity, message, first(why), json!({"count": found, "share": share}));
         }
     }
-    if a.crash_flick.crash_detected {
+    if shape.crash_detected {
         let message = "the rate of rise fell far below its trend after first crack".to_owned();
-        let evidence = json!(a.crash_flick.details);
-        warn("CRASH", Severity::Warn, message, a.crash_flick.crash_at_seconds, evidence);
+        let evidence = json!(shape.details);
+        warn("CRASH", Severity::Warn, message, shape.crash_at_seconds, evidence);
     }
-    if a.crash_flick.flick_detected {
+    if shape.flick_detected {
         let message = "the rate of rise increased again before the drop".to_owned();
-        let evidence = json!(a.crash_flick.details);
-        warn("FLICK", Severity::Warn, message, a.crash_flick.flick_at_seconds, evidence);
+        let evidence = json!(shape.details);
+        warn("FLICK", Severity::Warn, message, shape.flick_at_seconds, evidence);
     }
     if a.drop_seconds.is_none() {
         let message = "the roast has no DROP: it still runs, or DROP was not recorded".to_owned();
@@ -140,7 +147,7 @@ pub fn warnings(a: &Analysis, curve: &Curve, charge: i64, until: i64) -> Vec<War
 /// The development ratios that most roasters aim for. A ratio outside them gets a recommendation.
 const DEVELOPMENT: std::ops::RangeInclusive<f64> = 0.10..=0.30;
 
-/// Returns the recommendations that follow from an analysis.
+/// Returns the recommendations that follow from an analysis whose CHARGE and first crack are certain.
 pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
     let mut advice = Vec::new();
     let mut advise = |code, message: &str, confidence, evidence: Value| {

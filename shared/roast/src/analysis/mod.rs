@@ -29,15 +29,30 @@ pub const AUC_BASE_C: f64 = 100.0;
 /// The minimum recorded time before CHARGE for an analysis of the time between batches, ms.
 const BBP_MS_MIN: i64 = 90_000;
 
+/// Marks with a lower confidence than this cause no warning and no recommendation.
+pub const CONFIDENCE_MIN: f64 = 0.5;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Mark {
+    kind: EventKind,
+    at_ms: i64,
+    confidence: f64,
+}
+
 /// A roast's marks, in ms of the recording. A mark by a person replaces a detected one of its kind.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Marks(Vec<(EventKind, i64)>);
+pub struct Marks(Vec<Mark>);
 
 impl Marks {
     /// Returns the detected marks.
     #[must_use]
     pub fn detected(marks: &[DetectedMark]) -> Self {
-        Self(marks.iter().map(|mark| (mark.kind, mark.at_ms)).collect())
+        let mark = |m: &DetectedMark| Mark {
+            kind: m.kind,
+            at_ms: m.at_ms,
+            confidence: m.confidence,
+        };
+        Self(marks.iter().map(mark).collect())
     }
 
     /// Returns the marks of the file, and the detected marks of the kinds that the file lacks.
@@ -45,18 +60,33 @@ impl Marks {
     pub fn of(recording: &Recording, detected: &[DetectedMark]) -> Self {
         let mut marks = Self::detected(detected);
         for (kind, _) in &recording.marks {
-            if let Some(at) = recording.mark_ms(*kind) {
-                marks.0.retain(|(known, _)| known != kind);
-                marks.0.push((*kind, at));
+            if let Some(at_ms) = recording.mark_ms(*kind) {
+                marks.0.retain(|known| known.kind != *kind);
+                marks.0.push(Mark { kind: *kind, at_ms, confidence: 1.0 });
             }
         }
         marks
     }
 
+    /// Sets the confidence of a mark.
+    #[must_use]
+    pub fn with_confidence(mut self, kind: EventKind, confidence: f64) -> Self {
+        for mark in self.0.iter_mut().filter(|mark| mark.kind == kind) {
+            mark.confidence = confidence;
+        }
+        self
+    }
+
     /// Returns the time of a mark, in ms of the recording.
     #[must_use]
     pub fn ms(&self, kind: EventKind) -> Option<i64> {
-        self.0.iter().find(|(known, _)| *known == kind).map(|(_, at)| *at)
+        self.0.iter().find(|mark| mark.kind == kind).map(|mark| mark.at_ms)
+    }
+
+    /// Returns true if there is a mark with a confidence of at least [`CONFIDENCE_MIN`].
+    #[must_use]
+    pub fn is_confident(&self, kind: EventKind) -> bool {
+        self.0.iter().any(|mark| mark.kind == kind && mark.confidence >= CONFIDENCE_MIN)
     }
 }
 
@@ -215,8 +245,13 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
         energy: controls::energy(recording, charge, until),
         ..Analysis::default()
     };
-    analysis.warnings = advice::warnings(&analysis, &curve, charge, until);
-    analysis.recommendations = advice::recommendations(&analysis);
+    // The shape of the curve around an uncertain first crack says nothing about the roast.
+    let sure = [EventKind::Charge, EventKind::Fc].map(|kind| marks.is_confident(kind));
+    let shape = if sure[1] { analysis.crash_flick } else { CrashFlick::default() };
+    analysis.warnings = advice::warnings(&analysis, &shape, &curve, (charge, until));
+    if sure == [true, true] {
+        analysis.recommendations = advice::recommendations(&analysis);
+    }
     Some(analysis)
 }
 
@@ -340,6 +375,20 @@ mod tests {
         assert!(!analysis.crash_flick.crash_detected && !analysis.crash_flick.flick_detected);
         // 540 s from the turning point, the mean of (BT − 100) over them where it is positive.
         assert!((450.0..700.0).contains(&analysis.auc_c_min.unwrap()), "{:?}", analysis.auc_c_min);
+    }
+
+    #[test]
+    fn an_uncertain_first_crack_gives_no_advice() {
+        let mut recording = recording();
+        recording.marks.retain(|(kind, _)| *kind != EventKind::Fc);
+        recording.marks.push((EventKind::Fc, 120 + 300));
+        let advised = |confidence| {
+            let marks = Marks::of(&recording, &[]).with_confidence(EventKind::Fc, confidence);
+            analyze(&recording, &marks).unwrap()
+        };
+        assert!(advised(0.9).recommendations.iter().any(|r| r.code == "DEVELOPMENT"));
+        let unsure = advised(0.3);
+        assert_eq!((unsure.recommendations.len(), unsure.fc_seconds), (0, Some(300.0)));
     }
 
     #[test]

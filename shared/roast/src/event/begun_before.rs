@@ -36,6 +36,11 @@ const TURNED_C: f64 = 2.0;
 /// Beans turn slowly: the rise by [`TURNED_C`] takes at least this, ms. An empty drum whose burner
 /// is lit again turns at once.
 const TURN_GENTLY_MS: i64 = 12_000;
+/// At the end of a recording a fall goes on if the temperature fell by this, °C, over this time, ms.
+const LAST_FALL_C: f64 = 2.0;
+const LAST_MS: i64 = 15_000;
+/// A silence longer than this hides the course of a fall, ms.
+const GAP_MS: i64 = 60_000;
 /// A second break of the curve is at least this long after the first, ms.
 const AGAIN_MS: i64 = 30_000;
 /// Below this temperature a drum is cold, and CHARGE makes no fall, °C.
@@ -155,6 +160,12 @@ impl BegunBefore {
 
     /// Returns what the recording shows at its end.
     pub(super) fn finish(&self, sight: &Sight<'_>) -> Verdict {
+        let recent = sight.past.iter().rev().find(|p| sight.now.t_ms - p.t_ms >= LAST_MS);
+        let ends = recent.is_some_and(|p| p.bt_c - sight.now.bt_c < LAST_FALL_C);
+        let charged = self.fall.as_ref().and_then(|fall| fall.charged.clone());
+        if let Some(charged) = charged.filter(|_| ends) {
+            return Verdict::ChargedBefore(charged);
+        }
         let dropped = self.fall.as_ref().and_then(|fall| fall.dropped);
         if let Some(dropped) = dropped.or_else(|| self.dropped(sight, drop::LAST_FALL_C)) {
             return Verdict::Dropped(self.begun(sight.now), dropped);
@@ -253,6 +264,11 @@ impl BegunBefore {
         charge_mark: impl Fn(ChargeBreak) -> DetectedMark,
     ) -> Verdict {
         let now = sight.now;
+        // A fall whose course is not known is CHARGE, as without any history.
+        if sight.before.is_some_and(|before| now.t_ms - before.t_ms > GAP_MS) {
+            let charged = self.fall.take().and_then(|fall| fall.charged);
+            return charged.map_or(Verdict::Empty, Verdict::ChargedBefore);
+        }
         let broke = charge::find_break(sight.past, now);
         let dropped = match self.fall.as_ref().and_then(|fall| fall.dropped) {
             None => self.dropped(sight, drop::SLOW_FALL_C),

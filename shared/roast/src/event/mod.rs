@@ -118,7 +118,7 @@ pub struct DetectedMark {
 }
 
 impl DetectedMark {
-    const fn reported(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
+    pub(crate) const fn reported(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
         Self {
             kind,
             at_ms,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use contract::EventKind;
 use roast::clean::ValueQuality;
+use roast::cut_score::CutSheet;
 use roast::machine_model::MachineModel;
 use roast::recording::Recording;
 use roast::replay::{DetectedRoast, replay};
@@ -79,6 +80,30 @@ fn the_accuracy_of_detection_does_not_decrease() {
     );
 }
 
+/// Checks that a recording that begins late shows the same turning point, first crack and DROP.
+/// Without CHARGE the time on the line of first crack is an estimate, so first crack moves.
+#[test]
+fn a_recording_that_begins_late_shows_the_same_marks() {
+    for (folder, moved_max) in [("skywalker", 2), ("hottop", 0)] {
+        let Some(all) = recordings(folder) else { return };
+        let mut sheet = CutSheet::default();
+        sheet.add_machine(all.iter().map(|(name, recording)| (name.as_str(), recording)));
+        for far in sheet.comparisons.iter().filter(|c| c.error_s.is_none_or(|e| e.abs() > 10.0)) {
+            println!("{} {:?} {} {:?}", far.recording, far.cut, far.kind, far.error_s);
+        }
+        let tables = sheet.tables();
+        assert!(tables.len() >= 15, "{folder}: {tables:?}");
+        for table in tables {
+            assert_eq!(table.missed, 0, "{folder}: {table:?}");
+            if table.kind == "FC" {
+                assert!(table.marks - table.within_30_s <= moved_max, "{folder}: {table:?}");
+            } else {
+                assert_eq!(table.within_10_s, table.marks, "{folder}: {table:?}");
+            }
+        }
+    }
+}
+
 /// Checks that a gap in the data counts as a gap only, never as a DROP or a change of unit.
 #[test]
 fn a_gap_in_the_data_is_never_a_drop() {
@@ -148,6 +173,7 @@ fn detection_continued_from_a_snapshot_gives_the_same_result() {
             }
             changes.extend(tracker.push(sample));
         }
+        changes.extend(tracker.finish());
         assert_eq!(changes, whole.changes, "{name}");
     }
 }
@@ -156,6 +182,7 @@ mod golden {
     //! Special cases found in the data. Cases whose files are not available here are constructed.
 
     use super::*;
+    use roast::event::{MarkChange, Method, Tracker};
     use roast::sample::Sample;
 
     #[test]
@@ -368,6 +395,145 @@ mod golden {
             (sample.gas_pct, sample.fan_pct) = (Some(if out { 0.0 } else { 60.0 }), Some(100.0));
         }
         assert_eq!(found(&recording).unwrap().mark(EventKind::Drop), None);
+    }
+
+    /// Tests a roaster that turns the burner off at another time before each drop, while the beans
+    /// still get warmer, stay as warm, or cool slowly.
+    #[test]
+    fn a_drop_after_coasting_is_where_the_probe_turns() {
+        for drift in [0.04, 0.0, -0.04] {
+            let mut learned = MachineModel::default();
+            for coast in [60.0, 20.0, 90.0, 35.0, 75.0, 10.0, 50.0] {
+                let steady = curve(1_000.0, 0.0);
+                let bt = |s: f64| {
+                    let coasted = steady(660.0 - coast) + (s - 660.0 + coast) * drift;
+                    match s {
+                        s if s <= 660.0 - coast => steady(s),
+                        s if s <= 660.0 => coasted,
+                        s => coasted - (s - 660.0) * (drift + 1.2),
+                    }
+                };
+                let mut recording = made(760, bt);
+                for sample in &mut recording.samples {
+                    let out = sample.t_ms as f64 / 1000.0 >= 660.0 - coast;
+                    (sample.gas_pct, sample.fan_pct) =
+                        (Some(if out { 0.0 } else { 60.0 }), Some(100.0));
+                }
+                recording.marks = vec![(EventKind::Charge, 60), (EventKind::Drop, 660)];
+                let walked = replay(&recording, &learned);
+                let drop = *walked.roast().unwrap().mark(EventKind::Drop).unwrap();
+                assert!((drop.at_ms - 660_000).abs() <= 5_000, "{coast} s, {drift}: {drop:?}");
+                assert_eq!(drop.method, Method::Break, "{coast} s, {drift}");
+                assert!((drop.from_ms..=drop.to_ms).contains(&660_000), "{drop:?}");
+                learned.learn_from_recording(&recording, &walked);
+            }
+        }
+    }
+
+    /// Returns the marks of an air popper: a probe at 27 °C, beans from 40 s on, DROP at 500 s.
+    fn popped() -> Recording {
+        let rising = |s: f64| 27.0 + 205.0 * (1.0 - (-(s - 40.0) / 250.0).exp());
+        made(560, move |s| match s {
+            s if s <= 40.0 => 27.0,
+            s if s <= 500.0 => rising(s),
+            s => rising(500.0) - (s - 500.0) * 1.5,
+        })
+    }
+
+    #[test]
+    fn a_roast_that_begins_with_a_cold_probe_is_detected() {
+        let roast = found(&popped()).unwrap();
+        let off = |kind, at: i64| roast.mark(kind).map_or(i64::MAX, |m| (m.at_ms - at).abs());
+        assert_eq!(roast.mark(EventKind::Charge).unwrap().method, Method::BegunBefore);
+        assert!(off(EventKind::Charge, 40_000) <= 8_000, "{roast:?}");
+        assert!(off(EventKind::Drop, 500_000) <= 5_000, "{roast:?}");
+        for kind in [EventKind::Tp, EventKind::DryEnd, EventKind::Fc] {
+            assert!(roast.mark(kind).is_some(), "{kind}: {roast:?}");
+        }
+    }
+
+    #[test]
+    fn a_drum_that_is_heated_from_cold_and_then_charged_has_one_roast() {
+        let steady = curve(660.0, 0.0);
+        let heated = |s: f64| if s < 600.0 { 25.0 + s * 0.275 } else { steady(s - 540.0) };
+        let walk = replay(&made(1_400, heated), &MachineModel::default());
+        assert_eq!(walk.roasts.len(), 1);
+        let roast = walk.roast().unwrap();
+        let at = |kind| roast.mark(kind).unwrap().at_ms;
+        assert!((at(EventKind::Charge) - 600_000).abs() <= 4_000, "{roast:?}");
+        assert!((at(EventKind::Drop) - 1_200_000).abs() <= 4_000, "{roast:?}");
+        let early = |c: &MarkChange| matches!(c, MarkChange::Detected(m) if m.at_ms < 590_000);
+        assert!(!walk.changes.iter().any(early), "{:?}", walk.changes);
+    }
+
+    /// Tests a detector that is started during a roast: it tells at once that a roast seems to have
+    /// begun before, and its marks once the fall at DROP has shown that it was one.
+    #[test]
+    fn a_roast_that_began_before_the_detector_is_shown_as_such() {
+        let steady = curve(660.0, 0.0);
+        let cooling = |s: f64| 30.0 + (steady(660.0) - 30.0) * (-(s - 660.0) / 150.0).exp();
+        let all = made(900, |s| if s <= 660.0 { steady(s) } else { cooling(s) });
+        let whole = found(&all).unwrap();
+        for begin_s in [62, 75, 95, 130, 200, 400] {
+            let recording = all.since(begin_s * 1000);
+            let mut tracker = Tracker::new(MachineModel::default());
+            let (mut shown, mut changes) = (false, Vec::new());
+            for sample in &recording.samples {
+                changes.extend(tracker.push(sample));
+                shown |= tracker.begun_before_ms().is_some();
+            }
+            let marks: Vec<_> = changes
+                .iter()
+                .filter_map(|c| match c {
+                    MarkChange::Detected(mark) => Some(*mark),
+                    MarkChange::Withdrawn(_) => None,
+                })
+                .collect();
+            let find = |kind| marks.iter().rev().find(|m| m.kind == kind);
+            let charge = find(EventKind::Charge);
+            let charge = charge.unwrap_or_else(|| panic!("{begin_s} s: {changes:?}"));
+            assert!((charge.from_ms..=charge.to_ms).contains(&60_000), "{begin_s} s: {charge:?}");
+            if begin_s > 75 {
+                assert!(shown, "{begin_s} s");
+                assert_eq!(charge.method, Method::BegunBefore, "{begin_s} s");
+            }
+            for kind in [EventKind::Fc, EventKind::Drop] {
+                let (again, known) = (find(kind), whole.mark(kind).unwrap());
+                let again = again.unwrap_or_else(|| panic!("{begin_s} s: no {kind}: {marks:?}"));
+                assert!((again.at_ms - known.at_ms).abs() <= 30_000, "{begin_s} s: {again:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_roast_has_a_wide_interval_of_first_crack() {
+        // 30 minutes, turning at 80 °C, 200 °C at the mark, 25 minutes after CHARGE.
+        let bt = |s: f64| match s {
+            s if s <= 60.0 => 190.0,
+            s => 234.0 - 174.0 * (-(s - 60.0) / 920.0).exp() + 130.0 * (-(s - 60.0) / 20.0).exp(),
+        };
+        let recording = made(1_860, bt);
+        let walk = replay(&recording, &MachineModel::default());
+        let changes = walk.changes.iter();
+        let fc = changes
+            .filter_map(|c| match c {
+                MarkChange::Detected(mark) if mark.kind == EventKind::Fc => Some(*mark),
+                _ => None,
+            })
+            .next_back()
+            .unwrap();
+        assert!(fc.confidence < roast::analysis::CONFIDENCE_MIN, "{fc:?}");
+        assert!((fc.from_ms..=fc.to_ms).contains(&1_560_000), "{fc:?}");
+    }
+
+    #[test]
+    fn a_curve_that_ends_at_its_drop_has_the_drop_of_the_file() {
+        let mut recording = made(665, curve(660.0, 0.0));
+        recording.marks = vec![(EventKind::Charge, 60), (EventKind::Drop, 660)];
+        let walk = replay(&recording, &MachineModel::default());
+        let marks = walk.marks_of(&recording);
+        let drop = marks.iter().find(|mark| mark.kind == EventKind::Drop).unwrap();
+        assert_eq!((drop.at_ms, drop.method), (660_000, Method::Reported));
     }
 
     #[test]

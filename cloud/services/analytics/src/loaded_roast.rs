@@ -129,8 +129,15 @@ impl LoadedRoast {
         {
             inferred.entry(EventKind::Tp).or_insert(turned);
         }
-        let mut roasted =
-            Self { session, meta, overrides, recording, all_points_loaded: whole, inferred, confidence };
+        let mut roasted = Self {
+            session,
+            meta,
+            overrides,
+            recording,
+            all_points_loaded: whole,
+            inferred,
+            confidence,
+        };
         roasted.mark();
         roasted
     }

@@ -47,11 +47,8 @@ impl Marks {
     /// Returns the detected marks.
     #[must_use]
     pub fn detected(marks: &[DetectedMark]) -> Self {
-        let mark = |m: &DetectedMark| Mark {
-            kind: m.kind,
-            at_ms: m.at_ms,
-            confidence: m.confidence,
-        };
+        let mark =
+            |m: &DetectedMark| Mark { kind: m.kind, at_ms: m.at_ms, confidence: m.confidence };
         Self(marks.iter().map(mark).collect())
     }
 

@@ -240,7 +240,9 @@ impl BegunBefore {
             self.deviation_s = deviation_s;
         }
         if fell || self.first.bt_c < COLD_C {
-            let (low, until_ms) = (self.low, self.low_until_ms);
+            // A cold drum is level until CHARGE.
+            let t_ms = self.low.t_ms.max(self.roast.charge_ms);
+            let (low, until_ms) = (BtPoint { t_ms, ..self.low }, self.low_until_ms.max(t_ms));
             let mark = self.roast.turning_point_mark(low, until_ms, now, learned);
             self.roast.replace_mark(mark);
         }
@@ -351,7 +353,7 @@ impl BegunBefore {
         let half_ms = seconds_to_ms(Z90 * self.deviation_s);
         let at_ms = roast.charge_ms;
         let latest_ms = self.low.t_ms.max(self.first.t_ms);
-        roast.marks.push(DetectedMark {
+        let charge = DetectedMark {
             kind: EventKind::Charge,
             at_ms,
             from_ms: at_ms - half_ms,
@@ -362,8 +364,8 @@ impl BegunBefore {
             method: Method::BegunBefore,
             revision: 0,
             curve_ms: at_ms,
-        });
-        roast.marks.sort_by_key(|mark| mark.at_ms);
+        };
+        roast.marks.insert(0, charge);
         roast
     }
 }

@@ -24,7 +24,7 @@ const LEFT_C: f64 = 0.35;
 /// A drum that has warmed up by this much is ready for the next batch, °C.
 pub(super) const RECOVERED_C: f64 = 3.0;
 /// The confidence in a break from a recorded level.
-const SURE: f64 = 0.97;
+pub(super) const SURE: f64 = 0.97;
 /// If the curve has not turned after this time, the drum has no beans. The limit is shorter for a
 /// fall with which the recording began, because a drum that cools between batches falls for
 /// minutes.

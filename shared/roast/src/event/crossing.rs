@@ -84,13 +84,18 @@ impl RoastInProgress {
             .map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope_c_per_s(seconds))
             .max(RATE_MIN);
         let deviation_s = line.deviation_c(seconds) / rate;
-        let half_ms = seconds_to_ms(line.half_c(seconds) / rate);
-        let from_ms = self.below[i].unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
+        let half_c = line.half_c(seconds);
+        let below_ms = self.below[i].filter(|below| *below < now.t_ms);
+        // The rate decreases as it did since the lower limit.
+        let before = below_ms.map_or(rate, |below| half_c * 1000.0 / (now.t_ms - below) as f64);
+        let next = (2.0 * rate - before).clamp(rate / 2.0, rate);
+        let half_ms = seconds_to_ms(half_c / rate);
+        let from_ms = below_ms.unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
         DetectedMark {
             kind,
             at_ms: now.t_ms,
             from_ms,
-            to_ms: now.t_ms + half_ms,
+            to_ms: now.t_ms + seconds_to_ms(half_c / next),
             known_ms: now.t_ms,
             bt_c: Some(now.bt_c),
             confidence: normal_share_within(NEAR_MARK_S / deviation_s),

@@ -509,10 +509,16 @@ impl Tracker {
                 Method::Break,
             ),
         };
+        // A recording that begins with the fall: CHARGE was as long before as a curve falls.
+        let before_ms = if found.confidence < charge::SURE {
+            crossing::seconds_to_ms(self.learned.course.turning.mean_s())
+        } else {
+            half_ms
+        };
         DetectedMark {
             kind: EventKind::Charge,
             at_ms,
-            from_ms: at_ms - half_ms,
+            from_ms: at_ms - before_ms.max(half_ms),
             to_ms: at_ms + half_ms,
             known_ms: now.t_ms,
             bt_c: Some(found.bt_c),

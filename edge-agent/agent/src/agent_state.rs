@@ -99,6 +99,9 @@ pub struct AgentStatus {
     pub name_conflict: Option<String>,
     pub session: Option<String>,
     pub session_started_ms: Option<i64>,
+    /// The estimated CHARGE, Unix time in ms, of a roast that may have begun before the agent
+    /// started. A drum that warms up looks the same.
+    pub begun_before_ms: Option<i64>,
     pub ahead: Option<ForecastSummary>,
     /// The newest NOTE event: for example a gap, or a control that was moved.
     pub noted: Option<LastNote>,

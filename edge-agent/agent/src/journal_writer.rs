@@ -243,9 +243,11 @@ impl JournalWriter {
             let (name, started) =
                 (session.map(|r| r.session.to_string()), session.map(|r| r.started.0));
             let outlook = self.recorder.outlook().as_ref().map(ForecastSummary::from_outlook);
+            let begun_before = self.recorder.begun_before().map(|charge| charge.0);
             self.state.update(|state| {
                 state.session = name;
                 state.session_started_ms = started;
+                state.begun_before_ms = begun_before;
                 state.ahead = outlook;
             });
             if completed.closed.is_some() {

@@ -8,7 +8,7 @@ use contract::{
     ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
     MachineEvent, Origin, Quality, SessionId,
 };
-use roast::event::{DetectedMark, MarkChange};
+use roast::event::{DetectedMark, MarkChange, Method};
 use roast::forecast::Forecast;
 use roast::live::LiveRoast;
 use roast::machine_model::MachineModel;
@@ -220,6 +220,13 @@ impl Recorder {
         self.roast.as_ref().and_then(|_| self.live.forecast())
     }
 
+    /// Returns the estimated CHARGE of a roast that may have begun before the agent started.
+    pub fn begun_before(&self) -> Option<EpochMs> {
+        let (at, wall) = self.newest?;
+        let charge_ms = self.live.begun_before_ms().filter(|_| self.roast.is_none())?;
+        Some(wall.plus_ms(charge_ms - at.t_ms))
+    }
+
     pub const fn chain(&self) -> ChainId {
         self.position.chain
     }
@@ -372,6 +379,11 @@ impl Recorder {
         now: SamplePoint,
         wall: EpochMs,
     ) -> Option<ClosedRoast> {
+        // A roast that began before the agent did has no first sample, so it is no session: the next
+        // CHARGE starts one.
+        if detected.method == Method::BegunBefore {
+            return None;
+        }
         let again = detected.revision > 0;
         let charge = detected.kind == EventKind::Charge;
         if detected.confidence < CONFIDENCE_MIN || (again && !charge) {

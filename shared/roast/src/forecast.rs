@@ -202,8 +202,8 @@ impl Forecaster {
 /// Returns the seconds since CHARGE, from [`AFTER_TP_MS`] after the turning point on.
 fn sight(tracker: &Tracker, t_ms: i64) -> Option<f64> {
     let charge = tracker.charge_ms()?;
-    let turned = tracker.marks().iter().find(|mark| mark.kind == EventKind::Tp)?;
-    (t_ms - turned.at_ms >= AFTER_TP_MS).then_some((t_ms - charge) as f64 / 1000.0)
+    let turned_ms = tracker.turned_ms()?;
+    (t_ms - turned_ms >= AFTER_TP_MS).then_some((t_ms - charge) as f64 / 1000.0)
 }
 
 /// The expected course of the temperature: a curve from the present reading at its present rate,

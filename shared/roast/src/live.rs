@@ -90,6 +90,13 @@ impl LiveRoast {
         self.tracker.rise().map(|(t_ms, ror, _)| (t_ms, ror))
     }
 
+    /// Returns the estimated CHARGE, ms, of a roast that seems to have begun before tracking did; see
+    /// [`Tracker::begun_before_ms`].
+    #[must_use]
+    pub fn begun_before_ms(&self) -> Option<i64> {
+        self.tracker.begun_before_ms()
+    }
+
     /// Returns the forecast at the newest sample; `None` if there is none, see
     /// [`Forecaster::forecast`].
     #[must_use]

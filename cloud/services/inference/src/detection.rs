@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, EventKind, OrgId, Origin};
-use roast::event::{DetectedMark, MarkChange};
+use roast::event::{DetectedMark, MarkChange, Method};
 use roast::live::LiveRoast;
 use roast::machine_model::MachineModel;
 use roast::sample::Sample;
@@ -188,7 +188,9 @@ impl TrackedMachine {
             mark.kind,
             EventKind::Charge | EventKind::Tp | EventKind::Fc | EventKind::Drop
         );
-        if !supported || by_threshold || too_late || too_early {
+        // An estimated CHARGE is not an event of the machine.
+        let estimated = mark.method == Method::BegunBefore;
+        if !supported || estimated || by_threshold || too_late || too_early {
             return;
         }
         let detected = (mark.kind, at, elapsed_s, mark.bt_c);

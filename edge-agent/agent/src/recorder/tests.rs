@@ -79,6 +79,35 @@ fn a_roast_is_the_range_from_charge_to_drop() {
     assert!((events[1].elapsed_s - 4.8).abs() < 1e-9);
 }
 
+/// Tests an agent that starts in mid-roast: it shows that a roast seems to have begun before, and
+/// records no roast that lacks its beginning. The next roast is recorded as usual.
+#[test]
+fn a_roast_that_began_before_the_agent_is_shown_and_not_recorded() {
+    let mut recorder =
+        Recorder { live: LiveRoast::new(MachineModel::default(), true), ..recorder(1000) };
+    let (mut shown, mut kinds) = (None, Vec::new());
+    for s in 0..1_000_u64 {
+        let t = s as f64;
+        // At 130 °C when the agent starts, DROP at 400 s, CHARGE of the next batch at 800 s.
+        let bt = match s {
+            0..=400 => 230.0 - 100.0 * (-t / 300.0).exp(),
+            401..=600 => 203.6 - (t - 400.0) * 0.4,
+            601..=800 => 123.6 + (t - 600.0) * 0.35,
+            _ => 90.0 + 103.6 * (-(t - 800.0) / 20.0).exp() + (t - 800.0) * 0.1,
+        };
+        let cut = recorder.push(sample(s * 10, bt, &[]));
+        kinds.extend(cut.iter().flat_map(|cut| cut.frame.events.iter().map(|e| e.kind)));
+        if s == 300 {
+            shown = recorder.begun_before();
+        }
+    }
+    let shown = shown.unwrap().0 - 1_760_000_000_000;
+    assert!((-400_000..=0).contains(&shown), "CHARGE {shown} ms from the agent's start");
+    assert_eq!(kinds.first(), Some(&EventKind::Charge), "{kinds:?}");
+    assert!(!kinds.contains(&EventKind::Drop), "{kinds:?}");
+    assert_eq!(recorder.begun_before(), None);
+}
+
 #[test]
 fn a_roast_continues_after_a_restart_and_ends_once() {
     let mut first = recorder(1000);

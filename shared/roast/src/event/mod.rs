@@ -264,6 +264,15 @@ impl Tracker {
         }
     }
 
+    /// Returns when the running roast's curve turned, ms.
+    #[must_use]
+    pub fn turned_ms(&self) -> Option<i64> {
+        match &self.stage {
+            Stage::Roasting(roast) => roast.turning.turned_ms(),
+            _ => None,
+        }
+    }
+
     /// Returns rate of rise and smoothed bean temperature at the newest sample: (ms, °C/min, °C).
     #[must_use]
     pub const fn rise(&self) -> Option<(i64, f64, f64)> {

@@ -14,12 +14,17 @@ use crate::machine_model::MachineModel;
 const RISEN_C: f64 = 1.0;
 /// …and the lowest reading lies this long after CHARGE.
 const AFTER_S: f64 = 15.0;
+/// The curve has turned by then, s after CHARGE.
+const LATEST_S: f64 = 180.0;
 /// The half width of the interval before any mark, ms.
 const HALF_MS: i64 = 8_000;
 
 /// The lowest readings so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct TurningPoint {
+    /// The first reading that was followed.
+    #[serde(default)]
+    first: Option<BtPoint>,
     low: Option<BtPoint>,
     /// The newest reading as low.
     until_ms: i64,
@@ -33,11 +38,16 @@ impl TurningPoint {
     /// Returns a turning point that happened before tracking started.
     pub(super) const fn before_tracking(t_ms: i64) -> Self {
         let point = BtPoint { t_ms, bt_c: f64::MIN };
-        Self { low: Some(point), until_ms: t_ms, sure: Some(point), revisions: 0 }
+        Self { first: None, low: Some(point), until_ms: t_ms, sure: Some(point), revisions: 0 }
     }
 
     pub(super) const fn is_sure(&self) -> bool {
         self.sure.is_some()
+    }
+
+    /// Returns when the curve turned, ms; the start of tracking if it had turned before.
+    pub(super) fn turned_ms(&self) -> Option<i64> {
+        self.sure.map(|low| low.t_ms)
     }
 }
 
@@ -60,6 +70,7 @@ impl RoastInProgress {
         }
         let after_min_s = if self.is_doubtful() { 0.0 } else { AFTER_S };
         let turning = &mut self.turning;
+        turning.first.get_or_insert(now);
         match turning.low {
             Some(low) if now.bt_c > low.bt_c => {}
             Some(low) if now.bt_c >= low.bt_c => turning.until_ms = now.t_ms,
@@ -75,6 +86,10 @@ impl RoastInProgress {
             return None;
         }
         turning.sure = Some(low);
+        // Tracking was resumed later than any curve turns, and the temperature only rose since.
+        if turning.first == Some(low) && after_s > LATEST_S {
+            return None;
+        }
         let until_ms = turning.until_ms;
         let mark = self.turning_point_mark(low, until_ms, now, learned);
         // A recording that begins with the fall: the turning point shows how long ago CHARGE was.

@@ -2,7 +2,8 @@
 //! crack and drop.
 //!
 //! The rise over the next minute is modelled as a linear function of the rates of rise over 20, 45
-//! and 90 s, the temperature and the time. The model is a ridge regression with Huber weights on
+//! and 90 s, the temperature, the time, and the recent change of the burner, which the rates do not
+//! show yet. The model is a ridge regression with Huber weights on
 //! the machine's own roasts. The weight of a roast halves every `HALF_LIFE` roasts, and the ridge
 //! term pulls the coefficients towards a prior that holds for drum roasters in general. The
 //! interval is adaptive conformal (Gibbs & Candès 2021): it is widened at each miss and narrowed at
@@ -87,7 +88,7 @@ impl Rates {
         }
     }
 
-    fn features(&self, since_charge_s: f64) -> Option<(i64, f64, Vector)> {
+    fn features(&self, since_charge_s: f64, burner: &BurnerChange) -> Option<(i64, f64, Vector)> {
         let (t_ms, c) = self.now?;
         let rate = |span_ms| self.past.estimate(span_ms).map(|rise| rise.c_per_min);
         let short = rate(SPANS_MS[0])?;
@@ -95,7 +96,36 @@ impl Rates {
         let long = rate(SPANS_MS[2]).unwrap_or(middle);
         let warm = (c - 170.0) / 20.0;
         let late = (since_charge_s - 300.0) / 200.0;
-        Some((t_ms, c, [short, middle, long, 1.0, warm, warm * warm, late, middle * warm / 3.0]))
+        let course = middle * warm / 3.0;
+        let x = [short, middle, long, 1.0, warm, warm * warm, late, course, burner.feature()];
+        Some((t_ms, c, x))
+    }
+}
+
+/// The change of the burner's setting: the setting minus its mean over about the last minute.
+#[derive(Debug, Clone, Copy, Default)]
+struct BurnerChange {
+    /// The newest setting, its exponentially weighted mean, %, and the time, ms.
+    newest: Option<(f64, f64, i64)>,
+}
+
+impl BurnerChange {
+    /// The time constant of the mean, s, and the change that counts as 1, %.
+    const MEAN_S: f64 = 60.0;
+    const UNIT_PCT: f64 = 5.0;
+
+    fn push(&mut self, t_ms: i64, gas_pct: Option<f64>) {
+        let Some(gas_pct) = gas_pct.filter(|pct| pct.is_finite()) else { return };
+        let mean = self.newest.map_or(gas_pct, |(before, mean, before_ms)| {
+            let seconds = (t_ms.saturating_sub(before_ms)).max(0) as f64 / 1000.0;
+            before + (mean - before) * (-seconds / Self::MEAN_S).exp()
+        });
+        self.newest = Some((gas_pct, mean, t_ms));
+    }
+
+    /// Returns the change for the model; 0 without a setting.
+    fn feature(&self) -> f64 {
+        self.newest.map_or(0.0, |(now, mean, _)| (now - mean) / Self::UNIT_PCT)
     }
 }
 
@@ -113,6 +143,7 @@ struct Pending {
 pub struct Forecaster {
     ahead: [RiseModel; 2],
     rates: [Rates; 2],
+    burner: BurnerChange,
     pending: [VecDeque<Pending>; 2],
     /// When the next forecast for learning is made, ms.
     due_ms: i64,
@@ -125,6 +156,7 @@ impl Forecaster {
         Self {
             ahead,
             rates: [Rates::new(), Rates::new()],
+            burner: BurnerChange::default(),
             pending: [VecDeque::new(), VecDeque::new()],
             due_ms: i64::MIN,
         }
@@ -135,6 +167,7 @@ impl Forecaster {
         for (rates, raw) in self.rates.iter_mut().zip([sample.bt_c, sample.et_c]) {
             rates.push(sample.t_ms, raw);
         }
+        self.burner.push(sample.t_ms, sample.gas_pct);
         if sample.t_ms < self.due_ms {
             return;
         }
@@ -144,7 +177,9 @@ impl Forecaster {
             return;
         };
         for (i, pending) in self.pending.iter_mut().enumerate() {
-            let Some((t_ms, c, x)) = self.rates[i].features(since_s) else { continue };
+            let Some((t_ms, c, x)) = self.rates[i].features(since_s, &self.burner) else {
+                continue;
+            };
             while let Some(old) = pending.front().copied()
                 && old.due_ms <= t_ms
             {
@@ -166,10 +201,10 @@ impl Forecaster {
     pub fn forecast(&self, tracker: &Tracker, learned: &MachineModel) -> Option<Forecast> {
         let (t_ms, ..) = self.rates[0].now?;
         let since_s = sight(tracker, t_ms)?;
-        let (_, c, x) = self.rates[0].features(since_s)?;
+        let (_, c, x) = self.rates[0].features(since_s, &self.burner)?;
         let rise = self.ahead[0].rise(&x);
         let bt = ForecastValue { c: c + rise, half_c: self.ahead[0].half_c };
-        let et = self.rates[1].features(since_s).filter(|(t, ..)| t_ms - t < 5_000);
+        let et = self.rates[1].features(since_s, &self.burner).filter(|(t, ..)| t_ms - t < 5_000);
         let et = et.map(|(_, c, x)| ForecastValue {
             c: c + self.ahead[1].rise(&x),
             half_c: self.ahead[1].half_c,

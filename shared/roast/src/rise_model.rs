@@ -1,9 +1,9 @@
 //! The model of a temperature's rise over the next minute: a ridge regression with Huber weights, and
 //! an adaptive interval.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-const FEATURES: usize = 8;
+const FEATURES: usize = 9;
 /// The number of newer roasts after which the weight of a roast has halved.
 const HALF_LIFE: f64 = 4.0;
 /// The prior weighs as much as this many observations along each feature.
@@ -25,8 +25,11 @@ pub(crate) type Vector = [f64; FEATURES];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RiseModel {
     /// The weighted normal equations, without the prior.
+    #[serde(deserialize_with = "padded_square")]
     a: [Vector; FEATURES],
+    #[serde(deserialize_with = "padded")]
     b: Vector,
+    #[serde(deserialize_with = "padded")]
     beta: Vector,
     pub(crate) half_c: f64,
     /// The number of forecasts of the running roast whose minute is over.
@@ -36,7 +39,29 @@ pub struct RiseModel {
 /// The coefficients for drum roasters in general: the rise continues and falls a little each
 /// minute. Chosen by hand; [`PRIOR_WEIGHT`] sets how much they count against a machine's own
 /// roasts.
-const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0];
+const PRIOR: Vector = [0.70, 0.25, -0.10, 0.35, -0.30, 0.0, 0.0, 0.0, 0.0];
+
+/// Reads a vector. A model that was stored before a feature existed has nothing learned of it.
+fn padded<'de, D: Deserializer<'de>>(from: D) -> Result<Vector, D::Error> {
+    Ok(pad(&Vec::deserialize(from)?))
+}
+
+fn padded_square<'de, D: Deserializer<'de>>(from: D) -> Result<[Vector; FEATURES], D::Error> {
+    let rows = Vec::<Vec<f64>>::deserialize(from)?;
+    let mut square = [[0.0; FEATURES]; FEATURES];
+    for (row, stored) in square.iter_mut().zip(&rows) {
+        *row = pad(stored);
+    }
+    Ok(square)
+}
+
+fn pad(stored: &[f64]) -> Vector {
+    let mut vector = [0.0; FEATURES];
+    for (value, stored) in vector.iter_mut().zip(stored) {
+        *value = *stored;
+    }
+    vector
+}
 
 impl Default for RiseModel {
     fn default() -> Self {
@@ -133,4 +158,23 @@ fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
         b[i] /= a[i][i];
     }
     Some(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_with_fewer_features_is_read() {
+        let mut stored = serde_json::to_value(RiseModel::default()).unwrap();
+        for name in ["b", "beta"] {
+            stored[name].as_array_mut().unwrap().pop();
+        }
+        let rows = stored["a"].as_array_mut().unwrap();
+        rows.pop();
+        for row in rows {
+            row.as_array_mut().unwrap().pop();
+        }
+        assert_eq!(serde_json::from_value::<RiseModel>(stored).unwrap(), RiseModel::default());
+    }
 }

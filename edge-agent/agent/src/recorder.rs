@@ -25,11 +25,11 @@ const RECHARGE_AFTER_MS: i64 = 120_000;
 /// The minimum confidence: an inference that is more likely wrong than right is not an event.
 const CONFIDENCE_MIN: f64 = 0.5;
 /// How long samples are remembered, in ms: events are inferred up to this long after they happened.
-const POINTS_AGE_MAX_MS: i64 = 120_000;
+const POINTS_AGE_MAX_MS: i64 = 240_000;
 const POINTS_MAX: usize = 12_000;
-/// For how many frames the numbers are remembered: a CHARGE is inferred up to half a minute after
-/// it happened.
-const RECENT_FRAMES: usize = 600;
+/// For how many frames the numbers are remembered: a CHARGE into a drum that is still cooling is
+/// inferred up to three minutes after it happened, when the curve has turned.
+const RECENT_FRAMES: usize = 1_200;
 
 /// One sample with its times: monotonic, and wall clock with that clock's quality.
 #[derive(Debug, Clone, PartialEq)]

@@ -65,12 +65,11 @@ fn the_accuracy_of_detection_does_not_decrease() {
     // was marked while the probe gave no readings.
     at_least(EventKind::Charge, (39, 37, 37, 37));
     at_least(EventKind::Tp, (38, 37, 37, 36));
-    // Not detected: a DROP on a probe that had flipped to °F and no longer changed; one that was
-    // marked 24 s before the curve showed it, on the machine's second roast; and one after it, when
-    // the model had learned from three marks that marks come early.
-    at_least(EventKind::Drop, (38, 35, 37, 36));
+    // Further than 10 s off: a DROP on a probe that had flipped to °F and no longer changed, and two
+    // of the machine's first three, which were marked 12 s before the curve bends.
+    at_least(EventKind::Drop, (38, 35, 38, 36));
     at_least(EventKind::Fc, (35, 7, 27, 30));
-    assert!(score.forecast.mae_c <= 0.89, "the forecast got worse: {:?}", score.forecast);
+    assert!(score.forecast.mae_c <= 0.76, "the forecast got worse: {:?}", score.forecast);
     let held = score.forecast.covered as f64 / score.forecast.points as f64;
     assert!((0.87..=0.93).contains(&held), "intervals hold {held}");
     assert_eq!(
@@ -184,6 +183,7 @@ mod golden {
     use super::*;
     use roast::event::{MarkChange, Method, Tracker};
     use roast::sample::Sample;
+    use roast::twin::{PRESETS, Twin};
 
     #[test]
     fn a_probe_that_flips_to_fahrenheit_is_detected_and_makes_no_mark() {
@@ -501,6 +501,31 @@ mod golden {
                 let (again, known) = (find(kind), whole.mark(kind).unwrap());
                 let again = again.unwrap_or_else(|| panic!("{begin_s} s: no {kind}: {marks:?}"));
                 assert!((again.at_ms - known.at_ms).abs() <= 30_000, "{begin_s} s: {again:?}");
+            }
+        }
+    }
+
+    /// Tests batch after batch, each charged a minute after the last DROP, while the probe still falls.
+    #[test]
+    fn a_batch_charged_right_after_the_last_one_is_detected() {
+        for preset in PRESETS {
+            let (mut twin, mut tracker) =
+                (Twin::new(preset, 1, 30_000), Tracker::new(MachineModel::default()));
+            let ends = [EventKind::Charge, EventKind::Drop];
+            let (mut truth, mut detected) = (Vec::new(), Vec::new());
+            for s in 0..2_800_i64 {
+                let told = twin.advance(1_000).into_iter().filter(|kind| ends.contains(kind));
+                truth.extend(told.map(|kind| (kind, s * 1_000)));
+                let bean = Sample::bean(s * 1_000, Some(twin.reading().bt_c));
+                detected.extend(tracker.push(&bean).into_iter().filter_map(|c| match c {
+                    MarkChange::Detected(m) if ends.contains(&m.kind) => Some((m.kind, m.at_ms)),
+                    MarkChange::Detected(_) | MarkChange::Withdrawn(_) => None,
+                }));
+            }
+            truth.retain(|(_, at_ms)| *at_ms < 2_600_000);
+            assert!(truth.len() >= 5 && detected.len() >= truth.len(), "{truth:?} {detected:?}");
+            for (known, found) in truth.iter().zip(&detected) {
+                assert!(known.0 == found.0 && (known.1 - found.1).abs() <= 5_000, "{detected:?}");
             }
         }
     }

@@ -29,13 +29,13 @@ const LEFT_C: f64 = 1.0;
 const FALLEN_C: f64 = 0.5;
 /// Beans turn within this after CHARGE, ms: a drum that cools for longer, by more than this, °C, is
 /// empty.
-const TURN_MS: i64 = 170_000;
+pub(super) const TURN_MS: i64 = 170_000;
 const COOLED_C: f64 = 2.0;
 /// A fall has turned once the temperature is this far above its lowest, °C.
 const TURNED_C: f64 = 2.0;
 /// Beans turn slowly: the rise by [`TURNED_C`] takes at least this, ms. An empty drum whose burner
 /// is lit again turns at once.
-const TURN_GENTLY_MS: i64 = 12_000;
+pub(super) const TURN_GENTLY_MS: i64 = 12_000;
 /// At the end of a recording a fall goes on if the temperature fell by this, °C, over this time, ms.
 const LAST_FALL_C: f64 = 2.0;
 const LAST_MS: i64 = 15_000;
@@ -44,7 +44,7 @@ const GAP_MS: i64 = 60_000;
 /// A second break of the curve is at least this long after the first, ms.
 const AGAIN_MS: i64 = 30_000;
 /// Below this temperature a drum is cold, and CHARGE makes no fall, °C.
-pub(super) const COLD_C: f64 = 60.0;
+const COLD_C: f64 = 60.0;
 /// The standard deviation of CHARGE into a cold drum, s.
 const COLD_DEVIATION_S: f64 = 10.0;
 /// Roasting beans get warmer by at least this, °C/s; an idle drum holds its temperature.

@@ -7,6 +7,7 @@
 //! Silence must never cause a mark: time without a sample changes nothing.
 
 mod begun_before;
+mod between_roasts;
 mod charge;
 mod crossing;
 mod drop;
@@ -25,7 +26,7 @@ use crate::machine_model::MachineModel;
 use crate::ror::{RateOfRise, RiseEstimate};
 use crate::sample::Sample;
 
-use begun_before::{BegunBefore, Sight, Verdict};
+use begun_before::BegunBefore;
 pub use reorder_buffer::{LateSample, ReorderBuffer};
 
 /// The length of the past that the detectors use, and the minimum time between its points, ms.
@@ -180,7 +181,16 @@ enum Stage {
         low_c: f64,
         /// The time of DROP, ms; `None` after the end of cooling is known.
         dropped_ms: Option<i64>,
+        /// The next batch, if it was charged before the drum had recovered.
+        #[serde(default)]
+        charged: Option<Box<RoastInProgress>>,
     },
+}
+
+impl Stage {
+    const fn emptied(low_c: f64, dropped_ms: Option<i64>) -> Self {
+        Self::Emptied { low_c, dropped_ms, charged: None }
+    }
 }
 
 /// Tracks one machine from roast to roast. A serialized tracker can be resumed.
@@ -306,7 +316,7 @@ impl Tracker {
             }
             (_, Stage::Empty | Stage::Emptied { .. }) => return false,
             (EventKind::Drop, Stage::Roasting(_)) => {
-                self.stage = Stage::Emptied { low_c: f64::MAX, dropped_ms: Some(at_ms) };
+                self.stage = Stage::emptied(f64::MAX, Some(at_ms));
             }
             (EventKind::Note, _) => {}
             (_, Stage::Roasting(roast)) => {
@@ -359,24 +369,9 @@ impl Tracker {
         let Some(now) = self.median(read) else { return changes };
         let before = self.past.back().copied();
         self.remember(now);
-        match &mut self.stage {
+        match &self.stage {
             Stage::Empty => self.follow_unknown(sample, now, before, rise, &mut changes),
-            Stage::Emptied { low_c, dropped_ms } => {
-                let cooling = &self.learned.cooling_lasts;
-                if let Some(cool) =
-                    dropped_ms.and_then(|from| end_marks::detect_cool_end(from, now, cooling))
-                {
-                    *dropped_ms = None;
-                    changes.push(MarkChange::Detected(cool));
-                }
-                *low_c = low_c.min(bt_c);
-                if bt_c - *low_c >= charge::RECOVERED_C {
-                    // A drum that has become cold may be charged cold.
-                    self.starting = *low_c < begun_before::COLD_C;
-                    self.stage = Stage::Empty;
-                    self.forget_before(now.t_ms);
-                }
-            }
+            Stage::Emptied { .. } => self.follow_emptied(now, &mut changes),
             Stage::Roasting(_) => self.follow_roast(sample, now, before, rise, &mut changes),
         }
         for change in &mut changes {
@@ -418,93 +413,6 @@ impl Tracker {
     fn bt_at(&self, t_ms: i64) -> Option<f64> {
         let nearest = self.past.iter().min_by_key(|point| (point.t_ms - t_ms).abs());
         nearest.map(|point| point.bt_c)
-    }
-
-    /// Follows a drum that is empty, or that may hold a roast which began before tracking did.
-    fn follow_unknown(
-        &mut self,
-        sample: &Sample,
-        now: BtPoint,
-        before: Option<BtPoint>,
-        rise: Option<RiseEstimate>,
-        changes: &mut Vec<MarkChange>,
-    ) {
-        if !self.infer_ends {
-            return;
-        }
-        if self.starting {
-            self.starting = false;
-            self.begun_before = Some(Box::new(BegunBefore::new(now)));
-        }
-        let verdict = match self.begun_before.take() {
-            None => {
-                charge::find_break(&self.past, now).map_or(Verdict::Undecided, Verdict::Charged)
-            }
-            Some(mut begun) => {
-                let (past, witness, learned) = (&self.past, &self.witness, &self.learned);
-                let sight = Sight { sample, now, before, rise, past, witness, learned };
-                let verdict = begun.follow(&sight, |found| self.charge_mark(found, now, 0));
-                if verdict == Verdict::Undecided {
-                    self.begun_before = Some(begun);
-                }
-                verdict
-            }
-        };
-        self.apply_verdict(verdict, now, changes);
-    }
-
-    fn apply_verdict(&mut self, verdict: Verdict, now: BtPoint, changes: &mut Vec<MarkChange>) {
-        let (roast, dropped) = match verdict {
-            Verdict::Undecided | Verdict::Empty => return,
-            Verdict::Charged(found) => {
-                (RoastInProgress::from_charge(self.charge_mark(found, now, 0), found), None)
-            }
-            Verdict::ChargedBefore(roast) | Verdict::Roasting(roast) => (roast, None),
-            Verdict::Dropped(roast, dropped) => (roast, Some(dropped)),
-        };
-        changes.extend(roast.marks.iter().map(|mark| MarkChange::Detected(*mark)));
-        self.stage = Stage::Roasting(Box::new(roast));
-        if let Some(dropped) = dropped {
-            self.end_roast(dropped, now, changes);
-        }
-    }
-
-    /// Ends the recording: returns the marks that the last readings show, although not enough of
-    /// what followed was recorded to be sure of them live.
-    pub fn finish(&mut self) -> Vec<MarkChange> {
-        let mut changes = Vec::new();
-        let Some(now) = self.past.back().copied().filter(|_| self.infer_ends) else {
-            return changes;
-        };
-        let (past, witness, learned) = (&self.past, &self.witness, &self.learned);
-        match &self.stage {
-            Stage::Empty => {
-                let Some(begun) = self.begun_before.take() else { return changes };
-                let sample = &Sample::bean(now.t_ms, Some(now.bt_c));
-                let sight = Sight { sample, now, before: None, rise: None, past, witness, learned };
-                let verdict = begun.finish(&sight);
-                self.apply_verdict(verdict, now, &mut changes);
-            }
-            Stage::Roasting(roast) => {
-                let fall_c = drop::LAST_FALL_C;
-                let found = drop::find_drop(roast, (past, witness), (now, None), fall_c, learned);
-                if let Some(dropped) = found {
-                    self.end_roast(dropped, now, &mut changes);
-                }
-            }
-            Stage::Emptied { .. } => {}
-        }
-        changes
-    }
-
-    /// Ends the running roast with its DROP. Withdraws the marks after it, which were wrong.
-    fn end_roast(&mut self, dropped: DetectedMark, now: BtPoint, changes: &mut Vec<MarkChange>) {
-        if let Stage::Roasting(roast) = &self.stage {
-            let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
-            changes.extend(later.map(|mark| MarkChange::Withdrawn(mark.kind)));
-        }
-        changes.push(MarkChange::Detected(dropped));
-        self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: Some(dropped.at_ms) };
     }
 
     fn charge_mark(&self, found: charge::ChargeBreak, now: BtPoint, revision: u32) -> DetectedMark {
@@ -587,7 +495,7 @@ impl Tracker {
         let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
         if roast.never_turned(now) {
             changes.push(MarkChange::Withdrawn(EventKind::Charge));
-            self.stage = Stage::Emptied { low_c: now.bt_c, dropped_ms: None };
+            self.stage = Stage::emptied(now.bt_c, None);
             return true;
         }
         if !roast.may_be_preheating(now) {

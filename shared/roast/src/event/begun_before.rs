@@ -171,7 +171,7 @@ impl BegunBefore {
             return Verdict::Dropped(self.begun(sight.now), dropped);
         }
         let slowed = self.rates.is_some_and(|(first, last)| last <= SLOWED * first);
-        let hot = self.is_hot_enough(self.top_c, sight.learned);
+        let hot = Self::is_hot_enough(self.top_c, sight.learned);
         let roasted = self.rising && self.top_c >= self.low.bt_c + ROASTED_C;
         if self.fall.is_none() && roasted && hot && slowed {
             return Verdict::Roasting(self.begun(sight.now));
@@ -331,11 +331,11 @@ impl BegunBefore {
 
     /// Returns true if a fall from this temperature may be a DROP: beans were getting warmer.
     fn may_be_drop(&self, top_c: f64, sight: &Sight<'_>) -> bool {
-        self.rising && self.is_rising_fast(sight.now) && self.is_hot_enough(top_c, sight.learned)
+        self.rising && self.is_rising_fast(sight.now) && Self::is_hot_enough(top_c, sight.learned)
     }
 
     /// Returns true if beans may be dropped at this temperature on this machine.
-    fn is_hot_enough(&self, top_c: f64, learned: &MachineModel) -> bool {
+    fn is_hot_enough(top_c: f64, learned: &MachineModel) -> bool {
         let line = &learned.drop;
         let least = line.expected_c(LINE_CENTRE_S) - BELOW_DROP * line.deviation_c(LINE_CENTRE_S);
         top_c >= least.max(drop::FROM_C)

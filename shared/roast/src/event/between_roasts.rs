@@ -118,16 +118,13 @@ impl Tracker {
             changes.push(MarkChange::Detected(cool));
         }
         *low_c = low_c.min(now.bt_c);
-        match charged {
-            Some(roast) => {
-                roast.detect_turning_point(now, &self.learned);
-            }
-            None => {
-                let emptied_ms = dropped_ms.unwrap_or(i64::MIN);
-                *charged = broke
-                    .filter(|(_, found)| found.at_ms - RECHARGED_AFTER_MS >= emptied_ms)
-                    .map(|(mark, found)| Box::new(RoastInProgress::from_charge(mark, found)));
-            }
+        if let Some(roast) = charged {
+            roast.detect_turning_point(now, &self.learned);
+        } else {
+            let emptied_ms = dropped_ms.unwrap_or(i64::MIN);
+            *charged = broke
+                .filter(|(_, found)| found.at_ms - RECHARGED_AFTER_MS >= emptied_ms)
+                .map(|(mark, found)| Box::new(RoastInProgress::from_charge(mark, found)));
         }
         if now.bt_c - *low_c < charge::RECOVERED_C {
             return;

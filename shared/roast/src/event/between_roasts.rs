@@ -10,6 +10,8 @@ use crate::sample::Sample;
 
 /// A batch is charged at least this long after the last DROP, ms.
 const RECHARGED_AFTER_MS: i64 = 20_000;
+/// Cold beans make the drum colder by at least this, °C; a fan or an open door makes it less so.
+const RECHARGED_FALL_C: f64 = 30.0;
 
 impl Tracker {
     /// Follows a drum that is empty, or that may hold a roast which began before tracking did.
@@ -130,7 +132,9 @@ impl Tracker {
             return;
         }
         let dry_c = self.learned.dry_end.expected_c(LINE_CENTRE_S);
-        let roast = charged.take().filter(|roast| *low_c < dry_c && roast.turned_gently(now));
+        let roast = charged.take().filter(|roast| {
+            *low_c < dry_c.min(roast.charge_c - RECHARGED_FALL_C) && roast.turned_gently(now)
+        });
         if let Some(roast) = roast {
             changes.extend(roast.marks.iter().map(|mark| MarkChange::Detected(*mark)));
             self.stage = Stage::Roasting(roast);

@@ -84,9 +84,12 @@ fn roasts_are_compared_scored_and_drawn() {
             .unwrap();
     assert_eq!(same["similarity"], 100.0);
     assert!(said(&["compare", &one, &other]).contains("similarity"));
+    let recorded = folder.display().to_string();
     let score: Value =
-        serde_json::from_str(&said(&["score", "--output", "json", &folder.display().to_string()]))
-            .unwrap();
+        serde_json::from_str(&said(&["score", "--cuts", "--output", "json", &recorded])).unwrap();
+    let cuts = score["cuts"].as_array().unwrap();
+    assert!(cuts.iter().any(|t| t["cut"] == "development" && t["kind"] == "DROP"), "{cuts:?}");
+    assert!(cuts.iter().all(|t| t["missed"] == 0), "{cuts:?}");
     assert_eq!(score["machines"]["skywalker"]["marks"]["CHARGE"]["marks"], 39);
     assert!(score["all"]["forecast"]["mae_c"].as_f64().unwrap() < 1.0);
     let out = tempfile::tempdir().unwrap();

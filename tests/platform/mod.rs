@@ -2,5 +2,6 @@
 
 mod browser;
 mod limits;
+mod metrics;
 mod openapi;
 mod simulated_machines;

@@ -13,6 +13,7 @@ mod machine;
 mod mission;
 mod output;
 mod png;
+mod process_usage;
 mod recordings;
 mod remote;
 mod roast_import;

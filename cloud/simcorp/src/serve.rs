@@ -25,12 +25,14 @@ use tokio::net::TcpListener;
 
 use crate::broker;
 use crate::config::{AuthMode, CloudConfig};
+use crate::process_usage;
 
 /// The longest time for writing pending data and answering open requests on shutdown.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
 /// The configuration key of the second listener of the fleet, for gateways with a certificate.
 const GATEWAY_LISTEN: &str = "fleet.gateway_listen";
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
+const METRICS_UPKEEP_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ServiceName {
@@ -79,7 +81,8 @@ pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::R
 
 /// The running HTTP servers, and what they share.
 struct RunningServers {
-    metrics: Metrics,
+    /// The registry of what no service records, which the first service shows.
+    process_metrics: Metrics,
     tasks: Tasks,
     /// The bounds of each listener.
     connections: ConnectionLimits,
@@ -88,20 +91,31 @@ struct RunningServers {
 }
 
 impl RunningServers {
+    /// Returns the registry of the next service: that of the process for the first one.
+    fn next_metrics(&self) -> anyhow::Result<Metrics> {
+        let first = self.servers.is_empty();
+        let metrics = if first { self.process_metrics.clone() } else { Metrics::separate()? };
+        tokio::spawn(run_metrics_upkeep(metrics.clone(), self.stop.clone()));
+        Ok(metrics)
+    }
+
     /// Serves a started service on its listener, and its TLS endpoint on the second one.
     fn serve(
         &mut self,
         service: Service,
-        listener: TcpListener,
-        tls_listener: Option<TcpListener>,
+        metrics: Metrics,
+        (listener, tls_listener): (TcpListener, Option<TcpListener>),
     ) -> anyhow::Result<()> {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", service.health.service());
-        let app = service_router(&service, self.metrics.clone());
+        let app = service_router(&service, metrics.clone());
         let listener = BoundedListener::new(listener, self.connections);
-        self.servers.spawn(http::serve(listener, app, self.stop.clone()));
+        let serving = http::serve(listener, app, self.stop.clone());
+        self.servers.spawn(metrics.clone().scope(serving));
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
-            let listener = tls::TlsListener::new(listener, endpoint.config)?;
-            self.servers.spawn(tls::serve(listener, endpoint.router, self.stop.clone()));
+            let start = || tls::TlsListener::new(listener, endpoint.config);
+            let listener = metrics.sync_scope(start)?;
+            let serving = tls::serve(listener, endpoint.router, self.stop.clone());
+            self.servers.spawn(metrics.scope(serving));
         }
         Ok(())
     }
@@ -249,7 +263,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     tls::install_crypto_provider();
     let stop = shutdown::on_signal()?;
     let mut running = RunningServers {
-        metrics: Metrics::install()?,
+        process_metrics: Metrics::install()?,
         tasks: Tasks::new(stop.clone()),
         connections: ConnectionLimits::shared(
             raise_file_limit(),
@@ -291,12 +305,14 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     }
     for entry in &SERVICES {
         if let Some(listener) = listeners.remove(entry.field) {
-            let service = (entry.start)(&config, &context)?;
+            let metrics = running.next_metrics()?;
+            let own = context.with_metrics(&metrics);
+            let service = metrics.sync_scope(|| (entry.start)(&config, &own))?;
             let tls_listener = service.tls.as_ref().and_then(|_| listeners.remove(GATEWAY_LISTEN));
-            running.serve(service, listener, tls_listener)?;
+            running.serve(service, metrics, (listener, tls_listener))?;
         }
     }
-    tokio::spawn(run_metrics_upkeep(running.metrics.clone(), running.stop.clone()));
+    tokio::spawn(publish_process_metrics(running.stop.clone()));
     running.run_until_stopped().await
 }
 
@@ -420,11 +436,30 @@ async fn maintain_partitions(store: Database, retention_days: u32, stop: Cancell
 }
 
 async fn run_metrics_upkeep(metrics: Metrics, stop: CancellationToken) {
-    let mut every = tokio::time::interval(Duration::from_secs(10));
+    let mut every = tokio::time::interval(METRICS_UPKEEP_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = every.tick() => metrics.upkeep(),
+        }
+    }
+}
+
+/// Publishes the memory and the processor time of this process, by upstream Sim-Corp's names.
+async fn publish_process_metrics(stop: CancellationToken) {
+    let mut every = tokio::time::interval(METRICS_UPKEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        if let Some(bytes) = process_usage::resident_bytes() {
+            metrics::gauge!("simcorp_process_resident_memory_bytes").set(bytes as f64);
+        }
+        if let Some(seconds) = process_usage::cpu_seconds() {
+            metrics::counter!("simcorp_process_cpu_seconds_total").absolute(seconds.total);
+            metrics::counter!("simcorp_process_cpu_user_seconds_total").absolute(seconds.user);
+            metrics::counter!("simcorp_process_cpu_system_seconds_total").absolute(seconds.system);
         }
     }
 }

@@ -86,6 +86,7 @@ pub fn app(
         .route("/marks", post(mark))
         .with_state(LocalState { state, commands, stop });
     let limit = ConcurrencyLimit::new(CONCURRENT_REQUESTS_MAX);
+    let measured = http::MeasuredService { name: "edge", metrics: None };
     // The last `layer` is the first that a request passes.
     routes
         .layer(from_fn_with_state(limit, http::limit_concurrency))
@@ -96,7 +97,7 @@ pub fn app(
         .layer(CatchPanicLayer::new())
         .layer(from_fn(http::restrict_browser))
         .layer(from_fn(refuse_foreign_pages))
-        .layer(from_fn_with_state("edge", http::record_metrics))
+        .layer(from_fn_with_state(measured, http::record_metrics))
         .layer(from_fn(http::assign_request_id))
 }
 

@@ -21,7 +21,7 @@ use tracing::Instrument as _;
 
 use crate::connections::BoundedListener;
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, in_scope};
 
 /// The largest request body, in bytes; the same bound as upstream Sim-Corp's.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -191,19 +191,53 @@ pub const fn known_method(method: &Method) -> &'static str {
     }
 }
 
-/// Counts the requests of a service and records how long each one takes.
+/// The service whose requests [`record_metrics`] counts.
+#[derive(Debug, Clone)]
+pub struct MeasuredService {
+    /// The label `service`.
+    pub name: &'static str,
+    /// The registry of everything that is recorded during a request; `None` for that of the process.
+    pub metrics: Option<Metrics>,
+}
+
+/// A request in the gauge of those that are being handled, until it is dropped.
+struct InProgress(metrics::Gauge);
+
+impl InProgress {
+    fn begin(service: &'static str, method: &'static str, route: &str) -> Self {
+        let gauge = metrics::gauge!("simcorp_http_requests_in_progress",
+            "service" => service, "method" => method, "route" => route.to_owned());
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Counts the requests of a service and records how long each one takes. What is recorded during a
+/// request goes to the registry of the service.
 pub async fn record_metrics(
-    State(service): State<&'static str>,
+    State(service): State<MeasuredService>,
     request: Request,
     next: Next,
 ) -> Response {
+    in_scope(service.metrics, record_request(service.name, request, next)).await
+}
+
+async fn record_request(service: &'static str, request: Request, next: Next) -> Response {
     let start = Instant::now();
     // From a fixed set: a method of the client's own invention would be a new label for ever.
     let method = known_method(request.method());
     // The pattern, not the path: one label for each session would be too many for Prometheus.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |p| p.as_str());
     let route = route.to_owned();
+    let in_progress = InProgress::begin(service, method, &route);
     let response = next.run(request).await;
+    drop(in_progress);
     let labels = [
         ("service", service.to_owned()),
         ("method", method.to_owned()),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backoff::Backoff;
+use crate::metrics::{Metrics, in_scope};
 
 /// The wait before a task is started again; it doubles with each panic in a row.
 const RESTART_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -58,23 +59,31 @@ pub struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
     failure: Arc<OnceLock<String>>,
+    /// Where the tasks that are spawned through this clone record.
+    metrics: Option<Metrics>,
 }
 
 impl Tasks {
     /// Creates an empty set. A task that cannot go on cancels `stop`.
     #[must_use]
     pub fn new(stop: CancellationToken) -> Self {
-        Self { tracker: TaskTracker::new(), stop, failure: Arc::default() }
+        Self { tracker: TaskTracker::new(), stop, failure: Arc::default(), metrics: None }
+    }
+
+    /// Returns a clone whose tasks record to `metrics`.
+    #[must_use]
+    pub fn with_metrics(&self, metrics: &Metrics) -> Self {
+        Self { metrics: Some(metrics.clone()), ..self.clone() }
     }
 
     /// Spawns a task that cannot be started again. If it panics, the process ends.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let tasks = self.clone();
-        self.tracker.spawn(async move {
+        self.tracker.spawn(in_scope(self.metrics.clone(), async move {
             if let Err(panicked) = isolate(name, task).await {
                 tasks.fail(&panicked);
             }
-        });
+        }));
     }
 
     /// Spawns a task that `start` creates, and creates again after a panic. If it panics too often
@@ -87,7 +96,7 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let tasks = self.clone();
-        self.tracker.spawn(async move {
+        self.tracker.spawn(in_scope(self.metrics.clone(), async move {
             let mut wait = Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX);
             let mut panics = 0;
             loop {
@@ -107,7 +116,7 @@ impl Tasks {
                     () = tokio::time::sleep(pause) => {}
                 }
             }
-        });
+        }));
     }
 
     fn fail(&self, panicked: &Panicked) {

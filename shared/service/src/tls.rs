@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connections::{PeerPlace, Peers};
 use crate::http::serve_and_drain;
+use crate::metrics::follow;
 
 /// The largest number of open connections, including those in their handshake. At the bound, new
 /// connections wait in the system's queue.
@@ -92,7 +93,7 @@ impl TlsListener {
     pub fn new(tcp: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
         let address = tcp.local_addr()?;
         let (done, shaken) = mpsc::channel(64);
-        tokio::spawn(accept(tcp, TlsAcceptor::from(config), done));
+        tokio::spawn(follow(accept(tcp, TlsAcceptor::from(config), done)));
         Ok(Self { connections: shaken, address })
     }
 }
@@ -126,7 +127,7 @@ async fn accept(
             continue;
         };
         let (acceptor, done, strangers) = (acceptor.clone(), done.clone(), strangers.clone());
-        tokio::spawn(async move {
+        tokio::spawn(follow(async move {
             let mut stream = TimeoutStream::new(stream);
             stream.set_read_timeout(Some(IDLE_TIME_MAX));
             stream.set_write_timeout(Some(IDLE_TIME_MAX));
@@ -154,7 +155,7 @@ async fn accept(
             let place = Place { _permit: permit, _peer: peer_place, _stranger: stranger };
             let peer = TlsPeer { address, certificate, _place: Some(Arc::new(place)) };
             let _ = done.send((shaken, peer)).await;
-        });
+        }));
     }
 }
 

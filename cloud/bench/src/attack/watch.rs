@@ -70,8 +70,12 @@ pub async fn watch(
 /// Returns how many times a task or a piece of its work panicked, over all services.
 #[allow(clippy::disallowed_methods)] // no service
 pub async fn task_panics(ports: &BTreeMap<&'static str, u16>) -> anyhow::Result<f64> {
-    let url = format!("http://127.0.0.1:{}/metrics", ports["kernel"]);
-    let text = reqwest::get(url).await?.text().await?;
-    let panics = text.lines().filter(|line| line.starts_with("simcorp_task_panics_total"));
-    Ok(panics.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    let mut panics = 0.0;
+    for port in ports.values() {
+        let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?;
+        let lines = text.lines().filter(|line| line.starts_with("simcorp_task_panics_total"));
+        panics +=
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+    }
+    Ok(panics)
 }

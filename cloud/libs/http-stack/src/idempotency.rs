@@ -9,6 +9,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use database::idempotency::{Idempotency, KeyState};
+use service::metrics::follow;
 
 use crate::auth::{Caller, Role};
 use crate::error::ApiError;
@@ -81,7 +82,7 @@ async fn answer(
     // On a task of its own: if the client disconnects, the response is still stored.
     let name = name.map(str::to_owned);
     let (kept, request) = (kept.clone(), Request::from_parts(parts, Body::from(body)));
-    let done = tokio::spawn(async move { run(&kept, &name, request, next).await });
+    let done = tokio::spawn(follow(async move { run(&kept, &name, request, next).await }));
     done.await.map_err(ApiError::internal)?
 }
 

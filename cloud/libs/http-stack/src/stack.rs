@@ -3,7 +3,8 @@
 //! From the outside to the handler:
 //!
 //! 1. request id: in the response and on every log line
-//! 2. metrics: count and duration by route and status, so that they include every refusal below
+//! 2. metrics: count and duration by route and status, so that they include every refusal below; all
+//!    that is recorded below goes to the service's own registry
 //! 3. browser: headers that limit what a browser does with the response
 //! 4. CORS, if origins are allowed: answers preflight requests, and lets their pages read every
 //!    response of the layers below
@@ -22,7 +23,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use database::idempotency::Idempotency;
 use service::http::{
-    self, ConcurrencyLimit, assign_request_id, limit_concurrency, record_metrics, response_timeout,
+    self, ConcurrencyLimit, MeasuredService, assign_request_id, limit_concurrency, record_metrics,
+    response_timeout,
 };
 use service::metrics::Metrics;
 use service::origin::{AllowedOrigins, refuse_other_pages};
@@ -37,21 +39,25 @@ use crate::rate_limit::{metrics_for, rate_limit};
 use crate::start::Service;
 
 /// Returns the router that serves a service: its routes and the open routes, inside all layers.
+/// Everything that its requests record goes to `metrics`, which `/metrics` shows.
 pub fn service_router(service: &Service, metrics: Metrics) -> Router {
     let Service { routes, openapi, health, access, idempotency, .. } = service;
+    let measured = MeasuredService { name: health.service(), metrics: Some(metrics.clone()) };
     let open = http::open_routes(openapi, health.clone(), metrics);
     let mut routes = routes.clone();
     if let Some(access) = access {
         routes = control_access(routes, access, idempotency.clone());
     }
     let routes = limit(routes, http::CONCURRENT_REQUESTS_MAX).merge(open);
-    outer_layers(routes, (service.development, &service.origins), health.service())
+    outer_layers(routes, (service.development, &service.origins), measured)
 }
 
 /// Returns the router of an endpoint whose clients authenticate in TLS: layers 1 to 8, without 4 and
 /// 6, and no open routes. The routes bound by themselves how many requests are handled at once.
 pub fn endpoint_router(routes: Router, name: &'static str) -> Router {
-    outer_layers(routes, (false, &AllowedOrigins::default()), name)
+    // Called while the service starts, in the scope of its registry.
+    let measured = MeasuredService { name, metrics: Metrics::current() };
+    outer_layers(routes, (false, &AllowedOrigins::default()), measured)
 }
 
 /// Adds layers 10 to 12. The last `layer` is the first that a request passes.
@@ -81,7 +87,7 @@ fn limit(routes: Router, at_once: usize) -> Router {
 fn outer_layers(
     routes: Router,
     (development, origins): (bool, &AllowedOrigins),
-    name: &'static str,
+    measured: MeasuredService,
 ) -> Router {
     let routes = routes
         .fallback(http::not_found)
@@ -96,6 +102,6 @@ fn outer_layers(
     let routes = if origins.is_empty() { routes } else { routes.layer(cors_layer(origins)) };
     routes
         .layer(from_fn(http::restrict_browser))
-        .layer(from_fn_with_state(name, record_metrics))
+        .layer(from_fn_with_state(measured, record_metrics))
         .layer(from_fn(assign_request_id))
 }

@@ -13,6 +13,7 @@ use database::{Database, StoreError};
 use rustls::ServerConfig;
 use service::clock::Clock;
 use service::health::Health;
+use service::metrics::Metrics;
 use service::mqtt::{BrokerError, BrokerSettings};
 use service::origin::AllowedOrigins;
 use service::secret::Secret;
@@ -148,6 +149,12 @@ impl Context {
     /// [`StartError::NoDatabase`] with the service's name.
     pub fn database(&self, service: &'static str) -> Result<Database, StartError> {
         self.database.clone().ok_or(StartError::NoDatabase(service))
+    }
+
+    /// Returns the context of one service: its tasks record to `metrics`.
+    #[must_use]
+    pub fn with_metrics(&self, metrics: &Metrics) -> Self {
+        Self { tasks: self.tasks.with_metrics(metrics), ..self.clone() }
     }
 
     /// Creates a client of another service, with the credential of our own services.

@@ -190,6 +190,9 @@ async fn review_outbox(store: &IngestStore) {
     if let Ok(waiting) = store.outbox_len().await {
         metrics::gauge!("simcorp_outbox_waiting").set(waiting as f64);
     }
+    if let Ok(running) = store.running_sessions_len().await {
+        metrics::gauge!("simcorp_sessions_active").set(running as f64);
+    }
 }
 
 /// Builds the event for a closed session; `None` if the session does not exist.

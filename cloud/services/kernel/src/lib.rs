@@ -13,6 +13,7 @@ pub mod authentication;
 mod config;
 pub mod governance;
 pub mod governor;
+mod metric;
 pub mod missions;
 mod promotion;
 pub mod store;
@@ -119,11 +120,7 @@ async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
             }
         }
         match store.counts(None).await {
-            Ok(counts) => {
-                for (what, n) in counts {
-                    metrics::gauge!("simcorp_missions", "status" => what).set(n as f64);
-                }
-            }
+            Ok(counts) => metric::counts(counts),
             Err(error) => tracing::debug!(%error, "could not count missions"),
         }
         if let Err(error) = store.database().delete_expired_idempotency_keys(clock()).await {

@@ -22,6 +22,7 @@ use crate::gateway::{ChainWriter, SignedRoast};
 use crate::request::{SimRoastRequest, at};
 use crate::{Registry, SimulationConfig};
 use service::clock::Clock;
+use service::metrics::follow;
 
 /// The number of ended jobs of an organisation that are still listed; a new job removes the others.
 const SHOWN: usize = 100;
@@ -256,10 +257,10 @@ impl Jobs {
             })
             .collect();
         let (jobs, org, job) = (self.clone(), org.clone(), id.clone());
-        self.0.tracker.spawn(async move {
+        self.0.tracker.spawn(follow(async move {
             let mut playing = tokio::task::JoinSet::new();
             for player in players {
-                playing.spawn(player.play());
+                playing.spawn(follow(player.play()));
             }
             while playing.join_next().await.is_some() {}
             jobs.with(|all| {
@@ -270,7 +271,7 @@ impl Jobs {
             if let Err(error) = registry.revoke(&org, &kid).await {
                 tracing::warn!(error, %kid, "a simulated gateway's key is still trusted");
             }
-        });
+        }));
         Ok(JobStatus { id, stats: Stats::default(), request, running: true })
     }
 

@@ -203,6 +203,16 @@ impl IngestStore {
         .map_err(StoreError::query("looking for handled roasts"))
     }
 
+    /// Returns the number of running sessions of all organisations.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn running_sessions_len(&self) -> Result<i64, StoreError> {
+        on!(self.database, pool => query_scalar(
+            "SELECT count(*) FROM sessions WHERE status = 'ACTIVE'").fetch_one(pool).await)
+        .map_err(StoreError::query("counting running roasts"))
+    }
+
     /// Returns the number of events that are not acknowledged yet.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use crate::governance::breaker::{BreakerAction, BreakerEvent, Severity};
 use crate::governance::metrics::{AutonomyMetrics, Fact};
 use crate::governance::readiness::{self, Measured, Overall, Readiness, THRESHOLD, assess};
 use crate::governance::{AutonomyState, breaker_watch};
+use crate::metric;
 use crate::store::{GovernanceRecord, RecordFilter, RecordKind};
 
 pub(super) const DAY_MS: i64 = 86_400_000;
@@ -72,7 +73,7 @@ impl ApiState {
         let metrics = self.store.autonomy_metrics(org, (now.plus_ms(-30 * DAY_MS), now)).await?;
         let measured = Measured { eval_coverage: self.coverage(org, now).await? };
         let readiness = assess(&state, &metrics, &measured, now);
-        metrics::gauge!("simcorp_governance_readiness_score").set(readiness.overall.score);
+        metric::readiness(&state, &metrics, &readiness, now);
         Ok((metrics, readiness))
     }
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State as Extract};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission, REPORT_GOAL};
+use contract::mission::{LastError, MissionRecord, MissionStatus, NewMission};
 use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::ApiState;
+use crate::metric;
 use crate::missions::{self, CreateMission, CreateOutcome};
 use crate::store::{AttemptFailure, MissionFilter, Transition};
 
@@ -63,9 +64,7 @@ pub async fn create(
     let new = CreateMission { org: &org, mission: &mission, id, key, actor, now };
     let CreateOutcome { mission, new } = missions::create(&state.store, &state.eval, new).await?;
     if new {
-        metrics::counter!("simcorp_missions_queued_total", "goal" => label(&mission),
-            "status" => mission.status.as_str())
-        .increment(1);
+        metric::queued(&mission);
     }
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(mission)).into_response())
@@ -337,7 +336,7 @@ pub async fn complete(
     let now = request.now();
     let OrgRequest { org, .. } = request;
     let answer = transition_response(state.store.complete(&org, &id, lease, summary, now).await?)?;
-    ended(&answer, "DONE");
+    metric::ended(&answer);
     Ok(answer)
 }
 
@@ -376,7 +375,7 @@ pub async fn fail(
     let now = request.now();
     let OrgRequest { org, .. } = request;
     let answer = transition_response(state.store.fail(&org, &id, lease, &failure, now).await?)?;
-    ended(&answer, answer.status.as_str());
+    metric::ended(&answer);
     Ok(answer)
 }
 
@@ -440,20 +439,4 @@ fn transition_response(transition: Transition) -> Result<Json<MissionRecord>, Ap
         Transition::NotFound => Err(ApiError::NotFound("mission")),
         Transition::Conflict(why) => Err(ApiError::Conflict(why)),
     }
-}
-
-/// Returns the metric label for the mission's goal.
-///
-/// A goal that a caller made up must never become a label: each would be a time series for ever.
-fn label(mission: &MissionRecord) -> &'static str {
-    match mission.goal.title.as_str() {
-        REPORT_GOAL => REPORT_GOAL,
-        _ => "other",
-    }
-}
-
-fn ended(mission: &MissionRecord, status: &'static str) {
-    metrics::counter!("simcorp_missions_completed_total", "goal" => label(mission),
-        "status" => status)
-    .increment(1);
 }

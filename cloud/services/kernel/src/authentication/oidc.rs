@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use service::config::Mistakes;
+use service::metrics::follow;
 
 /// The tolerated difference between clocks, ms.
 const LEEWAY_MS: i64 = 60_000;
@@ -188,7 +189,7 @@ impl Oidc {
         }
         // On a task of its own: if the request is cancelled, the issuer's answer is still stored. A
         // known key is accepted in the meantime.
-        let fetching = tokio::spawn(self.clone().fetch(now));
+        let fetching = tokio::spawn(follow(self.clone().fetch(now)));
         if cached_key.is_some() {
             return Ok(cached_key);
         }

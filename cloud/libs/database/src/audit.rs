@@ -153,6 +153,7 @@ impl Database {
             .bind(org.as_str()).bind(after).bind(limit.saturating_add(1)).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
         let damaged = |error: AuditError| StoreError::row(DOING, error);
+        let is_last_page = i64::try_from(rows.len()).is_ok_and(|count| count <= limit);
         let mut before = vec![0; 32];
         let mut expected = 1;
         let mut entries = Vec::with_capacity(rows.len());
@@ -186,7 +187,7 @@ impl Database {
         }
         // Fewer rows than asked for: the log must end where its head says.
         let last = expected.saturating_sub(1).max(after);
-        if entries.len() <= usize::try_from(limit).unwrap_or(0) && head > last {
+        if is_last_page && head > last {
             return Err(damaged(AuditError::CutOff { last, n: head }));
         }
         entries.truncate(usize::try_from(limit).unwrap_or(0));

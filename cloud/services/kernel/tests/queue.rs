@@ -282,6 +282,20 @@ async fn the_governor_decides_once_and_its_tokens_refill(store: KernelStore) {
     assert!(store.database().audit_log(&org("other"), 0, 100).await.unwrap().is_empty());
 }
 
+on_both!(audit_pages, a_page_in_the_middle_of_the_audit_log_is_not_taken_for_its_end);
+async fn a_page_in_the_middle_of_the_audit_log_is_not_taken_for_its_end(store: KernelStore) {
+    let acme = org("acme");
+    for goal in ["a", "b", "c", "d"] {
+        allow(&store, &acme, goal).await;
+    }
+    let mut numbers = Vec::new();
+    for after in 0..5 {
+        let page = store.database().audit_log(&acme, after, 1).await.unwrap();
+        numbers.extend(page.iter().map(|entry| entry.n));
+    }
+    assert_eq!(numbers, [1, 2, 3, 4]);
+}
+
 on_both!(checkpoints, a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten);
 async fn a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten(store: KernelStore) {
     let (database, acme) = (store.database(), org("acme"));

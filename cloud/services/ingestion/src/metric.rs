@@ -51,9 +51,11 @@ pub fn queued(lane: &'static str, length: usize) {
     metrics::gauge!("simcorp_ingest_queue_length", "lane" => lane).set(length as f64);
 }
 
-/// Counts what a curve lacks because of its bounds: values of extra channels, and quality remarks.
-pub fn dropped_from_curve(values: u64, remarks: u64) {
+/// Counts what a curve lacks because of its bounds: values of extra channels, quality remarks, and
+/// what publishers said about samples.
+pub fn dropped_from_curve(values: u64, remarks: u64, contexts: u64) {
     const NAME: &str = "simcorp_curve_values_dropped_total";
     metrics::counter!(NAME, "what" => "value").increment(values);
     metrics::counter!(NAME, "what" => "remark").increment(remarks);
+    metrics::counter!(NAME, "what" => "context").increment(contexts);
 }

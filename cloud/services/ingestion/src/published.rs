@@ -64,7 +64,8 @@ impl PublishedSamples {
     /// Returns the context of sample `i`.
     #[must_use]
     pub fn context(&self, i: usize) -> Option<&SampleContext> {
-        self.contexts.iter().rev().find(|(first, _)| *first <= i).map(|(_, context)| context)
+        let after = self.contexts.partition_point(|(first, _)| *first <= i);
+        self.contexts.get(after.checked_sub(1)?).map(|(_, context)| context)
     }
 
     /// Returns the names of the keys that signed samples.
@@ -86,16 +87,37 @@ impl PublishedSamples {
         }
     }
 
-    /// Appends the samples `from..=to` of a frame to the `len` samples of a curve.
-    pub fn append(&mut self, len: usize, frame: Option<&Self>, from: usize, to: usize) {
+    /// Appends the samples `from..=to` of a frame to the `len` samples of a curve. Of contexts beyond
+    /// `contexts_max` it keeps none; returns the number of samples that lose theirs.
+    pub fn append(
+        &mut self,
+        len: usize,
+        frame: Option<&Self>,
+        (from, to): (usize, usize),
+        contexts_max: usize,
+    ) -> u64 {
         self.elapsed_s.resize(len, None);
         self.elapsed_s.extend((from..=to).map(|i| frame.and_then(|frame| frame.elapsed_s(i))));
+        let nothing = SampleContext::default();
+        let mut lost = 0;
         for i in from..=to {
-            let context = frame.and_then(|frame| frame.context(i)).cloned().unwrap_or_default();
-            if self.contexts.last().is_none_or(|(_, last)| *last != context) {
-                self.contexts.push((len.saturating_add(i.saturating_sub(from)), context));
+            let context = frame.and_then(|frame| frame.context(i)).unwrap_or(&nothing);
+            let last = self.contexts.last().map(|(_, last)| last);
+            if last == Some(context) {
+                continue;
+            }
+            let first = len.saturating_add(i.saturating_sub(from));
+            // The last place is for all samples whose contexts are lost.
+            if self.contexts.len().saturating_add(1) < contexts_max {
+                self.contexts.push((first, context.clone()));
+                continue;
+            }
+            lost += u64::from(*context != nothing);
+            if last != Some(&nothing) {
+                self.contexts.push((first, SampleContext::default()));
             }
         }
+        lost
     }
 }
 
@@ -161,9 +183,9 @@ mod tests {
         let samples = [("a", 0.0), ("a", 10.0), ("b", 20.5)];
         for (i, (name, elapsed)) in samples.into_iter().enumerate() {
             let one = PublishedSamples::of_one(Some(elapsed), batch(name));
-            curve.append(i, Some(&one), 0, 0);
+            assert_eq!(curve.append(i, Some(&one), (0, 0), 9), 0);
         }
-        curve.append(3, None, 2, 3);
+        assert_eq!(curve.append(3, None, (2, 3), 9), 0);
         assert_eq!(curve.elapsed_s, [Some(0.0), Some(10.0), Some(20.5), None, None]);
         assert_eq!(curve.contexts.len(), 3, "one entry a run");
         let batches: Vec<_> =
@@ -171,5 +193,23 @@ mod tests {
         assert_eq!(batches, [Some("a"), Some("a"), Some("b"), None, None]);
         let text = serde_json::to_string(&curve).unwrap();
         assert_eq!(PublishedSamples::parse(Some(&text)), Some(curve));
+    }
+
+    #[test]
+    fn a_publisher_that_changes_its_batch_with_each_sample_cannot_make_a_curve_large() {
+        let mut curve = PublishedSamples::default();
+        let mut lost = 0;
+        for i in 0..100 {
+            let batch_id = Some(format!("batch-{i}"));
+            let one = PublishedSamples::of_one(
+                Some(1.0),
+                SampleContext { batch_id, ..SampleContext::default() },
+            );
+            lost += curve.append(i, Some(&one), (0, 0), 10);
+        }
+        assert_eq!((curve.contexts.len(), lost, curve.elapsed_s.len()), (10, 91, 100));
+        let batch = |i| curve.context(i).and_then(|context| context.batch_id.as_deref());
+        assert_eq!((batch(0), batch(8)), (Some("batch-0"), Some("batch-8")));
+        assert_eq!((batch(9), batch(99)), (None, None), "none gets the batch of another sample");
     }
 }

@@ -128,12 +128,12 @@ impl IngestStore {
         if let Some(curve) = curve {
             self.put_curve(org, session, (&curve, whole), now).await?;
         }
-        if dropped.values + dropped.remarks > 0 {
-            metric::dropped_from_curve(dropped.values, dropped.remarks);
+        if dropped.is_any() {
+            metric::dropped_from_curve(dropped.values, dropped.remarks, dropped.contexts);
             tracing::warn!(
                 %org, session = session.session_id, values = dropped.values,
-                remarks = dropped.remarks,
-                "left values of extra channels out of a curve: too many channels or samples"
+                remarks = dropped.remarks, contexts = dropped.contexts,
+                "left values out of a curve: too many channels, samples, remarks or batches"
             );
         }
         if !whole && !settled {

@@ -26,6 +26,8 @@ pub(super) struct CurveBounds {
     pub(super) text_bytes: usize,
     /// The maximum number of quality remarks.
     pub(super) remarks: usize,
+    /// The maximum number of changes of what publishers say about their samples.
+    pub(super) contexts: usize,
 }
 
 impl CurveBounds {
@@ -35,6 +37,7 @@ impl CurveBounds {
         extra_values: 1_000_000,
         text_bytes: 8_000_000,
         remarks: 250_000,
+        contexts: 2_000,
     };
 }
 
@@ -45,6 +48,15 @@ pub(super) struct DroppedValues {
     pub(super) values: u64,
     /// Quality remarks.
     pub(super) remarks: u64,
+    /// Samples without what their publisher said about them.
+    pub(super) contexts: u64,
+}
+
+impl DroppedValues {
+    /// Returns whether the curve lacks anything.
+    pub(super) fn is_any(self) -> bool {
+        self != Self::default()
+    }
 }
 
 /// A curve that is being assembled.
@@ -108,7 +120,9 @@ impl<'s> CurveAssembly<'s> {
         append_columns(row, session, frame, &range);
         if frame.published.is_some() || row.published.is_some() {
             let published = row.published.get_or_insert_default();
-            published.append(len, frame.published.as_ref(), from, end - 1);
+            let range = (from, end - 1);
+            self.dropped.contexts +=
+                published.append(len, frame.published.as_ref(), range, self.bounds.contexts);
         }
         self.append_extras(&parse(frame.extras.as_deref()), &range, len);
         self.append_remarks(parse(frame.quality.as_deref()), &range, len);
@@ -267,7 +281,7 @@ mod tests {
     use crate::published::{PublishedSamples, SampleContext};
 
     const SMALL: CurveBounds =
-        CurveBounds { extras: 3, extra_values: 60, text_bytes: 10, remarks: 4 };
+        CurveBounds { extras: 3, extra_values: 60, text_bytes: 10, remarks: 4, contexts: 3 };
     const STARTED_MS: i64 = 1_760_000_000_000;
 
     /// Returns a session whose start was at 0 on the monotonic clock of the frames' boot.
@@ -406,7 +420,7 @@ mod tests {
         let extras = extras_of(&curve);
         assert_eq!(extras["stage"], [Some(ExtraValue::Text("drying".to_owned())), None, None]);
         assert_eq!(extras["inletC"], vec![number(1.5); 3]);
-        assert_eq!(dropped, DroppedValues { values: 2, remarks: 0 });
+        assert_eq!(dropped, DroppedValues { values: 2, remarks: 0, contexts: 0 });
         let published = curve.published.unwrap();
         assert_eq!(published.elapsed_s, [Some(0.5); 3]);
         assert_eq!(published.contexts.len(), 1);

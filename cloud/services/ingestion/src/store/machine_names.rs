@@ -224,8 +224,10 @@ impl MachineNaming {
                 continue;
             }
             let mut last = id.as_str();
+            // Bounded, although `alias` makes no circles.
             for _ in 0..successors.len() {
-                last = successors.get(last).map_or(last, String::as_str);
+                let Some(next) = successors.get(last) else { break };
+                last = next;
             }
             naming.current = (last != id).then(|| last.to_owned());
         }
@@ -396,6 +398,21 @@ mod tests {
         assert_eq!(names.display_name("leipzig", "Drum-1").as_deref(), Some("P12"));
         apply(&mut names, "Drum-1", MachineChange::Rename(None)).unwrap();
         assert_eq!(names.display_name("leipzig", "Drum-1"), None);
+    }
+
+    #[test]
+    fn many_machines_are_resolved_to_the_ends_of_their_own_lines() {
+        let mut names = MachineNaming::default();
+        for n in 0..NAMES_MAX / 2 {
+            let successor = Some(format!("new-{n}"));
+            let naming = Naming { successor, ..Naming::default() };
+            names.0.insert(key("leipzig", &format!("old-{n}")), naming);
+            names.0.insert(key("leipzig", &format!("new-{n}")), Naming::default());
+        }
+        apply(&mut names, "new-7", MachineChange::Alias(&id("new-8"))).unwrap();
+        assert_eq!(names.current_id("leipzig", "old-7"), "new-8");
+        assert_eq!(names.current_id("leipzig", "old-9"), "new-9");
+        assert_eq!(names.previous_ids("leipzig", "new-8"), ["new-7", "old-7", "old-8"]);
     }
 
     #[test]

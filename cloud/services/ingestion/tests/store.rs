@@ -264,6 +264,18 @@ async fn a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast(store
     assert_eq!(points().await, 5);
 }
 
+/// Two instances have read the first messages of a roast at once: each says that it opens the roast.
+async fn a_roast_that_two_instances_open_keeps_all_its_samples(store: &IngestStore) {
+    for second in 0..3 {
+        commit(store, &[told(second, second < 2, false)]).await;
+    }
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert_eq!((session.first_seq, session.last_seq), (Some(1), None), "it runs");
+    commit(store, &[told(3, false, true)]).await;
+    let session = store.session(&origin().org, "S-1").await.unwrap().unwrap();
+    assert_eq!(store.totals(&origin().org, &session).await.unwrap().points, 3);
+}
+
 async fn another_tenant_sees_nothing(store: &IngestStore) {
     commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
     let (rival, no) = (OrgId::new("rival").unwrap(), name(store).await);
@@ -854,6 +866,7 @@ on_both!(
     holes_are_known_and_filled,
     a_roast_is_the_same_in_any_order_of_arrival,
     a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast,
+    a_roast_that_two_instances_open_keeps_all_its_samples,
     another_tenant_sees_nothing,
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,

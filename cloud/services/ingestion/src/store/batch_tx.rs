@@ -64,6 +64,13 @@ pub(super) trait BatchTx: Send {
         number: i64,
         received_ms: i64,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Returns whether a chain has this session.
+    fn has_session(
+        &mut self,
+        org: &str,
+        no: ChainNo,
+        session: &str,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
     /// Returns the last sample of the sessions of a chain that have an end.
     fn newest_end(
         &mut self,
@@ -118,6 +125,8 @@ const SELECT_FRAME_EXISTS: &str =
 /// nothing.
 const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND number >= $2 \
      AND digest = $3 AND received_ms >= $4 LIMIT 1";
+const SELECT_SESSION_EXISTS: &str =
+    "SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND chain_no = $3";
 const SELECT_NEWEST_END: &str =
     "SELECT MAX(last_seq) FROM sessions WHERE machine_no = $1 AND chain_no = $2";
 /// Ends the sessions before sample $3 that have no end.
@@ -226,6 +235,16 @@ macro_rules! reads {
                 .bind(number)
                 .bind(digest)
                 .bind(received_ms);
+            found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn has_session(
+            &mut self,
+            org: &str,
+            no: ChainNo,
+            session: &str,
+        ) -> Result<bool, sqlx::Error> {
+            let found = query(SELECT_SESSION_EXISTS).bind(org).bind(session).bind(no.chain);
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
         }
 

@@ -201,10 +201,18 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
     let mut opened_at = None;
     match &new.verified.numbering {
         Numbering::Arrival { opens: Some((session, started)), .. } => {
-            let seq = opening_seq(tx, new).await?;
-            tx.end_previous(new.no, seq).await?;
-            tx.apply(&SessionChange::opened(new.org, new.no, session, *started, seq)).await?;
-            opened_at = Some(seq);
+            if tx.has_session(new.org, new.no, session.as_str()).await? {
+                // Another instance has opened it since this message was read. To open it again
+                // would move its beginning, and end it before that.
+                if new.verified.frame.sample_count() > 0 {
+                    tx.append_late(new).await?;
+                }
+            } else {
+                let seq = opening_seq(tx, new).await?;
+                tx.end_previous(new.no, seq).await?;
+                tx.apply(&SessionChange::opened(new.org, new.no, session, *started, seq)).await?;
+                opened_at = Some(seq);
+            }
         }
         Numbering::Arrival { opens: None, .. } if new.verified.frame.sample_count() > 0 => {
             tx.append_late(new).await?;

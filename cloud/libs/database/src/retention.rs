@@ -1,6 +1,8 @@
 //! Retention: frames, with their signatures, are dropped after a time; sessions, their events and
 //! curves stay.
 
+use std::collections::BTreeSet;
+
 use contract::EpochMs;
 use sqlx::AssertSqlSafe;
 
@@ -16,17 +18,29 @@ const LOCK_TIME_MAX: &str = "SET LOCAL lock_timeout = '2s'";
 /// curve has been due for months: it never ends, or its start is a wrong clock's. Without this
 /// bound, one such row of one organisation would keep the frames of all.
 const HOLD_MS: i64 = 120 * 86_400_000;
+/// Selects sessions that have frames and no curve, and that are too old to keep their frames.
+const SELECT_OVERDUE: &str = "\
+SELECT s.org_id, s.session_id FROM sessions s WHERE s.curve_ms IS NULL AND s.started_ms < $1 \
+AND NOT EXISTS (SELECT 1 FROM curves c WHERE c.org_id = s.org_id AND c.session_id = s.session_id) \
+AND EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = s.chain_no AND f.samples > 0 \
+    AND f.first_seq BETWEEN COALESCE(s.first_seq, 0) - 4095 \
+        AND COALESCE(s.last_seq, 9007199254740991) \
+    AND f.first_seq + f.samples > COALESCE(s.first_seq, 0)) \
+ORDER BY s.started_ms LIMIT 1000";
 
 /// What a pass dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped {
     pub partitions: u64,
     pub rows: u64,
+    /// Roasts whose last samples were among them and that have no curve: their samples are lost.
+    pub roasts: u64,
 }
 
 impl Database {
     /// Drops the frames made before `before`, but not those of a session that has no curve yet, for
-    /// up to four months more.
+    /// up to four months more. What a session without a curve loses after that is logged and
+    /// counted.
     ///
     /// # Errors
     /// When the database does not answer, or readers hold a partition: the next pass retries.
@@ -49,11 +63,32 @@ impl Database {
         // A minute earlier, for the samples before CHARGE that belong to the session's first frame.
         let before = oldest_open
             .map_or(before.0, |oldest_open| before.0.min(oldest_open.saturating_sub(60_000)));
+        let overdue = self.overdue(held_since).await?;
         let dropped = match &self.pool {
             Pool::Postgres(pool) => drop_partitions(pool, before).await,
             Pool::Sqlite(pool) => delete_sqlite(pool, before).await,
         };
-        dropped.map_err(StoreError::query(DOING))
+        let mut roasts = 0;
+        if !overdue.is_empty() {
+            let left = self.overdue(held_since).await?;
+            for (org, session) in overdue.difference(&left) {
+                tracing::warn!(org, session, "dropped the samples of a roast that has no curve");
+                roasts += 1;
+            }
+            metrics::counter!("simcorp_roasts_lost_to_retention_total").increment(roasts);
+        }
+        // Last: a pass that failed half-way has dropped some.
+        let dropped = dropped.map_err(StoreError::query(DOING))?;
+        Ok(Dropped { roasts, ..dropped })
+    }
+
+    /// Returns the sessions that have frames and no curve and began before `held_since`, at most
+    /// 1 000.
+    async fn overdue(&self, held_since: EpochMs) -> Result<BTreeSet<(String, String)>, StoreError> {
+        let rows: Vec<(String, String)> = on!(self, pool => sqlx::query_as(SELECT_OVERDUE)
+            .bind(held_since.0).fetch_all(pool).await)
+        .map_err(StoreError::query("looking for roasts without a curve"))?;
+        Ok(rows.into_iter().collect())
     }
 }
 
@@ -106,7 +141,7 @@ async fn delete_sqlite(pool: &sqlx::SqlitePool, before: i64) -> Result<Dropped, 
         let deleted = sqlx::query(sql).bind(before).bind(ROWS_AT_ONCE).execute(pool).await?;
         rows += deleted.rows_affected();
         if deleted.rows_affected() == 0 {
-            return Ok(Dropped { partitions: 0, rows });
+            return Ok(Dropped { rows, ..Dropped::default() });
         }
     }
 }

@@ -10,7 +10,7 @@
 use contract::*;
 use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
-use ingestion::store::{ChainNo, Outcome, SessionFilter};
+use ingestion::store::{ChainNo, Outcome, PublishAfter, SessionFilter};
 use ingestion::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
 use proptest::prelude::*;
 use testbed::Postgres;
@@ -783,6 +783,43 @@ async fn one_old_roast_without_a_curve_does_not_keep_all_frames(store: &IngestSt
     assert_eq!(seqs(store).await, Vec::<i64>::new());
 }
 
+async fn a_roast_that_loses_its_samples_without_a_curve_is_counted(store: &IngestStore) {
+    commit(store, &(1..=5).map(|n| frame(n, 0.0)).collect::<Vec<_>>()).await;
+    let later = NOW.plus_ms(200 * 86_400_000);
+    database::on!(store.database(), pool => database::sqlx::query("UPDATE chains SET seen_ms = $1")
+        .bind(later.0 + 1).execute(pool).await.map(drop))
+    .unwrap();
+    assert_eq!(store.database().drop_frames(later).await.unwrap().roasts, 1);
+    assert_eq!(seqs(store).await, Vec::<i64>::new());
+    assert_eq!(store.database().drop_frames(later).await.unwrap().roasts, 0, "once");
+}
+
+async fn a_roast_gets_its_curve_although_its_gateway_sends_and_lacks_a_frame_for_ever(
+    store: &IngestStore,
+) {
+    commit(store, &[frame(1, 0.0), frame(2, 0.0), frame(3, 0.0), frame(5, 0.0)]).await;
+    // The gateway has just sent.
+    let quiet = NOW.plus_ms(-15 * 60_000);
+    let due = async || store.sessions_without_curve(quiet, (i64::MIN, ""), 10).await.unwrap().len();
+    assert_eq!(due().await, 0);
+    store.mark_closed_seen(NOW.plus_ms(-7 * 3_600_000)).await.unwrap();
+    assert_eq!(due().await, 1);
+}
+
+async fn a_roast_is_published_only_once_it_was_seen_closed(store: &IngestStore) {
+    let chain = ChainId([0; 16]);
+    let no = store.chain_no(&origin(), chain, "", NOW).await.unwrap();
+    for mut message in [told(0, true, false), told(3, false, true)] {
+        message.frame.chain = chain;
+        store.commit(&[no], &[message], NOW).await.unwrap();
+    }
+    let wait = PublishAfter { closed_before: NOW, silent_since: NOW, closed_long_before: NOW };
+    let due = async || store.unpublished_sessions(&wait, (i64::MIN, ""), 10).await.unwrap().len();
+    assert_eq!(due().await, 0);
+    store.mark_closed_seen(NOW).await.unwrap();
+    assert_eq!(due().await, 1);
+}
+
 /// A backup is restored, and another tenant's chain gets the number that is cached.
 async fn a_number_that_names_another_chain_by_now_is_not_used(store: &IngestStore) {
     commit(store, &[frame(1, 0.0)]).await;
@@ -885,6 +922,9 @@ on_both!(
     a_roast_without_an_end_does_not_take_the_next_one,
     retention_takes_frames_and_never_a_roast_without_its_curve,
     one_old_roast_without_a_curve_does_not_keep_all_frames,
+    a_roast_that_loses_its_samples_without_a_curve_is_counted,
+    a_roast_gets_its_curve_although_its_gateway_sends_and_lacks_a_frame_for_ever,
+    a_roast_is_published_only_once_it_was_seen_closed,
     a_number_that_names_another_chain_by_now_is_not_used,
     an_invalid_row_is_distinguished_from_an_unavailable_database,
     an_event_is_removed_when_its_session_has_a_mission_and_was_told_often,

@@ -39,6 +39,9 @@ const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, s
 const SAMPLES_MAX: i64 = 288_000;
 /// A session that has not ended when its chain has been silent for a week will not end.
 const ENDLESS_MS: i64 = 7 * 86_400_000;
+/// A session that was first seen closed this long ago gets a curve although frames of its chain are
+/// missing and its gateway still sends: they may be missing for ever.
+const CLOSED_LONG_MS: i64 = 6 * 3_600_000;
 /// The maximum number of frames that are read at a time.
 const PAGE: i64 = 2_000;
 
@@ -63,7 +66,8 @@ impl IngestStore {
 
     /// Returns sessions without a curve whose curve is due, the oldest first, after the position
     /// `after` in that order. It is due when the session is closed, or followed by another, or on a
-    /// chain that ended; and the chain has no gaps, or has been silent since `quiet`.
+    /// chain that ended; and the chain has no gaps, or has been silent since `quiet`, or the session
+    /// was seen closed hours before that.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -79,11 +83,12 @@ impl IngestStore {
              WHERE s.curve_ms IS NULL \
              AND (s.ended_ms IS NOT NULL OR c.seen_ms < $1 - $2 OR EXISTS (SELECT 1 FROM sessions n \
                   WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
-             AND (c.seen_ms < $1 OR c.gaps = '[]') AND COALESCE(s.closed_seen_ms, 0) < $1 \
+             AND (c.seen_ms < $1 OR c.gaps = '[]' OR s.closed_seen_ms < $1 - $6) \
+             AND COALESCE(s.closed_seen_ms, 0) < $1 \
              AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
              ORDER BY s.started_ms, s.session_id LIMIT $5")
             .bind(quiet.0).bind(ENDLESS_MS).bind(after.0).bind(after.1).bind(limit)
-            .fetch_all(pool).await)
+            .bind(CLOSED_LONG_MS).fetch_all(pool).await)
         .map_err(StoreError::query("listing sessions without a curve"))
     }
 

@@ -40,9 +40,10 @@ impl IngestStore {
         .map_err(StoreError::query("noting closed roasts"))
     }
 
-    /// Returns the closed sessions that can be published, in order after `after`: complete by their
-    /// receipt; or of a publisher that signs none; or first seen closed so long ago that what is
-    /// missing may never arrive (sooner if the gateway is silent).
+    /// Returns the sessions that were seen closed and can be published, in order after `after`:
+    /// complete by their receipt; or of a publisher that signs none; or first seen closed so long
+    /// ago that what is missing may never arrive (sooner if the gateway is silent). One that is
+    /// published is not marked as seen any more: its curve would never become final.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -55,7 +56,8 @@ impl IngestStore {
         on!(self.database, pool => query_as(
             "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
              JOIN chains c ON c.chain_no = s.chain_no \
-             WHERE s.status = 'CLOSED' AND s.announced_ms IS NULL AND (s.completeness = 'complete' \
+             WHERE s.status = 'CLOSED' AND s.announced_ms IS NULL \
+             AND s.closed_seen_ms IS NOT NULL AND (s.completeness = 'complete' \
              OR c.kid = '' OR (s.closed_seen_ms < $1 AND c.seen_ms < $2) OR s.closed_seen_ms < $3) \
              AND (s.started_ms > $4 OR (s.started_ms = $4 AND s.session_id > $5)) \
              ORDER BY s.started_ms, s.session_id LIMIT $6")

@@ -5,6 +5,8 @@
 //! first would hide what the curve shows, and one that is reported after the curve showed it is not
 //! an event any more.
 
+use std::collections::VecDeque;
+
 use contract::EventKind;
 
 use crate::event::{MarkChange, Tracker};
@@ -13,6 +15,8 @@ use crate::sample::Sample;
 
 /// A reported mark and a moment of the curve further apart than this, ms, do not belong together.
 const SAME_MARK_MS: i64 = 90_000;
+/// Reported marks that are remembered: those of a few roasts.
+const REPORTED_MAX: usize = 16;
 
 /// A mark's kind and time, ms.
 type TimedMark = (EventKind, i64);
@@ -21,7 +25,9 @@ type TimedMark = (EventKind, i64);
 #[derive(Debug, Clone)]
 pub(crate) struct OffsetLearner {
     curve: Tracker,
-    reported: Vec<TimedMark>,
+    /// Reported marks, also those of the next roast: its CHARGE may be reported before the marks of
+    /// the last roast are learned.
+    reported: VecDeque<TimedMark>,
     shown: Vec<TimedMark>,
     /// When the marks of the last roast are learned, ms: a person may still report its DROP.
     due_ms: Option<i64>,
@@ -30,14 +36,19 @@ pub(crate) struct OffsetLearner {
 impl OffsetLearner {
     pub(crate) fn new(learned: MachineModel) -> Self {
         let curve = Tracker::new(learned);
-        Self { curve, reported: Vec::new(), shown: Vec::new(), due_ms: None }
+        Self { curve, reported: VecDeque::new(), shown: Vec::new(), due_ms: None }
     }
 
     /// Remembers a mark that was reported, whether or not it became an event.
     pub(crate) fn report(&mut self, kind: EventKind, at_ms: i64) {
-        if is_compared(kind) {
-            replace(&mut self.reported, (kind, at_ms));
+        if !is_compared(kind) {
+            return;
         }
+        self.reported.retain(|mark| !is_same_mark(*mark, (kind, at_ms)));
+        if self.reported.len() >= REPORTED_MAX {
+            self.reported.pop_front();
+        }
+        self.reported.push_back((kind, at_ms));
     }
 
     /// Processes the next sample. Returns true if it changed `learned`.
@@ -70,10 +81,10 @@ impl OffsetLearner {
         let mut changed = false;
         let end_ms = self.shown.iter().map(|(_, at_ms)| *at_ms).max().unwrap_or(i64::MIN);
         for (kind, shown_ms) in std::mem::take(&mut self.shown) {
-            let near = |(reported, at_ms): &&TimedMark| {
-                *reported == kind && at_ms.abs_diff(shown_ms) <= SAME_MARK_MS.unsigned_abs()
+            let near = self.reported.iter().filter(|mark| is_same_mark(**mark, (kind, shown_ms)));
+            let Some((_, at_ms)) = near.min_by_key(|(_, at_ms)| at_ms.abs_diff(shown_ms)) else {
+                continue;
             };
-            let Some((_, at_ms)) = self.reported.iter().find(near) else { continue };
             if let Some(offset) = offset_of(learned, kind) {
                 offset.learn(at_ms - shown_ms);
                 changed = true;
@@ -88,6 +99,11 @@ impl OffsetLearner {
 
 const fn is_compared(kind: EventKind) -> bool {
     matches!(kind, EventKind::Charge | EventKind::Tp | EventKind::Drop)
+}
+
+/// Returns whether two marks are of one kind, and near enough to be one mark of a roast.
+fn is_same_mark(a: TimedMark, b: TimedMark) -> bool {
+    a.0 == b.0 && a.1.abs_diff(b.1) <= SAME_MARK_MS.unsigned_abs()
 }
 
 const fn offset_of(learned: &mut MachineModel, kind: EventKind) -> Option<&mut MarkOffset> {

@@ -117,13 +117,14 @@ fn copy_content(from: &Connection, to: &Transaction<'_>) -> rusqlite::Result<()>
         from,
         to,
         "SELECT session, chain, started_ms, first_seq, first_frame, marked, last_frame, state, \
-         receipt, unsigned_receipt FROM roasts",
+         receipt, unsigned_receipt, kernel_boot, charge_uptime_ms FROM roasts",
         "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, \
-         last_frame, state, receipt, unsigned_receipt) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+         last_frame, state, receipt, unsigned_receipt, kernel_boot, charge_uptime_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
          ON CONFLICT (session) DO UPDATE SET marked = excluded.marked, \
          last_frame = excluded.last_frame, state = excluded.state, receipt = excluded.receipt, \
-         unsigned_receipt = excluded.unsigned_receipt WHERE state IN (0, 3)",
+         unsigned_receipt = excluded.unsigned_receipt, kernel_boot = excluded.kernel_boot, \
+         charge_uptime_ms = excluded.charge_uptime_ms WHERE state IN (0, 3)",
     )
 }
 

@@ -1,6 +1,7 @@
 //! Tests the journal's guarantees: quota, power cuts, damage, frames that the cloud has lost.
 
 use super::*;
+use crate::clock::{KernelBoot, KernelTime};
 use contract::{ClockQuality, EpochMs, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
@@ -374,4 +375,15 @@ fn a_frame_links_to_the_last_one_although_the_quota_has_deleted_that() {
     assert_eq!(journal.enforce_quota().unwrap(), 0, "the acknowledged frame was enough");
     let position = journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     assert_eq!((position.next_number, position.previous), (11, Some(Digest([10; 32]))));
+}
+
+#[test]
+fn a_running_roast_that_moves_from_memory_to_disk_keeps_its_charge_on_the_kernel_s_clock() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, mut memory) = (open(&folder), Journal::in_memory().unwrap());
+    memory.load_or_start_chain(&origin(), CHAIN).unwrap();
+    let charge = KernelTime { boot: KernelBoot(7), ms: 61_000 };
+    append(&mut memory, 1, Some(&RunningRoast { charge: Some(charge), ..roast(1) }));
+    disk.take_over(&memory).unwrap();
+    assert_eq!(disk.running_roast().unwrap().unwrap().charge, Some(charge));
 }

@@ -101,12 +101,15 @@ impl JournalWriter {
         if learned.roasts > self.recorder.learned().roasts {
             self.recorder.set_learned(learned);
         }
-        disk.save_learned(self.recorder.learned())?;
+        // From here on the disk has this chain's numbers: staying in memory after a later error
+        // would use them for frames that the disk does not know.
         self.journal = disk;
+        let saved = self.journal.save_learned(self.recorder.learned());
         self.disk.problem.clear();
         self.disk.memory_is_full = false;
         tracing::info!("the disk can be used: the journal moved from memory to disk");
         self.state.update(|state| state.journal_error = None);
+        self.ok_or_log(saved);
         if let Ok(Some(newest)) = self.journal.newest_unsent() {
             // Its id does not follow the last one, so the uplink reads the journal again.
             let _ = self.live.try_send(newest);

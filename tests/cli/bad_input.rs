@@ -200,11 +200,7 @@ async fn a_full_disk_is_reported_and_damages_nothing() -> anyhow::Result<()> {
     assert_eq!(ready.status().as_u16(), 503);
     assert!(ready.text().await?.contains("disk is full"));
     assert!(process.is_running());
-    let said = process
-        .log()
-        .lines()
-        .filter(|l| l.contains("the journal cannot be used"))
-        .count();
+    let said = process.log().lines().filter(|l| l.contains("the journal cannot be used")).count();
     assert_eq!(said, 1, "must be logged once: {}", process.log());
     Ok(())
 }

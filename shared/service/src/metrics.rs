@@ -99,10 +99,17 @@ impl Metrics {
 }
 
 /// Runs a future that records to `metrics`, or to the registry of the process.
-pub async fn in_scope<F: Future>(metrics: Option<Metrics>, future: F) -> F::Output {
-    match metrics {
-        Some(metrics) => metrics.scope(future).await,
-        None => future.await,
+pub fn in_scope<F: Future>(
+    metrics: Option<Metrics>,
+    future: F,
+) -> impl Future<Output = F::Output> + use<F> {
+    // On the heap: each wrapper would add its own copy of a large future to a small stack.
+    let future = Box::pin(future);
+    async move {
+        match metrics {
+            Some(metrics) => metrics.scope(future).await,
+            None => future.await,
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl Tasks {
 
     /// Spawns a task that cannot be started again. If it panics, the process ends.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let tasks = self.clone();
+        let (tasks, task) = (self.clone(), Box::pin(task));
         self.tracker.spawn(in_scope(self.metrics.clone(), async move {
             if let Err(panicked) = isolate(name, task).await {
                 tasks.fail(&panicked);
@@ -101,7 +101,7 @@ impl Tasks {
             let mut panics = 0;
             loop {
                 let started = Instant::now();
-                let Err(panicked) = isolate(name, start()).await else { return };
+                let Err(panicked) = isolate(name, Box::pin(start())).await else { return };
                 if started.elapsed() >= CALM_AFTER {
                     (panics, wait) = (0, Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX));
                 }

@@ -11,6 +11,7 @@
 //! The frames of a damaged journal are salvaged into a new one ([`salvage`]). While the disk cannot
 //! be used, a journal in memory ([`Journal::in_memory`]) takes its place.
 
+mod chain_in_memory;
 mod delivery;
 mod memory;
 mod pages;
@@ -113,6 +114,8 @@ pub enum JournalError {
     Sql { doing: &'static str, source: rusqlite::Error },
     #[error("cannot salvage the damaged journal {path}: {source}", path = path.display())]
     Salvage { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}: {source}", path = path.display())]
+    Marker { path: PathBuf, source: std::io::Error },
 }
 
 impl JournalError {

@@ -68,7 +68,7 @@ impl Journal {
             put_in_place(folder, now)
                 .map_err(|source| JournalError::Salvage { path: folder.join(FILE), source })?;
         }
-        Self::open(folder, quota_mb)
+        Self::open_marked(folder, quota_mb)
     }
 
     /// Opens the journal in `folder`. If it is damaged, salvages it into a new one first: the
@@ -97,7 +97,7 @@ impl Journal {
                 for range in &report.missing {
                     tracing::warn!(%range, "frames are missing in the salvaged journal");
                 }
-                Ok((Self::open(folder, quota_mb)?, Some(report)))
+                Ok((Self::open_marked(folder, quota_mb)?, Some(report)))
             }
             other => other.map(|journal| (journal, None)),
         }
@@ -545,7 +545,7 @@ fn remove_database(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 

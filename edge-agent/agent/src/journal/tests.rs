@@ -387,3 +387,25 @@ fn a_running_roast_that_moves_from_memory_to_disk_keeps_its_charge_on_the_kernel
     disk.take_over(&memory).unwrap();
     assert_eq!(disk.running_roast().unwrap().unwrap().charge, Some(charge));
 }
+
+#[test]
+fn a_chain_that_went_on_in_memory_is_not_continued_after_a_power_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    append(&mut journal, 1, Some(&roast(1)));
+    Journal::mark_chain_in_memory(folder.path()).unwrap();
+    drop(journal);
+    let start = || {
+        let journal = Journal::open_after_salvage(folder.path(), 16, NOW).unwrap();
+        let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+        assert!(journal.running_roast().unwrap().is_none());
+        (position.chain, position.next_number, position.next_seq, position.previous)
+    };
+    let first = start();
+    assert_ne!(
+        first.0, CHAIN,
+        "the cloud may have frames of this chain that the disk does not know"
+    );
+    assert_eq!((first.1, first.2, first.3), (1, 20, None));
+    assert_eq!(start(), first, "only once");
+}

@@ -58,6 +58,13 @@ impl JournalWriter {
         });
         match memory {
             Ok(memory) => {
+                if let Err(error) = Journal::mark_chain_in_memory(&self.disk.opening.folder) {
+                    tracing::error!(
+                        %error,
+                        "if the agent ends before the journal moves to disk, the next start uses \
+                         frame numbers again"
+                    );
+                }
                 // Closes the damaged file, which another thread now opens.
                 self.journal = memory;
                 self.start_opening(problem);

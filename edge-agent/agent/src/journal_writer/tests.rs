@@ -131,6 +131,10 @@ fn a_journal_found_damaged_while_it_is_used_is_left_and_its_chain_goes_on() {
     wait_for_disk(&mut writer);
     push(&mut writer, 25..30);
     assert_eq!(chain_length(&writer.journal), 30);
+    drop(writer);
+    let journal = Journal::open_after_salvage(folder.path(), 16, START).unwrap();
+    let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+    assert_eq!((position.chain, position.next_number), (ChainId([7; 16]), 31));
 }
 
 #[test]

@@ -1,0 +1,48 @@
+//! Marks a journal on disk whose chain goes on in memory. If the agent ends before the journal in
+//! memory has moved to disk, the cloud may have frames that the disk does not know: the journal on
+//! disk then starts another chain, so that their numbers are not used again.
+
+use std::fs;
+use std::path::Path;
+
+use contract::ChainId;
+
+use super::salvage::sync_folder;
+use super::{Journal, JournalError};
+
+/// Exists from the moment when the chain goes on in memory until the journal on disk is opened again.
+const MARKER_FILE: &str = "journal-chain-in-memory";
+
+impl Journal {
+    /// Marks the journal in `folder`: from now on its chain goes on in memory.
+    ///
+    /// # Errors
+    /// When the mark cannot be written.
+    pub fn mark_chain_in_memory(folder: &Path) -> Result<(), JournalError> {
+        let path = folder.join(MARKER_FILE);
+        let mark = || {
+            fs::File::create(&path)?.sync_all()?;
+            sync_folder(folder)
+        };
+        mark().map_err(|source| JournalError::Marker { path, source })
+    }
+
+    /// Opens the journal in `folder`, and starts another chain in it if it is marked.
+    pub(super) fn open_marked(folder: &Path, quota_mb: u64) -> Result<Self, JournalError> {
+        let journal = Self::open(folder, quota_mb)?;
+        let path = folder.join(MARKER_FILE);
+        if !path.exists() {
+            return Ok(journal);
+        }
+        let failed = |source| JournalError::Marker { path: path.clone(), source };
+        if let Some(origin) = journal.machine()? {
+            let fresh = trust::random().map(ChainId).map_err(failed)?;
+            journal.start_chain(fresh, &origin)?;
+            // A roast cannot continue in another chain.
+            journal.abandon_roasts(None)?;
+        }
+        // Only now: a power cut before this starts one more chain, which does no harm.
+        fs::remove_file(&path).and_then(|()| sync_folder(folder)).map_err(failed)?;
+        Ok(journal)
+    }
+}

@@ -149,18 +149,10 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         "the agent is running"
     );
 
-    let played = tokio::task::spawn_blocking(move || sampling.join());
-    let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler thread panicked"))?;
-    if ended == sampler::SamplerEnd::Played {
-        tracing::info!("the recording has been played");
-        if until == StopCondition::Delivered && sends {
-            wait_until_delivered(&commands, &stop).await?;
-        } else {
-            stop.cancelled().await;
-        }
-    }
+    let delivered = (until == StopCondition::Delivered && sends).then_some(&commands);
+    let ended = wait_for_end(sampling, delivered, &stop).await;
     stop.cancel();
-    // The samples are stored first; then the rest stops.
+    // Also after an error: the samples are stored first; then the rest stops.
     let _ = commands.send(JournalCommand::Stop);
     tokio::task::spawn_blocking(move || writer_thread.join())
         .await?
@@ -170,7 +162,30 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     if let Some(failure) = tasks.failure() {
         anyhow::bail!("{failure}; systemd starts the agent again");
     }
+    ended?;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits until the agent must stop: on a signal, or when a recording has been played and, with
+/// `delivered`, the cloud has acknowledged all of it.
+///
+/// # Errors
+/// When the sampler panicked, or the cloud does not acknowledge the recording.
+async fn wait_for_end(
+    sampling: JoinHandle<sampler::SamplerEnd>,
+    delivered: Option<&SyncSender<JournalCommand>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let played = tokio::task::spawn_blocking(move || sampling.join());
+    let ended = played.await?.map_err(|_| anyhow::anyhow!("the sampler thread panicked"))?;
+    if ended == sampler::SamplerEnd::Played {
+        tracing::info!("the recording has been played");
+        match delivered {
+            Some(commands) => wait_until_delivered(commands, stop).await?,
+            None => stop.cancelled().await,
+        }
+    }
     Ok(())
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use contract::{ChainId, Digest, IdError, Origin};
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, ffi, params};
 
 use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
 use crate::renamed_machine;
@@ -122,7 +122,15 @@ impl JournalError {
     /// Returns a function that classifies an SQLite error. `doing` says what failed.
     fn sql(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
+        // What a bad sector of a card gives. A disk that is gone gives it too, but then no salvaged
+        // journal can be written, and the journal stays as it is.
+        let unreadable = |source: &rusqlite::Error| {
+            source.sqlite_error().is_some_and(|error| {
+                [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_CORRUPTFS].contains(&error.extended_code)
+            })
+        };
         move |source| match source.sqlite_error_code() {
+            _ if unreadable(&source) => Self::Damaged { doing, source },
             Some(ErrorCode::DiskFull) => Self::Full { doing },
             Some(ErrorCode::ReadOnly) => Self::ReadOnly { doing },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {

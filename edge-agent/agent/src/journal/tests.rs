@@ -409,3 +409,15 @@ fn a_chain_that_went_on_in_memory_is_not_continued_after_a_power_cut() {
     assert_eq!((first.1, first.2, first.3), (1, 20, None));
     assert_eq!(start(), first, "only once");
 }
+
+#[test]
+fn a_page_that_the_disk_cannot_read_is_damage_and_a_failed_write_is_not() {
+    let classify = |code| {
+        let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        JournalError::sql("testing")(source)
+    };
+    let read = classify(rusqlite::ffi::SQLITE_IOERR_READ);
+    assert!(matches!(read, JournalError::Damaged { .. }), "{read}");
+    let written = classify(rusqlite::ffi::SQLITE_IOERR_WRITE);
+    assert!(matches!(written, JournalError::Sql { .. }), "{written}");
+}

@@ -18,6 +18,11 @@ use crate::journal::{Journal, JournalError};
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_mins(1);
 
+/// Returns the waits between attempts to use the disk.
+pub const fn retry_waits() -> Backoff {
+    Backoff::new(RETRY_MIN, RETRY_MAX)
+}
+
 /// What is needed to open the journal.
 #[derive(Clone)]
 pub struct JournalOpening {
@@ -35,19 +40,25 @@ impl JournalOpening {
         Journal::open_or_salvage(&self.folder, self.quota_mb, &key, now).map(|(journal, _)| journal)
     }
 
-    /// Attempts it until it succeeds, or until the receiver of the results is gone.
-    fn run(&self, results: &SyncSender<Result<Journal, JournalError>>, stopped: &Receiver<()>) {
-        let mut wait = Backoff::new(RETRY_MIN, RETRY_MAX);
+    /// Attempts it, first after `wait`, until it succeeds, or until the receiver of the results is
+    /// gone.
+    fn run(
+        &self,
+        mut wait: Duration,
+        results: &SyncSender<Result<Journal, JournalError>>,
+        stopped: &Receiver<()>,
+    ) {
+        let mut waits = retry_waits();
         loop {
+            if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
+                return;
+            }
             let opened = self.attempt();
             let done = opened.is_ok();
             if results.send(opened).is_err() || done {
                 return;
             }
-            let stop = stopped.recv_timeout(wait.next(trust::jitter()));
-            if !matches!(stop, Err(RecvTimeoutError::Timeout)) {
-                return;
-            }
+            wait = waits.next(trust::jitter());
         }
     }
 }
@@ -59,16 +70,16 @@ pub struct JournalOpener {
 }
 
 impl JournalOpener {
-    /// Starts the thread.
+    /// Starts the thread. It attempts to open the journal after `wait`.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(opening: JournalOpening) -> std::io::Result<Self> {
+    pub fn start(opening: JournalOpening, wait: Duration) -> std::io::Result<Self> {
         let (sender, results) = sync_channel(1);
         let (stop, stopped) = channel();
         std::thread::Builder::new()
             .name("journal-opener".to_owned())
-            .spawn(move || opening.run(&sender, &stopped))?;
+            .spawn(move || opening.run(wait, &sender, &stopped))?;
         Ok(Self { results, _stop: stop })
     }
 
@@ -80,5 +91,27 @@ impl JournalOpener {
     /// Returns the result of the next attempt; waits for it at most `limit`.
     pub fn wait(&self, limit: Duration) -> Option<Result<Journal, JournalError>> {
         self.results.recv_timeout(limit).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trust::{Algorithm, FileKey};
+
+    #[test]
+    fn the_journal_is_opened_after_the_wait_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let kid = "device:gw@leipzig".parse().unwrap();
+        let opening = JournalOpening {
+            folder: folder.path().to_owned(),
+            quota_mb: 16,
+            signer: Arc::new(FileKey::generate(kid, Algorithm::EdDsa).unwrap()),
+            clock: GatewayClock::start(),
+        };
+        let later = JournalOpener::start(opening.clone(), Duration::from_mins(1)).unwrap();
+        assert!(later.wait(Duration::from_millis(100)).is_none());
+        let now = JournalOpener::start(opening, Duration::ZERO).unwrap();
+        assert!(now.wait(Duration::from_secs(20)).is_some_and(|opened| opened.is_ok()));
     }
 }

@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
+use service::backoff::Backoff;
+
 use super::{JournalWriter, PENDING_FRAMES_MAX};
 use crate::journal::{Journal, JournalError, MEMORY_BYTES_MAX};
-use crate::journal_opener::{JournalOpener, JournalOpening};
+use crate::journal_opener::{JournalOpener, JournalOpening, retry_waits};
 use crate::recorder::Sample;
 
 /// How long the stop waits for a disk that is just being opened.
@@ -18,6 +20,9 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 pub struct DiskFallback {
     opening: JournalOpening,
     opener: Option<JournalOpener>,
+    /// The waits after a journal that could be opened and then not used: each attempt reads all of
+    /// it.
+    waits: Backoff,
     /// Why the disk cannot be used.
     problem: String,
     /// Whether the journal in memory is at its bound.
@@ -31,6 +36,7 @@ impl DiskFallback {
         Self {
             opening,
             opener: None,
+            waits: retry_waits(),
             problem: String::new(),
             memory_is_full: false,
             dropping: false,
@@ -42,8 +48,12 @@ impl JournalWriter {
     /// Begins to open the journal on disk, after it could not be used because of `problem`. The
     /// writer's journal must be in memory.
     pub fn start_opening(&mut self, problem: &JournalError) {
+        self.start_opening_after(Duration::ZERO, problem);
+    }
+
+    fn start_opening_after(&mut self, wait: Duration, problem: &JournalError) {
         self.disk.problem = problem.to_string();
-        match JournalOpener::start(self.disk.opening.clone()) {
+        match JournalOpener::start(self.disk.opening.clone(), wait) {
             Ok(opener) => self.disk.opener = Some(opener),
             Err(error) => self.disk.problem = format!("{problem}; and no thread: {error}"),
         }
@@ -95,7 +105,8 @@ impl JournalWriter {
             Some(Ok(journal)) => {
                 self.disk.opener = None;
                 if let Err(problem) = self.continue_on_disk(journal) {
-                    self.start_opening(&problem);
+                    let wait = self.disk.waits.next(trust::jitter());
+                    self.start_opening_after(wait, &problem);
                 }
             }
         }
@@ -112,6 +123,7 @@ impl JournalWriter {
         // would use them for frames that the disk does not know.
         self.journal = disk;
         let saved = self.journal.save_learned(self.recorder.learned());
+        self.disk.waits.reset();
         self.disk.problem.clear();
         self.disk.memory_is_full = false;
         tracing::info!("the disk can be used: the journal moved from memory to disk");

@@ -116,6 +116,8 @@ pub enum JournalError {
     Salvage { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}: {source}", path = path.display())]
     Marker { path: PathBuf, source: std::io::Error },
+    #[error("opening the journal panicked; the log says where")]
+    OpenerPanicked,
 }
 
 impl JournalError {

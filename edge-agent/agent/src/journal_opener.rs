@@ -4,7 +4,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel,
+};
 use std::time::Duration;
 
 use service::backoff::Backoff;
@@ -83,9 +85,14 @@ impl JournalOpener {
         Ok(Self { results, _stop: stop })
     }
 
-    /// Returns the result of the next attempt, if there is one now.
+    /// Returns the result of the next attempt, if there is one now;
+    /// [`JournalError::OpenerPanicked`] if there will be none.
     pub fn poll(&self) -> Option<Result<Journal, JournalError>> {
-        self.results.try_recv().ok()
+        match self.results.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(JournalError::OpenerPanicked)),
+        }
     }
 
     /// Returns the result of the next attempt; waits for it at most `limit`.
@@ -97,7 +104,35 @@ impl JournalOpener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trust::{Algorithm, FileKey};
+    use trust::{Algorithm, FileKey, PublicKey, SignError};
+
+    struct PanickingSigner(contract::KeyId);
+
+    impl Signer for PanickingSigner {
+        fn key_id(&self) -> &contract::KeyId {
+            &self.0
+        }
+        fn public_key(&self) -> Result<PublicKey, SignError> {
+            panic!("no key")
+        }
+        fn sign(&self, _: &[u8]) -> Result<Vec<u8>, SignError> {
+            panic!("no key")
+        }
+    }
+
+    #[test]
+    fn a_panic_while_the_journal_is_opened_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let opening = JournalOpening {
+            folder: folder.path().to_owned(),
+            quota_mb: 16,
+            signer: Arc::new(PanickingSigner("device:gw@leipzig".parse().unwrap())),
+            clock: GatewayClock::start(),
+        };
+        let opener = JournalOpener::start(opening, Duration::ZERO).unwrap();
+        assert!(opener.wait(Duration::from_secs(20)).is_none());
+        assert!(matches!(opener.poll(), Some(Err(JournalError::OpenerPanicked))));
+    }
 
     #[test]
     fn the_journal_is_opened_after_the_wait_and_not_before() {

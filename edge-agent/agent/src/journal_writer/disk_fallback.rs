@@ -98,6 +98,10 @@ impl JournalWriter {
     fn use_opened(&mut self, result: Option<Result<Journal, JournalError>>) {
         match result {
             None => {}
+            Some(Err(problem @ JournalError::OpenerPanicked)) => {
+                let wait = self.disk.waits.next(trust::jitter());
+                self.start_opening_after(wait, &problem);
+            }
             Some(Err(problem)) => {
                 self.disk.problem = problem.to_string();
                 self.report_memory();

@@ -36,26 +36,30 @@ pub struct JournalOpening {
 
 impl JournalOpening {
     /// Opens the journal, or salvages it if it is damaged.
-    fn attempt(&self) -> Result<Journal, JournalError> {
+    fn attempt(&self, start: OpenerStart) -> Result<Journal, JournalError> {
         let key = OwnKey::of(&*self.signer);
-        let now = self.clock.wall();
-        Journal::open_or_salvage(&self.folder, self.quota_mb, &key, now).map(|(journal, _)| journal)
+        let (folder, now) = (&self.folder, self.clock.wall());
+        let opened = if start.found_damaged {
+            Journal::reopen_or_salvage(folder, self.quota_mb, &key, now)
+        } else {
+            Journal::open_or_salvage(folder, self.quota_mb, &key, now)
+        };
+        opened.map(|(journal, _)| journal)
     }
 
-    /// Attempts it, first after `wait`, until it succeeds, or until the receiver of the results is
-    /// gone.
+    /// Attempts it until it succeeds, or until the receiver of the results is gone.
     fn run(
         &self,
-        mut wait: Duration,
+        start: OpenerStart,
         results: &SyncSender<Result<Journal, JournalError>>,
         stopped: &Receiver<()>,
     ) {
-        let mut waits = retry_waits();
+        let (mut wait, mut waits) = (start.wait, retry_waits());
         loop {
             if !matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout)) {
                 return;
             }
-            let opened = self.attempt();
+            let opened = self.attempt(start);
             let done = opened.is_ok();
             if results.send(opened).is_err() || done {
                 return;
@@ -65,6 +69,15 @@ impl JournalOpening {
     }
 }
 
+/// How the opener starts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenerStart {
+    /// The wait before the first attempt.
+    pub wait: Duration,
+    /// The journal was found damaged while it was used: all of it is checked.
+    pub found_damaged: bool,
+}
+
 /// The thread that opens the journal. It ends when this value is dropped.
 pub struct JournalOpener {
     results: Receiver<Result<Journal, JournalError>>,
@@ -72,16 +85,16 @@ pub struct JournalOpener {
 }
 
 impl JournalOpener {
-    /// Starts the thread. It attempts to open the journal after `wait`.
+    /// Starts the thread.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(opening: JournalOpening, wait: Duration) -> std::io::Result<Self> {
+    pub fn start(opening: JournalOpening, start: OpenerStart) -> std::io::Result<Self> {
         let (sender, results) = sync_channel(1);
         let (stop, stopped) = channel();
         std::thread::Builder::new()
             .name("journal-opener".to_owned())
-            .spawn(move || opening.run(wait, &sender, &stopped))?;
+            .spawn(move || opening.run(start, &sender, &stopped))?;
         Ok(Self { results, _stop: stop })
     }
 
@@ -129,7 +142,7 @@ mod tests {
             signer: Arc::new(PanickingSigner("device:gw@leipzig".parse().unwrap())),
             clock: GatewayClock::start(),
         };
-        let opener = JournalOpener::start(opening, Duration::ZERO).unwrap();
+        let opener = JournalOpener::start(opening, OpenerStart::default()).unwrap();
         assert!(opener.wait(Duration::from_secs(20)).is_none());
         assert!(matches!(opener.poll(), Some(Err(JournalError::OpenerPanicked))));
     }
@@ -144,9 +157,10 @@ mod tests {
             signer: Arc::new(FileKey::generate(kid, Algorithm::EdDsa).unwrap()),
             clock: GatewayClock::start(),
         };
-        let later = JournalOpener::start(opening.clone(), Duration::from_mins(1)).unwrap();
+        let in_a_minute = OpenerStart { wait: Duration::from_mins(1), ..OpenerStart::default() };
+        let later = JournalOpener::start(opening.clone(), in_a_minute).unwrap();
         assert!(later.wait(Duration::from_millis(100)).is_none());
-        let now = JournalOpener::start(opening, Duration::ZERO).unwrap();
+        let now = JournalOpener::start(opening, OpenerStart::default()).unwrap();
         assert!(now.wait(Duration::from_secs(20)).is_some_and(|opened| opened.is_ok()));
     }
 }

@@ -83,7 +83,47 @@ impl Journal {
         key: &OwnKey,
         now: EpochMs,
     ) -> Result<(Self, Option<SalvageReport>), JournalError> {
-        match Self::open_after_salvage(folder, quota_mb, now) {
+        let opened = Self::open_after_salvage(folder, quota_mb, now);
+        Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
+    }
+
+    /// Opens a journal that was found damaged while it was used, and salvages it if it is. Also
+    /// checks the indexes, which the check at each start leaves out.
+    ///
+    /// # Errors
+    /// As [`Journal::open_or_salvage`].
+    pub fn reopen_or_salvage(
+        folder: &Path,
+        quota_mb: u64,
+        key: &OwnKey,
+        now: EpochMs,
+    ) -> Result<(Self, Option<SalvageReport>), JournalError> {
+        let opened = Self::open_after_salvage(folder, quota_mb, now).and_then(Self::check_all);
+        Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
+    }
+
+    /// Returns this journal if all of its content is consistent.
+    fn check_all(self) -> Result<Self, JournalError> {
+        const DOING: &str = "checking the journal";
+        let check: String = self
+            .db
+            .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+            .map_err(JournalError::sql(DOING))?;
+        if check == "ok" {
+            return Ok(self);
+        }
+        let source = rusqlite::Error::InvalidParameterName(check);
+        Err(JournalError::Damaged { doing: DOING, source })
+    }
+
+    fn salvage_if_damaged(
+        opened: Result<Self, JournalError>,
+        folder: &Path,
+        quota_mb: u64,
+        key: &OwnKey,
+        now: EpochMs,
+    ) -> Result<(Self, Option<SalvageReport>), JournalError> {
+        match opened {
             Err(JournalError::Damaged { source, .. }) => {
                 tracing::error!(error = %source, "the journal is damaged: salvaging its frames");
                 let report = salvage_in_place(folder, key, now)?;

@@ -10,7 +10,7 @@ use service::backoff::Backoff;
 
 use super::{JournalWriter, PENDING_FRAMES_MAX};
 use crate::journal::{Journal, JournalError, MEMORY_BYTES_MAX};
-use crate::journal_opener::{JournalOpener, JournalOpening, retry_waits};
+use crate::journal_opener::{JournalOpener, JournalOpening, OpenerStart, retry_waits};
 use crate::recorder::Sample;
 
 /// How long the stop waits for a disk that is just being opened.
@@ -53,7 +53,9 @@ impl JournalWriter {
 
     fn start_opening_after(&mut self, wait: Duration, problem: &JournalError) {
         self.disk.problem = problem.to_string();
-        match JournalOpener::start(self.disk.opening.clone(), wait) {
+        let found_damaged = matches!(problem, JournalError::Damaged { .. });
+        let start = OpenerStart { wait, found_damaged };
+        match JournalOpener::start(self.disk.opening.clone(), start) {
             Ok(opener) => self.disk.opener = Some(opener),
             Err(error) => self.disk.problem = format!("{problem}; and no thread: {error}"),
         }

@@ -281,3 +281,22 @@ fn a_file_set_aside_earlier_is_added_to_the_journal_in_use() {
     assert_eq!((position.chain, position.next_number), (ChainId([2; 16]), 2));
     assert!(!folder.path().join(WORK_FILE).exists());
 }
+
+#[test]
+fn an_index_that_does_not_fit_its_table_is_found_after_an_error_and_salvaged() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let mut writer = ChainWriter::open(folder.path());
+    let stored: Vec<(u64, Vec<u8>)> = (1..=9).map(|n| (n, writer.append(&key, None))).collect();
+    let damage = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET \
+                  sql = replace(sql, 'state = 0', 'state = 1') WHERE name = 'frames_unsent'; \
+                  PRAGMA writable_schema = RESET;";
+    writer.journal.db.execute_batch(damage).unwrap();
+    drop(writer);
+    assert_eq!(open(folder.path(), &key).1, None, "the check at each start does not see it");
+    let own = OwnKey::of(&key);
+    let (journal, report) = Journal::reopen_or_salvage(folder.path(), 16, &own, NOW).unwrap();
+    assert_eq!((unsent(&journal), report.unwrap().saved), (stored, 9));
+    drop(journal);
+    let (_, report) = Journal::reopen_or_salvage(folder.path(), 16, &own, NOW).unwrap();
+    assert_eq!(report, None, "an intact journal is not salvaged");
+}

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent_state::AgentState;
 use crate::journal::{FetchLimit, OutgoingFrame};
 use crate::journal_writer::JournalCommand;
-use crate::json_copy::JsonCopies;
+use crate::json_copy::{JsonCopies, JsonCopy};
 use crate::renamed_machine;
 use crate::send_window::SendWindow;
 
@@ -79,7 +79,8 @@ pub async fn run(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter)).with_vital(1);
     let client = link.client();
     let (event_sender, mut events) = mpsc::channel(1024);
-    let connection = tokio::spawn(forward_events(link, event_sender, state.clone(), stop.clone()));
+    let mut connection =
+        tokio::spawn(forward_events(link, event_sender, state.clone(), stop.clone()));
     let mut sender = Sender {
         client: client.clone(),
         commands,
@@ -102,6 +103,13 @@ pub async fn run(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
+            ended = &mut connection => {
+                // Before the stop it ends only with a panic, which this task's supervisor must see.
+                if let Err(error) = ended && let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+                return;
+            }
             Some(event) = events.recv() => sender.handle(event, &state).await,
             Some(frame) = live.recv() => sender.send_live(frame),
             _ = poll.tick() => sender.send_waiting().await,
@@ -367,17 +375,20 @@ impl Sender {
         if self.lanes.live_from == 0 {
             self.lanes.live_from = frame.id;
         }
-        self.publish_copies(&frame);
-        self.publish(TopicKind::LiveFrame, frame);
+        let copies = self.copies.as_mut().map(|copies| copies.of_signed(&frame.signed));
+        let origin = frame.origin.clone();
+        // The frame first: its copies must not take its place in the client's queue.
+        if self.publish(TopicKind::LiveFrame, frame) {
+            self.publish_copies(&origin, copies.unwrap_or_default());
+        }
     }
 
-    /// Publishes the JSON copies of a frame, if the agent is configured to. One that the client or
-    /// the broker does not accept is lost.
-    fn publish_copies(&mut self, frame: &OutgoingFrame) {
-        let Some(copies) = &mut self.copies else { return };
-        for copy in copies.of_signed(&frame.signed) {
+    /// Publishes the JSON copies of a frame. One that the client or the broker does not accept is
+    /// lost.
+    fn publish_copies(&self, origin: &Origin, copies: Vec<JsonCopy>) {
+        for copy in copies {
             let options = PublishOptions::new(QoS::AtMostOnce);
-            let _ = self.client.try_publish(copy.topic.topic(&frame.origin), copy.body, options);
+            let _ = self.client.try_publish(copy.topic.topic(origin), copy.body, options);
         }
     }
 

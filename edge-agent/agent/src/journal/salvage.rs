@@ -30,6 +30,8 @@ use super::{
 const COMPLETE_FILE: &str = "journal-salvaged.db";
 /// A salvaged journal that is being written.
 const WORK_FILE: &str = "journal-salvage.tmp";
+/// Locked during a salvage: the damaged journal itself is not open then.
+const LOCK_FILE: &str = "journal-salvage.lock";
 /// How many frames are copied in one transaction.
 const FRAMES_AT_ONCE: u64 = 500;
 /// Frame numbers are less than this.
@@ -154,6 +156,7 @@ impl Journal {
         damaged: &Path,
         key: &OwnKey,
     ) -> Result<SalvageReport, JournalError> {
+        let _lock = lock_salvage(folder)?;
         let work = folder.join(WORK_FILE);
         let (salvaged, report) = salvage(damaged, &work, key)?;
         self.add_content_of(&salvaged)?;
@@ -170,6 +173,7 @@ fn salvage_in_place(
     key: &OwnKey,
     now: EpochMs,
 ) -> Result<SalvageReport, JournalError> {
+    let _lock = lock_salvage(folder)?;
     let path = folder.join(FILE);
     let work = folder.join(WORK_FILE);
     let failed = |source| JournalError::Salvage { path: path.clone(), source };
@@ -178,6 +182,18 @@ fn salvage_in_place(
     fs::rename(&work, folder.join(COMPLETE_FILE)).map_err(failed)?;
     put_in_place(folder, now).map_err(failed)?;
     Ok(report)
+}
+
+/// Locks the salvage in `folder` until the returned file is dropped.
+fn lock_salvage(folder: &Path) -> Result<fs::File, JournalError> {
+    let path = folder.join(LOCK_FILE);
+    let failed = |source| JournalError::Salvage { path: path.clone(), source };
+    let file = fs::File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(JournalError::Locked { path: folder.join(FILE) }),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Sets the damaged journal in `folder` aside, and puts the salvaged one in its place.

@@ -300,3 +300,17 @@ fn an_index_that_does_not_fit_its_table_is_found_after_an_error_and_salvaged() {
     let (_, report) = Journal::reopen_or_salvage(folder.path(), 16, &own, NOW).unwrap();
     assert_eq!(report, None, "an intact journal is not salvaged");
 }
+
+#[test]
+fn a_second_salvage_in_a_folder_is_refused_during_the_first() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();
+    let work = folder.path().join(WORK_FILE);
+    fs::write(&work, "of the first").unwrap();
+    let first = lock_salvage(folder.path()).unwrap();
+    let second = Journal::open_or_salvage(folder.path(), 16, &OwnKey::of(&key), NOW);
+    assert!(matches!(second, Err(JournalError::Locked { .. })));
+    assert_eq!(fs::read(&work).unwrap(), b"of the first", "it is left alone");
+    drop(first);
+    assert!(open(folder.path(), &key).1.is_some());
+}

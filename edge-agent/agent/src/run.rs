@@ -37,6 +37,9 @@ const LIVE_MAX: usize = 64;
 const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32);
 /// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
+/// How long the tasks may take to end at the stop: a request to a fleet service that does not answer
+/// takes longer, and systemd waits for 30 s in all.
+const TASKS_STOP_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// When the agent stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +161,9 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         .await?
         .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
     serving.await??;
-    tasks.wait().await;
+    if tokio::time::timeout(TASKS_STOP_TIME_MAX, tasks.wait()).await.is_err() {
+        tracing::warn!("stopping without the tasks that have not ended");
+    }
     if let Some(failure) = tasks.failure() {
         anyhow::bail!("{failure}; systemd starts the agent again");
     }

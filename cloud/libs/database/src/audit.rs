@@ -155,7 +155,8 @@ impl Database {
         let damaged = |error: AuditError| StoreError::row(DOING, error);
         let is_last_page = i64::try_from(rows.len()).is_ok_and(|count| count <= limit);
         let mut before = vec![0; 32];
-        let mut expected = 1;
+        // Entry `after` is read too: the next one's hash covers it.
+        let mut expected = after.max(1);
         let mut entries = Vec::with_capacity(rows.len());
         for row in rows {
             if row.n == after {
@@ -186,7 +187,7 @@ impl Database {
             before = row.hash;
         }
         // Fewer rows than asked for: the log must end where its head says.
-        let last = expected.saturating_sub(1).max(after);
+        let last = expected - 1;
         if is_last_page && head > last {
             return Err(damaged(AuditError::CutOff { last, n: head }));
         }

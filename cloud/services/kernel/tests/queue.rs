@@ -330,6 +330,8 @@ async fn a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten(store: Kern
     execute("DELETE FROM audit WHERE n > 2").await.unwrap();
     let cut = database.audit_log(&acme, 0, 100).await.unwrap_err().to_string();
     assert!(cut.contains("ends at entry 2, but entry 4 was written"), "{cut}");
+    let cut = database.audit_log(&acme, 3, 100).await.unwrap_err().to_string();
+    assert!(cut.contains("ends at entry 2, but entry 4 was written"), "{cut}");
     let missing = check_against(database, &checkpoint).await.unwrap_err().to_string();
     assert!(missing.contains("entry 3 of acme") && missing.contains("truncated"), "{missing}");
     // Cut off with its head, and filled again by a chain that is right in itself:

@@ -433,3 +433,31 @@ impl KernelStore {
         tx.audit(&::database::audit::AuditChange { org, actor, at, action, subject, details }).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ::database::{Database, DatabaseConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_claim_for_one_organisation_reads_nothing_of_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("kernel.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = KernelStore::new(database);
+        for (goals, index) in
+            [(0, "missions_claimable_of_org "), (1, "missions_claimable_of_org_by_goal ")]
+        {
+            let sql = format!("EXPLAIN QUERY PLAN {}", store.claim_sql(goals, true));
+            let rows: Vec<(i64, i64, i64, String)> =
+                on!(store.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
+                    .unwrap();
+            let looks: Vec<_> = rows.iter().filter(|row| row.3.contains("claimable")).collect();
+            assert_eq!(looks.len(), 9);
+            assert!(looks.iter().all(|row| row.3.contains(index)), "{looks:?}");
+        }
+    }
+}

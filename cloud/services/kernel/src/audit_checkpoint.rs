@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -147,14 +147,26 @@ pub async fn check_against(
     database: &Database,
     checkpoint: &AuditCheckpoint,
 ) -> Result<(), AuditBreak> {
+    check_entry(database, checkpoint).await?;
+    check_chain(database, &checkpoint.org_id, checkpoint.n).await?;
+    Ok(())
+}
+
+/// Checks only that the entry of a checkpoint exists with the same hash. In a chain that was checked
+/// as a whole, this proves every entry before it too.
+///
+/// # Errors
+/// [`AuditBreak`] with what contradicts the checkpoint.
+pub async fn check_entry(
+    database: &Database,
+    checkpoint: &AuditCheckpoint,
+) -> Result<(), AuditBreak> {
     let AuditCheckpoint { org_id, n, at, .. } = checkpoint;
     match database.audit_hash(org_id, *n).await? {
-        Some(hash) if hash == checkpoint.hash => {}
-        Some(_) => return Err(AuditBreak::Rewritten { org: org_id.clone(), n: *n, at: *at }),
-        None => return Err(AuditBreak::Missing { org: org_id.clone(), n: *n, at: *at }),
+        Some(hash) if hash == checkpoint.hash => Ok(()),
+        Some(_) => Err(AuditBreak::Rewritten { org: org_id.clone(), n: *n, at: *at }),
+        None => Err(AuditBreak::Missing { org: org_id.clone(), n: *n, at: *at }),
     }
-    check_chain(database, org_id, *n).await?;
-    Ok(())
 }
 
 /// Reads an organisation's log after entry `after`, and checks each entry against the one before.
@@ -203,11 +215,11 @@ impl CheckpointFile {
             Err(error) => return Err(failed(error)),
         };
         let (mut signed, mut foreign) = (Vec::new(), 0);
-        for line in std::io::BufReader::new(file).lines() {
+        for line in std::io::BufReader::new(file).split(b'\n') {
             let line = line.map_err(failed)?;
-            match serde_json::from_str::<AuditCheckpoint>(&line) {
+            match serde_json::from_slice::<AuditCheckpoint>(&line) {
                 Ok(checkpoint) if checkpoint.is_signed_by(key) => signed.push(checkpoint),
-                _ if line.trim().is_empty() => {}
+                _ if line.trim_ascii().is_empty() => {}
                 _ => foreign += 1,
             }
         }
@@ -222,10 +234,19 @@ impl CheckpointFile {
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::OpenOptions::new()
                 .create(true)
+                .read(true)
                 .append(true)
                 .mode(0o600)
                 .open(&self.path)?;
             let mut text = Vec::new();
+            // A write that the end of the process or a full disk cut off must not spoil this one.
+            let mut last = [b'\n'];
+            if let Some(end) = file.metadata()?.len().checked_sub(1) {
+                file.read_exact_at(&mut last, end)?;
+            }
+            if last != [b'\n'] {
+                text.push(b'\n');
+            }
             for checkpoint in checkpoints {
                 serde_json::to_writer(&mut text, checkpoint)?;
                 text.push(b'\n');
@@ -252,19 +273,7 @@ impl CheckpointWriter {
     /// that contradicts its last checkpoint gets no new one: the error is logged at each pass, and
     /// `simcorp_audit_broken_logs` counts these logs.
     pub async fn run(self, stop: CancellationToken) {
-        let mut last = BTreeMap::new();
-        match self.file.read(self.signer.public_key()) {
-            Ok((checkpoints, foreign)) => {
-                if foreign > 0 {
-                    tracing::error!(
-                        foreign,
-                        "lines of the audit checkpoints are not signed by the audit key"
-                    );
-                }
-                last.extend(checkpoints.into_iter().map(|one| (one.org_id.clone(), one)));
-            }
-            Err(error) => tracing::error!(%error, "cannot read the audit checkpoints"),
-        }
+        let mut last = None;
         loop {
             if let Err(error) = self.pass(&mut last).await {
                 tracing::error!(
@@ -279,11 +288,29 @@ impl CheckpointWriter {
         }
     }
 
-    /// Checks every log against its last checkpoint, and writes new ones.
+    /// Reads the last checkpoint of each log.
+    fn read_last(&self) -> Result<BTreeMap<OrgId, AuditCheckpoint>, CheckpointError> {
+        let (checkpoints, foreign) = self.file.read(self.signer.public_key())?;
+        if foreign > 0 {
+            tracing::error!(
+                foreign,
+                "lines of the audit checkpoints are not signed by the audit key"
+            );
+        }
+        Ok(checkpoints.into_iter().map(|one| (one.org_id.clone(), one)).collect())
+    }
+
+    /// Checks every log against its last checkpoint, and writes new ones. `last` has the last
+    /// checkpoints; while these cannot be read, it is `None` and nothing is signed, because a
+    /// rewritten log would not be recognised.
     async fn pass(
         &self,
-        last: &mut BTreeMap<OrgId, AuditCheckpoint>,
+        last: &mut Option<BTreeMap<OrgId, AuditCheckpoint>>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if last.is_none() {
+            *last = Some(self.read_last()?);
+        }
+        let Some(last) = last else { return Ok(()) };
         let heads = self.database.audit_heads().await?;
         let mut broken = Vec::new();
         // Those that have lost their head altogether are checked too.

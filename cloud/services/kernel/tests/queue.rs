@@ -313,6 +313,10 @@ async fn a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten(store: Kern
     let forged = AuditCheckpoint { n: 2, ..checkpoint.clone() };
     file.append(&[checkpoint.clone(), forged]).unwrap();
     assert_eq!(file.read(again.public_key()).unwrap(), (vec![checkpoint.clone()], 1));
+    let torn = CheckpointFile::new(folder.path().join("torn.jsonl"));
+    std::fs::write(folder.path().join("torn.jsonl"), b"{\"orgId\": \"\xff").unwrap();
+    torn.append(std::slice::from_ref(&checkpoint)).unwrap();
+    assert_eq!(torn.read(again.public_key()).unwrap(), (vec![checkpoint.clone()], 1));
     allow(&store, &acme, "d").await;
     check_against(database, &checkpoint).await.unwrap();
 

@@ -5,7 +5,7 @@
 //! Clients with a certificate have places of their own, and no client may take more than a few.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub struct PlaceLimits {
     pub strangers: usize,
     /// Of one certificate.
     pub per_certificate: usize,
-    /// Of the clients without a certificate from one address.
+    /// Of the clients without a certificate from one address, of IPv6 from one network of 64 bits.
     pub per_address: usize,
 }
 
@@ -52,8 +52,18 @@ impl From<&TlsPeer> for Client {
     fn from(peer: &TlsPeer) -> Self {
         match &peer.certificate {
             Some(certificate) => Self::Certificate(certificate.clone()),
-            None => Self::Address(peer.address.ip()),
+            None => Self::Address(network_of(peer.address.ip())),
         }
+    }
+}
+
+/// Returns the address of the network that a client usually has to itself: of IPv6, the first 64 bits.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
+        }
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -179,5 +189,18 @@ mod tests {
         assert_eq!(take(&places, &stranger(2), 100).len(), 8);
         drop(held);
         assert_eq!(take(&places, &stranger(1), 100).len(), 8);
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_share_their_places() {
+        let places = Places::new(PlaceLimits::default());
+        let peer = |ip: &str| TlsPeer::new(SocketAddr::new(ip.parse().unwrap(), 40_000), None);
+        let held: Vec<_> =
+            (1..100).flat_map(|n| take(&places, &peer(&format!("2001:db8::{n}")), 1)).collect();
+        assert_eq!(held.len(), 8);
+        assert_eq!(take(&places, &peer("2001:db8:0:1::1"), 1).len(), 1);
+        // An IPv4 client of a socket for both is not in the network of all others.
+        let mapped = take(&places, &peer("::ffff:192.0.2.1"), 100);
+        assert_eq!((mapped.len(), take(&places, &stranger(1), 1).len()), (8, 0));
     }
 }

@@ -1,6 +1,7 @@
 //! The HTTP API of analytics.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
@@ -31,6 +32,9 @@ use service::clock::Clock;
 const ROASTS_MAX: i64 = 50;
 /// The maximum number of requests that analyse roasts at once: each holds one or two whole roasts.
 const AT_ONCE_MAX: usize = 4;
+/// The maximum number of these requests of one organisation: its others wait behind each other, not
+/// in front of those of other organisations.
+const AT_ONCE_OF_ORG_MAX: usize = AT_ONCE_MAX - 1;
 /// How long a request waits for its turn; then the caller gets 503.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -40,6 +44,14 @@ pub struct State {
     pub cache: Cache,
     pub clock: Clock,
     places: Arc<Semaphore>,
+    /// The places of each organisation that has requests.
+    places_of_orgs: Arc<Mutex<HashMap<OrgId, Arc<Semaphore>>>>,
+}
+
+/// The right of a request to analyse roasts, until it is dropped.
+struct Place {
+    _of_all: OwnedSemaphorePermit,
+    _of_org: OwnedSemaphorePermit,
 }
 
 impl FromRef<State> for Clock {
@@ -67,15 +79,32 @@ pub fn routes(state: State) -> (axum::Router, utoipa::openapi::OpenApi) {
 
 impl State {
     pub fn new(ingestion: ServiceClient, cache: Cache, clock: Clock) -> Self {
-        Self { ingestion, cache, clock, places: Arc::new(Semaphore::new(AT_ONCE_MAX)) }
+        let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
+        Self { ingestion, cache, clock, places, places_of_orgs: Arc::default() }
     }
 
-    /// Waits until fewer than [`AT_ONCE_MAX`] requests analyse roasts.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let place = tokio::time::timeout(WAIT_MAX, self.places.clone().acquire_owned()).await;
-        place.ok().and_then(Result::ok).ok_or_else(|| {
+    /// Waits until fewer than [`AT_ONCE_MAX`] requests analyse roasts, and fewer than
+    /// [`AT_ONCE_OF_ORG_MAX`] of the organisation.
+    async fn place(&self, org: &OrgId) -> Result<Place, ApiError> {
+        let places_of_org = self.places_of_org(org);
+        let place = async {
+            let of_org = places_of_org.acquire_owned().await.ok()?;
+            let of_all = self.places.clone().acquire_owned().await.ok()?;
+            Some(Place { _of_all: of_all, _of_org: of_org })
+        };
+        let place = tokio::time::timeout(WAIT_MAX, place).await;
+        place.ok().flatten().ok_or_else(|| {
             ApiError::Unavailable("other roasts are being analysed; try again".to_owned())
         })
+    }
+
+    fn places_of_org(&self, org: &OrgId) -> Arc<Semaphore> {
+        let mut all = self.places_of_orgs.lock().unwrap_or_else(PoisonError::into_inner);
+        // Permits and waiting requests hold a reference.
+        all.retain(|_, places| Arc::strong_count(places) > 1);
+        all.entry(org.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE_OF_ORG_MAX)))
+            .clone()
     }
 
     async fn roast(&self, org: &OrgId, id: &str) -> Result<LoadedRoast, ApiError> {
@@ -111,7 +140,7 @@ async fn analysis(
     {
         return Ok(json_response(body));
     }
-    let _place = state.place().await?;
+    let _place = state.place(&org).await?;
     let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
     let whole = roast.all_points_loaded;
     let body = compute(move || WithoutNulls(roast.full_analysis(now)).to_bytes()).await?;
@@ -139,7 +168,7 @@ async fn prediction(
 ) -> Result<WithoutNulls<RoastPrediction>, ApiError> {
     let now = request.now();
     let OrgRequest { org, params, .. } = request;
-    let _place = state.place().await?;
+    let _place = state.place(&org).await?;
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
@@ -165,7 +194,7 @@ async fn comparison(
         .get("referenceId")
         .ok_or_else(|| ApiError::Invalid("referenceId: the session to compare with".to_owned()))?;
     let align = parse_align(&params)?;
-    let _place = state.place().await?;
+    let _place = state.place(&org).await?;
     let this = state.roast(&org, &id).await?;
     let other = state.roast(&org, reference).await?;
     let result = compute(move || {
@@ -209,7 +238,7 @@ async fn consistency(
     }
     let summaries: Vec<RoastSessionSummary> =
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
-    let _place = state.place().await?;
+    let _place = state.place(&org).await?;
     let (mut analyses, mut sessions, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
     for summary in summaries {
         let id = summary.session_id.as_str();
@@ -256,13 +285,19 @@ mod tests {
         let ingestion = ServiceClient::new("ingestion", "http://127.0.0.1:1", &secret).unwrap();
         let clock: Clock = Arc::new(|| contract::EpochMs(0));
         let state = State::new(ingestion, Cache::new(None), clock);
+        let [acme, calm, third] = ["acme", "calm", "third"].map(|name| OrgId::new(name).unwrap());
         let mut places = Vec::new();
-        for _ in 0..AT_ONCE_MAX {
-            places.push(state.place().await.unwrap());
+        for _ in 0..AT_ONCE_OF_ORG_MAX {
+            places.push(state.place(&acme).await.unwrap());
         }
         let soon = Duration::from_millis(20);
-        assert!(tokio::time::timeout(soon, state.place()).await.is_err(), "it waits");
+        assert!(tokio::time::timeout(soon, state.place(&acme)).await.is_err(), "it waits");
+        places.push(tokio::time::timeout(soon, state.place(&calm)).await.unwrap().unwrap());
+        assert!(tokio::time::timeout(soon, state.place(&third)).await.is_err(), "it waits");
         places.pop();
-        assert!(tokio::time::timeout(soon, state.place()).await.unwrap().is_ok());
+        assert!(tokio::time::timeout(soon, state.place(&third)).await.unwrap().is_ok());
+        drop(places);
+        assert!(state.place(&calm).await.is_ok());
+        assert_eq!(state.places_of_orgs.lock().unwrap().len(), 1, "the others are forgotten");
     }
 }

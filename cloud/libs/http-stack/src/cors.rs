@@ -59,10 +59,11 @@ fn is_origin(text: &str) -> bool {
 pub(crate) fn cors_layer(origins: &AllowedOrigins) -> CorsLayer {
     const METHODS: [Method; 5] =
         [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
-    const ACCEPTED: [HeaderName; 6] = [
+    const ACCEPTED: [HeaderName; 7] = [
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
         header::IF_MATCH,
+        header::IF_NONE_MATCH,
         HeaderName::from_static("idempotency-key"),
         HeaderName::from_static("last-event-id"),
         HeaderName::from_static("x-request-id"),

@@ -85,12 +85,12 @@ impl State {
 
     /// Waits until fewer than [`AT_ONCE_MAX`] requests analyse roasts, and fewer than
     /// [`AT_ONCE_OF_ORG_MAX`] of the organisation.
-    async fn place(&self, org: &OrgId) -> Result<Place, ApiError> {
+    async fn place(&self, org: &OrgId) -> Result<Arc<Place>, ApiError> {
         let places_of_org = self.places_of_org(org);
         let place = async {
             let of_org = places_of_org.acquire_owned().await.ok()?;
             let of_all = self.places.clone().acquire_owned().await.ok()?;
-            Some(Place { _of_all: of_all, _of_org: of_org })
+            Some(Arc::new(Place { _of_all: of_all, _of_org: of_org }))
         };
         let place = tokio::time::timeout(WAIT_MAX, place).await;
         place.ok().flatten().ok_or_else(|| {
@@ -113,10 +113,18 @@ impl State {
     }
 }
 
-/// Computes on a thread of its own: a long roast must not block other requests.
+/// Computes on a thread of its own: a long roast must not block other requests. The place is taken
+/// until the work ends, even if the client disconnects before.
 async fn compute<T: Send + 'static>(
+    place: &Arc<Place>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
+    let place = place.clone();
+    let work = move || {
+        let result = work();
+        drop(place);
+        result
+    };
     tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
 }
 
@@ -140,10 +148,10 @@ async fn analysis(
     {
         return Ok(json_response(body));
     }
-    let _place = state.place(&org).await?;
+    let place = state.place(&org).await?;
     let roast = LoadedRoast::read_rest(&state.ingestion, &org, found.body).await?;
     let whole = roast.all_points_loaded;
-    let body = compute(move || WithoutNulls(roast.full_analysis(now)).to_bytes()).await?;
+    let body = compute(&place, move || WithoutNulls(roast.full_analysis(now)).to_bytes()).await?;
     let body = body.map_err(ApiError::internal)?;
     if let Some(cache_key) = cache_key.as_ref().filter(|_| whole) {
         state.cache.put("analysis", cache_key, body.clone(), CACHE_LIFETIME).await;
@@ -168,14 +176,14 @@ async fn prediction(
 ) -> Result<WithoutNulls<RoastPrediction>, ApiError> {
     let now = request.now();
     let OrgRequest { org, params, .. } = request;
-    let _place = state.place(&org).await?;
+    let place = state.place(&org).await?;
     let roast = state.roast(&org, &id).await?;
     let mut profile: Option<RoastProfile> = None;
     if let Some(id) = params.get("profileId") {
         let found = state.ingestion.get(&org, &["profiles", id], &[]).await?;
         profile = Some(found.ok_or(ApiError::NotFound("profile"))?);
     }
-    Ok(WithoutNulls(compute(move || roast.prediction(profile.as_ref(), now)).await?))
+    Ok(WithoutNulls(compute(&place, move || roast.prediction(profile.as_ref(), now)).await?))
 }
 
 /// Compares a session with another, aligned at one event.
@@ -194,10 +202,10 @@ async fn comparison(
         .get("referenceId")
         .ok_or_else(|| ApiError::Invalid("referenceId: the session to compare with".to_owned()))?;
     let align = parse_align(&params)?;
-    let _place = state.place(&org).await?;
+    let place = state.place(&org).await?;
     let this = state.roast(&org, &id).await?;
     let other = state.roast(&org, reference).await?;
-    let result = compute(move || {
+    let result = compute(&place, move || {
         let (curve, marks) = (this.curve(), this.marks());
         let (other_curve, other_marks) = (other.curve(), other.marks());
         compare::compare((&curve, &marks), (&other_curve, &other_marks), align)
@@ -238,12 +246,12 @@ async fn consistency(
     }
     let summaries: Vec<RoastSessionSummary> =
         state.ingestion.get(&org, &["sessions"], &query).await?.unwrap_or_default();
-    let _place = state.place(&org).await?;
+    let place = state.place(&org).await?;
     let (mut analyses, mut sessions, mut roasts) = (Vec::new(), Vec::new(), Vec::new());
     for summary in summaries {
         let id = summary.session_id.as_str();
         let Some(roast) = LoadedRoast::read(&state.ingestion, &org, id).await? else { continue };
-        if let Some(analysis) = compute(move || roast.analysis()).await? {
+        if let Some(analysis) = compute(&place, move || roast.analysis()).await? {
             sessions.push(summary.session_id.clone());
             roasts.push(RoastFigures {
                 session_id: summary.session_id,
@@ -299,5 +307,13 @@ mod tests {
         drop(places);
         assert!(state.place(&calm).await.is_ok());
         assert_eq!(state.places_of_orgs.lock().unwrap().len(), 1, "the others are forgotten");
+
+        let place = state.place(&acme).await.unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = compute(&place, move || ended.recv().is_ok());
+        assert!(tokio::time::timeout(soon, work).await.is_err(), "the client disconnects");
+        drop(place);
+        assert_eq!(state.places.available_permits(), AT_ONCE_MAX - 1, "the work goes on");
+        end.send(()).unwrap();
     }
 }

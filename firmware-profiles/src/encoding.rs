@@ -65,15 +65,17 @@ impl Order {
     /// Returns the lowest `count` words of `bits` in this order.
     #[allow(clippy::cast_possible_truncation)] // one word at a time
     fn split(self, bits: u64, count: u16) -> Vec<u16> {
-        let word = |index: u16| {
-            let word = (bits >> (16 * index)) as u16;
+        let mut rest = bits;
+        let low_first = (0..count).map(|_| {
+            let word = rest as u16;
+            rest >>= 16;
             if self.swaps_bytes() { word.swap_bytes() } else { word }
-        };
-        if self.has_low_word_first() {
-            (0..count).map(word).collect()
-        } else {
-            (0..count).rev().map(word).collect()
+        });
+        let mut words: Vec<u16> = low_first.collect();
+        if !self.has_low_word_first() {
+            words.reverse();
         }
+        words
     }
 }
 
@@ -91,7 +93,7 @@ impl Type {
     /// Returns the number of bytes of one value, where bytes have addresses of their own.
     #[must_use]
     pub const fn bytes(self) -> u16 {
-        if self.is_byte() { 1 } else { 2 * self.words() }
+        if self.is_byte() { 1 } else { self.words().saturating_mul(2) }
     }
 
     /// Returns whether a value is a single byte.
@@ -197,15 +199,21 @@ impl Type {
 }
 
 fn from_bcd(bits: u32) -> Option<u32> {
-    (0..8).rev().try_fold(0_u32, |number, digit| {
-        let digit = (bits >> (4 * digit)) & 0xf;
-        (digit <= 9).then(|| number * 10 + digit)
-    })
+    (0..8)
+        .try_fold((0_u32, bits), |(number, bits), _| {
+            let digit = bits >> 28;
+            let number = number.saturating_mul(10).saturating_add(digit);
+            (digit <= 9).then_some((number, bits << 4))
+        })
+        .map(|(number, _)| number)
 }
 
 /// Encodes at most eight digits; `Type::bounds` ensures this.
 fn to_bcd(number: u32) -> u32 {
-    (0..8).fold(0, |bits, digit| bits | ((number / 10_u32.pow(digit) % 10) << (4 * digit)))
+    // The lowest digit first: it moves down to its place as the others follow.
+    (0..8)
+        .fold((0, number), |(bits, number), _| ((bits >> 4) | ((number % 10) << 28), number / 10))
+        .0
 }
 
 #[cfg(test)]

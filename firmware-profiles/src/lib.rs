@@ -5,6 +5,9 @@
 //! it. Every frame carries the profile's digest, so that a curve can be traced to the profile it
 //! was read with. Nothing in this crate opens a port.
 
+// Arithmetic on outside values is checked or saturating; an exception states its bound.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod address;
 mod catalogue;
 pub mod condition;

@@ -58,7 +58,6 @@ impl Status {
     }
 
     fn decode(frame: &[u8; FRAME_BYTES]) -> Option<Self> {
-        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let status = Self {
             heater: frame[10],
             fan: frame[11],
@@ -67,8 +66,8 @@ impl Status {
             drum_motor: frame[17] != 0,
             cooling_motor: frame[18] != 0,
             chaff_tray: frame[19] != 0,
-            et_c: word(23),
-            bt_c: word(25),
+            et_c: u16::from_be_bytes([frame[23], frame[24]]),
+            bt_c: u16::from_be_bytes([frame[25], frame[26]]),
         };
         let can_be = status.heater <= 100 && status.fan <= 10 && status.main_fan <= 10;
         can_be.then_some(status)
@@ -97,7 +96,8 @@ impl Decoder {
             if whole {
                 newest = Status::decode(frame).or(newest);
             }
-            at += if whole { FRAME_BYTES } else { 1 };
+            // At most the buffer's length: it has a whole frame from `at`.
+            at = at.saturating_add(if whole { FRAME_BYTES } else { 1 });
         }
         self.buffer.drain(..at);
         newest

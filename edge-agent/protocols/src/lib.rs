@@ -4,6 +4,9 @@
 //! Every decoder takes untrusted bytes: it must never panic, must not allocate more than its input,
 //! and skips or rejects what it does not understand, never guesses.
 
+// Arithmetic on outside values is checked or saturating; an exception states its bound.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod hottop;
 pub mod kaleido;
 pub mod line;

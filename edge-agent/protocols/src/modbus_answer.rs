@@ -140,7 +140,7 @@ pub fn find_rtu_answer(request: &[u8], received: &[u8], echo: Echo) -> Option<Rt
     let frame = (start..received.len()).find_map(|at| {
         let frame = rtu_frame(received, at)?;
         let is_ours = frame[0] == *unit && frame[1] & 0x7f == *function;
-        is_ours.then(|| at..at + frame.len())
+        is_ours.then(|| at..at.saturating_add(frame.len()))
     })?;
     Some(RtuAnswer { frame, echo })
 }
@@ -169,7 +169,7 @@ fn skip_echo(request: &[u8], received: &[u8], echo: Echo) -> (usize, Echo) {
         return (0, echo);
     }
     let found = received.windows(request.len().max(1)).position(|bytes| bytes == request);
-    let start = found.map_or(0, |at| at + request.len());
+    let start = found.map_or(0, |at| at.saturating_add(request.len()));
     match found {
         _ if answer_repeats_request => (start, echo),
         Some(_) => (start, Echo::Present),
@@ -182,7 +182,7 @@ fn skip_echo(request: &[u8], received: &[u8], echo: Echo) -> (usize, Echo) {
 fn rtu_frame(received: &[u8], at: usize) -> Option<&[u8]> {
     let rest = received.get(at..)?;
     let length = match rest {
-        [_, 1..=4, bytes, ..] => 5 + usize::from(*bytes),
+        [_, 1..=4, bytes, ..] => usize::from(*bytes).saturating_add(5),
         [_, 5 | 6 | 15 | 16, ..] => 8,
         [_, 22, ..] => 10,
         [_, 0x81..=0x98, ..] => 5,
@@ -201,8 +201,8 @@ fn answer_pdu_bytes(request_pdu: &[u8], function: u8) -> usize {
         _ => 0,
     };
     match function {
-        1 | 2 => 2 + count.div_ceil(8),
-        3 | 4 => 2 + 2 * count,
+        1 | 2 => count.div_ceil(8).saturating_add(2),
+        3 | 4 => count.saturating_mul(2).saturating_add(2),
         22 => 7,
         0x80.. => 2,
         _ => 5,
@@ -226,7 +226,7 @@ fn explain_rtu(request: &[u8], received: &[u8], echo: Echo) -> AnswerError {
     }
     // A transaction number, protocol 0, and a length that fits.
     if let [_, _, 0, 0, 0, length @ 2..=254, unit_of, ..] = rest
-        && rest.len() == 6 + usize::from(*length)
+        && rest.len() == usize::from(*length).saturating_add(6)
         && unit_of == unit
     {
         return AnswerError::TcpFrame;
@@ -234,9 +234,9 @@ fn explain_rtu(request: &[u8], received: &[u8], echo: Echo) -> AnswerError {
     let begins = |bytes: &[u8]| matches!(bytes, [u, f] if u == unit && f & 0x7f == *function);
     let Some(at) = rest.windows(2).position(begins) else { return noise };
     let pdu = request.get(1..).unwrap_or_default();
-    let answered = rest.get(at + 1).copied().unwrap_or(*function);
-    let expected = RTU_FRAME_BYTES + answer_pdu_bytes(pdu, answered);
-    let received = rest.len() - at;
+    let answered = rest.get(at.saturating_add(1)).copied().unwrap_or(*function);
+    let expected = answer_pdu_bytes(pdu, answered).saturating_add(RTU_FRAME_BYTES);
+    let received = rest.len().saturating_sub(at);
     if received < expected {
         AnswerError::Short { received, expected }
     } else {
@@ -252,7 +252,7 @@ fn explain_tcp(request: &[u8], received: &[u8]) -> AnswerError {
     let Some((asked, pdu)) = request.split_first_chunk::<HEADER_BYTES>() else { return noise };
     let Some(function) = pdu.first() else { return noise };
     let Some(header) = received.first_chunk::<HEADER_BYTES>() else {
-        let expected = HEADER_BYTES + answer_pdu_bytes(pdu, *function);
+        let expected = answer_pdu_bytes(pdu, *function).saturating_add(HEADER_BYTES);
         return AnswerError::Short { received: received.len(), expected };
     };
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -265,7 +265,7 @@ fn explain_tcp(request: &[u8], received: &[u8]) -> AnswerError {
     if header[6] != asked[6] {
         return AnswerError::OtherUnit(header[6]);
     }
-    let expected = HEADER_BYTES - 1 + length;
+    let expected = length.saturating_add(HEADER_BYTES - 1);
     if received.len() < expected {
         return AnswerError::Short { received: received.len(), expected };
     }

@@ -40,7 +40,7 @@ pub fn first_request(bytes: &[u8]) -> Result<Option<usize>, InvalidRequest> {
     if !(1..=PDU_BYTES_MAX).contains(&pdu_bytes) {
         return Err(InvalidRequest::Length(length));
     }
-    let end = HEADER_BYTES + pdu_bytes;
+    let end = pdu_bytes.saturating_add(HEADER_BYTES);
     let Some(pdu) = bytes.get(HEADER_BYTES..end) else { return Ok(None) };
     if is_well_formed(pdu) {
         return Ok(Some(end));
@@ -51,10 +51,11 @@ pub fn first_request(bytes: &[u8]) -> Result<Option<usize>, InvalidRequest> {
 /// Returns whether the request's length and quantities fit its function. A function that this
 /// product does not serve may have any content: it gets an exception.
 fn is_well_formed(pdu: &[u8]) -> bool {
-    let word = |at: usize| match pdu.get(at..at + 2) {
-        Some(&[high, low]) => usize::from(u16::from_be_bytes([high, low])),
+    let word = |at: usize| match pdu.get(at..) {
+        Some(&[high, low, ..]) => usize::from(u16::from_be_bytes([high, low])),
         _ => 0, // which no quantity may be
     };
+    let has_after = |head: usize, bytes: usize| pdu.len().checked_sub(head) == Some(bytes);
     let byte = |at: usize| pdu.get(at).map_or(0, |byte| usize::from(*byte));
     match pdu[0] {
         0x01 | 0x02 => pdu.len() == 5 && (1..=2_000).contains(&word(3)),
@@ -63,11 +64,14 @@ fn is_well_formed(pdu: &[u8]) -> bool {
         0x06 => pdu.len() == 5,
         0x0f => {
             let (bits, bytes) = (word(3), byte(5));
-            (1..=1_968).contains(&bits) && bytes == bits.div_ceil(8) && pdu.len() == 6 + bytes
+            (1..=1_968).contains(&bits) && bytes == bits.div_ceil(8) && has_after(6, bytes)
         }
         0x10 => {
             let (words, bytes) = (word(3), byte(5));
-            (1..=123).contains(&words) && bytes == 2 * words && pdu.len() == 6 + bytes
+            (1..=123).contains(&words)
+                && bytes / 2 == words
+                && bytes % 2 == 0
+                && has_after(6, bytes)
         }
         0x11 => pdu.len() == 1,
         0x16 => pdu.len() == 7,
@@ -75,8 +79,9 @@ fn is_well_formed(pdu: &[u8]) -> bool {
             let (read, written, bytes) = (word(3), word(7), byte(9));
             (1..=125).contains(&read)
                 && (1..=121).contains(&written)
-                && bytes == 2 * written
-                && pdu.len() == 10 + bytes
+                && bytes / 2 == written
+                && bytes % 2 == 0
+                && has_after(10, bytes)
         }
         0x2b => pdu.len() == 4,
         function => function < 0x80,

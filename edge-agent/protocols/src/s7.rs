@@ -119,7 +119,7 @@ fn message(
 
 fn tpkt_frame(text: &[u8]) -> Vec<u8> {
     #[allow(clippy::cast_possible_truncation)] // below MESSAGE_BYTES_MAX
-    let length = (TPKT_BYTES + text.len()) as u16;
+    let length = text.len().saturating_add(TPKT_BYTES) as u16;
     let mut bytes = vec![0x03, 0x00];
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(text);
@@ -182,7 +182,7 @@ pub fn parse_read_answer(
     }
     let short = S7Error::Malformed("the answer ends too early");
     let mut values = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
+    for item in items {
         let head = data.first_chunk::<4>().ok_or(short.clone())?;
         let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
         if head[0] != 0xff {
@@ -192,14 +192,15 @@ pub fn parse_read_answer(
         }
         // For transport sizes 3, 4 and 5 the length is in bits.
         let length = if matches!(head[1], 0x03..=0x05) { length.div_ceil(8) } else { length };
-        let bytes = data.get(4..4 + length).ok_or(short.clone())?;
+        let bytes = data[4..].get(..length).ok_or(short.clone())?;
         if length != usize::from(item.bytes) {
             return Err(S7Error::Malformed("a variable has another length than was asked for"));
         }
         values.push(Some(bytes.to_vec()));
         // All items except the last are padded to an even length.
-        let padded = 4 + length + if i + 1 < items.len() { length % 2 } else { 0 };
-        data = data.get(padded..).ok_or(short.clone())?;
+        let is_last = values.len() == items.len();
+        let padded = if is_last { length } else { length.next_multiple_of(2) };
+        data = data[4..].get(padded..).ok_or(short.clone())?;
     }
     Ok(values)
 }
@@ -232,13 +233,11 @@ fn answer(text: &[u8], reference: u16) -> Result<(&[u8], &[u8]), S7Error> {
 }
 
 fn split<'t>(header: &[u8], rest: &'t [u8]) -> Result<(&'t [u8], &'t [u8]), S7Error> {
-    let size = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
-    let (parameters, data) = (size(6), size(8));
-    let end = parameters + data;
-    if rest.len() < end {
-        return Err(S7Error::Malformed("the answer ends too early"));
-    }
-    Ok((&rest[..parameters], &rest[parameters..end]))
+    let short = S7Error::Malformed("the answer ends too early");
+    let parameters = usize::from(u16::from_be_bytes([header[6], header[7]]));
+    let data = usize::from(u16::from_be_bytes([header[8], header[9]]));
+    let (parameters, rest) = rest.split_at_checked(parameters).ok_or(short.clone())?;
+    Ok((parameters, rest.get(..data).ok_or(short)?))
 }
 
 /// A request to the controller. A TSAP is `None` when it is missing or not of two bytes.
@@ -282,7 +281,8 @@ pub fn parse_request(text: &[u8]) -> Result<Request, S7Error> {
                 [_, 0x04, high, low, bytes @ ..]
                     if bit.is_none()
                         && usize::from(item.bytes) == bytes.len()
-                        && usize::from(u16::from_be_bytes([*high, *low])) == 8 * bytes.len() =>
+                        && usize::from(u16::from_be_bytes([*high, *low]))
+                            == bytes.len().saturating_mul(8) =>
                 {
                     Ok(Request::Write { reference, item, bit, bytes: bytes.to_vec() })
                 }
@@ -340,15 +340,17 @@ pub fn answer_setup(reference: u16) -> Vec<u8> {
 #[allow(clippy::cast_possible_truncation)] // items are few and small
 pub fn answer_read(reference: u16, values: &[Option<Vec<u8>>]) -> Vec<u8> {
     let mut data = Vec::new();
-    for (i, value) in values.iter().enumerate() {
+    let mut values_left = values.len();
+    for value in values {
+        values_left = values_left.saturating_sub(1);
         let Some(bytes) = value else {
             data.extend_from_slice(&[0x0a, 0x00, 0x00, 0x00]);
             continue;
         };
         data.extend_from_slice(&[0xff, 0x04]);
-        data.extend_from_slice(&((bytes.len() * 8) as u16).to_be_bytes());
+        data.extend_from_slice(&(bytes.len().saturating_mul(8) as u16).to_be_bytes());
         data.extend_from_slice(bytes);
-        if i + 1 < values.len() && bytes.len() % 2 == 1 {
+        if values_left > 0 && bytes.len() % 2 == 1 {
             data.push(0);
         }
     }

@@ -38,7 +38,7 @@ impl Message {
         let mut summed = CODE.to_vec();
         #[allow(clippy::cast_possible_truncation)] // at most 4
         summed.push(bytes as u8);
-        summed.extend_from_slice(&self.data.to_be_bytes()[4 - bytes..]);
+        summed.extend_from_slice(&self.data.to_be_bytes()[DATA_BYTES_MAX.saturating_sub(bytes)..]);
         let crc = crc16(&summed);
         let mut frame = vec![HEAD[0], HEAD[1], self.target];
         frame.extend_from_slice(&summed);
@@ -65,10 +65,10 @@ impl Decoder {
             match read(&self.buffer[at..]) {
                 Scan::Message(message, length) => {
                     messages.push(message);
-                    at += length;
+                    at = at.saturating_add(length);
                 }
-                Scan::Incomplete if self.buffer.len() - at < FRAME_BYTES_MAX => break,
-                Scan::Invalid | Scan::Incomplete => at += 1,
+                Scan::Incomplete if self.buffer.len().saturating_sub(at) < FRAME_BYTES_MAX => break,
+                Scan::Invalid | Scan::Incomplete => at = at.saturating_add(1),
             }
         }
         self.buffer.drain(..at);
@@ -95,18 +95,20 @@ fn read(bytes: &[u8]) -> Scan {
     if !(1..=DATA_BYTES_MAX).contains(&length) {
         return Scan::Invalid;
     }
-    let end = 6 + length;
-    let Some(frame) = bytes.get(..end + 6) else { return Scan::Incomplete };
-    if frame[end + 2..] != TAIL {
+    // `length` is at most 4.
+    let Some(frame) = bytes.get(..length.saturating_add(12)) else { return Scan::Incomplete };
+    let (body, end) = frame.split_at(length.saturating_add(6));
+    let [first, second, tail @ ..] = end else { return Scan::Incomplete };
+    if *tail != TAIL {
         return Scan::Invalid;
     }
-    let [low, high] = crc16(&frame[3..end]).to_le_bytes();
+    let [low, high] = crc16(&body[3..]).to_le_bytes();
     // Real machines often send 0 as the first byte of the CRC.
-    let sums = frame[end + 1] == high && (frame[end] == low || frame[end] == 0);
+    let sums = *second == high && (*first == low || *first == 0);
     if !sums {
         return Scan::Invalid;
     }
-    let data = frame[6..end].iter().fold(0, |data, byte| (data << 8) | u32::from(*byte));
+    let data = body[6..].iter().fold(0, |data, byte| (data << 8) | u32::from(*byte));
     Scan::Message(Message { target: frame[2], data }, frame.len())
 }
 

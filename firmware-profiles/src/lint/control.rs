@@ -130,8 +130,10 @@ fn check_shared_address(
 
 fn overlaps(a: &Address, a_kind: Option<Type>, b: &Address, b_kind: Option<Type>) -> bool {
     let apart = |a: u16, a_length: u16, b: u16, b_length: u16| {
-        u32::from(a) + u32::from(a_length) <= u32::from(b)
-            || u32::from(b) + u32::from(b_length) <= u32::from(a)
+        let ends_before = |a: u16, length: u16, b: u16| {
+            u32::from(a).saturating_add(u32::from(length)) <= u32::from(b)
+        };
+        ends_before(a, a_length, b) || ends_before(b, b_length, a)
     };
     match (a, b) {
         (

@@ -112,7 +112,7 @@ fn check_timing(profile: &Profile, findings: &mut Findings) {
         "poll_ms is not between 20 and 60000",
     );
     findings.require(
-        t.timeout_ms >= 10 && 2 * t.timeout_ms <= t.poll_ms,
+        t.timeout_ms >= 10 && t.timeout_ms <= t.poll_ms / 2,
         "timeout",
         "timing",
         "timeout_ms is not between 10 and half of poll_ms; otherwise one lost answer also delays the next sample",
@@ -149,8 +149,9 @@ fn check_serial(serial: &Serial, findings: &mut Findings) {
 /// Checks that the serial bus can carry the requests of one poll; an overloaded bus always loses
 /// samples.
 fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
-    let bits = u32::from(1 + serial.data_bits + serial.stop_bits)
-        + u32::from(serial.parity != Parity::None);
+    // A start bit, the data, parity and the stop bits.
+    let bits = [1, serial.data_bits, u8::from(serial.parity != Parity::None), serial.stop_bits];
+    let bits: u64 = bits.into_iter().map(u64::from).sum();
     let reads = profile
         .channels
         .iter()
@@ -158,19 +159,20 @@ fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
         .chain(profile.states.iter().map(|s| (s.station, &s.addr, s.kind)));
     // The worst case, in which no registers are joined: a request of eight bytes, an answer of five
     // bytes and the words, and twice the pause of 3.5 characters between frames.
-    let bytes: u32 = reads
+    let bytes: u64 = reads
         .filter(|(station, addr, _)| Address::parse(profile, *station, addr, Access::Read).is_ok())
-        .map(|(_, _, kind)| 8 + 5 + 2 * u32::from(kind.map_or(1, Type::words)) + 7)
+        .map(|(_, _, kind)| u64::from(kind.map_or(1, Type::words)).saturating_mul(2))
+        .map(|bytes| bytes.saturating_add(8 + 5 + 7))
         .sum();
-    let line_ms = u64::from(bytes * bits * 1000 / serial.baud.max(1));
-    let gaps_ms = profile.timing.min_gap_ms * profile.channels.len() as u64;
-    if 2 * (line_ms + gaps_ms) > profile.timing.poll_ms {
+    let line_ms = bytes.saturating_mul(bits).saturating_mul(1000) / u64::from(serial.baud.max(1));
+    let gaps_ms = profile.timing.min_gap_ms.saturating_mul(profile.channels.len() as u64);
+    let reading_ms = line_ms.saturating_add(gaps_ms);
+    if reading_ms.saturating_mul(2) > profile.timing.poll_ms {
         findings.add(
             "bus-load",
             "timing",
             format!(
-                "one reading takes {} ms of the line, more than half of poll_ms; poll less often or read less",
-                line_ms + gaps_ms
+                "one reading takes {reading_ms} ms of the line, more than half of poll_ms; poll less often or read less"
             ),
         );
     }

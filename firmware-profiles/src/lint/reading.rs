@@ -15,7 +15,8 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
         "profile",
         "no channel is a temperature, read or derived",
     );
-    if profile.channels.len() + profile.derived.len() > contract::frame::COLUMNS_MAX - 1 {
+    let columns = profile.channels.len().saturating_add(profile.derived.len());
+    if columns > contract::frame::COLUMNS_MAX - 1 {
         findings.add("too-many", "profile", "more channels than a frame holds");
     }
     for (i, channel) in profile.channels.iter().enumerate() {
@@ -34,7 +35,7 @@ pub(super) fn check(profile: &Profile, findings: &mut Findings) {
     }
     for (i, derived) in profile.derived.iter().enumerate() {
         let at = format!("derived {}", derived.name);
-        check_name(profile, &derived.name, profile.channels.len() + i, &at, findings);
+        check_name(profile, &derived.name, profile.channels.len().saturating_add(i), &at, findings);
         check_unit(&derived.name, derived.unit, &at, findings);
         check_bounds(derived.valid, derived.max_step_per_s, &at, findings);
         findings.require(

@@ -119,6 +119,21 @@ fn every_rule_finds_its_mistake() {
 }
 
 #[test]
+fn numbers_of_any_size_are_findings_and_never_overflow() {
+    const WATLOW: &str = "watlow.pm.rtu";
+    let huge = i64::MAX;
+    for (from, to, rule) in [
+        ("stop_bits = 1", "data_bits = 255, stop_bits = 255".to_owned(), "serial"),
+        ("timeout_ms = 300", format!("timeout_ms = 300\nmin_gap_ms = {huge}"), "bus-load"),
+        ("timeout_ms = 300", format!("timeout_ms = {huge}"), "timeout"),
+        ("poll_ms = 1000", format!("poll_ms = {huge}"), "poll"),
+    ] {
+        let broken = broken(WATLOW, from, &to);
+        assert!(broken.contains(&rule), "{to:?} should break {rule}, but breaks: {broken:?}");
+    }
+}
+
+#[test]
 fn a_missing_safe_state_is_the_only_finding() {
     let text = shipped(TOPER).unwrap().text;
     let without = text.split("[safe_state]").next().unwrap();

@@ -156,7 +156,7 @@ impl Ack {
     /// Adds one committed frame. It is merged into the last range if it is adjacent to it.
     pub fn push_acked(&mut self, frame: u64) {
         match self.acked.last_mut() {
-            Some(range) if range.last + 1 == frame => range.last = frame,
+            Some(range) if range.last.checked_add(1) == Some(frame) => range.last = frame,
             Some(range) if (range.first..=range.last).contains(&frame) => {}
             _ => self.acked.push(FrameRange { first: frame, last: frame }),
         }

@@ -184,7 +184,7 @@ impl<'b> Reader<'b> {
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {
-        match self.inner.input().len() - self.inner.position() {
+        match self.inner.input().len().saturating_sub(self.inner.position()) {
             0 => Ok(()),
             rest => Err(DecodeError::Trailing(rest)),
         }

@@ -219,8 +219,8 @@ impl Frame {
     /// Returns the last sample's number; `None` for a frame that contains only events.
     #[must_use]
     pub fn last_seq(&self) -> Option<u64> {
-        let count = self.sample_count() as u64;
-        (count > 0).then(|| self.first_seq + count - 1)
+        let after_first = self.sample_count().checked_sub(1)?;
+        Some(self.first_seq.saturating_add(after_first as u64))
     }
 
     /// Returns the wall-clock time of sample `index`: the first sample's time plus the offset by
@@ -245,11 +245,12 @@ impl Frame {
     /// Encodes the frame as the CBOR bytes that are signed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(256 + self.sample_count() * 12);
+        let mut bytes =
+            Vec::with_capacity(self.sample_count().saturating_mul(12).saturating_add(256));
         let mut e = minicbor::Encoder::new(&mut bytes);
-        let pairs =
-            14 + u64::from(self.previous.is_some()) + u64::from(self.profile_digest.is_some());
-        infallible(e.map(pairs));
+        let optional = [self.previous.is_some(), self.profile_digest.is_some()];
+        let pairs = optional.into_iter().filter(|is_some| *is_some).count();
+        infallible(e.map(14_u64.saturating_add(pairs as u64)));
         infallible(infallible(e.u64(key::VERSION)).u64(VERSION));
         infallible(infallible(e.u64(key::ORG)).str(self.origin.org.as_str()));
         infallible(infallible(e.u64(key::SITE)).str(self.origin.site.as_str()));
@@ -454,7 +455,7 @@ fn read_steps(r: &mut Reader<'_>) -> Result<Vec<u32>, DecodeError> {
     let mut offsets = Vec::with_capacity(count);
     let mut sum = 0_u64;
     for index in 0..count {
-        sum += r.up_to("steps", SPAN_MS_MAX, "at most a day")?;
+        sum = sum.saturating_add(r.up_to("steps", SPAN_MS_MAX, "at most a day")?);
         match u32::try_from(sum) {
             Ok(offset) if sum <= SPAN_MS_MAX && (index > 0 || offset == 0) => offsets.push(offset),
             _ => return Err(r.malformed("steps", "they begin at 0 and span at most a day")),
@@ -473,10 +474,10 @@ fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
             let scaled = value * power_of_ten(decimals);
             scaled.abs() > WHOLE_MAX || scaled.round() / power_of_ten(decimals) != *value
         } {
-            decimals += 1;
-            if decimals > DECIMALS_MAX {
+            if decimals >= DECIMALS_MAX {
                 return None;
             }
+            decimals = decimals.saturating_add(1);
         }
     }
     // A later value may have needed more decimals than an earlier one was checked with.
@@ -508,7 +509,7 @@ impl Column {
                         // |scaled| ≤ 1e12, checked by `decimals_of`.
                         #[allow(clippy::cast_possible_truncation)]
                         let scaled = (value * power_of_ten(decimals)).round() as i64;
-                        infallible(e.i64(scaled - before));
+                        infallible(e.i64(scaled.saturating_sub(before)));
                         before = scaled;
                     }
                     None => {
@@ -526,7 +527,7 @@ impl Column {
                 };
             }
         }
-        infallible(e.array(2 * self.quality.len() as u64));
+        infallible(e.array((self.quality.len() as u64).saturating_mul(2)));
         for (index, quality) in &self.quality {
             infallible(infallible(e.u16(*index)).u8(quality.code()));
         }

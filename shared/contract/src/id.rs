@@ -268,8 +268,10 @@ macro_rules! byte_id {
                     return Err(form());
                 }
                 let mut bytes = [0; $len];
-                for (i, byte) in bytes.iter_mut().enumerate() {
-                    *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| form())?;
+                let (digits, _) = text.as_bytes().as_chunks::<2>();
+                for (byte, digits) in bytes.iter_mut().zip(digits) {
+                    let digits = std::str::from_utf8(digits).map_err(|_| form())?;
+                    *byte = u8::from_str_radix(digits, 16).map_err(|_| form())?;
                 }
                 Ok(Self(bytes))
             }

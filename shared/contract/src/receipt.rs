@@ -36,7 +36,7 @@ impl Receipt {
     /// Returns how many samples the roast has.
     #[must_use]
     pub const fn sample_count(&self) -> u64 {
-        self.last_seq - self.first_seq + 1
+        self.last_seq.saturating_sub(self.first_seq).saturating_add(1)
     }
 
     /// Encodes the receipt as the CBOR bytes that are signed: an array of thirteen items.

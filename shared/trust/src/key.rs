@@ -133,9 +133,12 @@ pub(crate) fn pem_body(text: &str, label: &str) -> Option<Vec<u8>> {
 pub(crate) fn to_pem(label: &str, der: &[u8]) -> String {
     let body = BASE64.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
-    for start in (0..body.len()).step_by(64) {
-        text.push_str(&body[start..body.len().min(start + 64)]);
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
+        text.push_str(line);
         text.push('\n');
+        rest = after;
     }
     text + "-----END " + label + "-----\n"
 }

@@ -93,7 +93,7 @@ fn cose_purpose(message: &[u8], key_id: &KeyId, algorithm: Algorithm) -> Option<
 fn cbor_byte_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (first, rest) = bytes.split_first()?;
     let (length, rest) = match first {
-        0x40..=0x57 => (usize::from(first - 0x40), rest),
+        0x40..=0x57 => (usize::from(first & 0x1f), rest),
         0x58 => (usize::from(*rest.first()?), &rest[1..]),
         0x59 => (usize::from(u16::from_be_bytes(*rest.first_chunk()?)), &rest[2..]),
         0x5a => (usize::try_from(u32::from_be_bytes(*rest.first_chunk()?)).ok()?, &rest[4..]),

@@ -99,8 +99,8 @@ pub fn write_response(
 }
 
 fn write_body(stream: &mut impl Write, first: u8, rest: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(rest.len() + 1).map_err(io::Error::other)?;
-    let mut bytes = Vec::with_capacity(rest.len() + 5);
+    let length = u32::try_from(rest.len().saturating_add(1)).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(rest.len().saturating_add(5));
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.push(first);
     bytes.extend_from_slice(rest);

@@ -82,12 +82,12 @@ pub(crate) fn to_der_signature(algorithm: Algorithm, signature: Vec<u8>) -> Vec<
         return signature;
     }
     let integer = |bytes: &[u8]| {
-        let start = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len() - 1);
+        let start = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len().saturating_sub(1));
         let digits = &bytes[start..];
         // A leading 1 bit would make the integer negative.
         let pad = usize::from(digits[0] & 0x80 != 0);
-        let mut der = vec![0x02, u8::try_from(digits.len() + pad).unwrap_or(0)];
-        der.resize(2 + pad, 0);
+        let mut der = vec![0x02, u8::try_from(digits.len().saturating_add(pad)).unwrap_or(0)];
+        der.extend((0..pad).map(|_| 0));
         der.extend_from_slice(digits);
         der
     };

@@ -96,7 +96,7 @@ fn string_bytes(text: &str) -> usize {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = true,
-            b'"' => return at + 1,
+            b'"' => return at.saturating_add(1),
             _ => {}
         }
     }

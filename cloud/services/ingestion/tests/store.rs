@@ -583,6 +583,19 @@ async fn a_clock_that_is_not_set_is_dated_by_an_estimate_until_it_is_set(store: 
     check_times(store, "set").await;
 }
 
+async fn an_estimate_that_another_instance_has_replaced_dates_no_frame(store: &IngestStore) {
+    let (no, boot, other) = (name(store).await, -1, IngestStore::new(store.database().clone()));
+    commit(store, &[shifted(1, -19_800_000, &[])]).await;
+    store.note_estimate(no.chain, boot, NOW.0 + 9_000).await.unwrap();
+    other.note_offset(no.chain, boot, NOW.0 - 1_000).await.unwrap();
+    // Its cache still holds the estimate.
+    commit(store, &[shifted(2, -19_800_000, &[])]).await;
+    store.correct_dates(no.chain, boot).await.unwrap();
+    let frames = store.frames_of_range(&origin().org, no.chain, 0, 19, 10).await.unwrap();
+    let dates: Vec<_> = frames.iter().map(|frame| frame.sample_at(0)).collect();
+    assert_eq!(dates, [NOW, NOW.plus_ms(1_000)]);
+}
+
 /// A clock in 2106, even if the gateway says that it is synchronised.
 async fn no_date_is_stored_in_the_future(store: &IngestStore) {
     let leap_ms = 4_294_967_296_000 - NOW.0;
@@ -914,6 +927,7 @@ on_both!(
     sample_numbers_order_roasts_whatever_their_dates,
     a_roast_across_a_restart_keeps_its_times_while_the_clock_was_ahead,
     a_clock_that_is_not_set_is_dated_by_an_estimate_until_it_is_set,
+    an_estimate_that_another_instance_has_replaced_dates_no_frame,
     no_date_is_stored_in_the_future,
     a_clock_set_between_charge_and_its_detection_changes_no_time,
     a_duration_stored_by_dates_that_contradict_each_other_is_not_shown,

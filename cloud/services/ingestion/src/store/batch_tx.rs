@@ -4,7 +4,7 @@
 use ::database::sqlx::{self, QueryBuilder, query, query_as, query_scalar};
 use contract::EpochMs;
 
-use super::clock_correction::FrameDate;
+use super::clock_correction::{FrameDate, SELECT_OFFSET};
 use super::row::{columns_of, extras_of, quality_of};
 use super::{ChainNo, SessionChange};
 use crate::published::PublishedMessage;
@@ -64,6 +64,11 @@ pub(super) trait BatchTx: Send {
         number: i64,
         received_ms: i64,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Returns the clock offset of a boot, and 1 if it is estimated.
+    fn offset_of(
+        &mut self,
+        boot: (i64, i64),
+    ) -> impl Future<Output = Result<Option<(i64, i16)>, sqlx::Error>> + Send;
     /// Returns whether a chain has this session.
     fn has_session(
         &mut self,
@@ -236,6 +241,11 @@ macro_rules! reads {
                 .bind(digest)
                 .bind(received_ms);
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn offset_of(&mut self, boot: (i64, i64)) -> Result<Option<(i64, i16)>, sqlx::Error> {
+            let found = query_as(SELECT_OFFSET).bind(boot.0).bind(boot.1);
+            found.fetch_optional(&mut **self).await
         }
 
         async fn has_session(

@@ -20,6 +20,10 @@ const TOLERANCE_MS: i64 = 1_000;
 /// The same for an estimated offset, which contains the time that frames need to arrive.
 pub const ESTIMATE_TOLERANCE_MS: i64 = 5_000;
 
+/// Selects the clock offset of boot $2 of chain $1, and whether it is estimated.
+pub(super) const SELECT_OFFSET: &str =
+    "SELECT offset_ms, estimated FROM clock_offsets WHERE chain_no = $1 AND boot = $2";
+
 /// The wall-clock time at which a boot's monotonic clock was zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockOffset {
@@ -29,6 +33,11 @@ pub struct ClockOffset {
 }
 
 impl ClockOffset {
+    /// Returns the offset that [`SELECT_OFFSET`] has read.
+    pub(super) const fn of_row((offset_ms, estimated): (i64, i16)) -> Self {
+        Self { offset_ms, estimated: estimated == 1 }
+    }
+
     const fn tolerance_ms(self) -> i64 {
         if self.estimated { ESTIMATE_TOLERANCE_MS } else { TOLERANCE_MS }
     }
@@ -171,20 +180,29 @@ impl IngestStore {
 
     async fn put_offset(&self, boot: (i64, i64), offset: ClockOffset) -> Result<(), StoreError> {
         let stored = self.offset_of(boot).await?;
-        if stored.is_some_and(|stored| offset.replaces(stored)) {
+        let replaces = stored.is_some_and(|stored| offset.replaces(stored));
+        if replaces {
             // First: if this process stops in between, the frames are dated again by the stored
             // offset, and the new one is noted again with a later frame.
             self.reopen_estimated(boot).await?;
         }
-        if stored.is_none_or(|stored| offset.replaces(stored)) {
-            on!(self.database, pool => query(
+        if replaces || stored.is_none() {
+            let mut tx = self.database.begin().await?;
+            // Frames are stored and dated under this lock: after it, by the new offset.
+            lock_chain(&mut tx, boot.0).await?;
+            on_tx!(&mut tx, c => query(
                 "INSERT INTO clock_offsets (chain_no, boot, offset_ms, estimated) \
                  VALUES ($1, $2, $3, $4) ON CONFLICT (chain_no, boot) DO UPDATE \
                  SET offset_ms = EXCLUDED.offset_ms, estimated = EXCLUDED.estimated \
                  WHERE clock_offsets.estimated = 1")
                 .bind(boot.0).bind(boot.1).bind(offset.offset_ms).bind(i16::from(offset.estimated))
-                .execute(pool).await.map(drop))
+                .execute(c).await.map(drop))
             .map_err(StoreError::query(DOING))?;
+            tx.commit().await?;
+        }
+        if replaces {
+            // Those that were dated by the old offset meanwhile.
+            self.reopen_estimated(boot).await?;
         }
         if let Some(stored) = self.offset_of(boot).await? {
             self.offsets.insert(boot, stored);
@@ -197,11 +215,10 @@ impl IngestStore {
         &self,
         (chain_no, boot): (i64, i64),
     ) -> Result<Option<ClockOffset>, StoreError> {
-        let found: Option<(i64, i16)> = on!(self.database, pool => query_as(
-            "SELECT offset_ms, estimated FROM clock_offsets WHERE chain_no = $1 AND boot = $2")
+        let found: Option<(i64, i16)> = on!(self.database, pool => query_as(SELECT_OFFSET)
             .bind(chain_no).bind(boot).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
-        Ok(found.map(|(offset_ms, estimated)| ClockOffset { offset_ms, estimated: estimated == 1 }))
+        Ok(found.map(ClockOffset::of_row))
     }
 
     /// Marks the frames that were dated by an estimate as not dated.
@@ -242,11 +259,13 @@ impl IngestStore {
     /// # Errors
     /// When the database does not answer: the last batch has changed nothing.
     pub async fn correct_dates(&self, chain_no: i64, boot: i64) -> Result<u64, StoreError> {
-        let Some(offset) = self.offset_of((chain_no, boot)).await? else { return Ok(0) };
+        if self.offset_of((chain_no, boot)).await?.is_none() {
+            return Ok(0);
+        }
         let mut dated = 0;
         loop {
             let mut tx = self.database.begin().await?;
-            let part = correct_batch(&mut tx, (chain_no, boot), offset).await?;
+            let part = correct_batch(&mut tx, (chain_no, boot)).await?;
             tx.commit().await?;
             dated += part;
             if part < FRAMES_PER_TX.unsigned_abs() {
@@ -256,15 +275,19 @@ impl IngestStore {
     }
 }
 
-async fn correct_batch(
-    tx: &mut Tx,
-    (chain_no, boot): (i64, i64),
-    offset: ClockOffset,
-) -> Result<u64, StoreError> {
-    // The same row lock as for committing frames: no frame is added to the chain meanwhile.
-    on_tx!(&mut *tx, c => query("UPDATE chains SET seen_ms = seen_ms WHERE chain_no = $1")
+/// Takes the same row lock as for committing frames: no frame is added to the chain meanwhile.
+async fn lock_chain(tx: &mut Tx, chain_no: i64) -> Result<(), StoreError> {
+    on_tx!(tx, c => query("UPDATE chains SET seen_ms = seen_ms WHERE chain_no = $1")
         .bind(chain_no).execute(c).await.map(drop))
+    .map_err(StoreError::query(DOING))
+}
+
+async fn correct_batch(tx: &mut Tx, (chain_no, boot): (i64, i64)) -> Result<u64, StoreError> {
+    lock_chain(tx, chain_no).await?;
+    let offset: Option<(i64, i16)> = on_tx!(&mut *tx, c => query_as(SELECT_OFFSET)
+        .bind(chain_no).bind(boot).fetch_optional(c).await)
     .map_err(StoreError::query(DOING))?;
+    let Some(offset) = offset.map(ClockOffset::of_row) else { return Ok(0) };
     let last: Option<i64> = on_tx!(&mut *tx, c => query_scalar(
         "SELECT MAX(number) FROM (SELECT number FROM frames WHERE chain_no = $1 AND boot = $2 \
          AND clock < 2 ORDER BY number LIMIT $3) AS part")

@@ -8,7 +8,7 @@ use ::database::{Pool, StoreError};
 use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
 
 use super::batch_tx::{BatchTx, NewFrame, Progress, number};
-use super::clock_correction::FrameDate;
+use super::clock_correction::{ClockOffset, FrameDate};
 use super::{ChainNo, IngestStore, SessionChange};
 use crate::chain::{ChainState, FramePosition};
 use crate::published::PublishedMessage;
@@ -16,6 +16,9 @@ use crate::verified_frame::{Numbering, Repeats, VerifiedFrame};
 
 /// The number of newest frames among which a repeated message is sought if its time says nothing.
 const REPEATS_SOUGHT: i64 = 1_024;
+
+/// The clock offsets of boots, by chain number and boot id.
+type Offsets = BTreeMap<(i64, i64), ClockOffset>;
 
 /// The result for one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,21 +54,19 @@ impl IngestStore {
         now: EpochMs,
     ) -> Result<Committed, StoreError> {
         const DOING: &str = "storing frames";
-        let date_of = |(no, verified): (&ChainNo, &VerifiedFrame)| {
-            let boot = (no.chain, verified.frame.boot_id.cast_signed());
-            FrameDate::of(verified, self.offsets.get(&boot))
-        };
-        let dates: Vec<FrameDate> = chains.iter().zip(frames).map(date_of).collect();
+        let boots = chains.iter().zip(frames).map(|(no, verified)| boot_of(*no, verified));
+        let offsets: Offsets =
+            boots.filter_map(|boot| Some((boot, self.offsets.get(&boot)?))).collect();
         let result = match self.database.pool() {
             Pool::Postgres(pool) => match pool.begin().await {
-                Ok(mut tx) => match store_batch(&mut tx, chains, frames, &dates, now).await {
+                Ok(mut tx) => match store_batch(&mut tx, chains, frames, offsets, now).await {
                     Ok(done) => tx.commit().await.map(|()| done),
                     Err(error) => Err(error),
                 },
                 Err(error) => Err(error),
             },
             Pool::Sqlite(pool) => match pool.begin_with(AssertSqlSafe("BEGIN IMMEDIATE")).await {
-                Ok(mut tx) => match store_batch(&mut tx, chains, frames, &dates, now).await {
+                Ok(mut tx) => match store_batch(&mut tx, chains, frames, offsets, now).await {
                     Ok(done) => tx.commit().await.map(|()| done),
                     Err(error) => Err(error),
                 },
@@ -80,7 +81,7 @@ async fn store_batch(
     tx: &mut impl BatchTx,
     names: &[ChainNo],
     frames: &[VerifiedFrame],
-    dates: &[FrameDate],
+    offsets: Offsets,
     now: EpochMs,
 ) -> Result<Committed, sqlx::Error> {
     let mut nos: Vec<i64> = names.iter().map(|no| no.chain).collect();
@@ -102,6 +103,7 @@ async fn store_batch(
     if !names.iter().zip(frames).all(names_match) {
         return Err(sqlx::Error::RowNotFound);
     }
+    let offsets = stored_offsets(tx, offsets).await?;
     // In the order of their numbers, so that a batch that arrived out of order leaves no gaps.
     let mut order: Vec<usize> = (0..frames.len()).collect();
     order.sort_by_key(|i| (names[*i].chain, frames[*i].frame.number));
@@ -109,7 +111,8 @@ async fn store_batch(
     let mut fresh: Vec<NewFrame<'_>> = Vec::with_capacity(frames.len());
     let mut in_batch: HashMap<(i64, u64), Digest> = HashMap::new();
     for i in order {
-        let (no, verified, date) = (&names[i], &frames[i], dates[i]);
+        let (no, verified) = (&names[i], &frames[i]);
+        let date = FrameDate::of(verified, offsets.get(&boot_of(*no, verified)).copied());
         let frame = &verified.frame;
         let Some(state) = chains.get_mut(&no.chain) else { continue };
         if let Numbering::Arrival { repeats, .. } = verified.numbering {
@@ -175,6 +178,26 @@ async fn store_batch(
     tx.update_progress(&progress, now).await?;
     let gaps = chains.into_iter().map(|(no, state)| (no, state.gaps)).collect();
     Ok(Committed { outcomes, gaps })
+}
+
+/// Returns the chain and the boot of a frame.
+const fn boot_of(no: ChainNo, verified: &VerifiedFrame) -> (i64, i64) {
+    (no.chain, verified.frame.boot_id.cast_signed())
+}
+
+/// Returns the cached offsets, but the estimates among them as they are stored now: another instance
+/// may have replaced them. While the chains are locked they do not change.
+async fn stored_offsets(tx: &mut impl BatchTx, cached: Offsets) -> Result<Offsets, sqlx::Error> {
+    let mut offsets = Offsets::new();
+    for (boot, offset) in cached {
+        let offset = if offset.estimated {
+            tx.offset_of(boot).await?.map(ClockOffset::of_row)
+        } else {
+            Some(offset)
+        };
+        offsets.extend(offset.map(|offset| (boot, offset)));
+    }
+    Ok(offsets)
 }
 
 /// Returns whether a message without a number has been stored before; `next` is the number that it

@@ -133,6 +133,10 @@ async fn stream(
         return Err(ApiError::Unavailable("the live stream does not run yet".to_owned()));
     };
     let last = headers.get("last-event-id").and_then(|v| ResumeId::parse(v.to_str().ok()?));
+    let last = match last {
+        Some(last) if last.arrival > position.arrival => reached(&shared.store, what, last).await?,
+        last => last,
+    };
     let source = Source {
         notices,
         newest: last.as_ref().map_or(0, |last| last.arrival),
@@ -151,6 +155,22 @@ async fn stream(
     // Proxies must not hold events back to fill a buffer.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Returns the position of a client that reconnects, or `None` if no row has come so far: then the
+/// database was restored to a time before, and the client would receive nothing until its number
+/// comes again. It may be a little ahead of this instance's tail.
+async fn reached(
+    store: &IngestStore,
+    what: StreamKind,
+    last: ResumeId,
+) -> Result<Option<ResumeId>, StoreError> {
+    let (frames, events) = store.newest_arrivals(1).await?;
+    let newest = match what {
+        StreamKind::Telemetry => frames,
+        StreamKind::Events => events,
+    };
+    Ok(newest.first().is_some_and(|newest| last.arrival <= *newest).then_some(last))
 }
 
 /// What a client that reconnects has missed: the rows between its last one and the position of the
@@ -402,18 +422,36 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_replay_reads_page_after_page_and_the_rows_that_were_late() {
-        let folder = tempfile::tempdir().unwrap();
+    /// Returns a store with the frames up to `count`.
+    async fn store_with(folder: &tempfile::TempDir, count: u64) -> IngestStore {
         let url = format!("sqlite:{}", folder.path().join("test.db").display());
         let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
         let database = Database::open(&config).await.unwrap();
         database.migrate_up().await.unwrap();
         let store = IngestStore::new(database);
         let no = store.chain_no(&origin(), CHAIN, "kid", NOW).await.unwrap();
-        let frames: Vec<_> = (1..=1_200).map(frame).collect();
+        let frames: Vec<_> = (1..=count).map(frame).collect();
         store.commit(&vec![no; frames.len()], &frames, NOW).await.unwrap();
+        store
+    }
 
+    #[tokio::test]
+    async fn a_position_that_a_restored_database_has_not_reached_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, 5).await;
+        let is_reached = async |what, arrival| {
+            let last = ResumeId { arrival, missing: Vec::new() };
+            reached(&store, what, last).await.unwrap().is_some()
+        };
+        assert!(is_reached(StreamKind::Telemetry, 5).await);
+        assert!(!is_reached(StreamKind::Telemetry, 6).await);
+        assert!(!is_reached(StreamKind::Events, 1).await, "no event has come");
+    }
+
+    #[tokio::test]
+    async fn a_replay_reads_page_after_page_and_the_rows_that_were_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, 1_200).await;
         let last = ResumeId { arrival: 10, missing: vec![3] };
         let mut replay = Replay::new(last, Position { arrival: 1_150, missing: [].into() });
         let (mut arrivals, mut pages) = (Vec::new(), 0);

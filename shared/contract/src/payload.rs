@@ -180,7 +180,8 @@ impl FieldReader<'_> {
             }
         };
         for (name, value) in found {
-            let field = format!("extras.{name:.64}");
+            let shown = name.chars().take(EXTRA_NAME_BYTES_MAX).flat_map(char::escape_debug);
+            let field = format!("extras.{}", shown.collect::<String>());
             if name.len() > EXTRA_NAME_BYTES_MAX {
                 self.report(&field, format!("a name longer than {EXTRA_NAME_BYTES_MAX} bytes"));
                 continue;

@@ -159,6 +159,7 @@ fn a_field_that_cannot_be_read_is_named_and_costs_only_itself() {
         (r#""etC":0"#, r#""etC":-Infinity"#, "etC: \"-Infinity\" is not a number"),
         (r#""etC":0"#, r#""etC":1e300"#, "etC: 1"),
         (r#""note":"x""#, r#""note":[1]"#, "extras.note: neither a number nor a text"),
+        (r#""note":"x""#, r#""a\nb":[1]"#, r"extras.a\nb: neither a number nor a text"),
         (r#""gasPct":65"#, r#""batchId":7"#, "batchId: not a string"),
     ] {
         let text = POINT.replace(from, to);

@@ -214,19 +214,34 @@ impl Replay {
         what: StreamKind,
     ) -> BoxFuture<'a, Result<Vec<LiveRow>, StoreError>> {
         Box::pin(async move {
-            let (rows, newest) = if self.late.is_empty() {
-                rows_between(store, filter, what, (self.read, self.until.arrival)).await?
-            } else {
+            let is_late = !self.late.is_empty();
+            let (rows, newest) = if is_late {
                 let late: Vec<i64> = self.late.drain(..self.late.len().min(LATE_ROWS)).collect();
                 (rows_at(store, &filter.org, what, &late).await?, Some(self.read))
+            } else {
+                rows_between(store, filter, what, (self.read, self.until.arrival)).await?
             };
             self.read = newest.unwrap_or(self.until.arrival);
             let found = rows.iter().map(|row| row.arrival);
             self.found.extend(found.filter(|arrival| self.until.missing.contains(arrival)));
-            let missing = self.until.missing.iter();
-            let missing = missing.filter(|arrival| !self.found.contains(*arrival));
-            let missing: Arc<[i64]> = missing.copied().collect();
-            Ok(rows.into_iter().map(|row| LiveRow { row, missing: missing.clone() }).collect())
+            let waiting =
+                self.until.missing.iter().filter(|arrival| !self.found.contains(*arrival));
+            let missing: BTreeSet<i64> = waiting.chain(&self.late).copied().collect();
+            // The client lacks the late rows after each one too, until it receives them.
+            let late: &[CommittedRow] = if is_late { &rows } else { &[] };
+            let late: Vec<i64> = late.iter().map(|row| row.arrival).collect();
+            let shared: Arc<[i64]> = missing.iter().copied().collect();
+            let rows = rows.into_iter().enumerate().map(|(i, row)| {
+                let missing = match late.get(i + 1..) {
+                    None | Some([]) => shared.clone(),
+                    Some(unsent) => {
+                        let all: BTreeSet<i64> = missing.iter().chain(unsent).copied().collect();
+                        all.into_iter().collect()
+                    }
+                };
+                LiveRow { row, missing }
+            });
+            Ok(rows.collect())
         })
     }
 }
@@ -464,6 +479,21 @@ mod tests {
         assert_eq!(arrivals[0], 3);
         assert_eq!(arrivals[1..], (11..=1_150).collect::<Vec<_>>());
         assert!(pages > 2, "in parts");
+    }
+
+    #[tokio::test]
+    async fn an_id_in_the_middle_of_late_rows_names_those_that_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store_with(&folder, 10).await;
+        let last = ResumeId { arrival: 10, missing: vec![2, 3, 5, 7, 8] };
+        let mut replay = Replay::new(last, Position { arrival: 10, missing: [].into() });
+        let filter = StreamFilter { org: origin().org, machines: MachineFilter::default() };
+        let mut ids = Vec::new();
+        while !replay.is_done() {
+            let page = replay.next_page(&store, &filter, StreamKind::Telemetry).await.unwrap();
+            ids.extend(page.iter().map(|row| ResumeId::text(10, &row.missing)));
+        }
+        assert_eq!(ids, ["10~3.5.7.8", "10~5.7.8", "10~7.8", "10~8", "10"]);
     }
 
     #[test]

@@ -1,11 +1,18 @@
 //! The migrations of the schema, embedded in the binary. How to write one: `migrations/README.md`.
 
+use std::time::Duration;
+
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, query, query_scalar};
 
 use crate::{Database, Pool, StoreError, on};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The advisory lock that an instance holds while it migrates PostgreSQL.
+const MIGRATION_LOCK: i64 = 7_308_895_159_216_304_128;
+const LOCK_EVERY: Duration = Duration::from_millis(200);
 
 /// Why this program cannot use this database's schema.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +51,56 @@ impl Database {
     /// # Errors
     /// When the database is newer than this program, its history was changed, or a step fails.
     pub async fn migrate_up(&self) -> Result<(), StoreError> {
+        const DOING: &str = "waiting for another instance that migrates";
+        let lock = match &self.pool {
+            Pool::Sqlite(_) => None,
+            Pool::Postgres(pool) => {
+                let mut lock = lock_migrations(pool).await.map_err(StoreError::query(DOING))?;
+                self.drop_failed_indexes(&mut lock).await?;
+                Some(lock)
+            }
+        };
         let migrator = self.migrator();
         let known = migrator.iter().map(|m| m.version).max().unwrap_or(0);
-        on!(self, pool => migrator.run(pool).await).map_err(|error| {
+        let migrated = on!(self, pool => migrator.run(pool).await);
+        if let Some(lock) = lock {
+            // If this fails, the server has ended the connection, and its lock.
+            let _ = lock.close().await;
+        }
+        migrated.map_err(|error| {
             StoreError::Schema(match error {
                 MigrateError::VersionMissing(found) => SchemaError::TooNew { found, known },
                 MigrateError::VersionMismatch(version) => SchemaError::Changed { version },
                 other => SchemaError::Failed(other),
             })
         })
+    }
+
+    /// Drops the indexes that pending migrations make and that an earlier attempt left unfinished:
+    /// `IF NOT EXISTS` would keep them, and no query uses them.
+    async fn drop_failed_indexes(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        const DOING: &str = "dropping unfinished indexes";
+        let applied = self.applied().await?;
+        let pending = self.migrator().iter().filter(|m| m.no_tx && !applied.contains(&m.version));
+        let pending: Vec<&str> = pending.map(|m| m.sql.as_str()).collect();
+        let invalid: Vec<String> = query_scalar(
+            "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE NOT i.indisvalid AND n.nspname = current_schema()",
+        )
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(StoreError::query(DOING))?;
+        for name in invalid {
+            if pending.iter().any(|sql| sql.split_whitespace().any(|word| word == name)) {
+                // Safe in SQL: a migration has this very name.
+                query(AssertSqlSafe(format!("DROP INDEX {name}")))
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(StoreError::query(DOING))?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns all migrations, and whether each has been applied.
@@ -124,5 +172,24 @@ impl Database {
             }
         };
         Ok(rows.map_err(failed)?.into_iter().map(|m| m.version).collect())
+    }
+}
+
+/// Waits until no other instance migrates. The returned connection holds the lock until it is
+/// closed.
+///
+/// sqlx waits for a lock of its own within one statement. `CREATE INDEX CONCURRENTLY` waits for the
+/// end of all running statements: two instances would wait for each other.
+async fn lock_migrations(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = pool.acquire().await?.detach();
+    loop {
+        let locked: bool = query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(MIGRATION_LOCK)
+            .fetch_one(&mut connection)
+            .await?;
+        if locked {
+            return Ok(connection);
+        }
+        tokio::time::sleep(LOCK_EVERY).await;
     }
 }

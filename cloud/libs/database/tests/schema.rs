@@ -1,6 +1,6 @@
 //! Migrations: both dialects give the same tables and columns, and running them twice changes
 //! nothing.
-#![allow(clippy::unwrap_used)] // a test may break
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may break
 
 use std::collections::BTreeSet;
 
@@ -58,6 +58,41 @@ async fn both_dialects_give_the_same_tables_and_columns() {
         steps.iter().map(|step| (step.version, step.name.clone())).collect()
     };
     assert_eq!(listed(&steps), listed(&same), "the dialects have different migrations");
+}
+
+async fn invalid_indexes(database: &Database) -> i64 {
+    let Pool::Postgres(pool) = database.pool() else { return 0 };
+    let sql = "SELECT COUNT(*) FROM pg_index WHERE NOT indisvalid";
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_instances_that_migrate_at_once_do_not_wait_for_each_other() {
+    let cluster = Postgres::start().await.unwrap();
+    let config = DatabaseConfig { url: cluster.url().into(), ..DatabaseConfig::default() };
+    let one = Database::open(&config).await.unwrap();
+    let other = Database::open(&config).await.unwrap();
+    let (first, second) = tokio::join!(one.migrate_up(), other.migrate_up());
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(invalid_indexes(&one).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_an_interrupted_migration_left_is_made_again() {
+    let cluster = Postgres::start().await.unwrap();
+    let database = migrated(cluster.url()).await;
+    let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+    sqlx::raw_sql(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'sessions_sequence'::regclass; \
+         DELETE FROM _sqlx_migrations WHERE version = 16",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    assert_eq!(invalid_indexes(&database).await, 1);
+    database.migrate_up().await.unwrap();
+    assert_eq!(invalid_indexes(&database).await, 0);
 }
 
 /// Sets the schema back to version 12, adds rows that versions before 13 could store, and migrates.

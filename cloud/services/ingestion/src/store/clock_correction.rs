@@ -175,7 +175,12 @@ impl IngestStore {
         boot: i64,
         offset_ms: i64,
     ) -> Result<(), StoreError> {
-        self.put_offset((chain_no, boot), ClockOffset { offset_ms, estimated: true }).await
+        let estimate = ClockOffset { offset_ms, estimated: true };
+        // Each live frame of a clock that is not set gives an estimate.
+        if self.offsets.get(&(chain_no, boot)).is_some_and(|known| !estimate.replaces(known)) {
+            return Ok(());
+        }
+        self.put_offset((chain_no, boot), estimate).await
     }
 
     async fn put_offset(&self, boot: (i64, i64), offset: ClockOffset) -> Result<(), StoreError> {

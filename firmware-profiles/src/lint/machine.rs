@@ -164,7 +164,8 @@ fn check_bus_load(profile: &Profile, serial: &Serial, findings: &mut Findings) {
         .map(|(_, _, kind)| u64::from(kind.map_or(1, Type::words)).saturating_mul(2))
         .map(|bytes| bytes.saturating_add(8 + 5 + 7))
         .sum();
-    let line_ms = bytes.saturating_mul(bits).saturating_mul(1000) / u64::from(serial.baud.max(1));
+    let line_ms = bytes.saturating_mul(bits).saturating_mul(1000);
+    let line_ms = line_ms.checked_div(u64::from(serial.baud)).unwrap_or(u64::MAX);
     let gaps_ms = profile.timing.min_gap_ms.saturating_mul(profile.channels.len() as u64);
     let reading_ms = line_ms.saturating_add(gaps_ms);
     if reading_ms.saturating_mul(2) > profile.timing.poll_ms {

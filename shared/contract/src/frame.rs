@@ -488,6 +488,9 @@ fn decimals_of(values: &[Option<f64>]) -> Option<u8> {
     values.iter().flatten().all(exact).then_some(decimals)
 }
 
+/// The largest number of items in a column's remarks: an index and a code for each sample.
+const QUALITY_ITEMS_MAX: u64 = 2 * SAMPLES_MAX as u64;
+
 fn power_of_ten(decimals: u8) -> f64 {
     10_f64.powi(i32::from(decimals))
 }
@@ -562,7 +565,7 @@ impl Column {
                 Some(r.f64("columns[].values")?)
             });
         }
-        let length = r.array("columns[].quality", 2 * SAMPLES_MAX as u64)?;
+        let length = r.array("columns[].quality", QUALITY_ITEMS_MAX)?;
         if length % 2 != 0 {
             return Err(r.malformed("columns[].quality", "pairs of index and code"));
         }

@@ -1,5 +1,5 @@
 # `make demo` shows the product, `make test` proves it. Each target installs what it needs.
-.PHONY: help demo test lint doc coverage deny bench fuzz install clean package
+.PHONY: help demo test lint doc coverage deny bench attack fuzz install clean package
 .DEFAULT_GOAL := help
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -51,6 +51,13 @@ bench:
 	@tools/install test
 	cargo build --profile dist --bin simcorp --bin simcorp-bench
 	target/dist/simcorp-bench ingest --machines 1000 --rate 10000 --seconds 20
+
+## attack: attack the control plane for ten minutes beside an honest tenant, on both defaults
+attack:
+	@tools/install test
+	cargo build --profile dist --bin simcorp --bin simcorp-bench
+	target/dist/simcorp-bench attack
+	target/dist/simcorp-bench attack --database sqlite --broker embedded
 
 ## fuzz: run each decoder's fuzz target for a minute
 fuzz:

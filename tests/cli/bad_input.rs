@@ -47,6 +47,11 @@ async fn the_control_plane_reports_mistakes_in_its_configuration() -> anyhow::Re
         ),
         (vec!["serve", "--set=console.listen=0.0.0.0:8080"], 64, "not a loopback address"),
         (vec!["serve", "--set=auth.mode=none"], 64, "auth.mode: unknown variant"),
+        (
+            vec!["serve", "--set=auth.mode=oidc", "--set=auth.oidc.issuer=https://issuer.example"],
+            64,
+            "auth.oidc.audience: is required",
+        ),
         (vec!["serve", "--config=/nowhere.toml"], 64, "/nowhere.toml: cannot be read"),
         (vec!["serve", "ingestion", &data, &taken], 1, "is in use by another program"),
         (

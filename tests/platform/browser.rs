@@ -46,3 +46,31 @@ async fn development_mode_reads_json_only_by_its_name_and_creates_no_keys() -> a
     assert!(typed.text().await?.contains("auth.mode is dev"));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn made_up_methods_share_one_series_and_deep_traces_are_refused() -> anyhow::Result<()> {
+    let stack = Stack::start(&["kernel"], &[]).await?;
+    let client = client();
+    for n in 0..20 {
+        let method = reqwest::Method::from_bytes(format!("MADEUP{n}").as_bytes())?;
+        client.request(method, stack.url("kernel", "/missions")).send().await?;
+    }
+    let metrics = client.get(stack.url("kernel", "/metrics")).send().await?.text().await?;
+    assert!(metrics.contains("method=\"OTHER\"") && !metrics.contains("MADEUP"), "{metrics}");
+
+    // One level more than what can be read back from where it is stored.
+    let deep = format!("{}1{}", "[".repeat(124), "]".repeat(124));
+    let trace = format!(
+        r#"{{"traceId":"t","agentId":"a","missionId":"m","status":"SUCCESS","mission":{{"x":{deep}}},
+            "startedAt":"2026-11-27T10:00:00.000Z","entries":[]}}"#
+    );
+    let kept = client
+        .post(stack.url("kernel", "/traces"))
+        .header("content-type", "application/json")
+        .body(trace)
+        .send()
+        .await?;
+    assert_eq!(kept.status(), 400, "{}", kept.text().await?);
+    assert_eq!(client.get(stack.url("kernel", "/traces")).send().await?.status(), 200);
+    Ok(())
+}

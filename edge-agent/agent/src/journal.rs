@@ -211,6 +211,13 @@ pub struct Journal {
     pub lost_frames: u64,
 }
 
+/// Creates the journal's file so that only its owner may read it, if it does not exist. SQLite gives
+/// the same permissions to the files beside it. An error is left to SQLite, which reports it.
+fn create_private(path: &Path) {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let _ = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+}
+
 impl Journal {
     /// Opens the journal in `folder`, or creates it.
     ///
@@ -225,6 +232,7 @@ impl Journal {
 
     fn open_file(path: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         const DOING: &str = "opening the journal";
+        create_private(path);
         let db = Connection::open(path).map_err(JournalError::sql(DOING))?;
         Self::set_up(db, path, quota_mb.saturating_mul(1024 * 1024))
     }

@@ -138,11 +138,11 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
         let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
         let listener = BoundedListener::new(listener, CONNECTIONS);
-        tokio::spawn(http::serve(listener, app, stop.clone()));
+        tasks.spawn("artisan-websocket", serve_until(listener, app, stop.clone()));
     }
     let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
     let listener = BoundedListener::new(listener, CONNECTIONS);
-    let serving = tokio::spawn(http::serve(listener, app, stop.clone()));
+    tasks.spawn("local-page", serve_until(listener, app, stop.clone()));
     tasks.spawn("metrics", upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
     tasks.spawn("watchdog", watchdog::run(state.clone(), clock, idle_ms, stop.clone()));
@@ -160,7 +160,6 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     tokio::task::spawn_blocking(move || writer_thread.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the journal writer panicked"))?;
-    serving.await??;
     if tokio::time::timeout(TASKS_STOP_TIME_MAX, tasks.wait()).await.is_err() {
         tracing::warn!("stopping without the tasks that have not ended");
     }
@@ -302,6 +301,13 @@ fn start_sampler(
         ))
     });
     Ok(thread?)
+}
+
+/// Serves HTTP until `stop`. The agent samples on without its page.
+async fn serve_until(listener: BoundedListener, app: axum::Router, stop: CancellationToken) {
+    if let Err(error) = http::serve(listener, app, stop).await {
+        tracing::error!(%error, "a listener of the gateway failed");
+    }
 }
 
 async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {

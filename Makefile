@@ -59,11 +59,14 @@ attack:
 	target/dist/simcorp-bench attack
 	target/dist/simcorp-bench attack --database sqlite --broker embedded
 
-## fuzz: run each decoder's fuzz target for a minute
+# How long each fuzz target runs; 330 make an hour in all.
+FUZZ_SECONDS ?= 60
+
+## fuzz: run each decoder's fuzz target for a minute, or FUZZ_SECONDS=330
 fuzz:
 	@tools/install fuzz
-	cd fuzz && for target in frame receipt envelope cose alog recording workbook machines profile purpose; do \
-	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=60 || exit 1; done
+	cd fuzz && for target in frame receipt envelope cose ingest alog recording workbook machines profile purpose; do \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 ## package: build the gateway's package and try it under a systemd of its own (needs root)
 package:

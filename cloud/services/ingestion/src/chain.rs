@@ -1,5 +1,7 @@
 //! Tracks which frames of a chain have arrived. Pure, so that tests can try every order of arrival.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use contract::{Digest, FrameRange};
 
 /// The maximum number of gaps in a chain. A frame that would make one more waits at the edge until
@@ -68,9 +70,9 @@ impl ChainState {
         let next = self.next.max(1);
         if number >= next {
             if number > next {
-                self.gaps.push(FrameRange { first: next, last: number - 1 });
+                self.gaps.push(FrameRange { first: next, last: number.saturating_sub(1) });
             }
-            self.next = number + 1;
+            self.next = number.saturating_add(1);
             self.last_digest = Some(digest);
             return;
         }
@@ -80,16 +82,18 @@ impl ChainState {
         };
         let gap = self.gaps.remove(i);
         if number < gap.last {
-            self.gaps.insert(i, FrameRange { first: number + 1, last: gap.last });
+            self.gaps.insert(i, FrameRange { first: number.saturating_add(1), last: gap.last });
         }
         if number > gap.first {
-            self.gaps.insert(i, FrameRange { first: gap.first, last: number - 1 });
+            self.gaps.insert(i, FrameRange { first: gap.first, last: number.saturating_sub(1) });
         }
     }
 
     #[must_use]
     pub fn missing(&self) -> u64 {
-        self.gaps.iter().map(|gap| gap.last - gap.first + 1).sum()
+        let lengths =
+            self.gaps.iter().map(|gap| gap.last.saturating_sub(gap.first).saturating_add(1));
+        lengths.fold(0, u64::saturating_add)
     }
 
     /// Returns whether every frame from `first` to `last` has arrived.

@@ -6,6 +6,8 @@
 //!
 //! The order of arrival does not matter, and the correction never delays the storing of frames.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -153,7 +155,8 @@ pub fn start(store: IngestStore, dating: ClockCorrection, tasks: &Tasks, stop: C
     });
 }
 
-async fn pass(
+/// Corrects the dates of the boots that were noted, or of all that need it if `everything` is set.
+pub(crate) async fn pass(
     store: &IngestStore,
     dating: &ClockCorrection,
     everything: bool,

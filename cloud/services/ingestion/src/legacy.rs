@@ -9,6 +9,8 @@
 //! A field that cannot be read costs only itself, and a time that cannot be right is replaced
 //! ([`stamp`]); what the publisher said is returned as it came ([`crate::published`]).
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod roast;
 mod stamp;
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod bus;
 pub mod chain;
 mod clock_correction;
 mod config;
+pub mod dry_run;
 mod keys;
 mod legacy;
 mod live_tail;

@@ -1,6 +1,8 @@
 //! What the publishers of upstream Sim-Corp say beyond what a frame can hold: stored beside their
 //! samples and events, and returned as it came.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::BTreeMap;
 
 use contract::point::ExtraValue;
@@ -77,7 +79,8 @@ impl PublishedSamples {
     #[must_use]
     pub fn memory(&self) -> usize {
         const CONTEXT: usize = 250;
-        self.elapsed_s.len() * size_of::<Option<f64>>() + self.contexts.len() * CONTEXT
+        let elapsed = self.elapsed_s.len().saturating_mul(size_of::<Option<f64>>());
+        elapsed.saturating_add(self.contexts.len().saturating_mul(CONTEXT))
     }
 
     /// Subtracts `shift_s` from all elapsed seconds; none becomes negative.
@@ -99,7 +102,7 @@ impl PublishedSamples {
         self.elapsed_s.resize(len, None);
         self.elapsed_s.extend((from..=to).map(|i| frame.and_then(|frame| frame.elapsed_s(i))));
         let nothing = SampleContext::default();
-        let mut lost = 0;
+        let mut lost = 0_u64;
         for i in from..=to {
             let context = frame.and_then(|frame| frame.context(i)).unwrap_or(&nothing);
             let last = self.contexts.last().map(|(_, last)| last);
@@ -112,7 +115,7 @@ impl PublishedSamples {
                 self.contexts.push((first, context.clone()));
                 continue;
             }
-            lost += u64::from(*context != nothing);
+            lost = lost.saturating_add(u64::from(*context != nothing));
             if last != Some(&nothing) {
                 self.contexts.push((first, SampleContext::default()));
             }

@@ -6,6 +6,8 @@
 //! A new receipt or a timer starts a pass. It takes no input; the next pass repeats a failed one.
 //! In a pass each organisation has its turn, with a few of its receipts.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,15 +59,8 @@ pub fn start(
 ) {
     tasks.spawn("receipts", async move {
         let mut curves = FIRST;
-        let mut reconciler = Reconciler {
-            store,
-            bus,
-            clock,
-            verdicts: Verdicts::default(),
-            cursors: HashMap::new(),
-            has_completed: AtomicBool::new(false),
-        };
-        let mut curves_due = Instant::now();
+        let mut reconciler = Reconciler::new(store, bus, clock);
+        let mut curves_made: Option<Instant> = None;
         let mut wait = PASS_EVERY;
         loop {
             tokio::select! {
@@ -83,10 +78,10 @@ pub fn start(
                 }
             };
             tokio::time::sleep(PASS_GAP).await;
-            if Instant::now() < curves_due {
+            if curves_made.is_some_and(|at| at.elapsed() < CURVES_EVERY) {
                 continue;
             }
-            curves_due = Instant::now() + CURVES_EVERY;
+            curves_made = Some(Instant::now());
             let now = (reconciler.clock)();
             if let Err(error) = make_curves(&reconciler.store, now, &mut curves).await {
                 tracing::warn!(%error, "could not make curves; the next pass retries");
@@ -95,7 +90,7 @@ pub fn start(
     });
 }
 
-struct Reconciler {
+pub(crate) struct Reconciler {
     store: IngestStore,
     bus: Option<Bus>,
     clock: Clock,
@@ -107,7 +102,19 @@ struct Reconciler {
 }
 
 impl Reconciler {
-    async fn pass(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn new(store: IngestStore, bus: Option<Bus>, clock: Clock) -> Self {
+        Self {
+            store,
+            bus,
+            clock,
+            verdicts: Verdicts::default(),
+            cursors: HashMap::new(),
+            has_completed: AtomicBool::new(false),
+        }
+    }
+
+    /// Checks receipts of each organisation in turn.
+    pub(crate) async fn pass(&mut self) -> Result<(), StoreError> {
         let orgs = self.store.orgs_with_open_receipts().await?;
         let mut cursors = std::mem::take(&mut self.cursors);
         let mut waiting = Vec::with_capacity(orgs.len());
@@ -227,7 +234,8 @@ impl Reconciler {
         let mut digests = Vec::new();
         let mut first = receipt.first_frame;
         while first <= receipt.last_frame {
-            let last = receipt.last_frame.min(first.saturating_add(DIGESTS_A_READ - 1));
+            let last =
+                receipt.last_frame.min(first.saturating_add(DIGESTS_A_READ.saturating_sub(1)));
             digests.extend(self.store.digests(open.chain_no, first, last).await?.concat());
             first = last.saturating_add(1);
         }
@@ -251,15 +259,16 @@ fn in_turn(waiting: Vec<Vec<OpenReceipt>>) -> Vec<OpenReceipt> {
 /// Makes the curves of sessions that will not become complete, or not soon. A curve that still
 /// lacks samples is made again in each round, until `SETTLED_AFTER` has passed since the session was
 /// first seen closed.
-async fn make_curves(
+pub(crate) async fn make_curves(
     store: &IngestStore,
     now: EpochMs,
     cursor: &mut (i64, String),
 ) -> Result<(), StoreError> {
     let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     let after = (cursor.0, cursor.1.as_str());
-    let sessions =
-        store.sessions_without_curve(now.plus_ms(-ms(CURVE_AFTER)), after, CURVES_A_PASS).await?;
+    let sessions = store
+        .sessions_without_curve(now.plus_ms(ms(CURVE_AFTER).saturating_neg()), after, CURVES_A_PASS)
+        .await?;
     let last = sessions.last().map(|last| (last.started_ms, last.session_id.clone()));
     *cursor = last.unwrap_or(FIRST);
     for pending in sessions {

@@ -2,6 +2,8 @@
 //! roast events, both into the envelopes of the streams. Pure. The API, the streams and the live
 //! tail all use these functions, so that a row looks the same wherever a client reads it.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::HashMap;
 
 use contract::envelope::{Envelope, Payload, Verification};
@@ -50,11 +52,13 @@ impl CommittedRow {
                 let texts = [&frame.extras, &frame.quality];
                 let texts: usize = texts.into_iter().flatten().map(String::len).sum();
                 let published = frame.published.as_ref().map_or(0, PublishedSamples::memory);
-                frame.len() * (4 + 8 * columns) + texts + published
+                let values =
+                    frame.len().saturating_mul(columns.saturating_mul(8).saturating_add(4));
+                values.saturating_add(texts).saturating_add(published)
             }
             Content::Event { memory, .. } => *memory,
         };
-        ROW + content
+        content.saturating_add(ROW)
     }
 
     /// Returns up to `most` envelopes from the one at index `from`.
@@ -65,7 +69,7 @@ impl CommittedRow {
                 if from >= end {
                     return Vec::new();
                 }
-                let range = (frame.seq_at(from), frame.seq_at(end - 1));
+                let range = (frame.seq_at(from), frame.seq_at(end.saturating_sub(1)));
                 frame_envelopes(frame, &self.origin, kid.as_deref(), session.as_deref(), range)
             }
             Content::Event { envelope, .. } if from == 0 => vec![(**envelope).clone()],
@@ -183,7 +187,7 @@ pub fn committed_event(org: &str, row: EventRow) -> Option<CommittedRow> {
     let event = roast_event(&row, &origin.machine)?;
     let kid = PublishedEvent::parse(row.published.as_deref()).kid;
     // Its parsed payload takes a multiple of its text.
-    let memory = 4 * row.published.as_ref().map_or(0, String::len);
+    let memory = row.published.as_ref().map_or(0, String::len).saturating_mul(4);
     let envelope = Envelope {
         ts: event.ts,
         origin: origin.clone(),

@@ -1,6 +1,8 @@
 //! Publishes `SessionClosed` events through the outbox: once a session is complete, or waiting
 //! longer would not help. Each event is resent until a service acknowledges it.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::time::Duration;
 
 use contract::mission::CloseReason;
@@ -101,7 +103,7 @@ pub fn start(
 /// Closes abandoned sessions and puts the closed sessions that can be published into the outbox. A
 /// session that fails does not block the others: each pass continues after the last one, then
 /// starts over.
-async fn close_and_enqueue(
+pub(crate) async fn close_and_enqueue(
     store: &IngestStore,
     now: EpochMs,
     [running, closed]: &mut [(i64, String); 2],

@@ -665,6 +665,40 @@ async fn a_duration_stored_by_dates_that_contradict_each_other_is_not_shown(stor
     }
 }
 
+/// A gateway's clock was set during the roast: the receipt's two dates are of two clocks.
+async fn a_receipt_whose_dates_are_decades_apart_measures_nothing(store: &IngestStore) {
+    let no = name(store).await;
+    for (started, ended) in [(EpochMs(0), NOW), (NOW, EpochMs(253_402_214_400_000))] {
+        let receipt = Receipt {
+            origin: origin(),
+            session: SessionId::new(format!("S-{}", started.0)).unwrap(),
+            chain: CHAIN,
+            first_frame: 2,
+            last_frame: 5,
+            first_seq: 15,
+            last_seq: 44,
+            started,
+            ended,
+            digest: Digest([0; 32]),
+        };
+        store.store_receipt(no, &receipt, b"signed", NOW).await.unwrap();
+        let session = store.session(&origin().org, receipt.session.as_str()).await.unwrap();
+        let session = session.unwrap();
+        assert_eq!((session.started_ms, session.duration_s()), (NOW.0, Some(0.0)), "{started}");
+    }
+}
+
+/// Single precision holds no number of this size: an infinity would spread to totals and JSON.
+async fn a_value_beyond_single_precision_is_stored_as_missing(store: &IngestStore) {
+    let mut verified = frame(1, 0.0);
+    verified.frame.columns[0].values[4] = Some(f64::MAX);
+    assert_eq!(commit(store, &[verified]).await.0, [Outcome::Stored]);
+    let no = name(store).await;
+    let stored = store.frames_of_range(&origin().org, no.chain, 0, 9, 10).await.unwrap();
+    let values = [3, 4, 5].map(|i| stored[0].value(&Channel::Bt, i));
+    assert_eq!(values, [Some(150.3), None, Some(150.5)]);
+}
+
 async fn open_receipts_are_found_by_organisation(store: &IngestStore) {
     let sessions: &[(&str, &[i64])] = &[("acme", &[1, 2, 3]), ("beta", &[9]), ("zeta", &[])];
     for (org, starts) in sessions {
@@ -931,6 +965,8 @@ on_both!(
     no_date_is_stored_in_the_future,
     a_clock_set_between_charge_and_its_detection_changes_no_time,
     a_duration_stored_by_dates_that_contradict_each_other_is_not_shown,
+    a_receipt_whose_dates_are_decades_apart_measures_nothing,
+    a_value_beyond_single_precision_is_stored_as_missing,
     open_receipts_are_found_by_organisation,
     a_curve_of_a_part_is_made_again,
     a_roast_without_an_end_does_not_take_the_next_one,

@@ -52,7 +52,10 @@ pub async fn machines(
             session_started_at: session.map(|s| EpochMs(s.started_ms)),
             last_event: event.as_ref().and_then(|e| EventKind::parse(&e.kind)),
             last_event_at: event.as_ref().map(|e| EpochMs(e.at_ms)),
-            missing_frames: gaps.iter().map(|(first, last)| last - first + 1).sum(),
+            missing_frames: gaps
+                .iter()
+                .map(|(first, last)| last.saturating_sub(*first).saturating_add(1))
+                .sum(),
         });
     }
     Ok(Json(join(&store.machine_names(org).await?, statuses)))

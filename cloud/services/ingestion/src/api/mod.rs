@@ -11,6 +11,8 @@ mod resume_id;
 mod sessions;
 mod stream;
 mod telemetry;
+#[cfg(test)]
+mod whole_way;
 
 use axum::extract::FromRef;
 use cache::Cache;

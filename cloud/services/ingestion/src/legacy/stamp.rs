@@ -42,7 +42,7 @@ impl Stamp {
     ) -> Self {
         let Some(own) = own else { return Self::of_arrival(None, now) };
         let within = |at: EpochMs, behind_ms: i64, ahead_ms: i64| {
-            (now.plus_ms(-behind_ms)..=now.plus_ms(ahead_ms)).contains(&at)
+            (now.plus_ms(behind_ms.saturating_neg())..=now.plus_ms(ahead_ms)).contains(&at)
         };
         let on_time = within(own, ON_TIME_MS, ON_TIME_MS);
         let moved = moved_ms.map(|ms| own.plus_ms(ms));

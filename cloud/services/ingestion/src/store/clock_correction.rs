@@ -4,6 +4,8 @@
 //!
 //! [`SessionRow::elapsed_ms`]: super::SessionRow::elapsed_ms
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
 use contract::ClockQuality;
@@ -267,12 +269,12 @@ impl IngestStore {
         if self.offset_of((chain_no, boot)).await?.is_none() {
             return Ok(0);
         }
-        let mut dated = 0;
+        let mut dated = 0_u64;
         loop {
             let mut tx = self.database.begin().await?;
             let part = correct_batch(&mut tx, (chain_no, boot)).await?;
             tx.commit().await?;
-            dated += part;
+            dated = dated.saturating_add(part);
             if part < FRAMES_PER_TX.unsigned_abs() {
                 return Ok(dated);
             }

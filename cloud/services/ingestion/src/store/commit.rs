@@ -1,6 +1,8 @@
 //! Commits one batch in one transaction: locks the chains, decides which frames are new, inserts
 //! them and records the progress.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::{BTreeMap, HashMap};
 
 use ::database::sqlx::{self, AssertSqlSafe};
@@ -282,10 +284,10 @@ async fn seq_of(
     Ok(match new.verified.numbering {
         Numbering::Edge => number(event.seq),
         Numbering::Arrival { .. } if event.kind == EventKind::Charge => {
-            tx.sample_before(chain, event.at.0).await?.unwrap_or(0) + 1
+            tx.sample_before(chain, event.at.0).await?.unwrap_or(0).saturating_add(1)
         }
         Numbering::Arrival { .. } => {
-            tx.sample_before(chain, event.at.0 + 1).await?.unwrap_or(new.first_seq)
+            tx.sample_before(chain, event.at.0.saturating_add(1)).await?.unwrap_or(new.first_seq)
         }
     })
 }

@@ -1,6 +1,8 @@
 //! Curves: the samples of a closed session in one row, which is quick to read and remains when
 //! retention drops the frames.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use ::database::sqlx::{FromRow, query, query_as, query_scalar};
 use ::database::{Pool, StoreError, on};
 use contract::{EpochMs, OrgId};
@@ -163,14 +165,14 @@ impl IngestStore {
         let (first, last) = session.range();
         if session.last_seq.is_some() {
             // A session whose CHARGE never arrived is not longer either.
-            return Ok((first.max(last.saturating_sub(SAMPLES_MAX - 1)), last));
+            return Ok((first.max(last.saturating_sub(SAMPLES_MAX).saturating_add(1)), last));
         }
         let next: Option<i64> = on!(self.database, pool => query_scalar(
             "SELECT MIN(first_seq) FROM sessions WHERE chain_no = $1 AND first_seq > $2")
             .bind(session.chain_no).bind(first).fetch_one(pool).await)
         .map_err(StoreError::query("finding where a session ends"))?;
-        let most = first.saturating_add(SAMPLES_MAX - 1);
-        Ok((first, next.map_or(most, |next| (next - 1).min(most))))
+        let most = first.saturating_add(SAMPLES_MAX).saturating_sub(1);
+        Ok((first, next.map_or(most, |next| next.saturating_sub(1).min(most))))
     }
 
     async fn put_curve(

@@ -3,6 +3,8 @@
 //! Memory is bounded by values and not by frames: a frame is small when its columns are empty, and
 //! each new column name is as long as the whole curve. What does not fit is dropped and counted.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -120,9 +122,10 @@ impl<'s> CurveAssembly<'s> {
         append_columns(row, session, frame, &range);
         if frame.published.is_some() || row.published.is_some() {
             let published = row.published.get_or_insert_default();
-            let range = (from, end - 1);
-            self.dropped.contexts +=
+            let range = (from, end.saturating_sub(1));
+            let dropped =
                 published.append(len, frame.published.as_ref(), range, self.bounds.contexts);
+            self.dropped.contexts = self.dropped.contexts.saturating_add(dropped);
         }
         self.append_extras(&parse(frame.extras.as_deref()), &range, len);
         self.append_remarks(parse(frame.quality.as_deref()), &range, len);
@@ -131,18 +134,19 @@ impl<'s> CurveAssembly<'s> {
 
     /// Appends the extra channels of a frame to a curve that had `len` samples.
     fn append_extras(&mut self, new: &Extras, range: &Range<usize>, len: usize) {
-        let total = len + range.len();
+        let total = len.saturating_add(range.len());
         let fits = |columns: usize, bounds: &CurveBounds| {
             columns <= bounds.extras && columns.saturating_mul(total) <= bounds.extra_values
         };
         while !fits(self.extras.len(), &self.bounds) {
             let Some(newest) = self.names.pop() else { break };
             let values = self.extras.remove(&newest).unwrap_or_default();
-            self.dropped.values += count(&values);
-            self.text_bytes -= values.iter().flatten().map(text_bytes).sum::<usize>();
+            self.dropped.values = self.dropped.values.saturating_add(count(&values));
+            let bytes: usize = values.iter().flatten().map(text_bytes).sum();
+            self.text_bytes = self.text_bytes.saturating_sub(bytes);
             let remarks = self.remarks.remove(&newest).unwrap_or_default();
-            self.remark_count -= remarks.len();
-            self.dropped.remarks += remarks.len() as u64;
+            self.remark_count = self.remark_count.saturating_sub(remarks.len());
+            self.dropped.remarks = self.dropped.remarks.saturating_add(remarks.len() as u64);
         }
         for (name, values) in new {
             let given = count(values.get(range.clone()).unwrap_or_default());
@@ -150,11 +154,11 @@ impl<'s> CurveAssembly<'s> {
             if given == 0 || self.extras.contains_key(name) {
                 continue;
             }
-            if fits(self.extras.len() + 1, &self.bounds) {
+            if fits(self.extras.len().saturating_add(1), &self.bounds) {
                 self.names.push(name.clone());
                 self.extras.insert(name.clone(), vec![None; len]);
             } else {
-                self.dropped.values += given;
+                self.dropped.values = self.dropped.values.saturating_add(given);
             }
         }
         for (name, all) in &mut self.extras {
@@ -163,10 +167,10 @@ impl<'s> CurveAssembly<'s> {
                 let value = new.and_then(|new| new.get(i).cloned().flatten())?;
                 let bytes = text_bytes(&value);
                 if bytes > self.bounds.text_bytes.saturating_sub(self.text_bytes) {
-                    self.dropped.values += 1;
+                    self.dropped.values = self.dropped.values.saturating_add(1);
                     return None;
                 }
-                self.text_bytes += bytes;
+                self.text_bytes = self.text_bytes.saturating_add(bytes);
                 Some(value)
             }));
         }
@@ -177,16 +181,19 @@ impl<'s> CurveAssembly<'s> {
         for (name, remarks) in new {
             let known = self.extras.contains_key(&name)
                 || Channel::STANDARD.iter().any(|standard| standard.as_str() == name);
+            // `None` for a remark on a sample before the range.
+            let shift = |i: usize| i.checked_sub(range.start)?.checked_add(len);
             let inside = remarks.into_iter().filter(|(i, _)| range.contains(i));
             let mut shifted: Vec<_> =
-                inside.map(|(i, code)| (len + i - range.start, code)).collect();
+                inside.filter_map(|(i, code)| Some((shift(i)?, code))).collect();
             let free =
                 if known { self.bounds.remarks.saturating_sub(self.remark_count) } else { 0 };
             let kept = shifted.len().min(free);
-            self.dropped.remarks += (shifted.len() - kept) as u64;
+            let lost = shifted.len().saturating_sub(kept) as u64;
+            self.dropped.remarks = self.dropped.remarks.saturating_add(lost);
             shifted.truncate(kept);
             if kept > 0 {
-                self.remark_count += kept;
+                self.remark_count = self.remark_count.saturating_add(kept);
                 self.remarks.entry(name).or_default().extend(shifted);
             }
         }

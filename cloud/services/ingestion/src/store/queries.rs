@@ -325,10 +325,10 @@ impl Totals {
                 continue;
             }
             *next = seq.saturating_add(1);
-            self.points += 1;
+            self.points = self.points.saturating_add(1);
             match frame.trust {
-                0 => self.verified += 1,
-                _ => self.unsigned += 1,
+                0 => self.verified = self.verified.saturating_add(1),
+                _ => self.unsigned = self.unsigned.saturating_add(1),
             }
             if let Some(bt) = frame.value(&Channel::Bt, i) {
                 self.max_bt_c = Some(self.max_bt_c.map_or(bt, |max: f64| max.max(bt)));

@@ -1,11 +1,14 @@
 //! A frame as a row: its columns as arrays (`real[]`, or JSON text on SQLite).
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use ::database::sqlx::postgres::PgRow;
 use ::database::sqlx::sqlite::SqliteRow;
 use ::database::sqlx::{Error, FromRow, Row as _};
 use contract::point::ExtraValue;
 use contract::{Channel, EpochMs, Frame};
 
+use super::batch_tx::{NewFrame, number};
 use crate::published::{PublishedMessage, PublishedSamples};
 use crate::verified_frame::VerifiedFrame;
 
@@ -104,6 +107,32 @@ impl FromRow<'_, SqliteRow> for FrameRow {
 }
 
 impl FrameRow {
+    /// Returns the row that the database stores for a frame, as it is read back.
+    pub(super) fn of(new: &NewFrame<'_>) -> Self {
+        let verified = new.verified;
+        let frame = &verified.frame;
+        let offsets = frame.offsets_ms.iter().map(|ms| i32::try_from(*ms).unwrap_or(i32::MAX));
+        let published = verified.published.as_ref().and_then(PublishedMessage::of_samples);
+        Self {
+            chain_no: new.no.chain,
+            number: new.number,
+            machine_no: new.no.machine,
+            arrival: 1,
+            boot: Some(frame.boot_id.cast_signed()),
+            mono_ms: number(frame.mono_ms),
+            first_seq: new.first_seq,
+            t0_ms: new.date.t0_ms,
+            wall_ms: new.date.wall_ms,
+            offsets_ms: offsets.collect(),
+            values: columns_of(frame),
+            extras: extras_of(verified),
+            quality: quality_of(frame),
+            trust: verified.trust.code(),
+            received_ms: verified.received.0,
+            published: PublishedSamples::parse(published.as_deref()),
+        }
+    }
+
     /// Returns the number of samples.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -126,7 +155,7 @@ impl FrameRow {
 
     #[must_use]
     pub fn sample_at(&self, i: usize) -> EpochMs {
-        EpochMs(self.t0_ms + i64::from(self.offsets_ms.get(i).copied().unwrap_or(0)))
+        EpochMs(self.t0_ms).plus_ms(i64::from(self.offsets_ms.get(i).copied().unwrap_or(0)))
     }
 
     #[must_use]
@@ -141,12 +170,14 @@ pub fn end_of(frames: &[FrameRow]) -> Option<i64> {
     frames.iter().map(|frame| frame.seq_at(frame.len())).max()
 }
 
-/// Returns a frame's standard columns in the form in which the database stores them.
+/// Returns a frame's standard columns in the form in which the database stores them. A value that
+/// single precision cannot hold is stored as missing: an infinity would spread to totals and JSON.
 pub fn columns_of(frame: &Frame) -> [Values; 7] {
     Channel::STANDARD.map(|channel| {
         let column = frame.column(&channel)?;
         #[allow(clippy::cast_possible_truncation)] // to single precision, on purpose
-        let values = column.values.iter().map(|v| v.map(|v| v as f32)).collect();
+        let values =
+            column.values.iter().map(|v| v.map(|v| v as f32).filter(|v| v.is_finite())).collect();
         Some(values)
     })
 }

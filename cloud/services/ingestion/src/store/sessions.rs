@@ -1,12 +1,14 @@
 //! Sessions: the events of frames open, fill and close them. Sample numbers order the sessions of a
 //! chain; no date does.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use ::database::sqlx::{self, FromRow, query};
 use ::database::{StoreError, on};
-use contract::{ClockQuality, EpochMs, EventKind, Frame, MachineEvent, SessionId};
+use contract::{ClockQuality, EpochMs, EventKind, Frame, MachineEvent, Origin, SessionId};
 
 use super::clock_correction::FrameDate;
-use super::{ChainNo, FrameRow, IngestStore};
+use super::{ChainNo, EventRow, FrameRow, IngestStore};
 use crate::verified_frame;
 
 /// The change that one event makes to its session, whatever the order in which events arrive.
@@ -38,6 +40,9 @@ struct GatewayClocks {
     /// The time of the event since CHARGE.
     elapsed_ms: i64,
 }
+
+/// The longest roast, in ms: as long as the elapsed time that an event may have.
+const ROAST_MS_MAX: i64 = 10_000_000_000;
 
 /// One statement with the values it needs.
 pub(super) enum Statement<'c> {
@@ -212,6 +217,61 @@ impl SessionChange {
         }
     }
 
+    /// Returns the session that this change opens, as it is read back.
+    pub(super) fn session_row(&self, origin: &Origin) -> SessionRow {
+        let is = |kind| self.event.as_ref().filter(|event| event.kind == kind);
+        let (fc, drop) = (is(EventKind::Fc), is(EventKind::Drop));
+        let begins = self.event.is_none() || is(EventKind::Charge).is_some();
+        let began = self.clocks.filter(|_| begins);
+        SessionRow {
+            session_id: self.session.to_string(),
+            site_id: origin.site.to_string(),
+            machine_id: origin.machine.to_string(),
+            machine_no: self.no.machine,
+            chain_no: self.no.chain,
+            kid: String::new(),
+            started_ms: self.started.0,
+            ended_ms: drop.map(|event| event.at.0),
+            status: if drop.is_some() { "CLOSED" } else { "ACTIVE" }.to_owned(),
+            first_seq: begins.then_some(self.seq),
+            last_seq: drop.map(|_| self.seq),
+            fc_s: fc.map(|event| event.elapsed_s),
+            drop_s: drop.map(|event| event.elapsed_s),
+            completeness: "open".to_owned(),
+            points: None,
+            verified_points: None,
+            unsigned_points: None,
+            failed_points: None,
+            max_bt_c: None,
+            wall_started_ms: self.clocks.map(|clocks| clocks.wall_started_ms),
+            boot: began.map(|clocks| clocks.boot),
+            start_mono_ms: began.map(|clocks| clocks.start_mono_ms),
+            closed_seen_ms: None,
+            start_estimated: 0,
+        }
+    }
+
+    /// Returns the event of this change in a session that began at `started`, as it is read back.
+    pub(super) fn event_row(&self, origin: &Origin, started: EpochMs) -> Option<EventRow> {
+        let event = self.event.as_ref()?;
+        let measured = self.clocks.map(|clocks| started.plus_ms(clocks.elapsed_ms));
+        Some(EventRow {
+            arrival: 1,
+            session_id: self.session.to_string(),
+            site_id: origin.site.to_string(),
+            machine_id: origin.machine.to_string(),
+            machine_no: self.no.machine,
+            kind: event.kind.as_str().to_owned(),
+            source: event.source.as_str().to_owned(),
+            at_ms: measured.unwrap_or(event.at).0,
+            elapsed_s: event.elapsed_s,
+            bt_c: event.bt_c,
+            note: event.note.clone(),
+            trust: self.trust,
+            published: self.published.clone(),
+        })
+    }
+
     pub(super) fn statements(&self) -> [Option<Statement<'_>>; 2] {
         [
             Some(Statement::Session(self)),
@@ -341,7 +401,12 @@ impl IngestStore {
         // A roast does not end in the future; how long it took is right all the same.
         let ahead_ms = verified_frame::ahead_ms(receipt.ended, now);
         let duration_ms = receipt.ended.ms_since(receipt.started).max(0);
-        let started = receipt.started.plus_ms(-ahead_ms);
+        let (begun, duration_ms) = if duration_ms > ROAST_MS_MAX {
+            (receipt.ended, 0) // dates of two clocks, which measure nothing
+        } else {
+            (receipt.started, duration_ms)
+        };
+        let started = begun.plus_ms(ahead_ms.saturating_neg());
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         on!(self.database, pool => query(
             "INSERT INTO sessions (org_id, session_id, machine_no, chain_no, started_ms, ended_ms, \

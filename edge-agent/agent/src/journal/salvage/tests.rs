@@ -286,11 +286,17 @@ fn a_file_set_aside_earlier_is_added_to_the_journal_in_use() {
 fn an_index_that_does_not_fit_its_table_is_found_after_an_error_and_salvaged() {
     let (folder, key) = (tempfile::tempdir().unwrap(), key());
     let mut writer = ChainWriter::open(folder.path());
-    let stored: Vec<(u64, Vec<u8>)> = (1..=9).map(|n| (n, writer.append(&key, None))).collect();
-    let damage = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET \
-                  sql = replace(sql, 'state = 0', 'state = 1') WHERE name = 'frames_unsent'; \
-                  PRAGMA writable_schema = RESET;";
-    writer.journal.db.execute_batch(damage).unwrap();
+    let mut stored: Vec<(u64, Vec<u8>)> = (1..=8).map(|n| (n, writer.append(&key, None))).collect();
+    // A frame is stored while the index of unsent frames is hidden.
+    let hide = "CREATE TEMP TABLE hidden AS SELECT * FROM sqlite_schema \
+                WHERE name = 'frames_unsent'; PRAGMA writable_schema = ON; \
+                DELETE FROM sqlite_schema WHERE name = 'frames_unsent'; \
+                PRAGMA writable_schema = RESET;";
+    writer.journal.db.execute_batch(hide).unwrap();
+    stored.push((9, writer.append(&key, None)));
+    let show = "PRAGMA writable_schema = ON; INSERT INTO sqlite_schema SELECT * FROM hidden; \
+                PRAGMA writable_schema = RESET;";
+    writer.journal.db.execute_batch(show).unwrap();
     drop(writer);
     assert_eq!(open(folder.path(), &key).1, None, "the check at each start does not see it");
     let own = OwnKey::of(&key);

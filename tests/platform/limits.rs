@@ -2,9 +2,11 @@
 //! correct when Redis is down.
 
 use crate::support::{Stack, client};
+use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::json;
 use testbed::{Postgres, Redis};
+use tokio::io::AsyncWriteExt as _;
 
 async fn two(database: &Postgres, redis: &Redis, extra: &[&str]) -> anyhow::Result<[Stack; 2]> {
     let mut settings = vec![
@@ -112,5 +114,33 @@ async fn a_request_with_an_idempotency_key_counts_once_at_all_instances() -> any
     };
     assert_eq!(change("\"1\"", "first").await?.status(), 200);
     assert_eq!(change("\"1\"", "second").await?.status(), 412);
+    Ok(())
+}
+
+/// Returns the resident memory of a process, in kB.
+fn resident_kb(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_request_cost_little_memory() -> anyhow::Result<()> {
+    const CONNECTIONS: u64 = 100;
+    let stack = Stack::start(&["kernel"], &[]).await?;
+    let pid = stack.process.pid().context("it runs")?;
+    client().get(stack.url("kernel", "/missions")).send().await?;
+    let before = resident_kb(pid)?;
+    let address = stack.url("kernel", "").trim_start_matches("http://").to_owned();
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = tokio::net::TcpStream::connect(&address).await?;
+        connection.write_all(b"GET /missions HTTP/1.1\r\nx-slow: ").await?;
+        held.push(connection);
+    }
+    // Answered after the connections above have been accepted.
+    client().get(stack.url("kernel", "/missions")).send().await?;
+    let each = resident_kb(pid)?.saturating_sub(before) / CONNECTIONS;
+    assert!(each < 100, "{each} kB for each connection");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The load generator: publishes signed, chained frames of many machines at a steady rate and
 //! collects their acknowledgements.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,8 +39,11 @@ pub struct LoadGenerator {
     key: FileKey,
     started: Instant,
     wall: i64,
-    sent: Arc<Mutex<HashMap<(ChainId, u64), SentFrame>>>,
+    sent: SentFrames,
 }
+
+/// The frames without an acknowledgement, by chain and number.
+type SentFrames = Arc<Mutex<HashMap<(ChainId, u64), SentFrame>>>;
 
 #[derive(Clone, Copy)]
 struct SentFrame {
@@ -175,7 +178,9 @@ impl LoadGenerator {
         let (listener, events) = connect(port, "simcorp-bench-listener");
         let answers = Arc::new(Mutex::new(Acknowledgements::default()));
         let (ready, mut readied) = mpsc::channel(1);
-        tokio::spawn(receive_acks(listener, events, self.sent.clone(), answers.clone(), ready));
+        let chains = self.machines.iter().map(|machine| machine.chain).collect();
+        let sent = (chains, self.sent.clone());
+        tokio::spawn(receive_acks(listener, events, sent, answers.clone(), ready));
         tokio::time::timeout(Duration::from_secs(10), readied.recv()).await?;
         Ok((client, answers))
     }
@@ -209,7 +214,7 @@ async fn poll_publisher(mut events: EventLoop) {
 async fn receive_acks(
     client: AsyncClient,
     mut events: EventLoop,
-    sent: Arc<Mutex<HashMap<(ChainId, u64), SentFrame>>>,
+    (chains, sent): (HashSet<ChainId>, SentFrames),
     answers: Arc<Mutex<Acknowledgements>>,
     ready: mpsc::Sender<()>,
 ) {
@@ -227,7 +232,7 @@ async fn receive_acks(
                     .ok()
                     .and_then(|t| topic::parse_topic(t).ok());
                 let Ok(ack) = serde_json::from_slice::<Ack>(&publish.payload) else { continue };
-                if known.is_none() {
+                if known.is_none() || !chains.contains(&ack.chain) {
                     continue;
                 }
                 let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);

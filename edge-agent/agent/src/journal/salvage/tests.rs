@@ -320,3 +320,27 @@ fn a_second_salvage_in_a_folder_is_refused_during_the_first() {
     drop(first);
     assert!(open(folder.path(), &key).1.is_some());
 }
+
+#[test]
+fn only_the_newest_damaged_journals_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..6 {
+        let name = format!("journal-damaged-2026010{n}T080000.db");
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000 + n);
+        file.set_modified(at).unwrap();
+        fs::write(folder.path().join(format!("journal-damaged-2026010{n}T080000.db-wal")), "x")
+            .unwrap();
+    }
+    fs::write(folder.path().join(FILE), "in use").unwrap();
+    aside::remove_oldest(folder.path()).unwrap();
+    let mut left: Vec<String> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.contains("-wal"))
+        .collect();
+    left.sort();
+    let expected =
+        ["journal-damaged-20260104T080000.db", "journal-damaged-20260105T080000.db", FILE];
+    assert_eq!(left, expected, "room for one more");
+}

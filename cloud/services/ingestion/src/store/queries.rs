@@ -161,7 +161,7 @@ impl IngestStore {
     }
 
     /// Returns the frames that hold a range of a chain's samples, in order: at most `limit`, and not
-    /// many more samples than [`SAMPLES_A_READ`]. The next read begins at [`super::end_of`] these
+    /// many more samples than `SAMPLES_A_READ`. The next read begins at [`super::end_of`] these
     /// frames.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::roast_course::RoastCourse;
 /// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
 /// slope. Slowly heated beans crack at a lower reading, because the difference between probe and
 /// bean core is smaller, so the line falls with time. The difference has limits, so the line is level
-/// further than [`LINE_SPAN_S`] from its centre.
+/// further than `LINE_SPAN_S` from its centre.
 ///
 /// The line is a Kalman filter over marks. Level and slope are the state. The level drifts between
 /// roasts, because beans, probes and seasons change. The scatter of the marks themselves is learned

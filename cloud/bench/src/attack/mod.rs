@@ -2,8 +2,9 @@
 //! without any credentials, send what is meant to stop or starve the control plane.
 //!
 //! The honest tenant publishes signed frames as in `ingest`. The hostile one has a registered gateway
-//! and keys of the roles viewer and operator, as any customer can have. Hostile clients use other
-//! loopback addresses, so that bounds for each peer are told apart from bounds for all.
+//! and keys of the roles viewer and operator, as any customer can have. Hostile clients
+//! connect from other loopback addresses than the program that watches `/health` and `/ready`, so that
+//! a listener counts them as other peers.
 
 mod frames;
 mod requests;

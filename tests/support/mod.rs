@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use testbed::token::{PIN, Pkcs11Token};
-use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for, wait_for_port};
+use testbed::{
+    LISTENERS, Mosquitto, PEERS, Postgres, Process, binary_path, free_port, wait_for, wait_for_port,
+};
 
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -202,36 +204,6 @@ pub fn simulated(speed: u32) -> String {
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
 }
-
-/// The settings by which one service finds another.
-const PEERS: [(&str, &str); 12] = [
-    ("fleet.url", "fleet"),
-    ("auth.kernel_url", "kernel"),
-    ("kernel.eval_url", "eval"),
-    ("dispatcher.kernel_url", "kernel"),
-    ("analytics.ingestion_url", "ingestion"),
-    ("eval.kernel_url", "kernel"),
-    ("eval.ingestion_url", "ingestion"),
-    ("eval.analytics_url", "analytics"),
-    ("reports.kernel_url", "kernel"),
-    ("reports.ingestion_url", "ingestion"),
-    ("reports.analytics_url", "analytics"),
-    ("console.ingestion_url", "ingestion"),
-];
-/// The settings of all listeners.
-const LISTENERS: [(&str, &str); 11] = [
-    ("fleet", "fleet.listen"),
-    ("kernel", "kernel.listen"),
-    ("ingestion", "ingestion.listen"),
-    ("inference", "inference.listen"),
-    ("analytics", "analytics.listen"),
-    ("eval", "eval.listen"),
-    ("reports", "reports.listen"),
-    ("dispatcher", "dispatcher.listen"),
-    ("twin", "simulation.twin_listen"),
-    ("publisher", "simulation.publisher_listen"),
-    ("console", "console.listen"),
-];
 
 /// One process with some services, in development auth.
 pub struct Stack {

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for_port};
+use testbed::{
+    LISTENERS, Mosquitto, PEERS, Postgres, Process, binary_path, free_port, wait_for_port,
+};
 
 use crate::load::ORG;
 
@@ -20,37 +22,6 @@ pub enum Broker {
     Mosquitto,
     Embedded,
 }
-
-/// The listeners of the services, by the setting of each.
-const LISTENERS: [(&str, &str); 11] = [
-    ("kernel", "kernel.listen"),
-    ("ingestion", "ingestion.listen"),
-    ("inference", "inference.listen"),
-    ("analytics", "analytics.listen"),
-    ("eval", "eval.listen"),
-    ("reports", "reports.listen"),
-    ("dispatcher", "dispatcher.listen"),
-    ("twin", "simulation.twin_listen"),
-    ("publisher", "simulation.publisher_listen"),
-    ("fleet", "fleet.listen"),
-    ("console", "console.listen"),
-];
-
-/// The settings by which one service finds another.
-const PEERS: [(&str, &str); 12] = [
-    ("fleet.url", "fleet"),
-    ("auth.kernel_url", "kernel"),
-    ("kernel.eval_url", "eval"),
-    ("dispatcher.kernel_url", "kernel"),
-    ("analytics.ingestion_url", "ingestion"),
-    ("eval.kernel_url", "kernel"),
-    ("eval.ingestion_url", "ingestion"),
-    ("eval.analytics_url", "analytics"),
-    ("reports.kernel_url", "kernel"),
-    ("reports.ingestion_url", "ingestion"),
-    ("reports.analytics_url", "analytics"),
-    ("console.ingestion_url", "ingestion"),
-];
 
 /// A database, a broker and settings for `simcorp`, which does not run yet.
 pub struct PreparedSystem {

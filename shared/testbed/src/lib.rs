@@ -13,6 +13,7 @@ mod authority;
 mod http;
 mod postgres;
 mod process;
+mod services;
 pub mod token;
 
 use std::net::TcpListener;
@@ -25,6 +26,7 @@ pub use authority::TestCa;
 pub use http::{FakeService, ReceivedRequest};
 pub use postgres::Postgres;
 pub use process::Process;
+pub use services::{LISTENERS, PEERS};
 
 /// Returns a port on which no program listens at this moment. It is below the range from which
 /// Linux takes the ports of outgoing connections.

@@ -16,6 +16,7 @@ mod png;
 mod process_usage;
 mod recordings;
 mod remote;
+mod request_runtime;
 mod roast_import;
 mod roast_metadata;
 mod serve;

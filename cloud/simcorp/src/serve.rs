@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use crate::broker;
 use crate::config::{AuthMode, CloudConfig};
 use crate::process_usage;
+use crate::request_runtime::RequestRuntime;
 
 /// The longest time for writing pending data and answering open requests on shutdown.
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
@@ -81,6 +82,7 @@ pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::R
 
 /// The running HTTP servers, and what they share.
 struct RunningServers {
+    requests: RequestRuntime,
     /// The registry of what no service records, which the first service shows.
     process_metrics: Metrics,
     tasks: Tasks,
@@ -110,12 +112,12 @@ impl RunningServers {
         let app = service_router(&service, metrics.clone());
         let listener = BoundedListener::new(listener, self.connections);
         let serving = http::serve(listener, app, self.stop.clone());
-        self.servers.spawn(metrics.clone().scope(serving));
+        self.servers.spawn_on(metrics.clone().scope(serving), self.requests.handle());
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
             let start = || tls::TlsListener::new(listener, endpoint.config);
             let listener = metrics.sync_scope(start)?;
             let serving = tls::serve(listener, endpoint.router, self.stop.clone());
-            self.servers.spawn(metrics.scope(serving));
+            self.servers.spawn_on(metrics.scope(serving), self.requests.handle());
         }
         Ok(())
     }
@@ -263,6 +265,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
     tls::install_crypto_provider();
     let stop = shutdown::on_signal()?;
     let mut running = RunningServers {
+        requests: RequestRuntime::start()?,
         process_metrics: Metrics::install()?,
         tasks: Tasks::new(stop.clone()),
         connections: ConnectionLimits::shared(

@@ -153,6 +153,27 @@ impl Database {
         Ok(Self { pool, replica: url.map(open).transpose()? })
     }
 
+    /// Returns the same database with a further pool of `connections` connections, for work that
+    /// must never wait until requests give back theirs.
+    #[must_use]
+    pub fn with_own_pool(&self, connections: u32) -> Self {
+        let pool = match &self.pool {
+            Pool::Sqlite(pool) => Pool::Sqlite(
+                SqlitePoolOptions::new()
+                    .max_connections(connections)
+                    .acquire_timeout(ACQUIRE_TIME_MAX)
+                    .connect_lazy_with((*pool.connect_options()).clone()),
+            ),
+            Pool::Postgres(pool) => Pool::Postgres(
+                PgPoolOptions::new()
+                    .max_connections(connections)
+                    .acquire_timeout(ACQUIRE_TIME_MAX)
+                    .connect_lazy_with((*pool.connect_options()).clone()),
+            ),
+        };
+        Self { pool, replica: self.replica.clone() }
+    }
+
     #[must_use]
     pub const fn pool(&self) -> &Pool {
         &self.pool

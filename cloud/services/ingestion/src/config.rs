@@ -35,6 +35,13 @@ impl Default for IngestionConfig {
 }
 
 impl IngestionConfig {
+    /// Returns the number of database connections of the pipeline: one for each writer, and one for
+    /// what verification asks.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        u32::try_from(self.writers).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     pub fn check(&self, mistakes: &mut Mistakes) {
         mistakes.require(
             (1..=16).contains(&self.writers),

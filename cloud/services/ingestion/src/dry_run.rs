@@ -7,7 +7,7 @@ use contract::point::TelemetryPoint;
 use contract::{DecodeError, EpochMs, Frame};
 
 use crate::row_json;
-use crate::store::{ArrivedFrame, DryRows, FrameRow, SessionRow};
+use crate::store::{ArrivedFrame, DryRows, Extras, FrameRow, SessionRow};
 use crate::verified_frame::{Numbering, Trust, VerifiedFrame};
 
 /// What clients would read if the cloud had received only one frame.
@@ -52,7 +52,9 @@ pub fn frame_views(payload: &[u8], received: EpochMs) -> Result<FrameViews, DryR
     let rows = DryRows::of(&verified)?;
     let origin = &verified.frame.origin;
     let points = |frame: &FrameRow, session: Option<&SessionRow>| -> Vec<TelemetryPoint> {
-        let all = row_json::telemetry_points(frame, &origin.machine, session, i64::MIN, i64::MAX);
+        let extras = Extras::parse(frame.extras.as_deref());
+        let row = (frame, &extras);
+        let all = row_json::telemetry_points(row, &origin.machine, session, i64::MIN, i64::MAX);
         all.map(|(_, point)| point).collect()
     };
     let mut views = FrameViews { points: points(&rows.frame, None), ..FrameViews::default() };

@@ -51,7 +51,9 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
     let dates = clock_correction::ClockCorrection::default();
     clock_correction::start(store.clone(), dates.clone(), tasks, stop.clone());
     let wake = tail.wake();
-    let (pipeline, acks) = pipeline::Pipeline::start(config, &store, clock, (&wake, &dates), tasks);
+    let writing = store.with_own_pool(config.connections());
+    let (pipeline, acks) =
+        pipeline::Pipeline::start(config, &writing, clock, (&wake, &dates), tasks);
     let (ack_sender, ack_receiver) = session_closed::ack_queue();
     let bus = mqtt::start(config, &context.mqtt, (&pipeline, acks, ack_sender), tasks, stop)?;
     session_closed::start(
@@ -74,6 +76,7 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
         health = check_mqtt(health, move || bus.is_connected());
     }
     let state = api::SharedState {
+        pace: api::ReadPace::default(),
         store,
         pipeline,
         tail,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::published::{FROM_ARRIVAL, PublishedEvent, PublishedSamples, TIME_SOURCE};
-use crate::store::{ArrivedFrame, EventRow, FrameRow, SessionRow};
+use crate::store::{ArrivedFrame, EventRow, Extras, FrameRow, SessionRow};
 
 /// A publisher's elapsed time that differs from its session's by more than this counts from another
 /// moment than the session's beginning.
@@ -30,8 +30,17 @@ pub struct CommittedRow {
 
 #[derive(Debug)]
 enum Content {
-    Frame { frame: Box<FrameRow>, kid: Option<String>, session: Option<Box<SessionRow>> },
-    Event { envelope: Box<Envelope>, memory: usize },
+    Frame {
+        frame: Box<FrameRow>,
+        /// Parsed once, in place of the row's text.
+        extras: Extras,
+        kid: Option<String>,
+        session: Option<Box<SessionRow>>,
+    },
+    Event {
+        envelope: Box<Envelope>,
+        memory: usize,
+    },
 }
 
 impl CommittedRow {
@@ -43,14 +52,22 @@ impl CommittedRow {
         }
     }
 
+    /// Returns the number of cells: samples by columns. What a client costs is counted in them.
+    pub fn cells(&self) -> usize {
+        match &self.content {
+            Content::Frame { frame, extras, .. } => frame.cells(extras.len()),
+            Content::Event { .. } => 1,
+        }
+    }
+
     /// Returns about how many bytes of memory the row takes.
     pub fn memory(&self) -> usize {
         const ROW: usize = 1_000;
         let content = match &self.content {
-            Content::Frame { frame, .. } => {
+            Content::Frame { frame, extras, .. } => {
                 let columns = frame.values.iter().flatten().count();
-                let texts = [&frame.extras, &frame.quality];
-                let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+                let quality = frame.quality.as_ref().map_or(0, String::len);
+                let texts = extras.memory().saturating_add(quality);
                 let published = frame.published.as_ref().map_or(0, PublishedSamples::memory);
                 let values =
                     frame.len().saturating_mul(columns.saturating_mul(8).saturating_add(4));
@@ -64,12 +81,13 @@ impl CommittedRow {
     /// Returns up to `most` envelopes from the one at index `from`.
     pub fn envelopes(&self, from: usize, most: usize) -> Vec<Envelope> {
         match &self.content {
-            Content::Frame { frame, kid, session } => {
+            Content::Frame { frame, extras, kid, session } => {
                 let end = from.saturating_add(most).min(frame.len());
                 if from >= end {
                     return Vec::new();
                 }
                 let range = (frame.seq_at(from), frame.seq_at(end.saturating_sub(1)));
+                let frame = (&**frame, extras);
                 frame_envelopes(frame, &self.origin, kid.as_deref(), session.as_deref(), range)
             }
             Content::Event { envelope, .. } if from == 0 => vec![(**envelope).clone()],
@@ -138,27 +156,28 @@ pub fn origin_of(org: &str, site: &str, machine: &str) -> Option<Origin> {
 
 /// Returns a committed frame for the streams. `running` holds the running sessions by chain number.
 pub fn committed_frame(
-    row: ArrivedFrame,
+    mut row: ArrivedFrame,
     running: &HashMap<i64, SessionRow>,
 ) -> Option<CommittedRow> {
     let origin = origin_of(&row.org_id, &row.site_id, &row.machine_id)?;
     let session = running.get(&row.frame.chain_no).cloned().map(Box::new);
     let kid = (!row.kid.is_empty()).then_some(row.kid);
     let arrival = row.frame.arrival;
-    let content = Content::Frame { frame: Box::new(row.frame), kid, session };
+    let extras = Extras::parse(row.frame.extras.take().as_deref());
+    let content = Content::Frame { frame: Box::new(row.frame), extras, kid, session };
     Some(CommittedRow { arrival, origin, content })
 }
 
 /// Returns the samples of a frame in a range of sample numbers as upstream Sim-Corp envelopes.
 fn frame_envelopes(
-    frame: &FrameRow,
+    (frame, extras): (&FrameRow, &Extras),
     origin: &Origin,
     kid: Option<&str>,
     session: Option<&SessionRow>,
     (first_seq, last_seq): (i64, i64),
 ) -> Vec<Envelope> {
     let verification = Verification { verified: frame.trust == 0, error: None };
-    let points = telemetry_points(frame, &origin.machine, session, first_seq, last_seq);
+    let points = telemetry_points((frame, extras), &origin.machine, session, first_seq, last_seq);
     points
         .map(|(seq, point)| {
             let within = session.filter(|s| s.first_seq.is_none_or(|first| seq >= first));
@@ -246,17 +265,12 @@ pub fn elapsed_shift_s(frame: &FrameRow, session: &SessionRow, first: i64) -> f6
 /// session, from the start of the gateway. Points are made one by one: those of a large frame need far
 /// more memory than its row.
 pub fn telemetry_points<'f>(
-    frame: &'f FrameRow,
+    (frame, extras): (&'f FrameRow, &'f Extras),
     machine: &'f MachineId,
     session: Option<&'f SessionRow>,
     first_seq: i64,
     last_seq: i64,
 ) -> impl Iterator<Item = (i64, TelemetryPoint)> + 'f {
-    let extras: HashMap<String, Vec<Option<ExtraValue>>> = frame
-        .extras
-        .as_deref()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
     let inside = move |i: &usize| (first_seq..=last_seq).contains(&frame.seq_at(*i));
     (0..frame.offsets_ms.len()).filter(inside).map(move |i| {
         let ts = frame.sample_at(i);
@@ -266,9 +280,6 @@ pub fn telemetry_points<'f>(
         };
         let elapsed_said = frame.published.as_ref().and_then(|p| p.elapsed_s(i));
         let said = frame.published.as_ref().and_then(|published| published.context(i));
-        let extra = |(name, values): (&String, &Vec<Option<ExtraValue>>)| {
-            Some((name.clone(), values.get(i)?.clone()?))
-        };
         let restamped = said
             .is_some_and(|said| said.restamped)
             .then(|| (TIME_SOURCE.to_owned(), ExtraValue::Text(FROM_ARRIVAL.to_owned())));
@@ -284,7 +295,7 @@ pub fn telemetry_points<'f>(
             fan_pct: frame.value(&Channel::Fan, i),
             drum_rpm: frame.value(&Channel::Drum, i),
             ambient_c: frame.value(&Channel::Ambient, i),
-            extras: extras.iter().filter_map(extra).chain(restamped).collect(),
+            extras: extras.of_sample(i).chain(restamped).collect(),
         };
         (frame.seq_at(i), point)
     })

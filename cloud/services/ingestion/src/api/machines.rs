@@ -12,6 +12,7 @@ use super::SharedState;
 use super::machine_filter::MachineFilter;
 use super::machine_names::join;
 use crate::row_json::{self, LocatedEvent, LocatedPoint};
+use crate::store::Extras;
 
 /// The default and the maximum number of newest points, and of newest events.
 const LIMIT: i64 = 100;
@@ -86,8 +87,11 @@ pub async fn recent_telemetry(
         let session = running.get(&row.chain_no);
         for frame in &store.newest_frames(org, row.chain_no, limit).await? {
             let first = frame.seq_at(frame.len().saturating_sub(limit));
+            let extras = Extras::parse(frame.extras.as_deref());
+            shared.pace.wait_in_request(org, frame.cells(extras.len())).await?;
+            let row = (frame, &extras);
             let of_frame =
-                row_json::telemetry_points(frame, &origin.machine, session, first, i64::MAX);
+                row_json::telemetry_points(row, &origin.machine, session, first, i64::MAX);
             points.extend(of_frame.map(|(_, point)| LocatedPoint::new(point, &origin)));
         }
         // After each machine, so that many machines do not add up.

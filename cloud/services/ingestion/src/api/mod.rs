@@ -7,6 +7,7 @@ mod machine_filter;
 mod machine_names;
 mod machines;
 mod profiles;
+mod read_pace;
 mod resume_id;
 mod sessions;
 mod stream;
@@ -23,6 +24,7 @@ use service::shutdown::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::read_pace::ReadPace;
 use crate::live_tail::Tail;
 use crate::pipeline::Pipeline;
 use crate::store::IngestStore;
@@ -31,6 +33,7 @@ use crate::store::IngestStore;
 #[derive(Clone)]
 pub struct SharedState {
     pub store: IngestStore,
+    pub pace: ReadPace,
     pub pipeline: Pipeline,
     pub tail: Tail,
     pub clock: Clock,

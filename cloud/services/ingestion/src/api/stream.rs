@@ -24,6 +24,7 @@ use tokio::sync::broadcast;
 
 use super::SharedState;
 use super::machine_filter::MachineFilter;
+use super::read_pace::ReadPace;
 use super::resume_id::ResumeId;
 use crate::live_tail::{LiveRow, Notice, Position, Subscription};
 use crate::row_json::{self, CommittedRow};
@@ -148,6 +149,7 @@ async fn stream(
         what,
         form,
         store: shared.store.clone(),
+        pace: shared.pace.clone(),
         stop: shared.stop.clone(),
     };
     let keep_alive = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
@@ -308,6 +310,7 @@ struct Source {
     what: StreamKind,
     form: Form,
     store: IngestStore,
+    pace: ReadPace,
     stop: CancellationToken,
 }
 
@@ -332,7 +335,7 @@ impl Source {
             }
             if let Some(row) = self.page.pop_front() {
                 if self.filter.matches(&row.row.origin) {
-                    self.current = Some((row, 0));
+                    self.begin(row).await?;
                 }
                 continue;
             }
@@ -360,9 +363,20 @@ impl Source {
             }
             let row = notice.row.upgrade()?;
             if self.replay.as_ref().is_none_or(|replay| replay.lacks(row.row.arrival)) {
-                self.current = Some((row, 0));
+                self.begin(row).await?;
             }
         }
+    }
+
+    /// Begins with the messages of a row, when the organisation may read so many cells. `None`: the
+    /// service stops.
+    async fn begin(&mut self, row: Arc<LiveRow>) -> Option<()> {
+        tokio::select! {
+            () = self.stop.cancelled() => return None,
+            () = self.pace.wait(&self.filter.org, row.row.cells()) => {}
+        }
+        self.current = Some((row, 0));
+        Some(())
     }
 
     /// Makes the next messages of a row, of which `made` have been made before. Only the last one

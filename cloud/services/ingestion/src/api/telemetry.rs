@@ -12,9 +12,9 @@ use contract::{MachineId, OrgId};
 use http_stack::OrgRequest;
 use http_stack::error::ApiError;
 
-use super::SharedState;
+use super::{ReadPace, SharedState};
 use crate::row_json;
-use crate::store::{FrameRow, IngestStore, SessionRow, end_of};
+use crate::store::{Extras, FrameRow, IngestStore, SessionRow, end_of};
 
 /// The maximum number of points in a response.
 const POINTS_MAX: i64 = 100_000;
@@ -81,8 +81,8 @@ pub async fn session_telemetry(
     if cacheable && let Some(body) = shared.cache.get("points", &key).await {
         return Ok(json_response(body));
     }
-    let points = match points(store, org, &row, window).await {
-        Err(_) if on_replica => points(&shared.store, org, &row, window).await?,
+    let points = match points(store, &shared.pace, org, &row, window).await {
+        Err(_) if on_replica => points(&shared.store, &shared.pace, org, &row, window).await?,
         read => read?,
     };
     let (empty, truncated) = (points.count == 0, points.truncated);
@@ -146,6 +146,7 @@ impl PointsJson {
 
 async fn points(
     store: &IngestStore,
+    pace: &ReadPace,
     org: &OrgId,
     row: &SessionRow,
     window: Window,
@@ -169,6 +170,9 @@ async fn points(
             published.shift_elapsed(shift_s);
         }
         for frame in &page {
+            let extras = Extras::parse(frame.extras.as_deref());
+            pace.wait_in_request(org, frame.cells(extras.len())).await?;
+            let frame = (frame, &extras);
             for (_, point) in row_json::telemetry_points(frame, &machine, Some(row), first, last) {
                 if window.contains(&point) && !points.push(&point)? {
                     return Ok(points);

@@ -159,6 +159,7 @@ impl Cloud {
         let dates = ClockCorrection::default();
         let (pipeline, _) = Pipeline::start(&config, &store, &clock, (&wake, &dates), &tasks);
         let state = SharedState {
+            pace: super::ReadPace::default(),
             store: store.clone(),
             pipeline,
             tail,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::row_json;
-use crate::store::{Outcome, SessionFilter};
+use crate::store::{Extras, Outcome, SessionFilter};
 
 const NOW: EpochMs = EpochMs(1_795_000_000_000);
 
@@ -217,10 +217,13 @@ async fn what_a_publisher_says_comes_back_as_it_came() {
     let frames = store.frames_of_range(org, session.chain_no, first, last, 100).await.unwrap();
     let curve = store.curve(org, &session.session_id).await.unwrap().unwrap();
     for rows in [frames, vec![curve]] {
-        let points = rows.iter().flat_map(|row| {
-            row_json::telemetry_points(row, &publisher.origin.machine, Some(&session), first, last)
-        });
-        let points: Vec<TelemetryPoint> = points.map(|(_, point)| point).collect();
+        let machine = &publisher.origin.machine;
+        let mut points: Vec<TelemetryPoint> = Vec::new();
+        for row in &rows {
+            let row = (row, &Extras::parse(row.extras.as_deref()));
+            let of_row = row_json::telemetry_points(row, machine, Some(&session), first, last);
+            points.extend(of_row.map(|(_, point)| point));
+        }
         assert_eq!(points.len(), 3);
         for (i, point) in points.iter().enumerate() {
             assert_eq!(point.elapsed_seconds, i as f64 * 10.0);

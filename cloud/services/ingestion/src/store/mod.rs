@@ -10,6 +10,7 @@ mod curve;
 mod curve_assembly;
 mod devices;
 mod dry_rows;
+mod extras;
 mod machine_names;
 mod newest;
 mod open_receipts;
@@ -33,6 +34,7 @@ pub use clock_correction::{ClockOffset, ESTIMATE_TOLERANCE_MS};
 pub use commit::{Committed, Outcome};
 pub use curve::SessionWithoutCurve;
 pub(crate) use dry_rows::DryRows;
+pub use extras::Extras;
 pub use machine_names::{MachineChange, MachineNaming, NameRefusal};
 pub use newest::MachineRow;
 pub use outbox::{PublishAfter, UnpublishedSession};
@@ -90,6 +92,17 @@ impl IngestStore {
     pub fn for_reading(&self) -> Self {
         Self {
             database: self.database.for_reading(),
+            numbers: self.numbers.clone(),
+            offsets: self.offsets.clone(),
+        }
+    }
+
+    /// Returns the same store with connections of its own, for the pipeline: it never waits for those
+    /// that requests hold.
+    #[must_use]
+    pub fn with_own_pool(&self, connections: u32) -> Self {
+        Self {
+            database: self.database.with_own_pool(connections),
             numbers: self.numbers.clone(),
             offsets: self.offsets.clone(),
         }

@@ -139,6 +139,14 @@ impl FrameRow {
         self.offsets_ms.len()
     }
 
+    /// Returns the number of cells that a frame with `extras` extra channels has in JSON: its samples
+    /// by its columns, the time among them.
+    #[must_use]
+    pub fn cells(&self, extras: usize) -> usize {
+        let columns = self.values.iter().flatten().count().saturating_add(extras);
+        self.len().saturating_mul(columns.saturating_add(1))
+    }
+
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.offsets_ms.is_empty()

@@ -223,9 +223,19 @@ impl MqttConnection {
         ConnectionEvent::Down(problem)
     }
 
+    /// Drops the connection, and connects anew with the next call of [`next`](MqttConnection::next).
+    /// Call this after a panic, which may have left the connection in any state. Queued messages
+    /// are kept.
+    pub fn reconnect(&mut self) {
+        self.cancel_subscribe();
+        self.up.store(false, Ordering::Relaxed);
+        self.events.clean();
+        self.retry_at = None;
+    }
+
     /// Sends the messages that are still queued, for at most `limit`. Sends nothing if there was no
     /// connection.
-    pub async fn drain(mut self, limit: Duration) {
+    pub async fn drain(&mut self, limit: Duration) {
         if !self.up_at_stop && !self.up.load(Ordering::Relaxed) {
             return;
         }

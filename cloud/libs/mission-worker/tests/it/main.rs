@@ -164,7 +164,8 @@ impl Running {
                 heartbeat: Duration::from_millis(20),
             },
         };
-        let task = tokio::spawn(worker.run(stop.clone()));
+        let until = stop.clone();
+        let task = tokio::spawn(async move { worker.run(until).await });
         Self { task, stats, stop }
     }
 

@@ -7,6 +7,7 @@ use ingestion::verified_frame::VerifiedFrame;
 use proptest::prelude::*;
 
 use crate::{NOW, commit, frame, name, open, origin, seqs};
+
 async fn twice_changes_nothing(store: &IngestStore) {
     let frames: Vec<_> = (1..=3).map(|n| frame(n, 0.0)).collect();
     assert_eq!(commit(store, &frames).await.0, [Outcome::Stored; 3]);

@@ -10,7 +10,7 @@
 use contract::*;
 use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
-use ingestion::store::{ChainNo, Outcome};
+use ingestion::store::{ChainNo, OrgCursor, Outcome};
 use ingestion::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
 
 /// Makes a test of each check on SQLite, and one on PostgreSQL.
@@ -49,6 +49,11 @@ fn origin() -> Origin {
         site: SiteId::new("leipzig").unwrap(),
         machine: MachineId::new("r-1").unwrap(),
     }
+}
+
+/// The position before the first session of the organisation.
+fn first() -> [OrgCursor; 1] {
+    [OrgCursor::first("acme".to_owned())]
 }
 
 async fn open(url: String) -> IngestStore {

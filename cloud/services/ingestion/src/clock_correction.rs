@@ -183,7 +183,7 @@ pub(crate) async fn pass(
         let noted = async {
             store.note_offset(boot.0, boot.1, offset_ms).await?;
             dating.mark_known(boot);
-            Ok(())
+            Ok::<(), StoreError>(())
         };
         quarantine.each(&name_of(boot), Instant::now(), noted).await?;
         boots.push(boot);

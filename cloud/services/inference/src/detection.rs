@@ -481,6 +481,18 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_is_forgotten_is_followed_anew() {
+        let mut all = MachineTracker::new(1);
+        all.push_point(&origin(), &point(0, 150.0, 180.0), Settings::default(), NOW);
+        all.forget(&origin());
+        all.forget(&origin());
+        assert!(all.is_new(&origin()) && all.counts.is_empty());
+        all.push_point(&origin(), &point(1, 150.0, 180.0), Settings::default(), NOW);
+        assert!(!all.is_new(&origin()));
+        assert_eq!(all.counts[&origin().org], 1);
+    }
+
+    #[test]
     fn a_machine_without_events_gets_each_inferred_event_once() {
         let told = followed(Settings::default(), 1_200, None);
         let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();

@@ -41,9 +41,10 @@ struct CursorNames {
     session: &'static str,
 }
 
-/// One organisation a statement: on SQLite, which no network separates from us.
+/// Names the parameters of a statement about one organisation, as on SQLite: no network makes many
+/// statements slow there.
 const PARAMETERS: CursorNames = CursorNames { org: "$1", started_ms: "$2", session: "$3" };
-/// All organisations in one statement: on PostgreSQL.
+/// Names the columns of a statement about all organisations, as on PostgreSQL.
 const COLUMNS: CursorNames =
     CursorNames { org: "o.org_id", started_ms: "o.started_ms", session: "o.session_id" };
 

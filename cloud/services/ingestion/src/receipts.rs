@@ -307,3 +307,28 @@ fn missing(gaps: &[FrameRange], next: u64, receipt: &Receipt) -> Vec<FrameRange>
     });
     ranges.take(64).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receipts_of_all_organisations_are_checked_in_turn() {
+        let open = |org: &str, session: usize| OpenReceipt {
+            org_id: org.to_owned(),
+            session_id: format!("{org}-{session}"),
+            started_ms: 0,
+            chain_no: 1,
+            completeness: "open".to_owned(),
+            receipt: Vec::new(),
+            next_number: 1,
+            gaps: "[]".to_owned(),
+            last_digest: None,
+        };
+        let mut waiting: Vec<OpenReceipt> = (0..4).map(|n| open("flood", n)).collect();
+        waiting.push(open("tidy", 0));
+        let order = sweep::of_orgs_in_turn(waiting).into_iter().map(|open| open.session_id);
+        let order: Vec<String> = order.collect();
+        assert_eq!(order, ["flood-0", "tidy-0", "flood-1", "flood-2", "flood-3"]);
+    }
+}

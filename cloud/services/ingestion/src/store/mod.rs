@@ -1,5 +1,5 @@
 //! Ingestion's SQL. Statements are written once; where the two databases must differ, both forms
-//! are next to each other in `batch_tx`.
+//! are next to each other in `batch_tx` and `sweeps`.
 
 mod annotations;
 mod arrivals;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rumqttd::{Broker, Config, ConnectionSettings, RouterConfig, ServerSettings};
 use service::shutdown::CancellationToken;
-use service::tasks::Tasks;
+use service::tasks::{self, Tasks};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -55,10 +55,15 @@ pub async fn start(
         v5: Some(HashMap::from([("v5".to_owned(), server("v5", servers.v5))])),
         ..Config::default()
     };
+    let supervised = tasks.clone();
+    // The broker cannot be started again: its ports belong to the threads of the first start.
     std::thread::Builder::new().name("broker".to_owned()).spawn(move || {
-        if let Err(error) = Broker::new(settings).start() {
-            tracing::error!(%error, "the embedded broker stopped");
-        }
+        let reason = match tasks::catch("broker", || Broker::new(settings).start()) {
+            Ok(Ok(())) => "the embedded broker ended".to_owned(),
+            Ok(Err(error)) => format!("the embedded broker ended: {error}"),
+            Err(panicked) => panicked.to_string(),
+        };
+        supervised.end_process(reason);
     })?;
     let places = Arc::new(Semaphore::new(clients_max));
     let port = SharedPort { listener: Arc::new(shared), servers, places };

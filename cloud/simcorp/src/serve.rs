@@ -97,7 +97,10 @@ impl RunningServers {
     fn next_metrics(&self) -> anyhow::Result<Metrics> {
         let first = self.servers.is_empty();
         let metrics = if first { self.process_metrics.clone() } else { Metrics::separate()? };
-        tokio::spawn(run_metrics_upkeep(metrics.clone(), self.stop.clone()));
+        let (kept, stop) = (metrics.clone(), self.stop.clone());
+        self.tasks.spawn_restarting("metrics-upkeep", move || {
+            run_metrics_upkeep(kept.clone(), stop.clone())
+        });
         Ok(metrics)
     }
 
@@ -315,7 +318,10 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
             running.serve(service, metrics, (listener, tls_listener))?;
         }
     }
-    tokio::spawn(publish_process_metrics(running.stop.clone()));
+    let stop = running.stop.clone();
+    running
+        .tasks
+        .spawn_restarting("process-metrics", move || publish_process_metrics(stop.clone()));
     running.run_until_stopped().await
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::tasks::Tasks;
 
 /// A dependency that has not answered within this time is unhealthy.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
@@ -60,6 +61,16 @@ impl Health {
     {
         self.checks.push((name, Arc::new(move || Box::pin(ask()))));
         self
+    }
+
+    /// Adds the check that no long-lived task has had to give up.
+    #[must_use]
+    pub fn with_tasks(self, tasks: &Tasks) -> Self {
+        let tasks = tasks.clone();
+        self.with_check("tasks", move || {
+            let failure = tasks.failure().map(str::to_owned);
+            async move { failure.map_or(Ok(()), Err) }
+        })
     }
 
     pub(crate) fn health(&self) -> Json<serde_json::Value> {

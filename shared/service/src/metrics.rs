@@ -156,16 +156,24 @@ impl Recorder for TaskRecorder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::LazyLock;
+
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::tasks::Tasks;
 
-    // One test, because a process has one recorder.
+    /// The registry of the process of these tests, which has one recorder.
+    static PROCESS: LazyLock<Metrics> = LazyLock::new(|| Metrics::install().unwrap());
+
+    pub(crate) fn install() -> Metrics {
+        PROCESS.clone()
+    }
+
     #[tokio::test]
     async fn each_task_records_to_the_registry_of_its_service() {
-        let process = Metrics::install().unwrap();
+        let process = install();
         let own = Metrics::separate().unwrap();
         let count = |place: &'static str| metrics::counter!("test_total", "place" => place);
         count("process").increment(1);

@@ -1,12 +1,18 @@
 //! Long-lived tasks, and what happens when one panics: it is counted, logged and started again, and
 //! a task that cannot go on ends the process. No task is ever missing without a sign.
+//!
+//! Work that arrives (a message, a row, a session) is isolated item by item with [`isolate`] or
+//! [`catch`], so that an item that panics costs itself alone. The restart of a task is for what no
+//! item explains: [`Tasks::spawn_restarting`] begins from the database or from nothing, and
+//! [`Tasks::spawn_restarting_with`] keeps a queue or a connection that the task owns.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,10 +47,21 @@ pub async fn isolate<T>(
     work: &'static str,
     future: impl Future<Output = T>,
 ) -> Result<T, Panicked> {
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| {
-        metrics::counter!("simcorp_task_panics_total", "task" => work).increment(1);
-        Panicked { work, message: panic_text(payload.as_ref()) }
-    })
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| count(work, payload.as_ref()))
+}
+
+/// Does one piece of work that waits for nothing, and turns a panic into an error, as [`isolate`]
+/// does.
+///
+/// # Errors
+/// When the work panics. It is counted as `simcorp_task_panics_total`.
+pub fn catch<T>(work: &'static str, function: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(function)).map_err(|payload| count(work, payload.as_ref()))
+}
+
+fn count(work: &'static str, payload: &(dyn Any + Send)) -> Panicked {
+    metrics::counter!("simcorp_task_panics_total", "task" => work).increment(1);
+    Panicked { work, message: panic_text(payload) }
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {
@@ -88,20 +105,30 @@ impl Tasks {
 
     /// Spawns a task that `start` creates, and creates again after a panic. If it panics too often
     /// in a row, the process ends.
-    pub fn spawn_restarting<F>(
-        &self,
-        name: &'static str,
-        mut start: impl FnMut() -> F + Send + 'static,
-    ) where
+    pub fn spawn_restarting<F>(&self, name: &'static str, start: impl FnMut() -> F + Send + 'static)
+    where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.spawn_restarting_with(name, start, |start| Box::pin(start()));
+    }
+
+    /// Spawns a task that `start` creates from `state`, and creates again after a panic. What the
+    /// task must not lose with a run is in the state, such as a connection or the receiver of a
+    /// queue: what waits in it is kept. If the task panics too often in a row, the process ends.
+    pub fn spawn_restarting_with<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        mut state: T,
+        mut start: impl for<'t> FnMut(&'t mut T) -> BoxFuture<'t, ()> + Send + 'static,
+    ) {
         let tasks = self.clone();
         self.tracker.spawn(in_scope(self.metrics.clone(), async move {
             let mut wait = Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX);
             let mut panics = 0;
             loop {
                 let started = Instant::now();
-                let Err(panicked) = isolate(name, Box::pin(start())).await else { return };
+                let run = async { start(&mut state).await };
+                let Err(panicked) = isolate(name, run).await else { return };
                 if started.elapsed() >= CALM_AFTER {
                     (panics, wait) = (0, Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX));
                 }
@@ -120,8 +147,20 @@ impl Tasks {
     }
 
     fn fail(&self, panicked: &Panicked) {
-        tracing::error!(error = %panicked, "a task cannot go on; the process ends");
-        let _ = self.failure.set(panicked.to_string()); // the first failure counts
+        self.give_up(panicked.to_string());
+    }
+
+    /// Makes `/ready` fail and ends the process, because a part of it has ended for good. Does
+    /// nothing while the process ends.
+    pub fn end_process(&self, reason: String) {
+        if !self.stop.is_cancelled() {
+            self.give_up(reason);
+        }
+    }
+
+    fn give_up(&self, reason: String) {
+        tracing::error!(reason, "a task cannot go on; the process ends");
+        let _ = self.failure.set(reason); // the first failure counts
         self.stop.cancel();
     }
 
@@ -148,7 +187,11 @@ impl Tasks {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use axum::http::StatusCode;
+    use contract::EpochMs;
+
     use super::*;
+    use crate::health::Health;
 
     #[tokio::test]
     async fn a_panic_in_one_piece_of_work_is_an_error_with_its_text() {
@@ -173,14 +216,65 @@ mod tests {
         assert_eq!(tasks.failure(), None);
     }
 
+    #[test]
+    fn a_panic_in_work_without_waiting_is_an_error_with_its_text() {
+        let failed = catch("read", || -> u8 { panic!("row {}", 7) });
+        assert_eq!(failed, Err(Panicked { work: "read", message: "row 7".to_owned() }));
+        assert_eq!(catch("read", || 3), Ok(3));
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_cannot_go_on_ends_the_process() {
+    async fn a_task_that_panics_once_is_started_again_and_counted_once() {
+        crate::metrics::tests::install();
+        let own = Metrics::separate().unwrap();
+        let tasks = Tasks::new(CancellationToken::new()).with_metrics(&own);
+        let starts = Arc::new(AtomicU32::new(0));
+        let count = starts.clone();
+        tasks.spawn_restarting("reconcile", move || {
+            let start = count.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(start > 0, "the first time") }
+        });
+        tasks.wait().await;
+        assert_eq!((starts.load(Ordering::Relaxed), tasks.failure()), (2, None));
+        let shown = own.render();
+        assert!(shown.contains("simcorp_task_panics_total{task=\"reconcile\"} 1"), "{shown}");
+    }
+
+    /// The third item panics the task itself, after it has been taken from the queue.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_started_again_keeps_its_queue() {
+        let tasks = Tasks::new(CancellationToken::new());
+        let (queue, waiting) = tokio::sync::mpsc::unbounded_channel();
+        (1..=5).for_each(|item| queue.send(item).unwrap());
+        drop(queue);
+        let done = Arc::new(AtomicU32::new(0));
+        let sum = done.clone();
+        tasks.spawn_restarting_with("receive", waiting, move |waiting| {
+            let sum = sum.clone();
+            Box::pin(async move {
+                while let Some(item) = waiting.recv().await {
+                    assert_ne!(item, 3);
+                    sum.fetch_add(item, Ordering::Relaxed);
+                }
+            })
+        });
+        tasks.wait().await;
+        assert_eq!((done.load(Ordering::Relaxed), tasks.failure()), (1 + 2 + 4 + 5, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_cannot_go_on_fails_ready_and_ends_the_process() {
         let stop = CancellationToken::new();
         let tasks = Tasks::new(stop.clone());
+        let health = Health::new("test", Arc::new(|| EpochMs(0))).with_tasks(&tasks);
+        assert_eq!(health.ready().await.0, StatusCode::OK);
         tasks.spawn_restarting("watch", || async { panic!("always") });
         tasks.wait().await;
         assert!(stop.is_cancelled());
         assert_eq!(tasks.failure(), Some("watch panicked: always"));
+        let (status, answer) = health.ready().await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.0["checks"]["tasks"]["message"], "watch panicked: always");
 
         let stop = CancellationToken::new();
         let tasks = Tasks::new(stop.clone());

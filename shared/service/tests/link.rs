@@ -97,6 +97,22 @@ async fn a_connection_without_subscriptions_is_ready_at_once() {
     assert!(matches!(ready, ConnectionEvent::Ready), "{ready:?}");
 }
 
+/// As after a panic of the task that owns it.
+#[tokio::test]
+async fn a_connection_that_its_owner_drops_is_made_anew_for_the_same_clients() {
+    let broker = Mosquitto::start().await.unwrap();
+    let stop = CancellationToken::new();
+    let mut link = self::link("one", broker.port, &["a"]);
+    link.reconnect();
+    let (client, up) = (link.client(), link.ready_flag());
+    until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
+    link.reconnect();
+    assert!(!up.load(Ordering::Relaxed));
+    until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Ready)).await;
+    client.publish("a", "again", PublishOptions::new(QoS::AtLeastOnce)).await.unwrap();
+    until(&mut link, &stop, |news| matches!(news, ConnectionEvent::Message { .. })).await;
+}
+
 #[tokio::test]
 async fn two_clients_with_one_name_back_off_and_know_the_cause() {
     let broker = Mosquitto::start().await.unwrap();

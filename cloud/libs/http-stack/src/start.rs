@@ -62,11 +62,7 @@ impl Service {
         health: Health,
     ) -> Self {
         let access = Some(context.access.clone());
-        let tasks = context.tasks.clone();
-        let health = health.with_check("tasks", move || {
-            let failure = tasks.failure().map(str::to_owned);
-            async move { failure.map_or(Ok(()), Err) }
-        });
+        let health = health.with_tasks(&context.tasks);
         let development = context.development;
         let origins = context.origins.clone();
         Self {

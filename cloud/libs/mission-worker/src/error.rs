@@ -1,5 +1,6 @@
 //! Why an attempt at a mission failed.
 
+use service::tasks::Panicked;
 use service_client::ServiceClientError;
 
 /// Why an attempt at a mission failed.
@@ -15,6 +16,9 @@ pub enum WorkError {
     /// A resource of the worker itself is unavailable. A later attempt may succeed.
     #[error("{0}")]
     Unavailable(String),
+    /// A fault of our program. The mission is tried again as often as its attempts allow.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     #[error("not done within {0} s")]
     Timeout(u32),
     /// Another worker may have the mission by now, so no result is reported.
@@ -28,7 +32,7 @@ impl WorkError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Service(error) => error.is_transient(),
-            Self::Timeout(_) | Self::Unavailable(_) => true,
+            Self::Timeout(_) | Self::Unavailable(_) | Self::Panicked(_) => true,
             Self::Denied(_) | Self::Permanent(_) | Self::LeaseLost => false,
         }
     }

@@ -10,6 +10,7 @@ use contract::{EpochMs, OrgId};
 use serde::Serialize;
 use serde_json::{Value, json};
 use service::clock::Clock;
+use service::tasks;
 use service_client::ServiceClient;
 use tokio_util::sync::CancellationToken;
 
@@ -107,7 +108,7 @@ pub struct Worker<J> {
 
 impl<J: Job> Worker<J> {
     /// Works until `stop`. A mission that is already claimed is finished.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(&self, stop: CancellationToken) {
         let mut failure_logged = false;
         while !stop.is_cancelled() {
             let claim = json!({"agentName": self.job.names().0, "goals": [self.job.goal()]});
@@ -159,10 +160,13 @@ impl<J: Job> Worker<J> {
         let id = &mission.mission_id;
         let mut tools = MissionTools::new(&self.kernel, agent, &self.clock, org.clone(), id);
         let limit = Duration::from_millis(self.pace.mission_ms.into());
+        let work = tasks::isolate("mission", self.job.run(&mut tools, mission));
         let result = tokio::select! {
-            done = tokio::time::timeout(limit, self.job.run(&mut tools, mission)) => {
-                done.unwrap_or(Err(WorkError::Timeout(self.pace.mission_ms / 1000)))
-            }
+            done = tokio::time::timeout(limit, work) => match done {
+                Ok(Ok(result)) => result,
+                Ok(Err(panicked)) => Err(WorkError::from(panicked)),
+                Err(_) => Err(WorkError::Timeout(self.pace.mission_ms / 1000)),
+            },
             lost = self.renew_lease(org, mission) => Err(lost),
         };
         let calls = std::mem::take(&mut tools.calls);

@@ -11,7 +11,7 @@ use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
-use service::tasks::Tasks;
+use service::tasks::{self, Tasks};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -43,28 +43,45 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
     let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    tasks.spawn("dispatcher-receive", receive(link, work.clone(), queue, stop.clone()));
-    tasks.spawn("dispatcher", dispatch(client, work, waiting, stop.clone()));
+    // The connection and the queue outlive a run; each run connects anew. What a run loses is not
+    // acknowledged, and is resent.
+    let parts = (work.clone(), stop.clone());
+    tasks.spawn_restarting_with("dispatcher-receive", (link, queue), move |(link, queue)| {
+        let (work, stop) = parts.clone();
+        Box::pin(receive(link, work, queue, stop))
+    });
+    let parts = (client, work, stop.clone());
+    tasks.spawn_restarting_with("dispatcher", waiting, move |waiting| {
+        let (client, work, stop) = parts.clone();
+        Box::pin(dispatch(client, work, waiting, stop))
+    });
     Ok(connected)
 }
 
 type ClosedSession = (Origin, SessionClosed);
 
 async fn receive(
-    mut link: MqttConnection,
+    link: &mut MqttConnection,
     work: MissionDispatcher,
-    queue: mpsc::Sender<ClosedSession>,
+    queue: &mpsc::Sender<ClosedSession>,
     stop: CancellationToken,
 ) {
+    link.reconnect();
     while let Some(news) = link.next(&stop).await {
         let ConnectionEvent::Message { topic, payload } = news else { continue };
-        if let Some(end) = parse_event(&work, &topic, &payload)
-            && queue.try_send(end).is_err()
-        {
-            tracing::warn!("too many closed sessions wait; one is dropped until it is resent");
+        match tasks::catch("parse-event", || parse_event(&work, &topic, &payload)) {
+            Ok(event) => {
+                if let Some(event) = event
+                    && queue.try_send(event).is_err()
+                {
+                    tracing::warn!(
+                        "too many closed sessions wait; one is dropped until it is resent"
+                    );
+                }
+            }
+            Err(panicked) => tracing::error!(error = %panicked, "dropped an event"),
         }
     }
-    drop(queue);
     link.drain(DRAIN_TIMEOUT).await;
 }
 
@@ -92,7 +109,7 @@ fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<
 async fn dispatch(
     client: AsyncClient,
     work: MissionDispatcher,
-    mut waiting: mpsc::Receiver<ClosedSession>,
+    waiting: &mut mpsc::Receiver<ClosedSession>,
     stop: CancellationToken,
 ) {
     loop {
@@ -100,8 +117,14 @@ async fn dispatch(
             () = stop.cancelled() => return,
             end = waiting.recv() => match end { Some(end) => end, None => return },
         };
-        if work.dispatch(&event).await.is_err() {
-            continue; // not acknowledged, so it is resent
+        // An event that is not acknowledged is resent, later each time.
+        match tasks::isolate("dispatch-event", work.dispatch(&event)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => continue,
+            Err(panicked) => {
+                tracing::error!(error = %panicked, session = %event.session_id, "skipped an event");
+                continue;
+            }
         }
         let taken = SessionClosedAck { session_id: event.session_id };
         let Ok(body) = serde_json::to_vec(&taken) else { continue };

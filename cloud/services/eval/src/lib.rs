@@ -45,12 +45,21 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
             status: SharedStats::default(),
             pace: config.pace(),
         };
-        context.tasks.spawn("eval-worker", worker.run(context.stop.clone()));
+        // A mission that a run loses is claimed again when its lease has expired.
+        let (worker, stop) = (Arc::new(worker), context.stop.clone());
+        context.tasks.spawn_restarting("eval-worker", move || {
+            let (worker, stop) = (worker.clone(), stop.clone());
+            async move { worker.run(stop).await }
+        });
     }
     if config.judge.enabled {
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
-        let judging = judge::run(store.clone(), model, clock.clone(), context.stop.clone());
-        context.tasks.spawn("judge", judging);
+        // A run of eval that is lost is judged again when its lease has expired.
+        let parts = (store.clone(), model, clock.clone(), context.stop.clone());
+        context.tasks.spawn_restarting("judge", move || {
+            let (store, model, clock, stop) = parts.clone();
+            judge::run(store, model, clock, stop)
+        });
     }
     let state = api::State { store, runner, clock: clock.clone() };
     Ok(Service::new(context, "eval", api::routes(state), health)

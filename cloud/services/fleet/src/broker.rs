@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
-use service::tasks::Tasks;
+use service::tasks::{self, Panicked, Tasks};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +97,8 @@ enum AclSyncError {
     NoResponse,
     #[error("the broker refuses {command}: {problem}")]
     Refused { command: String, problem: String },
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// Spawns the tasks that synchronise the broker until `stop`, and returns their status.
@@ -114,20 +116,37 @@ pub fn start(
     let status =
         AclSyncStatus(Arc::new(Mutex::new(Err("not connected to the broker yet".to_owned()))));
     let (event_sender, events) = mpsc::channel(QUEUE);
-    tasks.spawn("fleet-mqtt", poll(link, event_sender, stop.clone()));
+    // The connection and the queue of its events outlive a run; each run connects anew.
+    let until = stop.clone();
+    tasks.spawn_restarting_with("fleet-mqtt", (link, event_sender), move |(link, events)| {
+        Box::pin(poll(link, events, until.clone()))
+    });
     let holder = format!("fleet-{}-{}", config.instance, std::process::id());
-    let synced_changes = HashMap::new();
-    let sync =
-        BrokerAclSync { client, events, store, clock, holder, synced_changes, request_count: 0 };
-    tasks.spawn("broker-sync", sync.run(changed, status.clone(), stop.clone()));
+    let sync = BrokerAclSync {
+        client,
+        events,
+        store,
+        clock,
+        holder,
+        is_ready: false,
+        synced_changes: HashMap::new(),
+        request_count: 0,
+    };
+    // The queue outlives a run; each run begins with a full comparison.
+    let parts = (changed, status.clone(), stop.clone());
+    tasks.spawn_restarting_with("broker-sync", sync, move |sync| {
+        let (changed, status, stop) = parts.clone();
+        Box::pin(sync.run(changed, status, stop))
+    });
     Ok(status)
 }
 
 async fn poll(
-    mut link: MqttConnection,
-    events: mpsc::Sender<ConnectionEvent>,
+    link: &mut MqttConnection,
+    events: &mpsc::Sender<ConnectionEvent>,
     stop: CancellationToken,
 ) {
+    link.reconnect();
     while let Some(event) = link.next(&stop).await {
         if events.send(event).await.is_err() {
             return;
@@ -141,6 +160,8 @@ struct BrokerAclSync {
     store: FleetStore,
     clock: Clock,
     holder: String,
+    /// Whether the broker receives commands, by the last event of the connection.
+    is_ready: bool,
     /// The last change of each gateway that was sent to the broker since the last full comparison.
     synced_changes: HashMap<(OrgId, KeyId), i64>,
     /// Counts the requests, so that a late response is not mistaken for that of a later request.
@@ -148,8 +169,7 @@ struct BrokerAclSync {
 }
 
 impl BrokerAclSync {
-    async fn run(mut self, changed: Arc<Notify>, status: AclSyncStatus, stop: CancellationToken) {
-        let mut ready = false;
+    async fn run(&mut self, changed: Arc<Notify>, status: AclSyncStatus, stop: CancellationToken) {
         let mut compared: Option<Instant> = None;
         let mut seen_ms = 0;
         let mut interval = tokio::time::interval(SYNC_INTERVAL);
@@ -158,14 +178,14 @@ impl BrokerAclSync {
             tokio::select! {
                 () = stop.cancelled() => return,
                 event = self.events.recv() => match event {
-                    Some(ConnectionEvent::Ready) => (ready, compared) = (true, None),
+                    Some(ConnectionEvent::Ready) => (self.is_ready, compared) = (true, None),
                     Some(ConnectionEvent::Down(_)) => {
-                        ready = false;
+                        self.is_ready = false;
                         status.set(Err(AclSyncError::Down.to_string()));
                         continue;
                     }
                     Some(ConnectionEvent::SubscriptionRefused) => {
-                        ready = false;
+                        self.is_ready = false;
                         status.set(Err(AclSyncError::NoResponse.to_string()));
                         continue;
                     }
@@ -175,16 +195,20 @@ impl BrokerAclSync {
                 () = changed.notified() => {}
                 _ = interval.tick() => {}
             }
-            if !ready {
+            if !self.is_ready {
                 continue;
             }
-            let done = self.sync_once(&mut compared, &mut seen_ms).await;
+            let sync = self.sync_once(&mut compared, &mut seen_ms);
+            let done = match tasks::isolate("sync-acl", sync).await {
+                Ok(done) => done,
+                Err(panicked) => Err(AclSyncError::from(panicked)),
+            };
             if let Err(error) = &done {
                 tracing::warn!(%error, "the broker's access list is not up to date; trying again");
                 compared = None;
             }
             if let Err(AclSyncError::Down) = done {
-                ready = false;
+                self.is_ready = false;
             }
             status.set(done.map_err(|error| error.to_string()));
         }

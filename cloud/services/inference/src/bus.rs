@@ -13,7 +13,7 @@ use rumqttc::{AsyncClient, PublishOptions, QoS};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
-use service::tasks::Tasks;
+use service::tasks::{self, Tasks};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -72,22 +72,43 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE_MAX, topics, (RECONNECT_WAIT_MAX, trust::jitter));
     let (client, connected) = (link.client(), link.ready_flag());
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    tasks.spawn("inference-receive", receive(link, queue, stop.clone()));
-    tasks.spawn("inference", process_messages(following.clone(), waiting, stop.clone()));
-    tasks.spawn(
-        "inference-publish",
-        publish_due(client, following, (name, connected.clone()), stop.clone()),
-    );
+    // The connection and the queue outlive a run; each run connects anew.
+    let until = stop.clone();
+    tasks.spawn_restarting_with("inference-receive", (link, queue), move |(link, queue)| {
+        Box::pin(receive(link, queue, until.clone()))
+    });
+    let parts = (following.clone(), stop.clone());
+    tasks.spawn_restarting_with("inference", waiting, move |waiting| {
+        let (following, stop) = parts.clone();
+        Box::pin(process_messages(following, waiting, stop))
+    });
+    // Two processes with the same name must be two holders of the lease.
+    let holder = format!("{name}-{}", trust::random_id().unwrap_or_default());
+    let parts = (client, following, (holder, connected.clone()), stop.clone());
+    tasks.spawn_restarting("inference-publish", move || {
+        let (client, following, lease, stop) = parts.clone();
+        publish_due(client, following, lease, stop)
+    });
     Ok(connected)
 }
 
-async fn receive(mut link: MqttConnection, queue: mpsc::Sender<Message>, stop: CancellationToken) {
+async fn receive(
+    link: &mut MqttConnection,
+    queue: &mpsc::Sender<Message>,
+    stop: CancellationToken,
+) {
+    link.reconnect();
     while let Some(news) = link.next(&stop).await {
         let ConnectionEvent::Message { topic, payload } = news else { continue };
-        if let Some(message) = parse_message(&topic, &payload)
-            && queue.try_send(message).is_err()
-        {
-            metrics::counter!("simcorp_inference_dropped_total").increment(1);
+        match tasks::catch("parse-message", || parse_message(&topic, &payload)) {
+            Ok(message) => {
+                if let Some(message) = message
+                    && queue.try_send(message).is_err()
+                {
+                    metrics::counter!("simcorp_inference_dropped_total").increment(1);
+                }
+            }
+            Err(panicked) => tracing::error!(error = %panicked, "dropped a message"),
         }
     }
     link.drain(DRAIN_TIME_MAX).await;
@@ -112,7 +133,7 @@ fn parse_message(topic: &str, payload: &[u8]) -> Option<Message> {
 
 async fn process_messages(
     following: InferenceState,
-    mut waiting: mpsc::Receiver<Message>,
+    waiting: &mut mpsc::Receiver<Message>,
     stop: CancellationToken,
 ) {
     loop {
@@ -120,23 +141,31 @@ async fn process_messages(
             () = stop.cancelled() => return,
             message = waiting.recv() => match message { Some(message) => message, None => return },
         };
-        let now = (following.clock)();
-        match payload {
-            Payload::Event(event) => following.with(|all| all.observe_event(&origin, &event, now)),
-            Payload::Telemetry(point) => {
-                let mut settings = None;
-                if following.with(|all| all.is_new(&origin)) {
-                    settings = match following.store.settings(&origin).await {
-                        Ok(settings) => settings,
-                        Err(error) => {
-                            tracing::warn!(%error, %origin, "cannot read the settings for now");
-                            continue; // the next point retries
-                        }
-                    };
-                }
-                let settings = settings.unwrap_or_default();
-                following.with(|all| all.push_point(&origin, &point, settings, now));
+        let processed = process_message(&following, &origin, payload);
+        if let Err(panicked) = tasks::isolate("process-message", processed).await {
+            tracing::error!(error = %panicked, %origin, "forgot what is known of a machine");
+            following.with(|all| all.forget(&origin));
+        }
+    }
+}
+
+async fn process_message(following: &InferenceState, origin: &Origin, payload: Payload) {
+    let now = (following.clock)();
+    match payload {
+        Payload::Event(event) => following.with(|all| all.observe_event(origin, &event, now)),
+        Payload::Telemetry(point) => {
+            let mut settings = None;
+            if following.with(|all| all.is_new(origin)) {
+                settings = match following.store.settings(origin).await {
+                    Ok(settings) => settings,
+                    Err(error) => {
+                        tracing::warn!(%error, %origin, "cannot read the settings for now");
+                        return; // the next point retries
+                    }
+                };
             }
+            let settings = settings.unwrap_or_default();
+            following.with(|all| all.push_point(origin, &point, settings, now));
         }
     }
 }
@@ -148,8 +177,6 @@ async fn publish_due(
     (holder, connected): (String, Arc<AtomicBool>),
     stop: CancellationToken,
 ) {
-    // Two processes with the same name must be two holders.
-    let holder = format!("{holder}-{}", trust::random_id().unwrap_or_default());
     let mut renewed = EpochMs(0);
     let mut read = EpochMs(0);
     loop {

@@ -335,16 +335,23 @@ impl MachineTracker {
                 metrics::counter!("simcorp_inference_refused_total").increment(1);
                 return;
             };
-            self.machines.remove(&removed);
-            if let Some(count) = self.counts.get_mut(&removed.org) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.counts.remove(&removed.org);
-                }
-            }
+            self.forget(&removed);
         }
         self.machines.insert(origin.clone(), TrackedMachine::new(settings, now, now));
         *self.counts.entry(origin.org.clone()).or_default() += 1;
+    }
+
+    /// Removes what is known of a machine; its next message adds it again.
+    pub fn forget(&mut self, origin: &Origin) {
+        if self.machines.remove(origin).is_none() {
+            return;
+        }
+        if let Some(count) = self.counts.get_mut(&origin.org) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.counts.remove(&origin.org);
+            }
+        }
     }
 
     /// Returns the machine that gives its place to a new one.
@@ -471,6 +478,18 @@ mod tests {
             twin.advance(1_000);
         }
         told
+    }
+
+    #[test]
+    fn a_machine_that_is_forgotten_is_followed_anew() {
+        let mut all = MachineTracker::new(1);
+        all.push_point(&origin(), &point(0, 150.0, 180.0), Settings::default(), NOW);
+        all.forget(&origin());
+        all.forget(&origin());
+        assert!(all.is_new(&origin()) && all.counts.is_empty());
+        all.push_point(&origin(), &point(1, 150.0, 180.0), Settings::default(), NOW);
+        assert!(!all.is_new(&origin()));
+        assert_eq!(all.counts[&origin().org], 1);
     }
 
     #[test]

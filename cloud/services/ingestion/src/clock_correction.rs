@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::arrival_estimate::ArrivalEstimate;
 use crate::store::{ESTIMATE_TOLERANCE_MS, IngestStore};
-use crate::sweep;
+use crate::sweep::Quarantine;
 use crate::verified_frame::VerifiedFrame;
 
 const EVERY: Duration = Duration::from_secs(2);
@@ -133,51 +133,76 @@ impl ClockCorrection {
     }
 }
 
-/// Corrects dates until `stop`.
+/// Corrects dates until `stop`. After a panic it checks the whole database, which holds what was
+/// noted and not yet corrected.
 pub fn start(store: IngestStore, dating: ClockCorrection, tasks: &Tasks, stop: CancellationToken) {
-    tasks.spawn("clock-correction", async move {
-        let mut all: Option<Instant> = None;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(EVERY) => {}
-            }
-            let everything = all.is_none_or(|at| at.elapsed() >= ALL_EVERY);
-            match pass(&store, &dating, everything).await {
-                Ok(()) if everything => all = Some(Instant::now()),
-                Ok(()) => {}
-                Err(error) => {
-                    all = None; // a check of the whole database finds the noted boots again
-                    tracing::warn!(%error, "could not correct dates; the next pass retries");
-                }
+    tasks.spawn_restarting("clock-correction", move || {
+        run(store.clone(), dating.clone(), stop.clone())
+    });
+}
+
+async fn run(store: IngestStore, dating: ClockCorrection, stop: CancellationToken) {
+    let mut quarantine = quarantine();
+    let mut all: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        let everything = all.is_none_or(|at| at.elapsed() >= ALL_EVERY);
+        match pass(&store, &dating, &mut quarantine, everything).await {
+            Ok(()) if everything => all = Some(Instant::now()),
+            Ok(()) => {}
+            Err(error) => {
+                all = None; // a check of the whole database finds the noted boots again
+                tracing::warn!(%error, "could not correct dates; the next pass retries");
             }
         }
-    });
+    }
+}
+
+/// Returns the quarantine of boots whose dates cannot be corrected.
+pub(crate) const fn quarantine() -> Quarantine {
+    Quarantine::new("correct-dates")
 }
 
 /// Corrects the dates of the boots that were noted, or of all that need it if `everything` is set.
 pub(crate) async fn pass(
     store: &IngestStore,
     dating: &ClockCorrection,
+    quarantine: &mut Quarantine,
     everything: bool,
 ) -> Result<(), StoreError> {
-    let PendingBoots { offsets, estimates, mut undated } = dating.take();
+    let PendingBoots { offsets, estimates, undated } = dating.take();
+    let mut boots: Vec<Boot> = undated.into_iter().collect();
     for (boot, offset_ms) in estimates {
-        store.note_estimate(boot.0, boot.1, offset_ms).await?;
+        let noted = store.note_estimate(boot.0, boot.1, offset_ms);
+        quarantine.each(&name_of(boot), Instant::now(), noted).await?;
     }
     for (boot, offset_ms) in offsets {
-        store.note_offset(boot.0, boot.1, offset_ms).await?;
-        dating.mark_known(boot);
-        undated.insert(boot);
+        let noted = async {
+            store.note_offset(boot.0, boot.1, offset_ms).await?;
+            dating.mark_known(boot);
+            Ok::<(), StoreError>(())
+        };
+        quarantine.each(&name_of(boot), Instant::now(), noted).await?;
+        boots.push(boot);
     }
     if everything {
-        undated.extend(store.undated_boots().await?);
+        boots.extend(store.undated_boots().await?);
     }
-    for (chain_no, boot) in undated {
-        let name = format!("chain {chain_no}, boot {boot}");
-        sweep::each("correct-dates", &name, correct(store, chain_no, boot)).await?;
+    let mut corrected = BTreeSet::new();
+    for boot in boots {
+        if corrected.insert(boot) {
+            let done = correct(store, boot.0, boot.1);
+            quarantine.each(&name_of(boot), Instant::now(), done).await?;
+        }
     }
     Ok(())
+}
+
+fn name_of((chain_no, boot): Boot) -> String {
+    format!("chain {chain_no}, boot {boot}")
 }
 
 async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), StoreError> {

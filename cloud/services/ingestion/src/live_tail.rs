@@ -8,15 +8,18 @@
 //! Rows that subscribers have not received yet are kept up to a number of bytes. Beyond it the
 //! largest are dropped first: a subscriber that wanted a dropped row is disconnected, and resumes
 //! from the database.
+//!
+//! A row that panics is left out. A batch that panics is skipped: all subscribers are disconnected,
+//! and resume from the database.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ::database::StoreError;
 use contract::Origin;
 use service::shutdown::CancellationToken;
-use service::tasks::Tasks;
+use service::tasks::{self, Tasks};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
@@ -75,7 +78,8 @@ pub struct Subscription {
 
 /// One kind of rows: frames or events.
 struct Feed {
-    notices: broadcast::Sender<Arc<Notice>>,
+    /// Replaced to disconnect all subscribers.
+    notices: Mutex<broadcast::Sender<Arc<Notice>>>,
     /// `None` while nothing is followed. It is set before the rows up to it are sent: a subscriber
     /// that missed one of them reads a position that includes it.
     position: watch::Sender<Option<Position>>,
@@ -91,7 +95,18 @@ pub struct Tail {
 
 impl Feed {
     fn new() -> Self {
-        Self { notices: broadcast::channel(BEHIND_MAX).0, position: watch::channel(None).0 }
+        let notices = Mutex::new(broadcast::channel(BEHIND_MAX).0);
+        Self { notices, position: watch::channel(None).0 }
+    }
+
+    fn notices(&self) -> MutexGuard<'_, broadcast::Sender<Arc<Notice>>> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the subscriptions. The subscribers resume from the database.
+    fn disconnect(&self) {
+        *self.notices() = broadcast::channel(BEHIND_MAX).0;
+        self.position.send_replace(None);
     }
 }
 
@@ -102,7 +117,14 @@ impl Tail {
             events: Arc::new(Feed::new()),
             wake: Arc::new(Notify::new()),
         };
-        tasks.spawn("live-tail", follow(tail.clone(), store, stop));
+        let followed = tail.clone();
+        tasks.spawn_restarting_with("live-tail", false, move |was_started| {
+            if std::mem::replace(was_started, true) {
+                // What was read and not sent is lost.
+                followed.disconnect();
+            }
+            Box::pin(follow(followed.clone(), store.clone(), stop.clone()))
+        });
         tail
     }
 
@@ -123,7 +145,7 @@ impl Tail {
 
     async fn subscribe(&self, feed: &Feed) -> Option<Subscription> {
         // Before the position is read: a row sent in between comes twice, and is not missed.
-        let notices = feed.notices.subscribe();
+        let notices = feed.notices().subscribe();
         let mut position = feed.position.subscribe();
         self.wake.notify_one();
         let known = position.wait_for(Option::is_some);
@@ -132,7 +154,12 @@ impl Tail {
     }
 
     fn has_subscribers(&self) -> bool {
-        self.telemetry.notices.receiver_count() + self.events.notices.receiver_count() > 0
+        self.telemetry.notices().receiver_count() + self.events.notices().receiver_count() > 0
+    }
+
+    fn disconnect(&self) {
+        self.telemetry.disconnect();
+        self.events.disconnect();
     }
 
     /// Makes further subscribers wait for the next pass.
@@ -249,10 +276,18 @@ async fn follow(tail: Tail, store: IngestStore, stop: CancellationToken) {
                 continue;
             }
         }
-        match pass(&tail, &store, &mut cursor).await {
-            Ok(left) => more = left,
-            Err(error) => {
+        match tasks::isolate("live-batch", pass(&tail, &store, &mut cursor)).await {
+            Ok(Ok(left)) => more = left,
+            Ok(Err(error)) => {
                 tracing::debug!(%error, "could not read the live stream; the next pass retries");
+            }
+            Err(panicked) => {
+                tracing::error!(
+                    error = %panicked,
+                    "skipped a batch of the live stream; its subscribers resume from the database"
+                );
+                tail.disconnect();
+                cursor = None;
             }
         }
     }
@@ -289,7 +324,8 @@ async fn pass(
     }
     let position = publish_position(&tail.telemetry, &cursor.frames);
     for row in arrived {
-        if let Some(row) = row_json::committed_frame(row, &roasts) {
+        let arrival = row.frame.arrival;
+        if let Some(row) = committed(arrival, || row_json::committed_frame(row, &roasts)) {
             send(&tail.telemetry, &mut cursor.kept_frames, row, &position).await;
         }
     }
@@ -305,11 +341,21 @@ async fn pass(
     }
     let position = publish_position(&tail.events, &cursor.events);
     for row in arrived {
-        if let Some(row) = row_json::committed_event(&row.org_id, row.event) {
+        let arrival = row.event.arrival;
+        if let Some(row) = committed(arrival, || row_json::committed_event(&row.org_id, row.event))
+        {
             send(&tail.events, &mut cursor.kept_events, row, &position).await;
         }
     }
     Ok(more)
+}
+
+/// Returns a row for the streams. One that panics is left out.
+fn committed(arrival: i64, convert: impl FnOnce() -> Option<CommittedRow>) -> Option<CommittedRow> {
+    tasks::catch("live-row", convert).unwrap_or_else(|panicked| {
+        tracing::error!(error = %panicked, arrival, "left a row out of the live stream");
+        None
+    })
 }
 
 fn is_full(rows: usize) -> bool {
@@ -333,7 +379,7 @@ async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, position: &Po
     let origin = row.origin.clone();
     let row = Arc::new(LiveRow { row, missing: position.missing.clone() });
     // It is fine if there is no subscriber.
-    let _ = feed.notices.send(Arc::new(Notice { origin, row: Arc::downgrade(&row) }));
+    let _ = feed.notices().send(Arc::new(Notice { origin, row: Arc::downgrade(&row) }));
     kept.push(row, BEHIND_BYTES_MAX);
     tokio::task::yield_now().await;
 }
@@ -385,6 +431,27 @@ mod tests {
         arrivals.see(1_000_000, now);
         assert_eq!(arrivals.holes.len(), HOLES_MAX, "bounded");
         assert_eq!(Arrivals::begin(&[], now).position().arrival, 0);
+    }
+
+    #[test]
+    fn a_row_that_panics_is_left_out_of_the_live_stream() {
+        assert!(committed(7, || panic!("odd")).is_none());
+        assert!(committed(7, || Arc::into_inner(row(8, 1)).map(|live| live.row)).is_some());
+    }
+
+    #[tokio::test]
+    async fn subscribers_of_a_skipped_batch_are_disconnected_and_new_ones_wait_for_the_next() {
+        let feed = Feed::new();
+        publish_position(&feed, &Arrivals::begin(&[5], Instant::now()));
+        let mut notices = feed.notices().subscribe();
+        feed.disconnect();
+        assert!(matches!(notices.recv().await, Err(broadcast::error::RecvError::Closed)));
+        assert!(feed.position.borrow().is_none());
+        let mut kept = KeptRows::default();
+        let mut notices = feed.notices().subscribe();
+        let sent = Arc::into_inner(row(6, 1)).unwrap().row;
+        send(&feed, &mut kept, sent, &Position { arrival: 6, missing: Arc::from([]) }).await;
+        assert!(notices.recv().await.unwrap().row.upgrade().is_some());
     }
 
     #[test]

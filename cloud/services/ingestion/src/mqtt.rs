@@ -13,14 +13,15 @@ use contract::topic::{self, TopicKind};
 use service::mqtt::{
     BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
 };
-use service::tasks::Tasks;
+use service::tasks::{self, Tasks};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::pipeline::{Acks, Lane, Message, Pipeline, Reply};
+use crate::session_closed::SessionClosedAcks;
 use crate::warning_log::WarningLog;
-use crate::{IngestionConfig, metric, session_closed};
+use crate::{IngestionConfig, metric};
 
 /// Acknowledgements are published once (`QoS` 0) and need no slots; at most 2 000 frames from the
 /// broker await our PUBACK.
@@ -47,7 +48,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 pub fn start(
     config: &IngestionConfig,
     mqtt: &BrokerSettings,
-    (pipeline, acks, session_acks): (&Pipeline, Acks, session_closed::SessionClosedAcks),
+    (pipeline, acks, session_acks): (&Pipeline, Acks, SessionClosedAcks),
     tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<Option<Bus>, BrokerError> {
@@ -67,28 +68,49 @@ pub fn start(
     let link = MqttConnection::new(options, QUEUE, topics, (WAIT_MAX, trust::jitter))
         .with_vital(SUBSCRIBED.len());
     let bus = Bus { client: link.client(), connected: link.ready_flag() };
-    tasks.spawn("ingestion-receive", receive(link, (pipeline.clone(), session_acks), stop.clone()));
-    tasks.spawn("ingestion-acks", publish_acks(bus.clone(), acks));
+    // The connection outlives a run, because `bus` publishes through it; each run connects anew.
+    let receiver = (link, Some(pipeline.clone()), session_acks);
+    let until = stop.clone();
+    tasks.spawn_restarting_with(
+        "ingestion-receive",
+        receiver,
+        move |(link, pipeline, session_acks)| {
+            Box::pin(receive(link, pipeline, session_acks, until.clone()))
+        },
+    );
+    // The queue of acknowledgements outlives a run.
+    let publisher = bus.clone();
+    tasks.spawn_restarting_with("ingestion-acks", acks, move |acks| {
+        Box::pin(publish_acks(publisher.clone(), acks))
+    });
     Ok(Some(bus))
 }
 
 async fn receive(
-    mut link: MqttConnection,
-    (pipeline, session_acks): (Pipeline, session_closed::SessionClosedAcks),
+    link: &mut MqttConnection,
+    pipeline: &mut Option<Pipeline>,
+    session_acks: &SessionClosedAcks,
     stop: CancellationToken,
 ) {
+    link.reconnect();
     let warnings = WarningLog::default();
     while let Some(news) = link.next(&stop).await {
         let ConnectionEvent::Message { topic, payload } = news else { continue };
-        if topic.starts_with("ops/") {
-            session_acks.receive(&topic, &payload);
-        } else {
-            forward(&pipeline, &warnings, &topic, payload).await;
+        let Some(pipeline) = pipeline.as_ref() else { break };
+        let received = async {
+            if topic.starts_with("ops/") {
+                session_acks.receive(&topic, &payload);
+            } else {
+                forward(pipeline, &warnings, &topic, payload).await;
+            }
+        };
+        if let Err(panicked) = tasks::isolate("receive-message", received).await {
+            tracing::error!(error = %panicked, topic = machine_of(&topic), "dropped a message");
         }
     }
     // No more messages are received. Queued ones are still committed, and acknowledged while the
     // client is connected.
-    drop(pipeline);
+    *pipeline = None;
     link.drain(DRAIN_TIME).await;
 }
 
@@ -126,9 +148,11 @@ fn machine_of(topic: &str) -> String {
     topic[..end].chars().take(MACHINE_CHARS_MAX).collect()
 }
 
-async fn publish_acks(bus: Bus, mut acks: Acks) {
+async fn publish_acks(bus: Bus, acks: &mut Acks) {
     while let Some((origin, ack)) = acks.recv().await {
-        bus.publish_ack(&origin, &ack).await;
+        if let Err(panicked) = tasks::isolate("publish-ack", bus.publish_ack(&origin, &ack)).await {
+            tracing::error!(error = %panicked, %origin, "dropped an acknowledgement");
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,12 +24,13 @@ use trust::SignedMessage;
 
 use crate::bus::Bus;
 use crate::receipt_verdicts::{Lack, Verdicts};
-use crate::store::{IngestStore, OpenReceipt};
-use crate::sweep;
+use crate::store::{IngestStore, OpenReceipt, PendingSession};
+use crate::sweep::{self, OrgTurns, Quarantine};
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
-/// The shortest time between two passes, however many receipts arrive.
+/// The shortest time between two passes, however many receipts arrive. After a long pass it is as
+/// long as the pass.
 const PASS_GAP: Duration = Duration::from_millis(100);
 /// In a pass, each organisation has so many of its newest receipts checked, and so many of the
 /// others in the order of time.
@@ -47,8 +48,8 @@ const CURVE_AFTER: Duration = Duration::from_mins(15);
 const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
 const CURVES_EVERY: Duration = Duration::from_mins(2);
 const CURVES_A_PASS: i64 = 50;
-const FIRST: (i64, String) = (i64::MIN, String::new());
 
+/// Starts the reconciler. It begins from the database, so that it can be started again.
 pub fn start(
     store: IngestStore,
     bus: Option<Bus>,
@@ -57,99 +58,99 @@ pub fn start(
     tasks: &Tasks,
     stop: CancellationToken,
 ) {
-    tasks.spawn("receipts", async move {
-        let mut curves = FIRST;
-        let mut reconciler = Reconciler::new(store, bus, clock);
-        let mut curves_made: Option<Instant> = None;
-        let mut wait = PASS_EVERY;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = wake.notified() => {}
-                () = tokio::time::sleep(wait) => {}
-            }
-            wait = match reconciler.pass().await {
-                // Others may be complete as well.
-                Ok(()) if reconciler.has_completed.swap(false, Ordering::Relaxed) => PASS_GAP,
-                Ok(()) => PASS_EVERY,
-                Err(error) => {
-                    tracing::warn!(%error, "could not check receipts; the next pass retries");
-                    PASS_EVERY
-                }
-            };
-            tokio::time::sleep(PASS_GAP).await;
-            if curves_made.is_some_and(|at| at.elapsed() < CURVES_EVERY) {
-                continue;
-            }
-            curves_made = Some(Instant::now());
-            let now = (reconciler.clock)();
-            if let Err(error) = make_curves(&reconciler.store, now, &mut curves).await {
-                tracing::warn!(%error, "could not make curves; the next pass retries");
-            }
-        }
+    tasks.spawn_restarting("receipts", move || {
+        let reconciler = Reconciler::new(store.clone(), bus.clone(), clock.clone());
+        run(reconciler, wake.clone(), stop.clone())
     });
 }
 
+async fn run(mut reconciler: Reconciler, wake: Arc<Notify>, stop: CancellationToken) {
+    let mut curves = CurveSweep::default();
+    let mut curves_made: Option<Instant> = None;
+    let mut wait = PASS_EVERY;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = wake.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        let start = Instant::now();
+        wait = match reconciler.pass().await {
+            // Others may be complete as well.
+            Ok(()) if reconciler.checker.has_completed.swap(false, Ordering::Relaxed) => PASS_GAP,
+            Ok(()) => PASS_EVERY,
+            Err(error) => {
+                tracing::warn!(%error, "could not check receipts; the next pass retries");
+                PASS_EVERY
+            }
+        };
+        // Passes take at most half of the time, however often receipts arrive.
+        let rest = PASS_GAP.max(start.elapsed());
+        if tokio::time::timeout(rest, stop.cancelled()).await.is_ok() {
+            break;
+        }
+        if curves_made.is_some_and(|at| at.elapsed() < CURVES_EVERY) {
+            continue;
+        }
+        curves_made = Some(Instant::now());
+        let now = (reconciler.checker.clock)();
+        if let Err(error) = curves.pass(&reconciler.checker.store, now).await {
+            tracing::warn!(%error, "could not make curves; the next pass retries");
+        }
+    }
+}
+
 pub(crate) struct Reconciler {
+    checker: ReceiptChecker,
+    /// The last receipt of each organisation that was checked in the order of time.
+    turns: OrgTurns,
+    quarantine: Quarantine,
+}
+
+struct ReceiptChecker {
     store: IngestStore,
     bus: Option<Bus>,
     clock: Clock,
     verdicts: Verdicts,
-    /// The last receipt of each organisation that was checked in the order of time.
-    cursors: HashMap<String, (i64, String)>,
     /// Whether the last pass has found a complete session.
     has_completed: AtomicBool,
 }
 
 impl Reconciler {
     pub(crate) fn new(store: IngestStore, bus: Option<Bus>, clock: Clock) -> Self {
+        let (verdicts, has_completed) = (Verdicts::default(), AtomicBool::new(false));
         Self {
-            store,
-            bus,
-            clock,
-            verdicts: Verdicts::default(),
-            cursors: HashMap::new(),
-            has_completed: AtomicBool::new(false),
+            checker: ReceiptChecker { store, bus, clock, verdicts, has_completed },
+            turns: OrgTurns::default(),
+            quarantine: Quarantine::new("check-receipt"),
         }
     }
 
-    /// Checks receipts of each organisation in turn.
+    /// Checks receipts of each organisation in turn: the newest ones, and others in the order of
+    /// time.
     pub(crate) async fn pass(&mut self) -> Result<(), StoreError> {
-        let orgs = self.store.orgs_with_open_receipts().await?;
-        let mut cursors = std::mem::take(&mut self.cursors);
-        let mut waiting = Vec::with_capacity(orgs.len());
-        for org in orgs {
-            let cursor = cursors.remove(&org).unwrap_or(FIRST);
-            waiting.push(self.next_of(org, (cursor.0, &cursor.1)).await?);
+        let store = &self.checker.store;
+        let orgs = store.orgs_with_open_receipts().await?;
+        if orgs.is_empty() {
+            return Ok(());
         }
-        for open in in_turn(waiting) {
-            let session = open.session_id.clone();
-            sweep::each("check-receipt", &session, self.check(open)).await?;
+        let cursors = self.turns.cursors(&orgs);
+        let newest = store.newest_open_receipts(&cursors, NEWEST_A_PASS).await?;
+        let others = store.open_receipts(&cursors, OTHERS_A_PASS).await?;
+        let others = self.turns.take(others, OTHERS_A_PASS);
+        let mut checked = BTreeSet::new();
+        for open in sweep::of_orgs_in_turn(newest).into_iter().chain(others) {
+            let item = format!("{}/{}", open.org_id, open.session_id);
+            if !checked.insert(item.clone()) {
+                continue; // it is one of the newest, and of the others
+            }
+            self.quarantine.each(&item, Instant::now(), self.checker.check(open)).await?;
         }
         Ok(())
     }
+}
 
-    /// Returns the receipts of an organisation that are checked in this pass.
-    async fn next_of(
-        &mut self,
-        org: String,
-        after: (i64, &str),
-    ) -> Result<Vec<OpenReceipt>, StoreError> {
-        let mut open = self.store.newest_open_receipts_of(&org, NEWEST_A_PASS).await?;
-        let others = self.store.open_receipts_of(&org, after, OTHERS_A_PASS).await?;
-        // After the last page the next pass starts again with the first.
-        let is_full = i64::try_from(others.len()).is_ok_and(|n| n >= OTHERS_A_PASS);
-        if let Some(last) = others.last().filter(|_| is_full) {
-            self.cursors.insert(org, (last.started_ms, last.session_id.clone()));
-        }
-        for other in others {
-            if open.iter().all(|newest| newest.session_id != other.session_id) {
-                open.push(other);
-            }
-        }
-        Ok(open)
-    }
-
+impl ReceiptChecker {
     async fn check(&self, open: OpenReceipt) -> Result<(), StoreError> {
         const DOING: &str = "checking a receipt";
         let now = (self.clock)();
@@ -243,48 +244,57 @@ impl Reconciler {
     }
 }
 
-/// Takes one receipt of each organisation, then the next one of each.
-fn in_turn(waiting: Vec<Vec<OpenReceipt>>) -> Vec<OpenReceipt> {
-    let mut waiting: Vec<_> = waiting.into_iter().map(Vec::into_iter).collect();
-    let mut ordered = Vec::new();
-    loop {
-        let before = ordered.len();
-        ordered.extend(waiting.iter_mut().filter_map(Iterator::next));
-        if ordered.len() == before {
-            return ordered;
-        }
-    }
-}
-
 /// Makes the curves of sessions that will not become complete, or not soon. A curve that still
 /// lacks samples is made again in each round, until `SETTLED_AFTER` has passed since the session was
 /// first seen closed.
-pub(crate) async fn make_curves(
-    store: &IngestStore,
-    now: EpochMs,
-    cursor: &mut (i64, String),
-) -> Result<(), StoreError> {
-    let ms = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-    let after = (cursor.0, cursor.1.as_str());
-    let sessions = store
-        .sessions_without_curve(now.plus_ms(ms(CURVE_AFTER).saturating_neg()), after, CURVES_A_PASS)
-        .await?;
-    let last = sessions.last().map(|last| (last.started_ms, last.session_id.clone()));
-    *cursor = last.unwrap_or(FIRST);
-    for pending in sessions {
-        let id = pending.session_id;
-        let org = pending.org_id;
-        let made = async {
-            let org = OrgId::new(org).map_err(|e| StoreError::row("making curves", e))?;
-            let Some(session) = store.session(&org, &id).await? else { return Ok(()) };
-            // By the server's clock: a gateway's date does not say how long samples were missing.
-            let seen = EpochMs(session.closed_seen_ms.unwrap_or(now.0));
-            let settled = now.ms_since(seen) > ms(SETTLED_AFTER);
-            store.make_curve(&org, &session, settled, now).await
-        };
-        sweep::each("make-curve", &id, made).await?;
+pub(crate) struct CurveSweep {
+    turns: OrgTurns,
+    quarantine: Quarantine,
+}
+
+impl Default for CurveSweep {
+    fn default() -> Self {
+        Self { turns: OrgTurns::default(), quarantine: Quarantine::new("make-curve") }
     }
-    Ok(())
+}
+
+impl CurveSweep {
+    /// Makes some curves of each organisation, in turn.
+    pub(crate) async fn pass(
+        &mut self,
+        store: &IngestStore,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        let orgs = store.orgs_with_unsettled_sessions().await?;
+        let limit = sweep::share(CURVES_A_PASS, orgs.len());
+        let quiet = now.plus_ms(ms(CURVE_AFTER).saturating_neg());
+        let sessions =
+            store.sessions_without_curve(quiet, &self.turns.cursors(&orgs), limit).await?;
+        for pending in self.turns.take(sessions, limit) {
+            let item = format!("{}/{}", pending.org_id, pending.session_id);
+            let made = make_curve(store, &pending, now);
+            self.quarantine.each(&item, Instant::now(), made).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn make_curve(
+    store: &IngestStore,
+    pending: &PendingSession,
+    now: EpochMs,
+) -> Result<(), StoreError> {
+    let org =
+        OrgId::new(pending.org_id.clone()).map_err(|e| StoreError::row("making curves", e))?;
+    let Some(session) = store.session(&org, &pending.session_id).await? else { return Ok(()) };
+    // By the server's clock: a gateway's date does not say how long samples were missing.
+    let seen = EpochMs(session.closed_seen_ms.unwrap_or(now.0));
+    let settled = now.ms_since(seen) > ms(SETTLED_AFTER);
+    store.make_curve(&org, &session, settled, now).await
+}
+
+fn ms(wait: Duration) -> i64 {
+    i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Returns the frames of a receipt that have not arrived, as at most 64 ranges.
@@ -315,9 +325,10 @@ mod tests {
             gaps: "[]".to_owned(),
             last_digest: None,
         };
-        let flood = (0..4).map(|n| open("flood", n)).collect();
-        let waiting = vec![flood, Vec::new(), vec![open("calm", 0)]];
-        let order: Vec<_> = in_turn(waiting).into_iter().map(|open| open.session_id).collect();
-        assert_eq!(order, ["flood-0", "calm-0", "flood-1", "flood-2", "flood-3"]);
+        let mut waiting: Vec<OpenReceipt> = (0..4).map(|n| open("flood", n)).collect();
+        waiting.push(open("tidy", 0));
+        let order = sweep::of_orgs_in_turn(waiting).into_iter().map(|open| open.session_id);
+        let order: Vec<String> = order.collect();
+        assert_eq!(order, ["flood-0", "tidy-0", "flood-1", "flood-2", "flood-3"]);
     }
 }

@@ -12,14 +12,17 @@ use database::StoreError;
 use service::shutdown::CancellationToken;
 use service::tasks::Tasks;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::store::{FrameRow, IngestStore, PublishAfter, UnpublishedSession};
-use crate::sweep;
+use crate::store::{FrameRow, IngestStore, PendingSession, PublishAfter};
+use crate::sweep::{self, OrgTurns, Quarantine};
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(1);
+/// The sessions that a pass reads; more if many organisations share them.
 const ROWS_PER_PASS: i64 = 50;
+const EVENTS_PER_PASS: usize = 50;
 /// A session whose receipt or frames are still missing is published as it is: `CLOSED_MS` after it
 /// was first seen closed if its gateway has been silent for `SILENT_MS`, and after `CLOSED_LONG_MS`
 /// in any case.
@@ -30,7 +33,6 @@ const CLOSED_LONG_MS: i64 = 6 * 3_600_000;
 /// a gateway (signed), which may come back.
 const UNSIGNED_SILENT_MS: i64 = 30 * 60_000;
 const SIGNED_SILENT_MS: i64 = 24 * 3_600_000;
-const FIRST: (i64, String) = (i64::MIN, String::new());
 /// The time between two publications of an event: the first wait, doubled each time, and the
 /// longest.
 const RESEND_MS: (i64, i64) = (5_000, 3_600_000);
@@ -59,93 +61,122 @@ impl SessionClosedAcks {
     }
 }
 
+/// Starts the publisher. It begins from the database, so that it can be started again; the queue of
+/// acknowledgements outlives its runs.
 pub fn start(
     store: IngestStore,
     bus: Option<Bus>,
-    mut acks: mpsc::Receiver<(OrgId, SessionId)>,
+    acks: mpsc::Receiver<(OrgId, SessionId)>,
     clock: Clock,
     tasks: &Tasks,
     stop: CancellationToken,
 ) {
-    tasks.spawn("session-closed", async move {
-        let mut passes = 0_u32;
-        let mut cursors = [FIRST, FIRST];
-        let mut pass = tokio::time::interval(PASS_EVERY);
-        pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some((org, session)) = acks.recv() => {
-                    if let Err(error) = store.acknowledge_session_closed(&org, session.as_str()).await {
-                        tracing::warn!(%error, "could not store an ack; its event is resent");
-                    }
-                    continue;
-                }
-                _ = pass.tick() => {}
-            }
-            let now = clock();
-            if let Err(error) = close_and_enqueue(&store, now, &mut cursors).await {
-                tracing::warn!(%error, "could not look for ended sessions; the next pass retries");
-            }
-            if let Some(bus) = bus.as_ref().filter(|bus| bus.is_connected())
-                && let Err(error) = publish_due(&store, bus, now).await
-            {
-                tracing::warn!(%error, "could not publish closed sessions; the next pass retries");
-            }
-            passes = passes.wrapping_add(1);
-            if passes.is_multiple_of(COUNT_EVERY) {
-                review_outbox(&store).await;
-            }
-        }
+    tasks.spawn_restarting_with("session-closed", acks, move |acks| {
+        Box::pin(run((store.clone(), bus.clone(), clock.clone()), acks, stop.clone()))
     });
 }
 
-/// Closes abandoned sessions and puts the closed sessions that can be published into the outbox. A
-/// session that fails does not block the others: each pass continues after the last one, then
-/// starts over.
-pub(crate) async fn close_and_enqueue(
-    store: &IngestStore,
-    now: EpochMs,
-    [running, closed]: &mut [(i64, String); 2],
-) -> Result<(), StoreError> {
-    let silent = (now.plus_ms(-UNSIGNED_SILENT_MS), now.plus_ms(-SIGNED_SILENT_MS));
-    let abandoned =
-        store.abandoned_sessions(silent, (running.0, &running.1), ROWS_PER_PASS).await?;
-    *running = next_cursor(&abandoned);
-    for roast in &abandoned {
-        let closed = close_at_last_sample(store, roast, now);
-        sweep::each("close-session", &roast.session_id, closed).await?;
+async fn run(
+    (store, bus, clock): (IngestStore, Option<Bus>, Clock),
+    acks: &mut mpsc::Receiver<(OrgId, SessionId)>,
+    stop: CancellationToken,
+) {
+    let mut passes = 0_u32;
+    let mut sweeps = SessionSweeps::default();
+    let mut pass = tokio::time::interval(PASS_EVERY);
+    pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some((org, session)) = acks.recv() => {
+                if let Err(error) = store.acknowledge_session_closed(&org, session.as_str()).await {
+                    tracing::warn!(%error, "could not store an ack; its event is resent");
+                }
+                continue;
+            }
+            _ = pass.tick() => {}
+        }
+        let now = clock();
+        if let Err(error) = sweeps.close_and_enqueue(&store, now).await {
+            tracing::warn!(%error, "could not look for ended sessions; the next pass retries");
+        }
+        if let Some(bus) = bus.as_ref().filter(|bus| bus.is_connected())
+            && let Err(error) = publish_due(&store, bus, now).await
+        {
+            tracing::warn!(%error, "could not publish closed sessions; the next pass retries");
+        }
+        passes = passes.wrapping_add(1);
+        if passes.is_multiple_of(COUNT_EVERY) {
+            review_outbox(&store).await;
+        }
     }
-    store.mark_closed_seen(now).await?;
-    let wait = PublishAfter {
-        closed_before: now.plus_ms(-CLOSED_MS),
-        silent_since: now.plus_ms(-SILENT_MS),
-        closed_long_before: now.plus_ms(-CLOSED_LONG_MS),
-    };
-    let unpublished =
-        store.unpublished_sessions(&wait, (closed.0, &closed.1), ROWS_PER_PASS).await?;
-    *closed = next_cursor(&unpublished);
-    for roast in &unpublished {
-        sweep::each("publish-session", &roast.session_id, enqueue(store, roast, now)).await?;
-    }
-    Ok(())
 }
 
-/// Returns the position after which the next pass continues.
-fn next_cursor(roasts: &[UnpublishedSession]) -> (i64, String) {
-    let full = i64::try_from(roasts.len()).is_ok_and(|n| n == ROWS_PER_PASS);
-    let last = roasts.last().filter(|_| full);
-    last.map_or(FIRST, |last| (last.started_ms, last.session_id.clone()))
+/// Closes abandoned sessions, and puts the closed sessions that can be published into the outbox.
+/// The organisations take turns, and a session that fails does not block the others.
+pub(crate) struct SessionSweeps {
+    abandoned: OrgTurns,
+    closed: OrgTurns,
+    not_closed: Quarantine,
+    not_published: Quarantine,
 }
 
-fn org_of(roast: &UnpublishedSession) -> Result<OrgId, StoreError> {
+impl Default for SessionSweeps {
+    fn default() -> Self {
+        Self {
+            abandoned: OrgTurns::default(),
+            closed: OrgTurns::default(),
+            not_closed: Quarantine::new("close-session"),
+            not_published: Quarantine::new("publish-session"),
+        }
+    }
+}
+
+impl SessionSweeps {
+    /// Takes some sessions of each organisation; the next pass continues after them, then starts
+    /// over.
+    pub(crate) async fn close_and_enqueue(
+        &mut self,
+        store: &IngestStore,
+        now: EpochMs,
+    ) -> Result<(), StoreError> {
+        let orgs = store.orgs_with_unsettled_sessions().await?;
+        let limit = sweep::share(ROWS_PER_PASS, orgs.len());
+        let silent = (now.plus_ms(-UNSIGNED_SILENT_MS), now.plus_ms(-SIGNED_SILENT_MS));
+        let abandoned =
+            store.abandoned_sessions(silent, &self.abandoned.cursors(&orgs), limit).await?;
+        for roast in self.abandoned.take(abandoned, limit) {
+            let closed = close_at_last_sample(store, &roast, now);
+            self.not_closed.each(&item_of(&roast), Instant::now(), closed).await?;
+        }
+        store.mark_closed_seen(now).await?;
+        let wait = PublishAfter {
+            closed_before: now.plus_ms(-CLOSED_MS),
+            silent_since: now.plus_ms(-SILENT_MS),
+            closed_long_before: now.plus_ms(-CLOSED_LONG_MS),
+        };
+        let unpublished =
+            store.unpublished_sessions(&wait, &self.closed.cursors(&orgs), limit).await?;
+        for roast in self.closed.take(unpublished, limit) {
+            let published = enqueue(store, &roast, now);
+            self.not_published.each(&item_of(&roast), Instant::now(), published).await?;
+        }
+        Ok(())
+    }
+}
+
+fn item_of(roast: &PendingSession) -> String {
+    format!("{}/{}", roast.org_id, roast.session_id)
+}
+
+fn org_of(roast: &PendingSession) -> Result<OrgId, StoreError> {
     OrgId::new(roast.org_id.clone()).map_err(|e| StoreError::row("announcing", e))
 }
 
 /// Closes a session at its last sample.
 async fn close_at_last_sample(
     store: &IngestStore,
-    roast: &UnpublishedSession,
+    roast: &PendingSession,
     now: EpochMs,
 ) -> Result<(), StoreError> {
     let org = org_of(roast)?;
@@ -160,7 +191,7 @@ async fn close_at_last_sample(
 
 async fn enqueue(
     store: &IngestStore,
-    roast: &UnpublishedSession,
+    roast: &PendingSession,
     now: EpochMs,
 ) -> Result<(), StoreError> {
     let org = org_of(roast)?;
@@ -175,7 +206,7 @@ async fn enqueue(
 }
 
 async fn publish_due(store: &IngestStore, bus: &Bus, now: EpochMs) -> Result<(), StoreError> {
-    for event in store.take_due(now, RESEND_MS, ROWS_PER_PASS).await? {
+    for event in store.take_due(now, RESEND_MS, EVENTS_PER_PASS).await? {
         let Ok(body) = serde_json::to_vec(&event) else { continue };
         if !bus.publish_event(ops::SessionTopic::Closed.topic(&event.origin), body).await {
             break; // it stays in the outbox

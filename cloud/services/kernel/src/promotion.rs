@@ -6,6 +6,7 @@ use contract::mission::{Action, Confidence, Decider, GovernanceDecision, Mission
 use contract::{EpochMs, OrgId};
 use database::StoreError;
 use serde_json::Value;
+use service::tasks;
 use service_client::ServiceClient;
 use tokio_util::sync::CancellationToken;
 
@@ -59,8 +60,15 @@ pub async fn poll_eval(
             }
         };
         for (org, mission) in waiting {
-            if let Err(error) = settle_mission(&store, &eval, (&org, &mission), now).await {
-                tracing::warn!(%error, mission = mission.id, "could not store eval's decision");
+            let settled = settle_mission(&store, &eval, (&org, &mission), now);
+            match tasks::isolate("settle-mission", settled).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, mission = mission.id, "could not store eval's decision");
+                }
+                Err(panicked) => {
+                    tracing::error!(error = %panicked, mission = mission.id, "skipped a mission");
+                }
             }
         }
     }

@@ -542,3 +542,22 @@ async fn eval_is_asked_once_for_each_key(store: KernelStore) {
     create("c", "another key").await;
     assert_eq!(eval.requests().len(), 2);
 }
+
+on_both!(eval_turns, missions_that_wait_for_eval_take_turns_by_organisation);
+async fn missions_that_wait_for_eval_take_turns_by_organisation(store: KernelStore) {
+    for (name, count) in [("flood", 30), ("calm", 1)] {
+        let owner = org(name);
+        allow(&store, &owner, "tidy").await;
+        for n in 0..count {
+            let body = json!({"goal": "tidy", "context": {"orgId": name}});
+            make(&store, &owner, body, &format!("{name}-{n}")).await;
+        }
+    }
+    let wait = "UPDATE missions SET lane = 3, \
+                due_ms = CASE WHEN org_id = 'calm' THEN 1000 ELSE 0 END";
+    database::on!(store.database(), pool => sqlx::query(wait).execute(pool).await.map(drop))
+        .unwrap();
+    let asked = store.waiting_for_eval(NOW, 10).await.unwrap();
+    let of_calm = asked.iter().filter(|(org, _)| org.as_str() == "calm").count();
+    assert_eq!((asked.len(), of_calm), (10, 1));
+}

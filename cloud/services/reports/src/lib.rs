@@ -11,6 +11,8 @@ mod markdown;
 mod page;
 mod worker;
 
+use std::sync::Arc;
+
 use http_stack::start::{Context, Service, StartError, check_service};
 use mission_worker::{SharedStats, Worker};
 use service::health::Health;
@@ -45,7 +47,12 @@ pub fn start(config: &ReportsConfig, context: &Context) -> Result<Service, Start
             status: status.clone(),
             pace: config.pace(),
         };
-        context.tasks.spawn("report-worker", worker.run(context.stop.clone()));
+        // A mission that a run loses is claimed again when its lease has expired.
+        let (worker, stop) = (Arc::new(worker), context.stop.clone());
+        context.tasks.spawn_restarting("report-worker", move || {
+            let (worker, stop) = (worker.clone(), stop.clone());
+            async move { worker.run(stop).await }
+        });
     }
     let health = check_service(
         Health::new("report-worker", context.clock.clone()),

@@ -61,7 +61,12 @@ pub fn start(
     // Machines start and end at any time: a refused subscription of one must not block the others.
     let link = link.with_vital(0);
     let bus = BrokerConnection { client: link.client(), connected: link.ready_flag(), listeners };
-    tasks.spawn("simulation-mqtt", drive(bus.clone(), link, stop.clone()));
+    // The connection outlives a run, because `bus` publishes through it; each run connects anew.
+    let parts = (bus.clone(), stop.clone());
+    tasks.spawn_restarting_with("simulation-mqtt", link, move |link| {
+        let (bus, stop) = parts.clone();
+        Box::pin(drive(bus, link, stop))
+    });
     Ok(Some(bus))
 }
 
@@ -108,7 +113,8 @@ impl BrokerConnection {
     }
 }
 
-async fn drive(bus: BrokerConnection, mut link: MqttConnection, stop: CancellationToken) {
+async fn drive(bus: BrokerConnection, link: &mut MqttConnection, stop: CancellationToken) {
+    link.reconnect();
     while let Some(news) = link.next(&stop).await {
         if let ConnectionEvent::Message { topic, payload } = news {
             bus.dispatch_ack(&topic, &payload);

@@ -23,6 +23,7 @@ use crate::request::{SimRoastRequest, at};
 use crate::{Registry, SimulationConfig};
 use service::clock::Clock;
 use service::metrics::follow;
+use service::tasks;
 
 /// The number of ended jobs of an organisation that are still listed; a new job removes the others.
 const SHOWN: usize = 100;
@@ -260,7 +261,14 @@ impl Jobs {
         self.0.tracker.spawn(follow(async move {
             let mut playing = tokio::task::JoinSet::new();
             for player in players {
-                playing.spawn(follow(player.play()));
+                let (bus, origin) = (player.bus.clone(), player.origin.clone());
+                playing.spawn(follow(async move {
+                    if let Err(panicked) = tasks::isolate("simulated-machine", player.play()).await
+                    {
+                        tracing::error!(error = %panicked, %origin, "a simulated machine ended");
+                        bus.stop_listening(&origin).await;
+                    }
+                }));
             }
             while playing.join_next().await.is_some() {}
             jobs.with(|all| {

@@ -51,6 +51,8 @@ pub struct MqttConnection {
     /// Whether the current problem has been logged.
     problem_logged: bool,
     up: Arc<AtomicBool>,
+    /// Whether the first attempt to connect has begun.
+    started: bool,
     /// Whether the connection was up when `stop` was cancelled.
     up_at_stop: bool,
     /// The task that subscribes to the topics; at most one at a time.
@@ -80,6 +82,7 @@ impl MqttConnection {
             retry_at: None,
             problem_logged: false,
             up: Arc::default(),
+            started: false,
             up_at_stop: false,
             subscribing: None,
         }
@@ -113,6 +116,7 @@ impl MqttConnection {
 
     /// Waits for the next event; `None` once `stop` is cancelled.
     pub async fn next(&mut self, stop: &CancellationToken) -> Option<ConnectionEvent> {
+        self.started = true;
         loop {
             let event = tokio::select! {
                 biased;
@@ -223,9 +227,22 @@ impl MqttConnection {
         ConnectionEvent::Down(problem)
     }
 
+    /// Drops the connection, if there has been one, and connects anew with the next call of
+    /// [`next`](MqttConnection::next). A task calls this at its start: a panic of its last run may
+    /// have left the connection in any state.
+    pub fn reconnect(&mut self) {
+        if !self.started {
+            return;
+        }
+        self.cancel_subscribe();
+        self.up.store(false, Ordering::Relaxed);
+        self.events.clean();
+        self.retry_at = None;
+    }
+
     /// Sends the messages that are still queued, for at most `limit`. Sends nothing if there was no
     /// connection.
-    pub async fn drain(mut self, limit: Duration) {
+    pub async fn drain(&mut self, limit: Duration) {
         if !self.up_at_stop && !self.up.load(Ordering::Relaxed) {
             return;
         }

@@ -164,7 +164,8 @@ impl Running {
                 heartbeat: Duration::from_millis(20),
             },
         };
-        let task = tokio::spawn(worker.run(stop.clone()));
+        let until = stop.clone();
+        let task = tokio::spawn(async move { worker.run(until).await });
         Self { task, stats, stop }
     }
 
@@ -255,6 +256,17 @@ async fn a_failure_says_whether_another_attempt_may_help() {
         assert_eq!(counters(&stats), [0, 1, u64::from(retryable), 0, 0, 0]);
         assert_eq!(stats["lastError"], text);
     }
+}
+
+#[tokio::test]
+async fn a_mission_that_panics_is_reported_and_may_be_tried_again() {
+    let panics: fn() -> WorkError = || panic!("the broom is odd");
+    let (_, fail, trace, stats) =
+        work_until(KernelRules::default(), (Work::Fail(panics), A_MINUTE_MS), FAIL).await;
+    let text = "mission panicked: the broom is odd";
+    assert_eq!(fail.json(), json!({"leaseId": "l-1", "error": text, "retryable": true}));
+    assert_eq!(trace["status"], "ERROR");
+    assert_eq!(counters(&stats), [0, 1, 1, 0, 0, 0]);
 }
 
 #[tokio::test]

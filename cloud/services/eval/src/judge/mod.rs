@@ -15,6 +15,7 @@ use contract::EpochMs;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use service::clock::Clock;
+use service::tasks::{self, Panicked};
 use tokio_util::sync::CancellationToken;
 
 use crate::golden::GoldenCase;
@@ -51,6 +52,9 @@ pub enum JudgeError {
     Refused(String),
     #[error("the model's answer does not have the requested form: {0}")]
     Answer(String),
+    /// A fault of our program with this run.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 /// A language model: receives a question about a run as text and returns its answer as text.
@@ -198,14 +202,19 @@ async fn judge_next(
         store.store_judgement(&waiting, None).await?;
         return Ok(true);
     };
-    let outcome = model.ask(SYSTEM, &question(&case, run)).await;
-    let outcome = outcome.and_then(|answer| parse(&answer, model.name(), clock()));
+    let asked = async {
+        let answer = model.ask(SYSTEM, &question(&case, run)).await;
+        answer.and_then(|answer| parse(&answer, model.name(), clock()))
+    };
+    let outcome = tasks::isolate("judge-run", asked).await;
+    let outcome = outcome.unwrap_or_else(|panicked| Err(JudgeError::from(panicked)));
     let result = match &outcome {
         Ok(_) => "judged",
         Err(JudgeError::Unavailable(_)) => "away",
         Err(JudgeError::AccessDenied(_)) => "locked",
         Err(JudgeError::Refused(_)) => "refused",
         Err(JudgeError::Answer(_)) => "unreadable",
+        Err(JudgeError::Panicked(_)) => "panicked",
     };
     metrics::counter!("simcorp_judgements_total", "result" => result).increment(1);
     match outcome {

@@ -310,7 +310,7 @@ struct Bundle {
 /// Artisan recording becomes the curve to follow).
 #[utoipa::path(post, path = "/profiles/import", tag = "profiles",
     params(("format" = Option<String>, Query, description = "json, csv or alog")),
-    request_body(content = String, content_type = "text/csv"),
+    request_body(content((Value = "application/json"), (String = "text/csv"))),
     responses((status = 200, body = Imported), (status = 400), (status = 403)))]
 pub async fn import(
     State(shared): State<SharedState>,

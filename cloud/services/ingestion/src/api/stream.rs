@@ -20,6 +20,7 @@ use futures_util::stream::{self, Stream};
 use http_stack::OrgRequest;
 use http_stack::error::ApiError;
 use service::shutdown::CancellationToken;
+use service::tasks;
 use tokio::sync::broadcast;
 
 use super::SharedState;
@@ -330,7 +331,11 @@ impl Source {
                 return Some(event);
             }
             if let Some((row, made)) = self.current.take() {
-                self.make_messages(row, made);
+                let arrival = row.row.arrival;
+                let made = tasks::catch("live-messages", || self.make_messages(row, made));
+                if let Err(panicked) = made {
+                    tracing::error!(error = %panicked, arrival, "left a row out of a stream");
+                }
                 continue;
             }
             if let Some(row) = self.page.pop_front() {

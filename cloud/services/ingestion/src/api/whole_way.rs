@@ -34,11 +34,12 @@ use crate::keys::KeyCache;
 use crate::legacy::{self, LegacyError};
 use crate::live_tail::Tail;
 use crate::pipeline::Pipeline;
-use crate::receipts::{self, Reconciler};
+use crate::receipts::{CurveSweep, Reconciler};
+use crate::session_closed::SessionSweeps;
 use crate::store::{ArrivedFrame, FrameRow, IngestStore, Outcome};
 use crate::verified_frame::{TrustedKey, VerifiedFrame};
 use crate::verify::UnverifiedMessage;
-use crate::{IngestionConfig, dry_run, row_json, session_closed};
+use crate::{IngestionConfig, dry_run, row_json};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const HOUR_MS: i64 = 3_600_000;
@@ -200,7 +201,8 @@ impl Cloud {
             self.refuse_damaged(frame, delivery.damage);
             self.store_frame(frame, &dates).await;
         }
-        clock_correction::pass(&self.store, &dates, true).await.unwrap();
+        let mut quarantine = clock_correction::quarantine();
+        clock_correction::pass(&self.store, &dates, &mut quarantine, true).await.unwrap();
         let _ = UnverifiedMessage::parse(origin.clone(), delivery.noise.clone());
         let _ = dry_run::frame_views(&delivery.noise, NOW);
         for (i, (kind, body)) in delivery.messages.iter().enumerate() {
@@ -290,12 +292,10 @@ impl Cloud {
 
     /// Lets time pass until all roasts have ended, have their curves and are announced.
     async fn end_sessions(&self) {
-        let first = || (i64::MIN, String::new());
         for hours in [1, 30, 31, 40 * 24] {
             let now = NOW.plus_ms(hours * HOUR_MS);
-            receipts::make_curves(&self.store, now, &mut first()).await.unwrap();
-            let mut cursors = [first(), first()];
-            session_closed::close_and_enqueue(&self.store, now, &mut cursors).await.unwrap();
+            CurveSweep::default().pass(&self.store, now).await.unwrap();
+            SessionSweeps::default().close_and_enqueue(&self.store, now).await.unwrap();
             for event in self.store.take_due(now, (5_000, HOUR_MS), 50).await.unwrap() {
                 check_json(&json!(event));
             }

@@ -60,11 +60,17 @@ impl Committer {
                 origin = %frame.origin, chain = %frame.chain, frame = frame.number, ?outcome,
                 "committed"
             );
-            if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
-                self.dating.note(no.chain, verified);
-            }
             let gaps = committed.gaps.get(&no.chain).map(Vec::as_slice).unwrap_or_default();
-            slot.state = SlotState::Done(ack_of(verified, outcome, gaps));
+            let acknowledged = tasks::catch("acknowledge", || {
+                if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
+                    self.dating.note(no.chain, verified);
+                }
+                ack_of(verified, outcome, gaps)
+            });
+            slot.state = SlotState::Done(acknowledged.unwrap_or_else(|panicked| {
+                tracing::error!(origin = %frame.origin, error = %panicked, "a frame is not acknowledged");
+                None
+            }));
         }
     }
 
@@ -244,4 +250,85 @@ fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
     metric::committed(verified, stored, took.as_secs_f64());
     metric::unsigned(unsigned);
     metric::duplicates(duplicates);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use ::database::{Database, DatabaseConfig};
+    use contract::{ChainId, ClockQuality, Digest, Frame, RejectedFrame};
+
+    use super::*;
+    use crate::pipeline::Reply;
+    use crate::verified_frame::Trust;
+
+    const NOW: EpochMs = EpochMs(1_760_000_000_000);
+
+    fn slot(number: u8) -> Slot {
+        let origin: Origin = "acme/leipzig/r-1".parse().unwrap();
+        let frame = Frame {
+            origin: origin.clone(),
+            chain: ChainId([1; 16]),
+            number: u64::from(number),
+            previous: (number > 1).then(|| Digest([number - 1; 32])),
+            boot_id: 1,
+            first_seq: u64::from(number),
+            mono_ms: u64::from(number),
+            wall: NOW,
+            clock: ClockQuality::Synchronised,
+            profile_digest: None,
+            offsets_ms: vec![0],
+            columns: vec![],
+            events: vec![],
+        };
+        let verified = VerifiedFrame {
+            frame,
+            digest: Digest([number; 32]),
+            signed: Vec::new(),
+            kid: "kid".to_owned(),
+            trust: Trust::Verified,
+            numbering: Numbering::Edge,
+            published: None,
+            received: NOW,
+        };
+        Slot { origin, reply: Reply::Bus, state: SlotState::VerifiedFrame(Box::new(verified)) }
+    }
+
+    /// The clock is read once an attempt: it panics with the batch, and then with the second frame
+    /// alone.
+    #[tokio::test]
+    async fn a_frame_whose_commit_panics_is_refused_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let reads = AtomicU32::new(0);
+        let committer = Committer {
+            store: IngestStore::new(database),
+            clock: Arc::new(move || {
+                let read = reads.fetch_add(1, Ordering::Relaxed);
+                assert!(!matches!(read, 0 | 2), "attempt {read}");
+                NOW
+            }),
+            wake: Arc::default(),
+            dating: ClockCorrection::default(),
+            receipt_stored: Arc::default(),
+        };
+        let mut slots = [slot(1), slot(2), slot(3)];
+        committer.commit(&mut slots).await;
+        let acks = slots.map(|slot| match slot.state {
+            SlotState::Done(Some(ack)) => ack,
+            _ => panic!("without an acknowledgement"),
+        });
+        for (ack, number) in [(&acks[0], 1), (&acks[2], 3)] {
+            assert_eq!(ack.acked, [FrameRange { first: number, last: number }]);
+            assert!(ack.refused.is_empty());
+        }
+        let refused = [RejectedFrame { frame: 2, reason: Refusal::Malformed }];
+        assert_eq!((acks[1].acked.len(), acks[1].refused.as_slice()), (0, &refused[..]));
+        let org = contract::OrgId::new("acme").unwrap();
+        assert_eq!(committer.store.frames_after(Some(&org), 0, 10).await.unwrap().len(), 2);
+    }
 }

@@ -126,7 +126,12 @@ impl Pipeline {
                 },
                 replies: Replies { acks: ack_sender.clone() },
             };
-            tasks.spawn("writer", writer.run(live_receiver, backlog_receiver));
+            // The queues outlive a run. The batch of a run that panics is not acknowledged, and is
+            // sent again.
+            let parts = (writer, live_receiver, backlog_receiver);
+            tasks.spawn_restarting_with("writer", parts, |(writer, live, backlog)| {
+                Box::pin(writer.run(live, backlog))
+            });
             writers.push(Lanes { live, backlog });
         }
         (Self { writers: Arc::new(writers), receipt_stored }, acks)

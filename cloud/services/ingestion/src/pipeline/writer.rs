@@ -26,9 +26,9 @@ pub(super) struct Writer {
 impl Writer {
     /// Processes messages until both queues are closed and empty.
     pub(super) async fn run(
-        self,
-        mut live: mpsc::Receiver<QueuedMessage>,
-        mut backlog: mpsc::Receiver<QueuedMessage>,
+        &self,
+        live: &mut mpsc::Receiver<QueuedMessage>,
+        backlog: &mut mpsc::Receiver<QueuedMessage>,
     ) {
         loop {
             let first = tokio::select! {
@@ -67,13 +67,26 @@ impl Writer {
             }
             slots.push(slot);
         }
-        if let Err(panicked) = tasks::isolate("verify", self.verifier.verify(&mut slots)).await {
-            // What is not verified is not acknowledged, and is sent again.
-            tracing::error!(error = %panicked, "a batch was not verified");
-        }
+        self.verify(&mut slots).await;
         self.committer.commit(&mut slots).await;
         self.committer.store_receipts(&mut slots).await;
         self.replies.send(slots);
+    }
+
+    /// Verifies the messages of a batch; one that panics is dropped alone, so that those that came
+    /// with it are not sent with it again and again.
+    async fn verify(&self, slots: &mut [Slot]) {
+        let Err(panicked) = tasks::isolate("verify", self.verifier.verify(slots)).await else {
+            return;
+        };
+        tracing::error!(error = %panicked, "verifying the messages of a batch one by one");
+        for slot in slots {
+            let alone = self.verifier.verify(std::slice::from_mut(slot));
+            if let Err(panicked) = tasks::isolate("verify", alone).await {
+                tracing::error!(origin = %slot.origin, error = %panicked, "dropped a message");
+                slot.state = SlotState::Done(None);
+            }
+        }
     }
 
     /// Reads a message; a signed one is not verified yet.

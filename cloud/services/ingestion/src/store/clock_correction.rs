@@ -247,15 +247,19 @@ impl IngestStore {
         }
     }
 
-    /// Returns the boots whose clock offset is known and that still have uncorrected frames; at
-    /// most 1 000.
+    /// Returns the boots whose clock offset is known and that still have uncorrected frames: at most
+    /// 1 000, the organisations in turn.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn undated_boots(&self) -> Result<Vec<(i64, i64)>, StoreError> {
         on!(self.database, pool => query_as(
-            "SELECT DISTINCT f.chain_no, f.boot FROM frames f JOIN clock_offsets o \
-             ON o.chain_no = f.chain_no AND o.boot = f.boot WHERE f.clock < 2 LIMIT 1000")
+            "SELECT chain_no, boot FROM (SELECT b.chain_no, b.boot, ROW_NUMBER() OVER ( \
+               PARTITION BY c.org_id ORDER BY b.chain_no, b.boot) AS turn FROM \
+               (SELECT DISTINCT f.chain_no, f.boot FROM frames f JOIN clock_offsets o \
+                ON o.chain_no = f.chain_no AND o.boot = f.boot WHERE f.clock < 2) AS b \
+               JOIN chains c ON c.chain_no = b.chain_no) AS boots \
+             ORDER BY turn, chain_no, boot LIMIT 1000")
             .fetch_all(pool).await)
         .map_err(StoreError::query(DOING))
     }

@@ -3,7 +3,7 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-use ::database::sqlx::{FromRow, query, query_as, query_scalar};
+use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{Pool, StoreError, on};
 use contract::{EpochMs, OrgId};
 
@@ -39,21 +39,8 @@ const UPSERT_CURVE: &str = "INSERT INTO curves (org_id, session_id, first_seq, s
 
 /// The maximum number of samples in a curve: eight hours at 10 Hz.
 const SAMPLES_MAX: i64 = 288_000;
-/// A session that has not ended when its chain has been silent for a week will not end.
-const ENDLESS_MS: i64 = 7 * 86_400_000;
-/// A session that was first seen closed this long ago gets a curve although frames of its chain are
-/// missing and its gateway still sends: they may be missing for ever.
-const CLOSED_LONG_MS: i64 = 6 * 3_600_000;
 /// The maximum number of frames that are read at a time.
 const PAGE: i64 = 2_000;
-
-/// A finished session that has no curve yet.
-#[derive(Debug, Clone, FromRow)]
-pub struct SessionWithoutCurve {
-    pub org_id: String,
-    pub session_id: String,
-    pub started_ms: i64,
-}
 
 impl IngestStore {
     /// Returns the curve of a session, in the shape of one frame; `None` until it has been made.
@@ -64,34 +51,6 @@ impl IngestStore {
         on!(self.database, pool => query_as(SELECT)
             .bind(org.as_str()).bind(session).fetch_optional(pool).await)
         .map_err(StoreError::query("reading a curve"))
-    }
-
-    /// Returns sessions without a curve whose curve is due, the oldest first, after the position
-    /// `after` in that order. It is due when the session is closed, or followed by another, or on a
-    /// chain that ended; and the chain has no gaps, or has been silent since `quiet`, or the session
-    /// was seen closed hours before that.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn sessions_without_curve(
-        &self,
-        quiet: EpochMs,
-        after: (i64, &str),
-        limit: i64,
-    ) -> Result<Vec<SessionWithoutCurve>, StoreError> {
-        on!(self.database, pool => query_as(
-            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
-             JOIN chains c ON c.chain_no = s.chain_no \
-             WHERE s.curve_ms IS NULL \
-             AND (s.ended_ms IS NOT NULL OR c.seen_ms < $1 - $2 OR EXISTS (SELECT 1 FROM sessions n \
-                  WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
-             AND (c.seen_ms < $1 OR c.gaps = '[]' OR s.closed_seen_ms < $1 - $6) \
-             AND COALESCE(s.closed_seen_ms, 0) < $1 \
-             AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
-             ORDER BY s.started_ms, s.session_id LIMIT $5")
-            .bind(quiet.0).bind(ENDLESS_MS).bind(after.0).bind(after.1).bind(limit)
-            .bind(CLOSED_LONG_MS).fetch_all(pool).await)
-        .map_err(StoreError::query("listing sessions without a curve"))
     }
 
     /// Makes the curve of a session from the frames that have arrived. The curve is final, and

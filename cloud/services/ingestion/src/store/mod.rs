@@ -1,5 +1,5 @@
 //! Ingestion's SQL. Statements are written once; where the two databases must differ, both forms
-//! are next to each other in `batch_tx`.
+//! are next to each other in `batch_tx` and `sweeps`.
 
 mod annotations;
 mod arrivals;
@@ -13,13 +13,13 @@ mod dry_rows;
 mod extras;
 mod machine_names;
 mod newest;
-mod open_receipts;
 mod outbox;
 mod profiles;
 mod queries;
 mod row;
 mod sample_budget;
 mod sessions;
+mod sweeps;
 
 use std::sync::Arc;
 
@@ -32,16 +32,16 @@ pub use annotations::{ChangedBy, Versioned};
 pub use arrivals::{ArrivalRange, ArrivedEvent, ArrivedFrame, MachineNames};
 pub use clock_correction::{ClockOffset, ESTIMATE_TOLERANCE_MS};
 pub use commit::{Committed, Outcome};
-pub use curve::SessionWithoutCurve;
 pub(crate) use dry_rows::DryRows;
 pub use extras::Extras;
 pub use machine_names::{MachineChange, MachineNaming, NameRefusal};
 pub use newest::MachineRow;
-pub use outbox::{PublishAfter, UnpublishedSession};
+pub use outbox::{PendingSession, PublishAfter};
 pub use profiles::ProfileFilter;
 pub use queries::{EventRow, SessionFilter};
 pub use row::{FrameRow, end_of};
 pub use sessions::{OpenReceipt, SessionChange, SessionRow, Totals};
+pub use sweeps::OrgCursor;
 
 /// The maximum number of cached chains. At this bound each new chain evicts one that is rarely
 /// used. The numbers of machines and chains never change once assigned, so they are cached without

@@ -1,17 +1,18 @@
 //! The outbox of `SessionClosed` events: an event is written once, in the transaction that marks
 //! the session as published, and kept until a service acknowledges it.
 
-use ::database::sqlx::{AssertSqlSafe, FromRow, query, query_as, query_scalar};
+use ::database::sqlx::{FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{POST_ROAST, REPORT_GOAL};
 use contract::ops::SessionClosed;
 use contract::{EpochMs, OrgId};
 
 use super::IngestStore;
+use crate::sweep;
 
-/// A session that is to be closed or published.
-#[derive(Debug, FromRow)]
-pub struct UnpublishedSession {
+/// A session that a sweep has to close or publish, or to make a curve of.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct PendingSession {
     pub org_id: String,
     pub session_id: String,
     pub started_ms: i64,
@@ -38,59 +39,6 @@ impl IngestStore {
              WHERE status = 'CLOSED' AND announced_ms IS NULL AND closed_seen_ms IS NULL")
             .bind(now.0).execute(pool).await.map(drop))
         .map_err(StoreError::query("noting closed roasts"))
-    }
-
-    /// Returns the sessions that were seen closed and can be published, in order after `after`:
-    /// complete by their receipt; or of a publisher that signs none; or first seen closed so long
-    /// ago that what is missing may never arrive (sooner if the gateway is silent). One that is
-    /// published is not marked as seen any more: its curve would never become final.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn unpublished_sessions(
-        &self,
-        wait: &PublishAfter,
-        after: (i64, &str),
-        limit: i64,
-    ) -> Result<Vec<UnpublishedSession>, StoreError> {
-        on!(self.database, pool => query_as(
-            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
-             JOIN chains c ON c.chain_no = s.chain_no \
-             WHERE s.status = 'CLOSED' AND s.announced_ms IS NULL \
-             AND s.closed_seen_ms IS NOT NULL AND (s.completeness = 'complete' \
-             OR c.kid = '' OR (s.closed_seen_ms < $1 AND c.seen_ms < $2) OR s.closed_seen_ms < $3) \
-             AND (s.started_ms > $4 OR (s.started_ms = $4 AND s.session_id > $5)) \
-             ORDER BY s.started_ms, s.session_id LIMIT $6")
-            .bind(wait.closed_before.0).bind(wait.silent_since.0).bind(wait.closed_long_before.0)
-            .bind(after.0).bind(after.1).bind(limit).fetch_all(pool).await)
-        .map_err(StoreError::query("looking for ended roasts"))
-    }
-
-    /// Returns the running sessions that will not end by themselves: another session has begun
-    /// later on their chain, by its sample numbers, or the chain has been silent since `unsigned_since` (publishers that sign
-    /// nothing) or `signed_since` (gateways, which return with the frames that they stored).
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn abandoned_sessions(
-        &self,
-        (unsigned_since, signed_since): (EpochMs, EpochMs),
-        after: (i64, &str),
-        limit: i64,
-    ) -> Result<Vec<UnpublishedSession>, StoreError> {
-        on!(self.database, pool => query_as(
-            "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
-             JOIN chains c ON c.chain_no = s.chain_no \
-             WHERE s.status = 'ACTIVE' AND ((c.kid = '' AND c.seen_ms < $1) OR c.seen_ms < $2 \
-             OR EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = s.chain_no \
-               AND n.status IN ('ACTIVE', 'CLOSED') AND n.first_seq > COALESCE(s.first_seq, \
-                 (SELECT MIN(e.seq) FROM events e \
-                  WHERE e.org_id = s.org_id AND e.session_id = s.session_id)))) \
-             AND (s.started_ms > $3 OR (s.started_ms = $3 AND s.session_id > $4)) \
-             ORDER BY s.started_ms, s.session_id LIMIT $5")
-            .bind(unsigned_since.0).bind(signed_since.0).bind(after.0).bind(after.1).bind(limit)
-            .fetch_all(pool).await)
-        .map_err(StoreError::query("looking for abandoned roasts"))
     }
 
     /// Closes a running session that has no DROP. Data that arrives later is still stored and
@@ -143,8 +91,9 @@ impl IngestStore {
         Ok(true)
     }
 
-    /// Returns the events that are due, and postpones their next publication: by `first_ms`,
-    /// doubled each time, at most `max_ms`. Of two instances only one gets an event.
+    /// Returns the events that are due, at most `limit`, the organisations in turn, and postpones
+    /// their next publication: by `first_ms`, doubled each time, at most `max_ms`. Of two instances
+    /// only one gets an event.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -152,26 +101,53 @@ impl IngestStore {
         &self,
         now: EpochMs,
         (first_ms, max_ms): (i64, i64),
-        limit: i64,
+        limit: usize,
     ) -> Result<Vec<SessionClosed>, StoreError> {
         const DOING: &str = "reading the outbox";
-        let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let sql = format!(
-            "UPDATE outbox SET tries = tries + 1, due_ms = $1 + CASE \
-               WHEN tries >= 20 THEN $3 WHEN $2 * (1 << CAST(tries AS INTEGER)) > $3 THEN $3 \
-               ELSE $2 * (1 << CAST(tries AS INTEGER)) END \
-             WHERE (org_id, session_id) IN (SELECT org_id, session_id FROM outbox \
-               WHERE due_ms <= $1 ORDER BY due_ms LIMIT $4{lock}) RETURNING body"
-        );
-        let bodies: Vec<String> = on!(self.database, pool => query_scalar(AssertSqlSafe(sql))
-            .bind(now.0).bind(first_ms).bind(max_ms).bind(limit).fetch_all(pool).await)
+        let mut events = Vec::new();
+        for (org, session) in self.due_events(now, limit).await? {
+            let body: Option<String> = on!(self.database, pool => query_scalar(
+                "UPDATE outbox SET tries = tries + 1, due_ms = $1 + CASE \
+                   WHEN tries >= 20 THEN $3 WHEN $2 * (1 << CAST(tries AS INTEGER)) > $3 THEN $3 \
+                   ELSE $2 * (1 << CAST(tries AS INTEGER)) END \
+                 WHERE org_id = $4 AND session_id = $5 AND due_ms <= $1 RETURNING body")
+                .bind(now.0).bind(first_ms).bind(max_ms).bind(&org).bind(&session)
+                .fetch_optional(pool).await)
+            .map_err(StoreError::query(DOING))?;
+            let Some(body) = body else { continue }; // another instance has it
+            match serde_json::from_str(&body) {
+                Ok(event) => events.push(event),
+                // An event of another version does not block the others.
+                Err(error) => tracing::warn!(%error, org, session, "skipped an event"),
+            }
+        }
+        Ok(events)
+    }
+
+    /// Returns the organisation and session of the events that are due, the organisations in turn.
+    async fn due_events(
+        &self,
+        now: EpochMs,
+        limit: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        const DOING: &str = "reading the outbox";
+        let orgs: Vec<String> = on!(self.database, pool => query_scalar(
+            "SELECT DISTINCT org_id FROM outbox WHERE due_ms <= $1 ORDER BY org_id")
+            .bind(now.0).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
-        // An event of another version that we cannot read does not block the others.
-        let read = |body: &String| {
-            let event = serde_json::from_str(body);
-            event.inspect_err(|error| tracing::warn!(%error, "skipped an event")).ok()
-        };
-        Ok(bodies.iter().filter_map(read).collect())
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut due = Vec::with_capacity(orgs.len());
+        for org in orgs {
+            let of_org: Vec<(String, String)> = on!(self.database, pool => query_as(
+                "SELECT org_id, session_id FROM outbox WHERE org_id = $1 AND due_ms <= $2 \
+                 ORDER BY due_ms LIMIT $3")
+                .bind(&org).bind(now.0).bind(most).fetch_all(pool).await)
+            .map_err(StoreError::query(DOING))?;
+            due.push(of_org);
+        }
+        let mut ordered = sweep::in_turn(due);
+        ordered.truncate(limit);
+        Ok(ordered)
     }
 
     /// Removes an acknowledged event from the outbox.

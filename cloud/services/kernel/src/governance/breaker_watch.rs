@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use contract::{Actor, ActorKind, EpochMs, OrgId};
 use database::StoreError;
+use service::tasks;
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{BreakerAction, BreakerEvent, Condition, Rule};
@@ -42,8 +43,14 @@ pub async fn watch(store: KernelStore, clock: Clock, stop: CancellationToken) {
             }
         };
         for org in orgs {
-            if let Err(error) = evaluate(&store, &org, now).await {
-                tracing::warn!(%error, %org, "could not evaluate the circuit breaker; retrying");
+            match tasks::isolate("evaluate-breaker", evaluate(&store, &org, now)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, %org, "could not evaluate the circuit breaker; retrying");
+                }
+                Err(panicked) => {
+                    tracing::error!(error = %panicked, %org, "skipped an organisation's rules");
+                }
             }
         }
     }

@@ -10,8 +10,8 @@ use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING};
 use super::mission_row::{MissionRow, columns, to_json};
 
 impl KernelStore {
-    /// Returns missions about which eval must be queried now, at most `limit` of each urgency.
-    /// Other instances do not receive them for 15 s.
+    /// Returns missions about which eval must be queried now, at most `limit` of each urgency, the
+    /// organisations in turn. Other instances do not receive them for 15 s.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -25,8 +25,10 @@ impl KernelStore {
         for urgency in 0..3 {
             let sql = format!(
                 "UPDATE missions SET due_ms = $2 WHERE (org_id, mission_id) IN \
-                 (SELECT org_id, mission_id FROM missions WHERE urgency = {urgency} \
-                  AND lane = {AWAITING_EVAL} AND due_ms <= $1 ORDER BY due_ms LIMIT $3) \
+                 (SELECT org_id, mission_id FROM (SELECT org_id, mission_id, due_ms, \
+                    ROW_NUMBER() OVER (PARTITION BY org_id ORDER BY due_ms) AS turn \
+                    FROM missions WHERE urgency = {urgency} AND lane = {AWAITING_EVAL} \
+                    AND due_ms <= $1) AS due ORDER BY turn, due_ms LIMIT $3) \
                  AND lane = {AWAITING_EVAL} AND due_ms <= $1 RETURNING {}",
                 columns!()
             );
@@ -34,10 +36,11 @@ impl KernelStore {
                 .bind(now.0).bind(now.0 + EVAL_POLL_MS).bind(limit).fetch_all(pool).await)
             .map_err(StoreError::query(DOING))?;
             for row in rows {
-                let mission = row.record()?;
-                let org = mission.context.get("orgId").and_then(serde_json::Value::as_str);
-                let org = OrgId::new(org.unwrap_or_default());
-                missions.push((org.map_err(|error| StoreError::row(DOING, error))?, mission));
+                match with_org(row) {
+                    Ok(mission) => missions.push(mission),
+                    // It does not block the others.
+                    Err(error) => tracing::warn!(%error, "skipped a mission that waits for eval"),
+                }
             }
         }
         Ok(missions)
@@ -64,4 +67,12 @@ impl KernelStore {
             .bind(AWAITING_EVAL).execute(pool).await.map(drop))
         .map_err(StoreError::query("storing eval's decision"))
     }
+}
+
+/// Reads a mission and its organisation.
+fn with_org(row: MissionRow) -> Result<(OrgId, MissionRecord), StoreError> {
+    let mission = row.record()?;
+    let org = mission.context.get("orgId").and_then(serde_json::Value::as_str);
+    let org = OrgId::new(org.unwrap_or_default());
+    Ok((org.map_err(|error| StoreError::row("reading a mission", error))?, mission))
 }

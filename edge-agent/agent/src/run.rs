@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::{ControlQueue, DriverHandles};
 use roast::machine_model::MachineModel;
-use service::connections::{BoundedListener, ConnectionLimits};
+use service::connections::{BoundedListener, ConnectionLimits, raise_file_limit};
 use service::tasks::Tasks;
 use service::{http, shutdown};
 use tokio::sync::mpsc;
@@ -32,9 +32,14 @@ use crate::{artisan, local, machine, sampler, watchdog};
 /// Hz.
 const COMMANDS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
-/// The connections of the local page, and of Artisan's WebSocket: so few that the files of the
-/// machine, the journal and the uplink are never taken.
-const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32);
+/// The bounds on the connections of the local page.
+const PAGE_CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32).with_quarter_per_peer();
+/// The files that the agent may need at once: the connections of all its ports, and 64 for the
+/// machine, the journal and the uplink.
+const FILES_NEEDED: usize = PAGE_CONNECTIONS.total
+    + artisan::modbus::CONNECTIONS.total
+    + artisan::websocket::CONNECTIONS.total
+    + 64;
 /// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 /// How long the tasks may take to end at the stop: a request to a fleet service that does not answer
@@ -89,6 +94,7 @@ pub fn run(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
 
 async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
     let clock = GatewayClock::start();
+    let _ = raise_file_limit(FILES_NEEDED);
     let (origin, key_id) = (origin(&config)?, key_id(&config)?);
     let metrics = service::metrics::Metrics::install()?;
     let stop = shutdown::on_signal()?;
@@ -137,11 +143,11 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         let listener = http::listen(listen, "artisan.websocket").await?;
         let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
         let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
-        let listener = BoundedListener::new(listener, CONNECTIONS);
+        let listener = BoundedListener::new(listener, artisan::websocket::CONNECTIONS);
         tasks.spawn("artisan-websocket", serve_until(listener, app, stop.clone()));
     }
     let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
-    let listener = BoundedListener::new(listener, CONNECTIONS);
+    let listener = BoundedListener::new(listener, PAGE_CONNECTIONS);
     tasks.spawn("local-page", serve_until(listener, app, stop.clone()));
     tasks.spawn("metrics", upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);

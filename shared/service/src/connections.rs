@@ -50,6 +50,16 @@ impl ConnectionLimits {
             share @ 4..=32 => share,
             _ => 32,
         };
+        Self::with_probes(total, probes)
+    }
+
+    /// Returns the limits of a port that answers no probes.
+    #[must_use]
+    pub const fn without_probes(total: usize) -> Self {
+        Self::with_probes(total, 0)
+    }
+
+    const fn with_probes(total: usize, probes: usize) -> Self {
         let half = total.saturating_sub(probes).div_ceil(2);
         Self {
             total,
@@ -157,8 +167,7 @@ pub(crate) type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
 pub struct BoundedListener {
     tcp: TcpListener,
     limits: ConnectionLimits,
-    places: Arc<Semaphore>,
-    peers: Peers,
+    places: ConnectionPlaces,
     probes: YieldingPlaces,
     probing_peers: Peers,
 }
@@ -170,8 +179,7 @@ impl BoundedListener {
         Self {
             tcp,
             limits,
-            places: Arc::new(Semaphore::new(limits.ordinary())),
-            peers: Peers::default(),
+            places: ConnectionPlaces::new(limits),
             probes: YieldingPlaces::new(limits.probes),
             probing_peers: Peers::default(),
         }
@@ -179,14 +187,11 @@ impl BoundedListener {
 
     /// Takes a place for a connection from `ip`; `None` if it has too many.
     fn admit(&self, ip: IpAddr) -> Option<Place> {
-        let ordinary = self.places.clone().try_acquire_owned().ok().and_then(|permit| {
-            let peer = PeerPlace::take(&self.peers, ip, self.limits.of_peer(ip))?;
-            Some(Place::Ordinary { _permit: permit, _peer: peer })
-        });
-        ordinary.or_else(|| {
-            let peer = PeerPlace::take(&self.probing_peers, ip, PROBES_PER_PEER_MAX)?;
-            Some(Place::Probe { place: self.probes.take(), _peer: peer })
-        })
+        if let Some(place) = self.places.take(ip) {
+            return Some(Place::Ordinary { _place: place });
+        }
+        let peer = PeerPlace::take(&self.probing_peers, ip, PROBES_PER_PEER_MAX)?;
+        Some(Place::Probe { place: self.probes.take(), _peer: peer })
     }
 }
 
@@ -226,8 +231,41 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Admission {
 
 /// What a connection holds until it ends.
 enum Place {
-    Ordinary { _permit: OwnedSemaphorePermit, _peer: PeerPlace },
+    Ordinary { _place: ConnectionPlace },
     Probe { place: YieldingPlace, _peer: PeerPlace },
+}
+
+/// The places of a port's connections, within [`ConnectionLimits`]: those in all, without the ones
+/// for probes, and those of each peer. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ConnectionPlaces {
+    limits: ConnectionLimits,
+    free: Arc<Semaphore>,
+    peers: Peers,
+}
+
+/// The place of a connection, until it is dropped.
+#[derive(Debug)]
+pub struct ConnectionPlace {
+    _permit: OwnedSemaphorePermit,
+    _peer: PeerPlace,
+}
+
+impl ConnectionPlaces {
+    /// Creates places that are all free.
+    #[must_use]
+    pub fn new(limits: ConnectionLimits) -> Self {
+        let free = Arc::new(Semaphore::new(limits.ordinary()));
+        Self { limits, free, peers: Peers::default() }
+    }
+
+    /// Takes a place for a connection from `ip`; `None` if there is none, or the peer has too many.
+    #[must_use]
+    pub fn take(&self, ip: IpAddr) -> Option<ConnectionPlace> {
+        let permit = self.free.clone().try_acquire_owned().ok()?;
+        let peer = PeerPlace::take(&self.peers, ip, self.limits.of_peer(ip))?;
+        Some(ConnectionPlace { _permit: permit, _peer: peer })
+    }
 }
 
 /// The place of a connection among those of its peer.

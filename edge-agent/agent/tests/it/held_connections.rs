@@ -45,7 +45,9 @@ async fn the_agent_samples_while_connections_hold_every_place_of_its_ports() {
         address.port()
     ));
     gateway.process.start().unwrap();
-    wait_for_port(gateway.port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    for port in [gateway.port, websocket, modbus_port] {
+        wait_for_port(port).await.unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
+    }
     let held = [
         hold_connections(gateway.port, b"GET /status HTTP/1.1\r\nHost: ").await,
         hold_connections(websocket, b"GET /WebSocket HTTP/1.1\r\nHost: ").await,

@@ -1,5 +1,5 @@
-//! The embedded MQTT broker: rumqttd on loopback, in this process, with one port for both versions
-//! of MQTT.
+//! The embedded MQTT broker: rumqttd on loopback, in this process, behind one port for both versions
+//! of MQTT and one for MQTT 3.1.1. Both bound how many clients there are, in all and of a peer.
 
 mod listener;
 
@@ -22,9 +22,9 @@ const PACKET_BYTES_MAX: usize = 512 * 1024;
 /// the server of its version.
 pub const FILES_PER_CLIENT: usize = 3;
 
-/// Starts the broker, for at most `clients_max` clients of its ports. It stops with the
-/// process: no client relies on anything that it stores. Returns the address of its MQTT 5 server,
-/// for clients in this process.
+/// Starts the broker, for at most `clients_max` clients of its ports. It stops with the process: no
+/// client relies on anything that it stores. Returns the address of its MQTT 5 server, for clients
+/// in this process.
 ///
 /// # Errors
 /// When a port is in use.
@@ -74,8 +74,8 @@ pub async fn start(
     Ok(servers.v5)
 }
 
-/// Returns the limits of the broker's ports together: a quarter of the clients may come from one peer, and three
-/// quarters from this computer, where services and agents run.
+/// Returns the limits of the broker's ports together: a quarter of the clients may come from one
+/// peer, and three quarters from this computer, where services and agents run.
 const fn client_limits(clients_max: usize) -> ConnectionLimits {
     let limits = ConnectionLimits::without_probes(clients_max).with_quarter_per_peer();
     ConnectionLimits { per_local_peer: clients_max.saturating_sub(limits.per_peer), ..limits }

@@ -25,6 +25,7 @@ use crate::clock::GatewayClock;
 pub const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(12).with_quarter_per_peer();
 /// The longest message accepted; a request is a few dozen bytes.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+
 /// When a connection ends whose client is gone or never answers, so that it does not keep Artisan
 /// out.
 #[derive(Debug, Clone, Copy)]

@@ -44,7 +44,11 @@ const SERVICES: [&str; 10] = [
     "publisher",
 ];
 
-/// An OIDC issuer with one key at a time.
+/// The id of the issuer's key that is for encryption only.
+const ENCRYPTION_KEY: &str = "for-encryption";
+
+/// An OIDC issuer with one key for signatures at a time. It publishes the same key for encryption,
+/// by another id.
 struct Issuer {
     url: String,
     keys: Arc<std::sync::Mutex<(String, Vec<u8>)>>,
@@ -64,8 +68,11 @@ impl Issuer {
             let (kid, pkcs8) = served.lock().unwrap().clone();
             let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap();
             let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
-            let body = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
-                                        "kid": kid, "x": x}]});
+            let key = |kid: &str, used: &str| {
+                json!({"kty": "OKP", "crv": "Ed25519", "use": used, "alg": "EdDSA", "kid": kid,
+                       "x": x})
+            };
+            let body = json!({"keys": [key(&kid, "sig"), key(ENCRYPTION_KEY, "enc")]});
             async move { Json(body) }
         };
         let app = axum::Router::new()
@@ -76,8 +83,14 @@ impl Issuer {
     }
 
     fn token_of(&self, claims: &Value) -> anyhow::Result<String> {
-        let (kid, pkcs8) = self.keys.lock().unwrap().clone();
-        let header = Header { kid: Some(kid), ..Header::new(Algorithm::EdDSA) };
+        let kid = self.keys.lock().unwrap().0.clone();
+        self.token_by(&kid, claims)
+    }
+
+    /// Returns a token that names the key `kid`.
+    fn token_by(&self, kid: &str, claims: &Value) -> anyhow::Result<String> {
+        let (_, pkcs8) = self.keys.lock().unwrap().clone();
+        let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::EdDSA) };
         Ok(jsonwebtoken::encode(&header, claims, &EncodingKey::from_ed_der(&pkcs8))?)
     }
 
@@ -236,6 +249,8 @@ async fn only_valid_oidc_tokens_and_api_keys_authenticate() -> anyhow::Result<()
         ("another issuer's", forged),
         ("expired", issuer.token_of(&claims(json!({"exp": seconds() - 120})))?),
         ("not yet", issuer.token_of(&claims(json!({"nbf": seconds() + 600})))?),
+        ("a time in words", issuer.token_of(&claims(json!({"nbf": "yesterday"})))?),
+        ("a key for encryption", issuer.token_by(ENCRYPTION_KEY, &claims(json!({})))?),
         ("another audience", issuer.token_of(&claims(json!({"aud": "x"})))?),
         ("another name", issuer.token_of(&claims(json!({"iss": "https://x"})))?),
         ("no organisation", issuer.token_of(&claims(json!({"org_id": ""})))?),
@@ -271,6 +286,13 @@ async fn only_valid_oidc_tokens_and_api_keys_authenticate() -> anyhow::Result<()
         (status, body["error"].as_str()),
         (403, Some("needs the role admin; you are viewer"))
     );
+    // A viewer neither counts refusals of the policy nor sends frames.
+    for (service, path) in [("kernel", "/policy/check"), ("ingestion", "/v1/frames")] {
+        let body = sent(&Method::POST, path);
+        let (status, body) =
+            cloud.ask((service, Method::POST, path), &token, body.as_ref()).await?;
+        assert_eq!(status, 403, "{path}: {body}");
+    }
     let (_, listed) = cloud.ask(("kernel", Method::GET, "/keys"), &ada, None).await?;
     assert!(!listed.to_string().contains(&token) && listed[0]["name"] == "script", "{listed}");
     let path = format!("/keys/{}", key["id"].as_str().unwrap());

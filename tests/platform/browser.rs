@@ -9,7 +9,10 @@ async fn every_response_limits_what_a_browser_does_with_it() -> anyhow::Result<(
     let client = client();
     for (service, path) in [
         ("console", "/"),
+        ("console", "/fleet"),
         ("console", "/sessions"),
+        ("console", "/sessions/none"),
+        ("console", "/machines/leipzig/none"),
         ("console", "/no-such-page"),
         ("console", "/assets/app.js"),
         ("kernel", "/health"),

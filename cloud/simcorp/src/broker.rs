@@ -1,5 +1,5 @@
-//! The embedded MQTT broker: rumqttd on loopback, in this process, with one port for both versions
-//! of MQTT.
+//! The embedded MQTT broker: rumqttd on loopback, in this process, behind one port for both versions
+//! of MQTT and one for MQTT 3.1.1. Both bound how many clients there are, in all and of a peer.
 
 mod listener;
 
@@ -9,22 +9,22 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use rumqttd::{Broker, Config, ConnectionSettings, RouterConfig, ServerSettings};
+use service::connections::{ConnectionLimits, ConnectionPlaces};
 use service::shutdown::CancellationToken;
 use service::tasks::{self, Tasks};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use self::listener::{SharedPort, VersionServers};
 use crate::config::BrokerConfig;
 
 const PACKET_BYTES_MAX: usize = 512 * 1024;
-/// How many files a client of the shared port takes: its connection, and both ends of the one to
+/// How many files a client of the broker's ports takes: its connection, and both ends of the one to
 /// the server of its version.
 pub const FILES_PER_CLIENT: usize = 3;
 
-/// Starts the broker, for at most `clients_max` clients of its shared port. It stops with the
-/// process: no client relies on anything that it stores. Returns the address of its MQTT 5 server,
-/// for clients in this process.
+/// Starts the broker, for at most `clients_max` clients of its ports. It stops with the process: no
+/// client relies on anything that it stores. Returns the address of its MQTT 5 server, for clients
+/// in this process.
 ///
 /// # Errors
 /// When a port is in use.
@@ -34,8 +34,10 @@ pub async fn start(
     (tasks, stop): (&Tasks, &CancellationToken),
 ) -> anyhow::Result<SocketAddr> {
     let shared = bind(config.listen, "broker.listen").await?;
-    // rumqttd binds these itself and only logs that a port is in use; checked here, it is an error.
-    let v4 = bind(config.listen_v4, "broker.listen_v4").await?;
+    let older = bind(config.listen_v4, "broker.listen_v4").await?;
+    // rumqttd binds these itself; it has no limit for a peer, and clients reach it through the ports
+    // above.
+    let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let v5 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let servers = VersionServers { v4: v4.local_addr()?, v5: v5.local_addr()? };
     drop((v4, v5));
@@ -65,11 +67,23 @@ pub async fn start(
         };
         supervised.end_process(reason);
     })?;
-    let places = Arc::new(Semaphore::new(clients_max));
-    let port = SharedPort { listener: Arc::new(shared), servers, places };
-    let stop = stop.clone();
-    tasks.spawn_restarting("broker-port", move || port.clone().accept_clients(stop.clone()));
+    let places = ConnectionPlaces::new(client_limits(clients_max));
+    let only_v4 = VersionServers { v5: servers.v4, ..servers };
+    for (name, listener, servers) in
+        [("broker-port", shared, servers), ("broker-port-v4", older, only_v4)]
+    {
+        let port = SharedPort { listener: Arc::new(listener), servers, places: places.clone() };
+        let stop = stop.clone();
+        tasks.spawn_restarting(name, move || port.clone().accept_clients(stop.clone()));
+    }
     Ok(servers.v5)
+}
+
+/// Returns the limits of the broker's ports together: a quarter of the clients may come from one
+/// peer, and three quarters from this computer, where services and agents run.
+const fn client_limits(clients_max: usize) -> ConnectionLimits {
+    let limits = ConnectionLimits::without_probes(clients_max).with_quarter_per_peer();
+    ConnectionLimits { per_local_peer: clients_max.saturating_sub(limits.per_peer), ..limits }
 }
 
 async fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {

@@ -16,10 +16,13 @@ use fleet::store::ChangedBy;
 use http_stack::stack::service_router;
 use http_stack::start::{Context, Service};
 use http_stack::{AccessControl, Limits};
-use service::connections::{BoundedListener, ConnectionLimits, raise_file_limit};
+use service::connections::{
+    BoundedListener, ConnectionLimits, LISTENER_FILES_MIN, RESERVED_FILES, raise_file_limit,
+};
 use service::metrics::Metrics;
 use service::shutdown::{self, CancellationToken};
 use service::tasks::Tasks;
+use service::tls::TlsLimits;
 use service::{http, log, tls};
 use tokio::net::TcpListener;
 
@@ -117,7 +120,8 @@ impl RunningServers {
         let serving = http::serve(listener, app, self.stop.clone());
         self.servers.spawn_on(metrics.clone().scope(serving), self.requests.handle());
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
-            let start = || tls::TlsListener::new(listener, endpoint.config);
+            let limits = TlsLimits::new(self.connections.total);
+            let start = || tls::TlsListener::new(listener, endpoint.config, limits);
             let listener = metrics.sync_scope(start)?;
             let serving = tls::serve(listener, endpoint.router, self.stop.clone());
             self.servers.spawn_on(metrics.scope(serving), self.requests.handle());
@@ -261,6 +265,14 @@ fn start_publisher(config: &CloudConfig, context: &Context) -> anyhow::Result<Se
     Ok(simulation::start_publisher(&config.simulation, context, registry)?)
 }
 
+/// Returns the limits of each listener, which fit the number of files that this process may open.
+fn connection_limits() -> ConnectionLimits {
+    // Every service, the TLS port of the gateways, and the broker's port.
+    let listeners = SERVICES.len() + 1 + broker::FILES_PER_CLIENT;
+    let files = raise_file_limit(RESERVED_FILES + listeners * LISTENER_FILES_MIN);
+    ConnectionLimits::shared(files, listeners)
+}
+
 /// Runs the named services, or all if none is named.
 pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Result<()> {
     log::LogConfig::start(&config.log);
@@ -271,10 +283,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         requests: RequestRuntime::start()?,
         process_metrics: Metrics::install()?,
         tasks: Tasks::new(stop.clone()),
-        connections: ConnectionLimits::shared(
-            raise_file_limit(),
-            SERVICES.len() + 1 + broker::FILES_PER_CLIENT,
-        ),
+        connections: connection_limits(),
         stop,
         servers: tokio::task::JoinSet::new(),
     };

@@ -95,8 +95,8 @@ pub fn app(
         .layer(RequestBodyLimitLayer::new(http::BODY_BYTES_MAX))
         .layer(http::response_timeout())
         .layer(CatchPanicLayer::new())
-        .layer(from_fn(http::restrict_browser))
         .layer(from_fn(refuse_foreign_pages))
+        .layer(from_fn(http::restrict_browser))
         .layer(from_fn_with_state(measured, http::record_metrics))
         .layer(from_fn(http::assign_request_id))
 }

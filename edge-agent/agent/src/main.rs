@@ -86,7 +86,7 @@ enum Command {
         /// The enrolment token that `simcorp device enroll` printed; - reads it from standard input
         #[arg(long, required_unless_present = "token_file", conflicts_with = "token_file")]
         token: Option<String>,
-        /// A file that contains the enrolment token, so that it is in no command line and no shell history
+        /// A file that contains the enrolment token, so that it is in no command line and no shell history; - reads it from standard input
         #[arg(long)]
         token_file: Option<PathBuf>,
     },
@@ -188,7 +188,7 @@ fn run_command(mut cli: Cli) -> anyhow::Result<()> {
 /// Returns the enrolment token: from the file, from standard input for `-`, or as it was typed.
 fn read_token(token: Option<String>, file: Option<&Path>) -> anyhow::Result<String> {
     match (token, file) {
-        (_, Some(file)) => std::fs::read_to_string(file)
+        (_, Some(file)) if file != Path::new("-") => std::fs::read_to_string(file)
             .with_context(|| format!("cannot read the enrolment token from {}", file.display())),
         (Some(token), None) if token != "-" => Ok(token),
         _ => Ok(std::io::read_to_string(std::io::stdin())?),

@@ -9,9 +9,10 @@ use anyhow::Context as _;
 use contract::{ChainId, KeyId, Origin};
 use driver::{ControlQueue, DriverHandles};
 use roast::machine_model::MachineModel;
-use service::connections::{BoundedListener, ConnectionLimits};
+use service::connections::{BoundedListener, ConnectionLimits, raise_file_limit};
 use service::tasks::Tasks;
 use service::{http, shutdown};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use trust::{FileKey, Signer, SocketKey};
@@ -32,9 +33,14 @@ use crate::{artisan, local, machine, sampler, watchdog};
 /// Hz.
 const COMMANDS_MAX: usize = 1024;
 const LIVE_MAX: usize = 64;
-/// The connections of the local page, and of Artisan's WebSocket: so few that the files of the
-/// machine, the journal and the uplink are never taken.
-const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32);
+/// The bounds on the connections of the local page.
+const PAGE_CONNECTIONS: ConnectionLimits = ConnectionLimits::new(32).with_quarter_per_peer();
+/// The files that the agent may need at once: the connections of all its ports, and 64 for the
+/// machine, the journal and the uplink.
+const FILES_NEEDED: usize = PAGE_CONNECTIONS.total
+    + artisan::modbus::CONNECTIONS.total
+    + artisan::websocket::CONNECTIONS.total
+    + 64;
 /// How long the cloud may take to acknowledge a played recording.
 const DELIVERY_TIME_MAX: Duration = Duration::from_mins(2);
 /// How long the tasks may take to end at the stop: a request to a fleet service that does not answer
@@ -89,6 +95,7 @@ pub fn run(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
 
 async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<()> {
     let clock = GatewayClock::start();
+    let _ = raise_file_limit(FILES_NEEDED);
     let (origin, key_id) = (origin(&config)?, key_id(&config)?);
     let metrics = service::metrics::Metrics::install()?;
     let stop = shutdown::on_signal()?;
@@ -137,12 +144,11 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
         let listener = http::listen(listen, "artisan.websocket").await?;
         let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
         let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
-        let listener = BoundedListener::new(listener, CONNECTIONS);
-        tasks.spawn("artisan-websocket", serve_until(listener, app, stop.clone()));
+        let limits = artisan::websocket::CONNECTIONS;
+        serve_http(&tasks, "artisan-websocket", (listener, limits), app, &stop)?;
     }
     let app = local::app(state.clone(), commands.clone(), clock, metrics.clone(), stop.clone());
-    let listener = BoundedListener::new(listener, CONNECTIONS);
-    tasks.spawn("local-page", serve_until(listener, app, stop.clone()));
+    serve_http(&tasks, "local-page", (listener, PAGE_CONNECTIONS), app, &stop)?;
     tasks.spawn("metrics", upkeep(metrics, stop.clone()));
     let idle_ms = config.sampling.period_ms.max(config.sampling.frame_ms);
     tasks.spawn("watchdog", watchdog::run(state.clone(), clock, idle_ms, stop.clone()));
@@ -303,9 +309,31 @@ fn start_sampler(
     Ok(thread?)
 }
 
+/// Serves HTTP on a port until `stop`, and again after a panic.
+fn serve_http(
+    tasks: &Tasks,
+    name: &'static str,
+    (listener, limits): (TcpListener, ConnectionLimits),
+    app: axum::Router,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
+    let (listener, stop) = (listener.into_std()?, stop.clone());
+    tasks.spawn_restarting(name, move || {
+        let listener = listener.try_clone().and_then(TcpListener::from_std);
+        serve_until(listener, limits, app.clone(), stop.clone())
+    });
+    Ok(())
+}
+
 /// Serves HTTP until `stop`. The agent samples on without its page.
-async fn serve_until(listener: BoundedListener, app: axum::Router, stop: CancellationToken) {
-    if let Err(error) = http::serve(listener, app, stop).await {
+async fn serve_until(
+    listener: std::io::Result<TcpListener>,
+    limits: ConnectionLimits,
+    app: axum::Router,
+    stop: CancellationToken,
+) {
+    let serving = async { http::serve(BoundedListener::new(listener?, limits), app, stop).await };
+    if let Err(error) = serving.await {
         tracing::error!(%error, "a listener of the gateway failed");
     }
 }

@@ -2,27 +2,35 @@
 //! long one may be idle or take to send a request. A stranger's connections end before they keep
 //! others out or exhaust the process's file descriptors.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The bounds of one listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// The largest number of connections. Further ones wait in the system's queue.
+    /// The largest number of connections, those for probes included.
     pub total: usize,
-    /// The largest number of connections from one IP address. Further ones are closed at once.
+    /// How many of them are left for probes ([`Admission::ProbesOnly`]) while the others are taken.
+    pub probes: usize,
+    /// The largest number of connections from one peer on another computer: an IPv4 address, or a
+    /// network of 64 bits of global IPv6 addresses.
     pub per_peer: usize,
+    /// The largest number of connections from one address of this computer, whose programs share
+    /// it.
+    pub per_local_peer: usize,
     /// A connection without traffic for this long is closed. Longer than clients keep a connection
     /// in their pools (90 s), so that the client closes first.
     pub idle: Duration,
@@ -32,16 +40,42 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Returns the limits of a listener with at most `total` connections, half of them from one
-    /// peer.
+    /// Returns the limits of a listener with at most `total` connections. A sixteenth of them, at
+    /// least 4 and at most 32, is for probes; half of the others may come from one peer, which may
+    /// be a proxy.
     #[must_use]
     pub const fn new(total: usize) -> Self {
+        let probes = match total / 16 {
+            0..4 => 4,
+            share @ 4..=32 => share,
+            _ => 32,
+        };
+        Self::with_probes(total, probes)
+    }
+
+    /// Returns the limits of a port that answers no probes.
+    #[must_use]
+    pub const fn without_probes(total: usize) -> Self {
+        Self::with_probes(total, 0)
+    }
+
+    const fn with_probes(total: usize, probes: usize) -> Self {
+        let half = total.saturating_sub(probes).div_ceil(2);
         Self {
             total,
-            per_peer: total.div_ceil(2),
+            probes,
+            per_peer: half,
+            per_local_peer: half,
             idle: Duration::from_mins(2),
             request: Duration::from_mins(1),
         }
+    }
+
+    /// Returns these limits with a quarter of the connections for a peer on another computer: for
+    /// a port that is behind no proxy.
+    #[must_use]
+    pub const fn with_quarter_per_peer(self) -> Self {
+        Self { per_peer: self.ordinary().div_ceil(4), ..self }
     }
 
     /// Returns the limits of each of `listeners` listeners of a process that may open `files` files.
@@ -49,19 +83,48 @@ impl ConnectionLimits {
     #[must_use]
     pub fn shared(files: usize, listeners: usize) -> Self {
         let each = files.saturating_sub(RESERVED_FILES) / listeners.max(1);
-        Self::new(each.clamp(16, 4_096))
+        Self::new(each.clamp(LISTENER_FILES_MIN, 4_096))
+    }
+
+    /// Returns the number of connections that may send any request.
+    const fn ordinary(&self) -> usize {
+        self.total.saturating_sub(self.probes)
+    }
+
+    fn of_peer(&self, ip: IpAddr) -> usize {
+        if ip.to_canonical().is_loopback() { self.per_local_peer } else { self.per_peer }
     }
 }
 
-/// How many files listeners leave for everything else.
-const RESERVED_FILES: usize = 256;
+/// How many files listeners leave for everything else in the cloud's process.
+pub const RESERVED_FILES: usize = 256;
+/// The fewest files of a listener of [`ConnectionLimits::shared`].
+pub const LISTENER_FILES_MIN: usize = 16;
 /// The number of files that a process asks for.
 const FILES_WANTED: u64 = 65_536;
 
 /// Raises the number of files that this process may open to what its user may have, at most
-/// 65,536, and returns it.
+/// 65,536, and returns it. Logs the number, and warns if it is below `needed`: the largest number of
+/// connections of all listeners, and the files that everything else needs.
 #[must_use]
-pub fn raise_file_limit() -> usize {
+pub fn raise_file_limit(needed: usize) -> usize {
+    let (before, files) = raise_soft_limit();
+    if files < needed {
+        tracing::warn!(
+            files,
+            needed,
+            "this process may open fewer files than its connections need; raise LimitNOFILE"
+        );
+    } else if files > before {
+        tracing::info!(files, before, needed, "raised the number of files that may be open");
+    } else {
+        tracing::info!(files, needed, "the number of files that may be open is sufficient");
+    }
+    files
+}
+
+/// Raises the soft limit of open files. Returns it before and after.
+fn raise_soft_limit() -> (usize, usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(FILES_WANTED, |hard| hard.min(FILES_WANTED));
@@ -72,26 +135,63 @@ pub fn raise_file_limit() -> usize {
     } else {
         current
     };
-    usize::try_from(files.min(FILES_WANTED)).unwrap_or(1_024)
+    let bounded = |files: u64| usize::try_from(files.min(FILES_WANTED)).unwrap_or(1_024);
+    (bounded(current), bounded(files))
 }
+
+/// What a connection may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Any request.
+    AnyRequest,
+    /// One request of `/health`, `/ready` or `/metrics`: the listener has no other place, or the
+    /// peer has too many.
+    ProbesOnly,
+}
+
+/// How many connections for probes a peer may have.
+const PROBES_PER_PEER_MAX: usize = 2;
+/// How long a connection for a probe lasts: longer than the checks of `/ready` may take.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The number of connections of each peer.
 pub(crate) type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// A listener that accepts connections within [`ConnectionLimits`].
+///
+/// A connection that finds no place, or whose peer has too many, is accepted for one probe
+/// ([`Admission::ProbesOnly`]) and lasts at most 5 s. There are [`ConnectionLimits::probes`] of
+/// these, at most two of them from one peer, and a further one ends the oldest, so that health can
+/// be asked for whatever holds the other places. No other connection is ended for a new one: which
+/// of them waits for a request and which streams a response is known to HTTP only.
 pub struct BoundedListener {
     tcp: TcpListener,
     limits: ConnectionLimits,
-    places: Arc<Semaphore>,
-    peers: Peers,
+    places: ConnectionPlaces,
+    probes: YieldingPlaces,
+    probing_peers: Peers,
 }
 
 impl BoundedListener {
     /// Wraps a bound listener.
     #[must_use]
     pub fn new(tcp: TcpListener, limits: ConnectionLimits) -> Self {
-        let places = Arc::new(Semaphore::new(limits.total));
-        Self { tcp, limits, places, peers: Peers::default() }
+        Self {
+            tcp,
+            limits,
+            places: ConnectionPlaces::new(limits),
+            probes: YieldingPlaces::new(limits.probes),
+            probing_peers: Peers::default(),
+        }
+    }
+
+    /// Takes a place for a connection from `ip`; `None` if it has too many.
+    fn admit(&self, ip: IpAddr) -> Option<Place> {
+        if let Some(place) = self.places.take(ip) {
+            return Some(Place::Ordinary { _place: place });
+        }
+        let peer = PeerPlace::take(&self.probing_peers, ip, PROBES_PER_PEER_MAX)?;
+        Some(Place::Probe { place: self.probes.take(), _peer: peer })
     }
 }
 
@@ -101,20 +201,13 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
         loop {
-            let Ok(permit) = self.places.clone().acquire_owned().await else {
-                return std::future::pending().await; // the semaphore is never closed
-            };
             match self.tcp.accept().await {
                 Ok((stream, address)) => {
-                    let Some(peer) =
-                        PeerPlace::take(&self.peers, address.ip(), self.limits.per_peer)
-                    else {
-                        metrics::counter!("simcorp_connections_refused_total").increment(1);
-                        tracing::debug!(%address, "closed a connection: its peer has too many");
-                        continue;
-                    };
-                    let place = Place { _permit: permit, _peer: peer };
-                    return (BoundedStream::new(stream, self.limits, place), address);
+                    if let Some(place) = self.admit(address.ip()) {
+                        return (BoundedStream::new(stream, self.limits, place), address);
+                    }
+                    metrics::counter!("simcorp_connections_refused_total").increment(1);
+                    tracing::debug!(%address, "closed a connection: its peer has too many");
                 }
                 Err(error) => {
                     // Usually no file descriptors are left: other connections have to end first.
@@ -130,40 +223,147 @@ impl Listener for BoundedListener {
     }
 }
 
+impl Connected<IncomingStream<'_, BoundedListener>> for Admission {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
+        stream.io().admission()
+    }
+}
+
 /// What a connection holds until it ends.
-struct Place {
+enum Place {
+    Ordinary { _place: ConnectionPlace },
+    Probe { place: YieldingPlace, _peer: PeerPlace },
+}
+
+/// The places of a port's connections, within [`ConnectionLimits`]: those in all, without the ones
+/// for probes, and those of each peer. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ConnectionPlaces {
+    limits: ConnectionLimits,
+    free: Arc<Semaphore>,
+    peers: Peers,
+}
+
+/// The place of a connection, until it is dropped.
+#[derive(Debug)]
+pub struct ConnectionPlace {
     _permit: OwnedSemaphorePermit,
     _peer: PeerPlace,
+}
+
+impl ConnectionPlaces {
+    /// Creates places that are all free.
+    #[must_use]
+    pub fn new(limits: ConnectionLimits) -> Self {
+        let free = Arc::new(Semaphore::new(limits.ordinary()));
+        Self { limits, free, peers: Peers::default() }
+    }
+
+    /// Takes a place for a connection from `ip`; `None` if there is none, or the peer has too many.
+    #[must_use]
+    pub fn take(&self, ip: IpAddr) -> Option<ConnectionPlace> {
+        let permit = self.free.clone().try_acquire_owned().ok()?;
+        let peer = PeerPlace::take(&self.peers, ip, self.limits.of_peer(ip))?;
+        Some(ConnectionPlace { _permit: permit, _peer: peer })
+    }
 }
 
 /// The place of a connection among those of its peer.
 #[derive(Debug)]
 pub(crate) struct PeerPlace {
     peers: Peers,
-    ip: IpAddr,
+    network: IpAddr,
 }
 
 impl PeerPlace {
     pub(crate) fn take(peers: &Peers, ip: IpAddr, per_peer: usize) -> Option<Self> {
+        let network = network_of(ip);
         let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(ip).or_default();
-        if *count >= per_peer {
+        let held = counts.get(&network).copied().unwrap_or(0);
+        if held >= per_peer {
             return None;
         }
-        *count += 1;
-        Some(Self { peers: peers.clone(), ip })
+        counts.insert(network, held + 1);
+        Some(Self { peers: peers.clone(), network })
     }
 }
 
 impl Drop for PeerPlace {
     fn drop(&mut self) {
         let mut counts = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.ip) {
+        if let Some(count) = counts.get_mut(&self.network) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                counts.remove(&self.ip);
+                counts.remove(&self.network);
             }
         }
+    }
+}
+
+/// Returns what a peer is counted by: its address, or the first 64 bits of a global IPv6 address,
+/// because a peer can choose the other 64. Local IPv6 addresses, whose first bits a whole site
+/// shares, are counted one by one.
+fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(address) if address.segments()[0] & 0xe000 == 0x2000 => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
+        }
+        address => address,
+    }
+}
+
+/// Places of which the oldest gives way: a place beyond `max` ends the one that was taken first.
+#[derive(Debug, Clone)]
+pub(crate) struct YieldingPlaces {
+    max: usize,
+    taken: Arc<Mutex<TakenPlaces>>,
+}
+
+#[derive(Debug, Default)]
+struct TakenPlaces {
+    next: u64,
+    ends: BTreeMap<u64, CancellationToken>,
+}
+
+impl YieldingPlaces {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, taken: Arc::default() }
+    }
+
+    pub(crate) fn take(&self) -> YieldingPlace {
+        let end = CancellationToken::new();
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = taken.next;
+        taken.next += 1;
+        taken.ends.insert(number, end.clone());
+        if taken.ends.len() > self.max
+            && let Some((_, oldest)) = taken.ends.pop_first()
+        {
+            oldest.cancel();
+        }
+        YieldingPlace { taken: self.taken.clone(), number, end }
+    }
+}
+
+/// A place that is held until it is dropped, or ended for a newer one.
+#[derive(Debug)]
+pub(crate) struct YieldingPlace {
+    taken: Arc<Mutex<TakenPlaces>>,
+    number: u64,
+    end: CancellationToken,
+}
+
+impl YieldingPlace {
+    /// Waits until the place is needed for a newer one.
+    pub(crate) fn ended(&self) -> WaitForCancellationFutureOwned {
+        self.end.clone().cancelled_owned()
+    }
+}
+
+impl Drop for YieldingPlace {
+    fn drop(&mut self) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.ends.remove(&self.number);
     }
 }
 
@@ -174,26 +374,42 @@ pub struct BoundedStream {
     timer: Pin<Box<Sleep>>,
     /// When the first byte came that nothing was written after.
     request_began: Option<Instant>,
+    /// Ends a connection for probes when its place is needed.
+    yields: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: Place,
 }
 
 impl BoundedStream {
     fn new(stream: TcpStream, limits: ConnectionLimits, place: Place) -> Self {
-        // A connection must send its first byte as fast as a request.
-        let timer = Box::pin(sleep_until(Instant::now() + limits.request));
-        Self { stream, limits, timer, request_began: None, _place: place }
+        let (yields, time) = match &place {
+            // A connection must send its first byte as fast as a request.
+            Place::Ordinary { .. } => (None, limits.request),
+            Place::Probe { place, .. } => (Some(Box::pin(place.ended())), PROBE_TIME_MAX),
+        };
+        let timer = Box::pin(sleep_until(Instant::now() + time));
+        Self { stream, limits, timer, request_began: None, yields, _place: place }
+    }
+
+    const fn admission(&self) -> Admission {
+        if self.yields.is_some() { Admission::ProbesOnly } else { Admission::AnyRequest }
     }
 
     fn has_read(&mut self) {
         let now = Instant::now();
         let began = *self.request_began.get_or_insert(now);
-        let end = (began + self.limits.request).min(now + self.limits.idle);
-        self.timer.as_mut().reset(end);
+        self.expire_at((began + self.limits.request).min(now + self.limits.idle));
     }
 
     fn has_written(&mut self) {
         self.request_began = None;
-        self.timer.as_mut().reset(Instant::now() + self.limits.idle);
+        self.expire_at(Instant::now() + self.limits.idle);
+    }
+
+    /// Moves the end of the connection. That of a connection for probes is fixed.
+    fn expire_at(&mut self, end: Instant) {
+        if self.yields.is_none() {
+            self.timer.as_mut().reset(end);
+        }
     }
 
     fn poll_after_write(
@@ -209,12 +425,16 @@ impl BoundedStream {
         self.poll_expired(context).map(Err)
     }
 
-    /// Returns an error once the connection has been idle, or its request has taken, too long.
+    /// Returns an error once the connection has been idle, or its request has taken, too long, or
+    /// its place for probes is needed.
     fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        self.timer.as_mut().poll(context).map(|()| {
-            metrics::counter!("simcorp_connections_expired_total").increment(1);
-            io::Error::new(io::ErrorKind::TimedOut, "idle, or a request that came too slowly")
-        })
+        let yields = self.yields.as_mut();
+        if !yields.is_some_and(|ended| ended.as_mut().poll(context).is_ready()) {
+            ready!(self.timer.as_mut().poll(context));
+        }
+        metrics::counter!("simcorp_connections_expired_total").increment(1);
+        let why = "idle, or a request that came too slowly";
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why))
     }
 }
 
@@ -271,99 +491,4 @@ impl AsyncWrite for BoundedStream {
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::Router;
-    use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    use super::*;
-
-    const LIMITS: ConnectionLimits = ConnectionLimits {
-        total: 4,
-        per_peer: 3,
-        idle: Duration::from_millis(300),
-        request: Duration::from_millis(200),
-    };
-
-    async fn serve() -> SocketAddr {
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let app = Router::new().route("/", get(async || "here"));
-        let listener = BoundedListener::new(tcp, LIMITS);
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        address
-    }
-
-    async fn connect(address: SocketAddr) -> TcpStream {
-        TcpStream::connect(address).await.unwrap()
-    }
-
-    /// Waits until the server closes the connection, and returns what it sent.
-    async fn rest(stream: &mut TcpStream) -> String {
-        let mut text = Vec::new();
-        let read = stream.read_to_end(&mut text);
-        let closed = tokio::time::timeout(Duration::from_secs(10), read).await;
-        let _ = closed.expect("the connection stays open"); // closed or reset
-        String::from_utf8_lossy(&text).into_owned()
-    }
-
-    #[test]
-    fn listeners_share_the_files_and_leave_some() {
-        assert_eq!(ConnectionLimits::shared(1_024, 12).total, 64);
-        assert_eq!(ConnectionLimits::shared(65_536, 12).total, 4_096);
-        assert_eq!(ConnectionLimits::shared(100, 12).total, 16);
-        let files = raise_file_limit();
-        assert!(files >= 256 && raise_file_limit() == files, "{files}");
-    }
-
-    #[tokio::test]
-    async fn a_silent_and_a_slow_connection_are_closed() {
-        let address = serve().await;
-        let mut silent = connect(address).await;
-        let mut slow = connect(address).await;
-        // A byte in each half of the time limit: the connection is never idle.
-        let (mut reader, mut writer) = slow.split();
-        let trickle = async {
-            let head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ".iter().chain([b'x'; 200].iter());
-            for byte in head {
-                if writer.write_all(&[*byte]).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            panic!("the server waits for a slow request");
-        };
-        let mut answer = Vec::new();
-        tokio::select! {
-            () = trickle => {}
-            _ = reader.read_to_end(&mut answer) => {}
-        }
-        assert!(!String::from_utf8_lossy(&answer).contains("here"));
-        assert_eq!(rest(&mut silent).await, "");
-    }
-
-    #[tokio::test]
-    async fn one_peer_does_not_take_every_place_and_a_place_comes_back() {
-        let address = serve().await;
-        let mut held = Vec::new();
-        for _ in 0..LIMITS.per_peer {
-            let mut stream = connect(address).await;
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-            let mut byte = [0];
-            stream.read_exact(&mut byte).await.unwrap(); // served, and kept alive
-            held.push(stream);
-        }
-        assert_eq!(rest(&mut connect(address).await).await, "", "closed without an answer");
-        drop(held);
-        // The server sees the ends of the others at some moment.
-        for _ in 0..100 {
-            let mut stream = connect(address).await;
-            let request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-            let _ = stream.write_all(request).await;
-            if rest(&mut stream).await.ends_with("here") {
-                return;
-            }
-        }
-        panic!("no place came back");
-    }
-}
+mod tests;

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 
-use crate::connections::BoundedListener;
+use crate::connections::{Admission, BoundedListener};
 use crate::health::Health;
 use crate::metrics::{Metrics, in_scope};
 
@@ -31,6 +31,8 @@ const RESPONSE_TIME_MAX: Duration = Duration::from_secs(30);
 pub const CONCURRENT_REQUESTS_MAX: usize = 1_024;
 /// How long a shutdown waits for running requests; it then stops without the remaining ones.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// What a full listener still answers.
+const PROBE_PATHS: [&str; 3] = ["/health", "/ready", "/metrics"];
 
 /// Why a service cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +252,36 @@ async fn record_request(service: &'static str, request: Request, next: Next) -> 
     response
 }
 
-/// Serves until `stop`, then lets running requests finish for a bounded time.
+/// Refuses every request but a probe on a connection that a full listener accepted for probes, and
+/// closes that connection after its response.
+async fn answer_probes_only(
+    State(metrics): State<Option<Metrics>>,
+    ConnectInfo(admission): ConnectInfo<Admission>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if admission == Admission::AnyRequest {
+        return next.run(request).await;
+    }
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let mut response = if is_read && PROBE_PATHS.contains(&request.uri().path()) {
+        next.run(request).await
+    } else {
+        let count = || metrics::counter!("simcorp_connections_refused_total").increment(1);
+        match &metrics {
+            Some(own) => own.sync_scope(count),
+            None => count(),
+        }
+        let body = serde_json::json!({"error": "too many connections; try again"});
+        let again = [(header::RETRY_AFTER, "1")];
+        (StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response()
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Serves until `stop`, then lets running requests finish for a bounded time. A connection for which
+/// the listener has no place is answered for probes only.
 ///
 /// # Errors
 /// When the listener fails.
@@ -260,9 +291,10 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let stopping = stop.clone();
+    let app = app.layer(from_fn_with_state(Metrics::current(), answer_probes_only));
     // Made into a service once: a router itself is copied with all its routes and layers for each
     // connection, over half a megabyte for the largest.
-    let serving = axum::serve(listener, app.into_make_service())
+    let serving = axum::serve(listener, app.into_make_service_with_connect_info::<Admission>())
         .with_graceful_shutdown(async move { stopping.cancelled().await });
     serve_and_drain(async { serving.await }, stop).await
 }

@@ -17,21 +17,50 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::connections::{PeerPlace, Peers};
+use crate::connections::{PeerPlace, Peers, YieldingPlaces};
 use crate::http::serve_and_drain;
 use crate::metrics::follow;
 
-/// The largest number of open connections, including those in their handshake. At the bound, new
-/// connections wait in the system's queue.
-const CONNECTIONS_MAX: usize = 4_096;
-/// The largest number of open connections without a client certificate, after their handshake. The
-/// others are left for clients with one.
-const STRANGERS_MAX: usize = CONNECTIONS_MAX / 2;
-/// The largest number of open connections from one IP address: many clients may share a router.
-const PER_PEER_MAX: usize = 256;
-const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// A connection without any traffic for this long is closed.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
+
+/// The bounds on the connections of a [`TlsListener`].
+#[derive(Debug, Clone, Copy)]
+pub struct TlsLimits {
+    /// The largest number of connections in their handshake. A further one ends the oldest: a client
+    /// completes its handshake in a moment, and one that never does keeps no other out.
+    pub handshakes: usize,
+    /// The largest number of connections with a client certificate, after their handshake.
+    pub certified: usize,
+    /// The largest number of connections without a client certificate, after their handshake.
+    pub strangers: usize,
+    /// The largest number of connections from one peer, handshakes included. Many clients may share
+    /// a router.
+    pub per_peer: usize,
+    /// How long a handshake may take.
+    pub handshake_time: Duration,
+}
+
+impl TlsLimits {
+    /// Returns the limits of a listener with at most `total` connections: an eighth of them in their
+    /// handshake, a quarter without a certificate, and the others with one.
+    #[must_use]
+    pub const fn new(total: usize) -> Self {
+        let (handshakes, strangers) = (total / 8, total / 4);
+        let per_peer = match total / 16 {
+            0..8 => 8,
+            share @ 8..=256 => share,
+            _ => 256,
+        };
+        Self {
+            handshakes,
+            certified: total.saturating_sub(handshakes + strangers),
+            strangers,
+            per_peer,
+            handshake_time: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Makes aws-lc-rs the process's provider of cryptography for TLS. Every TLS client needs one; a
 /// repeated call changes nothing.
@@ -57,8 +86,6 @@ pub struct TlsPeer {
 struct Place {
     _permit: OwnedSemaphorePermit,
     _peer: PeerPlace,
-    /// Of a connection without a client certificate.
-    _stranger: Option<OwnedSemaphorePermit>,
 }
 
 impl TlsPeer {
@@ -90,24 +117,38 @@ impl TlsListener {
     ///
     /// # Errors
     /// When the local address of `tcp` cannot be read.
-    pub fn new(tcp: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
+    pub fn new(tcp: TcpListener, config: Arc<ServerConfig>, limits: TlsLimits) -> io::Result<Self> {
         let address = tcp.local_addr()?;
         let (done, shaken) = mpsc::channel(64);
-        tokio::spawn(follow(accept(tcp, TlsAcceptor::from(config), done)));
+        let places = Places {
+            limits,
+            handshakes: YieldingPlaces::new(limits.handshakes),
+            certified: Arc::new(Semaphore::new(limits.certified)),
+            strangers: Arc::new(Semaphore::new(limits.strangers)),
+            peers: Peers::default(),
+        };
+        tokio::spawn(follow(accept(tcp, TlsAcceptor::from(config), places, done)));
         Ok(Self { connections: shaken, address })
     }
+}
+
+/// The places of a listener's connections. Clones share them.
+#[derive(Clone)]
+struct Places {
+    limits: TlsLimits,
+    handshakes: YieldingPlaces,
+    certified: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    peers: Peers,
 }
 
 async fn accept(
     tcp: TcpListener,
     acceptor: TlsAcceptor,
+    places: Places,
     done: mpsc::Sender<(TlsConnection, TlsPeer)>,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-    let peers = Peers::default();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = tcp.accept() => accepted,
             () = done.closed() => return,
@@ -121,42 +162,52 @@ async fn accept(
                 continue;
             }
         };
-        let Some(peer_place) = PeerPlace::take(&peers, address.ip(), PER_PEER_MAX) else {
+        let Some(peer) = PeerPlace::take(&places.peers, address.ip(), places.limits.per_peer)
+        else {
             metrics::counter!("simcorp_connections_refused_total").increment(1);
             tracing::debug!(%address, "closed a connection: its peer has too many");
             continue;
         };
-        let (acceptor, done, strangers) = (acceptor.clone(), done.clone(), strangers.clone());
+        let handshake = places.handshakes.take();
+        let (acceptor, places, done) = (acceptor.clone(), places.clone(), done.clone());
         tokio::spawn(follow(async move {
-            let mut stream = TimeoutStream::new(stream);
-            stream.set_read_timeout(Some(IDLE_TIME_MAX));
-            stream.set_write_timeout(Some(IDLE_TIME_MAX));
-            let shake = acceptor.accept(Box::pin(stream));
-            let shaken = match tokio::time::timeout(HANDSHAKE_TIME_MAX, shake).await {
-                Ok(Ok(shaken)) => shaken,
-                Ok(Err(error)) => {
+            let shaken = tokio::select! {
+                shaken = shake_hands(&acceptor, stream, places.limits.handshake_time) => shaken,
+                () = handshake.ended() => Err(io::Error::other("its place was needed")),
+            };
+            drop(handshake);
+            let shaken = match shaken {
+                Ok(shaken) => shaken,
+                Err(error) => {
                     tracing::debug!(%address, %error, "a TLS handshake failed");
                     metrics::counter!("simcorp_tls_handshakes_failed_total").increment(1);
                     return;
                 }
-                Err(_) => return,
             };
             let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let certificate: Option<Arc<[u8]>> = shown.map(|der| Arc::from(der.as_ref()));
-            let stranger = if certificate.is_some() {
-                None
-            } else {
-                let Ok(permit) = strangers.try_acquire_owned() else {
-                    metrics::counter!("simcorp_connections_refused_total").increment(1);
-                    return;
-                };
-                Some(permit)
+            let free = if certificate.is_some() { places.certified } else { places.strangers };
+            let Ok(permit) = free.try_acquire_owned() else {
+                metrics::counter!("simcorp_connections_refused_total").increment(1);
+                return;
             };
-            let place = Place { _permit: permit, _peer: peer_place, _stranger: stranger };
+            let place = Place { _permit: permit, _peer: peer };
             let peer = TlsPeer { address, certificate, _place: Some(Arc::new(place)) };
             let _ = done.send((shaken, peer)).await;
         }));
     }
+}
+
+async fn shake_hands(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    time_max: Duration,
+) -> io::Result<TlsConnection> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_read_timeout(Some(IDLE_TIME_MAX));
+    stream.set_write_timeout(Some(IDLE_TIME_MAX));
+    let shaken = tokio::time::timeout(time_max, acceptor.accept(Box::pin(stream))).await;
+    shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 impl Listener for TlsListener {
@@ -190,3 +241,6 @@ pub async fn serve(
         .with_graceful_shutdown(async move { stopping.cancelled().await });
     serve_and_drain(async { serving.await }, stop).await
 }
+
+#[cfg(test)]
+mod tests;

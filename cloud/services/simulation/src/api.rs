@@ -1,12 +1,9 @@
 //! The HTTP APIs of the twin and of the publisher, compatible with upstream Sim-Corp.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Extract;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::point::{RoastEvent, TelemetryPoint};
 use contract::{EpochMs, MachineId};
@@ -16,12 +13,12 @@ use http_stack::error::{ApiError, Issue};
 use http_stack::extract::{JsonBody, JsonBytes, parse_body};
 use serde::{Deserialize, Serialize};
 use service::openapi::with_examples;
-use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::jobs::{JobStatus, Jobs, PublishRequest, Stats};
+use crate::places::{SimulationPlace, SimulationPlaces};
 use crate::request::SimRoastRequest;
 use service::clock::Clock;
 
@@ -38,20 +35,15 @@ struct TwinDoc;
 ))]
 struct PublisherDoc;
 
-/// The largest number of simulations at once: each takes a processor, and its answer up to 16 MiB.
-const AT_ONCE_MAX: usize = 2;
-/// How long a simulation waits for its turn; then the caller gets 503.
-const WAIT_MAX: Duration = Duration::from_secs(10);
-
 #[derive(Clone)]
 struct TwinState {
     clock: Clock,
-    places: Arc<Semaphore>,
+    places: SimulationPlaces,
 }
 
 pub fn twin_routes(clock: Clock) -> RoutesAndDocument {
     use utoipa::OpenApi as _;
-    let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    let places = SimulationPlaces::new();
     let (router, openapi) = OpenApiRouter::with_openapi(TwinDoc::openapi())
         .routes(routes!(simulate))
         .with_state(TwinState { clock, places })
@@ -88,26 +80,37 @@ async fn simulate(
     if let Err(error) = caller.require_role(Role::Viewer) {
         return error.into_response();
     }
-    let place = tokio::time::timeout(WAIT_MAX, twin.places.acquire_owned()).await;
-    let Ok(Ok(place)) = place else {
+    let Some(place) = twin.places.take(caller.org).await else {
         let busy = "other simulations are running; try again".to_owned();
         return ApiError::Unavailable(busy).into_response();
     };
     let now = (twin.clock)();
-    // The simulation is slow and must not block other requests, and its answer may be large.
-    let answer = tokio::task::spawn_blocking(move || {
-        let _place = place;
-        answer(simulated(&body, now))
+    // The simulation is slow and must not block other requests, and its answer may be large. A place
+    // stays taken while a simulation runs whose client has gone.
+    let simulating = tokio::task::spawn_blocking(move || {
+        let roast = simulated(&body, now);
+        (place, roast.and_then(|roast| serde_json::to_vec(&roast).map_err(ApiError::internal)))
     });
-    answer.await.unwrap_or_else(|error| ApiError::internal(error).into_response())
+    match simulating.await {
+        Ok((place, Ok(answer))) => roast_response(place, answer),
+        Ok((_, Err(error))) => refusal(error),
+        Err(error) => ApiError::internal(error).into_response(),
+    }
 }
 
-fn answer(result: Result<SimulatedRoast, ApiError>) -> Response {
-    match result {
-        Ok(result) => Json(result).into_response(),
-        Err(ApiError::Issues(issues)) => bad_request(&issues),
-        Err(error @ ApiError::Internal(_)) => error.into_response(),
-        Err(error) => bad_request(&[Issue::new("", error)]),
+fn roast_response(place: SimulationPlace, answer: Vec<u8>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::CONTENT_LENGTH, answer.len().to_string()),
+    ];
+    (headers, place.body(answer)).into_response()
+}
+
+fn refusal(error: ApiError) -> Response {
+    match error {
+        ApiError::Issues(issues) => bad_request(&issues),
+        error @ ApiError::Internal(_) => error.into_response(),
+        error => bad_request(&[Issue::new("", error)]),
     }
 }
 

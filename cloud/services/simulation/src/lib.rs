@@ -7,6 +7,7 @@ mod bus;
 mod config;
 pub mod gateway;
 mod jobs;
+mod places;
 pub mod request;
 
 use http_stack::start::{Context, Service, StartError, check_mqtt};

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use service::connections::ConnectionPlaces;
 use service::shutdown::CancellationToken;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 /// How long a client may take to send its first packet's start.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -35,8 +35,10 @@ pub struct VersionServers {
 pub struct SharedPort {
     pub listener: Arc<TcpListener>,
     pub servers: VersionServers,
-    /// One place for each client; a client that finds none is disconnected.
-    pub places: Arc<Semaphore>,
+    /// One place for each client; a client that finds none, or whose peer has too many, is
+    /// disconnected. A place comes back at the latest when the client has been silent for one and a
+    /// half times its keep-alive, without which the servers accept no client.
+    pub places: ConnectionPlaces,
 }
 
 impl SharedPort {
@@ -56,9 +58,9 @@ impl SharedPort {
                     continue;
                 }
             };
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let Some(place) = self.places.take(address.ip()) else {
                 metrics::counter!("simcorp_connections_refused_total").increment(1);
-                tracing::debug!(%address, "closed a connection: the broker has too many");
+                tracing::debug!(%address, "closed a connection: too many of its peer, or in all");
                 continue;
             };
             let servers = self.servers;
@@ -132,6 +134,9 @@ fn protocol_level(start: &[u8]) -> Result<Option<u8>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use service::connections::ConnectionLimits;
+    use tokio::net::TcpSocket;
+
     use super::*;
 
     const V5: &[u8] = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x1e\x00\x00\x00";
@@ -178,7 +183,8 @@ mod tests {
         let servers = VersionServers { v4: server("v4").await, v5: server("v5").await };
         let listener = Arc::new(TcpListener::bind(("127.0.0.1", 0)).await.unwrap());
         let address = listener.local_addr().unwrap();
-        let port = SharedPort { listener, servers, places: Arc::new(Semaphore::new(2)) };
+        let places = ConnectionPlaces::new(ConnectionLimits::without_probes(4));
+        let port = SharedPort { listener, servers, places };
         let stop = CancellationToken::new();
         let accepting = tokio::spawn(port.accept_clients(stop.clone()));
         for (name, level) in [("v4", 4), ("v5", 5)] {
@@ -195,5 +201,35 @@ mod tests {
         }
         stop.cancel();
         accepting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_peer_does_not_take_the_places_of_the_others() {
+        let servers = VersionServers { v4: server("v4").await, v5: server("v5").await };
+        let listener = Arc::new(TcpListener::bind(("127.0.0.1", 0)).await.unwrap());
+        let address = listener.local_addr().unwrap();
+        let limits = ConnectionLimits { per_local_peer: 3, ..ConnectionLimits::without_probes(4) };
+        let port = SharedPort { listener, servers, places: ConnectionPlaces::new(limits) };
+        tokio::spawn(port.accept_clients(CancellationToken::new()));
+        let connect_from = async |peer: u8| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, peer], 0))).unwrap();
+            socket.connect(address).await.unwrap()
+        };
+        // They send nothing, and hold their places for as long as a client may take to CONNECT.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(connect_from(2).await);
+        }
+        let mut refused = connect_from(2).await;
+        let mut byte = [0];
+        let closed = tokio::time::timeout(CONNECT_TIME_MAX / 2, refused.read(&mut byte)).await;
+        assert!(!matches!(closed.unwrap(), Ok(1..)), "the peer has too many");
+        let mut other = connect_from(3).await;
+        other.write_all(V5).await.unwrap();
+        other.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        other.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, [b"v5", V5].concat());
     }
 }

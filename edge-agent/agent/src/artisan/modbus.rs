@@ -5,13 +5,13 @@
 
 use std::future::{Future, ready};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use driver::{CacheMiss, ControlQueue, DriverHandles, WriteError};
 use firmware_profiles::address::Table;
+use service::connections::{ConnectionLimits, ConnectionPlace, ConnectionPlaces};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 use tokio_modbus::server::Service;
@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 use super::checked_stream::CheckedStream;
 use crate::clock::GatewayClock;
 
-/// The number of open connections; a further one is closed at once.
-const CONNECTIONS_MAX: usize = 8;
+/// The bounds on open connections: 8, of which a computer has at most 2, and the programs of this
+/// one 4. A further one is closed at once.
+pub const CONNECTIONS: ConnectionLimits =
+    ConnectionLimits::without_probes(8).with_quarter_per_peer();
 
 /// A connection without a request for this long is closed, so that it does not keep Artisan out.
 const IDLE_TIME_MAX: Duration = Duration::from_mins(5);
@@ -36,7 +38,7 @@ struct RegisterServer {
     share: DriverHandles,
     clock: GatewayClock,
     age_max_ms: u64,
-    open: Arc<AtomicUsize>,
+    _place: ConnectionPlace,
 }
 
 impl RegisterServer {
@@ -154,14 +156,8 @@ impl Service for RegisterServer {
     }
 }
 
-impl Drop for RegisterServer {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Sets TCP keep-alive, so that the connection of a computer that was switched off is closed within
-/// about a minute and does not count against [`CONNECTIONS_MAX`] for longer.
+/// about a minute and does not count against [`CONNECTIONS`] for longer.
 fn enable_keepalive(stream: &TcpStream) {
     use rustix::net::sockopt;
     let result = sockopt::set_socket_keepalive(stream, true)
@@ -186,19 +182,19 @@ pub async fn serve(
     age_max_ms: u64,
     stop: CancellationToken,
 ) {
-    let open = Arc::<AtomicUsize>::default();
-    let connected = |stream: TcpStream, from| {
+    let places = ConnectionPlaces::new(CONNECTIONS);
+    let connected = |stream: TcpStream, from: SocketAddr| {
+        let Some(place) = places.take(from.ip()) else {
+            metrics::counter!("simcorp_connections_refused_total").increment(1);
+            tracing::debug!(%from, "closed a connection: too many of its computer, or in all");
+            return ready(Ok(None));
+        };
         enable_keepalive(&stream);
-        let accepted = open.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX;
-        let mirror =
-            RegisterServer { share: share.clone(), clock, age_max_ms, open: Arc::clone(&open) };
-        if !accepted {
-            tracing::warn!(%from, "more than {CONNECTIONS_MAX} connections; the new one is closed");
-        }
-        // A refused connection's `Mirror` is dropped here, which decrements `open` again.
+        let server = RegisterServer { share: share.clone(), clock, age_max_ms, _place: place };
         let mut stream = TimeoutStream::new(CheckedStream::new(stream));
         stream.set_read_timeout(Some(IDLE_TIME_MAX));
-        ready(Ok(accepted.then_some((mirror, Box::pin(stream)))))
+        stream.set_write_timeout(Some(IDLE_TIME_MAX));
+        ready(Ok(Some((server, Box::pin(stream)))))
     };
     let ended = |error: io::Error| tracing::debug!(%error, "a connection from Artisan ended");
     let server = Server::new(listener);
@@ -219,6 +215,8 @@ async fn serve_again<F: Future<Output = io::Result<()>>>(serve: impl Fn() -> F) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::sync::Notify;
 
     use super::*;

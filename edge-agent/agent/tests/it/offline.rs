@@ -113,6 +113,33 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
 }
 
 #[tokio::test]
+async fn every_response_of_the_gateway_limits_what_a_browser_does_with_it() {
+    let mut gateway = Gateway::new("driver = \"simulated\"\n");
+    gateway.process.start().unwrap();
+    wait_for_port(gateway.port).await.unwrap();
+    for (host, path) in [
+        ("localhost", "/"),
+        ("localhost", "/page.css"),
+        ("localhost", "/page.js"),
+        ("localhost", "/status"),
+        ("localhost", "/points"),
+        ("localhost", "/health"),
+        ("localhost", "/no-such-page"),
+        ("evil.example", "/"),
+    ] {
+        let answer = gateway.ask_as(host, &format!("GET {path}"), "");
+        let head = answer.split_once("\r\n\r\n").unwrap().0.to_lowercase();
+        let policy = head.lines().find(|line| line.starts_with("content-security-policy: "));
+        let policy = policy.unwrap_or_else(|| panic!("{host}{path}: {head}"));
+        assert!(policy.contains("default-src 'none'"), "{host}{path}: {policy}");
+        assert!(policy.contains("frame-ancestors 'none'"), "{host}{path}: {policy}");
+        assert!(!policy.contains("unsafe-inline"), "{host}{path}: {policy}");
+        assert!(head.contains("x-content-type-options: nosniff"), "{host}{path}: {head}");
+        assert!(head.contains("x-frame-options: deny"), "{host}{path}: {head}");
+    }
+}
+
+#[tokio::test]
 async fn a_silent_machine_is_reported_and_recovers_without_a_restart() {
     let machine = free_port().unwrap();
     let mut gateway = Gateway::new(&format!(

@@ -53,14 +53,14 @@ fn the_example_in_the_guide_is_valid_and_mistakes_in_it_are_reported() {
     assert!(said(&edge(&["profile", "show", "no-such"])).contains("profile list"));
 }
 
-struct Gateway {
+pub(crate) struct Gateway {
     folder: tempfile::TempDir,
-    process: Process,
-    port: u16,
+    pub(crate) process: Process,
+    pub(crate) port: u16,
 }
 
 impl Gateway {
-    fn new(machine: &str) -> Self {
+    pub(crate) fn new(machine: &str) -> Self {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
         let at = folder.path().display();
         let text = format!(
@@ -82,11 +82,11 @@ impl Gateway {
         Self { folder, process, port }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
     }
 
-    fn frames(&self) -> Vec<Frame> {
+    pub(crate) fn frames(&self) -> Vec<Frame> {
         let journal = self.folder.path().join("journal/journal.db");
         let db = rusqlite::Connection::open(journal).unwrap();
         let mut rows = db.prepare("SELECT signed FROM frames ORDER BY id").unwrap();

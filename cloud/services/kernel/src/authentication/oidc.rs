@@ -319,7 +319,28 @@ fn caller_of(claims: &Map<String, Value>, role_claim: &str) -> Result<Caller, &'
 
 #[cfg(test)]
 mod tests {
+    use service::config::{self, Config, Sources};
+
     use super::*;
+
+    impl Config for OidcConfig {
+        fn check(&self, mistakes: &mut Mistakes) {
+            Self::check(self, mistakes);
+        }
+    }
+
+    #[test]
+    fn an_issuer_without_an_audience_is_refused_at_the_start() {
+        let load = |set: &[&str]| {
+            let set = set.iter().map(|&set| set.to_owned()).collect();
+            config::load::<OidcConfig>(&Sources { set, ..Sources::default() }, std::iter::empty())
+        };
+        let error = load(&["issuer=https://issuer.example"]).unwrap_err().to_string();
+        assert!(error.contains("audience: is required"), "{error}");
+        let error = load(&["issuer=https://issuer.example", "audience="]).unwrap_err().to_string();
+        assert!(error.contains("audience: is required"), "{error}");
+        assert!(load(&["issuer=https://issuer.example", "audience=simcorp"]).is_ok());
+    }
 
     #[test]
     fn claims_become_a_caller() {

@@ -1,12 +1,15 @@
 //! The twin: whole roasts, the same for the same seed, and what it refuses.
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
 use axum::http::Method;
+use axum::response::Response;
 use http_stack::auth::Role;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
 use simulation::SimulationConfig;
+use tower::ServiceExt as _;
 
 use crate::{NOW, caller, context, send};
 
@@ -125,4 +128,35 @@ async fn all_problems_and_a_wrong_type_are_reported() {
 async fn a_request_without_a_caller_is_401() {
     let (status, _) = send(&routes(), None, (Method::POST, "/simulate/roast"), &Value::Null).await;
     assert_eq!(status, 401);
+}
+
+/// Asks for a roast of an answer of several parts, and returns the response with its body unread.
+async fn unread(routes: &Router, org: &str) -> Response {
+    let body = Body::from(json!({"sampleIntervalSeconds": 0.1}).to_string());
+    let request = Request::post("/simulate/roast").header("content-type", "application/json");
+    let mut request = request.body(body).unwrap();
+    request.extensions_mut().insert(caller(org, Role::Viewer));
+    routes.clone().oneshot(request).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_keeps_its_place_until_it_is_sent_and_an_organisation_has_half_of_the_places() {
+    let routes = routes();
+    let first = unread(&routes, "acme").await;
+    assert_eq!(first.status(), 200);
+    assert_eq!(unread(&routes, "acme").await.status(), 503, "acme has its place");
+    let rival = unread(&routes, "rival").await;
+    assert_eq!(rival.status(), 200);
+    assert_eq!(unread(&routes, "third").await.status(), 503, "both places are taken");
+    // A dropped answer gives its place back, and so does one that was sent.
+    drop(first);
+    let length: usize = rival.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    let sent = to_bytes(rival.into_body(), usize::MAX).await.unwrap();
+    assert!(sent.len() == length && length > 200_000, "{length}");
+    let again = [unread(&routes, "acme").await, unread(&routes, "rival").await];
+    assert_eq!(again.each_ref().map(|response| response.status().as_u16()), [200, 200]);
+    // Clients that read too slowly keep only their own organisations waiting.
+    tokio::time::sleep(std::time::Duration::from_secs(31)).await;
+    assert_eq!(unread(&routes, "third").await.status(), 200);
+    assert_eq!(unread(&routes, "acme").await.status(), 503);
 }

@@ -191,6 +191,7 @@ async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), St
 
 #[cfg(test)]
 mod tests {
+    use ::database::{Database, DatabaseConfig};
     use contract::{ChainId, EpochMs, Frame};
 
     use super::*;
@@ -262,8 +263,8 @@ mod tests {
     async fn an_estimate_within_the_drift_of_a_long_uptime_moves_no_date() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = ::database::DatabaseConfig { url: url.into(), ..Default::default() };
-        let database = ::database::Database::open(&config).await.unwrap();
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
         database.migrate_up().await.unwrap();
         let store = IngestStore::new(database);
         let uptime_ms = 10 * 86_400_000;

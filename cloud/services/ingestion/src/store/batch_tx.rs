@@ -145,13 +145,13 @@ const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $
 /// it; sessions of the machine's other chains do not matter. A sample that arrives after samples
 /// from more than a minute past the session's end, or after the next session has begun, no longer
 /// changes a session.
-const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
-     AND chain_no = $2 AND status = 'CLOSED' AND last_seq < $3 \
-     AND started_ms <= $4 AND ended_ms >= $4 AND first_seq = \
-     (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $2 AND status = 'CLOSED') \
-     AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
-     AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
-     AND f.number < $3 AND f.t0_ms > sessions.ended_ms + 60000)";
+const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $2, curve_ms = NULL \
+     WHERE chain_no = $1 AND status = 'CLOSED' AND first_seq = \
+     (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $1 AND status = 'CLOSED') \
+     AND last_seq < $2 AND started_ms <= $3 AND ended_ms >= $3 \
+     AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $1 AND n.first_seq > sessions.last_seq) \
+     AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $1 AND f.number > sessions.last_seq \
+     AND f.number < $2 AND f.t0_ms > sessions.ended_ms + 60000)";
 /// Selects a row if a chain of single messages has a frame with this time and digest.
 const SELECT_FRAME_EXISTS: &str =
     "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
@@ -230,7 +230,7 @@ fn chunks<'c, 'f>(mut frames: &'c [NewFrame<'f>]) -> Vec<&'c [NewFrame<'f>]> {
     chunks
 }
 
-/// The reads that are the same text on both databases; only the type of the transaction differs.
+/// The statements that are the same text on both databases; only the type of the transaction differs.
 macro_rules! reads {
     () => {
         async fn digest_of(
@@ -335,6 +335,12 @@ macro_rules! reads {
             set.execute(&mut **self).await.map(drop)
         }
 
+        async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+            let at = new.verified.frame.wall.0;
+            let late = query(APPEND_LATE).bind(new.no.chain).bind(new.first_seq).bind(at);
+            late.execute(&mut **self).await.map(drop)
+        }
+
         async fn newest_end(&mut self, no: ChainNo) -> Result<Option<i64>, sqlx::Error> {
             let end = query_scalar(SELECT_NEWEST_END).bind(no.machine).bind(no.chain);
             end.fetch_one(&mut **self).await
@@ -411,12 +417,6 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
         }
         Ok(())
     }
-
-    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
-        let (no, at) = (new.no, new.verified.frame.wall.0);
-        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
-        late.execute(&mut **self).await.map(drop)
-    }
 }
 
 impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
@@ -475,11 +475,5 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
             statement.bind_sqlite().execute(&mut **self).await?;
         }
         Ok(())
-    }
-
-    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
-        let (no, at) = (new.no, new.verified.frame.wall.0);
-        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
-        late.execute(&mut **self).await.map(drop)
     }
 }

@@ -49,7 +49,9 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
     }
     if config.judge.enabled {
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
-        let judging = judge::run(store.clone(), model, clock.clone(), context.stop.clone());
+        let budget = judge::budget::JudgeBudget::new(config.judge.questions_per_day);
+        let stop = context.stop.clone();
+        let judging = judge::run(store.clone(), (model, budget), clock.clone(), stop);
         context.tasks.spawn("judge", judging);
     }
     let state = api::State { store, runner, clock: clock.clone() };

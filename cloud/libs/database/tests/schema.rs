@@ -124,7 +124,7 @@ async fn a_migration_waits_a_bounded_time_for_a_lock_and_names_its_holder() {
         pause: Duration::from_millis(10),
     };
     let migrating = tokio::time::timeout(Duration::from_secs(20), database.migrate_within(wait));
-    let error = migrating.await.expect("bounded").unwrap_err().to_string();
+    let error = migrating.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("waited 1 s for a lock"), "{error}");
     assert!(error.contains(&format!("pid {pid} (simcorp")), "{error}");
     assert!(error.contains("count(*) FROM frames"), "{error}");

@@ -300,7 +300,7 @@ mod tests {
             created_at: NOW,
             case: NewCase::named("c", "m"),
         };
-        let mut ids = Vec::new();
+        let mut ids: Vec<(OrgId, String)> = Vec::new();
         for name in ["acme", "acme", "acme", "calm"] {
             let org = OrgId::new(name).unwrap();
             if !ids.iter().any(|(other, _)| *other == org) {

@@ -35,6 +35,10 @@ use crate::request_runtime::RequestRuntime;
 const STOP_TIME_MAX: Duration = Duration::from_secs(25);
 /// The configuration key of the second listener of the fleet, for gateways with a certificate.
 const GATEWAY_LISTEN: &str = "fleet.gateway_listen";
+/// What operators must know of the embedded broker where callers of the services authenticate.
+const OPEN_BROKER: &str = "the embedded broker has no passwords: every process on this computer can \
+    publish and subscribe for every organisation; set mqtt.host to a broker of your own with \
+    accounts and access rules where others can log in to this computer";
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 const METRICS_UPKEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -288,6 +292,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         servers: tokio::task::JoinSet::new(),
     };
     let embeds = config.embeds_broker() && runs(ServiceName::Ingestion);
+    let is_broker_open = embeds && config.auth.mode != AuthMode::Dev;
     if config.embeds_broker() {
         config.mqtt.host = config.broker.listen.ip().to_string();
         config.mqtt.port = config.broker.listen.port();
@@ -315,6 +320,9 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
             let clients_max = running.connections.total;
             let tasks = (&running.tasks, &running.stop);
             context.mqtt.local = Some(broker::start(&config.broker, clients_max, tasks).await?);
+            if is_broker_open {
+                tracing::warn!("{OPEN_BROKER}");
+            }
         }
         context.database = Some(open_database(&config, &running).await?);
     }
@@ -322,7 +330,10 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         if let Some(listener) = listeners.remove(entry.field) {
             let metrics = running.next_metrics()?;
             let own = context.with_metrics(&metrics);
-            let service = metrics.sync_scope(|| (entry.start)(&config, &own))?;
+            let mut service = metrics.sync_scope(|| (entry.start)(&config, &own))?;
+            if entry.name == ServiceName::Ingestion && is_broker_open {
+                service.health = service.health.with_note("mqtt", OPEN_BROKER);
+            }
             let tls_listener = service.tls.as_ref().and_then(|_| listeners.remove(GATEWAY_LISTEN));
             running.serve(service, metrics, (listener, tls_listener))?;
         }

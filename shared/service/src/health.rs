@@ -28,6 +28,8 @@ pub struct Health {
     clock: Clock,
     started: Instant,
     checks: Vec<(&'static str, Check)>,
+    /// What operators should know of a dependency that is healthy, by its name.
+    notes: Vec<(&'static str, &'static str)>,
 }
 
 #[derive(Serialize)]
@@ -43,7 +45,7 @@ impl Health {
     /// Creates the health of a service that starts now and has no dependencies yet.
     #[must_use]
     pub fn new(service: &'static str, clock: Clock) -> Self {
-        Self { service, clock, started: Instant::now(), checks: Vec::new() }
+        Self { service, clock, started: Instant::now(), checks: Vec::new(), notes: Vec::new() }
     }
 
     /// Returns the name of the service.
@@ -73,6 +75,18 @@ impl Health {
         })
     }
 
+    /// Adds a message to the check `name`, which `/ready` shows while the dependency is healthy.
+    #[must_use]
+    pub fn with_note(mut self, name: &'static str, note: &'static str) -> Self {
+        self.notes.push((name, note));
+        self
+    }
+
+    fn note_of(&self, name: &str) -> Option<String> {
+        let note = self.notes.iter().find(|(of, _)| *of == name);
+        note.map(|(_, note)| (*note).to_owned())
+    }
+
     pub(crate) fn health(&self) -> Json<serde_json::Value> {
         Json(serde_json::json!({
             "status": "healthy",
@@ -84,7 +98,7 @@ impl Health {
 
     pub(crate) async fn ready(&self) -> (StatusCode, Json<serde_json::Value>) {
         let pending = self.checks.iter().map(|(name, check)| {
-            let answer = check();
+            let (answer, note) = (check(), self.note_of(name));
             async move {
                 let start = Instant::now();
                 let result = match tokio::time::timeout(CHECK_TIME_MAX, answer).await {
@@ -93,7 +107,8 @@ impl Health {
                 };
                 let latency = start.elapsed().as_secs_f64() * 1000.0;
                 let status = if result.is_ok() { "healthy" } else { "unhealthy" };
-                (*name, CheckResult { status, message: result.err(), latency })
+                let message = result.err().or(note);
+                (*name, CheckResult { status, message, latency })
             }
         });
         // At once: one after the other, two slow dependencies could exceed the prober's timeout.
@@ -115,5 +130,27 @@ impl Health {
             "checks": checks,
         });
         (code, Json(body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::EpochMs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_note_is_shown_while_its_dependency_is_healthy() {
+        let health = Health::new("test", Arc::new(|| EpochMs(0)))
+            .with_check("mqtt", || async { Ok(()) })
+            .with_check("database", || async { Err("away".to_owned()) })
+            .with_note("mqtt", "needs no password")
+            .with_note("database", "not shown");
+        let (code, Json(body)) = health.ready().await;
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        let check =
+            |name: &str| (&body["checks"][name]["status"], &body["checks"][name]["message"]);
+        assert_eq!(check("mqtt"), (&"healthy".into(), &"needs no password".into()));
+        assert_eq!(check("database"), (&"unhealthy".into(), &"away".into()));
     }
 }

@@ -10,6 +10,7 @@ pub mod idempotency;
 mod lease;
 pub mod machine_alias;
 mod migrate;
+mod migration_lock;
 mod partitions;
 mod replica;
 mod retention;
@@ -24,6 +25,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 pub use config::DatabaseConfig;
 pub use migrate::{MigrationStatus, SchemaError};
+pub use migration_lock::LockWait;
 pub use retention::Dropped;
 pub use sqlx;
 pub use tx::Tx;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, query, query_scalar};
 
+use crate::migration_lock::{self, LockWait};
 use crate::{Database, Pool, StoreError, on};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -29,6 +30,11 @@ pub enum SchemaError {
     TooNew { found: i64, known: i64 },
     #[error("migration {version} was changed after it ran; restore its text or the database")]
     Changed { version: i64 },
+    #[error(
+        "cannot migrate: a migration waited {waited_s} s for a lock that another session holds: \
+         {holders}. End that session or its transaction, then run: simcorp migrate up"
+    )]
+    Locked { waited_s: f64, holders: String },
     #[error("cannot migrate: {0}")]
     Failed(#[source] MigrateError),
 }
@@ -46,33 +52,91 @@ impl Database {
         if self.is_postgres() { &POSTGRES } else { &SQLITE }
     }
 
-    /// Brings the schema up to date. Safe to run from several instances at once.
+    /// Brings the schema up to date. Safe to run from several instances at once. On PostgreSQL it
+    /// waits for the locks of other sessions as [`LockWait::default`] says.
     ///
     /// # Errors
-    /// When the database is newer than this program, its history was changed, or a step fails.
+    /// When the database is newer than this program, its history was changed, a step fails, or
+    /// another session holds a lock.
     pub async fn migrate_up(&self) -> Result<(), StoreError> {
+        self.migrate_within(LockWait::default()).await
+    }
+
+    /// Brings the schema up to date, with other bounds on the wait for locks.
+    ///
+    /// # Errors
+    /// As [`Database::migrate_up`].
+    pub async fn migrate_within(&self, wait: LockWait) -> Result<(), StoreError> {
         const DOING: &str = "waiting for another instance that migrates";
-        let lock = match &self.pool {
-            Pool::Sqlite(_) => None,
+        match &self.pool {
+            Pool::Sqlite(pool) => self.migrator().run(pool).await.map_err(|e| self.schema_error(e)),
             Pool::Postgres(pool) => {
                 let mut lock = lock_migrations(pool).await.map_err(StoreError::query(DOING))?;
-                self.drop_failed_indexes(&mut lock).await?;
-                Some(lock)
+                let migrated = self.migrate_postgres(pool, &mut lock, wait).await;
+                // If this fails, the server has ended the connection, and its lock.
+                let _ = lock.close().await;
+                migrated
+            }
+        }
+    }
+
+    /// Migrates over a connection that does not wait long for locks, and tries again. `lock` is the
+    /// connection that holds the lock of migrations.
+    async fn migrate_postgres(
+        &self,
+        pool: &PgPool,
+        lock: &mut PgConnection,
+        wait: LockWait,
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "connecting to migrate";
+        let connection = pool.acquire().await.map_err(StoreError::query(DOING))?;
+        let mut connection = connection.detach();
+        let pid = migration_lock::limit(&mut connection, &wait).await;
+        let pid = pid.map_err(StoreError::query(DOING))?;
+        let mut attempt = 1;
+        let migrated = loop {
+            let mut holders = Vec::new();
+            let work = self.migrate_over(&mut connection);
+            let result = migration_lock::watch(work, (&mut *lock, pid), &mut holders).await;
+            match result {
+                Err(error) if migration_lock::has_timed_out(&error) => {
+                    let holders = migration_lock::describe(&holders);
+                    if attempt >= wait.attempts {
+                        let waited_s = wait.total_s();
+                        break Err(SchemaError::Locked { waited_s, holders }.into());
+                    }
+                    tracing::warn!(
+                        attempt,
+                        attempts = wait.attempts,
+                        holders,
+                        "a migration has waited for a lock; it is tried again"
+                    );
+                    attempt += 1;
+                    tokio::time::sleep(wait.pause).await;
+                }
+                result => break result,
             }
         };
-        let migrator = self.migrator();
-        let known = migrator.iter().map(|m| m.version).max().unwrap_or(0);
-        let migrated = on!(self, pool => migrator.run(pool).await);
-        if let Some(lock) = lock {
-            // If this fails, the server has ended the connection, and its lock.
-            let _ = lock.close().await;
-        }
-        migrated.map_err(|error| {
-            StoreError::Schema(match error {
-                MigrateError::VersionMissing(found) => SchemaError::TooNew { found, known },
-                MigrateError::VersionMismatch(version) => SchemaError::Changed { version },
-                other => SchemaError::Failed(other),
-            })
+        // If this fails, the server has ended the connection.
+        let _ = connection.close().await;
+        migrated
+    }
+
+    /// Applies the pending migrations of PostgreSQL over one connection.
+    async fn migrate_over(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+        self.drop_failed_indexes(connection).await?;
+        // `Migrator::run` takes a connection only with a lifetime that a future that is sent to
+        // another thread cannot have; this is what it calls.
+        let migrated = self.migrator().run_direct(None, connection, false).await;
+        migrated.map_err(|error| self.schema_error(error))
+    }
+
+    fn schema_error(&self, error: MigrateError) -> StoreError {
+        let known = self.migrator().iter().map(|m| m.version).max().unwrap_or(0);
+        StoreError::Schema(match error {
+            MigrateError::VersionMissing(found) => SchemaError::TooNew { found, known },
+            MigrateError::VersionMismatch(version) => SchemaError::Changed { version },
+            other => SchemaError::Failed(other),
         })
     }
 
@@ -182,6 +246,7 @@ impl Database {
 /// end of all running statements: two instances would wait for each other.
 async fn lock_migrations(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
     let mut connection = pool.acquire().await?.detach();
+    let mut is_logged = false;
     loop {
         let locked: bool = query_scalar("SELECT pg_try_advisory_lock($1)")
             .bind(MIGRATION_LOCK)
@@ -189,6 +254,10 @@ async fn lock_migrations(pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
             .await?;
         if locked {
             return Ok(connection);
+        }
+        if !is_logged {
+            tracing::info!("another instance migrates the database; waiting for it");
+            is_logged = true;
         }
         tokio::time::sleep(LOCK_EVERY).await;
     }

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may break
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use database::{Database, DatabaseConfig, Pool, sqlx};
+use database::{Database, DatabaseConfig, LockWait, Pool, sqlx};
 use testbed::Postgres;
 
 /// Every `table.column`, without sqlx's own table and without partitions.
@@ -93,6 +94,69 @@ async fn an_index_that_an_interrupted_migration_left_is_made_again() {
     assert_eq!(invalid_indexes(&database).await, 1);
     database.migrate_up().await.unwrap();
     assert_eq!(invalid_indexes(&database).await, 0);
+}
+
+/// Undoes migration 17, which alters `frames`.
+async fn undo_published_columns(database: &Database) -> sqlx::PgPool {
+    let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+    sqlx::raw_sql(
+        "ALTER TABLE frames DROP COLUMN published; ALTER TABLE curves DROP COLUMN published; \
+         ALTER TABLE events DROP COLUMN published; \
+         DELETE FROM _sqlx_migrations WHERE version = 17",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    pool.clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_waits_a_bounded_time_for_a_lock_and_names_its_holder() {
+    let cluster = Postgres::start().await.unwrap();
+    let database = migrated(cluster.url()).await;
+    let pool = undo_published_columns(&database).await;
+    let mut reader = pool.begin().await.unwrap();
+    let sql = "SELECT pg_backend_pid() FROM (SELECT count(*) FROM frames) AS counted";
+    let pid: i32 = sqlx::query_scalar(sql).fetch_one(&mut *reader).await.unwrap();
+    let wait = LockWait {
+        each: Duration::from_millis(500),
+        attempts: 2,
+        pause: Duration::from_millis(10),
+    };
+    let migrating = tokio::time::timeout(Duration::from_secs(20), database.migrate_within(wait));
+    let error = migrating.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("waited 1 s for a lock"), "{error}");
+    assert!(error.contains(&format!("pid {pid} (simcorp")), "{error}");
+    assert!(error.contains("count(*) FROM frames"), "{error}");
+    // Nothing waits behind it, and nothing is half done.
+    let frames: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM frames").fetch_one(&pool).await.unwrap();
+    assert_eq!(frames, 0);
+    assert!(!columns(&database).await.contains("curves.published"));
+    reader.rollback().await.unwrap();
+    database.migrate_within(wait).await.unwrap();
+    assert!(columns(&database).await.contains("frames.published"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_is_tried_again_until_a_lock_is_free() {
+    let cluster = Postgres::start().await.unwrap();
+    let database = migrated(cluster.url()).await;
+    let pool = undo_published_columns(&database).await;
+    let mut reader = pool.begin().await.unwrap();
+    sqlx::query("SELECT count(*) FROM frames").execute(&mut *reader).await.unwrap();
+    let wait = LockWait {
+        each: Duration::from_millis(50),
+        attempts: 200,
+        pause: Duration::from_millis(10),
+    };
+    let end_reader = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        reader.rollback().await.unwrap();
+    };
+    let (done, ()) = tokio::join!(database.migrate_within(wait), end_reader);
+    done.unwrap();
+    assert!(columns(&database).await.contains("frames.published"));
 }
 
 /// Sets the schema back to version 12, adds rows that versions before 13 could store, and migrates.

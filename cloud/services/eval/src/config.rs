@@ -34,6 +34,9 @@ pub struct JudgeConfig {
     pub model: String,
     /// The time limit of one request to the model, ms.
     pub answer_ms: u32,
+    /// How often an instance of eval asks the model about the runs of one organisation in a day of
+    /// UTC. Further runs wait until the next day.
+    pub questions_per_day: u32,
 }
 
 impl Default for EvalConfig {
@@ -58,6 +61,7 @@ impl Default for JudgeConfig {
             api_key: Secret::default(),
             model: "claude-3-5-sonnet-20241022".to_owned(),
             answer_ms: 60_000,
+            questions_per_day: 2_000,
         }
     }
 }
@@ -96,6 +100,11 @@ impl EvalConfig {
             (1_000..=600_000).contains(&judge.answer_ms),
             "eval.judge.answer_ms",
             "not between 1000 and 600000 ms",
+        );
+        mistakes.require(
+            (1..=1_000_000).contains(&judge.questions_per_day),
+            "eval.judge.questions_per_day",
+            "not between 1 and 1000000",
         );
     }
 }

@@ -183,6 +183,10 @@ pub struct EvalRun {
     pub metrics: Vec<GateMetric>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lm_judge: Option<Judgement>,
+    /// Why the language model has not been asked about the run yet, if its organisation's budget is
+    /// used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge_waits: Option<String>,
     pub human_reviewed: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub human_outcome: Option<Outcome>,

@@ -109,6 +109,7 @@ impl Runner {
             detailed_metrics: verdict.measured,
             metrics: verdict.metrics,
             lm_judge: None,
+            judge_waits: None,
             human_reviewed: false,
             human_outcome: None,
             human_notes: None,

@@ -216,6 +216,7 @@ async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), St
 
 #[cfg(test)]
 mod tests {
+    use ::database::{Database, DatabaseConfig};
     use contract::{ChainId, EpochMs, Frame};
 
     use super::*;
@@ -281,6 +282,32 @@ mod tests {
     fn a_synchronised_clock_that_is_ahead_of_arrival_is_not_believed() {
         let leap_ms = 4_294_967_296_000 - NOW.0;
         assert_eq!(noted(leap_ms, ClockQuality::Synchronised), (None, Some(1_000)));
+    }
+
+    #[tokio::test]
+    async fn an_estimate_within_the_drift_of_a_long_uptime_moves_no_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = IngestStore::new(database);
+        let uptime_ms = 10 * 86_400_000;
+        let made = live(uptime_ms / 1_000, -7 * 86_400_000, ClockQuality::FreeRunning);
+        let origin = made.frame.origin.clone();
+        let no = store.chain_no(&origin, made.frame.chain, "", NOW).await.unwrap();
+        store.commit(&[no], &[made], NOW).await.unwrap();
+        let dated = async |offset_ms: i64| -> i64 {
+            store.note_estimate(no.chain, BOOT.1, NOW.0 + offset_ms).await.unwrap();
+            store.correct_dates(no.chain, BOOT.1).await.unwrap();
+            let t0_ms: i64 = ::database::on!(store.database(), pool =>
+                ::database::sqlx::query_scalar("SELECT t0_ms FROM frames").fetch_one(pool).await)
+            .unwrap();
+            t0_ms - uptime_ms - NOW.0
+        };
+        assert_eq!(dated(5_000).await, 5_000);
+        assert_eq!(dated(-100_000).await, 5_000, "less than 500 ppm of ten days");
+        assert_eq!(dated(-500_000).await, -500_000);
     }
 
     #[test]

@@ -11,8 +11,8 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-mod roast;
-mod stamp;
+pub mod roast;
+pub mod stamp;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +31,7 @@ use crate::published::{
     FROM_ARRIVAL, PublishedEvent, PublishedMessage, PublishedSamples, SampleContext, TIME_SOURCE,
 };
 use crate::store::{ChainNo, IngestStore, SessionRow};
-use crate::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
+use crate::verified_frame::{Numbering, Opening, Repeats, Trust, VerifiedFrame};
 
 /// The chain of all upstream messages of a machine, which have no numbers.
 pub const CHAIN: ChainId = ChainId([0; 16]);
@@ -189,11 +189,13 @@ impl Arrival<'_> {
             stamp = Stamp::of_arrival(self.own, self.now);
         }
         let started = begun(stamp.at, elapsed_s);
-        let opens = begins.then(|| (self.session_id(started), started));
-        let session_id = match &opens {
-            Some((id, _)) => Some(id.to_string()),
-            None => session.as_ref().map(|session| session.session_id.clone()),
-        };
+        let newest_id = session.as_ref().map(|session| session.session_id.clone());
+        let opens = begins.then(|| Opening {
+            session: self.session_id(started),
+            started,
+            after: newest_id.clone(),
+        });
+        let session_id = opens.as_ref().map(|opening| opening.session.to_string()).or(newest_id);
         let context = SampleContext {
             batch_id: point.batch_id.clone(),
             kid: self.kid.map(str::to_owned),
@@ -219,10 +221,9 @@ impl Arrival<'_> {
         let charge = event.kind == EventKind::Charge;
         // A late event belongs to the session that ran at its time.
         let then = stamp.at.plus_ms(if charge { CHARGE_EARLY_MS } else { 0 });
-        let mut session = self.store.session_at(self.no, then).await?;
-        if session.is_none() {
-            session = self.newest_session().await?;
-        }
+        let newest = self.newest_session().await?;
+        let after = newest.as_ref().map(|session| session.session_id.clone());
+        let session = self.store.session_at(self.no, then).await?.or(newest);
         let known = Known { session: session.as_ref(), last: self.last };
         let fresh = charge && stamp.restamped && elapsed_s.is_some_and(|s| known.is_fresh(s));
         let charged = match &session {
@@ -249,7 +250,7 @@ impl Arrival<'_> {
                 let started = begun_after(before.as_ref(), stamp.at, elapsed_s);
                 let id = self.session_id(started);
                 let since_start_s = stamp.at.ms_since(started) as f64 / 1000.0;
-                (Some((id.clone(), started)), id, since_start_s)
+                (Some(Opening { session: id.clone(), started, after }), id, since_start_s)
             }
             (RoastOfEvent::Missing | RoastOfEvent::Known, _) => {
                 return Err(LegacyError::NoSession(event.kind));
@@ -274,7 +275,8 @@ impl Arrival<'_> {
         self.store.session_at(self.no, self.now.plus_ms(stamp::AHEAD_MAX_MS)).await
     }
 
-    /// Returns the id of a roast: the same start gives the same id on every instance.
+    /// Returns the id of a roast. Instances that read its first messages at the same time may compute
+    /// starts that differ by milliseconds: [`Opening::after`] makes them one session.
     fn session_id(&self, started: EpochMs) -> SessionId {
         let salt = u32::try_from(started.0.rem_euclid(1 << 24)).unwrap_or(0);
         SessionId::compose(self.origin, started, salt)

@@ -70,6 +70,15 @@ impl PublishedSamples {
         self.contexts.get(after.checked_sub(1)?).map(|(_, context)| context)
     }
 
+    /// Returns the same, as samples of another session.
+    #[must_use]
+    pub fn in_session(mut self, session: &str) -> Self {
+        for (_, context) in &mut self.contexts {
+            context.session_id = Some(session.to_owned());
+        }
+        self
+    }
+
     /// Returns the names of the keys that signed samples.
     pub fn kids(&self) -> impl Iterator<Item = &str> {
         self.contexts.iter().filter_map(|(_, context)| context.kid.as_deref())

@@ -60,8 +60,18 @@ pub enum Numbering {
     /// The edge, by its journal.
     Edge,
     /// Ingestion, on arrival: upstream Sim-Corp messages have no number. `opens` is the session
-    /// that begins with this message, and when.
-    Arrival { opens: Option<(SessionId, EpochMs)>, repeats: Repeats },
+    /// that begins with this message.
+    Arrival { opens: Option<Opening>, repeats: Repeats },
+}
+
+/// A session that begins with a message, as decided when the message was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    pub session: SessionId,
+    pub started: EpochMs,
+    /// The newest session of the machine at that time. If another one is the newest when the message
+    /// is stored, another instance has opened it since, and the decision is made again.
+    pub after: Option<String>,
 }
 
 /// How a message that arrives again is recognised.

@@ -171,6 +171,65 @@ async fn a_display_name_is_stored_and_shown_with_the_present_id(store: &IngestSt
     assert_eq!(names.display_name("leipzig", "Drum-1"), None);
 }
 
+/// Stores a frame of one of the chains of `acme/leipzig/drum-1`: the second one if `previous` names
+/// the first. It was made and received so many seconds after [`NOW`]. Returns the number of the chain
+/// and the frame's digest.
+async fn store_frame(
+    store: &IngestStore,
+    (chain, previous): (u8, Option<Digest>),
+    (made_s, received_s): (i64, i64),
+) -> (i64, Digest) {
+    let origin: Origin = "acme/leipzig/drum-1".parse().unwrap();
+    let number = if previous.is_some() { 2 } else { 1 };
+    let frame = Frame {
+        origin: origin.clone(),
+        chain: ChainId([chain; 16]),
+        number,
+        previous,
+        boot_id: 1,
+        first_seq: number,
+        mono_ms: number * 1_000,
+        wall: NOW.plus_ms(made_s * 1_000),
+        clock: ClockQuality::Synchronised,
+        profile_digest: None,
+        offsets_ms: vec![0],
+        columns: vec![Column { channel: Channel::Bt, values: vec![Some(200.0)], quality: vec![] }],
+        events: vec![],
+    };
+    let (signed, received) = (frame.encode(), NOW.plus_ms(received_s * 1_000));
+    let digest = trust::sha256_digest(&signed);
+    let no = store.chain_no(&origin, frame.chain, "device:gw@leipzig", received).await.unwrap();
+    let verified = VerifiedFrame {
+        digest,
+        signed,
+        frame,
+        kid: "device:gw@leipzig".to_owned(),
+        trust: Trust::Verified,
+        numbering: Numbering::Edge,
+        published: None,
+        received,
+    };
+    store.commit(&[no], &[verified], received).await.unwrap();
+    (no.chain, digest)
+}
+
+/// A gateway was replaced; the old one later sends what its journal has kept.
+async fn a_late_frame_of_an_older_chain_does_not_make_it_the_newest(store: &IngestStore) {
+    let org = OrgId::new("acme").unwrap();
+    let newest = async || -> Vec<i64> {
+        let machines = store.machines_of(&org, (None, Some("drum-1"))).await.unwrap();
+        machines.iter().map(|row| row.chain_no).collect()
+    };
+    let (old, first) = store_frame(store, (1, None), (0, 0)).await;
+    assert_eq!(newest().await, [old]);
+    let (new, second) = store_frame(store, (2, None), (100, 100)).await;
+    assert_eq!(newest().await, [new]);
+    store_frame(store, (1, Some(first)), (1, 200)).await;
+    assert_eq!(newest().await, [new], "it was seen last, with an older sample");
+    store_frame(store, (2, Some(second)), (101, 200)).await;
+    assert_eq!(newest().await, [new], "both were seen at the same time");
+}
+
 macro_rules! on_both {
     ($($check:ident),* $(,)?) => {
         mod sqlite {
@@ -195,4 +254,5 @@ on_both!(
     a_refused_change_stores_and_audits_nothing,
     an_alias_is_one_organisations_own,
     a_display_name_is_stored_and_shown_with_the_present_id,
+    a_late_frame_of_an_older_chain_does_not_make_it_the_newest,
 );

@@ -88,6 +88,30 @@ pub enum CheckpointError {
     Name(#[from] contract::IdError),
     #[error("cannot read or write {path}: {source}", path = path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{public} is not the public key of {key}: one of the two files was replaced. Compare \
+         {public} with the auditor's copy, restore the file that differs from a backup, and check \
+         the log with: simcorp audit verify. To begin with a new key on purpose, move {public} and \
+         the checkpoints beside it away first",
+        public = public.display(), key = key.display()
+    )]
+    KeyReplaced { key: PathBuf, public: PathBuf },
+    #[error(
+        "the audit key {key} is missing, but its public key {public} exists: restore the key from a \
+         backup. To begin with a new key on purpose, move {public} and the checkpoints beside it \
+         away first",
+        public = public.display(), key = key.display()
+    )]
+    KeyMissing { key: PathBuf, public: PathBuf },
+}
+
+impl CheckpointError {
+    /// Returns whether the key or its public key was replaced or removed: then the kernel must not
+    /// start, because checkpoints by another key would hide what happened.
+    #[must_use]
+    pub const fn is_evidence(&self) -> bool {
+        matches!(self, Self::KeyReplaced { .. } | Self::KeyMissing { .. })
+    }
 }
 
 /// The key that signs checkpoints, in a file of mode 0600.
@@ -96,28 +120,35 @@ pub struct CheckpointSigner {
 }
 
 impl CheckpointSigner {
-    /// Opens the key, and creates it if the file does not exist. The public key is written beside
-    /// it, with the extension `pub.pem`, for the auditor.
+    /// Opens the key. If neither the file nor its public key exists, it creates both; the public key
+    /// is beside the key, with the extension `pub.pem`, for the auditor. An existing public key is
+    /// never written again: if it is another key's, one of the two files was replaced.
     ///
     /// # Errors
-    /// When the file is not a usable key, or cannot be written.
+    /// When the file is not a usable key, or cannot be written; and
+    /// [`CheckpointError::is_evidence`] if the two files do not belong together.
     pub fn open_or_create(path: &Path) -> Result<Self, CheckpointError> {
         let name: contract::KeyId = "device:audit@cloud".parse()?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)
                 .map_err(|source| CheckpointError::File { path: folder.to_owned(), source })?;
         }
-        // Another instance may create the file at the same time; the first wins.
-        if !path.exists()
-            && let Err(error) = FileKey::create(path, name.clone(), Algorithm::EdDsa)
-            && !path.exists()
-        {
-            return Err(error.into());
+        let public = path.with_extension("pub.pem");
+        // Asked first: another instance that creates both files creates the key before this one.
+        let is_published = public.exists();
+        if !path.exists() {
+            if is_published {
+                return Err(CheckpointError::KeyMissing { key: path.to_owned(), public });
+            }
+            // Another instance may create the file at the same time; the first wins.
+            if let Err(error) = FileKey::create(path, name.clone(), Algorithm::EdDsa)
+                && !path.exists()
+            {
+                return Err(error.into());
+            }
         }
         let key = FileKey::open(path, name)?;
-        let public = path.with_extension("pub.pem");
-        std::fs::write(&public, key.public_key().to_pem())
-            .map_err(|source| CheckpointError::File { path: public, source })?;
+        publish(path, &public, key.public_key())?;
         Ok(Self { key })
     }
 
@@ -135,6 +166,29 @@ impl CheckpointSigner {
         let text = signed_text(&head.org, head.n, &head.hash, at);
         let signature = BASE64.encode(self.key.sign(text.as_bytes())?);
         Ok(AuditCheckpoint { org_id: head.org.clone(), n: head.n, hash: head.hash, at, signature })
+    }
+}
+
+/// Writes the public key of the key at `path` to the file `public`, or checks the key that the file
+/// already holds.
+fn publish(path: &Path, public: &Path, key: &PublicKey) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::File { path: public.to_owned(), source };
+    let replaced =
+        || CheckpointError::KeyReplaced { key: path.to_owned(), public: public.to_owned() };
+    let pem = key.to_pem();
+    match std::fs::read_to_string(public) {
+        Ok(text) => {
+            let same = PublicKey::from_pem(&text).is_ok_and(|found| found.to_pem() == pem);
+            if same { Ok(()) } else { Err(replaced()) }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // Renamed as a whole: another instance that starts now must not read a part of it.
+            let part = path.with_extension(format!("pub.pem.{}.tmp", std::process::id()));
+            std::fs::write(&part, pem).map_err(failed)?;
+            std::fs::rename(&part, public).map_err(failed)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(replaced()),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -346,5 +400,45 @@ impl CheckpointWriter {
             last.insert(checkpoint.org_id.clone(), checkpoint);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_audit_key_or_public_key_is_reported_and_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let (key, public) = (file("audit-key.pem"), file("audit-key.pub.pem"));
+        let first = CheckpointSigner::open_or_create(&key).unwrap();
+        let published = std::fs::read_to_string(&public).unwrap();
+        assert_eq!(published, first.public_key().to_pem());
+        CheckpointSigner::open_or_create(&key).unwrap();
+
+        // The key is gone: no other one takes its place.
+        std::fs::rename(&key, file("kept.pem")).unwrap();
+        let missing = CheckpointSigner::open_or_create(&key).err().unwrap();
+        assert!(missing.is_evidence() && missing.to_string().contains("is missing"), "{missing}");
+        assert!(!key.exists());
+
+        // The key was replaced.
+        let other = CheckpointSigner::open_or_create(&file("other.pem")).unwrap();
+        std::fs::copy(file("other.pem"), &key).unwrap();
+        let replaced = CheckpointSigner::open_or_create(&key).err().unwrap();
+        assert!(replaced.is_evidence(), "{replaced}");
+        assert!(replaced.to_string().contains("was replaced"), "{replaced}");
+        assert_eq!(std::fs::read_to_string(&public).unwrap(), published, "the evidence stays");
+
+        // The public key was replaced, or is no key.
+        std::fs::copy(file("kept.pem"), &key).unwrap();
+        for content in [other.public_key().to_pem().into_bytes(), b"\xff".to_vec(), Vec::new()] {
+            std::fs::write(&public, &content).unwrap();
+            assert!(CheckpointSigner::open_or_create(&key).err().unwrap().is_evidence());
+            assert_eq!(std::fs::read(&public).unwrap(), content);
+        }
+        std::fs::write(&public, published.replace('\n', "\r\n")).unwrap();
+        CheckpointSigner::open_or_create(&key).unwrap();
     }
 }

@@ -37,7 +37,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 /// tasks.
 ///
 /// # Errors
-/// When there is no database, or no HTTP client can be created.
+/// When there is no database, no HTTP client can be created, or the audit key was replaced.
 pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartError> {
     let (clock, tasks, stop) = (&context.clock, &context.tasks, &context.stop);
     let database = context.database("kernel")?;
@@ -59,7 +59,7 @@ pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartE
         let (store, eval, clock, stop) = parts.clone();
         promotion::poll_eval(store, eval, clock, stop)
     });
-    let audit_signer = start_audit_checkpoints(config, context, &database);
+    let audit_signer = start_audit_checkpoints(config, context, &database)?;
     let state = api::ApiState {
         store,
         audit_signer,
@@ -74,17 +74,21 @@ pub fn start(config: &KernelConfig, context: &Context) -> Result<Service, StartE
 
 /// Starts the task that writes signed checkpoints of the audit log, and returns their key. Without a
 /// writable folder for the key the kernel works, and says at its start that there are none.
+///
+/// # Errors
+/// When the key or its public key was replaced or removed.
 fn start_audit_checkpoints(
     config: &KernelConfig,
     context: &Context,
     database: &::database::Database,
-) -> Option<Arc<CheckpointSigner>> {
+) -> Result<Option<Arc<CheckpointSigner>>, StartError> {
     let path = config.audit_key_file(&context.data);
     let signer = match CheckpointSigner::open_or_create(&path) {
         Ok(signer) => Arc::new(signer),
+        Err(error) if error.is_evidence() => return Err(StartError::service(error)),
         Err(error) => {
             tracing::error!(%error, "the audit log gets no checkpoints: set kernel.audit_key_file to a file that can be written");
-            return None;
+            return Ok(None);
         }
     };
     if config.audit_checkpoint_minutes > 0 {
@@ -99,7 +103,7 @@ fn start_audit_checkpoints(
         let run = move || writer.clone().run(stop.clone());
         context.tasks.spawn_restarting("audit-checkpoints", run);
     }
-    Some(signer)
+    Ok(Some(signer))
 }
 
 /// Quarantines missions that lost every worker, publishes the mission counts as metrics, and

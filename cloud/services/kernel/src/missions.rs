@@ -39,6 +39,7 @@ pub async fn create(
         let blocker = promotion_blocker(eval, org, session).await;
         decision = governor::apply_promotion_blocker(decision, blocker);
     }
+    // From here to the commit no other service is asked: the transaction locks rows of buckets.
     let mut tx = store.database().begin().await?;
     let goal = &mission.goal.title;
     if decision.action == Action::Allow

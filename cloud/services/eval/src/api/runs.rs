@@ -60,7 +60,7 @@ pub async fn one(
 }
 
 /// A request to evaluate a session.
-#[derive(Deserialize, ToSchema)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewRun {
     pub session_id: String,
@@ -252,6 +252,22 @@ pub struct Trial {
     pub rejection_reason: Option<String>,
 }
 
+impl Trial {
+    /// Returns the request for the run of this trial.
+    fn into_run(self, case: &str) -> NewRun {
+        NewRun {
+            session_id: self.session_id,
+            golden_case_id: case.to_owned(),
+            analysis: self.analysis,
+            telemetry: self.telemetry,
+            commands: self.commands,
+            agent_rejected: self.agent_rejected,
+            rejection_reason: self.rejection_reason,
+            ..NewRun::default()
+        }
+    }
+}
+
 /// Evaluates several trials of a case and returns their combined result.
 #[utoipa::path(post, path = "/evaluations/run-multi-trial", tag = "runs", request_body = NewTrials,
     params(("orgId" = Option<String>, Query)),
@@ -270,20 +286,7 @@ pub async fn run_trials(
     // All runs are made before any is stored; only the run of each roast stays in memory.
     let mut runs = Vec::with_capacity(trials.len());
     for (n, trial) in (1..).zip(trials) {
-        let new = NewRun {
-            session_id: trial.session_id,
-            golden_case_id: case.id.clone(),
-            analysis: trial.analysis,
-            telemetry: trial.telemetry,
-            commands: trial.commands,
-            agent_rejected: trial.agent_rejected,
-            rejection_reason: trial.rejection_reason,
-            agent_transcript: None,
-            mission_id: None,
-            org_id: None,
-            evaluator_id: None,
-            notes: None,
-        };
+        let new = trial.into_run(&case.id);
         new.check()?;
         let mut evidence = state.evidence(&org, new).await?;
         evidence.trial = Some((n, of, set.clone()));

@@ -4,6 +4,7 @@
 //! Texts from a case or an agent are data: the prompt contains them as JSON between tags that the
 //! texts cannot close, and an answer counts only if it is exactly the requested object.
 
+pub mod budget;
 pub mod messages;
 
 use std::fmt::Write as _;
@@ -18,6 +19,7 @@ use service::clock::Clock;
 use service::tasks::{self, Panicked};
 use tokio_util::sync::CancellationToken;
 
+use self::budget::JudgeBudget;
 use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Judgement};
 use crate::store::EvalStore;
@@ -169,9 +171,14 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
 
 /// Asks the model about waiting runs, one after the other, until `stop`. Any number of instances
 /// may do so at the same time.
-pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: CancellationToken) {
+pub async fn run(
+    store: EvalStore,
+    (model, mut budget): (Arc<dyn Model>, JudgeBudget),
+    clock: Clock,
+    stop: CancellationToken,
+) {
     loop {
-        let pass = judge_next(&store, model.as_ref(), &clock);
+        let pass = judge_next(&store, model.as_ref(), &mut budget, &clock);
         let result = tokio::select! {
             () = stop.cancelled() => return, // the lease expires, and the run is judged again
             result = pass => result,
@@ -191,6 +198,7 @@ pub async fn run(store: EvalStore, model: Arc<dyn Model>, clock: Clock, stop: Ca
 async fn judge_next(
     store: &EvalStore,
     model: &dyn Model,
+    budget: &mut JudgeBudget,
     clock: &Clock,
 ) -> Result<bool, database::StoreError> {
     let now = clock();
@@ -202,6 +210,19 @@ async fn judge_next(
         store.store_judgement(&waiting, None).await?;
         return Ok(true);
     };
+    if let Err(used_up) = budget.take(org, now) {
+        let (until, per_day) = (used_up.until, budget.per_day());
+        if used_up.is_first {
+            tracing::warn!(%org, per_day, %until, "the model is not asked about further runs today");
+        }
+        metrics::counter!("simcorp_judgements_total", "result" => "over_budget").increment(1);
+        let reason = format!(
+            "the organisation's budget of {per_day} questions a day (eval.judge.questions_per_day) \
+             is used up; the run waits until {until}"
+        );
+        store.postpone_over_budget(&waiting, until, &reason).await?;
+        return Ok(true);
+    }
     let asked = async {
         let answer = model.ask(SYSTEM, &question(&case, run)).await;
         answer.and_then(|answer| parse(&answer, model.name(), clock()))
@@ -240,11 +261,88 @@ async fn judge_next(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use contract::{Actor, ActorKind, OrgId};
+    use database::{Database, DatabaseConfig};
+
     use super::*;
     use crate::golden::NewCase;
     use crate::runner::{Evidence, Runner};
+    use crate::store::ChangedBy;
 
     const NOW: EpochMs = EpochMs(1_760_000_000_000);
+
+    /// Counts how often it is asked.
+    #[derive(Default)]
+    struct CountingModel(AtomicUsize);
+
+    impl Model for CountingModel {
+        fn name(&self) -> &'static str {
+            "counting"
+        }
+
+        fn ask<'m>(
+            &'m self,
+            _: &'m str,
+            _: &'m str,
+        ) -> Pin<Box<dyn Future<Output = Result<String, JudgeError>> + Send + 'm>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let answer = json!({"planClarity": 80, "physicsPlausibility": 70,
+                "constraintRespect": 100, "safetyScore": 90, "safetyWarnings": [],
+                "physicsViolations": [], "constraintViolations": []});
+            Box::pin(std::future::ready(Ok(answer.to_string())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_over_the_budget_waits_for_the_next_day_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("eval.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = EvalStore::new(database);
+        let actor = Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: None };
+        let case = GoldenCase {
+            id: "golden-1".to_owned(),
+            created_at: NOW,
+            case: NewCase::named("c", "m"),
+        };
+        let mut ids: Vec<(OrgId, String)> = Vec::new();
+        for name in ["acme", "acme", "acme", "calm"] {
+            let org = OrgId::new(name).unwrap();
+            if !ids.iter().any(|(other, _)| *other == org) {
+                let by = ChangedBy { actor: &actor, now: NOW };
+                store.add_case(&org, &case, by).await.unwrap();
+            }
+            let run = Runner::evaluate(&org, &case, Evidence::default(), NOW).unwrap();
+            assert!(store.add_run(&org, &run, None, true).await.unwrap());
+            ids.push((org, run.id));
+        }
+        let time = Arc::new(AtomicI64::new(NOW.0));
+        let shown = time.clone();
+        let clock: Clock = Arc::new(move || EpochMs(shown.load(Ordering::Relaxed)));
+        let (model, mut budget) = (CountingModel::default(), JudgeBudget::new(2));
+        while judge_next(&store, &model, &mut budget, &clock).await.unwrap() {}
+        assert_eq!(model.0.load(Ordering::Relaxed), 3, "two of acme, one of calm");
+        let mut waiting = Vec::new();
+        for (org, id) in &ids {
+            let run = store.run(org, id).await.unwrap().unwrap();
+            assert_ne!(run.lm_judge.is_some(), run.judge_waits.is_some(), "{id}");
+            waiting.extend(run.judge_waits);
+        }
+        assert_eq!(waiting.len(), 1);
+        assert!(waiting[0].contains("budget of 2 questions a day"), "{}", waiting[0]);
+
+        time.fetch_add(86_400_000, Ordering::Relaxed);
+        while judge_next(&store, &model, &mut budget, &clock).await.unwrap() {}
+        assert_eq!(model.0.load(Ordering::Relaxed), 4);
+        for (org, id) in &ids {
+            let run = store.run(org, id).await.unwrap().unwrap();
+            assert!(run.lm_judge.is_some() && run.judge_waits.is_none(), "{id}");
+        }
+    }
 
     #[test]
     fn a_case_cannot_close_its_quotation_in_the_prompt() {

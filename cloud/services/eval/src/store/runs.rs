@@ -49,6 +49,14 @@ const INSERT: &str = "INSERT INTO eval_runs (org_id, run_id, session_id, case_id
     run_ms, judge_due_ms, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
     ON CONFLICT (org_id, once_key) DO NOTHING";
 
+/// Leases the next run of the first organisation after $3 that has one. The index
+/// `eval_runs_to_judge_of_org` has that run first, however many runs wait.
+const CLAIM: &str = "UPDATE eval_runs SET judge_due_ms = $2, judge_tries = judge_tries + 1 \
+    WHERE (org_id, run_id) IN (SELECT org_id, run_id FROM eval_runs \
+        WHERE judge_due_ms <= $1 AND org_id > $3 \
+        ORDER BY org_id, judge_due_ms LIMIT 1) AND judge_due_ms <= $1 \
+    RETURNING org_id, body, judge_tries";
+
 impl EvalStore {
     /// Stores a run. Of all runs with the same `once` key only the first is stored: returns `false`
     /// if there is one already.
@@ -290,11 +298,7 @@ impl EvalStore {
         // Two instances that select the same row update it one after the other; the second finds
         // that the row is not due any more.
         let row: Option<(String, String, i64)> = on!(self.database, pool => query_as(
-            "UPDATE eval_runs SET judge_due_ms = $2, judge_tries = judge_tries + 1 \
-             WHERE (org_id, run_id) IN (SELECT org_id, run_id FROM eval_runs \
-                 WHERE judge_due_ms <= $1 AND org_id > $3 \
-                 ORDER BY org_id, judge_due_ms LIMIT 1) AND judge_due_ms <= $1 \
-             RETURNING org_id, body, judge_tries")
+            CLAIM)
             .bind(now.0).bind(until.0).bind(after).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
         row.map(|(org, body, tries)| {
@@ -323,6 +327,21 @@ impl EvalStore {
         .map_err(StoreError::query("postponing a judgement"))
     }
 
+    /// Postpones a run whose organisation has used up its budget until `due`, and stores why. The
+    /// model was not asked: no try is used up.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn postpone_over_budget(
+        &self,
+        waiting: &PendingJudgement,
+        due: EpochMs,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let change = |run: &mut EvalRun| run.judge_waits = Some(reason.to_owned());
+        self.end_lease(waiting, Some(due), change).await
+    }
+
     /// Stores the language model's judgement; with `None`, the run stays without one and the model
     /// is not asked again. Changes nothing if this instance has lost the run in the meantime.
     ///
@@ -333,15 +352,32 @@ impl EvalStore {
         waiting: &PendingJudgement,
         judgement: Option<crate::run::Judgement>,
     ) -> Result<(), StoreError> {
+        let change = |run: &mut EvalRun| {
+            run.lm_judge.clone_from(&judgement);
+            run.judge_waits = None;
+        };
+        self.end_lease(waiting, None, change).await
+    }
+
+    /// Changes a run and ends its lease. The model is asked about it again at `due`, if there is
+    /// one; then this try does not count.
+    async fn end_lease(
+        &self,
+        waiting: &PendingJudgement,
+        due: Option<EpochMs>,
+        change: impl Fn(&mut EvalRun) + Send + Sync,
+    ) -> Result<(), StoreError> {
         let (org, id) = (&waiting.org, waiting.run.id.as_str());
         // A person may have reviewed it since it was read.
         while let Some((version, mut run)) = self.run_with_version(org, id).await? {
-            run.lm_judge.clone_from(&judgement);
+            change(&mut run);
             let mut tx = self.database.begin().await?;
             let changed = on_tx!(&mut tx, c => query(
-                "UPDATE eval_runs SET judge_due_ms = NULL, body = $5, version = version + 1 \
+                "UPDATE eval_runs SET judge_due_ms = $6, judge_tries = judge_tries - $7, \
+                 body = $5, version = version + 1 \
                  WHERE org_id = $1 AND run_id = $2 AND version = $3 AND judge_due_ms = $4")
                 .bind(org.as_str()).bind(id).bind(version).bind(waiting.lease.0).bind(text(&run)?)
+                .bind(due.map(|due| due.0)).bind(i64::from(due.is_some()))
                 .execute(c).await.map(|done| done.rows_affected() > 0))
             .map_err(StoreError::query("storing a judgement"))?;
             let ours: Option<i64> = on_tx!(&mut tx, c => query_scalar(
@@ -354,5 +390,59 @@ impl EvalStore {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::database::sqlx::raw_sql;
+    use ::database::{Database, DatabaseConfig, Pool};
+    use testbed::Postgres;
+
+    use super::*;
+
+    async fn open(url: String) -> Database {
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        database
+    }
+
+    #[tokio::test]
+    async fn a_run_to_judge_is_found_by_its_organisation_on_sqlite() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("eval.db").display());
+        let database = open(url).await;
+        let sql = format!("EXPLAIN QUERY PLAN {CLAIM}");
+        let Pool::Sqlite(pool) = database.pool() else { panic!("SQLite") };
+        let rows: Vec<(i64, i64, i64, String)> =
+            query_as(AssertSqlSafe(sql)).fetch_all(pool).await.unwrap();
+        let plan = rows.into_iter().map(|row| row.3).collect::<Vec<_>>().join("\n");
+        assert!(plan.contains("eval_runs_to_judge_of_org (org_id>?)"), "{plan}");
+        assert!(!plan.contains("SCAN eval_runs"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
+
+    #[tokio::test]
+    async fn a_run_to_judge_is_found_by_its_organisation_on_postgresql() {
+        let cluster = Postgres::start().await.unwrap();
+        let database = open(cluster.url()).await;
+        let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+        // Of 100 runs of each organisation, ten wait; one organisation has most of the runs.
+        raw_sql(
+            "INSERT INTO eval_runs (org_id, run_id, case_id, outcome, run_ms, judge_due_ms, body) \
+             SELECT 'org-' || (CASE WHEN n > 10000 THEN 50 ELSE n % 100 END), 'run-' || n, 'c', \
+             'PASS', n, CASE WHEN n % 1000 < 100 OR n > 10000 THEN n END, '{}' \
+             FROM generate_series(1, 30000) AS n; ANALYZE eval_runs",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+        let sql = CLAIM.replace("$1", "1000000").replace("$2", "1").replace("$3", "'org-50'");
+        let rows: Vec<String> =
+            query_scalar(AssertSqlSafe(format!("EXPLAIN {sql}"))).fetch_all(pool).await.unwrap();
+        let plan = rows.join("\n");
+        assert!(plan.contains("using eval_runs_to_judge_of_org on"), "{plan}");
+        assert!(!plan.contains("Seq Scan on eval_runs"), "{plan}");
     }
 }

@@ -83,7 +83,7 @@ pub(super) async fn summary(
         };
         (totals, BTreeSet::new())
     } else {
-        store.totals_with_kids(org, &row).await?
+        store.running_totals(org, &row).await?
     };
     let (duration_seconds, ended_at) = (row.duration_s(), row.ended());
     if !row.kid.is_empty() {

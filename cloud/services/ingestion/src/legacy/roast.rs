@@ -6,7 +6,9 @@
 use contract::{EpochMs, EventKind};
 
 use super::stamp::Stamp;
+use crate::published::{PublishedMessage, TIME_SOURCE};
 use crate::store::{FrameRow, SessionRow};
+use crate::verified_frame::VerifiedFrame;
 
 /// Half an hour of event time without a sample ends a session that has no DROP.
 const IDLE_MS: i64 = 30 * 60 * 1000;
@@ -53,6 +55,31 @@ impl Known<'_> {
         let Some(session) = self.session else { return true };
         self.is_idle(session, stamp.at)
             || elapsed_s.is_some_and(|elapsed_s| self.starts_over(session, stamp, elapsed_s))
+    }
+
+    /// Returns whether a roast begins with a message that was taken for its beginning when it was
+    /// read. `charged` is the time of the known session's CHARGE.
+    pub fn begins_with(&self, verified: &VerifiedFrame, charged: Option<EpochMs>) -> bool {
+        let at = verified.frame.wall;
+        match &verified.published {
+            Some(PublishedMessage::Sample(samples, _)) => {
+                let context = samples.context(0);
+                let stamp = Stamp {
+                    at,
+                    restamped: context.is_some_and(|context| context.restamped),
+                    moved_ms: context.and_then(|context| context.moved_ms),
+                };
+                self.point_opens(&stamp, samples.elapsed_s(0))
+            }
+            Some(PublishedMessage::Event(published)) => {
+                let Some(event) = verified.frame.events.first() else { return true };
+                let restamped = published.payload.contains_key(TIME_SOURCE);
+                let elapsed_s = event.elapsed_s;
+                let roast = RoastOfEvent::find(self, (event.kind, at), Some(elapsed_s), charged);
+                roast == RoastOfEvent::Opens || (restamped && self.is_fresh(elapsed_s))
+            }
+            None => true,
+        }
     }
 
     /// Returns whether a roast starts again after a DROP, by an elapsed time that has fallen to

@@ -379,3 +379,82 @@ async fn a_quiet_machine_has_its_newest_events_too() {
     let frames = busy.store.frames_between(org, machine, all, (1, 100)).await.unwrap();
     assert_eq!((frames.len(), frames[0].machine_id.as_str()), (1, "r-2"));
 }
+
+/// Two instances read the first messages of a roast before either has stored one. The publisher's
+/// clock and its elapsed time differ by milliseconds, and so do the starts that they compute.
+#[tokio::test]
+async fn a_roast_that_two_instances_begin_to_read_at_once_is_one_session() {
+    for (charge, second_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let publisher = Publisher::new().await;
+        // Half an hour ago the machine had another roast.
+        publisher.point(&point(-2_000.0, 0.0), -2_000.0).await;
+        let other = IngestStore::new(publisher.store.database().clone());
+        let first = if charge {
+            publisher.read(PayloadKind::Event, &event("CHARGE", 0.0, 0.0), 0.5).await
+        } else {
+            publisher.read(PayloadKind::Telemetry, &point(0.0, 0.5), 0.5).await
+        };
+        let mut body = point(0.0, 1.5);
+        body["ts"] = json!(after(1.503));
+        let bytes = serde_json::to_vec(&body).unwrap();
+        let (keys, origin) = (KeyCache::default(), &publisher.origin);
+        let kind = PayloadKind::Telemetry;
+        let second = read(&other, &keys, origin, kind, &bytes, true, after(1.6)).await.unwrap();
+        let no = other.chain_no(origin, CHAIN, "", NOW).await.unwrap();
+        let mut frames = [(&publisher.store, first.frame), (&other, second.frame)];
+        if second_first {
+            frames.reverse();
+        }
+        for (store, frame) in frames {
+            let done = store.commit(&[no], &[frame], after(2.0)).await.unwrap();
+            assert_eq!(done.outcomes, [Outcome::Stored]);
+        }
+        publisher.point(&point(0.0, 2.5), 2.5).await;
+        let case = format!("CHARGE {charge}, the second first {second_first}");
+        let sessions = publisher.sessions().await;
+        assert_eq!(sessions.len(), 2, "{case}");
+        assert_eq!(publisher.count(&sessions[0]).await, 1, "{case}");
+        let points = if charge { 2 } else { 3 };
+        assert_eq!(publisher.count(&sessions[1]).await, points, "{case}");
+        let org = &publisher.origin.org;
+        let events = publisher.store.events_of(org, &sessions[1].session_id).await.unwrap();
+        assert_eq!(events.len(), usize::from(charge), "{case}");
+        let last = publisher.store.newest_frames(org, no.chain, 2).await.unwrap();
+        for frame in last.iter().filter(|frame| !frame.is_empty()) {
+            let context = frame.published.as_ref().and_then(|published| published.context(0));
+            let session = context.and_then(|context| context.session_id.as_deref());
+            assert_eq!(session, Some(sessions[1].session_id.as_str()), "{case}");
+        }
+    }
+}
+
+/// The machine has a gateway too, whose roast has begun since.
+#[tokio::test]
+async fn a_late_sample_belongs_to_its_roast_whatever_other_chains_hold() {
+    let publisher = Publisher::new().await;
+    for s in [0.0, 1.0, 2.0] {
+        publisher.point(&point(0.0, s), s).await;
+    }
+    publisher.event(&event("DROP", 0.0, 3.0), 3.0).await;
+    let chain = ChainId([7; 16]);
+    let receipt = contract::Receipt {
+        origin: publisher.origin.clone(),
+        session: SessionId::new("S-gateway").unwrap(),
+        chain,
+        first_frame: 1,
+        last_frame: 2,
+        first_seq: 0,
+        last_seq: 10,
+        started: after(1.0),
+        ended: after(4.0),
+        digest: contract::Digest([0; 32]),
+    };
+    let store = &publisher.store;
+    let no = store.chain_no(&publisher.origin, chain, "kid", after(4.0)).await.unwrap();
+    store.store_receipt(no, &receipt, b"signed", after(4.0)).await.unwrap();
+    publisher.point(&point(0.0, 2.5), 4.0).await;
+    let sessions = publisher.sessions().await;
+    let ended: Vec<_> = sessions.iter().map(|session| session.last_seq).collect();
+    assert_eq!((sessions.len(), ended), (2, vec![Some(5), Some(10)]));
+    assert_eq!(publisher.count(&sessions[0]).await, 4);
+}

@@ -1,11 +1,12 @@
 //! The statements of one batch's transaction, for each of the two databases. `commit` decides what
 //! they store.
 
-use ::database::sqlx::{self, QueryBuilder, query, query_as, query_scalar};
+use ::database::sqlx::{self, AssertSqlSafe, QueryBuilder, query, query_as, query_scalar};
 use contract::EpochMs;
 
 use super::clock_correction::{FrameDate, SELECT_OFFSET};
-use super::row::{columns_of, extras_of, quality_of};
+use super::row::{FrameRow, SELECT, columns_of, extras_of, quality_of};
+use super::sessions::{SELECT_SESSION, SessionRow};
 use super::{ChainNo, SessionChange};
 use crate::published::PublishedMessage;
 use crate::verified_frame::VerifiedFrame;
@@ -76,6 +77,31 @@ pub(super) trait BatchTx: Send {
         no: ChainNo,
         session: &str,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Returns the newest session of a chain that began by `until_ms`.
+    fn newest_session(
+        &mut self,
+        no: ChainNo,
+        until_ms: i64,
+    ) -> impl Future<Output = Result<Option<SessionRow>, sqlx::Error>> + Send;
+    /// Returns the newest frame of a chain with samples and a smaller number.
+    fn frame_before(
+        &mut self,
+        chain_no: i64,
+        number: i64,
+    ) -> impl Future<Output = Result<Option<FrameRow>, sqlx::Error>> + Send;
+    /// Returns the time of a session's latest CHARGE.
+    fn charged_at(
+        &mut self,
+        org: &str,
+        session: &str,
+    ) -> impl Future<Output = Result<Option<i64>, sqlx::Error>> + Send;
+    /// Stores what the publisher said about the sample of a frame that is already stored.
+    fn set_published(
+        &mut self,
+        chain_no: i64,
+        number: i64,
+        published: &str,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
     /// Returns the last sample of the sessions of a chain that have an end.
     fn newest_end(
         &mut self,
@@ -115,14 +141,17 @@ const DIGEST_OF: &str = "SELECT digest FROM frames WHERE chain_no = $1 AND numbe
 const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $1 \
      AND samples > 0 AND t0_ms < $2 ORDER BY number DESC LIMIT 1";
 /// Adds a sample that arrived after the DROP: telemetry and events have separate topics, and
-/// neither waits for the other. A sample that arrives after samples from more than a minute past
-/// the session's end, or after the next session has begun, no longer changes a session.
-const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
-     AND chain_no = $2 AND last_seq < $3 AND ended_ms >= $4 AND started_ms = \
-     (SELECT MAX(started_ms) FROM sessions WHERE machine_no = $1 AND started_ms <= $4) \
-     AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
-     AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
-     AND f.number < $3 AND f.t0_ms > sessions.ended_ms + 60000)";
+/// neither waits for the other. Only the newest session of the chain, by sample numbers, can get
+/// it; sessions of the machine's other chains do not matter. A sample that arrives after samples
+/// from more than a minute past the session's end, or after the next session has begun, no longer
+/// changes a session.
+const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $2, curve_ms = NULL \
+     WHERE chain_no = $1 AND status = 'CLOSED' AND first_seq = \
+     (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $1 AND status = 'CLOSED') \
+     AND last_seq < $2 AND started_ms <= $3 AND ended_ms >= $3 \
+     AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $1 AND n.first_seq > sessions.last_seq) \
+     AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $1 AND f.number > sessions.last_seq \
+     AND f.number < $2 AND f.t0_ms > sessions.ended_ms + 60000)";
 /// Selects a row if a chain of single messages has a frame with this time and digest.
 const SELECT_FRAME_EXISTS: &str =
     "SELECT 1 FROM frames WHERE chain_no = $1 AND t0_ms = $2 AND digest = $3 LIMIT 1";
@@ -132,6 +161,9 @@ const SELECT_CONTENT_SINCE: &str = "SELECT 1 FROM frames WHERE chain_no = $1 AND
      AND digest = $3 AND received_ms >= $4 LIMIT 1";
 const SELECT_SESSION_EXISTS: &str =
     "SELECT 1 FROM sessions WHERE org_id = $1 AND session_id = $2 AND chain_no = $3";
+const SELECT_CHARGED: &str =
+    "SELECT MAX(at_ms) FROM events WHERE org_id = $1 AND session_id = $2 AND kind = 'CHARGE'";
+const SET_PUBLISHED: &str = "UPDATE frames SET published = $3 WHERE chain_no = $1 AND number = $2";
 const SELECT_NEWEST_END: &str =
     "SELECT MAX(last_seq) FROM sessions WHERE machine_no = $1 AND chain_no = $2";
 /// Ends the sessions before sample $3 that have no end.
@@ -198,7 +230,7 @@ fn chunks<'c, 'f>(mut frames: &'c [NewFrame<'f>]) -> Vec<&'c [NewFrame<'f>]> {
     chunks
 }
 
-/// The reads that are the same text on both databases; only the type of the transaction differs.
+/// The statements that are the same text on both databases; only the type of the transaction differs.
 macro_rules! reads {
     () => {
         async fn digest_of(
@@ -256,6 +288,57 @@ macro_rules! reads {
         ) -> Result<bool, sqlx::Error> {
             let found = query(SELECT_SESSION_EXISTS).bind(org).bind(session).bind(no.chain);
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
+        }
+
+        async fn newest_session(
+            &mut self,
+            no: ChainNo,
+            until_ms: i64,
+        ) -> Result<Option<SessionRow>, sqlx::Error> {
+            let sql = format!(
+                "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.chain_no = $2 \
+                 AND s.started_ms <= $3 ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
+            );
+            let found = query_as(AssertSqlSafe(sql)).bind(no.machine).bind(no.chain).bind(until_ms);
+            found.fetch_optional(&mut **self).await
+        }
+
+        async fn frame_before(
+            &mut self,
+            chain_no: i64,
+            number: i64,
+        ) -> Result<Option<FrameRow>, sqlx::Error> {
+            let sql = format!(
+                "SELECT {SELECT} FROM frames WHERE chain_no = $1 AND number < $2 AND samples > 0 \
+                 ORDER BY number DESC LIMIT 1"
+            );
+            let found = query_as(AssertSqlSafe(sql)).bind(chain_no).bind(number);
+            found.fetch_optional(&mut **self).await
+        }
+
+        async fn charged_at(
+            &mut self,
+            org: &str,
+            session: &str,
+        ) -> Result<Option<i64>, sqlx::Error> {
+            let charged = query_scalar(SELECT_CHARGED).bind(org).bind(session);
+            charged.fetch_one(&mut **self).await
+        }
+
+        async fn set_published(
+            &mut self,
+            chain_no: i64,
+            number: i64,
+            published: &str,
+        ) -> Result<(), sqlx::Error> {
+            let set = query(SET_PUBLISHED).bind(chain_no).bind(number).bind(published);
+            set.execute(&mut **self).await.map(drop)
+        }
+
+        async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
+            let at = new.verified.frame.wall.0;
+            let late = query(APPEND_LATE).bind(new.no.chain).bind(new.first_seq).bind(at);
+            late.execute(&mut **self).await.map(drop)
         }
 
         async fn newest_end(&mut self, no: ChainNo) -> Result<Option<i64>, sqlx::Error> {
@@ -334,12 +417,6 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
         }
         Ok(())
     }
-
-    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
-        let (no, at) = (new.no, new.verified.frame.wall.0);
-        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
-        late.execute(&mut **self).await.map(drop)
-    }
 }
 
 impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
@@ -398,11 +475,5 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
             statement.bind_sqlite().execute(&mut **self).await?;
         }
         Ok(())
-    }
-
-    async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
-        let (no, at) = (new.no, new.verified.frame.wall.0);
-        let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
-        late.execute(&mut **self).await.map(drop)
     }
 }

@@ -21,6 +21,9 @@ const FRAMES_PER_TX: i64 = 5_000;
 const TOLERANCE_MS: i64 = 1_000;
 /// The same for an estimated offset, which contains the time that frames need to arrive.
 pub const ESTIMATE_TOLERANCE_MS: i64 = 5_000;
+/// A gateway's monotonic clock may drift from the server's by this part of its uptime: 1/2000 is
+/// 500 ppm, several times what a crystal does in heat or cold.
+const DRIFT_PART: i64 = 2_000;
 
 /// Selects the clock offset of boot $2 of chain $1, and whether it is estimated.
 pub(super) const SELECT_OFFSET: &str =
@@ -49,11 +52,20 @@ impl ClockOffset {
         if self.estimated { 4 } else { 3 }
     }
 
-    /// Returns whether this offset is better than the stored one: a clock that was set is better
-    /// than an estimate, and the smallest estimate is the best, because a frame never arrives
-    /// before it was made.
-    const fn replaces(self, stored: Self) -> bool {
-        let smaller = self.offset_ms <= stored.offset_ms.saturating_sub(ESTIMATE_TOLERANCE_MS / 2);
+    /// Returns whether this offset is better than the stored one, after the boot has lasted for
+    /// `uptime_ms`: a clock that was set is better than an estimate, and the smallest estimate is
+    /// the best, because a frame never arrives before it was made.
+    ///
+    /// The estimates of a gateway whose monotonic clock is fast fall for ever, and each replacement
+    /// dates all sessions of the boot again. An estimate that is smaller only by what a clock drifts
+    /// in that uptime therefore replaces nothing. A clock that is worse by a factor of `f` causes a
+    /// replacement only when the uptime has grown by the factor `f / (f − 1)`: in a year about 15 at
+    /// 1000 ppm, and none below 500 ppm.
+    const fn replaces(self, stored: Self, uptime_ms: i64) -> bool {
+        let drift_ms = uptime_ms.saturating_div(DRIFT_PART);
+        let noise_ms = ESTIMATE_TOLERANCE_MS / 2;
+        let margin_ms = if drift_ms > noise_ms { drift_ms } else { noise_ms };
+        let smaller = self.offset_ms <= stored.offset_ms.saturating_sub(margin_ms);
         stored.estimated && (!self.estimated || smaller)
     }
 }
@@ -166,8 +178,9 @@ impl IngestStore {
         self.put_offset((chain_no, boot), ClockOffset { offset_ms, estimated: false }).await
     }
 
-    /// Stores an estimate of a boot's clock offset. A smaller estimate replaces a greater one, and
-    /// never an offset from a clock that was set.
+    /// Stores an estimate of a boot's clock offset. A smaller estimate replaces a greater one, if it
+    /// is smaller by more than the clock may have drifted, and never an offset from a clock that was
+    /// set.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -179,7 +192,7 @@ impl IngestStore {
     ) -> Result<(), StoreError> {
         let estimate = ClockOffset { offset_ms, estimated: true };
         // Each live frame of a clock that is not set gives an estimate.
-        if self.offsets.get(&(chain_no, boot)).is_some_and(|known| !estimate.replaces(known)) {
+        if self.offsets.get(&(chain_no, boot)).is_some_and(|known| !estimate.replaces(known, 0)) {
             return Ok(());
         }
         self.put_offset((chain_no, boot), estimate).await
@@ -187,7 +200,11 @@ impl IngestStore {
 
     async fn put_offset(&self, boot: (i64, i64), offset: ClockOffset) -> Result<(), StoreError> {
         let stored = self.offset_of(boot).await?;
-        let replaces = stored.is_some_and(|stored| offset.replaces(stored));
+        let mut replaces = stored.is_some_and(|stored| offset.replaces(stored, 0));
+        if replaces && offset.estimated {
+            let uptime_ms = self.uptime_ms(boot).await?;
+            replaces = stored.is_some_and(|stored| offset.replaces(stored, uptime_ms));
+        }
         if replaces {
             // First: if this process stops in between, the frames are dated again by the stored
             // offset, and the new one is noted again with a later frame.
@@ -226,6 +243,16 @@ impl IngestStore {
             .bind(chain_no).bind(boot).fetch_optional(pool).await)
         .map_err(StoreError::query(DOING))?;
         Ok(found.map(ClockOffset::of_row))
+    }
+
+    /// Returns the time of a boot's newest frame by the gateway's monotonic clock, ms.
+    async fn uptime_ms(&self, (chain_no, boot): (i64, i64)) -> Result<i64, StoreError> {
+        let newest: Option<i64> = on!(self.database, pool => query_scalar(
+            "SELECT mono_ms FROM frames WHERE chain_no = $1 AND boot = $2 \
+             ORDER BY number DESC LIMIT 1")
+            .bind(chain_no).bind(boot).fetch_optional(pool).await)
+        .map_err(StoreError::query(DOING))?;
+        Ok(newest.unwrap_or(0))
     }
 
     /// Marks the frames that were dated by an estimate as not dated.
@@ -314,4 +341,44 @@ async fn correct_batch(tx: &mut Tx, (chain_no, boot): (i64, i64)) -> Result<u64,
         .map_err(StoreError::query(DOING))?;
     }
     Ok(corrected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns how often a boot of 60 days is dated again whose estimates fall by `drift_ppm`, with
+    /// an estimate each second.
+    fn replacements(drift_ppm: i64) -> usize {
+        let estimate = |offset_ms| ClockOffset { offset_ms, estimated: true };
+        let (mut stored, mut count) = (estimate(0), 0);
+        for second in 1..=60 * 86_400 {
+            let fallen = estimate(-second * drift_ppm / 1_000);
+            if fallen.replaces(stored, second * 1_000) {
+                (stored, count) = (fallen, count + 1);
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn a_clock_that_drifts_slowly_dates_its_sessions_once() {
+        for drift_ppm in [-100, 0, 20, 100, 499] {
+            assert_eq!(replacements(drift_ppm), 0, "{drift_ppm} ppm");
+        }
+        assert!((1..=15).contains(&replacements(1_000)), "{}", replacements(1_000));
+        assert!(replacements(5_000) <= 100, "{}", replacements(5_000));
+    }
+
+    #[test]
+    fn an_estimate_that_is_smaller_by_more_than_drift_replaces_one_of_a_backlog() {
+        let estimate = |offset_ms| ClockOffset { offset_ms, estimated: true };
+        let hour_ms = 3_600_000;
+        assert!(!estimate(-2_499).replaces(estimate(0), hour_ms));
+        assert!(estimate(-2_500).replaces(estimate(0), hour_ms));
+        assert!(!estimate(-2_500).replaces(estimate(0), 48 * hour_ms));
+        assert!(estimate(-hour_ms).replaces(estimate(0), 48 * hour_ms));
+        let set = ClockOffset { offset_ms: 1, estimated: false };
+        assert!(set.replaces(estimate(0), 48 * hour_ms) && !estimate(-hour_ms).replaces(set, 0));
+    }
 }

@@ -3,18 +3,21 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use ::database::sqlx::{self, AssertSqlSafe};
 use ::database::{Pool, StoreError};
-use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal};
+use contract::{Digest, EpochMs, EventKind, FrameRange, MachineEvent, Refusal, SessionId};
 
 use super::batch_tx::{BatchTx, NewFrame, Progress, number};
 use super::clock_correction::{ClockOffset, FrameDate};
 use super::{ChainNo, IngestStore, SessionChange};
 use crate::chain::{ChainState, FramePosition};
+use crate::legacy::roast::{Known, LastSample};
+use crate::legacy::stamp::AHEAD_MAX_MS;
 use crate::published::PublishedMessage;
-use crate::verified_frame::{Numbering, Repeats, VerifiedFrame};
+use crate::verified_frame::{Numbering, Opening, Repeats, VerifiedFrame};
 
 /// The number of newest frames among which a repeated message is sought if its time says nothing.
 const REPEATS_SOUGHT: i64 = 1_024;
@@ -223,19 +226,24 @@ async fn is_repeated(
 
 /// Opens, ends or extends sessions by a new frame, and stores its events.
 async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
-    let mut opened_at = None;
+    let (mut opened_at, mut joined) = (None, None);
     match &new.verified.numbering {
-        Numbering::Arrival { opens: Some((session, started)), .. } => {
-            if tx.has_session(new.org, new.no, session.as_str()).await? {
-                // Another instance has opened it since this message was read. To open it again
-                // would move its beginning, and end it before that.
+        Numbering::Arrival { opens: Some(opening), .. } => {
+            joined = session_opened_since(tx, new, opening).await?;
+            if let Some(session) = &joined {
+                if let Some(PublishedMessage::Sample(samples, _)) = &new.verified.published {
+                    let samples = samples.clone().in_session(session.as_str());
+                    let text = serde_json::json!(samples).to_string();
+                    tx.set_published(new.no.chain, new.number, &text).await?;
+                }
                 if new.verified.frame.sample_count() > 0 {
                     tx.append_late(new).await?;
                 }
             } else {
+                let (session, started) = (&opening.session, opening.started);
                 let seq = opening_seq(tx, new).await?;
                 tx.end_previous(new.no, seq).await?;
-                tx.apply(&SessionChange::opened(new.org, new.no, session, *started, seq)).await?;
+                tx.apply(&SessionChange::opened(new.org, new.no, session, started, seq)).await?;
                 opened_at = Some(seq);
             }
         }
@@ -245,13 +253,17 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
         Numbering::Arrival { .. } | Numbering::Edge => {}
     }
     for event in &new.verified.frame.events {
+        let event = match &joined {
+            Some(session) => Cow::Owned(MachineEvent { session: session.clone(), ..event.clone() }),
+            None => Cow::Borrowed(event),
+        };
         let seq = match opened_at {
             Some(seq) => seq,
-            None => seq_of(tx, new, event).await?,
+            None => seq_of(tx, new, &event).await?,
         };
         let trust = new.verified.trust.code();
         let published = new.verified.published.as_ref().and_then(PublishedMessage::of_event);
-        let change = SessionChange::from_event(new.org, new.no, seq, event)
+        let change = SessionChange::from_event(new.org, new.no, seq, &event)
             .with_trust(trust)
             .with_published(published);
         let change = match new.verified.numbering {
@@ -261,6 +273,32 @@ async fn update_sessions(tx: &mut impl BatchTx, new: &NewFrame<'_>) -> Result<()
         tx.apply(&change).await?;
     }
     Ok(())
+}
+
+/// Returns the session that another instance has opened for the roast of a message since the message
+/// was read and taken for the beginning of that roast. To open it again would move its beginning, and
+/// end it before that.
+async fn session_opened_since(
+    tx: &mut impl BatchTx,
+    new: &NewFrame<'_>,
+    opening: &Opening,
+) -> Result<Option<SessionId>, sqlx::Error> {
+    if tx.has_session(new.org, new.no, opening.session.as_str()).await? {
+        return Ok(Some(opening.session.clone()));
+    }
+    let until = new.verified.received.plus_ms(AHEAD_MAX_MS);
+    let Some(session) = tx.newest_session(new.no, until.0).await? else { return Ok(None) };
+    if opening.after.as_ref() == Some(&session.session_id) {
+        return Ok(None);
+    }
+    // Under the chain's lock, what the reading instance decided is decided again.
+    let last = tx.frame_before(new.no.chain, new.number).await?;
+    let charged = tx.charged_at(new.org, &session.session_id).await?;
+    let known = Known { session: Some(&session), last: last.as_ref().map(LastSample::of) };
+    if known.begins_with(new.verified, charged.map(EpochMs)) {
+        return Ok(None);
+    }
+    Ok(SessionId::new(session.session_id).ok())
 }
 
 /// Returns the number of the first sample of a session that begins with a single message. A CHARGE

@@ -30,7 +30,11 @@ struct Naming {
 
 /// The display names and aliases of an organisation's machines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MachineNaming(BTreeMap<Key, Naming>);
+pub struct MachineNaming {
+    rows: BTreeMap<Key, Naming>,
+    /// The earlier ids of each machine, by its present id: a list of sessions looks up each of them.
+    earlier_ids: BTreeMap<Key, BTreeSet<String>>,
+}
 
 /// A change of a machine's name or alias.
 #[derive(Debug, Clone, Copy)]
@@ -85,14 +89,17 @@ fn names_of(rows: Vec<NameRow>) -> MachineNaming {
         };
         ((row.site_id, row.machine_id), naming)
     };
-    MachineNaming(rows.into_iter().map(of).collect())
+    let mut names =
+        MachineNaming { rows: rows.into_iter().map(of).collect(), ..MachineNaming::default() };
+    names.index();
+    names
 }
 
 impl MachineNaming {
     /// Returns the id under which a machine continues: its own, if it has no successor.
     #[must_use]
     pub fn current_id(&self, site: &str, machine: &str) -> String {
-        let naming = self.0.get(&key(site, machine));
+        let naming = self.rows.get(&key(site, machine));
         naming.and_then(|naming| naming.current.clone()).unwrap_or_else(|| machine.to_owned())
     }
 
@@ -100,7 +107,8 @@ impl MachineNaming {
     /// id keeps the newest one of its earlier ids.
     #[must_use]
     pub fn display_name(&self, site: &str, current: &str) -> Option<String> {
-        let own = self.0.get(&key(site, current)).and_then(|naming| naming.display_name.as_ref());
+        let own =
+            self.rows.get(&key(site, current)).and_then(|naming| naming.display_name.as_ref());
         let earlier = || {
             let named = self.earlier(site, current).filter_map(|(_, naming)| {
                 naming.display_name.as_ref().map(|name| (naming.updated_ms, name))
@@ -116,25 +124,31 @@ impl MachineNaming {
         self.earlier(site, current).map(|(id, _)| id.to_owned()).collect()
     }
 
-    fn earlier<'n>(
-        &'n self,
-        site: &'n str,
-        current: &'n str,
-    ) -> impl Iterator<Item = (&'n str, &'n Naming)> {
-        let rows = self.0.iter().filter(move |((at, _), naming)| {
-            at == site && naming.current.as_deref() == Some(current)
-        });
-        rows.map(|((_, id), naming)| (id.as_str(), naming))
+    /// Returns the earlier ids of a machine with what is stored about them, by its present id.
+    fn earlier(&self, site: &str, current: &str) -> impl Iterator<Item = (&str, &Naming)> {
+        let ids = self.earlier_ids.get(&key(site, current)).into_iter().flatten();
+        ids.filter_map(move |id| Some((id.as_str(), self.rows.get(&key(site, id))?)))
+    }
+
+    /// Lists the earlier ids of each machine again.
+    fn index(&mut self) {
+        self.earlier_ids.clear();
+        for ((site, id), naming) in &self.rows {
+            if let Some(current) = &naming.current {
+                let ids = self.earlier_ids.entry(key(site, current)).or_default();
+                ids.insert(id.clone());
+            }
+        }
     }
 
     /// Returns site and id of the machines that `machine` names, at all sites: under their present
     /// and earlier ids. Empty if no site has a name or an alias with this id.
     #[must_use]
     pub fn same_machines(&self, machine: &str) -> BTreeSet<(String, String)> {
-        let asked = self.0.keys().filter(|(_, id)| id == machine);
+        let asked = self.rows.keys().filter(|(_, id)| id == machine);
         let present: BTreeSet<Key> =
             asked.map(|(site, id)| (site.clone(), self.current_id(site, id))).collect();
-        let rows = self.0.keys();
+        let rows = self.rows.keys();
         rows.filter(|(site, id)| present.contains(&(site.clone(), self.current_id(site, id))))
             .cloned()
             .collect()
@@ -142,7 +156,7 @@ impl MachineNaming {
 
     /// Puts the present id into an origin; returns the display name.
     pub fn present(&self, origin: &mut Origin) -> Option<String> {
-        if self.0.is_empty() {
+        if self.rows.is_empty() {
             return None;
         }
         let site = origin.site.as_str();
@@ -160,34 +174,34 @@ impl MachineNaming {
         change: MachineChange<'_>,
         now: EpochMs,
     ) -> Result<(), NameRefusal> {
-        let before = self.0.len();
+        let before = self.rows.len();
         match change {
             MachineChange::Rename(name) => self.rename((site, machine), name, now),
             MachineChange::Alias(successor) => {
                 self.alias((site, machine), successor.as_str(), now)?;
             }
             MachineChange::Unalias => {
-                let naming = self.0.get_mut(&key(site, machine));
+                let naming = self.rows.get_mut(&key(site, machine));
                 let naming = naming.filter(|naming| naming.successor.is_some());
                 let naming = naming.ok_or(NameRefusal::NoAlias)?;
                 (naming.successor, naming.updated_ms) = (None, now.0);
             }
         }
         self.resolve(site);
-        if self.0.len() > before.max(NAMES_MAX) { Err(NameRefusal::TooMany) } else { Ok(()) }
+        if self.rows.len() > before.max(NAMES_MAX) { Err(NameRefusal::TooMany) } else { Ok(()) }
     }
 
     fn rename(&mut self, (site, machine): (&str, &str), name: Option<&str>, now: EpochMs) {
         let current = self.current_id(site, machine);
         if name.is_none() {
             // The name of an earlier id would be shown in its place.
-            for ((at, _), naming) in &mut self.0 {
+            for ((at, _), naming) in &mut self.rows {
                 if at == site && naming.current.as_ref() == Some(&current) {
                     naming.display_name = None;
                 }
             }
         }
-        let naming = self.0.entry((site.to_owned(), current)).or_default();
+        let naming = self.rows.entry((site.to_owned(), current)).or_default();
         (naming.display_name, naming.updated_ms) = (name.map(str::to_owned), now.0);
     }
 
@@ -197,7 +211,7 @@ impl MachineNaming {
         successor: &str,
         now: EpochMs,
     ) -> Result<(), NameRefusal> {
-        let old = self.0.get(&key(site, machine)).and_then(|naming| naming.successor.as_deref());
+        let old = self.rows.get(&key(site, machine)).and_then(|naming| naming.successor.as_deref());
         match old {
             Some(same) if same == successor => return Ok(()),
             Some(other) => return Err(NameRefusal::OtherSuccessor(other.to_owned())),
@@ -207,19 +221,19 @@ impl MachineNaming {
             return Err(NameRefusal::Circle(successor.to_owned()));
         }
         // The successor has a row too: queries compare rows.
-        self.0.entry(key(site, successor)).or_default();
-        let naming = self.0.entry(key(site, machine)).or_default();
+        self.rows.entry(key(site, successor)).or_default();
+        let naming = self.rows.entry(key(site, machine)).or_default();
         (naming.successor, naming.updated_ms) = (Some(successor.to_owned()), now.0);
         Ok(())
     }
 
     /// Follows the successors of a site's machines, and removes rows that say nothing.
     fn resolve(&mut self, site: &str) {
-        let of_site = self.0.iter().filter(|((at, _), _)| at == site);
+        let of_site = self.rows.iter().filter(|((at, _), _)| at == site);
         let successors: BTreeMap<String, String> = of_site
             .filter_map(|((_, id), naming)| Some((id.clone(), naming.successor.clone()?)))
             .collect();
-        for ((at, id), naming) in &mut self.0 {
+        for ((at, id), naming) in &mut self.rows {
             if at != site {
                 continue;
             }
@@ -232,10 +246,11 @@ impl MachineNaming {
             naming.current = (last != id).then(|| last.to_owned());
         }
         let named: BTreeSet<&String> = successors.values().collect();
-        self.0.retain(|(at, id), naming| {
+        self.rows.retain(|(at, id), naming| {
             let says = naming.display_name.is_some() || naming.successor.is_some();
             at != site || says || named.contains(id)
         });
+        self.index();
     }
 }
 
@@ -272,7 +287,7 @@ impl IngestStore {
         let subject = format!("{site}/{machine}");
         Self::audit(&mut tx, org, by, (action, &subject, details)).await?;
         let before = names_in(&mut tx, org).await?;
-        let known = before.0.contains_key(&key(site.as_str(), machine.as_str()));
+        let known = before.rows.contains_key(&key(site.as_str(), machine.as_str()));
         if !known && !has_machine(&mut tx, org, (site, machine)).await? {
             return Ok(Err(NameRefusal::UnknownMachine));
         }
@@ -312,8 +327,8 @@ async fn write_changes(
     (before, after): (&MachineNaming, &MachineNaming),
 ) -> Result<(), StoreError> {
     const DOING: &str = "writing the names of machines";
-    for ((site, machine), naming) in &after.0 {
-        if before.0.get(&key(site, machine)) == Some(naming) {
+    for ((site, machine), naming) in &after.rows {
+        if before.rows.get(&key(site, machine)) == Some(naming) {
             continue;
         }
         on_tx!(&mut *tx, c => query(
@@ -327,8 +342,8 @@ async fn write_changes(
             .bind(naming.updated_ms).execute(c).await.map(drop))
         .map_err(StoreError::query(DOING))?;
     }
-    for (site, machine) in before.0.keys() {
-        if after.0.contains_key(&key(site, machine)) {
+    for (site, machine) in before.rows.keys() {
+        if after.rows.contains_key(&key(site, machine)) {
             continue;
         }
         on_tx!(&mut *tx, c => query(
@@ -406,8 +421,8 @@ mod tests {
         for n in 0..NAMES_MAX / 2 {
             let successor = Some(format!("new-{n}"));
             let naming = Naming { successor, ..Naming::default() };
-            names.0.insert(key("leipzig", &format!("old-{n}")), naming);
-            names.0.insert(key("leipzig", &format!("new-{n}")), Naming::default());
+            names.rows.insert(key("leipzig", &format!("old-{n}")), naming);
+            names.rows.insert(key("leipzig", &format!("new-{n}")), Naming::default());
         }
         apply(&mut names, "new-7", MachineChange::Alias(&id("new-8"))).unwrap();
         assert_eq!(names.current_id("leipzig", "old-7"), "new-8");
@@ -415,11 +430,30 @@ mod tests {
         assert_eq!(names.previous_ids("leipzig", "new-8"), ["new-7", "old-7", "old-8"]);
     }
 
+    /// Each look-up among all rows would make this test take minutes.
+    #[test]
+    fn the_names_of_a_long_list_are_looked_up_by_an_index() {
+        let mut names = MachineNaming::default();
+        for n in 0..NAMES_MAX {
+            let current = Some("roaster-1".to_owned()).filter(|_| n % 100 == 7);
+            let naming = Naming { current, ..Naming::default() };
+            names.rows.insert(key("leipzig", &format!("old-{n}")), naming);
+        }
+        names.index();
+        let expected: Vec<String> = names.previous_ids("leipzig", "roaster-1");
+        assert_eq!(expected.len(), NAMES_MAX / 100);
+        for n in 0..100_000 {
+            let earlier = names.earlier("leipzig", if n % 2 == 0 { "other" } else { "none" });
+            assert_eq!(earlier.count(), 0);
+        }
+        assert!(names.previous_ids("berlin", "roaster-1").is_empty());
+    }
+
     #[test]
     fn the_number_of_names_is_bounded() {
         let mut names = MachineNaming::default();
         for n in 0..NAMES_MAX {
-            names.0.insert(key("berlin", &n.to_string()), Naming::default());
+            names.rows.insert(key("berlin", &n.to_string()), Naming::default());
         }
         let refused = apply(&mut names, "drum-1", MachineChange::Rename(Some("one more")));
         assert_eq!(refused, Err(NameRefusal::TooMany));

@@ -20,6 +20,7 @@ mod row;
 mod sample_budget;
 mod sessions;
 mod sweeps;
+mod totals;
 
 use std::sync::Arc;
 
@@ -59,6 +60,8 @@ pub struct IngestStore {
     numbers: Arc<Cache<ChainName, ChainNo>>,
     /// The clock offsets of boots, by chain number and boot id.
     offsets: Arc<Cache<(i64, i64), ClockOffset>>,
+    /// What has been counted of running sessions.
+    counts: Arc<totals::RunningCounts>,
 }
 
 /// The database's numbers of a chain and its machine.
@@ -84,6 +87,7 @@ impl IngestStore {
             database,
             numbers: Arc::new(Cache::new(numbers_max)),
             offsets: Arc::new(Cache::new(OFFSETS_MAX)),
+            counts: Arc::new(Cache::new(totals::COUNTS_MAX)),
         }
     }
 
@@ -94,6 +98,7 @@ impl IngestStore {
             database: self.database.for_reading(),
             numbers: self.numbers.clone(),
             offsets: self.offsets.clone(),
+            counts: self.counts.clone(),
         }
     }
 
@@ -105,6 +110,7 @@ impl IngestStore {
             database: self.database.with_own_pool(connections),
             numbers: self.numbers.clone(),
             offsets: self.offsets.clone(),
+            counts: self.counts.clone(),
         }
     }
 
@@ -161,11 +167,12 @@ impl IngestStore {
         .map_err(StoreError::query(DOING))
     }
 
-    /// Clears the cached numbers and offsets: the database may have been restored to a time before
+    /// Clears the cached numbers, offsets and counts: the database may have been restored to a time before
     /// they were assigned.
     pub(crate) fn clear_number_cache(&self) {
         self.numbers.clear();
         self.offsets.clear();
+        self.counts.clear();
     }
 }
 

@@ -22,6 +22,15 @@ pub struct MachineRow {
     pub gaps: String,
 }
 
+/// Selects the newest chain of the machine `m`: the one with the newest samples. Of chains without
+/// stored frames it is the one that was seen last. A chain is also seen when frames arrive that its
+/// gateway kept for long, as after its replacement: they do not make it the newest.
+const NEWEST_CHAIN: &str = "SELECT n.chain_no FROM chains n \
+     WHERE n.org_id = $1 AND n.machine_no = m.machine_no \
+     ORDER BY COALESCE((SELECT f.t0_ms FROM frames f WHERE f.chain_no = n.chain_no \
+                        ORDER BY f.number DESC LIMIT 1), 0) DESC, \
+     n.seen_ms DESC, n.chain_no DESC LIMIT 1";
+
 impl IngestStore {
     /// Returns the machines of an organisation with their newest chains, at most 1 000.
     ///
@@ -42,8 +51,11 @@ impl IngestStore {
     ) -> Result<Vec<MachineRow>, StoreError> {
         let sql = format!(
             "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
-             FROM machines m JOIN chains c ON c.machine_no = m.machine_no \
-             WHERE m.org_id = $1 AND c.seen_ms = (SELECT MAX(seen_ms) FROM chains WHERE machine_no = m.machine_no) \
+             FROM machines m JOIN chains c ON c.org_id = m.org_id AND c.machine_no = m.machine_no \
+             WHERE m.org_id = $1 AND c.chain_no = CASE \
+             WHEN NOT EXISTS (SELECT 1 FROM chains o WHERE o.org_id = $1 \
+                 AND o.machine_no = m.machine_no AND o.chain_no <> c.chain_no) THEN c.chain_no \
+             ELSE ({NEWEST_CHAIN}) END \
              AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR {}) \
              ORDER BY m.site_id, m.machine_id LIMIT 1000",
             is_machine(("m.site_id", "m.machine_id"), "$1", "$3")

@@ -6,13 +6,12 @@ use std::fmt::Write as _;
 use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
 use ::database::{StoreError, on};
-use contract::{Channel, OrgId};
+use contract::OrgId;
 
-use super::row::{SELECT, end_of};
+use super::row::SELECT;
 use super::sample_budget::{self, SAMPLES_A_READ};
-use super::sessions::{SELECT_SESSION, SessionRow, Totals};
+use super::sessions::{SELECT_SESSION, SessionRow};
 use super::{ChainNo, FrameRow, IngestStore};
-use crate::published::PublishedSamples;
 
 /// The filter of `GET /sessions`, already validated and bounded.
 #[derive(Debug, Clone, Default)]
@@ -192,50 +191,6 @@ impl IngestStore {
         .map_err(StoreError::query(DOING))
     }
 
-    /// Returns a session's totals, counted from its frames.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn totals(&self, org: &OrgId, session: &SessionRow) -> Result<Totals, StoreError> {
-        self.totals_with_kids(org, session).await.map(|(totals, _)| totals)
-    }
-
-    /// Returns a session's totals, and the keys that signed messages of publishers in it.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn totals_with_kids(
-        &self,
-        org: &OrgId,
-        session: &SessionRow,
-    ) -> Result<(Totals, BTreeSet<String>), StoreError> {
-        const FRAMES_A_READ: i64 = 2_000;
-        let (first, last) = self.sample_range(session).await?;
-        let (mut totals, mut kids, mut from) = (Totals::default(), BTreeSet::new(), first);
-        loop {
-            let read = self.frames_of_range(org, session.chain_no, from, last, FRAMES_A_READ);
-            let frames = read.await?;
-            let Some(end) = end_of(&frames) else { break };
-            for frame in &frames {
-                totals.add(frame, &mut from, last);
-                kids.extend(kids_of(frame));
-            }
-            if end > last {
-                break;
-            }
-            from = from.max(end);
-        }
-        if totals.points == 0 {
-            // Retention has dropped the frames; the curve holds all their samples.
-            if let Some(curve) = self.curve(org, &session.session_id).await? {
-                let mut from = first;
-                totals.add(&curve, &mut from, last);
-                kids.extend(kids_of(&curve));
-            }
-        }
-        Ok((totals, kids))
-    }
-
     /// Returns the events of a session in the order of their samples, at most 10 000.
     ///
     /// # Errors
@@ -313,33 +268,6 @@ impl IngestStore {
         .map_err(StoreError::query("reading a session's CHARGE"))?;
         Ok(at.map(contract::EpochMs))
     }
-}
-
-impl Totals {
-    /// Adds the samples of a frame from `*next` to `last`; moves `*next` behind them, so that frames
-    /// which overlap count once.
-    fn add(&mut self, frame: &FrameRow, next: &mut i64, last: i64) {
-        for i in 0..frame.len() {
-            let seq = frame.seq_at(i);
-            if seq < *next || seq > last {
-                continue;
-            }
-            *next = seq.saturating_add(1);
-            self.points = self.points.saturating_add(1);
-            match frame.trust {
-                0 => self.verified = self.verified.saturating_add(1),
-                _ => self.unsigned = self.unsigned.saturating_add(1),
-            }
-            if let Some(bt) = frame.value(&Channel::Bt, i) {
-                self.max_bt_c = Some(self.max_bt_c.map_or(bt, |max: f64| max.max(bt)));
-            }
-        }
-    }
-}
-
-/// Returns the keys that signed messages of publishers in a frame.
-fn kids_of(frame: &FrameRow) -> impl Iterator<Item = String> {
-    frame.published.iter().flat_map(PublishedSamples::kids).map(str::to_owned)
 }
 
 impl SessionRow {

@@ -477,7 +477,7 @@ impl IngestStore {
 }
 
 /// The totals of a session.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Totals {
     pub points: i64,
     pub verified: i64,

@@ -11,7 +11,7 @@ use contract::*;
 use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChainNo, OrgCursor, Outcome};
-use ingestion::verified_frame::{Numbering, Repeats, Trust, VerifiedFrame};
+use ingestion::verified_frame::{Numbering, Opening, Repeats, Trust, VerifiedFrame};
 
 /// Makes a test of each check on SQLite, and one on PostgreSQL.
 macro_rules! on_both {
@@ -158,7 +158,7 @@ fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     verified.frame.columns = if drop { vec![] } else { vec![bt] };
     verified.frame.events = if drop { vec![event] } else { vec![] };
     verified.digest = trust::sha256_digest(format!("{second} {drop}").as_bytes());
-    let opens = opens.then_some((session, NOW));
+    let opens = opens.then(|| Opening { session, started: NOW, after: None });
     verified.numbering = Numbering::Arrival { opens, repeats: Repeats::SameTime };
     verified
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::KernelStore;
 use super::lane::{PENDING, RETRY, RUNNING};
 use super::mission_row::{MissionRow, columns, to_json};
+use super::turns::waiting_sql;
 
 /// The wait after the first failure, ms; it doubles with each further failure.
 const RETRY_DELAY_MS: i64 = 2_000;
@@ -42,7 +43,7 @@ pub struct AttemptFailure {
 
 /// Returns the condition that a mission has one of `goals` goals, whose parameters begin at number
 /// `first`; empty for any goal.
-fn in_goals(goals: usize, first: usize) -> String {
+pub(super) fn in_goals(goals: usize, first: usize) -> String {
     if goals == 0 {
         return String::new();
     }
@@ -114,27 +115,7 @@ impl KernelStore {
         goals: &[String],
         now: EpochMs,
     ) -> Result<Vec<String>, StoreError> {
-        let of_goals = in_goals(goals.len(), 2);
-        let mut looks = Vec::new();
-        for urgency in 0..Priority::ALL.len() {
-            for lane in [PENDING, RETRY, RUNNING] {
-                let due = if lane == PENDING { "" } else { " AND due_ms <= $1" };
-                looks.push(format!(
-                    "EXISTS (SELECT 1 FROM missions m WHERE m.org_id = o.org_id \
-                     AND urgency = {urgency} AND lane = {lane} AND attempts < max_attempts{due}{of_goals})"
-                ));
-            }
-        }
-        let sql = format!(
-            "WITH RECURSIVE o (org_id) AS ( \
-             SELECT MIN(org_id) FROM missions WHERE lane IS NOT NULL \
-             UNION ALL \
-             SELECT (SELECT MIN(n.org_id) FROM missions n WHERE n.lane IS NOT NULL AND n.org_id > o.org_id) \
-             FROM o WHERE o.org_id IS NOT NULL) \
-             SELECT o.org_id FROM o WHERE o.org_id IS NOT NULL AND CAST($1 AS bigint) IS NOT NULL \
-             AND ({})",
-            looks.join(" OR ")
-        );
+        let sql = waiting_sql(goals.len());
         on!(self.database, pool => {
             let mut q = query_scalar(AssertSqlSafe(sql)).bind(now.0);
             for goal in goals {

@@ -1,4 +1,11 @@
 //! The governor's rate limits: token buckets, each of one goal and organisation, site or machine.
+//!
+//! Each bucket is a row of its organisation, so organisations never wait for each other. The missions
+//! of one goal and organisation take their tokens one after the other: a transaction holds the
+//! bucket's row from [`KernelStore::take_token`] to the commit of its mission. It must therefore ask
+//! no other service in between; `missions::create` asks eval before it begins the transaction. All
+//! transactions take the bucket of the machine before that of the organisation, so that none waits
+//! for another in a circle.
 
 use ::database::sqlx::{query, query_scalar};
 use ::database::{StoreError, on_tx};

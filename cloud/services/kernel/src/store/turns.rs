@@ -5,7 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use contract::mission::Priority;
 use tokio::time::Instant;
+
+use super::lane::{PENDING, RETRY, RUNNING};
+use super::queue::in_goals;
 
 /// How often the database is asked which organisations wait. Between two times, an organisation
 /// that is not listed is served when no listed one has a mission.
@@ -72,9 +76,72 @@ impl Turns {
     }
 }
 
+/// Returns the statement that lists the organisations with a mission that a worker of these goals
+/// may claim at $1. It goes from one organisation to the next, and looks into an index for each
+/// urgency and lane, however many missions an organisation has.
+pub(super) fn waiting_sql(goals: usize) -> String {
+    let of_goals = in_goals(goals, 2);
+    let mut looks = Vec::new();
+    for urgency in 0..Priority::ALL.len() {
+        for lane in [PENDING, RETRY, RUNNING] {
+            let due = if lane == PENDING { "" } else { " AND due_ms <= $1" };
+            looks.push(format!(
+                "EXISTS (SELECT 1 FROM missions m WHERE m.org_id = o.org_id \
+                 AND urgency = {urgency} AND lane = {lane} AND attempts < max_attempts{due}{of_goals})"
+            ));
+        }
+    }
+    format!(
+        "WITH RECURSIVE o (org_id) AS ( \
+         SELECT MIN(org_id) FROM missions WHERE lane IS NOT NULL \
+         UNION ALL \
+         SELECT (SELECT MIN(n.org_id) FROM missions n WHERE n.lane IS NOT NULL AND n.org_id > o.org_id) \
+         FROM o WHERE o.org_id IS NOT NULL) \
+         SELECT o.org_id FROM o WHERE o.org_id IS NOT NULL AND CAST($1 AS bigint) IS NOT NULL \
+         AND ({})",
+        looks.join(" OR ")
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    use ::database::sqlx::{AssertSqlSafe, query_scalar, raw_sql};
+    use ::database::{Database, DatabaseConfig, Pool};
+    use testbed::Postgres;
+
     use super::*;
+
+    #[tokio::test]
+    async fn waiting_organisations_are_found_by_an_index_on_postgresql() {
+        let cluster = Postgres::start().await.unwrap();
+        let config = DatabaseConfig { url: cluster.url().into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+        // 50 organisations with 1 200 missions each, of ten goals, in all urgencies and lanes.
+        raw_sql(
+            "INSERT INTO missions (org_id, mission_id, idempotency_key, goal, status, urgency, \
+             lane, due_ms, body, max_attempts, created_ms, updated_ms) \
+             SELECT 'org-' || n % 50, 'm-' || n, 'k-' || n, 'goal-' || (n / 50) % 10, 'PENDING', \
+             (n / 500) % 3, (n / 1500) % 3, n, '{}', 5, 0, 0 FROM generate_series(1, 60000) AS n; \
+             ANALYZE missions",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+        let waiting = async |sql: String| -> Vec<String> {
+            query_scalar(AssertSqlSafe(sql)).fetch_all(pool).await.unwrap()
+        };
+        for (goals, index) in
+            [(0, "missions_claimable_of_org on"), (1, "missions_claimable_of_org_by_goal on")]
+        {
+            let sql = waiting_sql(goals).replace("$1", "60000").replace("$2", "'goal-3'");
+            let plan = waiting(format!("EXPLAIN {sql}")).await.join("\n");
+            assert!(plan.contains(index), "{plan}");
+            assert!(!plan.contains("Seq Scan on missions"), "{plan}");
+            assert_eq!(waiting(sql).await.len(), 50);
+        }
+    }
 
     #[test]
     fn each_organisation_has_a_turn_before_one_has_another() {

@@ -5,7 +5,7 @@
 
 use contract::{EpochMs, EventKind};
 
-use super::stamp::Stamp;
+use super::stamp::{Stamp, TimeBefore};
 use crate::store::{FrameRow, SessionRow};
 
 /// Half an hour of event time without a sample ends a session that has no DROP.
@@ -24,19 +24,39 @@ const DROP_APART_MS: i64 = 60_000;
 pub struct LastSample {
     pub number: i64,
     pub at: EpochMs,
+    pub received: EpochMs,
     pub elapsed_s: Option<f64>,
+    pub restamped: bool,
     pub moved_ms: Option<i64>,
+    /// The publisher's own time, if it stands still.
+    pub stopped: Option<EpochMs>,
 }
 
 impl LastSample {
     pub fn of(frame: &FrameRow) -> Self {
         let published = frame.published.as_ref();
+        let context = published.and_then(|published| published.context(0));
         Self {
             number: frame.number,
             at: frame.sample_at(0),
+            received: EpochMs(frame.received_ms),
             elapsed_s: published.and_then(|published| published.elapsed_s(0)),
-            moved_ms: published.and_then(|published| published.context(0)?.moved_ms),
+            restamped: context.is_some_and(|context| context.restamped),
+            moved_ms: context.and_then(|context| context.moved_ms),
+            stopped: context.and_then(|context| context.stopped_ms).map(EpochMs),
         }
+    }
+
+    /// Returns the time that its publisher gave the sample, if it is known.
+    pub fn own(&self) -> Option<EpochMs> {
+        let moved = self.moved_ms.map(|ms| self.at.plus_ms(ms.saturating_neg()));
+        self.stopped.or(moved).or((!self.restamped).then_some(self.at))
+    }
+
+    /// Returns the sample's time for the stamp of a message that may not be dated earlier than
+    /// `step_ms` after it.
+    pub const fn time(&self, step_ms: i64) -> TimeBefore {
+        TimeBefore { at: self.at.plus_ms(step_ms), moved_ms: self.moved_ms }
     }
 }
 
@@ -166,11 +186,19 @@ mod tests {
 
     fn last(s: i64) -> LastSample {
         let at = NOW.plus_ms(s * 1000);
-        LastSample { number: 10 + s, at, elapsed_s: Some(s as f64), moved_ms: None }
+        LastSample {
+            number: 10 + s,
+            at,
+            received: at,
+            elapsed_s: Some(s as f64),
+            restamped: false,
+            moved_ms: None,
+            stopped: None,
+        }
     }
 
     fn own(s: i64) -> Stamp {
-        Stamp { at: NOW.plus_ms(s * 1000), restamped: false, moved_ms: None }
+        Stamp { at: NOW.plus_ms(s * 1000), restamped: false, moved_ms: None, stopped: None }
     }
 
     #[test]

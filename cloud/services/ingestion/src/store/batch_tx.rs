@@ -118,8 +118,9 @@ const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $
 /// neither waits for the other. A sample that arrives after samples from more than a minute past
 /// the session's end, or after the next session has begun, no longer changes a session.
 const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
-     AND chain_no = $2 AND last_seq < $3 AND ended_ms >= $4 AND started_ms = \
-     (SELECT MAX(started_ms) FROM sessions WHERE machine_no = $1 AND started_ms <= $4) \
+     AND chain_no = $2 AND status = 'CLOSED' AND last_seq < $3 AND started_ms <= $4 \
+     AND ended_ms >= $4 AND first_seq = \
+     (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $2 AND status = 'CLOSED') \
      AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
      AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
      AND f.number < $3 AND f.t0_ms > sessions.ended_ms + 60000)";

@@ -1,7 +1,7 @@
 //! Commits the verified frames and receipts of a batch, and writes into their slots what is
 //! acknowledged. Retries until the database accepts them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,19 +229,20 @@ fn reject_unstorable(verified: &VerifiedFrame, problem: &str) -> CommittedBatch 
 
 /// Counts the points and frames of a batch in the metrics.
 fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
-    let (mut verified, mut unsigned, mut duplicates, mut stored) = (0, 0, 0, 0);
+    let (mut unsigned, mut duplicates, mut stored) = (0, 0, 0);
+    let mut verified: BTreeMap<&str, u64> = BTreeMap::new();
     for (frame, (_, outcome)) in frames.iter().zip(&committed.frames) {
         match (outcome, frame.kid.is_empty()) {
             (Outcome::Stored, false) => {
                 stored += 1;
-                verified += frame.frame.sample_count() as u64;
+                *verified.entry(&frame.kid).or_default() += frame.frame.sample_count() as u64;
             }
             (Outcome::Stored, true) => unsigned += frame.frame.sample_count() as u64,
             (Outcome::Duplicate, _) => duplicates += 1,
             _ => {}
         }
     }
-    metric::committed(verified, stored, took.as_secs_f64());
+    metric::committed(&verified, stored, took.as_secs_f64());
     metric::unsigned(unsigned);
     metric::duplicates(duplicates);
 }

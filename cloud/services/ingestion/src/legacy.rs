@@ -25,7 +25,10 @@ use contract::{
 };
 
 use self::roast::{Known, LastSample, RoastOfEvent};
-use self::stamp::{EVENT_LATE_MAX_MS, FAST_MAX_MS, POINT_LATE_MAX_MS, STOPPED_AFTER_MS, Stamp};
+use self::stamp::{
+    AHEAD_MAX_MS, EVENT_LATE_MAX_MS, FAST_MAX_MS, POINT_LATE_MAX_MS, STOPPED_AFTER_MS, Stamp,
+    TimeBefore,
+};
 use crate::keys::KeyCache;
 use crate::published::{
     FROM_ARRIVAL, PublishedEvent, PublishedMessage, PublishedSamples, SampleContext, TIME_SOURCE,
@@ -180,7 +183,7 @@ impl Arrival<'_> {
     ) -> Result<(Stamp, Content), LegacyError> {
         let mut stamp = match self.stopped(elapsed_s) {
             Some(own) => Stamp::of_stopped(own, self.now),
-            None => self.stamp(POINT_LATE_MAX_MS, 1),
+            None => self.stamp_of_point(),
         };
         let session = self.newest_session().await?;
         let known = Known { session: session.as_ref(), last: self.last };
@@ -218,12 +221,12 @@ impl Arrival<'_> {
     /// Finds the session of an event.
     async fn place_event(&self, event: &RoastEvent) -> Result<(Stamp, Content), LegacyError> {
         let elapsed_s = event.elapsed_seconds();
+        let charge = event.kind == EventKind::Charge;
         let beside = self.last.filter(|last| last.restamped && last.own() == self.own);
         let mut stamp = match beside.filter(|_| self.own.is_some()) {
             Some(last) => Stamp::beside(last.at),
-            None => self.stamp(EVENT_LATE_MAX_MS, 0),
+            None => self.stamp_of_event(charge),
         };
-        let charge = event.kind == EventKind::Charge;
         // A late event belongs to the session that ran at its time.
         let then = stamp.at.plus_ms(if charge { CHARGE_EARLY_MS } else { 0 });
         let mut session = self.store.session_at(self.no, then).await?;
@@ -271,11 +274,31 @@ impl Arrival<'_> {
         Ok((stamp, content))
     }
 
-    /// Returns the stamp of a message. Points that run ahead are dated `step_ms` apart, and an event
-    /// like the point before it, so that it lies at that point and before the next.
-    fn stamp(&self, late_max_ms: i64, step_ms: i64) -> Stamp {
-        let before = self.last.map(|last| last.time(step_ms));
-        Stamp::new(self.own, self.now, before, late_max_ms)
+    /// Returns the stamp of a point. Those that run ahead follow each other by 1 ms.
+    fn stamp_of_point(&self) -> Stamp {
+        let before = TimeBefore { moved_ms: self.moved_ms(), reached: self.reached(1) };
+        Stamp::new(self.own, self.now, before, POINT_LATE_MAX_MS)
+    }
+
+    /// Returns the stamp of an event. One that runs ahead may overtake the points before it: it gets
+    /// the latest possible time, so that they are still taken for earlier ones. A CHARGE lies at the
+    /// point before, so that all later ones belong to its roast.
+    fn stamp_of_event(&self, charge: bool) -> Stamp {
+        let moved_ms = self.moved_ms();
+        let ahead = moved_ms.is_some() || self.reached(0).is_some();
+        let latest = ahead.then(|| self.now.plus_ms(AHEAD_MAX_MS));
+        let reached = if charge { self.reached(0) } else { latest };
+        Stamp::new(self.own, self.now, TimeBefore { moved_ms, reached }, EVENT_LATE_MAX_MS)
+    }
+
+    fn moved_ms(&self) -> Option<i64> {
+        self.last.and_then(|last| last.moved_ms)
+    }
+
+    /// Returns the time `step_ms` after the last point, if that ran ahead.
+    fn reached(&self, step_ms: i64) -> Option<EpochMs> {
+        let at = self.last?.at.plus_ms(step_ms);
+        (at > self.now).then(|| at.min(self.now.plus_ms(AHEAD_MAX_MS)))
     }
 
     /// Returns the own time of a point if it stands still: it is that of the point before, which

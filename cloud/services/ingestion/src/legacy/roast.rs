@@ -5,7 +5,7 @@
 
 use contract::{EpochMs, EventKind};
 
-use super::stamp::{Stamp, TimeBefore};
+use super::stamp::Stamp;
 use crate::store::{FrameRow, SessionRow};
 
 /// Half an hour of event time without a sample ends a session that has no DROP.
@@ -51,12 +51,6 @@ impl LastSample {
     pub fn own(&self) -> Option<EpochMs> {
         let moved = self.moved_ms.map(|ms| self.at.plus_ms(ms.saturating_neg()));
         self.stopped.or(moved).or((!self.restamped).then_some(self.at))
-    }
-
-    /// Returns the sample's time for the stamp of a message that may not be dated earlier than
-    /// `step_ms` after it.
-    pub const fn time(&self, step_ms: i64) -> TimeBefore {
-        TimeBefore { at: self.at.plus_ms(step_ms), moved_ms: self.moved_ms }
     }
 }
 

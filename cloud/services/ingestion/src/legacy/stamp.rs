@@ -4,8 +4,9 @@
 //! The rule: a time more than [`BEHIND_MAX_MS`] before or [`AHEAD_MAX_MS`] after the arrival, or one
 //! that cannot be read, is replaced and marked. The first such message gets the time of its arrival;
 //! the next ones are moved by the same amount while that keeps them near their arrival, so that the
-//! intervals between them stay as they were. Times that run ahead of their arrival get the arrival
-//! too, but none before that of the point before. A time that stands still while points arrive is
+//! intervals between them stay as they were. A point that runs ahead of its arrival, such as that of a
+//! fast simulation, gets the time of the point before and 1 ms, or of the arrival if that is later. A
+//! time that stands still while points arrive is
 //! replaced by the arrival of each.
 
 use contract::EpochMs;
@@ -40,35 +41,25 @@ pub struct Stamp {
     pub stopped: Option<EpochMs>,
 }
 
-/// The time of the point before a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the point before says about the time of a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TimeBefore {
-    /// The earliest time that the message may get if its own time runs ahead.
-    pub at: EpochMs,
     /// By how much the point's own time was moved.
     pub moved_ms: Option<i64>,
+    /// The time for a message that runs ahead like the point before; `None` if that did not.
+    pub reached: Option<EpochMs>,
 }
 
 impl Stamp {
-    /// Returns the stamp of a message that arrived at `now`. `before` is the time of the machine's
-    /// previous point, and `late_max_ms` how long after its moved time the message may arrive.
-    pub fn new(
-        own: Option<EpochMs>,
-        now: EpochMs,
-        before: Option<TimeBefore>,
-        late_max_ms: i64,
-    ) -> Self {
+    /// Returns the stamp of a message that arrived at `now`; it may arrive `late_max_ms` after its
+    /// moved time.
+    pub fn new(own: Option<EpochMs>, now: EpochMs, before: TimeBefore, late_max_ms: i64) -> Self {
         let Some(own) = own else { return Self::of_arrival(None, now) };
         let within = |at: EpochMs, behind_ms: i64, ahead_ms: i64| {
             (now.plus_ms(behind_ms.saturating_neg())..=now.plus_ms(ahead_ms)).contains(&at)
         };
         let on_time = within(own, ON_TIME_MS, ON_TIME_MS);
-        // The point before ran ahead too: no point is dated before it.
-        let reached = before
-            .map(|before| before.at)
-            .filter(|at| within(*at, -1, AHEAD_MAX_MS.saturating_add(1)));
-        let reached = reached.map(|at| at.min(now.plus_ms(AHEAD_MAX_MS)));
-        let moved_ms = before.and_then(|before| before.moved_ms);
+        let TimeBefore { moved_ms, reached } = before;
         let moved = moved_ms.map(|ms| own.plus_ms(ms));
         match moved.filter(|at| within(*at, late_max_ms, FAST_MAX_MS)) {
             // Until its clock is right, so that a roast does not change from one rule to the other.
@@ -122,30 +113,32 @@ mod tests {
     const NOW: EpochMs = EpochMs(1_795_000_000_000);
     const YEAR_MS: i64 = 365 * 86_400_000;
 
-    fn before(at: EpochMs, moved_ms: Option<i64>) -> Option<TimeBefore> {
-        Some(TimeBefore { at, moved_ms })
+    const FIRST: TimeBefore = TimeBefore { moved_ms: None, reached: None };
+
+    fn after(moved_ms: Option<i64>) -> TimeBefore {
+        TimeBefore { moved_ms, reached: None }
     }
 
     #[test]
     fn a_time_near_the_arrival_is_kept() {
         for ms in [0, -BEHIND_MAX_MS, AHEAD_MAX_MS, -3_600_000] {
             let own = NOW.plus_ms(ms);
-            let stamp = Stamp::new(Some(own), NOW, None, POINT_LATE_MAX_MS);
+            let stamp = Stamp::new(Some(own), NOW, FIRST, POINT_LATE_MAX_MS);
             let kept = Stamp { at: own, restamped: false, moved_ms: None, stopped: None };
             assert_eq!((stamp, stamp.problem(Some(own))), (kept, None), "{ms}");
         }
-        let stamp = Stamp::new(Some(NOW), NOW, before(NOW, Some(5)), POINT_LATE_MAX_MS);
+        let stamp = Stamp::new(Some(NOW), NOW, after(Some(5)), POINT_LATE_MAX_MS);
         assert!(!stamp.restamped, "its clock is right again");
     }
 
     #[test]
     fn a_time_far_from_the_arrival_becomes_the_arrival_and_keeps_its_intervals() {
         for own in [EpochMs(1_000_000), NOW.plus_ms(5 * YEAR_MS), NOW.plus_ms(86_400_000)] {
-            let first = Stamp::new(Some(own), NOW, None, POINT_LATE_MAX_MS);
+            let first = Stamp::new(Some(own), NOW, FIRST, POINT_LATE_MAX_MS);
             assert_eq!((first.at, first.restamped), (NOW, true));
             // Two seconds later by the publisher's clock, three by ours.
             let (later, now) = (own.plus_ms(2_000), NOW.plus_ms(3_000));
-            let first_time = before(first.at, first.moved_ms);
+            let first_time = after(first.moved_ms);
             let second = Stamp::new(Some(later), now, first_time, POINT_LATE_MAX_MS);
             assert_eq!((second.at, second.moved_ms), (NOW.plus_ms(2_000), first.moved_ms));
             // The same roast is played again an hour later.
@@ -155,12 +148,12 @@ mod tests {
         }
         // A clock at the limit does not change from one rule to the other within a roast.
         let own = NOW.plus_ms(AHEAD_MAX_MS + 1);
-        let first = Stamp::new(Some(own), NOW, None, POINT_LATE_MAX_MS);
+        let first = Stamp::new(Some(own), NOW, FIRST, POINT_LATE_MAX_MS);
         let now = NOW.plus_ms(5_000);
-        let second = before(first.at, first.moved_ms);
+        let second = after(first.moved_ms);
         let second = Stamp::new(Some(own.plus_ms(1_000)), now, second, POINT_LATE_MAX_MS);
         assert_eq!((second.at, second.restamped), (NOW.plus_ms(1_000), true));
-        let unreadable = Stamp::new(None, NOW, before(NOW, Some(7)), POINT_LATE_MAX_MS);
+        let unreadable = Stamp::new(None, NOW, after(Some(7)), POINT_LATE_MAX_MS);
         let of_arrival = Stamp { at: NOW, restamped: true, moved_ms: None, stopped: None };
         assert_eq!(unreadable, of_arrival);
     }
@@ -169,14 +162,20 @@ mod tests {
     fn a_roast_that_runs_faster_than_time_is_dated_in_order_and_not_in_the_future() {
         // Thirty times as fast as time, by a right clock and by one that counts from 1970.
         for start in [NOW, EpochMs(42_000)] {
-            let mut last: Option<TimeBefore> = None;
+            let mut last: Option<Stamp> = None;
             for s in 0..600 {
                 let (own, now) = (start.plus_ms(s * 1_000), NOW.plus_ms(s * 33));
-                let stamp = Stamp::new(Some(own), now, last, POINT_LATE_MAX_MS);
-                assert!(stamp.at <= now.plus_ms(AHEAD_MAX_MS), "{s}: {}", stamp.at);
+                let latest = now.plus_ms(AHEAD_MAX_MS);
+                let reached = last.map(|last| last.at.plus_ms(1)).filter(|at| *at > now);
+                let before = TimeBefore {
+                    moved_ms: last.and_then(|last| last.moved_ms),
+                    reached: reached.map(|at| at.min(latest)),
+                };
+                let stamp = Stamp::new(Some(own), now, before, POINT_LATE_MAX_MS);
+                assert!(stamp.at <= latest, "{s}: {}", stamp.at);
                 assert!(last.is_none_or(|last| last.at <= stamp.at), "{s}: {}", stamp.at);
                 assert_eq!(stamp.problem(Some(own)).is_some(), stamp.restamped, "{s}");
-                last = Some(TimeBefore { at: stamp.at, moved_ms: stamp.moved_ms });
+                last = Some(stamp);
             }
         }
     }

@@ -116,10 +116,12 @@ const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $
      AND samples > 0 AND t0_ms < $2 ORDER BY number DESC LIMIT 1";
 /// Adds a sample that arrived after the DROP: telemetry and events have separate topics, and
 /// neither waits for the other. A sample that arrives after samples from more than a minute past
-/// the session's end, or after the next session has begun, no longer changes a session.
+/// the session's end, or after the next session has begun, no longer changes a session. Of samples
+/// that got other times than their own, the publisher's elapsed time says whether they are before
+/// the DROP.
 const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $3, curve_ms = NULL WHERE machine_no = $1 \
      AND chain_no = $2 AND status = 'CLOSED' AND last_seq < $3 AND started_ms <= $4 \
-     AND ended_ms >= $4 AND first_seq = \
+     AND ended_ms >= $4 AND (CAST($5 AS double precision) IS NULL OR drop_s IS NULL OR drop_s >= $5) AND first_seq = \
      (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $2 AND status = 'CLOSED') \
      AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $2 AND n.first_seq > sessions.last_seq) \
      AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $2 AND f.number > sessions.last_seq \
@@ -184,6 +186,17 @@ macro_rules! bind_tail {
             .push_bind($new.verified.received.0)
             .push_bind($new.verified.published.as_ref().and_then(PublishedMessage::of_samples));
     }};
+}
+
+/// Returns the elapsed time that a publisher said of a sample, if its own time was replaced.
+fn said_elapsed_s(new: &NewFrame<'_>) -> Option<f64> {
+    match &new.verified.published {
+        Some(PublishedMessage::Sample(samples, _)) => {
+            samples.context(0).filter(|context| context.restamped)?;
+            samples.elapsed_s(0)
+        }
+        _ => None,
+    }
 }
 
 /// Splits the rows into statements of a few fixed sizes, so that the server reuses its plans.
@@ -339,6 +352,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Postgres> {
     async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
         let (no, at) = (new.no, new.verified.frame.wall.0);
         let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
+        let late = late.bind(said_elapsed_s(new));
         late.execute(&mut **self).await.map(drop)
     }
 }
@@ -404,6 +418,7 @@ impl BatchTx for sqlx::Transaction<'_, sqlx::Sqlite> {
     async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
         let (no, at) = (new.no, new.verified.frame.wall.0);
         let late = query(APPEND_LATE).bind(no.machine).bind(no.chain).bind(new.first_seq).bind(at);
+        let late = late.bind(said_elapsed_s(new));
         late.execute(&mut **self).await.map(drop)
     }
 }

@@ -292,6 +292,39 @@ async fn a_time_far_from_the_arrival_is_replaced_and_marked() {
     }
 }
 
+#[tokio::test]
+async fn a_machine_whose_name_is_no_identity_is_returned_as_its_publisher_names_it() {
+    let topic = "roaster/org/Halle 1/Loring S35/telemetry";
+    let (origin, _) = contract::topic::parse_topic(topic).unwrap();
+    let publisher = Publisher { origin, ..Publisher::new().await };
+    let mut body = point(0.0, 0.0);
+    body["machineId"] = json!("Loring S35");
+    assert_eq!(publisher.point(&body, 0.0).await, Outcome::Stored);
+    let payload = point(0.0, 1.0);
+    let named = json!({"orgId": "org", "siteId": "Halle 1", "machineId": "Loring S35"});
+    let mut nested = json!({"ts": NOW, "origin": named, "topic": "telemetry", "payload": payload});
+    nested["payload"]["machineId"] = json!("Loring S35");
+    assert_eq!(publisher.point(&nested, 1.0).await, Outcome::Stored);
+    let session = publisher.sessions().await.remove(0);
+    assert_eq!(
+        (session.machine_id.as_str(), session.site_id.as_str()),
+        ("@Loring:20S35", "@Halle:201")
+    );
+    for envelope in publisher.streamed().await {
+        let sent = serde_json::to_value(&envelope).unwrap();
+        assert_eq!(
+            (&sent["origin"], &sent["payload"]["machineId"]),
+            (&named, &json!("Loring S35"))
+        );
+        let located: Value =
+            serde_json::from_str(&row_json::located_json(&envelope).unwrap()).unwrap();
+        assert_eq!(
+            (&located["siteId"], &located["machineId"]),
+            (&json!("Halle 1"), &json!("Loring S35"))
+        );
+    }
+}
+
 /// The clock of `r-1` is 30 minutes ahead; its roast began five minutes before that of `r-2`.
 #[tokio::test]
 async fn a_publisher_ahead_of_its_arrival_heads_no_list() {

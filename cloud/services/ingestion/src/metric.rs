@@ -78,6 +78,11 @@ pub fn duplicates(count: u64) {
     metrics::counter!("simcorp_ingest_duplicate_frames_total").increment(count);
 }
 
+/// Counts a report that two agents send under one device name.
+pub fn name_conflict() {
+    metrics::counter!("simcorp_ingest_name_conflicts_total").increment(1);
+}
+
 pub fn retried() {
     metrics::counter!("simcorp_ingest_commit_retries_total").increment(1);
 }

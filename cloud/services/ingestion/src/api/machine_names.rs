@@ -171,6 +171,7 @@ pub(super) fn join(names: &MachineNaming, statuses: Vec<MachineStatus>) -> Vec<M
 fn complete(status: &mut MachineStatus, other: &MachineStatus) {
     status.missing_frames = status.missing_frames.saturating_add(other.missing_frames);
     status.last_sample_at = status.last_sample_at.or(other.last_sample_at);
+    status.name_conflict_at = status.name_conflict_at.max(other.name_conflict_at);
     if status.last_event_at < other.last_event_at {
         status.last_event = other.last_event;
         status.last_event_at = other.last_event_at;

@@ -62,6 +62,7 @@ pub async fn machines(
                 .iter()
                 .map(|(first, last)| last.saturating_sub(*first).saturating_add(1))
                 .sum(),
+            name_conflict_at: row.conflict_ms.map(EpochMs),
         });
     }
     Ok(Json(join(&store.machine_names(org).await?, statuses)))

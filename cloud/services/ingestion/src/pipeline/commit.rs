@@ -13,6 +13,7 @@ use service::tasks;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::name_conflicts::NameConflicts;
 use super::retry;
 use super::slot::{Slot, SlotState, VerifiedReceipt, refusal_ack};
 use crate::clock_correction::ClockCorrection;
@@ -29,6 +30,7 @@ pub(super) struct Committer {
     /// Notified after each commit of frames.
     pub(super) wake: Arc<Notify>,
     pub(super) dating: ClockCorrection,
+    pub(super) conflicts: Arc<NameConflicts>,
     /// Notified after a receipt was stored.
     pub(super) receipt_stored: Arc<Notify>,
 }
@@ -63,8 +65,27 @@ impl Committer {
             if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
                 self.dating.note(no.chain, verified);
             }
+            if self.conflicts.note(verified, outcome) {
+                self.report_conflict(verified).await;
+            }
             let gaps = committed.gaps.get(&no.chain).map(Vec::as_slice).unwrap_or_default();
             slot.state = SlotState::Done(ack_of(verified, outcome, gaps));
+        }
+    }
+
+    /// Reports that two agents send under the name of a frame's device.
+    async fn report_conflict(&self, verified: &VerifiedFrame) {
+        let (origin, kid) = (&verified.frame.origin, verified.kid.as_str());
+        metric::name_conflict();
+        tracing::warn!(
+            %origin, kid,
+            "two agents send under one device name and key: was the card copied? Stop one of them, \
+             and enrol it under a name of its own"
+        );
+        if let Err(error) =
+            self.store.record_name_conflict(&origin.org, kid, verified.received).await
+        {
+            tracing::debug!(%error, "could not store a name conflict; the next one is tried again");
         }
     }
 

@@ -46,10 +46,10 @@ impl CorsConfig {
 /// Returns an origin as browsers send it: without the default port of its scheme.
 fn as_sent(origin: &str) -> &str {
     const DEFAULT_PORTS: [(&str, &str); 2] = [("http://", ":80"), ("https://", ":443")];
-    let written = DEFAULT_PORTS.iter().find(|(scheme, _)| origin.starts_with(scheme));
+    let written = DEFAULT_PORTS.iter().find(|(scheme, _)| origin.starts_with(*scheme));
     let host = written.and_then(|(scheme, port)| {
         // In `http://[::1:80]` the port would be a part of the address.
-        let without = origin.strip_suffix(port)?;
+        let without = origin.strip_suffix(*port)?;
         (without.len() > scheme.len() && !without.ends_with(':')).then_some(without)
     });
     host.filter(|host| !host.contains('[') || host.ends_with(']')).unwrap_or(origin)

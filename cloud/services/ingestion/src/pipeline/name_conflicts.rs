@@ -16,6 +16,9 @@ const WITHIN_MS: i64 = 15 * 60_000;
 /// Only frames this near their arrival count: those of an old chain that waited in a journal are sent
 /// in turn with those of the new one.
 const RECENT_MS: i64 = 2 * 60_000;
+/// And only frames that are not older than this before the machine's newest one: those that an old
+/// chain has left were made before the new one began.
+const CLOCKS_APART_MS: i64 = 5_000;
 /// How often a conflict is reported.
 const REPORT_MS: i64 = 60_000;
 
@@ -24,6 +27,8 @@ const REPORT_MS: i64 = 60_000;
 struct ChainTurns {
     newest: ChainId,
     before: Option<ChainId>,
+    /// The date of the newest frame.
+    dated: EpochMs,
     signs: u32,
     /// The time of the first sign.
     since: EpochMs,
@@ -47,19 +52,27 @@ impl NameConflicts {
     pub(super) fn note(&self, verified: &VerifiedFrame, outcome: Outcome) -> bool {
         let (frame, now) = (&verified.frame, verified.received);
         let last = frame.offsets_ms.last().copied().map_or(0, i64::from);
-        let apart_ms = now.ms_since(frame.wall.plus_ms(last)).saturating_abs();
+        let dated = frame.wall.plus_ms(last);
+        let apart_ms = now.ms_since(dated).saturating_abs();
         let reused = outcome == Outcome::Refused(Refusal::SequenceReused);
         let counts = reused || (outcome == Outcome::Stored && apart_ms <= RECENT_MS);
         if verified.numbering != Numbering::Edge || verified.kid.is_empty() || !counts {
             return false;
         }
         let Some(turns) = self.turns.get(&frame.origin) else {
-            let first = ChainTurns { newest: frame.chain, before: None, signs: 0, since: now };
+            let (newest, since) = (frame.chain, now);
+            let first = ChainTurns { newest, before: None, dated, signs: 0, since };
             self.turns.insert(frame.origin.clone(), first);
             return false;
         };
         let same = turns.newest == frame.chain;
         if same && !reused {
+            if dated > turns.dated {
+                self.turns.insert(frame.origin.clone(), ChainTurns { dated, ..turns });
+            }
+            return false;
+        }
+        if !reused && turns.dated.ms_since(dated) > CLOCKS_APART_MS {
             return false;
         }
         let sign = reused || turns.before == Some(frame.chain);
@@ -68,6 +81,7 @@ impl NameConflicts {
         let turns = ChainTurns {
             newest: frame.chain,
             before: if same { turns.before } else { Some(turns.newest) },
+            dated: dated.max(turns.dated),
             signs: signs.saturating_add(u32::from(sign)),
             since,
         };
@@ -151,6 +165,13 @@ mod tests {
         for s in 0..100 {
             assert!(!conflicts.note(&frame(1, s, 3_600), Outcome::Stored), "waited in a journal");
             assert!(!conflicts.note(&frame(2, s, 1), Outcome::Stored));
+        }
+        // What the old chain has left of the last minute is sent between the frames of the new one.
+        let conflicts = NameConflicts::default();
+        assert!(!conflicts.note(&frame(1, 0, 1), Outcome::Stored));
+        for s in 10..70 {
+            assert!(!conflicts.note(&frame(2, s, 1), Outcome::Stored));
+            assert!(!conflicts.note(&frame(1, s, s), Outcome::Stored));
         }
         // A journal is replaced every few minutes.
         for chain in 3..90 {

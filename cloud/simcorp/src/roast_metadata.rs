@@ -17,6 +17,10 @@ const CORRECTABLE: [EventKind; 3] = [EventKind::Tp, EventKind::Fc, EventKind::Dr
 const SAME_S: f64 = 0.5;
 /// Artisan's title of a roast without a name.
 const DEFAULT_TITLE: &str = "Roaster Scope";
+/// The reason of the overrides that a save writes, by which the next save knows them.
+const MOVED: &str = "moved in a later save of the imported recording";
+/// The most earlier saves of a roast that its session's metadata names.
+const EARLIER_SAVES_MAX: usize = 100;
 /// The longest text that is written, in characters.
 const TEXT_CHARS_MAX: usize = 1_000;
 
@@ -49,14 +53,22 @@ pub async fn write(
         None => (None, SessionMeta::default()),
     };
     let file = save.file.to_string();
-    let written = meta.extra.get("import").and_then(|import| import.get("fileSha256"));
-    if written.and_then(Value::as_str) == Some(file.as_str()) {
+    if written_saves(&meta).contains(&file) {
         return Ok(Vec::new());
     }
     let moved = if other { correct_events(remote, session, save).await? } else { Vec::new() };
     fill(&mut meta, save.recording, &file);
     remote.put(&remote.ingestion, &path, version.as_deref(), &meta).await?;
     Ok(moved)
+}
+
+/// Returns the digests of the saves that were written to a session, the newest first.
+fn written_saves(meta: &SessionMeta) -> Vec<String> {
+    let import = meta.extra.get("import");
+    let newest = import.and_then(|import| import.get("fileSha256"));
+    let earlier = import.and_then(|import| import.get("earlierSha256")?.as_array());
+    let all = newest.into_iter().chain(earlier.into_iter().flatten());
+    all.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Sets the fields that the recording has, and keeps the others.
@@ -71,7 +83,10 @@ fn fill(meta: &mut SessionMeta, recording: &Recording, file: &str) {
     if let Some(batch) = text(&recording.batch) {
         meta.extra.insert("batchNumber".to_owned(), json!(batch));
     }
-    let import = json!({"fileSha256": file, "roastId": text(&recording.roast_id)});
+    let mut earlier = written_saves(meta);
+    earlier.truncate(EARLIER_SAVES_MAX);
+    let roast_id = text(&recording.roast_id);
+    let import = json!({"fileSha256": file, "earlierSha256": earlier, "roastId": roast_id});
     meta.extra.insert("import".to_owned(), import);
 }
 
@@ -96,12 +111,13 @@ async fn correct_events(
     let id = session.summary.session_id.as_str();
     let events: Vec<RoastEvent> =
         remote.get(&remote.ingestion, &["sessions", id, "events"], &[]).await?;
+    let path = ["sessions", id, "events", "overrides"];
+    let earlier: Vec<EventOverride> = remote.get(&remote.ingestion, &path, &[]).await?;
     let overrides: Vec<EventOverride> = CORRECTABLE
         .into_iter()
-        .filter_map(|kind| moved_event(&session.summary, &events, save, kind))
+        .filter_map(|kind| moved_event(&session.summary, (&events, &earlier), save, kind))
         .collect();
     if !overrides.is_empty() {
-        let path = ["sessions", id, "events", "overrides"];
         let body = json!({"overrides": overrides});
         remote.put(&remote.ingestion, &path, None, &body).await?;
     }
@@ -109,21 +125,27 @@ async fn correct_events(
 }
 
 /// Returns the override of an event that the save has at another time than the session; `None` if
-/// it is the same, or outside the session.
+/// it is the same, or outside the session. An earlier save's override goes before the event; the
+/// override of a person does not, so that a save that did not move the event keeps it.
 fn moved_event(
     session: &RoastSessionSummary,
-    events: &[RoastEvent],
+    (events, overrides): (&[RoastEvent], &[EventOverride]),
     save: &RecordingSave<'_>,
     kind: EventKind,
 ) -> Option<EventOverride> {
     let at = save.begins.plus_ms(save.recording.mark_ms(kind)?);
     let elapsed_seconds = at.ms_since(session.started_at) as f64 / 1000.0;
-    let same = |event: &RoastEvent| {
-        let stored = event.elapsed_seconds().filter(|_| event.kind == kind);
-        stored.is_some_and(|stored| (stored - elapsed_seconds).abs() <= SAME_S)
+    let is_same = |stored: f64| (stored - elapsed_seconds).abs() <= SAME_S;
+    let of_save =
+        overrides.iter().find(|one| one.event_type == kind && one.reason.as_deref() == Some(MOVED));
+    let same = if let Some(earlier) = of_save {
+        is_same(earlier.elapsed_seconds)
+    } else {
+        let mut stored = events.iter().filter(|event| event.kind == kind);
+        stored.any(|event| event.elapsed_seconds().is_some_and(is_same))
     };
     let longest = session.drop_seconds.unwrap_or(f64::INFINITY);
-    if events.iter().any(same) || !(0.0..=longest).contains(&elapsed_seconds) {
+    if same || !(0.0..=longest).contains(&elapsed_seconds) {
         return None;
     }
     Some(EventOverride {
@@ -132,13 +154,16 @@ fn moved_event(
         source: OverrideSource::Human,
         author: None,
         actor: None,
-        reason: Some("moved in a later save of the imported recording".to_owned()),
+        reason: Some(MOVED.to_owned()),
         updated_at: None,
     })
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // small, exact numbers
 mod tests {
+    use roast::sample::Sample;
+
     use super::*;
 
     #[test]
@@ -162,5 +187,50 @@ mod tests {
         assert_eq!((meta.weight_in_g, meta.weight_out_g), (Some(400.0), Some(344.4)));
         assert_eq!(meta.extra["batchNumber"], "L7");
         assert_eq!(meta.extra["import"]["fileSha256"], "0a");
+    }
+
+    #[test]
+    fn every_save_that_was_written_is_remembered() {
+        let mut meta = SessionMeta::default();
+        for file in ["0a", "0b", "0c"] {
+            assert!(!written_saves(&meta).contains(&file.to_owned()));
+            fill(&mut meta, &Recording::default(), file);
+        }
+        assert_eq!(written_saves(&meta), ["0c", "0b", "0a"]);
+        // As it was written before there was a list.
+        meta.extra.insert("import".to_owned(), json!({"fileSha256": "0d"}));
+        assert_eq!(written_saves(&meta), ["0d"]);
+    }
+
+    #[test]
+    fn a_second_correction_moves_what_the_first_has_moved() {
+        let session = json!({
+            "orgId": "org", "siteId": "leipzig", "machineId": "r-1", "sessionId": "S-1",
+            "startedAt": EpochMs(0), "endedAt": EpochMs(600_000), "status": "CLOSED",
+            "telemetryPoints": 601, "verifiedPoints": 601, "unsignedPoints": 0, "failedPoints": 0,
+            "deviceIds": [], "completeness": "complete"
+        });
+        let session: RoastSessionSummary = serde_json::from_value(session).unwrap();
+        let event = json!({"ts": EpochMs(500_000), "machineId": "r-1", "type": "FC",
+                           "payload": {"elapsedSeconds": 500.0}});
+        let events: Vec<RoastEvent> = vec![serde_json::from_value(event).unwrap()];
+        let samples = (0..601).map(|s| Sample { t_ms: s * 1_000, ..Sample::default() }).collect();
+        let mut recording = Recording { samples, ..Recording::default() };
+        let mut moved = |fc: usize, overrides: &[EventOverride]| {
+            recording.marks = vec![(EventKind::Fc, fc)];
+            let (begins, file) = (EpochMs(0), Digest([1; 32]));
+            let save = RecordingSave { recording: &recording, begins, file };
+            moved_event(&session, (&events, overrides), &save, EventKind::Fc)
+        };
+        assert_eq!(moved(500, &[]), None, "as it was measured");
+        let first = moved(520, &[]).unwrap();
+        assert_eq!(first.elapsed_seconds, 520.0);
+        let stored = std::slice::from_ref(&first);
+        assert_eq!(moved(520, stored), None);
+        assert_eq!(moved(510, stored).unwrap().elapsed_seconds, 510.0);
+        assert_eq!(moved(500, stored).unwrap().elapsed_seconds, 500.0, "back where it was");
+        // What a person has set stays, if the save did not move the event.
+        let of_person = EventOverride { reason: None, ..first };
+        assert_eq!(moved(500, &[of_person]), None);
     }
 }

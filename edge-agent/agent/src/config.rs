@@ -55,6 +55,8 @@ impl IdentityConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct MachineConfig {
     pub id: String,
+    /// The machine's id before it was renamed: what was learned under it is used. Empty: none.
+    pub previous_id: String,
     pub driver: DriverKind,
     pub simulated: SimulatedConfig,
     pub replay: ReplayConfig,
@@ -265,6 +267,14 @@ impl EdgeConfig {
         })
     }
 
+    /// Returns the name that the machine `origin` had before it was renamed; `None` if none is
+    /// configured.
+    #[must_use]
+    pub fn previous_origin(&self, origin: &Origin) -> Option<Origin> {
+        let machine = MachineId::new(self.machine.previous_id.clone()).ok()?;
+        Some(Origin { machine, ..origin.clone() })
+    }
+
     /// Returns the signing key's id. Always `Some` for a configuration that passed
     /// [`Config::check`]; `None` if an id in it is invalid.
     #[must_use]
@@ -309,6 +319,9 @@ impl Config for EdgeConfig {
         id("identity.site", SiteId::new(self.identity.site.clone()).map(drop));
         id("identity.device", DeviceId::new(self.identity.device.clone()).map(drop));
         id("machine.id", MachineId::new(self.machine.id.clone()).map(drop));
+        if !self.machine.previous_id.is_empty() {
+            id("machine.previous_id", MachineId::new(self.machine.previous_id.clone()).map(drop));
+        }
         mistakes.require(
             !self.identity.key_file.as_os_str().is_empty() || self.identity.uses_signer_socket(),
             "identity.key_file",

@@ -294,7 +294,7 @@ impl Journal {
 
     /// Returns the chain of `origin`, and the next numbers in it. A chain belongs to one machine:
     /// in a new journal, or if the gateway was moved to another machine, it first starts the chain
-    /// `fresh`, abandons the running roasts and deletes what was learned.
+    /// `fresh`, abandons the running roasts, and sets aside what was learned about the machine before.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
@@ -318,14 +318,16 @@ impl Journal {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
             _ => {
                 let before = self.machine()?;
-                if let Some(hint) = before.and_then(|before| renamed_machine::hint(&before, origin))
-                {
-                    tracing::warn!("{hint}");
+                if let Some(before) = &before {
+                    if let Some(hint) = renamed_machine::hint(before, origin) {
+                        tracing::warn!("{hint}");
+                    }
+                    self.set_learned_aside(before)?;
                 }
                 self.start_chain(fresh, origin)?;
                 self.abandon_roasts(None)?;
                 // What was learned about another machine is not valid for this one.
-                self.save_learned(&roast::machine_model::MachineModel::default())?;
+                self.save_learned(&self.learned_before(origin)?.unwrap_or_default())?;
                 fresh.0
             }
         };

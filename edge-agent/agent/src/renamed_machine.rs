@@ -12,9 +12,10 @@ pub fn hint(before: &Origin, now: &Origin) -> Option<String> {
     }
     let (site, old, new) = (&before.site, &before.machine, &now.machine);
     Some(format!(
-        "machine.id was {old} and is {new} now. If it is the same machine, permit both ids for this \
-         gateway (PUT /devices/ID/machines at the fleet service), then let the cloud join them: \
-         simcorp machine alias {site}/{old} {new}"
+        "machine.id was {old} and is {new} now. If it is the same machine, set machine.previous_id = \
+         \"{old}\", so that what was learned is used, permit both ids for this gateway (PUT \
+         /devices/ID/machines at the fleet service), then let the cloud join them: simcorp machine \
+         alias {site}/{old} {new}"
     ))
 }
 

@@ -212,13 +212,15 @@ fn open_journal_writer(
 ) -> anyhow::Result<JournalWriter> {
     let (folder, quota_mb) = (config.journal.folder.clone(), config.journal.quota_mb);
     let fresh = ChainId(trust::random()?);
+    let previous = config.previous_origin(origin);
+    let previous = previous.as_ref();
     let opened = Journal::open_after_salvage(&folder, quota_mb, clock.wall())
-        .and_then(|journal| load_position(journal, origin, fresh));
+        .and_then(|journal| load_position(journal, origin, previous, fresh));
     let ((journal, position, learned), problem) = match opened {
         Ok(loaded) => (loaded, None),
         Err(problem) if problem.is_passing() => {
             tracing::error!(%problem, "the journal cannot be opened; samples are kept in memory");
-            (load_position(Journal::in_memory()?, origin, fresh)?, Some(problem))
+            (load_position(Journal::in_memory()?, origin, previous, fresh)?, Some(problem))
         }
         Err(problem) => return Err(problem.into()),
     };
@@ -249,10 +251,14 @@ fn open_journal_writer(
 fn load_position(
     journal: Journal,
     origin: &Origin,
+    previous: Option<&Origin>,
     fresh: ChainId,
 ) -> Result<(Journal, JournalPosition, MachineModel), JournalError> {
     let position = journal.load_or_start_chain(origin, fresh)?;
-    let learned = journal.learned()?;
+    let learned = match previous {
+        Some(previous) => journal.learned_since_rename(previous)?,
+        None => journal.learned()?,
+    };
     Ok((journal, position, learned))
 }
 

@@ -157,10 +157,10 @@ pub struct Origin {
     #[serde(rename = "orgId")]
     pub org: OrgId,
     /// The place where the machine stands.
-    #[serde(rename = "siteId")]
+    #[serde(rename = "siteId", with = "crate::upstream_id")]
     pub site: SiteId,
     /// The machine.
-    #[serde(rename = "machineId")]
+    #[serde(rename = "machineId", with = "crate::upstream_id")]
     pub machine: MachineId,
 }
 

@@ -58,6 +58,7 @@ pub mod receipt;
 pub mod session;
 pub mod time;
 pub mod topic;
+pub mod upstream_id;
 
 pub use ack::{Ack, FrameRange, ReceiptVerdict, Refusal, RejectedFrame};
 pub use actor::{Actor, ActorKind};

@@ -13,7 +13,7 @@ use crate::point::{
     BATCH_BYTES_MAX, EVENT_PAYLOAD_BYTES_MAX, EXTRA_NAME_BYTES_MAX, EXTRA_TEXT_BYTES_MAX,
     ExtraValue, FieldError, RoastEvent, TelemetryPoint,
 };
-use crate::{EpochMs, MachineId};
+use crate::{EpochMs, MachineId, upstream_id};
 
 /// The words that some JSON libraries write for values that no JSON number can hold.
 const NON_NUMBERS: [&[u8]; 3] = [b"NaN", b"-Infinity", b"Infinity"];
@@ -114,7 +114,7 @@ impl FieldReader<'_> {
         const NAME: &str = "machineId";
         match self.fields.get(NAME) {
             Some(Value::String(text)) => {
-                MachineId::new(text.as_str()).map_err(|error| field_error(NAME, error.to_string()))
+                upstream_id::identity(text).map_err(|error| field_error(NAME, error.to_string()))
             }
             Some(_) => Err(field_error(NAME, "not a string")),
             None => Err(field_error(NAME, "missing field `machineId`")),

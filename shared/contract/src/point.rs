@@ -34,6 +34,7 @@ pub struct TelemetryPoint {
     /// The time of the sample.
     pub ts: EpochMs,
     /// The machine that was read.
+    #[serde(with = "crate::upstream_id")]
     pub machine_id: MachineId,
     /// The batch, as the machine or its operator names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +75,7 @@ pub struct RoastEvent {
     /// When it happened.
     pub ts: EpochMs,
     /// The machine at which it happened.
+    #[serde(with = "crate::upstream_id")]
     pub machine_id: MachineId,
     /// The batch, as the machine or its operator names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

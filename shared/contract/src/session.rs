@@ -164,4 +164,8 @@ pub struct MachineStatus {
     pub last_event_at: Option<EpochMs>,
     /// The number of frames that are known to be missing and that the cloud has requested.
     pub missing_frames: u64,
+    /// When two agents were last seen to send under the machine's device name and key. Absent if
+    /// there was no such conflict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_conflict_at: Option<EpochMs>,
 }

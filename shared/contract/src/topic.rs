@@ -2,7 +2,7 @@
 //! line limits a device to its machines. Topics of five levels are upstream Sim-Corp's; the sixth
 //! level is ours.
 
-use crate::{IdError, MachineId, OrgId, Origin, SiteId};
+use crate::{IdError, MachineId, OrgId, Origin, SiteId, upstream_id};
 
 /// The kind of a message on a machine's topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,12 +91,15 @@ pub fn parse_topic(topic: &str) -> Result<(Origin, TopicKind), TopicError> {
     let (org, site, machine, suffix) = (next()?, next()?, next()?, next()?);
     let kind =
         TopicKind::ALL.into_iter().find(|kind| kind.suffix() == suffix).ok_or(TopicError::Kind)?;
-    let origin = Origin {
-        org: OrgId::new(org)?,
-        site: SiteId::new(site)?,
-        machine: MachineId::new(machine)?,
+    let org = OrgId::new(org)?;
+    let (site, machine) = match kind {
+        // Upstream's publishers may use names that are no identities.
+        TopicKind::Telemetry | TopicKind::Events => {
+            (upstream_id::identity(site)?, upstream_id::identity(machine)?)
+        }
+        _ => (SiteId::new(site)?, MachineId::new(machine)?),
     };
-    Ok((origin, kind))
+    Ok((Origin { org, site, machine }, kind))
 }
 
 #[cfg(test)]
@@ -113,6 +116,10 @@ mod tests {
         for kind in TopicKind::ALL {
             assert_eq!(parse_topic(&kind.topic(&origin)), Ok((origin.clone(), kind)));
         }
+        let named = parse_topic("roaster/acme/Halle 1/Loring S35/telemetry").unwrap().0;
+        assert_eq!(named.to_string(), "acme/@Halle:201/@Loring:20S35");
+        assert!(parse_topic("roaster/acme/Halle 1/Loring S35/receipts").is_err(), "ours");
+        assert!(parse_topic("roaster/a me/b/c/telemetry").is_err(), "an organisation");
         for bad in
             ["", "roaster/a/b/c", "roaster/a/b/c/d", "ops/a/b/c/telemetry", "roaster//b/c/acks"]
         {

@@ -16,7 +16,8 @@ const RETENTION_MS: i64 = 86_400_000;
 /// may run again. Longer than any response may take, and than the clocks of instances differ.
 const RUNNING_MS: i64 = 120_000;
 
-/// The most bytes of responses that are stored for one organisation.
+/// The most bytes of responses that are stored for one organisation, or for one caller of all
+/// organisations.
 const ORG_BYTES_MAX: i64 = 32 * 1024 * 1024;
 /// How long the number of an organisation's bytes is remembered; other instances store some too.
 const RECOUNT_MS: i64 = 10_000;

@@ -38,9 +38,21 @@ impl CorsConfig {
     pub fn origins(&self) -> AllowedOrigins {
         self.allowed_origins
             .iter()
-            .filter_map(|origin| HeaderValue::from_str(origin).ok())
+            .filter_map(|origin| HeaderValue::from_str(as_sent(origin)).ok())
             .collect()
     }
+}
+
+/// Returns an origin as browsers send it: without the default port of its scheme.
+fn as_sent(origin: &str) -> &str {
+    const DEFAULT_PORTS: [(&str, &str); 2] = [("http://", ":80"), ("https://", ":443")];
+    let written = DEFAULT_PORTS.iter().find(|(scheme, _)| origin.starts_with(*scheme));
+    let host = written.and_then(|(scheme, port)| {
+        // In `http://[::1:80]` the port would be a part of the address.
+        let without = origin.strip_suffix(*port)?;
+        (without.len() > scheme.len() && !without.ends_with(':')).then_some(without)
+    });
+    host.filter(|host| !host.contains('[') || host.ends_with(']')).unwrap_or(origin)
 }
 
 /// Returns whether `text` is an origin as browsers send it.
@@ -94,11 +106,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_origins_as_browsers_send_them_are_accepted() {
+    fn origins_are_compared_as_browsers_send_them() {
         for origin in
             ["https://app.example", "http://localhost:1420", "tauri://localhost", "http://[::1]:80"]
         {
             assert!(is_origin(origin), "{origin}");
+        }
+        for (written, sent) in [
+            ("https://app.example:443", "https://app.example"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("http://app.example:443", "http://app.example:443"),
+            ("https://app.example:8443", "https://app.example:8443"),
+            ("http://[::1:80", "http://[::1:80"),
+            ("tauri://localhost", "tauri://localhost"),
+        ] {
+            let config = CorsConfig { allowed_origins: vec![written.to_owned()] };
+            assert!(config.origins().contains(&HeaderValue::from_static(sent)), "{written}");
         }
         for other in [
             "*",

@@ -56,7 +56,9 @@ async fn answer(
     next: Next,
 ) -> Result<Response, ApiError> {
     let caller = request.extensions().get::<Caller>().ok_or_else(ApiError::unauthorized)?;
-    let org = caller.org.as_ref().map_or_else(String::new, ToString::to_string);
+    // A caller of all organisations has a quota of its own. No organisation begins with `*`.
+    let own = || format!("*{}", caller.actor.id);
+    let org = caller.org.as_ref().map_or_else(own, ToString::to_string);
     // The same key from another caller is a different key.
     let name = format!("{}:{key}", caller.actor.id);
     let (parts, body) = request.into_parts();

@@ -1,7 +1,7 @@
 //! Converts ingestion's responses to what a page shows. Pure: the time is passed in.
 
 use contract::session::{Completeness, MachineStatus, RoastSessionSummary};
-use contract::{EpochMs, EventKind, Origin};
+use contract::{EpochMs, EventKind, Origin, upstream_id};
 
 /// A machine without data for longer than this is stale, whether it is roasting or not.
 const STALE_MS: i64 = 15_000;
@@ -54,6 +54,9 @@ impl MachineState {
     }
 }
 
+/// How long a conflict of device names is shown after it was last seen, ms.
+const NAME_CONFLICT_SHOWN_MS: i64 = 15 * 60_000;
+
 /// A row of the fleet page.
 #[derive(Debug)]
 pub struct MachineRow {
@@ -67,6 +70,8 @@ pub struct MachineRow {
     pub event: String,
     pub age: String,
     pub missing: u64,
+    /// Whether two agents sent under the machine's device name lately.
+    pub name_conflict: bool,
 }
 
 impl MachineRow {
@@ -90,6 +95,9 @@ impl MachineRow {
             }),
             age: age_ms(now.ms_since(machine.last_seen_at)),
             missing: machine.missing_frames,
+            name_conflict: machine
+                .name_conflict_at
+                .is_some_and(|at| now.ms_since(at) < NAME_CONFLICT_SHOWN_MS),
         }
     }
 }
@@ -158,7 +166,7 @@ impl SessionRow {
 
 /// Returns a machine's display name, or its id if it has none.
 pub fn shown_name(name: Option<&str>, origin: &Origin) -> String {
-    name.unwrap_or(origin.machine.as_str()).to_owned()
+    name.map_or_else(|| upstream_id::spelling(origin.machine.as_str()), str::to_owned)
 }
 
 fn unknown() -> String {
@@ -230,7 +238,19 @@ mod tests {
             last_event: Some(EventKind::Charge),
             last_event_at: Some(NOW.plus_ms(-125_000)),
             missing_frames: 0,
+            name_conflict_at: None,
         }
+    }
+
+    #[test]
+    fn two_agents_with_one_name_are_shown_while_the_conflict_is_recent() {
+        let shown = |age_s: i64| {
+            let at = Some(NOW.plus_ms(-age_s * 1000));
+            let status = MachineStatus { name_conflict_at: at, ..machine("hot", 1, 1, true) };
+            MachineRow::of(&status, NOW).name_conflict
+        };
+        assert!(shown(60) && !shown(3_600));
+        assert!(!MachineRow::of(&machine("hot", 1, 1, true), NOW).name_conflict);
     }
 
     #[test]

@@ -56,10 +56,10 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
         let budget = judge::budget::JudgeBudget::new(config.judge.questions_per_day);
         // A run of eval that is lost is judged again when its lease has expired.
-        let parts = (store.clone(), (model, budget), clock.clone(), context.stop.clone());
-        context.tasks.spawn_restarting("judge", move || {
+        let parts = (store.clone(), model, clock.clone(), context.stop.clone());
+        context.tasks.spawn_restarting_with("judge", budget, move |budget| {
             let (store, model, clock, stop) = parts.clone();
-            judge::run(store, model, clock, stop)
+            Box::pin(judge::run(store, (model, budget), clock, stop))
         });
     }
     let state = api::State { store, runner, clock: clock.clone() };

@@ -43,6 +43,10 @@ pub struct Device {
     pub created_at: EpochMs,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<EpochMs>,
+    /// When two agents were last seen to send under this name and key. Absent if there was no such
+    /// conflict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name_conflict_at: Option<EpochMs>,
 }
 
 /// A current or former key of a gateway.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::{FromRef, State as Extract};
-use contract::{MachineId, OrgId, Origin, SiteId};
+use contract::{OrgId, Origin, upstream_id};
 use http_stack::OrgRequest;
 use http_stack::auth::{Caller, Role};
 use http_stack::error::{ApiError, Issue};
@@ -103,8 +103,8 @@ fn parse_origin(org: OrgId, site: &str, machine: &str) -> Result<Origin, ApiErro
         |field: &str, error: contract::IdError| ApiError::Issues(vec![Issue::new(field, error)]);
     Ok(Origin {
         org,
-        site: SiteId::new(site).map_err(|e| wrong("siteId", e))?,
-        machine: MachineId::new(machine).map_err(|e| wrong("machineId", e))?,
+        site: upstream_id::identity(site).map_err(|e| wrong("siteId", e))?,
+        machine: upstream_id::identity(machine).map_err(|e| wrong("machineId", e))?,
     })
 }
 

@@ -156,8 +156,9 @@ async fn process_message(following: &InferenceState, origin: &Origin, payload: P
         Payload::Telemetry(point) => {
             let mut settings = None;
             if following.with(|all| all.is_new(origin)) {
-                settings = match following.store.settings(origin).await {
-                    Ok(settings) => settings,
+                let new = std::slice::from_ref(origin);
+                settings = match following.store.settings_of(new).await {
+                    Ok(mut settings) => settings.remove(origin),
                     Err(error) => {
                         tracing::warn!(%error, %origin, "cannot read the settings for now");
                         return; // the next point retries

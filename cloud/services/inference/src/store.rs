@@ -62,7 +62,8 @@ impl InferenceStore {
         rows.into_iter().map(parse_row).collect()
     }
 
-    /// Reads the settings of these machines; those without settings of their own are left out.
+    /// Reads the settings of these machines. One that has none of its own gets the newest ones of
+    /// its other ids, if it has an alias; those without any are left out.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -71,29 +72,40 @@ impl InferenceStore {
         machines: &[Origin],
     ) -> Result<BTreeMap<Origin, Settings>, StoreError> {
         const MACHINES_A_QUERY: usize = 100;
+        // Own settings come last and replace those of an alias.
+        const OF_ALIASES: &str = "SELECT asked.org_id, asked.site_id, asked.machine_id, c.body \
+             FROM machine_names asked JOIN machine_names other ON other.org_id = asked.org_id \
+             AND other.site_id = asked.site_id AND other.machine_id <> asked.machine_id \
+             AND COALESCE(other.current_id, other.machine_id) \
+                 = COALESCE(asked.current_id, asked.machine_id) \
+             JOIN inference_configs c ON c.org_id = other.org_id AND c.site_id = other.site_id \
+             AND c.machine_id = other.machine_id \
+             WHERE (asked.org_id, asked.site_id, asked.machine_id) IN (VALUES NAMES) \
+             ORDER BY c.updated_ms";
+        const OWN: &str = "SELECT org_id, site_id, machine_id, body FROM inference_configs \
+             WHERE (org_id, site_id, machine_id) IN (VALUES NAMES)";
         let mut all = BTreeMap::new();
         for some in machines.chunks(MACHINES_A_QUERY) {
             let names: Vec<String> = (0..some.len())
                 .map(|n| format!("(${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
                 .collect();
-            let sql = format!(
-                "SELECT org_id, site_id, machine_id, body FROM inference_configs \
-                 WHERE (org_id, site_id, machine_id) IN (VALUES {})",
-                names.join(", ")
-            );
-            let rows: Vec<(String, String, String, String)> = on!(self.database, pool => {
-                let mut q = query_as(AssertSqlSafe(sql));
-                for origin in some {
-                    q = q.bind(origin.org.as_str()).bind(origin.site.as_str())
-                        .bind(origin.machine.as_str());
+            let names = names.join(", ");
+            for sql in [OF_ALIASES, OWN] {
+                let sql = sql.replace("NAMES", &names);
+                let rows: Vec<(String, String, String, String)> = on!(self.database, pool => {
+                    let mut q = query_as(AssertSqlSafe(sql));
+                    for origin in some {
+                        q = q.bind(origin.org.as_str()).bind(origin.site.as_str())
+                            .bind(origin.machine.as_str());
+                    }
+                    q.fetch_all(pool).await
+                })
+                .map_err(StoreError::query(DOING))?;
+                for (org, site, machine, body) in rows {
+                    let origin = format!("{org}/{site}/{machine}").parse::<Origin>();
+                    let origin = origin.map_err(|error| StoreError::row(DOING, error))?;
+                    all.insert(origin, read(&body)?);
                 }
-                q.fetch_all(pool).await
-            })
-            .map_err(StoreError::query(DOING))?;
-            for (org, site, machine, body) in rows {
-                let origin = format!("{org}/{site}/{machine}").parse::<Origin>();
-                let origin = origin.map_err(|error| StoreError::row(DOING, error))?;
-                all.insert(origin, read(&body)?);
             }
         }
         Ok(all)

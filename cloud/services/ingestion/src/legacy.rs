@@ -25,7 +25,10 @@ use contract::{
 };
 
 use self::roast::{Known, LastSample, RoastOfEvent};
-use self::stamp::{EVENT_LATE_MAX_MS, POINT_LATE_MAX_MS, Stamp};
+use self::stamp::{
+    AHEAD_MAX_MS, EVENT_LATE_MAX_MS, FAST_MAX_MS, POINT_LATE_MAX_MS, STOPPED_AFTER_MS, Stamp,
+    TimeBefore,
+};
 use crate::keys::KeyCache;
 use crate::published::{
     FROM_ARRIVAL, PublishedEvent, PublishedMessage, PublishedSamples, SampleContext, TIME_SOURCE,
@@ -91,8 +94,7 @@ pub async fn read(
         Payload::Event(event) => arrival.place_event(event).await?,
     };
     let mut problems = received.problems;
-    if let Some(own) = own.filter(|_| stamp.restamped) {
-        let problem = format!("{own} is far from its arrival; stored as {}", stamp.at);
+    if let Some(problem) = stamp.problem(own) {
         problems.push(FieldError { field: "ts".to_owned(), problem });
     }
     let frame = Frame {
@@ -179,7 +181,10 @@ impl Arrival<'_> {
         point: &TelemetryPoint,
         elapsed_s: Option<f64>,
     ) -> Result<(Stamp, Content), LegacyError> {
-        let mut stamp = self.stamp(POINT_LATE_MAX_MS);
+        let mut stamp = match self.stopped(elapsed_s) {
+            Some(own) => Stamp::of_stopped(own, self.now),
+            None => self.stamp_of_point(),
+        };
         let session = self.newest_session().await?;
         let known = Known { session: session.as_ref(), last: self.last };
         let begins = known.point_opens(&stamp, elapsed_s);
@@ -202,6 +207,7 @@ impl Arrival<'_> {
             session_id,
             restamped: stamp.restamped,
             moved_ms: stamp.moved_ms,
+            stopped_ms: stamp.stopped.map(|own| own.0),
         };
         let repeats = self.repeats(&stamp, elapsed_s, session.as_ref().filter(|_| !fresh));
         let samples = PublishedSamples::of_one(elapsed_s, context);
@@ -217,8 +223,12 @@ impl Arrival<'_> {
     /// Finds the session of an event.
     async fn place_event(&self, event: &RoastEvent) -> Result<(Stamp, Content), LegacyError> {
         let elapsed_s = event.elapsed_seconds();
-        let mut stamp = self.stamp(EVENT_LATE_MAX_MS);
         let charge = event.kind == EventKind::Charge;
+        let beside = self.last.filter(|last| last.restamped && last.own() == self.own);
+        let mut stamp = match beside.filter(|_| self.own.is_some()) {
+            Some(last) => Stamp::beside(last.at),
+            None => self.stamp_of_event(charge),
+        };
         // A late event belongs to the session that ran at its time.
         let then = stamp.at.plus_ms(if charge { CHARGE_EARLY_MS } else { 0 });
         let newest = self.newest_session().await?;
@@ -265,14 +275,50 @@ impl Arrival<'_> {
         Ok((stamp, content))
     }
 
-    fn stamp(&self, late_max_ms: i64) -> Stamp {
-        let moved_ms = self.last.and_then(|last| last.moved_ms);
-        Stamp::new(self.own, self.now, moved_ms, late_max_ms)
+    /// Returns the stamp of a point. Those that run ahead follow each other by 1 ms.
+    fn stamp_of_point(&self) -> Stamp {
+        let before = TimeBefore { moved_ms: self.moved_ms(), reached: self.reached(1) };
+        Stamp::new(self.own, self.now, before, POINT_LATE_MAX_MS)
     }
 
-    /// Returns the newest session, but not one that a wrong clock has put into the future.
+    /// Returns the stamp of an event. One that runs ahead may overtake the points before it: it gets
+    /// the latest possible time, so that they are still taken for earlier ones. A CHARGE lies at the
+    /// point before, so that all later ones belong to its roast.
+    fn stamp_of_event(&self, charge: bool) -> Stamp {
+        let moved_ms = self.moved_ms();
+        let ahead = moved_ms.is_some() || self.reached(0).is_some();
+        let latest = ahead.then(|| self.now.plus_ms(AHEAD_MAX_MS));
+        let reached = if charge { self.reached(0) } else { latest };
+        Stamp::new(self.own, self.now, TimeBefore { moved_ms, reached }, EVENT_LATE_MAX_MS)
+    }
+
+    fn moved_ms(&self) -> Option<i64> {
+        self.last.and_then(|last| last.moved_ms)
+    }
+
+    /// Returns the time `step_ms` after the last point, if that ran ahead.
+    fn reached(&self, step_ms: i64) -> Option<EpochMs> {
+        let at = self.last?.at.plus_ms(step_ms);
+        (at > self.now).then(|| at.min(self.now.plus_ms(AHEAD_MAX_MS)))
+    }
+
+    /// Returns the own time of a point if it stands still: it is that of the point before, which
+    /// arrived earlier. A point that says the same elapsed time as well is the point before, sent
+    /// again.
+    fn stopped(&self, elapsed_s: Option<f64>) -> Option<EpochMs> {
+        let last = self.last.filter(|last| last.own() == self.own)?;
+        let later = self.now.ms_since(last.received) >= STOPPED_AFTER_MS;
+        let both_s = elapsed_s.zip(last.elapsed_s);
+        let repeated = both_s.is_some_and(|(s, last_s)| s > 0.0 && s.total_cmp(&last_s).is_eq());
+        self.own.filter(|_| (later || last.stopped.is_some()) && !repeated)
+    }
+
+    /// Returns the newest session by its samples, but not one that a wrong clock has put into the
+    /// future.
     async fn newest_session(&self) -> Result<Option<SessionRow>, StoreError> {
-        self.store.session_at(self.no, self.now.plus_ms(stamp::AHEAD_MAX_MS)).await
+        let latest = self.now.plus_ms(FAST_MAX_MS);
+        let newest = self.store.newest_session(self.no).await?;
+        Ok(newest.filter(|session| session.started_ms <= latest.0))
     }
 
     /// Returns the id of a roast. Instances that read its first messages at the same time may compute
@@ -297,9 +343,12 @@ impl Arrival<'_> {
             return Repeats::Unrecognisable;
         }
         let after_last = self.last.map_or(0, |last| last.number.saturating_add(1));
+        // Neither its own nor its elapsed time distinguishes such a point from the one before.
+        let says_nothing = stamp.stopped.is_some() && elapsed_s.is_none_or(|s| s <= 0.0);
+        let within_ms = if says_nothing { STOPPED_AFTER_MS } else { REPEATED_WITHIN_MS };
         Repeats::Since {
             number: session.map_or(after_last, |session| session.first_seq.unwrap_or(0)),
-            received: self.now.plus_ms(-REPEATED_WITHIN_MS),
+            received: self.now.plus_ms(within_ms.saturating_neg()),
         }
     }
 

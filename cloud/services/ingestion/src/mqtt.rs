@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn a_topic_is_named_by_its_machine() {
         assert_eq!(
-            machine_of("roaster/org/site/Loring S35/telemetry"),
-            "roaster/org/site/Loring S35"
+            machine_of("roaster/an org/site/Loring S35/telemetry"),
+            "roaster/an org/site/Loring S35"
         );
         assert_eq!(machine_of("roaster/org"), "roaster/org");
         assert_eq!(machine_of(&"é".repeat(1_000)).chars().count(), MACHINE_CHARS_MAX);

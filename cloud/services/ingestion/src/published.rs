@@ -32,6 +32,9 @@ pub struct SampleContext {
     /// By how much their times were moved; absent if their own times could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moved_ms: Option<i64>,
+    /// Their own time, if it stood still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_ms: Option<i64>,
 }
 
 /// What publishers said about the samples of a frame or a curve.

@@ -103,6 +103,7 @@ pub struct LocatedPoint {
     #[serde(flatten)]
     pub point: TelemetryPoint,
     pub org_id: OrgId,
+    #[serde(serialize_with = "contract::upstream_id::serialize")]
     pub site_id: SiteId,
 }
 
@@ -113,6 +114,7 @@ pub struct LocatedEvent {
     #[serde(flatten)]
     pub event: RoastEvent,
     pub org_id: OrgId,
+    #[serde(serialize_with = "contract::upstream_id::serialize")]
     pub site_id: SiteId,
 }
 

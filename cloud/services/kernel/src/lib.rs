@@ -23,6 +23,8 @@ use http_stack::start::{Context, Service, StartError, check_database};
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::mission::{EVAL_GOAL, REPORT_GOAL};
+use database::StoreError;
 use service::clock::Clock;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,7 @@ pub use config::KernelConfig;
 pub use store::KernelStore;
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+const PASSES_A_MINUTE: u32 = 12;
 
 /// Starts the service: maintenance, circuit breaker and the queries to eval run on the context's
 /// tasks.
@@ -106,9 +109,26 @@ fn start_audit_checkpoints(
     Ok(Some(signer))
 }
 
+/// Publishes the mission counts and, with `events`, the unresolved events of the circuit breaker,
+/// for which all governance records are read.
+async fn publish_counts(store: &KernelStore, events: bool) {
+    let counted = async {
+        let counts = store.counts(None).await?;
+        metric::counts(counts, &store.running_of_goals(&[REPORT_GOAL, EVAL_GOAL]).await?);
+        if events {
+            metric::unresolved_events(store.open_events().await?);
+        }
+        Ok::<_, StoreError>(())
+    };
+    if let Err(error) = counted.await {
+        tracing::debug!(%error, "could not count missions and events");
+    }
+}
+
 /// Quarantines missions that lost every worker, publishes the mission counts as metrics, and
 /// deletes old idempotency keys and fact counts. Any number of instances may run it.
 async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
+    let mut passes = 0_u32;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -123,10 +143,8 @@ async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
                 tracing::warn!(%error, "could not quarantine missions; the next pass tries again");
             }
         }
-        match store.counts(None).await {
-            Ok(counts) => metric::counts(counts),
-            Err(error) => tracing::debug!(%error, "could not count missions"),
-        }
+        publish_counts(&store, passes.is_multiple_of(PASSES_A_MINUTE)).await;
+        passes = passes.wrapping_add(1);
         if let Err(error) = store.database().delete_expired_idempotency_keys(clock()).await {
             tracing::debug!(%error, "could not delete old keys; the next pass tries again");
         }

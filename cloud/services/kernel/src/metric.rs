@@ -17,7 +17,11 @@ fn goal(mission: &MissionRecord) -> &'static str {
 /// Returns the agent that missions of this goal are for: a mission keeps the name of its worker only
 /// while it runs.
 fn agent(mission: &MissionRecord) -> &'static str {
-    match mission.goal.title.as_str() {
+    agent_of(&mission.goal.title)
+}
+
+fn agent_of(goal: &str) -> &'static str {
+    match goal {
         REPORT_GOAL => "report-agent",
         EVAL_GOAL => "eval-agent",
         _ => "other",
@@ -42,13 +46,32 @@ pub fn ended(mission: &MissionRecord) {
     .increment(1);
 }
 
-/// Publishes the number of missions by status.
-pub fn counts(counts: BTreeMap<String, i64>) {
+/// Publishes the number of missions by status, and of the running ones by the agent that their goal
+/// is for. `of_agents` holds those of the goals that an agent is known for.
+pub fn counts(counts: BTreeMap<String, i64>, of_agents: &BTreeMap<String, i64>) {
     let running = counts.get(MissionStatus::Running.as_str()).copied().unwrap_or(0);
-    metrics::gauge!("simcorp_missions_active", "agent_id" => "all").set(running as f64);
+    for (agent, n) in active(running, of_agents) {
+        metrics::gauge!("simcorp_missions_active", "agent_id" => agent).set(n as f64);
+    }
     for (what, n) in counts {
         metrics::gauge!("simcorp_missions", "status" => what).set(n as f64);
     }
+}
+
+/// Returns the running missions of each agent.
+fn active(running: i64, of_agents: &BTreeMap<String, i64>) -> BTreeMap<&'static str, i64> {
+    let mut active: BTreeMap<&'static str, i64> = BTreeMap::new();
+    for goal in [REPORT_GOAL, EVAL_GOAL] {
+        *active.entry(agent_of(goal)).or_default() += of_agents.get(goal).copied().unwrap_or(0);
+    }
+    let known: i64 = active.values().sum();
+    active.insert("other", running.saturating_sub(known).max(0));
+    active
+}
+
+/// Publishes the number of unresolved events of the circuit breaker, of all organisations.
+pub fn unresolved_events(n: i64) {
+    metrics::gauge!("simcorp_governance_circuit_breaker_events_unresolved").set(n as f64);
 }
 
 /// Publishes the readiness that was computed last, of whichever organisation asked for it.
@@ -119,5 +142,14 @@ mod tests {
             .unwrap();
             assert_eq!((goal(&mission), agent(&mission)), labels);
         }
+    }
+
+    #[test]
+    fn running_missions_are_counted_by_agent() {
+        let of_agents = BTreeMap::from([(REPORT_GOAL.to_owned(), 2), (EVAL_GOAL.to_owned(), 1)]);
+        let expected = BTreeMap::from([("report-agent", 2), ("eval-agent", 1), ("other", 4)]);
+        assert_eq!(active(7, &of_agents), expected);
+        let none = BTreeMap::from([("report-agent", 0), ("eval-agent", 0), ("other", 0)]);
+        assert_eq!(active(0, &BTreeMap::new()), none, "also after all have ended");
     }
 }

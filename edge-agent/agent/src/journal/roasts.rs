@@ -100,6 +100,43 @@ impl Journal {
             .map_err(JournalError::sql("storing what was learned"))
     }
 
+    /// Sets aside what was learned about the machine `origin`, which another takes the place of.
+    pub(super) fn set_learned_aside(&self, origin: &Origin) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "INSERT OR REPLACE INTO meta (key, value) \
+                 SELECT ?1, value FROM meta WHERE key = 'learned'",
+                [learned_of(origin)],
+            )
+            .map(drop)
+            .map_err(JournalError::sql("setting aside what was learned"))
+    }
+
+    /// Returns what was learned about the machine `origin` before another took its place.
+    pub(super) fn learned_before(
+        &self,
+        origin: &Origin,
+    ) -> Result<Option<MachineModel>, JournalError> {
+        let stored = self.meta(&learned_of(origin))?;
+        Ok(stored.and_then(|json| serde_json::from_slice(&json).ok()))
+    }
+
+    /// Continues with what was learned under `previous`, the machine's id before it was renamed,
+    /// unless something has been learned under its present id. Returns what is known then.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn learned_since_rename(&self, previous: &Origin) -> Result<MachineModel, JournalError> {
+        let learned = self.learned()?;
+        match self.learned_before(previous)? {
+            Some(before) if learned.roasts == 0 => {
+                self.save_learned(&before)?;
+                Ok(before)
+            }
+            _ => Ok(learned),
+        }
+    }
+
     /// Returns the signed receipts of closed roasts that the cloud has not confirmed as complete,
     /// newest first.
     ///
@@ -120,6 +157,11 @@ impl Journal {
         .and_then(Iterator::collect)
         .map_err(JournalError::sql(DOING))
     }
+}
+
+/// Returns the key under which what was learned about a machine is set aside.
+fn learned_of(origin: &Origin) -> String {
+    format!("learned {origin}")
 }
 
 /// Inserts or updates a roast. With `last_frame` the roast is closed, without it running.

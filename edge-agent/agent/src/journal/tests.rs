@@ -3,6 +3,7 @@
 use super::*;
 use crate::clock::{KernelBoot, KernelTime};
 use contract::{ClockQuality, EpochMs, EventKind, Frame, FrameRange, ReceiptVerdict, SessionId};
+use roast::machine_model::MachineModel;
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([1; 16]);
@@ -286,6 +287,28 @@ fn a_journal_starts_a_new_chain_when_its_machine_changes() {
         2,
         "the new chain is started only once"
     );
+}
+
+#[test]
+fn what_was_learned_follows_a_renamed_machine_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(&folder);
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
+    let learned = MachineModel { roasts: 3, ..MachineModel::default() };
+    journal.save_learned(&learned).unwrap();
+
+    let renamed: Origin = "acme/leipzig/Drum-1".parse().unwrap();
+    journal.load_or_start_chain(&renamed, ChainId([8; 16])).unwrap();
+    assert_eq!(journal.learned().unwrap().roasts, 0, "it may be another machine");
+    assert_eq!(journal.learned_since_rename(&renamed).unwrap().roasts, 0);
+    assert_eq!(journal.learned_since_rename(&origin()).unwrap(), learned, "as configured");
+    assert_eq!(journal.learned().unwrap(), learned);
+    // A later start does not replace what was learned since.
+    journal.save_learned(&MachineModel { roasts: 4, ..learned.clone() }).unwrap();
+    assert_eq!(journal.learned_since_rename(&origin()).unwrap().roasts, 4);
+    // And each machine has its own again.
+    journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+    assert_eq!(journal.learned().unwrap(), learned);
 }
 
 #[test]

@@ -98,6 +98,23 @@ async fn the_stored_responses_of_an_organisation_have_a_quota() {
 }
 
 #[tokio::test]
+async fn callers_of_all_organisations_do_not_share_a_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = keys(&folder).await.with_org_bytes_max(10_000);
+    let app = App { idempotency: Some(keys.clone()), ..App::default() };
+    let router = app.router();
+    let large = json!({"note": "x".repeat(4_000)});
+    for n in 0..5 {
+        order(&router, "service", &format!("k-{n}"), &large).await;
+    }
+    assert!(!keys.has_room("*service", 9_000).await.unwrap());
+    order(&router, "other-service", "k-1", &large).await;
+    let again = order(&router, "other-service", "k-1", &large).await;
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    assert_eq!((again.status, &again.body["number"]), (StatusCode::CREATED, &json!(6)));
+}
+
+#[tokio::test]
 async fn a_caller_that_may_only_read_stores_no_response() {
     let folder = tempfile::tempdir().unwrap();
     let app = app(&folder).await;

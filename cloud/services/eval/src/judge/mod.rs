@@ -173,12 +173,12 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
 /// may do so at the same time.
 pub async fn run(
     store: EvalStore,
-    (model, mut budget): (Arc<dyn Model>, JudgeBudget),
+    (model, budget): (Arc<dyn Model>, &mut JudgeBudget),
     clock: Clock,
     stop: CancellationToken,
 ) {
     loop {
-        let pass = judge_next(&store, model.as_ref(), &mut budget, &clock);
+        let pass = judge_next(&store, model.as_ref(), budget, &clock);
         let result = tokio::select! {
             () = stop.cancelled() => return, // the lease expires, and the run is judged again
             result = pass => result,

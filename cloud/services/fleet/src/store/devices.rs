@@ -12,8 +12,9 @@ use crate::device::{
 };
 
 const DOING: &str = "reading a device";
-const COLUMNS: &str =
-    "org_id, kid, site_id, machines, key_no, certificate_name, created_ms, revoked_ms, changed_ms";
+const COLUMNS: &str = "org_id, kid, site_id, machines, key_no, certificate_name, created_ms, revoked_ms, changed_ms, \
+     (SELECT n.seen_ms FROM name_conflicts n WHERE n.org_id = devices.org_id \
+      AND n.kid = devices.kid) AS conflict_ms";
 /// The stored time of a change. It is later than that of every earlier change, even if the clock of
 /// an instance is behind.
 const CHANGED: &str = "(SELECT CASE WHEN COALESCE(MAX(changed_ms), 0) >= $2 \
@@ -30,6 +31,7 @@ struct DeviceRow {
     created_ms: i64,
     revoked_ms: Option<i64>,
     changed_ms: i64,
+    conflict_ms: Option<i64>,
 }
 
 impl DeviceRow {
@@ -43,6 +45,7 @@ impl DeviceRow {
             certificate_name: self.certificate_name,
             created_at: EpochMs(self.created_ms),
             revoked_at: self.revoked_ms.map(EpochMs),
+            name_conflict_at: self.conflict_ms.map(EpochMs),
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use contract::{Actor, ActorKind, OrgId};
+use contract::{Actor, ActorKind, OrgId, Origin};
+use database::on;
+use database::sqlx::query;
 use inference::{InferenceStore, Settings};
 use testbed::Postgres;
 
@@ -47,11 +49,35 @@ async fn settings_belong_to_one_machine_and_each_change_is_audited(store: &Infer
     assert_eq!(log[1].actor["id"], "ada");
 }
 
+async fn settings_follow_the_alias_of_a_machine(store: &InferenceStore) {
+    let actor = Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: None };
+    let (before, now) = (origin("acme/leipzig/drum-1"), origin("acme/leipzig/Drum-1"));
+    let rival = origin("rival/leipzig/Drum-1");
+    store.save_settings(&before, Some(&threshold(190.0)), &actor, NOW).await.unwrap();
+    let of = async |machine: &Origin| {
+        store.settings_of(std::slice::from_ref(machine)).await.unwrap().remove(machine)
+    };
+    assert_eq!(of(&now).await, None);
+    for (machine, current) in [("drum-1", Some("Drum-1")), ("Drum-1", None)] {
+        on!(store.database(), pool => query(
+            "INSERT INTO machine_names (org_id, site_id, machine_id, successor_id, current_id, \
+             updated_ms) VALUES ('acme', 'leipzig', $1, $2, $2, 0)")
+            .bind(machine).bind(current).execute(pool).await.map(drop))
+        .unwrap();
+    }
+    assert_eq!(of(&now).await, Some(threshold(190.0)));
+    assert_eq!(of(&rival).await, None);
+    store.save_settings(&now, Some(&threshold(192.0)), &actor, NOW).await.unwrap();
+    assert_eq!(of(&now).await, Some(threshold(192.0)), "its own go before");
+    assert_eq!(of(&before).await, Some(threshold(190.0)));
+}
+
 #[tokio::test]
 async fn settings_belong_to_one_machine_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let store = InferenceStore::new(open_sqlite(&folder).await);
     settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
+    settings_follow_the_alias_of_a_machine(&store).await;
 }
 
 #[tokio::test]
@@ -59,4 +85,5 @@ async fn settings_belong_to_one_machine_on_postgresql() {
     let cluster = Postgres::start().await.unwrap();
     let store = InferenceStore::new(open(cluster.url()).await);
     settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
+    settings_follow_the_alias_of_a_machine(&store).await;
 }

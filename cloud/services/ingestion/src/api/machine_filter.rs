@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use contract::upstream_id;
 use http_stack::query::Params;
 
 use crate::store::MachineNaming;
@@ -17,7 +18,7 @@ pub(super) struct MachineFilter {
 
 impl MachineFilter {
     pub(super) fn new(params: &Params) -> Self {
-        let owned = |name: &str| params.get(name).map(str::to_owned);
+        let owned = |name: &str| params.get(name).map(upstream_id::searched);
         Self { site: owned("siteId"), machine: owned("machineId"), same: BTreeSet::new() }
     }
 

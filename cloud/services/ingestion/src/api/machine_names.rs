@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use contract::session::MachineStatus;
-use contract::{MachineId, OrgId, Origin, SiteId};
+use contract::{MachineId, OrgId, Origin, SiteId, upstream_id};
 use http_stack::OrgRequest;
 use http_stack::auth::Role;
 use http_stack::error::{ApiError, Issue};
@@ -41,8 +41,10 @@ pub struct NewAlias {
 #[serde(rename_all = "camelCase")]
 pub struct NamedMachine {
     pub org_id: OrgId,
+    #[serde(serialize_with = "upstream_id::serialize")]
     pub site_id: SiteId,
     /// The present id.
+    #[serde(serialize_with = "upstream_id::serialize")]
     pub machine_id: MachineId,
     /// The display name.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,8 +121,8 @@ async fn change(
 ) -> Result<Json<NamedMachine>, ApiError> {
     let unknown = || ApiError::NotFound("machine");
     // A text that is no id names no machine.
-    let site = SiteId::new(site.as_str()).map_err(|_| unknown())?;
-    let machine = MachineId::new(machine.as_str()).map_err(|_| unknown())?;
+    let site: SiteId = upstream_id::identity(site).map_err(|_| unknown())?;
+    let machine: MachineId = upstream_id::identity(machine).map_err(|_| unknown())?;
     let by = changed_by(request);
     let changed = shared.store.change_machine(&request.org, (&site, &machine), change, by).await?;
     let names = changed.map_err(|refusal| match refusal {
@@ -169,6 +171,7 @@ pub(super) fn join(names: &MachineNaming, statuses: Vec<MachineStatus>) -> Vec<M
 fn complete(status: &mut MachineStatus, other: &MachineStatus) {
     status.missing_frames = status.missing_frames.saturating_add(other.missing_frames);
     status.last_sample_at = status.last_sample_at.or(other.last_sample_at);
+    status.name_conflict_at = status.name_conflict_at.max(other.name_conflict_at);
     if status.last_event_at < other.last_event_at {
         status.last_event = other.last_event;
         status.last_event_at = other.last_event_at;

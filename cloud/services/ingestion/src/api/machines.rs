@@ -14,9 +14,15 @@ use super::machine_names::join;
 use crate::row_json::{self, LocatedEvent, LocatedPoint};
 use crate::store::Extras;
 
-/// The default and the maximum number of newest points, and of newest events.
+/// The default and the maximum number of newest points, and of newest events. Upstream Sim-Corp's
+/// clients expect all of a machine if they name no limit.
 const LIMIT: i64 = 100;
 const LIMIT_MAX: i64 = 1_000;
+
+/// Returns the limit of a request that names none.
+const fn default_limit(machine: Option<&str>) -> i64 {
+    if machine.is_some() { LIMIT_MAX } else { LIMIT }
+}
 
 /// Lists the organisation's machines, each with its newest sample and event. A machine with an
 /// alias is listed once, under its present id.
@@ -57,6 +63,7 @@ pub async fn machines(
                 .iter()
                 .map(|(first, last)| last.saturating_sub(*first).saturating_add(1))
                 .sum(),
+            name_conflict_at: row.conflict_ms.map(EpochMs),
         });
     }
     Ok(Json(join(&store.machine_names(org).await?, statuses)))
@@ -65,15 +72,16 @@ pub async fn machines(
 /// Lists the organisation's newest telemetry points, newest first.
 #[utoipa::path(get, path = "/telemetry", tag = "machines",
     params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
-           ("limit" = Option<i64>, Query)),
+           ("limit" = Option<i64>, Query, description = "At most 1000; default 1000 with machineId, else 100")),
     responses((status = 200, body = Vec<LocatedPoint>), (status = 400)))]
 pub async fn recent_telemetry(
     State(shared): State<SharedState>,
     request: OrgRequest,
 ) -> Result<Json<Vec<LocatedPoint>>, ApiError> {
     let (store, org) = (&shared.store, &request.org);
-    let limit = usize::try_from(request.params.limit(LIMIT, LIMIT_MAX)?).unwrap_or(0);
     let filter = MachineFilter::new(&request.params);
+    let limit = request.params.limit(default_limit(filter.names().1), LIMIT_MAX)?;
+    let limit = usize::try_from(limit).unwrap_or(0);
     let machines = store.machines_of(org, filter.names()).await?;
     let running = store.running_sessions(machines.iter().map(|row| row.chain_no)).await?;
     let names = store.machine_names(org).await?;
@@ -104,14 +112,14 @@ pub async fn recent_telemetry(
 /// Lists the organisation's newest events, newest first.
 #[utoipa::path(get, path = "/events", tag = "machines",
     params(("siteId" = Option<String>, Query), ("machineId" = Option<String>, Query),
-           ("limit" = Option<i64>, Query)),
+           ("limit" = Option<i64>, Query, description = "At most 1000; default 1000 with machineId, else 100")),
     responses((status = 200, body = Vec<LocatedEvent>), (status = 400)))]
 pub async fn recent_events(
     State(shared): State<SharedState>,
     request: OrgRequest,
 ) -> Result<Json<Vec<LocatedEvent>>, ApiError> {
-    let limit = request.params.limit(LIMIT, LIMIT_MAX)?;
     let filter = MachineFilter::new(&request.params);
+    let limit = request.params.limit(default_limit(filter.names().1), LIMIT_MAX)?;
     // The limit counts the events of the requested machines, not those of all.
     let rows = shared.store.newest_events(&request.org, filter.names(), limit).await?;
     let names = shared.store.machine_names(&request.org).await?;
@@ -121,4 +129,15 @@ pub async fn recent_events(
         Some(LocatedEvent::new(row_json::roast_event(row, &origin.machine)?, &origin))
     });
     Ok(Json(events.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_returned_up_to_the_maximum_without_a_limit() {
+        assert_eq!(default_limit(Some("r-1")), LIMIT_MAX);
+        assert_eq!(default_limit(None), 100);
+    }
 }

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use contract::point::RoastEvent;
 use contract::session::{Completeness, RoastSession, RoastSessionSummary, SessionStatus};
-use contract::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId};
+use contract::{EpochMs, MachineId, OrgId, Origin, SessionId, SiteId, upstream_id};
 use database::StoreError;
 use http_stack::OrgRequest;
 use http_stack::error::ApiError;
@@ -42,8 +42,8 @@ pub async fn sessions(
         },
     };
     let filter = SessionFilter {
-        site: owned("siteId"),
-        machine: owned("machineId"),
+        site: params.get("siteId").map(upstream_id::searched),
+        machine: params.get("machineId").map(upstream_id::searched),
         profile: owned("profileName"),
         status,
         limit: params.limit(50, 500)?,

@@ -26,19 +26,33 @@ const DROP_APART_MS: i64 = 60_000;
 pub struct LastSample {
     pub number: i64,
     pub at: EpochMs,
+    pub received: EpochMs,
     pub elapsed_s: Option<f64>,
+    pub restamped: bool,
     pub moved_ms: Option<i64>,
+    /// The publisher's own time, if it stands still.
+    pub stopped: Option<EpochMs>,
 }
 
 impl LastSample {
     pub fn of(frame: &FrameRow) -> Self {
         let published = frame.published.as_ref();
+        let context = published.and_then(|published| published.context(0));
         Self {
             number: frame.number,
             at: frame.sample_at(0),
+            received: EpochMs(frame.received_ms),
             elapsed_s: published.and_then(|published| published.elapsed_s(0)),
-            moved_ms: published.and_then(|published| published.context(0)?.moved_ms),
+            restamped: context.is_some_and(|context| context.restamped),
+            moved_ms: context.and_then(|context| context.moved_ms),
+            stopped: context.and_then(|context| context.stopped_ms).map(EpochMs),
         }
+    }
+
+    /// Returns the time that its publisher gave the sample, if it is known.
+    pub fn own(&self) -> Option<EpochMs> {
+        let moved = self.moved_ms.map(|ms| self.at.plus_ms(ms.saturating_neg()));
+        self.stopped.or(moved).or((!self.restamped).then_some(self.at))
     }
 }
 
@@ -193,11 +207,19 @@ mod tests {
 
     fn last(s: i64) -> LastSample {
         let at = NOW.plus_ms(s * 1000);
-        LastSample { number: 10 + s, at, elapsed_s: Some(s as f64), moved_ms: None }
+        LastSample {
+            number: 10 + s,
+            at,
+            received: at,
+            elapsed_s: Some(s as f64),
+            restamped: false,
+            moved_ms: None,
+            stopped: None,
+        }
     }
 
     fn own(s: i64) -> Stamp {
-        Stamp { at: NOW.plus_ms(s * 1000), restamped: false, moved_ms: None }
+        Stamp { at: NOW.plus_ms(s * 1000), restamped: false, moved_ms: None, stopped: None }
     }
 
     #[test]

@@ -295,6 +295,108 @@ async fn a_time_far_from_the_arrival_is_replaced_and_marked() {
     }
 }
 
+#[tokio::test]
+async fn a_machine_whose_name_is_no_identity_is_returned_as_its_publisher_names_it() {
+    let topic = "roaster/org/Halle 1/Loring S35/telemetry";
+    let (origin, _) = contract::topic::parse_topic(topic).unwrap();
+    let publisher = Publisher { origin, ..Publisher::new().await };
+    let mut body = point(0.0, 0.0);
+    body["machineId"] = json!("Loring S35");
+    assert_eq!(publisher.point(&body, 0.0).await, Outcome::Stored);
+    let payload = point(0.0, 1.0);
+    let named = json!({"orgId": "org", "siteId": "Halle 1", "machineId": "Loring S35"});
+    let mut nested = json!({"ts": NOW, "origin": named, "topic": "telemetry", "payload": payload});
+    nested["payload"]["machineId"] = json!("Loring S35");
+    assert_eq!(publisher.point(&nested, 1.0).await, Outcome::Stored);
+    let session = publisher.sessions().await.remove(0);
+    assert_eq!(
+        (session.machine_id.as_str(), session.site_id.as_str()),
+        ("@Loring:20S35", "@Halle:201")
+    );
+    for envelope in publisher.streamed().await {
+        let sent = serde_json::to_value(&envelope).unwrap();
+        assert_eq!(
+            (&sent["origin"], &sent["payload"]["machineId"]),
+            (&named, &json!("Loring S35"))
+        );
+        let located: Value =
+            serde_json::from_str(&row_json::located_json(&envelope).unwrap()).unwrap();
+        assert_eq!(
+            (&located["siteId"], &located["machineId"]),
+            (&json!("Halle 1"), &json!("Loring S35"))
+        );
+    }
+}
+
+/// The clock of `r-1` is 30 minutes ahead; its roast began five minutes before that of `r-2`.
+#[tokio::test]
+async fn a_publisher_ahead_of_its_arrival_heads_no_list() {
+    let ahead = Publisher::new().await;
+    for s in 0..3 {
+        let s = f64::from(s);
+        let message = ahead.read(PayloadKind::Telemetry, &point(1_800.0, s), s).await;
+        assert!(message.problems[0].problem.contains("is far from its arrival"));
+        ahead.commit(message.frame).await;
+    }
+    for envelope in ahead.streamed().await {
+        assert!(envelope.ts <= after(2.0), "{}", envelope.ts);
+        let Payload::Telemetry(point) = &envelope.payload else { panic!("a point") };
+        assert!(point.extras.contains_key(TIME_SOURCE));
+    }
+    let right = Publisher { origin: "org/leipzig/r-2".parse().unwrap(), ..ahead };
+    let mut body = point(300.0, 0.0);
+    body["machineId"] = json!("r-2");
+    right.point(&body, 300.0).await;
+    let begun: Vec<_> =
+        right.sessions().await.into_iter().map(|s| (s.machine_id, s.status)).collect();
+    let active = |machine: &str| (machine.to_owned(), "ACTIVE".to_owned());
+    assert_eq!(begun, [active("r-1"), active("r-2")], "the newest last");
+}
+
+#[tokio::test]
+async fn a_publisher_whose_time_stands_still_loses_no_point() {
+    for elapsed in [json!("soon"), json!(0.0)] {
+        let publisher = Publisher::new().await;
+        let mut body = point(0.0, 0.0);
+        body["elapsedSeconds"] = elapsed;
+        for s in 0..5 {
+            let s = f64::from(s);
+            assert_eq!(publisher.point(&body, s).await, Outcome::Stored, "{s}");
+            assert_eq!(publisher.point(&body, s).await, Outcome::Duplicate, "at once");
+        }
+        let drop = json!({"ts": NOW, "machineId": "r-1", "type": "DROP", "payload": {}});
+        publisher.event(&drop, 4.5).await;
+        let session = publisher.sessions().await.remove(0);
+        assert_eq!((publisher.count(&session).await, session.duration_s()), (5, Some(4.0)));
+        let times: Vec<EpochMs> = publisher.streamed().await.iter().map(|one| one.ts).collect();
+        assert_eq!(times, [0.0, 1.0, 2.0, 3.0, 4.0].map(after));
+    }
+    // A point that is sent again after a while says the same elapsed time.
+    let publisher = Publisher::new().await;
+    publisher.point(&point(0.0, 7.0), 7.0).await;
+    assert_eq!(publisher.point(&point(0.0, 7.0), 20.0).await, Outcome::Duplicate);
+}
+
+/// The clocks of publisher and server are set back by ten minutes between two roasts.
+#[tokio::test]
+async fn the_samples_order_the_roasts_of_a_publisher_and_no_date_does() {
+    let publisher = Publisher::new().await;
+    for start in [0.0, -600.0] {
+        for s in [0.0, 50.0, 100.0] {
+            publisher.point(&point(start, s), start + s).await;
+        }
+        publisher.event(&event("FC", start, 90.0), start + 100.0).await;
+        publisher.event(&event("DROP", start, 100.0), start + 101.0).await;
+    }
+    let sessions = publisher.sessions().await;
+    let starts: Vec<i64> = sessions.iter().map(|s| s.started_ms - NOW.0).collect();
+    assert_eq!(starts, [-600_000, 0]);
+    for session in &sessions {
+        assert_eq!((session.fc_s, session.drop_s), (Some(90.0), Some(100.0)));
+        assert_eq!(publisher.count(session).await, 3);
+    }
+}
+
 /// A simulation with a fixed seed counts from 1970: each of its roasts has the same bytes.
 #[tokio::test]
 async fn the_same_roast_played_twice_is_two_sessions() {

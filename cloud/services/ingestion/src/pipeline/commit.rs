@@ -1,7 +1,7 @@
 //! Commits the verified frames and receipts of a batch, and writes into their slots what is
 //! acknowledged. Retries until the database accepts them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use service::tasks;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::name_conflicts::NameConflicts;
 use super::retry;
 use super::slot::{Slot, SlotState, VerifiedReceipt, refusal_ack};
 use crate::clock_correction::ClockCorrection;
@@ -29,6 +30,7 @@ pub(super) struct Committer {
     /// Notified after each commit of frames.
     pub(super) wake: Arc<Notify>,
     pub(super) dating: ClockCorrection,
+    pub(super) conflicts: Arc<NameConflicts>,
     /// Notified after a receipt was stored.
     pub(super) receipt_stored: Arc<Notify>,
 }
@@ -60,6 +62,9 @@ impl Committer {
                 origin = %frame.origin, chain = %frame.chain, frame = frame.number, ?outcome,
                 "committed"
             );
+            if self.conflicts.note(verified, outcome) {
+                self.report_conflict(verified).await;
+            }
             let gaps = committed.gaps.get(&no.chain).map(Vec::as_slice).unwrap_or_default();
             let acknowledged = tasks::catch("acknowledge", || {
                 if outcome == Outcome::Stored && verified.numbering == Numbering::Edge {
@@ -71,6 +76,22 @@ impl Committer {
                 tracing::error!(origin = %frame.origin, error = %panicked, "a frame is not acknowledged");
                 None
             }));
+        }
+    }
+
+    /// Reports that two agents send under the name of a frame's device.
+    async fn report_conflict(&self, verified: &VerifiedFrame) {
+        let (origin, kid) = (&verified.frame.origin, verified.kid.as_str());
+        metric::name_conflict();
+        tracing::warn!(
+            %origin, kid,
+            "two agents send under one device name and key: was the card copied? Stop one of them, \
+             and enrol it under a name of its own"
+        );
+        if let Err(error) =
+            self.store.record_name_conflict(&origin.org, kid, verified.received).await
+        {
+            tracing::debug!(%error, "could not store a name conflict; the next one is tried again");
         }
     }
 
@@ -235,19 +256,20 @@ fn reject_unstorable(verified: &VerifiedFrame, problem: &str) -> CommittedBatch 
 
 /// Counts the points and frames of a batch in the metrics.
 fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
-    let (mut verified, mut unsigned, mut duplicates, mut stored) = (0, 0, 0, 0);
+    let (mut unsigned, mut duplicates, mut stored) = (0, 0, 0);
+    let mut verified: BTreeMap<&str, u64> = BTreeMap::new();
     for (frame, (_, outcome)) in frames.iter().zip(&committed.frames) {
         match (outcome, frame.kid.is_empty()) {
             (Outcome::Stored, false) => {
                 stored += 1;
-                verified += frame.frame.sample_count() as u64;
+                *verified.entry(&frame.kid).or_default() += frame.frame.sample_count() as u64;
             }
             (Outcome::Stored, true) => unsigned += frame.frame.sample_count() as u64,
             (Outcome::Duplicate, _) => duplicates += 1,
             _ => {}
         }
     }
-    metric::committed(verified, stored, took.as_secs_f64());
+    metric::committed(&verified, stored, took.as_secs_f64());
     metric::unsigned(unsigned);
     metric::duplicates(duplicates);
 }

@@ -8,6 +8,7 @@
 //! stores it, [`replies`] acknowledges it. A [`slot`] holds one message on this path.
 
 mod commit;
+mod name_conflicts;
 mod refusal_log;
 mod replies;
 mod retry;
@@ -25,6 +26,7 @@ use service::tasks::Tasks;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::commit::Committer;
+use self::name_conflicts::NameConflicts;
 use self::refusal_log::RefusalLog;
 use self::replies::Replies;
 use self::verification::Verifier;
@@ -104,6 +106,7 @@ impl Pipeline {
         let (ack_sender, acks) = mpsc::channel(config.queue);
         let receipt_stored = Arc::new(Notify::new());
         let keys = Arc::new(KeyCache::default());
+        let conflicts = Arc::new(NameConflicts::default());
         let mut writers = Vec::with_capacity(config.writers);
         for _ in 0..config.writers {
             let (live, live_receiver) = mpsc::channel(config.queue / config.writers);
@@ -122,6 +125,7 @@ impl Pipeline {
                     clock: clock.clone(),
                     wake: wake.clone(),
                     dating: dating.clone(),
+                    conflicts: conflicts.clone(),
                     receipt_stored: receipt_stored.clone(),
                 },
                 replies: Replies { acks: ack_sender.clone() },

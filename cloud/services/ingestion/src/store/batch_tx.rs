@@ -144,11 +144,13 @@ const SELECT_SAMPLE_BEFORE: &str = "SELECT number FROM frames WHERE chain_no = $
 /// neither waits for the other. Only the newest session of the chain, by sample numbers, can get
 /// it; sessions of the machine's other chains do not matter. A sample that arrives after samples
 /// from more than a minute past the session's end, or after the next session has begun, no longer
-/// changes a session.
+/// changes a session. Of samples that got other times than their own, the publisher's elapsed time
+/// says whether they are before the DROP.
 const APPEND_LATE: &str = "UPDATE sessions SET last_seq = $2, curve_ms = NULL \
      WHERE chain_no = $1 AND status = 'CLOSED' AND first_seq = \
      (SELECT MAX(first_seq) FROM sessions WHERE chain_no = $1 AND status = 'CLOSED') \
      AND last_seq < $2 AND started_ms <= $3 AND ended_ms >= $3 \
+     AND (CAST($4 AS double precision) IS NULL OR drop_s IS NULL OR drop_s >= $4) \
      AND NOT EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = $1 AND n.first_seq > sessions.last_seq) \
      AND NOT EXISTS (SELECT 1 FROM frames f WHERE f.chain_no = $1 AND f.number > sessions.last_seq \
      AND f.number < $2 AND f.t0_ms > sessions.ended_ms + 60000)";
@@ -215,6 +217,17 @@ macro_rules! bind_tail {
             .push_bind($new.verified.received.0)
             .push_bind($new.verified.published.as_ref().and_then(PublishedMessage::of_samples));
     }};
+}
+
+/// Returns the elapsed time that a publisher said of a sample, if its own time was replaced.
+fn said_elapsed_s(new: &NewFrame<'_>) -> Option<f64> {
+    match &new.verified.published {
+        Some(PublishedMessage::Sample(samples, _)) => {
+            samples.context(0).filter(|context| context.restamped)?;
+            samples.elapsed_s(0)
+        }
+        _ => None,
+    }
 }
 
 /// Splits the rows into statements of a few fixed sizes, so that the server reuses its plans.
@@ -338,7 +351,7 @@ macro_rules! reads {
         async fn append_late(&mut self, new: &NewFrame<'_>) -> Result<(), sqlx::Error> {
             let at = new.verified.frame.wall.0;
             let late = query(APPEND_LATE).bind(new.no.chain).bind(new.first_seq).bind(at);
-            late.execute(&mut **self).await.map(drop)
+            late.bind(said_elapsed_s(new)).execute(&mut **self).await.map(drop)
         }
 
         async fn newest_end(&mut self, no: ChainNo) -> Result<Option<i64>, sqlx::Error> {

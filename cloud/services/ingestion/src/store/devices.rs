@@ -1,6 +1,6 @@
 //! Reads trusted keys from the fleet's device registry.
 
-use ::database::sqlx::query_as;
+use ::database::sqlx::{query, query_as};
 use ::database::{StoreError, on};
 use contract::{EpochMs, KeyId, OrgId};
 use trust::PublicKey;
@@ -9,6 +9,20 @@ use super::IngestStore;
 use crate::verified_frame::TrustedKey;
 
 impl IngestStore {
+    /// Stores when two agents were last seen to send under one device name and key.
+    pub(crate) async fn record_name_conflict(
+        &self,
+        org: &OrgId,
+        kid: &str,
+        seen: EpochMs,
+    ) -> Result<(), StoreError> {
+        on!(self.database, pool => query(
+            "INSERT INTO name_conflicts (org_id, kid, seen_ms) VALUES ($1, $2, $3) \
+             ON CONFLICT (org_id, kid) DO UPDATE SET seen_ms = EXCLUDED.seen_ms")
+            .bind(org.as_str()).bind(kid).bind(seen.0).execute(pool).await.map(drop))
+        .map_err(StoreError::query("storing a name conflict"))
+    }
+
     pub(crate) async fn trusted_key(
         &self,
         org: &OrgId,

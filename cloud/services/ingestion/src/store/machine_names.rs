@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::database::sqlx::{FromRow, query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
-use contract::{EpochMs, MachineId, OrgId, Origin, SiteId};
+use contract::{EpochMs, MachineId, OrgId, Origin, SiteId, upstream_id};
 use serde_json::json;
 
 use super::IngestStore;
@@ -121,7 +121,7 @@ impl MachineNaming {
     /// Returns the earlier ids of a machine, by its present id, sorted.
     #[must_use]
     pub fn previous_ids(&self, site: &str, current: &str) -> Vec<String> {
-        self.earlier(site, current).map(|(id, _)| id.to_owned()).collect()
+        self.earlier(site, current).map(|(id, _)| upstream_id::spelling(id)).collect()
     }
 
     /// Returns the earlier ids of a machine with what is stored about them, by its present id.

@@ -20,6 +20,8 @@ pub struct MachineRow {
     pub kid: String,
     pub seen_ms: i64,
     pub gaps: String,
+    /// When two agents were last seen under the device name of the chain.
+    pub conflict_ms: Option<i64>,
 }
 
 /// Selects the newest chain of the machine `m`: the one with the newest samples. Of chains without
@@ -50,7 +52,9 @@ impl IngestStore {
         (site, machine): (Option<&str>, Option<&str>),
     ) -> Result<Vec<MachineRow>, StoreError> {
         let sql = format!(
-            "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps \
+            "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps, \
+             (SELECT n.seen_ms FROM name_conflicts n WHERE n.org_id = m.org_id AND n.kid = c.kid) \
+             AS conflict_ms \
              FROM machines m JOIN chains c ON c.org_id = m.org_id AND c.machine_no = m.machine_no \
              WHERE m.org_id = $1 AND c.chain_no = CASE \
              WHEN NOT EXISTS (SELECT 1 FROM chains o WHERE o.org_id = $1 \

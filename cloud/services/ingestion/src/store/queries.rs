@@ -234,7 +234,8 @@ impl IngestStore {
         Ok(running)
     }
 
-    /// Returns the session of a chain that ran at a time: the newest that had begun.
+    /// Returns the session of a chain that ran at a time: of those that had begun, the one with the
+    /// highest sample numbers.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -243,13 +244,38 @@ impl IngestStore {
         no: ChainNo,
         at: contract::EpochMs,
     ) -> Result<Option<SessionRow>, StoreError> {
+        self.newest_begun(no, at.0).await
+    }
+
+    /// Returns the session of a chain with the highest sample numbers.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn newest_session(&self, no: ChainNo) -> Result<Option<SessionRow>, StoreError> {
+        self.newest_begun(no, i64::MAX).await
+    }
+
+    /// Returns the session with the highest sample numbers among those that began at `latest_ms` or
+    /// before. Each status is looked up in the index of the chain's sample numbers.
+    async fn newest_begun(
+        &self,
+        no: ChainNo,
+        latest_ms: i64,
+    ) -> Result<Option<SessionRow>, StoreError> {
+        let newest = ["ACTIVE", "CLOSED"].map(|status| {
+            format!(
+                "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \
+                 AND s.machine_no = $1 AND s.started_ms <= $3 \
+                 ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS of_{status}"
+            )
+        });
         let sql = format!(
-            "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.chain_no = $2 AND s.started_ms <= $3 \
-             ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
+            "SELECT * FROM ({}) AS s ORDER BY s.first_seq DESC NULLS LAST LIMIT 1",
+            newest.join(" UNION ALL ")
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
-            .bind(no.machine).bind(no.chain).bind(at.0).fetch_optional(pool).await)
-        .map_err(StoreError::query("reading the session that ran at a time"))
+            .bind(no.machine).bind(no.chain).bind(latest_ms).fetch_optional(pool).await)
+        .map_err(StoreError::query("reading the newest session of a chain"))
     }
 
     /// Returns the time of a session's latest CHARGE.

@@ -345,6 +345,17 @@ impl KernelStore {
         .map_err(StoreError::query("storing the latest result"))
     }
 
+    /// Returns the number of unresolved events of the circuit breaker, of all organisations.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn open_events(&self) -> Result<i64, StoreError> {
+        on!(self.database, pool => query_scalar(
+            "SELECT count(*) FROM governance_records WHERE kind = 'event' AND status = 'open'")
+            .fetch_one(pool).await)
+        .map_err(StoreError::query("counting unresolved events"))
+    }
+
     /// Rejects all pending proposals.
     ///
     /// # Errors

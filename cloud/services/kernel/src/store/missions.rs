@@ -11,7 +11,7 @@ use contract::mission::{
 use contract::{Actor, EpochMs, OrgId};
 
 use super::KernelStore;
-use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING, RETRY};
+use super::lane::{AWAITING_EVAL, EVAL_POLL_MS, PENDING, RETRY, RUNNING};
 use super::mission_row::{MissionRow, columns, to_json};
 use super::select::Select;
 use crate::governor;
@@ -183,6 +183,25 @@ impl KernelStore {
              WHERE CAST($1 AS TEXT) IS NULL OR org_id = $1 GROUP BY what")
             .bind(org.map(OrgId::as_str)).fetch_all(pool).await)
         .map_err(StoreError::query("counting missions"))?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Returns the number of running missions of each of two goals, by the goal. Missions are looked
+    /// up in the index of those that may be claimed.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn running_of_goals(
+        &self,
+        goals: &[&str; 2],
+    ) -> Result<BTreeMap<String, i64>, StoreError> {
+        let sql = format!(
+            "SELECT goal, count(*) FROM missions WHERE goal IN ($1, $2) AND urgency IN (0, 1, 2) \
+             AND lane = {RUNNING} GROUP BY goal"
+        );
+        let rows: Vec<(String, i64)> = on!(self.database, pool =>
+            query_as(AssertSqlSafe(sql)).bind(goals[0]).bind(goals[1]).fetch_all(pool).await)
+        .map_err(StoreError::query("counting running missions"))?;
         Ok(rows.into_iter().collect())
     }
 }

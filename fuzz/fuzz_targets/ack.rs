@@ -3,7 +3,7 @@
 use contract::{Ack, FrameRange, Refusal};
 use simcorp_edge::fuzzing::{CHAIN, unsent_after};
 
-const FRAMES: u64 = 6;
+const FRAMES: u64 = 5;
 
 fn holds(ranges: &[FrameRange], number: u64) -> bool {
     ranges.iter().any(|range| (range.first..=range.last).contains(&number))

@@ -69,7 +69,7 @@ fn parse(line: &str) -> Option<(PayloadKind, i64, &[u8])> {
         [b'E', wait @ b'a'..=b'z', message @ ..] => (PayloadKind::Event, wait, message),
         _ => return None,
     };
-    Some((kind, 1_000 << (wait - b'a'), message))
+    Some((kind, 1_000_i64 << (wait - b'a'), message))
 }
 
 static CLOUD: LazyLock<Mutex<Cloud>> = LazyLock::new(|| Mutex::new(Cloud::open()));

@@ -41,6 +41,10 @@ pub enum Order {
 }
 
 impl Order {
+    /// Every order.
+    pub const ALL: [Self; 4] =
+        [Self::HighFirst, Self::LowFirst, Self::HighFirstSwapped, Self::LowFirstSwapped];
+
     const fn has_low_word_first(self) -> bool {
         matches!(self, Self::LowFirst | Self::LowFirstSwapped)
     }
@@ -80,6 +84,23 @@ impl Order {
 }
 
 impl Type {
+    /// Every type.
+    pub const ALL: [Self; 13] = [
+        Self::Bool,
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::U64,
+        Self::I64,
+        Self::F32,
+        Self::F64,
+        Self::Bcd16,
+        Self::Bcd32,
+    ];
+
     /// Returns the number of 16-bit words of one value.
     #[must_use]
     pub const fn words(self) -> u16 {
@@ -220,29 +241,11 @@ fn to_bcd(number: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const ALL: [Type; 13] = [
-        Type::Bool,
-        Type::U8,
-        Type::I8,
-        Type::U16,
-        Type::I16,
-        Type::U32,
-        Type::I32,
-        Type::U64,
-        Type::I64,
-        Type::F32,
-        Type::F64,
-        Type::Bcd16,
-        Type::Bcd32,
-    ];
-    const ORDERS: [Order; 4] =
-        [Order::HighFirst, Order::LowFirst, Order::HighFirstSwapped, Order::LowFirstSwapped];
-
     proptest::proptest! {
         #[test]
         fn decode_returns_what_encode_wrote(raw in 0_u32..100_000_000, order in 0_usize..4) {
-            let order = ORDERS[order];
-            for kind in ALL {
+            let order = Order::ALL[order];
+            for kind in Type::ALL {
                 // Small types hold only small numbers.
                 for raw in [raw, raw % 100] {
                     let held = if kind == Type::F32 { f64::from(raw as f32) } else { f64::from(raw) };
@@ -261,8 +264,8 @@ mod tests {
 
         #[test]
         fn any_words_decode_to_a_finite_number_or_none(words: [u16; 4], order in 0_usize..4) {
-            for kind in ALL {
-                if let Some(raw) = kind.decode(ORDERS[order], &words) {
+            for kind in Type::ALL {
+                if let Some(raw) = kind.decode(Order::ALL[order], &words) {
                     proptest::prop_assert!(raw.is_finite());
                 }
             }
@@ -326,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_single_byte_has_a_sign_and_no_order() {
-        for order in ORDERS {
+        for order in Order::ALL {
             assert_eq!(Type::U8.decode(order, &[0x00f6]), Some(246.0), "{order:?}");
             assert_eq!(Type::I8.decode(order, &[0x00f6]), Some(-10.0), "{order:?}");
             assert_eq!(Type::I8.encode(order, -10.0), Some(vec![0x00f6]), "{order:?}");

@@ -6,27 +6,10 @@ use protocols::modbus_answer::{self, Echo, Framing};
 use protocols::s7::{self, Item};
 use protocols::{hottop, kaleido, line, modbus_tcp, santoker, tc4};
 
-const TYPES: [Type; 13] = [
-    Type::Bool,
-    Type::U8,
-    Type::I8,
-    Type::U16,
-    Type::I16,
-    Type::U32,
-    Type::I32,
-    Type::U64,
-    Type::I64,
-    Type::F32,
-    Type::F64,
-    Type::Bcd16,
-    Type::Bcd32,
-];
-const ORDERS: [Order; 4] =
-    [Order::HighFirst, Order::LowFirst, Order::HighFirstSwapped, Order::LowFirstSwapped];
-
 /// Decodes the bytes as each type in each order, and encodes what was read.
 fn decode_values(bytes: &[u8]) {
-    for (kind, order) in TYPES.into_iter().flat_map(|kind| ORDERS.map(|order| (kind, order))) {
+    let pairs = Type::ALL.into_iter().flat_map(|kind| Order::ALL.map(|order| (kind, order)));
+    for (kind, order) in pairs {
         let Some(bytes) = bytes.get(..usize::from(kind.bytes())) else { continue };
         let Some(raw) = kind.decode_bytes(order, bytes) else { continue };
         assert!(raw.is_finite(), "{kind:?} {order:?}");

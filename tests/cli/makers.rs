@@ -58,6 +58,19 @@ fn a_cropster_workbook_is_converted_to_an_artisan_recording() {
 }
 
 #[test]
+fn a_workbook_with_cells_far_apart_is_refused_before_it_takes_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wide.xlsx").display().to_string();
+    let script = "import openpyxl, sys; book = openpyxl.Workbook(); sheet = book.active; \
+                  sheet['A1'] = 1; sheet['XFD1048576'] = 1; book.save(sys.argv[1])";
+    let mut python = Command::new(workspace_root().join("target/python/bin/python"));
+    let made = python.args(["-c", script, &file]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let told = simcorp(&["roast", "analyze", &file]).unwrap_err();
+    assert!(told.contains("more than 2000000 cells"), "{told}");
+}
+
+#[test]
 fn a_manufacturer_s_csv_is_read_in_its_own_units() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("roest.csv");

@@ -10,16 +10,19 @@ pub struct EpochMs(pub i64);
 
 /// 9999-12-31T00:00:00Z. ISO 8601 needs five-digit years for later years.
 const MAX_MS: i64 = 253_402_214_400_000;
+/// In the year 966. Earlier and later times are written as these two.
+const MIN_MS: i64 = -MAX_MS / 8;
 
 impl EpochMs {
     /// Parses a full date-time with seconds and `Z` or an offset. A text without `Z` or an offset
-    /// is refused, because it does not define an instant.
+    /// is refused, because it does not define an instant. A time that cannot be written becomes the
+    /// nearest that can.
     #[must_use]
     pub fn parse_iso(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         let timed = bytes.len() >= 20 && bytes[10] == b'T' && bytes[16] == b':';
         let timestamp: jiff::Timestamp = timed.then(|| text.parse().ok()).flatten()?;
-        Some(Self(timestamp.as_millisecond()))
+        Some(Self(timestamp.as_millisecond().clamp(MIN_MS, MAX_MS)))
     }
 
     /// Formats the time as `20251005T210815`, for identities.
@@ -47,7 +50,7 @@ impl EpochMs {
     }
 
     fn timestamp(self) -> jiff::Timestamp {
-        jiff::Timestamp::from_millisecond(self.0.clamp(-MAX_MS / 8, MAX_MS)).unwrap_or_default()
+        jiff::Timestamp::from_millisecond(self.0.clamp(MIN_MS, MAX_MS)).unwrap_or_default()
     }
 }
 
@@ -105,6 +108,14 @@ mod tests {
         ] {
             let parsed = EpochMs::parse_iso(text).map(|t| t.to_string());
             assert_eq!(parsed.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_was_read_is_written_as_it_was_read() {
+        for text in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1969-12-31T23:59:59Z"] {
+            let read = EpochMs::parse_iso(text).unwrap();
+            assert_eq!(EpochMs::parse_iso(&read.to_string()), Some(read), "{text}");
         }
     }
 

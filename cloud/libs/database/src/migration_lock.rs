@@ -84,14 +84,14 @@ pub(crate) async fn limit(
 
 /// Returns whether a migration failed because it waited too long for a lock.
 pub(crate) fn has_timed_out(error: &StoreError) -> bool {
-    let source = match error {
-        StoreError::Query { source, .. }
-        | StoreError::Schema(SchemaError::Failed(
-            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _),
-        )) => source,
-        _ => return false,
+    let (StoreError::Query { source, .. }
+    | StoreError::Schema(SchemaError::Failed(
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _),
+    ))) = error
+    else {
+        return false;
     };
-    let code = source.as_database_error().and_then(|error| error.code());
+    let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| code == LOCK_NOT_AVAILABLE)
 }
 

@@ -1,10 +1,16 @@
-//! Takes a frame from its bytes to what clients read, without a database. For the fuzz targets: the
+//! Takes a message from its bytes to what clients read, without the pipeline. For the fuzz targets: the
 //! rows and the JSON are made by the functions that the store, the API and the streams use.
+
+mod profile_import;
+mod upstream;
 
 use std::collections::HashMap;
 
 use contract::point::TelemetryPoint;
 use contract::{DecodeError, EpochMs, Frame};
+
+pub use profile_import::{ImportFormat, imported_profiles, profile_table};
+pub use upstream::UpstreamIngestion;
 
 use crate::row_json;
 use crate::store::{ArrivedFrame, DryRows, Extras, FrameRow, SessionRow};
@@ -22,7 +28,7 @@ pub struct FrameViews {
     pub messages: Vec<String>,
 }
 
-/// Why a frame has no views.
+/// Why a message has no views.
 #[derive(Debug, thiserror::Error)]
 pub enum DryRunError {
     /// The bytes are not a frame.
@@ -31,6 +37,12 @@ pub enum DryRunError {
     /// A curve or a message cannot be written as JSON.
     #[error("writing JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// A profile cannot be written as a table.
+    #[error("writing a table: {0}")]
+    Table(#[from] csv::Error),
+    /// The database does not answer.
+    #[error(transparent)]
+    Store(#[from] ::database::StoreError),
 }
 
 /// Returns what clients read of the frame in `payload`, which counts as signed and verified and
@@ -39,7 +51,7 @@ pub enum DryRunError {
 /// # Errors
 /// When the payload is not a frame, or the frame cannot be written as JSON.
 pub fn frame_views(payload: &[u8], received: EpochMs) -> Result<FrameViews, DryRunError> {
-    let verified = VerifiedFrame {
+    views_of(&VerifiedFrame {
         frame: Frame::decode(payload)?,
         digest: trust::sha256_digest(payload),
         signed: Vec::new(),
@@ -48,8 +60,12 @@ pub fn frame_views(payload: &[u8], received: EpochMs) -> Result<FrameViews, DryR
         numbering: Numbering::Edge,
         published: None,
         received,
-    };
-    let rows = DryRows::of(&verified)?;
+    })
+}
+
+/// Returns what clients read of a verified message.
+fn views_of(verified: &VerifiedFrame) -> Result<FrameViews, DryRunError> {
+    let rows = DryRows::of(verified)?;
     let origin = &verified.frame.origin;
     let points = |frame: &FrameRow, session: Option<&SessionRow>| -> Vec<TelemetryPoint> {
         let extras = Extras::parse(frame.extras.as_deref());

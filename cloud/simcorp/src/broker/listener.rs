@@ -113,7 +113,7 @@ async fn read_level(client: &mut TcpStream) -> io::Result<(Vec<u8>, u8)> {
 }
 
 /// Returns the protocol level of a CONNECT packet, or `None` if `start` does not reach that far.
-fn protocol_level(start: &[u8]) -> Result<Option<u8>, &'static str> {
+pub(super) fn protocol_level(start: &[u8]) -> Result<Option<u8>, &'static str> {
     let Some((&first, rest)) = start.split_first() else { return Ok(None) };
     if first != CONNECT {
         return Err("the first packet is not CONNECT");

@@ -6,7 +6,7 @@ mod frames;
 mod machine_filter;
 mod machine_names;
 mod machines;
-mod profiles;
+pub(crate) mod profiles;
 mod read_pace;
 mod resume_id;
 mod sessions;

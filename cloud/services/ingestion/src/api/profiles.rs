@@ -22,7 +22,8 @@ use crate::store::{IngestStore, ProfileFilter};
 
 const PROFILE_MAX: usize = 256 * 1024;
 const NOTE_MAX: usize = 2_000;
-const IMPORTED_MAX: usize = 500;
+/// The most profiles of one import.
+pub(crate) const IMPORTED_MAX: usize = 500;
 /// The fields of a profile that the server sets; values from clients are ignored.
 const SERVER_FIELDS: [&str; 7] =
     ["profileId", "version", "orgId", "createdAt", "updatedAt", "isArchived", "actor"];
@@ -318,20 +319,10 @@ pub async fn import(
     body: Bytes,
 ) -> Result<Json<Imported>, ApiError> {
     request.caller.require_role(Role::Operator)?;
-    let text = || {
-        let text = String::from_utf8_lossy(&body).replace('\0', "\u{fffd}");
-        if text.trim().is_empty() {
-            Err(ApiError::Invalid("the body is empty".to_owned()))
-        } else {
-            Ok(text)
-        }
-    };
     let mut imported = Imported::default();
     match request.params.get("format").unwrap_or("json") {
         "json" => {
-            let bundle: Bundle = extract::parse_body(&body)?;
-            check_count(bundle.profiles.len())?;
-            for (i, fields) in bundle.profiles.into_iter().enumerate() {
+            for (i, fields) in parse_bundle(&body)?.into_iter().enumerate() {
                 if let Err(error) = import_one(&shared.store, &request, fields, &mut imported).await
                 {
                     record_error(&mut imported, &format!("profile {}", i + 1), error)?;
@@ -339,7 +330,7 @@ pub async fn import(
             }
         }
         "csv" => {
-            let rows = profile_io::from_csv(&text()?, IMPORTED_MAX + 1);
+            let rows = profile_io::from_csv(&import_text(&body)?, IMPORTED_MAX + 1);
             check_count(rows.len())?;
             for row in rows {
                 match row {
@@ -350,13 +341,39 @@ pub async fn import(
                 }
             }
         }
-        "alog" => match profile_io::from_recording(&text()?) {
+        "alog" => match profile_io::from_recording(&import_text(&body)?) {
             Ok(body) => create_imported(&shared.store, &request, body, &mut imported).await?,
             Err(error) => return Err(ApiError::Invalid(error)),
         },
         _ => return Err(ApiError::Invalid("format: not json, csv or alog".to_owned())),
     }
     Ok(Json(imported))
+}
+
+/// Returns the body of an import as text. Invalid bytes and NUL become the replacement character.
+pub(crate) fn import_text(body: &[u8]) -> Result<String, ApiError> {
+    let text = String::from_utf8_lossy(body).replace('\0', "\u{fffd}");
+    if text.trim().is_empty() {
+        return Err(ApiError::Invalid("the body is empty".to_owned()));
+    }
+    Ok(text)
+}
+
+/// Returns the fields of each profile of an import in the format `json`.
+pub(crate) fn parse_bundle(body: &[u8]) -> Result<Vec<Map<String, Value>>, ApiError> {
+    let bundle: Bundle = extract::parse_body(body)?;
+    check_count(bundle.profiles.len())?;
+    Ok(bundle.profiles)
+}
+
+/// Parses one profile of a bundle. Returns it with the id that it names.
+pub(crate) fn parse_bundled(
+    mut fields: Map<String, Value>,
+) -> Result<(Option<String>, ProfileBody), ApiError> {
+    check_size(&fields, PROFILE_MAX)?;
+    fields.entry("source").or_insert_with(|| json!({"kind": "IMPORT"}));
+    let id = fields.get("profileId").and_then(Value::as_str).map(str::to_owned);
+    Ok((id, body_of(fields)?))
 }
 
 fn check_count(count: usize) -> Result<(), ApiError> {
@@ -404,11 +421,7 @@ async fn import_one(
     fields: Map<String, Value>,
     imported: &mut Imported,
 ) -> Result<(), ApiError> {
-    check_size(&fields, PROFILE_MAX)?;
-    let mut fields = fields;
-    fields.entry("source").or_insert_with(|| json!({"kind": "IMPORT"}));
-    let id = fields.get("profileId").and_then(Value::as_str).map(str::to_owned);
-    let body = body_of(fields)?;
+    let (id, body) = parse_bundled(fields)?;
     let id = match id {
         Some(id) if (1..=200).contains(&id.len()) => id,
         _ => new_id(request)?,

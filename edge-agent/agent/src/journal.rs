@@ -9,7 +9,8 @@
 //! that are not signed yet, refused frames. Frames of the running roast are never deleted.
 //!
 //! The frames of a damaged journal are salvaged into a new one ([`salvage`]). While the disk cannot
-//! be used, a journal in memory ([`Journal::in_memory`]) takes its place.
+//! be used, a journal in memory ([`Journal::in_memory`]) takes its place; a stop saves it beside the one
+//! on disk ([`Journal::save_memory`]).
 
 mod chain_in_memory;
 mod chains;
@@ -20,6 +21,7 @@ mod pages;
 mod quota;
 mod roasts;
 pub mod salvage;
+mod saved_memory;
 mod unsigned;
 
 use std::path::Path;

@@ -25,6 +25,8 @@ pub enum JournalError {
     Sql { doing: &'static str, source: rusqlite::Error },
     #[error("cannot salvage the damaged journal {path}: {source}", path = path.display())]
     Salvage { path: PathBuf, source: std::io::Error },
+    #[error("cannot use what a stop saved from memory in {path}: {source}", path = path.display())]
+    Saved { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}: {source}", path = path.display())]
     Marker { path: PathBuf, source: std::io::Error },
     #[error("opening the journal panicked; the log says where")]

@@ -66,7 +66,7 @@ impl Journal {
             put_in_place(folder, now)
                 .map_err(|source| JournalError::Salvage { path: folder.join(FILE), source })?;
         }
-        Self::open_marked(folder, quota_mb)
+        Self::open_marked(folder, quota_mb, now)
     }
 
     /// Opens the journal in `folder`. If it is damaged, salvages it into a new one first: the
@@ -135,7 +135,7 @@ impl Journal {
                 for range in &report.missing {
                     tracing::warn!(%range, "frames are missing in the salvaged journal");
                 }
-                Ok((Self::open_marked(folder, quota_mb)?, Some(report)))
+                Ok((Self::open_marked(folder, quota_mb, now)?, Some(report)))
             }
             other => other.map(|journal| (journal, None)),
         }
@@ -195,19 +195,25 @@ fn lock_salvage(folder: &Path) -> Result<fs::File, JournalError> {
 /// Sets the damaged journal in `folder` aside, and puts the salvaged one in its place.
 fn put_in_place(folder: &Path, now: EpochMs) -> io::Result<()> {
     sync_folder(folder)?;
-    aside::remove_oldest(folder)?;
     let path = folder.join(FILE);
+    set_aside(folder, &path, now)?;
+    fs::rename(folder.join(COMPLETE_FILE), &path)?;
+    sync_folder(folder)
+}
+
+/// Renames the damaged journal in the file `path`, so that it is kept aside.
+pub(super) fn set_aside(folder: &Path, path: &Path, now: EpochMs) -> io::Result<()> {
+    aside::remove_oldest(folder)?;
     let kept = aside::unused_name(folder, now);
     // The log first: beside the salvaged journal, SQLite would write it into that one.
     for suffix in ["-wal", "-shm", ""] {
-        match fs::rename(with_suffix(&path, suffix), with_suffix(&kept, suffix)) {
+        match fs::rename(with_suffix(path, suffix), with_suffix(&kept, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     tracing::warn!(aside = %kept.display(), "the damaged journal is kept aside");
-    fs::rename(folder.join(COMPLETE_FILE), &path)?;
-    sync_folder(folder)
+    Ok(())
 }
 
 /// Copies what can be verified in `damaged` into a new journal in the file `into`.
@@ -341,7 +347,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Removes a database with its write-ahead log, if it exists.
-fn remove_database(path: &Path) -> io::Result<()> {
+pub(super) fn remove_database(path: &Path) -> io::Result<()> {
     for path in [path.to_owned(), with_suffix(path, "-wal"), with_suffix(path, "-shm")] {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -312,6 +312,31 @@ async fn a_note_with_a_nul_stops_nothing(store: &IngestStore) {
     assert_eq!(events[0].note.as_deref(), Some("a\u{fffd}b"));
 }
 
+/// An agent that was started in mid-roast sends CHARGE, FC and DROP together when the roast ends. Its
+/// CHARGE is an estimate before its first sample.
+async fn a_roast_that_began_before_its_agent_is_stored_and_marked(store: &IngestStore) {
+    let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
+    let mut events: Vec<MachineEvent> =
+        frames.iter_mut().flat_map(|verified| verified.frame.events.drain(..)).collect();
+    for event in &mut events {
+        event.source = EventSource::Inferred;
+        event.elapsed_s = event.at.ms_since(NOW.plus_ms(-60_000)) as f64 / 1000.0;
+    }
+    let charge = &mut events[0];
+    (charge.seq, charge.at, charge.elapsed_s) = (0, NOW.plus_ms(-60_000), 0.0);
+    charge.note = Some(contract::event::BEGUN_BEFORE_NOTE.to_owned());
+    frames[4].frame.events = events;
+    commit(store, &frames).await;
+    let (org, no) = (origin().org, name(store).await);
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((session.status.as_str(), session.begun_before), ("CLOSED", 1));
+    assert_eq!((session.first_seq, session.last_seq), (Some(0), Some(44)));
+    assert!((session.started_ms - NOW.0 + 60_000).abs() <= 5_000, "{}", session.started_ms);
+    assert_eq!((session.fc_s, session.duration_s()), (Some(63.3), Some(64.4)));
+    let stored = store.frames_of_range(&org, no.chain, 0, 44, 100).await.unwrap();
+    assert_eq!(session.elapsed_ms(&stored[0], 0), 60_000, "its first samples are missing");
+}
+
 async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     // The second arrives without its extra channel and with another one.
     let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
@@ -954,6 +979,7 @@ on_both!(
     another_tenant_sees_nothing,
     the_newest_is_found,
     a_note_with_a_nul_stops_nothing,
+    a_roast_that_began_before_its_agent_is_stored_and_marked,
     the_row_of_a_closed_roast_agrees_with_its_frames,
     large_frames_are_read_in_parts_and_none_is_lost,
     a_complete_session_is_not_rewritten,

@@ -161,6 +161,7 @@ mod tests {
             start_mono_ms: None,
             closed_seen_ms: None,
             start_estimated: 0,
+            begun_before: 0,
         }
     }
 

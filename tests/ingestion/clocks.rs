@@ -18,7 +18,7 @@ const IN_2106_S: i64 = 4_294_967_300;
 /// How much longer or shorter than measured here a time may be, s: an event is at the newest sample.
 const SLACK_S: f64 = 1.5;
 /// The time between two steps, in which samples are taken.
-const PAUSE: Duration = Duration::from_millis(400);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// The wall clock of a program.
 struct WallClock {
@@ -112,6 +112,7 @@ async fn start(agent: &mut Agent) -> anyhow::Result<()> {
         agent.process.stop(PATIENCE).await?;
     }
     agent.start().await?;
+    let agent = &*agent;
     wait_for("samples are taken", PATIENCE, || async {
         agent.status().await.is_ok_and(|status| status["samples"].as_u64() > Some(3))
     })
@@ -126,20 +127,21 @@ async fn roast(
     steps: &[Step],
 ) -> anyhow::Result<(String, Vec<MarkedEvent>)> {
     let (mut session, mut events) = (None, Vec::new());
-    for step in steps {
+    for step in steps.iter().copied() {
         match step {
-            Step::Clock(to) => clock.set(*to)?,
+            Step::Clock(to) => clock.set(to)?,
             Step::Start => start(agent).await?,
             Step::Mark(kind) => events.push(mark(agent, kind).await?),
         }
         if matches!(step, Step::Mark("CHARGE")) {
+            let agent = &*agent;
             wait_for("the roast is shown", PATIENCE, || async {
                 agent.status().await.is_ok_and(|status| status["session"].is_string())
             })
             .await?;
             session = agent.status().await?["session"].as_str().map(str::to_owned);
-        } else if !matches!(step, Step::Clock(_)) {
-            // Right after CHARGE the agent may be restarted.
+        } else {
+            // Not after CHARGE: the agent may be restarted exactly then.
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -168,8 +170,6 @@ async fn check_times(cloud: &Cloud, id: &str, events: &[MarkedEvent]) -> anyhow:
     assert!((0.0..SLACK_S).contains(&first), "{id}: begins at {first} s");
     let duration = session["durationSeconds"].as_f64().unwrap();
     assert!((last - duration).abs() < SLACK_S, "{id}: {last} s of {duration} s");
-    let gap = elapsed.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-    assert!(gap <= duration, "{id}: a gap of {gap} s");
     Ok(())
 }
 
@@ -210,7 +210,8 @@ async fn no_step_of_a_gateway_s_clock_changes_a_time_of_a_roast() -> anyhow::Res
             Start,
         ],
         // Half an hour ahead, as the clock chip of another time zone.
-        &[Clock(Ahead(1_800)), Mark("CHARGE"), Clock(Ahead(0)), Mark("FC"), Mark("DROP")],
+        // The last start sends the receipt at once.
+        &[Clock(Ahead(1_800)), Mark("CHARGE"), Clock(Ahead(0)), Mark("FC"), Mark("DROP"), Start],
     ];
     let mut made = Vec::new();
     for steps in roasts {

@@ -1,5 +1,6 @@
 //! Tests of samples from gateways and publishers: loss, refusal, order, upstream clients.
 
+mod clocks;
 mod faults;
 mod machine_names;
 mod recordings;

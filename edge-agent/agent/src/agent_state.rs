@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use contract::{Channel, EventKind};
+use contract::{Channel, EpochMs, EventKind};
 use serde::Serialize;
 use tokio::sync::broadcast;
 use utoipa::ToSchema;
@@ -183,6 +183,12 @@ impl AgentState {
 
     pub fn update(&self, change: impl FnOnce(&mut AgentStatus)) {
         change(&mut self.lock());
+    }
+
+    /// Returns when the running roast began; `None` between roasts.
+    #[must_use]
+    pub fn session_started(&self) -> Option<EpochMs> {
+        self.lock().session_started_ms.map(EpochMs)
     }
 
     /// Records a heartbeat of a thread.

@@ -9,28 +9,32 @@
 //! that are not signed yet, refused frames. Frames of the running roast are never deleted.
 //!
 //! The frames of a damaged journal are salvaged into a new one ([`salvage`]). While the disk cannot
-//! be used, a journal in memory ([`Journal::in_memory`]) takes its place.
+//! be used, a journal in memory ([`Journal::in_memory`]) takes its place; a stop saves it beside the one
+//! on disk ([`Journal::save_memory`]).
 
 mod chain_in_memory;
+mod chains;
 mod delivery;
+mod error;
 mod memory;
 mod pages;
 mod quota;
 mod roasts;
 pub mod salvage;
+mod saved_memory;
 mod unsigned;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use contract::{ChainId, Digest, IdError, Origin};
-use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, ffi, params};
+use contract::{ChainId, Digest, Origin};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
-use crate::renamed_machine;
+use crate::recorder::{ClosedRoast, RunningRoast};
 
+use chains::{add_chain, chain_in_use};
 pub use delivery::FetchLimit;
+pub use error::JournalError;
 pub use memory::MEMORY_BYTES_MAX;
 use roasts::put_roast;
 use unsigned::put_receipt;
@@ -92,61 +96,6 @@ const KERNEL_CLOCK: &str = "
 ALTER TABLE roasts ADD COLUMN kernel_boot TEXT;
 ALTER TABLE roasts ADD COLUMN charge_uptime_ms INTEGER;
 ";
-
-/// Why the journal cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    #[error("cannot create the journal's folder {path}: {source}", path = path.display())]
-    Folder { path: PathBuf, source: std::io::Error },
-    #[error("the journal {path} was written by a newer agent (schema {found}); install that one", path = path.display())]
-    TooNew { path: PathBuf, found: i64 },
-    #[error("another agent uses the journal {path}; stop it first", path = path.display())]
-    Locked { path: PathBuf },
-    #[error("the disk is full while {doing}; free some space, or lower journal.quota_mb")]
-    Full { doing: &'static str },
-    #[error(
-        "the disk is read-only while {doing}; look for its errors in the kernel log, and replace a worn card"
-    )]
-    ReadOnly { doing: &'static str },
-    #[error("the journal is damaged (found while {doing}): {source}")]
-    Damaged { doing: &'static str, source: rusqlite::Error },
-    #[error("error while {doing}: {source}")]
-    Sql { doing: &'static str, source: rusqlite::Error },
-    #[error("cannot salvage the damaged journal {path}: {source}", path = path.display())]
-    Salvage { path: PathBuf, source: std::io::Error },
-    #[error("cannot write {path}: {source}", path = path.display())]
-    Marker { path: PathBuf, source: std::io::Error },
-    #[error("opening the journal panicked; the log says where")]
-    OpenerPanicked,
-}
-
-impl JournalError {
-    /// Returns a function that classifies an SQLite error. `doing` says what failed.
-    fn sql(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode;
-        // What a bad sector of a card gives. A disk that is gone gives it too, but then no salvaged
-        // journal can be written, and the journal stays as it is.
-        let unreadable = |source: &rusqlite::Error| {
-            source.sqlite_error().is_some_and(|error| {
-                [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_CORRUPTFS].contains(&error.extended_code)
-            })
-        };
-        move |source| match source.sqlite_error_code() {
-            _ if unreadable(&source) => Self::Damaged { doing, source },
-            Some(ErrorCode::DiskFull) => Self::Full { doing },
-            Some(ErrorCode::ReadOnly) => Self::ReadOnly { doing },
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                Self::Damaged { doing, source }
-            }
-            _ => Self::Sql { doing, source },
-        }
-    }
-
-    /// Returns whether a later attempt can succeed without a change of the installation.
-    pub const fn is_passing(&self) -> bool {
-        !matches!(self, Self::TooNew { .. } | Self::Locked { .. })
-    }
-}
 
 /// A signed frame that is to be sent to the cloud.
 #[derive(Debug, Clone)]
@@ -292,141 +241,6 @@ impl Journal {
         Ok(Self { db, quota_bytes, in_memory: false, lost_frames: 0 })
     }
 
-    /// Returns the chain of `origin`, and the next numbers in it. A chain belongs to one machine:
-    /// in a new journal, or if the gateway was moved to another machine, it first starts the chain
-    /// `fresh`, abandons the running roasts, and sets aside what was learned about the machine before.
-    ///
-    /// # Errors
-    /// When the journal cannot be read or written.
-    pub fn load_or_start_chain(
-        &self,
-        origin: &Origin,
-        fresh: ChainId,
-    ) -> Result<JournalPosition, JournalError> {
-        const DOING: &str = "reading the journal's position";
-        // Chains from before version 2 belong to the gateway's current machine.
-        self.db
-            .execute(
-                "INSERT OR IGNORE INTO chains (chain, origin) SELECT chain, ?1 FROM \
-                 (SELECT chain FROM frames UNION SELECT chain FROM roasts UNION \
-                  SELECT value FROM meta WHERE key = 'chain')",
-                [origin.to_string()],
-            )
-            .map_err(JournalError::sql(DOING))?;
-        let stored = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
-        let chain = match stored {
-            Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
-            _ => {
-                let before = self.machine()?;
-                if let Some(before) = &before {
-                    if let Some(hint) = renamed_machine::hint(before, origin) {
-                        tracing::warn!("{hint}");
-                    }
-                    self.set_learned_aside(before)?;
-                }
-                self.start_chain(fresh, origin)?;
-                self.abandon_roasts(None)?;
-                // What was learned about another machine is not valid for this one.
-                self.save_learned(&self.learned_before(origin)?.unwrap_or_default())?;
-                fresh.0
-            }
-        };
-        let number = |name| -> Result<u64, JournalError> {
-            let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
-            Ok(bytes.map_or(0, u64::from_be_bytes))
-        };
-        let next_number = number("next_number")?.max(1);
-        let last = self
-            .db
-            .query_row(
-                "SELECT digest FROM frames WHERE chain = ?1 AND number = ?2",
-                params![chain, i64::try_from(next_number - 1).unwrap_or(i64::MAX)],
-                |row| row.get::<_, [u8; 32]>(0),
-            )
-            .optional()
-            .map_err(JournalError::sql(DOING))?;
-        // The last frame may have been deleted for the quota, while older ones are still here; its
-        // digest is still in `meta`.
-        let previous = match last {
-            _ if next_number == 1 => None,
-            Some(digest) => Some(Digest(digest)),
-            None => self.meta("last_digest")?.and_then(|v| v.try_into().ok()).map(Digest),
-        };
-        Ok(JournalPosition {
-            chain: ChainId(chain),
-            next_number,
-            next_seq: number("next_seq")?,
-            previous,
-        })
-    }
-
-    /// Starts another chain, permanently. Frame numbers start again at 1; sample numbers continue.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub fn start_chain(&self, chain: ChainId, origin: &Origin) -> Result<(), JournalError> {
-        const DOING: &str = "starting a new chain";
-        let tx = self.db.unchecked_transaction().map_err(JournalError::sql(DOING))?;
-        let put = || -> rusqlite::Result<()> {
-            tx.execute(
-                "INSERT INTO chains (chain, origin) VALUES (?1, ?2)",
-                params![chain.0, origin.to_string()],
-            )?;
-            tx.execute(
-                "INSERT OR REPLACE INTO meta (key, value) VALUES ('chain', ?1), ('next_number', ?2)",
-                params![chain.0, 1_u64.to_be_bytes()],
-            )?;
-            Ok(())
-        };
-        put().map_err(JournalError::sql(DOING))?;
-        tx.commit().map_err(JournalError::sql(DOING))
-    }
-
-    /// Continues a chain at a position, in a journal that has none of its frames.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub fn continue_chain(
-        &self,
-        position: &JournalPosition,
-        origin: &Origin,
-    ) -> Result<(), JournalError> {
-        self.start_chain(position.chain, origin)?;
-        let digest = position.previous.map_or_else(Vec::new, |digest| digest.0.to_vec());
-        self.db
-            .execute(
-                "INSERT OR REPLACE INTO meta (key, value) \
-                 VALUES ('next_number', ?1), ('next_seq', ?2), ('last_digest', ?3)",
-                params![
-                    position.next_number.to_be_bytes(),
-                    position.next_seq.to_be_bytes(),
-                    digest
-                ],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("continuing a chain"))
-    }
-
-    /// Returns the machine that a chain's frames are from; `None` for an unknown chain.
-    fn origin_of(&self, chain: ChainId) -> Result<Option<Origin>, JournalError> {
-        let row =
-            self.db.query_row("SELECT origin FROM chains WHERE chain = ?1", [chain.0], |row| {
-                read_origin(row, 0)
-            });
-        row.optional().map_err(JournalError::sql("finding a chain's machine"))
-    }
-
-    /// Returns the machine of the newest chain; `None` in a new journal.
-    ///
-    /// # Errors
-    /// When the journal cannot be read.
-    pub fn machine(&self) -> Result<Option<Origin>, JournalError> {
-        match self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok()) {
-            Some(chain) => self.origin_of(ChainId(chain)),
-            None => Ok(None),
-        }
-    }
-
     /// Returns the wall-clock time of the newest frame, in Unix ms.
     ///
     /// # Errors
@@ -439,7 +253,8 @@ impl Journal {
     }
 
     /// Stores a frame and the changes to its roast in one transaction. Returns `None` for a frame
-    /// that is not signed, because it cannot be sent yet.
+    /// that is not signed, because it cannot be sent yet. The frame may be of an earlier chain than
+    /// the one in use: it may have waited in memory.
     ///
     /// # Errors
     /// When the journal cannot be written. Nothing is stored then, and the caller retries.
@@ -473,14 +288,21 @@ impl Journal {
             let id = tx.last_insert_rowid();
             let mut meta =
                 tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?;
-            meta.execute(params!["next_number", (frame.number + 1).to_be_bytes()])?;
             meta.execute(params!["next_seq", next_seq.to_be_bytes()])?;
-            meta.execute(params!["last_digest", digest.0])?;
+            // A frame that waited while another chain was started does not move that chain.
+            let in_use = chain_in_use(&tx)?.is_none_or(|chain| chain == frame.chain);
+            if in_use {
+                meta.execute(params!["next_number", (frame.number + 1).to_be_bytes()])?;
+                meta.execute(params!["last_digest", digest.0])?;
+            } else {
+                add_chain(&tx, frame.chain, &frame.origin)?;
+            }
             if let Some(closed) = closed {
                 put_roast(&tx, frame.chain, &closed.roast, Some(closed.last_frame))?;
                 put_receipt(&tx, &frame.origin, frame.chain, closed)?;
             }
-            if let Some(roast) = running {
+            // The running roast of an earlier chain was abandoned when the next one was started.
+            if let Some(roast) = running.filter(|_| in_use) {
                 put_roast(&tx, frame.chain, roast, None)?;
             }
             Ok(id)
@@ -546,14 +368,6 @@ impl Journal {
     pub const fn set_quota_bytes(&mut self, bytes: i64) {
         self.quota_bytes = bytes;
     }
-}
-
-/// Reads and parses the origin in a column.
-fn read_origin(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Origin> {
-    let text: String = row.get(column)?;
-    text.parse().map_err(|error: IdError| {
-        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
-    })
 }
 
 #[cfg(test)]

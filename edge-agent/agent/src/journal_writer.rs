@@ -6,6 +6,7 @@
 //! before they get a number, so that the chain never has a hole.
 
 mod disk_fallback;
+mod origins;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -13,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use contract::{Ack, ChainId, EpochMs, EventKind, Origin};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use trust::{CONTENT_FRAME, CONTENT_RECEIPT};
 
 use crate::agent_state::{AgentState, ForecastSummary, WatchedThread};
@@ -86,6 +87,8 @@ pub struct JournalWriter {
     /// lane sends it.
     pub live: mpsc::Sender<OutgoingFrame>,
     pub frame_ms: u64,
+    /// The machines whose frames are sent; see [`JournalWriter::publish_origins`].
+    origins: watch::Sender<Vec<Origin>>,
     /// Frames that are not stored yet, oldest first.
     pending: VecDeque<CompletedFrame>,
     disk: DiskFallback,
@@ -107,6 +110,7 @@ impl JournalWriter {
         frame_ms: u64,
     ) -> Self {
         Self {
+            origins: watch::Sender::new(vec![recorder.origin().clone()]),
             recorder,
             journal,
             signing: BackoffSigner::new(opening.signer.clone()),
@@ -168,11 +172,7 @@ impl JournalWriter {
         // What was learned since the end of the last roast.
         let saved = self.journal.save_learned(self.recorder.learned());
         self.ok_or_log(saved);
-        let in_memory = if self.journal.is_in_memory() {
-            self.journal.totals().map_or(0, |totals| totals.unsent_frames + totals.unsigned_frames)
-        } else {
-            0
-        };
+        let in_memory = self.save_memory_at_stop();
         if !self.pending.is_empty() || in_memory > 0 {
             tracing::error!(
                 frames = self.pending.len(),

@@ -1,12 +1,16 @@
 //! Turns samples into frames: numbers the samples, adds the rate of rise, tracks the roast,
 //! completes frames and links each to the one before. Pure: uses no clock, no disk and no key.
 
-use std::collections::{BTreeMap, VecDeque};
+mod begun_before;
+mod columns;
+mod frames;
 
-use contract::frame::{EVENTS_MAX, SAMPLES_MAX};
+use std::collections::VecDeque;
+
+use contract::frame::EVENTS_MAX;
 use contract::{
-    ChainId, Channel, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
-    MachineEvent, Origin, Quality, SessionId,
+    ChainId, Channel, ClockQuality, Digest, EpochMs, EventKind, EventSource, Frame, MachineEvent,
+    Origin, SessionId,
 };
 use roast::event::{DetectedMark, MarkChange, Method};
 use roast::forecast::Forecast;
@@ -16,20 +20,17 @@ use roast::machine_model::MachineModel;
 use driver::Reading;
 
 use crate::clock::KernelTime;
+use columns::roast_sample;
 
-/// The plausible temperatures, in °C: neither beans nor flame reach a value outside.
-const VALID_TEMPERATURE_C: std::ops::RangeInclusive<f64> = -50.0..=600.0;
 /// A CHARGE more than this after the last CHARGE, in ms, starts a new roast: the end of the old
 /// roast was missed.
 const RECHARGE_AFTER_MS: i64 = 120_000;
 /// The minimum confidence: an inference that is more likely wrong than right is not an event.
 const CONFIDENCE_MIN: f64 = 0.5;
-/// How long samples are remembered, in ms: events are inferred up to this long after they happened.
-const POINTS_AGE_MAX_MS: i64 = 240_000;
+/// How long samples are remembered, in ms: the events of a roast that began before the agent did are
+/// inferred when it ends.
+const POINTS_AGE_MAX_MS: i64 = 1_800_000;
 const POINTS_MAX: usize = 12_000;
-/// For how many frames the numbers are remembered: a CHARGE into a drum that is still cooling is
-/// inferred up to three minutes after it happened, when the curve has turned.
-const RECENT_FRAMES: usize = 1_200;
 
 /// One sample with its times: monotonic, and wall clock with that clock's quality.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,6 +147,10 @@ pub struct Recorder {
     recent_frames: VecDeque<(u64, u64)>,
     /// Varies the session ids. Changes at each CHARGE.
     salt: u32,
+    /// The number of the first sample that no roast of this start has; 0 before the first one ends.
+    free_seq: u64,
+    /// What was learned about the machine before a roast from which nothing is learned.
+    known_model: Option<MachineModel>,
 }
 
 impl Recorder {
@@ -177,6 +182,8 @@ impl Recorder {
             newest: None,
             recent_frames: VecDeque::new(),
             salt,
+            free_seq: 0,
+            known_model: None,
         }
     }
 
@@ -220,13 +227,6 @@ impl Recorder {
         self.roast.as_ref().and_then(|_| self.live.forecast())
     }
 
-    /// Returns the estimated CHARGE of a roast that may have begun before the agent started.
-    pub fn begun_before(&self) -> Option<EpochMs> {
-        let (at, wall) = self.newest?;
-        let charge_ms = self.live.begun_before_ms().filter(|_| self.roast.is_none())?;
-        Some(wall.plus_ms(charge_ms - at.t_ms))
-    }
-
     pub const fn chain(&self) -> ChainId {
         self.position.chain
     }
@@ -245,7 +245,7 @@ impl Recorder {
         self.recent_frames.clear();
         // The first part of the running roast is in the old chain, and one receipt cannot cover two
         // chains. The next CHARGE starts a roast in the new chain.
-        (self.roast, self.charge_ms) = (None, None);
+        (self.roast, self.charge_ms, self.known_model) = (None, None, None);
         self.live.restart();
     }
 
@@ -278,6 +278,7 @@ impl Recorder {
         }
         self.push_point(at);
         let changes = self.live.push(&roast_sample(t_ms, &sample.reading));
+        let ends = changes.iter().any(is_confident_drop);
         let rise = self.live.ror().filter(|(at_ms, _)| *at_ms == t_ms);
         let ror = rise.map(|(_, slope)| (slope * 100.0).round() / 100.0);
         let wall = sample.wall;
@@ -295,13 +296,19 @@ impl Recorder {
         }
         for change in changes {
             match change {
+                // The curve shows with the DROP that this was a roast.
+                MarkChange::Detected(charge) if charge.method == Method::BegunBefore => {
+                    if ends {
+                        self.begin_before(charge.at_ms, at, wall);
+                    }
+                }
                 MarkChange::Detected(detected) => {
                     closed = closed.or(self.record_inference(&detected, at, wall));
                 }
                 // The drum was empty. Events that were already recorded remain, and no end of a
                 // roast is recorded.
                 MarkChange::Withdrawn(EventKind::Charge) => {
-                    (self.roast, self.charge_ms) = (None, None);
+                    (self.roast, self.charge_ms, self.known_model) = (None, None, None);
                     self.withdrawn = true;
                 }
                 MarkChange::Withdrawn(_) => {}
@@ -364,6 +371,7 @@ impl Recorder {
             self.live.restart();
             closed = self.close(at.seq.saturating_sub(1), wall);
         }
+        self.begin_before_event(kind, at, wall);
         if !self.live.report_event(kind, at.t_ms, at.bt_c) {
             return closed;
         }
@@ -379,11 +387,6 @@ impl Recorder {
         now: SamplePoint,
         wall: EpochMs,
     ) -> Option<ClosedRoast> {
-        // A roast that began before the agent did has no first sample, so it is no session: the next
-        // CHARGE starts one.
-        if detected.method == Method::BegunBefore {
-            return None;
-        }
         let again = detected.revision > 0;
         let charge = detected.kind == EventKind::Charge;
         if detected.confidence < CONFIDENCE_MIN || (again && !charge) {
@@ -449,138 +452,20 @@ impl Recorder {
     fn close(&mut self, last_seq: u64, ended: EpochMs) -> Option<ClosedRoast> {
         let roast = self.roast.take()?;
         self.charge_ms = None;
+        if let Some(known) = self.known_model.take() {
+            self.live.set_learned(known);
+        }
         let last_frame = self.frame_number_of(last_seq);
-        Some(ClosedRoast { last_seq: last_seq.max(roast.first_seq), last_frame, ended, roast })
-    }
-
-    /// Returns the number of the frame that contains a sample, or will contain it.
-    fn frame_number_of(&self, seq: u64) -> u64 {
-        if seq >= self.position.next_seq {
-            return self.position.next_number;
-        }
-        let found = self.recent_frames.iter().rev().find(|(_, first)| *first <= seq);
-        found
-            .or(self.recent_frames.front())
-            .map_or(self.position.next_number, |(number, _)| *number)
-    }
-
-    /// Completes a frame if it is old or full enough, if it has many events, or if a roast ended.
-    fn complete_frame_if_due(&mut self, closed: Option<ClosedRoast>) -> Option<CompletedFrame> {
-        let (first, last) = (self.pending.samples.first()?, self.pending.samples.last()?);
-        let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
-        let full = self.pending.samples.len() >= SAMPLES_MAX / 4;
-        let eventful = closed.is_some() || self.pending.events.len() >= EVENTS_MAX / 2;
-        (age_ms >= self.frame_ms || full || eventful).then(|| self.complete_frame(closed))
-    }
-
-    /// Completes a frame from the pending samples and events, and links it to the one before.
-    fn complete_frame(&mut self, closed: Option<ClosedRoast>) -> CompletedFrame {
-        let PendingFrame { samples, events } = std::mem::take(&mut self.pending);
-        let count = samples.len();
-        let first = samples.first().map(|(sample, _)| sample.clone());
-        let (mono, wall, clock) = match (first, self.newest) {
-            (Some(s), _) => (s.mono_ms, s.wall, s.clock),
-            (None, Some((at, wall))) => (at.t_ms.unsigned_abs(), wall, ClockQuality::Unknown),
-            (None, None) => (0, EpochMs(0), ClockQuality::Unknown),
-        };
-        let offsets_ms = samples
-            .iter()
-            .map(|(s, _)| u32::try_from(s.mono_ms.saturating_sub(mono)).unwrap_or(u32::MAX))
-            .collect();
-        let frame = Frame {
-            origin: self.origin.clone(),
-            chain: self.position.chain,
-            number: self.position.next_number,
-            previous: self.position.previous,
-            boot_id: self.boot,
-            first_seq: self.position.next_seq,
-            mono_ms: mono,
-            wall,
-            clock,
-            profile_digest: self.profile,
-            offsets_ms,
-            columns: columns(&samples),
-            events,
-        };
-        self.recent_frames.push_back((frame.number, frame.first_seq));
-        if self.recent_frames.len() > RECENT_FRAMES {
-            self.recent_frames.pop_front();
-        }
-        self.position.next_number += 1;
-        self.position.next_seq += count as u64;
-        let withdrawn = std::mem::take(&mut self.withdrawn);
-        let payload = frame.encode();
-        let digest = trust::sha256_digest(&payload);
-        // The next frame links to this one even if this one is not stored yet.
-        self.position.previous = Some(digest);
-        CompletedFrame { frame, payload, digest, closed, running: self.roast.clone(), withdrawn }
+        let last_seq = last_seq.max(roast.first_seq);
+        self.free_seq = last_seq.saturating_add(1);
+        Some(ClosedRoast { last_seq, last_frame, ended, roast })
     }
 }
 
-/// Selects the values of a reading that are used to track the roast.
-fn roast_sample(t_ms: i64, reading: &Reading) -> roast::sample::Sample {
-    let value = |requested: Channel| {
-        let found = reading.values.iter().find(|(channel, _)| *channel == requested);
-        found.and_then(|(_, value)| *value)
-    };
-    // Values that not every machine provides are extra channels with these names.
-    let extra = |name: &str| value(Channel::Extra(name.into()));
-    roast::sample::Sample {
-        t_ms,
-        bt_c: value(Channel::Bt),
-        et_c: value(Channel::Et),
-        gas_pct: value(Channel::Gas),
-        fan_pct: value(Channel::Fan),
-        door_open: extra("doorOpen").map(|open| open > 0.5),
-        cracks: extra("cracks"),
-        weight_g: extra("weightG"),
-        ..Default::default()
-    }
-}
-
-/// Returns the samples' values by channel: `None` where a sample has no value. A channel without
-/// any value gets no column.
-fn columns(samples: &[(Sample, Option<f64>)]) -> Vec<Column> {
-    let mut by_channel: BTreeMap<Channel, Vec<Option<f64>>> = BTreeMap::new();
-    for (i, (sample, ror)) in samples.iter().enumerate() {
-        let ror = (Channel::Ror, *ror);
-        for (channel, value) in sample.reading.values.iter().chain([&ror]) {
-            let column =
-                by_channel.entry(channel.clone()).or_insert_with(|| vec![None; samples.len()]);
-            column[i] = *value;
-        }
-    }
-    let columns = by_channel.into_iter().filter(|(_, values)| values.iter().any(Option::is_some));
-    columns
-        .map(|(channel, values)| {
-            let quality = quality_flags(&channel, &values, samples);
-            Column { quality, channel, values }
-        })
-        .collect()
-}
-
-/// Returns the quality flags of values: those that the driver set, and `Range` for values that are
-/// not plausible.
-fn quality_flags(
-    channel: &Channel,
-    values: &[Option<f64>],
-    samples: &[(Sample, Option<f64>)],
-) -> Vec<(u16, Quality)> {
-    let valid = match channel {
-        Channel::Bt | Channel::Et | Channel::Ambient => VALID_TEMPERATURE_C,
-        Channel::Gas | Channel::Fan => 0.0..=100.0,
-        _ => f64::NEG_INFINITY..=f64::INFINITY,
-    };
-    let remark = |i: usize, value: f64| {
-        let flag = samples[i].0.reading.quality_flags.iter().find(|(c, _)| c == channel);
-        flag.map(|(_, quality)| *quality)
-            .or_else(|| (!valid.contains(&value)).then_some(Quality::Range))
-    };
-    let remarked = values.iter().enumerate().filter_map(|(i, value)| {
-        let quality = remark(i, (*value)?)?;
-        Some((u16::try_from(i).ok()?, quality))
-    });
-    remarked.collect()
+/// Returns whether a change is a DROP that becomes an event.
+fn is_confident_drop(change: &MarkChange) -> bool {
+    matches!(change, MarkChange::Detected(mark)
+        if mark.kind == EventKind::Drop && mark.confidence >= CONFIDENCE_MIN)
 }
 
 #[cfg(test)]

@@ -117,9 +117,7 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     let sampling =
         start_sampler(&config, clock, commands.clone(), &state, share.clone(), stop.clone())?;
     let writer = open_journal_writer(&config, &origin, signer, clock, &state, live)?;
-    let mut origins = writer.journal.unsent_origins()?;
-    origins.retain(|other| *other != origin);
-    origins.insert(0, origin.clone());
+    let origins = writer.watch_origins();
     let writer_thread = start_journal_writer(writer, command_receiver, stop.clone())?;
     if let Some(identity) = identity.clone() {
         let share = f64::from(u32::from_le_bytes(trust::random()?)) / f64::from(u32::MAX);
@@ -241,6 +239,7 @@ fn open_journal_writer(
     let mut writer =
         JournalWriter::new(recorder, journal, opening, state.clone(), live, s.frame_ms);
     writer.resume()?;
+    writer.publish_origins();
     if let Some(problem) = problem {
         writer.start_opening(&problem);
     }

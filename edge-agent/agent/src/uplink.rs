@@ -70,7 +70,7 @@ pub async fn run(
     options: MqttOptions,
     origins: Vec<Origin>,
     commands: SyncSender<JournalCommand>,
-    (live, copies): (&mut mpsc::Receiver<OutgoingFrame>, Option<JsonCopies>),
+    (live, copies): (&mut mpsc::Receiver<OutgoingFrame>, Option<&mut JsonCopies>),
     state: AgentState,
     stop: CancellationToken,
 ) {
@@ -111,7 +111,7 @@ pub async fn run(
                 return;
             }
             Some(event) = events.recv() => sender.handle(event, &state).await,
-            Some(frame) = live.recv() => sender.send_live(frame),
+            Some(frame) = live.recv() => sender.send_live(frame, &state),
             _ = poll.tick() => sender.send_waiting().await,
         }
     }
@@ -219,10 +219,10 @@ struct InFlightFrame {
 }
 
 /// Decides which frames to send, and sends them.
-struct Sender {
+struct Sender<'c> {
     client: AsyncClient,
     commands: SyncSender<JournalCommand>,
-    copies: Option<JsonCopies>,
+    copies: Option<&'c mut JsonCopies>,
     send_window: SendWindow,
     ready: bool,
     /// The frames in flight, by chain and frame number.
@@ -244,7 +244,7 @@ struct Sender {
     receipts_due: Instant,
 }
 
-impl Sender {
+impl Sender<'_> {
     /// Handles an event of the connection.
     async fn handle(&mut self, event: ConnectionEvent, state: &AgentState) {
         match event {
@@ -262,7 +262,7 @@ impl Sender {
                     .await
                     .flatten()
                 {
-                    self.send_live(newest);
+                    self.send_live(newest, state);
                 }
                 self.send_waiting().await;
             }
@@ -362,7 +362,12 @@ impl Sender {
     }
 
     /// Sends a frame on the live lane. Does nothing while the connection is down.
-    fn send_live(&mut self, frame: OutgoingFrame) {
+    fn send_live(&mut self, frame: OutgoingFrame, state: &AgentState) {
+        // Also without a connection: the copies that follow count from the roast's beginning.
+        let copies = self
+            .copies
+            .as_mut()
+            .map(|copies| copies.of_signed(&frame.signed, state.session_started()));
         if !self.ready {
             return; // the backlog lane sends it later
         }
@@ -375,7 +380,6 @@ impl Sender {
         if self.lanes.live_from == 0 {
             self.lanes.live_from = frame.id;
         }
-        let copies = self.copies.as_mut().map(|copies| copies.of_signed(&frame.signed));
         let origin = frame.origin.clone();
         // The frame first: its copies must not take its place in the client's queue.
         if self.publish(TopicKind::LiveFrame, frame) {

@@ -1,5 +1,5 @@
 //! Supervises the uplink: runs it, sets it up again after a failure, and restarts it when the fleet
-//! service names another broker.
+//! service names another broker, or when the machines to send for change.
 
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use contract::{KeyId, Origin};
 use rumqttc::MqttOptions;
 use service::backoff::Backoff;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_state::AgentState;
@@ -30,11 +30,12 @@ pub struct UplinkSupervisor {
     pub identity: Option<Identity>,
     pub key_id: KeyId,
     /// The machines whose acknowledgements the uplink subscribes to; the current one first.
-    pub origins: Vec<Origin>,
+    pub origins: watch::Receiver<Vec<Origin>>,
 }
 
 impl UplinkSupervisor {
-    /// Runs the uplink until `stop`, and restarts it when the fleet service names another broker.
+    /// Runs the uplink until `stop`, and restarts it when the fleet service names another broker or
+    /// the machines to send for change.
     /// If the uplink cannot be set up, no sample is lost: all are stored, and the setup is retried.
     pub async fn run(
         self,
@@ -44,6 +45,9 @@ impl UplinkSupervisor {
         stop: CancellationToken,
     ) {
         let mut wait = Backoff::new(SETUP_WAIT_MIN, SETUP_WAIT_MAX);
+        let mut origins = self.origins.clone();
+        // Kept from one connection to the next, like the roast that they are about.
+        let mut copies = self.config.compatibility.json_telemetry.then(JsonCopies::default);
         while !stop.is_cancelled() {
             let options = match self.options() {
                 Ok(options) => options,
@@ -59,13 +63,12 @@ impl UplinkSupervisor {
             };
             wait.reset();
             let ended = stop.child_token();
-            let (state, commands, origins) =
-                (state.clone(), commands.clone(), self.origins.clone());
+            let (state, commands) = (state.clone(), commands.clone());
+            let machines = origins.borrow_and_update().clone();
             let link = async {
                 if let Some(options) = options {
-                    let copies = self.config.compatibility.json_telemetry;
-                    let live = (&mut live, copies.then(JsonCopies::default));
-                    uplink::run(options, origins, commands, live, state, ended.clone()).await;
+                    let live = (&mut live, copies.as_mut());
+                    uplink::run(options, machines, commands, live, state, ended.clone()).await;
                 } else {
                     tracing::info!("no uplink is set up; samples are stored and shown here");
                     ended.cancelled().await;
@@ -76,6 +79,11 @@ impl UplinkSupervisor {
                 () = &mut link => {}
                 () = self.broker_changed() => {
                     tracing::info!("the fleet service names another broker; reconnecting");
+                    ended.cancel();
+                    link.await;
+                }
+                () = changed(&mut origins) => {
+                    tracing::info!("frames of other machines are to be sent; reconnecting");
                     ended.cancel();
                     link.await;
                 }
@@ -107,6 +115,13 @@ impl UplinkSupervisor {
         let (org, machine) = (&config.identity.org, &config.machine.id);
         let client = format!("simcorp-edge-{org}-{}-{machine}", self.key_id);
         Ok(Some(config.uplink.options(&client.replace([':', '@'], "-"), uplink::MQTT_BOUNDS)?))
+    }
+}
+
+/// Waits until the machines to send for change. After the journal writer has ended they never do.
+async fn changed(origins: &mut watch::Receiver<Vec<Origin>>) {
+    if origins.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -142,7 +157,7 @@ mod tests {
             config: EdgeConfig { uplink, ..EdgeConfig::default() },
             identity: None,
             key_id: "device:gw@leipzig".parse().unwrap(),
-            origins: vec!["acme/leipzig/r-1".parse().unwrap()],
+            origins: watch::Sender::new(vec!["acme/leipzig/r-1".parse().unwrap()]).subscribe(),
         };
         let (commands, _commands) = std::sync::mpsc::sync_channel(1);
         let (_live, live) = mpsc::channel(1);

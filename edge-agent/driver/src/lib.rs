@@ -31,6 +31,7 @@ use firmware_profiles::Profile;
 pub use control_queue::ControlQueue;
 pub use error::DriverError;
 pub use interlock::WriteError;
+pub use modbus::is_modbus_read;
 pub use open::ConnectionSettings;
 pub use register_cache::{CacheMiss, RegisterCache};
 pub use replay::Replay;

@@ -10,6 +10,10 @@ type Encoder<'w> = minicbor::Encoder<&'w mut Vec<u8>>;
 /// The longest note, in bytes.
 pub const NOTE_BYTES_MAX: usize = 1024;
 
+/// The note of a CHARGE that no agent saw: it is an estimate, because the agent was started in
+/// mid-roast. Ingestion marks the session of such a CHARGE.
+pub const BEGUN_BEFORE_NOTE: &str = "begun before the agent started; CHARGE is an estimate";
+
 /// The kind of an event. `DEVELOPMENT_START` is upstream Sim-Corp's second name for first crack,
 /// once it is no longer a guess. It is a separate kind because upstream's publishers send it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

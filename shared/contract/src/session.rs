@@ -78,10 +78,14 @@ pub struct RoastSessionSummary {
     pub session_id: SessionId,
     /// When the session began.
     pub started_at: EpochMs,
-    /// Whether `startedAt` is an estimate, because the gateway's clock was not set. Absent if it is
-    /// not.
+    /// Whether `startedAt` is an estimate, because the gateway's clock was not set or the roast began
+    /// before the agent. Absent if it is not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub started_at_estimated: bool,
+    /// Whether the roast began before its agent was started: CHARGE is an estimate, and the first
+    /// samples are missing. Absent if it did not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begun_before: bool,
     /// `null` while the roast runs; the key is always present.
     pub ended_at: Option<EpochMs>,
     /// Whether the session is still running.

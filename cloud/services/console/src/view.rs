@@ -133,7 +133,11 @@ impl SessionRow {
     pub fn of(session: &RoastSessionSummary) -> Self {
         let running = session.ended_at.is_none();
         let started = session.started_at.to_string().replace('T', " ");
-        let mark = if session.started_at_estimated { " (estimated)" } else { "" };
+        let mark = match session {
+            RoastSessionSummary { begun_before: true, .. } => " (begun before the agent)",
+            RoastSessionSummary { started_at_estimated: true, .. } => " (estimated)",
+            _ => "",
+        };
         let (curve, curve_class) = match session.completeness {
             _ if running => ("Not closed yet", "open"),
             Completeness::Complete => ("Complete", "complete"),

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
-use driver::{CacheMiss, ControlQueue, DriverHandles, WriteError};
+use driver::{CacheMiss, ControlQueue, DriverHandles, WriteError, is_modbus_read};
 use firmware_profiles::address::Table;
 use service::connections::{ConnectionLimits, ConnectionPlace, ConnectionPlaces};
 use tokio::net::{TcpListener, TcpStream};
@@ -132,16 +132,6 @@ const fn exception(refused: &WriteError) -> ExceptionCode {
     }
 }
 
-const fn reads(request: &Request<'_>) -> bool {
-    matches!(
-        request,
-        Request::ReadCoils(..)
-            | Request::ReadDiscreteInputs(..)
-            | Request::ReadHoldingRegisters(..)
-            | Request::ReadInputRegisters(..)
-    )
-}
-
 impl Service for RegisterServer {
     type Request = SlaveRequest<'static>;
     type Response = Response;
@@ -149,7 +139,7 @@ impl Service for RegisterServer {
     type Future = Pin<Box<dyn Future<Output = Result<Response, ExceptionCode>> + Send>>;
 
     fn call(&self, slave_request: Self::Request) -> Self::Future {
-        if reads(&slave_request.request) {
+        if is_modbus_read(&slave_request.request) {
             return Box::pin(ready(self.answer(&slave_request)));
         }
         Box::pin(write(self.share.controls.clone(), slave_request, self.clock.mono_ms()))

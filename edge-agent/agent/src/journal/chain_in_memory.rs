@@ -1,11 +1,11 @@
 //! Marks a journal on disk whose chain goes on in memory. If the agent ends before the journal in
-//! memory has moved to disk, the cloud may have frames that the disk does not know: the journal on
-//! disk then starts another chain, so that their numbers are not used again.
+//! memory has moved to disk or was saved there, the cloud may have frames that the disk does not know:
+//! the journal on disk then starts another chain, so that their numbers are not used again.
 
 use std::fs;
 use std::path::Path;
 
-use contract::ChainId;
+use contract::{ChainId, EpochMs};
 
 use super::salvage::sync_folder;
 use super::{Journal, JournalError};
@@ -27,22 +27,37 @@ impl Journal {
         mark().map_err(|source| JournalError::Marker { path, source })
     }
 
-    /// Opens the journal in `folder`, and starts another chain in it if it is marked.
-    pub(super) fn open_marked(folder: &Path, quota_mb: u64) -> Result<Self, JournalError> {
-        let journal = Self::open(folder, quota_mb)?;
+    /// Opens the journal in `folder`. Takes over what the last stop saved from memory; without that,
+    /// starts another chain if the journal is marked.
+    pub(super) fn open_marked(
+        folder: &Path,
+        quota_mb: u64,
+        now: EpochMs,
+    ) -> Result<Self, JournalError> {
+        let mut journal = Self::open(folder, quota_mb)?;
         let path = folder.join(MARKER_FILE);
-        if !path.exists() {
-            return Ok(journal);
+        let saved = journal.take_over_saved(folder, now)?;
+        if path.exists() {
+            journal.end_mark(folder, &path, saved)?;
         }
-        let failed = |source| JournalError::Marker { path: path.clone(), source };
-        if let Some(origin) = journal.machine()? {
+        // Last: a power cut before this takes the same content over once more.
+        if saved {
+            Self::remove_saved(folder)?;
+        }
+        Ok(journal)
+    }
+
+    /// Removes the mark. Starts another chain first, unless the chain that went on in memory was
+    /// `saved`.
+    fn end_mark(&self, folder: &Path, path: &Path, saved: bool) -> Result<(), JournalError> {
+        let failed = |source| JournalError::Marker { path: path.to_owned(), source };
+        if !saved && let Some(origin) = self.machine()? {
             let fresh = trust::random().map(ChainId).map_err(failed)?;
-            journal.start_chain(fresh, &origin)?;
+            self.start_chain(fresh, &origin)?;
             // A roast cannot continue in another chain.
-            journal.abandon_roasts(None)?;
+            self.abandon_roasts(None)?;
         }
         // Only now: a power cut before this starts one more chain, which does no harm.
-        fs::remove_file(&path).and_then(|()| sync_folder(folder)).map_err(failed)?;
-        Ok(journal)
+        fs::remove_file(path).and_then(|()| sync_folder(folder)).map_err(failed)
     }
 }

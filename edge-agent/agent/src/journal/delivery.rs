@@ -3,7 +3,8 @@
 use contract::{ChainId, FrameRange, Origin};
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, OutgoingFrame, read_origin};
+use super::chains::read_origin;
+use super::{Journal, JournalError, OutgoingFrame};
 
 /// The most that one read of unsent frames may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -117,7 +117,7 @@ fn copy_content(from: &Connection, to: &Transaction<'_>) -> rusqlite::Result<()>
         from,
         to,
         "SELECT session, chain, started_ms, first_seq, first_frame, marked, last_frame, state, \
-         receipt, unsigned_receipt, kernel_boot, charge_uptime_ms FROM roasts",
+         receipt, unsigned_receipt, kernel_boot, charge_uptime_ms FROM roasts ORDER BY rowid",
         "INSERT INTO roasts (session, chain, started_ms, first_seq, first_frame, marked, \
          last_frame, state, receipt, unsigned_receipt, kernel_boot, charge_uptime_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \

@@ -2,7 +2,8 @@
 //! costs only what it holds. The format: <https://www.sqlite.org/fileformat2.html>.
 //!
 //! Nothing that is read here can be trusted: the caller verifies each row. Every length is bounded,
-//! and no content makes this code panic.
+//! and no content makes this code panic. A page yields at most what its bytes can hold: cells that
+//! overlap, or a cell that is listed many times, do not multiply it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -99,34 +100,31 @@ impl PageFile {
             _ => None,
         };
         let cells = has_ids.and_then(|_| u16_at(&page, 3)).unwrap_or(0);
-        (0..cells).filter_map(move |i| {
+        let mut page_bytes = 0;
+        let rows = (0..cells).map_while(move |i| {
             let at = u16_at(&page, LEAF_HEADER_BYTES + 2 * usize::from(i))?;
-            self.row(page.get(usize::from(at)..)?, has_ids?, version)
-        })
+            let Some(cell) = Cell::parse(page.get(usize::from(at)..).unwrap_or_default(), has_ids?)
+            else {
+                return Some(None);
+            };
+            // The cells of a page do not overlap, so together they are no larger than the page.
+            page_bytes += cell.page_bytes;
+            (page_bytes <= PAGE_BYTES).then(|| self.row(&cell, version))
+        });
+        rows.flatten()
     }
 
-    /// Reads the row whose cell begins `cell`.
-    fn row(&self, cell: &[u8], has_ids: bool, version: PageVersion) -> Option<Row> {
-        let (bytes, used) = varint(cell)?;
-        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= ROW_BYTES_MAX)?;
-        let mut rest = cell.get(used..)?;
-        let mut id = None;
-        if has_ids {
-            let (value, used) = varint(rest)?;
-            id = Some(value.cast_signed());
-            rest = rest.get(used..)?;
-        }
-        let local_max = if has_ids { TABLE_LOCAL_MAX } else { INDEX_LOCAL_MAX };
-        let local = local_bytes(bytes, local_max);
-        let mut record = rest.get(..local)?.to_vec();
-        let mut next = if local < bytes { u32_at(rest, local)? } else { 0 };
-        while record.len() < bytes {
+    /// Reads the row of a cell.
+    fn row(&self, cell: &Cell<'_>, version: PageVersion) -> Option<Row> {
+        let mut record = cell.local.to_vec();
+        let mut next = cell.overflow_page;
+        while record.len() < cell.bytes {
             let page = self.read(next, version)?;
-            let take = (bytes - record.len()).min(OVERFLOW_BYTES);
+            let take = (cell.bytes - record.len()).min(OVERFLOW_BYTES);
             record.extend_from_slice(page.get(4..4 + take)?);
             next = u32_at(&page, 0)?;
         }
-        Some(Row { id, values: decode_record(&record)? })
+        Some(Row { id: cell.id, values: decode_record(&record)? })
     }
 
     /// Reads a page; `None` if it does not exist or the disk cannot read it.
@@ -142,6 +140,40 @@ impl PageFile {
         let at = u64::from(number.checked_sub(1)?) * PAGE_BYTES as u64;
         self.database.read_exact_at(&mut page, at).ok()?;
         Some(page)
+    }
+}
+
+/// What a leaf page holds of a row.
+struct Cell<'p> {
+    id: Option<i64>,
+    /// The length of the whole row.
+    bytes: usize,
+    /// The part of the row that is on the page.
+    local: &'p [u8],
+    /// The page with the next part; 0 if the row is on this page alone.
+    overflow_page: u32,
+    /// How many bytes of the page the cell takes.
+    page_bytes: usize,
+}
+
+impl<'p> Cell<'p> {
+    /// Parses the cell that begins `rest`; `None` if it does not fit the page.
+    fn parse(rest: &'p [u8], has_id: bool) -> Option<Self> {
+        let whole = rest.len();
+        let (bytes, used) = varint(rest)?;
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= ROW_BYTES_MAX)?;
+        let mut rest = rest.get(used..)?;
+        let mut id = None;
+        if has_id {
+            let (value, used) = varint(rest)?;
+            id = Some(value.cast_signed());
+            rest = rest.get(used..)?;
+        }
+        let local_max = if has_id { TABLE_LOCAL_MAX } else { INDEX_LOCAL_MAX };
+        let (local, rest) = rest.split_at_checked(local_bytes(bytes, local_max))?;
+        let overflow_page = if local.len() < bytes { u32_at(rest, 0)? } else { 0 };
+        let page_bytes = whole - rest.len();
+        Some(Self { id, bytes, local, overflow_page, page_bytes })
     }
 }
 
@@ -284,6 +316,43 @@ mod tests {
             assert_eq!((*n, blob.len(), text.as_str()), (number, size, "é"));
             assert!(blob.iter().enumerate().all(|(i, byte)| usize::from(*byte) == i % 251));
         }
+    }
+
+    /// A page whose cells all are the same cell, of a row as large as a row may be, in overflow pages
+    /// that refer to themselves. Read each time, it would take a gigabyte.
+    #[test]
+    fn a_cell_that_a_page_lists_a_thousand_times_takes_no_more_memory_than_a_page_of_cells() {
+        const AT: usize = 3_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let mut pages = vec![vec![0_u8; PAGE_BYTES]; 3];
+        let page = &mut pages[1];
+        page[0] = TABLE_LEAF;
+        page[3..5].copy_from_slice(&1_000_u16.to_be_bytes());
+        for i in 0..1_000 {
+            let pointer = u16::try_from(AT).unwrap().to_be_bytes();
+            page[LEAF_HEADER_BYTES + 2 * i..][..2].copy_from_slice(&pointer);
+        }
+        // The lengths of row and header as varints, the row's id, and one BLOB as long as the rest.
+        let bytes = ROW_BYTES_MAX;
+        let blob = u64::try_from(2 * (bytes - 5) + 12).unwrap();
+        let varint4 = |value: u64| {
+            let part = |shift: u32, more: u8| u8::try_from((value >> shift) & 0x7f).unwrap() | more;
+            [part(21, 0x80), part(14, 0x80), part(7, 0x80), part(0, 0)]
+        };
+        let local = local_bytes(bytes, TABLE_LOCAL_MAX);
+        let mut cell = varint4(bytes as u64).to_vec();
+        cell.push(7);
+        cell.push(5);
+        cell.extend(varint4(blob));
+        cell.resize(5 + local, 0xab);
+        cell.extend(3_u32.to_be_bytes());
+        page[AT..AT + cell.len()].copy_from_slice(&cell);
+        pages[2][..4].copy_from_slice(&3_u32.to_be_bytes());
+        std::fs::write(&path, pages.concat()).unwrap();
+        let rows = PageFile::open(&path).unwrap().rows(2, PageVersion::Newest);
+        assert!(!rows.is_empty(), "a row that overlaps no other is read");
+        assert!(rows.len() * local <= PAGE_BYTES, "{} rows of {local} bytes", rows.len());
     }
 
     #[test]

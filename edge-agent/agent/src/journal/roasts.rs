@@ -1,11 +1,15 @@
 //! Roasts in the journal: the running one, the closed ones, their receipts, and what was learned
 //! from them about the machine.
+//!
+//! Row ids order the roasts: a roast is added when it begins. Sample numbers order only the roasts of
+//! one chain, because a chain that began in memory numbers its samples from 0. No date orders them.
 
 use contract::{ChainId, EpochMs, EventKind, Origin, SessionId};
 use roast::machine_model::MachineModel;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, read_origin};
+use super::chains::read_origin;
+use super::{Journal, JournalError};
 use crate::clock::{KernelBoot, KernelTime};
 use crate::recorder::RunningRoast;
 
@@ -32,7 +36,7 @@ impl Journal {
     pub fn running_roast(&self) -> Result<Option<RunningRoast>, JournalError> {
         let row = self.db.query_row(
             "SELECT session, started_ms, first_seq, first_frame, marked, kernel_boot, \
-             charge_uptime_ms FROM roasts WHERE state = 0 ORDER BY first_seq DESC, rowid DESC LIMIT 1",
+             charge_uptime_ms FROM roasts WHERE state = 0 ORDER BY rowid DESC LIMIT 1",
             [],
             |row| {
                 Ok((
@@ -68,7 +72,7 @@ impl Journal {
         self.db
             .query_row(
                 "SELECT f.id FROM roasts r JOIN frames f ON f.chain = r.chain AND f.number = r.first_frame \
-                 WHERE r.state = 0 ORDER BY r.first_seq DESC, r.rowid DESC LIMIT 1",
+                 WHERE r.state = 0 ORDER BY r.rowid DESC LIMIT 1",
                 [],
                 |row| row.get(0),
             )
@@ -148,7 +152,7 @@ impl Journal {
             .db
             .prepare_cached(
                 "SELECT c.origin, r.receipt FROM roasts r JOIN chains c ON c.chain = r.chain WHERE r.state = 1 AND r.receipt IS NOT NULL \
-                 ORDER BY r.first_seq DESC, r.rowid DESC LIMIT ?1",
+                 ORDER BY r.rowid DESC LIMIT ?1",
             )
             .map_err(JournalError::sql(DOING))?;
         rows.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {

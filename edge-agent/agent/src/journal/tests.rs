@@ -444,3 +444,76 @@ fn a_page_that_the_disk_cannot_read_is_damage_and_a_failed_write_is_not() {
     let written = classify(rusqlite::ffi::SQLITE_IOERR_WRITE);
     assert!(matches!(written, JournalError::Sql { .. }), "{written}");
 }
+
+/// Appends frame `number` of a chain, with the running roast `session`.
+fn append_roast(journal: &mut Journal, chain: ChainId, number: u64, session: &str) {
+    let running = RunningRoast { session: SessionId::new(session).unwrap(), ..roast(number) };
+    let frame = Frame { chain, ..frame(number) };
+    let message = StoredMessage::Signed(&[1]);
+    journal.append(&frame, Digest([2; 32]), message, None, Some(&running)).unwrap();
+}
+
+/// A chain that began in memory numbers its samples from 0.
+#[test]
+fn a_roast_that_began_in_memory_is_newer_than_those_on_disk_whatever_their_sample_numbers() {
+    const MEMORY: ChainId = ChainId([6; 16]);
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, mut memory) = (open(&folder), Journal::in_memory().unwrap());
+    append_roast(&mut disk, CHAIN, 900, "S-old");
+    memory.load_or_start_chain(&origin(), MEMORY).unwrap();
+    append_roast(&mut memory, MEMORY, 1, "S-new");
+    disk.take_over(&memory).unwrap();
+    let running = disk.running_roast().unwrap().unwrap();
+    assert_eq!((running.session.as_str(), running.first_seq), ("S-new", 10));
+    // Both are closed, with a receipt each: the newest is sent first.
+    let close = |session: &str, receipt: &[u8]| {
+        disk.store_signed_receipt(session, receipt).unwrap();
+        disk.db.execute("UPDATE roasts SET state = 1 WHERE session = ?1", [session]).unwrap();
+    };
+    close("S-new", b"new");
+    close("S-old", b"old");
+    let receipts: Vec<Vec<u8>> =
+        disk.open_receipts(5).unwrap().into_iter().map(|(_, receipt)| receipt).collect();
+    assert_eq!(receipts, [b"new".to_vec(), b"old".to_vec()]);
+    // The chains stay apart, and the one that goes on is that of the newest samples.
+    let position = disk.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+    assert_eq!((position.chain, position.next_number, position.next_seq), (MEMORY, 2, 20));
+}
+
+#[test]
+fn a_frame_that_waited_while_a_chain_was_started_does_not_move_the_new_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    append(&mut journal, 1, Some(&roast(1)));
+    let fresh = ChainId([8; 16]);
+    journal.start_chain(fresh, &origin()).unwrap();
+    journal.abandon_roasts(None).unwrap();
+    append(&mut journal, 2, Some(&roast(1)));
+    let position = journal.load_or_start_chain(&origin(), CHAIN).unwrap();
+    assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
+    assert_eq!(position.next_seq, 30, "its samples count");
+    assert!(journal.running_roast().unwrap().is_none(), "the abandoned roast stays so");
+    let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap();
+    assert_eq!(unsent.iter().map(|frame| frame.number).collect::<Vec<_>>(), [1, 2]);
+    // A journal that does not know the frame's chain can send the frame all the same.
+    let mut memory = Journal::in_memory().unwrap();
+    memory.load_or_start_chain(&origin(), fresh).unwrap();
+    append(&mut memory, 3, None);
+    let unsent = memory.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap();
+    assert_eq!((unsent[0].chain, &unsent[0].origin), (CHAIN, &origin()));
+}
+
+#[test]
+fn an_acknowledgement_changes_only_frames_of_its_own_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    append(&mut journal, 1, None);
+    let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
+    let other = ChainId([9; 16]);
+    journal.load_or_start_chain(&moved, other).unwrap();
+    let next = Frame { chain: other, origin: moved, ..frame(1) };
+    journal.append(&next, Digest([3; 32]), StoredMessage::Signed(b"frame"), None, None).unwrap();
+    journal.apply_ack(&ack(1, 1)).unwrap();
+    let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap();
+    assert_eq!(unsent.iter().map(|frame| frame.chain).collect::<Vec<_>>(), [other]);
+}

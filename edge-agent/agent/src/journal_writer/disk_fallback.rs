@@ -3,6 +3,10 @@
 //!
 //! The chain has no hole at the change: the frames in memory and those that follow on disk are of
 //! one chain, and samples that memory has no room for are dropped before they are numbered.
+//!
+//! A stop waits [`STOP_WAIT_MAX`] for a journal that is just being opened. A salvage takes longer: then
+//! the journal in memory is saved in a file beside it. If the disk takes no file either, the stop
+//! waits [`LAST_WAIT_MAX`] for the disk, and then counts the frames as lost.
 
 use std::time::Duration;
 
@@ -13,8 +17,11 @@ use crate::journal::{Journal, JournalError, MEMORY_BYTES_MAX};
 use crate::journal_opener::{JournalOpener, JournalOpening, OpenerStart, retry_waits};
 use crate::recorder::Sample;
 
-/// How long the stop waits for a disk that is just being opened.
+/// How long the stop waits for a journal on disk that is just being opened.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long the stop waits for the disk once more, after the journal in memory could not be saved. With
+/// [`STOP_WAIT_MAX`] and what the tasks take it is less than the 30 s that systemd waits.
+const LAST_WAIT_MAX: Duration = Duration::from_secs(6);
 
 /// How the journal on disk is opened, and the thread that does it now, if any.
 pub struct DiskFallback {
@@ -91,10 +98,39 @@ impl JournalWriter {
         self.use_opened(result);
     }
 
-    /// Moves from memory to disk at the stop, if that is possible soon.
+    /// Moves from memory to disk at the stop, if the journal on disk is open soon.
     pub(super) fn move_to_disk_at_stop(&mut self) {
-        let result = self.disk.opener.as_ref().and_then(|opener| opener.wait(STOP_WAIT_MAX));
+        self.wait_for_disk(STOP_WAIT_MAX);
+    }
+
+    fn wait_for_disk(&mut self, limit: Duration) {
+        let result = self.disk.opener.as_ref().and_then(|opener| opener.wait(limit));
         self.use_opened(result);
+    }
+
+    /// Saves the journal in memory at the stop, if it has not moved to disk. Returns how many frames
+    /// that the cloud does not have are lost.
+    pub(super) fn save_memory_at_stop(&mut self) -> i64 {
+        if !self.journal.is_in_memory() {
+            return 0;
+        }
+        let totals = self.journal.totals().unwrap_or_default();
+        if totals.frames == 0 {
+            return 0;
+        }
+        let frames = totals.unsent_frames + totals.unsigned_frames;
+        match self.journal.save_memory(&self.disk.opening.folder) {
+            Ok(()) => {
+                tracing::info!(
+                    frames,
+                    "saved the frames in memory beside the journal; the next start sends them"
+                );
+                return 0;
+            }
+            Err(error) => tracing::warn!(%error, "the frames in memory cannot be saved yet"),
+        }
+        self.wait_for_disk(LAST_WAIT_MAX);
+        if self.journal.is_in_memory() { frames } else { 0 }
     }
 
     fn use_opened(&mut self, result: Option<Result<Journal, JournalError>>) {
@@ -135,6 +171,7 @@ impl JournalWriter {
         tracing::info!("the disk can be used: the journal moved from memory to disk");
         self.state.update(|state| state.journal_error = None);
         self.ok_or_log(saved);
+        self.publish_origins();
         if let Ok(Some(newest)) = self.journal.newest_unsent() {
             // Its id does not follow the last one, so the uplink reads the journal again.
             let _ = self.live.try_send(newest);

@@ -119,6 +119,70 @@ fn a_journal_in_memory_moves_to_disk_without_a_hole_in_the_chain() {
     assert_eq!((position.chain, position.next_number), (ChainId([7; 16]), 61));
 }
 
+/// Stops a writer as the agent does.
+fn stop(writer: JournalWriter) {
+    let (commands, receiver) = std::sync::mpsc::sync_channel(1);
+    commands.send(JournalCommand::Stop).unwrap();
+    writer.run(&receiver);
+}
+
+#[test]
+fn a_stop_saves_the_frames_in_memory_while_the_journal_is_being_salvaged() {
+    let folder = tempfile::tempdir().unwrap();
+    // Holds the journal, as a salvage that takes longer than the stop does.
+    let salvaging = Journal::open(folder.path(), 16).unwrap();
+    let Err(problem) = Journal::open(folder.path(), 16) else { panic!("opened twice") };
+    Journal::mark_chain_in_memory(folder.path()).unwrap();
+    let mut first = writer(Journal::in_memory().unwrap(), opening(folder.path()));
+    first.start_opening(&problem);
+    push(&mut first, 0..30);
+    stop(first);
+    drop(salvaging);
+    for start in 0..2 {
+        let journal = Journal::open_after_salvage(folder.path(), 16, START).unwrap();
+        assert_eq!(chain_length(&journal), 30, "start {start}");
+        let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
+        assert_eq!((position.chain, position.next_number), (ChainId([7; 16]), 31));
+    }
+}
+
+#[test]
+fn a_stop_without_a_disk_counts_the_frames_that_are_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("journal");
+    std::fs::write(&place, "").unwrap();
+    let mut writer = writer(Journal::in_memory().unwrap(), opening(&place));
+    assert_eq!(writer.save_memory_at_stop(), 0, "nothing was sampled");
+    push(&mut writer, 0..30);
+    assert_eq!(writer.save_memory_at_stop(), 30);
+}
+
+/// The gateway was moved to another machine, and the agent started while the disk could not be used:
+/// acknowledgements of the frames that are on it must be heard later.
+#[test]
+fn the_machines_of_frames_on_a_disk_that_is_used_later_are_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let before: Origin = "acme/leipzig/r-0".parse().unwrap();
+    let mut disk = Journal::open(folder.path(), 16).unwrap();
+    let position = disk.load_or_start_chain(&before, ChainId([3; 16])).unwrap();
+    let learned = MachineModel::default();
+    let mut recorder = Recorder::new(before.clone(), 1, 100, 100, false, learned, position);
+    let reading = Reading { values: vec![(Channel::Bt, Some(180.0))], ..Reading::default() };
+    let clock = ClockQuality::Synchronised;
+    let sample = Sample { mono_ms: 0, wall: START, clock, reading };
+    let cut = recorder.push(sample).unwrap();
+    disk.append(&cut.frame, cut.digest, StoredMessage::Signed(b"one"), None, None).unwrap();
+    drop(disk);
+    let mut writer = writer(Journal::in_memory().unwrap(), opening(folder.path()));
+    let mut origins = writer.watch_origins();
+    writer.publish_origins();
+    assert_eq!(*origins.borrow_and_update(), [origin()]);
+    writer.start_opening(&JournalError::ReadOnly { doing: "testing" });
+    wait_for_disk(&mut writer);
+    assert!(origins.has_changed().unwrap());
+    assert_eq!(*origins.borrow_and_update(), [origin(), before]);
+}
+
 #[test]
 fn a_journal_found_damaged_while_it_is_used_is_left_and_its_chain_goes_on() {
     let folder = tempfile::tempdir().unwrap();

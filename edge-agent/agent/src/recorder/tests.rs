@@ -79,33 +79,99 @@ fn a_roast_is_the_range_from_charge_to_drop() {
     assert!((events[1].elapsed_s - 4.8).abs() < 1e-9);
 }
 
-/// Tests an agent that starts in mid-roast: it shows that a roast seems to have begun before, and
-/// records no roast that lacks its beginning. The next roast is recorded as usual.
+/// Returns the bean temperature of an agent that is started at 130 °C in mid-roast: DROP at 400 s,
+/// CHARGE of the next batch at 800 s.
+fn begun_before_c(s: u64) -> f64 {
+    let t = s as f64;
+    match s {
+        0..=400 => 230.0 - 100.0 * (-t / 300.0).exp(),
+        401..=600 => 203.6 - (t - 400.0) * 0.4,
+        601..=800 => 123.6 + (t - 600.0) * 0.35,
+        _ => 90.0 + 103.6 * (-(t - 800.0) / 20.0).exp() + (t - 800.0) * 0.1,
+    }
+}
+
+fn started_in_mid_roast() -> Recorder {
+    Recorder { live: LiveRoast::new(MachineModel::default(), true), ..recorder(1000) }
+}
+
+/// An agent that starts in mid-roast shows that a roast seems to have begun before, and records it
+/// with an estimated CHARGE once its DROP shows that it was one. The next roast is recorded as usual.
 #[test]
-fn a_roast_that_began_before_the_agent_is_shown_and_not_recorded() {
-    let mut recorder =
-        Recorder { live: LiveRoast::new(MachineModel::default(), true), ..recorder(1000) };
-    let (mut shown, mut kinds) = (None, Vec::new());
+fn a_roast_that_began_before_the_agent_is_shown_and_recorded_with_an_estimated_charge() {
+    const START: EpochMs = EpochMs(1_760_000_000_000);
+    let mut recorder = started_in_mid_roast();
+    let (mut shown, mut events, mut closed) = (None, Vec::new(), None);
     for s in 0..1_000_u64 {
-        let t = s as f64;
-        // At 130 °C when the agent starts, DROP at 400 s, CHARGE of the next batch at 800 s.
-        let bt = match s {
-            0..=400 => 230.0 - 100.0 * (-t / 300.0).exp(),
-            401..=600 => 203.6 - (t - 400.0) * 0.4,
-            601..=800 => 123.6 + (t - 600.0) * 0.35,
-            _ => 90.0 + 103.6 * (-(t - 800.0) / 20.0).exp() + (t - 800.0) * 0.1,
-        };
-        let cut = recorder.push(sample(s * 10, bt, &[]));
-        kinds.extend(cut.iter().flat_map(|cut| cut.frame.events.iter().map(|e| e.kind)));
+        let cut = recorder.push(sample(s * 10, begun_before_c(s), &[]));
+        events.extend(cut.iter().flat_map(|cut| cut.frame.events.clone()));
+        closed = closed.or_else(|| cut.and_then(|cut| cut.closed));
         if s == 300 {
             shown = recorder.begun_before();
+            assert!(recorder.roast.is_none(), "a drum that warms up looks the same");
         }
     }
-    let shown = shown.unwrap().0 - 1_760_000_000_000;
+    let shown = shown.unwrap().ms_since(START);
     assert!((-400_000..=0).contains(&shown), "CHARGE {shown} ms from the agent's start");
-    assert_eq!(kinds.first(), Some(&EventKind::Charge), "{kinds:?}");
-    assert!(!kinds.contains(&EventKind::Drop), "{kinds:?}");
+    let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+    let charges: Vec<_> = events.iter().filter(|e| e.kind == EventKind::Charge).collect();
+    let [estimated, next, ..] = charges[..] else { panic!("{kinds:?}") };
+    let note = Some(contract::event::BEGUN_BEFORE_NOTE);
+    assert_eq!((kinds[0], estimated.note.as_deref()), (EventKind::Charge, note));
+    assert_eq!((estimated.seq, estimated.elapsed_s, estimated.bt_c), (0, 0.0, None));
+    assert_eq!((&next.note, next.session == estimated.session), (&None, false));
+    let dropped = events.iter().find(|event| event.kind == EventKind::Drop).unwrap();
+    assert_eq!(dropped.session, estimated.session);
+    let drop_ms = dropped.at.ms_since(START);
+    assert!((380_000..=420_000).contains(&drop_ms), "DROP {drop_ms} ms from the agent's start");
+    assert_eq!(elapsed_ms(dropped), dropped.at.ms_since(estimated.at));
+    let closed = closed.unwrap();
+    assert_eq!((closed.roast.first_seq, closed.last_seq), (0, dropped.seq));
+    assert_eq!(closed.ended.ms_since(closed.roast.started), elapsed_ms(dropped));
+    assert_eq!(recorder.learned().roasts, 0, "nothing is learned from an estimated CHARGE");
     assert_eq!(recorder.begun_before(), None);
+}
+
+#[test]
+fn a_person_s_mark_shows_that_a_roast_runs_whose_charge_was_not_seen() {
+    let mut recorder = started_in_mid_roast();
+    let no_roast = recorder.record_manual_event(EventKind::Fc, None);
+    assert_eq!(no_roast, Err(EventNotApplicable), "nothing was measured");
+    let mut cuts = Vec::new();
+    for s in 0..350_u64 {
+        cuts.extend(recorder.push(sample(s * 10, begun_before_c(s), &[])));
+        let marked = match s {
+            300 => recorder.record_manual_event(EventKind::Fc, None),
+            340 => recorder.record_manual_event(EventKind::Drop, None),
+            _ => continue,
+        };
+        cuts.extend(marked.unwrap());
+    }
+    cuts.extend(recorder.flush());
+    let events: Vec<_> = cuts.iter().flat_map(|cut| &cut.frame.events).collect();
+    let reported = events.iter().filter(|event| event.source == EventSource::Person);
+    let times: Vec<_> = reported.map(|event| (event.kind, event.seq)).collect();
+    assert_eq!(times, [(EventKind::Fc, 300), (EventKind::Drop, 340)]);
+    assert!(events.iter().all(|event| event.session == events[0].session));
+    assert_eq!(events[0].note.as_deref(), Some(contract::event::BEGUN_BEFORE_NOTE));
+    let closed = cuts.iter().find_map(|cut| cut.closed.as_ref()).unwrap();
+    assert_eq!((closed.roast.first_seq, closed.last_seq), (0, 340));
+    assert_eq!(recorder.learned().roasts, 0, "nothing is learned from an estimated CHARGE");
+}
+
+/// A gateway whose clock begins in 1970 has no date for a CHARGE before it.
+#[test]
+fn an_estimated_charge_is_never_dated_before_1970() {
+    let mut recorder = started_in_mid_roast();
+    let mut events = Vec::new();
+    for s in 0..700_u64 {
+        let mut sample = sample(s * 10, begun_before_c(s), &[]);
+        sample.wall = EpochMs(5_000 + i64::try_from(s).unwrap() * 1_000);
+        events.extend(recorder.push(sample).into_iter().flat_map(|cut| cut.frame.events));
+    }
+    assert!(events.iter().any(|event| event.kind == EventKind::Drop), "{events:?}");
+    assert!(events.iter().all(|event| event.at.is_plausible()), "{events:?}");
+    assert_eq!(events[0].at, EpochMs(0));
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Modbus {
         let limit = answer_timeout(&self.timing);
         let is_reused = self.connection.is_some();
         let mut connection = self.connect(mono_ms, limit).await.map_err(RequestError::Failed)?;
-        if is_reused && !is_read(request) && matches!(self.endpoint, Endpoint::Tcp { .. }) {
+        if is_reused && !is_modbus_read(request) && matches!(self.endpoint, Endpoint::Tcp { .. }) {
             tokio::time::sleep(CLOSE_NOTICE).await;
         }
         let until = Instant::now() + limit;
@@ -203,7 +203,7 @@ impl Modbus {
     fn may_repeat(&self, request: &Request<'_>) -> bool {
         let ended = matches!(self.wire.end(), Some(ConnectionEnd::Closed | ConnectionEnd::Reset));
         let is_unanswered = self.wire.explain().is_none();
-        ended && is_unanswered && (is_read(request) || self.wire.is_unsent())
+        ended && is_unanswered && (is_modbus_read(request) || self.wire.is_unsent())
     }
 
     /// Returns what happened to the request that just failed. `error` is that of the client; `None`
@@ -391,8 +391,9 @@ impl Modbus {
     }
 }
 
-/// Returns whether a request changes nothing at the machine.
-const fn is_read(request: &Request<'_>) -> bool {
+/// Returns whether a Modbus request changes nothing at the machine.
+#[must_use]
+pub const fn is_modbus_read(request: &Request<'_>) -> bool {
     matches!(
         request,
         Request::ReadCoils(..)

@@ -82,6 +82,7 @@ impl Known<'_> {
                     at,
                     restamped: context.is_some_and(|context| context.restamped),
                     moved_ms: context.and_then(|context| context.moved_ms),
+                    stopped: context.and_then(|context| context.stopped_ms).map(EpochMs),
                 };
                 self.point_opens(&stamp, samples.elapsed_s(0))
             }
@@ -202,6 +203,7 @@ mod tests {
             start_mono_ms: None,
             closed_seen_ms: None,
             start_estimated: 0,
+            begun_before: 0,
         }
     }
 

@@ -336,6 +336,7 @@ mod tests {
             }),
             wake: Arc::default(),
             dating: ClockCorrection::default(),
+            conflicts: Arc::default(),
             receipt_stored: Arc::default(),
         };
         let mut slots = [slot(1), slot(2), slot(3)];

@@ -318,6 +318,7 @@ mod tests {
             start_mono_ms: Some(0),
             closed_seen_ms: None,
             start_estimated: 0,
+            begun_before: 0,
         }
     }
 

@@ -5,6 +5,7 @@
 
 use ::database::sqlx::{self, FromRow, query};
 use ::database::{StoreError, on};
+use contract::event::BEGUN_BEFORE_NOTE;
 use contract::{ClockQuality, EpochMs, EventKind, Frame, MachineEvent, Origin, SessionId};
 
 use super::clock_correction::FrameDate;
@@ -248,6 +249,10 @@ impl SessionChange {
             start_mono_ms: began.map(|clocks| clocks.start_mono_ms),
             closed_seen_ms: None,
             start_estimated: 0,
+            begun_before: i64::from(
+                is(EventKind::Charge)
+                    .is_some_and(|charge| charge.note.as_deref() == Some(BEGUN_BEFORE_NOTE)),
+            ),
         }
     }
 
@@ -317,6 +322,8 @@ pub struct SessionRow {
     pub closed_seen_ms: Option<i64>,
     /// 1 if `started_ms` was estimated from the arrival of frames.
     pub start_estimated: i64,
+    /// How many CHARGE events say that the roast began before its agent was started.
+    pub begun_before: i64,
 }
 
 impl SessionRow {
@@ -365,7 +372,10 @@ SELECT s.session_id, m.site_id, m.machine_id, s.machine_no, s.chain_no, c.kid, s
        s.ended_ms, s.status, s.first_seq, s.last_seq, s.fc_s, s.drop_s, s.completeness, s.points, \
        s.verified_points, s.unsigned_points, s.failed_points, s.max_bt_c, s.wall_started_ms, \
        s.boot, s.start_mono_ms, s.closed_seen_ms, \
-       CAST(COALESCE(o.estimated, 0) AS bigint) AS start_estimated \
+       CAST(COALESCE(o.estimated, 0) AS bigint) AS start_estimated, \
+       (SELECT COUNT(*) FROM events e WHERE e.org_id = s.org_id AND e.session_id = s.session_id \
+        AND e.kind = 'CHARGE' \
+        AND e.note = 'begun before the agent started; CHARGE is an estimate') AS begun_before \
 FROM sessions s JOIN machines m ON m.machine_no = s.machine_no \
 JOIN chains c ON c.chain_no = s.chain_no \
 LEFT JOIN clock_offsets o ON o.chain_no = s.chain_no AND o.boot = s.boot ";

@@ -134,3 +134,28 @@ on_both!(
     the_newest_running_session_of_each_chain_is_found,
     a_roast_without_an_end_does_not_take_the_next_one,
 );
+
+/// An agent that was started in mid-roast sends CHARGE, FC and DROP together when the roast ends. Its
+/// CHARGE is an estimate before its first sample.
+pub async fn a_roast_that_began_before_its_agent_is_stored_and_marked(store: &IngestStore) {
+    let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
+    let mut events: Vec<MachineEvent> =
+        frames.iter_mut().flat_map(|verified| verified.frame.events.drain(..)).collect();
+    for event in &mut events {
+        event.source = EventSource::Inferred;
+        event.elapsed_s = event.at.ms_since(NOW.plus_ms(-60_000)) as f64 / 1000.0;
+    }
+    let charge = &mut events[0];
+    (charge.seq, charge.at, charge.elapsed_s) = (0, NOW.plus_ms(-60_000), 0.0);
+    charge.note = Some(contract::event::BEGUN_BEFORE_NOTE.to_owned());
+    frames[4].frame.events = events;
+    commit(store, &frames).await;
+    let (org, no) = (origin().org, name(store).await);
+    let session = store.session(&org, "S-1").await.unwrap().unwrap();
+    assert_eq!((session.status.as_str(), session.begun_before), ("CLOSED", 1));
+    assert_eq!((session.first_seq, session.last_seq), (Some(0), Some(44)));
+    assert!((session.started_ms - NOW.0 + 60_000).abs() <= 5_000, "{}", session.started_ms);
+    assert_eq!((session.fc_s, session.duration_s()), (Some(63.3), Some(64.4)));
+    let stored = store.frames_of_range(&org, no.chain, 0, 44, 100).await.unwrap();
+    assert_eq!(session.elapsed_ms(&stored[0], 0), 60_000, "its first samples are missing");
+}

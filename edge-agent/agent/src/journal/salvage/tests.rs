@@ -3,8 +3,8 @@
 use super::*;
 use crate::journal::{FetchLimit, StoredMessage};
 use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
-use contract::{Channel, ClockQuality, Column, EventKind};
-use trust::{Algorithm, FileKey, sign_message};
+use contract::{Channel, ClockQuality, Column, EventKind, Origin, SessionId};
+use trust::{Algorithm, CONTENT_FRAME, FileKey, sha256_digest, sign_message};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([1; 16]);

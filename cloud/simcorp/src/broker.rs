@@ -60,11 +60,11 @@ pub async fn start(
     let supervised = tasks.clone();
     // The broker cannot be started again: its ports belong to the threads of the first start.
     std::thread::Builder::new().name("broker".to_owned()).spawn(move || {
-        let reason = match tasks::catch("broker", || Broker::new(settings).start()) {
-            Ok(Ok(())) => "the embedded broker ended".to_owned(),
-            Ok(Err(error)) => format!("the embedded broker ended: {error}"),
-            Err(panicked) => panicked.to_string(),
+        let ended = || match Broker::new(settings).start() {
+            Ok(()) => "the embedded broker ended".to_owned(),
+            Err(error) => format!("the embedded broker ended: {error}"),
         };
+        let reason = tasks::catch("broker", ended).unwrap_or_else(|panicked| panicked.to_string());
         supervised.end_process(reason);
     })?;
     let places = ConnectionPlaces::new(client_limits(clients_max));

@@ -458,7 +458,7 @@ impl Recorder {
         let last_frame = self.frame_number_of(last_seq);
         let last_seq = last_seq.max(roast.first_seq);
         self.free_seq = last_seq.saturating_add(1);
-        Some(ClosedRoast { last_seq, last_frame, ended, roast })
+        Some(ClosedRoast { roast, last_seq, last_frame, ended })
     }
 }
 

@@ -158,7 +158,7 @@ fn told(second: i64, opens: bool, drop: bool) -> VerifiedFrame {
     verified.frame.columns = if drop { vec![] } else { vec![bt] };
     verified.frame.events = if drop { vec![event] } else { vec![] };
     verified.digest = trust::sha256_digest(format!("{second} {drop}").as_bytes());
-    let opens = opens.then(|| Opening { session, started: NOW, after: None });
+    let opens = opens.then_some(Opening { session, started: NOW, after: None });
     verified.numbering = Numbering::Arrival { opens, repeats: Repeats::SameTime };
     verified
 }

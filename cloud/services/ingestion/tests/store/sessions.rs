@@ -126,18 +126,9 @@ async fn a_roast_without_an_end_does_not_take_the_next_one(store: &IngestStore) 
     assert_eq!(store.totals(&org, &session).await.unwrap().points, 46);
 }
 
-on_both!(
-    a_roast_is_the_same_in_any_order_of_arrival,
-    a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast,
-    a_roast_that_two_instances_open_keeps_all_its_samples,
-    a_complete_session_is_not_rewritten,
-    the_newest_running_session_of_each_chain_is_found,
-    a_roast_without_an_end_does_not_take_the_next_one,
-);
-
 /// An agent that was started in mid-roast sends CHARGE, FC and DROP together when the roast ends. Its
 /// CHARGE is an estimate before its first sample.
-pub async fn a_roast_that_began_before_its_agent_is_stored_and_marked(store: &IngestStore) {
+async fn a_roast_that_began_before_its_agent_is_stored_and_marked(store: &IngestStore) {
     let mut frames: Vec<_> = (1..=5).map(|n| frame(n, 0.0)).collect();
     let mut events: Vec<MachineEvent> =
         frames.iter_mut().flat_map(|verified| verified.frame.events.drain(..)).collect();
@@ -159,3 +150,13 @@ pub async fn a_roast_that_began_before_its_agent_is_stored_and_marked(store: &In
     let stored = store.frames_of_range(&org, no.chain, 0, 44, 100).await.unwrap();
     assert_eq!(session.elapsed_ms(&stored[0], 0), 60_000, "its first samples are missing");
 }
+
+on_both!(
+    a_roast_that_began_before_its_agent_is_stored_and_marked,
+    a_roast_is_the_same_in_any_order_of_arrival,
+    a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast,
+    a_roast_that_two_instances_open_keeps_all_its_samples,
+    a_complete_session_is_not_rewritten,
+    the_newest_running_session_of_each_chain_is_found,
+    a_roast_without_an_end_does_not_take_the_next_one,
+);

@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EpochMs(pub i64);
 
-/// 9999-12-31T00:00:00Z. ISO 8601 needs five-digit years for later years.
-const MAX_MS: i64 = 253_402_214_400_000;
+/// 9999-12-30T22:00:00Z, the latest time that every offset can write with a four-digit year.
+const MAX_MS: i64 = 253_402_207_200_000;
 /// In the year 966. Earlier and later times are written as these two.
 const MIN_MS: i64 = -MAX_MS / 8;
 
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_time_that_was_read_is_written_as_it_was_read() {
-        for text in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1969-12-31T23:59:59Z"] {
+        for text in ["0001-01-01T00:00:00Z", "9999-12-30T21:59:59Z", "1969-12-31T23:59:59Z"] {
             let read = EpochMs::parse_iso(text).unwrap();
             assert_eq!(EpochMs::parse_iso(&read.to_string()), Some(read), "{text}");
         }
@@ -124,5 +124,6 @@ mod tests {
         for ms in [i64::MIN, -1, 0, i64::MAX] {
             let _ = EpochMs(ms).to_string();
         }
+        assert_eq!(EpochMs(i64::MAX).to_string(), "9999-12-30T22:00:00.000Z");
     }
 }

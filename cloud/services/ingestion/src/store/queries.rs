@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
-use ::database::{StoreError, on};
+use ::database::{Pool, StoreError, on};
 use contract::OrgId;
 
 use super::row::SELECT;
@@ -216,19 +216,35 @@ impl IngestStore {
     ) -> Result<HashMap<i64, SessionRow>, StoreError> {
         // SQLite joins at most 500 selects.
         const CHAINS_PER_QUERY: usize = 200;
+        const DOING: &str = "listing running sessions";
+        const NEWEST_FIRST: &str = "ORDER BY s.first_seq DESC NULLS LAST LIMIT 1";
         let chains: Vec<i64> = chains.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let mut running = HashMap::new();
+        if let Pool::Postgres(pool) = self.database.pool() {
+            // One text for any number of chains, so that it is planned once.
+            let sql = format!(
+                "SELECT newest.* FROM unnest($1::bigint[]) AS c (no) CROSS JOIN LATERAL \
+                 ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = c.no {NEWEST_FIRST}) \
+                 AS newest"
+            );
+            let rows: Vec<SessionRow> = query_as(AssertSqlSafe(sql))
+                .bind(&chains)
+                .fetch_all(pool)
+                .await
+                .map_err(StoreError::query(DOING))?;
+            return Ok(rows.into_iter().map(|session| (session.chain_no, session)).collect());
+        }
         for some in chains.chunks(CHAINS_PER_QUERY) {
             let newest = some.iter().map(|no| {
                 format!(
                     "SELECT * FROM ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = {no} \
-                     ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS running_{no}"
+                     {NEWEST_FIRST}) AS running_{no}"
                 )
             });
             let sql = newest.collect::<Vec<_>>().join(" UNION ALL ");
             let rows: Vec<SessionRow> =
                 on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
-                    .map_err(StoreError::query("listing running sessions"))?;
+                    .map_err(StoreError::query(DOING))?;
             running.extend(rows.into_iter().map(|session| (session.chain_no, session)));
         }
         Ok(running)

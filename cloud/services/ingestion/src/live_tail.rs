@@ -364,3 +364,30 @@ async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, position: &Po
     kept.push(row, BEHIND_BYTES_MAX);
     tokio::task::yield_now().await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live_tail::kept_rows::tests::row;
+
+    #[test]
+    fn a_row_that_panics_is_left_out_of_the_live_stream() {
+        assert!(committed(7, || panic!("odd")).is_none());
+        assert!(committed(7, || Arc::into_inner(row(8, 1)).map(|live| live.row)).is_some());
+    }
+
+    #[tokio::test]
+    async fn subscribers_of_a_skipped_batch_are_disconnected_and_new_ones_wait_for_the_next() {
+        let feed = Feed::new();
+        publish_position(&feed, &Arrivals::begin(&[5], Instant::now()), 1);
+        let mut notices = feed.notices().subscribe();
+        feed.disconnect();
+        assert!(matches!(notices.recv().await, Err(broadcast::error::RecvError::Closed)));
+        assert!(feed.position.borrow().is_none());
+        let mut kept = KeptRows::default();
+        let mut notices = feed.notices().subscribe();
+        let sent = Arc::into_inner(row(6, 1)).unwrap().row;
+        send(&feed, &mut kept, sent, &Position { arrival: 6, missing: Arc::from([]) }).await;
+        assert!(notices.recv().await.unwrap().row.upgrade().is_some());
+    }
+}

@@ -245,13 +245,19 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let stopping = stop.clone();
     let app = app.into_make_service_with_connect_info::<TlsPeer>();
-    let ended = listener.ended.clone();
+    let (ended, stopped) = (listener.ended.clone(), stop.clone());
     let serving = axum::serve(listener, app)
         .with_graceful_shutdown(async move { stopping.cancelled().await });
     let serving = async {
+        let failed = async {
+            ended.cancelled().await;
+            if stopped.is_cancelled() {
+                std::future::pending::<()>().await; // it ended in order; connections are drained
+            }
+        };
         tokio::select! {
             done = async { serving.await } => done,
-            () = ended.cancelled() => Err(io::Error::other("no further TLS connections are accepted")),
+            () = failed => Err(io::Error::other("no further TLS connections are accepted")),
         }
     };
     serve_and_drain(serving, stop).await

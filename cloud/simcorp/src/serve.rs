@@ -136,7 +136,18 @@ impl RunningServers {
     /// Waits for the signal to stop, then until pending data is written and open requests are
     /// answered, at most `STOP_TIME_MAX`.
     async fn run_until_stopped(mut self) -> anyhow::Result<()> {
-        self.stop.cancelled().await;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            // A server ends by itself only when its listener fails or it panics.
+            Some(ended) = self.servers.join_next() => {
+                let reason = match ended {
+                    Ok(Ok(())) => "an HTTP server ended".to_owned(),
+                    Ok(Err(error)) => format!("an HTTP server ended: {error}"),
+                    Err(panicked) => format!("an HTTP server ended: {panicked}"),
+                };
+                self.tasks.end_process(reason);
+            }
+        }
         let drain = async {
             while let Some(ended) = self.servers.join_next().await {
                 ended??;

@@ -110,6 +110,8 @@ pub type TlsConnection = TlsStream<Pin<Box<TimeoutStream<TcpStream>>>>;
 pub struct TlsListener {
     connections: mpsc::Receiver<(TlsConnection, TlsPeer)>,
     address: SocketAddr,
+    /// Cancelled when no further connections are accepted.
+    ended: CancellationToken,
 }
 
 impl TlsListener {
@@ -127,8 +129,14 @@ impl TlsListener {
             strangers: Arc::new(Semaphore::new(limits.strangers)),
             peers: Peers::default(),
         };
-        tokio::spawn(follow(accept(tcp, TlsAcceptor::from(config), places, done)));
-        Ok(Self { connections: shaken, address })
+        let accepting = accept(tcp, TlsAcceptor::from(config), places, done);
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard(); // dropped with the task, also when it panics
+        tokio::spawn(follow(async move {
+            accepting.await;
+            drop(end);
+        }));
+        Ok(Self { connections: shaken, address, ended })
     }
 }
 
@@ -217,7 +225,7 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (TlsConnection, TlsPeer) {
         match self.connections.recv().await {
             Some(shaken) => shaken,
-            None => std::future::pending().await, // the accept task ended: no more connections
+            None => std::future::pending().await, // `serve` ends then
         }
     }
 
@@ -237,9 +245,22 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let stopping = stop.clone();
     let app = app.into_make_service_with_connect_info::<TlsPeer>();
+    let (ended, stopped) = (listener.ended.clone(), stop.clone());
     let serving = axum::serve(listener, app)
         .with_graceful_shutdown(async move { stopping.cancelled().await });
-    serve_and_drain(async { serving.await }, stop).await
+    let serving = async {
+        let failed = async {
+            ended.cancelled().await;
+            if stopped.is_cancelled() {
+                std::future::pending::<()>().await; // it ended in order; connections are drained
+            }
+        };
+        tokio::select! {
+            done = async { serving.await } => done,
+            () = failed => Err(io::Error::other("no further TLS connections are accepted")),
+        }
+    };
+    serve_and_drain(serving, stop).await
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! not committed.
 //!
 //! Arrival numbers come from a sequence, so two writers may commit them out of order: a missing
-//! number is remembered and queried again for a while. Rows are read only while there are
-//! subscribers.
+//! number is remembered and queried again for a while. Frames are read only of organisations that
+//! have subscribers: those of one cost no other anything.
 //!
 //! Rows that subscribers have not received yet are kept up to a number of bytes. Beyond it the
 //! largest are dropped first: a subscriber that wanted a dropped row is disconnected, and resumes
@@ -12,34 +12,37 @@
 //! A row that panics is left out. A batch that panics is skipped: all subscribers are disconnected,
 //! and resume from the database.
 
-use std::collections::{BTreeMap, VecDeque};
+mod arrivals;
+mod kept_rows;
+mod subscribers;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ::database::StoreError;
-use contract::Origin;
+use contract::{OrgId, Origin};
 use service::shutdown::CancellationToken;
 use service::tasks::{self, Tasks};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
+use self::arrivals::{Arrivals, Batch};
+use self::kept_rows::KeptRows;
+use self::subscribers::{SubscribedOrgs, WantedOrgs};
 use crate::row_json::{self, CommittedRow};
 use crate::store::IngestStore;
 
 /// How often commits of other instances are polled.
 const POLL_EVERY: Duration = Duration::from_millis(200);
+/// The maximum memory of the rows that subscribers may still read, for frames and for events each.
+const BEHIND_BYTES_MAX: usize = 24 * 1024 * 1024;
+/// The shortest time between two passes: what is committed meanwhile is read at once.
+const PASS_EVERY: Duration = Duration::from_millis(50);
 const ROWS_A_PASS: i64 = 2_000;
 /// A subscriber that is this many rows behind is disconnected; it resumes from its last id.
 const BEHIND_MAX: usize = 4_096;
-/// The maximum memory of the rows that subscribers may still read, for frames and for events each.
-const BEHIND_BYTES_MAX: usize = 24 * 1024 * 1024;
-/// An arrival number that is missing for longer belongs to a transaction that was rolled back.
-const HOLE_TIME_MAX: Duration = Duration::from_secs(10);
-const HOLES_MAX: usize = 10_000;
 /// The number of missing arrival numbers that one query asks for.
 const HOLES_A_QUERY: usize = 500;
-/// A pass that has found this many late frames reads no more of them: they may be large.
-const LATE_MAX: usize = 4;
 /// The number of newest rows among which missing numbers are looked for at the start.
 const LOOK_BACK: i64 = 256;
 /// The longest wait for the first pass.
@@ -74,6 +77,19 @@ pub struct Position {
 pub struct Subscription {
     pub notices: broadcast::Receiver<Arc<Notice>>,
     pub position: Position,
+    pub place: SubscriberPlace,
+}
+
+/// A subscriber of an organisation, until it is dropped.
+pub struct SubscriberPlace {
+    feed: Arc<Feed>,
+    org: OrgId,
+}
+
+impl Drop for SubscriberPlace {
+    fn drop(&mut self) {
+        self.feed.orgs().leave(&self.org);
+    }
 }
 
 /// One kind of rows: frames or events.
@@ -81,8 +97,10 @@ struct Feed {
     /// Replaced to disconnect all subscribers.
     notices: Mutex<broadcast::Sender<Arc<Notice>>>,
     /// `None` while nothing is followed. It is set before the rows up to it are sent: a subscriber
-    /// that missed one of them reads a position that includes it.
-    position: watch::Sender<Option<Position>>,
+    /// that missed one of them reads a position that includes it. Beside it the generation of the
+    /// organisations whose rows are sent.
+    position: watch::Sender<Option<(u64, Position)>>,
+    orgs: Mutex<SubscribedOrgs>,
 }
 
 /// Sends committed rows to all subscribers.
@@ -96,7 +114,15 @@ pub struct Tail {
 impl Feed {
     fn new() -> Self {
         let notices = Mutex::new(broadcast::channel(BEHIND_MAX).0);
-        Self { notices, position: watch::channel(None).0 }
+        Self { notices, position: watch::channel(None).0, orgs: Mutex::default() }
+    }
+
+    fn orgs(&self) -> MutexGuard<'_, SubscribedOrgs> {
+        self.orgs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted(&self) -> WantedOrgs {
+        self.orgs().wanted()
     }
 
     fn notices(&self) -> MutexGuard<'_, broadcast::Sender<Arc<Notice>>> {
@@ -133,28 +159,31 @@ impl Tail {
         self.wake.clone()
     }
 
-    /// Subscribes to frames; `None` if the database has not answered in time.
-    pub async fn telemetry(&self) -> Option<Subscription> {
-        self.subscribe(&self.telemetry).await
+    /// Subscribes to an organisation's frames; `None` if the database has not answered in time.
+    pub async fn telemetry(&self, org: &OrgId) -> Option<Subscription> {
+        self.subscribe(&self.telemetry, org).await
     }
 
-    /// Subscribes to events; `None` if the database has not answered in time.
-    pub async fn events(&self) -> Option<Subscription> {
-        self.subscribe(&self.events).await
+    /// Subscribes to an organisation's events; `None` if the database has not answered in time.
+    pub async fn events(&self, org: &OrgId) -> Option<Subscription> {
+        self.subscribe(&self.events, org).await
     }
 
-    async fn subscribe(&self, feed: &Feed) -> Option<Subscription> {
+    async fn subscribe(&self, feed: &Arc<Feed>, org: &OrgId) -> Option<Subscription> {
+        let since = feed.orgs().join(org);
+        let place = SubscriberPlace { feed: feed.clone(), org: org.clone() };
         // Before the position is read: a row sent in between comes twice, and is not missed.
         let notices = feed.notices().subscribe();
         let mut position = feed.position.subscribe();
         self.wake.notify_one();
-        let known = position.wait_for(Option::is_some);
+        // A pass that began before the organisation came reads none of its rows.
+        let known = position.wait_for(|known| known.as_ref().is_some_and(|(of, _)| *of >= since));
         let known = tokio::time::timeout(SUBSCRIBE_TIME_MAX, known).await.ok()?.ok()?.clone();
-        known.map(|position| Subscription { notices, position })
+        known.map(|(_, position)| Subscription { notices, position, place })
     }
 
     fn has_subscribers(&self) -> bool {
-        self.telemetry.notices().receiver_count() + self.events.notices().receiver_count() > 0
+        !self.telemetry.orgs().is_empty() || !self.events.orgs().is_empty()
     }
 
     fn disconnect(&self) {
@@ -190,77 +219,15 @@ impl Cursor {
     }
 }
 
-/// The arrival numbers of one kind of rows that have been seen.
-struct Arrivals {
-    newest: i64,
-    /// The numbers below `newest` that have not been seen, and since when they are missing.
-    holes: BTreeMap<i64, Instant>,
-}
-
-impl Arrivals {
-    /// Begins behind the newest numbers, given the newest first.
-    fn begin(newest_first: &[i64], now: Instant) -> Self {
-        let oldest = newest_first.last().copied().unwrap_or(0);
-        let mut arrivals = Self { newest: oldest, holes: BTreeMap::new() };
-        for arrival in newest_first.iter().rev() {
-            arrivals.see(*arrival, now);
-        }
-        arrivals
-    }
-
-    /// Notes a row: one that was missing, or one after all others.
-    fn see(&mut self, arrival: i64, now: Instant) {
-        self.holes.remove(&arrival);
-        if arrival > self.newest {
-            let free = HOLES_MAX.saturating_sub(self.holes.len());
-            let missing = (self.newest.saturating_add(1)..arrival).take(free);
-            self.holes.extend(missing.map(|hole| (hole, now)));
-            self.newest = arrival;
-        }
-    }
-
-    /// Gives up the numbers that have been missing for too long; returns the others.
-    fn missing(&mut self, now: Instant) -> Vec<i64> {
-        self.holes.retain(|_, since| now.duration_since(*since) < HOLE_TIME_MAX);
-        self.holes.keys().copied().collect()
-    }
-
-    fn position(&self) -> Position {
-        Position { arrival: self.newest, missing: self.holes.keys().copied().collect() }
-    }
-}
-
-/// The rows that subscribers may still read, the oldest first.
-#[derive(Default)]
-struct KeptRows {
-    rows: VecDeque<Arc<LiveRow>>,
-    bytes: usize,
-}
-
-impl KeptRows {
-    /// Keeps a row. Drops the oldest of too many rows, and the largest ones of too large rows.
-    fn push(&mut self, row: Arc<LiveRow>, bytes_max: usize) {
-        self.bytes += row.row.memory();
-        self.rows.push_back(row);
-        while self.bytes > bytes_max || self.rows.len() > BEHIND_MAX {
-            let index = if self.bytes > bytes_max {
-                // The oldest of equal ones.
-                let rows = self.rows.iter().enumerate().rev();
-                rows.max_by_key(|(_, row)| row.row.memory()).map_or(0, |(index, _)| index)
-            } else {
-                0
-            };
-            let Some(dropped) = self.rows.remove(index) else { break };
-            self.bytes = self.bytes.saturating_sub(dropped.row.memory());
-        }
-    }
-}
-
 async fn follow(tail: Tail, store: IngestStore, stop: CancellationToken) {
     let mut cursor: Option<Cursor> = None;
     let mut more = false;
     while !stop.is_cancelled() {
         if !more {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(PASS_EVERY) => {}
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tail.wake.notified() => {}
@@ -304,43 +271,56 @@ async fn pass(
         Some(cursor) => cursor,
         None => cursor.insert(Cursor::begin(store).await?),
     };
-    let now = Instant::now();
-    let mut arrived = Vec::new();
+    let more_frames = pass_frames(tail, store, cursor).await?;
+    let more_events = pass_events(tail, store, cursor).await?;
+    Ok(more_frames || more_events)
+}
+
+async fn pass_frames(
+    tail: &Tail,
+    store: &IngestStore,
+    cursor: &mut Cursor,
+) -> Result<bool, StoreError> {
+    let (now, wanted) = (Instant::now(), tail.telemetry.wanted());
+    let mut late = Vec::new();
     for some in cursor.frames.missing(now).chunks(HOLES_A_QUERY) {
-        arrived.extend(store.frames_at(None, some).await?);
-        if arrived.len() >= LATE_MAX {
-            break; // the next pass finds the others
-        }
+        late.extend(store.arrivals_at(some).await?);
     }
-    let late = arrived.len();
-    arrived.extend(store.frames_after(None, cursor.frames.newest, ROWS_A_PASS).await?);
-    let roasts = store.running_sessions(arrived.iter().map(|row| row.frame.chain_no)).await?;
-    let samples: usize = arrived.iter().skip(late).map(|row| row.frame.len()).sum();
-    let more = samples >= contract::frame::SAMPLES_MAX
-        || late >= LATE_MAX
-        || is_full(arrived.len() - late);
-    for row in &arrived {
-        cursor.frames.see(row.frame.arrival, now);
+    let new = store.arrivals_after(cursor.frames.newest, ROWS_A_PASS).await?;
+    let (batch, more) = Batch::choose(&late, &new, &wanted);
+    let frames = store.frames_of(&batch.read).await?;
+    let roasts = store.running_sessions(frames.iter().map(|row| row.frame.chain_no)).await?;
+    for arrival in batch.seen {
+        cursor.frames.see(arrival, now);
     }
-    let position = publish_position(&tail.telemetry, &cursor.frames);
-    for row in arrived {
+    let position = publish_position(&tail.telemetry, &cursor.frames, wanted.generation);
+    for row in frames {
         let arrival = row.frame.arrival;
         if let Some(row) = committed(arrival, || row_json::committed_frame(row, &roasts)) {
             send(&tail.telemetry, &mut cursor.kept_frames, row, &position).await;
         }
     }
+    Ok(more)
+}
+
+async fn pass_events(
+    tail: &Tail,
+    store: &IngestStore,
+    cursor: &mut Cursor,
+) -> Result<bool, StoreError> {
+    let (now, wanted) = (Instant::now(), tail.events.wanted());
     let mut arrived = Vec::new();
     for some in cursor.events.missing(now).chunks(HOLES_A_QUERY) {
         arrived.extend(store.events_at(None, some).await?);
     }
     let late = arrived.len();
     arrived.extend(store.events_after(None, cursor.events.newest, ROWS_A_PASS).await?);
-    let more = more || is_full(arrived.len() - late);
+    let more = is_full(arrived.len() - late);
     for row in &arrived {
         cursor.events.see(row.event.arrival, now);
     }
-    let position = publish_position(&tail.events, &cursor.events);
-    for row in arrived {
+    let position = publish_position(&tail.events, &cursor.events, wanted.generation);
+    for row in arrived.into_iter().filter(|row| wanted.wants(&row.org_id)) {
         let arrival = row.event.arrival;
         if let Some(row) = committed(arrival, || row_json::committed_event(&row.org_id, row.event))
         {
@@ -362,12 +342,13 @@ fn is_full(rows: usize) -> bool {
     i64::try_from(rows).is_ok_and(|rows| rows >= ROWS_A_PASS)
 }
 
-fn publish_position(feed: &Feed, arrivals: &Arrivals) -> Position {
+fn publish_position(feed: &Feed, arrivals: &Arrivals, generation: u64) -> Position {
     let position = arrivals.position();
+    let known = Some((generation, position.clone()));
     feed.position.send_if_modified(|published| {
-        let changed = published.as_ref() != Some(&position);
+        let changed = *published != known;
         if changed {
-            *published = Some(position.clone());
+            *published = known;
         }
         changed
     });
@@ -387,51 +368,7 @@ async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, position: &Po
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ArrivedFrame, FrameRow};
-
-    fn row(arrival: i64, samples: i32) -> Arc<LiveRow> {
-        let frame = FrameRow {
-            chain_no: 1,
-            number: 1,
-            machine_no: 1,
-            arrival,
-            boot: None,
-            mono_ms: 0,
-            first_seq: 0,
-            t0_ms: 1_760_000_000_000,
-            wall_ms: None,
-            offsets_ms: (0..samples).collect(),
-            values: Default::default(),
-            extras: None,
-            quality: None,
-            trust: 0,
-            received_ms: 0,
-            published: None,
-        };
-        let arrived = ArrivedFrame {
-            org_id: "acme".to_owned(),
-            site_id: "leipzig".to_owned(),
-            machine_id: "r-1".to_owned(),
-            kid: String::new(),
-            frame,
-        };
-        let row = row_json::committed_frame(arrived, &std::collections::HashMap::new()).unwrap();
-        Arc::new(LiveRow { row, missing: Arc::from([]) })
-    }
-
-    #[test]
-    fn numbers_that_are_missing_are_known_until_they_come_or_time_out() {
-        let now = Instant::now();
-        let mut arrivals = Arrivals::begin(&[9, 7, 6, 3], now);
-        assert_eq!(arrivals.position(), Position { arrival: 9, missing: [4, 5, 8].into() });
-        arrivals.see(5, now);
-        arrivals.see(11, now + Duration::from_secs(5));
-        assert_eq!(arrivals.missing(now + Duration::from_secs(9)), [4, 8, 10]);
-        assert_eq!(arrivals.missing(now + Duration::from_secs(11)), [10]);
-        arrivals.see(1_000_000, now);
-        assert_eq!(arrivals.holes.len(), HOLES_MAX, "bounded");
-        assert_eq!(Arrivals::begin(&[], now).position().arrival, 0);
-    }
+    use crate::live_tail::kept_rows::tests::row;
 
     #[test]
     fn a_row_that_panics_is_left_out_of_the_live_stream() {
@@ -442,7 +379,7 @@ mod tests {
     #[tokio::test]
     async fn subscribers_of_a_skipped_batch_are_disconnected_and_new_ones_wait_for_the_next() {
         let feed = Feed::new();
-        publish_position(&feed, &Arrivals::begin(&[5], Instant::now()));
+        publish_position(&feed, &Arrivals::begin(&[5], Instant::now()), 1);
         let mut notices = feed.notices().subscribe();
         feed.disconnect();
         assert!(matches!(notices.recv().await, Err(broadcast::error::RecvError::Closed)));
@@ -452,21 +389,5 @@ mod tests {
         let sent = Arc::into_inner(row(6, 1)).unwrap().row;
         send(&feed, &mut kept, sent, &Position { arrival: 6, missing: Arc::from([]) }).await;
         assert!(notices.recv().await.unwrap().row.upgrade().is_some());
-    }
-
-    #[test]
-    fn large_rows_are_dropped_before_small_ones() {
-        let mut kept = KeptRows::default();
-        for arrival in 0..20 {
-            kept.push(row(arrival, 10), 100_000);
-            kept.push(row(1_000 + arrival, 4_096), 100_000);
-            assert!(kept.bytes <= 100_000);
-        }
-        let small = kept.rows.iter().filter(|row| row.row.arrival < 1_000).count();
-        assert_eq!(small, 20, "rows of another machine push none of them out");
-        for arrival in 0..5_000 {
-            kept.push(row(arrival, 1), usize::MAX);
-        }
-        assert_eq!(kept.rows.len(), BEHIND_MAX);
     }
 }

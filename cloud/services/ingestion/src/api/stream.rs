@@ -27,7 +27,7 @@ use super::SharedState;
 use super::machine_filter::MachineFilter;
 use super::read_pace::ReadPace;
 use super::resume_id::ResumeId;
-use crate::live_tail::{LiveRow, Notice, Position, Subscription};
+use crate::live_tail::{LiveRow, Notice, Position, SubscriberPlace, Subscription};
 use crate::row_json::{self, CommittedRow};
 use crate::store::IngestStore;
 
@@ -128,10 +128,10 @@ async fn stream(
     let machines = MachineFilter::new(&request.params).with_names(&names);
     let filter = StreamFilter { org: request.org.clone(), machines };
     let subscription = match what {
-        StreamKind::Telemetry => shared.tail.telemetry().await,
-        StreamKind::Events => shared.tail.events().await,
+        StreamKind::Telemetry => shared.tail.telemetry(&request.org).await,
+        StreamKind::Events => shared.tail.events(&request.org).await,
     };
-    let Some(Subscription { notices, position }) = subscription else {
+    let Some(Subscription { notices, position, place }) = subscription else {
         return Err(ApiError::Unavailable("the live stream does not run yet".to_owned()));
     };
     let last = headers.get("last-event-id").and_then(|v| ResumeId::parse(v.to_str().ok()?));
@@ -141,6 +141,7 @@ async fn stream(
     };
     let source = Source {
         notices,
+        _place: place,
         newest: last.as_ref().map_or(0, |last| last.arrival),
         replay: last.map(|last| Replay::new(last, position)),
         page: VecDeque::new(),
@@ -299,6 +300,7 @@ async fn rows_between(
 
 struct Source {
     notices: broadcast::Receiver<Arc<Notice>>,
+    _place: SubscriberPlace,
     /// The newest row that the client has received.
     newest: i64,
     replay: Option<Replay>,

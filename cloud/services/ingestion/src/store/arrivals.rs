@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
-use ::database::{StoreError, on};
+use ::database::{Pool, StoreError, on};
 use contract::OrgId;
 
 use super::row::SELECT;
@@ -37,6 +37,18 @@ pub struct ArrivedFrame {
     pub frame: FrameRow,
 }
 
+/// A frame that has arrived, before it is read.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct Arrival {
+    pub arrival: i64,
+    pub org_id: String,
+    /// The number of its samples.
+    pub samples: i64,
+}
+
+const SELECT_ARRIVAL: &str =
+    "SELECT arrival, org_id, CAST(samples AS bigint) AS samples FROM frames";
+
 /// An event as the live streams read it: with its organisation.
 #[derive(Debug, FromRow)]
 pub struct ArrivedEvent {
@@ -52,6 +64,58 @@ pub type MachineNames<'a> = (Option<&'a str>, Option<&'a str>);
 pub type ArrivalRange = (i64, i64);
 
 impl IngestStore {
+    /// Returns which frames of all organisations have arrived after `after`, oldest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn arrivals_after(&self, after: i64, limit: i64) -> Result<Vec<Arrival>, StoreError> {
+        let sql = format!("{SELECT_ARRIVAL} WHERE arrival > $1 ORDER BY arrival LIMIT $2");
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+            .bind(after).bind(limit).fetch_all(pool).await)
+        .map_err(StoreError::query("looking for new frames"))
+    }
+
+    /// Returns which of these frames have been committed by now, oldest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn arrivals_at(&self, arrivals: &[i64]) -> Result<Vec<Arrival>, StoreError> {
+        let sql = |of: &str| AssertSqlSafe(format!("{SELECT_ARRIVAL} WHERE {of} ORDER BY arrival"));
+        match self.database.pool() {
+            Pool::Postgres(pool) => {
+                query_as(sql(AMONG_POSTGRES)).bind(arrivals).fetch_all(pool).await
+            }
+            Pool::Sqlite(pool) => {
+                query_as(sql(AMONG_SQLITE)).bind(json_of(arrivals)).fetch_all(pool).await
+            }
+        }
+        .map_err(StoreError::query("looking for late frames"))
+    }
+
+    /// Returns the frames with these arrival numbers, oldest first. The caller bounds their samples.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn frames_of(&self, arrivals: &[i64]) -> Result<Vec<ArrivedFrame>, StoreError> {
+        if arrivals.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = |of: &str| {
+            AssertSqlSafe(format!(
+                "SELECT {NAMES}, {SELECT} FROM frames WHERE {of} ORDER BY arrival"
+            ))
+        };
+        match self.database.pool() {
+            Pool::Postgres(pool) => {
+                query_as(sql(AMONG_POSTGRES)).bind(arrivals).fetch_all(pool).await
+            }
+            Pool::Sqlite(pool) => {
+                query_as(sql(AMONG_SQLITE)).bind(json_of(arrivals)).fetch_all(pool).await
+            }
+        }
+        .map_err(StoreError::query("reading new frames"))
+    }
+
     /// Returns frames after `after`, oldest first, of one organisation or of all: at most `limit`,
     /// and as few of them as their samples allow.
     ///
@@ -214,6 +278,15 @@ impl IngestStore {
         .map_err(StoreError::query(DOING))?;
         Ok((frames, events))
     }
+}
+
+/// The condition that a frame is among those that are bound: one text for any number of them, so that
+/// the statement is planned once.
+const AMONG_POSTGRES: &str = "arrival = ANY($1)";
+const AMONG_SQLITE: &str = "arrival IN (SELECT value FROM json_each($1))";
+
+fn json_of(numbers: &[i64]) -> String {
+    serde_json::Value::from(numbers).to_string()
 }
 
 /// Returns the condition on the organisation `$3`, or that it is absent. Two statements and not one

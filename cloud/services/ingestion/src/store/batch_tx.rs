@@ -5,6 +5,7 @@ use ::database::sqlx::{self, AssertSqlSafe, QueryBuilder, query, query_as, query
 use contract::EpochMs;
 
 use super::clock_correction::{FrameDate, SELECT_OFFSET};
+use super::queries::newest_begun_sql;
 use super::row::{FrameRow, SELECT, columns_of, extras_of, quality_of};
 use super::sessions::{SELECT_SESSION, SessionRow};
 use super::{ChainNo, SessionChange};
@@ -77,7 +78,7 @@ pub(super) trait BatchTx: Send {
         no: ChainNo,
         session: &str,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
-    /// Returns the newest session of a chain that began by `until_ms`.
+    /// Returns the session of a chain with the highest sample numbers that began by `until_ms`.
     fn newest_session(
         &mut self,
         no: ChainNo,
@@ -308,11 +309,8 @@ macro_rules! reads {
             no: ChainNo,
             until_ms: i64,
         ) -> Result<Option<SessionRow>, sqlx::Error> {
-            let sql = format!(
-                "{SELECT_SESSION} WHERE s.machine_no = $1 AND s.chain_no = $2 \
-                 AND s.started_ms <= $3 ORDER BY s.started_ms DESC, s.session_id DESC LIMIT 1"
-            );
-            let found = query_as(AssertSqlSafe(sql)).bind(no.machine).bind(no.chain).bind(until_ms);
+            let found = query_as(AssertSqlSafe(newest_begun_sql()));
+            let found = found.bind(no.machine).bind(no.chain).bind(until_ms);
             found.fetch_optional(&mut **self).await
         }
 

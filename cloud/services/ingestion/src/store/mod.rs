@@ -30,7 +30,7 @@ use contract::{ChainId, EpochMs, Origin};
 use quick_cache::sync::Cache;
 
 pub use annotations::{ChangedBy, Versioned};
-pub use arrivals::{ArrivalRange, ArrivedEvent, ArrivedFrame, MachineNames};
+pub use arrivals::{Arrival, ArrivalRange, ArrivedEvent, ArrivedFrame, MachineNames};
 pub use clock_correction::{ClockOffset, ESTIMATE_TOLERANCE_MS};
 pub use commit::{Committed, Outcome};
 pub(crate) use dry_rows::DryRows;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use ::database::machine_alias::is_machine;
 use ::database::sqlx::{AssertSqlSafe, FromRow, query_as, query_scalar};
-use ::database::{StoreError, on};
+use ::database::{Pool, StoreError, on};
 use contract::OrgId;
 
 use super::row::SELECT;
@@ -216,19 +216,35 @@ impl IngestStore {
     ) -> Result<HashMap<i64, SessionRow>, StoreError> {
         // SQLite joins at most 500 selects.
         const CHAINS_PER_QUERY: usize = 200;
+        const DOING: &str = "listing running sessions";
+        const NEWEST_FIRST: &str = "ORDER BY s.first_seq DESC NULLS LAST LIMIT 1";
         let chains: Vec<i64> = chains.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let mut running = HashMap::new();
+        if let Pool::Postgres(pool) = self.database.pool() {
+            // One text for any number of chains, so that it is planned once.
+            let sql = format!(
+                "SELECT newest.* FROM unnest($1::bigint[]) AS c (no) CROSS JOIN LATERAL \
+                 ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = c.no {NEWEST_FIRST}) \
+                 AS newest"
+            );
+            let rows: Vec<SessionRow> = query_as(AssertSqlSafe(sql))
+                .bind(&chains)
+                .fetch_all(pool)
+                .await
+                .map_err(StoreError::query(DOING))?;
+            return Ok(rows.into_iter().map(|session| (session.chain_no, session)).collect());
+        }
         for some in chains.chunks(CHAINS_PER_QUERY) {
             let newest = some.iter().map(|no| {
                 format!(
                     "SELECT * FROM ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = {no} \
-                     ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS running_{no}"
+                     {NEWEST_FIRST}) AS running_{no}"
                 )
             });
             let sql = newest.collect::<Vec<_>>().join(" UNION ALL ");
             let rows: Vec<SessionRow> =
                 on!(self.database, pool => query_as(AssertSqlSafe(sql)).fetch_all(pool).await)
-                    .map_err(StoreError::query("listing running sessions"))?;
+                    .map_err(StoreError::query(DOING))?;
             running.extend(rows.into_iter().map(|session| (session.chain_no, session)));
         }
         Ok(running)
@@ -256,24 +272,13 @@ impl IngestStore {
     }
 
     /// Returns the session with the highest sample numbers among those that began at `latest_ms` or
-    /// before. Each status is looked up in the index of the chain's sample numbers.
+    /// before.
     async fn newest_begun(
         &self,
         no: ChainNo,
         latest_ms: i64,
     ) -> Result<Option<SessionRow>, StoreError> {
-        let newest = ["ACTIVE", "CLOSED"].map(|status| {
-            format!(
-                "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \
-                 AND s.machine_no = $1 AND s.started_ms <= $3 \
-                 ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS of_{status}"
-            )
-        });
-        let sql = format!(
-            "SELECT * FROM ({}) AS s ORDER BY s.first_seq DESC NULLS LAST LIMIT 1",
-            newest.join(" UNION ALL ")
-        );
-        on!(self.database, pool => query_as(AssertSqlSafe(sql))
+        on!(self.database, pool => query_as(AssertSqlSafe(newest_begun_sql()))
             .bind(no.machine).bind(no.chain).bind(latest_ms).fetch_optional(pool).await)
         .map_err(StoreError::query("reading the newest session of a chain"))
     }
@@ -294,6 +299,23 @@ impl IngestStore {
         .map_err(StoreError::query("reading a session's CHARGE"))?;
         Ok(at.map(contract::EpochMs))
     }
+}
+
+/// Returns the statement that selects the session with the highest sample numbers, of the machine `$1`
+/// and the chain `$2`, among those that began by `$3`. Each status is looked up in the index of the
+/// chain's sample numbers.
+pub(super) fn newest_begun_sql() -> String {
+    let newest = ["ACTIVE", "CLOSED"].map(|status| {
+        format!(
+            "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \
+             AND s.machine_no = $1 AND s.started_ms <= $3 \
+             ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS of_{status}"
+        )
+    });
+    format!(
+        "SELECT * FROM ({}) AS s ORDER BY s.first_seq DESC NULLS LAST LIMIT 1",
+        newest.join(" UNION ALL ")
+    )
 }
 
 impl SessionRow {

@@ -123,7 +123,7 @@ mod tests {
             |arrival, org: &str, samples| Arrival { arrival, org_id: org.to_owned(), samples };
         let wanted = WantedOrgs { orgs: BTreeSet::from(["acme".to_owned()]), generation: 1 };
         let late: Vec<_> =
-            (1..=10).map(|n| frame(n, ["acme", "other"][n as usize % 2], 1)).collect();
+            (1..=10).map(|n| frame(n, if n % 2 == 0 { "acme" } else { "other" }, 1)).collect();
         let new = [
             frame(20, "other", 4_096),
             frame(21, "acme", 4_000),

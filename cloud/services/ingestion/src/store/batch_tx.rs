@@ -7,7 +7,7 @@ use contract::EpochMs;
 use super::clock_correction::{FrameDate, SELECT_OFFSET};
 use super::queries::newest_begun_sql;
 use super::row::{FrameRow, SELECT, columns_of, extras_of, quality_of};
-use super::sessions::{SELECT_SESSION, SessionRow};
+use super::sessions::SessionRow;
 use super::{ChainNo, SessionChange};
 use crate::published::PublishedMessage;
 use crate::verified_frame::VerifiedFrame;

@@ -11,11 +11,12 @@ use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
 use super::charge::{self, ChargeBreak};
-use super::crossing::{NEAR_MARK_S, normal_share_within, seconds_to_ms};
+use super::crossing::{NEAR_MARK_S, seconds_to_ms};
 use super::drop;
 use super::secondary_sensors::SecondarySensors;
 use super::turning_point::TurningPoint;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::calibration::normal_share_within;
 use crate::machine_model::{LINE_CENTRE_S, MachineModel, Z90};
 use crate::ror::RiseEstimate;
 use crate::sample::Sample;
@@ -296,7 +297,7 @@ impl BegunBefore {
             let gently = now.t_ms - fall.low.t_ms >= TURN_GENTLY_MS;
             // Fresh beans turn colder than dried ones.
             let dry = &sight.learned.dry_end;
-            let dry_c = dry.expected_c(LINE_CENTRE_S) + dry.half_c(LINE_CENTRE_S);
+            let dry_c = dry.expected_c(LINE_CENTRE_S) + Z90 * dry.deviation_c(LINE_CENTRE_S);
             let fresh = gently && fall.low.bt_c < dry_c;
             return match (fall.charged.take(), dropped) {
                 (Some(charged), _) if fresh => Verdict::ChargedBefore(charged),

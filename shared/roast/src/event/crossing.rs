@@ -8,6 +8,7 @@ use contract::EventKind;
 
 use super::drop::SILENT_MS;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::calibration::normal_share_within;
 use crate::machine_model::{MachineModel, MarkLine};
 use crate::ror::RiseEstimate;
 use crate::sample::Sample;
@@ -160,12 +161,4 @@ impl RoastInProgress {
 #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds; far off saturates
 pub(super) fn seconds_to_ms(seconds: f64) -> i64 {
     (seconds.min(1e6) * 1000.0) as i64
-}
-
-/// Returns the share of the normal distribution within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`,
-/// to 5·10⁻⁴).
-pub(super) fn normal_share_within(z: f64) -> f64 {
-    let x = z / std::f64::consts::SQRT_2;
-    let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));
-    1.0 - 1.0 / (sum * sum * sum * sum)
 }

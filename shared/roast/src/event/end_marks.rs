@@ -3,8 +3,9 @@
 
 use contract::EventKind;
 
-use super::crossing::{NEAR_MARK_S, normal_share_within, seconds_to_ms};
+use super::crossing::{NEAR_MARK_S, seconds_to_ms};
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::calibration::normal_share_within;
 use crate::machine_model::{MachineModel, MarkDelay, Z90};
 
 impl RoastInProgress {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::calibration::Errors;
 use super::{SCATTER_MARKS_MAX, SURPRISE_MAX, Z90};
 
 /// A line of bean temperature over roast time on which a mark lies: its level at [`LINE_CENTRE_S`] and its
@@ -26,7 +27,10 @@ pub struct MarkLine {
     /// The residual of the previous mark, in deviations. `None` for marks that people set by eye,
     /// where a large residual shows a habit and not another bean.
     before: Option<f64>,
-    /// The factor of the 90 % interval, adapted so that it covers nine of ten marks.
+    /// The errors of the newest marks, in deviations.
+    #[serde(default)]
+    errors: Errors,
+    /// The factor of the 90 % interval with which it holds nine of ten of these errors.
     #[serde(default = "one")]
     interval_factor: f64,
 }
@@ -34,10 +38,6 @@ pub struct MarkLine {
 const fn one() -> f64 {
     1.0
 }
-
-/// The interval factor grows by this share at a missed mark, less a tenth of it at every mark.
-const INTERVAL_GAIN: f64 = 0.2;
-const INTERVAL_FACTOR_RANGE: (f64, f64) = (0.5, 4.0);
 
 /// Two consecutive marks with residuals larger than this on the same side, in deviations, indicate
 /// another bean or another probe.
@@ -95,6 +95,7 @@ impl MarkLine {
             weight: 6.0,
             marks: 0,
             before: None,
+            errors: Errors::NONE,
             interval_factor: 1.0,
         }
     }
@@ -146,9 +147,8 @@ impl MarkLine {
     /// Learns a mark at `t_s` after CHARGE and `bt_c`.
     pub fn learn(&mut self, t_s: f64, bt_c: f64) {
         let surprise = bt_c - self.expected_c(t_s);
-        let missed = if surprise.abs() > self.half_c(t_s) { 1.0 } else { 0.0 };
-        let factor = self.interval_factor * (1.0 + INTERVAL_GAIN * (missed - 0.1));
-        self.interval_factor = factor.clamp(INTERVAL_FACTOR_RANGE.0, INTERVAL_FACTOR_RANGE.1);
+        self.errors.learn(surprise / self.deviation_c(t_s));
+        self.interval_factor = self.errors.half_width(Z90) / Z90;
         self.p[0] += WANDER_C * WANDER_C;
         let x = Self::axis(t_s);
         let surprising = surprise / self.variance(x).sqrt();

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use super::calibration::Errors;
+
 /// The offset between the moment that a person marks and the moment that the curve shows: a door is
 /// opened before the probe reacts to air, and a key is pressed after the beans have fallen.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -12,14 +14,11 @@ pub struct MarkOffset {
     seen: VecDeque<i64>,
     /// How far each mark was from where the earlier ones had placed it, ms; the newest is last.
     #[serde(default)]
-    errors: VecDeque<i64>,
+    errors: Errors,
 }
 
 const OFFSETS_MAX: usize = 12;
-const ERRORS_MAX: usize = 30;
-/// With fewer errors than this an interval keeps its prior width.
-const ERRORS_MIN: usize = 5;
-/// With fewer marks than this the offset counts as chance.
+/// With fewer marks than this their spread is not known.
 const OFFSETS_MIN: usize = 3;
 /// A mark with a larger offset than this, in ms, was set for another reason and is ignored.
 const OFFSET_MS_MAX: i64 = 90_000;
@@ -35,17 +34,19 @@ impl MarkOffset {
         if ms.abs() > OFFSET_MS_MAX {
             return;
         }
-        let error = (ms - self.correction_ms()).abs();
-        push_bounded(&mut self.errors, error, ERRORS_MAX);
-        push_bounded(&mut self.seen, ms, OFFSETS_MAX);
+        self.errors.learn((ms - self.correction_ms()) as f64);
+        if self.seen.len() >= OFFSETS_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(ms);
     }
 
-    /// Returns what to add to the curve's moment, ms: the median, shrunk towards 0 while the marks
-    /// are few, and 0 until there are enough.
+    /// Returns what to add to the curve's moment, ms: the median of the newest offsets, drawn towards
+    /// 0 as if one more mark had been at the curve's moment.
     #[must_use]
     pub fn correction_ms(&self) -> i64 {
         let n = i64::try_from(self.seen.len()).unwrap_or(0);
-        if self.seen.len() < OFFSETS_MIN { 0 } else { median(&self.seen) * n / (n + 2) }
+        median(&self.seen) * n / (n + 1)
     }
 
     /// Returns the median distance of the marks from their median, ms, drawn towards a usual one
@@ -61,22 +62,13 @@ impl MarkOffset {
         Some((median(&off) * n + SPREAD_MS * SPREAD_MARKS) / (n + SPREAD_MARKS))
     }
 
-    /// Returns the half width of the 90 % interval of the next mark, ms: the ninth decile of the
-    /// errors so far, and `prior_ms` while they are too few.
+    /// Returns the half width of the 90 % interval of the next mark, ms, from the errors so far and
+    /// the half width before any mark.
     #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // below the largest offset, ms
     pub fn half_ms(&self, prior_ms: i64) -> i64 {
-        let mut sorted: Vec<i64> = self.errors.iter().copied().collect();
-        sorted.sort_unstable();
-        let rank = (sorted.len() * 9).div_ceil(10).max(ERRORS_MIN);
-        sorted.get(rank - 1).map_or(prior_ms, |error| (*error).max(HALF_MS_MIN))
+        (self.errors.half_width(prior_ms as f64) as i64).max(HALF_MS_MIN)
     }
-}
-
-fn push_bounded(values: &mut VecDeque<i64>, value: i64, most: usize) {
-    if values.len() >= most {
-        values.pop_front();
-    }
-    values.push_back(value);
 }
 
 fn median(values: &VecDeque<i64>) -> i64 {
@@ -91,13 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offset_waits_for_three_marks_and_forgets_what_is_no_mark() {
+    fn an_offset_is_drawn_towards_the_curve_while_marks_are_few_and_ignores_what_is_no_mark() {
         let mut offset = MarkOffset::default();
         offset.learn(-14_000);
         offset.learn(-13_000);
-        assert_eq!((offset.correction_ms(), offset.spread_ms()), (0, None));
+        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-9_000, None));
         offset.learn(600_000);
         offset.learn(-16_000);
-        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-8_400, Some(3_000)));
+        assert_eq!((offset.correction_ms(), offset.spread_ms()), (-10_500, Some(3_000)));
     }
 }

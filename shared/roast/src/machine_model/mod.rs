@@ -4,6 +4,7 @@
 //! then its marks are learned. Every parameter starts from a stated prior, so the first roast gets
 //! a sensible result with a wide interval that states its true uncertainty.
 
+pub(crate) mod calibration;
 mod mark_delay;
 mod mark_line;
 mod mark_offset;

@@ -232,9 +232,9 @@ impl BegunBefore {
             self.roast.charge_ms = self.cold_charge_ms(now);
             self.deviation_s = COLD_DEVIATION_S;
         } else if fell {
-            let charge_ms = since(self.low.t_ms, course.turning.mean_s());
+            let charge_ms = since(self.low.t_ms, course.turning.mean());
             self.roast.charge_ms = charge_ms.min(self.first.t_ms);
-            self.deviation_s = course.turning.deviation_s();
+            self.deviation_s = course.turning.deviation();
         } else {
             let (seconds, deviation_s) = course.reached_s(self.first.bt_c);
             self.roast.charge_ms = since(self.first.t_ms, seconds);

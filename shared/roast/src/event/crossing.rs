@@ -39,6 +39,7 @@ impl RoastInProgress {
         if !self.turning.is_sure() {
             return crossed;
         }
+        self.keep_reading(now, learned);
         let seconds = self.seconds(now.t_ms);
         let lines = [&learned.dry_end, &learned.first_crack, &learned.second_crack];
         for (i, (kind, line)) in KINDS.into_iter().zip(lines).enumerate() {

@@ -14,6 +14,7 @@ mod drop;
 mod end_marks;
 mod mark;
 mod reorder_buffer;
+mod revision;
 mod roast_in_progress;
 pub(crate) mod secondary_sensors;
 mod turning_point;
@@ -303,7 +304,7 @@ impl Tracker {
         };
         // A recording that begins with the fall: CHARGE was as long before as a curve falls.
         let before_ms = if found.confidence < charge::SURE {
-            crossing::seconds_to_ms(self.learned.course.turning.mean_s())
+            crossing::seconds_to_ms(self.learned.course.turning.mean())
         } else {
             half_ms
         };

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
-use super::DetectedMark;
 use super::charge::ChargeBreak;
 use super::turning_point::TurningPoint;
+use super::{BtPoint, DetectedMark};
 use crate::sample::Sample;
 
 /// A roast in progress.
@@ -28,6 +28,9 @@ pub(super) struct RoastInProgress {
     /// The crossings that the temperature had passed when tracking began.
     #[serde(default)]
     pub(super) skipped: [bool; 3],
+    /// Readings near first crack and after it.
+    #[serde(default)]
+    pub(super) readings: VecDeque<BtPoint>,
 }
 
 impl RoastInProgress {

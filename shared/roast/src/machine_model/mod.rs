@@ -5,7 +5,8 @@
 //! a sensible result with a wide interval that states its true uncertainty.
 
 pub(crate) mod calibration;
-mod mark_delay;
+mod development;
+mod learned_mean;
 mod mark_line;
 mod mark_offset;
 
@@ -15,7 +16,8 @@ use crate::batch::{Batch, BatchOffsets};
 use crate::rise_model::RiseModel;
 use crate::roast_course::RoastCourse;
 
-pub use mark_delay::MarkDelay;
+pub use development::DevelopmentShare;
+pub use learned_mean::LearnedMean;
 pub use mark_line::{LINE_CENTRE_S, MarkLine};
 pub use mark_offset::MarkOffset;
 
@@ -40,14 +42,17 @@ pub struct MachineModel {
     pub habits: BatchOffsets,
     /// The line of second crack.
     pub second_crack: MarkLine,
+    /// The share of development in a roast.
+    #[serde(default)]
+    pub development: DevelopmentShare,
     /// The line of DROP.
     pub drop: MarkLine,
     /// The time from first crack to its end.
-    pub first_crack_lasts: MarkDelay,
+    pub first_crack_lasts: LearnedMean,
     /// The time from second crack to its end.
-    pub second_crack_lasts: MarkDelay,
+    pub second_crack_lasts: LearnedMean,
     /// The time from DROP to cool beans.
-    pub cooling_lasts: MarkDelay,
+    pub cooling_lasts: LearnedMean,
     /// The offset of the CHARGE mark from the bean curve's knee.
     pub charge_offset: MarkOffset,
     /// The offset of the turning point's mark from the lowest reading.
@@ -74,10 +79,11 @@ impl Default for MachineModel {
             first_crack: MarkLine::first_crack(),
             habits: BatchOffsets::default(),
             second_crack: MarkLine::second_crack(),
+            development: DevelopmentShare::default(),
             drop: MarkLine::drop(),
-            first_crack_lasts: MarkDelay::prior(90.0, 30.0),
-            second_crack_lasts: MarkDelay::prior(60.0, 40.0),
-            cooling_lasts: MarkDelay::prior(240.0, 120.0),
+            first_crack_lasts: LearnedMean::prior(90.0, 30.0),
+            second_crack_lasts: LearnedMean::prior(60.0, 40.0),
+            cooling_lasts: LearnedMean::prior(240.0, 120.0),
             charge_offset: MarkOffset::default(),
             tp_offset: MarkOffset::default(),
             drop_offset: MarkOffset::default(),

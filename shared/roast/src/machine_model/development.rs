@@ -1,0 +1,61 @@
+//! The usual share of development in a roast.
+
+use serde::{Deserialize, Serialize};
+
+use super::Z90;
+use super::calibration::Errors;
+use super::learned_mean::LearnedMean;
+
+/// With fewer marks than this the share is not known.
+const MARKS_MIN: u32 = 3;
+/// The share follows the style of about so many roasts.
+const MEMORY_ROASTS: f64 = 8.0;
+/// A larger share than this is no development but a mark that was set for another reason.
+const SHARE_MAX: f64 = 0.6;
+
+/// The share of the time from first crack to DROP in the whole roast, learned from people's marks.
+///
+/// People drop some time after the first crack that they heard. So DROP shows when first crack was,
+/// as far as this time is regular on the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DevelopmentShare {
+    share: LearnedMean,
+    /// The errors of the newest first cracks that were revised by DROP, in deviations.
+    errors: Errors,
+    /// The factor of the 90 % interval with which it holds nine of ten of these errors.
+    interval_factor: f64,
+}
+
+impl Default for DevelopmentShare {
+    fn default() -> Self {
+        Self { share: LearnedMean::prior(0.2, 0.06), errors: Errors::NONE, interval_factor: 1.0 }
+    }
+}
+
+impl DevelopmentShare {
+    /// Returns the expected share and its standard deviation; `None` until there are enough marks.
+    #[must_use]
+    pub fn expected(&self) -> Option<(f64, f64)> {
+        (self.share.mark_count() >= MARKS_MIN).then(|| (self.share.mean(), self.share.deviation()))
+    }
+
+    /// Returns the half width of the 90 % interval of a revised first crack, in its deviations.
+    pub(crate) fn half_deviations(&self) -> f64 {
+        Z90 * self.interval_factor
+    }
+
+    /// Learns the share of a roast whose first crack and DROP people marked, from times in s.
+    pub fn learn(&mut self, charge_s: f64, first_crack_s: f64, drop_s: f64) {
+        let share = (drop_s - first_crack_s) / (drop_s - charge_s);
+        if share > 0.0 && share < SHARE_MAX {
+            self.share.forget_beyond(MEMORY_ROASTS);
+            self.share.learn(share);
+        }
+    }
+
+    /// Learns the error of a revised first crack, as a share of the half width of its interval.
+    pub(crate) fn learn_error(&mut self, error: f64) {
+        self.errors.learn(error * self.half_deviations());
+        self.interval_factor = self.errors.half_width(Z90) / Z90;
+    }
+}

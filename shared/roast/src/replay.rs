@@ -265,7 +265,7 @@ impl MachineModel {
         dropped: i64,
         found: Option<&DetectedMark>,
     ) {
-        if let Some(found) = found.filter(|m| m.method == Method::Learned && m.revision > 0) {
+        if let Some(found) = found.filter(|m| m.method != Method::Acoustic && m.revision > 0) {
             let half_ms = (found.to_ms - found.from_ms).max(1) as f64 / 2.0;
             self.development.learn_error((fc - found.at_ms) as f64 / half_ms);
         }

@@ -3,7 +3,8 @@
 //! The temperature at which beans crack varies, and a small rate of rise turns a degree into many
 //! seconds. People drop a usual share of the roast after the first crack that they heard. The
 //! revised time is the mean of both estimates, each weighted by the inverse of its variance, as
-//! learned on this machine. A first crack that was heard, counted or reported is not revised.
+//! learned on this machine. A first crack that a sensor counted or a person reported is not revised,
+//! and none on a machine that has no marks yet.
 
 use contract::EventKind;
 
@@ -64,8 +65,11 @@ impl RoastInProgress {
         dropped: &DetectedMark,
         learned: &MachineModel,
     ) -> Option<DetectedMark> {
-        let (share, share_deviation) = learned.development.expected()?;
-        let known = self.mark(EventKind::Fc).filter(|mark| mark.method == Method::Learned)?;
+        if learned.first_crack.mark_count() == 0 {
+            return None;
+        }
+        let (share, share_deviation) = learned.development.expected();
+        let known = self.mark(EventKind::Fc).filter(|mark| is_from_line(mark))?;
         let whole_s = self.seconds(dropped.at_ms);
         let known_s = self.seconds(known.at_ms);
         if known_s >= whole_s {
@@ -104,6 +108,11 @@ impl RoastInProgress {
         let share = (t_ms - last.t_ms) as f64 / (next.t_ms - last.t_ms).max(1) as f64;
         Some(last.bt_c + (next.bt_c - last.bt_c) * share)
     }
+}
+
+/// Returns true if the mark is where the temperature crossed the learned line.
+fn is_from_line(mark: &DetectedMark) -> bool {
+    matches!(mark.method, Method::Learned | Method::Gap)
 }
 
 /// Returns the variance of a mark's time, s², from its 90 % interval.

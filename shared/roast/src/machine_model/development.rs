@@ -6,8 +6,8 @@ use super::Z90;
 use super::calibration::Errors;
 use super::learned_mean::LearnedMean;
 
-/// With fewer marks than this the share is not known.
-const MARKS_MIN: u32 = 3;
+/// The share before any mark and its standard deviation: eight of ten roasts have 12–32 %.
+const PRIOR: (f64, f64) = (0.22, 0.08);
 /// The share follows the style of about so many roasts.
 const MEMORY_ROASTS: f64 = 8.0;
 /// A larger share than this is no development but a mark that was set for another reason.
@@ -28,15 +28,19 @@ pub struct DevelopmentShare {
 
 impl Default for DevelopmentShare {
     fn default() -> Self {
-        Self { share: LearnedMean::prior(0.2, 0.06), errors: Errors::NONE, interval_factor: 1.0 }
+        Self {
+            share: LearnedMean::prior(PRIOR.0, PRIOR.1),
+            errors: Errors::NONE,
+            interval_factor: 1.0,
+        }
     }
 }
 
 impl DevelopmentShare {
-    /// Returns the expected share and its standard deviation; `None` until there are enough marks.
+    /// Returns the expected share and its standard deviation.
     #[must_use]
-    pub fn expected(&self) -> Option<(f64, f64)> {
-        (self.share.mark_count() >= MARKS_MIN).then(|| (self.share.mean(), self.share.deviation()))
+    pub fn expected(&self) -> (f64, f64) {
+        (self.share.mean(), self.share.deviation())
     }
 
     /// Returns the half width of the 90 % interval of a revised first crack, in its deviations.

@@ -1,10 +1,13 @@
 //! First crack: in a gap, and in long roasts.
 
 use contract::EventKind;
+use roast::analysis::phase::Phase;
+use roast::analysis::{Marks, analyze};
 use roast::event::{DetectedMark, MarkChange, Method};
 use roast::machine_model::MachineModel;
 use roast::recording::Recording;
 use roast::replay::replay;
+use roast::sample::Sample;
 
 use crate::curves::{curve, made};
 use crate::found;
@@ -21,25 +24,82 @@ fn a_first_crack_in_a_gap_is_placed_in_the_gap() {
     assert!(found.known_ms >= cracked + 60_000, "detected before data came back");
 }
 
-#[test]
-fn a_long_roast_has_a_wide_interval_of_first_crack() {
-    // 30 minutes, turning at 80 °C, 200 °C at the mark, 25 minutes after CHARGE.
-    let bt = |s: f64| match s {
-        s if s <= 60.0 => 190.0,
-        s => 234.0 - 174.0 * (-(s - 60.0) / 920.0).exp() + 130.0 * (-(s - 60.0) / 20.0).exp(),
+/// The length of long roasts in minutes. They turn at 80 °C and crack at 197 °C.
+const LONG_MIN: [i64; 4] = [12, 15, 20, 30];
+
+/// Returns a long roast without marks, and the time of its first crack, ms.
+fn long_roast(minutes: i64) -> (Recording, i64) {
+    let slow_s = 30.67 * minutes as f64;
+    let dropped_s = 60.0 + 60.0 * minutes as f64;
+    let rising = move |s: f64| {
+        234.0 - 174.0 * (-(s - 60.0) / slow_s).exp() + 130.0 * (-(s - 60.0) / 20.0).exp()
     };
-    let recording = made(1_860, bt);
-    let walk = replay(&recording, &MachineModel::default());
-    let changes = walk.changes.iter();
-    let fc = changes
-        .filter_map(|c| match c {
-            MarkChange::Detected(mark) if mark.kind == EventKind::Fc => Some(*mark),
-            _ => None,
-        })
-        .next_back()
-        .unwrap();
-    assert!(fc.confidence < roast::analysis::CONFIDENCE_MIN, "{fc:?}");
-    assert!((fc.from_ms..=fc.to_ms).contains(&1_560_000), "{fc:?}");
+    let bt = move |s: f64| match s {
+        s if s <= 60.0 => 190.0,
+        s if s <= dropped_s => rising(s),
+        s => rising(dropped_s) - (s - dropped_s) * 1.2,
+    };
+    let recording = made(60 * minutes + 160, bt);
+    let cracked = |sample: &&Sample| sample.t_ms > 200_000 && sample.bt_c >= Some(197.0);
+    let at_ms = recording.samples.iter().find(cracked).unwrap().t_ms;
+    (recording, at_ms)
+}
+
+/// Returns a long roast with the marks of its file.
+fn marked_long_roast(minutes: i64) -> (Recording, i64) {
+    let (mut recording, cracked_ms) = long_roast(minutes);
+    let dropped_ms = (60 + 60 * minutes) * 1000;
+    let marks =
+        [(EventKind::Charge, 60_000), (EventKind::Fc, cracked_ms), (EventKind::Drop, dropped_ms)];
+    recording.marks = marks.map(|(kind, ms)| (kind, usize::try_from(ms / 1000).unwrap())).to_vec();
+    (recording, cracked_ms)
+}
+
+#[test]
+fn a_long_roast_has_a_wide_interval_of_first_crack_and_no_advice() {
+    for minutes in LONG_MIN {
+        let (recording, cracked_ms) = long_roast(minutes);
+        let walk = replay(&recording, &MachineModel::default());
+        let fc = *first_cracks(&walk.changes).last().unwrap();
+        assert!(fc.confidence < roast::analysis::CONFIDENCE_MIN, "{minutes} min: {fc:?}");
+        assert!((fc.from_ms..=fc.to_ms).contains(&cracked_ms), "{minutes} min: {fc:?}");
+        let marks = Marks::of(&recording, &walk.marks_of(&recording));
+        let analysis = analyze(&recording, &marks).unwrap();
+        assert_eq!(analysis.recommendations, [], "{minutes} min");
+    }
+}
+
+#[test]
+fn the_first_crack_of_a_long_roast_is_known_after_two_roasts() {
+    for minutes in LONG_MIN {
+        let (recording, cracked_ms) = marked_long_roast(minutes);
+        let mut learned = MachineModel::default();
+        for _ in 0..2 {
+            learned.learn_from_recording(&recording, &replay(&recording, &learned));
+        }
+        let walk = replay(&recording, &learned);
+        let fc = *first_cracks(&walk.changes).last().unwrap();
+        // Within a fortieth of the roast.
+        let near_ms = minutes * 1_500;
+        assert!((fc.at_ms - cracked_ms).abs() <= near_ms, "{minutes} min: {fc:?}, {cracked_ms}");
+        assert!((fc.from_ms..=fc.to_ms).contains(&cracked_ms), "{minutes} min: {fc:?}");
+    }
+}
+
+#[test]
+fn the_first_crack_of_the_file_goes_before_the_found_one() {
+    for minutes in LONG_MIN {
+        let (recording, cracked_ms) = marked_long_roast(minutes);
+        let walk = replay(&recording, &MachineModel::default());
+        let marks = Marks::of(&recording, &walk.marks_of(&recording));
+        assert!(marks.is_confident(EventKind::Fc));
+        let analysis = analyze(&recording, &marks).unwrap();
+        let cracked_s = (cracked_ms - 60_000) as f64 / 1000.0;
+        assert_eq!(analysis.fc_seconds, Some(cracked_s), "{minutes} min");
+        let development = analysis.phases.last().unwrap();
+        assert_eq!(development.phase, Phase::Development, "{minutes} min");
+        assert!((development.start_seconds - cracked_s).abs() < 0.1, "{minutes} min");
+    }
 }
 
 /// Returns roasts of one machine that crack at other temperatures each time, and are dropped after a

@@ -75,13 +75,14 @@ impl RoastInProgress {
         if known_s >= whole_s {
             return None;
         }
-        let by_line = variance(known);
-        let by_drop = (whole_s * share_deviation).powi(2)
-            + (1.0 - share).powi(2) * variance(dropped)
-            + share.powi(2) * self.mark(EventKind::Charge).map_or(0.0, variance);
+        // Both estimates depend on CHARGE in about the same way: its variance is common to them.
+        let common = (share * self.charge_deviation_s).powi(2);
+        let by_line = (variance(known) - common).max(0.0);
+        let by_drop =
+            (whole_s * share_deviation).powi(2) + (1.0 - share).powi(2) * variance(dropped);
         let weight = by_line / (by_line + by_drop);
         let revised_s = known_s + weight * (whole_s * (1.0 - share) - known_s);
-        let deviation_s = (weight * by_drop).sqrt();
+        let deviation_s = (weight * by_drop + common).sqrt();
         let at_ms = self.charge_ms + seconds_to_ms(revised_s);
         if self.mark(EventKind::DryEnd).is_some_and(|dried| dried.at_ms >= at_ms) {
             return None;

@@ -15,6 +15,9 @@ use crate::sample::Sample;
 pub(super) struct RoastInProgress {
     pub(super) charge_ms: i64,
     pub(super) charge_c: f64,
+    /// The standard deviation of an estimated CHARGE, s; 0 for one that the curve shows.
+    #[serde(default)]
+    pub(super) charge_deviation_s: f64,
     /// The lowest readings since CHARGE.
     pub(super) turning: TurningPoint,
     pub(super) marks: Vec<DetectedMark>,

@@ -30,9 +30,11 @@ fn the_accuracy_of_detection_does_not_decrease() {
     // was marked while the probe gave no readings.
     at_least(EventKind::Charge, (39, 37, 37, 37));
     at_least(EventKind::Tp, (38, 37, 37, 35));
-    // Further than 10 s off: a DROP on a probe that had flipped to °F and no longer changed, and two
-    // of the machine's first three, which were marked 12 s before the curve bends.
+    // Further than 10 s off: a DROP on a probe that had flipped to °F and no longer changed, and one
+    // of the machine's first three, which was marked 12 s before the curve bends.
     at_least(EventKind::Drop, (38, 36, 38, 36));
+    at_least(EventKind::DryEnd, (38, 13, 27, 35));
+    // Before DROP shows where first crack was, 7 are within 10 s and 27 within 30 s.
     at_least(EventKind::Fc, (35, 9, 29, 31));
     assert!(score.forecast.mae_c <= 0.76, "the forecast got worse: {:?}", score.forecast);
     let held = score.forecast.covered as f64 / score.forecast.points as f64;
@@ -48,7 +50,7 @@ fn the_accuracy_of_detection_does_not_decrease() {
 /// Without CHARGE the time on the line of first crack is an estimate, so first crack moves.
 #[test]
 fn a_recording_that_begins_late_shows_the_same_marks() {
-    for (folder, moved_max) in [("skywalker", 3), ("hottop", 0)] {
+    for (folder, moved_max) in [("skywalker", 2), ("hottop", 0)] {
         let Some(all) = recordings(folder) else { return };
         let mut sheet = CutSheet::default();
         sheet.add_machine(all.iter().map(|(name, recording)| (name.as_str(), recording)));

@@ -24,7 +24,8 @@ pub enum Method {
     BegunBefore,
     /// The reading was the lowest.
     Lowest,
-    /// The temperature crossed the line learned for this machine.
+    /// The temperature crossed the line learned for this machine. A revision of first crack also
+    /// takes the usual share of development into account.
     Learned,
     /// The temperature crossed the default line, because this machine has no marks yet.
     Prior,

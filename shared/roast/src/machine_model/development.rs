@@ -63,3 +63,39 @@ impl DevelopmentShare {
         self.interval_factor = self.errors.half_width(Z90) / Z90;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_development_follows_the_newest_roasts_and_ignores_what_is_none() {
+        let mut development = DevelopmentShare::default();
+        let (prior, prior_deviation) = development.expected();
+        for _ in 0..12 {
+            development.learn(60.0, 510.0, 660.0); // 150 s of 600 s
+        }
+        let (share, deviation) = development.expected();
+        assert!((share - 0.25).abs() < 0.01 && (share - 0.25).abs() < (prior - 0.25).abs());
+        assert!(deviation < prior_deviation / 2.0);
+        for (first_crack_s, drop_s) in [(660.0, 600.0), (100.0, 660.0), (60.0, 60.0)] {
+            development.learn(60.0, first_crack_s, drop_s);
+        }
+        assert!((development.expected().0 - share).abs() < f64::EPSILON);
+        for _ in 0..20 {
+            development.learn(60.0, 600.0, 660.0);
+        }
+        assert!((development.expected().0 - 0.1).abs() < 0.04, "{development:?}");
+    }
+
+    #[test]
+    fn the_interval_of_a_revised_first_crack_grows_with_its_errors() {
+        let mut development = DevelopmentShare::default();
+        let before = development.half_deviations();
+        for _ in 0..30 {
+            development.learn_error(1.5 * Z90 / development.half_deviations());
+        }
+        let after = development.half_deviations();
+        assert!((after / before - 1.5).abs() < 0.05, "{before} {after}");
+    }
+}

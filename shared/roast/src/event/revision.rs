@@ -18,6 +18,10 @@ use crate::machine_model::{MachineModel, Z90};
 const READING_EVERY_MS: i64 = 5_000;
 const READING_FROM_C: f64 = 25.0;
 const READINGS_MAX: usize = 240;
+/// A first crack below the line is only inferred after so many marks, and with at most this
+/// confidence: too little for advice.
+const MISSED_MARKS_MIN: u32 = 3;
+const MISSED_CONFIDENCE: f64 = 0.45;
 
 impl RoastInProgress {
     /// Keeps a reading near first crack or after it.
@@ -39,7 +43,10 @@ impl RoastInProgress {
         dropped: &DetectedMark,
         learned: &MachineModel,
     ) -> Vec<MarkChange> {
-        let Some(revised) = self.revised_first_crack(dropped, learned) else { return Vec::new() };
+        let Some(revised) = self.revised_first_crack(dropped, learned) else {
+            let missed = self.missed_first_crack(dropped, learned);
+            return missed.map(MarkChange::Detected).into_iter().collect();
+        };
         let mut changes = vec![MarkChange::Detected(revised)];
         let moved_ms = self.mark(EventKind::Fc).map_or(0, |mark| revised.at_ms - mark.at_ms);
         let end = self.mark(EventKind::FcEnd).filter(|end| end.method == Method::Lasting);
@@ -96,6 +103,39 @@ impl RoastInProgress {
             confidence: normal_share_within(NEAR_MARK_S / deviation_s),
             revision: known.revision + 1,
             ..*known
+        })
+    }
+
+    /// Returns the first crack of a roast that was dropped a little below the machine's line, where
+    /// people mark one: it follows from DROP alone, and is never certain.
+    fn missed_first_crack(
+        &self,
+        dropped: &DetectedMark,
+        learned: &MachineModel,
+    ) -> Option<DetectedMark> {
+        const LINE: usize = 1;
+        let reached_ms = self.below[LINE].filter(|_| !self.skipped[LINE])?;
+        let known = self.mark(EventKind::Fc).is_some();
+        if known || learned.first_crack.mark_count() < MISSED_MARKS_MIN {
+            return None;
+        }
+        let (share, share_deviation) = learned.development.expected();
+        let whole_s = self.seconds(dropped.at_ms);
+        let expected_ms = self.charge_ms + seconds_to_ms(whole_s * (1.0 - share));
+        let at_ms = expected_ms.max(reached_ms);
+        let deviation_s = (whole_s * share_deviation).hypot(variance(dropped).sqrt());
+        let half_ms = seconds_to_ms(learned.development.half_deviations() * deviation_s);
+        (at_ms < dropped.at_ms).then(|| DetectedMark {
+            kind: EventKind::Fc,
+            at_ms,
+            from_ms: at_ms - half_ms,
+            to_ms: (at_ms + half_ms).min(dropped.at_ms),
+            known_ms: dropped.known_ms,
+            bt_c: self.reading_at(at_ms),
+            confidence: normal_share_within(NEAR_MARK_S / deviation_s).min(MISSED_CONFIDENCE),
+            method: Method::Learned,
+            revision: 0,
+            curve_ms: at_ms,
         })
     }
 

@@ -166,3 +166,26 @@ fn a_first_crack_that_was_heard_is_not_revised() {
     assert_eq!(found.last().unwrap().method, Method::Acoustic, "{found:?}");
     assert!((found.last().unwrap().at_ms - 452_000).abs() <= 2_000, "{found:?}");
 }
+
+#[test]
+fn a_first_crack_below_the_line_of_the_machine_follows_from_drop_and_is_not_certain() {
+    let mut learned = MachineModel::default();
+    // Roasts that always crack near the same temperature.
+    let (mut usual, dropped_s) = (made(760, curve(660.0, 0.0)), 660);
+    usual.marks = vec![(EventKind::Charge, 60), (EventKind::Fc, 540), (EventKind::Drop, dropped_s)];
+    for _ in 0..6 {
+        learned.learn_from_recording(&usual, &replay(&usual, &learned));
+    }
+    let line_c = usual.samples[540].bt_c.unwrap();
+    for (below_c, expected) in [(6.0, true), (30.0, false)] {
+        // A slower roast that is dropped below the line.
+        let slower = curve(660.0, line_c - below_c - usual.samples[660].bt_c.unwrap());
+        let recording = made(760, slower);
+        let found = first_cracks(&replay(&recording, &learned).changes);
+        assert_eq!(!found.is_empty(), expected, "{below_c} °C below: {found:?}");
+        for fc in found {
+            assert!((540_000..660_000).contains(&fc.at_ms), "{fc:?}");
+            assert!(fc.confidence < roast::analysis::CONFIDENCE_MIN, "{fc:?}");
+        }
+    }
+}

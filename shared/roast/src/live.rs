@@ -146,6 +146,13 @@ impl LiveRoast {
         let Some(charge) = charge else { return };
         let learned = &mut self.learned;
         learned.roasts += 1;
+        let at_s = |kind| {
+            let mark = reported.iter().find(|mark| mark.kind == kind)?;
+            Some(mark.at_ms as f64 / 1000.0)
+        };
+        if let Some((fc, dropped)) = at_s(EventKind::Fc).zip(at_s(EventKind::Drop)) {
+            learned.development.learn(charge as f64 / 1000.0, fc, dropped);
+        }
         for mark in reported {
             let line = match mark.kind {
                 EventKind::DryEnd => &mut learned.dry_end,

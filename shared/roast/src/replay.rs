@@ -232,6 +232,9 @@ impl MachineModel {
             self.learn_course(walk, start, curve(EventKind::Tp));
         }
         let fc = recording.mark_ms(EventKind::Fc);
+        if let Some((fc, dropped)) = fc.zip(dropped) {
+            self.learn_development(start, fc, dropped, mark(EventKind::Fc));
+        }
         if let Some((mark, bt_c)) =
             fc.and_then(|mark| Some((mark, interpolate_at(&walk.bt, mark)?)))
         {
@@ -253,6 +256,23 @@ impl MachineModel {
 }
 
 impl MachineModel {
+    /// Learns the share of development, and how far first crack was from its mark if DROP had
+    /// revised it.
+    fn learn_development(
+        &mut self,
+        start: i64,
+        fc: i64,
+        dropped: i64,
+        found: Option<&DetectedMark>,
+    ) {
+        if let Some(found) = found.filter(|m| m.method != Method::Acoustic && m.revision > 0) {
+            let half_ms = (found.to_ms - found.from_ms).max(1) as f64 / 2.0;
+            self.development.learn_error((fc - found.at_ms) as f64 / half_ms);
+        }
+        let [start, fc, dropped] = [start, fc, dropped].map(|ms| ms as f64 / 1000.0);
+        self.development.learn(start, fc, dropped);
+    }
+
     /// Learns how warm the drum was at CHARGE, and when the beans turned and got warm.
     fn learn_course(&mut self, walk: &RecordingReplay, start: i64, turned: Option<i64>) {
         let Some(turned) = turned else { return };

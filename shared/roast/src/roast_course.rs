@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine_model::{LINE_CENTRE_S, MarkDelay, MarkLine};
+use crate::machine_model::{LINE_CENTRE_S, LearnedMean, MarkLine};
 
 /// The temperatures whose times are learned, °C.
 pub const COURSE_C: [f64; 5] = [100.0, 120.0, 140.0, 160.0, 180.0];
@@ -14,22 +14,22 @@ pub const COURSE_C: [f64; 5] = [100.0, 120.0, 140.0, 160.0, 180.0];
 pub struct RoastCourse {
     charge: MarkLine,
     /// From CHARGE to the turning point.
-    pub turning: MarkDelay,
+    pub turning: LearnedMean,
     /// From CHARGE to each of [`COURSE_C`].
-    reached: [MarkDelay; COURSE_C.len()],
+    reached: [LearnedMean; COURSE_C.len()],
 }
 
 impl Default for RoastCourse {
     fn default() -> Self {
         Self {
             charge: MarkLine::charge(),
-            turning: MarkDelay::prior(80.0, 25.0),
+            turning: LearnedMean::prior(80.0, 25.0),
             reached: [
-                MarkDelay::prior(130.0, 50.0),
-                MarkDelay::prior(190.0, 60.0),
-                MarkDelay::prior(260.0, 70.0),
-                MarkDelay::prior(340.0, 90.0),
-                MarkDelay::prior(430.0, 110.0),
+                LearnedMean::prior(130.0, 50.0),
+                LearnedMean::prior(190.0, 60.0),
+                LearnedMean::prior(260.0, 70.0),
+                LearnedMean::prior(340.0, 90.0),
+                LearnedMean::prior(430.0, 110.0),
             ],
         }
     }
@@ -69,9 +69,9 @@ impl RoastCourse {
         let above = COURSE_C.iter().position(|c| *c > bt_c).unwrap_or(COURSE_C.len() - 1).max(1);
         let (low, high) = (&self.reached[above - 1], &self.reached[above]);
         let share = (bt_c - COURSE_C[above - 1]) / (COURSE_C[above] - COURSE_C[above - 1]);
-        let seconds = low.mean_s() + (high.mean_s() - low.mean_s()) * share;
-        let least = self.turning.mean_s() / 2.0;
-        (seconds.max(least), low.deviation_s().max(high.deviation_s()))
+        let seconds = low.mean() + (high.mean() - low.mean()) * share;
+        let least = self.turning.mean() / 2.0;
+        (seconds.max(least), low.deviation().max(high.deviation()))
     }
 }
 

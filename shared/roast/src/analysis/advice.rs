@@ -148,13 +148,15 @@ pub fn warnings(
 const DEVELOPMENT: std::ops::RangeInclusive<f64> = 0.10..=0.30;
 
 /// Returns the recommendations that follow from an analysis whose CHARGE and first crack are certain.
-pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
+/// `shape` is the course of the rate of rise during development; `None` if DROP is not certain, so
+/// that nothing is known about development.
+pub fn recommendations(a: &Analysis, shape: Option<CrashFlick>) -> Vec<Recommendation> {
     let mut advice = Vec::new();
     let mut advise = |code, message: &str, confidence, evidence: Value| {
         let (message, details) = (message.to_owned(), details(&evidence));
         advice.push(Recommendation { code, message, confidence, details });
     };
-    if a.crash_flick.crash_detected {
+    if let Some(shape) = shape.filter(|shape| shape.crash_detected) {
         let late = a.fc_seconds.map(|fc| {
             let cuts = a.controls.iter().filter(|m| {
                 m.control == super::controls::Control::Gas
@@ -173,18 +175,18 @@ pub fn recommendations(a: &Analysis) -> Vec<Recommendation> {
             } else {
                 Confidence::Low
             },
-            json!({"shape": a.crash_flick.details, "gasCutsNearFirstCrack": late}),
+            json!({"shape": shape.details, "gasCutsNearFirstCrack": late}),
         );
     }
-    if a.crash_flick.flick_detected && !a.crash_flick.crash_detected {
+    if let Some(shape) = shape.filter(|shape| shape.flick_detected && !shape.crash_detected) {
         advise(
             "LOWER_END",
             "Use less heat or more air at the end: the rate of rise increased before the drop.",
             Confidence::Low,
-            json!({"shape": a.crash_flick.details}),
+            json!({"shape": shape.details}),
         );
     }
-    if let Some(ratio) = a.development_ratio
+    if let Some(ratio) = a.development_ratio.filter(|_| shape.is_some())
         && a.drop_seconds.is_some()
         && !DEVELOPMENT.contains(&ratio)
     {

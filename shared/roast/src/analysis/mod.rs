@@ -85,6 +85,12 @@ impl Marks {
     pub fn is_confident(&self, kind: EventKind) -> bool {
         self.0.iter().any(|mark| mark.kind == kind && mark.confidence >= CONFIDENCE_MIN)
     }
+
+    /// Returns true if there is a DROP whose time is not certain. A DROP within a silence has the
+    /// lowest confidence that counts, and may be minutes off.
+    fn is_drop_uncertain(&self) -> bool {
+        self.0.iter().any(|mark| mark.kind == EventKind::Drop && mark.confidence <= CONFIDENCE_MIN)
+    }
 }
 
 /// The clean curves of a recording, and the rate of rise without its lag.
@@ -242,12 +248,13 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
         energy: controls::energy(recording, charge, until),
         ..Analysis::default()
     };
-    // The shape of the curve around an uncertain first crack says nothing about the roast.
-    let sure = [EventKind::Charge, EventKind::Fc].map(|kind| marks.is_confident(kind));
-    let shape = if sure[1] { analysis.crash_flick } else { CrashFlick::default() };
+    // The shape of the curve between an uncertain first crack and an uncertain DROP says nothing
+    // about the roast.
+    let development = marks.is_confident(EventKind::Fc) && !marks.is_drop_uncertain();
+    let shape = if development { analysis.crash_flick } else { CrashFlick::default() };
     analysis.warnings = advice::warnings(&analysis, &shape, &curve, (charge, until));
-    if sure == [true, true] {
-        analysis.recommendations = advice::recommendations(&analysis);
+    if marks.is_confident(EventKind::Charge) && marks.is_confident(EventKind::Fc) {
+        analysis.recommendations = advice::recommendations(&analysis, development.then_some(shape));
     }
     Some(analysis)
 }
@@ -386,6 +393,42 @@ mod tests {
         assert!(advised(0.9).recommendations.iter().any(|r| r.code == "DEVELOPMENT"));
         let unsure = advised(0.3);
         assert_eq!((unsure.recommendations.len(), unsure.fc_seconds), (0, Some(300.0)));
+    }
+
+    #[test]
+    fn an_uncertain_drop_gives_no_advice_about_development() {
+        let mut recording = recording();
+        recording.marks.retain(|(kind, _)| *kind != EventKind::Drop);
+        recording.marks.push((EventKind::Drop, 120 + 500)); // 20 s of development
+        let advised = |confidence| {
+            let marks = Marks::of(&recording, &[]).with_confidence(EventKind::Drop, confidence);
+            let analysis = analyze(&recording, &marks).unwrap();
+            assert_eq!(analysis.drop_seconds, Some(500.0));
+            analysis.recommendations.iter().any(|advice| advice.code == "DEVELOPMENT")
+        };
+        assert!(advised(0.95));
+        assert!(!advised(CONFIDENCE_MIN), "DROP lies somewhere in a silence");
+        assert!(!advised(0.3));
+    }
+
+    #[test]
+    fn a_flick_before_an_uncertain_drop_gives_neither_warning_nor_advice() {
+        let mut recording = recording();
+        // The rate of rise increases from 40 s before DROP on.
+        for sample in &mut recording.samples {
+            let s = sample.t_ms as f64 / 1000.0 - 680.0;
+            sample.bt_c = sample.bt_c.map(|bt| bt + 0.004 * s.max(0.0).powi(2));
+        }
+        let flicked = |confidence| {
+            let marks = Marks::of(&recording, &[]).with_confidence(EventKind::Drop, confidence);
+            let analysis = analyze(&recording, &marks).unwrap();
+            assert!(analysis.crash_flick.flick_detected);
+            let warned = analysis.warnings.iter().any(|warning| warning.code == "FLICK");
+            let advised = analysis.recommendations.iter().any(|advice| advice.code == "LOWER_END");
+            [warned, advised]
+        };
+        assert_eq!(flicked(0.95), [true, true]);
+        assert_eq!(flicked(0.3), [false, false]);
     }
 
     #[test]

@@ -11,11 +11,12 @@ use contract::EventKind;
 use serde::{Deserialize, Serialize};
 
 use super::charge::{self, ChargeBreak};
-use super::crossing::{NEAR_MARK_S, normal_share_within, seconds_to_ms};
+use super::crossing::{NEAR_MARK_S, seconds_to_ms};
 use super::drop;
 use super::secondary_sensors::SecondarySensors;
 use super::turning_point::TurningPoint;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
+use crate::machine_model::calibration::normal_share_within;
 use crate::machine_model::{LINE_CENTRE_S, MachineModel, Z90};
 use crate::ror::RiseEstimate;
 use crate::sample::Sample;
@@ -67,8 +68,6 @@ pub(super) struct BegunBefore {
     /// The newest reading within [`LEFT_C`] of the lowest.
     low_left: BtPoint,
     rising: bool,
-    /// The standard deviation of the estimated CHARGE, s.
-    deviation_s: f64,
     /// The first and the newest rate of rise since the temperature rises, °C/min.
     rates: Option<(f64, f64)>,
     top_c: f64,
@@ -120,7 +119,6 @@ impl BegunBefore {
             low_until_ms: first.t_ms,
             low_left: first,
             rising: false,
-            deviation_s: 0.0,
             rates: None,
             top_c: first.bt_c,
             fall: None,
@@ -229,15 +227,15 @@ impl BegunBefore {
         self.roast.turning = TurningPoint::before_tracking(self.low.t_ms);
         if self.first.bt_c < COLD_C {
             self.roast.charge_ms = self.cold_charge_ms(now);
-            self.deviation_s = COLD_DEVIATION_S;
+            self.roast.charge_deviation_s = COLD_DEVIATION_S;
         } else if fell {
-            let charge_ms = since(self.low.t_ms, course.turning.mean_s());
+            let charge_ms = since(self.low.t_ms, course.turning.mean());
             self.roast.charge_ms = charge_ms.min(self.first.t_ms);
-            self.deviation_s = course.turning.deviation_s();
+            self.roast.charge_deviation_s = course.turning.deviation();
         } else {
             let (seconds, deviation_s) = course.reached_s(self.first.bt_c);
             self.roast.charge_ms = since(self.first.t_ms, seconds);
-            self.deviation_s = deviation_s;
+            self.roast.charge_deviation_s = deviation_s;
         }
         if fell || self.first.bt_c < COLD_C {
             // A cold drum is level until CHARGE.
@@ -296,7 +294,7 @@ impl BegunBefore {
             let gently = now.t_ms - fall.low.t_ms >= TURN_GENTLY_MS;
             // Fresh beans turn colder than dried ones.
             let dry = &sight.learned.dry_end;
-            let dry_c = dry.expected_c(LINE_CENTRE_S) + dry.half_c(LINE_CENTRE_S);
+            let dry_c = dry.expected_c(LINE_CENTRE_S) + Z90 * dry.deviation_c(LINE_CENTRE_S);
             let fresh = gently && fall.low.bt_c < dry_c;
             return match (fall.charged.take(), dropped) {
                 (Some(charged), _) if fresh => Verdict::ChargedBefore(charged),
@@ -350,7 +348,7 @@ impl BegunBefore {
     /// Returns the roast with its estimated CHARGE.
     fn begun(&self, now: BtPoint) -> RoastInProgress {
         let mut roast = self.roast.clone();
-        let half_ms = seconds_to_ms(Z90 * self.deviation_s);
+        let half_ms = seconds_to_ms(Z90 * self.roast.charge_deviation_s);
         let at_ms = roast.charge_ms;
         let latest_ms = self.low.t_ms.max(self.first.t_ms);
         let charge = DetectedMark {
@@ -360,7 +358,7 @@ impl BegunBefore {
             to_ms: (at_ms + half_ms).min(latest_ms).max(at_ms),
             known_ms: now.t_ms,
             bt_c: None,
-            confidence: normal_share_within(NEAR_MARK_S / self.deviation_s.max(1.0)),
+            confidence: normal_share_within(NEAR_MARK_S / self.roast.charge_deviation_s.max(1.0)),
             method: Method::BegunBefore,
             revision: 0,
             curve_ms: at_ms,

@@ -91,7 +91,8 @@ impl Tracker {
         changes
     }
 
-    /// Ends the running roast with its DROP. Withdraws the marks after it, which were wrong.
+    /// Ends the running roast with its DROP. Withdraws the marks after it, which were wrong, and
+    /// revises first crack.
     pub(super) fn end_roast(
         &mut self,
         dropped: DetectedMark,
@@ -101,6 +102,7 @@ impl Tracker {
         if let Stage::Roasting(roast) = &self.stage {
             let later = roast.marks.iter().filter(|mark| mark.at_ms > dropped.at_ms);
             changes.extend(later.map(|mark| MarkChange::Withdrawn(mark.kind)));
+            changes.extend(roast.revise_first_crack(&dropped, &self.learned));
         }
         changes.push(MarkChange::Detected(dropped));
         self.stage = Stage::emptied(now.bt_c, Some(dropped.at_ms));

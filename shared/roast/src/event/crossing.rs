@@ -8,7 +8,8 @@ use contract::EventKind;
 
 use super::drop::SILENT_MS;
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
-use crate::machine_model::{MachineModel, MarkLine};
+use crate::machine_model::calibration::normal_share_within;
+use crate::machine_model::{MachineModel, MarkLine, Z90};
 use crate::ror::RiseEstimate;
 use crate::sample::Sample;
 
@@ -38,6 +39,7 @@ impl RoastInProgress {
         if !self.turning.is_sure() {
             return crossed;
         }
+        self.keep_reading(now, learned);
         let seconds = self.seconds(now.t_ms);
         let lines = [&learned.dry_end, &learned.first_crack, &learned.second_crack];
         for (i, (kind, line)) in KINDS.into_iter().zip(lines).enumerate() {
@@ -83,7 +85,9 @@ impl RoastInProgress {
         let rate = rise
             .map_or(RATE_MIN, |r| r.c_per_min / 60.0 - line.slope_c_per_s(seconds))
             .max(RATE_MIN);
-        let deviation_s = line.deviation_c(seconds) / rate;
+        // A wrong CHARGE moves the line along the curve.
+        let by_charge_s = self.charge_deviation_s * line.slope_c_per_s(seconds).abs() / rate;
+        let deviation_s = (line.deviation_c(seconds) / rate).hypot(by_charge_s);
         let half_c = line.half_c(seconds);
         let below_ms = self.below[i].filter(|below| *below < now.t_ms);
         // The rate decreases as it did since the lower limit.
@@ -91,11 +95,13 @@ impl RoastInProgress {
         let next = (2.0 * rate - before).clamp(rate / 2.0, rate);
         let half_ms = seconds_to_ms(half_c / rate);
         let from_ms = below_ms.unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
+        let seconds_with = |half_s: f64| half_s.hypot(Z90 * by_charge_s);
+        let before_s = seconds_with((now.t_ms - from_ms) as f64 / 1000.0);
         DetectedMark {
             kind,
             at_ms: now.t_ms,
-            from_ms,
-            to_ms: now.t_ms + seconds_to_ms(half_c / next),
+            from_ms: now.t_ms - seconds_to_ms(before_s),
+            to_ms: now.t_ms + seconds_to_ms(seconds_with(half_c / next)),
             known_ms: now.t_ms,
             bt_c: Some(now.bt_c),
             confidence: normal_share_within(NEAR_MARK_S / deviation_s),
@@ -160,12 +166,4 @@ impl RoastInProgress {
 #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as milliseconds; far off saturates
 pub(super) fn seconds_to_ms(seconds: f64) -> i64 {
     (seconds.min(1e6) * 1000.0) as i64
-}
-
-/// Returns the share of the normal distribution within ±`z` (Abramowitz & Stegun 7.1.27 by `erf`,
-/// to 5·10⁻⁴).
-pub(super) fn normal_share_within(z: f64) -> f64 {
-    let x = z / std::f64::consts::SQRT_2;
-    let sum = 1.0 + x * (0.278_393 + x * (0.230_389 + x * (0.000_972 + x * 0.078_108)));
-    1.0 - 1.0 / (sum * sum * sum * sum)
 }

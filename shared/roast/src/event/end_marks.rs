@@ -3,9 +3,10 @@
 
 use contract::EventKind;
 
-use super::crossing::{NEAR_MARK_S, normal_share_within, seconds_to_ms};
+use super::crossing::{NEAR_MARK_S, seconds_to_ms};
 use super::{BtPoint, DetectedMark, Method, RoastInProgress};
-use crate::machine_model::{MachineModel, MarkDelay, Z90};
+use crate::machine_model::calibration::normal_share_within;
+use crate::machine_model::{LearnedMean, MachineModel, Z90};
 
 impl RoastInProgress {
     /// Returns the ends that are due with this sample.
@@ -34,7 +35,7 @@ impl RoastInProgress {
 pub(super) fn detect_cool_end(
     from_ms: i64,
     now: BtPoint,
-    delay: &MarkDelay,
+    delay: &LearnedMean,
 ) -> Option<DetectedMark> {
     if delay.mark_count() == 0 {
         None
@@ -47,13 +48,13 @@ fn mark_after_delay(
     from_ms: i64,
     kind: EventKind,
     now: BtPoint,
-    delay: &MarkDelay,
+    delay: &LearnedMean,
 ) -> Option<DetectedMark> {
-    let at_ms = from_ms + seconds_to_ms(delay.mean_s());
+    let at_ms = from_ms + seconds_to_ms(delay.mean());
     if now.t_ms < at_ms {
         return None;
     }
-    let half = seconds_to_ms(Z90 * delay.deviation_s());
+    let half = seconds_to_ms(Z90 * delay.deviation());
     Some(DetectedMark {
         kind,
         at_ms,
@@ -61,7 +62,7 @@ fn mark_after_delay(
         to_ms: at_ms + half,
         known_ms: now.t_ms,
         bt_c: Some(now.bt_c),
-        confidence: normal_share_within(NEAR_MARK_S / delay.deviation_s()),
+        confidence: normal_share_within(NEAR_MARK_S / delay.deviation()),
         method: Method::Lasting,
         revision: 0,
         curve_ms: at_ms,

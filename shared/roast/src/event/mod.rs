@@ -12,7 +12,10 @@ mod charge;
 mod crossing;
 mod drop;
 mod end_marks;
+mod mark;
 mod reorder_buffer;
+mod revision;
+mod roast_in_progress;
 pub(crate) mod secondary_sensors;
 mod turning_point;
 
@@ -27,7 +30,9 @@ use crate::ror::{RateOfRise, RiseEstimate};
 use crate::sample::Sample;
 
 use begun_before::BegunBefore;
+pub use mark::{DetectedMark, MarkChange, Method};
 pub use reorder_buffer::{LateSample, ReorderBuffer};
+use roast_in_progress::RoastInProgress;
 
 /// The length of the past that the detectors use, and the minimum time between its points, ms.
 const PAST_MS: i64 = 100_000;
@@ -36,139 +41,11 @@ const POINT_EVERY_MS: i64 = 200;
 const CHARGE_HALF_MS: i64 = 10_000;
 const SCALE_HALF_MS: i64 = 4_500;
 
-/// The method that found a mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// The bean temperature bent down.
-    Break,
-    /// The event happened during a gap in the data, anywhere in it.
-    Gap,
-    /// The burner went out with full air, and the bean curve confirmed the mark.
-    Burner,
-    /// The discharge door opened, and the bean curve confirmed the mark.
-    Door,
-    /// A scale measured the batch arrive or leave, and the bean curve confirmed the mark.
-    Scale,
-    /// The exhaust temperature bent down, and the bean curve confirmed the mark. Used if on this
-    /// machine the exhaust is closer to people's marks than the bean curve.
-    Exhaust,
-    /// The roast ran already when tracking began; its CHARGE is estimated.
-    BegunBefore,
-    /// The reading was the lowest.
-    Lowest,
-    /// The temperature crossed the line learned for this machine.
-    Learned,
-    /// The temperature crossed the default line, because this machine has no marks yet.
-    Prior,
-    /// The mark follows another mark after a delay learned from people's marks on this machine, or
-    /// after the default delay.
-    Lasting,
-    /// The crack sensor counted several cracks.
-    Acoustic,
-    /// A machine or a person reported it.
-    #[serde(rename = "told")]
-    Reported,
-}
-
-impl Method {
-    /// Returns the name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Break => "break",
-            Self::Gap => "gap",
-            Self::Burner => "burner",
-            Self::Door => "door",
-            Self::Scale => "scale",
-            Self::Exhaust => "exhaust",
-            Self::BegunBefore => "begun_before",
-            Self::Lowest => "lowest",
-            Self::Learned => "learned",
-            Self::Prior => "prior",
-            Self::Lasting => "lasting",
-            Self::Acoustic => "acoustic",
-            Self::Reported => "told",
-        }
-    }
-}
-
-/// One mark and its uncertainty.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct DetectedMark {
-    /// What happened.
-    pub kind: EventKind,
-    /// The time of the mark, ms of event time.
-    pub at_ms: i64,
-    /// The start of the 90 % interval, ms.
-    pub from_ms: i64,
-    /// The end of the 90 % interval, ms.
-    pub to_ms: i64,
-    /// The event time of the sample that made it known.
-    pub known_ms: i64,
-    /// Bean temperature at the mark, °C.
-    pub bt_c: Option<f64>,
-    /// Probability (0..1) that it happened within 30 s of `at_ms`.
-    pub confidence: f64,
-    /// The method that found it.
-    pub method: Method,
-    /// 0 at first; increases with each new estimate of the same mark.
-    pub revision: u32,
-    /// The time that the curve shows, without the correction learned from this machine's marks.
-    pub curve_ms: i64,
-}
-
-impl DetectedMark {
-    pub(crate) const fn reported(kind: EventKind, at_ms: i64, bt_c: Option<f64>) -> Self {
-        Self {
-            kind,
-            at_ms,
-            from_ms: at_ms,
-            to_ms: at_ms,
-            known_ms: at_ms,
-            bt_c,
-            confidence: 1.0,
-            method: Method::Reported,
-            revision: 0,
-            curve_ms: at_ms,
-        }
-    }
-}
-
-/// A change of the known marks caused by a sample.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum MarkChange {
-    /// A new mark, or a new revision of one.
-    Detected(DetectedMark),
-    /// The mark was wrong: the beans were never in (CHARGE), or had left before it.
-    Withdrawn(EventKind),
-}
-
 /// A clean reading of the past.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct BtPoint {
     t_ms: i64,
     bt_c: f64,
-}
-
-/// A roast in progress.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-struct RoastInProgress {
-    charge_ms: i64,
-    charge_c: f64,
-    /// The lowest readings since CHARGE.
-    turning: turning_point::TurningPoint,
-    marks: Vec<DetectedMark>,
-    /// The time when the burner went out with full air; `None` once it burns again.
-    burner_out_ms: Option<i64>,
-    door_ms: Option<i64>,
-    /// Recent crack counts: (ms, count since the recording began).
-    cracks: VecDeque<(i64, f64)>,
-    /// The time when the temperature reached the lower 90 % limit of each crossing's line.
-    below: [Option<i64>; 3],
-    /// The crossings that the temperature had passed when tracking began.
-    #[serde(default)]
-    skipped: [bool; 3],
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -203,8 +80,7 @@ pub struct Tracker {
     ror: RateOfRise,
     rise: Option<(i64, f64, f64)>,
     /// The two newest readings. The detectors receive the median of three, one reading late, so
-    /// that
-    /// no single reading causes a mark.
+    /// that no single reading causes a mark.
     newest: VecDeque<BtPoint>,
     past: VecDeque<BtPoint>,
     #[serde(default)]
@@ -428,7 +304,7 @@ impl Tracker {
         };
         // A recording that begins with the fall: CHARGE was as long before as a curve falls.
         let before_ms = if found.confidence < charge::SURE {
-            crossing::seconds_to_ms(self.learned.course.turning.mean_s())
+            crossing::seconds_to_ms(self.learned.course.turning.mean())
         } else {
             half_ms
         };
@@ -488,8 +364,7 @@ impl Tracker {
 
     /// Replaces CHARGE if the curve breaks a second time before the beans have dried, because then
     /// the first break was not CHARGE. Withdraws it if the curve does not turn. Returns true in
-    /// both
-    /// cases.
+    /// both cases.
     fn revise_charge(&mut self, now: BtPoint, changes: &mut Vec<MarkChange>) -> bool {
         let Stage::Roasting(roast) = &self.stage else { return false };
         let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
@@ -510,46 +385,5 @@ impl Tracker {
         self.stage = Stage::Roasting(Box::new(RoastInProgress::from_charge(charge, found)));
         changes.push(MarkChange::Detected(charge));
         true
-    }
-}
-
-impl RoastInProgress {
-    fn from_charge(charge: DetectedMark, found: charge::ChargeBreak) -> Self {
-        Self {
-            charge_ms: charge.at_ms,
-            charge_c: found.bt_c,
-            marks: vec![charge],
-            ..Self::default()
-        }
-    }
-
-    fn mark(&self, kind: EventKind) -> Option<&DetectedMark> {
-        self.marks.iter().find(|mark| mark.kind == kind)
-    }
-
-    /// Stores a mark in place of its older revision.
-    fn replace_mark(&mut self, mark: DetectedMark) {
-        self.marks.retain(|known| known.kind != mark.kind);
-        self.marks.push(mark);
-    }
-
-    fn seconds(&self, t_ms: i64) -> f64 {
-        (t_ms - self.charge_ms) as f64 / 1000.0
-    }
-
-    fn update_controls(&mut self, sample: &Sample) {
-        let out = sample.gas_pct.zip(sample.fan_pct).map(|(gas, fan)| gas <= 0.0 && fan >= 90.0);
-        if out == Some(true) {
-            self.burner_out_ms.get_or_insert(sample.t_ms);
-        } else if sample.gas_pct.is_some_and(|gas| gas > 0.0) {
-            self.burner_out_ms = None;
-        }
-        match sample.door_open {
-            Some(true) => {
-                self.door_ms.get_or_insert(sample.t_ms);
-            }
-            Some(false) => self.door_ms = None,
-            None => {}
-        }
     }
 }

@@ -94,7 +94,7 @@ impl RoastInProgress {
         let mark = self.turning_point_mark(low, until_ms, now, learned);
         // A recording that begins with the fall: the turning point shows how long ago CHARGE was.
         if self.is_doubtful() {
-            let usual_ms = mark.curve_ms - seconds_to_ms(learned.course.turning.mean_s());
+            let usual_ms = mark.curve_ms - seconds_to_ms(learned.course.turning.mean());
             self.charge_ms = self.charge_ms.min(usual_ms);
         }
         self.replace_mark(mark);

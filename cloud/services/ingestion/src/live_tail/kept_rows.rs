@@ -32,12 +32,13 @@ impl KeptRows {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::row_json;
     use crate::store::{ArrivedFrame, FrameRow};
 
-    fn row(arrival: i64, samples: i32) -> Arc<LiveRow> {
+    /// Returns a row with so many samples.
+    pub fn row(arrival: i64, samples: i32) -> Arc<LiveRow> {
         let frame = FrameRow {
             chain_no: 1,
             number: 1,
@@ -65,27 +66,6 @@ mod tests {
         };
         let row = row_json::committed_frame(arrived, &std::collections::HashMap::new()).unwrap();
         Arc::new(LiveRow { row, missing: Arc::from([]) })
-    }
-
-    #[test]
-    fn a_row_that_panics_is_left_out_of_the_live_stream() {
-        assert!(committed(7, || panic!("odd")).is_none());
-        assert!(committed(7, || Arc::into_inner(row(8, 1)).map(|live| live.row)).is_some());
-    }
-
-    #[tokio::test]
-    async fn subscribers_of_a_skipped_batch_are_disconnected_and_new_ones_wait_for_the_next() {
-        let feed = Feed::new();
-        publish_position(&feed, &Arrivals::begin(&[5], Instant::now()));
-        let mut notices = feed.notices().subscribe();
-        feed.disconnect();
-        assert!(matches!(notices.recv().await, Err(broadcast::error::RecvError::Closed)));
-        assert!(feed.position.borrow().is_none());
-        let mut kept = KeptRows::default();
-        let mut notices = feed.notices().subscribe();
-        let sent = Arc::into_inner(row(6, 1)).unwrap().row;
-        send(&feed, &mut kept, sent, &Position { arrival: 6, missing: Arc::from([]) }).await;
-        assert!(notices.recv().await.unwrap().row.upgrade().is_some());
     }
 
     #[test]

@@ -530,6 +530,26 @@ async fn a_roast_that_two_instances_begin_to_read_at_once_is_one_session() {
     }
 }
 
+/// The publisher sends two roasts of the day before that it had kept, after one of today. The first
+/// points of the second one are lost.
+#[tokio::test]
+async fn roasts_that_a_publisher_kept_join_none_that_began_later() {
+    let publisher = Publisher::new().await;
+    let (kept, next) = (-86_400.0, -80_000.0);
+    publisher.point(&point(0.0, 0.0), 0.0).await;
+    publisher.point(&point(0.0, 20.0), 20.0).await;
+    publisher.event(&event("DROP", 0.0, 20.0), 20.5).await;
+    publisher.point(&point(kept, 0.0), 30.0).await;
+    publisher.point(&point(kept, 20.0), 30.1).await;
+    publisher.point(&point(next, 30.0), 31.0).await;
+    let sessions = publisher.sessions().await;
+    let started: Vec<i64> = sessions.iter().map(|session| session.started_ms).collect();
+    assert_eq!(started, [after(kept).0, after(next).0, NOW.0]);
+    for (session, points) in sessions.iter().zip([2, 1, 2]) {
+        assert_eq!(publisher.count(session).await, points, "{}", session.started_ms);
+    }
+}
+
 /// The machine has a gateway too, whose roast has begun since.
 #[tokio::test]
 async fn a_late_sample_belongs_to_its_roast_whatever_other_chains_hold() {

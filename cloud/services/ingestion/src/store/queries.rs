@@ -272,23 +272,13 @@ impl IngestStore {
     }
 
     /// Returns the session with the highest sample numbers among those that began at `latest_ms` or
-    /// before. Each status is looked up in the index of the chain's sample numbers.
+    /// before.
     async fn newest_begun(
         &self,
         no: ChainNo,
         latest_ms: i64,
     ) -> Result<Option<SessionRow>, StoreError> {
-        let newest = ["ACTIVE", "CLOSED"].map(|status| {
-            format!(
-                "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \
-                 AND s.machine_no = $1 AND s.started_ms <= $3 \
-                 ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS of_{status}"
-            )
-        });
-        let sql = format!(
-            "SELECT * FROM ({}) AS s ORDER BY s.first_seq DESC NULLS LAST LIMIT 1",
-            newest.join(" UNION ALL ")
-        );
+        let sql = newest_session_sql();
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(no.machine).bind(no.chain).bind(latest_ms).fetch_optional(pool).await)
         .map_err(StoreError::query("reading the newest session of a chain"))
@@ -310,6 +300,23 @@ impl IngestStore {
         .map_err(StoreError::query("reading a session's CHARGE"))?;
         Ok(at.map(contract::EpochMs))
     }
+}
+
+/// Returns the statement that selects the session of machine $1 and chain $2 with the highest sample
+/// numbers among those that began at $3 or before. Each status is looked up in the index of the
+/// chain's sample numbers.
+pub(super) fn newest_session_sql() -> String {
+    let newest = ["ACTIVE", "CLOSED"].map(|status| {
+        format!(
+            "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \
+             AND s.machine_no = $1 AND s.started_ms <= $3 \
+             ORDER BY s.first_seq DESC NULLS LAST LIMIT 1) AS of_{status}"
+        )
+    });
+    format!(
+        "SELECT * FROM ({}) AS s ORDER BY s.first_seq DESC NULLS LAST LIMIT 1",
+        newest.join(" UNION ALL ")
+    )
 }
 
 impl SessionRow {

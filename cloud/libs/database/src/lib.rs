@@ -11,6 +11,7 @@ mod lease;
 pub mod machine_alias;
 mod migrate;
 mod migration_lock;
+mod partition_index;
 mod partitions;
 mod replica;
 mod retention;

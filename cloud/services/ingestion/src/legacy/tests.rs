@@ -377,6 +377,24 @@ async fn a_publisher_whose_time_stands_still_loses_no_point() {
     assert_eq!(publisher.point(&point(0.0, 7.0), 20.0).await, Outcome::Duplicate);
 }
 
+/// The publisher's clock is half a minute late, and it has a sample a little more often than each
+/// second.
+#[tokio::test]
+async fn times_that_are_rounded_to_seconds_are_kept() {
+    let publisher = Publisher::new().await;
+    for n in 40..60 {
+        let s = f64::from(n) * 0.98;
+        let mut body = point(0.0, s);
+        body["ts"] = json!(after(s.floor() - 30.0));
+        assert_eq!(publisher.point(&body, s).await, Outcome::Stored, "{s}");
+    }
+    let streamed = publisher.streamed().await;
+    assert_eq!(streamed.len(), 20);
+    for (n, envelope) in (40..60).zip(&streamed) {
+        assert_eq!(envelope.ts, after((f64::from(n) * 0.98).floor() - 30.0));
+    }
+}
+
 /// The clocks of publisher and server are set back by ten minutes between two roasts.
 #[tokio::test]
 async fn the_samples_order_the_roasts_of_a_publisher_and_no_date_does() {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use database::{Database, DatabaseConfig, LockWait, Pool, sqlx};
+use database::{Database, DatabaseConfig, LockWait, Pool, StoreError, sqlx};
 use testbed::Postgres;
 
 /// Every `table.column`, without sqlx's own table and without partitions.
@@ -59,6 +59,22 @@ async fn both_dialects_give_the_same_tables_and_columns() {
         steps.iter().map(|step| (step.version, step.name.clone())).collect()
     };
     assert_eq!(listed(&steps), listed(&same), "the dialects have different migrations");
+}
+
+#[tokio::test]
+async fn a_database_that_another_writer_holds_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = migrated(format!("sqlite:{}", folder.path().join("test.db").display())).await;
+    let Pool::Sqlite(pool) = database.pool() else { panic!("SQLite") };
+    let options = (*pool.connect_options()).clone().busy_timeout(Duration::ZERO);
+    let mut other = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let writer = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let write = "UPDATE machines SET created_ms = 0";
+    let error = sqlx::query(write).execute(&mut other).await.unwrap_err();
+    assert!(StoreError::query("testing")(error).is_unavailable());
+    writer.rollback().await.unwrap();
+    let error = sqlx::query("SELECT 1 FROM nothing").execute(&mut other).await.unwrap_err();
+    assert!(!StoreError::query("testing")(error).is_unavailable());
 }
 
 async fn invalid_indexes(database: &Database) -> i64 {

@@ -11,6 +11,7 @@ mod lease;
 pub mod machine_alias;
 mod migrate;
 mod migration_lock;
+mod partition_index;
 mod partitions;
 mod replica;
 mod retention;
@@ -85,12 +86,25 @@ impl StoreError {
         error.is_some_and(|error| error.code().starts_with("22"))
     }
 
-    /// Returns whether the database did not answer at all.
+    /// Returns whether the database did not answer at all, or answered that it cannot work now: it
+    /// starts, stops or is full (SQLSTATE classes 08, 53 and 57P; on SQLite another writer).
     #[must_use]
-    pub const fn is_unavailable(&self) -> bool {
+    pub fn is_unavailable(&self) -> bool {
         use sqlx::Error;
         let Self::Query { source, .. } = self else { return false };
-        matches!(source, Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::Tls(_))
+        let error = match source {
+            Error::Io(_) | Error::PoolTimedOut | Error::PoolClosed | Error::Tls(_) => return true,
+            Error::Database(error) => error,
+            _ => return false,
+        };
+        match error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+            Some(error) => ["08", "53", "57P"].iter().any(|class| error.code().starts_with(class)),
+            // Extended codes of SQLITE_BUSY and SQLITE_LOCKED.
+            None => error
+                .code()
+                .and_then(|code| code.parse::<i32>().ok())
+                .is_some_and(|code| matches!(code & 0xff, 5 | 6)),
+        }
     }
 
     #[allow(clippy::needless_pass_by_value)] // callers pass errors by value

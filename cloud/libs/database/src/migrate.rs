@@ -6,7 +6,7 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, query, query_scalar};
 
 use crate::migration_lock::{self, LockWait};
-use crate::{Database, Pool, StoreError, on};
+use crate::{Database, Pool, StoreError, on, partition_index};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -91,18 +91,19 @@ impl Database {
         const DOING: &str = "connecting to migrate";
         let connection = pool.acquire().await.map_err(StoreError::query(DOING))?;
         let mut connection = connection.detach();
-        let pid = migration_lock::limit(&mut connection, &wait).await;
+        let pid = migration_lock::process_id(&mut connection).await;
         let pid = pid.map_err(StoreError::query(DOING))?;
         let mut attempt = 1;
         let migrated = loop {
             let mut holders = Vec::new();
-            let work = self.migrate_over(&mut connection);
+            let work = self.migrate_over(&mut connection, &wait);
             let result = migration_lock::watch(work, (&mut *lock, pid), &mut holders).await;
             match result {
                 Err(error) if migration_lock::has_timed_out(&error) => {
                     let holders = migration_lock::describe(&holders);
                     if attempt >= wait.attempts {
-                        let waited_s = wait.total_s();
+                        let next = self.pending().await?;
+                        let waited_s = wait.total_s(next.first().is_some_and(|next| next.1));
                         break Err(SchemaError::Locked { waited_s, holders }.into());
                     }
                     tracing::warn!(
@@ -122,13 +123,42 @@ impl Database {
         migrated
     }
 
-    /// Applies the pending migrations of PostgreSQL over one connection.
-    async fn migrate_over(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    /// Applies the pending migrations of PostgreSQL over one connection, each with its own bound on
+    /// the wait for locks.
+    async fn migrate_over(
+        &self,
+        connection: &mut PgConnection,
+        wait: &LockWait,
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "limiting the wait for locks";
+        let limited = migration_lock::limit(connection, wait.of_one(false)).await;
+        limited.map_err(StoreError::query(DOING))?;
         self.drop_failed_indexes(connection).await?;
-        // `Migrator::run` takes a connection only with a lifetime that a future that is sent to
-        // another thread cannot have; this is what it calls.
+        for (version, concurrently) in self.pending().await? {
+            if version == partition_index::VERSION {
+                let longest = wait.of_one(true);
+                let limited = migration_lock::limit(connection, longest).await;
+                limited.map_err(StoreError::query(DOING))?;
+                partition_index::make(connection).await?;
+            }
+            let limited = migration_lock::limit(connection, wait.of_one(concurrently)).await;
+            limited.map_err(StoreError::query(DOING))?;
+            // `Migrator::run` takes a connection only with a lifetime that a future that is sent to
+            // another thread cannot have; this is what it calls.
+            let migrated = self.migrator().run_direct(Some(version), connection, false).await;
+            migrated.map_err(|error| self.schema_error(error))?;
+        }
+        // It also checks those that have been applied.
         let migrated = self.migrator().run_direct(None, connection, false).await;
         migrated.map_err(|error| self.schema_error(error))
+    }
+
+    /// Returns the versions that have not been applied, and whether each makes an index concurrently,
+    /// outside a transaction.
+    async fn pending(&self) -> Result<Vec<(i64, bool)>, StoreError> {
+        let applied = self.applied().await?;
+        let pending = self.migrator().iter().filter(|m| !applied.contains(&m.version));
+        Ok(pending.map(|m| (m.version, m.no_tx)).collect())
     }
 
     fn schema_error(&self, error: MigrateError) -> StoreError {

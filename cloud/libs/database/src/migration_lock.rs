@@ -15,13 +15,17 @@ use crate::{SchemaError, StoreError};
 
 /// How often the sessions that a migration waits for are listed.
 const LIST_EVERY: Duration = Duration::from_millis(200);
+/// How many times longer than `LockWait::each` an index that is made concurrently may wait: until
+/// older transactions have ended, such as a backup. No other query waits behind it, and each try
+/// builds the index anew.
+const CONCURRENTLY: u32 = 60;
 /// The SQLSTATE of a statement that has waited for a lock longer than `lock_timeout`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// How long a migration waits for the locks of other sessions. SQLite has its own time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockWait {
-    /// The longest wait for one lock.
+    /// The longest wait for one lock; 60 times as long for an index that is made concurrently.
     pub each: Duration,
     /// How often the migration is tried.
     pub attempts: u32,
@@ -36,9 +40,15 @@ impl Default for LockWait {
 }
 
 impl LockWait {
+    /// Returns the longest wait for one lock of a migration: of one outside a transaction, which makes
+    /// an index concurrently, or of another.
+    pub(crate) const fn of_one(&self, concurrently: bool) -> Duration {
+        if concurrently { self.each.saturating_mul(CONCURRENTLY) } else { self.each }
+    }
+
     /// Returns the longest wait for a lock over all attempts, s.
-    pub(crate) fn total_s(&self) -> f64 {
-        self.each.as_secs_f64() * f64::from(self.attempts)
+    pub(crate) fn total_s(&self, concurrently: bool) -> f64 {
+        self.of_one(concurrently).as_secs_f64() * f64::from(self.attempts)
     }
 }
 
@@ -69,16 +79,20 @@ pub(crate) fn describe(holders: &[LockHolder]) -> String {
     if text.is_empty() { "an unknown session".to_owned() } else { text }
 }
 
-/// Limits how long the statements of a connection wait for locks. Returns the connection's process
-/// id.
+/// Limits how long each statement of a connection waits for a lock.
 pub(crate) async fn limit(
     connection: &mut PgConnection,
-    wait: &LockWait,
-) -> Result<i32, sqlx::Error> {
+    longest: Duration,
+) -> Result<(), sqlx::Error> {
     query("SELECT set_config('lock_timeout', $1, false)")
-        .bind(format!("{}ms", wait.each.as_millis()))
-        .execute(&mut *connection)
-        .await?;
+        .bind(format!("{}ms", longest.as_millis()))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Returns the process id of a connection.
+pub(crate) async fn process_id(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use database::{Database, DatabaseConfig, LockWait, Pool, sqlx};
+use database::{Database, DatabaseConfig, LockWait, Pool, StoreError, sqlx};
 use testbed::Postgres;
 
 /// Every `table.column`, without sqlx's own table and without partitions.
@@ -61,6 +61,22 @@ async fn both_dialects_give_the_same_tables_and_columns() {
     assert_eq!(listed(&steps), listed(&same), "the dialects have different migrations");
 }
 
+#[tokio::test]
+async fn a_database_that_another_writer_holds_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = migrated(format!("sqlite:{}", folder.path().join("test.db").display())).await;
+    let Pool::Sqlite(pool) = database.pool() else { panic!("SQLite") };
+    let options = (*pool.connect_options()).clone().busy_timeout(Duration::ZERO);
+    let mut other = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let writer = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let write = "UPDATE machines SET created_ms = 0";
+    let error = sqlx::query(write).execute(&mut other).await.unwrap_err();
+    assert!(StoreError::query("testing")(error).is_unavailable());
+    writer.rollback().await.unwrap();
+    let error = sqlx::query("SELECT 1 FROM nothing").execute(&mut other).await.unwrap_err();
+    assert!(!StoreError::query("testing")(error).is_unavailable());
+}
+
 async fn invalid_indexes(database: &Database) -> i64 {
     let Pool::Postgres(pool) = database.pool() else { return 0 };
     let sql = "SELECT COUNT(*) FROM pg_index WHERE NOT indisvalid";
@@ -93,6 +109,64 @@ async fn an_index_that_an_interrupted_migration_left_is_made_again() {
     .unwrap();
     assert_eq!(invalid_indexes(&database).await, 1);
     database.migrate_up().await.unwrap();
+    assert_eq!(invalid_indexes(&database).await, 0);
+}
+
+/// As for a database with many frames: `CREATE INDEX` on the whole table would block those that arrive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_index_of_frames_joins_indexes_that_are_made_concurrently_for_each_partition() {
+    let cluster = Postgres::start().await.unwrap();
+    let database = migrated(cluster.url()).await;
+    database.ensure_partitions(contract::EpochMs(1_760_000_000_000)).await.unwrap();
+    let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+    // One of the indexes is left from an attempt that was interrupted.
+    sqlx::raw_sql(
+        "DROP INDEX frames_of_org; DELETE FROM _sqlx_migrations WHERE version = 25; \
+         CREATE INDEX frames_default_of_org ON frames_default (org_id, arrival); \
+         UPDATE pg_index SET indisvalid = false \
+         WHERE indexrelid = 'frames_default_of_org'::regclass",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    database.migrate_up().await.unwrap();
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+         WHERE i.inhparent = 'frames_of_org'::regclass",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert_eq!(names.len(), 4, "three weeks and the others: {names:?}");
+    assert!(names.iter().all(|name| name.ends_with("_of_org")), "{names:?}");
+    assert_eq!(invalid_indexes(&database).await, 0);
+}
+
+/// A backup, or any other old transaction, keeps an index from being finished for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_made_concurrently_waits_longer_for_old_transactions() {
+    let cluster = Postgres::start().await.unwrap();
+    let database = migrated(cluster.url()).await;
+    let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+    sqlx::raw_sql(
+        "DROP INDEX eval_runs_to_judge_of_org; DELETE FROM _sqlx_migrations WHERE version = 24",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    let mut reader = pool.begin().await.unwrap();
+    for sql in ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT count(*) FROM eval_runs"]
+    {
+        sqlx::query(sql).execute(&mut *reader).await.unwrap();
+    }
+    let wait =
+        LockWait { each: Duration::from_millis(50), attempts: 1, pause: Duration::from_millis(1) };
+    let end_reader = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        reader.rollback().await.unwrap();
+    };
+    let (done, ()) = tokio::join!(database.migrate_within(wait), end_reader);
+    done.unwrap();
     assert_eq!(invalid_indexes(&database).await, 0);
 }
 

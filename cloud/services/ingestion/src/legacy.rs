@@ -310,7 +310,9 @@ impl Arrival<'_> {
         let later = self.now.ms_since(last.received) >= STOPPED_AFTER_MS;
         let both_s = elapsed_s.zip(last.elapsed_s);
         let repeated = both_s.is_some_and(|(s, last_s)| s > 0.0 && s.total_cmp(&last_s).is_eq());
-        self.own.filter(|_| (later || last.stopped.is_some()) && !repeated)
+        // A publisher that rounds its times to seconds says one twice now and then.
+        let rounded = both_s.is_some_and(|(s, last_s)| s > last_s && s - last_s < 1.0);
+        self.own.filter(|_| ((later && !rounded) || last.stopped.is_some()) && !repeated)
     }
 
     /// Returns the newest session by its samples, but not one that a wrong clock has put into the

@@ -16,6 +16,7 @@ mod arrivals;
 mod kept_rows;
 mod subscribers;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -288,6 +289,7 @@ async fn pass_frames(
     }
     let new = store.arrivals_after(cursor.frames.newest, ROWS_A_PASS).await?;
     let (batch, more) = Batch::choose(&late, &new, &wanted);
+    let late = late_of(&batch.read, &cursor.frames);
     let frames = store.frames_of(&batch.read).await?;
     let roasts = store.running_sessions(frames.iter().map(|row| row.frame.chain_no)).await?;
     for arrival in batch.seen {
@@ -297,7 +299,8 @@ async fn pass_frames(
     for row in frames {
         let arrival = row.frame.arrival;
         if let Some(row) = committed(arrival, || row_json::committed_frame(row, &roasts)) {
-            send(&tail.telemetry, &mut cursor.kept_frames, row, &position).await;
+            let missing = missing_after(&position, &late, arrival);
+            send(&tail.telemetry, &mut cursor.kept_frames, row, missing).await;
         }
     }
     Ok(more)
@@ -313,9 +316,9 @@ async fn pass_events(
     for some in cursor.events.missing(now).chunks(HOLES_A_QUERY) {
         arrived.extend(store.events_at(None, some).await?);
     }
-    let late = arrived.len();
+    let late: Vec<i64> = arrived.iter().map(|row| row.event.arrival).collect();
     arrived.extend(store.events_after(None, cursor.events.newest, ROWS_A_PASS).await?);
-    let more = is_full(arrived.len() - late);
+    let more = is_full(arrived.len().saturating_sub(late.len()));
     for row in &arrived {
         cursor.events.see(row.event.arrival, now);
     }
@@ -324,7 +327,8 @@ async fn pass_events(
         let arrival = row.event.arrival;
         if let Some(row) = committed(arrival, || row_json::committed_event(&row.org_id, row.event))
         {
-            send(&tail.events, &mut cursor.kept_events, row, &position).await;
+            let missing = missing_after(&position, &late, arrival);
+            send(&tail.events, &mut cursor.kept_events, row, missing).await;
         }
     }
     Ok(more)
@@ -355,10 +359,26 @@ fn publish_position(feed: &Feed, arrivals: &Arrivals, generation: u64) -> Positi
     position
 }
 
+/// Returns which of the frames that are read were missing until now.
+fn late_of(read: &[i64], before: &Arrivals) -> Vec<i64> {
+    read.iter().copied().filter(|arrival| *arrival <= before.newest).collect()
+}
+
+/// Returns the numbers that a subscriber lacks after the row `sent`: those that are missing at
+/// `position`, and the `late` ones of this pass that are sent after it.
+fn missing_after(position: &Position, late: &[i64], sent: i64) -> Arc<[i64]> {
+    let unsent: Vec<i64> = late.iter().copied().filter(|arrival| *arrival > sent).collect();
+    if unsent.is_empty() {
+        return position.missing.clone();
+    }
+    let all: BTreeSet<i64> = position.missing.iter().chain(&unsent).copied().collect();
+    all.into_iter().collect()
+}
+
 /// Sends a row, then lets the subscribers take it before the next one.
-async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, position: &Position) {
+async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, missing: Arc<[i64]>) {
     let origin = row.origin.clone();
-    let row = Arc::new(LiveRow { row, missing: position.missing.clone() });
+    let row = Arc::new(LiveRow { row, missing });
     // It is fine if there is no subscriber.
     let _ = feed.notices().send(Arc::new(Notice { origin, row: Arc::downgrade(&row) }));
     kept.push(row, BEHIND_BYTES_MAX);
@@ -367,8 +387,8 @@ async fn send(feed: &Feed, kept: &mut KeptRows, row: CommittedRow, position: &Po
 
 #[cfg(test)]
 mod tests {
+    use super::kept_rows::tests::row;
     use super::*;
-    use crate::live_tail::kept_rows::tests::row;
 
     #[test]
     fn a_row_that_panics_is_left_out_of_the_live_stream() {
@@ -387,7 +407,22 @@ mod tests {
         let mut kept = KeptRows::default();
         let mut notices = feed.notices().subscribe();
         let sent = Arc::into_inner(row(6, 1)).unwrap().row;
-        send(&feed, &mut kept, sent, &Position { arrival: 6, missing: Arc::from([]) }).await;
+        send(&feed, &mut kept, sent, Arc::from([])).await;
         assert!(notices.recv().await.unwrap().row.upgrade().is_some());
+    }
+
+    #[test]
+    fn a_client_that_leaves_between_late_rows_knows_the_ones_that_follow() {
+        let mut arrivals = Arrivals::begin(&[10, 9, 6, 5, 3, 1], Instant::now());
+        let late = late_of(&[4, 7, 8, 11, 12], &arrivals);
+        assert_eq!(late, [4, 7, 8]);
+        for arrival in [4, 7, 8, 11, 12] {
+            arrivals.see(arrival, Instant::now());
+        }
+        let position = arrivals.position();
+        let after = |sent| missing_after(&position, &late, sent).to_vec();
+        assert_eq!(after(4), [2, 7, 8]);
+        assert_eq!(after(7), [2, 8]);
+        assert_eq!((after(8), after(11), after(12)), (vec![2], vec![2], vec![2]));
     }
 }

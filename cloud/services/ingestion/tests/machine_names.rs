@@ -228,6 +228,12 @@ async fn a_late_frame_of_an_older_chain_does_not_make_it_the_newest(store: &Inge
     assert_eq!(newest().await, [new], "it was seen last, with an older sample");
     store_frame(store, (2, Some(second)), (101, 200)).await;
     assert_eq!(newest().await, [new], "both were seen at the same time");
+    // Chains without frames, as of a gateway that keeps its journal in memory.
+    let origin: Origin = "acme/leipzig/drum-1".parse().unwrap();
+    for n in 3..=100 {
+        store.chain_no(&origin, ChainId([n; 16]), "device:gw@leipzig", NOW).await.unwrap();
+    }
+    assert_eq!(newest().await, [new], "among many chains");
 }
 
 macro_rules! on_both {

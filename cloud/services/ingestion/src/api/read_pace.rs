@@ -15,6 +15,9 @@ use tokio::time::Instant;
 const CELLS_A_SECOND: f64 = 1_000_000.0;
 /// The cells that an organisation may read at once: about 200 roasts.
 const BURST: f64 = 2_000_000.0;
+/// The most cells that one read counts for, so that an organisation that reads nothing else can read
+/// a frame or a curve of any size.
+const CELLS_MAX: usize = 8_000_000;
 /// The longest time that a request waits. Less than a response may take.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Organisations beyond this number push out those that have not read for a while.
@@ -51,7 +54,7 @@ impl ReadPace {
     /// Counts cells; returns how long to wait for them, or `None` if that is longer than `most`.
     fn reserve(&self, org: &OrgId, cells: usize, most: Duration) -> Option<Duration> {
         let now = Instant::now();
-        let takes = Duration::from_secs_f64(cells as f64 / CELLS_A_SECOND);
+        let takes = Duration::from_secs_f64(cells.min(CELLS_MAX) as f64 / CELLS_A_SECOND);
         let burst = Duration::from_secs_f64(BURST / CELLS_A_SECOND);
         let mut all = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= ORGS_MAX && !all.contains_key(org) {
@@ -85,12 +88,25 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 3);
         pace.wait_in_request(&quiet, 1_000_000).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 3, "another organisation does not wait");
-        pace.wait_in_request(&busy, 9_000_000).await.unwrap();
-        assert_eq!(start.elapsed().as_secs(), 12);
-        let refused = pace.wait_in_request(&busy, 11_000_000).await.unwrap_err();
+        pace.wait_in_request(&busy, 8_000_000).await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 11);
+        // A stream has counted, and waits.
+        let waits = pace.reserve(&busy, 8_000_000, Duration::MAX).unwrap();
+        assert!(waits > Duration::from_secs(7), "{waits:?}");
+        let refused = pace.wait_in_request(&busy, 3_000_000).await.unwrap_err();
         assert!(matches!(refused, ApiError::Unavailable(_)));
-        assert_eq!(start.elapsed().as_secs(), 12, "refused at once");
+        assert_eq!(start.elapsed().as_secs(), 11, "refused at once");
         pace.wait_in_request(&busy, 1_000_000).await.unwrap();
-        assert_eq!(start.elapsed().as_secs(), 13, "and it cost nothing");
+        assert_eq!(start.elapsed().as_secs(), 20, "and it cost nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_curve_can_be_read_by_an_organisation_that_reads_nothing_else() {
+        let (pace, org) = (ReadPace::default(), OrgId::new("acme").unwrap());
+        let start = Instant::now();
+        for _ in 0..2 {
+            pace.wait_in_request(&org, 288_000 * 60).await.unwrap();
+        }
+        assert_eq!(start.elapsed().as_secs(), 14);
     }
 }

@@ -377,6 +377,24 @@ async fn a_publisher_whose_time_stands_still_loses_no_point() {
     assert_eq!(publisher.point(&point(0.0, 7.0), 20.0).await, Outcome::Duplicate);
 }
 
+/// The publisher's clock is half a minute late, and it has a sample a little more often than each
+/// second.
+#[tokio::test]
+async fn times_that_are_rounded_to_seconds_are_kept() {
+    let publisher = Publisher::new().await;
+    for n in 40..60 {
+        let s = f64::from(n) * 0.98;
+        let mut body = point(0.0, s);
+        body["ts"] = json!(after(s.floor() - 30.0));
+        assert_eq!(publisher.point(&body, s).await, Outcome::Stored, "{s}");
+    }
+    let streamed = publisher.streamed().await;
+    assert_eq!(streamed.len(), 20);
+    for (n, envelope) in (40..60).zip(&streamed) {
+        assert_eq!(envelope.ts, after((f64::from(n) * 0.98).floor() - 30.0));
+    }
+}
+
 /// The clocks of publisher and server are set back by ten minutes between two roasts.
 #[tokio::test]
 async fn the_samples_order_the_roasts_of_a_publisher_and_no_date_does() {
@@ -527,6 +545,26 @@ async fn a_roast_that_two_instances_begin_to_read_at_once_is_one_session() {
             let session = context.and_then(|context| context.session_id.as_deref());
             assert_eq!(session, Some(sessions[1].session_id.as_str()), "{case}");
         }
+    }
+}
+
+/// The publisher sends two roasts of the day before that it had kept, after one of today. The first
+/// points of the second one are lost.
+#[tokio::test]
+async fn roasts_that_a_publisher_kept_join_none_that_began_later() {
+    let publisher = Publisher::new().await;
+    let (kept, next) = (-86_400.0, -80_000.0);
+    publisher.point(&point(0.0, 0.0), 0.0).await;
+    publisher.point(&point(0.0, 20.0), 20.0).await;
+    publisher.event(&event("DROP", 0.0, 20.0), 20.5).await;
+    publisher.point(&point(kept, 0.0), 30.0).await;
+    publisher.point(&point(kept, 20.0), 30.1).await;
+    publisher.point(&point(next, 30.0), 31.0).await;
+    let sessions = publisher.sessions().await;
+    let started: Vec<i64> = sessions.iter().map(|session| session.started_ms).collect();
+    assert_eq!(started, [after(kept).0, after(next).0, NOW.0]);
+    for (session, points) in sessions.iter().zip([2, 1, 2]) {
+        assert_eq!(publisher.count(session).await, points, "{}", session.started_ms);
     }
 }
 

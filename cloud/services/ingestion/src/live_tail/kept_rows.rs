@@ -37,6 +37,7 @@ pub mod tests {
     use crate::row_json;
     use crate::store::{ArrivedFrame, FrameRow};
 
+    /// Returns a row with so many samples.
     pub fn row(arrival: i64, samples: i32) -> Arc<LiveRow> {
         let frame = FrameRow {
             chain_no: 1,

@@ -188,6 +188,14 @@ impl Committer {
         let complete = loop {
             match self.try_store_receipt(receipt, signed, now).await {
                 Ok(complete) => break complete,
+                // Trying again might never end, and hold up what other machines send. The gateway sends
+                // the receipt again.
+                Err(error) if error.is_about_data() => {
+                    self.store.clear_number_cache();
+                    let session = &receipt.session;
+                    tracing::error!(%origin, %session, %error, "dropped a receipt that cannot be stored");
+                    return false;
+                }
                 Err(error) => {
                     self.store.clear_number_cache();
                     retry::wait_for_database(&mut wait, &error).await;

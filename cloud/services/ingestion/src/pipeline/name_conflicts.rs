@@ -13,6 +13,9 @@ const REMEMBERED_MAX: usize = 10_000;
 /// kept in memory for a while gives one or two.
 const SIGNS_MIN: u32 = 4;
 const WITHIN_MS: i64 = 15 * 60_000;
+/// Signs that follow each other faster count once: a restored journal sends several numbers again
+/// before it hears that the first one was refused.
+const SIGNS_APART_MS: i64 = 5_000;
 /// Only frames this near their arrival count: those of an old chain that waited in a journal are sent
 /// in turn with those of the new one.
 const RECENT_MS: i64 = 2 * 60_000;
@@ -22,7 +25,7 @@ const CLOCKS_APART_MS: i64 = 5_000;
 /// How often a conflict is reported.
 const REPORT_MS: i64 = 60_000;
 
-/// The chains of one machine.
+/// The chains of one machine under one key.
 #[derive(Debug, Clone, Copy)]
 struct ChainTurns {
     newest: ChainId,
@@ -32,12 +35,18 @@ struct ChainTurns {
     signs: u32,
     /// The time of the first sign.
     since: EpochMs,
+    /// The time of the last sign.
+    last_sign: Option<EpochMs>,
 }
+
+/// A machine, and the key that signed its frames. Two gateways with names of their own may serve one
+/// machine.
+type MachineKey = (Origin, String);
 
 /// What is known of the chains of machines.
 pub(super) struct NameConflicts {
-    turns: Cache<Origin, ChainTurns>,
-    reported: Cache<(Origin, String), EpochMs>,
+    turns: Cache<MachineKey, ChainTurns>,
+    reported: Cache<MachineKey, EpochMs>,
 }
 
 impl Default for NameConflicts {
@@ -59,23 +68,27 @@ impl NameConflicts {
         if verified.numbering != Numbering::Edge || verified.kid.is_empty() || !counts {
             return false;
         }
-        let Some(turns) = self.turns.get(&frame.origin) else {
+        let key = (frame.origin.clone(), verified.kid.clone());
+        let Some(turns) = self.turns.get(&key) else {
             let (newest, since) = (frame.chain, now);
-            let first = ChainTurns { newest, before: None, dated, signs: 0, since };
-            self.turns.insert(frame.origin.clone(), first);
+            let first =
+                ChainTurns { newest, before: None, dated, signs: 0, since, last_sign: None };
+            self.turns.insert(key, first);
             return false;
         };
         let same = turns.newest == frame.chain;
         if same && !reused {
             if dated > turns.dated {
-                self.turns.insert(frame.origin.clone(), ChainTurns { dated, ..turns });
+                self.turns.insert(key, ChainTurns { dated, ..turns });
             }
             return false;
         }
         if !reused && turns.dated.ms_since(dated) > CLOCKS_APART_MS {
             return false;
         }
-        let sign = reused || turns.before == Some(frame.chain);
+        let apart = |at: EpochMs| !(0..SIGNS_APART_MS).contains(&now.ms_since(at));
+        let sign =
+            (reused || turns.before == Some(frame.chain)) && turns.last_sign.is_none_or(apart);
         let expired = !(0..=WITHIN_MS).contains(&now.ms_since(turns.since));
         let (signs, since) = if expired { (0, now) } else { (turns.signs, turns.since) };
         let turns = ChainTurns {
@@ -84,13 +97,13 @@ impl NameConflicts {
             dated: dated.max(turns.dated),
             signs: signs.saturating_add(u32::from(sign)),
             since,
+            last_sign: if sign { Some(now) } else { turns.last_sign },
         };
-        self.turns.insert(frame.origin.clone(), turns);
-        turns.signs >= SIGNS_MIN && self.is_due(verified)
+        self.turns.insert(key.clone(), turns);
+        turns.signs >= SIGNS_MIN && self.is_due(key, now)
     }
 
-    fn is_due(&self, verified: &VerifiedFrame) -> bool {
-        let (key, now) = ((verified.frame.origin.clone(), verified.kid.clone()), verified.received);
+    fn is_due(&self, key: MachineKey, now: EpochMs) -> bool {
         let reported = self.reported.get(&key);
         let due = reported.is_none_or(|at| !(0..REPORT_MS).contains(&now.ms_since(at)));
         if due {
@@ -155,8 +168,31 @@ mod tests {
     fn one_number_with_two_contents_is_a_copied_journal() {
         let conflicts = NameConflicts::default();
         let reused = Outcome::Refused(Refusal::SequenceReused);
-        let told = (0..6).filter(|s| conflicts.note(&frame(1, *s, 1), reused)).count();
+        let told = (0..6).filter(|s| conflicts.note(&frame(1, *s * 5, 1), reused)).count();
         assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn a_restored_journal_that_sends_many_numbers_again_is_no_second_agent() {
+        let conflicts = NameConflicts::default();
+        let reused = Outcome::Refused(Refusal::SequenceReused);
+        for s in 0..64 {
+            assert!(!conflicts.note(&frame(1, s / 16, 1), reused));
+        }
+        for s in 5..60 {
+            assert!(!conflicts.note(&frame(2, s, 1), Outcome::Stored), "the new chain");
+        }
+    }
+
+    #[test]
+    fn two_gateways_with_names_of_their_own_may_serve_one_machine() {
+        let conflicts = NameConflicts::default();
+        for s in 0..60 {
+            let mut other = frame(2, s * 10, 1);
+            other.kid = "device:gw-2@leipzig".to_owned();
+            assert!(!conflicts.note(&frame(1, s * 10, 1), Outcome::Stored));
+            assert!(!conflicts.note(&other, Outcome::Stored));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use ::database::sqlx::{self, AssertSqlSafe, QueryBuilder, query, query_as, query
 use contract::EpochMs;
 
 use super::clock_correction::{FrameDate, SELECT_OFFSET};
-use super::queries::newest_begun_sql;
+use super::queries::newest_session_sql;
 use super::row::{FrameRow, SELECT, columns_of, extras_of, quality_of};
 use super::sessions::SessionRow;
 use super::{ChainNo, SessionChange};
@@ -78,11 +78,10 @@ pub(super) trait BatchTx: Send {
         no: ChainNo,
         session: &str,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
-    /// Returns the session of a chain with the highest sample numbers that began by `until_ms`.
+    /// Returns the session of a chain with the highest sample numbers.
     fn newest_session(
         &mut self,
         no: ChainNo,
-        until_ms: i64,
     ) -> impl Future<Output = Result<Option<SessionRow>, sqlx::Error>> + Send;
     /// Returns the newest frame of a chain with samples and a smaller number.
     fn frame_before(
@@ -304,13 +303,9 @@ macro_rules! reads {
             found.fetch_optional(&mut **self).await.map(|row| row.is_some())
         }
 
-        async fn newest_session(
-            &mut self,
-            no: ChainNo,
-            until_ms: i64,
-        ) -> Result<Option<SessionRow>, sqlx::Error> {
-            let found = query_as(AssertSqlSafe(newest_begun_sql()));
-            let found = found.bind(no.machine).bind(no.chain).bind(until_ms);
+        async fn newest_session(&mut self, no: ChainNo) -> Result<Option<SessionRow>, sqlx::Error> {
+            let found = query_as(AssertSqlSafe(newest_session_sql()));
+            let found = found.bind(no.machine).bind(no.chain).bind(i64::MAX);
             found.fetch_optional(&mut **self).await
         }
 

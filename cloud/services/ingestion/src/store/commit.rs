@@ -286,8 +286,12 @@ async fn session_opened_since(
     if tx.has_session(new.org, new.no, opening.session.as_str()).await? {
         return Ok(Some(opening.session.clone()));
     }
-    let until = new.verified.received.plus_ms(FAST_MAX_MS);
-    let Some(session) = tx.newest_session(new.no, until.0).await? else { return Ok(None) };
+    // The same one that the reading instance sought.
+    let latest = new.verified.received.plus_ms(FAST_MAX_MS);
+    let newest = tx.newest_session(new.no).await?;
+    let Some(session) = newest.filter(|session| session.started_ms <= latest.0) else {
+        return Ok(None);
+    };
     if opening.after.as_ref() == Some(&session.session_id) {
         return Ok(None);
     }

@@ -24,14 +24,19 @@ pub struct MachineRow {
     pub conflict_ms: Option<i64>,
 }
 
-/// Selects the newest chain of the machine `m`: the one with the newest samples. Of chains without
-/// stored frames it is the one that was seen last. A chain is also seen when frames arrive that its
-/// gateway kept for long, as after its replacement: they do not make it the newest.
-const NEWEST_CHAIN: &str = "SELECT n.chain_no FROM chains n \
-     WHERE n.org_id = $1 AND n.machine_no = m.machine_no \
-     ORDER BY COALESCE((SELECT f.t0_ms FROM frames f WHERE f.chain_no = n.chain_no \
-                        ORDER BY f.number DESC LIMIT 1), 0) DESC, \
-     n.seen_ms DESC, n.chain_no DESC LIMIT 1";
+/// Evaluates to the newest chain of the machine `m`: the one with the newest samples. Of chains
+/// without stored frames it is the one that was seen last. A chain is also seen when frames arrive
+/// that its gateway kept for long, as after its replacement: they do not make it the newest. A machine
+/// may have any number of chains: only those that were seen last are compared.
+const NEWEST_CHAIN: &str = "CASE WHEN (SELECT COUNT(*) FROM chains o \
+     WHERE o.org_id = $1 AND o.machine_no = m.machine_no) = 1 \
+     THEN (SELECT MIN(o.chain_no) FROM chains o WHERE o.org_id = $1 AND o.machine_no = m.machine_no) \
+     ELSE (SELECT n.chain_no FROM (SELECT s.chain_no, s.seen_ms FROM chains s \
+             WHERE s.org_id = $1 AND s.machine_no = m.machine_no \
+             ORDER BY s.seen_ms DESC, s.chain_no DESC LIMIT 16) AS n \
+         ORDER BY COALESCE((SELECT f.t0_ms FROM frames f WHERE f.chain_no = n.chain_no \
+                            ORDER BY f.number DESC LIMIT 1), 0) DESC, \
+         n.seen_ms DESC, n.chain_no DESC LIMIT 1) END";
 
 impl IngestStore {
     /// Returns the machines of an organisation with their newest chains, at most 1 000.
@@ -51,17 +56,15 @@ impl IngestStore {
         org: &OrgId,
         (site, machine): (Option<&str>, Option<&str>),
     ) -> Result<Vec<MachineRow>, StoreError> {
+        // The limit also keeps the newest chain from being sought for each chain of a machine.
         let sql = format!(
             "SELECT m.machine_no, m.site_id, m.machine_id, c.chain_no, c.kid, c.seen_ms, c.gaps, \
-             (SELECT n.seen_ms FROM name_conflicts n WHERE n.org_id = m.org_id AND n.kid = c.kid) \
-             AS conflict_ms \
-             FROM machines m JOIN chains c ON c.org_id = m.org_id AND c.machine_no = m.machine_no \
-             WHERE m.org_id = $1 AND c.chain_no = CASE \
-             WHEN NOT EXISTS (SELECT 1 FROM chains o WHERE o.org_id = $1 \
-                 AND o.machine_no = m.machine_no AND o.chain_no <> c.chain_no) THEN c.chain_no \
-             ELSE ({NEWEST_CHAIN}) END \
-             AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR {}) \
-             ORDER BY m.site_id, m.machine_id LIMIT 1000",
+             (SELECT n.seen_ms FROM name_conflicts n WHERE n.org_id = $1 AND n.kid = c.kid) \
+             AS conflict_ms FROM (SELECT m.machine_no, m.site_id, m.machine_id, \
+               {NEWEST_CHAIN} AS newest_no FROM machines m WHERE m.org_id = $1 \
+               AND ($2 = '' OR m.site_id = $2) AND ($3 = '' OR {}) \
+               ORDER BY m.site_id, m.machine_id LIMIT 1000) AS m \
+             JOIN chains c ON c.chain_no = m.newest_no ORDER BY m.site_id, m.machine_id",
             is_machine(("m.site_id", "m.machine_id"), "$1", "$3")
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))

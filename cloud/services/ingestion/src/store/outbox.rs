@@ -10,6 +10,9 @@ use contract::{EpochMs, OrgId};
 use super::IngestStore;
 use crate::sweep;
 
+/// The time between two passes over the events that are due.
+const PASS_MS: i64 = 1_000;
+
 /// A session that a sweep has to close or publish, or to make a curve of.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct PendingSession {
@@ -131,10 +134,15 @@ impl IngestStore {
         limit: usize,
     ) -> Result<Vec<(String, String)>, StoreError> {
         const DOING: &str = "reading the outbox";
-        let orgs: Vec<String> = on!(self.database, pool => query_scalar(
+        let mut orgs: Vec<String> = on!(self.database, pool => query_scalar(
             "SELECT DISTINCT org_id FROM outbox WHERE due_ms <= $1 ORDER BY org_id")
             .bind(now.0).fetch_all(pool).await)
         .map_err(StoreError::query(DOING))?;
+        // If more organisations wait than events are taken, each pass begins with others.
+        let pass = usize::try_from(now.0.div_euclid(PASS_MS)).unwrap_or(0);
+        let first = pass.wrapping_mul(limit).checked_rem(orgs.len()).unwrap_or(0);
+        orgs.rotate_left(first);
+        orgs.truncate(limit);
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut due = Vec::with_capacity(orgs.len());
         for org in orgs {

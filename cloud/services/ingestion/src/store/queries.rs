@@ -278,7 +278,8 @@ impl IngestStore {
         no: ChainNo,
         latest_ms: i64,
     ) -> Result<Option<SessionRow>, StoreError> {
-        on!(self.database, pool => query_as(AssertSqlSafe(newest_begun_sql()))
+        let sql = newest_session_sql();
+        on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(no.machine).bind(no.chain).bind(latest_ms).fetch_optional(pool).await)
         .map_err(StoreError::query("reading the newest session of a chain"))
     }
@@ -301,10 +302,10 @@ impl IngestStore {
     }
 }
 
-/// Returns the statement that selects the session with the highest sample numbers, of the machine `$1`
-/// and the chain `$2`, among those that began by `$3`. Each status is looked up in the index of the
+/// Returns the statement that selects the session of machine $1 and chain $2 with the highest sample
+/// numbers among those that began at $3 or before. Each status is looked up in the index of the
 /// chain's sample numbers.
-pub(super) fn newest_begun_sql() -> String {
+pub(super) fn newest_session_sql() -> String {
     let newest = ["ACTIVE", "CLOSED"].map(|status| {
         format!(
             "SELECT * FROM ({SELECT_SESSION} WHERE s.chain_no = $2 AND s.status = '{status}' \

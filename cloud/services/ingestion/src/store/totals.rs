@@ -103,7 +103,7 @@ impl IngestStore {
     ) -> Result<(Totals, BTreeSet<String>), StoreError> {
         let range = self.sample_range(session).await?;
         let mut count = SessionCount::new(range.0);
-        self.count_frames(org, session.chain_no, range.1, &mut count).await?;
+        self.count_frames(org, session.chain_no, (range.1, u64::MAX), &mut count).await?;
         if count.totals.points == 0 {
             self.count_curve(org, session, range, &mut count).await?;
         }
@@ -122,7 +122,8 @@ impl IngestStore {
     ) -> Result<(Totals, BTreeSet<String>), StoreError> {
         let key = (org.as_str().to_owned(), session.session_id.clone());
         let (range, chain_no) = (self.sample_range(session).await?, session.chain_no);
-        // Before the frames: those that are stored in between are read, and not counted twice.
+        // Before the frames: of those that are stored in between, none after this state is counted.
+        // One that leaves a gap would otherwise hide the frames that fill it later.
         let chain = self.chain_progress(chain_no).await?;
         let known = self.counts.get(&key).filter(|known| {
             (known.range, known.chain_no) == (range, chain_no) && known.can_go_on(&chain)
@@ -134,7 +135,7 @@ impl IngestStore {
             Some(known) => known.count.clone(),
             None => SessionCount::new(range.0),
         };
-        self.count_frames(org, chain_no, range.1, &mut count).await?;
+        self.count_frames(org, chain_no, (range.1, chain.next), &mut count).await?;
         let result = (count.totals, count.kids.clone());
         if count.totals.points == 0 {
             self.count_curve(org, session, range, &mut count).await?;
@@ -153,12 +154,13 @@ impl IngestStore {
         Ok(row.map(|(next, gaps)| state_of(next, &gaps, None)).unwrap_or_default())
     }
 
-    /// Adds the samples of a chain's frames from the next one to `last`.
+    /// Adds the samples of a chain's frames from the next one to `last`, up to the first frame whose
+    /// number is not below `end_number`.
     async fn count_frames(
         &self,
         org: &OrgId,
         chain_no: i64,
-        last: i64,
+        (last, end_number): (i64, u64),
         count: &mut SessionCount,
     ) -> Result<(), StoreError> {
         loop {
@@ -166,6 +168,9 @@ impl IngestStore {
             let frames = read.await?;
             let Some(end) = end_of(&frames) else { return Ok(()) };
             for frame in &frames {
+                if u64::try_from(frame.number).is_ok_and(|number| number >= end_number) {
+                    return Ok(());
+                }
                 count.add(frame, last);
             }
             if end > last {
@@ -301,5 +306,30 @@ mod tests {
             store.clear_number_cache();
             assert_eq!(store.running_totals(&origin.org, &row).await.unwrap().0.points, 0);
         }
+    }
+
+    /// A frame that leaves a gap is stored after the state of its chain was read, and before the
+    /// frames are.
+    #[tokio::test]
+    async fn a_frame_that_arrives_during_a_count_hides_none_that_fills_its_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
+        let database = Database::open(&config).await.unwrap();
+        database.migrate_up().await.unwrap();
+        let store = IngestStore::new(database);
+        let (origin, frames) = (origin(), frames());
+        let no = store.chain_no(&origin, CHAIN, "kid", NOW).await.unwrap();
+        store.commit(&[no, no], &frames[..2], NOW).await.unwrap();
+        let before = store.chain_progress(no.chain).await.unwrap();
+        store.commit(&[no], &frames[3..4], NOW).await.unwrap();
+        let mut count = SessionCount::new(0);
+        let until = (i64::MAX - 1, before.next);
+        store.count_frames(&origin.org, no.chain, until, &mut count).await.unwrap();
+        assert_eq!((count.totals.points, count.next), (20, 20), "not the fourth frame");
+        store.commit(&[no], &frames[2..3], NOW).await.unwrap();
+        let until = (i64::MAX - 1, store.chain_progress(no.chain).await.unwrap().next);
+        store.count_frames(&origin.org, no.chain, until, &mut count).await.unwrap();
+        assert_eq!(count.totals.points, 40);
     }
 }

@@ -155,9 +155,34 @@ async fn the_events_of_organisations_are_published_in_turn(store: &IngestStore) 
     assert_eq!(next.len(), 191, "each is due once");
 }
 
+/// Each of 30 organisations has 20 events, and a pass publishes ten events.
+async fn organisations_that_find_no_place_in_a_pass_have_one_in_the_next(store: &IngestStore) {
+    for org in 0..30 {
+        let event = serde_json::json!({
+            "type": "session.closed", "version": 1, "emittedAt": NOW, "orgId": format!("org-{org}"),
+            "siteId": "leipzig", "machineId": "r-1", "sessionId": "S-1",
+        });
+        let sql = format!(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) \
+             INSERT INTO outbox (org_id, session_id, made_ms, due_ms, body) \
+             SELECT 'org-{org}', 'S-' || i, 0, 0, '{event}' FROM n"
+        );
+        run(store, sql).await;
+    }
+    let mut published = std::collections::BTreeSet::new();
+    for pass in 0..3 {
+        let now = NOW.plus_ms(pass * 1_000);
+        let events = store.take_due(now, (60_000, 600_000), 10).await.unwrap();
+        assert_eq!(events.len(), 10);
+        published.extend(events.into_iter().map(|event| event.origin.org));
+    }
+    assert_eq!(published.len(), 30);
+}
+
 on_both!(
     a_tenant_with_many_sessions_delays_no_other_in_any_sweep,
     the_events_of_organisations_are_published_in_turn,
+    organisations_that_find_no_place_in_a_pass_have_one_in_the_next,
     open_receipts_are_found_by_organisation,
     a_roast_is_published_only_once_it_was_seen_closed,
     an_event_is_removed_when_its_session_has_a_mission_and_was_told_often,

@@ -1,8 +1,8 @@
 //! Hostile bytes to the ports of a gateway: Artisan's Modbus and WebSocket, and the local page.
 //!
-//! They come from one address, and held connections from another. Either may take half of a port's
-//! places, so that the bytes reach the decoders. That held connections on every place cost no sample
-//! is shown by the agent's own tests.
+//! They come from one address, and held connections from another. Either may take half of a
+//! port's places, so that the bytes reach the decoders. The agent's own tests hold connections on
+//! every place.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -116,7 +116,7 @@ fn page(turn: u64) -> anyhow::Result<Vec<u8>> {
     };
     Ok(match turn % 9 {
         0 => b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_vec(),
-        1 => post(50_000, &vec![b'['; 50_000]),
+        1 => post(50_000, &b"[".repeat(50_000)),
         2 => post(usize::MAX, b"{"),
         3 => post(40, br#"{"type":"DROP","note":"\u0000","more":1}"#),
         4 => format!("GET / HTTP/1.1\r\nHost: localhost\r\nx: {}\r\n\r\n", "a".repeat(200_000))

@@ -1,11 +1,11 @@
-//! `simcorp-bench attack`: measures what an honest tenant and a gateway notice while another tenant,
-//! and clients without any credentials, send what is meant to stop or starve them.
+//! `simcorp-bench attack`: measures what an honest tenant and a gateway notice while another
+//! tenant, and clients without any credentials, send what is meant to stop or starve them.
 //!
-//! The honest tenant publishes signed frames as in `ingest`. The hostile one has a registered gateway
-//! and keys of the roles viewer and operator, as any customer can have. A gateway beside them, with
-//! an emulated machine, is attacked on its LAN ports, and the fleet on its TLS listener for gateways.
-//! Hostile clients connect from other loopback addresses than the programs that watch, so that a
-//! listener counts them as other peers.
+//! The honest tenant publishes signed frames as in `ingest`. The hostile one has a registered
+//! gateway and keys of the roles viewer and operator, as any customer can have. A gateway beside
+//! them, with an emulated machine, is attacked on its LAN ports, and the fleet on its TLS listener
+//! for gateways. Hostile clients connect from other loopback addresses than the clients that watch,
+//! so that a listener counts them as other peers.
 
 mod connections;
 mod frames;
@@ -112,6 +112,11 @@ impl Outcome {
         ])
     }
 
+    /// Returns the bounds that did not hold.
+    fn broken(&self) -> Vec<&'static str> {
+        self.held().into_iter().filter(|(_, holds)| !holds).map(|(name, _)| name).collect()
+    }
+
     fn report(&self, options: &Options, conditions: &Value) -> Value {
         let (run, seen) = (&self.run, &self.seen);
         json!({
@@ -159,8 +164,7 @@ pub async fn run(options: &Options, quiet: bool) -> anyhow::Result<Value> {
         measure_attacked(options, &mut load, (hostile, keys), &mut system, &mut gateway).await?;
 
     let report = outcome.report(options, &conditions);
-    let broken: Vec<&str> =
-        outcome.held().into_iter().filter(|(_, holds)| !holds).map(|(name, _)| name).collect();
+    let broken = outcome.broken();
     if !broken.is_empty() {
         println!("{}", if quiet { report.to_string() } else { format!("{report:#}") });
         anyhow::bail!(
@@ -318,23 +322,19 @@ mod tests {
         }
     }
 
-    fn broken(outcome: &Outcome) -> Vec<&'static str> {
-        outcome.held().into_iter().filter(|(_, holds)| !holds).map(|(name, _)| name).collect()
-    }
-
     #[test]
     fn each_bound_is_broken_by_what_it_bounds() {
         // This gateway was never seen.
         let gateway = "gateway_samples_on";
-        assert_eq!(broken(&outcome(100, 20.0)), [gateway]);
-        assert_eq!(broken(&outcome(99, 20.0)), [gateway, "nothing_lost"]);
-        assert_eq!(broken(&outcome(100, 1_000.0)), [gateway, "tls_answers"]);
+        assert_eq!(outcome(100, 20.0).broken(), [gateway]);
+        assert_eq!(outcome(99, 20.0).broken(), [gateway, "nothing_lost"]);
+        assert_eq!(outcome(100, 1_000.0).broken(), [gateway, "tls_answers"]);
         let silent = Outcome { panics: None, ..outcome(100, 20.0) };
-        assert_eq!(broken(&silent), [gateway, "no_task_died"]);
+        assert_eq!(silent.broken(), [gateway, "no_task_died"]);
         let ended = Outcome { simcorp_runs: false, ..outcome(100, 20.0) };
-        assert_eq!(broken(&ended), [gateway, "no_task_died"]);
+        assert_eq!(ended.broken(), [gateway, "no_task_died"]);
         let mut slow = outcome(100, 20.0);
         slow.seen.health_ms.push(100.0);
-        assert_eq!(broken(&slow), [gateway, "health_within_100_ms"]);
+        assert_eq!(slow.broken(), [gateway, "health_within_100_ms"]);
     }
 }

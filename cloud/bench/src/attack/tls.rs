@@ -56,8 +56,8 @@ struct HeldConnection {
     stream: TcpStream,
 }
 
-/// Sends the next byte of a few handshakes that never end, and drops connections that the server has
-/// closed.
+/// Sends the next byte of a few handshakes that never end, and drops connections that the server
+/// has closed.
 fn continue_handshakes(held: &mut VecDeque<HeldConnection>) {
     for _ in 0..CONTINUED_A_TURN.min(held.len()) {
         let Some(connection) = held.pop_front() else { return };

@@ -52,10 +52,10 @@ bench:
 	cargo build --profile dist --bin simcorp --bin simcorp-bench
 	target/dist/simcorp-bench ingest --machines 1000 --rate 10000 --seconds 20
 
-## attack: attack the control plane for ten minutes beside an honest tenant, on both defaults
+## attack: attack the control plane and a gateway for ten minutes beside an honest tenant, on both defaults
 attack:
 	@tools/install test
-	cargo build --profile dist --bin simcorp --bin simcorp-bench
+	cargo build --profile dist --bin simcorp --bin simcorp-bench --bin simcorp-edge
 	target/dist/simcorp-bench attack
 	target/dist/simcorp-bench attack --database sqlite --broker embedded
 

@@ -35,8 +35,8 @@ enum Command {
     /// Measure ingestion: signed frames of many machines, through a broker into a database,
     /// until they are acknowledged
     Ingest(ingest::Options),
-    /// Measure what an honest tenant notices while hostile clients send frames, connections, requests
-    /// and files; exit code 1 if a bound does not hold
+    /// Measure what an honest tenant and a gateway notice while hostile clients send frames,
+    /// connections, requests and files; exit code 1 if a bound does not hold
     Attack(attack::Options),
     /// Measure the agent: size, memory, start time, jitter, backlog drain, flash writes
     Edge(edge::Options),

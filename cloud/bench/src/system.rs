@@ -1,6 +1,7 @@
 //! The system under test: a database, a broker and one process of `simcorp`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct PreparedSystem {
     database: Option<Postgres>,
     broker: Option<Mosquitto>,
     broker_port: u16,
+    /// The port of the fleet's TLS listener for gateways.
+    pub gateway_port: u16,
     /// The port of each listener; only those of the started services answer.
     pub ports: BTreeMap<&'static str, u16>,
     settings: Vec<String>,
@@ -60,7 +63,7 @@ impl PreparedSystem {
             Broker::Mosquitto => Some(Mosquitto::start().await?),
             Broker::Embedded => None,
         };
-        let (embedded, embedded_v4, gateways) = (free_port()?, free_port()?, free_port()?);
+        let (embedded, embedded_v4, gateway_port) = (free_port()?, free_port()?, free_port()?);
         let mut ports = BTreeMap::new();
         for (name, _) in LISTENERS {
             ports.insert(name, free_port()?);
@@ -75,13 +78,20 @@ impl PreparedSystem {
             "database.migrate=true".to_owned(),
             format!("broker.listen=127.0.0.1:{embedded}"),
             format!("broker.listen_v4=127.0.0.1:{embedded_v4}"),
-            format!("fleet.gateway_listen=127.0.0.1:{gateways}"),
-            format!("fleet.gateway_url=https://localhost:{gateways}"),
+            format!("fleet.gateway_listen=127.0.0.1:{gateway_port}"),
+            format!("fleet.gateway_url=https://localhost:{gateway_port}"),
             "log.level=warn,rumqttd=error".to_owned(),
         ];
         let broker_port = broker.as_ref().map_or(embedded, |broker| broker.port);
-        let mut system =
-            Self { folder, database, broker, broker_port, ports, settings: Vec::new() };
+        let mut system = Self {
+            folder,
+            database,
+            broker,
+            broker_port,
+            gateway_port,
+            ports,
+            settings: Vec::new(),
+        };
         for setting in &settings {
             system.set(setting);
         }
@@ -117,6 +127,16 @@ impl PreparedSystem {
         let file = self.folder.path().join("device.json");
         std::fs::write(&file, description)?;
         self.operate(&["device", "add", &file.display().to_string(), "--org", org]).map(drop)
+    }
+
+    /// Creates the authority for gateways, without which the fleet has no TLS listener.
+    pub fn create_authority(&self) -> anyhow::Result<()> {
+        self.operate(&["authority", "create"]).map(drop)
+    }
+
+    /// Returns the path of the authority's certificate (PEM).
+    pub fn authority(&self) -> PathBuf {
+        self.folder.path().join("authority.pem")
     }
 
     /// Starts `services`; none: all of them.

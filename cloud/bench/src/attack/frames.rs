@@ -12,10 +12,18 @@ use serde_json::json;
 use service::shutdown::CancellationToken;
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey, Signer as _};
 
-use super::HOSTILE_ORG;
+use super::{HOSTILE_ORG, SentCounts};
 use crate::load::{ORG, connect};
 
-const MACHINE: &str = "trap";
+/// The machine of most hostile frames, and one that roasts without end.
+const TRAP: &str = "trap";
+const ROASTER: &str = "roaster";
+/// The kind of the frames of that roast, and of the requests for it.
+pub const RUNNING_ROAST: &str = "sessions of a running roast";
+/// The session of that roast.
+pub const RUNNING_SESSION: &str = "S-hostile-running";
+/// The samples of one of its frames.
+const RUNNING_SAMPLES: usize = 400;
 const SITE: &str = "lair";
 /// The pause between two messages, so that the attack is one of content and not of volume.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -25,6 +33,12 @@ const NOW: EpochMs = EpochMs(1_795_000_000_000);
 /// A gateway of the hostile tenant.
 pub struct HostileGateway {
     key: FileKey,
+    trap: Chain,
+    roaster: Chain,
+}
+
+/// The chain of one machine.
+struct Chain {
     origin: Origin,
     chain: ChainId,
     number: u64,
@@ -32,15 +46,13 @@ pub struct HostileGateway {
     previous: Option<Digest>,
 }
 
-impl HostileGateway {
-    pub fn new() -> anyhow::Result<Self> {
-        let kid = KeyId::new(&DeviceId::new("hostile")?, &SiteId::new(SITE)?);
+impl Chain {
+    fn new(machine: &str) -> anyhow::Result<Self> {
         Ok(Self {
-            key: FileKey::generate(kid, Algorithm::EdDsa)?,
             origin: Origin {
                 org: OrgId::new(HOSTILE_ORG)?,
                 site: SiteId::new(SITE)?,
-                machine: MachineId::new(MACHINE)?,
+                machine: MachineId::new(machine)?,
             },
             chain: ChainId(trust::random()?),
             number: 1,
@@ -49,26 +61,22 @@ impl HostileGateway {
         })
     }
 
-    /// Returns the device description that `simcorp device add` reads.
-    pub fn description(&self) -> String {
-        json!({
-            "orgId": HOSTILE_ORG, "siteId": SITE, "machines": [MACHINE],
-            "kid": self.key.key_id(), "publicKey": self.key.public_key().to_pem(),
-        })
-        .to_string()
-    }
-
     fn topic(&self, kind: TopicKind) -> String {
         kind.topic(&self.origin)
     }
 
-    /// Returns a frame of the chain with `names` extra channels of `samples` nulls, and `events`.
+    /// Returns the next frame, with `names` extra channels of `samples` nulls, and `events`.
     fn frame(&self, names: usize, samples: usize, events: Vec<MachineEvent>) -> Frame {
         let column = |n: usize| Column {
             channel: Channel::Extra(format!("x{}_{n}", self.number).into()),
             values: vec![None; samples],
             quality: Vec::new(),
         };
+        self.frame_of((0..names).map(column).collect(), samples, events)
+    }
+
+    /// Returns the next frame, with these columns of `samples` samples, and `events`.
+    fn frame_of(&self, columns: Vec<Column>, samples: usize, events: Vec<MachineEvent>) -> Frame {
         Frame {
             origin: self.origin.clone(),
             chain: self.chain,
@@ -81,7 +89,7 @@ impl HostileGateway {
             clock: ClockQuality::Unknown,
             profile_digest: None,
             offsets_ms: (0..samples).map(|i| u32::try_from(i).unwrap_or(0)).collect(),
-            columns: (0..names).map(column).collect(),
+            columns,
             events,
         }
     }
@@ -105,18 +113,31 @@ impl HostileGateway {
         })
     }
 
+    /// Returns the next frame of a roast that begins with the first one and never ends.
+    fn running_frame(&self) -> anyhow::Result<Frame> {
+        let mut events = Vec::new();
+        if self.number == 1 {
+            let charge = self.event(EventKind::Charge, 0.0, self.seq, NOW.0)?;
+            events.push(MachineEvent { session: SessionId::new(RUNNING_SESSION)?, ..charge });
+        }
+        let values = (0..RUNNING_SAMPLES).map(|i| Some(150.0 + (i % 60) as f64));
+        let bean = Column { channel: Channel::Bt, values: values.collect(), quality: Vec::new() };
+        Ok(self.frame_of(vec![bean], RUNNING_SAMPLES, events))
+    }
+
     /// Signs a frame. An accepted frame moves the chain on; one that is refused leaves it.
-    fn sign(&mut self, frame: &Frame, accepted: bool) -> anyhow::Result<Vec<u8>> {
+    fn sign(&mut self, key: &FileKey, frame: &Frame, accepted: bool) -> anyhow::Result<Vec<u8>> {
         let payload = frame.encode();
         if accepted {
             self.previous = Some(trust::sha256_digest(&payload));
             self.number += 1;
             self.seq += frame.offsets_ms.len() as u64;
         }
-        Ok(trust::sign_message(&self.key, CONTENT_FRAME, payload)?)
+        Ok(trust::sign_message(key, CONTENT_FRAME, payload)?)
     }
 
-    fn receipt(&self) -> anyhow::Result<Vec<u8>> {
+    /// Returns a signed receipt that fits no roast.
+    fn receipt(&self, key: &FileKey) -> anyhow::Result<Vec<u8>> {
         let receipt = Receipt {
             origin: self.origin.clone(),
             session: SessionId::new(format!("S-never-{}", self.number))?,
@@ -129,58 +150,85 @@ impl HostileGateway {
             ended: NOW.plus_ms(600_000),
             digest: Digest([7; 32]),
         };
-        Ok(trust::sign_message(&self.key, CONTENT_RECEIPT, receipt.encode())?)
+        Ok(trust::sign_message(key, CONTENT_RECEIPT, receipt.encode())?)
+    }
+}
+
+impl HostileGateway {
+    pub fn new() -> anyhow::Result<Self> {
+        let kid = KeyId::new(&DeviceId::new("hostile")?, &SiteId::new(SITE)?);
+        Ok(Self {
+            key: FileKey::generate(kid, Algorithm::EdDsa)?,
+            trap: Chain::new(TRAP)?,
+            roaster: Chain::new(ROASTER)?,
+        })
+    }
+
+    /// Returns the device description that `simcorp device add` reads.
+    pub fn description(&self) -> String {
+        json!({
+            "orgId": HOSTILE_ORG, "siteId": SITE, "machines": [TRAP, ROASTER],
+            "kid": self.key.key_id(), "publicKey": self.key.public_key().to_pem(),
+        })
+        .to_string()
     }
 
     /// Returns the next hostile message: its kind, topic and bytes.
     fn next(&mut self, turn: u64) -> anyhow::Result<(&'static str, String, Vec<u8>)> {
-        let live = self.topic(TopicKind::LiveFrame);
-        Ok(match turn % 10 {
+        let Self { key, trap, roaster } = self;
+        let live = trap.topic(TopicKind::LiveFrame);
+        Ok(match turn % 11 {
             0 => {
-                let elapsed_s = if turn.is_multiple_of(20) { -1e300 } else { 1e300 };
-                let event = self.event(EventKind::Fc, elapsed_s, self.seq, NOW.0)?;
-                let frame = self.frame(1, 1, vec![event]);
-                ("numbers beyond their meaning", live, self.sign(&frame, false)?)
+                let elapsed_s = if turn.is_multiple_of(2) { -1e300 } else { 1e300 };
+                let event = trap.event(EventKind::Fc, elapsed_s, trap.seq, NOW.0)?;
+                let frame = trap.frame(1, 1, vec![event]);
+                ("numbers beyond their meaning", live, trap.sign(key, &frame, false)?)
             }
             1 => {
-                let event = self.event(EventKind::Drop, 600.0, u64::MAX, NOW.0)?;
-                let frame = self.frame(1, 1, vec![event]);
-                ("numbers beyond their meaning", live, self.sign(&frame, false)?)
+                let event = trap.event(EventKind::Drop, 600.0, u64::MAX, NOW.0)?;
+                let frame = trap.frame(1, 1, vec![event]);
+                ("numbers beyond their meaning", live, trap.sign(key, &frame, false)?)
             }
-            2 if turn % 50 == 2 => {
-                let frame = self.frame(32, 4_096, Vec::new());
-                ("frames of 32 new names by 4096 samples", live, self.sign(&frame, true)?)
+            2 if turn % 55 == 2 => {
+                let frame = trap.frame(32, 4_096, Vec::new());
+                ("frames of 32 new names by 4096 samples", live, trap.sign(key, &frame, true)?)
             }
             2 | 3 => {
                 let charge = |i: u64| {
-                    self.event(EventKind::Charge, 0.0, self.seq + i, 1_000 + turn.cast_signed())
+                    trap.event(EventKind::Charge, 0.0, trap.seq + i, 1_000 + turn.cast_signed())
                 };
                 let events = (0..8).map(charge).collect::<anyhow::Result<_>>()?;
-                let frame = self.frame(1, 8, events);
-                ("roasts of 1970 that never end", live, self.sign(&frame, true)?)
+                let frame = trap.frame(1, 8, events);
+                ("roasts of 1970 that never end", live, trap.sign(key, &frame, true)?)
             }
-            4 => ("receipts that never fit", self.topic(TopicKind::Receipt), self.receipt()?),
+            4 => ("receipts that never fit", trap.topic(TopicKind::Receipt), trap.receipt(key)?),
             5 => ("noise in place of a frame", live, noise(turn, 4_000)?),
             6 => {
                 let honest = format!("roaster/{ORG}/bench/m00001/frames/live");
-                let frame = self.frame(1, 1, Vec::new());
-                ("frames on another tenant's topic", honest, self.sign(&frame, false)?)
+                let frame = trap.frame(1, 1, Vec::new());
+                ("frames on another tenant's topic", honest, trap.sign(key, &frame, false)?)
             }
             7 => {
                 let text = r#"{"ts":"1e999","machineId":"trap","elapsedSeconds":-1e300,"btC":"NaN","extras":{"a":{"b":[1]}}}"#;
                 (
                     "bad JSON of a publisher",
-                    self.topic(TopicKind::Telemetry),
+                    trap.topic(TopicKind::Telemetry),
                     text.as_bytes().to_vec(),
                 )
             }
-            8 => ("deep JSON of a publisher", self.topic(TopicKind::Events), vec![b'['; 50_000]),
-            _ => ("large noise", self.topic(TopicKind::BacklogFrame), noise(turn, 200_000)?),
+            8 => ("deep JSON of a publisher", trap.topic(TopicKind::Events), vec![b'['; 50_000]),
+            9 => ("large noise", trap.topic(TopicKind::BacklogFrame), noise(turn, 200_000)?),
+            _ => {
+                let frame = roaster.running_frame()?;
+                let topic = roaster.topic(TopicKind::LiveFrame);
+                (RUNNING_ROAST, topic, roaster.sign(key, &frame, true)?)
+            }
         })
     }
 }
 
-fn noise(turn: u64, bytes: usize) -> anyhow::Result<Vec<u8>> {
+/// Returns bytes that mean nothing.
+pub fn noise(turn: u64, bytes: usize) -> anyhow::Result<Vec<u8>> {
     let seed: [u8; 32] = trust::random()?;
     Ok((0..bytes).map(|i| seed[i % 32].wrapping_add((i as u64 ^ turn).to_le_bytes()[0])).collect())
 }
@@ -191,7 +239,7 @@ pub async fn attack(
     port: u16,
     only: String,
     stop: CancellationToken,
-) -> anyhow::Result<Vec<(&'static str, u64)>> {
+) -> anyhow::Result<SentCounts> {
     let (client, mut events): (AsyncClient, _) = connect(port, "hostile-gateway");
     tokio::spawn(async move {
         loop {
@@ -201,7 +249,7 @@ pub async fn attack(
             }
         }
     });
-    let mut sent = std::collections::BTreeMap::new();
+    let mut sent = SentCounts::new();
     for turn in 0.. {
         if stop.is_cancelled() {
             break;
@@ -215,5 +263,35 @@ pub async fn attack(
         *sent.entry(kind).or_default() += 1;
         tokio::time::sleep(PAUSE).await;
     }
-    Ok(sent.into_iter().collect())
+    Ok(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_running_roast_begins_once_and_its_chain_is_unbroken() {
+        let mut roaster = Chain::new(ROASTER).unwrap();
+        let gateway = HostileGateway::new().unwrap();
+        let first = roaster.running_frame().unwrap();
+        assert_eq!(first.events.len(), 1);
+        assert_eq!(first.events[0].session.as_str(), RUNNING_SESSION);
+        roaster.sign(&gateway.key, &first, true).unwrap();
+        let second = roaster.running_frame().unwrap();
+        assert!(second.events.is_empty());
+        assert_eq!((second.number, second.first_seq), (2, RUNNING_SAMPLES as u64));
+        assert_eq!(second.previous, Some(trust::sha256_digest(&first.encode())));
+        assert!(Frame::decode(&second.encode()).is_ok());
+    }
+
+    #[test]
+    fn every_kind_of_message_comes_within_a_few_turns() {
+        let mut gateway = HostileGateway::new().unwrap();
+        let kinds: BTreeSet<&str> = (0..22).map(|turn| gateway.next(turn).unwrap().0).collect();
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
+        assert!(kinds.contains(RUNNING_ROAST));
+    }
 }

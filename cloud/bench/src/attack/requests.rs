@@ -1,24 +1,24 @@
-//! Hostile requests, and connections that are held without one.
+//! Hostile requests to the services, and what is held on their ports.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use reqwest::{Client, Method};
 use serde_json::json;
 use service::shutdown::CancellationToken;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpSocket, TcpStream};
 
-use super::HostileKeys;
+use super::connections::Hold;
+use super::frames::{RUNNING_ROAST, RUNNING_SESSION};
+use super::{HostileKeys, SentCounts};
 
 /// The address that hostile requests come from.
 const REQUESTS_FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// The address of connections that are only held.
-const HOLDS_FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+pub const HOLDS_FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 const PAUSE: Duration = Duration::from_millis(50);
 /// The connections that are held on each port.
-const HELD_A_PORT: usize = 200;
+pub const HELD_A_PORT: usize = 200;
 
 type Ports = BTreeMap<&'static str, u16>;
 
@@ -66,7 +66,7 @@ impl HostileRequest {
 
 fn next(turn: u64) -> anyhow::Result<HostileRequest> {
     use HostileRequest as R;
-    Ok(match turn % 12 {
+    Ok(match turn % 15 {
         0 => {
             let method = Method::from_bytes(format!("M{turn:X}").as_bytes())?;
             R { method, ..R::get("made-up methods", "ingestion", "/sessions") }
@@ -105,8 +105,28 @@ fn next(turn: u64) -> anyhow::Result<HostileRequest> {
             let rows = format!("name,origin\n{}", "=HYPERLINK(1),\"\n".repeat(2_000));
             R::post("hostile tables", "ingestion", "/profiles/import?format=csv", rows)
         }
+        11 => R::get(RUNNING_ROAST, "ingestion", "/sessions?limit=500"),
+        12 => R::get(RUNNING_ROAST, "ingestion", "/machines"),
+        13 => {
+            let path = format!("/sessions/{RUNNING_SESSION}/telemetry?limit=100000");
+            R::get(RUNNING_ROAST, "ingestion", &path)
+        }
         _ => R::post("frames of noise", "ingestion", "/v1/frames", vec![0xd2; 300_000]),
     })
+}
+
+/// Returns what is held on every port: connections that are silent, and as many with a request that
+/// never ends.
+pub fn holds(ports: &Ports) -> Vec<Hold> {
+    const START: &[u8] = b"POST /missions HTTP/1.1\r\nhost: localhost\r\nx-slow: ";
+    let count = HELD_A_PORT / 2;
+    let of_port = |port: u16| {
+        [
+            Hold { kind: "silent connections", port, count, start: b"" },
+            Hold { kind: "connections with a request that never ends", port, count, start: START },
+        ]
+    };
+    ports.values().copied().flat_map(of_port).collect()
 }
 
 /// Sends hostile requests until `stop`; returns how many of each kind.
@@ -116,9 +136,9 @@ pub async fn flood(
     keys: HostileKeys,
     only: String,
     stop: CancellationToken,
-) -> anyhow::Result<Vec<(&'static str, u64)>> {
+) -> anyhow::Result<SentCounts> {
     let client = Client::builder().local_address(REQUESTS_FROM).build()?;
-    let mut sent = BTreeMap::new();
+    let mut sent = SentCounts::new();
     let mut running = tokio::task::JoinSet::new();
     for turn in 0.. {
         if stop.is_cancelled() {
@@ -153,49 +173,28 @@ pub async fn flood(
         tokio::time::sleep(PAUSE).await;
     }
     running.shutdown().await;
-    Ok(sent.into_iter().collect())
+    Ok(sent)
 }
 
-/// Holds connections to every port until `stop`: half of them silent, half with a request that never
-/// ends. Those that a server closes are opened again.
-pub async fn hold_connections(
-    ports: Ports,
-    stop: CancellationToken,
-) -> anyhow::Result<Vec<(&'static str, u64)>> {
-    let mut held: Vec<(u16, Option<TcpStream>)> = ports
-        .values()
-        .flat_map(|port| std::iter::repeat_with(|| (*port, None)).take(HELD_A_PORT))
-        .collect();
-    let mut opened = 0;
-    while !stop.is_cancelled() {
-        for (i, (port, connection)) in held.iter_mut().enumerate() {
-            let alive = match connection {
-                Some(stream) if i % 2 == 0 => stream.write_all(b"x").await.is_ok(),
-                Some(stream) => stream.try_write(b"").is_ok(),
-                None => false,
-            };
-            if alive {
-                continue;
-            }
-            *connection = connect(*port).await;
-            if let (Some(stream), true) = (connection, i % 2 == 0) {
-                opened += 1;
-                let _ = stream
-                    .write_all(b"POST /missions HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
-                    .await;
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(Duration::from_secs(2)) => {}
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_roast_is_asked_for_by_all_its_lists() {
+        let running = (0..15).map(|turn| next(turn).unwrap());
+        let running = running.filter(|request| request.kind == RUNNING_ROAST);
+        let paths: Vec<String> = running.map(|request| request.path).collect();
+        let telemetry = "/sessions/S-hostile-running/telemetry?limit=100000";
+        assert_eq!(paths, ["/sessions?limit=500", "/machines", telemetry]);
     }
-    Ok(vec![("connections with a request that never ends", opened)])
-}
 
-async fn connect(port: u16) -> Option<TcpStream> {
-    let socket = TcpSocket::new_v4().ok()?;
-    socket.bind(SocketAddr::new(HOLDS_FROM, 0)).ok()?;
-    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    tokio::time::timeout(Duration::from_millis(200), socket.connect(to)).await.ok()?.ok()
+    #[test]
+    fn silent_and_slow_connections_are_held_on_every_port() {
+        let holds = holds(&Ports::from([("kernel", 1), ("fleet", 2)]));
+        let held = |port: u16| -> usize {
+            holds.iter().filter(|hold| hold.port == port).map(|hold| hold.count).sum()
+        };
+        assert_eq!((holds.len(), held(1), held(2)), (4, HELD_A_PORT, HELD_A_PORT));
+    }
 }

@@ -417,17 +417,11 @@ impl KernelStore {
 
 #[cfg(test)]
 mod tests {
-    use ::database::{Database, DatabaseConfig};
-
     use super::*;
 
     #[tokio::test]
     async fn a_claim_for_one_organisation_reads_nothing_of_the_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("kernel.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = KernelStore::new(database);
         for (goals, index) in
             [(0, "missions_claimable_of_org "), (1, "missions_claimable_of_org_by_goal ")]

@@ -20,6 +20,8 @@ use super::turns::waiting_sql;
 /// The wait after the first failure, ms; it doubles with each further failure.
 const RETRY_DELAY_MS: i64 = 2_000;
 const RETRY_DELAY_MAX_MS: i64 = 900_000;
+/// Why a worker's step is refused while the mission runs.
+const LEASE_LOST: &str = "the lease has expired or belongs to another worker";
 /// The most missions that one pass quarantines.
 const QUARANTINE_BATCH_MAX: i64 = 100;
 
@@ -177,8 +179,7 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(lease_id).bind(now.plus_ms(i64::from(lease_ms)).0)
             .bind(now.0).bind(worker).fetch_optional(pool).await)
         .map_err(StoreError::query("renewing a lease"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Marks a mission as done. Without a lease id this succeeds only while the lease is valid.
@@ -204,8 +205,7 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(lease_id).bind(now.0).bind(result)
             .fetch_optional(pool).await)
         .map_err(StoreError::query("completing a mission"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Records a failed attempt. The mission is retried after a wait that doubles each time, or it
@@ -238,8 +238,7 @@ impl KernelStore {
             .bind((!again).then_some(now.0)).bind(to_json(&failure.error)?)
             .bind(i64::from(mission.attempts)).fetch_optional(pool).await)
         .map_err(StoreError::query("failing a mission"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Records a person's approval of a quarantined, blocked or failed mission, so that it runs.
@@ -272,14 +271,10 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(&decision)?).bind(to_json(actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("approving a mission"))?;
-        if row.is_some() {
-            let details = json!({"note": note, "previousStatus": mission.status.as_str()});
-            self.audit(&mut tx, org, actor, ("mission.approve", id, details), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it does not wait for an approval").await
+        let details = json!({"note": note, "previousStatus": mission.status.as_str()});
+        let change = ("mission.approve", id, details);
+        let otherwise = "it does not wait for an approval";
+        self.end_change(tx, org, (actor, now), change, row, otherwise).await
     }
 
     /// Cancels a mission that has not ended, for a person.
@@ -301,13 +296,8 @@ impl KernelStore {
              AND status NOT IN ('DONE', 'FAILED', 'CANCELED') RETURNING ", columns!()))
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(actor)?).fetch_optional(c).await)
         .map_err(StoreError::query("canceling a mission"))?;
-        if row.is_some() {
-            self.audit(&mut tx, org, actor, ("mission.cancel", id, json!({})), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it has already ended").await
+        let change = ("mission.cancel", id, json!({}));
+        self.end_change(tx, org, (actor, now), change, row, "it has already ended").await
     }
 
     /// Makes the next attempt of a mission due at once, for a person.
@@ -337,13 +327,8 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(&decision)?).bind(to_json(actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("retrying a mission"))?;
-        if row.is_some() {
-            self.audit(&mut tx, org, actor, ("mission.retryNow", id, json!({})), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it does not wait for a retry").await
+        let change = ("mission.retryNow", id, json!({}));
+        self.end_change(tx, org, (actor, now), change, row, "it does not wait for a retry").await
     }
 
     /// Quarantines missions that have used up their attempts by losing their workers: a mission
@@ -379,6 +364,26 @@ impl KernelStore {
         Ok(rows.len())
     }
 
+    /// Ends the transaction of a person's change: one that changed a mission is audited and
+    /// committed.
+    async fn end_change(
+        &self,
+        mut tx: ::database::Tx,
+        org: &OrgId,
+        (actor, now): (&Actor, EpochMs),
+        (action, id, details): (&str, &str, Value),
+        row: Option<MissionRow>,
+        otherwise: &str,
+    ) -> Result<Transition, StoreError> {
+        if row.is_some() {
+            self.audit(&mut tx, org, actor, (action, id, details), now).await?;
+            tx.commit().await?;
+        } else {
+            drop(tx); // the query below needs a connection
+        }
+        self.transition_result(org, id, row, otherwise).await
+    }
+
     async fn transition_result(
         &self,
         org: &OrgId,
@@ -393,7 +398,7 @@ impl KernelStore {
             None => Transition::NotFound,
             Some(mission) => {
                 let not_running = mission.status != MissionStatus::Running;
-                let why = if not_running && otherwise.starts_with("the lease") {
+                let why = if not_running && otherwise == LEASE_LOST {
                     "no worker runs it"
                 } else {
                     otherwise

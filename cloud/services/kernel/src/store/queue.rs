@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use ::database::sqlx::{AssertSqlSafe, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{
-    Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Priority, Reason,
+    Action, Confidence, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus,
+    Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ use super::KernelStore;
 use super::lane::{PENDING, RETRY, RUNNING};
 use super::mission_row::{MissionRow, columns, to_json};
 use super::turns::waiting_sql;
+use crate::governor::governor_decision;
 
 /// The wait after the first failure, ms; it doubles with each further failure.
 const RETRY_DELAY_MS: i64 = 2_000;
@@ -314,7 +316,7 @@ impl KernelStore {
         let Some(mission) = self.mission(org, id).await? else { return Ok(Transition::NotFound) };
         let mut decision = mission.governance.unwrap_or_else(|| GovernanceDecision {
             action: Action::Allow,
-            confidence: contract::mission::Confidence::Med,
+            confidence: Confidence::Med,
             reasons: Vec::new(),
             decided_at: now,
             decided_by: Decider::Human,
@@ -338,16 +340,11 @@ impl KernelStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn quarantine_poison(&self, now: EpochMs) -> Result<usize, StoreError> {
-        let decision = GovernanceDecision {
-            action: Action::Quarantine,
-            confidence: contract::mission::Confidence::Low,
-            reasons: vec![Reason::new(
-                "POISON_MISSION",
-                "every worker that claimed it was lost; see their logs, then approve or cancel it",
-            )],
-            decided_at: now,
-            decided_by: Decider::Governor,
-        };
+        let reason = Reason::new(
+            "POISON_MISSION",
+            "every worker that claimed it was lost; see their logs, then approve or cancel it",
+        );
+        let decision = governor_decision(Action::Quarantine, Confidence::Low, vec![reason], now);
         let error = LastError { error: "its worker was lost each time".to_owned(), details: None };
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let sql = format!(

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Cloud, PATIENCE, simulated};
+use crate::support::{Cloud, PATIENCE, serve, simulated};
 use testbed::wait_for;
 
 /// A small random generator for the order of the kills; its seed is printed.
@@ -179,17 +179,14 @@ fn memory_kb(pid: Option<u32>) -> u64 {
 async fn two_instances_share_the_load_and_store_each_sample_once() -> anyhow::Result<()> {
     let cloud = Cloud::start().await?;
     let (port, log) = (testbed::free_port()?, cloud.folder.path().join("second.log"));
-    let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
-    for setting in [
+    let settings = [
         format!("database.url={}", cloud.database.url()),
         "mqtt.host=127.0.0.1".to_owned(),
         format!("mqtt.port={}", cloud.broker.port),
         format!("ingestion.listen=127.0.0.1:{port}"),
         "ingestion.instance=2".to_owned(),
-    ] {
-        arguments.push(format!("--set={setting}"));
-    }
-    let mut second = testbed::Process::new(testbed::binary_path("simcorp")?, arguments, log);
+    ];
+    let mut second = serve(&["ingestion"], &settings, log)?;
     second.start()?;
     testbed::wait_for_port(port).await.map_err(|error| error.context(second.log()))?;
     let mut agents = Vec::new();

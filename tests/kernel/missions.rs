@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::client;
+use crate::support::{Agent, Stack, client, operate, serve, wait_until_healthy};
 use anyhow::{Context as _, ensure};
 use contract::mission::MissionRecord;
 use contract::topic::TopicKind;
@@ -15,7 +15,7 @@ use contract::{
 use roast::noise::Noise;
 use roast::twin::{PRESETS, Twin};
 use serde_json::{Value, json};
-use testbed::{Mosquitto, Postgres, Process, binary_path, free_port, wait_for};
+use testbed::{Mosquitto, Postgres, Process, free_ports, port_settings, wait_for};
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey, Signer as _};
 
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -32,11 +32,7 @@ struct Instance {
 
 impl Instance {
     fn new(name: &str, database: &Postgres, broker: &Mosquitto) -> anyhow::Result<Self> {
-        let mut ports = BTreeMap::new();
-        for service in SERVICES {
-            ports.insert(service, free_port()?);
-        }
-        let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
+        let ports = free_ports(SERVICES)?;
         let mut settings = vec![
             format!("database.url={}", database.url()),
             "mqtt.host=127.0.0.1".to_owned(),
@@ -44,28 +40,14 @@ impl Instance {
             format!("ingestion.instance={name}"),
             format!("dispatcher.instance={name}"),
             format!("inference.instance={name}"),
-            format!("dispatcher.kernel_url={}", at("kernel")),
-            format!("kernel.eval_url={}", at("eval")),
-            format!("eval.kernel_url={}", at("kernel")),
-            format!("eval.ingestion_url={}", at("ingestion")),
-            format!("eval.analytics_url={}", at("analytics")),
             "eval.poll_ms=200".to_owned(),
-            format!("analytics.ingestion_url={}", at("ingestion")),
-            format!("reports.kernel_url={}", at("kernel")),
-            format!("reports.ingestion_url={}", at("ingestion")),
-            format!("reports.analytics_url={}", at("analytics")),
             "reports.poll_ms=200".to_owned(),
             "reports.heartbeat_ms=500".to_owned(),
             "kernel.lease_ms=2000".to_owned(),
         ];
-        for (service, port) in &ports {
-            settings.push(format!("{service}.listen=127.0.0.1:{port}"));
-        }
-        let mut arguments = vec!["serve".to_owned()];
-        arguments.extend(SERVICES.map(str::to_owned));
-        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+        settings.extend(port_settings(&ports));
         let log = std::env::temp_dir().join(format!("simcorp-{name}-{}.log", ports["kernel"]));
-        Ok(Self { process: Process::new(binary_path("simcorp")?, arguments, log), ports })
+        Ok(Self { process: serve(&SERVICES, &settings, log)?, ports })
     }
 
     fn url(&self, service: &str, path: &str) -> String {
@@ -74,10 +56,7 @@ impl Instance {
 
     async fn ready(&self) -> anyhow::Result<()> {
         for service in SERVICES {
-            let url = self.url(service, "/health");
-            let alive =
-                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
-            wait_for(service, PATIENCE, alive).await.with_context(|| self.process.log())?;
+            wait_until_healthy(service, self.ports[service], &self.process, PATIENCE).await?;
         }
         Ok(())
     }
@@ -290,19 +269,13 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     let (broker, database) = (Mosquitto::start().await?, Postgres::start().await?);
     let mut instances =
         vec![Instance::new("1", &database, &broker)?, Instance::new("2", &database, &broker)?];
-    let operate = |arguments: &[&str]| -> anyhow::Result<()> {
-        let mut command = std::process::Command::new(binary_path("simcorp")?);
-        command.args(arguments).arg(format!("--set=database.url={}", database.url()));
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
-    operate(&["migrate", "up"])?;
+    let settings = [format!("database.url={}", database.url())];
+    operate(&["migrate", "up"], &settings)?;
     let mut gateway = Gateway::new(MACHINES)?;
     let folder = tempfile::tempdir()?;
     let device = folder.path().join("device.json");
     std::fs::write(&device, gateway.device().to_string())?;
-    operate(&["device", "add", device.to_str().context("a path")?])?;
+    operate(&["device", "add", device.to_str().context("a path")?], &settings)?;
     for instance in &mut instances {
         instance.process.start()?;
     }
@@ -395,57 +368,22 @@ async fn each_roast_of_a_day_is_reported_and_evaluated_once_while_instances_are_
     Ok(())
 }
 
-/// Configures only ports and a folder: SQLite and the embedded broker.
+/// Configures only ports, a folder and the intervals of workers: SQLite and the embedded broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_default_configuration_a_roast_is_complete_and_reported() -> anyhow::Result<()> {
     let Some(recordings) = testbed::recordings()? else { return Ok(()) };
-    let folder = tempfile::tempdir()?;
-    let data = folder.path().display();
-    let mut ports = BTreeMap::new();
-    for service in SERVICES {
-        ports.insert(service, free_port()?);
-    }
-    let (broker, broker_v4) = (free_port()?, free_port()?);
-    let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
-    let mut settings = vec![
-        format!("database.data={data}"),
-        format!("broker.listen=127.0.0.1:{broker}"),
-        format!("broker.listen_v4=127.0.0.1:{broker_v4}"),
-        format!("dispatcher.kernel_url={}", at("kernel")),
-        format!("kernel.eval_url={}", at("eval")),
-        format!("eval.kernel_url={}", at("kernel")),
-        format!("eval.ingestion_url={}", at("ingestion")),
-        format!("eval.analytics_url={}", at("analytics")),
-        format!("analytics.ingestion_url={}", at("ingestion")),
-        format!("reports.kernel_url={}", at("kernel")),
-        format!("reports.ingestion_url={}", at("ingestion")),
-        format!("reports.analytics_url={}", at("analytics")),
-        "reports.poll_ms=200".to_owned(),
-    ];
-    settings
-        .extend(ports.iter().map(|(service, port)| format!("{service}.listen=127.0.0.1:{port}")));
-    let mut arguments = vec!["serve".to_owned()];
-    arguments.extend(SERVICES.map(str::to_owned));
-    arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
-    let process =
-        Process::new(binary_path("simcorp")?, arguments, folder.path().join("simcorp.log"));
-    let mut simcorp = Instance { process, ports: ports.clone() };
-    simcorp.process.start()?;
-    simcorp.ready().await?;
+    let simcorp = Stack::start(&SERVICES, &[]).await?;
     // Played at forty times the speed, the roast is shorter than the policy accepts.
     let gates = json!({"generate-roast-report": {"minTelemetryPoints": 10, "minDurationSec": 1}});
     let put = client().put(simcorp.url("kernel", "/governor/config"));
     put.json(&json!({"gates": gates})).send().await?.error_for_status()?;
 
-    let uplink = format!("host = \"127.0.0.1\"\nport = {broker}");
+    let uplink = format!("host = \"127.0.0.1\"\nport = {}", simcorp.broker);
     let driver = "driver = \"simulated\"\n[sampling]\nperiod_ms = 50\nframe_ms = 250";
-    let agent = crate::support::Agent::new("r-1", driver, &uplink)?;
+    let agent = Agent::new("r-1", driver, &uplink)?;
     let device = agent.folder.path().join("device.json");
     std::fs::write(&device, agent.command(&["key", "create"])?)?;
-    let mut command = std::process::Command::new(binary_path("simcorp")?);
-    command.args(["device", "add"]).arg(&device).arg(format!("--set=database.data={data}"));
-    let added = command.output()?;
-    ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    simcorp.operate(&["device", "add", &device.display().to_string()])?;
     let recording = recordings.join("skywalker/roast_25-11-29_1458.alog");
     let played = tokio::task::spawn_blocking(move || {
         agent.command(&["replay", &recording.display().to_string(), "--speed", "40"])

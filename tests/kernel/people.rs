@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::client;
-use anyhow::{Context as _, ensure};
+use crate::support::{client, operate, serve, wait_until_healthy};
+use anyhow::Context as _;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use axum::Json;
 use axum::routing::get;
@@ -16,7 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
-use testbed::{Postgres, Process, binary_path, free_port, wait_for};
+use testbed::{Postgres, Process, free_port, free_ports, port_settings, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const SERVED: [&str; 9] = [
@@ -122,28 +122,18 @@ impl Cloud {
     async fn start(issuer: &Issuer) -> anyhow::Result<Self> {
         let database = Postgres::start().await?;
         let folder = tempfile::tempdir()?;
-        let mut ports = BTreeMap::new();
-        for service in SERVICES {
-            ports.insert(service, free_port()?);
-        }
-        let at = |service: &str| format!("http://127.0.0.1:{}", ports[service]);
-        let operate = |arguments: &[&str]| -> anyhow::Result<String> {
-            let mut command = std::process::Command::new(binary_path("simcorp")?);
-            command.args(arguments).arg(format!("--set=database.url={}", database.url()));
-            let output = command.output()?;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-        };
-        operate(&["migrate", "up"])?;
+        let ports = free_ports(SERVICES)?;
+        let stored = [format!("database.url={}", database.url())];
+        operate(&["migrate", "up"], &stored)?;
         let place = |what: &str, file: &str| {
             format!("fleet.authority.{what}={}", folder.path().join(file).display())
         };
         let authority = [place("cert_file", "authority.pem"), place("key_file", "authority.key")];
         let set = authority.each_ref().map(|place| format!("--set={place}"));
-        operate(&["authority", "create", set[0].as_str(), set[1].as_str()])?;
-        let token = operate(&["token", "create", "--name", "services", "--all-orgs"])?;
+        operate(&["authority", "create", set[0].as_str(), set[1].as_str()], &stored)?;
+        let token = operate(&["token", "create", "--name", "services", "--all-orgs"], &stored)?;
         let file = folder.path().join("service-token");
-        std::fs::write(&file, token)?;
+        std::fs::write(&file, token.trim())?;
         let mut settings = vec![
             format!("database.url={}", database.url()),
             format!("database.data={}", folder.path().display()),
@@ -152,41 +142,17 @@ impl Cloud {
             "auth.mode=clerk".to_owned(),
             format!("auth.oidc.issuer={}", issuer.url),
             "auth.oidc.audience=simcorp".to_owned(),
-            format!("auth.kernel_url={}", at("kernel")),
             format!("auth.service_token=file:{}", file.display()),
-            format!("kernel.eval_url={}", at("eval")),
-            format!("dispatcher.kernel_url={}", at("kernel")),
-            format!("eval.kernel_url={}", at("kernel")),
-            format!("eval.ingestion_url={}", at("ingestion")),
-            format!("eval.analytics_url={}", at("analytics")),
-            format!("analytics.ingestion_url={}", at("ingestion")),
-            format!("reports.kernel_url={}", at("kernel")),
-            format!("reports.ingestion_url={}", at("ingestion")),
-            format!("reports.analytics_url={}", at("analytics")),
             "reports.poll_ms=200".to_owned(),
             format!("fleet.gateway_listen=127.0.0.1:{}", free_port()?),
         ];
         settings.extend(authority);
-        for (service, port) in &ports {
-            let field = match *service {
-                "twin" => "simulation.twin_listen".to_owned(),
-                "publisher" => "simulation.publisher_listen".to_owned(),
-                service => format!("{service}.listen"),
-            };
-            settings.push(format!("{field}=127.0.0.1:{port}"));
-        }
-        let mut arguments = vec!["serve".to_owned()];
-        arguments.extend(SERVED.map(str::to_owned));
-        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
-        let log = folder.path().join("simcorp.log");
-        let mut process = Process::new(binary_path("simcorp")?, arguments, log);
+        settings.extend(port_settings(&ports));
+        let mut process = serve(&SERVED, &settings, folder.path().join("simcorp.log"))?;
         process.start()?;
         let cloud = Self { process, ports, database, _folder: folder };
         for service in SERVICES {
-            let url = cloud.url(service, "/health");
-            let alive =
-                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
-            wait_for(service, PATIENCE, alive).await.with_context(|| cloud.process.log())?;
+            wait_until_healthy(service, cloud.ports[service], &cloud.process, PATIENCE).await?;
         }
         Ok(cloud)
     }

@@ -33,7 +33,10 @@ fn crates() -> BTreeMap<String, (String, Vec<String>)> {
 fn allowed(from: &str, to: &str) -> bool {
     let within = |folder: &str| to.starts_with(folder);
     if to == "shared/testbed" {
-        return ["tests", "cloud/bench"].contains(&from);
+        return ["tests", "cloud/bench", "cloud/libs/service-testbed"].contains(&from);
+    }
+    if to == "cloud/libs/service-testbed" {
+        return false;
     }
     match from {
         "shared/contract" => false,

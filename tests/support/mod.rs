@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use testbed::token::{PIN, Pkcs11Token};
 use testbed::{
-    LISTENERS, Mosquitto, PEERS, Postgres, Process, binary_path, free_port, wait_for, wait_for_port,
+    LISTENERS, Mosquitto, Postgres, Process, binary_path, free_port, free_ports, port_settings,
+    wait_for, wait_for_port,
 };
 
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -39,10 +40,7 @@ impl Cloud {
             format!("ingestion.listen=127.0.0.1:{port}"),
         ];
         settings.extend(extra.iter().map(ToString::to_string));
-        let mut arguments = vec!["serve".to_owned(), "ingestion".to_owned()];
-        arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
-        let log = folder.path().join("simcorp.log");
-        let mut simcorp = Process::new(binary_path("simcorp")?, arguments, log);
+        let mut simcorp = serve(&["ingestion"], &settings, folder.path().join("simcorp.log"))?;
         simcorp.start()?;
         let cloud = Self { folder, broker, database, simcorp, port, settings };
         cloud.ready().await?;
@@ -51,10 +49,7 @@ impl Cloud {
 
     /// Waits until ingestion answers: it opens its port before the database is ready.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        let health = self.url("/health");
-        let alive =
-            || async { client().get(&health).send().await.is_ok_and(|a| a.status().is_success()) };
-        wait_for("ingestion", PATIENCE, alive).await.with_context(|| self.simcorp.log())
+        wait_until_healthy("ingestion", self.port, &self.simcorp, PATIENCE).await
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -75,12 +70,7 @@ impl Cloud {
 
     /// Runs an operator's command.
     pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary_path("simcorp")?);
-        command.args(arguments);
-        command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
+        operate(arguments, &self.settings)
     }
 
     /// Creates an agent that is registered at this cloud.
@@ -157,6 +147,37 @@ pub fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap()
 }
 
+/// Runs an operator's command of `simcorp` with these settings; returns its output.
+pub fn operate(arguments: &[&str], settings: &[String]) -> anyhow::Result<String> {
+    let mut command = Command::new(binary_path("simcorp")?);
+    command.args(arguments).args(settings.iter().map(|setting| format!("--set={setting}")));
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Creates the process `simcorp serve` of `services` (an empty list: all); does not start it.
+pub fn serve(services: &[&str], settings: &[String], log: PathBuf) -> anyhow::Result<Process> {
+    let mut arguments = vec!["serve".to_owned()];
+    arguments.extend(services.iter().map(ToString::to_string));
+    arguments.extend(settings.iter().map(|setting| format!("--set={setting}")));
+    Ok(Process::new(binary_path("simcorp")?, arguments, log))
+}
+
+/// Waits until a service is healthy: it opens its port before the database is ready. An error has
+/// the log of `process`.
+pub async fn wait_until_healthy(
+    service: &str,
+    port: u16,
+    process: &Process,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let health = format!("http://127.0.0.1:{port}/health");
+    let alive =
+        || async { client().get(&health).send().await.is_ok_and(|a| a.status().is_success()) };
+    wait_for(service, limit, alive).await.with_context(|| process.log())
+}
+
 /// Creates a signer in `folder` for the device of a site, with `more` settings in `[key]`; does not
 /// start it.
 pub fn signer(
@@ -221,10 +242,7 @@ impl Stack {
     /// a folder.
     pub async fn start(services: &[&'static str], settings: &[String]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let mut ports = std::collections::BTreeMap::new();
-        for (name, _) in LISTENERS {
-            ports.insert(name, free_port()?);
-        }
+        let ports = free_ports(LISTENERS.map(|(name, _)| name))?;
         let (broker, gateways) = (free_port()?, free_port()?);
         let mut all = vec![
             format!("fleet.gateway_listen=127.0.0.1:{gateways}"),
@@ -235,18 +253,9 @@ impl Stack {
             "reports.poll_ms=200".to_owned(),
             "eval.poll_ms=200".to_owned(),
         ];
-        for (field, service) in PEERS {
-            all.push(format!("{field}=http://127.0.0.1:{}", ports[service]));
-        }
-        for (service, field) in LISTENERS {
-            all.push(format!("{field}=127.0.0.1:{}", ports[service]));
-        }
+        all.extend(port_settings(&ports));
         all.extend_from_slice(settings);
-        let mut arguments = vec!["serve".to_owned()];
-        arguments.extend(services.iter().map(ToString::to_string));
-        arguments.extend(all.iter().map(|setting| format!("--set={setting}")));
-        let log = folder.path().join("simcorp.log");
-        let process = Process::new(binary_path("simcorp")?, arguments, log);
+        let process = serve(services, &all, folder.path().join("simcorp.log"))?;
         let served: Vec<&str> = LISTENERS
             .iter()
             .map(|(name, _)| *name)
@@ -264,10 +273,7 @@ impl Stack {
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         self.process.start()?;
         for service in &self.served {
-            let url = self.url(service, "/health");
-            let alive =
-                || async { client().get(&url).send().await.is_ok_and(|a| a.status().is_success()) };
-            wait_for(service, PATIENCE, alive).await.with_context(|| self.process.log())?;
+            wait_until_healthy(service, self.ports[service], &self.process, PATIENCE).await?;
         }
         Ok(())
     }
@@ -308,11 +314,6 @@ impl Stack {
 
     /// Runs an operator's command.
     pub fn operate(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(binary_path("simcorp")?);
-        command.args(arguments);
-        command.args(self.settings.iter().map(|setting| format!("--set={setting}")));
-        let output = command.output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
+        operate(arguments, &self.settings)
     }
 }

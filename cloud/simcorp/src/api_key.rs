@@ -4,7 +4,6 @@
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, OrgId};
-use database::Database;
 use http_stack::auth::Role;
 use kernel::KernelStore;
 use kernel::authentication::keys::{ApiKey, ApiKeyToken};
@@ -48,10 +47,7 @@ pub async fn run(
     command: ApiKeyCommand,
     output: Output,
 ) -> anyhow::Result<()> {
-    serve::make_data_folder(config)?;
-    let database = Database::open(&config.database).await?;
-    serve::prepare_schema(config, &database).await?;
-    let store = KernelStore::new(database);
+    let store = KernelStore::new(serve::open_with_schema(config).await?);
     let operator =
         Actor { kind: ActorKind::System, id: "simcorp token".to_owned(), display: None, org: None };
     let org = org.map(OrgId::new).transpose()?;

@@ -124,6 +124,18 @@ impl CloudConfig {
         OrgId::new(self.auth.dev_org.clone()).ok()
     }
 
+    /// Returns the organisation that a command names with `--org`, otherwise that of development
+    /// authentication.
+    ///
+    /// # Errors
+    /// When its text is not a valid name.
+    pub fn org_or_default(&self, named: Option<String>) -> anyhow::Result<OrgId> {
+        match named {
+            Some(named) => Ok(OrgId::new(named)?),
+            None => self.dev_org().context("the organisation is not set: name it with --org"),
+        }
+    }
+
     /// Builds the authentication of every service except the kernel.
     ///
     /// # Errors

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use contract::{Actor, ActorKind, EpochMs, KeyId, MachineId, OrgId};
-use database::Database;
 use fleet::FleetStore;
 use fleet::device::{NewDevice, RegisterOutcome};
 use fleet::store::ChangedBy;
@@ -153,13 +152,8 @@ struct LocalRegistry {
 
 impl LocalRegistry {
     async fn open(config: &CloudConfig, org: Option<String>) -> anyhow::Result<Self> {
-        serve::make_data_folder(config)?;
-        let database = Database::open(&config.database).await?;
-        serve::prepare_schema(config, &database).await?;
-        let org = match org {
-            Some(org) => OrgId::new(org)?,
-            None => config.dev_org().context("the organisation is not set: name it with --org")?,
-        };
+        let database = serve::open_with_schema(config).await?;
+        let org = config.org_or_default(org)?;
         let id = "simcorp device".to_owned();
         let operator = Actor { kind: ActorKind::System, id, display: None, org: None };
         Ok(Self { store: FleetStore::new(database), org, operator })

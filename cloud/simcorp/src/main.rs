@@ -29,7 +29,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use database::Database;
-use service::config::{ConfigError, Sources};
+use service::config::Sources;
+use service::exit::exit_status;
 
 use crate::api_key::ApiKeyCommand;
 use crate::audit::AuditCommand;
@@ -135,21 +136,8 @@ enum MigrateCommand {
     Plan,
 }
 
-/// The configuration is invalid, and a restart will not help. 64 is `EX_USAGE` of sysexits; its
-/// `EX_CONFIG` is 78, but unit files and scripts already test for 64.
-const EXIT_CONFIG: u8 = 64;
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Prints one sentence and its causes, never a backtrace.
-            eprintln!("simcorp: {error:#}");
-            let config = error.downcast_ref::<ConfigError>().is_some();
-            if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
-        }
-    }
+    exit_status("simcorp", run(Cli::parse()))
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

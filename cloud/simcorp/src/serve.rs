@@ -77,14 +77,16 @@ pub fn make_data_folder(config: &CloudConfig) -> anyhow::Result<()> {
     })
 }
 
-/// Applies pending migrations if `database.migrate` is set (on SQLite by default), then checks that
-/// the schema fits this program.
-pub async fn prepare_schema(config: &CloudConfig, store: &Database) -> anyhow::Result<()> {
-    if config.database.migrate.unwrap_or(!store.is_postgres()) {
-        store.migrate_up().await?;
+/// Opens the database, applies pending migrations if `database.migrate` is set (on SQLite by
+/// default), then checks that the schema fits this program.
+pub async fn open_with_schema(config: &CloudConfig) -> anyhow::Result<Database> {
+    make_data_folder(config)?;
+    let database = Database::open(&config.database).await?;
+    if config.database.migrate.unwrap_or(!database.is_postgres()) {
+        database.migrate_up().await?;
     }
-    store.check_schema().await?;
-    Ok(())
+    database.check_schema().await?;
+    Ok(database)
 }
 
 /// The running HTTP servers, and what they share.
@@ -359,9 +361,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
 /// Opens the database, brings its schema up to date where that is configured, and watches the
 /// replica.
 async fn open_database(config: &CloudConfig, running: &RunningServers) -> anyhow::Result<Database> {
-    make_data_folder(config)?;
-    let opened = Database::open(&config.database).await?;
-    prepare_schema(config, &opened).await?;
+    let opened = open_with_schema(config).await?;
     let set_aside = opened.sessions_set_aside().await?;
     if set_aside > 0 {
         tracing::warn!(

@@ -2,8 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
-use contract::{Actor, ActorKind, OrgId};
-use database::Database;
+use contract::{Actor, ActorKind};
 use http_stack::auth::Role;
 use kernel::KernelStore;
 
@@ -41,14 +40,8 @@ pub async fn run(
     command: UserCommand,
     output: Output,
 ) -> anyhow::Result<()> {
-    serve::make_data_folder(config)?;
-    let database = Database::open(&config.database).await?;
-    serve::prepare_schema(config, &database).await?;
-    let store = KernelStore::new(database);
-    let org = match org {
-        Some(org) => OrgId::new(org)?,
-        None => config.dev_org().context("the organisation is not set: name it with --org")?,
-    };
+    let store = KernelStore::new(serve::open_with_schema(config).await?);
+    let org = config.org_or_default(org)?;
     let actor =
         Actor { kind: ActorKind::System, id: "simcorp user".to_owned(), display: None, org: None };
     let by = (&actor, serve::now());

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use service::config::{ConfigError, Sources};
+use service::config::Sources;
+use service::exit::exit_status;
 use trust::{Algorithm, FileKey};
 
 use crate::config::{DriverKind, EdgeConfig};
@@ -89,22 +90,9 @@ enum KeyCommand {
     Show,
 }
 
-/// The configuration is wrong, so a restart does not help. 64 is `EX_USAGE` of sysexits; its
-/// `EX_CONFIG` is 78, but unit files and scripts already test for 64.
-const EXIT_CONFIG: u8 = 64;
-
 /// Runs the command of the process's arguments. Returns the exit status.
 pub fn run_program() -> ExitCode {
-    let cli = Cli::parse();
-    match run_command(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Prints one sentence and its causes, never a backtrace.
-            eprintln!("simcorp-edge: {error:#}");
-            let config = error.downcast_ref::<ConfigError>().is_some();
-            if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
-        }
-    }
+    exit_status("simcorp-edge", run_command(Cli::parse()))
 }
 
 fn run_command(mut cli: Cli) -> anyhow::Result<()> {

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use service::config::{ConfigError, Sources};
+use service::config::Sources;
+use service::exit::exit_status;
 use trust::{Algorithm, PublicKey};
 
 use crate::config::SignerConfig;
@@ -42,18 +43,8 @@ enum Command {
     Check,
 }
 
-/// The exit code `EX_USAGE`: the configuration is wrong, so a restart does not help.
-const EXIT_CONFIG: u8 = 64;
-
 fn main() -> ExitCode {
-    match run_command(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("simcorp-signer: {error:#}");
-            let config = error.downcast_ref::<ConfigError>().is_some();
-            if config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
-        }
-    }
+    exit_status("simcorp-signer", run_command(Cli::parse()))
 }
 
 fn run_command(cli: Cli) -> anyhow::Result<()> {

@@ -33,6 +33,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod connections;
+pub mod exit;
 pub mod health;
 pub mod http;
 pub mod log;

@@ -26,7 +26,7 @@ pub use authority::TestCa;
 pub use http::{FakeService, ReceivedRequest};
 pub use postgres::Postgres;
 pub use process::Process;
-pub use services::{LISTENERS, PEERS};
+pub use services::{LISTENERS, PEERS, free_ports, port_settings};
 
 /// Returns a port on which no program listens at this moment. It is below the range from which
 /// Linux takes the ports of outgoing connections.

@@ -23,32 +23,15 @@ impl Postgres {
     pub async fn start() -> anyhow::Result<Self> {
         let bin =
             newest_bin().context("PostgreSQL is not installed (Debian package: postgresql)")?;
-        // Not in a home folder, which the postgres user may be unable to enter.
-        let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
-        let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
-        if rustix::process::geteuid().is_root() {
-            run(Command::new("chown").arg("postgres:postgres").arg(&path))?;
-        }
+        let folder = new_folder()?;
+        let data = folder.path().join("data");
         let initdb = bin.join("initdb");
         let mut command = as_postgres(&initdb);
         command
             .args(["-U", "simcorp", "--auth", "trust", "-E", "UTF8", "--no-sync", "-D"])
             .arg(&data);
         run(&mut command)?;
-        let arguments = [
-            "-D".to_owned(),
-            data.display().to_string(),
-            "-k".to_owned(),
-            path.display().to_string(),
-            "-c".to_owned(),
-            "listen_addresses=".to_owned(),
-            "-c".to_owned(),
-            "shared_buffers=256MB".to_owned(),
-            "-c".to_owned(),
-            "max_wal_size=2GB".to_owned(),
-        ];
-        let log = path.with_extension("log");
-        let process = Process::new(bin.join("postgres"), arguments, log).as_user("postgres");
+        let process = server(&bin, folder.path(), &["shared_buffers=256MB", "max_wal_size=2GB"]);
         let mut cluster = Self { bin, process, folder };
         cluster.restart().await?;
         cluster.query("postgres", "CREATE DATABASE simcorp")?;
@@ -60,24 +43,12 @@ impl Postgres {
     /// # Errors
     /// When it cannot be copied, or does not answer.
     pub async fn replica(&self) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
-        let (path, data) = (folder.path().to_owned(), folder.path().join("data"));
-        if rustix::process::geteuid().is_root() {
-            run(Command::new("chown").arg("postgres:postgres").arg(&path))?;
-        }
+        let folder = new_folder()?;
+        let data = folder.path().join("data");
         let mut command = as_postgres(&self.bin.join("pg_basebackup"));
         command.args(["-U", "simcorp", "-X", "stream", "-c", "fast", "-R", "-h"]);
         run(command.arg(self.folder.path()).arg("-D").arg(&data))?;
-        let arguments = [
-            "-D".to_owned(),
-            data.display().to_string(),
-            "-k".to_owned(),
-            path.display().to_string(),
-            "-c".to_owned(),
-            "listen_addresses=".to_owned(),
-        ];
-        let log = path.with_extension("log");
-        let process = Process::new(self.bin.join("postgres"), arguments, log).as_user("postgres");
+        let process = server(&self.bin, folder.path(), &[]);
         let mut cluster = Self { bin: self.bin.clone(), process, folder };
         cluster.restart().await?;
         Ok(cluster)
@@ -161,6 +132,28 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Creates a folder that the postgres user may write to. It is not in a home folder, which that
+/// user may be unable to enter.
+fn new_folder() -> anyhow::Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("simcorp-pg").tempdir_in("/tmp")?;
+    if rustix::process::geteuid().is_root() {
+        run(Command::new("chown").arg("postgres:postgres").arg(folder.path()))?;
+    }
+    Ok(folder)
+}
+
+/// Describes the server of the cluster in `folder`, with `settings` of PostgreSQL.
+fn server(bin: &Path, folder: &Path, settings: &[&str]) -> Process {
+    let at = |path: &Path| path.display().to_string();
+    let mut arguments = vec!["-D".to_owned(), at(&folder.join("data"))];
+    arguments.extend(["-k".to_owned(), at(folder)]);
+    for setting in ["listen_addresses="].iter().chain(settings) {
+        arguments.extend(["-c".to_owned(), (*setting).to_owned()]);
+    }
+    let log = folder.with_extension("log");
+    Process::new(bin.join("postgres"), arguments, log).as_user("postgres")
 }
 
 fn newest_bin() -> Option<PathBuf> {

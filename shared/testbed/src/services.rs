@@ -1,5 +1,9 @@
 //! The settings by which a test gives each service of `simcorp` a port of its own.
 
+use std::collections::BTreeMap;
+
+use crate::free_port;
+
 /// The listeners of the services, and the setting of each.
 pub const LISTENERS: [(&str, &str); 11] = [
     ("fleet", "fleet.listen"),
@@ -30,3 +34,30 @@ pub const PEERS: [(&str, &str); 12] = [
     ("reports.analytics_url", "analytics"),
     ("console.ingestion_url", "ingestion"),
 ];
+
+/// Returns a free port for each of these listeners.
+///
+/// # Errors
+/// When no free port is found.
+pub fn free_ports(
+    listeners: impl IntoIterator<Item = &'static str>,
+) -> anyhow::Result<BTreeMap<&'static str, u16>> {
+    listeners.into_iter().map(|name| Ok((name, free_port()?))).collect()
+}
+
+/// Returns the settings by which the services listen on these ports and find each other there.
+#[must_use]
+pub fn port_settings(ports: &BTreeMap<&'static str, u16>) -> Vec<String> {
+    let mut settings = Vec::new();
+    for (name, field) in LISTENERS {
+        if let Some(port) = ports.get(name) {
+            settings.push(format!("{field}=127.0.0.1:{port}"));
+        }
+    }
+    for (field, name) in PEERS {
+        if let Some(port) = ports.get(name) {
+            settings.push(format!("{field}=http://127.0.0.1:{port}"));
+        }
+    }
+    settings
+}

@@ -87,6 +87,15 @@ impl Caller {
         }
     }
 
+    /// Checks that the caller is a person with at least a role.
+    ///
+    /// # Errors
+    /// 403 when the caller is not a person, or has a lower role.
+    pub fn require_person_as(&self, role: Role) -> Result<(), ApiError> {
+        self.require_person()?;
+        self.require_role(role)
+    }
+
     /// Returns the organisation that a request is about: the caller's, or, for a service that works
     /// for all organisations, the one that the request names.
     ///

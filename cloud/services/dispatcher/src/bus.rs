@@ -8,9 +8,7 @@ use std::time::Duration;
 use contract::Origin;
 use contract::ops::{self, SessionClosed, SessionClosedAck, SessionTopic};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{
-    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
-};
+use service::mqtt::{BrokerError, BrokerSettings, ConnectionBounds, MqttConnection};
 use service::tasks::{self, Tasks};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -66,23 +64,14 @@ async fn receive(
     queue: &mpsc::Sender<ClosedSession>,
     stop: CancellationToken,
 ) {
-    link.reconnect();
-    while let Some(news) = link.next(&stop).await {
-        let ConnectionEvent::Message { topic, payload } = news else { continue };
-        match tasks::catch("parse-event", || parse_event(&work, &topic, &payload)) {
-            Ok(event) => {
-                if let Some(event) = event
-                    && queue.try_send(event).is_err()
-                {
-                    tracing::warn!(
-                        "too many closed sessions wait; one is dropped until it is resent"
-                    );
-                }
-            }
-            Err(panicked) => tracing::error!(error = %panicked, "dropped an event"),
+    let receive = |topic: &str, payload: &[u8]| {
+        if let Some(event) = parse_event(&work, topic, payload)
+            && queue.try_send(event).is_err()
+        {
+            tracing::warn!("too many closed sessions wait; one is dropped until it is resent");
         }
-    }
-    link.drain(DRAIN_TIMEOUT).await;
+    };
+    link.receive_messages(("parse-event", DRAIN_TIMEOUT), &stop, receive).await;
 }
 
 fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<ClosedSession> {

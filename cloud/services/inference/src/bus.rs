@@ -10,9 +10,7 @@ use contract::point::RoastEvent;
 use contract::topic::{self, TopicKind};
 use contract::{EpochMs, Origin};
 use rumqttc::{AsyncClient, PublishOptions, QoS};
-use service::mqtt::{
-    BrokerError, BrokerSettings, ConnectionBounds, ConnectionEvent, MqttConnection,
-};
+use service::mqtt::{BrokerError, BrokerSettings, ConnectionBounds, MqttConnection};
 use service::tasks::{self, Tasks};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -97,21 +95,14 @@ async fn receive(
     queue: &mpsc::Sender<Message>,
     stop: CancellationToken,
 ) {
-    link.reconnect();
-    while let Some(news) = link.next(&stop).await {
-        let ConnectionEvent::Message { topic, payload } = news else { continue };
-        match tasks::catch("parse-message", || parse_message(&topic, &payload)) {
-            Ok(message) => {
-                if let Some(message) = message
-                    && queue.try_send(message).is_err()
-                {
-                    metrics::counter!("simcorp_inference_dropped_total").increment(1);
-                }
-            }
-            Err(panicked) => tracing::error!(error = %panicked, "dropped a message"),
+    let receive = |topic: &str, payload: &[u8]| {
+        if let Some(message) = parse_message(topic, payload)
+            && queue.try_send(message).is_err()
+        {
+            metrics::counter!("simcorp_inference_dropped_total").increment(1);
         }
-    }
-    link.drain(DRAIN_TIME_MAX).await;
+    };
+    link.receive_messages(("parse-message", DRAIN_TIME_MAX), &stop, receive).await;
 }
 
 /// Parses a message. Returns `None` for an invalid one: ingestion is the service that refuses it.

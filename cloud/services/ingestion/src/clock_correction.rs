@@ -216,7 +216,6 @@ async fn correct(store: &IngestStore, chain_no: i64, boot: i64) -> Result<(), St
 
 #[cfg(test)]
 mod tests {
-    use ::database::{Database, DatabaseConfig};
     use contract::{ChainId, EpochMs, Frame};
 
     use super::*;
@@ -286,11 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_estimate_within_the_drift_of_a_long_uptime_moves_no_date() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = IngestStore::new(database);
         let uptime_ms = 10 * 86_400_000;
         let made = live(uptime_ms / 1_000, -7 * 86_400_000, ClockQuality::FreeRunning);

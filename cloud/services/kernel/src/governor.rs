@@ -183,18 +183,28 @@ impl GovernorConfig {
     }
 }
 
-/// Decides by policy and gate. The rate limit is checked afterwards, because its check takes a
-/// token.
-#[must_use]
-pub fn decide(config: &GovernorConfig, mission: &NewMission, now: EpochMs) -> GovernanceDecision {
-    let goal = mission.goal.title.as_str();
-    let decided = |action, confidence, reasons| GovernanceDecision {
+/// Returns a decision that the governor makes, not a person.
+pub(crate) fn governor_decision(
+    action: Action,
+    confidence: Confidence,
+    reasons: Vec<Reason>,
+    now: EpochMs,
+) -> GovernanceDecision {
+    GovernanceDecision {
         action,
         confidence,
         reasons,
         decided_at: now,
         decided_by: Decider::Governor,
-    };
+    }
+}
+
+/// Decides by policy and gate. The rate limit is checked afterwards, because its check takes a
+/// token.
+#[must_use]
+pub fn decide(config: &GovernorConfig, mission: &NewMission, now: EpochMs) -> GovernanceDecision {
+    let goal = mission.goal.title.as_str();
+    let decided = |action, confidence, reasons| governor_decision(action, confidence, reasons, now);
     if !config.policy.allowed_goals.iter().any(|allowed| allowed == goal) {
         let reason = Reason::new("GOAL_NOT_ALLOWED", format!("the policy does not allow {goal}"));
         return decided(Action::Block, Confidence::Low, vec![reason.with("goal", goal)]);
@@ -287,13 +297,7 @@ pub fn decide_command(
     facts: &CommandFacts,
     now: EpochMs,
 ) -> GovernanceDecision {
-    let decided = |action, confidence, reasons| GovernanceDecision {
-        action,
-        confidence,
-        reasons,
-        decided_at: now,
-        decided_by: Decider::Governor,
-    };
+    let decided = |action, confidence, reasons| governor_decision(action, confidence, reasons, now);
     let block = |confidence, code, message: String| {
         decided(Action::Block, confidence, vec![Reason::new(code, message)])
     };
@@ -422,13 +426,7 @@ pub fn rate_limited(goal: &str, bucket: &str, next: EpochMs, now: EpochMs) -> Go
             .with("scopeKey", bucket)
             .with("goal", goal)
             .with("nextRetryAt", next.to_string());
-    GovernanceDecision {
-        action: Action::RetryLater,
-        confidence: Confidence::Med,
-        reasons: vec![reason],
-        decided_at: now,
-        decided_by: Decider::Governor,
-    }
+    governor_decision(Action::RetryLater, Confidence::Med, vec![reason], now)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contract::mission::{Action, Confidence, Decider, GovernanceDecision, MissionRecord, Reason};
+use contract::mission::{Action, Confidence, MissionRecord, Reason};
 use contract::{EpochMs, OrgId};
 use database::StoreError;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use service::tasks;
 use service_client::ServiceClient;
 use tokio_util::sync::CancellationToken;
 
-use crate::governor::{NOT_EVALUATED, NOT_PROMOTED};
+use crate::governor::{NOT_EVALUATED, NOT_PROMOTED, governor_decision};
 use crate::store::KernelStore;
 use service::clock::Clock;
 
@@ -87,12 +87,10 @@ async fn settle_mission(
     if blocker.as_ref().is_some_and(|reason| reason.code == NOT_EVALUATED) && !late {
         return Ok(()); // the next pass asks again
     }
-    let decision = GovernanceDecision {
-        action: if blocker.is_none() { Action::Allow } else { Action::Quarantine },
-        confidence: if blocker.is_none() { Confidence::Med } else { Confidence::Low },
-        reasons: blocker.into_iter().collect(),
-        decided_at: now,
-        decided_by: Decider::Governor,
+    let (action, confidence) = match blocker {
+        None => (Action::Allow, Confidence::Med),
+        Some(_) => (Action::Quarantine, Confidence::Low),
     };
+    let decision = governor_decision(action, confidence, blocker.into_iter().collect(), now);
     store.record_eval_decision(org, &mission.mission_id, &decision, now).await
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::name_conflict::{ConflictDetector, NameConflict};
 use crate::backoff::Backoff;
+use crate::tasks;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
@@ -135,6 +136,25 @@ impl MqttConnection {
                 return news;
             }
         }
+    }
+
+    /// Connects anew and calls `receive` with the topic and the content of each message until `stop`
+    /// is cancelled; then sends the messages that are still queued, for at most `drain_max`. A
+    /// message with which `receive` panics is dropped; the panic is counted for `work`.
+    pub async fn receive_messages(
+        &mut self,
+        (work, drain_max): (&'static str, Duration),
+        stop: &CancellationToken,
+        mut receive: impl FnMut(&str, &[u8]),
+    ) {
+        self.reconnect();
+        while let Some(event) = self.next(stop).await {
+            let ConnectionEvent::Message { topic, payload } = event else { continue };
+            if let Err(panicked) = tasks::catch(work, || receive(&topic, &payload)) {
+                tracing::error!(error = %panicked, "dropped a message");
+            }
+        }
+        self.drain(drain_max).await;
     }
 
     async fn poll(events: &mut EventLoop, due: Option<Instant>) -> Result<Event, ConnectionError> {

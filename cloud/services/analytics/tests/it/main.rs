@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -12,42 +11,22 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
-use cache::Cache;
-use contract::{Actor, ActorKind, EpochMs, OrgId};
-use http_stack::auth::{Auth, Caller, Role};
+use contract::EpochMs;
+use http_stack::auth::Role;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::{Value, json};
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
+use service_testbed::{NOW, caller};
 use testbed::{FakeService, ReceivedRequest, free_port};
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const HOUR_MS: i64 = 3_600_000;
 
 /// What the services share. The clock starts at [`NOW`] and goes on by `step_ms` when it is read.
 fn context(step_ms: i64) -> Context {
-    let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
     let time_ms = AtomicI64::new(NOW.0);
     Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
         clock: Arc::new(move || EpochMs(time_ms.fetch_add(step_ms, Ordering::SeqCst))),
-        database: None,
-        mqtt: BrokerSettings::default(),
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
+        ..service_testbed::context()
     }
 }
 
@@ -58,11 +37,8 @@ fn routes(ingestion_url: String, step_ms: i64) -> Router {
 
 /// Reads as a viewer of acme.
 async fn read(routes: &Router, uri: &str) -> (StatusCode, Bytes) {
-    let org = Some(OrgId::new("acme").unwrap());
-    let actor =
-        Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: org.clone() };
     let mut request = Request::get(uri).body(Body::empty()).unwrap();
-    request.extensions_mut().insert(Caller { actor, org, role: Role::Viewer });
+    request.extensions_mut().insert(caller("acme", Role::Viewer));
     let response = routes.clone().oneshot(request).await.unwrap();
     let status = response.status();
     (status, to_bytes(response.into_body(), usize::MAX).await.unwrap())

@@ -5,32 +5,20 @@
 mod forwarded;
 mod pages;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::{Json, Router};
-use cache::Cache;
 use console::ConsoleConfig;
-use contract::{EpochMs, OrgId};
-use http_stack::auth::Auth;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
 use service::secret::Secret;
-use service::tasks::Tasks;
 use testbed::{FakeService, ReceivedRequest, free_port};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
-
-/// The console with an ingestion at `ingestion_url`. Its clock stands at [`NOW`].
+/// The console with an ingestion at `ingestion_url`. Its clock stands at `NOW`.
 struct Console {
     routes: Router,
     stop: CancellationToken,
@@ -39,22 +27,9 @@ struct Console {
 impl Console {
     fn start(ingestion_url: String) -> Self {
         service::tls::install_crypto_provider();
-        let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
         let context = Context {
-            access: AccessControl {
-                auth,
-                limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-            },
-            cache: Cache::new(None),
-            clock: Arc::new(|| NOW),
-            database: None,
-            mqtt: BrokerSettings::default(),
             service_token: Secret::from("a-service-token".to_owned()),
-            data: PathBuf::new(),
-            development: true,
-            origins: AllowedOrigins::default(),
-            tasks: Tasks::new(CancellationToken::new()),
-            stop: CancellationToken::new(),
+            ..service_testbed::context()
         };
         let config = ConsoleConfig { ingestion_url, ..ConsoleConfig::default() };
         let routes = console::start(&config, &context).unwrap().routes;

@@ -6,9 +6,10 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
+use service_testbed::NOW;
 use testbed::{FakeService, ReceivedRequest};
 
-use crate::{Console, NOW, busy_ingestion};
+use crate::{Console, busy_ingestion};
 
 const UNAVAILABLE: &str = "<p class=\"notice\" role=\"alert\">Ingestion does not answer. \
     Gateways store what they measure and send it later; this page tries again.</p>";

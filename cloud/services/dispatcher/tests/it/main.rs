@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,49 +10,12 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
-use cache::Cache;
-use contract::{Actor, ActorKind, EpochMs, OrgId};
 use dispatcher::DispatcherConfig;
-use http_stack::auth::{Auth, Caller, Role};
-use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
+use http_stack::auth::{Caller, Role};
 use serde_json::{Value, json};
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
+use service_testbed::{NOW, caller, context};
 use testbed::{FakeService, ReceivedRequest};
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
-
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
-
-fn context() -> Context {
-    let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
-    Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
-        clock: Arc::new(|| NOW),
-        database: None,
-        mqtt: BrokerSettings::default(),
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
-    }
-}
-
-fn caller(org: &str, role: Role) -> Caller {
-    let org = Some(OrgId::new(org).unwrap());
-    let actor =
-        Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: org.clone() };
-    Caller { actor, org, role }
-}
 
 /// Returns the mission as the kernel stores it.
 fn stored(new: &Value) -> Value {

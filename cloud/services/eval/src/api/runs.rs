@@ -375,8 +375,7 @@ pub async fn review(
     request: OrgRequest,
     JsonBody(review): JsonBody<Review>,
 ) -> Result<Json<EvalRun>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person_as(Role::Approver)?;
     let notes = review.notes.filter(|notes| !notes.is_empty());
     if let Some(notes) = &notes {
         check_text("notes", notes, 4_000)?;

@@ -264,7 +264,6 @@ mod tests {
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
     use contract::{Actor, ActorKind, OrgId};
-    use database::{Database, DatabaseConfig};
 
     use super::*;
     use crate::golden::NewCase;
@@ -297,11 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_over_the_budget_waits_for_the_next_day_and_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("eval.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = EvalStore::new(database);
         let actor = Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: None };
         let case = GoldenCase {

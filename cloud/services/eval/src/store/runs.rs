@@ -395,24 +395,15 @@ impl EvalStore {
 
 #[cfg(test)]
 mod tests {
+    use ::database::Pool;
     use ::database::sqlx::raw_sql;
-    use ::database::{Database, DatabaseConfig, Pool};
     use testbed::Postgres;
 
     use super::*;
 
-    async fn open(url: String) -> Database {
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
-        database
-    }
-
     #[tokio::test]
     async fn a_run_to_judge_is_found_by_its_organisation_on_sqlite() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("eval.db").display());
-        let database = open(url).await;
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let sql = format!("EXPLAIN QUERY PLAN {CLAIM}");
         let Pool::Sqlite(pool) = database.pool() else { panic!("SQLite") };
         let rows: Vec<(i64, i64, i64, String)> =
@@ -426,7 +417,7 @@ mod tests {
     #[tokio::test]
     async fn a_run_to_judge_is_found_by_its_organisation_on_postgresql() {
         let cluster = Postgres::start().await.unwrap();
-        let database = open(cluster.url()).await;
+        let database = service_testbed::open_database(cluster.url()).await;
         let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
         // Of 100 runs of each organisation, ten wait; one organisation has most of the runs.
         raw_sql(

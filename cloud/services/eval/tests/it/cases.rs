@@ -4,8 +4,9 @@ use eval::EvalStore;
 use eval::golden::{BaselineCommand, Expectation, GoldenCase, NewCase};
 use eval::store::CaseFilter;
 use serde_json::json;
+use service_testbed::NOW;
 
-use crate::{NOW, audited, by, golden_case, org};
+use crate::{audited, by, golden_case, org};
 
 pub async fn a_case_is_stored_as_it_was_written(store: &EvalStore) {
     let (acme, rival) = (org("stored"), org("rival"));

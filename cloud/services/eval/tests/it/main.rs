@@ -6,29 +6,17 @@ mod routes;
 mod runs;
 mod worker;
 
-use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use cache::Cache;
 use contract::{Actor, ActorKind, EpochMs, OrgId};
-use database::{Database, DatabaseConfig};
 use eval::EvalStore;
 use eval::golden::{GoldenCase, NewCase};
 use eval::run::{EvalRun, Outcome};
 use eval::store::ChangedBy;
-use http_stack::auth::Auth;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::json;
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
+use service_testbed::on_both_databases;
 use tempfile::TempDir;
-use testbed::Postgres;
-use tokio_util::sync::CancellationToken;
-
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
 static ADA: LazyLock<Actor> = LazyLock::new(|| Actor {
     kind: ActorKind::User,
@@ -60,19 +48,10 @@ fn run(id: &str, session: &str, outcome: Outcome, run_at: EpochMs) -> EvalRun {
     .unwrap()
 }
 
-async fn open(url: String) -> EvalStore {
-    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Database::open(&config).await.unwrap();
-    database.migrate_up().await.unwrap();
-    EvalStore::new(database)
-}
-
 /// Opens a new SQLite file, which is removed with the folder.
 async fn open_sqlite() -> (TempDir, EvalStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("eval.db");
-    let store = open(format!("sqlite:{}", path.display())).await;
-    (folder, store)
+    let (folder, database) = service_testbed::open_sqlite().await;
+    (folder, EvalStore::new(database))
 }
 
 /// Returns the action and the details of each entry in an organisation's audit log, oldest first.
@@ -81,52 +60,13 @@ async fn audited(store: &EvalStore, org: &OrgId) -> Vec<(String, serde_json::Val
     log.into_iter().map(|entry| (entry.action, entry.details)).collect()
 }
 
-/// What the service is started with. Its clock stands at [`NOW`].
+/// What the service is started with.
 fn context(store: &EvalStore) -> Context {
-    let auth = Auth::dev(org("acme"), "ada");
-    Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
-        clock: Arc::new(|| NOW),
-        database: Some(store.database().clone()),
-        mqtt: BrokerSettings::default(),
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
-    }
-}
-
-/// Runs the checks of the store: each on an SQLite file of its own, and all on one PostgreSQL
-/// cluster, which takes longer to start than they take. Each check has its own organisation.
-macro_rules! on_both_databases {
-    ($($module:ident :: $check:ident),* $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let (_folder, store) = super::open_sqlite().await;
-                super::$module::$check(&store).await;
-            })*
-        }
-
-        #[tokio::test]
-        async fn every_check_holds_on_postgresql() {
-            let cluster = Postgres::start().await.unwrap();
-            let store = open(cluster.url()).await;
-            $(
-                eprintln!("{}", stringify!($check));
-                $module::$check(&store).await;
-            )*
-        }
-    };
+    Context { database: Some(store.database().clone()), ..service_testbed::context() }
 }
 
 on_both_databases!(
+    eval::EvalStore::new;
     cases::a_case_is_stored_as_it_was_written,
     cases::a_change_replaces_only_the_version_that_was_read,
     cases::archived_cases_are_listed_apart,

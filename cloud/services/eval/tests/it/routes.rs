@@ -10,11 +10,12 @@ use eval::run::Outcome;
 use eval::{EvalConfig, EvalStore};
 use http_stack::auth::{Caller, Role};
 use serde_json::{Value, json};
+use service_testbed::NOW;
 use tempfile::TempDir;
 use testbed::{FakeService, ReceivedRequest, free_port};
 use tower::ServiceExt as _;
 
-use crate::{NOW, by, context, golden_case, open_sqlite, org, run};
+use crate::{by, context, golden_case, open_sqlite, org, run};
 
 const DAY_MS: i64 = 86_400_000;
 

@@ -6,8 +6,9 @@ use eval::run::{EvalRun, Judgement, Outcome};
 use eval::saturation::History;
 use eval::store::{PendingJudgement, RunFilter};
 use serde_json::json;
+use service_testbed::NOW;
 
-use crate::{NOW, audited, by, org, run};
+use crate::{audited, by, org, run};
 
 /// Stores a run, which must be new, and which no language model judges.
 async fn add(store: &EvalStore, org: &OrgId, run: &EvalRun, once: Option<&str>) {

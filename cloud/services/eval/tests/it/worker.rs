@@ -10,9 +10,10 @@ use eval::EvalConfig;
 use eval::golden::{Expectation, GoldenCase, NewCase};
 use eval::store::RunFilter;
 use serde_json::{Value, json};
+use service_testbed::NOW;
 use testbed::{FakeService, ReceivedRequest};
 
-use crate::{NOW, by, context, golden_case, open_sqlite, org};
+use crate::{by, context, golden_case, open_sqlite, org};
 
 /// A mission to evaluate the roast `S-1` of the machine `r-1`.
 fn mission(id: &str, params: &Value) -> Value {

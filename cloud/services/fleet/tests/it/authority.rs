@@ -5,9 +5,10 @@ use std::path::Path;
 use contract::OrgId;
 use fleet::FleetConfig;
 use fleet::authority::{CaError, CaPaths, CertificateAuthority};
+use service_testbed::NOW;
 use trust::x509::Certificate;
 
-use crate::{Gateway, NOW, new_key};
+use crate::{Gateway, new_key};
 
 fn paths(folder: &Path) -> CaPaths {
     CaPaths::of(&FleetConfig::default(), folder)

@@ -5,8 +5,9 @@ use fleet::authority::{CaPaths, CertificateAuthority};
 use fleet::device::{NewDevice, OLD_KEY_ACCEPTED_MS, RegisterOutcome, certificate_name};
 use fleet::store::NewCertificate;
 use fleet::{FleetConfig, FleetStore};
+use service_testbed::NOW;
 
-use crate::{Gateway, NOW, by, machine, new_key};
+use crate::{Gateway, by, machine, new_key};
 
 pub async fn a_key_is_registered_once_and_its_machines_are_replaced(store: &FleetStore) {
     let (gateway, key) = (Gateway::new("once", "gw-1"), new_key());

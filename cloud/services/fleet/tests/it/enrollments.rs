@@ -3,9 +3,10 @@
 use contract::{EpochMs, OrgId};
 use fleet::FleetStore;
 use fleet::store::{Enrollment, EnrollmentError, NewEnrollment, SpendResult};
+use service_testbed::NOW;
 use trust::{EnrollmentToken, PublicKey};
 
-use crate::{ADA, Gateway, NOW, by, new_key};
+use crate::{ADA, Gateway, by, new_key};
 
 const HOUR_MS: i64 = 3_600_000;
 

@@ -9,14 +9,11 @@ mod recoveries;
 use std::sync::LazyLock;
 
 use contract::{Actor, ActorKind, DeviceId, EpochMs, KeyId, MachineId, OrgId, SiteId};
-use database::{Database, DatabaseConfig};
 use fleet::FleetStore;
 use fleet::device::{Device, NewDevice};
 use fleet::store::ChangedBy;
-use testbed::Postgres;
+use service_testbed::on_both_databases;
 use trust::{Algorithm, FileKey, PublicKey};
-
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
 static ADA: LazyLock<Actor> = LazyLock::new(|| Actor {
     kind: ActorKind::User,
@@ -85,40 +82,8 @@ impl Gateway {
     }
 }
 
-async fn open(url: String) -> FleetStore {
-    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Database::open(&config).await.unwrap();
-    database.migrate_up().await.unwrap();
-    FleetStore::new(database)
-}
-
-/// Runs the checks of the store: each on an SQLite file of its own, and all on one PostgreSQL
-/// cluster, which takes longer to start than they take.
-macro_rules! on_both_databases {
-    ($($module:ident :: $check:ident),* $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().join("fleet.db");
-                let store = super::open(format!("sqlite:{}", path.display())).await;
-                super::$module::$check(&store).await;
-            })*
-        }
-
-        #[tokio::test]
-        async fn every_check_holds_on_postgresql() {
-            let cluster = Postgres::start().await.unwrap();
-            let store = open(cluster.url()).await;
-            $(
-                eprintln!("{}", stringify!($check));
-                $module::$check(&store).await;
-            )*
-        }
-    };
-}
-
 on_both_databases!(
+    fleet::FleetStore::new;
     devices::a_key_is_registered_once_and_its_machines_are_replaced,
     devices::another_key_is_refused_unless_it_replaces_the_first,
     devices::a_compromised_key_verifies_nothing,

@@ -3,9 +3,10 @@
 use contract::{EpochMs, OrgId};
 use fleet::FleetStore;
 use fleet::store::{ChangedBy, RecoveryDecision, gateway};
+use service_testbed::NOW;
 use trust::PublicKey;
 
-use crate::{ADA, Gateway, NOW, by, new_key};
+use crate::{ADA, Gateway, by, new_key};
 
 const DAY_MS: i64 = 86_400_000;
 

@@ -1,49 +1,23 @@
 //! The HTTP routes, without their layers and without a broker.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
-use cache::Cache;
-use contract::{Actor, ActorKind, OrgId};
-use http_stack::auth::{Auth, Caller, Role};
+use http_stack::auth::Role;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use inference::InferenceConfig;
 use serde_json::{Value, json};
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
-use tokio_util::sync::CancellationToken;
+use service_testbed::{caller, open_sqlite};
 use tower::ServiceExt as _;
-
-use crate::{NOW, open_sqlite};
 
 const OF_R1: &str = "/config?orgId=acme&siteId=leipzig&machineId=r-1";
 
-async fn routes(folder: &tempfile::TempDir) -> Router {
-    let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
-    let context = Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
-        clock: Arc::new(|| NOW),
-        database: Some(open_sqlite(folder).await),
-        mqtt: BrokerSettings::default(),
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
-    };
-    inference::start(&InferenceConfig::default(), &context).unwrap().routes
+/// Starts the service on an SQLite file of its own, which is removed with the folder.
+async fn start() -> (tempfile::TempDir, Router) {
+    let (folder, database) = open_sqlite().await;
+    let context = Context { database: Some(database), ..service_testbed::context() };
+    (folder, inference::start(&InferenceConfig::default(), &context).unwrap().routes)
 }
 
 /// Sends a request of a person of acme with a role.
@@ -53,14 +27,11 @@ async fn send(
     (method, uri): (Method, &str),
     body: &Value,
 ) -> (StatusCode, Value) {
-    let org = Some(OrgId::new("acme").unwrap());
-    let actor =
-        Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: org.clone() };
     let request = Request::builder()
         .method(method)
         .uri(uri)
         .header(header::CONTENT_TYPE, "application/json")
-        .extension(Caller { actor, org, role })
+        .extension(caller("acme", role))
         .body(Body::from(body.to_string()));
     let response = routes.clone().oneshot(request.unwrap()).await.unwrap();
     let status = response.status();
@@ -74,8 +45,7 @@ fn set(config: &Value) -> Value {
 
 #[tokio::test]
 async fn settings_are_set_one_by_one_and_deleted_together() {
-    let folder = tempfile::tempdir().unwrap();
-    let routes = routes(&folder).await;
+    let (_folder, routes) = start().await;
     let none = json!({});
     let (_, before) = send(&routes, Role::Viewer, (Method::GET, OF_R1), &none).await;
     assert_eq!((&before["isDefault"], &before["machineId"]), (&json!(true), &json!("r-1")));
@@ -101,8 +71,7 @@ async fn settings_are_set_one_by_one_and_deleted_together() {
 
 #[tokio::test]
 async fn wrong_settings_and_foreign_machines_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let routes = routes(&folder).await;
+    let (_folder, routes) = start().await;
     let post = (Method::POST, "/config");
     let hot = set(&json!({"fcBtThresholdC": 301.0}));
     let (status, body) = send(&routes, Role::Operator, post.clone(), &hot).await;

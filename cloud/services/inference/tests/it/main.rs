@@ -4,11 +4,8 @@
 mod api;
 mod store;
 
-use contract::{EpochMs, Origin};
-use database::{Database, DatabaseConfig};
+use contract::Origin;
 use inference::Settings;
-
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 
 fn origin(text: &str) -> Origin {
     text.parse().unwrap()
@@ -17,17 +14,6 @@ fn origin(text: &str) -> Origin {
 /// Settings with a threshold of first crack and nothing else.
 fn threshold(fc_bt_threshold_c: f64) -> Settings {
     Settings { fc_bt_threshold_c: Some(fc_bt_threshold_c), ..Settings::default() }
-}
-
-async fn open(url: String) -> Database {
-    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Database::open(&config).await.unwrap();
-    database.migrate_up().await.unwrap();
-    database
-}
-
-async fn open_sqlite(folder: &tempfile::TempDir) -> Database {
-    open(format!("sqlite:{}", folder.path().join("inference.db").display())).await
 }
 
 #[test]

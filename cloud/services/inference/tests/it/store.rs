@@ -6,9 +6,9 @@ use contract::{Actor, ActorKind, OrgId, Origin};
 use database::on;
 use database::sqlx::query;
 use inference::{InferenceStore, Settings};
-use testbed::Postgres;
+use service_testbed::{NOW, Postgres, open_database, open_sqlite};
 
-use crate::{NOW, open, open_sqlite, origin, threshold};
+use crate::{origin, threshold};
 
 async fn settings_belong_to_one_machine_and_each_change_is_audited(store: &InferenceStore) {
     let actor = Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: None };
@@ -74,8 +74,8 @@ async fn settings_follow_the_alias_of_a_machine(store: &InferenceStore) {
 
 #[tokio::test]
 async fn settings_belong_to_one_machine_on_sqlite() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = InferenceStore::new(open_sqlite(&folder).await);
+    let (_folder, database) = open_sqlite().await;
+    let store = InferenceStore::new(database);
     settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
     settings_follow_the_alias_of_a_machine(&store).await;
 }
@@ -83,7 +83,7 @@ async fn settings_belong_to_one_machine_on_sqlite() {
 #[tokio::test]
 async fn settings_belong_to_one_machine_on_postgresql() {
     let cluster = Postgres::start().await.unwrap();
-    let store = InferenceStore::new(open(cluster.url()).await);
+    let store = InferenceStore::new(open_database(cluster.url()).await);
     settings_belong_to_one_machine_and_each_change_is_audited(&store).await;
     settings_follow_the_alias_of_a_machine(&store).await;
 }

@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::panic;
 use std::sync::Arc;
 
-use ::database::{Database, DatabaseConfig};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
@@ -146,11 +145,7 @@ struct Cloud {
 
 impl Cloud {
     async fn open() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (folder, database) = service_testbed::open_sqlite().await;
         let store = IngestStore::new(database);
         let clock: Clock = Arc::new(|| NOW.plus_ms(HOUR_MS));
         let stop = CancellationToken::new();

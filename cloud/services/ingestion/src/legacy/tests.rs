@@ -1,7 +1,6 @@
 //! Tests of whole messages on SQLite: from the bytes of a publisher to what clients read.
 #![allow(clippy::cast_possible_truncation, clippy::float_cmp)] // small, exact numbers
 
-use ::database::{Database, DatabaseConfig};
 use contract::point::ExtraValue;
 use serde_json::{Value, json};
 
@@ -21,11 +20,7 @@ struct Publisher {
 
 impl Publisher {
     async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (folder, database) = service_testbed::open_sqlite().await;
         Self {
             store: IngestStore::new(database),
             keys: KeyCache::default(),

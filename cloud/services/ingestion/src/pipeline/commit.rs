@@ -286,7 +286,6 @@ fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use ::database::{Database, DatabaseConfig};
     use contract::{ChainId, ClockQuality, Digest, Frame, RejectedFrame};
 
     use super::*;
@@ -329,11 +328,7 @@ mod tests {
     /// alone.
     #[tokio::test]
     async fn a_frame_whose_commit_panics_is_refused_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let reads = AtomicU32::new(0);
         let committer = Committer {
             store: IngestStore::new(database),

@@ -184,17 +184,12 @@ pub(crate) fn chain_state(open: &OpenReceipt) -> crate::chain::ChainState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::database::DatabaseConfig;
 
     /// Clearing everything at the bound would send the queries of all running chains at once.
     #[tokio::test]
     async fn a_chain_in_use_stays_cached_when_the_bound_is_passed() {
         const NOW: EpochMs = EpochMs(1_760_000_000_000);
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = IngestStore::with_number_cache(database, 32);
         let origin: Origin = "acme/leipzig/r-1".parse().unwrap();
         let running = store.chain_no(&origin, ChainId([0; 16]), "kid", NOW).await.unwrap();

@@ -49,30 +49,37 @@ pub const SELECT: &str = "chain_no, number, machine_no, arrival, boot, mono_ms, 
 const NAMES: [&str; 7] =
     ["bt_c", "et_c", "ror_c_per_min", "gas_pct", "fan_pct", "drum_rpm", "ambient_c"];
 
+/// Reads a row of either database, whose arrays the caller has read.
+macro_rules! frame_row {
+    ($row:ident, $offsets_ms:expr, $values:ident) => {
+        FrameRow {
+            chain_no: $row.try_get("chain_no")?,
+            number: $row.try_get("number")?,
+            machine_no: $row.try_get("machine_no")?,
+            arrival: $row.try_get("arrival")?,
+            boot: $row.try_get("boot")?,
+            mono_ms: $row.try_get("mono_ms")?,
+            first_seq: $row.try_get("first_seq")?,
+            t0_ms: $row.try_get("t0_ms")?,
+            wall_ms: $row.try_get("wall_ms")?,
+            offsets_ms: $offsets_ms,
+            values: $values,
+            extras: $row.try_get("extras")?,
+            quality: $row.try_get("quality")?,
+            trust: $row.try_get("trust")?,
+            received_ms: $row.try_get("received_ms")?,
+            published: PublishedSamples::parse($row.try_get("published")?),
+        }
+    };
+}
+
 impl FromRow<'_, PgRow> for FrameRow {
     fn from_row(row: &PgRow) -> Result<Self, Error> {
         let mut values: [Values; 7] = Default::default();
         for (name, slot) in NAMES.into_iter().zip(&mut values) {
             *slot = row.try_get(name)?;
         }
-        Ok(Self {
-            chain_no: row.try_get("chain_no")?,
-            number: row.try_get("number")?,
-            machine_no: row.try_get("machine_no")?,
-            arrival: row.try_get("arrival")?,
-            boot: row.try_get("boot")?,
-            mono_ms: row.try_get("mono_ms")?,
-            first_seq: row.try_get("first_seq")?,
-            t0_ms: row.try_get("t0_ms")?,
-            wall_ms: row.try_get("wall_ms")?,
-            offsets_ms: row.try_get("offsets_ms")?,
-            values,
-            extras: row.try_get("extras")?,
-            quality: row.try_get("quality")?,
-            trust: row.try_get("trust")?,
-            received_ms: row.try_get("received_ms")?,
-            published: PublishedSamples::parse(row.try_get("published")?),
-        })
+        Ok(frame_row!(row, row.try_get("offsets_ms")?, values))
     }
 }
 
@@ -85,24 +92,7 @@ impl FromRow<'_, SqliteRow> for FrameRow {
         for (name, slot) in NAMES.into_iter().zip(&mut values) {
             *slot = row.try_get::<Option<&str>, _>(name)?.map(json).transpose()?;
         }
-        Ok(Self {
-            chain_no: row.try_get("chain_no")?,
-            number: row.try_get("number")?,
-            machine_no: row.try_get("machine_no")?,
-            arrival: row.try_get("arrival")?,
-            boot: row.try_get("boot")?,
-            mono_ms: row.try_get("mono_ms")?,
-            first_seq: row.try_get("first_seq")?,
-            t0_ms: row.try_get("t0_ms")?,
-            wall_ms: row.try_get("wall_ms")?,
-            offsets_ms: json(row.try_get("offsets_ms")?)?,
-            values,
-            extras: row.try_get("extras")?,
-            quality: row.try_get("quality")?,
-            trust: row.try_get("trust")?,
-            received_ms: row.try_get("received_ms")?,
-            published: PublishedSamples::parse(row.try_get("published")?),
-        })
+        Ok(frame_row!(row, json(row.try_get("offsets_ms")?)?, values))
     }
 }
 

@@ -199,7 +199,6 @@ impl IngestStore {
 
 #[cfg(test)]
 mod tests {
-    use ::database::{Database, DatabaseConfig};
     use contract::{
         ChainId, ClockQuality, Column, Digest, EpochMs, EventKind, EventSource, Frame,
         MachineEvent, Origin, SessionId,
@@ -275,11 +274,7 @@ mod tests {
             [3, 1, 7, 2, 8, 9, 12, 4, 5, 6, 10, 11],
             [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1],
         ] {
-            let folder = tempfile::tempdir().unwrap();
-            let url = format!("sqlite:{}", folder.path().join("test.db").display());
-            let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-            let database = Database::open(&config).await.unwrap();
-            database.migrate_up().await.unwrap();
+            let (_folder, database) = service_testbed::open_sqlite().await;
             let store = IngestStore::new(database);
             let (origin, frames) = (origin(), frames());
             let no = store.chain_no(&origin, CHAIN, "kid", NOW).await.unwrap();

@@ -8,10 +8,10 @@
 )] // a test may break
 
 use contract::*;
-use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChainNo, OrgCursor, Outcome};
 use ingestion::verified_frame::{Numbering, Opening, Repeats, Trust, VerifiedFrame};
+use service_testbed::NOW;
 
 /// Makes a test of each check on SQLite, and one on PostgreSQL.
 macro_rules! on_both {
@@ -37,10 +37,10 @@ macro_rules! on_both {
 mod clocks;
 mod curves;
 mod frames;
+mod machine_names;
 mod sessions;
 mod sweeps;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const CHAIN: ChainId = ChainId([9; 16]);
 
 fn origin() -> Origin {
@@ -57,9 +57,7 @@ fn first() -> [OrgCursor; 1] {
 }
 
 async fn open(url: String) -> IngestStore {
-    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Database::open(&config).await.unwrap();
-    database.migrate_up().await.unwrap();
+    let database = service_testbed::open_database(url).await;
     database.ensure_partitions(NOW).await.unwrap();
     IngestStore::new(database)
 }

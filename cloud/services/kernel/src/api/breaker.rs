@@ -47,8 +47,7 @@ pub async fn resolve(
     request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RecordChanged>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person_as(Role::Approver)?;
     let who = (&request.caller.actor, "breaker.resolve", request.now());
     let target = (RecordKind::Event, id.as_str(), "open");
     let resolve = |event: &mut BreakerEvent| {

@@ -219,8 +219,7 @@ pub async fn approve(
 ) -> Result<Json<ProposalApproved>, ApiError> {
     let now = request.now();
     let OrgRequest { caller, org, .. } = request;
-    caller.require_person()?;
-    caller.require_role(Role::Admin)?;
+    caller.require_person_as(Role::Admin)?;
     let proposal = loop {
         let found = state.store.pending_proposal(&org, &id).await?;
         let (version, mut proposal) = found.ok_or(ApiError::NotFound("pending proposal"))?;
@@ -290,8 +289,7 @@ pub async fn reject(
     request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<RecordChanged>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person_as(Role::Approver)?;
     let who = (&request.caller.actor, "governance.reject", request.now());
     let target = (RecordKind::Proposal, id.as_str(), "pending");
     let found: Option<Proposal> =

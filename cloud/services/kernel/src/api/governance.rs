@@ -335,8 +335,7 @@ pub async fn declare(
 ) -> Result<Json<DeclaredItems>, ApiError> {
     let now = request.now();
     let OrgRequest { caller, org, .. } = request;
-    caller.require_person()?;
-    caller.require_role(Role::Admin)?;
+    caller.require_person_as(Role::Admin)?;
     let unknown = items.keys().find(|name| !readiness::declarable().any(|known| known == **name));
     if let Some(name) = unknown {
         return Err(ApiError::Issues(vec![Issue::new(name, "not an item that can be declared")]));

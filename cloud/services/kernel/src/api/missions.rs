@@ -395,8 +395,7 @@ pub async fn approve(
     Path(id): Path<String>,
     JsonBody(approval): JsonBody<Approve>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person_as(Role::Approver)?;
     let note = approval.note.as_deref().filter(|note| !note.is_empty());
     if note.is_some_and(|note| note.len() > NOTE_MAX || note.contains('\0')) {
         return Err(ApiError::Issues(vec![Issue::new("note", "more than 2000 bytes, or a NUL")]));
@@ -413,8 +412,7 @@ pub async fn cancel(
     request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Approver)?;
+    request.caller.require_person_as(Role::Approver)?;
     let actor = &request.caller.actor;
     transition_response(state.store.cancel(&request.org, &id, actor, request.now()).await?)
 }
@@ -427,8 +425,7 @@ pub async fn retry_now(
     request: OrgRequest,
     Path(id): Path<String>,
 ) -> Result<Json<MissionRecord>, ApiError> {
-    request.caller.require_person()?;
-    request.caller.require_role(Role::Operator)?;
+    request.caller.require_person_as(Role::Operator)?;
     let actor = &request.caller.actor;
     transition_response(state.store.retry_now(&request.org, &id, actor, request.now()).await?)
 }

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use ::database::sqlx::{AssertSqlSafe, query_as, query_scalar};
 use ::database::{StoreError, on, on_tx};
 use contract::mission::{
-    Action, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus, Priority, Reason,
+    Action, Confidence, Decider, GovernanceDecision, LastError, MissionRecord, MissionStatus,
+    Priority, Reason,
 };
 use contract::{Actor, EpochMs, OrgId};
 use serde_json::{Map, Value, json};
@@ -16,10 +17,13 @@ use super::KernelStore;
 use super::lane::{PENDING, RETRY, RUNNING};
 use super::mission_row::{MissionRow, columns, to_json};
 use super::turns::waiting_sql;
+use crate::governor::governor_decision;
 
 /// The wait after the first failure, ms; it doubles with each further failure.
 const RETRY_DELAY_MS: i64 = 2_000;
 const RETRY_DELAY_MAX_MS: i64 = 900_000;
+/// Why a worker's step is refused while the mission runs.
+const LEASE_LOST: &str = "the lease has expired or belongs to another worker";
 /// The most missions that one pass quarantines.
 const QUARANTINE_BATCH_MAX: i64 = 100;
 
@@ -177,8 +181,7 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(lease_id).bind(now.plus_ms(i64::from(lease_ms)).0)
             .bind(now.0).bind(worker).fetch_optional(pool).await)
         .map_err(StoreError::query("renewing a lease"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Marks a mission as done. Without a lease id this succeeds only while the lease is valid.
@@ -204,8 +207,7 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(lease_id).bind(now.0).bind(result)
             .fetch_optional(pool).await)
         .map_err(StoreError::query("completing a mission"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Records a failed attempt. The mission is retried after a wait that doubles each time, or it
@@ -238,8 +240,7 @@ impl KernelStore {
             .bind((!again).then_some(now.0)).bind(to_json(&failure.error)?)
             .bind(i64::from(mission.attempts)).fetch_optional(pool).await)
         .map_err(StoreError::query("failing a mission"))?;
-        self.transition_result(org, id, row, "the lease has expired or belongs to another worker")
-            .await
+        self.transition_result(org, id, row, LEASE_LOST).await
     }
 
     /// Records a person's approval of a quarantined, blocked or failed mission, so that it runs.
@@ -272,14 +273,10 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(&decision)?).bind(to_json(actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("approving a mission"))?;
-        if row.is_some() {
-            let details = json!({"note": note, "previousStatus": mission.status.as_str()});
-            self.audit(&mut tx, org, actor, ("mission.approve", id, details), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it does not wait for an approval").await
+        let details = json!({"note": note, "previousStatus": mission.status.as_str()});
+        let change = ("mission.approve", id, details);
+        let otherwise = "it does not wait for an approval";
+        self.end_change(tx, org, (actor, now), change, row, otherwise).await
     }
 
     /// Cancels a mission that has not ended, for a person.
@@ -301,13 +298,8 @@ impl KernelStore {
              AND status NOT IN ('DONE', 'FAILED', 'CANCELED') RETURNING ", columns!()))
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(actor)?).fetch_optional(c).await)
         .map_err(StoreError::query("canceling a mission"))?;
-        if row.is_some() {
-            self.audit(&mut tx, org, actor, ("mission.cancel", id, json!({})), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it has already ended").await
+        let change = ("mission.cancel", id, json!({}));
+        self.end_change(tx, org, (actor, now), change, row, "it has already ended").await
     }
 
     /// Makes the next attempt of a mission due at once, for a person.
@@ -324,7 +316,7 @@ impl KernelStore {
         let Some(mission) = self.mission(org, id).await? else { return Ok(Transition::NotFound) };
         let mut decision = mission.governance.unwrap_or_else(|| GovernanceDecision {
             action: Action::Allow,
-            confidence: contract::mission::Confidence::Med,
+            confidence: Confidence::Med,
             reasons: Vec::new(),
             decided_at: now,
             decided_by: Decider::Human,
@@ -337,13 +329,8 @@ impl KernelStore {
             .bind(org.as_str()).bind(id).bind(now.0).bind(to_json(&decision)?).bind(to_json(actor)?)
             .fetch_optional(c).await)
         .map_err(StoreError::query("retrying a mission"))?;
-        if row.is_some() {
-            self.audit(&mut tx, org, actor, ("mission.retryNow", id, json!({})), now).await?;
-            tx.commit().await?;
-        } else {
-            drop(tx); // the query below needs a connection
-        }
-        self.transition_result(org, id, row, "it does not wait for a retry").await
+        let change = ("mission.retryNow", id, json!({}));
+        self.end_change(tx, org, (actor, now), change, row, "it does not wait for a retry").await
     }
 
     /// Quarantines missions that have used up their attempts by losing their workers: a mission
@@ -353,16 +340,11 @@ impl KernelStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn quarantine_poison(&self, now: EpochMs) -> Result<usize, StoreError> {
-        let decision = GovernanceDecision {
-            action: Action::Quarantine,
-            confidence: contract::mission::Confidence::Low,
-            reasons: vec![Reason::new(
-                "POISON_MISSION",
-                "every worker that claimed it was lost; see their logs, then approve or cancel it",
-            )],
-            decided_at: now,
-            decided_by: Decider::Governor,
-        };
+        let reason = Reason::new(
+            "POISON_MISSION",
+            "every worker that claimed it was lost; see their logs, then approve or cancel it",
+        );
+        let decision = governor_decision(Action::Quarantine, Confidence::Low, vec![reason], now);
         let error = LastError { error: "its worker was lost each time".to_owned(), details: None };
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let sql = format!(
@@ -379,6 +361,26 @@ impl KernelStore {
         Ok(rows.len())
     }
 
+    /// Ends the transaction of a person's change: one that changed a mission is audited and
+    /// committed.
+    async fn end_change(
+        &self,
+        mut tx: ::database::Tx,
+        org: &OrgId,
+        (actor, now): (&Actor, EpochMs),
+        (action, id, details): (&str, &str, Value),
+        row: Option<MissionRow>,
+        otherwise: &str,
+    ) -> Result<Transition, StoreError> {
+        if row.is_some() {
+            self.audit(&mut tx, org, actor, (action, id, details), now).await?;
+            tx.commit().await?;
+        } else {
+            drop(tx); // the query below needs a connection
+        }
+        self.transition_result(org, id, row, otherwise).await
+    }
+
     async fn transition_result(
         &self,
         org: &OrgId,
@@ -393,7 +395,7 @@ impl KernelStore {
             None => Transition::NotFound,
             Some(mission) => {
                 let not_running = mission.status != MissionStatus::Running;
-                let why = if not_running && otherwise.starts_with("the lease") {
+                let why = if not_running && otherwise == LEASE_LOST {
                     "no worker runs it"
                 } else {
                     otherwise
@@ -417,17 +419,11 @@ impl KernelStore {
 
 #[cfg(test)]
 mod tests {
-    use ::database::{Database, DatabaseConfig};
-
     use super::*;
 
     #[tokio::test]
     async fn a_claim_for_one_organisation_reads_nothing_of_the_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("kernel.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = KernelStore::new(database);
         for (goals, index) in
             [(0, "missions_claimable_of_org "), (1, "missions_claimable_of_org_by_goal ")]

@@ -106,8 +106,8 @@ pub(super) fn waiting_sql(goals: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ::database::Pool;
     use ::database::sqlx::{AssertSqlSafe, query_scalar, raw_sql};
-    use ::database::{Database, DatabaseConfig, Pool};
     use testbed::Postgres;
 
     use super::*;
@@ -115,9 +115,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_organisations_are_found_by_an_index_on_postgresql() {
         let cluster = Postgres::start().await.unwrap();
-        let config = DatabaseConfig { url: cluster.url().into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let database = service_testbed::open_database(cluster.url()).await;
         let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
         // 50 organisations with 1 200 missions each, of ten goals, in all urgencies and lanes.
         raw_sql(

@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::{Body, to_bytes};
@@ -12,45 +10,17 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
-use cache::Cache;
-use contract::{Actor, ActorKind, EpochMs, OrgId};
-use http_stack::auth::{Auth, Caller, Role};
+use http_stack::auth::Role;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use reports::ReportsConfig;
 use serde_json::{Value, json};
-use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
+use service_testbed::{NOW, caller, context};
 use testbed::{FakeService, ReceivedRequest};
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const COMPLETE: &str = "/missions/m-1/complete";
 const FAIL: &str = "/missions/m-1/fail";
 const LATEST: &str = "/sessions/S-1/reports/latest";
-
-fn context() -> Context {
-    let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
-    Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
-        clock: Arc::new(|| NOW),
-        database: None,
-        mqtt: BrokerSettings::default(),
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
-    }
-}
 
 fn mission() -> Value {
     json!({
@@ -264,11 +234,8 @@ async fn a_roast_that_does_not_exist_fails_for_good() {
 
 /// Reads as a viewer of acme.
 async fn read(routes: &Router, uri: &str) -> Response {
-    let org = Some(OrgId::new("acme").unwrap());
-    let actor =
-        Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: org.clone() };
     let mut request = Request::get(uri).body(Body::empty()).unwrap();
-    request.extensions_mut().insert(Caller { actor, org, role: Role::Viewer });
+    request.extensions_mut().insert(caller("acme", Role::Viewer));
     routes.clone().oneshot(request).await.unwrap()
 }
 

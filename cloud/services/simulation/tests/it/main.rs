@@ -4,54 +4,19 @@
 mod publisher;
 mod twin;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::{Method, header};
-use cache::Cache;
-use contract::{Actor, ActorKind, EpochMs, OrgId};
-use http_stack::auth::{Auth, Caller, Role};
+use http_stack::auth::Caller;
 use http_stack::start::Context;
-use http_stack::{AccessControl, Limits, LimitsConfig};
 use serde_json::Value;
 use service::mqtt::BrokerSettings;
-use service::origin::AllowedOrigins;
-use service::secret::Secret;
-use service::tasks::Tasks;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
-
-/// What the services are started with. The clock stands at [`NOW`].
+/// What the services are started with.
 fn context(mqtt: BrokerSettings) -> Context {
-    let auth = Auth::dev(OrgId::new("acme").unwrap(), "ada");
-    Context {
-        access: AccessControl {
-            auth,
-            limits: Limits::new(&LimitsConfig::default(), None, Arc::new(|| NOW)),
-        },
-        cache: Cache::new(None),
-        clock: Arc::new(|| NOW),
-        database: None,
-        mqtt,
-        service_token: Secret::default(),
-        data: PathBuf::new(),
-        development: true,
-        origins: AllowedOrigins::default(),
-        tasks: Tasks::new(CancellationToken::new()),
-        stop: CancellationToken::new(),
-    }
-}
-
-fn caller(org: &str, role: Role) -> Caller {
-    let org = Some(OrgId::new(org).unwrap());
-    let actor =
-        Actor { kind: ActorKind::User, id: "ada".to_owned(), display: None, org: org.clone() };
-    Caller { actor, org, role }
+    Context { mqtt, ..service_testbed::context() }
 }
 
 /// Sends a request and returns the status and the body. A null body is no body.

@@ -10,12 +10,13 @@ use http_stack::auth::{Caller, Role};
 use http_stack::start::Context;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
+use service_testbed::caller;
 use simulation::{Registry, RegistryFuture, SimulationConfig};
 use testbed::{Mosquitto, free_port, wait_for};
 use tokio::sync::watch;
 use trust::PublicKey;
 
-use crate::{caller, context, send};
+use crate::{context, send};
 
 /// Records the keys that are registered and revoked. It refuses the machine `real`.
 struct TestRegistry {

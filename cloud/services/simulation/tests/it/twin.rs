@@ -8,10 +8,11 @@ use axum::response::Response;
 use http_stack::auth::Role;
 use serde_json::{Value, json};
 use service::mqtt::BrokerSettings;
+use service_testbed::{NOW, caller};
 use simulation::SimulationConfig;
 use tower::ServiceExt as _;
 
-use crate::{NOW, caller, context, send};
+use crate::{context, send};
 
 fn routes() -> Router {
     let context = context(BrokerSettings::default());

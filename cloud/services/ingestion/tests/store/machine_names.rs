@@ -1,40 +1,16 @@
-//! Checks display names and aliases of machines: the same checks on SQLite and on PostgreSQL.
-#![allow(clippy::unwrap_used)] // a test may break
+//! Checks display names and aliases of machines.
 
 use contract::*;
-use database::{Database, DatabaseConfig};
 use ingestion::IngestStore;
 use ingestion::store::{ChangedBy, MachineChange, MachineNaming, NameRefusal, SessionFilter};
 use ingestion::verified_frame::{Numbering, Trust, VerifiedFrame};
-use testbed::Postgres;
 
-const NOW: EpochMs = EpochMs(1_760_000_000_000);
+use crate::NOW;
 
-async fn open(url: String) -> IngestStore {
-    let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-    let database = Database::open(&config).await.unwrap();
-    database.migrate_up().await.unwrap();
-    database.ensure_partitions(NOW).await.unwrap();
-    IngestStore::new(database)
-}
-
-/// Stores a frame that opens the session `session` at the machine `org/site/machine`; returns the
-/// number of its chain and its digest.
-async fn roast(store: &IngestStore, machine: &str, session: &str) -> (i64, Digest) {
-    let origin: Origin = machine.parse().unwrap();
-    let chain = ChainId(trust::sha256_digest(machine.as_bytes()).0[..16].try_into().unwrap());
-    let charge = MachineEvent {
-        kind: EventKind::Charge,
-        seq: 0,
-        at: NOW,
-        elapsed_s: 0.0,
-        session: SessionId::new(session).unwrap(),
-        source: EventSource::Machine,
-        bt_c: None,
-        note: None,
-    };
-    let frame = Frame {
-        origin: origin.clone(),
+/// Returns the first frame of a chain, with one sample and no events.
+fn first_frame(origin: Origin, chain: ChainId) -> Frame {
+    Frame {
+        origin,
         chain,
         number: 1,
         previous: None,
@@ -46,23 +22,46 @@ async fn roast(store: &IngestStore, machine: &str, session: &str) -> (i64, Diges
         profile_digest: None,
         offsets_ms: vec![0],
         columns: vec![Column { channel: Channel::Bt, values: vec![Some(200.0)], quality: vec![] }],
-        events: vec![charge],
-    };
+        events: vec![],
+    }
+}
+
+/// Stores a frame; returns the number of its chain and its digest.
+async fn store_frame(store: &IngestStore, frame: Frame, received: EpochMs) -> (i64, Digest) {
     let signed = frame.encode();
     let digest = trust::sha256_digest(&signed);
+    let kid = "device:gw@leipzig";
+    let no = store.chain_no(&frame.origin, frame.chain, kid, received).await.unwrap();
     let verified = VerifiedFrame {
         digest,
         signed,
         frame,
-        kid: "device:gw@leipzig".to_owned(),
+        kid: kid.to_owned(),
         trust: Trust::Verified,
         numbering: Numbering::Edge,
         published: None,
-        received: NOW,
+        received,
     };
-    let no = store.chain_no(&origin, chain, "device:gw@leipzig", NOW).await.unwrap();
-    store.commit(&[no], &[verified], NOW).await.unwrap();
+    store.commit(&[no], &[verified], received).await.unwrap();
     (no.chain, digest)
+}
+
+/// Stores a frame that opens the session `session` at the machine `org/site/machine`; returns the
+/// number of its chain and its digest.
+async fn roast(store: &IngestStore, machine: &str, session: &str) -> (i64, Digest) {
+    let chain = ChainId(trust::sha256_digest(machine.as_bytes()).0[..16].try_into().unwrap());
+    let charge = MachineEvent {
+        kind: EventKind::Charge,
+        seq: 0,
+        at: NOW,
+        elapsed_s: 0.0,
+        session: SessionId::new(session).unwrap(),
+        source: EventSource::Machine,
+        bt_c: None,
+        note: None,
+    };
+    let first = first_frame(machine.parse().unwrap(), chain);
+    store_frame(store, Frame { events: vec![charge], ..first }, NOW).await
 }
 
 async fn change(
@@ -174,43 +173,21 @@ async fn a_display_name_is_stored_and_shown_with_the_present_id(store: &IngestSt
 /// Stores a frame of one of the chains of `acme/leipzig/drum-1`: the second one if `previous` names
 /// the first. It was made and received so many seconds after [`NOW`]. Returns the number of the chain
 /// and the frame's digest.
-async fn store_frame(
+async fn store_next(
     store: &IngestStore,
     (chain, previous): (u8, Option<Digest>),
     (made_s, received_s): (i64, i64),
 ) -> (i64, Digest) {
-    let origin: Origin = "acme/leipzig/drum-1".parse().unwrap();
     let number = if previous.is_some() { 2 } else { 1 };
     let frame = Frame {
-        origin: origin.clone(),
-        chain: ChainId([chain; 16]),
         number,
         previous,
-        boot_id: 1,
         first_seq: number,
         mono_ms: number * 1_000,
         wall: NOW.plus_ms(made_s * 1_000),
-        clock: ClockQuality::Synchronised,
-        profile_digest: None,
-        offsets_ms: vec![0],
-        columns: vec![Column { channel: Channel::Bt, values: vec![Some(200.0)], quality: vec![] }],
-        events: vec![],
+        ..first_frame("acme/leipzig/drum-1".parse().unwrap(), ChainId([chain; 16]))
     };
-    let (signed, received) = (frame.encode(), NOW.plus_ms(received_s * 1_000));
-    let digest = trust::sha256_digest(&signed);
-    let no = store.chain_no(&origin, frame.chain, "device:gw@leipzig", received).await.unwrap();
-    let verified = VerifiedFrame {
-        digest,
-        signed,
-        frame,
-        kid: "device:gw@leipzig".to_owned(),
-        trust: Trust::Verified,
-        numbering: Numbering::Edge,
-        published: None,
-        received,
-    };
-    store.commit(&[no], &[verified], received).await.unwrap();
-    (no.chain, digest)
+    store_frame(store, frame, NOW.plus_ms(received_s * 1_000)).await
 }
 
 /// A gateway was replaced; the old one later sends what its journal has kept.
@@ -220,13 +197,13 @@ async fn a_late_frame_of_an_older_chain_does_not_make_it_the_newest(store: &Inge
         let machines = store.machines_of(&org, (None, Some("drum-1"))).await.unwrap();
         machines.iter().map(|row| row.chain_no).collect()
     };
-    let (old, first) = store_frame(store, (1, None), (0, 0)).await;
+    let (old, first) = store_next(store, (1, None), (0, 0)).await;
     assert_eq!(newest().await, [old]);
-    let (new, second) = store_frame(store, (2, None), (100, 100)).await;
+    let (new, second) = store_next(store, (2, None), (100, 100)).await;
     assert_eq!(newest().await, [new]);
-    store_frame(store, (1, Some(first)), (1, 200)).await;
+    store_next(store, (1, Some(first)), (1, 200)).await;
     assert_eq!(newest().await, [new], "it was seen last, with an older sample");
-    store_frame(store, (2, Some(second)), (101, 200)).await;
+    store_next(store, (2, Some(second)), (101, 200)).await;
     assert_eq!(newest().await, [new], "both were seen at the same time");
     // Chains without frames, as of a gateway that keeps its journal in memory.
     let origin: Origin = "acme/leipzig/drum-1".parse().unwrap();
@@ -236,25 +213,6 @@ async fn a_late_frame_of_an_older_chain_does_not_make_it_the_newest(store: &Inge
     assert_eq!(newest().await, [new], "among many chains");
 }
 
-macro_rules! on_both {
-    ($($check:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $check() {
-                let folder = tempfile::tempdir().unwrap();
-                let path = folder.path().join("test.db");
-                super::$check(&super::open(format!("sqlite:{}", path.display())).await).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test]
-            async fn $check() {
-                let cluster = super::Postgres::start().await.unwrap();
-                super::$check(&super::open(cluster.url()).await).await;
-            })*
-        }
-    };
-}
 on_both!(
     an_alias_joins_the_history_of_both_ids_and_its_removal_parts_them,
     a_refused_change_stores_and_audits_nothing,

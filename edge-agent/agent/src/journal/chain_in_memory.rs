@@ -54,8 +54,6 @@ impl Journal {
         if !saved && let Some(origin) = self.machine()? {
             let fresh = trust::random().map(ChainId).map_err(failed)?;
             self.start_chain(fresh, &origin)?;
-            // A roast cannot continue in another chain.
-            self.abandon_roasts(None)?;
         }
         // Only now: a power cut before this starts one more chain, which does no harm.
         fs::remove_file(path).and_then(|()| sync_folder(folder)).map_err(failed)

@@ -487,7 +487,6 @@ fn a_frame_that_waited_while_a_chain_was_started_does_not_move_the_new_chain() {
     append(&mut journal, 1, Some(&roast(1)));
     let fresh = ChainId([8; 16]);
     journal.start_chain(fresh, &origin()).unwrap();
-    journal.abandon_roasts(None).unwrap();
     append(&mut journal, 2, Some(&roast(1)));
     let position = journal.load_or_start_chain(&origin(), CHAIN).unwrap();
     assert_eq!((position.chain, position.next_number, position.previous), (fresh, 1, None));
@@ -516,4 +515,36 @@ fn an_acknowledgement_changes_only_frames_of_its_own_chain() {
     journal.apply_ack(&ack(1, 1)).unwrap();
     let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(10), &[]).unwrap();
     assert_eq!(unsent.iter().map(|frame| frame.chain).collect::<Vec<_>>(), [other]);
+}
+
+/// A power cut may follow at once: the next start must find none of it.
+#[test]
+fn a_new_chain_abandons_the_running_roast_and_exchanges_what_was_learned_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    journal.load_or_start_chain(&origin(), CHAIN).unwrap();
+    let learned = MachineModel { roasts: 3, ..MachineModel::default() };
+    journal.save_learned(&learned).unwrap();
+    append(&mut journal, 1, Some(&roast(1)));
+    journal.start_chain(ChainId([8; 16]), &origin()).unwrap();
+    assert!(journal.running_roast().unwrap().is_none());
+    assert_eq!(journal.learned().unwrap(), learned, "it is the same machine");
+    let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
+    journal.start_chain(ChainId([9; 16]), &moved).unwrap();
+    assert_eq!(journal.learned().unwrap(), MachineModel::default());
+    assert_eq!(journal.learned_about(&origin()).unwrap(), learned);
+}
+
+#[test]
+fn a_disk_that_takes_over_another_machine_keeps_what_was_learned_about_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, memory) = (open(&folder), Journal::in_memory().unwrap());
+    disk.load_or_start_chain(&origin(), CHAIN).unwrap();
+    let learned = MachineModel { roasts: 3, ..MachineModel::default() };
+    disk.save_learned(&learned).unwrap();
+    let moved: Origin = "acme/leipzig/r-2".parse().unwrap();
+    memory.load_or_start_chain(&moved, ChainId([9; 16])).unwrap();
+    disk.take_over(&memory).unwrap();
+    assert_eq!(disk.learned().unwrap(), MachineModel::default(), "of the other machine");
+    assert_eq!(disk.learned_since_rename(&origin()).unwrap(), learned);
 }

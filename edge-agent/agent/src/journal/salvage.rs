@@ -154,11 +154,12 @@ impl Journal {
     ) -> Result<SalvageReport, JournalError> {
         let _lock = lock_salvage(folder)?;
         let work = folder.join(WORK_FILE);
-        let (salvaged, report) = salvage(damaged, &work, key)?;
-        self.add_content_of(&salvaged)?;
-        drop(salvaged);
-        let _ = remove_database(&work);
-        Ok(report)
+        let added = salvage(damaged, &work, key).and_then(|(salvaged, report)| {
+            self.add_content_of(&salvaged)?;
+            Ok(report)
+        });
+        discard(&work);
+        added
     }
 }
 
@@ -173,11 +174,23 @@ fn salvage_in_place(
     let path = folder.join(FILE);
     let work = folder.join(WORK_FILE);
     let failed = |source| JournalError::Salvage { path: path.clone(), source };
-    let (salvaged, report) = salvage(&path, &work, key)?;
-    salvaged.close_into_file()?;
-    fs::rename(&work, folder.join(COMPLETE_FILE)).map_err(failed)?;
+    let complete = || -> Result<SalvageReport, JournalError> {
+        let (salvaged, report) = salvage(&path, &work, key)?;
+        salvaged.close_into_file()?;
+        fs::rename(&work, folder.join(COMPLETE_FILE)).map_err(failed)?;
+        Ok(report)
+    };
+    let report = complete().inspect_err(|_| discard(&work))?;
     put_in_place(folder, now).map_err(failed)?;
     Ok(report)
+}
+
+/// Removes a salvaged journal that is no longer needed, or that the disk had no room for: a stop may
+/// need the room to save the frames in memory.
+fn discard(work: &Path) {
+    if let Err(error) = remove_database(work) {
+        tracing::warn!(%error, path = %work.display(), "cannot remove a salvaged journal");
+    }
 }
 
 /// Locks the salvage in `folder` until the returned file is dropped.

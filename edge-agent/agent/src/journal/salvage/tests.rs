@@ -308,6 +308,20 @@ fn an_index_that_does_not_fit_its_table_is_found_after_an_error_and_salvaged() {
 }
 
 #[test]
+fn a_salvage_that_fails_leaves_no_file_that_takes_the_room_of_the_samples() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let mut writer = ChainWriter::open(folder.path());
+    writer.append(&key, None);
+    drop(writer);
+    // The complete journal cannot take this name.
+    fs::create_dir(folder.path().join(COMPLETE_FILE)).unwrap();
+    let failed = salvage_in_place(folder.path(), &OwnKey::of(&key), NOW);
+    assert!(matches!(failed, Err(JournalError::Salvage { .. })));
+    assert!(!folder.path().join(WORK_FILE).exists());
+    assert!(folder.path().join(FILE).exists(), "the damaged journal stays in its place");
+}
+
+#[test]
 fn a_second_salvage_in_a_folder_is_refused_during_the_first() {
     let (folder, key) = (tempfile::tempdir().unwrap(), key());
     fs::write(folder.path().join(FILE), vec![0x55; 40_000]).unwrap();

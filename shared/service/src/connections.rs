@@ -161,9 +161,10 @@ pub(crate) type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
 ///
 /// A connection that finds no place, or whose peer has too many, is accepted for one probe
 /// ([`Admission::ProbesOnly`]) and lasts at most 5 s. There are [`ConnectionLimits::probes`] of
-/// these, at most two of them from one peer, and a further one ends the oldest, so that health can
-/// be asked for whatever holds the other places. No other connection is ended for a new one: which
-/// of them waits for a request and which streams a response is known to HTTP only.
+/// these, at most two of them from one peer, and a further one ends the oldest of the peer with the
+/// most, so that health can be asked for whatever holds the other places. No other connection is
+/// ended for a new one: which of them waits for a request and which streams a response is known to
+/// HTTP only.
 pub struct BoundedListener {
     tcp: TcpListener,
     limits: ConnectionLimits,
@@ -191,7 +192,7 @@ impl BoundedListener {
             return Some(Place::Ordinary { _place: place });
         }
         let peer = PeerPlace::take(&self.probing_peers, ip, PROBES_PER_PEER_MAX)?;
-        Some(Place::Probe { place: self.probes.take(), _peer: peer })
+        Some(Place::Probe { place: self.probes.take(ip), _peer: peer })
     }
 }
 
@@ -312,7 +313,8 @@ fn network_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Places of which the oldest gives way: a place beyond `max` ends the one that was taken first.
+/// Places of which the oldest gives way: a place beyond `max` ends the oldest one of the peer that
+/// has the most. A peer that takes places again and again ends its own, not those of others.
 #[derive(Debug, Clone)]
 pub(crate) struct YieldingPlaces {
     max: usize,
@@ -322,7 +324,27 @@ pub(crate) struct YieldingPlaces {
 #[derive(Debug, Default)]
 struct TakenPlaces {
     next: u64,
-    ends: BTreeMap<u64, CancellationToken>,
+    /// By number: the oldest first.
+    places: BTreeMap<u64, TakenPlace>,
+}
+
+#[derive(Debug)]
+struct TakenPlace {
+    network: IpAddr,
+    end: CancellationToken,
+}
+
+impl TakenPlaces {
+    /// Returns the number of the place that gives way.
+    fn surplus(&self) -> Option<u64> {
+        let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for place in self.places.values() {
+            *held.entry(place.network).or_default() += 1;
+        }
+        let most = held.values().max();
+        let mut places = self.places.iter();
+        places.find(|(_, place)| held.get(&place.network) == most).map(|(number, _)| *number)
+    }
 }
 
 impl YieldingPlaces {
@@ -330,16 +352,18 @@ impl YieldingPlaces {
         Self { max, taken: Arc::default() }
     }
 
-    pub(crate) fn take(&self) -> YieldingPlace {
+    pub(crate) fn take(&self, ip: IpAddr) -> YieldingPlace {
         let end = CancellationToken::new();
+        let place = TakenPlace { network: network_of(ip), end: end.clone() };
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let number = taken.next;
         taken.next += 1;
-        taken.ends.insert(number, end.clone());
-        if taken.ends.len() > self.max
-            && let Some((_, oldest)) = taken.ends.pop_first()
+        taken.places.insert(number, place);
+        if taken.places.len() > self.max
+            && let Some(surplus) = taken.surplus()
+            && let Some(place) = taken.places.remove(&surplus)
         {
-            oldest.cancel();
+            place.end.cancel();
         }
         YieldingPlace { taken: self.taken.clone(), number, end }
     }
@@ -363,7 +387,7 @@ impl YieldingPlace {
 impl Drop for YieldingPlace {
     fn drop(&mut self) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.ends.remove(&self.number);
+        taken.places.remove(&self.number);
     }
 }
 

@@ -56,17 +56,28 @@ impl Journal {
     /// interrupted when its result was complete.
     ///
     /// # Errors
-    /// As [`Journal::open`], and when the salvaged journal cannot be put in its place.
+    /// As [`Journal::open`], when the salvaged journal cannot be put in its place, and when what a
+    /// stop saved from memory is damaged: [`Journal::open_or_salvage`] salvages it.
     pub fn open_after_salvage(
         folder: &Path,
         quota_mb: u64,
+        now: EpochMs,
+    ) -> Result<Self, JournalError> {
+        Self::open_finished(folder, quota_mb, None, now)
+    }
+
+    /// Finishes an interrupted salvage, and opens the journal as [`Journal::open_marked`] does.
+    fn open_finished(
+        folder: &Path,
+        quota_mb: u64,
+        key: Option<&OwnKey>,
         now: EpochMs,
     ) -> Result<Self, JournalError> {
         if folder.join(COMPLETE_FILE).exists() {
             put_in_place(folder, now)
                 .map_err(|source| JournalError::Salvage { path: folder.join(FILE), source })?;
         }
-        Self::open_marked(folder, quota_mb, now)
+        Self::open_marked(folder, quota_mb, now, key)
     }
 
     /// Opens the journal in `folder`. If it is damaged, salvages it into a new one first: the
@@ -81,7 +92,7 @@ impl Journal {
         key: &OwnKey,
         now: EpochMs,
     ) -> Result<(Self, Option<SalvageReport>), JournalError> {
-        let opened = Self::open_after_salvage(folder, quota_mb, now);
+        let opened = Self::open_finished(folder, quota_mb, Some(key), now);
         Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
     }
 
@@ -96,7 +107,8 @@ impl Journal {
         key: &OwnKey,
         now: EpochMs,
     ) -> Result<(Self, Option<SalvageReport>), JournalError> {
-        let opened = Self::open_after_salvage(folder, quota_mb, now).and_then(Self::check_all);
+        let opened =
+            Self::open_finished(folder, quota_mb, Some(key), now).and_then(Self::check_all);
         Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
     }
 
@@ -135,7 +147,7 @@ impl Journal {
                 for range in &report.missing {
                     tracing::warn!(%range, "frames are missing in the salvaged journal");
                 }
-                Ok((Self::open_marked(folder, quota_mb, now)?, Some(report)))
+                Ok((Self::open_marked(folder, quota_mb, now, Some(key))?, Some(report)))
             }
             other => other.map(|journal| (journal, None)),
         }

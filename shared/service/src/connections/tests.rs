@@ -165,6 +165,7 @@ async fn one_peer_does_not_take_every_place_and_a_place_comes_back() {
     request(&mut further, "/").await;
     let refused = rest(&mut further).await;
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
+    assert!(refused.contains("x-content-type-options: nosniff"), "{refused}");
     assert!(is_served(&mut connect_from(2, address).await).await, "another peer has places");
     drop(held);
     // The server sees the ends of the others at some moment.

@@ -2,7 +2,9 @@
 //! long one may be idle or take to send a request. A stranger's connections end before they keep
 //! others out or exhaust the process's file descriptors.
 
-use std::collections::{BTreeMap, HashMap};
+mod yielding_places;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -16,7 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use yielding_places::YieldingPlace;
+pub(crate) use yielding_places::YieldingPlaces;
 
 /// The bounds of one listener.
 #[derive(Debug, Clone, Copy)]
@@ -310,84 +315,6 @@ fn network_of(ip: IpAddr) -> IpAddr {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
         }
         address => address,
-    }
-}
-
-/// Places of which the oldest gives way: a place beyond `max` ends the oldest one of the peer that
-/// has the most. A peer that takes places again and again ends its own, not those of others.
-#[derive(Debug, Clone)]
-pub(crate) struct YieldingPlaces {
-    max: usize,
-    taken: Arc<Mutex<TakenPlaces>>,
-}
-
-#[derive(Debug, Default)]
-struct TakenPlaces {
-    next: u64,
-    /// By number: the oldest first.
-    places: BTreeMap<u64, TakenPlace>,
-}
-
-#[derive(Debug)]
-struct TakenPlace {
-    network: IpAddr,
-    end: CancellationToken,
-}
-
-impl TakenPlaces {
-    /// Returns the number of the place that gives way.
-    fn surplus(&self) -> Option<u64> {
-        let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for place in self.places.values() {
-            *held.entry(place.network).or_default() += 1;
-        }
-        let most = held.values().max();
-        let mut places = self.places.iter();
-        places.find(|(_, place)| held.get(&place.network) == most).map(|(number, _)| *number)
-    }
-}
-
-impl YieldingPlaces {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { max, taken: Arc::default() }
-    }
-
-    pub(crate) fn take(&self, ip: IpAddr) -> YieldingPlace {
-        let end = CancellationToken::new();
-        let place = TakenPlace { network: network_of(ip), end: end.clone() };
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = taken.next;
-        taken.next += 1;
-        taken.places.insert(number, place);
-        if taken.places.len() > self.max
-            && let Some(surplus) = taken.surplus()
-            && let Some(place) = taken.places.remove(&surplus)
-        {
-            place.end.cancel();
-        }
-        YieldingPlace { taken: self.taken.clone(), number, end }
-    }
-}
-
-/// A place that is held until it is dropped, or ended for a newer one.
-#[derive(Debug)]
-pub(crate) struct YieldingPlace {
-    taken: Arc<Mutex<TakenPlaces>>,
-    number: u64,
-    end: CancellationToken,
-}
-
-impl YieldingPlace {
-    /// Waits until the place is needed for a newer one.
-    pub(crate) fn ended(&self) -> WaitForCancellationFutureOwned {
-        self.end.clone().cancelled_owned()
-    }
-}
-
-impl Drop for YieldingPlace {
-    fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.places.remove(&self.number);
     }
 }
 

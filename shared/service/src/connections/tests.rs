@@ -4,6 +4,7 @@ use axum::Router;
 use axum::routing::get;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 

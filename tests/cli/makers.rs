@@ -70,6 +70,26 @@ fn a_workbook_with_cells_far_apart_is_refused_before_it_takes_memory() {
     assert!(told.contains("more than 2000000 cells"), "{told}");
 }
 
+/// An `.ods` of a few hundred bytes that repeats one cell four million times.
+#[test]
+fn no_other_kind_of_workbook_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("repeated.ods").display().to_string();
+    let script = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1], 'w'); \
+                  z.writestr('mimetype', 'application/vnd.oasis.opendocument.spreadsheet'); \
+                  z.writestr('content.xml', '<office:document-content><office:body>\
+                  <office:spreadsheet><table:table table:name=\"a\"><table:table-row \
+                  table:number-rows-repeated=\"2000\"><table:table-cell \
+                  table:number-columns-repeated=\"2000\" office:value-type=\"float\" \
+                  office:value=\"1\"/></table:table-row></table:table></office:spreadsheet>\
+                  </office:body></office:document-content>'); z.close()";
+    let mut python = Command::new(workspace_root().join("target/python/bin/python"));
+    let made = python.args(["-c", script, &file]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let told = simcorp(&["roast", "analyze", &file]).unwrap_err();
+    assert!(told.contains("File not found"), "{told}");
+}
+
 #[test]
 fn a_manufacturer_s_csv_is_read_in_its_own_units() {
     let folder = tempfile::tempdir().unwrap();

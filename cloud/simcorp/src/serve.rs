@@ -127,7 +127,11 @@ impl RunningServers {
         self.servers.spawn_on(metrics.clone().scope(serving), self.requests.handle());
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
             let limits = TlsLimits::new(self.connections.total);
-            let start = || tls::TlsListener::new(listener, endpoint.config, limits);
+            let start = || {
+                // The listener spawns the handshakes, which compute.
+                let _requests = self.requests.handle().enter();
+                tls::TlsListener::new(listener, endpoint.config, limits)
+            };
             let listener = metrics.sync_scope(start)?;
             let serving = tls::serve(listener, endpoint.router, self.stop.clone());
             self.servers.spawn_on(metrics.scope(serving), self.requests.handle());

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use anyhow::ensure;
-use calamine::{Data, DataRef, Reader as _, Sheets, Xlsx, open_workbook_auto_from_rs};
+use calamine::{Data, DataRef, Reader as _, Sheets, Xls, Xlsx};
 use roast::formats::makers::{Cell, Worksheet, cropster};
 use roast::recording::Recording;
 
@@ -12,12 +12,14 @@ const SHEETS_MAX: usize = 64;
 /// The most cells of a sheet, empty ones included: those between the first and the last cell take
 /// memory, whatever the file's size. A recording of an hour at 10 Hz with 50 columns has fewer.
 const CELLS_MAX: u64 = 2_000_000;
-/// The first bytes of a workbook: an `.xls` is a compound file, an `.xlsx` a zip archive.
-const MAGIC: [&[u8]; 2] = [b"\xd0\xcf\x11\xe0", b"PK\x03\x04"];
+/// The first bytes of an `.xls`, which is a compound file.
+const XLS_MAGIC: &[u8] = b"\xd0\xcf\x11\xe0";
+/// The first bytes of an `.xlsx`, which is a zip archive.
+const XLSX_MAGIC: &[u8] = b"PK\x03\x04";
 
 /// Returns true if the file is a workbook.
 pub fn is_workbook(bytes: &[u8]) -> bool {
-    MAGIC.iter().any(|magic| bytes.starts_with(magic))
+    [XLS_MAGIC, XLSX_MAGIC].iter().any(|magic| bytes.starts_with(magic))
 }
 
 /// Reads a recording from a Cropster workbook.
@@ -25,7 +27,13 @@ pub fn is_workbook(bytes: &[u8]) -> bool {
 /// # Errors
 /// When the workbook is damaged, or is not a Cropster export.
 pub fn read(bytes: &[u8]) -> anyhow::Result<Recording> {
-    let mut book = open_workbook_auto_from_rs(Cursor::new(bytes))?;
+    // No other kind of workbook is tried: a small `.ods` may repeat a cell a billion times.
+    let file = Cursor::new(bytes);
+    let mut book = if bytes.starts_with(XLSX_MAGIC) {
+        Sheets::Xlsx(Xlsx::new(file)?)
+    } else {
+        Sheets::Xls(Xls::new(file)?)
+    };
     let names: Vec<String> = book.sheet_names().into_iter().take(SHEETS_MAX).collect();
     let mut sheets = Vec::with_capacity(names.len());
     for name in names {

@@ -406,10 +406,7 @@ impl JournalWriter {
                         "the cloud has other content under our frame numbers; starting a new chain"
                     );
                     self.recorder.start_chain(chain);
-                    let started = self
-                        .journal
-                        .start_chain(chain, self.recorder.origin())
-                        .and_then(|()| self.journal.abandon_roasts(None));
+                    let started = self.journal.start_chain(chain, self.recorder.origin());
                     self.ok_or_log(started);
                 }
                 Err(error) => tracing::error!(%error, "cannot start a new chain"),

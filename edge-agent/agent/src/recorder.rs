@@ -219,6 +219,10 @@ impl Recorder {
 
     /// Replaces what was learned about the machine. The running roast goes on.
     pub fn set_learned(&mut self, learned: MachineModel) {
+        // The end of a roast from which nothing is learned must not undo it.
+        if let Some(known) = &mut self.known_model {
+            known.clone_from(&learned);
+        }
         self.live.set_learned(learned);
     }
 

@@ -6,17 +6,21 @@
 //! the running roast first, a bounded number at a time. A frame counts as delivered only when the
 //! cloud acknowledges that it has committed it.
 
+mod connection;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use contract::topic::TopicKind;
-use contract::{Ack, ChainId, Origin, Refusal};
+use contract::{ChainId, Origin, Refusal};
 use rumqttc::{AsyncClient, MqttOptions, PublishOptions, QoS};
-use service::mqtt::{self, ConnectionBounds, MqttConnection, NameConflict};
+use service::mqtt::{ConnectionBounds, MqttConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use connection::{ConnectionEvent, forward_events};
 
 use crate::agent_state::AgentState;
 use crate::journal::{FetchLimit, OutgoingFrame};
@@ -36,8 +40,6 @@ const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
 const QUEUE: usize = 512;
 /// The longest wait between two attempts to connect.
 const WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long disconnecting from the broker may take when the agent stops.
-const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often unsent and overdue frames are looked for.
 const SEND_INTERVAL: Duration = Duration::from_millis(250);
 /// How often receipts are sent that the cloud has not confirmed.
@@ -51,16 +53,6 @@ const DEFERRED_FRAMES_MAX: usize = 32;
 /// How many chains may be skipped because the cloud refuses all of their frames for now.
 const DEFERRED_CHAINS_MAX: usize = 4;
 const RECEIPTS_AT_ONCE: usize = 20;
-
-/// An event of the connection.
-enum ConnectionEvent {
-    /// Connected, and the subscription to this machine's acknowledgements was granted.
-    Ready,
-    /// Not usable, and why.
-    Down(String),
-    /// The cloud's answer to frames or receipts.
-    Ack(Ack),
-}
 
 /// Maintains the connection and sends everything that the journal contains unsent, until `stop`.
 /// Subscribes to the acknowledgements for the machines in `origins`: the current machine first,
@@ -119,73 +111,6 @@ pub async fn run(
     // The connection task may be waiting for room in this channel; closing it ends the wait.
     drop(events);
     let _ = connection.await;
-}
-
-/// Returns the sentence that names a conflict of client names.
-const fn describe_conflict(conflict: NameConflict) -> &'static str {
-    match conflict {
-        NameConflict::TakenOver => {
-            "another agent uses this device's name and key: was the card copied? Stop one of them, \
-             and enrol it under a name of its own"
-        }
-        NameConflict::ShortConnections => {
-            "the broker ends each connection within seconds, without a reason: does another agent \
-             use this device's name and key (was the card copied?)"
-        }
-    }
-}
-
-/// Publishes a conflict of client names in the agent's state, and logs each change.
-fn report_name_conflict(conflict: Option<NameConflict>, state: &AgentState) {
-    let problem = conflict.map(describe_conflict);
-    state.update(|state| {
-        if state.name_conflict.as_deref() == problem {
-            return;
-        }
-        if let Some(problem) = problem {
-            metrics::counter!("simcorp_edge_name_conflicts_total").increment(1);
-            tracing::error!(problem, "connecting more rarely");
-        } else {
-            tracing::info!("no other agent uses this device's name any more");
-        }
-        state.name_conflict = problem.map(str::to_owned);
-    });
-}
-
-/// Drives the connection and only forwards its events. This task must never wait for a publish.
-async fn forward_events(
-    mut link: MqttConnection,
-    events: mpsc::Sender<ConnectionEvent>,
-    state: AgentState,
-    stop: CancellationToken,
-) {
-    while let Some(event) = link.next(&stop).await {
-        report_name_conflict(link.name_conflict(), &state);
-        let event = match event {
-            mqtt::ConnectionEvent::Ready => ConnectionEvent::Ready,
-            // Without acknowledgements no frame is ever delivered. The broker accepts a gateway
-            // within seconds of its enrolment, and never again after it is revoked.
-            mqtt::ConnectionEvent::SubscriptionRefused => {
-                let problem = "the broker denies this gateway the acknowledgements; check that it \
-                               is enrolled for this machine and not revoked";
-                ConnectionEvent::Down(problem.to_owned())
-            }
-            mqtt::ConnectionEvent::Down(problem) => ConnectionEvent::Down(problem),
-            mqtt::ConnectionEvent::Message { payload, .. } => {
-                match serde_json::from_slice::<Ack>(&payload) {
-                    Ok(ack) => ConnectionEvent::Ack(ack),
-                    Err(error) => {
-                        tracing::warn!(%error, "ignored an acknowledgement that is not valid");
-                        continue;
-                    }
-                }
-            }
-        };
-        if events.send(event).await.is_err() {
-            break;
-        }
-    }
-    link.drain(DISCONNECT_TIMEOUT).await;
 }
 
 /// The progress of each lane, as ids of frames in the journal.

@@ -2,7 +2,9 @@
 //! long one may be idle or take to send a request. A stranger's connections end before they keep
 //! others out or exhaust the process's file descriptors.
 
-use std::collections::{BTreeMap, HashMap};
+mod yielding_places;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -16,7 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use yielding_places::YieldingPlace;
+pub(crate) use yielding_places::YieldingPlaces;
 
 /// The bounds of one listener.
 #[derive(Debug, Clone, Copy)]
@@ -161,9 +166,10 @@ pub(crate) type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
 ///
 /// A connection that finds no place, or whose peer has too many, is accepted for one probe
 /// ([`Admission::ProbesOnly`]) and lasts at most 5 s. There are [`ConnectionLimits::probes`] of
-/// these, at most two of them from one peer, and a further one ends the oldest, so that health can
-/// be asked for whatever holds the other places. No other connection is ended for a new one: which
-/// of them waits for a request and which streams a response is known to HTTP only.
+/// these, at most two of them from one peer, and a further one ends the oldest of the peer with the
+/// most, so that health can be asked for whatever holds the other places. No other connection is
+/// ended for a new one: which of them waits for a request and which streams a response is known to
+/// HTTP only.
 pub struct BoundedListener {
     tcp: TcpListener,
     limits: ConnectionLimits,
@@ -191,7 +197,7 @@ impl BoundedListener {
             return Some(Place::Ordinary { _place: place });
         }
         let peer = PeerPlace::take(&self.probing_peers, ip, PROBES_PER_PEER_MAX)?;
-        Some(Place::Probe { place: self.probes.take(), _peer: peer })
+        Some(Place::Probe { place: self.probes.take(ip), _peer: peer })
     }
 }
 
@@ -309,61 +315,6 @@ fn network_of(ip: IpAddr) -> IpAddr {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
         }
         address => address,
-    }
-}
-
-/// Places of which the oldest gives way: a place beyond `max` ends the one that was taken first.
-#[derive(Debug, Clone)]
-pub(crate) struct YieldingPlaces {
-    max: usize,
-    taken: Arc<Mutex<TakenPlaces>>,
-}
-
-#[derive(Debug, Default)]
-struct TakenPlaces {
-    next: u64,
-    ends: BTreeMap<u64, CancellationToken>,
-}
-
-impl YieldingPlaces {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { max, taken: Arc::default() }
-    }
-
-    pub(crate) fn take(&self) -> YieldingPlace {
-        let end = CancellationToken::new();
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = taken.next;
-        taken.next += 1;
-        taken.ends.insert(number, end.clone());
-        if taken.ends.len() > self.max
-            && let Some((_, oldest)) = taken.ends.pop_first()
-        {
-            oldest.cancel();
-        }
-        YieldingPlace { taken: self.taken.clone(), number, end }
-    }
-}
-
-/// A place that is held until it is dropped, or ended for a newer one.
-#[derive(Debug)]
-pub(crate) struct YieldingPlace {
-    taken: Arc<Mutex<TakenPlaces>>,
-    number: u64,
-    end: CancellationToken,
-}
-
-impl YieldingPlace {
-    /// Waits until the place is needed for a newer one.
-    pub(crate) fn ended(&self) -> WaitForCancellationFutureOwned {
-        self.end.clone().cancelled_owned()
-    }
-}
-
-impl Drop for YieldingPlace {
-    fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.ends.remove(&self.number);
     }
 }
 

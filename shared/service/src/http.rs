@@ -154,6 +154,10 @@ fn prometheus(metrics: &Metrics) -> Response {
 /// its own: the content type is not guessed, no other page frames it, and a document loads and runs
 /// nothing. A handler that serves a page sets the policy that its page needs.
 pub async fn restrict_browser(request: Request, next: Next) -> Response {
+    with_browser_limits(next.run(request).await)
+}
+
+fn with_browser_limits(mut response: Response) -> Response {
     const DEFAULTS: [(HeaderName, HeaderValue); 4] = [
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
@@ -163,7 +167,6 @@ pub async fn restrict_browser(request: Request, next: Next) -> Response {
             HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
         ),
     ];
-    let mut response = next.run(request).await;
     for (name, value) in DEFAULTS {
         response.headers_mut().entry(name).or_insert(value);
     }
@@ -274,7 +277,7 @@ async fn answer_probes_only(
         }
         let body = serde_json::json!({"error": "too many connections; try again"});
         let again = [(header::RETRY_AFTER, "1")];
-        (StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response()
+        with_browser_limits((StatusCode::SERVICE_UNAVAILABLE, again, Json(body)).into_response())
     };
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response

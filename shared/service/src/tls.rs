@@ -27,8 +27,9 @@ const IDLE_TIME_MAX: Duration = Duration::from_mins(1);
 /// The bounds on the connections of a [`TlsListener`].
 #[derive(Debug, Clone, Copy)]
 pub struct TlsLimits {
-    /// The largest number of connections in their handshake. A further one ends the oldest: a client
-    /// completes its handshake in a moment, and one that never does keeps no other out.
+    /// The largest number of connections in their handshake. A further one ends the oldest of the
+    /// peer that has the most: a client completes its handshake in a moment, and one that never does
+    /// keeps no other out.
     pub handshakes: usize,
     /// The largest number of connections with a client certificate, after their handshake.
     pub certified: usize,
@@ -176,7 +177,7 @@ async fn accept(
             tracing::debug!(%address, "closed a connection: its peer has too many");
             continue;
         };
-        let handshake = places.handshakes.take();
+        let handshake = places.handshakes.take(address.ip());
         let (acceptor, places, done) = (acceptor.clone(), places.clone(), done.clone());
         tokio::spawn(follow(async move {
             let shaken = tokio::select! {

@@ -40,7 +40,7 @@ pub struct HostileGateway {
 /// The chain of one machine.
 struct Chain {
     origin: Origin,
-    chain: ChainId,
+    id: ChainId,
     number: u64,
     seq: u64,
     previous: Option<Digest>,
@@ -54,7 +54,7 @@ impl Chain {
                 site: SiteId::new(SITE)?,
                 machine: MachineId::new(machine)?,
             },
-            chain: ChainId(trust::random()?),
+            id: ChainId(trust::random()?),
             number: 1,
             seq: 0,
             previous: None,
@@ -79,7 +79,7 @@ impl Chain {
     fn frame_of(&self, columns: Vec<Column>, samples: usize, events: Vec<MachineEvent>) -> Frame {
         Frame {
             origin: self.origin.clone(),
-            chain: self.chain,
+            chain: self.id,
             number: self.number,
             previous: self.previous,
             boot_id: 1,

@@ -73,7 +73,7 @@ fn modbus(turn: u64) -> anyhow::Result<Vec<u8>> {
 /// Returns a frame of a WebSocket client whose mask changes nothing.
 fn websocket_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes();
-    [&[first, 0x80 | 126][..], &length, &[0; 4], payload].concat()
+    [&[first, 0x80 | 0x7e][..], &length, &[0; 4], payload].concat()
 }
 
 /// Returns bytes for the WebSocket port: the request for a WebSocket with what follows it.

@@ -102,7 +102,7 @@ pub async fn watch(
             let ask = |path: &str| client.get(format!("http://127.0.0.1:{port}{path}")).send();
             let asked = Instant::now();
             match ask("/health").await {
-                Ok(_) => seen.healthy(*service, asked.elapsed().as_secs_f64() * 1000.0),
+                Ok(_) => seen.healthy(service, asked.elapsed().as_secs_f64() * 1000.0),
                 Err(error) => seen.problem(format!("{service}/health: {error:?}")),
             }
             seen.ready_checks += 1;

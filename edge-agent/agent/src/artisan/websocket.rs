@@ -27,7 +27,8 @@ pub const CONNECTIONS: ConnectionLimits = ConnectionLimits::new(12).with_quarter
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// When a connection ends whose client is gone or never answers, so that it does not keep Artisan
-/// out.
+/// out: after a short loss of the wireless network Artisan connects again, and its computer has only
+/// two of [`CONNECTIONS`].
 #[derive(Debug, Clone, Copy)]
 struct SilenceLimits {
     /// How often the client is asked whether it still lives.
@@ -38,7 +39,7 @@ struct SilenceLimits {
 
 impl Default for SilenceLimits {
     fn default() -> Self {
-        Self { ping_interval: Duration::from_secs(30), silence_max: Duration::from_secs(95) }
+        Self { ping_interval: Duration::from_secs(10), silence_max: Duration::from_secs(35) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use contract::{ChainId, EpochMs};
 
-use super::salvage::sync_folder;
+use super::salvage::{OwnKey, sync_folder};
 use super::{Journal, JournalError};
 
 /// Exists from the moment when the chain goes on in memory until the journal on disk is opened again.
@@ -28,15 +28,17 @@ impl Journal {
     }
 
     /// Opens the journal in `folder`. Takes over what the last stop saved from memory; without that,
-    /// starts another chain if the journal is marked.
+    /// starts another chain if the journal is marked. With `key`, also salvages what was saved if it
+    /// is damaged, which takes a while.
     pub(super) fn open_marked(
         folder: &Path,
         quota_mb: u64,
         now: EpochMs,
+        key: Option<&OwnKey>,
     ) -> Result<Self, JournalError> {
         let mut journal = Self::open(folder, quota_mb)?;
         let path = folder.join(MARKER_FILE);
-        let saved = journal.take_over_saved(folder, now)?;
+        let saved = journal.take_over_saved(folder, now, key)?;
         if path.exists() {
             journal.end_mark(folder, &path, saved)?;
         }
@@ -54,8 +56,6 @@ impl Journal {
         if !saved && let Some(origin) = self.machine()? {
             let fresh = trust::random().map(ChainId).map_err(failed)?;
             self.start_chain(fresh, &origin)?;
-            // A roast cannot continue in another chain.
-            self.abandon_roasts(None)?;
         }
         // Only now: a power cut before this starts one more chain, which does no harm.
         fs::remove_file(path).and_then(|()| sync_folder(folder)).map_err(failed)

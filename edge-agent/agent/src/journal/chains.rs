@@ -4,6 +4,7 @@ use contract::{ChainId, Digest, IdError, Origin};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::roasts::exchange_learned;
 use super::{Journal, JournalError};
 use crate::recorder::JournalPosition;
 use crate::renamed_machine;
@@ -35,16 +36,11 @@ impl Journal {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
             _ => {
                 let before = self.machine()?;
-                if let Some(before) = &before {
-                    if let Some(hint) = renamed_machine::hint(before, origin) {
-                        tracing::warn!("{hint}");
-                    }
-                    self.set_learned_aside(before)?;
+                let hint = before.as_ref().and_then(|old| renamed_machine::hint(old, origin));
+                if let Some(hint) = hint {
+                    tracing::warn!("{hint}");
                 }
                 self.start_chain(fresh, origin)?;
-                self.abandon_roasts(None)?;
-                // What was learned about another machine is not valid for this one.
-                self.save_learned(&self.learned_before(origin)?.unwrap_or_default())?;
                 fresh.0
             }
         };
@@ -78,13 +74,21 @@ impl Journal {
     }
 
     /// Starts another chain, permanently. Frame numbers start again at 1; sample numbers continue.
+    /// Running roasts are abandoned, because no receipt can cover two chains. If the chain is of
+    /// another machine than the one before, what was learned is exchanged as well. All of it is one
+    /// transaction: after a power cut, no roast or habit of the old chain goes on in the new one.
     ///
     /// # Errors
     /// When the journal cannot be written.
     pub fn start_chain(&self, chain: ChainId, origin: &Origin) -> Result<(), JournalError> {
         const DOING: &str = "starting a new chain";
+        let before = self.machine()?;
         let tx = self.db.unchecked_transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<()> {
+            if let Some(before) = before.filter(|before| before != origin) {
+                exchange_learned(&tx, &before, origin)?;
+            }
+            tx.execute("UPDATE roasts SET state = 3 WHERE state = 0", [])?;
             tx.execute(
                 "INSERT INTO chains (chain, origin) VALUES (?1, ?2)",
                 params![chain.0, origin.to_string()],

@@ -27,6 +27,8 @@ pub enum JournalError {
     Salvage { path: PathBuf, source: std::io::Error },
     #[error("cannot use what a stop saved from memory in {path}: {source}", path = path.display())]
     Saved { path: PathBuf, source: std::io::Error },
+    #[error("what a stop saved from memory in {path} is damaged and has to be salvaged first", path = path.display())]
+    SavedDamaged { path: PathBuf },
     #[error("cannot write {path}: {source}", path = path.display())]
     Marker { path: PathBuf, source: std::io::Error },
     #[error("opening the journal panicked; the log says where")]

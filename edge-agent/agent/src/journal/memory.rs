@@ -10,6 +10,7 @@ use roast::machine_model::MachineModel;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Transaction, params_from_iter};
 
+use super::roasts::exchange_learned;
 use super::{Journal, JournalError};
 
 /// The largest journal in memory, in bytes: about two hours of frames of one second.
@@ -41,31 +42,34 @@ impl Journal {
         Ok(self.used_bytes()? > self.quota_bytes)
     }
 
-    /// Returns what was learned about the machine `origin`; the default if this journal is of
+    /// Returns what was learned about the machine `origin`: what was set aside if this journal is of
     /// another machine.
     ///
     /// # Errors
     /// When the journal cannot be read.
     pub fn learned_about(&self, origin: &Origin) -> Result<MachineModel, JournalError> {
-        let chain = self.meta("chain")?.and_then(|value| <[u8; 16]>::try_from(value).ok());
-        let same = match chain {
-            Some(chain) => self.origin_of(contract::ChainId(chain))?.as_ref() == Some(origin),
-            None => false,
-        };
-        if same { self.learned() } else { Ok(MachineModel::default()) }
+        if self.machine()?.as_ref() == Some(origin) {
+            return self.learned();
+        }
+        Ok(self.learned_before(origin)?.unwrap_or_default())
     }
 
     /// Moves the content of `memory` into this journal, behind what it contains, and continues the
-    /// chain of `memory`. Roasts that were running in this journal are abandoned.
+    /// chain of `memory`. Roasts that were running in this journal are abandoned. If `memory` is of
+    /// another machine, what was learned is exchanged.
     ///
     /// # Errors
     /// When this journal cannot be written. Nothing is moved then.
     pub fn take_over(&mut self, memory: &Self) -> Result<(), JournalError> {
         const DOING: &str = "moving the journal from memory to disk";
         let from = &memory.db;
+        let machines = self.machine()?.zip(memory.machine()?);
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<()> {
             tx.execute("UPDATE roasts SET state = 3 WHERE state = 0", [])?;
+            if let Some((before, now)) = machines.filter(|(before, now)| before != now) {
+                exchange_learned(&tx, &before, &now)?;
+            }
             copy_content(from, &tx)?;
             copy_rows(
                 from,

@@ -6,7 +6,7 @@
 
 use contract::{ChainId, EpochMs, EventKind, Origin, SessionId};
 use roast::machine_model::MachineModel;
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::chains::read_origin;
 use super::{Journal, JournalError};
@@ -104,18 +104,6 @@ impl Journal {
             .map_err(JournalError::sql("storing what was learned"))
     }
 
-    /// Sets aside what was learned about the machine `origin`, which another takes the place of.
-    pub(super) fn set_learned_aside(&self, origin: &Origin) -> Result<(), JournalError> {
-        self.db
-            .execute(
-                "INSERT OR REPLACE INTO meta (key, value) \
-                 SELECT ?1, value FROM meta WHERE key = 'learned'",
-                [learned_of(origin)],
-            )
-            .map(drop)
-            .map_err(JournalError::sql("setting aside what was learned"))
-    }
-
     /// Returns what was learned about the machine `origin` before another took its place.
     pub(super) fn learned_before(
         &self,
@@ -166,6 +154,20 @@ impl Journal {
 /// Returns the key under which what was learned about a machine is set aside.
 fn learned_of(origin: &Origin) -> String {
     format!("learned {origin}")
+}
+
+/// Sets aside what was learned about the machine `before`, and continues with what was set aside
+/// about the machine `now`, if anything was.
+pub(super) fn exchange_learned(
+    db: &Connection,
+    before: &Origin,
+    now: &Origin,
+) -> rusqlite::Result<()> {
+    const COPY: &str = "INSERT OR REPLACE INTO meta (key, value) \
+                        SELECT ?1, value FROM meta WHERE key = ?2";
+    db.execute(COPY, [learned_of(before).as_str(), "learned"])?;
+    db.execute("DELETE FROM meta WHERE key = 'learned'", [])?;
+    db.execute(COPY, ["learned", learned_of(now).as_str()]).map(drop)
 }
 
 /// Inserts or updates a roast. With `last_frame` the roast is closed, without it running.

@@ -56,17 +56,28 @@ impl Journal {
     /// interrupted when its result was complete.
     ///
     /// # Errors
-    /// As [`Journal::open`], and when the salvaged journal cannot be put in its place.
+    /// As [`Journal::open`], when the salvaged journal cannot be put in its place, and when what a
+    /// stop saved from memory is damaged: [`Journal::open_or_salvage`] salvages it.
     pub fn open_after_salvage(
         folder: &Path,
         quota_mb: u64,
+        now: EpochMs,
+    ) -> Result<Self, JournalError> {
+        Self::open_finished(folder, quota_mb, None, now)
+    }
+
+    /// Finishes an interrupted salvage, and opens the journal as [`Journal::open_marked`] does.
+    fn open_finished(
+        folder: &Path,
+        quota_mb: u64,
+        key: Option<&OwnKey>,
         now: EpochMs,
     ) -> Result<Self, JournalError> {
         if folder.join(COMPLETE_FILE).exists() {
             put_in_place(folder, now)
                 .map_err(|source| JournalError::Salvage { path: folder.join(FILE), source })?;
         }
-        Self::open_marked(folder, quota_mb, now)
+        Self::open_marked(folder, quota_mb, now, key)
     }
 
     /// Opens the journal in `folder`. If it is damaged, salvages it into a new one first: the
@@ -81,7 +92,7 @@ impl Journal {
         key: &OwnKey,
         now: EpochMs,
     ) -> Result<(Self, Option<SalvageReport>), JournalError> {
-        let opened = Self::open_after_salvage(folder, quota_mb, now);
+        let opened = Self::open_finished(folder, quota_mb, Some(key), now);
         Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
     }
 
@@ -96,7 +107,8 @@ impl Journal {
         key: &OwnKey,
         now: EpochMs,
     ) -> Result<(Self, Option<SalvageReport>), JournalError> {
-        let opened = Self::open_after_salvage(folder, quota_mb, now).and_then(Self::check_all);
+        let opened =
+            Self::open_finished(folder, quota_mb, Some(key), now).and_then(Self::check_all);
         Self::salvage_if_damaged(opened, folder, quota_mb, key, now)
     }
 
@@ -135,7 +147,7 @@ impl Journal {
                 for range in &report.missing {
                     tracing::warn!(%range, "frames are missing in the salvaged journal");
                 }
-                Ok((Self::open_marked(folder, quota_mb, now)?, Some(report)))
+                Ok((Self::open_marked(folder, quota_mb, now, Some(key))?, Some(report)))
             }
             other => other.map(|journal| (journal, None)),
         }
@@ -154,11 +166,12 @@ impl Journal {
     ) -> Result<SalvageReport, JournalError> {
         let _lock = lock_salvage(folder)?;
         let work = folder.join(WORK_FILE);
-        let (salvaged, report) = salvage(damaged, &work, key)?;
-        self.add_content_of(&salvaged)?;
-        drop(salvaged);
-        let _ = remove_database(&work);
-        Ok(report)
+        let added = salvage(damaged, &work, key).and_then(|(salvaged, report)| {
+            self.add_content_of(&salvaged)?;
+            Ok(report)
+        });
+        discard(&work);
+        added
     }
 }
 
@@ -173,11 +186,23 @@ fn salvage_in_place(
     let path = folder.join(FILE);
     let work = folder.join(WORK_FILE);
     let failed = |source| JournalError::Salvage { path: path.clone(), source };
-    let (salvaged, report) = salvage(&path, &work, key)?;
-    salvaged.close_into_file()?;
-    fs::rename(&work, folder.join(COMPLETE_FILE)).map_err(failed)?;
+    let complete = || -> Result<SalvageReport, JournalError> {
+        let (salvaged, report) = salvage(&path, &work, key)?;
+        salvaged.close_into_file()?;
+        fs::rename(&work, folder.join(COMPLETE_FILE)).map_err(failed)?;
+        Ok(report)
+    };
+    let report = complete().inspect_err(|_| discard(&work))?;
     put_in_place(folder, now).map_err(failed)?;
     Ok(report)
+}
+
+/// Removes a salvaged journal that is no longer needed, or that the disk had no room for: a stop may
+/// need the room to save the frames in memory.
+fn discard(work: &Path) {
+    if let Err(error) = remove_database(work) {
+        tracing::warn!(%error, path = %work.display(), "cannot remove a salvaged journal");
+    }
 }
 
 /// Locks the salvage in `folder` until the returned file is dropped.

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use contract::EpochMs;
 
-use super::salvage::{remove_database, set_aside, sync_folder};
+use super::salvage::{OwnKey, remove_database, set_aside, sync_folder};
 use super::{Journal, JournalError};
 
-const SAVED_FILE: &str = "journal-memory.db";
+pub(super) const SAVED_FILE: &str = "journal-memory.db";
 
 impl Journal {
     /// Saves this journal, which is in memory, in `folder`. What an earlier stop saved there stays.
@@ -24,12 +24,14 @@ impl Journal {
         sync_folder(folder).map_err(|source| JournalError::Saved { path, source })
     }
 
-    /// Takes over what the last stop saved from memory, and continues its chain. Returns whether
-    /// there was anything; then the caller removes it with [`Journal::remove_saved`].
+    /// Takes over what the last stop saved from memory, and continues its chain. Returns whether it
+    /// did; then the caller removes the file with [`Journal::remove_saved`]. A damaged file is salvaged
+    /// with `key` and set aside, and its chain is not continued.
     pub(super) fn take_over_saved(
         &mut self,
         folder: &Path,
         now: EpochMs,
+        key: Option<&OwnKey>,
     ) -> Result<bool, JournalError> {
         let path = folder.join(SAVED_FILE);
         if !path.exists() {
@@ -38,9 +40,14 @@ impl Journal {
         let saved = match Self::open_file(&path, u64::MAX) {
             Ok(saved) => saved,
             Err(problem @ JournalError::Damaged { .. }) => {
-                tracing::error!(
-                    %problem,
-                    "what the last stop saved from memory is damaged: `journal salvage` reads it"
+                let Some(key) = key else { return Err(JournalError::SavedDamaged { path }) };
+                tracing::error!(%problem, "what a stop saved from memory is damaged: salvaging it");
+                let report = self.add_salvaged(folder, &path, key)?;
+                tracing::warn!(
+                    saved = report.saved,
+                    damaged = report.damaged,
+                    missing_ranges = report.missing_ranges,
+                    "what a stop saved from memory was salvaged"
                 );
                 set_aside(folder, &path, now)
                     .map_err(|source| JournalError::Saved { path, source })?;

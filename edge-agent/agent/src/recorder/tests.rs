@@ -159,6 +159,22 @@ fn a_person_s_mark_shows_that_a_roast_runs_whose_charge_was_not_seen() {
     assert_eq!(recorder.learned().roasts, 0, "nothing is learned from an estimated CHARGE");
 }
 
+/// The journal on disk may be opened during the roast.
+#[test]
+fn what_a_disk_knows_of_the_machine_outlasts_a_roast_from_which_nothing_is_learned() {
+    let mut recorder = started_in_mid_roast();
+    for s in 0..350_u64 {
+        recorder.push(sample(s * 10, begun_before_c(s), &[]));
+        if s == 300 {
+            recorder.record_manual_event(EventKind::Fc, None).unwrap();
+        }
+    }
+    let learned = MachineModel { roasts: 3, ..MachineModel::default() };
+    recorder.set_learned(learned.clone());
+    recorder.record_manual_event(EventKind::Drop, None).unwrap();
+    assert_eq!(recorder.learned(), &learned);
+}
+
 /// A gateway whose clock begins in 1970 has no date for a CHARGE before it.
 #[test]
 fn an_estimated_charge_is_never_dated_before_1970() {

@@ -4,6 +4,7 @@ use axum::Router;
 use axum::routing::get;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -99,15 +100,31 @@ fn the_addresses_of_one_ipv6_network_are_one_peer() {
     assert!(!same("fe80::1", "fe80::2") && !same("fd00::1", "fd00::2"));
 }
 
+fn peer(n: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, n])
+}
+
 #[tokio::test]
 async fn a_further_place_ends_the_oldest() {
     let places = YieldingPlaces::new(2);
-    let [first, second, third] = [places.take(), places.take(), places.take()];
+    let [first, second, third] = [1, 2, 3].map(|n| places.take(peer(n)));
     first.ended().await;
     assert!(!second.end.is_cancelled() && !third.end.is_cancelled());
     drop(third);
-    let _fourth = places.take();
+    let _fourth = places.take(peer(4));
     assert!(!second.end.is_cancelled(), "a place had come back");
+}
+
+#[test]
+fn a_peer_that_takes_places_again_and_again_ends_its_own() {
+    let places = YieldingPlaces::new(3);
+    let honest = places.take(peer(1));
+    let flood: Vec<_> = (0..20).map(|_| places.take(peer(2))).collect();
+    assert!(!honest.end.is_cancelled(), "the oldest of all");
+    let open = flood.iter().filter(|place| !place.end.is_cancelled()).count();
+    assert_eq!(open, 2);
+    let second = places.take(peer(3));
+    assert!(!honest.end.is_cancelled() && !second.end.is_cancelled());
 }
 
 #[tokio::test]
@@ -149,6 +166,7 @@ async fn one_peer_does_not_take_every_place_and_a_place_comes_back() {
     request(&mut further, "/").await;
     let refused = rest(&mut further).await;
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
+    assert!(refused.contains("x-content-type-options: nosniff"), "{refused}");
     assert!(is_served(&mut connect_from(2, address).await).await, "another peer has places");
     drop(held);
     // The server sees the ends of the others at some moment.

@@ -307,11 +307,7 @@ mod tests {
     /// frames are.
     #[tokio::test]
     async fn a_frame_that_arrives_during_a_count_hides_none_that_fills_its_gap() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("test.db").display());
-        let config = DatabaseConfig { url: url.into(), ..DatabaseConfig::default() };
-        let database = Database::open(&config).await.unwrap();
-        database.migrate_up().await.unwrap();
+        let (_folder, database) = service_testbed::open_sqlite().await;
         let store = IngestStore::new(database);
         let (origin, frames) = (origin(), frames());
         let no = store.chain_no(&origin, CHAIN, "kid", NOW).await.unwrap();

@@ -1,6 +1,7 @@
 //! Tests that a damaged journal loses only what its damaged pages held.
 
 use super::*;
+use crate::journal::saved_memory::SAVED_FILE;
 use crate::journal::{FetchLimit, StoredMessage};
 use crate::recorder::{ClosedRoast, JournalPosition, RunningRoast};
 use contract::{Channel, ClockQuality, Column, EventKind, Origin, SessionId};
@@ -305,6 +306,40 @@ fn an_index_that_does_not_fit_its_table_is_found_after_an_error_and_salvaged() {
     drop(journal);
     let (_, report) = Journal::reopen_or_salvage(folder.path(), 16, &own, NOW).unwrap();
     assert_eq!(report, None, "an intact journal is not salvaged");
+}
+
+#[test]
+fn what_a_stop_saved_from_memory_is_salvaged_if_it_is_damaged() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let mut writer = ChainWriter::open(folder.path());
+    let stored: Vec<Vec<u8>> = (0..40).map(|_| writer.append(&key, None)).collect();
+    drop(writer);
+    let mut bytes = fs::read(folder.path().join(FILE)).unwrap();
+    fill_with_random(&mut bytes[..PAGE_BYTES], 7);
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join(SAVED_FILE);
+    fs::write(&saved, bytes).unwrap();
+    let start = Journal::open_after_salvage(folder.path(), 16, NOW);
+    assert!(matches!(start, Err(JournalError::SavedDamaged { .. })), "it takes too long there");
+    let (journal, _) = open(folder.path(), &key);
+    let left: Vec<Vec<u8>> = unsent(&journal).into_iter().map(|(_, signed)| signed).collect();
+    assert_eq!(left, stored, "the damaged page held no frame");
+    assert!(!saved.exists());
+    assert_eq!(set_aside(folder.path()), 1);
+}
+
+#[test]
+fn a_salvage_that_fails_leaves_no_file_that_takes_the_room_of_the_samples() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let mut writer = ChainWriter::open(folder.path());
+    writer.append(&key, None);
+    drop(writer);
+    // The complete journal cannot take this name.
+    fs::create_dir(folder.path().join(COMPLETE_FILE)).unwrap();
+    let failed = salvage_in_place(folder.path(), &OwnKey::of(&key), NOW);
+    assert!(matches!(failed, Err(JournalError::Salvage { .. })));
+    assert!(!folder.path().join(WORK_FILE).exists());
+    assert!(folder.path().join(FILE).exists(), "the damaged journal stays in its place");
 }
 
 #[test]

@@ -10,11 +10,10 @@ use contract::{Actor, ActorKind, EpochMs, OrgId};
 use database::sqlx;
 use database::{Database, DatabaseConfig};
 use kernel::KernelStore;
-use kernel::audit_checkpoint::{AuditCheckpoint, CheckpointFile, CheckpointSigner, check_against};
 use kernel::governor::{Gate, GovernorConfig, RateLimit};
 use kernel::missions::{self, CreateMission, CreateOutcome};
-use kernel::store::{AttemptFailure, CardKind, MissionFilter, TraceFilter, Transition};
-use serde_json::{Value, json};
+use kernel::store::{AttemptFailure, MissionFilter, Transition};
+use serde_json::json;
 use service::secret::Secret;
 use service_client::ServiceClient;
 use testbed::{FakeService, Postgres, ReceivedRequest};
@@ -58,6 +57,9 @@ macro_rules! on_both {
         }
     };
 }
+
+mod audit;
+mod traces;
 
 fn mission(body: serde_json::Value) -> NewMission {
     serde_json::from_value(body).unwrap()
@@ -282,72 +284,6 @@ async fn the_governor_decides_once_and_its_tokens_refill(store: KernelStore) {
     assert!(store.database().audit_log(&org("other"), 0, 100).await.unwrap().is_empty());
 }
 
-on_both!(audit_pages, a_page_in_the_middle_of_the_audit_log_is_not_taken_for_its_end);
-async fn a_page_in_the_middle_of_the_audit_log_is_not_taken_for_its_end(store: KernelStore) {
-    let acme = org("acme");
-    for goal in ["a", "b", "c", "d"] {
-        allow(&store, &acme, goal).await;
-    }
-    let mut numbers = Vec::new();
-    for after in 0..5 {
-        let page = store.database().audit_log(&acme, after, 1).await.unwrap();
-        numbers.extend(page.iter().map(|entry| entry.n));
-    }
-    assert_eq!(numbers, [1, 2, 3, 4]);
-}
-
-on_both!(checkpoints, a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten);
-async fn a_checkpoint_proves_that_the_audit_log_was_cut_or_rewritten(store: KernelStore) {
-    let (database, acme) = (store.database(), org("acme"));
-    for goal in ["a", "b", "c"] {
-        allow(&store, &acme, goal).await;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let signer = CheckpointSigner::open_or_create(&folder.path().join("key.pem")).unwrap();
-    let again = CheckpointSigner::open_or_create(&folder.path().join("key.pem")).unwrap();
-    assert_eq!(signer.public_key().to_pem(), again.public_key().to_pem());
-    let head = database.audit_heads().await.unwrap().remove(0);
-    assert_eq!((head.org.as_str(), head.n), ("acme", 3));
-    let checkpoint = signer.sign(&head, NOW).unwrap();
-    let file = CheckpointFile::new(folder.path().join("checkpoints.jsonl"));
-    let forged = AuditCheckpoint { n: 2, ..checkpoint.clone() };
-    file.append(&[checkpoint.clone(), forged]).unwrap();
-    assert_eq!(file.read(again.public_key()).unwrap(), (vec![checkpoint.clone()], 1));
-    let torn = CheckpointFile::new(folder.path().join("torn.jsonl"));
-    std::fs::write(folder.path().join("torn.jsonl"), b"{\"orgId\": \"\xff").unwrap();
-    torn.append(std::slice::from_ref(&checkpoint)).unwrap();
-    assert_eq!(torn.read(again.public_key()).unwrap(), (vec![checkpoint.clone()], 1));
-    allow(&store, &acme, "d").await;
-    check_against(database, &checkpoint).await.unwrap();
-
-    let execute = async |sql: &'static str| database::on!(database, pool => sqlx::raw_sql(sql).execute(pool).await.map(drop));
-    // What the database itself refuses.
-    assert!(execute("DELETE FROM audit").await.is_err());
-    assert!(execute("UPDATE audit SET actor = '{}'").await.is_err());
-    if database.is_postgres() {
-        assert!(execute("TRUNCATE audit").await.is_err());
-        execute("ALTER TABLE audit DISABLE TRIGGER ALL").await.unwrap();
-    } else {
-        execute("DROP TRIGGER audit_not_changed; DROP TRIGGER audit_not_deleted").await.unwrap();
-    }
-    // Its owner can remove the triggers. Cut off at the end:
-    execute("DELETE FROM audit WHERE n > 2").await.unwrap();
-    let cut = database.audit_log(&acme, 0, 100).await.unwrap_err().to_string();
-    assert!(cut.contains("ends at entry 2, but entry 4 was written"), "{cut}");
-    let cut = database.audit_log(&acme, 3, 100).await.unwrap_err().to_string();
-    assert!(cut.contains("ends at entry 2, but entry 4 was written"), "{cut}");
-    let missing = check_against(database, &checkpoint).await.unwrap_err().to_string();
-    assert!(missing.contains("entry 3 of acme") && missing.contains("truncated"), "{missing}");
-    // Cut off with its head, and filled again by a chain that is right in itself:
-    execute("DELETE FROM audit; DELETE FROM audit_heads").await.unwrap();
-    for goal in ["e", "f", "g"] {
-        allow(&store, &acme, goal).await;
-    }
-    assert_eq!(database.audit_log(&acme, 0, 100).await.unwrap().len(), 3);
-    let rewritten = check_against(database, &checkpoint).await.unwrap_err().to_string();
-    assert!(rewritten.contains("the log was rewritten"), "{rewritten}");
-}
-
 on_both!(invented, missions_of_invented_machines_are_limited_too);
 async fn missions_of_invented_machines_are_limited_too(store: KernelStore) {
     let acme = org("acme");
@@ -400,70 +336,6 @@ async fn a_flood_of_one_organisation_does_not_delay_the_others(store: KernelStor
     // What comes now is served although no organisation has a turn.
     make(&store, &calm, json!({"goal": "tidy"}), "late").await;
     assert_eq!(take().await, "late");
-}
-
-on_both!(pages, a_page_of_large_traces_ends_early_and_says_that_there_is_more);
-async fn a_page_of_large_traces_ends_early_and_says_that_there_is_more(store: KernelStore) {
-    let acme = org("acme");
-    for n in 0..12 {
-        let trace: kernel::trace::Trace = serde_json::from_value(json!({
-            "traceId": format!("t-{n:02}"), "agentId": "a", "missionId": "m", "entries": [],
-            "mission": {"notes": "x".repeat(1_000_000)},
-            "startedAt": NOW.plus_ms(n * 1_000).to_string(),
-        }))
-        .unwrap();
-        store.upsert_trace(&acme, &trace, NOW).await.unwrap();
-    }
-    let read = async |after| {
-        let filter = TraceFilter { limit: 100, after, ..TraceFilter::default() };
-        store.traces(&acme, &filter).await.unwrap()
-    };
-    let first = read(None).await;
-    assert_eq!((first.traces.len(), first.may_continue), (9, true));
-    let last = first.traces.last().unwrap();
-    let second = read(Some((last.started_at.0, last.trace_id.clone()))).await;
-    assert_eq!((second.traces.len(), second.may_continue), (3, false));
-}
-
-on_both!(kept, traces_and_cards_belong_to_one_organisation);
-async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
-    let (acme, other) = (org("acme"), org("other"));
-    let trace = |id: &str, s: i64, status: &str| {
-        serde_json::from_value::<kernel::trace::Trace>(json!({
-            "traceId": id, "agentId": "scribe", "missionId": "m", "mission": {"goal": "t_dy 100%"},
-            "status": status, "startedAt": NOW.plus_ms(s * 1000).to_string(), "entries": [{
-                "missionId": "m", "loopId": "l", "step": "ACT", "startedAt": NOW.to_string(),
-                "toolCalls": [{"toolName": "t", "output": 7}]}]
-        }))
-        .unwrap()
-    };
-    store.upsert_trace(&acme, &trace("1", 1, "ERROR"), NOW).await.unwrap();
-    store.upsert_trace(&acme, &trace("2", 2, "SUCCESS"), NOW).await.unwrap();
-    let list = async |filter: TraceFilter| {
-        let filter = TraceFilter { limit: 10, ..filter };
-        store.traces(&acme, &filter).await.unwrap().traces.len()
-    };
-    let all = store.traces(&acme, &TraceFilter { limit: 10, ..Default::default() }).await.unwrap();
-    let all = all.traces;
-    assert_eq!((all.len(), all[0].trace_id.as_str()), (2, "2"));
-    assert_eq!(json!(all[0].entries[0].tool_calls[0].output), json!({"value": 7}));
-    assert_eq!(list(TraceFilter { status: Some("ERROR".into()), ..Default::default() }).await, 1);
-    assert_eq!(list(TraceFilter { text: Some("T_DY 100%".into()), ..Default::default() }).await, 2);
-    assert_eq!(list(TraceFilter { text: Some("t%dy".into()), ..Default::default() }).await, 0);
-    assert!(
-        store
-            .traces(&other, &TraceFilter { limit: 10, ..Default::default() })
-            .await
-            .unwrap()
-            .traces
-            .is_empty()
-    );
-    let card = json!({"id": "scribe", "name": "Scribe"});
-    store.upsert_card(&acme, CardKind::Agent, ("scribe", &card), &person(), NOW).await.unwrap();
-    let read = async |org, kind| store.card::<Value>(org, kind, "scribe").await.unwrap();
-    assert_eq!(read(&acme, CardKind::Agent).await, Some(card));
-    assert_eq!(read(&acme, CardKind::Tool).await, None);
-    assert_eq!(read(&other, CardKind::Agent).await, None);
 }
 
 on_both!(crowd, a_crowd_of_workers_does_each_mission_once);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use self::resources::{create_resources, filled, id_of, sent};
 use crate::support::{client, operate, serve, wait_until_healthy};
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use axum::Json;
 use axum::routing::get;

@@ -141,7 +141,7 @@ impl Chain {
         let receipt = Receipt {
             origin: self.origin.clone(),
             session: SessionId::new(format!("S-never-{}", self.number))?,
-            chain: self.chain,
+            chain: self.id,
             first_frame: 1,
             last_frame: self.number + 100_000,
             first_seq: 0,

@@ -5,7 +5,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 /// The smallest number of threads. More than there are processors, so that a few requests that
 /// compute for long keep no `/health` waiting.
-const THREADS_MIN: usize = 8;
+const THREADS_MIN: usize = 4;
 /// What is added to the nice value of the threads: while the processors are busy, what machines send
 /// comes first.
 const NICE: i32 = 5;
@@ -26,7 +26,7 @@ impl RequestRuntime {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = Builder::new_multi_thread()
             .enable_all()
-            .worker_threads(THREADS_MIN.max(2 * processors))
+            .worker_threads(THREADS_MIN.max(processors))
             .thread_name("requests")
             .on_thread_start(|| {
                 // On Linux this is the value of the calling thread, which may always raise it.

@@ -20,6 +20,10 @@ pub struct IngestionConfig {
     /// The maximum number of queued messages; at the limit no further messages are read from the
     /// broker.
     pub queue: usize,
+    /// How many cells of samples (samples by columns) the clients of each organisation may read a
+    /// second, after ten seconds' worth at once. A stream that reads more goes on more slowly, and a
+    /// request is refused with 503 if it would wait for over ten seconds.
+    pub read_cells_per_second: u32,
 }
 
 impl Default for IngestionConfig {
@@ -30,6 +34,7 @@ impl Default for IngestionConfig {
             accept_unsigned: false,
             writers: 1,
             queue: 8192,
+            read_cells_per_second: 300_000,
         }
     }
 }
@@ -52,6 +57,11 @@ impl IngestionConfig {
             (64..=1_000_000).contains(&self.queue),
             "ingestion.queue",
             "not between 64 and 1000000",
+        );
+        mistakes.require(
+            (10_000..=100_000_000).contains(&self.read_cells_per_second),
+            "ingestion.read_cells_per_second",
+            "not between 10000 and 100000000",
         );
         mistakes.require(
             contract::DeviceId::new(self.instance.clone()).is_ok(),

@@ -76,7 +76,7 @@ pub fn start(config: &IngestionConfig, context: &Context) -> Result<Service, Sta
         health = check_mqtt(health, move || bus.is_connected());
     }
     let state = api::SharedState {
-        pace: api::ReadPace::default(),
+        pace: api::ReadPace::new(config.read_cells_per_second),
         store,
         pipeline,
         tail,

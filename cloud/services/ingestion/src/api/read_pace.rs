@@ -10,27 +10,30 @@ use contract::OrgId;
 use http_stack::error::ApiError;
 use tokio::time::Instant;
 
-/// The cells that an organisation reads a second: 100 streams of ten machines each with ten channels
-/// a second take a hundredth. As JSON they keep a processor busy for about a fifth of the time.
-const CELLS_A_SECOND: f64 = 1_000_000.0;
-/// The cells that an organisation may read at once: about 200 roasts.
-const BURST: f64 = 2_000_000.0;
-/// The most cells that one read counts for, so that an organisation that reads nothing else can read
-/// a frame or a curve of any size.
-const CELLS_MAX: usize = 8_000_000;
+/// An organisation may read as many cells at once as it may read in this time.
+const BURST: Duration = Duration::from_secs(10);
+/// The longest time that one read counts for, so that an organisation that reads nothing else can
+/// read a frame or a curve of any size.
+const ONE_READ_MAX: Duration = BURST;
 /// The longest time that a request waits. Less than a response may take.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Organisations beyond this number push out those that have not read for a while.
 const ORGS_MAX: usize = 10_000;
 
 /// The pace of all organisations; clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct ReadPace {
+    cells_per_second: f64,
     /// When each organisation's cells will be paid for (GCRA: the bucket is full at that time).
     paid_at: Arc<Mutex<HashMap<OrgId, Instant>>>,
 }
 
 impl ReadPace {
+    /// Creates the pace of so many cells a second for each organisation.
+    pub fn new(cells_per_second: u32) -> Self {
+        Self { cells_per_second: cells_per_second.max(1).into(), paid_at: Arc::default() }
+    }
+
     /// Waits until an organisation may have read `cells` more.
     pub async fn wait(&self, org: &OrgId, cells: usize) {
         if let Some(wait) = self.reserve(org, cells, Duration::MAX) {
@@ -54,8 +57,8 @@ impl ReadPace {
     /// Counts cells; returns how long to wait for them, or `None` if that is longer than `most`.
     fn reserve(&self, org: &OrgId, cells: usize, most: Duration) -> Option<Duration> {
         let now = Instant::now();
-        let takes = Duration::from_secs_f64(cells.min(CELLS_MAX) as f64 / CELLS_A_SECOND);
-        let burst = Duration::from_secs_f64(BURST / CELLS_A_SECOND);
+        let takes_s = (cells as f64 / self.cells_per_second).min(ONE_READ_MAX.as_secs_f64());
+        let takes = Duration::from_secs_f64(takes_s);
         let mut all = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= ORGS_MAX && !all.contains_key(org) {
             all.retain(|_, paid_at| *paid_at > now);
@@ -64,7 +67,7 @@ impl ReadPace {
             }
         }
         let paid_at = all.get(org).copied().unwrap_or(now).max(now);
-        let wait = (paid_at + takes).saturating_duration_since(now + burst);
+        let wait = (paid_at + takes).saturating_duration_since(now + BURST);
         if wait > most {
             return None;
         }
@@ -79,34 +82,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_organisation_that_reads_much_waits_and_no_other() {
-        let pace = ReadPace::default();
+        let pace = ReadPace::new(100_000);
         let (busy, quiet) = (OrgId::new("busy").unwrap(), OrgId::new("quiet").unwrap());
         let start = Instant::now();
-        pace.wait(&busy, 2_000_000).await;
+        pace.wait(&busy, 1_000_000).await;
         assert_eq!(start.elapsed(), Duration::ZERO, "the burst");
-        pace.wait(&busy, 3_000_000).await;
+        pace.wait(&busy, 300_000).await;
         assert_eq!(start.elapsed().as_secs(), 3);
         pace.wait_in_request(&quiet, 1_000_000).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 3, "another organisation does not wait");
-        pace.wait_in_request(&busy, 8_000_000).await.unwrap();
+        pace.wait_in_request(&busy, 800_000).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 11);
         // A stream has counted, and waits.
-        let waits = pace.reserve(&busy, 8_000_000, Duration::MAX).unwrap();
+        let waits = pace.reserve(&busy, 800_000, Duration::MAX).unwrap();
         assert!(waits > Duration::from_secs(7), "{waits:?}");
-        let refused = pace.wait_in_request(&busy, 3_000_000).await.unwrap_err();
+        let refused = pace.wait_in_request(&busy, 300_000).await.unwrap_err();
         assert!(matches!(refused, ApiError::Unavailable(_)));
         assert_eq!(start.elapsed().as_secs(), 11, "refused at once");
-        pace.wait_in_request(&busy, 1_000_000).await.unwrap();
+        pace.wait_in_request(&busy, 100_000).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 20, "and it cost nothing");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_largest_curve_can_be_read_by_an_organisation_that_reads_nothing_else() {
-        let (pace, org) = (ReadPace::default(), OrgId::new("acme").unwrap());
+        let (pace, org) = (ReadPace::new(100_000), OrgId::new("acme").unwrap());
         let start = Instant::now();
         for _ in 0..2 {
             pace.wait_in_request(&org, 288_000 * 60).await.unwrap();
         }
-        assert_eq!(start.elapsed().as_secs(), 14);
+        assert_eq!(start.elapsed().as_secs(), 10);
     }
 }

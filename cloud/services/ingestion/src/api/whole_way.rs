@@ -155,7 +155,7 @@ impl Cloud {
         let dates = ClockCorrection::default();
         let (pipeline, _) = Pipeline::start(&config, &store, &clock, (&wake, &dates), &tasks);
         let state = SharedState {
-            pace: super::ReadPace::default(),
+            pace: super::ReadPace::new(config.read_cells_per_second),
             store: store.clone(),
             pipeline,
             tail,

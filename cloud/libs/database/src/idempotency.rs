@@ -112,6 +112,7 @@ impl Idempotency {
         const DOING: &str = "looking up an Idempotency-Key";
         let [org, key] = *name;
         let now = (self.clock)();
+        let turn = self.store.write_turn().await;
         // The row of a request whose process died may be reused.
         let new = on!(self.store, pool => query(
             "INSERT INTO idempotency (org_id, idempotency_key, digest, made_ms) VALUES ($1, $2, $3, $4) \
@@ -123,6 +124,7 @@ impl Idempotency {
             .bind(now.0 - RUNNING_MS).bind(now.0 - RETENTION_MS)
             .execute(pool).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query(DOING))?;
+        drop(turn);
         if new {
             return Ok(KeyState::New);
         }
@@ -152,6 +154,7 @@ impl Idempotency {
         (status, kind): (u16, &str),
         body: &[u8],
     ) -> Result<(), StoreError> {
+        let _turn = self.store.write_turn().await;
         on!(self.store, pool => query(
             "UPDATE idempotency SET status = $3, kind = $4, body = $5 \
              WHERE org_id = $1 AND idempotency_key = $2")

@@ -17,19 +17,21 @@ mod replica;
 mod retention;
 mod tx;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::SqliteSynchronous;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use tokio::sync::Semaphore;
 
 pub use config::DatabaseConfig;
 pub use migrate::{MigrationStatus, SchemaError};
 pub use migration_lock::LockWait;
 pub use retention::Dropped;
 pub use sqlx;
-pub use tx::Tx;
+pub use tx::{Tx, WriteTurn};
 
 /// Runs the same body on either database: `on!(store, pool => query(SQL).execute(pool))`.
 #[macro_export]
@@ -125,6 +127,8 @@ pub enum Pool {
 pub struct Database {
     pool: Pool,
     replica: Option<replica::Replica>,
+    /// The turn to write SQLite, which has one writer at a time.
+    writer: Arc<Semaphore>,
 }
 
 /// How long a statement may wait for a connection; after that the caller gets 503.
@@ -166,7 +170,8 @@ impl Database {
         let url = config.replica_url.resolve();
         let url = url.map_err(|error| StoreError::Address(error.to_string()))?;
         let open = |url: SecretString| replica::Replica::open(url.expose_secret(), config.pool_max);
-        Ok(Self { pool, replica: url.map(open).transpose()? })
+        let writer = Arc::new(Semaphore::new(1));
+        Ok(Self { pool, replica: url.map(open).transpose()?, writer })
     }
 
     /// Returns the same database with a further pool of `connections` connections, for work that
@@ -187,7 +192,7 @@ impl Database {
                     .connect_lazy_with((*pool.connect_options()).clone()),
             ),
         };
-        Self { pool, replica: self.replica.clone() }
+        Self { pool, replica: self.replica.clone(), writer: self.writer.clone() }
     }
 
     #[must_use]

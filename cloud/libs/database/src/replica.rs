@@ -52,7 +52,11 @@ impl Database {
         match &self.replica {
             Some(replica) if replica.fresh.load(Ordering::Relaxed) => {
                 metrics::counter!("simcorp_replica_reads_total").increment(1);
-                Self { pool: Pool::Postgres(replica.pool.clone()), replica: None }
+                Self {
+                    pool: Pool::Postgres(replica.pool.clone()),
+                    replica: None,
+                    writer: self.writer.clone(),
+                }
             }
             _ => self.clone(),
         }

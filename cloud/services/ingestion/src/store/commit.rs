@@ -62,6 +62,7 @@ impl IngestStore {
         let boots = chains.iter().zip(frames).map(|(no, verified)| boot_of(*no, verified));
         let offsets: Offsets =
             boots.filter_map(|boot| Some((boot, self.offsets.get(&boot)?))).collect();
+        let _turn = self.database.write_turn().await;
         let result = match self.database.pool() {
             Pool::Postgres(pool) => match pool.begin().await {
                 Ok(mut tx) => match store_batch(&mut tx, chains, frames, offsets, now).await {

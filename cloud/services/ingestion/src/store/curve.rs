@@ -167,6 +167,7 @@ impl IngestStore {
                     .map(drop)
             }};
         }
+        let _turn = self.database.write_turn().await;
         match self.database.pool() {
             Pool::Postgres(pool) => put!(pool, &curve.offsets_ms, Values::clone),
             Pool::Sqlite(pool) => {

@@ -97,6 +97,7 @@ impl KernelStore {
     ) -> Result<Option<MissionRecord>, StoreError> {
         let sql = self.claim_sql(goals.len(), org.is_some());
         let expires = now.plus_ms(i64::from(lease_ms)).0;
+        let _turn = self.database.write_turn().await;
         let row: Option<MissionRow> = on!(self.database, pool => {
             let mut q = query_as(AssertSqlSafe(sql))
                 .bind(worker).bind(now.0).bind(lease_id).bind(expires);

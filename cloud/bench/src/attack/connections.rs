@@ -94,6 +94,7 @@ pub async fn hold(
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt as _;
+    use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -131,10 +132,10 @@ mod tests {
         for _ in 0..3 {
             accepted.push(listener.accept().await.unwrap());
         }
-        for (stream, _) in &accepted {
+        for (stream, _) in &mut accepted {
             let mut bytes = [0; 16];
-            stream.readable().await.unwrap();
-            assert_eq!(stream.try_read(&mut bytes).unwrap(), 16);
+            stream.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(&bytes, b"GET / HTTP/1.1\r\n");
         }
         stop.cancel();
         let opened = holding.await.unwrap().unwrap();

@@ -223,8 +223,8 @@ impl IngestStore {
         if let Pool::Postgres(pool) = self.database.pool() {
             // One text for any number of chains, so that it is planned once.
             let sql = format!(
-                "SELECT newest.* FROM unnest($1::bigint[]) AS c (no) CROSS JOIN LATERAL \
-                 ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = c.no {NEWEST_FIRST}) \
+                "SELECT newest.* FROM unnest($1::bigint[]) AS asked (no) CROSS JOIN LATERAL \
+                 ({SELECT_SESSION} WHERE s.status = 'ACTIVE' AND s.chain_no = asked.no {NEWEST_FIRST}) \
                  AS newest"
             );
             let rows: Vec<SessionRow> = query_as(AssertSqlSafe(sql))

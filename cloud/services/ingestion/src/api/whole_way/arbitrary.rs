@@ -16,7 +16,7 @@ use super::{CHAIN, NOW, origin};
 const SESSIONS: [&str; 2] = ["S-1", "S-2"];
 /// The largest number and the last time that the decoders accept.
 pub(super) const NUMBER_MAX: u64 = (1 << 53) - 1;
-const TIME_MAX_MS: i64 = 253_402_214_400_000;
+const TIME_MAX_MS: i64 = 253_402_207_200_000;
 
 /// What arrives for one organisation.
 #[derive(Debug)]

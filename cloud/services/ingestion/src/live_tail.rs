@@ -36,7 +36,7 @@ use crate::store::IngestStore;
 /// How often commits of other instances are polled.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 /// The maximum memory of the rows that subscribers may still read, for frames and for events each.
-const BEHIND_BYTES_MAX: usize = 24 * 1024 * 1024;
+const BEHIND_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// The shortest time between two passes: what is committed meanwhile is read at once.
 const PASS_EVERY: Duration = Duration::from_millis(50);
 const ROWS_A_PASS: i64 = 2_000;

@@ -86,6 +86,7 @@ pub async fn recent_telemetry(
     let running = store.running_sessions(machines.iter().map(|row| row.chain_no)).await?;
     let names = store.machine_names(org).await?;
     let mut points: Vec<LocatedPoint> = Vec::new();
+    let _turn = shared.pace.request_turn(org).await?;
     for row in machines {
         let Some(mut origin) = row_json::origin_of(org.as_str(), &row.site_id, &row.machine_id)
         else {

@@ -1,6 +1,8 @@
 //! The pace at which an organisation's clients read samples. What a read costs, in the database and
 //! here, grows with its cells (samples by columns): each organisation may read so many a second, and
 //! who reads more waits. A stream goes on more slowly; a request that would wait for long is refused.
+//!
+//! What has been read waits in memory, so few reads of an organisation are under way at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use contract::OrgId;
 use http_stack::error::ApiError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// An organisation may read as many cells at once as it may read in this time.
@@ -17,6 +20,8 @@ const BURST: Duration = Duration::from_secs(10);
 const ONE_READ_MAX: Duration = BURST;
 /// The longest time that a request waits. Less than a response may take.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+/// The most replays of an organisation, and the most requests, that read at once.
+const TURNS: usize = 4;
 /// Organisations beyond this number push out those that have not read for a while.
 const ORGS_MAX: usize = 10_000;
 
@@ -24,6 +29,8 @@ const ORGS_MAX: usize = 10_000;
 #[derive(Clone)]
 pub struct ReadPace {
     cells_per_second: f64,
+    replays: Turns,
+    requests: Turns,
     /// When each organisation's cells will be paid for (GCRA: the bucket is full at that time).
     paid_at: Arc<Mutex<HashMap<OrgId, Instant>>>,
 }
@@ -31,7 +38,32 @@ pub struct ReadPace {
 impl ReadPace {
     /// Creates the pace of so many cells a second for each organisation.
     pub fn new(cells_per_second: u32) -> Self {
-        Self { cells_per_second: cells_per_second.max(1).into(), paid_at: Arc::default() }
+        Self {
+            cells_per_second: cells_per_second.max(1).into(),
+            replays: Turns::default(),
+            requests: Turns::default(),
+            paid_at: Arc::default(),
+        }
+    }
+
+    /// Waits for the turn of a stream to replay rows, until it is dropped.
+    pub async fn replay_turn(&self, org: &OrgId) -> Option<OwnedSemaphorePermit> {
+        self.replays.of(org).acquire_owned().await.ok()
+    }
+
+    /// Waits for the turn of a request to read rows, until it is dropped.
+    ///
+    /// # Errors
+    /// 503 when that takes longer than a request may wait.
+    pub async fn request_turn(
+        &self,
+        org: &OrgId,
+    ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        let turn = self.requests.of(org).acquire_owned();
+        match tokio::time::timeout(REQUEST_WAIT_MAX, turn).await {
+            Ok(turn) => Ok(turn.ok()),
+            Err(_) => Err(reads_too_much()),
+        }
     }
 
     /// Waits until an organisation may have read `cells` more.
@@ -47,8 +79,7 @@ impl ReadPace {
     /// 503 when that takes longer than a request may wait; nothing is counted then.
     pub async fn wait_in_request(&self, org: &OrgId, cells: usize) -> Result<(), ApiError> {
         let Some(wait) = self.reserve(org, cells, REQUEST_WAIT_MAX) else {
-            let text = "your organisation reads more samples than it may at once; try again later";
-            return Err(ApiError::Unavailable(text.to_owned()));
+            return Err(reads_too_much());
         };
         tokio::time::sleep(wait).await;
         Ok(())
@@ -73,6 +104,26 @@ impl ReadPace {
         }
         all.insert(org.clone(), paid_at + takes);
         Some(wait)
+    }
+}
+
+fn reads_too_much() -> ApiError {
+    let text = "your organisation reads more samples than it may at once; try again later";
+    ApiError::Unavailable(text.to_owned())
+}
+
+/// The turns of each organisation.
+#[derive(Clone, Default)]
+struct Turns(Arc<Mutex<HashMap<OrgId, Arc<Semaphore>>>>);
+
+impl Turns {
+    fn of(&self, org: &OrgId) -> Arc<Semaphore> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= ORGS_MAX {
+            // A turn that is taken or waited for holds its semaphore.
+            all.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
+        all.entry(org.clone()).or_insert_with(|| Arc::new(Semaphore::new(TURNS))).clone()
     }
 }
 
@@ -101,6 +152,23 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 11, "refused at once");
         pace.wait_in_request(&busy, 100_000).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 20, "and it cost nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_reads_of_an_organisation_are_under_way_at_once() {
+        let pace = ReadPace::new(100_000);
+        let (busy, quiet) = (OrgId::new("busy").unwrap(), OrgId::new("quiet").unwrap());
+        let mut turns = Vec::new();
+        for _ in 0..TURNS {
+            turns.push((pace.replay_turn(&busy).await, pace.request_turn(&busy).await.unwrap()));
+        }
+        assert!(pace.request_turn(&busy).await.is_err(), "after the longest wait");
+        assert!(pace.request_turn(&quiet).await.is_ok());
+        let waiting = tokio::time::timeout(REQUEST_WAIT_MAX, pace.replay_turn(&busy));
+        assert!(waiting.await.is_err(), "a stream waits");
+        turns.pop();
+        assert!(pace.replay_turn(&busy).await.is_some());
+        assert!(pace.request_turn(&busy).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -298,6 +298,21 @@ async fn rows_between(
     })
 }
 
+/// Reads the next page of a replay, and waits until the organisation may have read its cells.
+async fn read_page(
+    replay: &mut Replay,
+    store: &IngestStore,
+    pace: &ReadPace,
+    filter: &StreamFilter,
+    what: StreamKind,
+) -> Result<Vec<LiveRow>, StoreError> {
+    let _turn = pace.replay_turn(&filter.org).await;
+    let rows = replay.next_page(store, filter, what).await?;
+    let cells = rows.iter().map(|row| row.row.cells()).fold(0, usize::saturating_add);
+    pace.wait(&filter.org, cells).await;
+    Ok(rows)
+}
+
 struct Source {
     notices: broadcast::Receiver<Arc<Notice>>,
     _place: SubscriberPlace,
@@ -342,7 +357,7 @@ impl Source {
             }
             if let Some(row) = self.page.pop_front() {
                 if self.filter.matches(&row.row.origin) {
-                    self.begin(row).await?;
+                    self.current = Some((row, 0)); // its page has been waited for
                 }
                 continue;
             }
@@ -350,7 +365,7 @@ impl Source {
             if let Some(replay) = self.replay.as_mut().filter(|replay| !replay.is_done()) {
                 let page = tokio::select! {
                     () = stop.cancelled() => return None,
-                    page = replay.next_page(&self.store, &self.filter, self.what) => page,
+                    page = read_page(replay, &self.store, &self.pace, &self.filter, self.what) => page,
                 };
                 match page {
                     Ok(rows) => self.page.extend(rows.into_iter().map(Arc::new)),
@@ -369,21 +384,17 @@ impl Source {
                 continue;
             }
             let row = notice.row.upgrade()?;
-            if self.replay.as_ref().is_none_or(|replay| replay.lacks(row.row.arrival)) {
-                self.begin(row).await?;
+            if self.replay.as_ref().is_some_and(|replay| !replay.lacks(row.row.arrival)) {
+                continue;
             }
+            let cells = row.row.cells();
+            drop(row); // the tail decides how long it keeps a row for those that wait
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = self.pace.wait(&self.filter.org, cells) => {}
+            }
+            self.current = Some((notice.row.upgrade()?, 0));
         }
-    }
-
-    /// Begins with the messages of a row, when the organisation may read so many cells. `None`: the
-    /// service stops.
-    async fn begin(&mut self, row: Arc<LiveRow>) -> Option<()> {
-        tokio::select! {
-            () = self.stop.cancelled() => return None,
-            () = self.pace.wait(&self.filter.org, row.row.cells()) => {}
-        }
-        self.current = Some((row, 0));
-        Some(())
     }
 
     /// Makes the next messages of a row, of which `made` have been made before. Only the last one

@@ -81,10 +81,12 @@ pub async fn session_telemetry(
     if cacheable && let Some(body) = shared.cache.get("points", &key).await {
         return Ok(json_response(body));
     }
+    let turn = shared.pace.request_turn(org).await?;
     let points = match points(store, &shared.pace, org, &row, window).await {
         Err(_) if on_replica => points(&shared.store, &shared.pace, org, &row, window).await?,
         read => read?,
     };
+    drop(turn);
     let (empty, truncated) = (points.count == 0, points.truncated);
     let body = Bytes::from(points.finish());
     if truncated {

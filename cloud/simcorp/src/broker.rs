@@ -46,9 +46,9 @@ pub async fn start(
         router: RouterConfig {
             max_connections: 10_010,
             max_outgoing_packet_count: 2_000,
-            // Bounds what is buffered for slow readers, per topic filter: 8 × 1 MB.
+            // Bounds what is buffered for slow readers, per topic filter: 4 × 1 MB.
             max_segment_size: 1024 * 1024,
-            max_segment_count: 8,
+            max_segment_count: 4,
             custom_segment: None,
             initialized_filters: None,
             shared_subscriptions_strategy: rumqttd::Strategy::RoundRobin,

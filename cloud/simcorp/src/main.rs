@@ -10,6 +10,7 @@ mod device;
 mod evaluate;
 mod import_sqlite;
 mod machine;
+mod memory_arenas;
 mod mission;
 mod output;
 mod png;
@@ -141,6 +142,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if matches!(cli.command, Some(Command::Serve { .. })) {
+        memory_arenas::limit();
+    }
     let config: CloudConfig = service::config::load(&cli.sources, std::env::vars())?;
     if cli.sources.print_config {
         print!("{}", service::config::print(&config)?);

@@ -154,7 +154,7 @@ impl Database {
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(ACQUIRE_TIME_MAX)
                 .foreign_keys(true);
-            let pool = SqlitePoolOptions::new().max_connections(config.pool_max.clamp(2, 8));
+            let pool = SqlitePoolOptions::new().max_connections(config.pool_max.clamp(2, 4));
             Pool::Sqlite(
                 pool.acquire_timeout(ACQUIRE_TIME_MAX).connect_with(options).await.map_err(open)?,
             )

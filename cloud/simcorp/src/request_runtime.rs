@@ -1,5 +1,5 @@
 //! The threads that handle requests. What machines send, and all background work, runs on the
-//! threads of `main`: no request keeps them waiting, however long it computes.
+//! threads of `main`: a request that computes for long holds none of those.
 
 use tokio::runtime::{Builder, Handle, Runtime};
 

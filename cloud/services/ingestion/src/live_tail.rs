@@ -2,8 +2,8 @@
 //! not committed.
 //!
 //! Arrival numbers come from a sequence, so two writers may commit them out of order: a missing
-//! number is remembered and queried again for a while. Frames are read only of organisations that
-//! have subscribers: those of one cost no other anything.
+//! number is remembered and queried again for a while. The tail looks at the arrival numbers of all
+//! organisations, and reads the frames of those that have subscribers.
 //!
 //! Rows that subscribers have not received yet are kept up to a number of bytes. Beyond it the
 //! largest are dropped first: a subscriber that wanted a dropped row is disconnected, and resumes

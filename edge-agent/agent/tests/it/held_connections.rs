@@ -61,7 +61,9 @@ async fn the_agent_samples_while_connections_hold_every_place_of_its_ports() {
     .unwrap_or_else(|e| panic!("{e}: {}", gateway.log()));
     // Health is answered although the page has no place for another request.
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -25,7 +25,7 @@ use trust::SignedMessage;
 use crate::bus::Bus;
 use crate::receipt_verdicts::{Lack, Verdicts};
 use crate::store::{IngestStore, OpenReceipt, PendingSession};
-use crate::sweep::{self, OrgTurns, Quarantine};
+use crate::sweep::{self, OrgTurns, PassLimits, Quarantine};
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(5);
@@ -47,7 +47,8 @@ const CURVE_AFTER: Duration = Duration::from_mins(15);
 /// any more. Retention is never shorter.
 const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
 const CURVES_EVERY: Duration = Duration::from_mins(2);
-const CURVES_A_PASS: i64 = 50;
+/// The sessions that a pass examines, and the curves that it makes.
+const CURVES_A_PASS: PassLimits = PassLimits { examined: 5_000, due: 50 };
 
 /// Starts the reconciler. It begins from the database, so that it can be started again.
 pub fn start(
@@ -137,7 +138,8 @@ impl Reconciler {
         let cursors = self.turns.cursors(&orgs);
         let newest = store.newest_open_receipts(&cursors, NEWEST_A_PASS).await?;
         let others = store.open_receipts(&cursors, OTHERS_A_PASS).await?;
-        let others = self.turns.take(others, OTHERS_A_PASS);
+        let limits = PassLimits { examined: OTHERS_A_PASS, due: OTHERS_A_PASS };
+        let others = self.turns.take(others, limits);
         let mut checked = BTreeSet::new();
         for open in sweep::of_orgs_in_turn(newest).into_iter().chain(others) {
             let item = format!("{}/{}", open.org_id, open.session_id);
@@ -266,11 +268,12 @@ impl CurveSweep {
         now: EpochMs,
     ) -> Result<(), StoreError> {
         let orgs = store.orgs_with_unsettled_sessions().await?;
-        let limit = sweep::share(CURVES_A_PASS, orgs.len());
+        let limits = CURVES_A_PASS.of_each(orgs.len());
         let quiet = now.plus_ms(ms(CURVE_AFTER).saturating_neg());
-        let sessions =
-            store.sessions_without_curve(quiet, &self.turns.cursors(&orgs), limit).await?;
-        for pending in self.turns.take(sessions, limit) {
+        let sessions = store
+            .sessions_without_curve(quiet, &self.turns.cursors(&orgs), limits.examined)
+            .await?;
+        for pending in self.turns.take(sessions, limits) {
             let item = format!("{}/{}", pending.org_id, pending.session_id);
             let made = make_curve(store, &pending, now);
             self.quarantine.each(&item, Instant::now(), made).await?;

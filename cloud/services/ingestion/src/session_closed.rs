@@ -16,12 +16,13 @@ use tokio::time::Instant;
 
 use crate::bus::Bus;
 use crate::store::{FrameRow, IngestStore, PendingSession, PublishAfter};
-use crate::sweep::{self, OrgTurns, Quarantine};
+use crate::sweep::{OrgTurns, PassLimits, Quarantine};
 use service::clock::Clock;
 
 const PASS_EVERY: Duration = Duration::from_secs(1);
-/// The sessions that a pass reads; more if many organisations share them.
-const ROWS_PER_PASS: i64 = 50;
+/// The sessions that a pass examines, and those that it closes or publishes; more if many
+/// organisations share them.
+const SESSIONS_A_PASS: PassLimits = PassLimits { examined: 1_000, due: 50 };
 const EVENTS_PER_PASS: usize = 50;
 /// A session whose receipt or frames are still missing is published as it is: `CLOSED_MS` after it
 /// was first seen closed if its gateway has been silent for `SILENT_MS`, and after `CLOSED_LONG_MS`
@@ -96,7 +97,7 @@ async fn run(
             }
             _ = pass.tick() => {}
         }
-        let now = clock();
+        let (now, began) = (clock(), Instant::now());
         if let Err(error) = sweeps.close_and_enqueue(&store, now).await {
             tracing::warn!(%error, "could not look for ended sessions; the next pass retries");
         }
@@ -108,6 +109,11 @@ async fn run(
         passes = passes.wrapping_add(1);
         if passes.is_multiple_of(COUNT_EVERY) {
             review_outbox(&store).await;
+        }
+        // A slow pass is followed by as long a rest: a database that is busy has time for the rest.
+        let took = began.elapsed();
+        if took > PASS_EVERY {
+            pass.reset_after(took);
         }
     }
 }
@@ -141,11 +147,12 @@ impl SessionSweeps {
         now: EpochMs,
     ) -> Result<(), StoreError> {
         let orgs = store.orgs_with_unsettled_sessions().await?;
-        let limit = sweep::share(ROWS_PER_PASS, orgs.len());
+        let limits = SESSIONS_A_PASS.of_each(orgs.len());
         let silent = (now.plus_ms(-UNSIGNED_SILENT_MS), now.plus_ms(-SIGNED_SILENT_MS));
-        let abandoned =
-            store.abandoned_sessions(silent, &self.abandoned.cursors(&orgs), limit).await?;
-        for roast in self.abandoned.take(abandoned, limit) {
+        let abandoned = store
+            .abandoned_sessions(silent, &self.abandoned.cursors(&orgs), limits.examined)
+            .await?;
+        for roast in self.abandoned.take(abandoned, limits) {
             let closed = close_at_last_sample(store, &roast, now);
             self.not_closed.each(&item_of(&roast), Instant::now(), closed).await?;
         }
@@ -156,8 +163,8 @@ impl SessionSweeps {
             closed_long_before: now.plus_ms(-CLOSED_LONG_MS),
         };
         let unpublished =
-            store.unpublished_sessions(&wait, &self.closed.cursors(&orgs), limit).await?;
-        for roast in self.closed.take(unpublished, limit) {
+            store.unpublished_sessions(&wait, &self.closed.cursors(&orgs), limits.examined).await?;
+        for roast in self.closed.take(unpublished, limits) {
             let published = enqueue(store, &roast, now);
             self.not_published.each(&item_of(&roast), Instant::now(), published).await?;
         }

@@ -96,9 +96,26 @@ impl Quarantine {
     }
 }
 
-/// A row that a sweep reads, with its organisation and its place in the order of time.
+/// A row that a sweep examines, with its organisation and its place in the order of time.
 pub trait SweptRow {
     fn cursor(&self) -> OrgCursor;
+
+    /// Returns whether the sweep has work with this row.
+    fn is_due(&self) -> bool;
+}
+
+/// How many rows of each organisation a pass examines, and how many of these it works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassLimits {
+    pub examined: i64,
+    pub due: i64,
+}
+
+impl PassLimits {
+    /// Returns the share of each organisation in the limits of a pass.
+    pub fn of_each(self, orgs: usize) -> Self {
+        Self { examined: share(self.examined, orgs), due: share(self.due, orgs) }
+    }
 }
 
 impl SweptRow for PendingSession {
@@ -106,12 +123,20 @@ impl SweptRow for PendingSession {
         let (org_id, session_id) = (self.org_id.clone(), self.session_id.clone());
         OrgCursor { org_id, started_ms: self.started_ms, session_id }
     }
+
+    fn is_due(&self) -> bool {
+        self.is_due
+    }
 }
 
 impl SweptRow for OpenReceipt {
     fn cursor(&self) -> OrgCursor {
         let (org_id, session_id) = (self.org_id.clone(), self.session_id.clone());
         OrgCursor { org_id, started_ms: self.started_ms, session_id }
+    }
+
+    fn is_due(&self) -> bool {
+        true
     }
 }
 
@@ -131,24 +156,32 @@ impl OrgTurns {
         cursors
     }
 
-    /// Notes the rows that were read, at most `limit` of each organisation: the next pass continues
-    /// after them, or begins anew where they were the last ones. Returns one row of each
-    /// organisation, then the next one of each.
-    pub fn take<R: SweptRow>(&mut self, rows: Vec<R>, limit: i64) -> Vec<R> {
-        let of_orgs = by_org(rows);
+    /// Notes the rows that were read, at most `limits.examined` of each organisation: the next pass
+    /// continues after the last one that this pass examines, or begins anew where none follows.
+    /// Returns the rows that are due, one of each organisation, then the next one of each.
+    pub fn take<R: SweptRow>(&mut self, rows: Vec<R>, limits: PassLimits) -> Vec<R> {
+        let most = |limit: i64| usize::try_from(limit).unwrap_or(0);
+        let mut due_of_orgs = Vec::new();
         self.0.clear();
-        for (org, rows) in &of_orgs {
-            let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= limit);
-            if let Some(last) = rows.last().filter(|_| is_full) {
-                self.0.insert(org.clone(), last.cursor());
+        for (org, rows) in by_org(rows) {
+            let is_full = rows.len() >= most(limits.examined);
+            let mut last = rows.last().filter(|_| is_full).map(SweptRow::cursor);
+            let mut due: Vec<R> = rows.into_iter().filter(SweptRow::is_due).collect();
+            if due.len() > most(limits.due) {
+                due.truncate(most(limits.due));
+                last = due.last().map(SweptRow::cursor);
             }
+            if let Some(last) = last {
+                self.0.insert(org, last);
+            }
+            due_of_orgs.push(due);
         }
-        in_turn(of_orgs.into_values().collect())
+        in_turn(due_of_orgs)
     }
 }
 
 /// Returns the share of each organisation in the `budget` of a pass.
-pub fn share(budget: i64, orgs: usize) -> i64 {
+fn share(budget: i64, orgs: usize) -> i64 {
     let orgs = i64::try_from(orgs).unwrap_or(i64::MAX).max(1);
     budget.checked_div(orgs).unwrap_or(budget).max(SHARE_MIN)
 }
@@ -243,19 +276,32 @@ mod tests {
             org_id: org.to_owned(),
             session_id: format!("{org}-{n}"),
             started_ms: n,
+            is_due: n != 4,
         };
         let ids = |rows: Vec<PendingSession>| -> Vec<String> {
             rows.into_iter().map(|row| row.session_id).collect()
         };
         let orgs = ["flood".to_owned(), "calm".to_owned()];
         let mut turns = OrgTurns::default();
+        let two = PassLimits { examined: 2, due: 2 };
         let first = orgs.clone().map(OrgCursor::first).to_vec();
         assert_eq!(turns.cursors(&orgs), first);
         let read = vec![row("flood", 1), row("flood", 2), row("calm", 7)];
-        assert_eq!(ids(turns.take(read, 2)), ["calm-7", "flood-1", "flood-2"]);
+        assert_eq!(ids(turns.take(read, two)), ["calm-7", "flood-1", "flood-2"]);
         assert_eq!(turns.cursors(&orgs), [row("flood", 2).cursor(), first[1].clone()]);
-        assert_eq!(ids(turns.take(vec![row("flood", 3)], 2)), ["flood-3"]);
+        assert_eq!(ids(turns.take(vec![row("flood", 3)], two)), ["flood-3"]);
         assert_eq!(turns.cursors(&orgs), first, "after the last one it begins anew");
+        let read = (3..=6).map(|n| row("flood", n)).collect();
+        assert_eq!(
+            ids(turns.take(read, PassLimits { examined: 4, due: 2 })),
+            ["flood-3", "flood-5"]
+        );
+        assert_eq!(turns.cursors(&orgs)[0], row("flood", 5).cursor(), "the sixth is not lost");
+        assert_eq!(
+            ids(turns.take(vec![row("flood", 4)], PassLimits { examined: 1, due: 1 })),
+            [""; 0]
+        );
+        assert_eq!(turns.cursors(&orgs)[0], row("flood", 4).cursor(), "it was examined");
         assert_eq!((share(50, 2), share(50, 0), share(50, 1_000)), (25, 50, SHARE_MIN));
     }
 }

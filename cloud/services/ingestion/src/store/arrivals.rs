@@ -144,20 +144,7 @@ impl IngestStore {
         (limit, samples): (i64, usize),
     ) -> Result<Vec<ArrivedFrame>, StoreError> {
         const DOING: &str = "reading new frames";
-        let of_machines = if site.is_none() && machine.is_none() {
-            String::new()
-        } else {
-            format!(
-                "AND machine_no IN (SELECT machine_no FROM machines WHERE org_id = $3 \
-                 AND ($5 = '' OR site_id = $5) AND ($6 = '' OR {})) ",
-                is_machine(("site_id", "machine_id"), "$3", "$6")
-            )
-        };
-        let from = format!(
-            "FROM frames WHERE arrival > $1 AND arrival <= $2 \
-             AND {} {of_machines}ORDER BY arrival LIMIT $4",
-            of_org("org_id", org.is_some())
-        );
+        let from = frames_of_range(org.is_some(), site.is_some() || machine.is_some());
         let org = org.map(OrgId::as_str);
         let (site, machine) = (site.unwrap_or_default(), machine.unwrap_or_default());
         let sizes: Vec<i64> = on!(self.database, pool =>
@@ -225,12 +212,11 @@ impl IngestStore {
         limit: i64,
     ) -> Result<Vec<ArrivedEvent>, StoreError> {
         let sql = format!(
-            "{SELECT_ARRIVED_EVENT} WHERE e.arrival > $1 AND e.arrival <= $2 \
-             AND {} \
-             AND ($5 = '' OR m.site_id = $5) AND ($6 = '' OR {}) \
-             ORDER BY e.arrival LIMIT $4",
-            of_org("e.org_id", org.is_some()),
-            is_machine(("m.site_id", "m.machine_id"), "$3", "$6")
+            "{SELECT_ARRIVED_EVENT} WHERE {} \
+             AND ($5 = '' OR m.site_id = $5) AND ($6 = '' OR {}) ORDER BY {} LIMIT $4",
+            in_range(&EVENT_COLUMNS, org.is_some()),
+            is_machine(("m.site_id", "m.machine_id"), "$3", "$6"),
+            order_of(&EVENT_COLUMNS, org.is_some()),
         );
         on!(self.database, pool => query_as(AssertSqlSafe(sql))
             .bind(after).bind(up_to).bind(org.map(OrgId::as_str)).bind(limit)
@@ -289,10 +275,50 @@ fn json_of(numbers: &[i64]) -> String {
     serde_json::Value::from(numbers).to_string()
 }
 
-/// Returns the condition on the organisation `$3`, or that it is absent. Two statements and not one
-/// condition for both: with it no index on organisations is used, and the rows of all are read.
-fn of_org(column: &str, one: bool) -> String {
-    if one { format!("{column} = $3") } else { "CAST($3 AS text) IS NULL".to_owned() }
+/// How a statement names the organisation and the arrival number of its rows.
+struct RangeColumns {
+    org: &'static str,
+    arrival: &'static str,
+}
+
+const FRAME_COLUMNS: RangeColumns = RangeColumns { org: "org_id", arrival: "arrival" };
+const EVENT_COLUMNS: RangeColumns = RangeColumns { org: "e.org_id", arrival: "e.arrival" };
+
+/// Returns the condition that a row of all organisations, or of the organisation `$3`, arrived after
+/// `$1` and up to `$2`.
+///
+/// Of one organisation it compares pairs, which only the index of pairs serves. Given two conditions,
+/// PostgreSQL may take the index of arrivals and read the rows of all other organisations.
+fn in_range(RangeColumns { org, arrival }: &RangeColumns, of_one: bool) -> String {
+    if of_one {
+        format!("({org}, {arrival}) > ($3, $1) AND ({org}, {arrival}) <= ($3, $2)")
+    } else {
+        format!("{arrival} > $1 AND {arrival} <= $2 AND CAST($3 AS text) IS NULL")
+    }
+}
+
+/// Returns the order of arrival, in the columns of the index that [`in_range`] is served by.
+fn order_of(RangeColumns { org, arrival }: &RangeColumns, of_one: bool) -> String {
+    if of_one { format!("{org}, {arrival}") } else { (*arrival).to_owned() }
+}
+
+/// Returns the part of a statement that finds the frames of a range, at most `$4`: of machines
+/// whose site is `$5` and whose name is `$6`, where these are not empty.
+fn frames_of_range(of_one: bool, of_machines: bool) -> String {
+    let machines = if of_machines {
+        format!(
+            "AND machine_no IN (SELECT machine_no FROM machines WHERE org_id = $3 \
+             AND ($5 = '' OR site_id = $5) AND ($6 = '' OR {})) ",
+            is_machine(("site_id", "machine_id"), "$3", "$6")
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "FROM frames WHERE {} {machines}ORDER BY {} LIMIT $4",
+        in_range(&FRAME_COLUMNS, of_one),
+        order_of(&FRAME_COLUMNS, of_one)
+    )
 }
 
 /// Returns numbers as a list of SQL.
@@ -303,4 +329,58 @@ fn list_of(numbers: &[i64]) -> String {
         let _ = write!(list, "{comma}{number}");
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use ::database::sqlx::raw_sql;
+    use testbed::Postgres;
+
+    use super::*;
+
+    /// An organisation sends nearly everything: PostgreSQL expects to find its rows at once in the
+    /// order of arrival, and another organisation's too late.
+    #[tokio::test]
+    async fn the_rows_of_an_organisation_are_found_by_its_index_on_postgresql() {
+        let cluster = Postgres::start().await.unwrap();
+        let database = service_testbed::open_database(cluster.url()).await;
+        let Pool::Postgres(pool) = database.pool() else { panic!("PostgreSQL") };
+        raw_sql(
+            "INSERT INTO frames (org_id, chain_no, number, machine_no, boot, mono_ms, clock, \
+             first_seq, samples, t0_ms, offsets_ms, trust, digest, signed, received_ms) \
+             SELECT CASE WHEN n % 100 = 0 THEN 'calm' ELSE 'flood' END, 1, n, 1, 1, n, 0, n, 1, \
+             n, '{0}', 0, '', '', n FROM generate_series(1, 30000) AS n; \
+             INSERT INTO events (org_id, session_id, machine_no, kind, source, seq, at_ms, \
+             elapsed_s, trust) SELECT CASE WHEN n % 100 = 0 THEN 'calm' ELSE 'flood' END, 'S-1', \
+             1, 'FC', 'MACHINE', n, n, 0, 0 FROM generate_series(1, 30000) AS n; \
+             ANALYZE frames; ANALYZE events",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+        let statements = [
+            (format!("SELECT number {}", frames_of_range(true, false)), "_org_id_arrival_idx on"),
+            (
+                format!(
+                    "SELECT kind FROM events e WHERE {} ORDER BY {} LIMIT $4",
+                    in_range(&EVENT_COLUMNS, true),
+                    order_of(&EVENT_COLUMNS, true)
+                ),
+                "events_of_org on",
+            ),
+        ];
+        for (sql, index) in statements {
+            for org in ["'calm'", "'flood'"] {
+                let values = [("$1", "100"), ("$2", "29000"), ("$3", org), ("$4", "500")];
+                let sql = values.iter().fold(sql.clone(), |sql, (n, value)| sql.replace(n, value));
+                let plan: Vec<String> = query_scalar(AssertSqlSafe(format!("EXPLAIN {sql}")))
+                    .fetch_all(pool)
+                    .await
+                    .unwrap();
+                let plan = plan.join("\n");
+                assert!(plan.contains(index), "{org}: {plan}");
+                assert!(!plan.contains("Seq Scan") && !plan.contains("Sort"), "{org}: {plan}");
+            }
+        }
+    }
 }

@@ -13,12 +13,14 @@ use crate::sweep;
 /// The time between two passes over the events that are due.
 const PASS_MS: i64 = 1_000;
 
-/// A session that a sweep has to close or publish, or to make a curve of.
+/// A session that a sweep examines.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct PendingSession {
     pub org_id: String,
     pub session_id: String,
     pub started_ms: i64,
+    /// Whether the sweep has to close or publish it, or to make its curve.
+    pub is_due: bool,
 }
 
 /// When an incomplete closed session is published anyway.

@@ -92,14 +92,18 @@ macro_rules! of_each_org {
     }};
 }
 
-/// Selects the sessions of an organisation that are due, after the cursor.
-fn due_sessions(cursor: &CursorNames, due: &str) -> String {
+/// Selects the sessions of an organisation that meet `candidate`, a condition on `n`, after the
+/// cursor, and whether each is `due`, a condition on `s` and its chain `c`. The limit counts
+/// the candidates: a tenant with many that are not due costs a pass no more than any other.
+fn due_sessions(cursor: &CursorNames, candidate: &str, due: &str) -> String {
     let CursorNames { org, started_ms, session } = cursor;
     format!(
-        "SELECT s.org_id, s.session_id, s.started_ms FROM sessions s \
-         JOIN chains c ON c.chain_no = s.chain_no WHERE s.org_id = {org} AND {due} \
-         AND (s.started_ms, s.session_id) > ({started_ms}, {session}) \
-         ORDER BY s.started_ms, s.session_id LIMIT $4"
+        "SELECT s.org_id, s.session_id, s.started_ms, COALESCE({due}, FALSE) AS is_due FROM ( \
+           SELECT n.org_id, n.session_id, n.started_ms, n.ended_ms, n.first_seq, n.chain_no, \
+           n.closed_seen_ms, n.completeness FROM sessions n WHERE n.org_id = {org} AND {candidate} \
+           AND (n.started_ms, n.session_id) > ({started_ms}, {session}) \
+           ORDER BY n.started_ms, n.session_id LIMIT $4) s \
+         JOIN chains c ON c.chain_no = s.chain_no ORDER BY s.started_ms, s.session_id"
     )
 }
 
@@ -146,10 +150,11 @@ impl IngestStore {
             .map_err(StoreError::query("listing the organisations of a sweep"))
     }
 
-    /// Returns the running sessions that will not end by themselves: another session has begun
+    /// Returns running sessions, and marks those as due that will not end by themselves: another session has begun
     /// later on their chain, by its sample numbers, or the chain has been silent since
     /// `unsigned_since` (publishers that sign nothing) or `signed_since` (gateways, which return
-    /// with the frames that they stored). At most `limit` of each organisation, after its cursor.
+    /// with the frames that they stored). It examines at most `limit` sessions of each organisation,
+    /// after its cursor.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -162,7 +167,8 @@ impl IngestStore {
         let select = |cursor: &CursorNames| {
             due_sessions(
                 cursor,
-                "s.status = 'ACTIVE' AND ((c.kid = '' AND c.seen_ms < $5) OR c.seen_ms < $6 \
+                "n.status = 'ACTIVE'",
+                "((c.kid = '' AND c.seen_ms < $5) OR c.seen_ms < $6 \
                  OR EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = s.chain_no \
                    AND n.status IN ('ACTIVE', 'CLOSED') AND n.first_seq > COALESCE(s.first_seq, \
                      (SELECT MIN(e.seq) FROM events e \
@@ -173,11 +179,11 @@ impl IngestStore {
             select => PendingSession, unsigned_since.0, signed_since.0))
     }
 
-    /// Returns the sessions that were seen closed and can be published: complete by their receipt;
+    /// Returns sessions that were seen closed, and marks those as due that can be published: complete by their receipt;
     /// or of a publisher that signs none; or first seen closed so long ago that what is missing may
     /// never arrive (sooner if the gateway is silent). One that is published is not marked as seen
-    /// any more: its curve would never become final. At most `limit` of each organisation, after
-    /// its cursor.
+    /// any more: its curve would never become final. It examines at most `limit` sessions of each
+    /// organisation, after its cursor.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -190,8 +196,8 @@ impl IngestStore {
         let select = |cursor: &CursorNames| {
             due_sessions(
                 cursor,
-                "s.status = 'CLOSED' AND s.announced_ms IS NULL AND s.closed_seen_ms IS NOT NULL \
-                 AND (s.completeness = 'complete' OR c.kid = '' \
+                "n.status = 'CLOSED' AND n.announced_ms IS NULL AND n.closed_seen_ms IS NOT NULL",
+                "(s.completeness = 'complete' OR c.kid = '' \
                  OR (s.closed_seen_ms < $5 AND c.seen_ms < $6) OR s.closed_seen_ms < $7)",
             )
         };
@@ -200,10 +206,10 @@ impl IngestStore {
             wait.closed_before.0, wait.silent_since.0, wait.closed_long_before.0))
     }
 
-    /// Returns sessions without a curve whose curve is due. It is due when the session is closed,
+    /// Returns sessions without a curve, and which curves are due: when the session is closed,
     /// or followed by another, or on a chain that ended; and the chain has no gaps, or has been
-    /// silent since `quiet`, or the session was seen closed hours before that. At most `limit` of
-    /// each organisation, after its cursor.
+    /// silent since `quiet`, or the session was seen closed hours before that. It examines at most
+    /// `limit` sessions of each organisation, after its cursor.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -216,7 +222,8 @@ impl IngestStore {
         let select = |cursor: &CursorNames| {
             due_sessions(
                 cursor,
-                "s.curve_ms IS NULL AND (s.ended_ms IS NOT NULL OR c.seen_ms < $6 \
+                "n.curve_ms IS NULL",
+                "(s.ended_ms IS NOT NULL OR c.seen_ms < $6 \
                  OR EXISTS (SELECT 1 FROM sessions n \
                    WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
                  AND (c.seen_ms < $5 OR c.gaps = '[]' OR s.closed_seen_ms < $7) \

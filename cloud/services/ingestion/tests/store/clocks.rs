@@ -4,7 +4,7 @@ use contract::*;
 use ingestion::IngestStore;
 use ingestion::verified_frame::VerifiedFrame;
 
-use crate::{CHAIN, NOW, commit, first, frame, name, origin};
+use crate::{CHAIN, NOW, commit, due, first, frame, name, origin};
 
 /// Frames of a gateway that started in 1970, and whose clock was set with the sixth.
 fn waking(n: u64) -> VerifiedFrame {
@@ -84,7 +84,7 @@ async fn sample_numbers_order_roasts_whatever_their_dates(store: &IngestStore) {
     };
     let abandoned = async || -> Vec<String> {
         let silent = (NOW.plus_ms(-1), NOW.plus_ms(-1));
-        let found = store.abandoned_sessions(silent, &first(), 10).await.unwrap();
+        let found = due(store.abandoned_sessions(silent, &first(), 10).await.unwrap());
         found.into_iter().map(|session| session.session_id).collect()
     };
     for (roast, shift_ms) in (2..).zip([-14 * DAY_MS, 30 * DAY_MS, 0, -NOW.0]) {

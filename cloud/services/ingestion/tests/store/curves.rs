@@ -4,7 +4,7 @@ use contract::*;
 use ingestion::IngestStore;
 use ingestion::store::Outcome;
 
-use crate::{CHAIN, NOW, commit, first, frame, name, origin, seqs};
+use crate::{CHAIN, NOW, commit, due, first, frame, name, origin, seqs};
 
 async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     // The second arrives without its extra channel and with another one.
@@ -15,13 +15,14 @@ async fn the_row_of_a_closed_roast_agrees_with_its_frames(store: &IngestStore) {
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     assert!(store.curve(&org, "S-1").await.unwrap().is_none());
     assert_eq!(
-        store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap().len(),
+        due(store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap()).len(),
         1
     );
     store.make_curve(&org, &session, false, NOW).await.unwrap();
     store.make_curve(&org, &session, false, NOW).await.unwrap();
     assert!(
-        store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap().is_empty()
+        due(store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap())
+            .is_empty()
     );
 
     let no = name(store).await;
@@ -68,7 +69,8 @@ async fn a_curve_of_a_part_is_made_again(store: &IngestStore) {
         let session = store.session(&org, "S-1").await.unwrap().unwrap();
         store.make_curve(&org, &session, false, NOW).await.unwrap();
         let left =
-            store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap().len();
+            due(store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap())
+                .len();
         (store.curve(&org, "S-1").await.unwrap().unwrap().len(), left)
     };
     assert_eq!(curve().await, (25, 1));
@@ -82,7 +84,7 @@ async fn a_roast_gets_its_curve_although_its_gateway_sends_and_lacks_a_frame_for
     commit(store, &[frame(1, 0.0), frame(2, 0.0), frame(3, 0.0), frame(5, 0.0)]).await;
     // The gateway has just sent.
     let quiet = NOW.plus_ms(-15 * 60_000);
-    let due = async || store.sessions_without_curve(quiet, &first(), 10).await.unwrap().len();
+    let due = async || due(store.sessions_without_curve(quiet, &first(), 10).await.unwrap()).len();
     assert_eq!(due().await, 0);
     store.mark_closed_seen(NOW.plus_ms(-7 * 3_600_000)).await.unwrap();
     assert_eq!(due().await, 1);

@@ -9,7 +9,7 @@
 
 use contract::*;
 use ingestion::IngestStore;
-use ingestion::store::{ChainNo, OrgCursor, Outcome};
+use ingestion::store::{ChainNo, OrgCursor, Outcome, PendingSession};
 use ingestion::verified_frame::{Numbering, Opening, Repeats, Trust, VerifiedFrame};
 use service_testbed::NOW;
 
@@ -54,6 +54,11 @@ fn origin() -> Origin {
 /// The position before the first session of the organisation.
 fn first() -> [OrgCursor; 1] {
     [OrgCursor::first("acme".to_owned())]
+}
+
+/// Returns the sessions that a sweep has work with.
+fn due(examined: Vec<PendingSession>) -> Vec<PendingSession> {
+    examined.into_iter().filter(|session| session.is_due).collect()
 }
 
 async fn open(url: String) -> IngestStore {

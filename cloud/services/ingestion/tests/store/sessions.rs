@@ -5,7 +5,7 @@ use ingestion::IngestStore;
 use ingestion::store::{Outcome, SessionFilter};
 use ingestion::verified_frame::VerifiedFrame;
 
-use crate::{NOW, commit, first, frame, name, origin, told};
+use crate::{NOW, commit, due, first, frame, name, origin, told};
 
 async fn a_roast_is_the_same_in_any_order_of_arrival(store: &IngestStore) {
     for n in [5, 4, 6, 2, 1, 3] {
@@ -44,7 +44,7 @@ async fn a_sample_taken_before_drop_and_sent_after_it_belongs_to_the_roast(store
     let session = store.session(&org, "S-1").await.unwrap().unwrap();
     store.make_curve(&org, &session, true, NOW).await.unwrap();
     let curveless = async || {
-        store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap().len()
+        due(store.sessions_without_curve(NOW.plus_ms(60_000), &first(), 10).await.unwrap()).len()
     };
     assert_eq!(curveless().await, 0);
     commit(store, &[told(50, false, false)]).await;

@@ -359,14 +359,14 @@ mod tests {
         .await
         .unwrap();
         let statements = [
-            (format!("SELECT number {}", frames_of_range(true, false)), "_org_id_arrival_idx on"),
+            (format!("SELECT number {}", frames_of_range(true, false)), "frames_default_of_org on"),
             (
                 format!(
                     "SELECT kind FROM events e WHERE {} ORDER BY {} LIMIT $4",
                     in_range(&EVENT_COLUMNS, true),
                     order_of(&EVENT_COLUMNS, true)
                 ),
-                "events_of_org on",
+                "events_arrived_of_org on",
             ),
         ];
         for (sql, index) in statements {

@@ -1,0 +1,2 @@
+-- events_arrived_of_org holds the same columns, and serves the same statements.
+DROP INDEX IF EXISTS events_of_org;

@@ -27,6 +27,8 @@ mod row_json;
 mod session_closed;
 pub mod store;
 mod sweep;
+#[cfg(test)]
+mod test_gateway;
 pub mod verified_frame;
 mod verify;
 mod warning_log;

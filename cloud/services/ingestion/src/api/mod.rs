@@ -13,6 +13,8 @@ mod sessions;
 mod stream;
 mod telemetry;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod whole_way;
 
 use axum::extract::FromRef;

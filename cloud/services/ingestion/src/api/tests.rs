@@ -116,8 +116,9 @@ async fn a_report_names_the_device_whose_key_signed_the_points() {
         assert_eq!((ack.acked.len(), ack.refused.len()), (1, 0), "{payload}");
     };
     for s in [0, 10, 20] {
-        let point = json!({"ts": NOW.plus_ms(s * 1_000), "machineId": "r-1", "elapsedSeconds": s,
-                           "btC": 200.5});
+        let at = NOW.plus_ms(s * 1_000);
+        ingestion.now.store(at.0, Ordering::Relaxed);
+        let point = json!({"ts": at, "machineId": "r-1", "elapsedSeconds": s, "btC": 200.5});
         deliver("telemetry", point).await;
     }
     let drop = json!({"ts": NOW.plus_ms(20_000), "machineId": "r-1", "type": "DROP",

@@ -7,12 +7,15 @@
 use std::panic::resume_unwind;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::stream::{self, StreamExt as _};
 use service::metrics::follow;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
@@ -20,6 +23,8 @@ use tracing::Instrument as _;
 const CONNECTION_THREADS: usize = 2;
 /// The smallest number of threads for handlers.
 const HANDLER_THREADS_MIN: usize = 4;
+/// How many events of a stream may wait to be sent.
+const EVENTS_MAX: usize = 16;
 /// What is added to the nice value of all these threads: while the processors are busy, what machines
 /// send comes first.
 const NICE: i32 = 5;
@@ -58,8 +63,8 @@ impl RequestRuntime {
         &self.handlers
     }
 
-    /// Returns the routes with their handlers on the threads that compute. The body of a response is
-    /// sent by those of the connections.
+    /// Returns the routes with their handlers, and the events of their streams, on the threads that
+    /// compute.
     pub fn with_own_threads(&self, routes: Router) -> Router {
         routes.layer(from_fn_with_state(self.handlers.clone(), run_handler))
     }
@@ -78,17 +83,40 @@ fn runtime(name: &str, threads: usize) -> std::io::Result<Runtime> {
         .build()
 }
 
-/// Runs the handler of a request on `threads`, with the metrics and the log fields of the request. It
-/// ends with its connection.
+/// Runs the handler of a request on `threads`, with the metrics and the log fields of the request. The
+/// handler ends with its connection.
 async fn run_handler(State(threads): State<Handle>, request: Request, next: Next) -> Response {
     let handling = follow(next.run(request)).in_current_span();
     match AbortOnDropHandle::new(threads.spawn(handling)).await {
-        Ok(response) => response,
+        Ok(response) => with_events_from(&threads, response),
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => resume_unwind(panic), // the layer for panics answers
             Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(), // the process stops
         },
     }
+}
+
+/// Lets `threads` make the events of a stream. Every other body is complete, and stays as it is.
+fn with_events_from(threads: &Handle, response: Response) -> Response {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    if kind.is_none_or(|kind| !kind.as_bytes().starts_with(b"text/event-stream")) {
+        return response;
+    }
+    let (head, body) = response.into_parts();
+    let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+    let mut events = body.into_data_stream();
+    let making = AbortOnDropHandle::new(threads.spawn(follow(async move {
+        while let Some(event) = events.next().await {
+            if sender.send(event).await.is_err() {
+                return; // the client has left
+            }
+        }
+    })));
+    let made = stream::unfold((receiver, making), |(mut receiver, making)| async move {
+        let event = receiver.recv().await?;
+        Some((event, (receiver, making)))
+    });
+    Response::from_parts(head, Body::from_stream(made))
 }
 
 impl Drop for RequestRuntime {

@@ -1,9 +1,13 @@
 //! Tests of the servers that `simcorp serve` runs, with small services on loopback.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::header;
 use axum::routing::get;
+use futures_util::stream;
 use http_stack::start::check_mqtt;
 use service::health::Health;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -99,6 +103,36 @@ async fn health_is_answered_within_100_ms_while_all_handlers_compute() {
     for request in requests {
         let answer = within(request).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("computed"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn handlers_and_the_events_of_streams_run_on_threads_apart_from_the_connections() {
+    fn thread() -> String {
+        std::thread::current().name().unwrap_or_default().to_owned()
+    }
+    let events = async || {
+        let event = stream::once(async { Ok::<_, Infallible>(thread()) });
+        ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(event))
+    };
+    let routes = Router::new()
+        .route("/handler", get(async || thread()))
+        .route("/events", get(events))
+        .route(
+            "/body",
+            get(async || Body::from_stream(stream::once(async { Ok::<_, Infallible>(thread()) }))),
+        );
+    let mut running = running();
+    let context = service_testbed::context();
+    let health = Health::new("named", context.clock.clone());
+    let service = Service::new(&context, "named", (routes, OpenApi::default()), health);
+    let address = serve(&mut running, service).await;
+    for (path, expected) in
+        [("/handler", "requests"), ("/events", "requests"), ("/body", "connections")]
+    {
+        let answer = within(read(address, path)).await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(body.contains(expected), "{path}: {answer}");
     }
 }
 

@@ -36,6 +36,7 @@ mod warning_log;
 use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
 use service::health::Health;
 
+pub use api::limits;
 pub use config::IngestionConfig;
 pub use store::IngestStore;
 

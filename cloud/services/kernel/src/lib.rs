@@ -29,6 +29,7 @@ use service::clock::Clock;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
 
+pub use api::limits;
 use audit_checkpoint::{CheckpointFile, CheckpointSigner, CheckpointWriter};
 pub use config::KernelConfig;
 pub use store::KernelStore;

@@ -31,6 +31,12 @@ use crate::live_tail::Tail;
 use crate::pipeline::Pipeline;
 use crate::store::IngestStore;
 
+/// The limits of what clients send. `docs/reference/compatibility.md` lists them.
+pub mod limits {
+    pub use super::annotations::{OVERRIDES_MAX, REPORT_MAX, WRITTEN_MAX};
+    pub use super::profiles::{IMPORTED_MAX, PROFILE_MAX};
+}
+
 /// The state that all handlers share.
 #[derive(Clone)]
 pub struct SharedState {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Stack, client};
+use crate::support::{PATIENCE, Stack, client};
 use serde_json::json;
+use testbed::wait_for;
 
 /// Returns the values of the label `service` in Prometheus's text.
 fn services(text: &str) -> BTreeSet<&str> {
@@ -15,6 +16,21 @@ fn services(text: &str) -> BTreeSet<&str> {
 async fn each_port_tells_its_own_service_s_metrics_by_upstream_s_names() -> anyhow::Result<()> {
     let names = ["kernel", "ingestion", "eval"];
     let stack = Stack::start(&names, &["broker.embedded=false".to_owned()]).await?;
+    // What the kernel counts in the database, at its start and periodically.
+    let expected = [
+        "simcorp_missions_active{agent_id=\"report-agent\"} 0",
+        "simcorp_missions_active{agent_id=\"eval-agent\"} 0",
+        "simcorp_missions_active{agent_id=\"other\"} 0",
+        "simcorp_governance_circuit_breaker_events_unresolved 0",
+    ];
+    let counted = || async {
+        let answer = client().get(stack.url("kernel", "/metrics")).send().await;
+        let Ok(answer) = answer else { return false };
+        let text = answer.text().await.unwrap_or_default();
+        expected.iter().all(|line| text.lines().any(|shown| shown == *line))
+    };
+    wait_for("the counts of the kernel", PATIENCE, counted).await?;
+
     let mission = json!({"goal": "generate-roast-report", "params": {"sessionId": "S-1"},
         "context": {"orgId": "org"}, "signals": {"session": {"telemetryPoints": 600,
         "durationSec": 600, "hasBT": true, "closeReason": "DROP"}}});
@@ -52,6 +68,8 @@ async fn each_port_tells_its_own_service_s_metrics_by_upstream_s_names() -> anyh
         "simcorp_governance_readiness_technical_score",
         "simcorp_governance_days_since_phase_start",
         "simcorp_governance_current_phase_info{phase=\"L3\"} 1",
+        "simcorp_missions_active{",
+        "simcorp_governance_circuit_breaker_events_unresolved",
         "simcorp_process_resident_memory_bytes",
     ] {
         assert!(has(kernel, name, &[]), "{name}: {kernel}");

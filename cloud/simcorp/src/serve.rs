@@ -116,25 +116,26 @@ impl RunningServers {
     /// Serves a started service on its listener, and its TLS endpoint on the second one.
     fn serve(
         &mut self,
-        service: Service,
+        mut service: Service,
         metrics: Metrics,
         (listener, tls_listener): (TcpListener, Option<TcpListener>),
     ) -> anyhow::Result<()> {
         tracing::info!(listen = ?listener.local_addr().ok(), "{} is ready", service.health.service());
+        service.routes = self.requests.with_own_threads(service.routes);
         let app = service_router(&service, metrics.clone());
         let listener = BoundedListener::new(listener, self.connections);
         let serving = http::serve(listener, app, self.stop.clone());
-        self.servers.spawn_on(metrics.clone().scope(serving), self.requests.handle());
+        self.servers.spawn_on(metrics.clone().scope(serving), self.requests.connections());
         if let Some((endpoint, listener)) = service.tls.zip(tls_listener) {
             let limits = TlsLimits::new(self.connections.total);
             let start = || {
                 // The listener spawns the handshakes, which compute.
-                let _requests = self.requests.handle().enter();
+                let _handlers = self.requests.handlers().enter();
                 tls::TlsListener::new(listener, endpoint.config, limits)
             };
             let listener = metrics.sync_scope(start)?;
             let serving = tls::serve(listener, endpoint.router, self.stop.clone());
-            self.servers.spawn_on(metrics.scope(serving), self.requests.handle());
+            self.servers.spawn_on(metrics.scope(serving), self.requests.handlers());
         }
         Ok(())
     }
@@ -309,7 +310,7 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         servers: tokio::task::JoinSet::new(),
     };
     let embeds = config.embeds_broker() && runs(ServiceName::Ingestion);
-    let is_broker_open = embeds && config.auth.mode != AuthMode::Dev;
+    let broker_note = broker_note(&config, &runs);
     if config.embeds_broker() {
         config.mqtt.host = config.broker.listen.ip().to_string();
         config.mqtt.port = config.broker.listen.port();
@@ -337,8 +338,8 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
             let clients_max = running.connections.total;
             let tasks = (&running.tasks, &running.stop);
             context.mqtt.local = Some(broker::start(&config.broker, clients_max, tasks).await?);
-            if is_broker_open {
-                tracing::warn!("{OPEN_BROKER}");
+            if let Some(note) = broker_note {
+                tracing::warn!("{note}");
             }
         }
         context.database = Some(open_database(&config, &running).await?);
@@ -347,10 +348,8 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         if let Some(listener) = listeners.remove(entry.field) {
             let metrics = running.next_metrics()?;
             let own = context.with_metrics(&metrics);
-            let mut service = metrics.sync_scope(|| (entry.start)(&config, &own))?;
-            if entry.name == ServiceName::Ingestion && is_broker_open {
-                service.health = service.health.with_note("mqtt", OPEN_BROKER);
-            }
+            let start = || start_service(entry, &config, &own, broker_note);
+            let service = metrics.sync_scope(start)?;
             let tls_listener = service.tls.as_ref().and_then(|_| listeners.remove(GATEWAY_LISTEN));
             running.serve(service, metrics, (listener, tls_listener))?;
         }
@@ -360,6 +359,29 @@ pub async fn serve(mut config: CloudConfig, names: &[ServiceName]) -> anyhow::Re
         .tasks
         .spawn_restarting("process-metrics", move || publish_process_metrics(stop.clone()));
     running.run_until_stopped().await
+}
+
+/// Returns what operators must know of the broker: that it has no passwords, if this process runs it
+/// while the callers of its services authenticate.
+fn broker_note(config: &CloudConfig, runs: &impl Fn(ServiceName) -> bool) -> Option<&'static str> {
+    let embeds = config.embeds_broker() && runs(ServiceName::Ingestion);
+    (embeds && config.auth.mode != AuthMode::Dev).then_some(OPEN_BROKER)
+}
+
+/// Starts a service. `/ready` of ingestion shows the note about the broker.
+fn start_service(
+    entry: &ServiceEntry,
+    config: &CloudConfig,
+    context: &Context,
+    broker_note: Option<&'static str>,
+) -> anyhow::Result<Service> {
+    let mut service = (entry.start)(config, context)?;
+    if entry.name == ServiceName::Ingestion
+        && let Some(note) = broker_note
+    {
+        service.health = service.health.with_note("mqtt", note);
+    }
+    Ok(service)
 }
 
 /// Opens the database, brings its schema up to date where that is configured, and watches the
@@ -507,3 +529,6 @@ async fn publish_process_metrics(stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,10 @@ pub struct ProfileBody {
 
 /// The largest number of points in a curve. No roast needs more.
 pub const CURVE_POINTS_MAX: usize = 5_000;
-const TAGS_MAX: usize = 50;
+/// The largest number of tags.
+pub const TAGS_MAX: usize = 50;
+/// The longest name, site, machine model or tag, in bytes.
+pub const WORD_BYTES_MAX: usize = 200;
 
 impl ProfileBody {
     /// Returns what is wrong with the profile, each with its field.
@@ -149,7 +152,7 @@ impl ProfileBody {
                 found.push((field, problem));
             }
         };
-        let word = |text: &str| (1..=200).contains(&text.trim().len());
+        let word = |text: &str| (1..=WORD_BYTES_MAX).contains(&text.trim().len());
         require(word(&self.name), "name", "not 1 to 200 bytes");
         for (field, text) in [("siteId", &self.site_id), ("machineModel", &self.machine_model)] {
             require(text.as_deref().is_none_or(word), field, "not 1 to 200 bytes");

@@ -17,6 +17,8 @@
 //! 10. authentication: 401; `/_rate-limit/metrics` branches off after it
 //! 11. rate limit: 429, by organisation, caller and route
 //! 12. idempotency: a repeated `Idempotency-Key` gets the first response
+//!
+//! `simcorp serve` adds one more around the handlers, which runs them on threads of their own.
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};

@@ -167,7 +167,8 @@ pub struct GoldenCase {
 /// The limits of a case; a genuine case needs no more.
 const TRIALS_MAX: u32 = 1_000;
 const LIST_MAX: usize = 200;
-const BYTES_MAX: usize = 64 * 1024;
+/// The largest case, in bytes of JSON.
+pub const CASE_BYTES_MAX: usize = 64 * 1024;
 
 impl NewCase {
     /// Returns the problems of the case, each with its field.
@@ -212,7 +213,7 @@ impl NewCase {
             "more than 200 tags or baseline commands",
         );
         let text = serde_json::to_string(self).unwrap_or_default();
-        require(text.len() <= BYTES_MAX, "description", "the case has more than 64 KiB");
+        require(text.len() <= CASE_BYTES_MAX, "description", "the case has more than 64 KiB");
         // PostgreSQL's text type cannot store a NUL.
         require(!text.contains("\\u0000"), "description", "contains a NUL");
         problems

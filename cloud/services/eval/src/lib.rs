@@ -19,6 +19,7 @@ use std::sync::Arc;
 use mission_worker::{SharedStats, Worker};
 use service::health::Health;
 
+pub use api::limits;
 pub use config::{EvalConfig, JudgeConfig};
 pub use store::EvalStore;
 

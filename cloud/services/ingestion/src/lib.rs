@@ -27,6 +27,8 @@ mod row_json;
 mod session_closed;
 pub mod store;
 mod sweep;
+#[cfg(test)]
+mod test_gateway;
 pub mod verified_frame;
 mod verify;
 mod warning_log;
@@ -34,6 +36,7 @@ mod warning_log;
 use http_stack::start::{Context, Service, StartError, check_database, check_mqtt};
 use service::health::Health;
 
+pub use api::limits;
 pub use config::IngestionConfig;
 pub use store::IngestStore;
 

@@ -29,6 +29,7 @@ use service::clock::Clock;
 use service::health::Health;
 use tokio_util::sync::CancellationToken;
 
+pub use api::limits;
 use audit_checkpoint::{CheckpointFile, CheckpointSigner, CheckpointWriter};
 pub use config::KernelConfig;
 pub use store::KernelStore;
@@ -130,10 +131,6 @@ async fn publish_counts(store: &KernelStore, events: bool) {
 async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
     let mut passes = 0_u32;
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(MAINTENANCE_INTERVAL) => {}
-        }
         match store.quarantine_poison(clock()).await {
             Ok(0) => {}
             Ok(parked) => {
@@ -150,6 +147,10 @@ async fn maintain(store: KernelStore, clock: Clock, stop: CancellationToken) {
         }
         if let Err(error) = store.delete_old_facts(clock()).await {
             tracing::debug!(%error, "could not delete old counts; the next pass tries again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(MAINTENANCE_INTERVAL) => {}
         }
     }
 }

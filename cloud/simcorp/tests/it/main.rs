@@ -2,4 +2,5 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a test may break
 
 mod docs;
+mod limits;
 mod roast;

@@ -35,26 +35,35 @@ fn issue(authority: &TestCa, name: &str) -> (Vec<CertificateDer<'static>>, Priva
     (vec![certificate], PrivateKeyDer::from_pem_file(&issued.key).unwrap())
 }
 
+/// Returns the certificates that a server and its clients trust.
+fn roots(authority: &TestCa) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.certificate()).unwrap()).unwrap();
+    Arc::new(roots)
+}
+
+/// Listens on a port of its own.
+async fn listen(authority: &TestCa, limits: TlsLimits) -> TlsListener {
+    install_crypto_provider();
+    let verifier = WebPkiClientVerifier::builder(roots(authority)).allow_unauthenticated();
+    let (certificates, key) = issue(authority, "localhost");
+    let config = ServerConfig::builder()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(certificates, key)
+        .unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    TlsListener::new(tcp, Arc::new(config), limits).unwrap()
+}
+
 impl Server {
     async fn start(limits: TlsLimits) -> Self {
-        install_crypto_provider();
         let authority = TestCa::new().unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(authority.certificate()).unwrap()).unwrap();
-        let roots = Arc::new(roots);
-        let verifier = WebPkiClientVerifier::builder(roots.clone()).allow_unauthenticated();
-        let (certificates, key) = issue(&authority, "localhost");
-        let config = ServerConfig::builder()
-            .with_client_cert_verifier(verifier.build().unwrap())
-            .with_single_cert(certificates, key)
-            .unwrap();
+        let listener = listen(&authority, limits).await;
+        let (address, roots) = (listener.address, roots(&authority));
         let (certificates, key) = issue(&authority, "gateway");
         let client = || ClientConfig::builder().with_root_certificates(roots.clone());
         let certified = client().with_client_auth_cert(certificates, key).unwrap();
 
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let listener = TlsListener::new(tcp, Arc::new(config), limits).unwrap();
         let known = async |ConnectInfo(peer): ConnectInfo<TlsPeer>| {
             if peer.certificate.is_some() { "a gateway" } else { "a stranger" }
         };
@@ -148,4 +157,21 @@ async fn plain_text_is_no_handshake_and_ends_only_its_own_connection() {
     let answer = rest(&mut plain).await;
     assert!(!answer.starts_with(b"HTTP/"), "{answer:?}");
     assert!(server.serves_a_gateway().await);
+}
+
+#[tokio::test]
+async fn a_server_whose_accept_loop_ends_by_itself_fails_and_one_that_is_stopped_does_not() {
+    let authority = TestCa::new().unwrap();
+    for is_stopped in [false, true] {
+        let listener = listen(&authority, LIMITS).await;
+        let (ended, stop) = (listener.ended.clone(), CancellationToken::new());
+        if is_stopped {
+            stop.cancel();
+        }
+        ended.cancel(); // as the task of the accept loop does at its end, also when it panics
+        let served = within(serve(listener, Router::new(), stop)).await;
+        let problem = served.err().map(|error| error.to_string());
+        let expected = (!is_stopped).then_some("no further TLS connections are accepted");
+        assert_eq!(problem.as_deref(), expected);
+    }
 }

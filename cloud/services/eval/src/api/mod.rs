@@ -17,6 +17,12 @@ use crate::runner::Runner;
 use crate::store::{ChangedBy, EvalStore};
 use service::clock::Clock;
 
+/// The limits of what clients send. `docs/reference/compatibility.md` lists them.
+pub mod limits {
+    pub use super::runs::{COMMANDS_MAX, RUN_BYTES_MAX, TRANSCRIPT_MAX, TRIALS_MAX};
+    pub use crate::golden::CASE_BYTES_MAX;
+}
+
 #[derive(Clone)]
 pub struct State {
     pub store: EvalStore,

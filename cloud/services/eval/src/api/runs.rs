@@ -22,10 +22,14 @@ use crate::run::{EvalRun, Outcome, RunCommand, TrialSet};
 use crate::runner::{Evidence, Runner};
 use crate::store::RunFilter;
 
-const COMMANDS_MAX: usize = 1_000;
-const TRIALS_MAX: usize = 50;
-const TRANSCRIPT_MAX: usize = 500;
-const RUN_BYTES_MAX: usize = 256 * 1024;
+/// The most commands of a run.
+pub const COMMANDS_MAX: usize = 1_000;
+/// The most trials of a request.
+pub const TRIALS_MAX: usize = 50;
+/// The most lines of a run's transcript.
+pub const TRANSCRIPT_MAX: usize = 500;
+/// The largest run, in bytes of the JSON that is stored.
+pub const RUN_BYTES_MAX: usize = 256 * 1024;
 
 /// Lists runs, newest first.
 #[utoipa::path(get, path = "/evaluations", tag = "runs",

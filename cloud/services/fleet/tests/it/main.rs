@@ -4,6 +4,7 @@
 mod authority;
 mod devices;
 mod enrollments;
+mod gateway_port;
 mod recoveries;
 
 use std::sync::LazyLock;

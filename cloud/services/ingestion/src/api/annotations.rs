@@ -21,11 +21,12 @@ use super::SharedState;
 use super::sessions::{find_session, summary};
 use crate::store::{ChangedBy, IngestStore, SessionRow};
 
-const OVERRIDES_MAX: usize = 32;
+/// The most event overrides of a request.
+pub const OVERRIDES_MAX: usize = 32;
 /// Maximum sizes in bytes of JSON: of one annotation by a person, and of a report, which holds
 /// several of them.
-const WRITTEN_MAX: usize = 32 * 1024;
-const REPORT_MAX: usize = 960 * 1024;
+pub const WRITTEN_MAX: usize = 32 * 1024;
+pub const REPORT_MAX: usize = 960 * 1024;
 const OFFSET_MAX: i64 = 1_000_000;
 
 /// Returns the author and the time of the change that a request makes.

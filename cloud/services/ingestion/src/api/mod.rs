@@ -13,6 +13,8 @@ mod sessions;
 mod stream;
 mod telemetry;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod whole_way;
 
 use axum::extract::FromRef;
@@ -28,6 +30,12 @@ pub use self::read_pace::ReadPace;
 use crate::live_tail::Tail;
 use crate::pipeline::Pipeline;
 use crate::store::IngestStore;
+
+/// The limits of what clients send. `docs/reference/compatibility.md` lists them.
+pub mod limits {
+    pub use super::annotations::{OVERRIDES_MAX, REPORT_MAX, WRITTEN_MAX};
+    pub use super::profiles::{IMPORTED_MAX, PROFILE_MAX};
+}
 
 /// The state that all handlers share.
 #[derive(Clone)]

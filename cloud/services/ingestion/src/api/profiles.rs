@@ -20,10 +20,11 @@ use super::annotations::{changed_by, check_size, etag};
 use crate::profile_io;
 use crate::store::{IngestStore, ProfileFilter};
 
-const PROFILE_MAX: usize = 256 * 1024;
+/// The largest profile, in bytes of JSON.
+pub const PROFILE_MAX: usize = 256 * 1024;
 const NOTE_MAX: usize = 2_000;
 /// The most profiles of one import.
-pub(crate) const IMPORTED_MAX: usize = 500;
+pub const IMPORTED_MAX: usize = 500;
 /// The fields of a profile that the server sets; values from clients are ignored.
 const SERVER_FIELDS: [&str; 7] =
     ["profileId", "version", "orgId", "createdAt", "updatedAt", "isArchived", "actor"];

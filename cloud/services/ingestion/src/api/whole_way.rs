@@ -11,34 +11,28 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
-use cache::Cache;
 use contract::envelope::PayloadKind;
 use contract::{Actor, ActorKind, ChainId, Channel, EpochMs, Frame, OrgId, Origin, Receipt};
 use http_stack::auth::{Caller, Role};
-use http_stack::{Limits, LimitsConfig};
 use proptest::prelude::ProptestConfig;
 use proptest::sample::Index;
 use proptest::test_runner::{RngSeed, TestRunner};
 use serde_json::{Value, json};
 use service::clock::Clock;
-use service::shutdown::CancellationToken;
-use service::tasks::Tasks;
 use tower::ServiceExt as _;
 use trust::{Algorithm, CONTENT_FRAME, CONTENT_RECEIPT, FileKey};
 
 use self::arbitrary::{Delivery, NUMBER_MAX, delivery};
-use super::SharedState;
+use super::tests::state_of;
 use crate::clock_correction::{self, ClockCorrection};
 use crate::keys::KeyCache;
 use crate::legacy::{self, LegacyError};
-use crate::live_tail::Tail;
-use crate::pipeline::Pipeline;
 use crate::receipts::{CurveSweep, Reconciler};
 use crate::session_closed::SessionSweeps;
 use crate::store::{ArrivedFrame, FrameRow, IngestStore, Outcome};
 use crate::verified_frame::{TrustedKey, VerifiedFrame};
 use crate::verify::UnverifiedMessage;
-use crate::{IngestionConfig, dry_run, row_json};
+use crate::{dry_run, row_json};
 
 const NOW: EpochMs = EpochMs(1_760_000_000_000);
 const HOUR_MS: i64 = 3_600_000;
@@ -148,22 +142,7 @@ impl Cloud {
         let (folder, database) = service_testbed::open_sqlite().await;
         let store = IngestStore::new(database);
         let clock: Clock = Arc::new(|| NOW.plus_ms(HOUR_MS));
-        let stop = CancellationToken::new();
-        let tasks = Tasks::new(stop.clone());
-        let tail = Tail::start(store.clone(), &tasks, stop.clone());
-        let (config, wake) = (IngestionConfig::default(), tail.wake());
-        let dates = ClockCorrection::default();
-        let (pipeline, _) = Pipeline::start(&config, &store, &clock, (&wake, &dates), &tasks);
-        let state = SharedState {
-            pace: super::ReadPace::new(config.read_cells_per_second),
-            store: store.clone(),
-            pipeline,
-            tail,
-            clock: clock.clone(),
-            stop,
-            limits: Limits::new(&LimitsConfig::default(), None, clock),
-            cache: Cache::new(None),
-        };
+        let api = super::routes(state_of(&store, &clock)).0;
         let kid = "device:gw@leipzig".parse().unwrap();
         let gateway = FileKey::generate(kid, Algorithm::EdDsa).unwrap();
         let trusted = TrustedKey {
@@ -174,7 +153,7 @@ impl Cloud {
         };
         Self {
             store,
-            api: super::routes(state).0,
+            api,
             gateway,
             trusted,
             keys: KeyCache::default(),

@@ -6,6 +6,7 @@ use contract::envelope::{EnvelopeError, PayloadKind};
 use contract::point::FieldError;
 use contract::{EpochMs, Origin};
 use service::clock::Clock;
+use service::tasks;
 use tokio::time::Instant;
 use trust::CoseError;
 
@@ -133,7 +134,13 @@ impl Verifier {
             let verdict = unverified.key.as_ref().and_then(|_| verdicts.next());
             let verdict = verdict.unwrap_or(Err(CoseError::Signature));
             let verdict = self.or_other_keys(&mut unverified, verdict, received).await;
-            slot.state = self.accept_or_refuse(&slot.origin, unverified, verdict, received);
+            let accepted = tasks::catch("verify", || {
+                self.accept_or_refuse(&slot.origin, unverified, verdict, received)
+            });
+            slot.state = accepted.unwrap_or_else(|panicked| {
+                tracing::error!(origin = %slot.origin, error = %panicked, "dropped a message");
+                SlotState::Done(None)
+            });
         }
     }
 

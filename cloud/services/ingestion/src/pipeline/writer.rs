@@ -98,3 +98,123 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use contract::{Ack, FrameRange};
+    use service::clock::Clock;
+    use service::metrics::Metrics;
+    use service_testbed::NOW;
+    use tokio::sync::oneshot;
+
+    use super::super::Reply;
+    use super::super::refusal_log::RefusalLog;
+    use super::*;
+    use crate::clock_correction::ClockCorrection;
+    use crate::store::IngestStore;
+    use crate::test_gateway::{Gateway, frame, origin};
+    use crate::warning_log::WarningLog;
+
+    /// What is logged while a test runs.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn writer(store: &IngestStore, verifier_clock: Clock) -> Writer {
+        let (acks, _) = mpsc::channel(1);
+        let verifier = Verifier {
+            store: store.clone(),
+            keys: Arc::default(),
+            clock: verifier_clock,
+            accept_unsigned: false,
+            refusals: RefusalLog::default(),
+            warnings: WarningLog::default(),
+        };
+        let committer = Committer {
+            store: store.clone(),
+            clock: Arc::new(|| NOW),
+            wake: Arc::default(),
+            dating: ClockCorrection::default(),
+            conflicts: Arc::default(),
+            receipt_stored: Arc::default(),
+        };
+        Writer { verifier, committer, replies: Replies { acks } }
+    }
+
+    /// Returns the batch of the gateway's first three frames, and where their acknowledgements come.
+    fn batch(gateway: &Gateway) -> (Vec<QueuedMessage>, Vec<oneshot::Receiver<Ack>>) {
+        let mut previous = None;
+        let queued = (1..=3).map(|number| {
+            let sent = frame(1, number, previous, NOW);
+            previous = Some(trust::sha256_digest(&sent.encode()));
+            let (reply, answer) = oneshot::channel();
+            let message = Message::Frame(gateway.signed(&sent));
+            (QueuedMessage { origin: origin(), message, reply: Reply::Request(reply) }, answer)
+        });
+        queued.unzip()
+    }
+
+    /// The clock is read once a verification: it panics with the batch, and then with the second
+    /// message alone.
+    #[tokio::test]
+    async fn a_message_whose_verification_panics_is_dropped_alone_counted_and_logged() {
+        let (_folder, database) = service_testbed::open_sqlite().await;
+        let gateway = Gateway::register(&database).await;
+        let reads = AtomicU32::new(0);
+        let clock: Clock = Arc::new(move || {
+            let read = reads.fetch_add(1, Ordering::Relaxed);
+            assert!(!matches!(read, 0 | 2), "verification {read}");
+            NOW
+        });
+        let writer = writer(&IngestStore::new(database), clock);
+        let (batch, answers) = batch(&gateway);
+
+        let _ = Metrics::install(); // fails if another test has installed the recorder
+        let (counted, log) = (Metrics::separate().unwrap(), Log::default());
+        let written = log.clone();
+        let logging = tracing_subscriber::fmt().json().with_writer(move || written.clone());
+        let guard = tracing::subscriber::set_default(logging.finish());
+        counted.clone().scope(writer.process(batch)).await;
+        drop(guard);
+
+        let mut acks = Vec::new();
+        for answer in answers {
+            acks.push(answer.await.ok());
+        }
+        let [Some(first), None, Some(third)] = acks.as_slice() else { panic!("{acks:?}") };
+        for (ack, number) in [(first, 1), (third, 3)] {
+            assert_eq!(ack.acked, [FrameRange { first: number, last: number }]);
+            assert!(ack.refused.is_empty());
+        }
+        assert_eq!(third.need, [FrameRange { first: 2, last: 2 }], "it is sent again");
+        let shown = counted.render();
+        assert!(shown.contains("simcorp_task_panics_total{task=\"verify\"} 2"), "{shown}");
+        let text = log.text();
+        let dropped: Vec<&str> =
+            text.lines().filter(|line| line.contains("dropped a message")).collect();
+        let [line] = dropped.as_slice() else { panic!("{text}") };
+        for part in ["ERROR", "acme/leipzig/r-1", "verify panicked: verification 2"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+}

@@ -65,6 +65,9 @@ fn check_texts(fields: &[(&str, &str)]) -> Result<(), ApiError> {
     if issues.is_empty() { Ok(()) } else { Err(ApiError::Issues(issues)) }
 }
 
+/// The largest card, in bytes of JSON.
+pub const CARD_BYTES_MAX: usize = 64 * 1024;
+
 /// Checks and stores a card.
 async fn register(
     state: &ApiState,
@@ -72,7 +75,6 @@ async fn register(
     kind: CardKind,
     (id, card): (&str, &impl Serialize),
 ) -> Result<(), ApiError> {
-    const CARD_BYTES_MAX: usize = 64 * 1024;
     request.caller.require_role(Role::Operator)?;
     let text = serde_json::to_string(card).map_err(ApiError::internal)?;
     if text.len() > CARD_BYTES_MAX || text.contains("\\u0000") {

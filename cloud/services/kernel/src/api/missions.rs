@@ -23,11 +23,15 @@ use crate::store::{AttemptFailure, MissionFilter, Transition};
 
 const LIST: i64 = 50;
 const LIST_MAX: i64 = 200;
-const GOALS_MAX: usize = 32;
-const TEXT_BYTES_MAX: usize = 200;
+/// The most goals of a claim.
+pub const GOALS_MAX: usize = 32;
+/// The longest id, key or other short text, in bytes.
+pub const TEXT_BYTES_MAX: usize = 200;
+/// The most attempts at a mission.
+pub const ATTEMPTS_MAX: u32 = 100;
 const NOTE_MAX: usize = 2_000;
 /// The largest mission, in bytes of JSON.
-const BODY_MAX: usize = 64 * 1024;
+pub const MISSION_BYTES_MAX: usize = 64 * 1024;
 
 /// Creates a mission.
 ///
@@ -90,9 +94,9 @@ fn check(mission: &NewMission) -> Result<(), ApiError> {
         require(text.as_deref().is_none_or(fits), field, sized());
     }
     require(
-        mission.max_attempts.is_none_or(|n| (1..=100).contains(&n)),
+        mission.max_attempts.is_none_or(|n| (1..=ATTEMPTS_MAX).contains(&n)),
         "maxAttempts",
-        "not between 1 and 100".to_owned(),
+        format!("not between 1 and {ATTEMPTS_MAX}"),
     );
     require(
         mission.created_at.is_none_or(contract::EpochMs::is_plausible),
@@ -100,7 +104,11 @@ fn check(mission: &NewMission) -> Result<(), ApiError> {
         "not a plausible time".to_owned(),
     );
     let text = serde_json::to_string(mission).map_err(ApiError::internal)?;
-    require(text.len() <= BODY_MAX, "params", format!("more than {BODY_MAX} bytes in all"));
+    require(
+        text.len() <= MISSION_BYTES_MAX,
+        "params",
+        format!("more than {MISSION_BYTES_MAX} bytes in all"),
+    );
     // PostgreSQL's text type cannot store a NUL.
     require(!text.contains("\\u0000"), "params", "contains a NUL".to_owned());
     if issues.is_empty() { Ok(()) } else { Err(ApiError::Issues(issues)) }

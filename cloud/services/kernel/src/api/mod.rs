@@ -24,6 +24,12 @@ use crate::audit_checkpoint::CheckpointSigner;
 use crate::store::KernelStore;
 use service::clock::Clock;
 
+/// The limits of what clients send. `docs/reference/compatibility.md` lists them.
+pub mod limits {
+    pub use super::cards::CARD_BYTES_MAX;
+    pub use super::missions::{ATTEMPTS_MAX, GOALS_MAX, MISSION_BYTES_MAX, TEXT_BYTES_MAX};
+}
+
 /// The state that all handlers share.
 #[derive(Clone)]
 pub struct ApiState {

@@ -59,6 +59,7 @@ macro_rules! on_both {
 }
 
 mod audit;
+mod gauges;
 mod traces;
 
 fn mission(body: serde_json::Value) -> NewMission {

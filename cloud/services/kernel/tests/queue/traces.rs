@@ -68,3 +68,28 @@ async fn traces_and_cards_belong_to_one_organisation(store: KernelStore) {
     assert_eq!(read(&acme, CardKind::Tool).await, None);
     assert_eq!(read(&other, CardKind::Agent).await, None);
 }
+
+on_both!(deep, a_stored_trace_that_cannot_be_read_is_left_out_of_the_list);
+async fn a_stored_trace_that_cannot_be_read_is_left_out_of_the_list(store: KernelStore) {
+    let acme = org("acme");
+    let stored = async |id: &str, s: i64, notes: Value| {
+        let trace: kernel::trace::Trace = serde_json::from_value(json!({
+            "traceId": id, "agentId": "a", "missionId": id, "entries": [],
+            "mission": {"notes": notes}, "startedAt": NOW.plus_ms(s * 1_000).to_string(),
+        }))
+        .unwrap();
+        store.upsert_trace(&acme, &trace, NOW).await.unwrap();
+    };
+    // JSON that is nested deeper than 128 levels can be written, and not read again.
+    let deep = (0..200).fold(json!(1), |inner, _| Value::Array(vec![inner]));
+    stored("before", 1, json!("readable")).await;
+    stored("deep", 2, deep).await;
+    stored("after", 3, json!("readable")).await;
+    let list = async |filter: TraceFilter| {
+        let page = store.traces(&acme, &TraceFilter { limit: 10, ..filter }).await.unwrap();
+        page.traces.into_iter().map(|trace| trace.trace_id).collect::<Vec<_>>()
+    };
+    assert_eq!(list(TraceFilter::default()).await, ["after", "before"]);
+    let of_deep = TraceFilter { mission: Some("deep".to_owned()), ..TraceFilter::default() };
+    assert!(list(of_deep).await.is_empty());
+}

@@ -11,9 +11,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
 use http_stack::auth::Role;
-use http_stack::start::Context;
+use http_stack::stack::service_router;
+use http_stack::start::{Context, Service};
 use reports::ReportsConfig;
 use serde_json::{Value, json};
+use service::metrics::Metrics;
 use service_testbed::{NOW, caller, context};
 use testbed::{FakeService, ReceivedRequest};
 use tower::ServiceExt as _;
@@ -148,7 +150,7 @@ async fn peers(answers: BTreeMap<&'static str, Value>) -> FakeService {
     FakeService::start(answer).await.unwrap()
 }
 
-fn start(peers: &FakeService, context: &Context) -> Router {
+fn start(peers: &FakeService, context: &Context) -> Service {
     let url = peers.url();
     let config = ReportsConfig {
         kernel_url: url.clone(),
@@ -158,7 +160,7 @@ fn start(peers: &FakeService, context: &Context) -> Router {
         poll_ms: 3_600_000,
         ..ReportsConfig::default()
     };
-    reports::start(&config, context).unwrap().routes
+    reports::start(&config, context).unwrap()
 }
 
 /// Lets the worker do its mission until it reports to `outcome`. Returns that body and all
@@ -168,7 +170,7 @@ async fn work(
     outcome: &str,
 ) -> (Value, Vec<ReceivedRequest>) {
     let (peers, context) = (peers(answers).await, context());
-    let _routes = start(&peers, &context);
+    let _service = start(&peers, &context);
     let reported = peers.wait_for_request("POST", outcome).await.unwrap().json();
     context.stop.cancel();
     context.tasks.wait().await;
@@ -239,6 +241,15 @@ async fn read(routes: &Router, uri: &str) -> Response {
     routes.clone().oneshot(request).await.unwrap()
 }
 
+/// Returns a report of the roast `S-1` as ingestion stores it.
+fn stored_report(markdown: &str) -> Value {
+    json!({
+        "sessionId": "S-1", "orgId": "acme", "siteId": "leipzig", "machineId": "r-1",
+        "createdAt": NOW, "reportId": "R-1", "analysis": {"dropSeconds": 2.0},
+        "markdown": markdown,
+    })
+}
+
 #[tokio::test]
 async fn a_report_is_a_page_with_its_curve_and_no_foreign_markup() {
     let markdown = [
@@ -253,18 +264,14 @@ async fn a_report_is_a_page_with_its_curve_and_no_foreign_markup() {
         "|---|---|",
         r"| x\|y | z |",
     ];
-    let report = json!({
-        "sessionId": "S-1", "orgId": "acme", "siteId": "leipzig", "machineId": "r-1",
-        "createdAt": NOW, "reportId": "R-1", "analysis": {"dropSeconds": 2.0},
-        "markdown": markdown.join("\n"),
-    });
+    let report = stored_report(&markdown.join("\n"));
     let points: Vec<Value> = (0..3)
         .map(|s| json!({"ts": NOW, "machineId": "r-1", "elapsedSeconds": s, "btC": 100 + s}))
         .collect();
     let answers =
         BTreeMap::from([(LATEST, report), ("/sessions/S-1/telemetry", Value::from(points))]);
     let (peers, context) = (peers(answers).await, context());
-    let routes = start(&peers, &context);
+    let routes = start(&peers, &context).routes;
 
     let page = read(&routes, "/reports/session/S-1").await;
     assert_eq!(page.status(), StatusCode::OK);
@@ -283,5 +290,25 @@ async fn a_report_is_a_page_with_its_curve_and_no_foreign_markup() {
     }
     let missing = read(&routes, "/reports/session/S-2").await;
     assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+    context.stop.cancel();
+}
+
+#[tokio::test]
+async fn the_page_of_a_report_limits_what_a_browser_does_with_it() {
+    let peers = peers(BTreeMap::from([(LATEST, stored_report("# Roast S-1"))])).await;
+    let context = context();
+    let router = service_router(&start(&peers, &context), Metrics::separate().unwrap());
+    let request = Request::get("/reports/session/S-1").header(header::HOST, "localhost");
+    let page = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(page.status(), StatusCode::OK);
+    let shown = |name: &str| page.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(shown("x-content-type-options"), "nosniff");
+    assert_eq!(shown("x-frame-options"), "DENY");
+    assert_eq!(shown("referrer-policy"), "same-origin");
+    // The style is in the page; nothing is loaded, and no script runs.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
+    assert_eq!(shown("content-security-policy"), policy);
+    let body = to_bytes(page.into_body(), usize::MAX).await.unwrap();
+    assert!(String::from_utf8_lossy(&body).contains("<h1>Roast S-1</h1>"));
     context.stop.cancel();
 }

@@ -135,8 +135,14 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
-        let serving = artisan::modbus::serve(listener, share, clock, age_max_ms, stop.clone());
-        tasks.spawn("artisan-modbus", serving);
+        let stop = stop.clone();
+        serve_restarting(&tasks, "artisan-modbus", listener, move |listener| {
+            let (share, stop) = (share.clone(), stop.clone());
+            async move {
+                artisan::modbus::serve(listener, share, clock, age_max_ms, stop).await;
+                Ok(())
+            }
+        })?;
     }
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
@@ -322,25 +328,34 @@ fn serve_http(
     app: axum::Router,
     stop: &CancellationToken,
 ) -> std::io::Result<()> {
-    let (listener, stop) = (listener.into_std()?, stop.clone());
-    tasks.spawn_restarting(name, move || {
-        let listener = listener.try_clone().and_then(TcpListener::from_std);
-        serve_until(listener, limits, app.clone(), stop.clone())
-    });
-    Ok(())
+    let stop = stop.clone();
+    serve_restarting(tasks, name, listener, move |listener| {
+        http::serve(BoundedListener::new(listener, limits), app.clone(), stop.clone())
+    })
 }
 
-/// Serves HTTP until `stop`. The agent samples on without its page.
-async fn serve_until(
-    listener: std::io::Result<TcpListener>,
-    limits: ConnectionLimits,
-    app: axum::Router,
-    stop: CancellationToken,
-) {
-    let serving = async { http::serve(BoundedListener::new(listener?, limits), app, stop).await };
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "a listener of the gateway failed");
-    }
+/// Serves a port with `serve`, and again after a panic: the port stays open meanwhile. After an
+/// error the agent samples on without it.
+fn serve_restarting<F>(
+    tasks: &Tasks,
+    name: &'static str,
+    listener: TcpListener,
+    serve: impl Fn(TcpListener) -> F + Send + 'static,
+) -> std::io::Result<()>
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let listener = listener.into_std()?;
+    tasks.spawn_restarting(name, move || {
+        let serving = listener.try_clone().and_then(TcpListener::from_std).map(&serve);
+        async move {
+            let ended = async { serving?.await }.await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "a listener of the gateway failed");
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
@@ -384,5 +399,82 @@ async fn wait_until_delivered(
         done = tokio::time::timeout(DELIVERY_TIME_MAX, wait) => {
             done.context("the cloud did not acknowledge all frames; they are stored and sent later")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Poll;
+
+    use axum::body::{Body, Bytes};
+    use axum::routing::get;
+    use futures_util::stream;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Returns a page, and one whose body panics: the connection polls a body, and no layer does.
+    fn pages() -> axum::Router {
+        type Part = Option<Result<Bytes, Infallible>>;
+        let broken =
+            || async { Body::from_stream(stream::poll_fn(|_| -> Poll<Part> { panic!() })) };
+        axum::Router::new().route("/", get(|| async { "the page" })).route("/broken", get(broken))
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await; // a connection that ends early is an answer
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_connection_of_the_page_ends_that_connection_alone() {
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        serve_http(&tasks, "page", (listener, PAGE_CONNECTIONS), pages(), &stop).unwrap();
+        let broken = ask(address, "/broken").await;
+        assert!(!broken.ends_with("\r\n0\r\n\r\n"), "the body has no end: {broken}");
+        assert!(ask(address, "/").await.ends_with("the page"));
+        assert_eq!(tasks.failure(), None);
+        stop.cancel();
+        tasks.wait().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_page_is_served_again_after_a_panic_where_its_connections_are_accepted() {
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let starts = Arc::new(AtomicU32::new(0));
+        let (count, until) = (starts.clone(), stop.clone());
+        serve_restarting(&tasks, "page", listener, move |listener| {
+            let (start, stop) = (count.fetch_add(1, Ordering::Relaxed), until.clone());
+            async move {
+                if start == 0 {
+                    let accepted = listener.accept().await;
+                    panic!("accepted {accepted:?}");
+                }
+                http::serve(BoundedListener::new(listener, PAGE_CONNECTIONS), pages(), stop).await
+            }
+        })
+        .unwrap();
+        drop(TcpStream::connect(address).await.unwrap());
+        // Longer than the pause before the restart.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        assert!(ask(address, "/").await.ends_with("the page"));
+        assert_eq!((starts.load(Ordering::Relaxed), tasks.failure()), (2, None));
+        stop.cancel();
+        tasks.wait().await;
     }
 }

@@ -112,6 +112,14 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
 }
 
+#[test]
+fn only_its_owner_may_read_a_key_that_the_agent_creates() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let gateway = Gateway::new("driver = \"simulated\"\n");
+    let key = std::fs::metadata(gateway.folder.path().join("key.pem")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+}
+
 #[tokio::test]
 async fn every_response_of_the_gateway_limits_what_a_browser_does_with_it() {
     let mut gateway = Gateway::new("driver = \"simulated\"\n");

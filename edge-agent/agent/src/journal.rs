@@ -16,6 +16,7 @@ mod chain_in_memory;
 mod chains;
 mod delivery;
 mod error;
+mod late_receipts;
 mod memory;
 mod pages;
 mod quota;

@@ -14,7 +14,7 @@ use crate::config::{DriverKind, EdgeConfig};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::trusted_clock::TrustedClock;
-use crate::{identity, machine, renamed_machine, run, uplink};
+use crate::{identity, machine, renamed_machine, run, status, uplink};
 
 /// With less free space, in MB, the journal soon cannot reach its quota.
 const FREE_MB_MIN: u64 = 64;
@@ -53,6 +53,8 @@ pub fn run_checks(config: &EdgeConfig) -> anyhow::Result<()> {
                 .to_owned()),
         },
     );
+    // Before the broker is tried: a broker with one connection per gateway ends the agent's for it.
+    report.add("name", check_name(status::read(config).ok().as_ref()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if config.machine.driver == DriverKind::Profile {
         report.add("profile", profile(config));
@@ -216,6 +218,17 @@ async fn check_broker(config: &EdgeConfig, clock: GatewayClock) -> Result<String
     connect(options, &format!("{}:{}", config.uplink.host, config.uplink.port)).await
 }
 
+/// Checks that no other agent uses this device's name, as far as the running agent knows.
+fn check_name(status: Option<&serde_json::Value>) -> Result<String, String> {
+    let Some(status) = status else {
+        return Ok("the agent is not running; it notices another one with its name".to_owned());
+    };
+    match status["nameConflict"].as_str() {
+        Some(problem) => Err(problem.to_owned()),
+        None => Ok("no other agent with this name was noticed".to_owned()),
+    }
+}
+
 async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
     let result = connect_once(options).await;
     result.map(|()| format!("{target} answers")).map_err(|e| format!("{target}: {e}"))
@@ -224,6 +237,14 @@ async fn connect(options: MqttOptions, target: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_agent_with_this_name_is_reported() {
+        let status = serde_json::json!({"nameConflict": "another agent uses this name"});
+        assert_eq!(check_name(Some(&status)), Err("another agent uses this name".to_owned()));
+        assert!(check_name(Some(&serde_json::json!({"nameConflict": null}))).is_ok());
+        assert!(check_name(None).is_ok(), "the agent is not running");
+    }
 
     #[test]
     fn advice_follows_the_problem_once() {

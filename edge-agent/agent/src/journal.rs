@@ -16,6 +16,7 @@ mod chain_in_memory;
 mod chains;
 mod delivery;
 mod error;
+mod late_receipts;
 mod memory;
 mod pages;
 mod quota;
@@ -167,6 +168,13 @@ fn create_private(path: &Path) {
     let _ = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
 }
 
+/// Returns whether a folder is on a disk that is mounted read-only. SQLite reports that as an I/O
+/// error.
+fn is_mounted_read_only(folder: &Path) -> bool {
+    use rustix::fs::{StatVfsMountFlags, statvfs};
+    statvfs(folder).is_ok_and(|disk| disk.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
 impl Journal {
     /// Opens the journal in `folder`, or creates it.
     ///
@@ -176,6 +184,9 @@ impl Journal {
     pub fn open(folder: &Path, quota_mb: u64) -> Result<Self, JournalError> {
         let make = |source| JournalError::Folder { path: folder.to_owned(), source };
         std::fs::create_dir_all(folder).map_err(make)?;
+        if is_mounted_read_only(folder) {
+            return Err(JournalError::ReadOnly { doing: "opening the journal" });
+        }
         Self::open_file(&folder.join(FILE), quota_mb)
     }
 

@@ -135,8 +135,14 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
         let age_max_ms = 3 * config.sampling.period_ms;
-        let serving = artisan::modbus::serve(listener, share, clock, age_max_ms, stop.clone());
-        tasks.spawn("artisan-modbus", serving);
+        let stop = stop.clone();
+        serve_restarting(&tasks, "artisan-modbus", listener, move |listener| {
+            let (share, stop) = (share.clone(), stop.clone());
+            async move {
+                artisan::modbus::serve(listener, share, clock, age_max_ms, stop).await;
+                Ok(())
+            }
+        })?;
     }
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
@@ -322,25 +328,34 @@ fn serve_http(
     app: axum::Router,
     stop: &CancellationToken,
 ) -> std::io::Result<()> {
-    let (listener, stop) = (listener.into_std()?, stop.clone());
-    tasks.spawn_restarting(name, move || {
-        let listener = listener.try_clone().and_then(TcpListener::from_std);
-        serve_until(listener, limits, app.clone(), stop.clone())
-    });
-    Ok(())
+    let stop = stop.clone();
+    serve_restarting(tasks, name, listener, move |listener| {
+        http::serve(BoundedListener::new(listener, limits), app.clone(), stop.clone())
+    })
 }
 
-/// Serves HTTP until `stop`. The agent samples on without its page.
-async fn serve_until(
-    listener: std::io::Result<TcpListener>,
-    limits: ConnectionLimits,
-    app: axum::Router,
-    stop: CancellationToken,
-) {
-    let serving = async { http::serve(BoundedListener::new(listener?, limits), app, stop).await };
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "a listener of the gateway failed");
-    }
+/// Serves a port with `serve`, and again after a panic: the port stays open meanwhile. After an
+/// error the agent samples on without it.
+fn serve_restarting<F>(
+    tasks: &Tasks,
+    name: &'static str,
+    listener: TcpListener,
+    serve: impl Fn(TcpListener) -> F + Send + 'static,
+) -> std::io::Result<()>
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let listener = listener.into_std()?;
+    tasks.spawn_restarting(name, move || {
+        let serving = listener.try_clone().and_then(TcpListener::from_std).map(&serve);
+        async move {
+            let ended = async { serving?.await }.await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "a listener of the gateway failed");
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn upkeep(metrics: service::metrics::Metrics, stop: CancellationToken) {
@@ -386,3 +401,6 @@ async fn wait_until_delivered(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

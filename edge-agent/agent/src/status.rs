@@ -12,6 +12,15 @@ const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Prints the running agent's state as JSON.
 pub fn print(config: &EdgeConfig) -> anyhow::Result<()> {
+    println!("{:#}", read(config)?);
+    Ok(())
+}
+
+/// Returns the running agent's state.
+///
+/// # Errors
+/// When no agent answers.
+pub fn read(config: &EdgeConfig) -> anyhow::Result<serde_json::Value> {
     let address = config.local.listen;
     let limit = Duration::from_secs(3);
     let mut stream = TcpStream::connect_timeout(&address, limit)
@@ -21,7 +30,5 @@ pub fn print(config: &EdgeConfig) -> anyhow::Result<()> {
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
     let body = answer.split_once("\r\n\r\n").context("the agent's answer is incomplete")?.1;
-    let status: serde_json::Value = serde_json::from_str(body).context("not an agent's answer")?;
-    println!("{status:#}");
-    Ok(())
+    serde_json::from_str(body).context("not an agent's answer")
 }

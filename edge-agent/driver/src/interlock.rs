@@ -7,26 +7,24 @@
 //! readback and, until the readback confirms the last write, below every written value too. When
 //! there is no readback, only 0 reduces heat.
 
+mod conditions;
 mod error;
+mod timing;
+mod values;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use contract::Quality;
-use firmware_profiles::condition::{Condition, ForbidRule, Operator};
 use firmware_profiles::{Control, Profile, Remote, Role, Writes};
 
 pub use error::WriteError;
+use values::{check_step, range, reduces_heat};
 
 /// The age at which a reading is stale and no longer describes the machine, ms.
 const READING_FRESH_MS: u64 = 3_000;
 /// How long after the write of a value its apply write is accepted, ms.
 const APPLY_WITHIN_MS: u64 = 10_000;
-const HOUR_MS: u64 = 3_600_000;
-/// The largest single step of the burner upwards, as a share of its range, in any unit.
-const HEAT_STEP_SHARE_MAX: f64 = 0.2;
-/// A forbidden value also covers values this close to it, as a share of the control's range.
-const FORBIDDEN_TOLERANCE_SHARE: f64 = 0.01;
 
 /// A requested write to a control. The `usize` is the control's index in the profile.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -314,259 +312,6 @@ impl Interlock {
         let shown = self.readback(at, now_ms).filter(|_| !self.controls[at].released)?;
         let ends = writes.map_or([shown; 2], |o| [o.low.min(shown), o.high.max(shown)]);
         Some(ends)
-    }
-
-    fn check_min_interval(&self, at: usize, now_ms: u64) -> Result<(), WriteError> {
-        let control = &self.profile.controls[at];
-        let least = ms(control.min_interval_s.unwrap_or(0.0));
-        let passed = self.controls[at].at_ms.map_or(u64::MAX, |then| now_ms.saturating_sub(then));
-        if passed < least {
-            let (control, wait_ms) = (control.name.clone(), least - passed);
-            return Err(WriteError::TooSoon { control, wait_ms });
-        }
-        Ok(())
-    }
-
-    /// Checks that the machine followed the writes to this control, or still has time to
-    /// (`readback_s`).
-    fn check_followed(&self, at: usize, now_ms: u64) -> Result<(), WriteError> {
-        let control = &self.profile.controls[at];
-        let since =
-            self.controls[at].unconfirmed.map(|writes| now_ms.saturating_sub(writes.since_ms));
-        if since.is_some_and(|since| since > ms(control.readback_s.unwrap_or(0.0))) {
-            return Err(WriteError::NotFollowed(control.name.clone()));
-        }
-        Ok(())
-    }
-
-    /// Checks that the reading is fresh, that every required channel has a value without a quality
-    /// flag, and, for a control that heats, that BT and ET are below the profile's limits.
-    fn check_readings(&self, control: &Control, now_ms: u64) -> Result<(), WriteError> {
-        let unsound = |problem: String| Err(WriteError::ReadingsUnreliable(problem));
-        let Some(snapshot) = self.fresh_snapshot(now_ms) else {
-            return unsound(format!("no reading within {} s", READING_FRESH_MS / 1000));
-        };
-        let read = self.profile.channels.iter().filter(|c| c.required).map(|c| &c.name);
-        let derived = self.profile.derived.iter().filter(|d| d.required).map(|d| &d.name);
-        for name in read.chain(derived) {
-            if let Some(flag) = snapshot.quality_flags.get(name) {
-                return unsound(format!("{name} is {}", quality_text(*flag)));
-            }
-            if !snapshot.values.contains_key(name) {
-                return unsound(format!("{name} has no value"));
-            }
-        }
-        let limits = &self.profile.limits;
-        let limited = [("btC", limits.bt_max_c), ("etC", limits.et_max_c)];
-        for (channel, most) in limited.into_iter().filter(|_| control.role.heats()) {
-            let own = self.profile.channels.iter().any(|c| c.name == channel)
-                || self.profile.derived.iter().any(|d| d.name == channel);
-            match snapshot.values.get(channel) {
-                Some(value) if *value >= most => {
-                    return unsound(format!("{channel} is at the profile's limit of {most} °C"));
-                }
-                None if own => return unsound(format!("{channel} is not known")),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_needs(&self, control: &Control, now_ms: u64) -> Result<(), WriteError> {
-        let met = |need: &String| match Condition::parse(need) {
-            // Where the channel is another control's readback, the readback and all its unconfirmed
-            // written values must meet the need.
-            Some(Condition::Compare { channel, operator, value }) => {
-                let shown =
-                    self.fresh_snapshot(now_ms).and_then(|snapshot| snapshot.values.get(&channel));
-                let mut ends: Vec<Option<f64>> = vec![shown.copied()];
-                for (at, other) in self.profile.controls.iter().enumerate() {
-                    if other.readback.as_ref() == Some(&channel) {
-                        let possible = self.possible_values(at, now_ms);
-                        ends.extend([possible.map(|[low, _]| low), possible.map(|[_, high]| high)]);
-                    }
-                }
-                ends.into_iter().all(|end| end.is_some_and(|end| compare(end, operator, value)))
-            }
-            Some(state) => self.holds(&state, now_ms) == Some(true),
-            None => false,
-        };
-        let refused = |need: &String| {
-            Err(WriteError::NeedNotMet { control: control.name.clone(), need: need.clone() })
-        };
-        control.needs.iter().find(|need| !met(need)).map_or(Ok(()), refused)
-    }
-
-    /// Checks that a lower air or drum value leaves every lit burner's needs met. Refuses it too
-    /// when the burner's need is on another channel of that air or drum than this control's
-    /// readback.
-    fn check_burner_needs(
-        &self,
-        control: &Control,
-        value: f64,
-        now_ms: u64,
-    ) -> Result<(), WriteError> {
-        let Some(shown_as) = &control.readback else { return Ok(()) };
-        for (at, burner) in self.profile.controls.iter().enumerate() {
-            let off = self.possible_values(at, now_ms).is_some_and(|[_, high]| high <= 0.0);
-            if !burner.role.heats() || off {
-                continue;
-            }
-            let unmet = burner.needs.iter().find(|need| match Condition::parse(need) {
-                Some(Condition::Compare { channel, operator, value: bound }) => {
-                    let theirs: &[&str] = match control.role {
-                        Role::Air => &["fan", "air"],
-                        _ => &["drum"],
-                    };
-                    let about = theirs.iter().any(|prefix| channel.starts_with(prefix));
-                    if channel == *shown_as { !compare(value, operator, bound) } else { about }
-                }
-                _ => false,
-            });
-            if let Some(need) = unmet {
-                let (control, need) = (burner.name.clone(), need.clone());
-                return Err(WriteError::NeedNotMet { control, need });
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks the profile's `forbid` rules and the drum-stop limit. A rule with a condition also
-    /// applies while the condition is unknown.
-    fn check_forbidden(
-        &self,
-        control: &Control,
-        value: f64,
-        now_ms: u64,
-    ) -> Result<(), WriteError> {
-        self.check_forbidden_value(control, value, now_ms)?;
-        for (text, rule) in self.forbid_rules(control).filter(|(_, rule)| rule.value.is_none()) {
-            if rule.condition.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
-                return Err(WriteError::Forbidden(text));
-            }
-        }
-        let stops = control.role == Role::Drum && value <= forbidden_tolerance(control);
-        let most = self.profile.limits.drum_stop_below_c;
-        let bt_c = self.fresh_snapshot(now_ms).and_then(|snapshot| snapshot.values.get("btC"));
-        if stops && bt_c.is_none_or(|bt_c| *bt_c > most) {
-            let rule = format!("{}=0 unless the beans are below {most} °C", control.name);
-            return Err(WriteError::Forbidden(rule));
-        }
-        Ok(())
-    }
-
-    /// Checks the `forbid` rules that name a value. Only these apply to a write that reduces heat,
-    /// since `burner while …` forbids more heat.
-    fn check_forbidden_value(
-        &self,
-        control: &Control,
-        value: f64,
-        now_ms: u64,
-    ) -> Result<(), WriteError> {
-        for (text, rule) in self.forbid_rules(control) {
-            let applies = rule
-                .value
-                .is_some_and(|forbidden| (forbidden - value).abs() <= forbidden_tolerance(control));
-            if applies && rule.condition.is_none_or(|w| self.holds(&w, now_ms) != Some(false)) {
-                return Err(WriteError::Forbidden(text));
-            }
-        }
-        Ok(())
-    }
-
-    fn forbid_rules(&self, control: &Control) -> impl Iterator<Item = (String, ForbidRule)> {
-        let texts = self.profile.safe_state.iter().flat_map(|safe| &safe.forbid);
-        let rules = texts.filter_map(|text| Some((text.clone(), ForbidRule::parse(text)?)));
-        rules.filter(|(_, rule)| rule.control == control.name)
-    }
-
-    fn holds(&self, condition: &Condition, now_ms: u64) -> Option<bool> {
-        let snapshot = self.fresh_snapshot(now_ms)?;
-        match condition {
-            Condition::State(name) => snapshot.states.get(name).copied(),
-            Condition::Compare { channel, operator, value } => {
-                Some(compare(*snapshot.values.get(channel)?, *operator, *value))
-            }
-        }
-    }
-
-    /// Checks the number of writes in the last hour: some panels store writes in a memory that
-    /// wears out.
-    fn check_write_budget(&self, now_ms: u64) -> Result<(), WriteError> {
-        let most = self.profile.limits.writes_per_hour_max;
-        let within = |at: &&u64| now_ms.saturating_sub(**at) < HOUR_MS;
-        if self.written_ms.iter().filter(within).count() >= most as usize {
-            return Err(WriteError::WriteBudgetSpent(most));
-        }
-        Ok(())
-    }
-
-    /// Counts a write. Keeps at most `writes_per_hour_max` times, which is enough to detect the
-    /// limit.
-    fn count_write(&mut self, now_ms: u64) {
-        let full = self.written_ms.len() >= self.profile.limits.writes_per_hour_max as usize;
-        self.evicted_ms = if full { self.written_ms.pop_front() } else { None };
-        self.written_ms.push_back(now_ms);
-    }
-}
-
-/// Returns whether `value` reduces heat: it is below every value the control may have, or is 0.
-fn reduces_heat(control: &Control, possible: Option<[f64; 2]>, value: f64) -> bool {
-    let below = possible.is_some_and(|[lowest, _]| value < lowest - 1e-9);
-    control.role.heats() && (below || value <= 1e-9)
-}
-
-fn forbidden_tolerance(control: &Control) -> f64 {
-    let [low, high] = range(control);
-    (high - low) * FORBIDDEN_TOLERANCE_SHARE
-}
-
-/// Returns the control's range; a switch without a range is 0 or 1.
-fn range(control: &Control) -> [f64; 2] {
-    control.range.unwrap_or([0.0, 1.0])
-}
-
-/// Checks the step size from every value the control may have. For heat only the step upwards from
-/// the lowest of them counts.
-fn check_step(
-    control: &Control,
-    [lowest, highest]: [f64; 2],
-    value: f64,
-) -> Result<(), WriteError> {
-    let [low, high] = range(control);
-    let mut most = control.max_step.unwrap_or(f64::INFINITY);
-    let mut step = value - lowest;
-    if control.role.heats() {
-        most = most.min((high - low) * HEAT_STEP_SHARE_MAX);
-    } else {
-        step = step.max(highest - value);
-    }
-    if step > most + 1e-9 {
-        return Err(WriteError::StepTooLarge { control: control.name.clone(), step, most });
-    }
-    Ok(())
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // the linter bounds seconds
-fn ms(seconds: f64) -> u64 {
-    (seconds * 1000.0) as u64
-}
-
-fn compare(shown: f64, operator: Operator, value: f64) -> bool {
-    match operator {
-        Operator::Less => shown < value,
-        Operator::AtMost => shown <= value,
-        Operator::AtLeast => shown >= value,
-        Operator::More => shown > value,
-    }
-}
-
-const fn quality_text(remark: Quality) -> &'static str {
-    match remark {
-        Quality::Range => "outside its valid range",
-        Quality::Spike => "a spike",
-        Quality::Stale => "an old value",
-        Quality::UnitSuspect => "possibly in the wrong unit",
     }
 }
 

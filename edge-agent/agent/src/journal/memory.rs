@@ -56,7 +56,8 @@ impl Journal {
 
     /// Moves the content of `memory` into this journal, behind what it contains, and continues the
     /// chain of `memory`. Roasts that were running in this journal are abandoned. If `memory` is of
-    /// another machine, what was learned is exchanged.
+    /// another machine, what was learned is exchanged. A roast that closed in memory gets its receipt
+    /// now, if all of its frames are here.
     ///
     /// # Errors
     /// When this journal cannot be written. Nothing is moved then.
@@ -80,7 +81,11 @@ impl Journal {
             )
         };
         put().map_err(JournalError::sql(DOING))?;
-        tx.commit().map_err(JournalError::sql(DOING))
+        tx.commit().map_err(JournalError::sql(DOING))?;
+        if let Err(error) = self.add_late_receipts() {
+            tracing::error!(%error, "roasts that closed in memory may have no receipt");
+        }
+        Ok(())
     }
 
     /// Adds the chains, frames and roasts of another journal that this one does not have. The

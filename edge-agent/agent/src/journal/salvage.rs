@@ -358,7 +358,8 @@ impl Journal {
     }
 }
 
-fn decode_stored(state: i64, message: &[u8]) -> Option<Frame> {
+/// Decodes a stored frame, signed or not. Its signature and its digest are not checked.
+pub(super) fn decode_stored(state: i64, message: &[u8]) -> Option<Frame> {
     if state == STATE_UNSIGNED {
         return Frame::decode(message).ok();
     }

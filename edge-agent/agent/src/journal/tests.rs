@@ -52,6 +52,27 @@ fn roast(first_frame: u64) -> RunningRoast {
     }
 }
 
+/// Tests the journal, its log, and what a stop saves beside it.
+#[test]
+fn only_its_owner_may_read_the_journal() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    append(&mut journal, 1, None);
+    let memory = Journal::in_memory().unwrap();
+    memory.load_or_start_chain(&origin(), CHAIN).unwrap();
+    memory.save_memory(folder.path()).unwrap();
+    let files: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .flatten()
+        .map(|file| (file.file_name(), file.metadata().unwrap().permissions().mode() & 0o777))
+        .collect();
+    for name in [FILE, "journal.db-wal", saved_memory::SAVED_FILE] {
+        assert!(files.iter().any(|(file, _)| file == name), "{name}: {files:?}");
+    }
+    assert!(files.iter().all(|(_, mode)| *mode == 0o600), "{files:?}");
+}
+
 fn append(journal: &mut Journal, number: u64, running: Option<&RunningRoast>) {
     let signed = vec![0; 60_000];
     let message = StoredMessage::Signed(&signed);

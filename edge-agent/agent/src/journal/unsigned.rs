@@ -92,7 +92,8 @@ impl Journal {
 /// Stores the unsigned receipt of a closed roast, with a digest over the digests of its frames in
 /// order. The transaction is the one of the roast's last frame: after a power cut either the
 /// receipt is stored, or the roast is still running. If a frame of the roast is missing, the roast
-/// gets no receipt, and the cloud never confirms it as complete.
+/// gets no receipt, and the cloud never confirms it as complete; [`Journal::take_over`] tries again
+/// when a journal in memory brings the frames.
 pub(super) fn put_receipt(
     tx: &Transaction<'_>,
     origin: &Origin,
@@ -108,7 +109,7 @@ pub(super) fn put_receipt(
         rows.query_map(params![chain.0, number(first), number(last)], |row| row.get(0))?;
     let digests: Vec<[u8; 32]> = digests.collect::<Result<_, _>>()?;
     if digests.is_empty() || Some(digests.len() as u64) != (last + 1).checked_sub(first) {
-        tracing::error!(session = %closed.roast.session, "frames of a roast are gone; no receipt");
+        tracing::error!(session = %closed.roast.session, "frames of a roast are not in this journal; no receipt");
         return Ok(());
     }
     let receipt = Receipt {

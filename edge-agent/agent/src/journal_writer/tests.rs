@@ -188,8 +188,7 @@ fn a_journal_found_damaged_while_it_is_used_is_left_and_its_chain_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(Journal::open(folder.path(), 16).unwrap(), opening(folder.path()));
     push(&mut writer, 0..20);
-    let source = rusqlite::Error::InvalidParameterName("a damaged page".to_owned());
-    writer.leave_damaged_journal(&JournalError::Damaged { doing: "reading", source });
+    writer.leave_damaged_journal(&damaged());
     assert!(writer.journal.is_in_memory());
     push(&mut writer, 20..25);
     wait_for_disk(&mut writer);
@@ -199,6 +198,83 @@ fn a_journal_found_damaged_while_it_is_used_is_left_and_its_chain_goes_on() {
     let journal = Journal::open_after_salvage(folder.path(), 16, START).unwrap();
     let position = journal.load_or_start_chain(&origin(), ChainId([9; 16])).unwrap();
     assert_eq!((position.chain, position.next_number), (ChainId([7; 16]), 31));
+}
+
+fn mark(writer: &mut JournalWriter, kind: EventKind) {
+    let (done, mut result) = oneshot::channel();
+    writer.execute(JournalCommand::RecordEvent { kind, note: None, done });
+    assert_eq!(result.try_recv(), Ok(ManualEventResult::Recorded), "{kind}");
+}
+
+/// Records a roast from sample 4 to sample 24, and leaves the disk at sample 20: the roast closes in
+/// memory, while its first frames are on the disk.
+fn roast_that_closes_in_memory(folder: &Path) -> JournalWriter {
+    let mut writer = writer(Journal::open(folder, 16).unwrap(), opening(folder));
+    push(&mut writer, 0..5);
+    mark(&mut writer, EventKind::Charge);
+    push(&mut writer, 5..20);
+    let memory = Journal::in_memory().unwrap();
+    memory.continue_chain(writer.recorder.position(), writer.recorder.origin()).unwrap();
+    Journal::mark_chain_in_memory(folder).unwrap();
+    writer.journal = memory;
+    push(&mut writer, 20..25);
+    mark(&mut writer, EventKind::Drop);
+    let receipts = writer.journal.unsigned_receipts(5).unwrap();
+    assert!(receipts.is_empty(), "its first frames are not here: {receipts:?}");
+    writer
+}
+
+fn damaged() -> JournalError {
+    let source = rusqlite::Error::InvalidParameterName("a damaged page".to_owned());
+    JournalError::Damaged { doing: "reading", source }
+}
+
+/// Checks the receipt of [`roast_that_closes_in_memory`].
+fn check_receipt(journal: &Journal) {
+    let unsigned = journal.unsigned_receipts(5).unwrap();
+    let [receipt] = &unsigned[..] else { panic!("{unsigned:?}") };
+    let receipt = contract::Receipt::decode(&receipt.text).unwrap();
+    assert_eq!((receipt.first_frame, receipt.last_frame), (5, 26));
+    assert_eq!((receipt.first_seq, receipt.last_seq), (4, 24));
+    assert_eq!(receipt.ended.ms_since(receipt.started), 2_000);
+    let unsent = journal.unsent(0, i64::MAX, FetchLimit::of_frames(100), &[]).unwrap();
+    let own = unsent.iter().filter(|frame| (5..=26).contains(&frame.number));
+    let digests = own.flat_map(|frame| {
+        let message = SignedMessage::parse(&frame.signed).unwrap();
+        trust::sha256_digest(message.payload()).0
+    });
+    assert_eq!(receipt.digest, trust::sha256_digest(&digests.collect::<Vec<u8>>()));
+}
+
+#[test]
+fn a_roast_that_closes_in_memory_gets_its_receipt_when_its_frames_are_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = roast_that_closes_in_memory(folder.path());
+    writer.start_opening(&damaged());
+    wait_for_disk(&mut writer);
+    check_receipt(&writer.journal);
+}
+
+#[test]
+fn a_roast_that_closes_in_memory_gets_its_receipt_after_a_restart_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = roast_that_closes_in_memory(folder.path());
+    writer.journal.save_memory(folder.path()).unwrap();
+    drop(writer);
+    check_receipt(&Journal::open_after_salvage(folder.path(), 16, START).unwrap());
+}
+
+#[test]
+fn a_roast_that_lost_a_frame_on_a_damaged_disk_gets_no_receipt() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = roast_that_closes_in_memory(folder.path());
+    let disk = rusqlite::Connection::open(folder.path().join(crate::journal::FILE)).unwrap();
+    assert_eq!(disk.execute("DELETE FROM frames WHERE number = 8", []).unwrap(), 1);
+    drop(disk);
+    writer.start_opening(&damaged());
+    wait_for_disk(&mut writer);
+    assert!(writer.journal.unsigned_receipts(5).unwrap().is_empty());
+    assert_eq!(writer.journal.totals().unwrap().open_receipts, 1, "it is never complete");
 }
 
 #[test]

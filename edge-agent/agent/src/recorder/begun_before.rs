@@ -1,8 +1,9 @@
 //! A roast whose CHARGE the agent did not see, because it was started in mid-roast.
 //!
-//! Its curve shows at DROP that it was a roast, or a person's mark says so earlier. Then a session
-//! begins with an estimated CHARGE, which has [`BEGUN_BEFORE_NOTE`], and with the first sample that the
-//! agent has of it. Nothing is learned from it: its times count from an estimate.
+//! Its curve shows at DROP that it was a roast, or a mark of a person or the machine says so earlier.
+//! A machine that reports CHARGE and DROP itself has only its own reports: the curve ends none of its
+//! roasts. Then a session begins with an estimated CHARGE, which has [`BEGUN_BEFORE_NOTE`], and with
+//! the first sample that the agent has of it. Nothing is learned from it: its times count from an estimate.
 
 use contract::event::BEGUN_BEFORE_NOTE;
 use contract::{EpochMs, EventKind, EventSource};

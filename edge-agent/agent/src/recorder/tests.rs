@@ -132,6 +132,43 @@ fn a_roast_that_began_before_the_agent_is_shown_and_recorded_with_an_estimated_c
     assert_eq!(recorder.begun_before(), None);
 }
 
+/// The machine reports CHARGE and DROP itself, and was charged before the agent started. It may
+/// report DROP when the probe falls already.
+#[test]
+fn a_roast_that_began_before_the_agent_is_recorded_when_its_machine_reports_drop() {
+    for drop_s in [400, 420] {
+        let mut recorder = recorder(1000);
+        let (mut events, mut closed) = (Vec::new(), Vec::new());
+        for s in 0..850_u64 {
+            let reported: &[EventKind] = match s {
+                800 => &[EventKind::Charge],
+                s if s == drop_s => &[EventKind::Drop],
+                _ => &[],
+            };
+            let cut = recorder.push(sample(s * 10, begun_before_c(s), reported));
+            events.extend(cut.iter().flat_map(|cut| cut.frame.events.clone()));
+            closed.extend(cut.and_then(|cut| cut.closed));
+            // The drum that warms up for the next batch is none: its CHARGE will be reported.
+            if [300, 500, 790].contains(&s) {
+                assert_eq!(recorder.begun_before().is_some(), s == 300, "{s} s");
+            }
+        }
+        let found: Vec<_> = events.iter().map(|e| (e.kind, e.source, e.seq)).collect();
+        let expected = [
+            (EventKind::Charge, EventSource::Inferred, 0),
+            (EventKind::Drop, EventSource::Machine, drop_s),
+            (EventKind::Charge, EventSource::Machine, 800),
+        ];
+        assert_eq!(found[..3], expected);
+        assert_eq!(events[0].note.as_deref(), Some(contract::event::BEGUN_BEFORE_NOTE));
+        assert_eq!((&events[0].session, &events[2].note), (&events[1].session, &None));
+        assert_ne!(events[0].session, events[2].session);
+        let [closed] = &closed[..] else { panic!("{closed:?}") };
+        assert_eq!((closed.roast.first_seq, closed.last_seq), (0, drop_s));
+        assert_eq!(recorder.learned().roasts, 0, "nothing is learned from an estimated CHARGE");
+    }
+}
+
 #[test]
 fn a_person_s_mark_shows_that_a_roast_runs_whose_charge_was_not_seen() {
     let mut recorder = started_in_mid_roast();

@@ -88,3 +88,20 @@ pub(super) async fn forward_events(
     }
     link.drain(DISCONNECT_TIMEOUT).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_of_names_is_published_until_it_has_ended() {
+        let state = AgentState::new("acme/leipzig/r-1".to_owned());
+        for conflict in [NameConflict::TakenOver, NameConflict::ShortConnections] {
+            report_name_conflict(Some(conflict), &state);
+            let problem = state.status().name_conflict.unwrap();
+            assert!(problem.contains("was the card copied?"), "{problem}");
+        }
+        report_name_conflict(None, &state);
+        assert_eq!(state.status().name_conflict, None);
+    }
+}

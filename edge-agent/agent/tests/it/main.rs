@@ -5,3 +5,4 @@ mod held_connections;
 mod offline;
 mod package;
 mod profiles;
+mod unusable_disk;

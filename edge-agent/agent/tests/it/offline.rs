@@ -10,14 +10,14 @@ use testbed::{Process, binary_path, free_port, wait_for, wait_for_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Gateway {
-    folder: tempfile::TempDir,
-    port: u16,
-    process: Process,
+pub(crate) struct Gateway {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) port: u16,
+    pub(crate) process: Process,
 }
 
 impl Gateway {
-    fn new(machine: &str) -> Self {
+    pub(crate) fn new(machine: &str) -> Self {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
         let at = folder.path().display();
         let config = folder.path().join("edge.toml");
@@ -35,7 +35,7 @@ impl Gateway {
         Self { folder, port, process }
     }
 
-    fn ask(&self, request: &str, body: &str) -> String {
+    pub(crate) fn ask(&self, request: &str, body: &str) -> String {
         self.ask_as("localhost", request, body)
     }
 
@@ -54,7 +54,7 @@ impl Gateway {
         answer
     }
 
-    fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         let answer = self.ask("GET /status", "");
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
@@ -110,6 +110,14 @@ async fn a_person_records_events_and_sees_the_roast_without_a_cloud() {
         String::from_utf8(status.unwrap().stdout).unwrap().contains("\"machine\": \"org/s/r-1\"")
     );
     assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
+}
+
+#[test]
+fn only_its_owner_may_read_a_key_that_the_agent_creates() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let gateway = Gateway::new("driver = \"simulated\"\n");
+    let key = std::fs::metadata(gateway.folder.path().join("key.pem")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]
@@ -283,44 +291,13 @@ async fn artisan_reads_the_machine_over_a_websocket_and_writes_nothing() {
     }
 }
 
-fn journal_in_memory(status: &serde_json::Value) -> bool {
-    status["journalError"].as_str().is_some_and(|said| said.contains("kept in memory"))
-}
-
 /// Returns how many frames a stopped agent's journal has, after checking that they are the whole
 /// chain from its first frame.
-fn stored_frames(journal: &std::path::Path) -> i64 {
+pub(crate) fn stored_frames(journal: &std::path::Path) -> i64 {
     let db = rusqlite::Connection::open(journal).unwrap();
     let count = |sql: &str| -> i64 { db.query_row(sql, [], |row| row.get(0)).unwrap() };
     assert_eq!(count("SELECT MAX(number) - COUNT(*) FROM frames"), 0);
     count("SELECT COUNT(*) FROM frames")
-}
-
-#[tokio::test]
-async fn an_agent_without_a_usable_disk_samples_from_memory_and_moves_to_disk_later() {
-    let mut gateway =
-        Gateway::new("driver = \"simulated\"\n[sampling]\nperiod_ms = 20\nframe_ms = 40\n");
-    let folder = gateway.folder.path().join("journal");
-    // No journal can be created where a file is.
-    std::fs::write(&folder, "").unwrap();
-    gateway.process.start().unwrap();
-    wait_for_port(gateway.port).await.unwrap();
-    wait_for("samples are taken", PATIENCE, || async {
-        let status = gateway.status();
-        status["samples"].as_u64() > Some(20) && journal_in_memory(&status)
-    })
-    .await
-    .unwrap();
-    let ready = gateway.ask("GET /ready", "");
-    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("kept in memory"), "{ready}");
-    std::fs::remove_file(&folder).unwrap();
-    wait_for("the journal moves to disk", PATIENCE, || async {
-        gateway.status()["journalError"].is_null()
-    })
-    .await
-    .unwrap();
-    assert!(gateway.process.stop(PATIENCE).await.unwrap().success());
-    assert!(stored_frames(&folder.join("journal.db")) > 10);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::timing::HOUR_MS;
 use super::*;
 
 /// Returns the interlock of a Probatone 7 with a bring-up record: burner (0), air (1), drum (2).

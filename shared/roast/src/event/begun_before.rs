@@ -125,9 +125,21 @@ impl BegunBefore {
         }
     }
 
+    /// Continues to follow a roast whose CHARGE the curve has shown, and which nothing confirms yet.
+    pub(super) fn of_charged(roast: RoastInProgress, now: BtPoint) -> Self {
+        let low = BtPoint { bt_c: now.bt_c - TURNED_C, ..now };
+        Self { roast, low, rising: true, ..Self::new(now) }
+    }
+
     /// Returns the estimated CHARGE of a roast that may be running, ms.
     pub(super) fn charge_ms(&self) -> Option<i64> {
-        let shown = self.rising && self.fall.is_none() && self.top_c >= self.low.bt_c + RISEN_C;
+        self.charge_until_decided_ms().filter(|_| self.fall.is_none())
+    }
+
+    /// Returns the estimated CHARGE as [`Self::charge_ms`] does, and also during a fall that may be
+    /// DROP: a machine may report its DROP seconds late.
+    pub(super) fn charge_until_decided_ms(&self) -> Option<i64> {
+        let shown = self.rising && self.top_c >= self.low.bt_c + RISEN_C;
         shown.then_some(self.roast.charge_ms)
     }
 

@@ -23,14 +23,12 @@ impl Tracker {
         rise: Option<RiseEstimate>,
         changes: &mut Vec<MarkChange>,
     ) {
-        if !self.infer_ends {
-            return;
-        }
         if self.starting {
             self.starting = false;
             self.begun_before = Some(Box::new(BegunBefore::new(now)));
         }
         let verdict = match self.begun_before.take() {
+            None if !self.infer_ends => return,
             None => {
                 charge::find_break(&self.past, now).map_or(Verdict::Undecided, Verdict::Charged)
             }
@@ -44,7 +42,25 @@ impl Tracker {
                 verdict
             }
         };
-        self.apply_verdict(verdict, now, changes);
+        if self.infer_ends {
+            self.apply_verdict(verdict, now, changes);
+        } else {
+            self.follow_unconfirmed(verdict, now);
+        }
+    }
+
+    /// Follows the roast of a machine that reports CHARGE and DROP itself, and that was charged before
+    /// tracking began. The curve makes no mark of it: an event that the machine reports confirms it.
+    fn follow_unconfirmed(&mut self, verdict: Verdict, now: BtPoint) {
+        match verdict {
+            Verdict::Undecided => {}
+            // The machine reported this CHARGE before tracking began. The curve's turn shows when.
+            Verdict::Charged(_) => self.begun_before = Some(Box::new(BegunBefore::new(now))),
+            Verdict::ChargedBefore(roast) | Verdict::Roasting(roast) => {
+                self.begun_before = Some(Box::new(BegunBefore::of_charged(roast, now)));
+            }
+            Verdict::Dropped(..) | Verdict::Empty => self.begun_before = None,
+        }
     }
 
     fn apply_verdict(&mut self, verdict: Verdict, now: BtPoint, changes: &mut Vec<MarkChange>) {
@@ -142,7 +158,8 @@ impl Tracker {
             self.stage = Stage::Roasting(roast);
             return;
         }
-        self.starting = true;
+        // A machine that reports CHARGE itself has reported each one since tracking began.
+        self.starting = self.infer_ends;
         self.stage = Stage::Empty;
         self.forget_before(now.t_ms);
     }

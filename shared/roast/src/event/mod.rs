@@ -145,7 +145,10 @@ impl Tracker {
     #[must_use]
     pub fn begun_before_ms(&self) -> Option<i64> {
         match self.stage {
-            Stage::Empty => self.begun_before.as_ref().and_then(|begun| begun.charge_ms()),
+            Stage::Empty => {
+                let begun = self.begun_before.as_ref()?;
+                if self.infer_ends { begun.charge_ms() } else { begun.charge_until_decided_ms() }
+            }
             Stage::Roasting(_) | Stage::Emptied { .. } => None,
         }
     }
@@ -188,6 +191,7 @@ impl Tracker {
                     marks,
                     ..RoastInProgress::default()
                 };
+                self.begun_before = None;
                 self.stage = Stage::Roasting(Box::new(roast));
             }
             (_, Stage::Empty | Stage::Emptied { .. }) => return false,

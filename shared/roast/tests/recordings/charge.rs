@@ -119,6 +119,31 @@ fn a_roast_that_began_before_the_detector_is_shown_as_such() {
     }
 }
 
+/// Tests the same with a machine that reports CHARGE and DROP itself: the curve makes no mark, and the
+/// roast is shown until the machine may have reported its DROP a little late.
+#[test]
+fn a_roast_that_began_before_is_shown_for_a_machine_that_reports_its_events() {
+    let steady = curve(660.0, 0.0);
+    let cooling = |s: f64| 30.0 + (steady(660.0) - 30.0) * (-(s - 660.0) / 150.0).exp();
+    let all = made(900, |s| if s <= 660.0 { steady(s) } else { cooling(s) });
+    for begin_s in [62, 75, 95, 130, 200, 400] {
+        let mut tracker = Tracker::new(MachineModel::default()).without_end_detection();
+        for sample in &all.since(begin_s * 1000).samples {
+            let changes = tracker.push(sample);
+            assert!(changes.is_empty(), "{begin_s} s: {changes:?}");
+            if [600_000, 675_000].contains(&sample.t_ms) {
+                let charge_ms = tracker.begun_before_ms();
+                let charge_ms = charge_ms.unwrap_or_else(|| panic!("{begin_s} s: not shown"));
+                let plausible = begin_s * 1000 - 600_000..=begin_s * 1000;
+                assert!(plausible.contains(&charge_ms), "{begin_s} s: CHARGE at {charge_ms} ms");
+            }
+        }
+        assert_eq!(tracker.begun_before_ms(), None, "{begin_s} s: the fall has shown its end");
+        assert!(tracker.report_event(EventKind::Charge, 900_000, None), "{begin_s} s");
+        assert_eq!(tracker.charge_ms(), Some(900_000), "{begin_s} s");
+    }
+}
+
 /// Tests batch after batch, each charged a minute after the last DROP, while the probe still falls.
 #[test]
 fn a_batch_charged_right_after_the_last_one_is_detected() {

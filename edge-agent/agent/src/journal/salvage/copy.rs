@@ -139,8 +139,8 @@ impl<'j> SalvageCopy<'j> {
         add_chain(&self.journal.db, chain, origin)
     }
 
-    /// Copies a roast. Of two copies the later state wins. A signed receipt that is not intact is
-    /// left out: then the cloud never confirms the roast as complete.
+    /// Copies a roast. Of two copies the later state wins. A receipt that is not intact is left out:
+    /// it is made again if all frames of the roast are intact ([`Journal::take_over`]).
     fn add_roast(&self, id: Option<i64>, chain: ChainId, values: &[Value]) -> rusqlite::Result<()> {
         let integer = |i: usize| match values.get(i) {
             Some(Value::Integer(value)) => Some(*value),

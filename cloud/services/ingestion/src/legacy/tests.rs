@@ -372,6 +372,51 @@ async fn a_publisher_whose_time_stands_still_loses_no_point() {
     assert_eq!(publisher.point(&point(0.0, 7.0), 20.0).await, Outcome::Duplicate);
 }
 
+/// The publisher says its elapsed time, or none; its clock stands at a possible time, or at 1970.
+#[tokio::test]
+async fn a_time_that_stands_still_is_recognised_at_any_rate() {
+    for (rate, with_elapsed, ts) in [
+        (1.5, true, NOW),
+        (1.5, false, NOW),
+        (5.0, true, NOW),
+        (5.0, false, NOW),
+        (20.0, true, EpochMs(1_000)),
+        (20.0, false, EpochMs(1_000)),
+    ] {
+        let publisher = Publisher::new().await;
+        let arrivals: Vec<f64> =
+            (0..(2.2 * rate).ceil() as i32).map(|n| f64::from(n) / rate).collect();
+        for s in &arrivals {
+            let elapsed = if with_elapsed { json!(s) } else { json!("soon") };
+            let body = json!({"ts": ts, "machineId": "r-1", "elapsedSeconds": elapsed,
+                "btC": 200.0 + s});
+            assert_eq!(publisher.point(&body, *s).await, Outcome::Stored, "{rate} Hz at {s} s");
+        }
+        let times: Vec<EpochMs> = publisher.streamed().await.iter().map(|one| one.ts).collect();
+        assert_eq!(times.len(), arrivals.len(), "{rate} Hz");
+        for (time, s) in times.iter().zip(&arrivals).filter(|(_, s)| **s >= 1.6) {
+            assert_eq!(*time, after(*s), "{rate} Hz, elapsed time {with_elapsed}");
+        }
+        assert!(times.is_sorted(), "{rate} Hz: {times:?}");
+    }
+}
+
+/// Five samples a second have one time, and some of them are held up on the way.
+#[tokio::test]
+async fn many_points_with_one_rounded_time_are_kept() {
+    let publisher = Publisher::new().await;
+    for n in 0..20 {
+        let s = f64::from(n) / 5.0;
+        let mut body = point(0.0, s);
+        body["ts"] = json!(after(s.floor()));
+        let arrival = if n < 7 { s + 2.0 } else { 5.0_f64.max(s + 2.0) };
+        assert_eq!(publisher.point(&body, arrival).await, Outcome::Stored, "{s}");
+    }
+    let times: Vec<EpochMs> = publisher.streamed().await.iter().map(|one| one.ts).collect();
+    let expected: Vec<EpochMs> = (0..20).map(|n| after((f64::from(n) / 5.0).floor())).collect();
+    assert_eq!(times, expected);
+}
+
 /// The publisher's clock is half a minute late, and it has a sample a little more often than each
 /// second.
 #[tokio::test]

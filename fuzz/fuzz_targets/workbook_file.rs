@@ -3,7 +3,7 @@
 //! record separators.
 #![no_main]
 
-#[path = "../../cloud/simcorp/src/workbook.rs"]
+#[path = "../../cloud/simcorp/src/workbook/mod.rs"]
 mod workbook;
 
 const WORKBOOK: &[u8] =

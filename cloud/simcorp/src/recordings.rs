@@ -37,8 +37,9 @@ pub enum RoastCommand {
     },
     /// Measure the difference between a roast and a reference roast
     Compare(CompareArgs),
-    /// Compare the detected events with the marks in recordings. Each folder in DIR is one machine,
-    /// unless its files name several
+    /// Compare the detected events with the marks in recordings of any supported format. Each folder
+    /// in DIR is one machine, unless its files name several. Files that are no recordings are left
+    /// out, and named with the reason
     Score {
         /// The folder with the recordings
         dir: PathBuf,
@@ -137,7 +138,11 @@ pub fn run(command: RoastCommand, output: Output) -> anyhow::Result<()> {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Recording> {
+/// Reads a recording in any supported format.
+///
+/// # Errors
+/// When the file cannot be read, or is no recording: every command reports the same error.
+pub fn read(path: &Path) -> anyhow::Result<Recording> {
     let shown = path.display();
     let size = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();
     ensure!(size <= FILE_BYTES_MAX as u64, "{shown} is larger than {FILE_BYTES_MAX} bytes");

@@ -22,7 +22,7 @@ use serde_json::json;
 use trust::{Algorithm, CONTENT_FRAME, FileKey};
 
 use crate::config::CloudConfig;
-use crate::recordings::{AnalyzedRecording, ImportArgs, analyze_next};
+use crate::recordings::{self, AnalyzedRecording, ImportArgs, analyze_next};
 use crate::remote::OperatorClient;
 use crate::roast_metadata::{self, RecordingSave};
 
@@ -52,6 +52,10 @@ pub async fn run(
         Some(_) if args.files.len() > 1 => bail!("--at is the start of one file: give only one"),
         Some(text) => Some(EpochMs::parse_iso(text).context("--at: not as 2026-05-18T19:32:48Z")?),
     };
+    // Before anything is sent: a file that `roast analyze` refuses is refused here with its error.
+    for file in &args.files {
+        recordings::read(file)?;
+    }
     let remote = OperatorClient::connect(config, org).await?;
     let origin = Origin {
         org: remote.org.clone(),

@@ -309,7 +309,8 @@ impl Drop for PeerPlace {
 /// Returns what a peer is counted by: its address, or the first 64 bits of a global IPv6 address,
 /// because a peer can choose the other 64. Local IPv6 addresses, whose first bits a whole site
 /// shares, are counted one by one.
-fn network_of(ip: IpAddr) -> IpAddr {
+#[must_use]
+pub fn network_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(address) if address.segments()[0] & 0xe000 == 0x2000 => {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))

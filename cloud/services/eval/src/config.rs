@@ -34,8 +34,8 @@ pub struct JudgeConfig {
     pub model: String,
     /// The time limit of one request to the model, ms.
     pub answer_ms: u32,
-    /// How often an instance of eval asks the model about the runs of one organisation in a day of
-    /// UTC. Further runs wait until the next day.
+    /// How often the instances of eval together ask the model about the runs of one organisation in
+    /// a day of UTC. Further runs wait until the next day.
     pub questions_per_day: u32,
 }
 

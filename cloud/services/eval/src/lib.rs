@@ -55,12 +55,12 @@ pub fn start(config: &EvalConfig, context: &Context) -> Result<Service, StartErr
     }
     if config.judge.enabled {
         let model = Arc::new(judge::messages::MessagesClient::new(&config.judge)?);
-        let budget = judge::budget::JudgeBudget::new(config.judge.questions_per_day);
+        let per_day = config.judge.questions_per_day;
         // A run of eval that is lost is judged again when its lease has expired.
         let parts = (store.clone(), model, clock.clone(), context.stop.clone());
-        context.tasks.spawn_restarting_with("judge", budget, move |budget| {
+        context.tasks.spawn_restarting("judge", move || {
             let (store, model, clock, stop) = parts.clone();
-            Box::pin(judge::run(store, (model, budget), clock, stop))
+            judge::run(store, (model, per_day), clock, stop)
         });
     }
     let state = api::State { store, runner, clock: clock.clone() };

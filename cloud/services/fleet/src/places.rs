@@ -5,7 +5,7 @@
 //! Clients with a certificate have places of their own, and no client may take more than a few.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http_stack::error::ApiError;
+use service::connections::network_of;
 use service::tls::TlsPeer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -31,7 +32,8 @@ pub struct PlaceLimits {
     pub strangers: usize,
     /// Of one certificate.
     pub per_certificate: usize,
-    /// Of the clients without a certificate from one address, of IPv6 from one network of 64 bits.
+    /// Of the clients without a certificate from one address, of global IPv6 addresses from one
+    /// network of 64 bits.
     pub per_address: usize,
 }
 
@@ -54,16 +56,6 @@ impl From<&TlsPeer> for Client {
             Some(certificate) => Self::Certificate(certificate.clone()),
             None => Self::Address(network_of(peer.address.ip())),
         }
-    }
-}
-
-/// Returns the address of the network that a client usually has to itself: of IPv6, the first 64 bits.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 

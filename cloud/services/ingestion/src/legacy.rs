@@ -26,8 +26,8 @@ use contract::{
 
 use self::roast::{Known, LastSample, RoastOfEvent};
 use self::stamp::{
-    AHEAD_MAX_MS, EVENT_LATE_MAX_MS, FAST_MAX_MS, POINT_LATE_MAX_MS, STOPPED_AFTER_MS, Stamp,
-    TimeBefore,
+    AHEAD_MAX_MS, EVENT_LATE_MAX_MS, FAST_MAX_MS, POINT_LATE_MAX_MS, ROUNDED_S, STOPPED_AFTER_MS,
+    STOPPED_LONG_MS, Stamp, TimeBefore,
 };
 use crate::keys::KeyCache;
 use crate::published::{
@@ -210,7 +210,10 @@ impl Arrival<'_> {
             stopped_ms: stamp.stopped.map(|own| own.0),
         };
         let repeats = self.repeats(&stamp, elapsed_s, session.as_ref().filter(|_| !fresh));
-        let samples = PublishedSamples::of_one(elapsed_s, context);
+        let mut samples = PublishedSamples::of_one(elapsed_s, context);
+        if stamp.stopped.is_none() {
+            samples.first_of_time = self.last_with_own_time().map(|last| last.first_of_time);
+        }
         let content = Content {
             columns: columns_of(point),
             events: Vec::new(),
@@ -302,17 +305,34 @@ impl Arrival<'_> {
         (at > self.now).then(|| at.min(self.now.plus_ms(AHEAD_MAX_MS)))
     }
 
+    /// Returns the machine's newest sample if its publisher gave it the time of this message.
+    fn last_with_own_time(&self) -> Option<LastSample> {
+        self.last.filter(|last| self.own.is_some() && last.own() == self.own)
+    }
+
     /// Returns the own time of a point if it stands still: it is that of the point before, which
     /// arrived earlier. A point that says the same elapsed time as well is the point before, sent
     /// again.
+    ///
+    /// A publisher that rounds its times to seconds says each of them for up to a second. Whether
+    /// more time has passed is told by the first point with this time, at whatever rate points
+    /// arrive: by its elapsed time, or by its arrival if the elapsed times say nothing.
     fn stopped(&self, elapsed_s: Option<f64>) -> Option<EpochMs> {
-        let last = self.last.filter(|last| last.own() == self.own)?;
-        let later = self.now.ms_since(last.received) >= STOPPED_AFTER_MS;
+        let last = self.last_with_own_time()?;
         let both_s = elapsed_s.zip(last.elapsed_s);
         let repeated = both_s.is_some_and(|(s, last_s)| s > 0.0 && s.total_cmp(&last_s).is_eq());
-        // A publisher that rounds its times to seconds says one twice now and then.
-        let rounded = both_s.is_some_and(|(s, last_s)| s > last_s && s - last_s < 1.0);
-        self.own.filter(|_| ((later && !rounded) || last.stopped.is_some()) && !repeated)
+        let first = last.first_of_time;
+        let since_first_ms = self.now.ms_since(EpochMs(first.received_ms));
+        let stands = match elapsed_s.zip(first.elapsed_s) {
+            Some((s, first_s)) if s > first_s => {
+                s - first_s >= ROUNDED_S && since_first_ms >= STOPPED_AFTER_MS
+            }
+            _ => {
+                self.now.ms_since(last.received) >= STOPPED_AFTER_MS
+                    || since_first_ms >= STOPPED_LONG_MS
+            }
+        };
+        self.own.filter(|_| (stands || last.stopped.is_some()) && !repeated)
     }
 
     /// Returns the newest session by its samples, but not one that a wrong clock has put into the

@@ -37,6 +37,17 @@ pub struct SampleContext {
     pub stopped_ms: Option<i64>,
 }
 
+/// The first of the samples in a row that a publisher gave the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstOfTime {
+    /// When it arrived.
+    pub received_ms: i64,
+    /// The elapsed seconds, as its publisher said them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_s: Option<f64>,
+}
+
 /// What publishers said about the samples of a frame or a curve.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -45,13 +56,17 @@ pub struct PublishedSamples {
     pub elapsed_s: Vec<Option<f64>>,
     /// The first sample of each run of samples with the same context, ascending.
     pub contexts: Vec<(usize, SampleContext)>,
+    /// Of a frame's sample that has the own time of the sample before: the first sample with that
+    /// time. A curve does not keep it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_of_time: Option<FirstOfTime>,
 }
 
 impl PublishedSamples {
     /// Returns what was said about a single sample.
     #[must_use]
     pub fn of_one(elapsed_s: Option<f64>, context: SampleContext) -> Self {
-        Self { elapsed_s: vec![elapsed_s], contexts: vec![(0, context)] }
+        Self { elapsed_s: vec![elapsed_s], contexts: vec![(0, context)], first_of_time: None }
     }
 
     /// Parses the text of a row; `None` if there is none, or if it was not written by this module.

@@ -5,18 +5,43 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use roast::cut_score::{CutSheet, CutTable};
+use roast::formats::KNOWN_FORMATS;
+use roast::recording::Recording;
 use roast::score::{self, Score, ScoreSheet};
 use serde_json::json;
 
 use super::read;
 
-fn recordings_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder);
-    let entries = entries.with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|e| e == "alog" || e == "csv"));
-    files.sort();
-    Ok(files)
+/// Returns the paths in a folder, sorted.
+fn paths_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let context = || format!("cannot read {}", folder.display());
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(context)? {
+        paths.push(entry.with_context(context)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads the recordings in a folder, in every format that `roast analyze` reads. What is no recording
+/// is left out, and named on standard error with the reason.
+fn recordings_in(folder: &Path) -> anyhow::Result<Vec<(String, Recording)>> {
+    let mut recordings = Vec::new();
+    for path in paths_in(folder)? {
+        if path.is_dir() {
+            continue;
+        }
+        let shown = path.display().to_string();
+        if !path.is_file() {
+            eprintln!("simcorp: skipped: {shown}: not a file");
+            continue;
+        }
+        match read(&path) {
+            Ok(recording) => recordings.push((shown, recording)),
+            Err(error) => eprintln!("simcorp: skipped: {error:#}"),
+        }
+    }
+    Ok(recordings)
 }
 
 /// Prints the accuracy over the recordings in a folder, and over their cuts if `cuts` is a sheet.
@@ -26,22 +51,11 @@ pub(super) fn score_folder(
     as_json: bool,
 ) -> anyhow::Result<()> {
     let mut folders = vec![dir.to_owned()];
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let mut within: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    within.retain(|path| path.is_dir());
-    within.sort();
-    folders.extend(within);
+    folders.extend(paths_in(dir)?.into_iter().filter(|path| path.is_dir()));
     let mut all = ScoreSheet::default();
     let mut scores: Vec<(String, Score)> = Vec::new();
     for folder in folders {
-        let mut recordings = Vec::new();
-        for path in recordings_in(&folder)? {
-            match read(&path) {
-                Ok(recording) => recordings.push((path.display().to_string(), recording)),
-                Err(error) => eprintln!("simcorp: skipped: {error:#}"),
-            }
-        }
+        let recordings = recordings_in(&folder)?;
         if recordings.is_empty() {
             continue;
         }
@@ -62,7 +76,11 @@ pub(super) fn score_folder(
         let name = folder.file_name().map_or_else(|| ".".into(), std::ffi::OsStr::to_string_lossy);
         scores.push((name.into_owned(), sheet.score()));
     }
-    ensure!(!scores.is_empty(), "no .alog or .csv recordings in {}", dir.display());
+    ensure!(
+        !scores.is_empty(),
+        "no recordings in {}; the known formats are {KNOWN_FORMATS}",
+        dir.display()
+    );
     if as_json {
         let machines: serde_json::Map<_, _> =
             scores.into_iter().map(|(name, score)| (name, json!(score))).collect();

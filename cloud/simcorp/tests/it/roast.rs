@@ -115,6 +115,41 @@ fn roasts_are_compared_scored_and_drawn() {
 }
 
 #[test]
+fn score_reads_every_format_and_names_what_it_leaves_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let rows = |separator: &str| {
+        let row = |s: u32| format!("{s}{separator}{}\n", 190.0 - f64::from(s.min(80)));
+        (0..200).map(row).collect::<String>()
+    };
+    let readings = vec![190.0; 200];
+    let roastime = serde_json::json!({"beanTemperature": readings, "sampleRate": 1});
+    let kaffelogic = (0..200).map(|s| format!("{s}\t190\t190\n")).collect::<String>();
+    let rubasse = (0..200).map(|s| format!("{s},190,50,80,0,60,40,210,5,0\n")).collect::<String>();
+    for (name, text) in [
+        ("table.csv", format!("time,bt\n{}", rows(","))),
+        ("table.txt", format!("time;bt\n{}", rows(";"))),
+        ("roastime.json", roastime.to_string()),
+        ("log.klog", format!("k:v\ntime\t#temp\t=mean_temp\n{kaffelogic}")),
+        ("rubasse.csv", format!("A,1{}\n{rubasse}", ",0".repeat(22))),
+        ("LICENSE", "You may use this.".to_owned()),
+        ("settings.json", "{\"points\": []}".to_owned()),
+    ] {
+        std::fs::write(at(name), text).unwrap();
+    }
+    let output = simcorp(&["score", "--output", "json", folder.path().to_str().unwrap()]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let score: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(score["all"]["recordings"], 5, "{error}");
+    assert_eq!(error.matches("skipped:").count(), 2, "{error}");
+    for (name, reason) in [("LICENSE", "not a recording"), ("settings.json", "neither Artisan's")] {
+        let line = error.lines().find(|line| line.contains(name)).unwrap_or_default();
+        assert!(line.contains("skipped:") && line.contains(reason), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_is_not_a_recording_gives_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = folder.path().join("x.alog");
@@ -122,15 +157,13 @@ fn a_file_that_is_not_a_recording_gives_one_sentence() {
     for (arguments, expected) in [
         (vec!["analyze", "/nowhere/x.alog"], "cannot read /nowhere/x.alog"),
         (vec!["analyze", wrong.to_str().unwrap()], "no line names a time and a bean temperature"),
-        (vec!["score", folder.path().to_str().unwrap()], "no .alog or .csv recordings"),
+        (vec!["score", folder.path().to_str().unwrap()], "no recordings in"),
     ] {
         let output = simcorp(&arguments);
         let error = String::from_utf8_lossy(&output.stderr);
-        if arguments[0] == "score" {
-            assert!(error.contains(expected) || error.contains("skipped"), "{error}");
-        } else {
-            assert!(error.contains(expected), "{error}");
-        }
+        assert!(error.contains(expected), "{error}");
+        let is_skipped = error.contains("skipped:") && error.contains("x.alog");
+        assert_eq!(is_skipped, arguments[0] == "score", "{error}");
         assert_eq!(output.status.code(), Some(1));
         assert!(!error.contains("panicked"));
     }

@@ -19,7 +19,6 @@ use service::clock::Clock;
 use service::tasks::{self, Panicked};
 use tokio_util::sync::CancellationToken;
 
-use self::budget::JudgeBudget;
 use crate::golden::GoldenCase;
 use crate::run::{EvalRun, Judgement};
 use crate::store::EvalStore;
@@ -173,12 +172,12 @@ pub fn parse(answer: &str, model: &str, now: EpochMs) -> Result<Judgement, Judge
 /// may do so at the same time.
 pub async fn run(
     store: EvalStore,
-    (model, budget): (Arc<dyn Model>, &mut JudgeBudget),
+    (model, questions_per_day): (Arc<dyn Model>, u32),
     clock: Clock,
     stop: CancellationToken,
 ) {
     loop {
-        let pass = judge_next(&store, model.as_ref(), budget, &clock);
+        let pass = judge_next(&store, model.as_ref(), questions_per_day, &clock);
         let result = tokio::select! {
             () = stop.cancelled() => return, // the lease expires, and the run is judged again
             result = pass => result,
@@ -198,7 +197,7 @@ pub async fn run(
 async fn judge_next(
     store: &EvalStore,
     model: &dyn Model,
-    budget: &mut JudgeBudget,
+    per_day: u32,
     clock: &Clock,
 ) -> Result<bool, database::StoreError> {
     let now = clock();
@@ -210,8 +209,8 @@ async fn judge_next(
         store.store_judgement(&waiting, None).await?;
         return Ok(true);
     };
-    if let Err(used_up) = budget.take(org, now) {
-        let (until, per_day) = (used_up.until, budget.per_day());
+    if let Some(used_up) = store.take_judge_question(org, now, per_day).await? {
+        let until = used_up.until;
         if used_up.is_first {
             tracing::warn!(%org, per_day, %until, "the model is not asked about further runs today");
         }
@@ -318,8 +317,8 @@ mod tests {
         let time = Arc::new(AtomicI64::new(NOW.0));
         let shown = time.clone();
         let clock: Clock = Arc::new(move || EpochMs(shown.load(Ordering::Relaxed)));
-        let (model, mut budget) = (CountingModel::default(), JudgeBudget::new(2));
-        while judge_next(&store, &model, &mut budget, &clock).await.unwrap() {}
+        let model = CountingModel::default();
+        while judge_next(&store, &model, 2, &clock).await.unwrap() {}
         assert_eq!(model.0.load(Ordering::Relaxed), 3, "two of acme, one of calm");
         let mut waiting = Vec::new();
         for (org, id) in &ids {
@@ -331,7 +330,7 @@ mod tests {
         assert!(waiting[0].contains("budget of 2 questions a day"), "{}", waiting[0]);
 
         time.fetch_add(86_400_000, Ordering::Relaxed);
-        while judge_next(&store, &model, &mut budget, &clock).await.unwrap() {}
+        while judge_next(&store, &model, 2, &clock).await.unwrap() {}
         assert_eq!(model.0.load(Ordering::Relaxed), 4);
         for (org, id) in &ids {
             let run = store.run(org, id).await.unwrap().unwrap();

@@ -1,6 +1,7 @@
 //! The SQL statements of eval.
 
 mod cases;
+mod judge_budget;
 mod runs;
 
 use std::sync::{Arc, Mutex};

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may break
 
 mod cases;
+mod judge_budget;
 mod routes;
 mod runs;
 mod worker;
@@ -81,4 +82,6 @@ on_both_databases!(
     runs::one_instance_at_a_time_judges_a_run,
     runs::an_attempt_that_does_not_count_uses_up_no_try,
     runs::the_runs_of_each_organisation_are_judged_in_turn,
+    judge_budget::instances_share_the_budget_of_a_day,
+    judge_budget::instances_that_ask_at_once_stay_within_the_budget,
 );

@@ -6,7 +6,7 @@
 use contract::{EpochMs, EventKind};
 
 use super::stamp::Stamp;
-use crate::published::{PublishedMessage, TIME_SOURCE};
+use crate::published::{FirstOfTime, PublishedMessage, TIME_SOURCE};
 use crate::store::{FrameRow, SessionRow};
 use crate::verified_frame::VerifiedFrame;
 
@@ -32,20 +32,25 @@ pub struct LastSample {
     pub moved_ms: Option<i64>,
     /// The publisher's own time, if it stands still.
     pub stopped: Option<EpochMs>,
+    /// The first of the samples in a row with its own time: often itself.
+    pub first_of_time: FirstOfTime,
 }
 
 impl LastSample {
     pub fn of(frame: &FrameRow) -> Self {
         let published = frame.published.as_ref();
         let context = published.and_then(|published| published.context(0));
+        let elapsed_s = published.and_then(|published| published.elapsed_s(0));
+        let itself = FirstOfTime { received_ms: frame.received_ms, elapsed_s };
         Self {
             number: frame.number,
             at: frame.sample_at(0),
             received: EpochMs(frame.received_ms),
-            elapsed_s: published.and_then(|published| published.elapsed_s(0)),
+            elapsed_s,
             restamped: context.is_some_and(|context| context.restamped),
             moved_ms: context.and_then(|context| context.moved_ms),
             stopped: context.and_then(|context| context.stopped_ms).map(EpochMs),
+            first_of_time: published.and_then(|said| said.first_of_time).unwrap_or(itself),
         }
     }
 
@@ -217,6 +222,7 @@ mod tests {
             restamped: false,
             moved_ms: None,
             stopped: None,
+            first_of_time: FirstOfTime { received_ms: at.0, elapsed_s: Some(s as f64) },
         }
     }
 

@@ -6,8 +6,8 @@
 //! the next ones are moved by the same amount while that keeps them near their arrival, so that the
 //! intervals between them stay as they were. A point that runs ahead of its arrival, such as that of a
 //! fast simulation, gets the time of the point before and 1 ms, or of the arrival if that is later. A
-//! time that stands still while points arrive is
-//! replaced by the arrival of each.
+//! time that stands still while points arrive is replaced by the arrival of each, at any rate, as soon
+//! as it has been the same for longer than a publisher that rounds its times says one.
 
 use contract::EpochMs;
 
@@ -25,6 +25,12 @@ pub const EVENT_LATE_MAX_MS: i64 = 30 * 60_000;
 /// A point that arrives this long after the point before, with the same time, has a time that stands
 /// still. Shorter than the second to which some publishers round their times.
 pub const STOPPED_AFTER_MS: i64 = 700;
+/// Some publishers round their times to this many seconds, and say each for as long.
+pub const ROUNDED_S: f64 = 1.0;
+/// A time that points have had for this long, from the first arrival to the last, stands still,
+/// however quickly the points follow each other: longer than [`ROUNDED_S`] and the differences
+/// between the delays of two messages.
+pub const STOPPED_LONG_MS: i64 = 1_500;
 
 /// A publisher whose times are this near their arrival has a clock that is right.
 const ON_TIME_MS: i64 = 60_000;

@@ -1,17 +1,17 @@
 //! Reads the workbooks (`.xls`, `.xlsx`) in which Cropster exports roasts.
 
+mod compound_file;
+mod limits;
+mod xls;
+
 use std::io::Cursor;
 
-use anyhow::ensure;
 use calamine::{Data, DataRef, Reader as _, Sheets, Xls, Xlsx};
 use roast::formats::makers::{Cell, Worksheet, cropster};
 use roast::recording::Recording;
 
-/// The most sheets that are read. A Cropster export has two, and one for each curve.
-const SHEETS_MAX: usize = 64;
-/// The most cells of a sheet, empty ones included: those between the first and the last cell take
-/// memory, whatever the file's size. A recording of an hour at 10 Hz with 50 columns has fewer.
-const CELLS_MAX: u64 = 2_000_000;
+use self::limits::{Extent, SHEETS_MAX, WorkbookTotals};
+
 /// The first bytes of an `.xls`, which is a compound file.
 const XLS_MAGIC: &[u8] = b"\xd0\xcf\x11\xe0";
 /// The first bytes of an `.xlsx`, which is a zip archive.
@@ -25,20 +25,22 @@ pub fn is_workbook(bytes: &[u8]) -> bool {
 /// Reads a recording from a Cropster workbook.
 ///
 /// # Errors
-/// When the workbook is damaged, or is not a Cropster export.
+/// When the workbook is damaged, would take too much memory, or is not a Cropster export.
 pub fn read(bytes: &[u8]) -> anyhow::Result<Recording> {
     // No other kind of workbook is tried: a small `.ods` may repeat a cell a billion times.
     let file = Cursor::new(bytes);
     let mut book = if bytes.starts_with(XLSX_MAGIC) {
         Sheets::Xlsx(Xlsx::new(file)?)
     } else {
+        xls::check(bytes)?;
         Sheets::Xls(Xls::new(file)?)
     };
     let names: Vec<String> = book.sheet_names().into_iter().take(SHEETS_MAX).collect();
+    let mut totals = WorkbookTotals::default();
     let mut sheets = Vec::with_capacity(names.len());
     for name in names {
         if let Sheets::Xlsx(book) = &mut book {
-            check_extent(book, &name)?;
+            check_sheet(book, &name, &mut totals)?;
         }
         let range = book.worksheet_range(&name)?;
         let rows = range.rows().map(|row| row.iter().map(cell).collect()).collect();
@@ -47,25 +49,32 @@ pub fn read(bytes: &[u8]) -> anyhow::Result<Recording> {
     Ok(cropster(&sheets)?)
 }
 
-/// Checks that a sheet has at most [`CELLS_MAX`] cells from its first row and column to its last.
-fn check_extent(book: &mut Xlsx<Cursor<&[u8]>>, name: &str) -> anyhow::Result<()> {
+/// Checks that a sheet of an `.xlsx` and those before it keep their bounds.
+fn check_sheet(
+    book: &mut Xlsx<Cursor<&[u8]>>,
+    name: &str,
+    totals: &mut WorkbookTotals,
+) -> anyhow::Result<()> {
     // What is not a sheet of cells, such as a chart, is read as an empty one.
     let Ok(mut cells) = book.worksheet_cells_reader(name) else { return Ok(()) };
-    let (mut count, mut first, mut last) = (0_u64, (u32::MAX, u32::MAX), (0, 0));
+    let mut extent = Extent::default();
     while let Some(cell) = cells.next_cell()? {
-        count += 1;
-        if !matches!(cell.get_value(), DataRef::Empty) {
-            let (row, column) = cell.get_position();
-            first = (row.min(first.0), column.min(first.1));
-            last = (row.max(last.0), column.max(last.1));
+        let (row, column) = cell.get_position();
+        match cell.get_value() {
+            DataRef::Empty => extent.add_empty(),
+            value => {
+                let text_bytes = match value {
+                    DataRef::String(text) => text.len(),
+                    DataRef::SharedString(text) => text.len(),
+                    _ => 0,
+                };
+                totals.add_text(text_bytes as u64)?;
+                extent.add(row, column);
+            }
         }
-        let rows = u64::from(last.0.saturating_sub(first.0)) + 1;
-        let columns = u64::from(last.1.saturating_sub(first.1)) + 1;
-        ensure!(
-            count.max(rows.saturating_mul(columns)) <= CELLS_MAX,
-            "the sheet {name} has more than {CELLS_MAX} cells"
-        );
+        totals.check(extent.cells(), name)?;
     }
+    totals.add_sheet(&extent);
     Ok(())
 }
 

@@ -1,0 +1,9 @@
+-- How often the language model was asked about the runs of an organisation in a day of UTC, which is
+-- numbered since 1970, and how many questions its budget refused.
+CREATE TABLE judge_questions (
+    org_id  text   NOT NULL,
+    day     bigint NOT NULL,
+    asked   bigint NOT NULL,
+    refused bigint NOT NULL,
+    PRIMARY KEY (org_id, day)
+);

@@ -1,0 +1,3 @@
+-- The sweeps read the sessions of each organisation by sessions_unsettled_of_org (0022), and
+-- sessions_running (0014) counts those that run.
+DROP INDEX IF EXISTS sessions_active;

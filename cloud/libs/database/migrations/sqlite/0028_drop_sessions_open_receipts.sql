@@ -1,0 +1,2 @@
+-- Open receipts are read for each organisation, by sessions_open_receipts_of_org (0019).
+DROP INDEX IF EXISTS sessions_open_receipts;

@@ -85,7 +85,7 @@ impl BatchOffsets {
 
     /// Learns from a mark whose residual from the machine's line was `off_c`, °C.
     pub fn learn(&mut self, batch: &Batch, off_c: f64) {
-        self.marks += 1;
+        self.marks = self.marks.saturating_add(1);
         let together = self.offset_c(batch);
         for key in batch.keys() {
             if !self.by.contains_key(&key) && self.by.len() >= HABITS_MAX {

@@ -109,16 +109,16 @@ impl Cleaner {
             return (None, ValueQuality::Spike);
         }
         let expected = self.expected(t_ms);
-        let limit = JUMP_C + JUMP_C_PER_S * (t_ms - last_ms) as f64 / 1000.0;
+        let passed_ms = t_ms.saturating_sub(last_ms);
+        let limit = JUMP_C + JUMP_C_PER_S * passed_ms as f64 / 1000.0;
         if (read(self.flipped) - expected).abs() <= limit.min(FLIP_C) {
             self.withheld.clear();
             return self.accept(t_ms, read(self.flipped));
         }
         // The value is far off: check whether it fits in the other unit.
         let other = if self.flipped { raw } else { celsius(raw) };
-        let flip =
-            (other - expected).abs() <= limit.min(FLIP_C) && t_ms - last_ms <= FLIP_WITHIN_MS;
-        if t_ms - last_ms > FORGET_MS && !flip {
+        let flip = (other - expected).abs() <= limit.min(FLIP_C) && passed_ms <= FLIP_WITHIN_MS;
+        if passed_ms > FORGET_MS && !flip {
             self.restart();
             let (value, _) = self.accept(t_ms, read(self.flipped));
             return (value, ValueQuality::Step);
@@ -128,7 +128,7 @@ impl Cleaner {
         }
         self.withheld.push((t_ms, raw));
         let since = self.withheld.first().map_or(t_ms, |(t, _)| *t);
-        if self.withheld.len() < AGREE || t_ms - since < AGREE_MS {
+        if self.withheld.len() < AGREE || t_ms.saturating_sub(since) < AGREE_MS {
             return (None, ValueQuality::Spike);
         }
         if flip {
@@ -154,21 +154,23 @@ impl Cleaner {
         let same = self.good.back().is_some_and(|(_, last)| same_value(*last, value));
         if same {
             let (since, moving) = *self.same_since.get_or_insert((t_ms, slope));
-            if t_ms - since >= STUCK_MS && moving.abs() >= MOVING_C_PER_S {
+            if t_ms.saturating_sub(since) >= STUCK_MS && moving.abs() >= MOVING_C_PER_S {
                 return (None, ValueQuality::Stuck);
             }
-        } else {
-            self.stairs += u32::from(self.same_since.take().is_some());
+        } else if self.same_since.take().is_some() {
+            self.stairs = self.stairs.saturating_add(1);
         }
-        self.taken += 1;
+        self.taken = self.taken.saturating_add(1);
         if self.taken >= 40 {
             (self.taken, self.stairs) = (self.taken / 2, self.stairs / 2);
         }
         self.good.push_back((t_ms, value));
-        while self.good.front().is_some_and(|(t, _)| t_ms - t > SLOPE_MS) && self.good.len() > 2 {
+        while self.good.front().is_some_and(|(t, _)| t_ms.saturating_sub(*t) > SLOPE_MS)
+            && self.good.len() > 2
+        {
             self.good.pop_front();
         }
-        let stairs = self.stairs >= 3 && self.stairs * 8 > self.taken;
+        let stairs = self.stairs >= 3 && self.stairs.saturating_mul(8) > self.taken;
         let why = match (self.flipped, stairs && slope.abs() > MOVING_C_PER_S / 2.0) {
             (true, _) => ValueQuality::UnitFlip,
             (false, true) => ValueQuality::Staircase,
@@ -180,8 +182,8 @@ impl Cleaner {
     /// Returns the slope over the stored good values, °C/s.
     fn slope(&self) -> f64 {
         match (self.good.front(), self.good.back()) {
-            (Some((t0, v0)), Some((t1, v1))) if t1 - t0 >= 2_000 => {
-                (v1 - v0) / ((t1 - t0) as f64 / 1000.0)
+            (Some((t0, v0)), Some((t1, v1))) if t1.saturating_sub(*t0) >= 2_000 => {
+                (v1 - v0) / (t1.saturating_sub(*t0) as f64 / 1000.0)
             }
             _ => 0.0,
         }
@@ -190,7 +192,7 @@ impl Cleaner {
     fn expected(&self, t_ms: i64) -> f64 {
         let Some((last_ms, last)) = self.good.back() else { return 0.0 };
         // Extrapolate a slope for 10 s at most.
-        let ahead_s = ((t_ms - last_ms) as f64 / 1000.0).min(10.0);
+        let ahead_s = (t_ms.saturating_sub(*last_ms) as f64 / 1000.0).min(10.0);
         last + self.slope().clamp(-2.0, 2.0) * ahead_s
     }
 }
@@ -206,7 +208,7 @@ fn celsius(fahrenheit: f64) -> f64 {
 }
 
 fn agree(t0: i64, v0: f64, t1: i64, v1: f64) -> bool {
-    (v1 - v0).abs() <= JUMP_C + JUMP_C_PER_S * (t1 - t0) as f64 / 1000.0
+    (v1 - v0).abs() <= JUMP_C + JUMP_C_PER_S * t1.saturating_sub(t0) as f64 / 1000.0
 }
 
 /// Returns the clean view of a whole channel: the values of a live [`Cleaner`], with short dropouts
@@ -222,21 +224,25 @@ pub fn clean_channel(raw: impl IntoIterator<Item = (i64, Option<f64>)>) -> Vec<C
 
 /// Fills short dropouts by interpolation between their good neighbours.
 fn bridge(view: &mut [CleanValue]) {
-    let mut last: Option<usize> = None;
-    for i in 0..view.len() {
-        let Some(value) = view[i].value else { continue };
-        if let Some(from) = last
-            && (1..=BRIDGE_SAMPLES).contains(&(i - from - 1))
-            && view[i].t_ms - view[from].t_ms <= BRIDGE_MS
-        {
-            let (t0, v0) = (view[from].t_ms, view[from].value.unwrap_or(value));
-            let span = (view[i].t_ms - t0) as f64;
-            for gap in &mut view[from + 1..i] {
-                gap.value = Some(v0 + (value - v0) * (gap.t_ms - t0) as f64 / span);
-                gap.quality = ValueQuality::Bridged;
-            }
-        }
-        last = Some(i);
+    let known = view.iter().enumerate().filter(|(_, reading)| reading.value.is_some());
+    let known: Vec<usize> = known.map(|(at, _)| at).collect();
+    for (from, to) in known.iter().zip(known.iter().skip(1)) {
+        bridge_gap(&mut view[*from..=*to]);
+    }
+}
+
+/// Interpolates between the first and the last value of a span, if the dropout between is short.
+fn bridge_gap(span: &mut [CleanValue]) {
+    let [before, gap @ .., after] = span else { return };
+    let (Some(v0), Some(v1)) = (before.value, after.value) else { return };
+    let span_ms = after.t_ms.saturating_sub(before.t_ms);
+    if gap.len() > BRIDGE_SAMPLES || span_ms > BRIDGE_MS {
+        return;
+    }
+    for missing in gap {
+        let passed_ms = missing.t_ms.saturating_sub(before.t_ms);
+        missing.value = Some(v0 + (v1 - v0) * passed_ms as f64 / span_ms as f64);
+        missing.quality = ValueQuality::Bridged;
     }
 }
 

@@ -17,7 +17,7 @@ pub const CUT_KINDS: [EventKind; 3] = [EventKind::Tp, EventKind::Fc, EventKind::
 /// Marks are compared from this long after a cut, ms.
 const AFTER_CUT_MS: i64 = 10_000;
 /// A recording whose CHARGE is found further from its mark has no certain CHARGE to cut at, ms.
-const CHARGE_OFF_MS_MAX: i64 = 30_000;
+const CHARGE_OFF_MS_MAX: u64 = 30_000;
 
 /// A place at which recordings are cut: the samples before it are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,8 @@ impl Cut {
     pub fn at_ms(self, recording: &Recording) -> Option<i64> {
         match self {
             Self::AfterCharge(seconds) => {
-                Some(recording.mark_ms(EventKind::Charge)? + seconds * 1000)
+                let charged = recording.mark_ms(EventKind::Charge)?;
+                Some(charged.saturating_add(seconds.saturating_mul(1000)))
             }
             Self::Development => {
                 let (cracked, dropped) =
@@ -130,7 +131,7 @@ impl CutSheet {
         let find = |marks: &[DetectedMark], kind| marks.iter().find(|m| m.kind == kind).copied();
         let charged = find(whole, EventKind::Charge).zip(recording.mark_ms(EventKind::Charge));
         let certain = charged.is_some_and(|(found, marked)| {
-            found.method != Method::BegunBefore && (found.at_ms - marked).abs() <= CHARGE_OFF_MS_MAX
+            found.method != Method::BegunBefore && found.at_ms.abs_diff(marked) <= CHARGE_OFF_MS_MAX
         });
         if !certain {
             return;
@@ -139,13 +140,13 @@ impl CutSheet {
             let Some(at_ms) = cut.at_ms(recording) else { continue };
             let walk = replay::replay(&recording.since(at_ms), learned);
             let again = walk.roast().map(|roast| roast.marks.as_slice()).unwrap_or_default();
+            let from_ms = at_ms.saturating_add(AFTER_CUT_MS);
             for kind in CUT_KINDS {
-                let Some(mark) = find(whole, kind).filter(|m| m.at_ms >= at_ms + AFTER_CUT_MS)
-                else {
+                let Some(mark) = find(whole, kind).filter(|m| m.at_ms >= from_ms) else {
                     continue;
                 };
-                let error_s =
-                    find(again, kind).map(|found| (found.at_ms - mark.at_ms) as f64 / 1000.0);
+                let error_s = find(again, kind)
+                    .map(|found| found.at_ms.saturating_sub(mark.at_ms) as f64 / 1000.0);
                 let recording = name.to_owned();
                 self.comparisons.push(CutComparison { recording, cut, kind, error_s });
             }

@@ -171,7 +171,7 @@ impl Forecaster {
         if sample.t_ms < self.due_ms {
             return;
         }
-        self.due_ms = sample.t_ms + LEARN_EVERY_MS;
+        self.due_ms = sample.t_ms.saturating_add(LEARN_EVERY_MS);
         let Some(since_s) = sight(tracker, sample.t_ms) else {
             self.pending.iter_mut().for_each(VecDeque::clear);
             return;
@@ -184,13 +184,14 @@ impl Forecaster {
                 && old.due_ms <= t_ms
             {
                 pending.pop_front();
-                if t_ms - old.due_ms < 2 * LEARN_EVERY_MS {
+                if t_ms.saturating_sub(old.due_ms) < 2 * LEARN_EVERY_MS {
                     self.ahead[i].resolve(&old.x, old.rise, c - old.from_c);
                 }
             }
             if pending.len() < PENDING_MAX {
                 let rise = self.ahead[i].rise(&x);
-                pending.push_back(Pending { due_ms: t_ms + HORIZON_MS, from_c: c, rise, x });
+                let due_ms = t_ms.saturating_add(HORIZON_MS);
+                pending.push_back(Pending { due_ms, from_c: c, rise, x });
             }
         }
     }
@@ -204,10 +205,9 @@ impl Forecaster {
         let (_, c, x) = self.rates[0].features(since_s, &self.burner)?;
         let rise = self.ahead[0].rise(&x);
         let bt = ForecastValue { c: c + rise, half_c: self.ahead[0].half_c };
-        let et = self.rates[1].features(since_s, &self.burner).filter(|(t, ..)| t_ms - t < 5_000);
-        let et = et.map(|(_, c, x)| ForecastValue {
-            c: c + self.ahead[1].rise(&x),
-            half_c: self.ahead[1].half_c,
+        let et = self.rates[1].features(since_s, &self.burner);
+        let et = et.filter(|(t, ..)| t_ms.saturating_sub(*t) < 5_000).map(|(_, c, x)| {
+            ForecastValue { c: c + self.ahead[1].rise(&x), half_c: self.ahead[1].half_c }
         });
         let path = Path { t_ms, c, since_s, rate: x[0] / 60.0, rise };
         let lines = [
@@ -238,7 +238,8 @@ impl Forecaster {
 fn sight(tracker: &Tracker, t_ms: i64) -> Option<f64> {
     let charge = tracker.charge_ms()?;
     let turned_ms = tracker.turned_ms()?;
-    (t_ms - turned_ms >= AFTER_TP_MS).then_some((t_ms - charge) as f64 / 1000.0)
+    let since_s = t_ms.saturating_sub(charge) as f64 / 1000.0;
+    (t_ms.saturating_sub(turned_ms) >= AFTER_TP_MS).then_some(since_s)
 }
 
 /// The expected course of the temperature: a curve from the present reading at its present rate,
@@ -274,13 +275,14 @@ impl Path {
             while s < Self::SIGHT_S && !above(s) {
                 s += 2.0;
             }
-            (s < Self::SIGHT_S).then_some(self.t_ms + (s * 1000.0) as i64)
+            (s < Self::SIGHT_S).then_some(self.t_ms.saturating_add((s * 1000.0) as i64))
         };
         let at_ms = when(0.0)?;
         // The uncertainty of the course grows with its length.
-        let course = 0.15 * (at_ms - self.t_ms) as f64;
-        let from_ms = when(-half).unwrap_or(self.t_ms) - course as i64;
-        let to_ms = when(half).unwrap_or(at_ms + (at_ms - from_ms)) + course as i64;
+        let course_ms = (0.15 * at_ms.saturating_sub(self.t_ms) as f64) as i64;
+        let from_ms = when(-half).unwrap_or(self.t_ms).saturating_sub(course_ms);
+        let as_late_ms = at_ms.saturating_add(at_ms.saturating_sub(from_ms));
+        let to_ms = when(half).unwrap_or(as_late_ms).saturating_add(course_ms);
         Some(ExpectedMark { kind, at_ms, from_ms: from_ms.max(self.t_ms), to_ms })
     }
 }

@@ -28,6 +28,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// Arithmetic on outside values is checked or saturating; an exception states its bound.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 #![warn(missing_docs)]
 
 pub mod analysis;

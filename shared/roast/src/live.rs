@@ -145,7 +145,7 @@ impl LiveRoast {
         let reported = std::mem::take(&mut self.reported);
         let Some(charge) = charge else { return };
         let learned = &mut self.learned;
-        learned.roasts += 1;
+        learned.roasts = learned.roasts.saturating_add(1);
         let at_s = |kind| {
             let mark = reported.iter().find(|mark| mark.kind == kind)?;
             Some(mark.at_ms as f64 / 1000.0)
@@ -161,7 +161,7 @@ impl LiveRoast {
                 EventKind::Drop => &mut learned.drop,
                 _ => continue,
             };
-            line.learn((mark.at_ms - charge) as f64 / 1000.0, mark.bt_c);
+            line.learn(mark.at_ms.saturating_sub(charge) as f64 / 1000.0, mark.bt_c);
         }
         let forecaster = Forecaster::new(learned.ahead.clone());
         learned.ahead = std::mem::replace(&mut self.forecaster, forecaster).finish();

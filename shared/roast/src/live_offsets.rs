@@ -86,7 +86,7 @@ impl OffsetLearner {
                 continue;
             };
             if let Some(offset) = offset_of(learned, kind) {
-                offset.learn(at_ms - shown_ms);
+                offset.learn(at_ms.saturating_sub(shown_ms));
                 changed = true;
             }
         }

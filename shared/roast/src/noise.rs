@@ -24,7 +24,7 @@ impl Noise {
 
     /// Returns a uniform number from 0 to below 1.
     pub fn uniform(&mut self) -> f64 {
-        self.counter += 1;
+        self.counter = self.counter.wrapping_add(1);
         let mut z = self.seed.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -17,6 +17,8 @@ const TOP: f64 = 48.0;
 const BOTTOM: f64 = 44.0;
 /// The top of the rate of rise's own scale, on the right, °C/min.
 const ROR_MAX: f64 = 35.0;
+/// The largest number of lines that divide the time: a file whose clock jumped may claim years.
+const MINUTE_LINES_MAX: i64 = 500;
 
 const STYLE: &str = "\
 text{font:13px system-ui,sans-serif;fill:#33302b}.small{font-size:11px;fill:#6b655c}.end{text-anchor:end}\
@@ -35,7 +37,8 @@ struct PlotArea {
 
 impl PlotArea {
     fn x(&self, t_ms: i64) -> f64 {
-        let share = (t_ms - self.from_ms) as f64 / (self.to_ms - self.from_ms).max(1) as f64;
+        let span_ms = self.to_ms.saturating_sub(self.from_ms).max(1);
+        let share = t_ms.saturating_sub(self.from_ms) as f64 / span_ms as f64;
         LEFT + share * (WIDTH - LEFT - RIGHT)
     }
 
@@ -55,8 +58,9 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Forecast>) -> St
     let curve = Curve::of(recording);
     let end = recording.samples.last().map_or(1, |s| s.t_ms);
     let charge = marks.ms(EventKind::Charge);
-    let from_ms = charge.map_or(0, |t| (t - 60_000).max(0));
-    let to_ms = marks.ms(EventKind::Drop).map_or(end, |t| (t + 60_000).min(end)).max(from_ms + 1);
+    let from_ms = charge.map_or(0, |t| t.saturating_sub(60_000).max(0));
+    let to_ms = marks.ms(EventKind::Drop).map_or(end, |t| t.saturating_add(60_000).min(end));
+    let to_ms = to_ms.max(from_ms.saturating_add(1));
     let shown = |t: i64| (from_ms..=to_ms).contains(&t);
     let values = curve.bt.iter().chain(&curve.et).filter(|c| shown(c.t_ms)).filter_map(|c| c.value);
     let high = values.fold(100.0, f64::max);
@@ -83,8 +87,11 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Forecast>) -> St
         view.iter().filter(|c| shown(c.t_ms)).map(|c| (c.t_ms, c.value)).collect::<Vec<_>>()
     };
     line(&mut out, &frame, "et", clean(&curve.et));
-    let rate =
-        curve.ror.iter().filter(|(t, _)| shown(*t) && charge.is_none_or(|c| *t > c + 30_000));
+    let falls_until_ms = charge.map(|charge| charge.saturating_add(30_000));
+    let rate = curve
+        .ror
+        .iter()
+        .filter(|(t, _)| shown(*t) && falls_until_ms.is_none_or(|until| *t > until));
     let scale = frame.high_c / ROR_MAX;
     line(
         &mut out,
@@ -96,7 +103,7 @@ pub fn svg(recording: &Recording, marks: &Marks, ahead: Option<&Forecast>) -> St
     if let Some(outlook) = ahead.filter(|o| shown(o.t_ms))
         && let Some(now) = curve.bt_at(outlook.t_ms)
     {
-        let later = outlook.t_ms + crate::forecast::HORIZON_MS;
+        let later = outlook.t_ms.saturating_add(crate::forecast::HORIZON_MS);
         line(
             &mut out,
             &frame,
@@ -143,16 +150,17 @@ fn grid(out: &mut String, frame: &PlotArea, zero: i64) {
     for ror in [0.0, 10.0, 20.0, 30.0] {
         text(out, WIDTH - RIGHT + 8.0, frame.y_ror(ror) + 4.0, "small", &format!("{ror:.0}/min"));
     }
-    let mut minute = (frame.from_ms - zero).div_euclid(60_000) + 1;
-    while zero + minute * 60_000 <= frame.to_ms {
-        let x = frame.x(zero + minute * 60_000);
+    let minute_of = |t_ms: i64| t_ms.saturating_sub(zero).div_euclid(60_000);
+    let (first, last) = (minute_of(frame.from_ms).saturating_add(1), minute_of(frame.to_ms));
+    let step = usize::try_from(last.saturating_sub(first) / MINUTE_LINES_MAX).unwrap_or(0);
+    for minute in (first..=last).step_by(step.saturating_add(1)) {
+        let x = frame.x(zero.saturating_add(minute.saturating_mul(60_000)));
         let _ = write!(
             out,
             "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/>",
             HEIGHT - BOTTOM
         );
         text(out, x - 10.0, HEIGHT - BOTTOM + 18.0, "small", &format!("{minute}:00"));
-        minute += 1;
     }
 }
 
@@ -167,7 +175,7 @@ fn phases(out: &mut String, frame: &PlotArea, marks: &Marks, charge: i64, to_ms:
     };
     for span in limits.spans() {
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast
-        let at = |seconds: f64| frame.x(charge + (seconds * 1000.0) as i64);
+        let at = |seconds: f64| frame.x(charge.saturating_add((seconds * 1000.0) as i64));
         let (a, b) = (at(span.start_seconds), at(span.end_seconds));
         let colour = match span.phase {
             Phase::Drying => "#7a9a5a",
@@ -181,7 +189,7 @@ fn phases(out: &mut String, frame: &PlotArea, marks: &Marks, charge: i64, to_ms:
             HEIGHT - TOP - BOTTOM
         );
         let share = 100.0 * (span.end_seconds - span.start_seconds)
-            / ((limits.until - charge).max(1) as f64 / 1000.0);
+            / (limits.until.saturating_sub(charge).max(1) as f64 / 1000.0);
         let name = format!("{:?} {share:.0} %", span.phase);
         text(out, a + 6.0, TOP + 16.0, "small", &name);
     }
@@ -232,6 +240,7 @@ fn text(out: &mut String, x: f64, y: f64, class: &str, content: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::Sample;
 
     #[test]
     fn nothing_of_a_recording_becomes_markup() {
@@ -239,5 +248,23 @@ mod tests {
         let drawn = svg(&recording, &Marks::default(), None);
         assert!(drawn.contains("&lt;script&gt;&amp;&quot;") && !drawn.contains("<script"));
         assert!(drawn.ends_with("</svg>\n"));
+    }
+
+    fn grid_lines(samples_at_ms: &[i64]) -> usize {
+        let samples = samples_at_ms.iter().map(|t_ms| Sample::bean(*t_ms, Some(150.0))).collect();
+        let recording = Recording { samples, ..Recording::default() };
+        svg(&recording, &Marks::default(), None).matches("class=\"grid\"").count()
+    }
+
+    #[test]
+    fn a_recording_that_claims_a_year_is_drawn_with_few_lines() {
+        const YEAR_MS: i64 = 365 * 86_400_000;
+        assert_eq!(
+            grid_lines(&[0, 90_000]).abs_diff(grid_lines(&[0, 690_000])),
+            10,
+            "one a minute"
+        );
+        assert!(grid_lines(&[0, 1_000, YEAR_MS]) < 1_000);
+        assert!(grid_lines(&[i64::MIN, 0, i64::MAX]) < 1_000, "times at the limits of a number");
     }
 }

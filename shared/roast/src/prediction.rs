@@ -231,7 +231,7 @@ pub fn predict(recording: &Recording, marks: &Marks, aims: Option<&ProfileTarget
 }
 
 fn trend(curve: &Curve, last_ms: i64) -> Trend {
-    let recent = |t_ms: i64| last_ms - t_ms <= WINDOW_MS;
+    let recent = |t_ms: i64| last_ms.saturating_sub(t_ms) <= WINDOW_MS;
     let points: Vec<(f64, f64)> = curve
         .bt
         .iter()
@@ -243,7 +243,8 @@ fn trend(curve: &Curve, last_ms: i64) -> Trend {
     let off = |(slope, start): (f64, f64)| {
         points.iter().map(|(t, bt)| (bt - start - slope * t).abs()).sum::<f64>() / n
     };
-    let rates: Vec<f64> = curve.ror_between(last_ms - WINDOW_MS, last_ms).map(|(_, r)| r).collect();
+    let from_ms = last_ms.saturating_sub(WINDOW_MS);
+    let rates: Vec<f64> = curve.ror_between(from_ms, last_ms).map(|(_, r)| r).collect();
     let mean = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
     let square = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / rates.len().max(1) as f64;
     Trend {

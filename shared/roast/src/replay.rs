@@ -29,7 +29,7 @@ impl DetectedRoast {
     fn length_ms(&self) -> i64 {
         let ends = [EventKind::Charge, EventKind::Drop].map(|kind| self.mark(kind));
         match ends {
-            [Some(charge), Some(drop)] => drop.at_ms - charge.at_ms,
+            [Some(charge), Some(drop)] => drop.at_ms.saturating_sub(charge.at_ms),
             _ => 0,
         }
     }
@@ -58,7 +58,10 @@ const UNSEEN_DROP_MS: i64 = 10_000;
 
 /// Returns true if the curve ends too soon after a DROP to show it.
 pub(crate) fn is_unseen_drop(recording: &Recording, dropped_ms: i64) -> bool {
-    recording.samples.last().is_some_and(|last| last.t_ms - dropped_ms <= UNSEEN_DROP_MS)
+    recording
+        .samples
+        .last()
+        .is_some_and(|last| last.t_ms.saturating_sub(dropped_ms) <= UNSEEN_DROP_MS)
 }
 
 /// Replays a recording with the model learned from earlier roasts of its machine. Ignores the marks
@@ -78,7 +81,7 @@ pub fn replay(recording: &Recording, learned: &MachineModel) -> RecordingReplay 
         if sample.t_ms >= due_ms
             && let Some(outlook) = forecaster.forecast(&tracker, learned)
         {
-            due_ms = sample.t_ms + FORECAST_EVERY_MS;
+            due_ms = sample.t_ms.saturating_add(FORECAST_EVERY_MS);
             walk.forecasts.push(outlook);
         }
     }
@@ -163,15 +166,16 @@ impl RecordingReplay {
 /// value on one side only, returns that value.
 #[must_use]
 pub fn interpolate_at(view: &[CleanValue], t_ms: i64) -> Option<f64> {
-    const NEAR_MS: i64 = 10_000;
+    const NEAR_MS: u64 = 10_000;
     let after = view.partition_point(|c| c.t_ms < t_ms);
-    let near = |c: &&CleanValue| (c.t_ms - t_ms).abs() <= NEAR_MS;
+    let near = |c: &&CleanValue| c.t_ms.abs_diff(t_ms) <= NEAR_MS;
     let next = view[after..].iter().take_while(near).find(|c| c.value.is_some());
     let before = view[..after].iter().rev().take_while(near).find(|c| c.value.is_some());
     match (before, next) {
         (Some(a), Some(b)) => {
             let (va, vb) = (a.value?, b.value?);
-            let share = (t_ms - a.t_ms) as f64 / ((b.t_ms - a.t_ms).max(1)) as f64;
+            let span_ms = b.t_ms.saturating_sub(a.t_ms).max(1);
+            let share = t_ms.saturating_sub(a.t_ms) as f64 / span_ms as f64;
             Some(va + (vb - va) * share)
         }
         (a, b) => a.or(b)?.value,
@@ -189,23 +193,23 @@ impl MachineModel {
         let curve = |kind| mark(kind).map(|mark| mark.curve_ms).filter(|ms| Some(*ms) != begun_ms);
         let charge = recording.mark_ms(EventKind::Charge);
         if let Some((mark, curve)) = charge.zip(curve(EventKind::Charge)) {
-            self.charge_offset.learn(mark - curve);
+            self.charge_offset.learn(mark.saturating_sub(curve));
         }
         if let Some((mark, curve)) = recording.mark_ms(EventKind::Tp).zip(curve(EventKind::Tp)) {
-            self.tp_offset.learn(mark - curve);
+            self.tp_offset.learn(mark.saturating_sub(curve));
         }
         let dropped = recording.mark_ms(EventKind::Drop);
         if let Some((mark, curve)) = dropped.zip(curve(EventKind::Drop)) {
-            self.drop_offset.learn(mark - curve);
+            self.drop_offset.learn(mark.saturating_sub(curve));
         }
         if let Some((mark, burner)) =
             dropped.and_then(|mark| Some((mark, burner_out_ms(recording, mark)?)))
         {
-            self.burner_offset.learn(mark - burner);
+            self.burner_offset.learn(mark.saturating_sub(burner));
         }
         let exhaust = found.and_then(|r| exhaust_bend_ms(recording, r.mark(EventKind::Drop)?));
         if let Some((mark, exhaust)) = dropped.zip(exhaust) {
-            self.exhaust_offset.learn(mark - exhaust);
+            self.exhaust_offset.learn(mark.saturating_sub(exhaust));
         }
         let delays = [
             (EventKind::Fc, EventKind::FcEnd, &mut self.first_crack_lasts),
@@ -215,19 +219,19 @@ impl MachineModel {
         for (begin, end, delay) in delays {
             let pair = recording.mark_ms(begin).zip(recording.mark_ms(end));
             if let Some((begin, end)) = pair.filter(|(begin, end)| end > begin) {
-                delay.learn((end - begin) as f64 / 1000.0);
+                delay.learn(end.saturating_sub(begin) as f64 / 1000.0);
             }
         }
         // Lines are learned on the tracker's time axis, which starts at the CHARGE it detects.
         let Some(start) = curve(EventKind::Charge)
-            .map(|ms| ms + self.charge_offset.correction_ms())
-            .filter(|start| charge.is_none_or(|mark| (mark - start).abs() < 60_000))
+            .map(|ms| ms.saturating_add(self.charge_offset.correction_ms()))
+            .filter(|start| charge.is_none_or(|mark| mark.abs_diff(*start) < 60_000))
             .or(charge)
             .or(begun_ms)
         else {
             return;
         };
-        self.roasts += 1;
+        self.roasts = self.roasts.saturating_add(1);
         if Some(start) != begun_ms {
             self.learn_course(walk, start, curve(EventKind::Tp));
         }
@@ -238,7 +242,7 @@ impl MachineModel {
         if let Some((mark, bt_c)) =
             fc.and_then(|mark| Some((mark, interpolate_at(&walk.bt, mark)?)))
         {
-            let seconds = (mark - start) as f64 / 1000.0;
+            let seconds = mark.saturating_sub(start) as f64 / 1000.0;
             self.learn_first_crack(&Batch::of(recording), seconds, bt_c);
         }
         let lines = [
@@ -249,7 +253,7 @@ impl MachineModel {
         for (kind, line) in lines {
             let Some(mark) = recording.mark_ms(kind) else { continue };
             if let Some(bt_c) = interpolate_at(&walk.bt, mark) {
-                line.learn((mark - start) as f64 / 1000.0, bt_c);
+                line.learn(mark.saturating_sub(start) as f64 / 1000.0, bt_c);
             }
         }
     }
@@ -266,8 +270,8 @@ impl MachineModel {
         found: Option<&DetectedMark>,
     ) {
         if let Some(found) = found.filter(|m| m.method != Method::Acoustic && m.revision > 0) {
-            let half_ms = (found.to_ms - found.from_ms).max(1) as f64 / 2.0;
-            self.development.learn_error((fc - found.at_ms) as f64 / half_ms);
+            let half_ms = found.to_ms.saturating_sub(found.from_ms).max(1) as f64 / 2.0;
+            self.development.learn_error(fc.saturating_sub(found.at_ms) as f64 / half_ms);
         }
         let [start, fc, dropped] = [start, fc, dropped].map(|ms| ms as f64 / 1000.0);
         self.development.learn(start, fc, dropped);
@@ -276,7 +280,7 @@ impl MachineModel {
     /// Learns how warm the drum was at CHARGE, and when the beans turned and got warm.
     fn learn_course(&mut self, walk: &RecordingReplay, start: i64, turned: Option<i64>) {
         let Some(turned) = turned else { return };
-        let seconds = |t_ms: i64| (t_ms - start) as f64 / 1000.0;
+        let seconds = |t_ms: i64| t_ms.saturating_sub(start) as f64 / 1000.0;
         if let Some(bt_c) = walk.bt_at(start) {
             self.course.learn_charge(bt_c);
         }
@@ -305,7 +309,8 @@ fn exhaust_bend_ms(recording: &Recording, dropped: &DetectedMark) -> Option<i64>
 /// Returns when the burner went out with full air, within 90 s of a time.
 fn burner_out_ms(recording: &Recording, t_ms: i64) -> Option<i64> {
     let mut since = None;
-    for sample in recording.samples.iter().take_while(|s| s.t_ms <= t_ms + 20_000) {
+    let until_ms = t_ms.saturating_add(20_000);
+    for sample in recording.samples.iter().take_while(|s| s.t_ms <= until_ms) {
         let Some((gas, fan)) = sample.gas_pct.zip(sample.fan_pct) else { continue };
         if gas > 0.0 {
             since = None;
@@ -313,5 +318,5 @@ fn burner_out_ms(recording: &Recording, t_ms: i64) -> Option<i64> {
             since.get_or_insert(sample.t_ms);
         }
     }
-    since.filter(|since| (t_ms - since).abs() <= 90_000)
+    since.filter(|since| t_ms.abs_diff(*since) <= 90_000)
 }

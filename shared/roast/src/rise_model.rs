@@ -83,7 +83,7 @@ impl RiseModel {
     /// Learns from the outcome of a forecast: adapts the interval at once, and the coefficients at
     /// the end of the roast.
     pub(crate) fn resolve(&mut self, x: &Vector, forecast_rise: f64, rise: f64) {
-        self.resolved += 1;
+        self.resolved = self.resolved.saturating_add(1);
         let miss = (rise - forecast_rise).abs();
         let step = FOLLOW * self.half_c.max(0.5);
         self.half_c += if miss > self.half_c { step * (1.0 - MISSES) } else { -step * MISSES };
@@ -152,7 +152,7 @@ fn solve(mut a: [Vector; FEATURES], mut b: Vector) -> Option<Vector> {
         b[i] /= a[i][i];
     }
     for i in (0..FEATURES).rev() {
-        for k in i + 1..FEATURES {
+        for k in (i..FEATURES).skip(1) {
             b[i] -= a[k][i] * b[k];
         }
         b[i] /= a[i][i];

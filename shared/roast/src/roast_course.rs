@@ -66,9 +66,11 @@ impl RoastCourse {
     /// deviation of that, s.
     #[must_use]
     pub fn reached_s(&self, bt_c: f64) -> (f64, f64) {
-        let above = COURSE_C.iter().position(|c| *c > bt_c).unwrap_or(COURSE_C.len() - 1).max(1);
-        let (low, high) = (&self.reached[above - 1], &self.reached[above]);
-        let share = (bt_c - COURSE_C[above - 1]) / (COURSE_C[above] - COURSE_C[above - 1]);
+        const LAST: usize = COURSE_C.len() - 1;
+        let above = COURSE_C.iter().position(|c| *c > bt_c).unwrap_or(LAST).max(1);
+        let below = above.saturating_sub(1);
+        let (low, high) = (&self.reached[below], &self.reached[above]);
+        let share = (bt_c - COURSE_C[below]) / (COURSE_C[above] - COURSE_C[below]);
         let seconds = low.mean() + (high.mean() - low.mean()) * share;
         let least = self.turning.mean() / 2.0;
         (seconds.max(least), low.deviation().max(high.deviation()))

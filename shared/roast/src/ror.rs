@@ -67,12 +67,12 @@ impl RateOfRise {
             if t_ms <= *last {
                 return false;
             }
-            if t_ms - last > GAP_MS_MAX {
+            if t_ms.saturating_sub(*last) > GAP_MS_MAX {
                 self.readings.clear();
             }
         }
         self.readings.push_back((t_ms, value_c));
-        while self.readings.front().is_some_and(|(t, _)| t_ms - t > self.span_ms)
+        while self.readings.front().is_some_and(|(t, _)| t_ms.saturating_sub(*t) > self.span_ms)
             || self.readings.len() > READINGS_MAX
         {
             self.readings.pop_front();
@@ -89,10 +89,10 @@ impl RateOfRise {
     #[must_use]
     pub fn estimate(&self, span_ms: i64) -> Option<RiseEstimate> {
         let (now_ms, _) = *self.readings.back()?;
-        let from = self.readings.partition_point(|(t, _)| now_ms - t > span_ms);
+        let from = self.readings.partition_point(|(t, _)| now_ms.saturating_sub(*t) > span_ms);
         let (first, base) = *self.readings.get(from)?;
-        let count = self.readings.len() - from;
-        let covered_ms = now_ms - first;
+        let count = self.readings.len().saturating_sub(from);
+        let covered_ms = now_ms.saturating_sub(first);
         if covered_ms < span_ms / 2 || count < READINGS_MIN {
             return None;
         }
@@ -101,7 +101,7 @@ impl RateOfRise {
         // enough.
         let (mut st, mut sv, mut stt, mut stv, mut svv) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (t, value) in self.readings.range(from..) {
-            let (t, v) = ((t - now_ms) as f64 / 60_000.0, value - base);
+            let (t, v) = (t.saturating_sub(now_ms) as f64 / 60_000.0, value - base);
             st += t;
             sv += v;
             stt += t * t;

@@ -124,7 +124,7 @@ impl ScoreSheet {
             self.compare(name, recording, &walk, &learned);
             learned.ahead.clone_from(&walk.ahead);
             learned.learn_from_recording(recording, &walk);
-            self.recordings += 1;
+            self.recordings = self.recordings.saturating_add(1);
         }
     }
 
@@ -152,7 +152,7 @@ impl ScoreSheet {
             self.comparisons.push(MarkComparison {
                 recording: name.to_owned(),
                 kind,
-                error_s: mark.map(|mark| (mark.at_ms - marked) as f64 / 1000.0),
+                error_s: mark.map(|mark| mark.at_ms.saturating_sub(marked) as f64 / 1000.0),
                 method: mark.map(|mark| mark.method),
                 covered: mark.is_some_and(|m| (m.from_ms..=m.to_ms).contains(&marked)),
             });
@@ -160,15 +160,16 @@ impl ScoreSheet {
         if recording.mark_ms(EventKind::Drop).is_none()
             && found.is_some_and(|roast| roast.mark(EventKind::Drop).is_some())
         {
-            self.phantom_drops += 1;
+            self.phantom_drops = self.phantom_drops.saturating_add(1);
         }
         if let Some(charge) = recording.mark_ms(EventKind::Charge) {
+            let early_ms = charge.saturating_sub(60_000);
             // Counted as they were told, though withdrawn or revised later.
             let early = walk.changes.iter().filter(|change| {
                 matches!(change, MarkChange::Detected(m) if m.kind == EventKind::Charge
-                    && m.at_ms < charge - 60_000)
+                    && m.at_ms < early_ms)
             });
-            self.false_charges += early.count();
+            self.false_charges = self.false_charges.saturating_add(early.count());
         }
         if learned.roasts >= ROASTS_BEFORE {
             self.score_forecasts(recording, walk);
@@ -182,9 +183,10 @@ impl ScoreSheet {
             return;
         };
         let Some(turned) = walk.roast().and_then(|r| r.mark(EventKind::Tp)) else { return };
+        let from_ms = turned.at_ms.saturating_add(FORECAST_AFTER_MS);
         for outlook in &walk.forecasts {
-            let due = outlook.t_ms + HORIZON_MS;
-            if outlook.t_ms < turned.at_ms + FORECAST_AFTER_MS || due > dropped {
+            let due = outlook.t_ms.saturating_add(HORIZON_MS);
+            if outlook.t_ms < from_ms || due > dropped {
                 continue;
             }
             if let Some(actual) = walk.bt_at(due) {
@@ -197,9 +199,9 @@ impl ScoreSheet {
     pub fn add(&mut self, other: &Self) {
         self.comparisons.extend(other.comparisons.iter().cloned());
         self.forecasts.extend(&other.forecasts);
-        self.recordings += other.recordings;
-        self.false_charges += other.false_charges;
-        self.phantom_drops += other.phantom_drops;
+        self.recordings = self.recordings.saturating_add(other.recordings);
+        self.false_charges = self.false_charges.saturating_add(other.false_charges);
+        self.phantom_drops = self.phantom_drops.saturating_add(other.phantom_drops);
     }
 
     /// Returns the tables over everything that was added.
@@ -224,14 +226,14 @@ impl ScoreSheet {
         let mut methods = std::collections::BTreeMap::<_, MethodTable>::new();
         for (method, covered) in of.iter().filter_map(|miss| Some((miss.method?, miss.covered))) {
             let table = methods.entry(method.as_str()).or_default();
-            table.marks += 1;
-            table.covered += usize::from(covered);
+            table.marks = table.marks.saturating_add(1);
+            table.covered = table.covered.saturating_add(usize::from(covered));
         }
         MarkTable {
             marks: of.len(),
             within_10_s: within(10.0),
             within_30_s: within(30.0),
-            missed: of.len() - errors.len(),
+            missed: of.len().saturating_sub(errors.len()),
             median_s: quantile(&errors, 0.5),
             p10_s: quantile(&errors, 0.1),
             p90_s: quantile(&errors, 0.9),

@@ -90,7 +90,7 @@ pub fn warnings(
     let count = |why| roast.iter().filter(|c| c.quality == why).count();
     let first = |why| {
         let found = roast.iter().find(|c| c.quality == why);
-        found.map(|c| super::tenths((c.t_ms - charge) as f64 / 1000.0))
+        found.map(|c| super::tenths(c.t_ms.saturating_sub(charge) as f64 / 1000.0))
     };
     for (why, code, severity, what) in [
         (

@@ -8,7 +8,9 @@ use super::{Analysis, Curve, Marks, tenths, thousandths};
 use crate::replay::interpolate_at;
 
 /// The step between two compared points, ms.
-const STEP_MS: i64 = 1_000;
+const STEP_MS: usize = 1_000;
+/// The longest time that is compared, ms: a file whose clock jumped may claim years.
+const COMPARED_MS_MAX: i64 = 24 * 3_600_000;
 
 /// The deviation of one roast from another.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -46,18 +48,18 @@ pub fn compare(
 ) -> Option<Comparison> {
     let (at, at_reference) = (this.1.ms(aligned_on)?, reference.1.ms(aligned_on)?);
     let span = |marks: &Marks, zero: i64| {
-        Some((marks.ms(EventKind::Charge)? - zero, marks.ms(EventKind::Drop)? - zero))
+        let since = |kind| Some(marks.ms(kind)?.saturating_sub(zero));
+        Some((since(EventKind::Charge)?, since(EventKind::Drop)?))
     };
     let ((a0, a1), (b0, b1)) = (span(this.1, at)?, span(reference.1, at_reference)?);
-    let (from, to) = (a0.max(b0), a1.min(b1));
-    let mut pairs = Vec::new();
-    let mut t = from;
-    while t <= to {
-        let values = interpolate_at(&this.0.bt, at + t)
-            .zip(interpolate_at(&reference.0.bt, at_reference + t));
-        pairs.extend(values.map(|(a, b)| (t, a, b)));
-        t += STEP_MS;
-    }
+    let from = a0.max(b0);
+    let to = a1.min(b1).min(from.saturating_add(COMPARED_MS_MAX));
+    let values_at = |t: i64| {
+        let this = interpolate_at(&this.0.bt, at.saturating_add(t))?;
+        let reference = interpolate_at(&reference.0.bt, at_reference.saturating_add(t))?;
+        Some((t, this, reference))
+    };
+    let pairs: Vec<(i64, f64, f64)> = (from..=to).step_by(STEP_MS).filter_map(values_at).collect();
     let n = pairs.len() as f64;
     if pairs.len() < 10 {
         return None;
@@ -73,7 +75,7 @@ pub fn compare(
     let rmse = (square / n).sqrt();
     Some(Comparison {
         aligned_on,
-        seconds_compared: (to - from) / 1000,
+        seconds_compared: to.saturating_sub(from) / 1000,
         bt_rmse_c: thousandths(rmse),
         bt_mean_c: thousandths(mean),
         bt_largest_c: tenths(largest.1 - largest.2),
@@ -93,10 +95,11 @@ fn ror_rmse(
 ) -> Option<f64> {
     let mut square = 0.0;
     let mut n = 0.0;
-    for (t, ror) in this.ror_between(at + span.start(), at + span.end()) {
-        let target_ms = t - at + at_reference;
+    let [from_ms, to_ms] = [span.start(), span.end()].map(|t| at.saturating_add(*t));
+    for (t, ror) in this.ror_between(from_ms, to_ms) {
+        let target_ms = t.saturating_sub(at).saturating_add(at_reference);
         let i = reference.ror.partition_point(|(t, _)| *t < target_ms);
-        let near = reference.ror.get(i).filter(|(t, _)| t - target_ms <= 3_000);
+        let near = reference.ror.get(i).filter(|(t, _)| t.saturating_sub(target_ms) <= 3_000);
         if let Some((_, other)) = near {
             square += (ror - other).powi(2);
             n += 1.0;
@@ -188,5 +191,14 @@ mod tests {
         let other = compare((&warmer, &marks), (&curve, &marks), EventKind::Fc).unwrap();
         assert_eq!((other.bt_rmse_c, other.bt_mean_c), (2.0, 2.0));
         assert_eq!(compare((&curve, &marks), (&curve, &marks), EventKind::Sc), None);
+    }
+
+    #[test]
+    fn of_roasts_that_claim_a_month_only_a_day_is_compared() {
+        let mut recording = super::super::tests::recording();
+        recording.samples.last_mut().unwrap().t_ms = 30 * 86_400_000;
+        let (curve, marks) = (Curve::of(&recording), Marks::of(&recording, &[]));
+        let same = compare((&curve, &marks), (&curve, &marks), EventKind::Charge).unwrap();
+        assert_eq!((same.seconds_compared, same.similarity), (86_400, 100.0));
     }
 }

@@ -75,7 +75,7 @@ pub fn control_moves(recording: &Recording, charge: i64) -> Vec<ControlMove> {
             if let Some(from_pct) = last
                 && (to_pct - from_pct).abs() >= 0.5
             {
-                let seconds = tenths((sample.t_ms - charge) as f64 / 1000.0);
+                let seconds = tenths(sample.t_ms.saturating_sub(charge) as f64 / 1000.0);
                 moves.push(ControlMove { seconds, control, from_pct, to_pct });
             }
             last = Some(to_pct);
@@ -99,7 +99,7 @@ pub fn energy(recording: &Recording, charge: i64, until: i64) -> Option<Energy> 
             t if t < until => 1,
             _ => 2,
         };
-        let ms = (pair[1].t_ms - pair[0].t_ms).min(GAP_MS);
+        let ms = pair[1].t_ms.saturating_sub(pair[0].t_ms).min(GAP_MS);
         sums[part] += gas / 100.0 * ms as f64 / 60_000.0;
     }
     let kg = recording.weight_in_g.filter(|g| *g > 0.0).map(|g| g / 1000.0);

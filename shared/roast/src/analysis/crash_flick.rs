@@ -55,14 +55,15 @@ pub struct CrashFlickDetails {
 pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64) -> CrashFlick {
     let mut result = CrashFlick::default();
     let Some(cracked) = cracked else { return result };
-    let minutes = |t: i64| (t - cracked) as f64 / 60_000.0;
+    let minutes = |t: i64| t.saturating_sub(cracked) as f64 / 60_000.0;
+    let from = cracked.saturating_sub(BEFORE_MS);
     let before: Vec<(f64, f64)> =
-        curve.ror_between(cracked - BEFORE_MS, cracked).map(|(t, r)| (minutes(t), r)).collect();
+        curve.ror_between(from, cracked).map(|(t, r)| (minutes(t), r)).collect();
     let Some((slope, at_fc, _)) = fit_line(&before) else { return result };
     result.details.ror_at_fc = Some(tenths(at_fc));
     // A rate that rose into first crack is not expected to continue to rise.
     let slope = slope.clamp(-4.0, 0.0);
-    let end = until.min(cracked + AFTER_MS);
+    let end = until.min(cracked.saturating_add(AFTER_MS));
     let after: Vec<(i64, f64)> = curve.ror_between(cracked, end).collect();
     let under = |t: i64, ror: f64| (at_fc + slope * minutes(t)).max(0.0) - ror;
     let limit = CRASH_C_PER_MIN.max(CRASH_SHARE * at_fc);
@@ -75,7 +76,8 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
         result.crash_detected = true;
         let worst = after.iter().filter(|(t, _)| *t >= at).copied();
         let worst = worst.reduce(|a, b| if under(b.0, b.1) > under(a.0, a.1) { b } else { a });
-        result.crash_at_seconds = worst.map(|(t, _)| tenths((t - charge) as f64 / 1000.0));
+        result.crash_at_seconds =
+            worst.map(|(t, _)| tenths(t.saturating_sub(charge) as f64 / 1000.0));
     }
     let rise = FLICK_C_PER_MIN.max(FLICK_SHARE * at_fc);
     let later: Vec<(i64, f64)> = after.into_iter().filter(|(t, _)| *t > low.0).collect();
@@ -83,7 +85,7 @@ pub fn crash_flick(curve: &Curve, charge: i64, cracked: Option<i64>, until: i64)
     result.details.rise_c_per_min = Some(tenths(highest));
     if let Some(at) = first_sustained(&later, |_, ror| ror - low.1 >= rise) {
         result.flick_detected = true;
-        result.flick_at_seconds = Some(tenths((at - charge) as f64 / 1000.0));
+        result.flick_at_seconds = Some(tenths(at.saturating_sub(charge) as f64 / 1000.0));
     }
     result
 }
@@ -97,7 +99,7 @@ fn first_sustained(rates: &[(i64, f64)], holds: impl Fn(i64, f64) -> bool) -> Op
             continue;
         }
         let from = *since.get_or_insert(*t);
-        if t - from >= LASTS_MS {
+        if t.saturating_sub(from) >= LASTS_MS {
             return Some(from);
         }
     }

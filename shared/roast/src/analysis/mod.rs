@@ -113,7 +113,7 @@ impl Curve {
         let mut rate = RateOfRise::default();
         let rise = |c: &CleanValue| {
             let rise = rate.push(c.t_ms, c.value)?;
-            Some((c.t_ms - rise.span_ms / 2, rise.c_per_min))
+            Some((c.t_ms.saturating_sub(rise.span_ms / 2), rise.c_per_min))
         };
         let ror = bt.iter().filter_map(rise).collect();
         Self { bt, et, ror }
@@ -211,7 +211,7 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
     let end = recording.samples.last().map_or(charge, |s| s.t_ms);
     let dropped = marks.ms(EventKind::Drop).filter(|t| *t > charge);
     let until = dropped.unwrap_or(end);
-    let seconds = |t: i64| tenths((t - charge) as f64 / 1000.0);
+    let seconds = |t: i64| tenths(t.saturating_sub(charge) as f64 / 1000.0);
     // Ignore marks outside the roast or out of order, such as a first crack after the end.
     let inside = |kind| marks.ms(kind).filter(|t| (charge..=until).contains(t));
     let turned = inside(EventKind::Tp);
@@ -239,7 +239,7 @@ pub fn analyze(recording: &Recording, marks: &Marks) -> Option<Analysis> {
         phase_stats: limits.stats(&curve),
         development_ratio: cracked
             .filter(|_| total > 0.0)
-            .map(|t| thousandths((until - t) as f64 / 1000.0 / total)),
+            .map(|t| thousandths(until.saturating_sub(t) as f64 / 1000.0 / total)),
         auc_c_min: turned.map(|t| tenths(auc(&curve, t, until))),
         between_batches: between_batches(recording, &curve, charge),
         crash_flick: crash_flick::crash_flick(&curve, charge, cracked, until),
@@ -267,7 +267,7 @@ fn auc(curve: &Curve, from: i64, to: i64) -> f64 {
     let mut area = 0.0;
     for point in points {
         let over = f64::midpoint(last.1, point.1) - AUC_BASE_C;
-        area += over.max(0.0) * (point.0 - last.0) as f64 / 60_000.0;
+        area += over.max(0.0) * point.0.saturating_sub(last.0) as f64 / 60_000.0;
         last = point;
     }
     area
@@ -275,7 +275,7 @@ fn auc(curve: &Curve, from: i64, to: i64) -> f64 {
 
 fn between_batches(recording: &Recording, curve: &Curve, charge: i64) -> Option<BetweenBatches> {
     let start = recording.samples.first()?.t_ms;
-    if charge - start < BBP_MS_MIN {
+    if charge.saturating_sub(start) < BBP_MS_MIN {
         return None;
     }
     let before = curve.bt.iter().filter(|c| c.t_ms < charge);
@@ -283,12 +283,13 @@ fn between_batches(recording: &Recording, curve: &Curve, charge: i64) -> Option<
     let (first, last) = (*known.first()?, *known.last()?);
     let bottom = known.iter().copied().reduce(|a, b| if b.1 < a.1 { b } else { a })?;
     let slope = |a: (i64, f64), b: (i64, f64)| {
-        (b.0 - a.0 >= 15_000).then(|| tenths((b.1 - a.1) / ((b.0 - a.0) as f64 / 60_000.0)))
+        let ms = b.0.saturating_sub(a.0);
+        (ms >= 15_000).then(|| tenths((b.1 - a.1) / (ms as f64 / 60_000.0)))
     };
     Some(BetweenBatches {
-        seconds: tenths((charge - start) as f64 / 1000.0),
+        seconds: tenths(charge.saturating_sub(start) as f64 / 1000.0),
         bottom_c: tenths(bottom.1),
-        bottom_seconds: tenths((charge - bottom.0) as f64 / 1000.0),
+        bottom_seconds: tenths(charge.saturating_sub(bottom.0) as f64 / 1000.0),
         fall_c_per_min: slope(first, bottom),
         rise_c_per_min: slope(bottom, last),
     })
@@ -329,6 +330,8 @@ pub(crate) fn fit_line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine_model::MachineModel;
+    use crate::replay::replay;
     use crate::sample::Sample;
 
     /// Returns ten minutes at 1 Hz: down to 90 °C at 60 s, then up at a falling rate to 210 °C.
@@ -439,5 +442,18 @@ mod tests {
         let analysis = analyze(&recording, &Marks::of(&recording, &[])).unwrap();
         assert_eq!((analysis.drop_seconds, analysis.development_ratio), (None, None));
         assert_eq!(analysis.phases.len(), 1);
+    }
+
+    #[test]
+    fn times_at_the_limits_of_a_number_are_analysed() {
+        let mut recording = recording();
+        recording.samples.first_mut().unwrap().t_ms = i64::MIN;
+        recording.samples.last_mut().unwrap().t_ms = i64::MAX;
+        let mut learned = MachineModel::default();
+        let replayed = replay(&recording, &learned);
+        learned.learn_from_recording(&recording, &replayed);
+        let analysis = analyze(&recording, &Marks::of(&recording, &[])).unwrap();
+        assert!(analysis.total_duration_seconds.unwrap() > 1e12);
+        assert!(analysis.between_batches.unwrap().seconds > 1e12);
     }
 }

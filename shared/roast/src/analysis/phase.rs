@@ -92,7 +92,7 @@ impl PhaseLimits {
     }
 
     fn seconds(&self, t: i64) -> f64 {
-        tenths((t - self.charge) as f64 / 1000.0)
+        tenths(t.saturating_sub(self.charge) as f64 / 1000.0)
     }
 
     /// Returns the start and end of each known phase, in order.
@@ -109,26 +109,26 @@ impl PhaseLimits {
     /// Returns the statistics of each known phase, in order.
     #[must_use]
     pub fn stats(&self, curve: &Curve) -> Vec<PhaseStats> {
-        let whole = (self.until - self.charge).max(1) as f64;
+        let whole = self.until.saturating_sub(self.charge).max(1) as f64;
         let stats = |(phase, from, to): (Phase, i64, i64)| {
             let rising = match phase {
                 Phase::Drying => self.turned.unwrap_or(from).clamp(from, to),
                 _ => from,
             };
             let ends = curve.bt_at(rising).zip(curve.bt_at(to));
-            let minutes = (to - rising) as f64 / 60_000.0;
+            let minutes = to.saturating_sub(rising) as f64 / 60_000.0;
             let rise = ends.map(|(a, b)| b - a).filter(|_| minutes > 0.0);
             let rates: Vec<(f64, f64)> = curve
                 .ror_between(rising, to)
-                .map(|(t, ror)| ((t - rising) as f64 / 60_000.0, ror))
+                .map(|(t, ror)| (t.saturating_sub(rising) as f64 / 60_000.0, ror))
                 .collect();
             let fit = fit_line(&rates);
             let mean =
                 rates.iter().map(|(_, ror)| ror.abs()).sum::<f64>() / rates.len().max(1) as f64;
             PhaseStats {
                 phase,
-                duration_seconds: tenths((to - from) as f64 / 1000.0),
-                share: thousandths((to - from) as f64 / whole),
+                duration_seconds: tenths(to.saturating_sub(from) as f64 / 1000.0),
+                share: thousandths(to.saturating_sub(from) as f64 / whole),
                 bt_delta_c: rise.map(tenths),
                 avg_ror_c_per_min: rise.map(|rise| tenths(rise / minutes)),
                 ror_slope_c_per_min2: fit.map(|(slope, ..)| thousandths(slope)),

@@ -170,7 +170,8 @@ impl BegunBefore {
 
     /// Returns what the recording shows at its end.
     pub(super) fn finish(&self, sight: &Sight<'_>) -> Verdict {
-        let recent = sight.past.iter().rev().find(|p| sight.now.t_ms - p.t_ms >= LAST_MS);
+        let recent =
+            sight.past.iter().rev().find(|p| sight.now.t_ms.saturating_sub(p.t_ms) >= LAST_MS);
         let ends = recent.is_some_and(|p| p.bt_c - sight.now.bt_c < LAST_FALL_C);
         let charged = self.fall.as_ref().and_then(|fall| fall.charged.clone());
         if let Some(charged) = charged.filter(|_| ends) {
@@ -207,7 +208,9 @@ impl BegunBefore {
         }
         self.top_c = self.top_c.max(now.bt_c);
         if !self.rising {
-            if now.t_ms - self.first.t_ms > TURN_MS && now.bt_c < self.first.bt_c - COOLED_C {
+            if now.t_ms.saturating_sub(self.first.t_ms) > TURN_MS
+                && now.bt_c < self.first.bt_c - COOLED_C
+            {
                 return Some(Verdict::Empty);
             }
             if now.bt_c - self.low.bt_c < RISEN_C {
@@ -235,7 +238,7 @@ impl BegunBefore {
         self.rising = true;
         let course = &learned.course;
         let fell = self.low.bt_c <= self.first.bt_c - FALLEN_C;
-        let since = |t_ms: i64, seconds: f64| t_ms - seconds_to_ms(seconds);
+        let since = |t_ms: i64, seconds: f64| t_ms.saturating_sub(seconds_to_ms(seconds));
         self.roast.turning = TurningPoint::before_tracking(self.low.t_ms);
         if self.first.bt_c < COLD_C {
             self.roast.charge_ms = self.cold_charge_ms(now);
@@ -266,8 +269,8 @@ impl BegunBefore {
     fn cold_charge_ms(&self, now: BtPoint) -> i64 {
         let ratio = ((now.bt_c - self.low.bt_c) / LEFT_C).sqrt();
         let left = self.low_left.t_ms;
-        let before = (now.t_ms - left) as f64 / (ratio - 1.0).max(0.5);
-        (left - before as i64).max(self.low.t_ms)
+        let before = now.t_ms.saturating_sub(left) as f64 / (ratio - 1.0).max(0.5);
+        left.saturating_sub(before as i64).max(self.low.t_ms)
     }
 
     fn follow_fall(
@@ -277,7 +280,7 @@ impl BegunBefore {
     ) -> Verdict {
         let now = sight.now;
         // A fall whose course is not known is CHARGE, as without any history.
-        if sight.before.is_some_and(|before| now.t_ms - before.t_ms > GAP_MS) {
+        if sight.before.is_some_and(|before| now.t_ms.saturating_sub(before.t_ms) > GAP_MS) {
             let charged = self.fall.take().and_then(|fall| fall.charged);
             return charged.map_or(Verdict::Empty, Verdict::ChargedBefore);
         }
@@ -291,7 +294,8 @@ impl BegunBefore {
         if now.bt_c < fall.low.bt_c {
             fall.low = now;
         }
-        let again = broke.is_some_and(|found| found.at_ms > fall.began_ms + AGAIN_MS);
+        let again_ms = fall.began_ms.saturating_add(AGAIN_MS);
+        let again = broke.is_some_and(|found| found.at_ms > again_ms);
         match &mut fall.charged {
             Some(charged) => {
                 charged.detect_turning_point(now, sight.learned);
@@ -303,7 +307,7 @@ impl BegunBefore {
             }
         }
         if now.bt_c - fall.low.bt_c >= TURNED_C {
-            let gently = now.t_ms - fall.low.t_ms >= TURN_GENTLY_MS;
+            let gently = now.t_ms.saturating_sub(fall.low.t_ms) >= TURN_GENTLY_MS;
             // Fresh beans turn colder than dried ones.
             let dry = &sight.learned.dry_end;
             let dry_c = dry.expected_c(LINE_CENTRE_S) + Z90 * dry.deviation_c(LINE_CENTRE_S);
@@ -318,7 +322,7 @@ impl BegunBefore {
             };
         }
         // A second break before the first fall has turned is CHARGE into an emptied drum.
-        if now.t_ms - fall.began_ms < TURN_MS && !(again && dropped.is_some()) {
+        if now.t_ms.saturating_sub(fall.began_ms) < TURN_MS && !(again && dropped.is_some()) {
             return Verdict::Undecided;
         }
         match dropped {
@@ -353,7 +357,7 @@ impl BegunBefore {
 
     /// Returns true if the temperature has risen as in a roast since its lowest.
     fn is_rising_fast(&self, now: BtPoint) -> bool {
-        let seconds = (now.t_ms - self.low.t_ms) as f64 / 1000.0;
+        let seconds = now.t_ms.saturating_sub(self.low.t_ms) as f64 / 1000.0;
         self.top_c - self.low.bt_c >= RISING_C_PER_S * seconds
     }
 
@@ -366,8 +370,8 @@ impl BegunBefore {
         let charge = DetectedMark {
             kind: EventKind::Charge,
             at_ms,
-            from_ms: at_ms - half_ms,
-            to_ms: (at_ms + half_ms).min(latest_ms).max(at_ms),
+            from_ms: at_ms.saturating_sub(half_ms),
+            to_ms: at_ms.saturating_add(half_ms).min(latest_ms).max(at_ms),
             known_ms: now.t_ms,
             bt_c: None,
             confidence: normal_share_within(NEAR_MARK_S / self.roast.charge_deviation_s.max(1.0)),

@@ -143,7 +143,7 @@ impl Tracker {
         } else {
             let emptied_ms = dropped_ms.unwrap_or(i64::MIN);
             *charged = broke
-                .filter(|(_, found)| found.at_ms - RECHARGED_AFTER_MS >= emptied_ms)
+                .filter(|(_, found)| found.at_ms.saturating_sub(RECHARGED_AFTER_MS) >= emptied_ms)
                 .map(|(mark, found)| Box::new(RoastInProgress::from_charge(mark, found)));
         }
         if now.bt_c - *low_c < charge::RECOVERED_C {
@@ -169,8 +169,8 @@ impl RoastInProgress {
     /// Returns true if the curve has turned as with beans in the drum: in time, and slowly.
     fn turned_gently(&self, now: BtPoint) -> bool {
         self.turning.turned_ms().is_some_and(|turned_ms| {
-            turned_ms - self.charge_ms <= begun_before::TURN_MS
-                && now.t_ms - turned_ms >= begun_before::TURN_GENTLY_MS
+            turned_ms.saturating_sub(self.charge_ms) <= begun_before::TURN_MS
+                && now.t_ms.saturating_sub(turned_ms) >= begun_before::TURN_GENTLY_MS
         })
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct ChargeBreak {
 }
 
 pub(super) fn find_break(past: &VecDeque<BtPoint>, now: BtPoint) -> Option<ChargeBreak> {
-    let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= WITHIN_MS);
+    let window = past.iter().rev().take_while(|p| now.t_ms.saturating_sub(p.t_ms) <= WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
     if top_c < FROM_C || top_c - now.bt_c < FALL_C {
         return None;
@@ -53,7 +53,7 @@ pub(super) fn find_break(past: &VecDeque<BtPoint>, now: BtPoint) -> Option<Charg
     let mut steepest = 0.0_f64;
     let mut later = now;
     for point in window.take_while(|p| p.t_ms >= top.t_ms) {
-        let seconds = (later.t_ms - point.t_ms) as f64 / 1000.0;
+        let seconds = later.t_ms.saturating_sub(point.t_ms) as f64 / 1000.0;
         if seconds >= 4.0 {
             steepest = steepest.max((point.bt_c - later.bt_c) / seconds);
             later = *point;
@@ -66,7 +66,7 @@ pub(super) fn find_break(past: &VecDeque<BtPoint>, now: BtPoint) -> Option<Charg
     let falling = before.map_or(0.0, |slope| (-slope).max(0.0));
     // A recording that begins with the fall may lack the level before it.
     let confidence = if before.is_some() { SURE } else { 0.7 };
-    let (bend, left) = knee(past, top.t_ms - 2_000, now.t_ms - 4_000)?;
+    let (bend, left) = knee(past, top.t_ms.saturating_sub(2_000), now.t_ms.saturating_sub(4_000))?;
     (bend >= BEND_C_PER_S.max(BEND_OF_FALL * falling)).then_some(ChargeBreak {
         at_ms: left.t_ms,
         bt_c: left.bt_c,
@@ -81,7 +81,7 @@ pub(super) fn knee(past: &VecDeque<BtPoint>, from_ms: i64, to_ms: i64) -> Option
     let slope = |from: i64, to: i64| {
         let (mut n, mut st, mut sv, mut stt, mut stv) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for p in past.iter().filter(|p| (from..=to).contains(&p.t_ms)) {
-            let (t, v) = ((p.t_ms - from) as f64 / 1000.0, p.bt_c);
+            let (t, v) = (p.t_ms.saturating_sub(from) as f64 / 1000.0, p.bt_c);
             n += 1.0;
             st += t;
             sv += v;
@@ -94,8 +94,8 @@ pub(super) fn knee(past: &VecDeque<BtPoint>, from_ms: i64, to_ms: i64) -> Option
     let mut best: Option<(f64, BtPoint)> = None;
     for point in past.iter().filter(|p| (from_ms..=to_ms).contains(&p.t_ms)) {
         // Assume a level curve before the start of the recording.
-        let before = slope(point.t_ms - SPAN_MS, point.t_ms).unwrap_or(0.0);
-        let Some(after) = slope(point.t_ms, point.t_ms + SPAN_MS) else { continue };
+        let before = slope(point.t_ms.saturating_sub(SPAN_MS), point.t_ms).unwrap_or(0.0);
+        let Some(after) = slope(point.t_ms, point.t_ms.saturating_add(SPAN_MS)) else { continue };
         let bend = before - after;
         if best.is_none_or(|(most, _)| bend > most) {
             best = Some((bend, *point));
@@ -106,10 +106,11 @@ pub(super) fn knee(past: &VecDeque<BtPoint>, from_ms: i64, to_ms: i64) -> Option
 
 /// Returns the slope over the 12 s before a time, °C/s.
 fn slope_before(past: &VecDeque<BtPoint>, t_ms: i64) -> Option<f64> {
-    let mut span = past.iter().filter(|p| (t_ms - 12_000..=t_ms).contains(&p.t_ms));
+    let from_ms = t_ms.saturating_sub(12_000);
+    let mut span = past.iter().filter(|p| (from_ms..=t_ms).contains(&p.t_ms));
     let first = span.next()?;
     let last = span.next_back()?;
-    let seconds = (last.t_ms - first.t_ms) as f64 / 1000.0;
+    let seconds = last.t_ms.saturating_sub(first.t_ms) as f64 / 1000.0;
     (seconds >= 3.0).then(|| (last.bt_c - first.bt_c) / seconds)
 }
 

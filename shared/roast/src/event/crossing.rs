@@ -56,10 +56,11 @@ impl RoastInProgress {
                 || (line.mark_count() > 0 && self.mark(EventKind::Fc).is_some());
             if above >= 0.0 && allowed {
                 let found = self.crossing_mark(kind, now, rise, line, i);
-                crossed[i] = Some(match before.filter(|b| now.t_ms - b.t_ms > SILENT_MS) {
-                    Some(before) => self.crossing_in_gap(found, before, now, line),
-                    None => found,
-                });
+                crossed[i] =
+                    Some(match before.filter(|b| now.t_ms.saturating_sub(b.t_ms) > SILENT_MS) {
+                        Some(before) => self.crossing_in_gap(found, before, now, line),
+                        None => found,
+                    });
             }
         }
         crossed
@@ -91,17 +92,20 @@ impl RoastInProgress {
         let half_c = line.half_c(seconds);
         let below_ms = self.below[i].filter(|below| *below < now.t_ms);
         // The rate decreases as it did since the lower limit.
-        let before = below_ms.map_or(rate, |below| half_c * 1000.0 / (now.t_ms - below) as f64);
+        let before =
+            below_ms.map_or(rate, |below| half_c * 1000.0 / now.t_ms.saturating_sub(below) as f64);
         let next = (2.0 * rate - before).clamp(rate / 2.0, rate);
         let half_ms = seconds_to_ms(half_c / rate);
-        let from_ms = below_ms.unwrap_or(now.t_ms - half_ms).max(now.t_ms - 2 * half_ms);
+        let usual_ms = now.t_ms.saturating_sub(half_ms);
+        let from_ms = below_ms.unwrap_or(usual_ms).max(usual_ms.saturating_sub(half_ms));
         let seconds_with = |half_s: f64| half_s.hypot(Z90 * by_charge_s);
-        let before_s = seconds_with((now.t_ms - from_ms) as f64 / 1000.0);
+        let before_s = seconds_with(now.t_ms.saturating_sub(from_ms) as f64 / 1000.0);
+        let after_s = seconds_with(half_c / next);
         DetectedMark {
             kind,
             at_ms: now.t_ms,
-            from_ms: now.t_ms - seconds_to_ms(before_s),
-            to_ms: now.t_ms + seconds_to_ms(seconds_with(half_c / next)),
+            from_ms: now.t_ms.saturating_sub(seconds_to_ms(before_s)),
+            to_ms: now.t_ms.saturating_add(seconds_to_ms(after_s)),
             known_ms: now.t_ms,
             bt_c: Some(now.bt_c),
             confidence: normal_share_within(NEAR_MARK_S / deviation_s),
@@ -124,7 +128,8 @@ impl RoastInProgress {
         let over = |p: BtPoint| p.bt_c - line.expected_c(self.seconds(p.t_ms));
         let (a, b) = (over(before), over(now));
         let share = if b > a { (-a / (b - a)).clamp(0.0, 1.0) } else { 1.0 };
-        let at_ms = before.t_ms + ((now.t_ms - before.t_ms) as f64 * share) as i64;
+        let gap_ms = now.t_ms.saturating_sub(before.t_ms);
+        let at_ms = before.t_ms.saturating_add((gap_ms as f64 * share) as i64);
         DetectedMark {
             at_ms,
             curve_ms: at_ms,
@@ -138,7 +143,7 @@ impl RoastInProgress {
     fn detect_cracks(&mut self, sample: &Sample, now: BtPoint) -> Option<DetectedMark> {
         let count = sample.cracks?;
         self.cracks.push_back((now.t_ms, count));
-        while self.cracks.front().is_some_and(|(t, _)| now.t_ms - t > CRACKS_MS) {
+        while self.cracks.front().is_some_and(|(t, _)| now.t_ms.saturating_sub(*t) > CRACKS_MS) {
             self.cracks.pop_front();
         }
         let (_, before) = *self.cracks.front()?;
@@ -151,13 +156,13 @@ impl RoastInProgress {
         Some(DetectedMark {
             kind: EventKind::Fc,
             at_ms,
-            from_ms: at_ms - CRACKS_MS,
-            to_ms: at_ms + CRACKS_MS / 2,
+            from_ms: at_ms.saturating_sub(CRACKS_MS),
+            to_ms: at_ms.saturating_add(CRACKS_MS / 2),
             known_ms: now.t_ms,
             bt_c: Some(now.bt_c),
             confidence: 0.95,
             method: Method::Acoustic,
-            revision: known.map_or(0, |mark| mark.revision + 1),
+            revision: known.map_or(0, |mark| mark.revision.saturating_add(1)),
             curve_ms: at_ms,
         })
     }

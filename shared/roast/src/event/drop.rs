@@ -49,10 +49,11 @@ pub(super) fn find_drop(
     if !roast.turning.is_sure() || roast.seconds(now.t_ms) < AFTER_S {
         return None;
     }
-    if let Some(before) = before.filter(|before| now.t_ms - before.t_ms > SILENT_MS) {
+    if let Some(before) = before.filter(|before| now.t_ms.saturating_sub(before.t_ms) > SILENT_MS) {
         return drop_in_gap(before, now);
     }
-    let window = past.iter().rev().take_while(|p| now.t_ms - p.t_ms <= SLOW_WITHIN_MS);
+    let ago_ms = |point: &BtPoint| now.t_ms.saturating_sub(point.t_ms);
+    let window = past.iter().rev().take_while(|p| ago_ms(p) <= SLOW_WITHIN_MS);
     let top_c = window.clone().map(|p| p.bt_c).fold(f64::MIN, f64::max);
     let fell = top_c - now.bt_c;
     if top_c < FROM_C || fell < BACKED_FALL_C || roast.was_between_batches(top_c) {
@@ -64,10 +65,10 @@ pub(super) fn find_drop(
     if lowest.fold(f64::MAX, f64::min) < now.bt_c - 0.5 {
         return None;
     }
-    let recent = window.clone().find(|p| now.t_ms - p.t_ms >= WITHIN_MS);
+    let recent = window.clone().find(|p| ago_ms(p) >= WITHIN_MS);
     let fast = window
         .clone()
-        .take_while(|p| now.t_ms - p.t_ms <= WITHIN_MS)
+        .take_while(|p| ago_ms(p) <= WITHIN_MS)
         .map(|p| p.bt_c)
         .fold(f64::MIN, f64::max)
         - now.bt_c;
@@ -77,7 +78,8 @@ pub(super) fn find_drop(
     if !found || roast.seconds(left.t_ms) < AFTER_S - 20.0 {
         return None;
     }
-    let bent = super::charge::knee(past, left.t_ms - 12_000, now.t_ms - 3_000);
+    let (from_ms, to_ms) = (left.t_ms.saturating_sub(12_000), now.t_ms.saturating_sub(3_000));
+    let bent = super::charge::knee(past, from_ms, to_ms);
     let knee = bent.map_or(left, |(_, knee)| knee);
     Some(choose_drop_time(roast, witness, knee, now, learned))
 }
@@ -91,7 +93,7 @@ fn choose_drop_time(
     learned: &MachineModel,
 ) -> DetectedMark {
     let curve_ms = left.t_ms;
-    let near = |t: &i64| (0..=BURNER_MS).contains(&(curve_ms - t));
+    let near = |t: &i64| (0..=BURNER_MS).contains(&curve_ms.saturating_sub(*t));
     let (door, burner) = (roast.door_ms.filter(near), roast.burner_out_ms.filter(near));
     let exhaust = witness.exhaust_bend_ms(curve_ms, now.t_ms);
     let curve = (curve_ms, &learned.drop_offset, Method::Break);
@@ -106,23 +108,27 @@ fn choose_drop_time(
         else {
             continue;
         };
-        if spread + CLEARLY_MS < least {
+        if spread.saturating_add(CLEARLY_MS) < least {
             best = (at, offset, method);
         }
     }
     let (at_ms, half_ms, method) = match (door, witness.weight_step_ms(curve_ms)) {
         (Some(door), _) => (door, DOOR_HALF_MS, Method::Door),
         (_, Some(scale)) => (scale, SCALE_HALF_MS, Method::Scale),
-        _ => (best.0 + best.1.correction_ms(), best.1.half_ms(HALF_MS), best.2),
+        _ => {
+            let (at, offset, method) = best;
+            (at.saturating_add(offset.correction_ms()), offset.half_ms(HALF_MS), method)
+        }
     };
     // Until this machine's marks have shown which of the two they follow, both are possible.
     let unknown = method == Method::Break && learned.drop_offset.spread_ms().is_none();
-    let from_ms = burner.filter(|_| unknown).map_or(i64::MAX, |burner| burner - 2_000);
+    let from_ms =
+        burner.filter(|_| unknown).map_or(i64::MAX, |burner| burner.saturating_sub(2_000));
     DetectedMark {
         kind: EventKind::Drop,
         at_ms,
-        from_ms: from_ms.min(at_ms - half_ms),
-        to_ms: at_ms + half_ms,
+        from_ms: from_ms.min(at_ms.saturating_sub(half_ms)),
+        to_ms: at_ms.saturating_add(half_ms),
         known_ms: now.t_ms,
         bt_c: Some(left.bt_c),
         confidence: 0.95,
@@ -134,16 +140,17 @@ fn choose_drop_time(
 
 /// Returns a DROP inside a gap in the data, if the drum is empty when the data come back.
 fn drop_in_gap(before: BtPoint, now: BtPoint) -> Option<DetectedMark> {
-    let silence_ms = now.t_ms - before.t_ms;
+    let silence_ms = now.t_ms.saturating_sub(before.t_ms);
     if before.bt_c < FROM_C || before.bt_c - now.bt_c < GAP_FALL_C {
         return None;
     }
     // An emptied drum cools by about a degree a second at first.
     #[allow(clippy::cast_possible_truncation)] // seconds of a silence
     let ago_ms = (((before.bt_c - now.bt_c) * 1_000.0) as i64).min(silence_ms);
+    let at_ms = now.t_ms.saturating_sub(ago_ms);
     Some(DetectedMark {
         kind: EventKind::Drop,
-        at_ms: now.t_ms - ago_ms,
+        at_ms,
         from_ms: before.t_ms,
         to_ms: now.t_ms,
         known_ms: now.t_ms,
@@ -151,6 +158,6 @@ fn drop_in_gap(before: BtPoint, now: BtPoint) -> Option<DetectedMark> {
         confidence: 0.5,
         method: Method::Gap,
         revision: 0,
-        curve_ms: now.t_ms - ago_ms,
+        curve_ms: at_ms,
     })
 }

@@ -50,7 +50,7 @@ fn mark_after_delay(
     now: BtPoint,
     delay: &LearnedMean,
 ) -> Option<DetectedMark> {
-    let at_ms = from_ms + seconds_to_ms(delay.mean());
+    let at_ms = from_ms.saturating_add(seconds_to_ms(delay.mean()));
     if now.t_ms < at_ms {
         return None;
     }
@@ -58,8 +58,8 @@ fn mark_after_delay(
     Some(DetectedMark {
         kind,
         at_ms,
-        from_ms: at_ms - half,
-        to_ms: at_ms + half,
+        from_ms: at_ms.saturating_sub(half),
+        to_ms: at_ms.saturating_add(half),
         known_ms: now.t_ms,
         bt_c: Some(now.bt_c),
         confidence: normal_share_within(NEAR_MARK_S / delay.deviation()),

@@ -237,7 +237,7 @@ impl Tracker {
         }
         let Some(bt_c) = clean.value else { return changes };
         let read = BtPoint { t_ms: sample.t_ms, bt_c };
-        let silence = self.newest.back().map_or(0, |last| read.t_ms - last.t_ms);
+        let silence = self.newest.back().map_or(0, |last| read.t_ms.saturating_sub(last.t_ms));
         if clean.quality == ValueQuality::Step && silence <= drop::SILENT_MS {
             // A bean temperature cannot jump: the past does not predict the new values.
             self.past.clear();
@@ -264,7 +264,11 @@ impl Tracker {
 
     /// Returns the reading before this one as the median of it and its neighbours.
     fn median(&mut self, read: BtPoint) -> Option<BtPoint> {
-        if self.newest.back().is_some_and(|last| read.t_ms - last.t_ms < POINT_EVERY_MS) {
+        if self
+            .newest
+            .back()
+            .is_some_and(|last| read.t_ms.saturating_sub(last.t_ms) < POINT_EVERY_MS)
+        {
             return None;
         }
         self.newest.push_back(read);
@@ -280,7 +284,7 @@ impl Tracker {
 
     fn remember(&mut self, now: BtPoint) {
         self.past.push_back(now);
-        while self.past.front().is_some_and(|p| now.t_ms - p.t_ms > PAST_MS) {
+        while self.past.front().is_some_and(|p| now.t_ms.saturating_sub(p.t_ms) > PAST_MS) {
             self.past.pop_front();
         }
     }
@@ -291,7 +295,7 @@ impl Tracker {
 
     /// Returns the clean bean temperature of the last 100 s that is nearest to a time.
     fn bt_at(&self, t_ms: i64) -> Option<f64> {
-        let nearest = self.past.iter().min_by_key(|point| (point.t_ms - t_ms).abs());
+        let nearest = self.past.iter().min_by_key(|point| point.t_ms.abs_diff(t_ms));
         nearest.map(|point| point.bt_c)
     }
 
@@ -301,7 +305,7 @@ impl Tracker {
         let (at_ms, half_ms, method) = match scale {
             Some(scale) => (scale, SCALE_HALF_MS, Method::Scale),
             None => (
-                found.at_ms + offset.correction_ms(),
+                found.at_ms.saturating_add(offset.correction_ms()),
                 offset.half_ms(CHARGE_HALF_MS),
                 Method::Break,
             ),
@@ -315,8 +319,8 @@ impl Tracker {
         DetectedMark {
             kind: EventKind::Charge,
             at_ms,
-            from_ms: at_ms - before_ms.max(half_ms),
-            to_ms: at_ms + half_ms,
+            from_ms: at_ms.saturating_sub(before_ms.max(half_ms)),
+            to_ms: at_ms.saturating_add(half_ms),
             known_ms: now.t_ms,
             bt_c: Some(found.bt_c),
             confidence: found.confidence,
@@ -371,7 +375,7 @@ impl Tracker {
     /// both cases.
     fn revise_charge(&mut self, now: BtPoint, changes: &mut Vec<MarkChange>) -> bool {
         let Stage::Roasting(roast) = &self.stage else { return false };
-        let revision = roast.marks.first().map_or(0, |charge| charge.revision + 1);
+        let revision = roast.marks.first().map_or(0, |charge| charge.revision.saturating_add(1));
         if roast.never_turned(now) {
             changes.push(MarkChange::Withdrawn(EventKind::Charge));
             self.stage = Stage::emptied(now.bt_c, None);
@@ -380,8 +384,9 @@ impl Tracker {
         if !roast.may_be_preheating(now) {
             return false;
         }
+        let after_ms = roast.charge_ms.saturating_add(20_000);
         let Some(found) =
-            charge::find_break(&self.past, now).filter(|f| f.at_ms > roast.charge_ms + 20_000)
+            charge::find_break(&self.past, now).filter(|found| found.at_ms > after_ms)
         else {
             return false;
         };

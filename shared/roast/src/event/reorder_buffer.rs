@@ -42,7 +42,7 @@ impl ReorderBuffer {
         let newest = self.held.last_key_value().map_or(i64::MIN, |(t, _)| *t);
         let mut due = Vec::new();
         while let Some((t_ms, first)) = self.held.first_key_value()
-            && (newest - t_ms >= self.wait_ms || self.held.len() > BUFFERED_MAX)
+            && (newest.saturating_sub(*t_ms) >= self.wait_ms || self.held.len() > BUFFERED_MAX)
         {
             let (t_ms, first) = (*t_ms, *first);
             self.watermark_ms = t_ms;
@@ -86,5 +86,14 @@ mod tests {
             "its time has been judged"
         );
         assert_eq!(times(&order.finish()), [8_000, 9_000], "2 900 came too late");
+    }
+
+    #[test]
+    fn times_at_the_limits_of_a_number_are_sorted() {
+        let (first, last) = (i64::MIN + 1, i64::MAX);
+        let mut order = ReorderBuffer::new(5_000);
+        assert_eq!(order.push(Sample::bean(first, None)), Ok(Vec::new()));
+        assert_eq!(times(&order.push(Sample::bean(last, None)).unwrap()), [first]);
+        assert_eq!(times(&order.finish()), [last]);
     }
 }

@@ -27,7 +27,10 @@ impl RoastInProgress {
     /// Keeps a reading near first crack or after it.
     pub(super) fn keep_reading(&mut self, now: BtPoint, learned: &MachineModel) {
         let from_c = learned.first_crack.expected_c(self.seconds(now.t_ms)) - READING_FROM_C;
-        let due = self.readings.back().is_none_or(|last| now.t_ms - last.t_ms >= READING_EVERY_MS);
+        let due = self
+            .readings
+            .back()
+            .is_none_or(|last| now.t_ms.saturating_sub(last.t_ms) >= READING_EVERY_MS);
         if now.bt_c < from_c || !due {
             return;
         }
@@ -48,14 +51,15 @@ impl RoastInProgress {
             return missed.map(MarkChange::Detected).into_iter().collect();
         };
         let mut changes = vec![MarkChange::Detected(revised)];
-        let moved_ms = self.mark(EventKind::Fc).map_or(0, |mark| revised.at_ms - mark.at_ms);
+        let moved_ms =
+            self.mark(EventKind::Fc).map_or(0, |mark| revised.at_ms.saturating_sub(mark.at_ms));
         let end = self.mark(EventKind::FcEnd).filter(|end| end.method == Method::Lasting);
         if let Some(end) = end.filter(|end| end.at_ms <= dropped.at_ms) {
             let moved = DetectedMark {
-                at_ms: end.at_ms + moved_ms,
-                from_ms: end.from_ms + moved_ms,
-                to_ms: end.to_ms + moved_ms,
-                revision: end.revision + 1,
+                at_ms: end.at_ms.saturating_add(moved_ms),
+                from_ms: end.from_ms.saturating_add(moved_ms),
+                to_ms: end.to_ms.saturating_add(moved_ms),
+                revision: end.revision.saturating_add(1),
                 ..*end
             };
             changes.push(if moved.at_ms <= dropped.at_ms {
@@ -90,18 +94,18 @@ impl RoastInProgress {
         let weight = by_line / (by_line + by_drop);
         let revised_s = known_s + weight * (whole_s * (1.0 - share) - known_s);
         let deviation_s = (weight * by_drop + common).sqrt();
-        let at_ms = self.charge_ms + seconds_to_ms(revised_s);
+        let at_ms = self.charge_ms.saturating_add(seconds_to_ms(revised_s));
         if self.mark(EventKind::DryEnd).is_some_and(|dried| dried.at_ms >= at_ms) {
             return None;
         }
         let half_ms = seconds_to_ms(learned.development.half_deviations() * deviation_s);
         Some(DetectedMark {
             at_ms,
-            from_ms: at_ms - half_ms,
-            to_ms: at_ms + half_ms,
+            from_ms: at_ms.saturating_sub(half_ms),
+            to_ms: at_ms.saturating_add(half_ms),
             bt_c: self.reading_at(at_ms).or(known.bt_c),
             confidence: normal_share_within(NEAR_MARK_S / deviation_s),
-            revision: known.revision + 1,
+            revision: known.revision.saturating_add(1),
             ..*known
         })
     }
@@ -121,15 +125,16 @@ impl RoastInProgress {
         }
         let (share, share_deviation) = learned.development.expected();
         let whole_s = self.seconds(dropped.at_ms);
-        let expected_ms = self.charge_ms + seconds_to_ms(whole_s * (1.0 - share));
+        let expected_s = whole_s * (1.0 - share);
+        let expected_ms = self.charge_ms.saturating_add(seconds_to_ms(expected_s));
         let at_ms = expected_ms.max(reached_ms);
         let deviation_s = (whole_s * share_deviation).hypot(variance(dropped).sqrt());
         let half_ms = seconds_to_ms(learned.development.half_deviations() * deviation_s);
         (at_ms < dropped.at_ms).then(|| DetectedMark {
             kind: EventKind::Fc,
             at_ms,
-            from_ms: at_ms - half_ms,
-            to_ms: (at_ms + half_ms).min(dropped.at_ms),
+            from_ms: at_ms.saturating_sub(half_ms),
+            to_ms: at_ms.saturating_add(half_ms).min(dropped.at_ms),
             known_ms: dropped.known_ms,
             bt_c: self.reading_at(at_ms),
             confidence: normal_share_within(NEAR_MARK_S / deviation_s).min(MISSED_CONFIDENCE),
@@ -146,7 +151,8 @@ impl RoastInProgress {
         let Some(last) = after.checked_sub(1).and_then(|i| self.readings.get(i)) else {
             return Some(next.bt_c);
         };
-        let share = (t_ms - last.t_ms) as f64 / (next.t_ms - last.t_ms).max(1) as f64;
+        let span_ms = next.t_ms.saturating_sub(last.t_ms).max(1);
+        let share = t_ms.saturating_sub(last.t_ms) as f64 / span_ms as f64;
         Some(last.bt_c + (next.bt_c - last.bt_c) * share)
     }
 }
@@ -158,6 +164,6 @@ fn is_from_line(mark: &DetectedMark) -> bool {
 
 /// Returns the variance of a mark's time, s², from its 90 % interval.
 fn variance(mark: &DetectedMark) -> f64 {
-    let half_s = (mark.to_ms - mark.from_ms) as f64 / 2_000.0;
+    let half_s = mark.to_ms.saturating_sub(mark.from_ms) as f64 / 2_000.0;
     (half_s / Z90).powi(2)
 }

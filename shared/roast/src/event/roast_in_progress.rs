@@ -57,7 +57,7 @@ impl RoastInProgress {
     }
 
     pub(super) fn seconds(&self, t_ms: i64) -> f64 {
-        (t_ms - self.charge_ms) as f64 / 1000.0
+        t_ms.saturating_sub(self.charge_ms) as f64 / 1000.0
     }
 
     pub(super) fn update_controls(&mut self, sample: &Sample) {

@@ -81,7 +81,7 @@ impl RoastInProgress {
         }
         let low = turning.low?;
         let known = turning.sure.is_some_and(|sure| sure.t_ms == low.t_ms);
-        let after_s = (low.t_ms - self.charge_ms) as f64 / 1000.0;
+        let after_s = low.t_ms.saturating_sub(self.charge_ms) as f64 / 1000.0;
         if known || now.bt_c - low.bt_c < RISEN_C || after_s < after_min_s {
             return None;
         }
@@ -94,7 +94,8 @@ impl RoastInProgress {
         let mark = self.turning_point_mark(low, until_ms, now, learned);
         // A recording that begins with the fall: the turning point shows how long ago CHARGE was.
         if self.is_doubtful() {
-            let usual_ms = mark.curve_ms - seconds_to_ms(learned.course.turning.mean());
+            let usual_s = learned.course.turning.mean();
+            let usual_ms = mark.curve_ms.saturating_sub(seconds_to_ms(usual_s));
             self.charge_ms = self.charge_ms.min(usual_ms);
         }
         self.replace_mark(mark);
@@ -110,15 +111,16 @@ impl RoastInProgress {
         learned: &MachineModel,
     ) -> DetectedMark {
         let revision = self.turning.revisions;
-        self.turning.revisions += 1;
-        let curve_ms = low.t_ms + (until_ms - low.t_ms) / 2;
-        let at_ms = curve_ms + learned.tp_offset.correction_ms();
-        let half = (until_ms - low.t_ms).max(learned.tp_offset.half_ms(HALF_MS));
+        self.turning.revisions = revision.saturating_add(1);
+        let lasted_ms = until_ms.saturating_sub(low.t_ms);
+        let curve_ms = low.t_ms.saturating_add(lasted_ms / 2);
+        let at_ms = curve_ms.saturating_add(learned.tp_offset.correction_ms());
+        let half = lasted_ms.max(learned.tp_offset.half_ms(HALF_MS));
         DetectedMark {
             kind: EventKind::Tp,
             at_ms,
-            from_ms: at_ms - half,
-            to_ms: at_ms + half,
+            from_ms: at_ms.saturating_sub(half),
+            to_ms: at_ms.saturating_add(half),
             known_ms: now.t_ms,
             bt_c: Some(low.bt_c),
             confidence: 0.95,

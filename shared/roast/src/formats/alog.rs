@@ -231,8 +231,13 @@ impl Parser<'_> {
         &self.text[self.at..]
     }
 
+    fn advance(&mut self, bytes: usize) {
+        self.at = self.at.saturating_add(bytes);
+    }
+
     fn space(&mut self) {
-        self.at += self.rest().len() - self.rest().trim_start().len();
+        let left = self.rest().trim_start().len();
+        self.at = self.text.len().saturating_sub(left);
     }
 
     fn peek(&mut self) -> Option<char> {
@@ -243,7 +248,7 @@ impl Parser<'_> {
     fn consume(&mut self, expected: char) -> bool {
         let found = self.peek() == Some(expected);
         if found {
-            self.at += expected.len_utf8();
+            self.advance(expected.len_utf8());
         }
         found
     }
@@ -269,14 +274,14 @@ impl Parser<'_> {
             if self.consume('}') {
                 return Ok(Value::Object(map));
             }
-            let key = match self.value(depth + 1)? {
+            let key = match self.value(depth.saturating_add(1))? {
                 Value::String(key) => key,
                 other => other.to_string(),
             };
             if !self.consume(':') {
                 return Err(self.error("no ':' after a key"));
             }
-            let value = self.value(depth + 1)?;
+            let value = self.value(depth.saturating_add(1))?;
             map.insert(key, value);
             if !self.consume(',') && self.peek() != Some('}') {
                 return Err(self.error("no ',' between entries"));
@@ -291,7 +296,7 @@ impl Parser<'_> {
             if self.consume(close) {
                 return Ok(Value::Array(items));
             }
-            items.push(self.value(depth + 1)?);
+            items.push(self.value(depth.saturating_add(1))?);
             if !self.consume(',') && self.peek() != Some(close) {
                 return Err(self.error("no ',' between items"));
             }
@@ -300,20 +305,20 @@ impl Parser<'_> {
 
     fn string(&mut self) -> Result<String, AlogError> {
         let quote = self.peek().unwrap_or('"');
-        self.at += 1;
+        self.advance(quote.len_utf8());
         let mut text = String::new();
         loop {
             let Some(c) = self.rest().chars().next() else {
                 return Err(self.error("a text without an end"));
             };
-            self.at += c.len_utf8();
+            self.advance(c.len_utf8());
             match c {
                 c if c == quote => return Ok(text),
                 '\\' => {
                     let Some(escaped) = self.rest().chars().next() else {
                         return Err(self.error("a text without an end"));
                     };
-                    self.at += escaped.len_utf8();
+                    self.advance(escaped.len_utf8());
                     match escaped {
                         'n' => text.push('\n'),
                         't' => text.push('\t'),
@@ -334,7 +339,7 @@ impl Parser<'_> {
     fn code_point(&mut self, digits: usize) -> Result<char, AlogError> {
         let hex = self.rest().get(..digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
         let code = hex.ok_or_else(|| self.error("a bad escape"))?;
-        self.at += digits;
+        self.advance(digits);
         Ok(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER))
     }
 
@@ -356,7 +361,7 @@ impl Parser<'_> {
                 _ => return Err(self.error("an unknown word")),
             },
         };
-        self.at += length;
+        self.advance(length);
         Ok(value)
     }
 }

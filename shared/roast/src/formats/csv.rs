@@ -254,7 +254,7 @@ struct Unusable {
 
 impl Unusable {
     fn add(&mut self, row: Row<'_>, problem: String) {
-        self.rows += 1;
+        self.rows = self.rows.saturating_add(1);
         self.first.get_or_insert(CsvError::Row { line: row.line(), problem });
     }
 }

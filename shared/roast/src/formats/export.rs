@@ -34,7 +34,7 @@ pub fn alog(recording: &Recording) -> String {
     let moves = moves(samples);
     let grams = |weight: Option<f64>| weight.unwrap_or(0.0);
     let interval = match seconds.as_slice() {
-        [first, .., last] => (last - first) / (seconds.len() - 1) as f64,
+        [first, between @ .., last] => (last - first) / (between.len() as f64 + 1.0),
         _ => 1.0,
     };
     let mut file = json!({
@@ -89,8 +89,8 @@ fn identity(recording: &Recording) -> Map<String, Value> {
 fn split_batch(batch: &str) -> Option<(&str, u32)> {
     let prefix = batch.trim_end_matches(|c: char| c.is_ascii_digit());
     let digits = &batch[prefix.len()..];
-    let zeros = digits.len() - digits.trim_start_matches('0').len();
-    let (prefix, number) = batch.split_at(prefix.len() + zeros);
+    let number = digits.trim_start_matches('0');
+    let prefix = batch.strip_suffix(number)?;
     Some((prefix, number.parse().ok()?))
 }
 

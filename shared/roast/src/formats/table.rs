@@ -77,7 +77,8 @@ impl<'t> Row<'t> {
 
     /// Returns the number of cells up to the last one that is not empty.
     pub fn width(&self) -> usize {
-        (1..=self.cells.len()).rev().find(|width| self.cell(width - 1).is_some()).unwrap_or(0)
+        let last = (0..self.cells.len()).rev().find(|at| self.cell(*at).is_some());
+        last.map_or(0, |at| at.saturating_add(1))
     }
 
     /// Returns the text of the cell at an index; `None` if it is empty.

@@ -111,7 +111,7 @@ fn split_date(text: &str, day_first: bool) -> Option<([u32; 3], &str)> {
         '/' if !day_first => [c, a, b],
         _ => [c, b, a],
     };
-    let year = if year < 100 { year + 2000 } else { year };
+    let year = if year < 100 { year.saturating_add(2000) } else { year };
     Some(([year, month, day], clock.trim_start_matches(['T', ' '])))
 }
 
@@ -120,7 +120,7 @@ fn dated([year, month, day]: [u32; 3], clock: &str) -> Option<RowTime> {
     let (clock, zone_ms) = split_zone(clock)?;
     let local = midnight.plus_ms(clock_ms(clock, true)?.ms());
     Some(match zone_ms {
-        Some(zone_ms) => RowTime::Instant(local.plus_ms(-zone_ms)),
+        Some(zone_ms) => RowTime::Instant(local.plus_ms(zone_ms.saturating_neg())),
         None => RowTime::Local(local.0),
     })
 }
@@ -137,12 +137,12 @@ fn split_zone(text: &str) -> Option<(&str, Option<i64>)> {
     let digits: String = zone.chars().filter(char::is_ascii_digit).collect();
     let digits_value: i64 = digits.parse().ok()?;
     let minutes = match digits.len() {
-        2 => digits_value * 60,
-        4 => digits_value / 100 * 60 + digits_value % 100,
+        2 => digits_value.saturating_mul(60),
+        4 => (digits_value / 100).saturating_mul(60).saturating_add(digits_value % 100),
         _ => return None,
     };
-    let sign = if zone.starts_with('-') { -1 } else { 1 };
-    Some((clock.trim_end(), Some(sign * minutes * MINUTE_MS)))
+    let minute_ms = if zone.starts_with('-') { -MINUTE_MS } else { MINUTE_MS };
+    Some((clock.trim_end(), Some(minutes.saturating_mul(minute_ms))))
 }
 
 /// Parses `h:mm:ss`, with a fraction of a second and AM or PM if there are any. Two parts are
@@ -251,7 +251,7 @@ impl Timeline {
         if !set || self.clock_sets >= CLOCK_SETS_MAX {
             return None;
         }
-        self.clock_sets += 1;
+        self.clock_sets = self.clock_sets.saturating_add(1);
         Some(self.step)
     }
 }

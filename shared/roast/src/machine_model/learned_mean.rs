@@ -52,6 +52,6 @@ impl LearnedMean {
         self.mean += pull / (self.weight + 1.0);
         self.scatter = (self.scatter * self.weight + pull * pull) / (self.weight + 1.0);
         self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
-        self.marks += 1;
+        self.marks = self.marks.saturating_add(1);
     }
 }

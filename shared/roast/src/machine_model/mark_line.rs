@@ -176,7 +176,7 @@ impl MarkLine {
             self.scatter = (self.scatter * self.weight + observed) / (self.weight + 1.0);
             self.weight = (self.weight + 1.0).min(SCATTER_MARKS_MAX);
         }
-        self.marks += 1;
+        self.marks = self.marks.saturating_add(1);
     }
 }
 

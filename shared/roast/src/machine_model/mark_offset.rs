@@ -21,7 +21,7 @@ const OFFSETS_MAX: usize = 12;
 /// With fewer marks than this their spread is not known.
 const OFFSETS_MIN: usize = 3;
 /// A mark with a larger offset than this, in ms, was set for another reason and is ignored.
-const OFFSET_MS_MAX: i64 = 90_000;
+const OFFSET_MS_MAX: u64 = 90_000;
 /// The spread that is assumed before any mark, and the number of marks that it represents.
 const SPREAD_MS: i64 = 6_000;
 const SPREAD_MARKS: i64 = 2;
@@ -31,10 +31,10 @@ const HALF_MS_MIN: i64 = 2_000;
 impl MarkOffset {
     /// Learns the offset of a mark from the curve's moment, ms.
     pub fn learn(&mut self, ms: i64) {
-        if ms.abs() > OFFSET_MS_MAX {
+        if ms.unsigned_abs() > OFFSET_MS_MAX {
             return;
         }
-        self.errors.learn((ms - self.correction_ms()) as f64);
+        self.errors.learn(ms.saturating_sub(self.correction_ms()) as f64);
         if self.seen.len() >= OFFSETS_MAX {
             self.seen.pop_front();
         }
@@ -46,7 +46,7 @@ impl MarkOffset {
     #[must_use]
     pub fn correction_ms(&self) -> i64 {
         let n = i64::try_from(self.seen.len()).unwrap_or(0);
-        median(&self.seen) * n / (n + 1)
+        median(&self.seen).saturating_mul(n).checked_div(n.saturating_add(1)).unwrap_or(0)
     }
 
     /// Returns the median distance of the marks from their median, ms, drawn towards a usual one
@@ -57,9 +57,11 @@ impl MarkOffset {
             return None;
         }
         let middle = median(&self.seen);
-        let off: VecDeque<i64> = self.seen.iter().map(|ms| (ms - middle).abs()).collect();
+        let off: VecDeque<i64> =
+            self.seen.iter().map(|ms| ms.saturating_sub(middle).saturating_abs()).collect();
         let n = i64::try_from(off.len()).unwrap_or(0);
-        Some((median(&off) * n + SPREAD_MS * SPREAD_MARKS) / (n + SPREAD_MARKS))
+        let sum = median(&off).saturating_mul(n).saturating_add(SPREAD_MS * SPREAD_MARKS);
+        sum.checked_div(n.saturating_add(SPREAD_MARKS))
     }
 
     /// Returns the half width of the 90 % interval of the next mark, ms, from the errors so far and
@@ -74,8 +76,9 @@ impl MarkOffset {
 fn median(values: &VecDeque<i64>) -> i64 {
     let mut sorted: Vec<i64> = values.iter().copied().collect();
     sorted.sort_unstable();
-    let n = sorted.len();
-    if n == 0 { 0 } else { i64::midpoint(sorted[(n - 1) / 2], sorted[n / 2]) }
+    let lower = sorted.get(sorted.len().saturating_sub(1) / 2);
+    let upper = sorted.get(sorted.len() / 2);
+    lower.zip(upper).map_or(0, |(lower, upper)| i64::midpoint(*lower, *upper))
 }
 
 #[cfg(test)]
@@ -91,5 +94,13 @@ mod tests {
         offset.learn(600_000);
         offset.learn(-16_000);
         assert_eq!((offset.correction_ms(), offset.spread_ms()), (-10_500, Some(3_000)));
+    }
+
+    #[test]
+    fn an_offset_at_the_limit_of_a_number_is_ignored() {
+        let mut offset = MarkOffset::default();
+        offset.learn(i64::MIN);
+        offset.learn(i64::MAX);
+        assert_eq!(offset, MarkOffset::default());
     }
 }

@@ -77,7 +77,7 @@ fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sa
             if let Fault::ClockStep { by_ms } = window.fault
                 && sample.t_ms >= window.to_ms
             {
-                out.push(Sample { t_ms: sample.t_ms + by_ms, ..*sample });
+                out.push(Sample { t_ms: sample.t_ms.saturating_add(by_ms), ..*sample });
             } else {
                 out.push(*sample);
             }
@@ -101,13 +101,13 @@ fn apply_window(samples: &[Sample], window: Window, noise: &mut Noise) -> Vec<Sa
             }
             Fault::Staircase { every_ms } => {
                 let (since, old) = *frozen.get_or_insert((hurt.t_ms, hurt));
-                if hurt.t_ms - since >= every_ms {
+                if hurt.t_ms.saturating_sub(since) >= every_ms {
                     frozen = Some((hurt.t_ms, hurt));
                 } else {
                     (hurt.bt_c, hurt.et_c) = (old.bt_c, old.et_c);
                 }
             }
-            Fault::ClockStep { by_ms } => hurt.t_ms += by_ms,
+            Fault::ClockStep { by_ms } => hurt.t_ms = hurt.t_ms.saturating_add(by_ms),
             Fault::LinkCut => continue,
             Fault::Doubled => out.push(hurt),
             Fault::Shuffled => {

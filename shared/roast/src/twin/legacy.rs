@@ -128,8 +128,7 @@ pub fn simulate(r: &LegacyRequest) -> Result<LegacyRoast, RequestError> {
     let drop = clamp(r.drop_s + 8.0 * random.normal(), crack + 30.0, r.drop_s);
     let mut points: Vec<LegacyPoint> = Vec::new();
     let mut before: Option<(f64, f64)> = None;
-    let mut i = 0_u32;
-    loop {
+    for i in 0_u32.. {
         let t_s = f64::from(i) * r.interval_s;
         let last = t_s >= r.drop_s;
         let t_s = t_s.min(r.drop_s);
@@ -145,7 +144,6 @@ pub fn simulate(r: &LegacyRequest) -> Result<LegacyRoast, RequestError> {
         if last {
             break;
         }
-        i += 1;
     }
     let events = vec![
         (EventKind::Charge, 0.0),

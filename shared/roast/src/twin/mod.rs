@@ -158,7 +158,7 @@ impl Twin {
     }
 
     fn step(&mut self) -> Option<EventKind> {
-        self.stage_ms += STEP_MS;
+        self.stage_ms = self.stage_ms.saturating_add(STEP_MS);
         let event = self.operate();
         if let Some(fixed) = self.fixed {
             self.inputs = fixed;
@@ -220,7 +220,7 @@ impl Twin {
             return Some(EventKind::Fc);
         }
         let developed = self.cracked_ms.is_some_and(|cracked| {
-            (self.stage_ms - cracked) as f64 >= habit.development * self.stage_ms as f64
+            self.stage_ms.saturating_sub(cracked) as f64 >= habit.development * self.stage_ms as f64
         });
         if !developed {
             return None;

@@ -161,15 +161,13 @@ fn exp2(x: f64) -> f64 {
                     + f * (0.009_618_13
                         + f * (0.001_333_36 + f * (0.000_154_04 + f * 0.000_015_25))))));
     #[allow(clippy::cast_possible_truncation)] // clamped above
-    let mut n = whole as i32;
+    let n = whole as i32;
     let mut power = 1.0;
-    while n > 0 {
+    for _ in 0..n {
         power *= 2.0;
-        n -= 1;
     }
-    while n < 0 {
+    for _ in n..0 {
         power *= 0.5;
-        n += 1;
     }
     series * power
 }

@@ -68,7 +68,7 @@ pub fn cropster(sheets: &[Worksheet]) -> Result<Recording, CropsterError> {
         sample.drum_pct = percent(value);
     });
     // Seconds count from CHARGE; negative ones belong to the preheating.
-    let charge = rows.nearest(-first);
+    let charge = rows.nearest(first.saturating_neg());
     rows.mark_at(EventKind::Charge, charge);
     marks(&mut rows, sheets, first);
     rows.mark(EventKind::Drop);
@@ -128,7 +128,8 @@ fn add_curve(
     let mut points = points(sheet).peekable();
     let mut now = None;
     for sample in &mut rows.recording.samples {
-        while let Some((_, value)) = points.next_if(|(t_ms, _)| t_ms - first <= sample.t_ms) {
+        let until_ms = sample.t_ms.saturating_add(first);
+        while let Some((_, value)) = points.next_if(|(t_ms, _)| *t_ms <= until_ms) {
             now = Some(value);
         }
         if let Some(value) = now {
@@ -158,7 +159,8 @@ fn marks(rows: &mut RecordingBuilder, sheets: &[Worksheet], first: i64) {
             _ => continue,
         };
         #[allow(clippy::cast_possible_truncation)] // checked above
-        let at = rows.nearest((seconds * 1000.0).round() as i64 - first);
+        let t_ms = (seconds * 1000.0).round() as i64;
+        let at = rows.nearest(t_ms.saturating_sub(first));
         rows.mark_at(kind, at);
     }
 }
@@ -218,7 +220,7 @@ impl AboutSheet<'_> {
         let (weight, unit) = split_unit(self.values.get(at)?)?;
         let grams = names::grams(&unit)
             .or_else(|| self.unit_in_heading(at))
-            .or_else(|| self.unit_in(at + 1))
+            .or_else(|| self.unit_in(at.saturating_add(1)))
             .or_else(|| self.unit_in_column_of(keys))?;
         Some(weight * grams).filter(|weight| *weight > 0.0)
     }

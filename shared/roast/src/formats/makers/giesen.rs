@@ -11,7 +11,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
     let mut rows = RecordingBuilder::default();
     for (second, row) in (0_i64..).zip(table.rows()) {
         rows.push(Sample {
-            t_ms: second * 1000,
+            t_ms: second.saturating_mul(1000),
             bt_c: row.number("beans").and_then(|v| celsius(v, false)),
             et_c: row.number("air").and_then(|v| celsius(v, false)),
             gas_pct: row.number("power").and_then(percent),

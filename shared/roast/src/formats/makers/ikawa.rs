@@ -22,7 +22,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
         let time =
             row.number("time").filter(|s| s.abs() < 1e6).map(|s| (s * 1000.0).round() as i64);
         let added = rows.push(Sample {
-            t_ms: time.unwrap_or(second * 1000),
+            t_ms: time.unwrap_or(second.saturating_mul(1000)),
             bt_c: row.first(&BEANS).and_then(|v| celsius(v, false)),
             et_c: row.first(&AIR).and_then(|v| celsius(v, false)),
             gas_pct: row.first(&["heater power (%)", "heater"]).and_then(percent),

@@ -38,7 +38,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
         rows.push(Sample { t_ms, bt_c, ..Sample::default() });
     }
     let first_ms = first_ms.unwrap_or(0);
-    let charge = rows.nearest(-first_ms);
+    let charge = rows.nearest(first_ms.saturating_neg());
     rows.mark_at(EventKind::Charge, charge);
     for (name, at_ms) in &log.events {
         if let Some((_, kind)) = EVENTS.iter().find(|(known, _)| known == name) {

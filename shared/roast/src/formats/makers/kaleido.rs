@@ -43,7 +43,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
     for (name, kind) in MARKS {
         let at = sections.get(name).and_then(|section| mark_ms(section.trim()));
         if let Some(at) = at {
-            let at = rows.nearest(at - first_ms.unwrap_or(0));
+            let at = rows.nearest(at.saturating_sub(first_ms.unwrap_or(0)));
             rows.mark_at(kind, at);
         }
     }
@@ -75,7 +75,8 @@ fn sections(text: &str) -> Option<BTreeMap<&str, String>> {
 fn mark_ms(text: &str) -> Option<i64> {
     let (minutes, seconds) = text.split_once('@')?.1.split_once(':')?;
     let (minutes, seconds): (i64, i64) = (minutes.parse().ok()?, seconds.trim().parse().ok()?);
-    (0..100_000).contains(&minutes).then(|| (minutes * 60 + seconds.clamp(0, 59)) * 1000)
+    let seconds = minutes.saturating_mul(60).saturating_add(seconds.clamp(0, 59));
+    (0..100_000).contains(&minutes).then_some(seconds.saturating_mul(1000))
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ fn time(text: &str) -> Option<i64> {
     };
     let hour = match half.map(str::to_ascii_uppercase).as_deref() {
         Some("AM") => hour % 12,
-        Some("PM") => hour % 12 + 12,
+        Some("PM") => (hour % 12).saturating_add(12),
         _ => hour,
     };
     let iso = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z");

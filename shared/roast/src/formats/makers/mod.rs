@@ -100,7 +100,7 @@ impl RecordingBuilder {
         let samples = &self.recording.samples;
         let after = samples.partition_point(|sample| sample.t_ms < t_ms);
         let before = after.checked_sub(1);
-        let distance = |at: usize| samples.get(at).map(|s| (s.t_ms - t_ms).unsigned_abs());
+        let distance = |at: usize| samples.get(at).map(|s| s.t_ms.abs_diff(t_ms));
         [before, Some(after)]
             .into_iter()
             .flatten()

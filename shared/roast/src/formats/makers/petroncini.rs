@@ -14,7 +14,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
     // one second.
     let dated = table.rows().next().is_some_and(|row| date_ms(&row).is_some());
     for (second, row) in (0_i64..).zip(table.rows()) {
-        let time = if dated { date_ms(&row) } else { Some(second * 1000) };
+        let time = if dated { date_ms(&row) } else { Some(second.saturating_mul(1000)) };
         let Some(t_ms) = time else { continue };
         rows.push(Sample {
             t_ms,

@@ -42,7 +42,7 @@ pub fn read(text: &str) -> Option<Result<Recording, MakerError>> {
     for (second, row) in (0_i64..).zip(records(body, b',')) {
         let value = |at: usize| row.get(at).and_then(number);
         rows.push(Sample {
-            t_ms: second * 1000,
+            t_ms: second.saturating_mul(1000),
             bt_c: value(BT).and_then(|v| celsius(v, false)),
             et_c: value(ET).and_then(|v| celsius(v, false)),
             gas_pct: value(HEATER).and_then(percent),

@@ -235,8 +235,8 @@ impl Replay {
             let late: &[CommittedRow] = if is_late { &rows } else { &[] };
             let late: Vec<i64> = late.iter().map(|row| row.arrival).collect();
             let shared: Arc<[i64]> = missing.iter().copied().collect();
-            let rows = rows.into_iter().enumerate().map(|(i, row)| {
-                let missing = match late.get(i + 1..) {
+            let rows = rows.into_iter().zip(1_usize..).map(|(row, next)| {
+                let missing = match late.get(next..) {
                     None | Some([]) => shared.clone(),
                     Some(unsent) => {
                         let all: BTreeSet<i64> = missing.iter().chain(unsent).copied().collect();
@@ -405,7 +405,7 @@ impl Source {
             StreamKind::Events => "roastEvent",
         };
         let envelopes = row.row.envelopes(made, MESSAGES);
-        let made = made + envelopes.len();
+        let made = made.saturating_add(envelopes.len());
         let texts = envelopes.iter().filter_map(|envelope| match self.form {
             Form::Envelope => serde_json::to_string(envelope).ok(),
             Form::Legacy => row_json::located_json(envelope).ok(),

@@ -53,7 +53,7 @@ fn check_extent(book: &mut Xlsx<Cursor<&[u8]>>, name: &str) -> anyhow::Result<()
     let Ok(mut cells) = book.worksheet_cells_reader(name) else { return Ok(()) };
     let (mut count, mut first, mut last) = (0_u64, (u32::MAX, u32::MAX), (0, 0));
     while let Some(cell) = cells.next_cell()? {
-        count += 1;
+        count = count.saturating_add(1);
         if !matches!(cell.get_value(), DataRef::Empty) {
             let (row, column) = cell.get_position();
             first = (row.min(first.0), column.min(first.1));

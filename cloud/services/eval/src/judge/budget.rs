@@ -44,7 +44,7 @@ impl JudgeBudget {
         }
         let asked = self.asked.entry(org.clone()).or_default();
         if *asked < self.per_day {
-            *asked += 1;
+            *asked = asked.saturating_add(1);
             return Ok(());
         }
         let is_first = *asked == self.per_day;

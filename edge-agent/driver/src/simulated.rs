@@ -1,7 +1,7 @@
 //! The driver of the simulated roaster: `roast::twin`, advanced by the sampler's clock.
 
 use contract::{Channel, EventKind};
-use roast::twin::{PRESETS, Preset, Twin};
+use roast::twin::{PRESETS, Preset, STEP_MS, Twin};
 
 use crate::{Driver, ReadFuture, Reading};
 
@@ -23,7 +23,8 @@ impl Simulated {
 
 impl Driver for Simulated {
     fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
-        let passed = mono_ms.saturating_sub(self.at_ms) / 100 * 100;
+        // The twin moves in whole steps.
+        let passed = (mono_ms.saturating_sub(self.at_ms) / STEP_MS).saturating_mul(STEP_MS);
         self.at_ms = self.at_ms.saturating_add(passed);
         let marks: Vec<EventKind> = self.twin.advance(passed.saturating_mul(self.speed));
         let r = self.twin.reading();

@@ -88,7 +88,7 @@ async fn create(
         role,
         digest: token.digest().to_vec(),
         created_at: now,
-        expires_at: now.plus_ms(i64::from(args.days) * 86_400_000),
+        expires_at: now.plus_ms(i64::from(args.days).saturating_mul(86_400_000)),
         revoked_at: None,
     };
     store.add_key(&key, operator).await?;

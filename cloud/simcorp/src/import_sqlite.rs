@@ -82,7 +82,7 @@ impl TableDigest {
             let part: [u8; 8] = part.try_into().unwrap_or_default();
             *sum = sum.wrapping_add(u64::from_be_bytes(part));
         }
-        self.rows += 1;
+        self.rows = self.rows.saturating_add(1);
     }
 }
 
@@ -192,9 +192,10 @@ async fn make_partitions(target: &Database, sqlite: &SqlitePool) -> anyhow::Resu
     let first: Option<i64> =
         sqlx::query_scalar("SELECT min(t0_ms) FROM frames").fetch_one(sqlite).await?;
     let now = serve::now();
-    let weeks = first.map_or(0, |first| (now.0 - first).div_euclid(WEEK_MS).clamp(0, WEEKS_MAX));
+    let age_ms = first.map_or(0, |first| now.0.saturating_sub(first));
+    let weeks = age_ms.div_euclid(WEEK_MS).clamp(0, WEEKS_MAX);
     for week in 0..=weeks {
-        target.ensure_partitions(now.plus_ms(-week * WEEK_MS)).await?;
+        target.ensure_partitions(now.minus_ms(week.saturating_mul(WEEK_MS))).await?;
     }
     Ok(())
 }
@@ -350,7 +351,7 @@ async fn insert(
     let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
     let (mut arrays, mut values) = (Vec::new(), Vec::new());
     for (i, Column { kind, type_name, .. }) in columns.iter().enumerate() {
-        let place = i + 1;
+        let place = i.saturating_add(1);
         let (array, value) = match kind {
             ColumnKind::Integer => ("bigint[]", format!("v.c{i}::{type_name}")),
             ColumnKind::Real => ("double precision[]", format!("v.c{i}")),

@@ -1,6 +1,8 @@
 //! `simcorp`: the control plane. `simcorp serve [SERVICE…]` runs all services or the named ones;
 //! the other commands are for the operator.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api_key;
 mod audit;
 mod authority;

@@ -292,7 +292,8 @@ fn compare_files(args: &CompareArgs, as_json: bool) -> anyhow::Result<()> {
         println!("{}", json!(comparison));
         return Ok(());
     }
-    println!("aligned on {kind}, {} compared", clock(comparison.seconds_compared * 1000));
+    let compared_ms = comparison.seconds_compared.saturating_mul(1000);
+    println!("aligned on {kind}, {} compared", clock(compared_ms));
     println!(
         "  BT   ±{:.2} °C (root mean square), {:+.2} °C on average",
         comparison.bt_rmse_c, comparison.bt_mean_c

@@ -100,7 +100,7 @@ async fn import_file(
         at
     } else {
         let length_ms = recording.samples.last().map_or(0, |last| last.t_ms);
-        modified_at(file)?.plus_ms(-length_ms)
+        modified_at(file)?.minus_ms(length_ms)
     };
     let digest = trust::sha256_digest(&std::fs::read(file)?);
     let roast_id = recording.roast_id.as_str();
@@ -200,11 +200,13 @@ fn frames(
     let mut frames = Vec::new();
     let (mut previous, mut first_seq) = (None, 0_u64);
     for (number, part) in (1_u64..).zip(samples.chunks(SAMPLES_PER_FRAME)) {
-        let last_of_all = first_seq + part.len() as u64 == samples.len() as u64;
+        let next_seq = first_seq.saturating_add(part.len() as u64);
+        let last_of_all = next_seq == samples.len() as u64;
         let from = part.first().map_or(0, |sample| sample.t_ms);
         // The first frame also has the CHARGE of a roast that began before its recording.
         let first_ms = if first_seq == 0 { i64::MIN } else { from };
-        let until = if last_of_all { i64::MAX } else { part.last().map_or(0, |s| s.t_ms + 1) };
+        let last_ms = part.last().map_or(-1, |sample| sample.t_ms);
+        let until = if last_of_all { i64::MAX } else { last_ms.saturating_add(1) };
         let events = IMPORTED_EVENTS.into_iter().filter_map(|kind| {
             let at_ms =
                 marks.ms(kind).filter(|ms| *ms >= charge && (first_ms..until).contains(ms))?;
@@ -215,9 +217,9 @@ fn frames(
             let in_file = analyzed.recording.mark_ms(kind).is_some();
             Some(MachineEvent {
                 kind,
-                seq: first_seq + nearest as u64,
+                seq: first_seq.saturating_add(nearest as u64),
                 at: begins.plus_ms(at_ms),
-                elapsed_s: (at_ms - charge) as f64 / 1000.0,
+                elapsed_s: at_ms.saturating_sub(charge) as f64 / 1000.0,
                 session: identity.session.clone(),
                 source: if in_file { EventSource::Person } else { EventSource::Inferred },
                 bt_c: part[nearest].bt_c,
@@ -235,12 +237,15 @@ fn frames(
             wall: begins.plus_ms(from),
             clock: ClockQuality::Unknown,
             profile_digest: None,
-            offsets_ms: part.iter().map(|s| u32::try_from(s.t_ms - from).unwrap_or(0)).collect(),
+            offsets_ms: part
+                .iter()
+                .map(|s| u32::try_from(s.t_ms.saturating_sub(from)).unwrap_or(0))
+                .collect(),
             columns: columns(part),
             events: events.collect(),
         };
         previous = Some(trust::sha256_digest(&frame.encode()));
-        first_seq += part.len() as u64;
+        first_seq = next_seq;
         frames.push(frame);
     }
     frames

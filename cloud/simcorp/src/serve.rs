@@ -290,9 +290,9 @@ fn start_publisher(config: &CloudConfig, context: &Context) -> anyhow::Result<Se
 /// Returns the limits of each listener, which fit the number of files that this process may open.
 fn connection_limits() -> ConnectionLimits {
     // Every service, the TLS port of the gateways, and the broker's port.
-    let listeners = SERVICES.len() + 1 + broker::FILES_PER_CLIENT;
-    let files = raise_file_limit(RESERVED_FILES + listeners * LISTENER_FILES_MIN);
-    ConnectionLimits::shared(files, listeners)
+    const LISTENERS: usize = SERVICES.len() + 1 + broker::FILES_PER_CLIENT;
+    const FILES_MIN: usize = RESERVED_FILES + LISTENERS * LISTENER_FILES_MIN;
+    ConnectionLimits::shared(raise_file_limit(FILES_MIN), LISTENERS)
 }
 
 /// Runs the named services, or all if none is named.
@@ -484,13 +484,13 @@ async fn bind_ports(
 
 /// Creates upcoming partitions and drops those past the retention time, every `PARTITIONS_EVERY`.
 async fn maintain_partitions(store: Database, retention_days: u32, stop: CancellationToken) {
-    let retention_ms = i64::from(retention_days) * 86_400_000;
+    let retention_ms = i64::from(retention_days).saturating_mul(86_400_000);
     loop {
         if let Err(error) = store.ensure_partitions(now()).await {
             tracing::warn!(%error, "could not create partitions; frames go to the default one");
         }
         if retention_ms > 0
-            && let Err(error) = store.drop_frames(now().plus_ms(-retention_ms)).await
+            && let Err(error) = store.drop_frames(now().minus_ms(retention_ms)).await
         {
             tracing::warn!(%error, "could not drop old frames; the next pass retries");
         }

@@ -64,7 +64,7 @@ impl ForecastSummary {
     /// Converts a forecast: times become relative to now, temperatures are rounded to tenths.
     pub fn from_outlook(outlook: &roast::forecast::Forecast) -> Self {
         let tenths = |c: f64| (c * 10.0).round() / 10.0;
-        let seconds = |ms: i64| (ms - outlook.t_ms) / 1000;
+        let seconds = |ms: i64| ms.saturating_sub(outlook.t_ms) / 1000;
         let expected = outlook.expected.iter().map(|e| ExpectedEvent {
             kind: e.kind,
             in_s: seconds(e.at_ms),
@@ -139,14 +139,14 @@ impl PointHistory {
     fn push(&mut self, point: ChartPoint) {
         if self.points.len() >= POINTS_MAX {
             self.points.pop_front();
-            self.removed += 1;
+            self.removed = self.removed.saturating_add(1);
         }
         self.points.push_back(point);
     }
 
     /// Returns the index that the next point gets.
     fn next_index(&self) -> u64 {
-        self.removed + self.points.len() as u64
+        self.removed.saturating_add(self.points.len() as u64)
     }
 }
 
@@ -233,7 +233,7 @@ impl AgentState {
         #[allow(clippy::cast_possible_truncation)] // for a chart
         let value = |channel: &Channel, i: usize| frame.value(channel, i).map(|v| v as f32);
         for i in 0..frame.sample_count() {
-            let seq = frame.first_seq + i as u64;
+            let seq = frame.first_seq.saturating_add(i as u64);
             let point = ChartPoint {
                 t: frame.wall_at(i).0,
                 bt: value(&Channel::Bt, i),
@@ -247,7 +247,8 @@ impl AgentState {
         }
         // An event may belong to a sample of an earlier frame: it was inferred later than it
         // happened, or a person recorded it right after a frame was completed.
-        let seqs = frame.first_seq..frame.first_seq + frame.sample_count() as u64;
+        let next_seq = frame.first_seq.saturating_add(frame.sample_count() as u64);
+        let seqs = frame.first_seq..next_seq;
         for event in marks().filter(|event| !seqs.contains(&event.seq)) {
             let mark = Some(event.kind);
             let point = ChartPoint { t: event.at.0, bt: None, et: None, ror: None, mark };
@@ -301,7 +302,7 @@ impl AgentState {
     pub fn point_at(&self, from: u64) -> Option<(u64, ChartPoint)> {
         let held = self.lock_points();
         let index = from.max(held.removed);
-        let at = usize::try_from(index - held.removed).ok()?;
+        let at = usize::try_from(index.saturating_sub(held.removed)).ok()?;
         held.points.get(at).map(|point| (index, *point))
     }
 

@@ -26,6 +26,8 @@ use crate::machine;
 
 /// The interval between two reads of the machine: older readings are too old to judge by.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a line is waited for between two looks at a control that moves.
+const LINE_WAIT: Duration = Duration::from_millis(500);
 const HELP: &str = "a control and a value move it, such as `burner 30`; an empty line shows the \
                     machine once more; `end` ends";
 
@@ -376,14 +378,14 @@ impl BringUpRun {
             if read && there(last) {
                 return (last, MoveResult::Followed { after_s });
             }
-            match tokio::time::timeout(LOOK_EVERY / 2, self.lines.recv()).await {
+            match tokio::time::timeout(LINE_WAIT, self.lines.recv()).await {
                 Ok(Some(line)) if line.trim().is_empty() => self.print_reading().await,
                 Ok(Some(line)) => {
                     self.pending_line = Some(line);
                     return (last, MoveResult::BrokenOff);
                 }
                 // Standard input is closed.
-                Ok(None) => tokio::time::sleep(LOOK_EVERY / 2).await,
+                Ok(None) => tokio::time::sleep(LINE_WAIT).await,
                 Err(_) => {}
             }
         }
@@ -409,14 +411,14 @@ impl BringUpRun {
     /// Prints the result for each control, and the lines that may now stand in the profile.
     fn print_results(&self) {
         let guarded = self.profile.controls.iter().filter(|c| c.remote == Remote::Guarded);
-        let mut open = 0;
+        let mut open = 0_usize;
         for control in guarded {
             let result = match self.followed.get(&control.name) {
                 Some(true) => "followed",
                 Some(false) => "did not follow the last time",
                 None => "not tried",
             };
-            open += usize::from(result != "followed");
+            open = open.saturating_add(usize::from(result != "followed"));
             println!("{}: {result}", control.name);
         }
         if open > 0 {

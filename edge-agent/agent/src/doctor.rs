@@ -27,11 +27,11 @@ struct Report {
 
 impl Report {
     fn add(&mut self, what: &str, result: Result<String, String>) {
-        self.looked_at += 1;
+        self.looked_at = self.looked_at.saturating_add(1);
         match result {
             Ok(found) => println!("ok    {what}: {found}"),
             Err(problem) => {
-                self.failed += 1;
+                self.failed = self.failed.saturating_add(1);
                 println!("WRONG {what}: {problem}");
             }
         }
@@ -140,7 +140,7 @@ fn check_serial_device(device: &Path) -> Result<String, String> {
 fn disk(config: &EdgeConfig) -> Result<String, String> {
     let folder = &config.journal.folder;
     let fs = rustix::fs::statvfs(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let free_mb = fs.f_bavail * fs.f_frsize / (1024 * 1024);
+    let free_mb = fs.f_bavail.saturating_mul(fs.f_frsize) / (1024 * 1024);
     if free_mb < FREE_MB_MIN {
         return Err(format!("{free_mb} MB free in {}; free some space", folder.display()));
     }
@@ -153,7 +153,7 @@ async fn machine(config: &EdgeConfig) -> Result<String, String> {
         // An Arduino restarts when its port is opened.
         Err(DriverError::Settling(_, ms)) => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
-            driver.read(1_000 + ms).await
+            driver.read(ms.saturating_add(1_000)).await
         }
         other => other,
     };

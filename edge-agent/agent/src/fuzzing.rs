@@ -109,7 +109,7 @@ fn store_frames(
     const SAMPLES_MAX: u32 = 3_000;
     let origin: Origin = MACHINE.parse()?;
     journal.start_chain(CHAIN, &origin)?;
-    let (mut previous, mut first_seq, mut payloads) = (None, 0, Vec::new());
+    let (mut previous, mut first_seq, mut payloads) = (None, 0_u64, Vec::new());
     for number in 1..=frames {
         let samples = if number.is_multiple_of(3) { SAMPLES_MAX } else { 10 };
         let values = (0..samples).map(|i| Some(f64::from(i % 200) + 0.5)).collect();
@@ -132,7 +132,7 @@ fn store_frames(
         let digest = sha256_digest(&payload);
         let message = sign(payload.clone())?;
         journal.append(&frame, digest, StoredMessage::Signed(&message), None, None)?;
-        (previous, first_seq) = (Some(digest), first_seq + u64::from(samples));
+        (previous, first_seq) = (Some(digest), first_seq.saturating_add(u64::from(samples)));
         payloads.push(payload);
     }
     Ok(payloads)

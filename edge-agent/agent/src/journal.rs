@@ -280,7 +280,7 @@ impl Journal {
         const DOING: &str = "storing a frame";
         let samples = frame.sample_count() as u64;
         let number = i64::try_from(frame.number).unwrap_or(i64::MAX);
-        let next_seq = frame.first_seq + samples;
+        let next_seq = frame.first_seq.saturating_add(samples);
         let tx = self.db.transaction().map_err(JournalError::sql(DOING))?;
         let put = || -> rusqlite::Result<i64> {
             tx.prepare_cached(
@@ -303,7 +303,7 @@ impl Journal {
             // A frame that waited while another chain was started does not move that chain.
             let in_use = chain_in_use(&tx)?.is_none_or(|chain| chain == frame.chain);
             if in_use {
-                meta.execute(params!["next_number", (frame.number + 1).to_be_bytes()])?;
+                meta.execute(params!["next_number", frame.number.saturating_add(1).to_be_bytes()])?;
                 meta.execute(params!["last_digest", digest.0])?;
             } else {
                 add_chain(&tx, frame.chain, &frame.origin)?;

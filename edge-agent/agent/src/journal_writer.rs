@@ -160,7 +160,7 @@ impl JournalWriter {
             self.move_to_disk();
             let now = self.clock.mono_ms();
             self.state.heartbeat(WatchedThread::JournalWriter, now);
-            if now.saturating_sub(self.last_sample_ms) > 2 * idle_ms {
+            if now.saturating_sub(self.last_sample_ms) > idle_ms.saturating_mul(2) {
                 self.last_sample_ms = now;
                 let completed = self.recorder.flush();
                 self.store_pending(completed);
@@ -196,7 +196,7 @@ impl JournalWriter {
                 metrics::counter!("simcorp_edge_samples_total").increment(1);
                 let at = sample.wall.0;
                 self.state.update(|state| {
-                    state.samples += 1;
+                    state.samples = state.samples.saturating_add(1);
                     state.last_sample_ms = Some(at);
                 });
                 let completed = self.recorder.push(sample);
@@ -440,7 +440,9 @@ impl JournalWriter {
         {
             metrics::counter!("simcorp_edge_frames_lost_total").increment(lost);
             tracing::error!(frames = lost, "deleted unacknowledged frames for the quota");
-            self.state.update(|state| state.frames_lost += lost);
+            self.state.update(|state| {
+                state.frames_lost = state.frames_lost.saturating_add(lost);
+            });
         }
         self.measure_memory();
         let totals = self.journal.totals();

@@ -83,7 +83,7 @@ impl JsonCopies {
 /// Returns when the roast of an event began.
 #[allow(clippy::cast_possible_truncation)] // at most 1e10 ms: checked when the frame was decoded
 fn start_of(event: &MachineEvent) -> EpochMs {
-    event.at.plus_ms(-((event.elapsed_s * 1000.0) as i64))
+    event.at.minus_ms((event.elapsed_s * 1000.0) as i64)
 }
 
 fn point_of(frame: &Frame, index: usize, ts: EpochMs, elapsed_ms: i64) -> TelemetryPoint {

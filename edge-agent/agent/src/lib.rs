@@ -5,6 +5,8 @@
 //! machine), the journal writer (a thread that owns recorder, key and journal), and the uplink with
 //! the local page (the async runtime).
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod agent_state;
 mod artisan;
 mod bring_up;

@@ -190,7 +190,7 @@ impl LiveReader {
     async fn next_event(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         while !self.stop.is_cancelled() {
             if let Some((index, point)) = self.state.point_at(self.next_index) {
-                self.next_index = index + 1;
+                self.next_index = index.saturating_add(1);
                 let id = live_cursor(&self.state, self.next_index);
                 let event = Event::default().id(id).json_data(point).ok()?;
                 return Some((Ok(event), self));

@@ -77,17 +77,17 @@ fn show(profile: &str) -> anyhow::Result<()> {
 }
 
 fn check(profiles: &[String]) -> anyhow::Result<()> {
-    let mut wrong = 0;
+    let mut wrong = 0_usize;
     for profile in profiles {
         match firmware_profiles::check(&text(profile)?) {
             Ok(Checked { profile: p, digest }) => println!(
                 "{profile}: nothing is wrong; {} channels, {} controls, version {}, sha256 {digest}",
-                p.channels.len() + p.derived.len(),
+                p.channels.len().saturating_add(p.derived.len()),
                 p.controls.len(),
                 p.machine.version,
             ),
             Err(problem) => {
-                wrong += 1;
+                wrong = wrong.saturating_add(1);
                 println!("{profile}:\n{problem}");
             }
         }
@@ -123,7 +123,7 @@ fn text(profile: &str) -> anyhow::Result<String> {
 /// Returns a sentence for people if the file cannot be read.
 pub fn read(file: &Path) -> Result<String, String> {
     let mut text = String::new();
-    let bound = FILE_BYTES_MAX as u64 + 1;
+    let bound = FILE_BYTES_MAX.saturating_add(1) as u64;
     std::fs::File::open(file)
         .and_then(|file| file.take(bound).read_to_string(&mut text))
         .map_err(|error| format!("cannot be read: {error}"))?;

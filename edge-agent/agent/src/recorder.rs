@@ -353,7 +353,7 @@ impl Recorder {
 
     /// Returns the number of the next sample.
     const fn next_waiting_seq(&self) -> u64 {
-        self.position.next_seq + self.pending.samples.len() as u64
+        self.position.next_seq.saturating_add(self.pending.samples.len() as u64)
     }
 
     /// Records an event that the machine or a person reported. Returns the roast that it ends, if
@@ -367,7 +367,9 @@ impl Recorder {
         note: Option<String>,
     ) -> Option<ClosedRoast> {
         let recharged = kind == EventKind::Charge
-            && self.charge_ms.is_some_and(|charge_ms| at.t_ms - charge_ms > RECHARGE_AFTER_MS);
+            && self
+                .charge_ms
+                .is_some_and(|charge_ms| at.t_ms.saturating_sub(charge_ms) > RECHARGE_AFTER_MS);
         let mut closed = None;
         if recharged {
             // The end of the previous roast was missed: it is closed without a DROP event, because
@@ -397,7 +399,7 @@ impl Recorder {
             return None;
         }
         let closed = if again { self.close(now.seq.saturating_sub(1), wall) } else { None };
-        let nearest = self.points.iter().min_by_key(|p| (p.t_ms - detected.at_ms).abs());
+        let nearest = self.points.iter().min_by_key(|p| p.t_ms.abs_diff(detected.at_ms));
         let at = nearest.copied().unwrap_or(now);
         let mark = SampleEvent { kind: detected.kind, source: EventSource::Inferred, at };
         closed.or(self.add_event(mark, now, wall, None))
@@ -407,7 +409,10 @@ impl Recorder {
     fn push_point(&mut self, at: SamplePoint) {
         self.points.push_back(at);
         while self.points.len() > POINTS_MAX
-            || self.points.front().is_some_and(|p| at.t_ms - p.t_ms > POINTS_AGE_MAX_MS)
+            || self
+                .points
+                .front()
+                .is_some_and(|p| at.t_ms.saturating_sub(p.t_ms) > POINTS_AGE_MAX_MS)
         {
             self.points.pop_front();
         }
@@ -422,7 +427,7 @@ impl Recorder {
         wall: EpochMs,
         note: Option<String>,
     ) -> Option<ClosedRoast> {
-        let at = wall.plus_ms(mark.at.t_ms - now.t_ms);
+        let at = wall.plus_ms(mark.at.t_ms.saturating_sub(now.t_ms));
         if mark.kind == EventKind::Charge {
             self.salt = self.salt.wrapping_add(1);
             self.charge_ms = Some(mark.at.t_ms);

@@ -134,7 +134,7 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     tasks.spawn("uplink", link.run(commands.clone(), live_in, state.clone(), stop.clone()));
     if let Some(listen) = config.artisan.modbus {
         let listener = http::listen(listen, "artisan.modbus").await?;
-        let age_max_ms = 3 * config.sampling.period_ms;
+        let age_max_ms = config.sampling.period_ms.saturating_mul(3);
         let stop = stop.clone();
         serve_restarting(&tasks, "artisan-modbus", listener, move |listener| {
             let (share, stop) = (share.clone(), stop.clone());
@@ -146,7 +146,8 @@ async fn run_agent(config: EdgeConfig, until: StopCondition) -> anyhow::Result<(
     }
     if let Some(listen) = config.artisan.websocket {
         let listener = http::listen(listen, "artisan.websocket").await?;
-        let age_max_ms = 3 * config.sampling.period_ms + config.sampling.frame_ms;
+        let age_max_ms =
+            config.sampling.period_ms.saturating_mul(3).saturating_add(config.sampling.frame_ms);
         let app = artisan::websocket::app(state.clone(), clock, age_max_ms, stop.clone());
         let limits = artisan::websocket::CONNECTIONS;
         serve_http(&tasks, "artisan-websocket", (listener, limits), app, &stop)?;

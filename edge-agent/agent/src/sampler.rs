@@ -102,7 +102,9 @@ fn send_sample(commands: &SyncSender<JournalCommand>, sample: Sample, state: &Ag
         Ok(()) | Err(TrySendError::Disconnected(_)) => {}
         Err(TrySendError::Full(_)) => {
             metrics::counter!("simcorp_edge_samples_dropped_total").increment(1);
-            state.update(|state| state.samples_dropped += 1);
+            state.update(|state| {
+                state.samples_dropped = state.samples_dropped.saturating_add(1);
+            });
         }
     }
 }

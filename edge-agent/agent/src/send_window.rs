@@ -64,16 +64,16 @@ impl SendWindow {
         self.timeout = limit.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
         self.max_in_flight = match self.max_in_flight {
             window if window >= WINDOW_START && after > FAST_ACK_MAX => {
-                (window - 1).max(WINDOW_START)
+                window.saturating_sub(1).max(WINDOW_START)
             }
-            window => (window + 1).min(WINDOW_MAX),
+            window => window.saturating_add(1).min(WINDOW_MAX),
         };
     }
 
     /// Records that acknowledgements did not arrive in time: doubles the limit and halves the
     /// window.
     pub fn on_timeout(&mut self) {
-        self.timeout = (self.timeout * 2).min(TIMEOUT_MAX);
+        self.timeout = self.timeout.saturating_mul(2).min(TIMEOUT_MAX);
         self.max_in_flight = (self.max_in_flight / 2).max(WINDOW_MIN);
     }
 }

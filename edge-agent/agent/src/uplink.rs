@@ -221,9 +221,10 @@ impl Sender<'_> {
                     }
                 }
                 let now = Instant::now();
+                let pause = self.send_window.timeout().saturating_mul(2);
                 let recent = self
                     .last_resend_request
-                    .is_some_and(|at| now - at < 2 * self.send_window.timeout());
+                    .is_some_and(|at| now.saturating_duration_since(at) < pause);
                 if !ack.need.is_empty() && !recent {
                     // The cloud has lost frames, perhaps after it acknowledged them: restart all
                     // lanes.
@@ -296,7 +297,7 @@ impl Sender<'_> {
         if !self.ready {
             return; // the backlog lane sends it later
         }
-        if self.lanes.live_last != 0 && frame.id != self.lanes.live_last + 1 {
+        if self.lanes.live_last != 0 && frame.id != self.lanes.live_last.saturating_add(1) {
             // The channel of the live lane was full for a moment: the backlog lane must find the
             // frames that were not passed on.
             self.lanes.restart();

@@ -24,7 +24,7 @@ pub fn ready() {
 fn threads_are_alive(state: &AgentState, mono_ms: u64, idle_ms: u64) -> bool {
     [WatchedThread::Sampler, WatchedThread::JournalWriter].into_iter().all(|part| {
         let still_ms = mono_ms.saturating_sub(state.last_heartbeat_ms(part));
-        still_ms <= STILL_MS_MAX + 2 * idle_ms
+        still_ms <= STILL_MS_MAX.saturating_add(idle_ms.saturating_mul(2))
     })
 }
 
@@ -32,7 +32,8 @@ fn threads_are_alive(state: &AgentState, mono_ms: u64, idle_ms: u64) -> bool {
 /// not more often than every 500 ms). Returns at once if no watchdog is configured.
 pub async fn run(state: AgentState, clock: GatewayClock, idle_ms: u64, stop: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
-    let mut every = tokio::time::interval(period.max(Duration::from_secs(1)) / 2);
+    let half = period.mul_f64(0.5).max(Duration::from_millis(500));
+    let mut every = tokio::time::interval(half);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

@@ -55,7 +55,7 @@ impl Endpoint {
                 // answer.
                 for _ in 0..2 {
                     stream.clear(ClearBuffer::All).map_err(|e| unreachable(e.into()))?;
-                    tokio::time::sleep(2 * self.frame_gap()).await;
+                    tokio::time::sleep(self.frame_gap().saturating_mul(2)).await;
                 }
                 stream.clear(ClearBuffer::Input).map_err(|e| unreachable(e.into()))?;
                 Ok(Box::new(stream))
@@ -69,7 +69,8 @@ impl Endpoint {
         match self {
             Self::Tcp { .. } => Duration::ZERO,
             Self::Serial { serial, .. } => {
-                let micros = 3_500_000 * 11 / u64::from(serial.baud.max(1));
+                let baud = u64::from(serial.baud.max(1));
+                let micros = 38_500_000_u64.checked_div(baud).unwrap_or_default();
                 Duration::from_micros(micros.max(1_750))
             }
         }
@@ -85,7 +86,7 @@ fn leave_signals_up(device: &Path) {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let _ = rustix::fs::open(device, flags, Mode::empty()).and_then(|line| {
         let mut modes = tcgetattr(&line)?;
-        modes.control_modes -= ControlModes::HUPCL;
+        modes.control_modes.remove(ControlModes::HUPCL);
         tcsetattr(&line, OptionalActions::Now, &modes)
     });
 }

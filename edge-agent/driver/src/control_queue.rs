@@ -59,7 +59,7 @@ impl ControlQueue {
             interlock: Interlock::new(profile.clone()),
             queue: VecDeque::new(),
             notes: VecDeque::new(),
-            queue_wait: QUEUE_WAIT_MIN.max(3 * timeout),
+            queue_wait: QUEUE_WAIT_MIN.max(timeout.saturating_mul(3)),
         };
         Self { profile, shared: Arc::new(Mutex::new(shared)), notify: Arc::default() }
     }

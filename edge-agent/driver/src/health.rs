@@ -25,10 +25,12 @@ impl Health {
     pub fn failed(&mut self, mono_ms: u64, salt: u64) {
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES_MAX {
-            let doublings = (self.failures - FAILURES_MAX).min(8);
+            let doublings = self.failures.saturating_sub(FAILURES_MAX).min(8);
             let pause = (PAUSE_MS_MIN << doublings).min(PAUSE_MS_MAX);
-            let spread = (salt * 7_919 + u64::from(self.failures) * 104_729) % (pause / 4);
-            self.retry_at_ms = mono_ms + pause - spread;
+            let mixed = u64::from(self.failures).wrapping_mul(104_729);
+            let mixed = mixed.wrapping_add(salt.wrapping_mul(7_919));
+            let spread = mixed.checked_rem(pause / 4).unwrap_or(0);
+            self.retry_at_ms = mono_ms.saturating_add(pause).saturating_sub(spread);
         }
     }
 

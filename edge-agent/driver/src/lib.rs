@@ -5,6 +5,8 @@
 //! The profile describes what a machine offers and in which form; a bus reads the raw values, and
 //! the module `profile` converts them.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod bus;
 mod connection;
 mod control_queue;

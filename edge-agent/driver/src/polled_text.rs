@@ -117,9 +117,10 @@ impl PolledText {
 
     /// Sends the handshake before the first request, once the machine has started (`settle_ms`).
     async fn send_handshake(&self, line: &mut Line, mono_ms: u64) -> Result<(), DriverError> {
-        let settled = line.opened_ms + self.timing.settle_ms;
-        if mono_ms < settled {
-            return Err(DriverError::Settling(self.endpoint.name(), settled - mono_ms));
+        let settled_ms = line.opened_ms.saturating_add(self.timing.settle_ms);
+        let left_ms = settled_ms.saturating_sub(mono_ms);
+        if left_ms > 0 {
+            return Err(DriverError::Settling(self.endpoint.name(), left_ms));
         }
         if line.handshake_sent {
             return Ok(());
@@ -148,7 +149,7 @@ impl PolledText {
             if read == 0 {
                 return Err(DriverError::Closed(self.endpoint.name()));
             }
-            in_the_middle = bytes[read - 1] != b'\n';
+            in_the_middle = !bytes[..read].ends_with(b"\n");
         }
         line.stream.write_all(self.dialect.read_request().as_bytes()).await.map_err(broken)?;
         loop {
@@ -156,7 +157,7 @@ impl PolledText {
             if read == 0 {
                 return Err(DriverError::Closed(self.endpoint.name()));
             }
-            line.received += read;
+            line.received = line.received.saturating_add(read);
             line.buffer.extend_from_slice(&bytes[..read]);
             while let Some(end) = line.buffer.iter().position(|b| *b == b'\n') {
                 let text = String::from_utf8_lossy(&line.buffer[..end]).into_owned();

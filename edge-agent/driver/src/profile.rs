@@ -73,7 +73,7 @@ impl ProfileDriver {
         let derived: Vec<Channel> = profile.derived.iter().map(|d| parse(&d.name)).collect();
         let (previous_states, states) =
             (vec![None; profile.states.len()], vec![None; profile.states.len()]);
-        let last = vec![None; channels.len() + derived.len()];
+        let last = vec![None; channels.len().saturating_add(derived.len())];
         Self {
             profile,
             channels,
@@ -90,7 +90,7 @@ impl ProfileDriver {
     /// Converts raw values to a reading. Pure except for the remembered last values.
     fn convert(&mut self, mono_ms: u64, raws: RawValues) -> Reading {
         let RawValues { values: mut raws, failed_units } = raws;
-        raws.resize(self.channels.len() + self.previous_states.len(), None);
+        raws.resize(self.channels.len().saturating_add(self.previous_states.len()), None);
         let (channels, states) = raws.split_at(self.channels.len());
         let mut reading = Reading { failed_units, ..Reading::default() };
         for (i, raw) in channels.iter().enumerate() {

@@ -177,7 +177,7 @@ impl PushStream {
     ) -> Result<(BTreeMap<String, f64>, usize), DriverError> {
         let mut values = BTreeMap::new();
         let mut bytes = [0; 1024];
-        let mut total = 0;
+        let mut total = 0_usize;
         // One time limit for the whole read: endless garbage is no answer either.
         let until = Instant::now() + answer_timeout(&self.timing);
         while total < BYTES_MAX {
@@ -187,7 +187,7 @@ impl PushStream {
                     return Err(DriverError::Closed(self.endpoint.name()));
                 }
                 Ok(Ok(read)) => {
-                    total += read;
+                    total = total.saturating_add(read);
                     self.decoder.decode(&bytes[..read], &mut values);
                 }
                 Ok(Err(error)) => {
@@ -205,7 +205,7 @@ impl PushStream {
         let mut stream = self.open().await?;
         let (received, total) = self.receive(&mut stream).await?;
         if received.is_empty() {
-            self.silent_polls += 1;
+            self.silent_polls = self.silent_polls.saturating_add(1);
             // A machine that was switched off leaves a connection that stays open.
             if self.silent_polls < SILENT_MAX || matches!(self.endpoint, Endpoint::Serial { .. }) {
                 self.stream = Some(stream);

@@ -45,7 +45,7 @@ impl Driver for Replay {
         let samples = &self.recording.samples;
         let from = self.next;
         while self.next < samples.len() && samples[self.next].t_ms <= due_ms {
-            self.next += 1;
+            self.next = self.next.saturating_add(1);
         }
         let answer = match self.next.checked_sub(1) {
             Some(_) if from == samples.len() => Err(DriverError::Ended),

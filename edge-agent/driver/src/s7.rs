@@ -72,7 +72,7 @@ impl S7 {
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.map_err(broken)?;
         let length = s7::message_length(head).map_err(|e| self.problem(&e))?;
-        let mut text = vec![0; length - head.len()];
+        let mut text = vec![0; length.saturating_sub(head.len())];
         stream.read_exact(&mut text).await.map_err(broken)?;
         tokio::time::sleep(Duration::from_millis(self.timing.min_gap_ms)).await;
         Ok(text)
@@ -110,9 +110,10 @@ impl S7 {
     /// Returns the time limit for `requests`. If a connection is to be opened first, its two
     /// answers are included.
     fn time_limit(&self, requests: usize) -> Duration {
-        let answers = if self.connection.is_some() { requests } else { requests + 2 };
-        let gap = Duration::from_millis(self.timing.min_gap_ms);
-        answer_timeout(&self.timing) + gap * u32::try_from(answers).unwrap_or(u32::MAX)
+        let connects = if self.connection.is_some() { 0 } else { 2 };
+        let answers = u32::try_from(requests.saturating_add(connects)).unwrap_or(u32::MAX);
+        let gaps = Duration::from_millis(self.timing.min_gap_ms).saturating_mul(answers);
+        answer_timeout(&self.timing).saturating_add(gaps)
     }
 
     async fn write_one(&mut self, command: Command) -> Result<(), WriteError> {

@@ -1,7 +1,7 @@
 //! The driver of the simulated roaster: `roast::twin`, advanced by the sampler's clock.
 
 use contract::{Channel, EventKind};
-use roast::twin::{PRESETS, Preset, Twin};
+use roast::twin::{PRESETS, Preset, STEP_MS, Twin};
 
 use crate::{Driver, ReadFuture, Reading};
 
@@ -17,15 +17,16 @@ impl Simulated {
     #[must_use]
     pub fn new(preset: &str, seed: u64, charge_after_s: u64, speed: u64) -> Self {
         let preset = Preset::named(preset).unwrap_or(PRESETS[0]);
-        Self { twin: Twin::new(preset, seed, charge_after_s * 1000), speed, at_ms: 0 }
+        Self { twin: Twin::new(preset, seed, charge_after_s.saturating_mul(1000)), speed, at_ms: 0 }
     }
 }
 
 impl Driver for Simulated {
     fn read(&mut self, mono_ms: u64) -> ReadFuture<'_> {
-        let passed = mono_ms.saturating_sub(self.at_ms) / 100 * 100;
-        self.at_ms += passed;
-        let marks: Vec<EventKind> = self.twin.advance(passed * self.speed);
+        // The twin moves in whole steps.
+        let passed = (mono_ms.saturating_sub(self.at_ms) / STEP_MS).saturating_mul(STEP_MS);
+        self.at_ms = self.at_ms.saturating_add(passed);
+        let marks: Vec<EventKind> = self.twin.advance(passed.saturating_mul(self.speed));
         let r = self.twin.reading();
         let values = vec![
             (Channel::Bt, Some(r.bt_c)),
@@ -36,5 +37,17 @@ impl Driver for Simulated {
             (Channel::Ambient, Some(r.ambient_c)),
         ];
         Box::pin(std::future::ready(Ok(Reading { values, events: marks, ..Reading::default() })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_time_before_the_charge_does_not_end_the_driver() {
+        let mut machine = Simulated::new("drum-15kg", 1, u64::MAX, 1);
+        drop(machine.read(1_000));
+        assert_eq!(machine.at_ms, 1_000);
     }
 }

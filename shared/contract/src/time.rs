@@ -43,6 +43,12 @@ impl EpochMs {
         Self(self.0.saturating_add(ms))
     }
 
+    /// Returns the time `ms` milliseconds earlier; later if `ms` is negative.
+    #[must_use]
+    pub const fn minus_ms(self, ms: i64) -> Self {
+        Self(self.0.saturating_sub(ms))
+    }
+
     /// Returns true for a time from 1970 that ISO 8601 can write with a four-digit year.
     #[must_use]
     pub const fn is_plausible(self) -> bool {

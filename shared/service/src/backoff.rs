@@ -23,9 +23,9 @@ impl Backoff {
     pub fn next(&mut self, random: u64) -> Duration {
         let full = self.first.saturating_mul(1 << self.tries.min(16)).min(self.max);
         self.tries = self.tries.saturating_add(1);
-        let half = full / 2;
+        let half = full.checked_div(2).unwrap_or(full);
         let spread = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
-        half + Duration::from_millis(random % spread)
+        half.saturating_add(Duration::from_millis(random.checked_rem(spread).unwrap_or(0)))
     }
 
     /// Starts again with the shortest wait. Call this after a success.

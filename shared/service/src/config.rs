@@ -202,7 +202,7 @@ fn read_file(path: &Path) -> Result<String, String> {
 
 fn parse_file(path: &Path, text: &str, mistakes: &mut Mistakes) -> Table {
     let name = path.file_name().map_or_else(|| "config".into(), |n| n.to_string_lossy());
-    let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let line = |at: usize| text[..at.min(text.len())].matches('\n').count().saturating_add(1);
     let (parsed, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let at = error.span().map_or(1, |span| line(span.start));

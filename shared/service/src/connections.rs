@@ -87,7 +87,8 @@ impl ConnectionLimits {
     /// 256 files are left for databases, brokers and calls to other services.
     #[must_use]
     pub fn shared(files: usize, listeners: usize) -> Self {
-        let each = files.saturating_sub(RESERVED_FILES) / listeners.max(1);
+        let free = files.saturating_sub(RESERVED_FILES);
+        let each = free.checked_div(listeners).unwrap_or(free);
         Self::new(each.clamp(LISTENER_FILES_MIN, 4_096))
     }
 
@@ -289,7 +290,7 @@ impl PeerPlace {
         if held >= per_peer {
             return None;
         }
-        counts.insert(network, held + 1);
+        counts.insert(network, held.saturating_add(1));
         Some(Self { peers: peers.clone(), network })
     }
 }

@@ -27,6 +27,7 @@
 //! assert_eq!(error.to_string(), expected);
 //! ```
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 #![warn(missing_docs)]
 
 pub mod backoff;

@@ -124,7 +124,7 @@ impl Tasks {
         let tasks = self.clone();
         self.tracker.spawn(in_scope(self.metrics.clone(), async move {
             let mut wait = Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX);
-            let mut panics = 0;
+            let mut panics = 0_u32;
             loop {
                 let started = Instant::now();
                 let run = async { start(&mut state).await };
@@ -132,7 +132,7 @@ impl Tasks {
                 if started.elapsed() >= CALM_AFTER {
                     (panics, wait) = (0, Backoff::new(RESTART_WAIT_MIN, RESTART_WAIT_MAX));
                 }
-                panics += 1;
+                panics = panics.saturating_add(1);
                 if panics >= PANICS_MAX {
                     return tasks.fail(&panicked);
                 }

@@ -55,7 +55,7 @@ impl TlsLimits {
         };
         Self {
             handshakes,
-            certified: total.saturating_sub(handshakes + strangers),
+            certified: total.saturating_sub(handshakes.saturating_add(strangers)),
             strangers,
             per_peer,
             handshake_time: Duration::from_secs(10),

@@ -4,6 +4,8 @@
 //! (an analysis is stored under its roast's `ETag`), so an entry never becomes wrong and needs no
 //! invalidation. If Redis is unavailable, every lookup is a miss: slower, never wrong.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod redis;
 
 use std::sync::Arc;
@@ -32,7 +34,7 @@ struct EntryWeight;
 
 impl quick_cache::Weighter<String, Entry> for EntryWeight {
     fn weight(&self, key: &String, entry: &Entry) -> u64 {
-        (key.len() + entry.value.len() + 64) as u64
+        key.len().saturating_add(entry.value.len()).saturating_add(64) as u64
     }
 }
 

@@ -92,7 +92,8 @@ impl Redis {
         if self.now_ms() < self.paused_until_ms.load(Ordering::Relaxed) {
             return Err(Unavailable);
         }
-        let answer = tokio::time::timeout(RESPONSE_TIMEOUT + CONNECT_TIMEOUT, asking).await;
+        let limit = RESPONSE_TIMEOUT.saturating_add(CONNECT_TIMEOUT);
+        let answer = tokio::time::timeout(limit, asking).await;
         match answer {
             Ok(Ok(value)) => {
                 if self.away.swap(false, Ordering::Relaxed) {
@@ -102,7 +103,8 @@ impl Redis {
                 Ok(value)
             }
             failed => {
-                self.paused_until_ms.store(self.now_ms() + PAUSE_MS, Ordering::Relaxed);
+                let until_ms = self.now_ms().saturating_add(PAUSE_MS);
+                self.paused_until_ms.store(until_ms, Ordering::Relaxed);
                 if !self.away.swap(true, Ordering::Relaxed) {
                     metrics::gauge!("simcorp_redis_up").set(0.0);
                     let error = failed.map(|answer| answer.err().map(|e| e.to_string()));

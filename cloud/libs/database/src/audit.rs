@@ -160,7 +160,7 @@ impl Database {
         let mut entries = Vec::with_capacity(rows.len());
         for row in rows {
             if row.n == after {
-                (before, expected) = (row.hash, row.n + 1);
+                (before, expected) = (row.hash, row.n.saturating_add(1));
                 continue;
             }
             if row.n != expected {
@@ -172,7 +172,7 @@ impl Database {
             if hash.as_slice() != row.hash {
                 return Err(damaged(AuditError::Altered(row.n)));
             }
-            expected = row.n + 1;
+            expected = row.n.saturating_add(1);
             // JSON that is nested too deeply to parse is returned as a string.
             let text = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| text.into());
             entries.push(AuditEntry {
@@ -187,7 +187,7 @@ impl Database {
             before = row.hash;
         }
         // Fewer rows than asked for: the log must end where its head says.
-        let last = expected - 1;
+        let last = expected.saturating_sub(1);
         if is_last_page && head > last {
             return Err(damaged(AuditError::CutOff { last, n: head }));
         }

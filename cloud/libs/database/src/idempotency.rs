@@ -121,7 +121,7 @@ impl Idempotency {
              WHERE (idempotency.status IS NULL AND idempotency.made_ms < $5 \
                     AND idempotency.digest = EXCLUDED.digest) OR idempotency.made_ms < $6")
             .bind(org).bind(key).bind(digest).bind(now.0)
-            .bind(now.0 - RUNNING_MS).bind(now.0 - RETENTION_MS)
+            .bind(now.minus_ms(RUNNING_MS).0).bind(now.minus_ms(RETENTION_MS).0)
             .execute(pool).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query(DOING))?;
         drop(turn);
@@ -182,7 +182,8 @@ impl Database {
     /// When the database does not answer.
     pub async fn delete_expired_idempotency_keys(&self, now: EpochMs) -> Result<u64, StoreError> {
         on!(self, pool => query("DELETE FROM idempotency WHERE made_ms < $1")
-            .bind(now.0 - RETENTION_MS).execute(pool).await.map(|done| done.rows_affected()))
+            .bind(now.minus_ms(RETENTION_MS).0).execute(pool).await
+            .map(|done| done.rows_affected()))
         .map_err(StoreError::query("deleting Idempotency-Keys"))
     }
 }

@@ -24,7 +24,8 @@ impl Database {
              ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, until_ms = EXCLUDED.until_ms, \
              fence = l.fence + CASE WHEN l.holder = EXCLUDED.holder THEN 0 ELSE 1 END \
              WHERE l.holder = EXCLUDED.holder OR l.until_ms < $4 RETURNING fence")
-            .bind(name).bind(holder).bind(now.0 + ms).bind(now.0).fetch_optional(pool).await)
+            .bind(name).bind(holder).bind(now.plus_ms(ms).0).bind(now.0)
+            .fetch_optional(pool).await)
         .map_err(StoreError::query("taking a lease"))
     }
 }

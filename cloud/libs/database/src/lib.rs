@@ -4,6 +4,8 @@
 //! that must differ (bulk insert, row locks, partitions) are next to each other in their service.
 //! Each service has its own SQL; this crate has only what all share: opening, migrating, errors.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 pub mod audit;
 mod config;
 pub mod idempotency;

@@ -93,7 +93,7 @@ impl Database {
         let mut connection = connection.detach();
         let pid = migration_lock::process_id(&mut connection).await;
         let pid = pid.map_err(StoreError::query(DOING))?;
-        let mut attempt = 1;
+        let mut attempt = 1_u32;
         let migrated = loop {
             let mut holders = Vec::new();
             let work = self.migrate_over(&mut connection, &wait);
@@ -112,7 +112,7 @@ impl Database {
                         holders,
                         "a migration has waited for a lock; it is tried again"
                     );
-                    attempt += 1;
+                    attempt = attempt.saturating_add(1);
                     tokio::time::sleep(wait.pause).await;
                 }
                 result => break result,

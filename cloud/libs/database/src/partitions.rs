@@ -19,7 +19,8 @@ impl Database {
         const DOING: &str = "creating the partitions of the coming weeks";
         let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
         for week in 0..WEEKS_AHEAD {
-            let from = (now.0.div_euclid(WEEK_MS) + week) * WEEK_MS;
+            let from = now.0.div_euclid(WEEK_MS).saturating_add(week).saturating_mul(WEEK_MS);
+            let to = from.saturating_add(WEEK_MS);
             let name = format!("frames_{}", &EpochMs(from).compact()[..8]);
             let exists: Option<i32> =
                 sqlx::query_scalar("SELECT 1 FROM pg_class WHERE relname = $1")
@@ -34,8 +35,7 @@ impl Database {
             // numbers.
             let sql = format!(
                 "CREATE TABLE IF NOT EXISTS {name} PARTITION OF frames \
-                 FOR VALUES FROM ({from}) TO ({}) WITH (toast_tuple_target = 8160)",
-                from + WEEK_MS
+                 FOR VALUES FROM ({from}) TO ({to}) WITH (toast_tuple_target = 8160)"
             );
             match sqlx::query(AssertSqlSafe(sql)).execute(pool).await {
                 Ok(_) => tracing::info!(partition = name, "created a partition"),

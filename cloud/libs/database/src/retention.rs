@@ -68,12 +68,12 @@ impl Database {
             Pool::Postgres(pool) => drop_partitions(pool, before).await,
             Pool::Sqlite(pool) => delete_sqlite(pool, before).await,
         };
-        let mut roasts = 0;
+        let mut roasts = 0_u64;
         if !overdue.is_empty() {
             let left = self.overdue(held_since).await?;
             for (org, session) in overdue.difference(&left) {
                 tracing::warn!(org, session, "dropped the samples of a roast that has no curve");
-                roasts += 1;
+                roasts = roasts.saturating_add(1);
             }
             metrics::counter!("simcorp_roasts_lost_to_retention_total").increment(roasts);
         }
@@ -113,14 +113,14 @@ async fn drop_partitions(pool: &sqlx::PgPool, before: i64) -> Result<Dropped, sq
             .await?;
         tx.commit().await?;
         tracing::info!(partition = name, "dropped a week of frames; sessions keep their curves");
-        dropped.partitions += 1;
+        dropped.partitions = dropped.partitions.saturating_add(1);
     }
     // Frames whose clocks were far off are dropped by when they arrived, not by their own time.
     let sql = "DELETE FROM frames_default WHERE ctid = ANY (ARRAY( \
                SELECT ctid FROM frames_default WHERE received_ms < $1 LIMIT $2))";
     loop {
         let deleted = sqlx::query(sql).bind(before).bind(ROWS_AT_ONCE).execute(pool).await?;
-        dropped.rows += deleted.rows_affected();
+        dropped.rows = dropped.rows.saturating_add(deleted.rows_affected());
         if deleted.rows_affected() == 0 {
             return Ok(dropped);
         }
@@ -133,13 +133,13 @@ fn upper(bound: &str) -> Option<i64> {
 }
 
 async fn delete_sqlite(pool: &sqlx::SqlitePool, before: i64) -> Result<Dropped, sqlx::Error> {
-    let mut rows = 0;
+    let mut rows = 0_u64;
     loop {
         // Arrivals are in the order of receipt: the oldest show whether there is more to do.
         let sql = "DELETE FROM frames WHERE received_ms < $1 AND arrival IN \
                    (SELECT arrival FROM frames ORDER BY arrival LIMIT $2)";
         let deleted = sqlx::query(sql).bind(before).bind(ROWS_AT_ONCE).execute(pool).await?;
-        rows += deleted.rows_affected();
+        rows = rows.saturating_add(deleted.rows_affected());
         if deleted.rows_affected() == 0 {
             return Ok(Dropped { rows, ..Dropped::default() });
         }

@@ -1,6 +1,8 @@
 //! Token buckets as one number each: the time at which the bucket would be full again (GCRA, the
 //! "theoretical arrival time" of ITU-T I.371). The same arithmetic here and in Redis.
 
+use std::cmp::Reverse;
+
 use quick_cache::unsync::Cache;
 
 use cache::Script;
@@ -107,14 +109,14 @@ pub fn read(buckets: &[Bucket], allowed: bool, full: &[u64]) -> RateLimitDecisio
             allowed,
             kind: bucket.kind,
             limit: bucket.rate.burst,
-            remaining: all.saturating_sub(after) / one.max(1),
+            remaining: all.saturating_sub(after).checked_div(one).unwrap_or(0),
             reset_after_s: after.div_ceil(1_000_000),
             retry_after_s: full.saturating_sub(all).div_ceil(1_000_000),
             window_s: all.div_ceil(1_000_000),
         }
     });
     // The bucket that refuses for longest comes first, then the one with the fewest tokens left.
-    let nearest = each.min_by_key(|taken| (u64::MAX - taken.retry_after_s, taken.remaining));
+    let nearest = each.min_by_key(|taken| (Reverse(taken.retry_after_s), taken.remaining));
     nearest.unwrap_or(RateLimitDecision {
         allowed,
         kind: "none",
@@ -156,7 +158,7 @@ impl Buckets {
                 known.max(now).saturating_add(bucket.micros().0)
             })
             .collect();
-        let full: Vec<u64> = full_at.iter().map(|at| at - now).collect();
+        let full: Vec<u64> = full_at.iter().map(|at| at.saturating_sub(now)).collect();
         let allowed = buckets.iter().zip(&full).all(|(b, full)| *full <= b.micros().1);
         if allowed {
             for (bucket, at) in buckets.iter().zip(full_at) {

@@ -2,6 +2,8 @@
 //! ([`stack`]), who the caller is ([`auth`]) and what it asks ([`request`], [`extract`], [`query`]),
 //! and how an error is answered ([`error`]). [`start`] is the skeleton of every service.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod access;
 pub mod auth;
 mod bucket;

@@ -2,6 +2,7 @@
 //! route. Instances share the buckets if Redis is configured. While Redis is unavailable, each
 //! process counts for itself.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -157,14 +158,14 @@ impl Limits {
         };
         let mut counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.allowed {
-            counts.allowed += 1;
+            counts.allowed = counts.allowed.saturating_add(1);
         } else {
-            counts.blocked += 1;
+            counts.blocked = counts.blocked.saturating_add(1);
             let refused = buckets.iter().find(|bucket| bucket.kind == taken.kind);
             let key = refused.map(|bucket| bucket.key.clone()).unwrap_or_default();
             let room = counts.refused.len() < KEYS_MAX;
             if let Some(n) = counts.refused.get_mut(&key) {
-                *n += 1;
+                *n = n.saturating_add(1);
             } else if room {
                 counts.refused.insert(key, 1);
             }
@@ -200,11 +201,11 @@ impl Limits {
             Some(org) => key.split('/').next() == Some(org.as_str()),
         };
         let mut top: Vec<_> = counts.refused.iter().filter(|(key, _)| own(key)).collect();
-        top.sort_by_key(|(_, n)| u64::MAX - **n);
+        top.sort_by_key(|(_, n)| Reverse(**n));
         let refused =
             |(key, count): (&String, &u64)| RefusedKey { key: key.clone(), count: *count };
         RateLimitMetrics {
-            total_requests: counts.allowed + counts.blocked,
+            total_requests: counts.allowed.saturating_add(counts.blocked),
             allowed_requests: counts.allowed,
             blocked_requests: counts.blocked,
             active_keys: self.0.own.lock().unwrap_or_else(PoisonError::into_inner).len(),

@@ -3,6 +3,8 @@
 //! [`Worker`] is the loop, [`Job`] is what a service implements, [`MissionTools`] is what a job may use.
 //! A job must never call another service past [`MissionTools`]: the policy check and the trace are there.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod error;
 mod tools;
 mod worker;

@@ -82,6 +82,11 @@ struct Counters {
     heartbeat_failures: u64,
 }
 
+/// Adds one to a counter.
+const fn increment(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
+}
+
 /// The statistics, shared by the workers of this process.
 #[derive(Clone, Default)]
 pub struct SharedStats(Arc<Mutex<WorkerStats>>);
@@ -128,9 +133,10 @@ impl<J: Job> Worker<J> {
                 }
             }
             // Jitter, so that workers that started together do not claim together.
-            let spread = trust::jitter();
-            let most = u64::try_from(self.pace.poll.as_millis()).unwrap_or(u64::MAX).max(1);
-            let wait = self.pace.poll / 2 + Duration::from_millis(spread % most);
+            let most = u64::try_from(self.pace.poll.as_millis()).unwrap_or(u64::MAX);
+            let spread = trust::jitter().checked_rem(most).unwrap_or(0);
+            let half = self.pace.poll.checked_div(2).unwrap_or_default();
+            let wait = half.saturating_add(Duration::from_millis(spread));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -183,11 +189,11 @@ impl<J: Job> Worker<J> {
             match self.kernel.post::<_, Value>(Some(org), &path, &body).await {
                 Ok(_) => {}
                 Err(error) if error.is_transient() => {
-                    self.status.update(|done| done.metrics.heartbeat_failures += 1);
+                    self.status.update(|done| increment(&mut done.metrics.heartbeat_failures));
                     tracing::debug!(%error, "could not renew a lease; trying again");
                 }
                 Err(error) => {
-                    self.status.update(|done| done.metrics.heartbeat_failures += 1);
+                    self.status.update(|done| increment(&mut done.metrics.heartbeat_failures));
                     tracing::warn!(%error, mission = mission.mission_id, "the lease is lost");
                     return WorkError::LeaseLost;
                 }
@@ -216,14 +222,18 @@ impl<J: Job> Worker<J> {
         };
         self.status.update(|done| {
             let counters = &mut done.metrics;
-            done.processed_count += 1;
+            increment(&mut done.processed_count);
             match &result {
-                Ok(Outcome::Done(_)) => counters.successes += 1,
-                Ok(Outcome::AlreadyDone(_)) => counters.already_exists += 1,
+                Ok(Outcome::Done(_)) => increment(&mut counters.successes),
+                Ok(Outcome::AlreadyDone(_)) => increment(&mut counters.already_exists),
                 Err(error) => {
-                    counters.failures += 1;
-                    counters.retryable_failures += u64::from(error.is_retryable());
-                    counters.timeouts += u64::from(matches!(error, WorkError::Timeout(_)));
+                    increment(&mut counters.failures);
+                    if error.is_retryable() {
+                        increment(&mut counters.retryable_failures);
+                    }
+                    if matches!(error, WorkError::Timeout(_)) {
+                        increment(&mut counters.timeouts);
+                    }
                     done.last_error = Some(error.to_string());
                 }
             }

@@ -1,6 +1,8 @@
 //! The HTTP client with which one service calls another: it has a time limit, sends the service's
 //! own credential, and its errors state whether a retry can help.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 use std::time::Duration;
 
 use contract::OrgId;
@@ -232,7 +234,7 @@ impl ServiceClient {
         // A response may have no length, or another one.
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
-            if bytes.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            if bytes.len().saturating_add(chunk.len()) > RESPONSE_BYTES_MAX {
                 return Err(self.unreadable("it is too large"));
             }
             bytes.extend_from_slice(&chunk);

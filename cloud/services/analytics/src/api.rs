@@ -278,7 +278,7 @@ async fn fleet_statistics(
     request: OrgRequest,
 ) -> Result<Json<FleetStatistics>, ApiError> {
     let days = request.params.number("days", 7, 1, 366)?;
-    let since = request.now().plus_ms(-days * 86_400_000);
+    let since = request.now().minus_ms(days.saturating_mul(86_400_000));
     let (roasts, truncated) = fleet::read(&state.ingestion, &request.org, since).await?;
     Ok(Json(fleet::count(&roasts, truncated, since, days as f64)))
 }

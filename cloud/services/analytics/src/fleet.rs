@@ -102,20 +102,24 @@ struct Sum {
 impl Sum {
     fn add(&mut self, roast: &RoastSessionSummary) {
         let counted = &mut self.counted;
-        counted.roasts += 1;
-        counted.complete += u64::from(roast.completeness == Completeness::Complete);
-        counted.running += u64::from(roast.ended_at.is_none());
+        counted.roasts = counted.roasts.saturating_add(1);
+        let complete = u64::from(roast.completeness == Completeness::Complete);
+        counted.complete = counted.complete.saturating_add(complete);
+        counted.running = counted.running.saturating_add(u64::from(roast.ended_at.is_none()));
         counted.last_roast_at = counted.last_roast_at.max(Some(roast.started_at));
         for (sum, value) in
             [(&mut self.durations, roast.duration_seconds), (&mut self.cracks, roast.fc_seconds)]
         {
             if let Some(value) = value {
                 sum.0 += value;
-                sum.1 += 1;
+                sum.1 = sum.1.saturating_add(1);
             }
         }
-        self.points.0 += roast.verified_points;
-        self.points.1 += roast.telemetry_points;
+        let (verified, points) = self.points;
+        self.points = (
+            verified.saturating_add(roast.verified_points),
+            points.saturating_add(roast.telemetry_points),
+        );
     }
 
     fn finish(self, days: f64) -> RoastCounts {

@@ -2,6 +2,8 @@
 //! It computes everything from the sessions that ingestion stores, with the same code that runs
 //! beside the roaster, and stores nothing itself.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod config;
 mod fleet;

@@ -337,7 +337,7 @@ fn turning_point_s(samples: &[Sample], dropped: Option<f64>) -> Option<f64> {
     let low = read.iter().map(|(_, bt)| *bt).fold(f64::MAX, f64::min);
     let first = read.iter().position(|(_, bt)| *bt <= low)?;
     let last = read.iter().rposition(|(_, bt)| *bt <= low)?;
-    let inside = first > 0 && last + 1 < read.len();
+    let inside = first > 0 && last.saturating_add(1) < read.len();
     inside.then(|| i64::midpoint(read[first].0, read[last].0) as f64 / 1000.0)
 }
 
@@ -345,7 +345,8 @@ fn nearest(samples: &[Sample], seconds: f64) -> Option<usize> {
     #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
     let t_ms = (seconds * 1000.0).round() as i64;
     let after = samples.partition_point(|sample| sample.t_ms < t_ms);
-    let far = |i: usize| samples.get(i).map_or(i64::MAX, |s| (s.t_ms - t_ms).abs());
-    let best = if after > 0 && far(after - 1) <= far(after) { after - 1 } else { after };
+    let far = |i: usize| samples.get(i).map_or(u64::MAX, |s| s.t_ms.abs_diff(t_ms));
+    let before = after.checked_sub(1).filter(|before| far(*before) <= far(after));
+    let best = before.unwrap_or(after);
     (best < samples.len()).then_some(best)
 }

@@ -3,6 +3,8 @@
 //!
 //! It must never show a value without its age, or show an unknown value as zero.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod assets;
 mod config;
 mod pages;

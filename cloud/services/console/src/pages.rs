@@ -175,7 +175,7 @@ async fn sessions_page(
     Query(PageQuery { page }): Query<PageQuery>,
 ) -> Response {
     let page = page.min(10_000);
-    let (limit, offset) = (SESSIONS_PER_PAGE + 1, page * SESSIONS_PER_PAGE);
+    let (limit, offset) = (SESSIONS_PER_PAGE + 1, page.saturating_mul(SESSIONS_PER_PAGE));
     let path = format!("/sessions?limit={limit}&offset={offset}");
     let (sessions, problem) = match fetch::<Vec<RoastSessionSummary>>(&state, &path).await {
         Ok(sessions) => (sessions, None),

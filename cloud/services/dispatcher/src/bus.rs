@@ -13,7 +13,7 @@ use service::tasks::{self, Tasks};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{DispatcherConfig, MissionDispatcher};
+use crate::{DispatcherConfig, MissionDispatcher, increment};
 
 const BOUNDS: ConnectionBounds =
     ConnectionBounds { in_flight: 64, receive: 256, packet: 64 * 1024 };
@@ -80,7 +80,9 @@ fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<
         Ok(event) => event,
         Err(error) => {
             let problem = format!("{topic}: {error}");
-            work.record_error(Some(&origin.org), problem, |counters| counters.parse_errors += 1);
+            work.record_error(Some(&origin.org), problem, |counters| {
+                increment(&mut counters.parse_errors);
+            });
             return None;
         }
     };
@@ -89,7 +91,9 @@ fn parse_event(work: &MissionDispatcher, topic: &str, payload: &[u8]) -> Option<
         .or_else(|| (event.origin != origin).then(|| "its origin is not the topic's".to_owned()));
     if let Some(problem) = problem {
         let problem = format!("{topic}: {problem}");
-        work.record_error(Some(&origin.org), problem, |counters| counters.validation_errors += 1);
+        work.record_error(Some(&origin.org), problem, |counters| {
+            increment(&mut counters.validation_errors);
+        });
         return None;
     }
     Some((origin, event))

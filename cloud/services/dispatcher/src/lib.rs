@@ -5,6 +5,8 @@
 //! goal, report kind and session id. The dispatcher must acknowledge only when the kernel has the
 //! missions.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod bus;
 mod config;
@@ -103,7 +105,7 @@ impl MissionDispatcher {
 
     /// Creates the missions of a closed session; returns `Ok` only when the kernel has all of them.
     pub(crate) async fn dispatch(&self, event: &SessionClosed) -> Result<(), ServiceClientError> {
-        self.with_stats(|seen| seen.counters.events_received += 1);
+        self.with_stats(|seen| increment(&mut seen.counters.events_received));
         for goal in self.goals.iter() {
             let mission = mission_of(event, goal, self.max_attempts);
             let org = &event.origin.org;
@@ -114,12 +116,11 @@ impl MissionDispatcher {
                     metrics::counter!("simcorp_dispatched_total", "result" => result).increment(1);
                     self.with_stats(|seen| {
                         let counters = &mut seen.counters;
-                        let count = if new {
+                        increment(if new {
                             &mut counters.missions_created
                         } else {
                             &mut counters.missions_deduped
-                        };
-                        *count += 1;
+                        });
                     });
                     tracing::info!(session = %event.session_id, goal, result, "dispatched a roast");
                 }
@@ -129,7 +130,7 @@ impl MissionDispatcher {
                     tracing::warn!(%error, session = %event.session_id, goal,
                         "the kernel did not accept a mission; the roast's end is resent");
                     self.record_error(Some(org), error.to_string(), |counters| {
-                        counters.kernel_errors += 1;
+                        increment(&mut counters.kernel_errors);
                     });
                     return Err(error);
                 }
@@ -137,6 +138,11 @@ impl MissionDispatcher {
         }
         Ok(())
     }
+}
+
+/// Adds one to a counter.
+const fn increment(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
 }
 
 fn mission_of(event: &SessionClosed, goal: &str, max_attempts: u32) -> NewMission {

@@ -275,14 +275,12 @@ fn measure(
 pub fn pass_rates(n: u32, c: u32, k: u32) -> (f64, f64) {
     let k = k.clamp(1, n.max(1));
     let all = |of: u32| {
-        (0..k).fold(
-            1.0,
-            |p, i| {
-                if of <= i { 0.0 } else { p * f64::from(of - i) / f64::from(n - i) }
-            },
-        )
+        (0..k).fold(1.0, |p, i| {
+            let (passing, left) = (of.saturating_sub(i), n.saturating_sub(i));
+            if passing == 0 { 0.0 } else { p * f64::from(passing) / f64::from(left) }
+        })
     };
-    (1.0 - all(n - c.min(n)), all(c.min(n)))
+    (1.0 - all(n.saturating_sub(c)), all(c.min(n)))
 }
 
 /// Combines several runs of one case into a trial set.
@@ -314,7 +312,7 @@ pub fn summarise_trials(
         total_trials: total,
         passed_trials: passed,
         failed_trials: failed,
-        warn_trials: total - passed - failed,
+        warn_trials: total.saturating_sub(passed).saturating_sub(failed),
         pass_at_k,
         pass_to_k,
         consistency_verdict: match (passed, failed) {

@@ -3,6 +3,8 @@
 //! Gates are arithmetic and decide. A person's review overrides them. A language model may be asked
 //! for its opinion ([`judge`]); the opinion is stored beside the run and decides nothing.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod config;
 pub mod gates;

@@ -233,7 +233,7 @@ async fn evaluate_all(
             if storing.await? {
                 runs.push(json!({"caseId": case.id, "runId": run.id, "outcome": run.outcome}));
             } else {
-                already_stored += 1;
+                already_stored = already_stored.saturating_add(1);
             }
         }
     }

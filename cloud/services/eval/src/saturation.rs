@@ -103,8 +103,10 @@ pub fn saturation(case: &GoldenCase, history: &History, now: EpochMs) -> Saturat
         pass_rate_trend: trend,
         is_saturated: level == "SATURATED",
         saturation_level: level,
-        consistency_score: judged
-            .then(|| (1.0 - (history.recent_outcomes - 1) as f64 / 2.0).clamp(0.0, 1.0)),
+        consistency_score: judged.then(|| {
+            let others = history.recent_outcomes.saturating_sub(1) as f64;
+            (1.0 - others / 2.0).clamp(0.0, 1.0)
+        }),
         first_evaluated_at: history.first,
         last_evaluated_at: history.last,
         days_since_last_eval: history.last.map(|last| now.ms_since(last).max(0) / 86_400_000),

@@ -248,8 +248,9 @@ fn set_validity_from_now(
     now: EpochMs,
     life_s: u32,
 ) -> Result<(), CaError> {
-    let slack_ms = CLOCK_SLACK_MS.min(i64::from(life_s) * 100);
-    set_validity(params, now.plus_ms(-slack_ms), now.plus_ms(i64::from(life_s) * 1000))
+    let life_ms = i64::from(life_s).saturating_mul(1000);
+    let slack_ms = CLOCK_SLACK_MS.min(life_ms / 10);
+    set_validity(params, now.minus_ms(slack_ms), now.plus_ms(life_ms))
 }
 
 fn set_validity(params: &mut CertificateParams, from: EpochMs, to: EpochMs) -> Result<(), CaError> {

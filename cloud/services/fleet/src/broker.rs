@@ -232,7 +232,7 @@ impl BrokerAclSync {
         if all {
             self.synced_changes.clear();
         }
-        let since = if all { 0 } else { *seen_ms - OVERLAP_MS };
+        let since = if all { 0 } else { seen_ms.saturating_sub(OVERLAP_MS) };
         let mut devices = self.store.changed_since(since).await?;
         devices
             .retain(|(device, changed)| self.synced_changes.get(&key_of(device)) != Some(changed));
@@ -404,7 +404,7 @@ impl BrokerAclSync {
 
     /// Sends one message of commands, and returns the responses in the order of the commands.
     async fn exchange(&mut self, mut commands: Vec<Value>) -> Result<Vec<Value>, AclSyncError> {
-        self.request_count += 1;
+        self.request_count = self.request_count.saturating_add(1);
         let mark = format!("{}-{}", self.holder, self.request_count);
         let wanted = commands.len();
         for command in &mut commands {

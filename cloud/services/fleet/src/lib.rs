@@ -8,6 +8,8 @@
 //! A revoked gateway is refused everywhere within a minute.
 //! Every operation on a key is in the audit log.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 pub mod authority;
 mod broker;

@@ -97,7 +97,7 @@ impl Places {
         if held >= most {
             return None;
         }
-        clients.insert(client.clone(), held + 1);
+        clients.insert(client.clone(), held.saturating_add(1));
         Some(Place { clients: self.clients.clone(), client, _permit: permit })
     }
 }

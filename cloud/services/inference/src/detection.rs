@@ -142,7 +142,7 @@ impl TrackedMachine {
             return; // repeated, or late
         }
         #[allow(clippy::cast_possible_truncation)] // seconds of a roast, as ms
-        let started = point.ts.plus_ms(-((point.elapsed_seconds * 1000.0) as i64));
+        let started = point.ts.minus_ms((point.elapsed_seconds * 1000.0) as i64);
         let gap_ms =
             self.settings.session_gap_seconds.map_or(SESSION_GAP_MS as f64, |s| s * 1000.0);
         let idle = self.points > 0 && point.ts.ms_since(self.last_point) as f64 > gap_ms;
@@ -161,7 +161,7 @@ impl TrackedMachine {
         }
         self.last_point = point.ts;
         self.last_seen = now;
-        self.points += 1;
+        self.points = self.points.saturating_add(1);
         let sample = Sample { t_ms: point.ts.0, ..Sample::from_point(point) };
         for change in self.live.push(&sample) {
             match change {
@@ -338,7 +338,8 @@ impl MachineTracker {
             self.forget(&removed);
         }
         self.machines.insert(origin.clone(), TrackedMachine::new(settings, now, now));
-        *self.counts.entry(origin.org.clone()).or_default() += 1;
+        let count = self.counts.entry(origin.org.clone()).or_default();
+        *count = count.saturating_add(1);
     }
 
     /// Removes what is known of a machine; its next message adds it again.
@@ -363,7 +364,7 @@ impl MachineTracker {
         }
         let own = self.counts.get(&new.org).copied().unwrap_or(0);
         let (most, count) = self.counts.iter().max_by_key(|(_, count)| **count)?;
-        if own + 1 >= *count {
+        if own.saturating_add(1) >= *count {
             return None;
         }
         let of_most = self.machines.iter().filter(|(origin, _)| origin.org == *most);

@@ -5,6 +5,8 @@
 //! It must never publish events for a machine that sends its own, and never infer an event from
 //! silence.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod bus;
 mod config;

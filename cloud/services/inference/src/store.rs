@@ -86,9 +86,10 @@ impl InferenceStore {
              WHERE (org_id, site_id, machine_id) IN (VALUES NAMES)";
         let mut all = BTreeMap::new();
         for some in machines.chunks(MACHINES_A_QUERY) {
-            let names: Vec<String> = (0..some.len())
-                .map(|n| format!("(${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3))
-                .collect();
+            let mut number = 1_usize..;
+            let mut next = || number.next().unwrap_or(usize::MAX);
+            let names: Vec<String> =
+                some.iter().map(|_| format!("(${}, ${}, ${})", next(), next(), next())).collect();
             let names = names.join(", ");
             for sql in [OF_ALIASES, OWN] {
                 let sql = sql.replace("NAMES", &names);

@@ -4,8 +4,6 @@
 //! offset, and the smallest bound is the best. It is close only while frames arrive live: then they
 //! arrive at the rate at which they were made. A backlog arrives faster, and its bounds fall.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use contract::EpochMs;
 
 /// How much the delay of live frames may vary, in ms.

@@ -1,7 +1,5 @@
 //! Tracks which frames of a chain have arrived. Pure, so that tests can try every order of arrival.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use contract::{Digest, FrameRange};
 
 /// The maximum number of gaps in a chain. A frame that would make one more waits at the edge until

@@ -6,8 +6,6 @@
 //!
 //! The order of arrival does not matter, and the correction never delays the storing of frames.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -9,8 +9,6 @@
 //! A field that cannot be read costs only itself, and a time that cannot be right is replaced
 //! ([`stamp`]); what the publisher said is returned as it came ([`crate::published`]).
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 pub mod roast;
 pub mod stamp;
 #[cfg(test)]

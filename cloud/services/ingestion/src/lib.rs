@@ -6,6 +6,8 @@
 //! It must never acknowledge what is not committed, store unverified data as verified, or treat a
 //! silence as the end of a roast.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod arrival_estimate;
 mod bus;

@@ -75,8 +75,8 @@ pub fn from_csv(text: &str, most: usize) -> Vec<Result<ProfileBody, String>> {
         .flexible(true)
         .from_reader(text.trim_start_matches('\u{feff}').as_bytes());
     let mut profiles = Vec::new();
-    for (i, row) in reader.deserialize::<ProfileCsvRow>().take(most).enumerate() {
-        let line = i + 2;
+    // The first line is the header.
+    for (line, row) in (2_usize..).zip(reader.deserialize::<ProfileCsvRow>().take(most)) {
         profiles.push(match row {
             Ok(row) => Ok(body_of(row)),
             Err(error) => Err(format!("line {line}: {error}")),
@@ -151,9 +151,9 @@ pub fn from_recording(text: &str) -> Result<ProfileBody, String> {
         if bt.t_ms < due || bt.t_ms > drop {
             continue;
         }
-        due = bt.t_ms + POINT_EVERY_MS;
+        due = bt.t_ms.saturating_add(POINT_EVERY_MS);
         points.push(CurvePoint {
-            elapsed_seconds: (bt.t_ms - charge) as f64 / 1000.0,
+            elapsed_seconds: bt.t_ms.saturating_sub(charge) as f64 / 1000.0,
             bt_c: bt.value.map(tenths),
             et_c: et.value.map(tenths),
             ror_c_per_min: None,

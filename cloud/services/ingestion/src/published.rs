@@ -1,8 +1,6 @@
 //! What the publishers of upstream Sim-Corp say beyond what a frame can hold: stored beside their
 //! samples and events, and returned as it came.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::BTreeMap;
 
 use contract::point::ExtraValue;

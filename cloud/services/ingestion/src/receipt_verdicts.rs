@@ -62,7 +62,7 @@ impl Verdicts {
         let same = known.filter(|known| known.receipt == receipt && known.lack == lack);
         let wait = match same {
             Some(same) if now < same.resend => return false,
-            Some(same) => (same.wait * 2).min(RESEND.1),
+            Some(same) => same.wait.saturating_mul(2).min(RESEND.1),
             None => RESEND.0,
         };
         self.0.insert(session, Remembered { receipt, lack, wait, resend: now + wait });

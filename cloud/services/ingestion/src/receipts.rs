@@ -6,8 +6,6 @@
 //! A new receipt or a timer starts a pass. It takes no input; the next pass repeats a failed one.
 //! In a pass each organisation has its turn, with a few of its receipts.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

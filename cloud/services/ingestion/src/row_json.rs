@@ -2,8 +2,6 @@
 //! roast events, both into the envelopes of the streams. Pure. The API, the streams and the live
 //! tail all use these functions, so that a row looks the same wherever a client reads it.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::HashMap;
 
 use contract::envelope::{Envelope, Payload, Verification};

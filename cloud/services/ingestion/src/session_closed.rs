@@ -1,8 +1,6 @@
 //! Publishes `SessionClosed` events through the outbox: once a session is complete, or waiting
 //! longer would not help. Each event is resent until a service acknowledges it.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::time::Duration;
 
 use contract::mission::CloseReason;

@@ -1,7 +1,5 @@
 //! What verification returns, and what the database stores: keys, and frames that have been checked.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use contract::{Digest, EpochMs, Frame, SessionId};
 use trust::{PublicKey, SignedMessage};
 

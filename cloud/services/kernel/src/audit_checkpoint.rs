@@ -268,13 +268,13 @@ impl CheckpointFile {
             }
             Err(error) => return Err(failed(error)),
         };
-        let (mut signed, mut foreign) = (Vec::new(), 0);
+        let (mut signed, mut foreign) = (Vec::new(), 0_usize);
         for line in std::io::BufReader::new(file).split(b'\n') {
             let line = line.map_err(failed)?;
             match serde_json::from_slice::<AuditCheckpoint>(&line) {
                 Ok(checkpoint) if checkpoint.is_signed_by(key) => signed.push(checkpoint),
                 _ if line.trim_ascii().is_empty() => {}
-                _ => foreign += 1,
+                _ => foreign = foreign.saturating_add(1),
             }
         }
         Ok((signed, foreign))

@@ -7,6 +7,8 @@
 //! is quarantined. Two workers must never hold the same mission, and two creations with the same
 //! idempotency key create one mission.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 pub mod audit_checkpoint;
 pub mod authentication;

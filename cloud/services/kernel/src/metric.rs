@@ -62,7 +62,8 @@ pub fn counts(counts: BTreeMap<String, i64>, of_agents: &BTreeMap<String, i64>) 
 fn active(running: i64, of_agents: &BTreeMap<String, i64>) -> BTreeMap<&'static str, i64> {
     let mut active: BTreeMap<&'static str, i64> = BTreeMap::new();
     for goal in [REPORT_GOAL, EVAL_GOAL] {
-        *active.entry(agent_of(goal)).or_default() += of_agents.get(goal).copied().unwrap_or(0);
+        let of_agent = active.entry(agent_of(goal)).or_default();
+        *of_agent = of_agent.saturating_add(of_agents.get(goal).copied().unwrap_or(0));
     }
     let known: i64 = active.values().sum();
     active.insert("other", running.saturating_sub(known).max(0));

@@ -100,8 +100,8 @@ fn curve(points: &[TelemetryPoint], report: &RoastReport) -> String {
         let Some(seconds) = report.analysis.get(name).and_then(Value::as_f64) else { continue };
         let at = ms(charged + seconds);
         let index = recording.samples.partition_point(|sample| sample.t_ms < at);
-        if !recording.samples.is_empty() {
-            recording.marks.push((kind, index.min(recording.samples.len() - 1)));
+        if let Some(last) = recording.samples.len().checked_sub(1) {
+            recording.marks.push((kind, index.min(last)));
         }
     }
     plot::svg(&recording, &Marks::of(&recording, &[]), None)

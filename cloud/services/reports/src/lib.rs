@@ -5,6 +5,8 @@
 //! A roast has one report, however often its mission runs: a second attempt finds the report of the
 //! first and returns it as the outcome.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod config;
 mod markdown;

@@ -58,9 +58,9 @@ fn to_html(markdown: &str) -> (String, String) {
 /// Returns more than the number of cells that the parser makes of the tables in `markdown`: it
 /// completes each row to the width of its table, whose header may be a single long line.
 fn table_cells_max(markdown: &str) -> usize {
-    let bars = |line: &str| line.bytes().filter(|byte| *byte == b'|').count() + 1;
+    let bars = |line: &str| line.bytes().filter(|byte| *byte == b'|').count();
     let widest = markdown.lines().map(bars).max().unwrap_or(0);
-    widest.saturating_mul(markdown.lines().count())
+    widest.saturating_add(1).saturating_mul(markdown.lines().count())
 }
 
 /// Returns what the page shows of a piece of Markdown.

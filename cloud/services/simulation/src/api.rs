@@ -128,7 +128,7 @@ fn simulated(body: &Bytes, now: EpochMs) -> Result<SimulatedRoast, ApiError> {
     // Upstream starts a seeded roast at its seed, in seconds since 1970.
     let started = match request.seed {
         Some(seed) => EpochMs(seed.saturating_mul(1_000)),
-        None => EpochMs(now.0.div_euclid(1_000) * 1_000),
+        None => EpochMs(now.0.div_euclid(1_000).saturating_mul(1_000)),
     };
     let started = if started.is_plausible() { started } else { EpochMs(0) };
     let (telemetry, events) = roast.to_wire(&machine, started, request.ambient_temp_c);

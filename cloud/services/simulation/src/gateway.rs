@@ -79,7 +79,7 @@ impl ChainWriter {
                 let nearest = now.iter().rposition(|m| m.t_s <= *t_s).unwrap_or(0);
                 frame_events.push(MachineEvent {
                     kind: *kind,
-                    seq: self.seq + nearest as u64,
+                    seq: self.seq.saturating_add(nearest as u64),
                     at: at(started, *t_s),
                     elapsed_s: *t_s,
                     session: session.clone(),
@@ -101,8 +101,8 @@ impl ChainWriter {
             };
             frames.insert(self.number, framed);
             self.previous = Some(digest);
-            self.number += 1;
-            self.seq += count as u64;
+            self.number = self.number.saturating_add(1);
+            self.seq = self.seq.saturating_add(count as u64);
         }
         let receipt = Receipt {
             origin: self.origin.clone(),

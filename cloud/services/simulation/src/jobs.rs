@@ -367,7 +367,9 @@ impl Player {
     async fn play(self) {
         let Some(mut acks) = self.bus.listen(&self.origin).await else {
             tracing::warn!(origin = %self.origin, "the simulated machine is playing already");
-            self.jobs.note(&self.job, |stats| stats.incomplete += 1);
+            self.jobs.note(&self.job, |stats| {
+                stats.incomplete = stats.incomplete.saturating_add(1);
+            });
             return;
         };
         let session = self.signed.session.to_string();
@@ -378,7 +380,8 @@ impl Player {
         };
         self.bus.stop_listening(&self.origin).await;
         self.jobs.note(&self.job, |stats| {
-            *(if complete { &mut stats.complete } else { &mut stats.incomplete }) += 1;
+            let ended = if complete { &mut stats.complete } else { &mut stats.incomplete };
+            *ended = ended.saturating_add(1);
         });
         let result = if complete { "complete" } else { "incomplete" };
         metrics::counter!("simcorp_simulated_roasts_total", "result" => result).increment(1);
@@ -410,8 +413,10 @@ impl Player {
                     for range in &ack.need {
                         sent.retain(|n, _| !(range.first..=range.last).contains(n));
                     }
-                    let acked = (before - waiting.len()) as u64;
-                    self.jobs.note(&self.job, |stats| stats.frames_acked += acked);
+                    let acked = before.saturating_sub(waiting.len()) as u64;
+                    self.jobs.note(&self.job, |stats| {
+                        stats.frames_acked = stats.frames_acked.saturating_add(acked);
+                    });
                     let of_ours = |v: &&contract::ReceiptVerdict| v.session_id == self.signed.session;
                     if ack.receipts.iter().find(of_ours).is_some_and(|verdict| verdict.complete) {
                         return true;
@@ -420,10 +425,12 @@ impl Player {
                 _ = tick.tick() => {}
             }
             let now = Instant::now();
-            let played_s = (now - begun).as_secs_f64() * self.speed;
+            let played = now.saturating_duration_since(begun);
+            let played_s = played.as_secs_f64() * self.speed;
+            let has_rested = |at: &Instant| now.saturating_duration_since(*at) > RESEND_AFTER;
             for (number, frame) in waiting.iter().take(IN_FLIGHT) {
                 let due = frame.until_s <= played_s;
-                let rested = sent.get(number).is_none_or(|at| now - *at > RESEND_AFTER);
+                let rested = sent.get(number).is_none_or(has_rested);
                 if !due || !rested {
                     continue;
                 }
@@ -432,20 +439,20 @@ impl Player {
                 }
                 if sent.insert(*number, now).is_none() {
                     self.jobs.note(&self.job, |stats| {
-                        stats.telemetry_sent += frame.points;
-                        stats.events_sent += frame.events;
+                        stats.telemetry_sent = stats.telemetry_sent.saturating_add(frame.points);
+                        stats.events_sent = stats.events_sent.saturating_add(frame.events);
                         stats.last_sent_ts = Some(at(self.started, frame.until_s));
                     });
                 }
             }
-            let receipt_due = receipt_sent.is_none_or(|at| now - at > RESEND_AFTER);
+            let receipt_due = receipt_sent.as_ref().is_none_or(has_rested);
             if waiting.is_empty() && receipt_due {
                 let receipt = self.signed.receipt.clone();
                 if self.bus.send(&self.origin, TopicKind::Receipt, receipt).await {
                     receipt_sent = Some(now);
                 }
             }
-            if now - begun > length + COMPLETION_TIMEOUT {
+            if played > length.saturating_add(COMPLETION_TIMEOUT) {
                 return false;
             }
         }

@@ -2,6 +2,8 @@
 //! which send a roast in the same way as real gateways ([`gateway`]): signed frames over the
 //! broker, which the cloud acknowledges, closed by a receipt.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod api;
 mod bus;
 mod config;

@@ -195,7 +195,7 @@ impl SimRoastRequest {
     }
 
     fn simulate_twin(&self, seed: i64) -> SimRoast {
-        let by_seed = seed.unsigned_abs() % PRESETS.len() as u64;
+        let by_seed = seed.unsigned_abs().checked_rem(PRESETS.len() as u64).unwrap_or(0);
         let preset = self
             .preset
             .as_deref()
@@ -213,7 +213,7 @@ impl SimRoastRequest {
         // The drum warms until the operator charges it.
         while !twin.advance(roast::twin::STEP_MS).contains(&EventKind::Charge) {}
         roast.events.push((EventKind::Charge, 0.0));
-        let mut t_ms = 0;
+        let mut t_ms = 0_u64;
         loop {
             let reading = twin.reading();
             let t_s = t_ms as f64 / 1000.0;
@@ -229,10 +229,10 @@ impl SimRoastRequest {
             if t_s > ROAST_S_MAX || roast.events.iter().any(|(kind, _)| *kind == EventKind::Drop) {
                 return roast;
             }
+            t_ms = t_ms.saturating_add(step_ms);
             for kind in twin.advance(step_ms) {
-                roast.events.push((kind, (t_ms + step_ms) as f64 / 1000.0));
+                roast.events.push((kind, t_ms as f64 / 1000.0));
             }
-            t_ms += step_ms;
         }
     }
 }

@@ -122,7 +122,7 @@ pub(super) fn protocol_level(start: &[u8]) -> Result<Option<u8>, &'static str> {
     let Some(last) = rest.iter().take(4).position(|byte| byte & 0x80 == 0) else {
         return if rest.len() < 4 { Ok(None) } else { Err("the length of CONNECT is too long") };
     };
-    let body = rest.get(last + 1..).unwrap_or_default();
+    let body = rest.get(last.saturating_add(1)..).unwrap_or_default();
     let Some((&name_bytes, body)) = body.split_first_chunk::<2>() else { return Ok(None) };
     let name_bytes = u16::from_be_bytes(name_bytes);
     if name_bytes > NAME_BYTES_MAX {

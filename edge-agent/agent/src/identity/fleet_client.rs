@@ -112,7 +112,7 @@ impl FleetClient {
         let status = answer.status();
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unavailable(&error))? {
-            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+            if bytes.len().saturating_add(chunk.len()) > ANSWER_BYTES_MAX {
                 let problem = format!("its response is longer than {ANSWER_BYTES_MAX} bytes");
                 return Err(FleetError::Unavailable { url: self.url.clone(), problem });
             }

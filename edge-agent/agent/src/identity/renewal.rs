@@ -58,7 +58,7 @@ enum RenewalError {
 /// Returns when a renewal is due: after two thirds of the certificate's life and up to a twelfth
 /// more, which `share` (0 to 1) decides.
 fn renewal_due(not_before: EpochMs, not_after: EpochMs, share: f64) -> EpochMs {
-    let life = (not_after.0 - not_before.0).max(0) as f64;
+    let life = not_after.ms_since(not_before).max(0) as f64;
     #[allow(clippy::cast_possible_truncation)] // below the life's own milliseconds
     let after = (life * (2.0 / 3.0 + share.clamp(0.0, 1.0) / 12.0)) as i64;
     not_before.plus_ms(after)
@@ -98,7 +98,7 @@ pub async fn run(
         let pause = match done {
             Ok(false) => {
                 let at = renewal_due(certificate.not_before, certificate.not_after, share);
-                let ahead = u64::try_from(at.0 - now.0).unwrap_or(0);
+                let ahead = u64::try_from(at.ms_since(now)).unwrap_or(0);
                 LOOK_EVERY.min(Duration::from_millis(ahead))
             }
             Ok(true) => {
@@ -148,7 +148,7 @@ pub async fn run(
 /// Publishes when the certificate expires, as a metric and in the agent's state.
 fn publish_expiry(state: &AgentState, identity: &Identity) {
     let until = identity.expires();
-    let left_s = (until.0 - identity.time.now().0) as f64 / 1000.0;
+    let left_s = until.ms_since(identity.time.now()) as f64 / 1000.0;
     metrics::gauge!("simcorp_edge_certificate_left_seconds").set(left_s);
     state.update(|state| state.certificate_until_ms = Some(until.0));
 }

@@ -9,10 +9,14 @@ use super::{Journal, JournalError};
 use crate::recorder::JournalPosition;
 use crate::renamed_machine;
 
+/// The largest stored number that is believed: half of the largest number that a frame may have.
+const STORED_NUMBER_MAX: u64 = 1 << 52;
+
 impl Journal {
     /// Returns the chain of `origin`, and the next numbers in it. A chain belongs to one machine:
     /// in a new journal, or if the gateway was moved to another machine, it first starts the chain
     /// `fresh`, abandons the running roasts, and sets aside what was learned about the machine before.
+    /// A chain whose stored numbers are damaged is not continued either.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
@@ -31,7 +35,16 @@ impl Journal {
                 [origin.to_string()],
             )
             .map_err(JournalError::sql(DOING))?;
+        let number = |name| -> Result<u64, JournalError> {
+            let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
+            Ok(bytes.map_or(0, u64::from_be_bytes))
+        };
+        let is_damaged = number("next_number")?.max(number("next_seq")?) > STORED_NUMBER_MAX;
+        if is_damaged {
+            tracing::error!("the journal's position is damaged; starting another chain");
+        }
         let stored = self.meta("chain")?.and_then(|v| <[u8; 16]>::try_from(v).ok());
+        let stored = stored.filter(|_| !is_damaged);
         let chain = match stored {
             Some(chain) if self.origin_of(ChainId(chain))?.as_ref() == Some(origin) => chain,
             _ => {
@@ -44,16 +57,17 @@ impl Journal {
                 fresh.0
             }
         };
-        let number = |name| -> Result<u64, JournalError> {
-            let bytes = self.meta(name)?.and_then(|v| <[u8; 8]>::try_from(v).ok());
-            Ok(bytes.map_or(0, u64::from_be_bytes))
-        };
+        if is_damaged {
+            self.db
+                .execute("DELETE FROM meta WHERE key = 'next_seq'", [])
+                .map_err(JournalError::sql(DOING))?;
+        }
         let next_number = number("next_number")?.max(1);
         let last = self
             .db
             .query_row(
                 "SELECT digest FROM frames WHERE chain = ?1 AND number = ?2",
-                params![chain, i64::try_from(next_number - 1).unwrap_or(i64::MAX)],
+                params![chain, i64::try_from(next_number.saturating_sub(1)).unwrap_or(i64::MAX)],
                 |row| row.get::<_, [u8; 32]>(0),
             )
             .optional()

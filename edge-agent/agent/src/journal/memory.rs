@@ -104,7 +104,7 @@ impl Journal {
 /// Copies chains, frames and roasts. The frames get ids greater than those of both journals, in
 /// their old order: the uplink must not mistake one for the frame that had the same id before.
 fn copy_content(from: &Connection, to: &Transaction<'_>) -> rusqlite::Result<()> {
-    let base = last_frame_id(from)?.max(last_frame_id(to)?) + 1;
+    let base = last_frame_id(from)?.max(last_frame_id(to)?).saturating_add(1);
     copy_rows(
         from,
         to,

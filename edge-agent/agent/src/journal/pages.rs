@@ -100,15 +100,16 @@ impl PageFile {
             _ => None,
         };
         let cells = has_ids.and_then(|_| u16_at(&page, 3)).unwrap_or(0);
-        let mut page_bytes = 0;
+        let mut page_bytes = 0_usize;
         let rows = (0..cells).map_while(move |i| {
-            let at = u16_at(&page, LEAF_HEADER_BYTES + 2 * usize::from(i))?;
+            let pointer = usize::from(i).saturating_mul(2).saturating_add(LEAF_HEADER_BYTES);
+            let at = u16_at(&page, pointer)?;
             let Some(cell) = Cell::parse(page.get(usize::from(at)..).unwrap_or_default(), has_ids?)
             else {
                 return Some(None);
             };
             // The cells of a page do not overlap, so together they are no larger than the page.
-            page_bytes += cell.page_bytes;
+            page_bytes = page_bytes.saturating_add(cell.page_bytes);
             (page_bytes <= PAGE_BYTES).then(|| self.row(&cell, version))
         });
         rows.flatten()
@@ -120,8 +121,8 @@ impl PageFile {
         let mut next = cell.overflow_page;
         while record.len() < cell.bytes {
             let page = self.read(next, version)?;
-            let take = (cell.bytes - record.len()).min(OVERFLOW_BYTES);
-            record.extend_from_slice(page.get(4..4 + take)?);
+            let take = cell.bytes.saturating_sub(record.len()).min(OVERFLOW_BYTES);
+            record.extend_from_slice(page.get(4..)?.get(..take)?);
             next = u32_at(&page, 0)?;
         }
         Some(Row { id: cell.id, values: decode_record(&record)? })
@@ -137,7 +138,7 @@ impl PageFile {
             log.read_exact_at(&mut page, *at).ok()?;
             return Some(page);
         }
-        let at = u64::from(number.checked_sub(1)?) * PAGE_BYTES as u64;
+        let at = u64::from(number.checked_sub(1)?).checked_mul(PAGE_BYTES as u64)?;
         self.database.read_exact_at(&mut page, at).ok()?;
         Some(page)
     }
@@ -172,7 +173,7 @@ impl<'p> Cell<'p> {
         let local_max = if has_id { TABLE_LOCAL_MAX } else { INDEX_LOCAL_MAX };
         let (local, rest) = rest.split_at_checked(local_bytes(bytes, local_max))?;
         let overflow_page = if local.len() < bytes { u32_at(rest, 0)? } else { 0 };
-        let page_bytes = whole - rest.len();
+        let page_bytes = whole.saturating_sub(rest.len());
         Some(Self { id, bytes, local, overflow_page, page_bytes })
     }
 }
@@ -182,7 +183,7 @@ const fn local_bytes(bytes: usize, local_max: usize) -> usize {
     if bytes <= local_max {
         return bytes;
     }
-    let most = LOCAL_MIN + (bytes - LOCAL_MIN) % OVERFLOW_BYTES;
+    let most = LOCAL_MIN.saturating_add(bytes.saturating_sub(LOCAL_MIN) % OVERFLOW_BYTES);
     if most <= local_max { most } else { LOCAL_MIN }
 }
 
@@ -199,11 +200,11 @@ fn read_log_index(log: &File) -> BTreeMap<u32, u64> {
     let mut frame = [0; LOG_FRAME_HEADER_BYTES];
     while log.read_exact_at(&mut frame, at).is_ok() && frame[8..16] == salt[..] {
         let (Some(number), Some(commit)) = (u32_at(&frame, 0), u32_at(&frame, 4)) else { break };
-        pending.insert(number, at + LOG_FRAME_HEADER_BYTES as u64);
+        pending.insert(number, at.saturating_add(LOG_FRAME_HEADER_BYTES as u64));
         if commit != 0 {
             committed.append(&mut pending);
         }
-        at += (LOG_FRAME_HEADER_BYTES + PAGE_BYTES) as u64;
+        at = at.saturating_add((LOG_FRAME_HEADER_BYTES + PAGE_BYTES) as u64);
     }
     committed
 }
@@ -237,7 +238,7 @@ fn value_bytes(kind: u64) -> Option<usize> {
         5 => Some(6),
         6 | 7 => Some(8),
         10 | 11 => None,
-        _ => usize::try_from((kind - 12) / 2).ok(),
+        _ => usize::try_from(kind.checked_sub(12)? / 2).ok(),
     }
 }
 
@@ -260,24 +261,24 @@ fn decode_value(kind: u64, content: &[u8]) -> Option<Value> {
 /// Reads a variable-length integer. Returns it with the number of bytes that it has.
 fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut value = 0;
-    for (i, byte) in bytes.iter().take(9).enumerate() {
-        if i == 8 {
-            return Some(((value << 8) | u64::from(*byte), 9));
+    for (byte, used) in bytes.iter().take(9).zip(1_usize..) {
+        if used == 9 {
+            return Some(((value << 8) | u64::from(*byte), used));
         }
         value = (value << 7) | u64::from(byte & 0x7f);
         if byte & 0x80 == 0 {
-            return Some((value, i + 1));
+            return Some((value, used));
         }
     }
     None
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes)
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]

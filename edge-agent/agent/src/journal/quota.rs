@@ -13,7 +13,7 @@ impl Journal {
     /// # Errors
     /// When the journal cannot be read or written.
     pub fn enforce_quota(&mut self) -> Result<u64, JournalError> {
-        let mut lost = 0;
+        let mut lost = 0_u64;
         let protected = self.running_roast_first_id()?.unwrap_or(i64::MAX);
         for state in [STATE_ACKED, STATE_UNSENT, STATE_UNSIGNED, STATE_REFUSED] {
             if state != STATE_ACKED && self.in_memory {
@@ -25,11 +25,11 @@ impl Journal {
                     break;
                 }
                 if state != STATE_ACKED {
-                    lost += deleted;
+                    lost = lost.saturating_add(deleted);
                 }
             }
         }
-        self.lost_frames += lost;
+        self.lost_frames = self.lost_frames.saturating_add(lost);
         Ok(lost)
     }
 
@@ -53,6 +53,7 @@ impl Journal {
                 .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
                 .map_err(JournalError::sql("measuring the journal"))
         };
-        Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
+        let used_pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+        Ok(used_pages.saturating_mul(pragma("page_size")?))
     }
 }

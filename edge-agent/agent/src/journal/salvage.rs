@@ -324,21 +324,23 @@ impl Journal {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             };
             let (state, message, digest) = read().map_err(JournalError::sql(DOING))?;
-            report.saved += 1;
-            report.unsent += u64::from(state == STATE_UNSENT || state == STATE_UNSIGNED);
+            report.saved = report.saved.saturating_add(1);
+            let unsent = state == STATE_UNSENT || state == STATE_UNSIGNED;
+            report.unsent = report.unsent.saturating_add(u64::from(unsent));
             let Some(frame) = decode_stored(state, &message) else { continue };
             let previous = before.as_ref().filter(|(previous, _)| previous.chain == frame.chain);
             match previous {
-                Some((previous, _)) if previous.number + 1 < frame.number => {
+                Some((previous, _)) if previous.number.saturating_add(1) < frame.number => {
                     report.add_missing_between(previous, &frame);
                 }
                 Some((_, digest)) => {
-                    report.unlinked += u64::from(frame.previous != Some(*digest));
+                    let unlinked = frame.previous != Some(*digest);
+                    report.unlinked = report.unlinked.saturating_add(u64::from(unlinked));
                 }
                 None => report.add_missing(frame.chain, 1..frame.number),
             }
             if found.chain == Some(frame.chain) {
-                next_number = frame.number + 1;
+                next_number = frame.number.saturating_add(1);
             }
             next_seq = next_seq.max(after_frame(&frame));
             before = Some((frame, Digest(digest)));

@@ -108,7 +108,8 @@ pub(super) fn put_receipt(
     let digests =
         rows.query_map(params![chain.0, number(first), number(last)], |row| row.get(0))?;
     let digests: Vec<[u8; 32]> = digests.collect::<Result<_, _>>()?;
-    if digests.is_empty() || Some(digests.len() as u64) != (last + 1).checked_sub(first) {
+    let frames = last.checked_sub(first).and_then(|after| after.checked_add(1));
+    if digests.is_empty() || Some(digests.len() as u64) != frames {
         tracing::error!(session = %closed.roast.session, "frames of a roast are not in this journal; no receipt");
         return Ok(());
     }

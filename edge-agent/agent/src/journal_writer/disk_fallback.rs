@@ -118,7 +118,7 @@ impl JournalWriter {
         if totals.frames == 0 {
             return 0;
         }
-        let frames = totals.unsent_frames + totals.unsigned_frames;
+        let frames = totals.unsent_frames.saturating_add(totals.unsigned_frames);
         match self.journal.save_memory(&self.disk.opening.folder) {
             Ok(()) => {
                 tracing::info!(
@@ -198,7 +198,9 @@ impl JournalWriter {
     pub(super) fn drop_sample(&mut self, sample: &Sample) {
         metrics::counter!("simcorp_edge_samples_dropped_total").increment(1);
         self.state.show_dropped_sample(&sample.reading.values, sample.wall.0, sample.mono_ms);
-        self.state.update(|state| state.samples_dropped += 1);
+        self.state.update(|state| {
+            state.samples_dropped = state.samples_dropped.saturating_add(1);
+        });
         if !std::mem::replace(&mut self.disk.dropping, true) {
             tracing::error!("the disk cannot be used and memory is full: dropping samples");
         }

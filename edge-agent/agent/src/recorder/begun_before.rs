@@ -15,7 +15,7 @@ impl Recorder {
     pub fn begun_before(&self) -> Option<EpochMs> {
         let (at, wall) = self.newest?;
         let charge_ms = self.live.begun_before_ms().filter(|_| self.roast.is_none())?;
-        Some(wall.plus_ms(charge_ms - at.t_ms))
+        Some(wall.plus_ms(charge_ms.saturating_sub(at.t_ms)))
     }
 
     /// Begins a roast at its estimated CHARGE, on the monotonic clock, in ms. Returns the time that it
@@ -26,7 +26,7 @@ impl Recorder {
         let in_chain = self.recent_frames.front().map(|(_, first_seq)| *first_seq);
         let first_seq = in_chain.unwrap_or(self.position.next_seq).max(self.free_seq);
         let own = || self.points.iter().filter(move |point| point.seq >= first_seq);
-        let first = own().min_by_key(|point| (point.t_ms - charge_ms).abs()).copied();
+        let first = own().min_by_key(|point| point.t_ms.abs_diff(charge_ms)).copied();
         let ended_ms = own().next().filter(|_| self.free_seq > 0).map(|point| point.t_ms);
         let dated_ms = now.t_ms.saturating_sub(wall.0);
         let charge_ms = charge_ms.max(dated_ms).max(ended_ms.unwrap_or(i64::MIN));

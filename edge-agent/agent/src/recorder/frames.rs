@@ -27,7 +27,7 @@ impl Recorder {
         closed: Option<ClosedRoast>,
     ) -> Option<CompletedFrame> {
         let (first, last) = (self.pending.samples.first()?, self.pending.samples.last()?);
-        let age_ms = last.0.mono_ms + self.period_ms - first.0.mono_ms;
+        let age_ms = last.0.mono_ms.saturating_add(self.period_ms).saturating_sub(first.0.mono_ms);
         let full = self.pending.samples.len() >= SAMPLES_MAX / 4;
         let eventful = closed.is_some() || self.pending.events.len() >= EVENTS_MAX / 2;
         (age_ms >= self.frame_ms || full || eventful).then(|| self.complete_frame(closed))
@@ -66,8 +66,8 @@ impl Recorder {
         if self.recent_frames.len() > RECENT_FRAMES {
             self.recent_frames.pop_front();
         }
-        self.position.next_number += 1;
-        self.position.next_seq += count as u64;
+        self.position.next_number = self.position.next_number.saturating_add(1);
+        self.position.next_seq = self.position.next_seq.saturating_add(count as u64);
         let withdrawn = std::mem::take(&mut self.withdrawn);
         let payload = frame.encode();
         let digest = trust::sha256_digest(&payload);

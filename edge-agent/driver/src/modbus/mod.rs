@@ -112,9 +112,10 @@ impl Modbus {
         if self.timing.settle_ms > 0 {
             let connection = self.connect(mono_ms, answer_timeout(&self.timing)).await?;
             self.connection = Some(connection);
-            let settled = self.opened_ms.unwrap_or(mono_ms) + self.timing.settle_ms;
-            if mono_ms < settled {
-                return Err(DriverError::Settling(self.endpoint.name(), settled - mono_ms));
+            let opened_ms = self.opened_ms.unwrap_or(mono_ms);
+            let left_ms = opened_ms.saturating_add(self.timing.settle_ms).saturating_sub(mono_ms);
+            if left_ms > 0 {
+                return Err(DriverError::Settling(self.endpoint.name(), left_ms));
             }
         }
         Ok(())
@@ -234,7 +235,7 @@ impl Modbus {
         raws: &mut RawValues,
     ) -> Result<(), DriverError> {
         let station = self.units[unit].station;
-        let (mut at, mut has_values, mut refusal) = (0, false, None);
+        let (mut at, mut has_values, mut refusal) = (0_usize, false, None);
         while let Some(block) = self.units[unit].blocks.get(at).cloned() {
             if Instant::now() >= until {
                 // Values of two different moments do not form a sample.
@@ -283,7 +284,7 @@ impl Modbus {
                     return Err(error);
                 }
             }
-            at += 1;
+            at = at.saturating_add(1);
         }
         refusal.filter(|_| !has_values).map_or(Ok(()), Err)
     }
@@ -302,10 +303,10 @@ impl Modbus {
     async fn execute_next(&mut self, mono_ms: u64) {
         let Some(controls) = self.handles.controls.clone() else { return };
         // During a poll the current time is later than its start.
-        let now_ms = mono_ms + self.elapsed_ms();
+        let now_ms = mono_ms.saturating_add(self.elapsed_ms());
         let Some(next) = controls.next(now_ms) else { return };
         let outcome = self.send_command(next.command, mono_ms).await;
-        controls.complete(next, outcome, mono_ms + self.elapsed_ms());
+        controls.complete(next, outcome, mono_ms.saturating_add(self.elapsed_ms()));
     }
 
     /// Returns the time since the poll began, ms.

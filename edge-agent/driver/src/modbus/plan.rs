@@ -80,16 +80,17 @@ pub fn plan_units(points: &[ReadPoint], block_max: u16, gaps: Gap) -> Vec<Unit> 
             units.push(Unit { station, blocks: Vec::new(), read_first: false });
         }
         let Some(unit) = units.last_mut() else { continue };
-        let end = u32::from(register) + u32::from(words);
+        let end = u32::from(register).saturating_add(u32::from(words));
         let joined = unit.blocks.last_mut().filter(|b| {
-            let reaches = u32::from(b.start) + u32::from(b.words) + gap_max;
+            let reaches =
+                u32::from(b.start).saturating_add(u32::from(b.words)).saturating_add(gap_max);
             b.table == table
                 && u32::from(register) <= reaches
-                && end - u32::from(b.start) <= u32::from(block_max)
+                && end.saturating_sub(u32::from(b.start)) <= u32::from(block_max)
         });
         if let Some(block) = joined {
-            let length = u16::try_from(end - u32::from(block.start)).unwrap_or(u16::MAX);
-            block.words = block.words.max(length);
+            let length = u16::try_from(end.saturating_sub(u32::from(block.start)));
+            block.words = block.words.max(length.unwrap_or(u16::MAX));
             block.points.push(point);
         } else {
             unit.blocks.push(Block { table, start: register, words, points: vec![point] });
@@ -121,7 +122,7 @@ pub fn split_block(block: &Block, points: &[ReadPoint]) -> Vec<Block> {
 pub fn raw(point: &ReadPoint, block: &Block, words: &[u16]) -> Option<f64> {
     let Address::Modbus { register, bit, half, .. } = point.address else { return None };
     let at = usize::from(register.checked_sub(block.start)?);
-    let registers = words.get(at..at + usize::from(point.kind.words()))?;
+    let registers = words.get(at..)?.get(..usize::from(point.kind.words()))?;
     match (bit, half) {
         (Some(bit), _) => Some(f64::from((registers[0] >> bit) & 1)),
         (None, Some(half)) => point.kind.decode(point.order, &[half.of(registers[0])]),

@@ -34,7 +34,8 @@ impl TakenPlaces {
     fn surplus(&self) -> Option<u64> {
         let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for place in self.places.values() {
-            *held.entry(place.network).or_default() += 1;
+            let of_network = held.entry(place.network).or_default();
+            *of_network = of_network.saturating_add(1);
         }
         let most = held.values().max();
         let mut places = self.places.iter();
@@ -52,7 +53,7 @@ impl YieldingPlaces {
         let place = TakenPlace { network: network_of(ip), end: end.clone() };
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let number = taken.next;
-        taken.next += 1;
+        taken.next = taken.next.saturating_add(1);
         taken.places.insert(number, place);
         if taken.places.len() > self.max
             && let Some(surplus) = taken.surplus()

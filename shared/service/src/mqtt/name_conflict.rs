@@ -63,7 +63,9 @@ impl ConflictDetector {
             *self = Self::default();
         }
         match lasted {
-            Some(lasted) if lasted < SHORT_CONNECTION => self.short_connections += 1,
+            Some(lasted) if lasted < SHORT_CONNECTION => {
+                self.short_connections = self.short_connections.saturating_add(1);
+            }
             Some(_) => self.short_connections = 0,
             // An attempt that failed says nothing about a second client.
             None => {}

@@ -123,7 +123,7 @@ async fn edit(
     if !state.store.change_case(&request.org, version, &case, changed_by(request)).await? {
         return Err(faster());
     }
-    Ok(case_response(StatusCode::OK, version + 1, case))
+    Ok(case_response(StatusCode::OK, version.saturating_add(1), case))
 }
 
 /// Archives a case: no session is evaluated against it automatically any more.

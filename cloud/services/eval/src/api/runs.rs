@@ -357,7 +357,7 @@ pub async fn coverage(
     request: OrgRequest,
 ) -> Result<Json<Coverage>, ApiError> {
     let days = request.params.number("days", 30, 1, 365)?;
-    let since = request.now().plus_ms(-days * 86_400_000);
+    let since = request.now().minus_ms(days.saturating_mul(86_400_000));
     let sessions_evaluated = state.store.evaluated_since(&request.org, since).await?;
     Ok(Json(Coverage { days, sessions_evaluated }))
 }

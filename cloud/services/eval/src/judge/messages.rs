@@ -124,13 +124,13 @@ impl Model for MessagesClient {
                 "system": system, "messages": [{"role": "user", "content": question}],
             });
             let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
-            let mut attempt = 1;
+            let mut attempt = 1_u32;
             loop {
                 match self.send_once(&body).await {
                     Err(JudgeError::Unavailable(_)) if attempt < ATTEMPTS => {}
                     other => return other,
                 }
-                attempt += 1;
+                attempt = attempt.saturating_add(1);
                 let spread = trust::jitter();
                 tokio::time::sleep(wait.next(spread)).await;
             }

@@ -114,7 +114,7 @@ pub fn question(case: &GoldenCase, run: &EvalRun) -> String {
         facts["case"]["description"] = Value::Null;
     }
     let facts = facts.to_string().replace('<', "\\u003c").replace('>', "\\u003e");
-    let mut text = String::with_capacity(facts.len() + 64);
+    let mut text = String::with_capacity(facts.len().saturating_add(64));
     let _ = write!(text, "<facts>{facts}</facts>\nWhat do you think of this run?");
     text
 }

@@ -80,7 +80,7 @@ impl EvalStore {
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(StoreError::query("changing a golden case"))?;
         if changed {
-            let details = json!({"version": before + 1, "case": case});
+            let details = json!({"version": before.saturating_add(1), "case": case});
             Self::audit(&mut tx, org, by, ("golden-case.change", &case.id, details)).await?;
             tx.commit().await?;
         }

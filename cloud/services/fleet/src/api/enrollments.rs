@@ -104,7 +104,7 @@ pub async fn create(
         machines: new.machines,
         replaces: new.replaces,
         compromised: new.compromised,
-        expires_at: request.now().plus_ms(i64::from(hours) * 3_600_000),
+        expires_at: request.now().plus_ms(i64::from(hours).saturating_mul(3_600_000)),
     };
     let enrollment = state.store.add_enrollment(&request.org, &token, new, by).await?;
     let created = CreatedEnrollment { enrollment, token: token.reveal() };

@@ -228,9 +228,10 @@ impl FleetStore {
                 return Ok(RegisterOutcome::OtherKey);
             }
             _ => {
-                let number = keys.first().map_or(1, |(last, _, _)| last + 1);
+                let number = keys.first().map_or(1, |(last, _, _)| last.saturating_add(1));
                 let believed = if new.compromised { 0 } else { OLD_KEY_ACCEPTED_MS };
-                Self::add_key(tx, (org, kid), (number, &pem), (now, now + believed)).await?;
+                let until = now.saturating_add(believed);
+                Self::add_key(tx, (org, kid), (number, &pem), (now, until)).await?;
                 let algorithm = new.public.algorithm().as_str();
                 let details = json!({"number": number, "algorithm": algorithm, "publicKey": pem,
                     "replaces": present.map(|(old, _, _)| old)});

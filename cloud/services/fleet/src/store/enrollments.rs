@@ -250,7 +250,7 @@ impl FleetStore {
             return Ok(Err(EnrollmentError::UsedByOtherKey));
         }
         // A key that spent the token in time may retry.
-        if first.0 > found.expires_at.0 || now.0 - first.0 > AGAIN_MS {
+        if first.0 > found.expires_at.0 || now.ms_since(first) > AGAIN_MS {
             return Ok(Err(EnrollmentError::Unknown));
         }
         Ok(Ok(found))

@@ -94,7 +94,8 @@ impl FleetStore {
                THEN 'new' ELSE r.state END \
              RETURNING state, asked_ms, decided_ms")
             .bind(org.as_str()).bind(key_id.as_str()).bind(public.to_pem()).bind(now)
-            .bind(now - AGAIN_MS).bind(now - DECIDED_FOR_MS).fetch_one(c).await)
+            .bind(by.now.minus_ms(AGAIN_MS).0).bind(by.now.minus_ms(DECIDED_FOR_MS).0)
+            .fetch_one(c).await)
         .map_err(StoreError::query(DOING))?;
         match state.as_str() {
             "new" => {

@@ -283,7 +283,10 @@ pub async fn add_report(
     let session = summary(&shared.store, &request.org, row).await?;
     let new_id = format!("R-{id}-{}-{}", request.now().compact(), random()?);
     report.report_id.get_or_insert(new_id);
-    let checked = session.verified_points + session.unsigned_points + session.failed_points;
+    let checked = session
+        .verified_points
+        .saturating_add(session.unsigned_points)
+        .saturating_add(session.failed_points);
     report.trust_metrics = Some(TrustMetrics {
         total_points: session.telemetry_points,
         verified_points: session.verified_points,

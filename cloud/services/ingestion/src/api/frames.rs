@@ -33,7 +33,8 @@ pub async fn post_frames(
     let messages = split_messages(&body, &request.org)?;
     let mut machines: BTreeMap<String, u32> = BTreeMap::new();
     for (origin, _) in &messages {
-        *machines.entry(origin.to_string()).or_default() += 1;
+        let frames = machines.entry(origin.to_string()).or_default();
+        *frames = frames.saturating_add(1);
     }
     // For all frames at once: a refused body takes no tokens.
     let buckets =
@@ -74,7 +75,8 @@ fn split_messages(body: &[u8], org: &OrgId) -> Result<Vec<(Origin, Vec<u8>)>, Ap
             return Err(ApiError::TooLarge(format!("more than {FRAMES_MAX} frames")));
         }
         let (origin, length) = first_message(rest).map_err(|problem| {
-            ApiError::Invalid(format!("frame {}: {problem}", messages.len() + 1))
+            let number = messages.len().saturating_add(1);
+            ApiError::Invalid(format!("frame {number}: {problem}"))
         })?;
         if origin.org != *org {
             return Err(ApiError::Forbidden(

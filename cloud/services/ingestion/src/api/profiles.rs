@@ -203,7 +203,7 @@ pub async fn new_version(
     merged.extend(change.profile);
     check_size(&merged, PROFILE_MAX)?;
     let profile = RoastProfile {
-        version: before.version + 1,
+        version: before.version.saturating_add(1),
         updated_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         body: body_of(merged)?,
@@ -323,10 +323,10 @@ pub async fn import(
     let mut imported = Imported::default();
     match request.params.get("format").unwrap_or("json") {
         "json" => {
-            for (i, fields) in parse_bundle(&body)?.into_iter().enumerate() {
+            for (number, fields) in (1_usize..).zip(parse_bundle(&body)?) {
                 if let Err(error) = import_one(&shared.store, &request, fields, &mut imported).await
                 {
-                    record_error(&mut imported, &format!("profile {}", i + 1), error)?;
+                    record_error(&mut imported, &format!("profile {number}"), error)?;
                 }
             }
         }
@@ -410,7 +410,7 @@ async fn create_imported(
     if !store.put_profile(&request.org, &profile, Some("Imported"), changed_by(request)).await? {
         return record_error(imported, &format!("{name:?}"), id_in_use());
     }
-    imported.created += 1;
+    imported.created = imported.created.saturating_add(1);
     Ok(())
 }
 
@@ -435,7 +435,7 @@ async fn import_one(
         if !added {
             return Err(id_in_use());
         }
-        imported.created += 1;
+        imported.created = imported.created.saturating_add(1);
         return Ok(());
     };
     let sorted = |body: &ProfileBody| {
@@ -446,11 +446,11 @@ async fn import_one(
         body
     };
     if sorted(&before.body) == sorted(&body) {
-        imported.skipped += 1;
+        imported.skipped = imported.skipped.saturating_add(1);
         return Ok(());
     }
     let profile = RoastProfile {
-        version: before.version + 1,
+        version: before.version.saturating_add(1),
         updated_at: request.now(),
         actor: Some(request.caller.actor.clone()),
         body,
@@ -461,6 +461,6 @@ async fn import_one(
             "changed meanwhile; read it again and retry".to_owned(),
         ));
     }
-    imported.updated += 1;
+    imported.updated = imported.updated.saturating_add(1);
     Ok(())
 }

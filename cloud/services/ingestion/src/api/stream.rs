@@ -250,7 +250,7 @@ impl Source {
             StreamKind::Events => "roastEvent",
         };
         let envelopes = row.row.envelopes(made, MESSAGES);
-        let made = made + envelopes.len();
+        let made = made.saturating_add(envelopes.len());
         let texts = envelopes.iter().filter_map(|envelope| match self.form {
             Form::Envelope => serde_json::to_string(envelope).ok(),
             Form::Legacy => row_json::located_json(envelope).ok(),

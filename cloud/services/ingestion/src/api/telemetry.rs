@@ -133,7 +133,7 @@ impl PointsJson {
             self.truncated = true;
             return Ok(false);
         }
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         Ok(true)
     }
 

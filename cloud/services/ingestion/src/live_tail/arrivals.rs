@@ -70,14 +70,14 @@ impl Batch {
     /// some are left.
     pub fn choose(late: &[Arrival], new: &[Arrival], wanted: &WantedOrgs) -> (Self, bool) {
         let mut batch = Self { read: Vec::new(), seen: Vec::new() };
-        let (mut late_read, mut more) = (0, is_full(new.len()));
+        let (mut late_read, mut more) = (0_usize, is_full(new.len()));
         for frame in late {
             if wanted.wants(&frame.org_id) {
                 if late_read == LATE_MAX {
                     more = true; // the next pass finds the others
                     continue;
                 }
-                late_read += 1;
+                late_read = late_read.saturating_add(1);
                 batch.read.push(frame.arrival);
             }
             batch.seen.push(frame.arrival);

@@ -15,7 +15,7 @@ pub struct KeptRows {
 impl KeptRows {
     /// Keeps a row. Drops the oldest of too many rows, and the largest ones of too large rows.
     pub fn push(&mut self, row: Arc<LiveRow>, bytes_max: usize) {
-        self.bytes += row.row.memory();
+        self.bytes = self.bytes.saturating_add(row.row.memory());
         self.rows.push_back(row);
         while self.bytes > bytes_max || self.rows.len() > BEHIND_MAX {
             let index = if self.bytes > bytes_max {

@@ -27,11 +27,11 @@ impl SubscribedOrgs {
     /// Adds a subscriber; returns the first generation whose rows it receives.
     pub fn join(&mut self, org: &OrgId) -> u64 {
         if !self.orgs.contains_key(org) {
-            self.generation += 1;
+            self.generation = self.generation.saturating_add(1);
         }
         let generation = self.generation;
         let (subscribers, since) = self.orgs.entry(org.clone()).or_insert((0, generation));
-        *subscribers += 1;
+        *subscribers = subscribers.saturating_add(1);
         *since
     }
 

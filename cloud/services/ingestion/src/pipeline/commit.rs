@@ -264,16 +264,18 @@ fn reject_unstorable(verified: &VerifiedFrame, problem: &str) -> CommittedBatch 
 
 /// Counts the points and frames of a batch in the metrics.
 fn count(frames: &[VerifiedFrame], committed: &CommittedBatch, took: Duration) {
-    let (mut unsigned, mut duplicates, mut stored) = (0, 0, 0);
+    let (mut unsigned, mut duplicates, mut stored) = (0_u64, 0_u64, 0_usize);
     let mut verified: BTreeMap<&str, u64> = BTreeMap::new();
     for (frame, (_, outcome)) in frames.iter().zip(&committed.frames) {
+        let points = frame.frame.sample_count() as u64;
         match (outcome, frame.kid.is_empty()) {
             (Outcome::Stored, false) => {
-                stored += 1;
-                *verified.entry(&frame.kid).or_default() += frame.frame.sample_count() as u64;
+                stored = stored.saturating_add(1);
+                let of_key = verified.entry(&frame.kid).or_default();
+                *of_key = of_key.saturating_add(points);
             }
-            (Outcome::Stored, true) => unsigned += frame.frame.sample_count() as u64,
-            (Outcome::Duplicate, _) => duplicates += 1,
+            (Outcome::Stored, true) => unsigned = unsigned.saturating_add(points),
+            (Outcome::Duplicate, _) => duplicates = duplicates.saturating_add(1),
             _ => {}
         }
     }

@@ -108,9 +108,10 @@ impl Pipeline {
         let keys = Arc::new(KeyCache::default());
         let conflicts = Arc::new(NameConflicts::default());
         let mut writers = Vec::with_capacity(config.writers);
+        let queue = config.queue.checked_div(config.writers).unwrap_or(config.queue);
         for _ in 0..config.writers {
-            let (live, live_receiver) = mpsc::channel(config.queue / config.writers);
-            let (backlog, backlog_receiver) = mpsc::channel(config.queue / config.writers);
+            let (live, live_receiver) = mpsc::channel(queue);
+            let (backlog, backlog_receiver) = mpsc::channel(queue);
             let writer = Writer {
                 verifier: Verifier {
                     store: store.clone(),
@@ -152,8 +153,9 @@ impl Pipeline {
         let mut hasher = DefaultHasher::new();
         origin.hash(&mut hasher);
         let count = self.writers.len() as u64;
-        let index = usize::try_from(hasher.finish() % count).unwrap_or(0);
-        let lanes = &self.writers[index];
+        let index =
+            hasher.finish().checked_rem(count).and_then(|index| usize::try_from(index).ok());
+        let lanes = &self.writers[index.unwrap_or(0)];
         let queue = match lane {
             Lane::Live => &lanes.live,
             Lane::Backlog => &lanes.backlog,

@@ -41,7 +41,7 @@ impl Writer {
             let mut batch = vec![first];
             while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
                 let Ok(next) = live.try_recv().or_else(|_| backlog.try_recv()) else { break };
-                bytes += next.message.len();
+                bytes = bytes.saturating_add(next.message.len());
                 batch.push(next);
             }
             metric::queued("live", live.len());

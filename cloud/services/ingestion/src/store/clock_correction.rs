@@ -4,8 +4,6 @@
 //!
 //! [`SessionRow::elapsed_ms`]: super::SessionRow::elapsed_ms
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{StoreError, Tx, on, on_tx};
 use contract::ClockQuality;

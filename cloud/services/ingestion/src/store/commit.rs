@@ -1,8 +1,6 @@
 //! Commits one batch in one transaction: locks the chains, decides which frames are new, inserts
 //! them and records the progress.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,8 +1,6 @@
 //! Curves: the samples of a closed session in one row, which is quick to read and remains when
 //! retention drops the frames.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use ::database::sqlx::{query, query_as, query_scalar};
 use ::database::{Pool, StoreError, on};
 use contract::{EpochMs, OrgId};

@@ -3,8 +3,6 @@
 //! Memory is bounded by values and not by frames: a frame is small when its columns are empty, and
 //! each new column name is as long as the whole curve. What does not fit is dropped and counted.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::BTreeMap;
 use std::ops::Range;
 

@@ -1,7 +1,5 @@
 //! The channels of a frame that have no column of their own, parsed from the JSON of their row.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::BTreeMap;
 
 use contract::point::ExtraValue;

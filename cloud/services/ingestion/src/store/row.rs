@@ -1,7 +1,5 @@
 //! A frame as a row: its columns as arrays (`real[]`, or JSON text on SQLite).
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use ::database::sqlx::postgres::PgRow;
 use ::database::sqlx::sqlite::SqliteRow;
 use ::database::sqlx::{Error, FromRow, Row as _};

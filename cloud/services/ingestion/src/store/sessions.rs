@@ -1,8 +1,6 @@
 //! Sessions: the events of frames open, fill and close them. Sample numbers order the sessions of a
 //! chain; no date does.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use ::database::sqlx::{self, FromRow, query};
 use ::database::{StoreError, on};
 use contract::event::BEGUN_BEFORE_NOTE;

@@ -1,8 +1,6 @@
 //! The totals of sessions, counted from their frames; those of running sessions only from the frames
 //! that have arrived since the last count.
 
-#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -247,7 +247,7 @@ pub async fn approve(
         }
     };
     let done = proposal.approvals.len() >= proposal.required_approvals.len();
-    let missing = proposal.required_approvals.len() - proposal.approvals.len();
+    let missing = proposal.required_approvals.len().saturating_sub(proposal.approvals.len());
     Ok(Json(ProposalApproved {
         approved: done,
         approved_by: caller.actor.id,

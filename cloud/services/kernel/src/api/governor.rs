@@ -83,10 +83,10 @@ pub async fn check_command(
         command.proposed_by = ActorKind::Agent;
     }
     let autonomy = state.store.governor_config(&org).await?.config.command_autonomy;
-    let window = i64::from(autonomy.evaluation_window_minutes) * 60_000;
-    let recent = state.store.autonomy_metrics(&org, (now.plus_ms(-window), now)).await?;
-    let ended = recent.commands.succeeded + recent.commands.failed;
-    let failure_rate = if ended > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
+    let window_ms = i64::from(autonomy.evaluation_window_minutes).saturating_mul(60_000);
+    let recent = state.store.autonomy_metrics(&org, (now.minus_ms(window_ms), now)).await?;
+    let failure_rate =
+        if recent.commands.ended() > 0 { 1.0 - recent.rates.success_rate } else { 0.0 };
     let (_, current) = state.store.autonomy_state(&org, now).await?;
     let whitelisted = current.known.whitelist.contains(&command.command_type);
     let facts = CommandFacts { failure_rate, paused: state.paused(&org).await?, whitelisted };

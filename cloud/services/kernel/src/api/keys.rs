@@ -97,7 +97,7 @@ pub async fn create(
         role: new.role,
         digest: token.digest().to_vec(),
         created_at: now,
-        expires_at: now.plus_ms(i64::from(days) * 86_400_000),
+        expires_at: now.plus_ms(i64::from(days).saturating_mul(86_400_000)),
         revoked_at: None,
     };
     state.store.add_key(&key, &caller.actor).await?;

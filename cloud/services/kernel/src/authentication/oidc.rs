@@ -238,7 +238,9 @@ impl Oidc {
             }
             Err(error) => {
                 let timeout_ms = i64::try_from(RESPONSE_TIMEOUT.as_millis()).unwrap_or(0);
-                keys.next_fetch = now.plus_ms(REFETCH_AFTER_FAILURE_MS + 2 * timeout_ms);
+                let pause_ms =
+                    timeout_ms.saturating_mul(2).saturating_add(REFETCH_AFTER_FAILURE_MS);
+                keys.next_fetch = now.plus_ms(pause_ms);
                 tracing::warn!(error, issuer = self.config.issuer, "could not fetch issuer keys");
             }
         }

@@ -152,7 +152,7 @@ impl Condition {
     #[must_use]
     pub fn holds(&self, metrics: &AutonomyMetrics) -> bool {
         let value = (self.value)(metrics);
-        let idle = metrics.commands.succeeded + metrics.commands.failed == 0;
+        let idle = metrics.commands.ended() == 0;
         match self.compare {
             Compare::Above => value > self.limit,
             Compare::AtLeast => value >= self.limit,
@@ -172,9 +172,9 @@ impl Rule {
     /// [`RuleError::Window`]
     pub fn window_ms(&self) -> Result<i64, RuleError> {
         let text = self.window.trim();
-        let unit = text.chars().next_back().ok_or(RuleError::Window)?;
-        let number: i64 =
-            text[..text.len() - unit.len_utf8()].parse().map_err(|_| RuleError::Window)?;
+        let mut number = text.chars();
+        let unit = number.next_back().ok_or(RuleError::Window)?;
+        let number: i64 = number.as_str().parse().map_err(|_| RuleError::Window)?;
         let one = match unit {
             's' => 1_000,
             'm' => 60_000,

@@ -87,7 +87,7 @@ pub async fn evaluate(
         let resolved_until = resolved.iter().filter(|event| event.rule.name == rule.name);
         let resolved_until = resolved_until.filter_map(|event| event.resolved_at).max();
         let from =
-            now.plus_ms(-window_ms).max(resolved_until.map_or(EpochMs(0), |at| at.plus_ms(60_000)));
+            now.minus_ms(window_ms).max(resolved_until.map_or(EpochMs(0), |at| at.plus_ms(60_000)));
         let metrics = store.autonomy_metrics(org, (from, now)).await?;
         if !condition.holds(&metrics) {
             continue;

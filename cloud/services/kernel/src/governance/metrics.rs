@@ -80,6 +80,13 @@ pub struct Commands {
     pub rolled_back: i64,
 }
 
+impl Commands {
+    /// Returns the number of commands that succeeded or failed.
+    pub(crate) const fn ended(&self) -> i64 {
+        self.succeeded.saturating_add(self.failed)
+    }
+}
+
 /// Rates, each between 0 and 1; 0 if the divisor is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -135,11 +142,11 @@ impl AutonomyMetrics {
             period,
             commands,
             rates: Rates {
-                success_rate: share(commands.succeeded, commands.succeeded + commands.failed),
+                success_rate: share(commands.succeeded, commands.ended()),
                 approval_rate: share(commands.approved, commands.proposed),
                 rollback_rate: share(commands.rolled_back, commands.succeeded),
                 // Relative to commands that ended: one that fails now was proposed earlier.
-                error_rate: share(commands.failed, commands.succeeded + commands.failed),
+                error_rate: share(commands.failed, commands.ended()),
             },
             incidents: Incidents {
                 total: n(Fact::Incident),

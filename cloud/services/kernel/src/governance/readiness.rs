@@ -253,7 +253,7 @@ fn recommend(
         }
     }
     let rates = &metrics.rates;
-    let worked = metrics.commands.succeeded + metrics.commands.failed > 0;
+    let worked = metrics.commands.ended() > 0;
     if worked && (rates.success_rate < 0.995 || rates.error_rate > 0.05) {
         let todo = vec!["find why commands fail".to_owned()];
         add("investigate", "high", format!("success {:.3}", rates.success_rate), todo);

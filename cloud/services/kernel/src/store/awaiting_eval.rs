@@ -33,7 +33,7 @@ impl KernelStore {
                 columns!()
             );
             let rows: Vec<MissionRow> = on!(self.database, pool => query_as(AssertSqlSafe(sql))
-                .bind(now.0).bind(now.0 + EVAL_POLL_MS).bind(limit).fetch_all(pool).await)
+                .bind(now.0).bind(now.plus_ms(EVAL_POLL_MS).0).bind(limit).fetch_all(pool).await)
             .map_err(StoreError::query(DOING))?;
             for row in rows {
                 match with_org(row) {

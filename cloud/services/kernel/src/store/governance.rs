@@ -435,8 +435,9 @@ impl KernelStore {
     /// # Errors
     /// When the database does not answer.
     pub async fn delete_old_facts(&self, now: EpochMs) -> Result<(), StoreError> {
+        let before = now.minus_ms(FACTS_RETENTION_MS).0.div_euclid(MINUTE_MS);
         on!(self.database, pool => query("DELETE FROM autonomy_counts WHERE minute < $1")
-            .bind((now.0 - FACTS_RETENTION_MS).div_euclid(MINUTE_MS)).execute(pool).await.map(drop))
+            .bind(before).execute(pool).await.map(drop))
         .map_err(StoreError::query("deleting old counts"))
     }
 

@@ -47,7 +47,7 @@ impl KernelStore {
         actor: &Actor,
         now: EpochMs,
     ) -> Result<Option<VersionedConfig>, StoreError> {
-        let version = before.version + 1;
+        let version = before.version.saturating_add(1);
         let mut tx = self.database.begin().await?;
         let inserted = on_tx!(&mut tx, c => query(
             "INSERT INTO governor_configs (org_id, version, config, actor, created_ms) \

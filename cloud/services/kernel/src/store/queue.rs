@@ -51,7 +51,7 @@ pub(super) fn in_goals(goals: usize, first: usize) -> String {
     if goals == 0 {
         return String::new();
     }
-    let parameters: Vec<_> = (first..first + goals).map(|number| format!("${number}")).collect();
+    let parameters: Vec<_> = (first..).take(goals).map(|number| format!("${number}")).collect();
     format!(" AND goal IN ({})", parameters.join(", "))
 }
 
@@ -137,7 +137,7 @@ impl KernelStore {
     fn claim_sql(&self, goals: usize, of_org: bool) -> String {
         let mut conditions = in_goals(goals, 5);
         if of_org {
-            let _ = write!(conditions, " AND org_id = ${}", goals + 5);
+            let _ = write!(conditions, " AND org_id = ${}", goals.saturating_add(5));
         }
         let lock = if self.database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let mut looks = Vec::new();

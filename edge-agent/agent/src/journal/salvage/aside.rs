@@ -23,7 +23,7 @@ pub fn remove_oldest(folder: &Path) -> io::Result<()> {
         }
     }
     aside.sort();
-    let surplus = (aside.len() + 1).saturating_sub(ASIDE_MAX);
+    let surplus = aside.len().saturating_add(1).saturating_sub(ASIDE_MAX);
     for (_, path) in aside.into_iter().take(surplus) {
         tracing::warn!(path = %path.display(), "removing the oldest damaged journal");
         remove_database(&path)?;

@@ -100,7 +100,7 @@ impl<'j> SalvageCopy<'j> {
         message: &[u8],
     ) -> rusqlite::Result<()> {
         let Some(frame) = verify_frame(state, digest, message, self.key) else {
-            self.found.damaged += 1;
+            self.found.damaged = self.found.damaged.saturating_add(1);
             return Ok(());
         };
         let id = usable_id(id);
@@ -127,7 +127,7 @@ impl<'j> SalvageCopy<'j> {
                 frame.digest.0,
                 frame.message,
             ])?;
-        self.in_batch += 1;
+        self.in_batch = self.in_batch.saturating_add(1);
         if self.in_batch >= FRAMES_AT_ONCE {
             self.in_batch = 0;
             self.journal.db.execute_batch("COMMIT; BEGIN")?;

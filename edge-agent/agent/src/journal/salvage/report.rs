@@ -86,14 +86,14 @@ impl SalvageReport {
         let (first, next) = (after_frame(before), after.first_seq);
         self.add_range(MissingRange {
             chain: after.chain,
-            first_frame: before.number + 1,
-            last_frame: after.number - 1,
-            samples: (first < next).then(|| (first, next - 1)),
+            first_frame: before.number.saturating_add(1),
+            last_frame: after.number.saturating_sub(1),
+            samples: (first < next).then(|| (first, next.saturating_sub(1))),
         });
     }
 
     fn add_range(&mut self, range: MissingRange) {
-        self.missing_ranges += 1;
+        self.missing_ranges = self.missing_ranges.saturating_add(1);
         if self.missing.len() < RANGES_MAX {
             self.missing.push(range);
         }

@@ -26,6 +26,22 @@ fn the_first_frame_of_a_new_chain_has_no_previous_digest() {
 }
 
 #[test]
+fn a_chain_whose_stored_numbers_are_damaged_is_not_continued() {
+    for key in ["next_number", "next_seq"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = open(&folder);
+        append(&mut journal, 1, None);
+        let sql = "UPDATE meta SET value = ?2 WHERE key = ?1";
+        journal.db.execute(sql, rusqlite::params![key, u64::MAX.to_be_bytes()]).unwrap();
+        let fresh = ChainId([9; 16]);
+        let position = journal.load_or_start_chain(&origin(), fresh).unwrap();
+        let begun = (position.chain, position.next_number, position.next_seq);
+        assert_eq!(begun, (fresh, 1, 0), "{key}");
+        assert_eq!(journal.load_or_start_chain(&origin(), CHAIN).unwrap(), position, "{key}");
+    }
+}
+
+#[test]
 fn a_journal_starts_a_new_chain_when_its_machine_changes() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);

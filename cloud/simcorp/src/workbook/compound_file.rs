@@ -124,7 +124,7 @@ impl Entry {
 /// and in a chain of further lists.
 fn table(sectors: &Sectors<'_>, header: &[u8]) -> Result<Vec<u32>, WorkbookLimit> {
     const TOO_LONG: WorkbookLimit = WorkbookLimit::Damaged("its table of sectors is too long");
-    let sectors_max = sectors.bytes.len() / sectors.size + 1;
+    let sectors_max = sectors.bytes.len().checked_div(sectors.size).unwrap_or(0).saturating_add(1);
     let mut listed: Vec<u32> = numbers(header.get(76..).unwrap_or_default()).collect();
     let (mut list, mut lists) = (header_u32(header, 68), 0_usize);
     while list < FIRST_MARK {

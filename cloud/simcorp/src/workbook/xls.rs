@@ -220,8 +220,9 @@ impl<'r, 's> SharedTexts<'r, 's> {
         let extra = if flags & 4 == 0 { 0 } else { u32_at(self.take(4)?, 0).ok_or(CUT_OFF)? };
         let (mut left, mut wide) = (usize::from(characters), flags & 1 != 0);
         while left > 0 {
-            let width = if wide { 2 } else { 1 };
-            let here = left.min(self.data.len() / width);
+            let (width, fitting) =
+                if wide { (2, self.data.len() / 2) } else { (1, self.data.len()) };
+            let here = left.min(fitting);
             self.take(here.saturating_mul(width))?;
             left = left.saturating_sub(here);
             if left > 0 {

@@ -124,8 +124,11 @@ fn score_reads_every_format_and_names_what_it_leaves_out() {
     };
     let readings = vec![190.0; 200];
     let roastime = serde_json::json!({"beanTemperature": readings, "sampleRate": 1});
-    let kaffelogic = (0..200).map(|s| format!("{s}\t190\t190\n")).collect::<String>();
-    let rubasse = (0..200).map(|s| format!("{s},190,50,80,0,60,40,210,5,0\n")).collect::<String>();
+    let lines = |rest: &str| {
+        let line = |s: u32| format!("{s}{rest}\n");
+        (0..200).map(line).collect::<String>()
+    };
+    let (kaffelogic, rubasse) = (lines("\t190\t190"), lines(",190,50,80,0,60,40,210,5,0"));
     for (name, text) in [
         ("table.csv", format!("time,bt\n{}", rows(","))),
         ("table.txt", format!("time;bt\n{}", rows(";"))),

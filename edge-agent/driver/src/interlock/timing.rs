@@ -11,7 +11,7 @@ impl Interlock {
         let least = ms(control.min_interval_s.unwrap_or(0.0));
         let passed = self.controls[at].at_ms.map_or(u64::MAX, |then| now_ms.saturating_sub(then));
         if passed < least {
-            let (control, wait_ms) = (control.name.clone(), least - passed);
+            let (control, wait_ms) = (control.name.clone(), least.saturating_sub(passed));
             return Err(WriteError::TooSoon { control, wait_ms });
         }
         Ok(())

@@ -91,8 +91,8 @@ impl Replay {
             let late: &[CommittedRow] = if is_late { &rows } else { &[] };
             let late: Vec<i64> = late.iter().map(|row| row.arrival).collect();
             let shared: Arc<[i64]> = missing.iter().copied().collect();
-            let rows = rows.into_iter().enumerate().map(|(i, row)| {
-                let missing = match late.get(i + 1..) {
+            let rows = rows.into_iter().zip(1_usize..).map(|(row, next)| {
+                let missing = match late.get(next..) {
                     None | Some([]) => shared.clone(),
                     Some(unsent) => {
                         let all: BTreeSet<i64> = missing.iter().chain(unsent).copied().collect();

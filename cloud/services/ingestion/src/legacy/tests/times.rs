@@ -96,7 +96,7 @@ async fn a_time_that_stands_still_is_recognised_at_any_rate() {
     ] {
         let publisher = Publisher::new().await;
         let arrivals: Vec<f64> =
-            (0..(2.2 * rate).ceil() as i32).map(|n| f64::from(n) / rate).collect();
+            (0..f64::ceil(2.2 * rate) as i32).map(|n| f64::from(n) / rate).collect();
         for s in &arrivals {
             let elapsed = if with_elapsed { json!(s) } else { json!("soon") };
             let body = json!({"ts": ts, "machineId": "r-1", "elapsedSeconds": elapsed,

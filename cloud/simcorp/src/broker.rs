@@ -2,6 +2,7 @@
 //! of MQTT and one for MQTT 3.1.1. Both bound how many clients there are, in all and of a peer.
 
 mod listener;
+mod packet_end;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -46,8 +47,8 @@ pub async fn start(
         router: RouterConfig {
             max_connections: 10_010,
             max_outgoing_packet_count: 2_000,
-            // Bounds what is buffered for slow readers, per topic filter: 4 × 1 MB.
-            max_segment_size: 1024 * 1024,
+            // Bounds what is buffered for slow readers, per topic filter: 4 × 256 KB.
+            max_segment_size: 256 * 1024,
             max_segment_count: 4,
             custom_segment: None,
             initialized_filters: None,

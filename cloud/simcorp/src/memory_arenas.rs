@@ -17,7 +17,9 @@ pub fn limit() {
         return;
     }
     let mut arguments = std::env::args_os();
-    let mut program = Command::new("/proc/self/exe");
+    // By its path, of which the system takes the name that `ps` and `pgrep` show.
+    let path = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let mut program = Command::new(path);
     if let Some(name) = arguments.next() {
         program.arg0(name);
     }

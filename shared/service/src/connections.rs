@@ -44,6 +44,10 @@ pub struct ConnectionLimits {
     pub request: Duration,
 }
 
+/// How many bytes of a connection are read at once. The HTTP server keeps a buffer of up to 400 KB for
+/// a connection that has once filled it, for as long as the connection stays.
+const READ_BYTES_MAX: usize = 8 * 1024;
+
 impl ConnectionLimits {
     /// Returns the limits of a listener with at most `total` connections. A sixteenth of them, at
     /// least 4 and at most 32, is for probes; half of the others may come from one peer, which may
@@ -397,11 +401,15 @@ impl AsyncRead for BoundedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+        let part_bytes = buffer.remaining().min(READ_BYTES_MAX);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(part_bytes));
+        let read = Pin::new(&mut self.stream).poll_read(context, &mut part);
+        let read_bytes = part.filled().len();
+        buffer.advance(read_bytes);
+        match read {
             Poll::Pending => self.poll_expired(context).map(Err),
             ready @ Poll::Ready(_) => {
-                if buffer.filled().len() > before {
+                if read_bytes > 0 {
                     self.has_read();
                 }
                 ready

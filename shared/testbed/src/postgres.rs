@@ -152,7 +152,7 @@ fn server(bin: &Path, folder: &Path, settings: &[&str]) -> Process {
     for setting in ["listen_addresses="].iter().chain(settings) {
         arguments.extend(["-c".to_owned(), (*setting).to_owned()]);
     }
-    let log = folder.with_extension("log");
+    let log = folder.join("postgres.log");
     Process::new(bin.join("postgres"), arguments, log).as_user("postgres")
 }
 

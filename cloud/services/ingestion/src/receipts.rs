@@ -46,7 +46,7 @@ const CURVE_AFTER: Duration = Duration::from_mins(15);
 const SETTLED_AFTER: Duration = Duration::from_hours(24 * 28);
 const CURVES_EVERY: Duration = Duration::from_mins(2);
 /// The sessions that a pass examines, and the curves that it makes.
-const CURVES_A_PASS: PassLimits = PassLimits { examined: 5_000, due: 50 };
+const CURVES_A_PASS: PassLimits = PassLimits { examined: 5_000, due: 50, due_of_chain: 50 };
 
 /// Starts the reconciler. It begins from the database, so that it can be started again.
 pub fn start(
@@ -136,7 +136,8 @@ impl Reconciler {
         let cursors = self.turns.cursors(&orgs);
         let newest = store.newest_open_receipts(&cursors, NEWEST_A_PASS).await?;
         let others = store.open_receipts(&cursors, OTHERS_A_PASS).await?;
-        let limits = PassLimits { examined: OTHERS_A_PASS, due: OTHERS_A_PASS };
+        let limits =
+            PassLimits { examined: OTHERS_A_PASS, due: OTHERS_A_PASS, due_of_chain: u32::MAX };
         let others = self.turns.take(others, limits);
         let mut checked = BTreeSet::new();
         for open in sweep::of_orgs_in_turn(newest).into_iter().chain(others) {

@@ -100,6 +100,9 @@ impl Quarantine {
 pub trait SweptRow {
     fn cursor(&self) -> OrgCursor;
 
+    /// Returns the chain to which the row belongs.
+    fn chain(&self) -> i64;
+
     /// Returns whether the sweep has work with this row.
     fn is_due(&self) -> bool;
 }
@@ -109,12 +112,16 @@ pub trait SweptRow {
 pub struct PassLimits {
     pub examined: i64,
     pub due: i64,
+    /// How many of one chain it works on. A machine roasts once in some minutes: one that claims many
+    /// roasts a second takes no more work than any other, and its roasts wait for the next round.
+    pub due_of_chain: u32,
 }
 
 impl PassLimits {
     /// Returns the share of each organisation in the limits of a pass.
     pub fn of_each(self, orgs: usize) -> Self {
-        Self { examined: share(self.examined, orgs), due: share(self.due, orgs) }
+        let (examined, due) = (share(self.examined, orgs), share(self.due, orgs));
+        Self { examined, due, ..self }
     }
 }
 
@@ -122,6 +129,10 @@ impl SweptRow for PendingSession {
     fn cursor(&self) -> OrgCursor {
         let (org_id, session_id) = (self.org_id.clone(), self.session_id.clone());
         OrgCursor { org_id, started_ms: self.started_ms, session_id }
+    }
+
+    fn chain(&self) -> i64 {
+        self.chain_no
     }
 
     fn is_due(&self) -> bool {
@@ -133,6 +144,10 @@ impl SweptRow for OpenReceipt {
     fn cursor(&self) -> OrgCursor {
         let (org_id, session_id) = (self.org_id.clone(), self.session_id.clone());
         OrgCursor { org_id, started_ms: self.started_ms, session_id }
+    }
+
+    fn chain(&self) -> i64 {
+        self.chain_no
     }
 
     fn is_due(&self) -> bool {
@@ -166,7 +181,13 @@ impl OrgTurns {
         for (org, rows) in by_org(rows) {
             let is_full = rows.len() >= most(limits.examined);
             let mut last = rows.last().filter(|_| is_full).map(SweptRow::cursor);
-            let mut due: Vec<R> = rows.into_iter().filter(SweptRow::is_due).collect();
+            let mut of_chains: BTreeMap<i64, u32> = BTreeMap::new();
+            let is_taken = |row: &R| {
+                let taken = of_chains.entry(row.chain()).or_default();
+                *taken = taken.saturating_add(u32::from(row.is_due()));
+                row.is_due() && *taken <= limits.due_of_chain
+            };
+            let mut due: Vec<R> = rows.into_iter().filter(is_taken).collect();
             if due.len() > most(limits.due) {
                 due.truncate(most(limits.due));
                 last = due.last().map(SweptRow::cursor);
@@ -276,6 +297,7 @@ mod tests {
             org_id: org.to_owned(),
             session_id: format!("{org}-{n}"),
             started_ms: n,
+            chain_no: n.min(7),
             is_due: n != 4,
         };
         let ids = |rows: Vec<PendingSession>| -> Vec<String> {
@@ -283,7 +305,7 @@ mod tests {
         };
         let orgs = ["flood".to_owned(), "calm".to_owned()];
         let mut turns = OrgTurns::default();
-        let two = PassLimits { examined: 2, due: 2 };
+        let two = PassLimits { examined: 2, due: 2, due_of_chain: 1 };
         let first = orgs.clone().map(OrgCursor::first).to_vec();
         assert_eq!(turns.cursors(&orgs), first);
         let read = vec![row("flood", 1), row("flood", 2), row("calm", 7)];
@@ -293,15 +315,19 @@ mod tests {
         assert_eq!(turns.cursors(&orgs), first, "after the last one it begins anew");
         let read = (3..=6).map(|n| row("flood", n)).collect();
         assert_eq!(
-            ids(turns.take(read, PassLimits { examined: 4, due: 2 })),
+            ids(turns.take(read, PassLimits { examined: 4, ..two })),
             ["flood-3", "flood-5"]
         );
         assert_eq!(turns.cursors(&orgs)[0], row("flood", 5).cursor(), "the sixth is not lost");
         assert_eq!(
-            ids(turns.take(vec![row("flood", 4)], PassLimits { examined: 1, due: 1 })),
+            ids(turns.take(vec![row("flood", 4)], PassLimits { examined: 1, ..two })),
             [""; 0]
         );
         assert_eq!(turns.cursors(&orgs)[0], row("flood", 4).cursor(), "it was examined");
+        let read = (6..=9).map(|n| row("flood", n)).collect();
+        let all = PassLimits { examined: 4, due: 4, due_of_chain: 1 };
+        assert_eq!(ids(turns.take(read, all)), ["flood-6", "flood-7"], "one of each chain");
+        assert_eq!(turns.cursors(&orgs)[0], row("flood", 9).cursor());
         assert_eq!((share(50, 2), share(50, 0), share(50, 1_000)), (25, 50, SHARE_MIN));
     }
 }

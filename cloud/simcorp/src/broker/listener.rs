@@ -12,7 +12,10 @@ use std::time::Duration;
 use service::connections::ConnectionPlaces;
 use service::shutdown::CancellationToken;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+
+use super::packet_end::{PacketEnds, filler};
 
 /// How long a client may take to send its first packet's start.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -22,6 +25,8 @@ const CONNECT: u8 = 0x10;
 const LEVEL_5: u8 = 5;
 /// The longest name of the protocol: `MQIsdp`, of MQTT 3.1. Later versions are `MQTT`.
 const NAME_BYTES_MAX: u16 = 6;
+/// How many bytes of a client are read at once.
+const READ_BYTES: usize = 16 * 1024;
 
 /// The addresses of the servers that speak one version each.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +87,10 @@ async fn pass_on(mut client: TcpStream, servers: VersionServers) -> io::Result<(
     let mut server = TcpStream::connect(address).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    server.write_all(&start).await?;
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let upwards = async {
-        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        pass_packets(&mut from_client, &mut to_server, start).await?;
         to_server.shutdown().await?;
         // The server reads what is left and closes the connection.
         std::future::pending::<io::Result<()>>().await
@@ -94,6 +98,35 @@ async fn pass_on(mut client: TcpStream, servers: VersionServers) -> io::Result<(
     tokio::select! {
         failed = upwards => failed,
         closed = tokio::io::copy(&mut from_server, &mut to_client) => closed.map(drop),
+    }
+}
+
+/// Passes a client's packets on, with fillers behind the large ones, until it sends no more.
+async fn pass_packets(
+    from_client: &mut ReadHalf<'_>,
+    to_server: &mut WriteHalf<'_>,
+    start: Vec<u8>,
+) -> io::Result<()> {
+    let (mut ends, mut read) = (PacketEnds::default(), start);
+    loop {
+        let mut rest = read.as_slice();
+        while !rest.is_empty() {
+            let (taken, fillers) = ends.take(rest);
+            let (passed, behind) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            to_server.write_all(passed).await?;
+            if fillers > 0 {
+                let filler = filler();
+                for _ in 0..fillers {
+                    to_server.write_all(&filler).await?;
+                }
+            }
+            rest = behind;
+        }
+        read.clear();
+        read.reserve(READ_BYTES);
+        if from_client.read_buf(&mut read).await? == 0 {
+            return Ok(());
+        }
     }
 }
 

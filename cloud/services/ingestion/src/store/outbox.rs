@@ -19,6 +19,7 @@ pub struct PendingSession {
     pub org_id: String,
     pub session_id: String,
     pub started_ms: i64,
+    pub chain_no: i64,
     /// Whether the sweep has to close or publish it, or to make its curve.
     pub is_due: bool,
 }

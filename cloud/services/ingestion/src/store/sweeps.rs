@@ -98,7 +98,7 @@ macro_rules! of_each_org {
 fn due_sessions(cursor: &CursorNames, candidate: &str, due: &str) -> String {
     let CursorNames { org, started_ms, session } = cursor;
     format!(
-        "SELECT s.org_id, s.session_id, s.started_ms, COALESCE({due}, FALSE) AS is_due FROM ( \
+        "SELECT s.org_id, s.session_id, s.started_ms, s.chain_no, COALESCE({due}, FALSE) AS is_due FROM ( \
            SELECT n.org_id, n.session_id, n.started_ms, n.ended_ms, n.first_seq, n.chain_no, \
            n.closed_seen_ms, n.completeness FROM sessions n WHERE n.org_id = {org} AND {candidate} \
            AND (n.started_ms, n.session_id) > ({started_ms}, {session}) \

@@ -107,6 +107,19 @@ fn due_sessions(cursor: &CursorNames, candidate: &str, due: &str) -> String {
     )
 }
 
+/// Returns the condition that another session of the chain of `s` begins after a sample number. It
+/// compares with the newest session alone, which is the first one in the index of the chain: whether
+/// any of thousands is newer, PostgreSQL may answer by reading them all.
+fn is_followed(seq: &str) -> String {
+    let newest = |status: &str| {
+        format!(
+            "(SELECT n.first_seq FROM sessions n WHERE n.chain_no = s.chain_no \
+             AND n.status = '{status}' ORDER BY n.first_seq DESC NULLS LAST LIMIT 1) > {seq}"
+        )
+    };
+    format!("({} OR {})", newest("ACTIVE"), newest("CLOSED"))
+}
+
 /// Selects the open receipts of an organisation.
 fn open_receipts(org: &str, which: &str) -> String {
     format!(
@@ -168,21 +181,23 @@ impl IngestStore {
             due_sessions(
                 cursor,
                 "n.status = 'ACTIVE'",
-                "((c.kid = '' AND c.seen_ms < $5) OR c.seen_ms < $6 \
-                 OR EXISTS (SELECT 1 FROM sessions n WHERE n.chain_no = s.chain_no \
-                   AND n.status IN ('ACTIVE', 'CLOSED') AND n.first_seq > COALESCE(s.first_seq, \
-                     (SELECT MIN(e.seq) FROM events e \
-                      WHERE e.org_id = s.org_id AND e.session_id = s.session_id))))",
+                &format!(
+                    "((c.kid = '' AND c.seen_ms < $5) OR c.seen_ms < $6 OR {})",
+                    is_followed(
+                        "COALESCE(s.first_seq, (SELECT MIN(e.seq) FROM events e \
+                         WHERE e.org_id = s.org_id AND e.session_id = s.session_id))"
+                    )
+                ),
             )
         };
         Ok(of_each_org!(self, "looking for abandoned roasts", cursors, limit,
             select => PendingSession, unsigned_since.0, signed_since.0))
     }
 
-    /// Returns sessions that were seen closed, and marks those as due that can be published: complete by their receipt;
-    /// or of a publisher that signs none; or first seen closed so long ago that what is missing may
-    /// never arrive (sooner if the gateway is silent). One that is published is not marked as seen
-    /// any more: its curve would never become final. It examines at most `limit` sessions of each
+    /// Returns sessions that were seen closed, and marks those as due that can be published: complete
+    /// by their receipt; or of a publisher that signs none; or first seen closed so long ago that what
+    /// is missing may never arrive (sooner if the gateway is silent). One that is published is not
+    /// marked as seen any more: its curve would never become final. It examines at most `limit` sessions of each
     /// organisation, after its cursor.
     ///
     /// # Errors
@@ -223,11 +238,12 @@ impl IngestStore {
             due_sessions(
                 cursor,
                 "n.curve_ms IS NULL",
-                "(s.ended_ms IS NOT NULL OR c.seen_ms < $6 \
-                 OR EXISTS (SELECT 1 FROM sessions n \
-                   WHERE n.chain_no = s.chain_no AND n.first_seq > s.first_seq)) \
-                 AND (c.seen_ms < $5 OR c.gaps = '[]' OR s.closed_seen_ms < $7) \
-                 AND COALESCE(s.closed_seen_ms, 0) < $5",
+                &format!(
+                    "(s.ended_ms IS NOT NULL OR c.seen_ms < $6 OR {}) \
+                     AND (c.seen_ms < $5 OR c.gaps = '[]' OR s.closed_seen_ms < $7) \
+                     AND COALESCE(s.closed_seen_ms, 0) < $5",
+                    is_followed("s.first_seq")
+                ),
             )
         };
         let (endless, closed_long) = (quiet.plus_ms(-ENDLESS_MS), quiet.plus_ms(-CLOSED_LONG_MS));

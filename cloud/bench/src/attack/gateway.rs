@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::watch::AnswerTimes;
 
-/// A machine that the agent reads over Modbus TCP, and whose values it serves to Artisan.
+/// The profile of the machine: the agent reads it over Modbus TCP and serves its values to Artisan.
 const PROFILE: &str = "toper.tkm-sx.plc";
 const PERIOD_MS: u32 = 500;
 /// The share of the expected samples that the agent must take.

@@ -312,9 +312,9 @@ impl Arrival<'_> {
     /// arrived earlier. A point that says the same elapsed time as well is the point before, sent
     /// again.
     ///
-    /// A publisher that rounds its times to seconds says each of them for up to a second. Whether
-    /// more time has passed is told by the first point with this time, at whatever rate points
-    /// arrive: by its elapsed time, or by its arrival if the elapsed times say nothing.
+    /// A publisher that rounds its times to seconds says each of them for up to a second. The
+    /// first point with this time tells whether more time has passed, at whatever rate points arrive:
+    /// by its elapsed time, or by its arrival if the elapsed times say nothing.
     fn stopped(&self, elapsed_s: Option<f64>) -> Option<EpochMs> {
         let last = self.last_with_own_time()?;
         let both_s = elapsed_s.zip(last.elapsed_s);

@@ -1,6 +1,6 @@
 //! How often the language model is asked about the runs of one organisation. Each question costs
-//! money, and an organisation can create any number of runs. The count is in the database: all
-//! instances of eval share it, and a restart does not begin it anew.
+//! money, and an organisation can create any number of runs. All instances of eval count in
+//! the same row of the database, and a restart does not reset the count.
 
 use contract::EpochMs;
 

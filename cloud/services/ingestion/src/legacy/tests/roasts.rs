@@ -231,7 +231,7 @@ async fn roasts_that_a_publisher_kept_join_none_that_began_later() {
     }
 }
 
-/// The machine has a gateway too, whose roast has begun since.
+/// The machine also has a gateway, which has begun another roast since.
 #[tokio::test]
 async fn a_late_sample_belongs_to_its_roast_whatever_other_chains_hold() {
     let publisher = Publisher::new().await;
